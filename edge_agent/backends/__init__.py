@@ -1,0 +1,1 @@
+"""Runtimes behind one seam (`api`). Only the worker child imports a backend."""

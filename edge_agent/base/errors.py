@@ -1,0 +1,90 @@
+"""Errors that tell the reader what is wrong, where, and what to do.
+
+The tree (every leaf is a way an input or the world can be wrong):
+
+    EdgeError
+    ├── UsageError            the caller's command line or call is wrong
+    ├── ConfigError           a settings file or variable is wrong (names file and key)
+    ├── RequestError          a request cannot be served; carries the status word of the reply
+    ├── PackageError          a package is refused (format, digest, size, path, requirement)
+    │   ├── SignatureError    unsigned, unknown key, bad signature, expired, replayed
+    │   └── ProbeError        the package's golden probes fail on this device
+    ├── StoreError            the store on disk cannot do what was asked (full, locked, read-only)
+    ├── BackendError          a runtime refused a model, an adapter or a job
+    │   ├── BackendMissing    the runtime is not installed; `remedy` says how to install it
+    │   └── AdapterRefused    an adapter does not fit this base or this runtime
+    ├── WorkerError           a worker process died, hung or broke its protocol
+    └── BrokerError           the MQTT broker refused or cannot be reached
+
+Importable on Python 3.6: the TensorRT child of a JetPack 4 board uses it.
+"""
+
+from typing import Optional
+
+
+class EdgeError(Exception):
+    """A problem with a name (`what`), a place (`where`) and a way out (`remedy`)."""
+
+    def __init__(self, what: str, where: Optional[str] = None, remedy: Optional[str] = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else "{}: {}".format(self.where, self.what)
+        return text if self.remedy is None else "{} ({})".format(text, self.remedy)
+
+
+class UsageError(EdgeError):
+    """The command line or the call is wrong; exit code 2."""
+
+
+class ConfigError(EdgeError):
+    """A settings file or an environment variable is wrong."""
+
+
+class RequestError(EdgeError):
+    """A request cannot be served; `status` is the reply's status word (DESIGN 5)."""
+
+    def __init__(self, status: int, reason: str, retry_after_s: Optional[float] = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class PackageError(EdgeError):
+    """A package is refused; nothing of it became active."""
+
+
+class SignatureError(PackageError):
+    """A package is unsigned, signed by an unknown key, expired, or older than what was committed."""
+
+
+class ProbeError(PackageError):
+    """A package's golden probes do not hold on this device."""
+
+
+class StoreError(EdgeError):
+    """The store on disk cannot do what was asked."""
+
+
+class BackendError(EdgeError):
+    """A runtime refused a model, an adapter or a job."""
+
+
+class BackendMissing(BackendError):
+    """A runtime is not installed here."""
+
+
+class AdapterRefused(BackendError):
+    """An adapter does not fit the loaded base, or the runtime cannot take adapters."""
+
+
+class WorkerError(EdgeError):
+    """A worker process died, hung, or broke its protocol."""
+
+
+class BrokerError(EdgeError):
+    """The MQTT broker refused the connection or cannot be reached."""

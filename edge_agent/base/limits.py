@@ -1,0 +1,64 @@
+"""Every bound of the agent in one place, with the relations between them asserted.
+
+A bound that an operator may change is a setting in `config.model` whose ceiling stands here.
+Importable on Python 3.6.
+"""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# MQTT. AWS IoT's hard payload limit, the smallest of the large brokers'.
+MESSAGE_BYTES = 128 * KIB
+# What a broker lets be in flight to us unacknowledged; with manual acknowledgement it is the back-pressure.
+RECEIVE_MAXIMUM = 64
+OUTBOX_MESSAGES = 1024
+INBOX_MESSAGES = 256
+TOPIC_BYTES = 512
+CORRELATION_BYTES = 128
+CLIENT_ID_BYTES = 64
+
+# Requests.
+QUEUE_JOBS = 256
+TEXTS_PER_REQUEST = 64
+TEXT_BYTES = 32 * KIB
+JSON_DEPTH = 16
+DEADLINE_DEFAULT_S = 30.0
+DEADLINE_MAX_S = 3600.0
+DEDUP_ENTRIES = 4096
+PRIORITY_HIGHEST = 0
+PRIORITY_DEFAULT = 5
+PRIORITY_LOWEST = 9
+
+# Worker protocol: one frame holds at most a full batch of texts and the answers to it.
+FRAME_BYTES = 4 * MIB
+WORKER_BACKLOG_FRAMES = 64
+BATCH_ROWS = 64
+# A worker that says nothing for so long while a job runs is taken for hung (the child beats every second).
+WORKER_SILENCE_S = 30.0
+# A load may take this plus a share by size: eMMC and SD cards read about 50 MB/s.
+LOAD_BASE_S = 60.0
+LOAD_S_PER_GIB = 20.0
+ADAPTERS_RESIDENT = 32
+
+# Packages.
+MANIFEST_BYTES = 4 * MIB
+MANIFEST_DEPTH = 12
+STATEMENT_BYTES = 256 * KIB
+INDEX_ENTRIES = 256
+LAYERS = 256
+PROBES = 64
+BLOB_BYTES = 64 * GIB
+PATH_BYTES = 255
+
+# Spool of events on disk.
+SPOOL_BYTES = 4 * MIB
+SPOOL_EVENTS = 10_000
+EVENT_BYTES = 16 * KIB
+
+assert TEXT_BYTES <= MESSAGE_BYTES
+assert RECEIVE_MAXIMUM <= INBOX_MESSAGES <= QUEUE_JOBS, "an acknowledged message always finds room to be answered"
+assert MESSAGE_BYTES * 2 <= FRAME_BYTES, "whatever arrives in one message fits in one frame to a worker"
+assert QUEUE_JOBS <= DEDUP_ENTRIES
+assert EVENT_BYTES * 16 <= SPOOL_BYTES
+assert PRIORITY_HIGHEST <= PRIORITY_DEFAULT <= PRIORITY_LOWEST

@@ -1,0 +1,23 @@
+"""Text forms of quantities, for messages that carry numbers."""
+
+from __future__ import annotations
+
+from edge_agent.base.limits import GIB, KIB, MIB
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in the largest unit that keeps the figure above one: 1536 -> '1.5 KiB'."""
+    for size, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for a person: 0.0042 -> '4.2 ms', 75 -> '1 min 15 s'."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"

@@ -1,0 +1,66 @@
+"""What the store hands to the rest of the device: installed models, in the terms of the package format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What a model or an adapter answers.
+
+    `kind` is 'classify' or 'embed' ('generate' later). `labels` are the classifier's, in logit order.
+    Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and said.
+    """
+
+    kind: str
+    labels: tuple[str, ...] = ()
+    max_tokens: int = 128
+    threshold: float = 0.0
+    out_of_scope: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a model: a runtime, a number format, its files and what the host measured."""
+
+    digest: str
+    runtime: str
+    dtype: str
+    files: Mapping[str, str]
+    size_bytes: int
+    peak_bytes: int
+    accuracy: float | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An unmerged adapter of a base: `base_id` must equal the model's."""
+
+    name: str
+    digest: str
+    path: str
+    base_id: str
+    task: TaskSpec
+    rank: int
+    size_bytes: int
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """A model as it is active on this device, with the one variant that was chosen and its adapters."""
+
+    name: str
+    base_id: str
+    version: int
+    variant: Variant
+    variants: tuple[Variant, ...]
+    task: TaskSpec
+    adapters: tuple[Adapter, ...] = ()
+
+    def adapter(self, name: str) -> Adapter | None:
+        """The adapter of that name, or None."""
+        return next((adapter for adapter in self.adapters if adapter.name == name), None)

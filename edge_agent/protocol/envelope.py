@@ -1,0 +1,40 @@
+"""An MQTT message as plain values: what crosses the Transport port, independent of any client library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A message that arrived.
+
+    `expiry_s` is the remaining message expiry interval (MQTT 5) or None. `ack` is the token that the transport
+    wants back once the message is taken (manual acknowledgement), None for QoS 0.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retained: bool = False
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: float | None = None
+    user: Mapping[str, str] = field(default_factory=dict)
+    ack: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    content_type: str | None = "application/json"
+    correlation: bytes | None = None
+    expiry_s: float | None = None
+    user: Mapping[str, str] = field(default_factory=dict)

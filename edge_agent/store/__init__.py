@@ -1,0 +1,1 @@
+"""The packages on this device: stage, verify, probe, switch, roll back."""

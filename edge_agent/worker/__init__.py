@@ -1,0 +1,1 @@
+"""One child process per resident model: framing, the child, its supervisor."""

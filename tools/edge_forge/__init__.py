@@ -1,0 +1,1 @@
+"""edge-forge: train, evaluate, export, quantise, sign and package models for edge-agent."""

@@ -1,0 +1,1 @@
+"""The steps of a recipe, each a function from its inputs to a folder of files and a record."""
