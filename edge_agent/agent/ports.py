@@ -55,7 +55,7 @@ class Sensors(Protocol):
     """The board's sensors. Implemented in `app` over the `sensors` room."""
 
     def sample(self) -> Mapping[str, Reading]:
-        """One round over all sensors: keys 'temperature', 'throttle', 'power', 'ram_available', 'ram_total' and others."""
+        """One round over all sensors, by key: temperature, throttle, power, ram_available, ram_total and others."""
         ...
 
 

@@ -113,7 +113,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises AdapterRefused for an adapter that is not attached, BackendError for rows that can never run."""
+        """Queue a job. Raises AdapterRefused (adapter not attached) or BackendError (rows that can never run)."""
 
     @abc.abstractmethod
     def step(self, limits: Limits) -> List[Event]:
