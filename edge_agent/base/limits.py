@@ -34,7 +34,7 @@ PRIORITY_LOWEST = 9
 FRAME_BYTES = 4 * MIB
 WORKER_BACKLOG_FRAMES = 64
 BATCH_ROWS = 64
-# A worker that says nothing for so long while a job runs is taken for hung (the child beats every second).
+# A worker that has jobs and reports on none of them for so long is taken for hung and ended.
 WORKER_SILENCE_S = 30.0
 # A load may take this plus a share by size: eMMC and SD cards read about 50 MB/s.
 LOAD_BASE_S = 60.0

@@ -1,0 +1,57 @@
+"""Whether a request is taken at all. A refusal comes at once and carries the numbers behind it.
+
+Pure: it is handed what is known (queue lengths, predicted times, the governor's word) and returns a decision.
+Whether model and adapter exist is the intake's question; memory is `residency`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_agent.base.units import duration_text
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The queue in front of a request.
+
+    `jobs`/`max_jobs`: requests open on this device and the bound. `wait_s`: predicted time until a worker is free for
+    it, `compute_s`: predicted compute time of its own batch; None while nothing was measured yet.
+    """
+
+    jobs: int
+    max_jobs: int
+    wait_s: float | None
+    compute_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not taken: the status word, the sentence, and when to try again."""
+
+    status: int
+    reason: str
+    retry_after_s: float | None
+
+
+def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | None) -> Refused | None:
+    """None when the request is taken.
+
+    429 when the queue is full; 503 when the governor has closed admission (`closed_because` says why) or when the
+    predicted end lies after the deadline.
+    """
+    if closed_because is not None:
+        return Refused(503, closed_because, 10.0)
+    if load.jobs >= load.max_jobs:
+        wait_s = load.wait_s or 1.0
+        return Refused(429, f"queue full: {load.jobs} of {load.max_jobs} requests are open", round(wait_s, 3))
+    if load.wait_s is None or load.compute_s is None:
+        return None
+    needed_s, left_s = load.wait_s + load.compute_s, deadline_s - now_s
+    if needed_s <= left_s:
+        return None
+    reason = (
+        f"cannot meet the deadline: {duration_text(load.wait_s)} of queue and {duration_text(load.compute_s)} of "
+        f"compute are ahead, {duration_text(max(0.0, left_s))} are left"
+    )
+    return Refused(503, reason, round(needed_s - left_s, 3))

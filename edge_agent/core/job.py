@@ -1,0 +1,73 @@
+"""The life of a request on this device, as one transition table.
+
+Rules for whoever changes it:
+- A job is answered on the way into DONE, FAILED, REFUSED or CANCELLED, and only there; EXPIRED is silent, because
+  an answer after the deadline is worse than none (the client has given up).
+- RUNNING may return to QUEUED only when its worker died, and only once: see `MAX_ATTEMPTS`.
+- Nothing leaves a final state.
+
+This file does not decide when a transition happens; `admission`, `scheduler` and the agent do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class State(Enum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+FINAL = frozenset({State.DONE, State.FAILED, State.REFUSED, State.CANCELLED, State.EXPIRED})
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.REFUSED, State.CANCELLED, State.EXPIRED}),
+    State.RUNNING: frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.QUEUED}),
+    **{state: frozenset() for state in FINAL},
+}
+# A job that was inside two workers when they died is answered with 500: it may be what kills them.
+MAX_ATTEMPTS = 2
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request that was accepted. `key` is (client, request id); times are monotonic seconds; `rows` counts texts."""
+
+    key: tuple[str, str]
+    model: str
+    adapter: str | None
+    rows: int
+    size_bytes: int
+    priority: int
+    deadline_s: float
+    received_s: float
+    request: object = field(repr=False)
+    state: State = State.QUEUED
+    attempts: int = 0
+    started_s: float | None = None
+
+    @property
+    def job_id(self) -> str:
+        """The name of this job towards a worker; unique among open jobs."""
+        return f"{self.key[0]}/{self.key[1]}"
+
+    def to(self, state: State) -> None:
+        """Move to `state`. Raises ValueError for a move that the table does not have."""
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"a {self.state.value} job cannot become {state.value}")
+        self.state = state
+
+    def start(self, now_s: float) -> None:
+        """It is handed to a worker."""
+        self.to(State.RUNNING)
+        self.attempts += 1
+        self.started_s = now_s

@@ -1,0 +1,233 @@
+"""The worker child: one process, one thread, one resident model.
+
+It loads a backend session, turns texts into rows with the model's tasks, steps the session while there is work,
+and reports. It keeps no queue of its own beyond what the daemon gave it credit for, knows nothing of MQTT,
+deadlines or temperature, and ends when its channel closes. A native crash here ends this process only.
+
+Importable on Python 3.6: hence the old syntax.
+"""
+
+import os
+import socket
+import sys
+import time
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+
+from edge_agent.backends import registry
+from edge_agent.backends.api import AdapterSource, Backend, Done, Event, Failed, Job, Limits, Session, Unavailable
+from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
+from edge_agent.tasks import api as tasks
+from edge_agent.worker.wire import Channel
+
+
+class Pending(NamedTuple):
+    """A job inside the session, with what its answer needs."""
+
+    task: tasks.Task
+    prepared: tasks.Prepared
+    params: Mapping[str, Any]
+    tokenize_s: float
+
+
+class Child:
+    """The state of the process: at most one session, its tasks, and the jobs inside it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._session = None  # type: Optional[Session]
+        self._tasks = {}  # type: Dict[Optional[str], tasks.Task]
+        self._tokenizer_path = None  # type: Optional[str]
+        self._pending = {}  # type: Dict[str, Pending]
+        self._limits = Limits(max_rows=1, threads=1)
+
+    def run(self) -> None:
+        """Serve until the daemon closes the channel or says so."""
+        while True:
+            message = self._channel.receive(0.0 if self._pending else None)
+            if message is not None:
+                if message["op"] == "close":
+                    break
+                self._handle(message)
+                continue
+            self._step()
+        self._close()
+
+    def _handle(self, message: Dict[str, Any]) -> None:
+        operation = self._operations().get(message["op"])
+        number = message.get("n")
+        try:
+            if operation is None:
+                raise WorkerError("unknown operation {!r}".format(message["op"]), "worker channel")
+            answer = operation(message)
+        except EdgeError as error:
+            kind = type(error).__name__
+            self._channel.send({"ev": "refused", "n": number, "kind": kind, "reason": str(error)})
+        else:
+            if number is not None:
+                self._channel.send(dict(answer or {}, ev="ok", n=number))
+
+    def _operations(self) -> Dict[str, Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]]:
+        return {
+            "probe": self._probe,
+            "load": self._load,
+            "attach": self._attach,
+            "detach": self._detach,
+            "submit": self._submit,
+            "cancel": self._cancel,
+            "limits": self._set_limits,
+            "footprint": self._footprint,
+        }
+
+    def _probe(self, message: Dict[str, Any]) -> Dict[str, Any]:
+        found = {}
+        for name in message["backends"]:
+            try:
+                found[name] = _describe(registry.create(name))
+            except EdgeError as error:
+                found[name] = {"available": False, "reason": error.what, "remedy": error.remedy or ""}
+        return {"backends": found}
+
+    def _load(self, message: Dict[str, Any]) -> Dict[str, Any]:
+        if self._session is not None:
+            raise WorkerError("a model is already loaded; a worker serves one", "worker")
+        backend = registry.create(message["backend"])
+        started_s = time.monotonic()
+        self._limits = _limits(message["limits"])
+        self._session = backend.load(message["files"], message["options"])
+        self._tokenizer_path = message["files"].get("tokenizer")
+        self._tasks[None] = tasks.build(message["task"], self._tokenizer_path)
+        answer = _describe(backend)
+        answer.update(self._footprint(message), load_ms=_ms(started_s))
+        return answer
+
+    def _attach(self, message: Dict[str, Any]) -> Dict[str, Any]:
+        started_s = time.monotonic()
+        source = AdapterSource(message["name"], message["path"], message["base_id"])
+        task = tasks.build(message["task"], self._tokenizer_path)
+        size_bytes = self._loaded().attach(source)
+        self._tasks[source.name] = task
+        return {"bytes": size_bytes, "attach_ms": _ms(started_s)}
+
+    def _detach(self, message: Dict[str, Any]) -> None:
+        self._loaded().detach(message["name"])
+        self._tasks.pop(message["name"], None)
+
+    def _submit(self, message: Dict[str, Any]) -> None:
+        """Queue a micro-batch: each job is tokenised and refused on its own, so that one bad text harms no other."""
+        for fields in message["jobs"]:
+            job_id = fields["id"]
+            try:
+                self._submit_one(job_id, fields)
+            except RequestError as error:
+                self._fail(job_id, error.status, error.reason)
+            except AdapterRefused as error:
+                self._fail(job_id, 404, str(error))
+            except BackendError as error:
+                self._fail(job_id, 422, str(error))
+
+    def _submit_one(self, job_id: str, fields: Dict[str, Any]) -> None:
+        adapter = fields.get("adapter")
+        task = self._tasks.get(adapter)
+        if task is None:
+            raise AdapterRefused("adapter {!r} is not attached".format(adapter), "worker")
+        started_s = time.monotonic()
+        prepared = task.prepare(fields["texts"], fields["params"])
+        pending = Pending(task, prepared, fields["params"], time.monotonic() - started_s)
+        self._loaded().submit(Job(job_id, adapter, prepared.rows, fields["params"]))
+        self._pending[job_id] = pending
+
+    def _cancel(self, message: Dict[str, Any]) -> Dict[str, Any]:
+        job_id = message["id"]
+        cancelled = job_id in self._pending and self._loaded().cancel(job_id)
+        if cancelled:
+            del self._pending[job_id]
+        return {"cancelled": cancelled}
+
+    def _set_limits(self, message: Dict[str, Any]) -> None:
+        self._limits = _limits(message["limits"])
+
+    def _footprint(self, _message: Dict[str, Any]) -> Dict[str, Any]:
+        return {"footprint": dict(self._loaded().footprint()._asdict()), "pid": os.getpid()}
+
+    def _step(self) -> None:
+        try:
+            events = self._loaded().step(self._limits)
+        except BackendError as error:
+            # The session could not run this batch and cannot say which job is to blame: all of them fail, with the
+            # reason, and the worker goes on. A runtime that is beyond use raises something else and ends the child.
+            events = [Failed(job_id, str(error)) for job_id in list(self._pending)]
+        for event in events:
+            self._report(event)
+
+    def _report(self, event: Event) -> None:
+        pending = self._pending.pop(event.job_id)
+        if isinstance(event, Failed):
+            self._channel.send({"ev": "failed", "id": event.job_id, "status": 500, "reason": event.reason})
+            return
+        if not isinstance(event, Done):
+            raise WorkerError("this worker does not stream", "worker")
+        self._channel.send(
+            {
+                "ev": "done",
+                "id": event.job_id,
+                "results": pending.task.answer(event.outputs, pending.prepared, pending.params),
+                "tokenize_ms": pending.tokenize_s * 1000.0,
+                "compute_ms": event.compute_s * 1000.0,
+                "batch": event.batch_rows,
+            }
+        )
+
+    def _fail(self, job_id: str, status: int, reason: str) -> None:
+        self._channel.send({"ev": "failed", "id": job_id, "status": status, "reason": reason})
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise WorkerError("no model is loaded", "worker")
+        return self._session
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+
+def _limits(fields: Mapping[str, Any]) -> Limits:
+    return Limits(max_rows=int(fields["max_rows"]), threads=int(fields["threads"]))
+
+
+def _ms(started_s: float) -> float:
+    return (time.monotonic() - started_s) * 1000.0
+
+
+def _describe(backend: Backend) -> Dict[str, Any]:
+    found = backend.probe()
+    if isinstance(found, Unavailable):
+        return {"available": False, "reason": found.reason, "remedy": found.remedy}
+    return dict(found._asdict(), available=True)
+
+
+def _step_back(oom_score_adj: int, nice: int) -> None:
+    """Ask the kernel to take this process before the daemon when memory runs out, and to let others run first."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
+            stream.write(str(oom_score_adj))
+        os.nice(nice)
+    except OSError as error:
+        sys.stderr.write("worker: cannot lower its own standing: {}\n".format(error))
+
+
+def main(arguments: List[str]) -> int:
+    """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by the supervisor only."""
+    fd, oom_score_adj, nice = (int(argument) for argument in arguments)
+    _step_back(oom_score_adj, nice)
+    channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd))
+    try:
+        Child(channel).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

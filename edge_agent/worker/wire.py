@@ -1,0 +1,98 @@
+"""Frames between the daemon and a worker child: a length, then one msgpack map, over a socketpair.
+
+Every frame is bounded (`limits.FRAME_BYTES`) in both directions, so neither side can exhaust the other.
+Daemon to child: load attach detach submit cancel limits footprint close. Child to daemon: ok refused (answers
+that carry the call's number) and done failed (what became of jobs).
+
+Importable on Python 3.6; `msgspec` where it is installed, else `msgpack`: the bytes are the same.
+"""
+
+import socket
+import struct
+from typing import Any, Dict, Optional
+
+from edge_agent.base.errors import WorkerError
+from edge_agent.base.limits import FRAME_BYTES
+
+HEADER = struct.Struct(">I")
+
+try:
+    import msgspec.msgpack as _codec
+
+    _pack = _codec.encode
+    _unpack = _codec.decode
+except ImportError:  # JetPack 4's Python 3.6 has no msgspec
+    import msgpack
+
+    def _pack(value: Any) -> bytes:
+        return bytes(msgpack.packb(value, use_bin_type=True))
+
+    def _unpack(data: bytes) -> Any:
+        return msgpack.unpackb(data, raw=False, max_map_len=65536, max_array_len=1048576)
+
+
+def pack(message: Dict[str, Any]) -> bytes:
+    """One frame, header included. Raises WorkerError when the message is larger than a frame may be."""
+    body = _pack(message)
+    check_length(len(body))
+    return HEADER.pack(len(body)) + body
+
+
+def unpack(body: bytes) -> Dict[str, Any]:
+    """The message of a frame's body. Raises WorkerError when it is not a map."""
+    try:
+        message = _unpack(body)
+    except (ValueError, TypeError) as error:
+        raise WorkerError("a frame is not msgpack: {}".format(error), "worker channel") from error
+    if not isinstance(message, dict):
+        raise WorkerError("a frame holds a {}, a map is needed".format(type(message).__name__), "worker channel")
+    return message
+
+
+def check_length(length: int) -> int:
+    """The body length of a frame header, refused above the bound."""
+    if length > FRAME_BYTES:
+        raise WorkerError(
+            "a frame of {} bytes is over the limit of {}".format(length, FRAME_BYTES),
+            "worker channel",
+            "send fewer or shorter texts in one request",
+        )
+    return length
+
+
+class Channel:
+    """The child's end: blocking, one thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def send(self, message: Dict[str, Any]) -> None:
+        """Write one frame; blocks while the daemon reads slowly (the frames in flight are bounded by credit)."""
+        self._sock.sendall(pack(message))
+
+    def receive(self, timeout_s: Optional[float]) -> Optional[Dict[str, Any]]:
+        """The next message, or None when none began to arrive within `timeout_s` (None waits for ever).
+
+        Raises EOFError when the daemon has gone.
+        """
+        self._sock.settimeout(timeout_s)
+        try:
+            first = self._sock.recv(1)
+        except (socket.timeout, BlockingIOError):
+            return None
+        if not first:
+            raise EOFError("the daemon closed the channel")
+        self._sock.settimeout(None)
+        header = first + self._exactly(HEADER.size - 1)
+        (length,) = HEADER.unpack(header)
+        return unpack(self._exactly(check_length(length)))
+
+    def _exactly(self, count: int) -> bytes:
+        parts = []
+        while count:
+            part = self._sock.recv(count)
+            if not part:
+                raise EOFError("the daemon closed the channel in mid-frame")
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
