@@ -30,7 +30,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the governor was given: the board's soft limit (None: unknown board) and the limits when nothing is wrong."""
+    """The board's soft limit (None: unknown board) and the limits that hold when nothing is wrong."""
 
     soft_limit_c: float | None
     max_rows: int

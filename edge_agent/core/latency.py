@@ -68,7 +68,7 @@ class CostModel:
         cell.add(compute_s)
 
     def predict_s(self, model: Hashable, rows: int, size_bytes: int) -> float | None:
-        """A high quantile of what such a batch took; from the nearest larger cell, else scaled up from a smaller one."""
+        """A high quantile of what such a batch took: the nearest larger cell, else scaled up from a smaller one."""
         _, wanted_rows, wanted_length = _cell(model, rows, size_bytes)
         known = sorted((cell[1] * cell[2], cell) for cell in self._cells if cell[0] == model)
         if not known:

