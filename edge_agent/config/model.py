@@ -1,0 +1,252 @@
+"""All settings, frozen. Under each field: its meaning, unit, and the reason for its default.
+
+`config.load` fills them from defaults < file < environment; `config.example` writes the commented example file from
+this source, so that the two cannot drift. A field `X | None = None` is unset by default, and says what then happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from edge_agent.base import limits
+from edge_agent.config.rules import NAME, Between, Example, Matches
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Who this device is."""
+
+    id: Annotated[str | None, NAME, Example("greenhouse-pi")] = None
+    """The device's name in every topic, its MQTT client id and the CN of its certificate, so that one broker rule
+    covers a fleet. Unset: the host name in lower case, other characters than a-z, 0-9 and '-' replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to the broker."""
+
+    enabled: bool = False
+    """Speak TLS. Off by default because the usual first broker is on the same board."""
+
+    ca: Annotated[Path | None, Example("/etc/edge-agent/ca.pem")] = None
+    """The certificate authority that signed the broker's certificate, PEM. Unset: the systemd credential `mqtt-ca`,
+    else the authorities that the system trusts."""
+
+    cert: Annotated[Path | None, Example("/etc/edge-agent/device.pem")] = None
+    """This device's certificate, PEM, where the broker asks for one. Unset: the credential `mqtt-cert`, else none."""
+
+    key: Annotated[Path | None, Example("/etc/edge-agent/device.key")] = None
+    """The certificate's private key, PEM, readable by the service's user only. Unset: the credential `mqtt-key`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mqtt:
+    """The broker, and how this device speaks to it."""
+
+    host: Annotated[str, Matches(r"[^\s/:]{1,253}|[0-9A-Fa-f:.]{2,45}", "a host name or an address without port")] = (
+        "localhost"
+    )
+    """The broker's host name or address. A broker on the same board needs no network, hence the default."""
+
+    port: Annotated[int | None, Between(1, 65535), Example(1883)] = None
+    """The broker's port. Unset: 8883 with TLS, 1883 without."""
+
+    prefix: Annotated[
+        str,
+        Matches(
+            r"[^+#\s/$\x00][^+#\s/\x00]*(/[^+#\s/\x00]+){0,3}",
+            "up to four topic levels without '+', '#', '$' or spaces",
+        ),
+    ] = "edge/v1"
+    """The first levels of every topic. The version is in it so that two versions of the contract can share a broker."""
+
+    username: Annotated[str | None, Example("greenhouse-pi")] = None
+    """User name at the broker. Unset: none is sent."""
+
+    password_file: Annotated[Path | None, Example("/etc/edge-agent/mqtt-password")] = None
+    """A file whose first line is the password; passwords have no place in a settings file that people copy around.
+    Unset: the systemd credential `mqtt-password`, else none is sent."""
+
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    """MQTT version. 'auto' tries 5 and falls back to 3.1.1 when the broker refuses it."""
+
+    keepalive_s: Annotated[int, Between(5, 3600)] = 30
+    """Seconds of silence after which both sides test the connection. A broker notices a dead device after 1.5 times
+    this, so it decides how old 'online' can be; 30 s costs a mobile link about 15 kB an hour with TCP's headers."""
+
+    session_expiry_s: Annotated[int, Between(0, 7 * 86400)] = 3600
+    """Seconds for which the broker keeps requests for a device that is away (MQTT 5). An hour spans a reboot or a
+    router's bad night; requests older than their deadline are never answered anyway."""
+
+    pools: Annotated[tuple[str, ...], NAME] = ()
+    """Names of the pools whose shared queue this device helps to serve. Empty: only requests addressed to it."""
+
+    tls: Tls = field(default_factory=Tls)
+
+    @property
+    def broker_port(self) -> int:
+        """The port to connect to: the setting, or the usual one for the kind of connection."""
+        return self.port if self.port is not None else (8883 if self.tls.enabled else 1883)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Installed packages."""
+
+    state_dir: Path = Path("/var/lib/edge-agent")
+    """Everything that the agent keeps: packages, their journal, unsent events. One daemon per folder."""
+
+    reserve_bytes: Annotated[int, Between(0, 64 * limits.GIB)] = 256 * limits.MIB
+    """Bytes that an install leaves free on the state folder's file system, so that logs and the system still work."""
+
+    trust_root: Path = Path("/etc/edge-agent/trust-root.json")
+    """The public keys that packages must be signed by, and how many of them."""
+
+    allow_unsigned: bool = False
+    """Accept packages without a valid signature. Only for a bench; every start and every such install is logged loudly,
+    because whoever can write a package then decides what runs here."""
+
+    inbox_dir: Annotated[Path | None, Example("/var/lib/edge-agent/inbox")] = None
+    """The only folder from which `cmd/install` takes packages by name. Unset: `inbox` in the state folder."""
+
+    @property
+    def inbox_path(self) -> Path:
+        """The folder from which packages may be installed by name."""
+        return self.inbox_dir if self.inbox_dir is not None else self.state_dir / "inbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Which models are served, and in which variant."""
+
+    resident: Annotated[tuple[str, ...], NAME] = ("all",)
+    """Names of the models to hold in memory from the start, or ["all"] for every installed one. Others are loaded when
+    they are first asked for."""
+
+    policy: Literal["balanced", "fastest", "smallest", "most-accurate"] = "balanced"
+    """Which variant of a package to run. 'balanced' takes the fastest one within `accuracy_loss_limit` that fits."""
+
+    prefer: Annotated[tuple[str, ...], NAME] = ()
+    """Number formats in the order to prefer (for example ["int8", "fp16", "fp32"]), ahead of the policy. Empty: the
+    policy alone decides, by what was measured on this device."""
+
+    accuracy_loss_limit: Annotated[float, Between(0, 1)] = 0.01
+    """The loss of accuracy, as a fraction, that 'balanced' and 'fastest' accept against the package's best variant. One
+    point: INT8 usually costs less than that, and a variant that costs more is broken rather than fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The child processes that run the models."""
+
+    python: Annotated[Path | None, Example("/usr/bin/python3")] = None
+    """The interpreter of the workers. Unset: the daemon's own. A JetPack 4 board names its system Python here, because
+    only that one has TensorRT."""
+
+    backends: Annotated[tuple[str, ...], NAME] = ("onnx", "llamacpp", "tensorrt")
+    """Backends that may be used; a plug-in that is merely installed never runs until it is named here."""
+
+    threads: Annotated[int | None, Between(1, 256), Example(4)] = None
+    """Compute threads of a worker. Unset: one per core of the board."""
+
+    max_rows: Annotated[int, Between(1, limits.BATCH_ROWS)] = 16
+    """The most texts in one step. All texts of a step wait for its end, and a small CPU is kept busy by few."""
+
+    nice: Annotated[int, Between(0, 19)] = 5
+    """Niceness of the workers, so that the daemon and the system answer while all cores compute."""
+
+    oom_score_adj: Annotated[int, Between(0, 1000)] = 500
+    """How much sooner the kernel kills a worker than other processes when memory runs out. A worker comes back in
+    seconds; the daemon and the system would not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what clients may ask; each ceiling is the agent's own (`base.limits`)."""
+
+    queue_jobs: Annotated[int, Between(1, limits.QUEUE_JOBS)] = limits.QUEUE_JOBS
+    """Requests that may wait; one more is refused with 429. A longer queue only lets
+    answers come too late."""
+
+    deadline_default_s: Annotated[float, Between(0.01, limits.DEADLINE_MAX_S)] = limits.DEADLINE_DEFAULT_S
+    """Seconds until a request without a deadline expires."""
+
+    deadline_max_s: Annotated[float, Between(0.01, limits.DEADLINE_MAX_S)] = limits.DEADLINE_MAX_S
+    """The longest deadline that is honoured, in seconds; longer ones are shortened to it. Memory for deduplication is
+    kept for so long."""
+
+    texts_per_request: Annotated[int, Between(1, limits.TEXTS_PER_REQUEST)] = limits.TEXTS_PER_REQUEST
+    """Texts in one request; more are refused with 413."""
+
+    text_bytes: Annotated[int, Between(1, limits.TEXT_BYTES)] = limits.TEXT_BYTES
+    """Bytes of one text; longer ones are refused with 413."""
+
+    message_bytes: Annotated[int, Between(1024, limits.MESSAGE_BYTES)] = limits.MESSAGE_BYTES
+    """Bytes of one message in either direction. AWS IoT's limit, the smallest of the large brokers'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thermal:
+    """Heat."""
+
+    soft_limit_c: Annotated[float | None, Between(40, 110), Example(75.0)] = None
+    """Degrees Celsius at which the board begins to slow itself down. Unset: the value known for the board. Set it lower
+    for a closed case or for a surface that people touch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What the device says about itself."""
+
+    interval_s: Annotated[float, Between(1, 3600)] = 10.0
+    """Seconds between telemetry messages. Ten catch a board that heats up in two minutes."""
+
+    heartbeat_s: Annotated[float, Between(5, 3600)] = 60.0
+    """Seconds between renewals of the retained status; who sees it older than twice this takes the device for lost."""
+
+    home_assistant: bool = False
+    """Announce the device to Home Assistant by retained discovery topics. Off, because not everybody has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Streamed answers."""
+
+    flush_ms: Annotated[float, Between(0, 5000)] = 100.0
+    """Milliseconds for which parts of a streamed answer are collected before they are sent, so that a token is not a
+    packet. A tenth of a second still reads as fluent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sensors:
+    """Where the board's sensors are read."""
+
+    sysroot: Path = Path("/")
+    """The folder in which `sys` and `proc` lie. Another one than / serves tests, simulated boards and containers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The daemon's log, written to standard error (the journal, under systemd)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages that are written. 'info' says what changes, not what goes on as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of an agent."""
+
+    device: Device = field(default_factory=Device)
+    mqtt: Mqtt = field(default_factory=Mqtt)
+    store: Store = field(default_factory=Store)
+    models: Models = field(default_factory=Models)
+    worker: Worker = field(default_factory=Worker)
+    limits: Limits = field(default_factory=Limits)
+    thermal: Thermal = field(default_factory=Thermal)
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    stream: Stream = field(default_factory=Stream)
+    sensors: Sensors = field(default_factory=Sensors)
+    log: Log = field(default_factory=Log)

@@ -1,0 +1,128 @@
+"""The settings classes as data: which fields there are, of what kind, and whether a value fits."""
+
+from __future__ import annotations
+
+import math
+import os
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from edge_agent.config.rules import Example, Rule
+
+
+class Unfit(ValueError):
+    """A value that a field cannot take; the text says what would be expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One field. `kind`: bool, int, float, str, Path, tuple (of texts), the allowed words, or a settings class."""
+
+    name: str
+    kind: Any
+    optional: bool
+    rules: tuple[Rule, ...]
+
+    @property
+    def is_section(self) -> bool:
+        """True when the field holds a nested settings class."""
+        return is_dataclass(self.kind)
+
+    @property
+    def example(self) -> str | int | float | None:
+        """The value that the example file shows for a field that is unset by default."""
+        return next((rule.value for rule in self.rules if isinstance(rule, Example)), None)
+
+    def expected(self) -> str:
+        """What the field takes, in words."""
+        if isinstance(self.kind, tuple):
+            return "one of " + ", ".join(repr(word) for word in self.kind)
+        words = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "a text",
+            Path: "a path",
+            tuple: "a list of texts",
+        }[self.kind]
+        bounds = [rule.expected() for rule in self.rules if not isinstance(rule, Example)]
+        return f"{words}: {', '.join(bounds)}" if bounds else words
+
+    def checked(self, raw: Any, folder: Path) -> Any:
+        """`raw` as the field's type, a relative path taken from `folder`. Raises Unfit saying what is expected."""
+        value = self._typed(raw, folder)
+        if not all(rule.accepts(value) for rule in self.rules):
+            raise Unfit(self.expected())
+        return value
+
+    def _typed(self, raw: Any, folder: Path) -> Any:
+        if isinstance(self.kind, tuple):
+            fits = isinstance(raw, str) and raw in self.kind
+        elif self.kind is bool:
+            fits = isinstance(raw, bool)
+        elif self.kind in (int, float):
+            fits = isinstance(raw, self.kind if self.kind is int else (int, float)) and not isinstance(raw, bool)
+            raw = _as_float(raw) if fits and self.kind is float else raw
+        elif self.kind is Path:
+            fits = isinstance(raw, str) and raw != "" and "\0" not in raw
+            raw = folder / os.path.expanduser(raw) if fits else raw  # noqa: PTH111 - Path raises for unknown users
+        elif self.kind is tuple:
+            fits = isinstance(raw, (list, tuple)) and all(isinstance(item, str) for item in raw)
+            raw = tuple(raw) if fits else raw
+        else:
+            fits = isinstance(raw, str)
+        if not fits:
+            raise Unfit(self.expected())
+        return raw
+
+    def from_text(self, text: str) -> Any:
+        """An environment variable's text as the raw value that TOML would have given; '' unsets an optional field.
+
+        Lists are separated by commas. Raises Unfit saying what is expected.
+        """
+        text = text.strip()
+        if text == "" and self.optional:
+            return None
+        if self.kind is bool:
+            words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+            if text.lower() not in words:
+                raise Unfit(self.expected())
+            return words[text.lower()]
+        if self.kind is tuple:
+            return [item.strip() for item in text.split(",") if item.strip()]
+        try:
+            return self.kind(text) if self.kind in (int, float) else text
+        except ValueError:
+            raise Unfit(self.expected()) from None
+
+
+def _as_float(raw: int | float) -> float:
+    try:
+        return float(raw)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
+
+
+def _spec(name: str, annotation: Any) -> FieldSpec:
+    rules: tuple[Rule, ...] = ()
+    if get_origin(annotation) is typing.Annotated:
+        annotation, *found = get_args(annotation)
+        rules = tuple(found)
+    optional = False
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        optional = True
+        (annotation,) = (choice for choice in get_args(annotation) if choice is not type(None))
+    if get_origin(annotation) is Literal:
+        return FieldSpec(name, get_args(annotation), optional, rules)
+    return FieldSpec(name, get_origin(annotation) or annotation, optional, rules)
+
+
+@cache
+def specs(section: type) -> tuple[FieldSpec, ...]:
+    """The fields of a settings class, in order."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return tuple(_spec(item.name, hints[item.name]) for item in fields(section))
