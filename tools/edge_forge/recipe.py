@@ -1,0 +1,305 @@
+"""`recipe.toml`: what a model is made of, checked before anything runs.
+
+Every key has a type, bounds and a default; a key that is not known is an error that names the file, the key and the
+nearest known one, so that a typing error never turns into a default in silence. `docs/recipe.md` lists the keys,
+`edge-forge init` writes a commented recipe. This module loads no runtime.
+
+Values that name places (`base.source`, the files of `data`, `package.key`) may hold `${NAME}` or `${NAME:-default}`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from edge_agent.base.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same parser under its old name
+    import tomli as tomllib
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+Dtype = Literal["fp32", "fp16", "int8"]
+
+
+class _Section(msgspec.Struct, frozen=True):
+    """A table of the recipe."""
+
+
+class BaseSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[base]`: the pretrained encoder."""
+
+    source: str | tuple[str, ...]
+    """Where to look, in order: a folder, `python:DISTRIBUTION`, or a hub id (see `bases`)."""
+    name: Name
+    """The base's model name on the device and in MQTT topics; recipes that share a base share it."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources as a sequence, also where the recipe has one string."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+class TaskSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[task]`: what the model answers."""
+
+    kind: Literal["classify"] = "classify"
+    labels: tuple[str, ...] = ()
+    """The order of the classes; empty: the sorted labels of the training data."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 64
+    """A longer text is cut, and the answer says so."""
+    threshold: Share = 0.0
+    """Below this probability the answer is `out_of_scope`."""
+    out_of_scope: str | None = None
+    """The label that stands for 'none of these'."""
+
+
+class DataSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[data]`: local files, or a hub data set by id."""
+
+    train: str = ""
+    validation: str = ""
+    """Empty: a stratified share of the training rows, drawn by `seed`."""
+    test: str = ""
+    """Empty: the figures of the report are those of the validation split, and it says so."""
+    hub: str = ""
+    """A data set id (with `datasets` installed); `hub_config` and the splits' names as below."""
+    hub_config: str = ""
+    hub_splits: Mapping[str, str] = {}
+    """Where the hub names its splits otherwise: `{validation = "dev"}`; an empty name: the split is not used."""
+    format: Literal["", "tsv", "csv", "jsonl"] = ""
+    """Empty: by the file's suffix."""
+    columns: tuple[str, ...] = ()
+    """The columns' names in a TSV or CSV file without a header row; empty: the first row is the header."""
+    text: str = "text"
+    """The column (or JSON key) that holds the text."""
+    label: str = "label"
+    """The column (or JSON key) that holds the label."""
+    label_names: Mapping[str, str] = {}
+    """Names for raw labels, such as `0 = "negative"`."""
+    validation_share: Annotated[float, msgspec.Meta(gt=0.0, lt=0.9)] = 0.15
+    seed: int = 17
+    max_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Use at most so many rows per split, drawn with the classes' shares kept; 0: all. For trying a recipe out."""
+
+
+class MethodSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[method]`: how the base is adapted."""
+
+    name: Literal["lora", "full"] = "lora"
+    preset: Literal["", "A", "B"] = ""
+    """The values of a source (MISSION 20, 21) instead of those that measured best; single keys still override."""
+    rank: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    alpha: Positive | None = None
+    dropout: Share | None = None
+    targets: tuple[str, ...] = ()
+    rslora: bool | None = None
+    layers: Literal["all"] | tuple[int, ...] = "all"
+
+
+class TrainSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[train]`: the optimisation. A key that is absent takes the method's default, which `record.json` states."""
+
+    epochs: Positive | None = None
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
+    head_learning_rate: Positive | None = None
+    weight_decay: NotNegative | None = None
+    warmup_share: Share | None = None
+    seed: int = 17
+    patience: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Stop after so many evaluations without improvement; 0: never."""
+    class_weights: Literal["auto", "none", "balanced"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ExportSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[export]`: which ONNX graphs are made."""
+
+    banked: bool = True
+    """The base with the adapter bank as inputs, and the adapter beside it (LoRA only)."""
+    merged: bool = True
+    """Base and adapter folded into one graph."""
+    bank_rank: Annotated[int, msgspec.Meta(ge=1, le=64)] = 16
+    bank_labels: Annotated[int, msgspec.Meta(ge=2, le=256)] = 32
+    parity_tolerance: Positive = 1e-3
+    """Largest absolute difference of logits and features against PyTorch, FP32 on both sides."""
+
+
+class QuantizeSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[quantize]`: the number formats that are tried, and what they may cost."""
+
+    variants: tuple[Dtype, ...] = ("fp32", "fp16", "int8")
+    int8: Literal["best", "dynamic", "static"] = "best"
+    """`best` measures both on the validation split and keeps the better."""
+    calibration_rows: Annotated[int, msgspec.Meta(ge=8, le=4096)] = 256
+    max_loss_points: NotNegative = 0.5
+    """Accuracy that a variant may lose against FP32, in percentage points of the test split."""
+    beyond: Literal["leave-out", "fail"] = "leave-out"
+    """What happens to a variant that loses more."""
+
+
+class PackageSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[package]`: what is shipped, and under whose name."""
+
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """The anti-rollback counter: a device refuses a lower one than it has committed."""
+    channel: Name = "stable"
+    key: str = "${EDGE_FORGE_KEY:-}"
+    """The private signing key; empty: a development key of this build folder, made at first use."""
+    hardware: tuple[str, ...] = ()
+    """Boards the package is for; empty: any."""
+    min_agent: str = "0.1.0"
+    expires_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 365
+    probes: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
+    licence: str = ""
+
+
+class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole recipe. `name` is the adapter's name on the device; its merged form is `<name>-merged`."""
+
+    name: Name
+    base: BaseSection
+    description: str = ""
+    task: TaskSection = TaskSection()
+    data: DataSection = DataSection()
+    method: MethodSection = MethodSection()
+    train: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+    quantize: QuantizeSection = QuantizeSection()
+    package: PackageSection = PackageSection()
+
+
+_PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "key")}
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe in a file. Raises ConfigError that names the file and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("there is no such recipe", str(path), "edge-forge init NAME writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"it cannot be read: {error}", str(path)) from error
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"it is no valid TOML: {error}", str(path)) from error
+    return parse(raw, str(path), os.environ if environment is None else environment)
+
+
+def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> Recipe:
+    """The recipe in a parsed TOML document; `where` names the file in errors."""
+    _refuse_unknown(raw, Recipe, "", where)
+    expanded = {
+        section: _expand(section, keys, where, environment) if isinstance(keys, dict) else keys
+        for section, keys in {"package": {}, **raw}.items()
+    }
+    try:
+        recipe = msgspec.convert(expanded, Recipe)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".")
+        raise ConfigError(_plain(message), f"{where}: {key}" if key else where) from error
+    _check_relations(recipe, where)
+    return recipe
+
+
+def _plain(message: str) -> str:
+    """msgspec's wording in ours; the type and the bound stay as they are."""
+    missing = re.match(r"Object missing required field `(.+)`", message)
+    return f"the key {missing[1]!r} is missing" if missing else message[:1].lower() + message[1:].replace("`", "'")
+
+
+def _refuse_unknown(raw: Mapping[str, Any], section: type[_Section], path: str, where: str) -> None:
+    fields = {field.name: field for field in msgspec.structs.fields(section)}
+    for key, value in raw.items():
+        place = f"{path}.{key}" if path else key
+        if key not in fields:
+            raise ConfigError(f"unknown key {place!r}", where, _suggestion(key, tuple(fields), path))
+        kind = fields[key].type
+        if isinstance(kind, type) and issubclass(kind, _Section):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{place!r} must be a table, as in [{place}]", where)
+            _refuse_unknown(value, kind, place, where)
+
+
+def _suggestion(key: str, known: Sequence[str], path: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    elsewhere = [
+        field.name
+        for field in msgspec.structs.fields(Recipe)
+        if isinstance(field.type, type) and issubclass(field.type, _Section) and key in field.type.__struct_fields__
+    ]
+    if elsewhere:
+        return f"{key!r} belongs into [{elsewhere[0]}]"
+    return f"known keys{f' of [{path}]' if path else ''}: {', '.join(known)}"
+
+
+def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    def fill(key: str, text: str) -> str:
+        def value(found: re.Match[str]) -> str:
+            given = environment.get(found[1], "")
+            if given or found[2] is not None:
+                return given or found[2]
+            raise ConfigError(
+                f"the variable {found[1]} is not set", f"{where}: {section}.{key}", f"set it: {found[1]}=..."
+            )
+
+        return _VARIABLE.sub(value, text)
+
+    done = dict(keys)
+    for key, text in keys.items():
+        if (section, key) in _PLACES:
+            if isinstance(text, str):
+                done[key] = fill(key, text)
+            elif isinstance(text, list):
+                done[key] = [fill(key, item) if isinstance(item, str) else item for item in text]
+    if section == "package" and "key" not in keys:
+        done["key"] = fill("key", PackageSection().key)
+    return done
+
+
+def _check_relations(recipe: Recipe, where: str) -> None:
+    """What no single key shows to be wrong."""
+    data, task = recipe.data, recipe.task
+
+    def wrong(key: str, what: str, remedy: str | None = None) -> ConfigError:
+        return ConfigError(what, f"{where}: {key}", remedy)
+
+    if bool(data.train) == bool(data.hub):
+        raise wrong("data.train", "exactly one of data.train and data.hub is needed")
+    if data.columns and not {data.text, data.label} <= set(data.columns):
+        raise wrong("data.columns", f"it must hold {data.text!r} and {data.label!r}")
+    if len(set(task.labels)) != len(task.labels):
+        raise wrong("task.labels", "a label is named twice")
+    if len(task.labels) == 1:
+        raise wrong("task.labels", "a classifier needs at least two labels")
+    if task.out_of_scope is not None and task.labels and task.out_of_scope not in task.labels:
+        raise wrong("task.out_of_scope", f"{task.out_of_scope!r} is not among task.labels")
+    if task.threshold > 0.0 and task.out_of_scope is None:
+        raise wrong("task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it")
+    if recipe.method.name == "full" and not recipe.export.merged:
+        raise wrong("export.merged", "full fine-tuning has only the merged form", "set export.merged = true")
+    if not (recipe.export.merged or recipe.export.banked):
+        raise wrong("export", "both forms are switched off: nothing would be made")
+    if (recipe.method.rank or 0) > recipe.export.bank_rank and recipe.export.banked and recipe.method.name == "lora":
+        raise wrong("export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is larger")
+    if "fp32" not in recipe.quantize.variants:
+        raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
