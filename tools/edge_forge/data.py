@@ -91,8 +91,10 @@ def read(path: Path, section: DataSection) -> Iterator[Row]:
     readers = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}
     if kind not in readers:
         raise ConfigError(
-            f"files of type {kind or '(no suffix)'!r} cannot be read", str(path), "use .tsv, .csv, .jsonl or data.format"
-        )  # fmt: skip
+            f"files of type {kind or '(no suffix)'!r} cannot be read",
+            str(path),
+            "use .tsv, .csv or .jsonl, or name the format: data.format",
+        )
     empty = True
     for number, text, label in readers[kind](path, _decoded(path), section):
         empty = False

@@ -9,17 +9,20 @@ Values that name places (`base.source`, the files of `data`, `package.key`) may 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.training import presets
+from edge_forge.training.settings import TrainSettings, replaced
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,7 +31,6 @@ else:  # pragma: no cover - the same parser under its old name
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 Dtype = Literal["fp32", "fp16", "int8"]
@@ -95,37 +97,6 @@ class DataSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Use at most so many rows per split, drawn with the classes' shares kept; 0: all. For trying a recipe out."""
 
 
-class MethodSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[method]`: how the base is adapted."""
-
-    name: Literal["lora", "full"] = "lora"
-    preset: Literal["", "A", "B"] = ""
-    """The values of a source (MISSION 20, 21) instead of those that measured best; single keys still override."""
-    rank: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
-    alpha: Positive | None = None
-    dropout: Share | None = None
-    targets: tuple[str, ...] = ()
-    rslora: bool | None = None
-    layers: Literal["all"] | tuple[int, ...] = "all"
-
-
-class TrainSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[train]`: the optimisation. A key that is absent takes the method's default, which `record.json` states."""
-
-    epochs: Positive | None = None
-    batch_size: Count | None = None
-    learning_rate: Positive | None = None
-    head_learning_rate: Positive | None = None
-    weight_decay: NotNegative | None = None
-    warmup_share: Share | None = None
-    seed: int = 17
-    patience: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    """Stop after so many evaluations without improvement; 0: never."""
-    class_weights: Literal["auto", "none", "balanced"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
 class ExportSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[export]`: which ONNX graphs are made."""
 
@@ -176,13 +147,30 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     description: str = ""
     task: TaskSection = TaskSection()
     data: DataSection = DataSection()
-    method: MethodSection = MethodSection()
-    train: TrainSection = TrainSection()
+    method: Mapping[str, Any] = {}
+    """`[method]`: `name` ("lora" or "full"), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""
+    train: Mapping[str, Any] = {}
+    """`[train]`: the other keys of `TrainSettings`; what is absent is the preset's."""
     export: ExportSection = ExportSection()
     quantize: QuantizeSection = QuantizeSection()
     package: PackageSection = PackageSection()
 
+    @property
+    def training(self) -> TrainSettings:
+        """The settings of the training run: the preset, overlaid with `[method]` and `[train]`."""
+        return _training(self, "recipe")
 
+
+# The keys of TrainSettings that say what is adapted; the others say how it is optimised and stand in [train].
+METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "use_rslora", "use_dora", "lora_plus_ratio")
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "method": ("name", "preset", *METHOD_KEYS),
+    "train": tuple(
+        field.name
+        for field in dataclasses.fields(TrainSettings)
+        if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
+    ),
+}
 _PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "key")}
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -204,7 +192,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
 
 def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> Recipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    _refuse_unknown(raw, Recipe, "", where)
+    _refuse_unknown(raw, where)
     expanded = {
         section: _expand(section, keys, where, environment) if isinstance(keys, dict) else keys
         for section, keys in {"package": {}, **raw}.items()
@@ -225,31 +213,40 @@ def _plain(message: str) -> str:
     return f"the key {missing[1]!r} is missing" if missing else message[:1].lower() + message[1:].replace("`", "'")
 
 
-def _refuse_unknown(raw: Mapping[str, Any], section: type[_Section], path: str, where: str) -> None:
-    fields = {field.name: field for field in msgspec.structs.fields(section)}
+def _keys(section: str) -> tuple[str, ...]:
+    """The known keys of a section, or of the document itself for ''."""
+    if section in _TABLES:
+        return _TABLES[section]
+    kind: Any = Recipe if not section else {field.name: field.type for field in msgspec.structs.fields(Recipe)}[section]
+    names: tuple[str, ...] = kind.__struct_fields__
+    return names
+
+
+def _sections() -> tuple[str, ...]:
+    return tuple(field.name for field in msgspec.structs.fields(Recipe) if field.name not in ("name", "description"))
+
+
+def _refuse_unknown(raw: Mapping[str, Any], where: str) -> None:
     for key, value in raw.items():
-        place = f"{path}.{key}" if path else key
-        if key not in fields:
-            raise ConfigError(f"unknown key {place!r}", where, _suggestion(key, tuple(fields), path))
-        kind = fields[key].type
-        if isinstance(kind, type) and issubclass(kind, _Section):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{place!r} must be a table, as in [{place}]", where)
-            _refuse_unknown(value, kind, place, where)
+        if key not in _keys(""):
+            raise ConfigError(f"unknown key {key!r}", where, _suggestion(key, ""))
+        if key not in _sections():
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key!r} must be a table, as in [{key}]", where)
+        for inner in value:
+            if inner not in _keys(key):
+                raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key))
 
 
-def _suggestion(key: str, known: Sequence[str], path: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+def _suggestion(key: str, section: str) -> str:
+    near = difflib.get_close_matches(key, _keys(section), n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    elsewhere = [
-        field.name
-        for field in msgspec.structs.fields(Recipe)
-        if isinstance(field.type, type) and issubclass(field.type, _Section) and key in field.type.__struct_fields__
-    ]
+    elsewhere = [name for name in _sections() if key in _keys(name)]
     if elsewhere:
         return f"{key!r} belongs into [{elsewhere[0]}]"
-    return f"known keys{f' of [{path}]' if path else ''}: {', '.join(known)}"
+    return f"known keys{f' of [{section}]' if section else ''}: {', '.join(_keys(section))}"
 
 
 def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -295,11 +292,21 @@ def _check_relations(recipe: Recipe, where: str) -> None:
         raise wrong("task.out_of_scope", f"{task.out_of_scope!r} is not among task.labels")
     if task.threshold > 0.0 and task.out_of_scope is None:
         raise wrong("task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it")
-    if recipe.method.name == "full" and not recipe.export.merged:
+    training = _training(recipe, where)
+    if training.method == "full" and not recipe.export.merged:
         raise wrong("export.merged", "full fine-tuning has only the merged form", "set export.merged = true")
     if not (recipe.export.merged or recipe.export.banked):
         raise wrong("export", "both forms are switched off: nothing would be made")
-    if (recipe.method.rank or 0) > recipe.export.bank_rank and recipe.export.banked and recipe.method.name == "lora":
-        raise wrong("export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is larger")
+    if training.rank > recipe.export.bank_rank and recipe.export.banked and training.method == "lora":
+        raise wrong(
+            "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}"
+        )
     if "fp32" not in recipe.quantize.variants:
         raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
+
+
+def _training(recipe: Recipe, where: str) -> TrainSettings:
+    method = dict(recipe.method)
+    name, preset = str(method.pop("name", "lora")), str(method.pop("preset", "best"))
+    start = presets.settings(name, preset, method, f"{where}: [method]")
+    return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: [train]")

@@ -1,0 +1,108 @@
+"""What a person sees while the forge works: a line per step, a moving bar on a terminal, plain lines elsewhere.
+
+Steps take a `Progress` and never print. Results (tables, JSON) go to standard output by the verbs; all that is said
+here goes to standard error, so that `--json` stays parseable.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+_REDRAW_S = 0.1  # a terminal shows no more
+_LINE_S = 15.0  # a log wants to know that work goes on, not every step of it
+_WIDTH = 28
+
+
+class Bar:
+    """Progress through `total` units of one piece of work. Made by `Progress.bar`, closed by `done`."""
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self._progress, self._what, self._total = progress, what, max(1, total)
+        self._count, self._note = 0, ""
+        self._begun_s = self._shown_s = progress.clock()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """So many more units are done; `note` (such as the loss) replaces the one before."""
+        self._count = min(self._total, self._count + units)
+        self._note = note or self._note
+        now_s = self._progress.clock()
+        if now_s - self._shown_s >= (_REDRAW_S if self._progress.terminal else _LINE_S):
+            self._shown_s = now_s
+            self._progress.show(self._line(now_s), moving=True)
+
+    def done(self, note: str = "") -> None:
+        """The work is over; the last line stays."""
+        self._note = note or self._note
+        self._progress.show(self._line(self._progress.clock()), moving=False)
+
+    def _line(self, now_s: float) -> str:
+        share = self._count / self._total
+        spent_s = now_s - self._begun_s
+        left = f", {duration(spent_s / share - spent_s)} left" if 0 < share < 1 else ""
+        text = f"  {self._what} {self._count}/{self._total} in {duration(spent_s)}{left}"
+        if self._progress.terminal:
+            full = round(share * _WIDTH)
+            text = f"  {self._what} [{'#' * full}{'.' * (_WIDTH - full)}] {share:4.0%} {duration(spent_s)}{left}"
+        return f"{text}  {self._note}" if self._note else text
+
+
+class Progress:
+    """Where steps report to. `quiet` keeps only warnings."""
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, quiet: bool = False
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self.clock = clock
+        self.terminal = self._stream.isatty()
+        self._quiet = quiet
+        self._moving = False
+
+    def bar(self, what: str, total: int) -> Bar:
+        """A bar over `total` units."""
+        return Bar(self, what, total)
+
+    def say(self, text: str) -> None:
+        """One line about what happens."""
+        if not self._quiet:
+            self.show(text, moving=False)
+
+    def warn(self, text: str) -> None:
+        """One line that the reader should act on."""
+        self._write(f"warning: {text}", moving=False)
+
+    def show(self, text: str, moving: bool) -> None:
+        """Draw a line; on a terminal the next one replaces a moving one."""
+        if not self._quiet:
+            self._write(text, moving and self.terminal)
+
+    def _write(self, text: str, moving: bool) -> None:
+        lead = "\r\x1b[K" if self._moving else ""
+        self._stream.write(f"{lead}{text}{'' if moving else chr(10)}")
+        self._stream.flush()
+        self._moving = moving
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(size_bytes: float) -> str:
+    """A size for people, in powers of 1024: 812 B, 3.1 MiB."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
