@@ -11,7 +11,8 @@ class Inbound:
     """A message that arrived.
 
     `expiry_s` is the remaining message expiry interval (MQTT 5) or None. `ack` is the token that the transport
-    wants back once the message is taken (manual acknowledgement), None for QoS 0.
+    wants back once the message is taken (manual acknowledgement), None for QoS 0. `received_s` is the monotonic
+    time at which it left the socket: what it then waits inside the agent counts against its deadline.
     """
 
     topic: str
@@ -24,11 +25,16 @@ class Inbound:
     expiry_s: float | None = None
     user: Mapping[str, str] = field(default_factory=dict)
     ack: int | None = None
+    received_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time."""
+    """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time.
+
+    While the broker is away a retained or QoS 0 message is a state of which only the latest per topic is kept;
+    other QoS 1 messages wait their turn; `durable` ones (events) wait on disk, through restarts.
+    """
 
     topic: str
     payload: bytes
@@ -38,3 +44,5 @@ class Outbound:
     correlation: bytes | None = None
     expiry_s: float | None = None
     user: Mapping[str, str] = field(default_factory=dict)
+    response_topic: str | None = None
+    durable: bool = False

@@ -1,0 +1,269 @@
+"""Messages to values: the inbound half of the wire. Whatever arrives becomes a request or a refusal, never an error.
+
+Order of the checks: retained, reply address, size, expiry, content type, UTF-8, depth, types, keys, fields. The reply
+address comes first so that even a refusal reaches the one who asked; where it cannot be answered the refusal names
+the event to report instead.
+
+Nothing here knows which models exist, and nothing is queued: see `agent.intake`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from edge_agent.base import limits
+from edge_agent.base.units import bytes_text
+from edge_agent.protocol.address import ReplyAddress, correlation_id, find_address, fit_id
+from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
+from edge_agent.protocol.messages import ORDERS, CancelRequest, InferRequest, Order
+from edge_agent.protocol.rules import BadField, check_deadline, check_name, check_params, check_priority, check_texts
+from edge_agent.protocol.topics import CancelTarget, CommandTarget, InferTarget, ReplyDenied, Topics
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one message may hold; settings may lower these, never raise them above base.limits."""
+
+    message_bytes: int = limits.MESSAGE_BYTES
+    texts: int = limits.TEXTS_PER_REQUEST
+    text_bytes: int = limits.TEXT_BYTES
+    deadline_default_s: float = limits.DEADLINE_DEFAULT_S
+    deadline_max_s: float = limits.DEADLINE_MAX_S
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that is well formed. `deadline_s` and `received_s` are monotonic; `single` says that the client sent
+    `text` and wants one result, not a list. `params` are checked for names and plain types only."""
+
+    id: str
+    client: str
+    model: str
+    adapter: str | None
+    texts: tuple[str, ...]
+    single: bool
+    priority: int
+    params: dict[str, Any]
+    deadline_s: float
+    received_s: float
+    reply: ReplyAddress
+    pool: str | None = None
+
+    @property
+    def reply_topic(self) -> str:
+        """Where the answer goes."""
+        return self.reply.topic
+
+    @property
+    def correlation(self) -> bytes | None:
+        """The correlation data to send back."""
+        return self.reply.correlation
+
+    @property
+    def protocol(self) -> str:
+        """'v5' or 'v311': which form the client used."""
+        return self.reply.protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A wish to withdraw request `id`. `client` is None when the sender did not say whose request it is."""
+
+    id: str
+    client: str | None
+    reply: ReplyAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An order to the device, its body by `name` one of `messages.ORDERS`. `reply` is None when no answer is wanted."""
+
+    name: str
+    id: str
+    client: str | None
+    body: Order
+    deadline_s: float
+    received_s: float
+    reply: ReplyAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a message is not taken. Answer it at `reply` when there is one; report `event` when there is one.
+
+    `remaining_s` is how long the answer is worth delivering.
+    """
+
+    status: int
+    reason: str
+    reply: ReplyAddress | None = None
+    event: str | None = None
+    remaining_s: float = limits.DEADLINE_DEFAULT_S
+
+
+_B = TypeVar("_B", InferRequest, CancelRequest, Order)
+_infer = msgspec.json.Decoder(InferRequest)
+_cancel = msgspec.json.Decoder(CancelRequest)
+_orders: dict[str, msgspec.json.Decoder[Any]] = {name: msgspec.json.Decoder(body) for name, body in ORDERS.items()}
+_DEFAULT = Bounds()
+
+
+def decode(
+    inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bounds = _DEFAULT
+) -> Request | Cancel | Command | Refusal | None:
+    """Any message by what its topic says; None for `desired` and for topics that are not ours. Never raises."""
+    target = topics.parse(inbound.topic)
+    if isinstance(target, InferTarget):
+        return decode_request(inbound, topics=topics, now_s=now_s, bounds=bounds)
+    if isinstance(target, CancelTarget):
+        return decode_cancel(inbound, topics=topics, bounds=bounds)
+    if isinstance(target, CommandTarget):
+        return decode_command(inbound, topics=topics, now_s=now_s, bounds=bounds)
+    return None
+
+
+def decode_request(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bounds = _DEFAULT) -> Request | Refusal:
+    """A message on an infer topic. Never raises."""
+    target = topics.parse(inbound.topic)
+    if not isinstance(target, InferTarget):
+        return Refusal(404, "this topic takes no requests")
+    address = _answerable(inbound, topics, bounds)
+    if isinstance(address, Refusal):
+        return address
+    if address is None:
+        reason = "a request needs a response topic (MQTT 5) or reply_to in the body (3.1.1)"
+        return Refusal(400, reason, event="request-unanswerable")
+    try:
+        body = _parse(inbound, _infer, bounds)
+        check_name("model", target.model)
+        if body.adapter is not None:
+            check_name("adapter", body.adapter)
+        received_s, deadline_s = _times(inbound, body.deadline_s, now_s, bounds)
+        return Request(
+            id=address.request_id,
+            client=address.client,
+            model=target.model,
+            adapter=body.adapter,
+            texts=check_texts(body, bounds.texts, bounds.text_bytes),
+            single=body.text is not UNSET,
+            priority=check_priority(body.priority),
+            params=check_params(body.params),
+            deadline_s=deadline_s,
+            received_s=received_s,
+            reply=address,
+            pool=target.pool,
+        )
+    except BadField as error:
+        return _refusal(error, inbound, address)
+
+
+def decode_cancel(inbound: Inbound, *, topics: Topics, bounds: Bounds = _DEFAULT) -> Cancel | Refusal:
+    """A message on the cancel topic. The id stands in the body, or is the correlation data of the request. Never raises."""
+    address = _answerable(inbound, topics, bounds)
+    if isinstance(address, Refusal):
+        return address
+    try:
+        body = _parse(inbound, _cancel, bounds) if inbound.payload else CancelRequest()
+        if isinstance(body.id, str):
+            request_id = body.id
+        elif inbound.correlation:
+            request_id = correlation_id(inbound.correlation)
+        else:
+            raise BadField(422, 'a cancel names the request by {"id": ...} or by its correlation data')
+        return Cancel(request_id, address.client if address else None, address)
+    except BadField as error:
+        return _refusal(error, inbound, address)
+
+
+def decode_command(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bounds = _DEFAULT) -> Command | Refusal:
+    """A message on a command topic. Without a reply address it is carried out unanswered. Never raises."""
+    target = topics.parse(inbound.topic)
+    address = _answerable(inbound, topics, bounds)
+    if isinstance(address, Refusal):
+        return address
+    try:
+        decoder = _orders.get(target.name) if isinstance(target, CommandTarget) else None
+        if decoder is None or not isinstance(target, CommandTarget):
+            raise BadField(404, f"no such command; there are: {', '.join(ORDERS)}")
+        body: Order = _parse(inbound, decoder, bounds, empty=b"{}")
+        for field in ("model", "adapter"):
+            name = getattr(body, field, None)
+            if name is not None:
+                check_name(field, name)
+        received_s, deadline_s = _times(inbound, body.deadline_s, now_s, bounds)
+        client = address.client if address else None
+        return Command(
+            target.name, address.request_id if address else "", client, body, deadline_s, received_s, address
+        )
+    except BadField as error:
+        return _refusal(error, inbound, address)
+
+
+def _answerable(inbound: Inbound, topics: Topics, bounds: Bounds) -> ReplyAddress | Refusal | None:
+    """The reply address, None where none is given, or a refusal that must not be answered."""
+    if inbound.retained:
+        reason = "a retained message on this topic is dropped: brokers replay them; publish without the retain flag"
+        return Refusal(400, reason, event="retained-dropped")
+    address = find_address(inbound, topics, bounds.message_bytes)
+    if isinstance(address, ReplyDenied):
+        return Refusal(400, f"the reply topic is refused: {address.reason}", event="reply-denied")
+    return address
+
+
+def _refusal(error: BadField, inbound: Inbound, address: ReplyAddress | None) -> Refusal:
+    remaining_s = limits.DEADLINE_DEFAULT_S if inbound.expiry_s is None else max(1.0, inbound.expiry_s)
+    event = None if address else "request-unanswerable"
+    return Refusal(error.status, error.reason, address, event, remaining_s)
+
+
+def _parse(inbound: Inbound, decoder: msgspec.json.Decoder[_B], bounds: Bounds, empty: bytes = b"") -> _B:
+    """The typed body; the checks that need no knowledge of its fields. Raises BadField."""
+    payload = inbound.payload or empty
+    if len(payload) > bounds.message_bytes:
+        size, most = bytes_text(len(payload)), bytes_text(bounds.message_bytes)
+        raise BadField(413, f"the message has {size}, at most {most} are taken")
+    _check_properties(inbound)
+    try:
+        payload.decode()
+        if too_deep(payload, limits.JSON_DEPTH):
+            raise BadField(400, f"the JSON nests deeper than {limits.JSON_DEPTH} levels")
+        body = decoder.decode(payload)
+        repeated = repeated_key(payload)
+    except UnicodeDecodeError as error:
+        raise BadField(400, f"the body is not UTF-8 (byte {error.start})") from None
+    except msgspec.ValidationError as error:
+        raise BadField(422, quoted(str(error), 200)) from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BadField(400, f"the body is not JSON: {quoted(str(error))}") from None
+    if repeated is not None:
+        raise BadField(400, f"the key {quoted(repeated, 40)} stands twice in one object")
+    if isinstance(body.id, str) and not fit_id(body.id):
+        raise BadField(422, f"id: 1 to {limits.CORRELATION_BYTES} bytes of printable text are needed")
+    return body
+
+
+def _check_properties(inbound: Inbound) -> None:
+    if inbound.expiry_s is not None and inbound.expiry_s <= 0:
+        raise BadField(408, "the request had expired when it arrived")
+    if inbound.correlation is not None and len(inbound.correlation) > limits.CORRELATION_BYTES:
+        raise BadField(400, f"the correlation data is longer than {limits.CORRELATION_BYTES} bytes")
+    if inbound.content_type is not None:
+        kind = inbound.content_type.split(";", 1)[0].strip().lower()
+        if kind != "application/json":
+            raise BadField(415, f"content type {quoted(inbound.content_type, 60)} is not application/json")
+
+
+def _times(inbound: Inbound, deadline_s: float | UnsetType, now_s: float, bounds: Bounds) -> tuple[float, float]:
+    """(received, deadline), both monotonic: the earlier of message expiry and `deadline_s`, or the default."""
+    received_s = now_s if inbound.received_s is None else inbound.received_s
+    asked = check_deadline("deadline_s", deadline_s, bounds.deadline_max_s)
+    spans = [span for span in (inbound.expiry_s, asked) if span is not None]
+    due_s = received_s + min([*spans, bounds.deadline_max_s] if spans else [bounds.deadline_default_s])
+    if due_s <= now_s:
+        raise BadField(408, "the deadline passed before the request could be read")
+    return received_s, due_s

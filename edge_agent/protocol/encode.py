@@ -1,0 +1,90 @@
+"""Values to messages: the outbound half of the wire. A reply too large to send becomes one that says so."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
+from edge_agent.base.units import bytes_text
+from edge_agent.protocol.address import ReplyAddress
+from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk, Telemetry
+from edge_agent.protocol.topics import Topics
+
+REASON_CHARS = 240
+_encoder = msgspec.json.Encoder()
+
+
+def reply(
+    body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | None, max_bytes: int = MESSAGE_BYTES
+) -> Outbound:
+    """The message that answers a request; `remaining_s` is the time to its deadline and becomes the expiry."""
+    payload = _encoder.encode(body)
+    if len(payload) > max_bytes:
+        reason = f"the answer has {bytes_text(len(payload))}, more than the {bytes_text(max_bytes)} that fit a message"
+        body = _shortened(body, f"{reason}; ask for fewer texts at once")
+        payload = _encoder.encode(body)
+    user = {"status": str(body.status)}
+    if isinstance(body.reason, str):
+        user["reason"] = body.reason[:REASON_CHARS]
+    return Outbound(
+        to.topic, payload, qos=1, correlation=to.correlation, expiry_s=whole_expiry_s(remaining_s), user=user
+    )
+
+
+def refusal(
+    status: int, reason: str, to: ReplyAddress, remaining_s: float | None, retry_after_s: float | None = None
+) -> Outbound:
+    """An answer without a result."""
+    retry: float | msgspec.UnsetType = msgspec.UNSET if retry_after_s is None else round(retry_after_s, 3)
+    body = Reply(id=to.request_id, status=status, reason=reason[:REASON_CHARS], retry_after_s=retry)
+    return reply(body, to, remaining_s)
+
+
+def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Outbound:
+    """A part of a streamed answer; the last one carries the status as a user property."""
+    user = {"status": "200"} if body.done else {}
+    return Outbound(
+        to.topic,
+        _encoder.encode(body),
+        correlation=to.correlation,
+        expiry_s=whole_expiry_s(remaining_s),
+        user=user,
+    )
+
+
+def status(body: Status, topics: Topics) -> Outbound:
+    """The retained status; with state 'offline' it is also the last will."""
+    return Outbound(topics.status, _encoder.encode(body), qos=1, retain=True)
+
+
+def retained(topic: str, body: msgspec.Struct) -> Outbound:
+    """A retained state: info, models, reported."""
+    return Outbound(topic, _encoder.encode(body), qos=1, retain=True)
+
+
+def telemetry(body: Telemetry, topics: Topics) -> Outbound:
+    """The interval's figures: at most once, worthless after three intervals."""
+    return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=whole_expiry_s(3 * body.interval_s))
+
+
+def event(body: Event, topics: Topics) -> Outbound:
+    """Something that happened, kept on disk until the broker has it; one too large loses its data, not itself."""
+    payload = _encoder.encode(body)
+    if len(payload) > EVENT_BYTES:
+        short = msgspec.structs.replace(
+            body, message=body.message[:1000], data={"left_out": f"data of {bytes_text(len(payload))}"}
+        )
+        payload = _encoder.encode(short)
+    return Outbound(topics.event, payload, qos=1, user={"kind": body.kind}, durable=True)
+
+
+def whole_expiry_s(remaining_s: float | None) -> float | None:
+    """A message expiry interval: whole seconds (MQTT 5, 3.3.2.3.3), rounded up, since 0 would mean 'already late'."""
+    return None if remaining_s is None else float(max(1, math.ceil(remaining_s)))
+
+
+def _shortened(body: Reply | CommandReply, reason: str) -> Reply | CommandReply:
+    return msgspec.structs.replace(body, status=413, reason=reason, result=None)

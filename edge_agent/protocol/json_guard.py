@@ -1,0 +1,48 @@
+"""What must hold of a JSON body before a decoder may see it: size, UTF-8, depth. And afterwards: no key twice.
+
+Costs are linear in the body's size, and the size is bounded first.
+"""
+
+from __future__ import annotations
+
+import re
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_KEYS = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
+
+def too_deep(payload: bytes, max_depth: int) -> bool:
+    """Whether brackets nest deeper than `max_depth` outside of strings."""
+    depth = 0
+    for match in _BRACKETS.finditer(_STRINGS.sub(b"", payload)):
+        depth += 1 if match.group() in b"[{" else -1
+        if depth > max_depth:
+            return True
+    return False
+
+
+def repeated_key(payload: bytes) -> str | None:
+    """A key that stands twice in one object of a valid JSON text, or None.
+
+    Decoders take the last one, other parsers the first: what a filter in front of us saw may not be what we see.
+    """
+    keys = [key for key, colon in _KEYS.findall(payload) if colon]
+    if len(set(keys)) == len(keys) and not any(b"\\" in key for key in keys):
+        return None
+    import json
+
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        found.extend({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ())
+
+    json.loads(payload, object_pairs_hook=look)
+    return found[0] if found else None
+
+
+def quoted(text: str, max_chars: int = 120) -> str:
+    """Remote text for an error message: printable ASCII, at most `max_chars`, the cut shown."""
+    shown = ascii(text[: max_chars + 1])[1:-1]
+    return shown if len(shown) <= max_chars else shown[: max_chars - 3] + "..."

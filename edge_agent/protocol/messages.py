@@ -1,0 +1,312 @@
+"""The bodies of all messages, as types: the JSON on the wire is exactly these fields (docs/asyncapi.yaml).
+
+What comes in is strict: an unknown field is refused by name, no type is guessed. What goes out says null where a
+value does not exist and leaves out only what its comment calls optional.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+# ---- in ------------------------------------------------------------------------------------------------------------
+
+
+class ChatMessage(Struct, forbid_unknown_fields=True, frozen=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class InferRequest(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
+    """A request to a model. Exactly one of text, texts, prompt, messages. `deadline_s` counts from arrival.
+
+    `id` and `reply_to` stand in for correlation data and response topic where the client speaks MQTT 3.1.1.
+    """
+
+    text: str | UnsetType = UNSET
+    texts: list[str] | UnsetType = UNSET
+    prompt: str | UnsetType = UNSET
+    messages: list[ChatMessage] | UnsetType = UNSET
+    adapter: str | None = None
+    priority: int | UnsetType = UNSET
+    params: dict[str, Any] | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    reply_to: str | UnsetType = UNSET
+    deadline_s: float | UnsetType = UNSET
+
+
+class CancelRequest(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
+    """Withdraw a request by its id. `reply_to` (or the response topic) says whose request it is."""
+
+    id: str | UnsetType = UNSET
+    reply_to: str | UnsetType = UNSET
+
+
+class Order(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True, kw_only=True):
+    """What every command body may carry: the 3.1.1 stand-ins of `InferRequest`."""
+
+    id: str | UnsetType = UNSET
+    reply_to: str | UnsetType = UNSET
+    deadline_s: float | UnsetType = UNSET
+
+
+class InstallOrder(Order, frozen=True, kw_only=True):
+    """Install a package that already lies in the device's incoming folder, by file name."""
+
+    package: str
+
+
+class ModelOrder(Order, frozen=True, kw_only=True):
+    """load, unload, rollback: about one model."""
+
+    model: str
+
+
+class RemoveOrder(Order, frozen=True, kw_only=True):
+    """Remove a model, or only one adapter of it."""
+
+    model: str
+    adapter: str | None = None
+
+
+class AdapterOrder(Order, frozen=True, kw_only=True):
+    """attach, detach: about one adapter of a model."""
+
+    model: str
+    adapter: str
+
+
+class DiagOrder(Order, frozen=True, kw_only=True):
+    """Ask for a self-check; carries nothing."""
+
+
+ORDERS: dict[str, type[Order]] = {
+    "install": InstallOrder,
+    "remove": RemoveOrder,
+    "load": ModelOrder,
+    "unload": ModelOrder,
+    "attach": AdapterOrder,
+    "detach": AdapterOrder,
+    "rollback": ModelOrder,
+    "diag": DiagOrder,
+}
+
+# ---- out: answers --------------------------------------------------------------------------------------------------
+
+
+class Timing(Struct, frozen=True):
+    """Where the time of a request went, in milliseconds; total runs from arrival to the reply's encoding."""
+
+    queue_ms: float
+    tokenize_ms: float
+    compute_ms: float
+    total_ms: float
+
+
+class Energy(Struct, frozen=True):
+    """Energy of this request. `joules` is null when `method` names no way to know it on this board."""
+
+    joules: float | None
+    method: str
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """The one answer to a request. `status` is 200 or says why there is no `result` (DESIGN 5); `reason` and
+    `retry_after_s` are there only when they say something."""
+
+    id: str
+    status: int
+    reason: str | UnsetType = UNSET
+    retry_after_s: float | UnsetType = UNSET
+    model: str | None = None
+    adapter: str | None = None
+    variant: str | None = None
+    result: Any = None
+    timing: Timing | None = None
+    batch: int | None = None
+    energy: Energy | None = None
+    temperature_c: float | None = None
+
+
+class StreamChunk(Struct, frozen=True, kw_only=True):
+    """A part of a streamed answer, `seq` from 0 without gaps; the last one is `done` and carries the timing."""
+
+    id: str
+    seq: int
+    text: str
+    done: bool
+    timing: Timing | UnsetType = UNSET
+
+
+class CommandReply(Struct, frozen=True, kw_only=True):
+    """The answer to a command."""
+
+    id: str
+    status: int
+    reason: str | UnsetType = UNSET
+    retry_after_s: float | UnsetType = UNSET
+    result: Any = None
+
+
+# ---- out: state ----------------------------------------------------------------------------------------------------
+
+State = Literal["starting", "online", "degraded", "offline"]
+Severity = Literal["info", "warning", "error"]
+EVENT_KINDS = (
+    "throttled",
+    "evicted",
+    "worker-died",
+    "adapter-ineffective",
+    "verify-failed",
+    "rolled-back",
+    "sensor-lost",
+    "installed",
+    "retained-dropped",
+    "reply-denied",
+    "request-unanswerable",
+    "broker",
+    "events-lost",
+)
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """Whether the agent is there (retained; the last will says offline). Older than two heartbeats means lost."""
+
+    state: State
+    boot_id: str
+    seq: int
+    ts: float
+    heartbeat_s: float
+    reason: str
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened, kept through restarts until the broker has it. (boot_id, seq) makes it unique."""
+
+    kind: str
+    ts: float
+    boot_id: str
+    seq: int
+    severity: Severity
+    message: str
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Runtime(Struct, frozen=True, kw_only=True):
+    """A backend as found on this device; `reason` says why it cannot be used, where it cannot."""
+
+    name: str
+    version: str | None
+    devices: list[str]
+    reason: str | None = None
+
+
+class Info(Struct, frozen=True, kw_only=True):
+    """What this device is (retained)."""
+
+    schema: str
+    agent: str
+    device: str
+    boot_id: str
+    ts: float
+    board: str
+    python: str
+    runtimes: list[Runtime]
+    limits: dict[str, float]
+
+
+class AdapterEntry(Struct, frozen=True, kw_only=True):
+    """An adapter as installed."""
+
+    name: str
+    digest: str
+    version: int
+    rank: int
+    resident: bool
+    labels: list[str]
+
+
+class VariantEntry(Struct, frozen=True, kw_only=True):
+    """A way to run a model; accuracy is the host's, on the recipe's test set."""
+
+    digest: str
+    runtime: str
+    dtype: str
+    size_bytes: int
+    accuracy: float | None = None
+
+
+class ModelEntry(Struct, frozen=True, kw_only=True):
+    """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident."""
+
+    name: str
+    version: int
+    base_id: str
+    task: str
+    labels: list[str]
+    resident: bool
+    variant: str
+    variants: list[VariantEntry]
+    adapters: list[AdapterEntry]
+    footprint_bytes: int | None = None
+    reason: str | None = None
+
+
+class Models(Struct, frozen=True, kw_only=True):
+    """All that can be asked on this device (retained)."""
+
+    ts: float
+    boot_id: str
+    seq: int
+    models: list[ModelEntry]
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """A sensor's value with unit and source, or null with the reason for having none."""
+
+    value: float | None
+    unit: str
+    source: str
+    reason: str | None = None
+
+
+class Quantiles(Struct, frozen=True):
+    """Quantiles of a duration over the interval, in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class ModelTelemetry(Struct, frozen=True, kw_only=True):
+    """What one model did in the interval; quantiles are null when it did nothing."""
+
+    requests: int
+    failed: int
+    total_ms: Quantiles | None
+    compute_ms: Quantiles | None
+    batch_mean: float | None
+    joules: float | None
+
+
+class Telemetry(Struct, frozen=True, kw_only=True):
+    """The last interval in figures. `refusals` counts by status word; `sensors` is by reading key."""
+
+    boot_id: str
+    seq: int
+    ts: float
+    interval_s: float
+    uptime_s: float
+    models: dict[str, ModelTelemetry]
+    refusals: dict[str, int]
+    queue_jobs: int
+    sensors: dict[str, Measured]
+    energy: Energy
+    rss_bytes: int | None
+    governor: dict[str, Any]
+    events_waiting: int
+    events_lost: int

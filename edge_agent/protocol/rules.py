@@ -1,0 +1,104 @@
+"""What the fields of a well-typed body must say. Each check raises `BadField` with the status word and the sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST, PRIORITY_LOWEST
+from edge_agent.base.units import bytes_text
+from edge_agent.protocol.json_guard import quoted
+from edge_agent.protocol.messages import InferRequest
+from edge_agent.protocol.topics import NAME
+
+PARAMS = 16
+PARAM_ITEMS = 32
+_PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+class BadField(Exception):
+    """A message is refused with `status` because of `reason`. Never leaves this package."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def check_texts(body: InferRequest, max_texts: int, max_bytes: int) -> tuple[str, ...]:
+    """The texts of a request: exactly one way to give them, none empty, none too long."""
+    given = [name for name in ("text", "texts", "prompt", "messages") if getattr(body, name) is not UNSET]
+    if len(given) != 1:
+        raise BadField(422, f"give exactly one of text, texts, prompt, messages; here: {', '.join(given) or 'none'}")
+    # The seam for generators: until one is served, a prompt is refused here and nowhere else.
+    if isinstance(body.text, str):
+        texts: tuple[str, ...] = (body.text,)
+    elif isinstance(body.texts, list):
+        texts = tuple(body.texts)
+    else:
+        raise BadField(422, f"{given[0]}: no generating model is served here; use text or texts")
+    if not texts:
+        raise BadField(422, "texts: the list is empty")
+    if len(texts) > max_texts:
+        raise BadField(413, f"texts: {len(texts)} texts, at most {max_texts} in one request")
+    for index, text in enumerate(texts):
+        field = "text" if body.texts is UNSET else f"texts[{index}]"
+        if not text.strip():
+            raise BadField(422, f"{field}: the text is empty")
+        if len(text) > max_bytes or len(text.encode()) > max_bytes:
+            raise BadField(413, f"{field}: longer than {bytes_text(max_bytes)}")
+    return texts
+
+
+def check_priority(priority: int | UnsetType) -> int:
+    """0 (first) to 9 (last)."""
+    if isinstance(priority, UnsetType):
+        return PRIORITY_DEFAULT
+    if not PRIORITY_HIGHEST <= priority <= PRIORITY_LOWEST:
+        raise BadField(422, f"priority: {quoted(str(priority), 20)} is not in {PRIORITY_HIGHEST}..{PRIORITY_LOWEST}")
+    return priority
+
+
+def check_name(field: str, name: str) -> None:
+    """A model or adapter name that no package could carry does not exist."""
+    if not NAME.fullmatch(name):
+        raise BadField(404, f"no such {field}: {quoted(name, 80)}")
+
+
+def check_params(params: Mapping[str, Any] | UnsetType) -> dict[str, Any]:
+    """Parameters by plain name with plain values; what they mean is checked by the task that takes them."""
+    if isinstance(params, UnsetType):
+        return {}
+    if len(params) > PARAMS:
+        raise BadField(422, f"params: {len(params)} parameters, at most {PARAMS}")
+    for name, value in params.items():
+        if not _PARAM_NAME.fullmatch(name):
+            raise BadField(422, f"params: {quoted(name, 40)} is not a parameter name")
+        if not _plain(value):
+            raise BadField(422, f"params.{name}: a number, text, truth value, list or object of those is needed")
+    return dict(params)
+
+
+def check_deadline(field: str, seconds: float | UnsetType, max_s: float) -> float | None:
+    """A deadline from a body in seconds, cut to the longest that is kept; None where none is given."""
+    if isinstance(seconds, UnsetType):
+        return None
+    if not math.isfinite(seconds) or seconds < 0:
+        raise BadField(422, f"{field}: seconds from now are needed, not {seconds}")
+    return min(seconds, max_s)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if isinstance(value, list):
+        return len(value) <= PARAM_ITEMS and all(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return len(value) <= PARAM_ITEMS and all(_plain(item) for item in value.values())
+    return isinstance(value, str)

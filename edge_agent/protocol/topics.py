@@ -1,0 +1,179 @@
+"""The topic tree (DESIGN 5): which topics this device owns, listens to, and may answer on.
+
+A topic is trusted for its place in the tree only. Whether a model or a command exists is for others to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edge_agent.base.errors import ConfigError
+from edge_agent.base.limits import CLIENT_ID_BYTES, TOPIC_BYTES
+
+COMMANDS = ("install", "remove", "load", "unload", "attach", "detach", "rollback", "diag")
+# Levels beside {dev} that mean something else: no device may be called so.
+RESERVED = frozenset({"client", "pool", "group"})
+# What a device, pool, model or adapter may be called: one topic level that needs no quoting anywhere.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class InferTarget:
+    """A request to a model; `pool` is set when it came through a shared queue."""
+
+    model: str
+    pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTarget:
+    """Withdraw a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandTarget:
+    """An order to the device; `name` may be one that does not exist."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredTarget:
+    """The declared state of the device, retained and versioned."""
+
+
+Target = InferTarget | CancelTarget | CommandTarget | DesiredTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A topic filter and its options. `replay` asks the broker for what it holds retained (MQTT 5 retain handling 0
+    instead of 2); `keep_retain` asks it to show a publisher's retain flag, so that it can be refused at once."""
+
+    topic_filter: str
+    qos: int = 1
+    replay: bool = False
+    keep_retain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAllowed:
+    """Answers may go there. `client` names the requester for deduplication."""
+
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDenied:
+    """Answers may not go there; `reason` says why, without quoting remote text."""
+
+    reason: str
+
+
+class Topics:
+    """The topics of one device under one prefix. Raises ConfigError for names that cannot be topic levels."""
+
+    def __init__(self, prefix: str, device: str, pools: tuple[str, ...] = ()) -> None:
+        levels = prefix.split("/")
+        if not all(NAME.fullmatch(level) for level in levels):
+            raise ConfigError(f"topic prefix {prefix!r} is not made of plain levels", "mqtt.prefix", "such as edge/v1")
+        for name in (device, *pools):
+            if not NAME.fullmatch(name) or name in RESERVED:
+                remedy = "use letters, digits and . _ : @ -, at most 64, and none of " + ", ".join(sorted(RESERVED))
+                raise ConfigError(f"{name!r} cannot be a level of a topic", "mqtt.device", remedy)
+        self.prefix = prefix
+        self.device = device
+        self.pools = pools
+        own = f"{prefix}/{device}"
+        self.status = f"{own}/status"
+        self.info = f"{own}/info"
+        self.models = f"{own}/models"
+        self.telemetry = f"{own}/telemetry"
+        self.event = f"{own}/event"
+        self.cancel = f"{own}/cancel"
+        self.desired = f"{own}/desired"
+        self.reported = f"{own}/reported"
+
+    def infer(self, model: str) -> str:
+        """Where requests to a model of this device go."""
+        return f"{self.prefix}/{self.device}/infer/{model}"
+
+    def command(self, name: str) -> str:
+        """Where orders to this device go."""
+        return f"{self.prefix}/{self.device}/cmd/{name}"
+
+    def pool_infer(self, pool: str, model: str) -> str:
+        """Where requests to any device of a pool go."""
+        return f"{self.prefix}/pool/{pool}/infer/{model}"
+
+    def client_reply(self, client: str, *levels: str) -> str:
+        """A topic under which a client hears its answers."""
+        return "/".join((self.prefix, "client", client, "reply", *levels))
+
+    def device_reply(self, *levels: str) -> str:
+        """The place for answers beside the device's own topics, for clients that may read only there."""
+        return "/".join((self.prefix, self.device, "reply", *levels))
+
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """What the agent listens to. Commands and requests are never replayed; the desired state is."""
+        own = f"{self.prefix}/{self.device}"
+        heard = [Subscription(f"{own}/{tail}") for tail in ("infer/+", "cancel", "cmd/+")]
+        heard.append(Subscription(self.desired, replay=True))
+        heard.extend(Subscription(f"$share/{pool}/{self.prefix}/pool/{pool}/infer/+") for pool in self.pools)
+        return tuple(heard)
+
+    def parse(self, topic: str) -> Target | None:
+        """What a message on this topic asks for; None for a topic that is not ours."""
+        if not topic.startswith(self.prefix + "/"):
+            return None
+        match topic[len(self.prefix) + 1 :].split("/"):
+            case [self.device, "infer", model] if model:
+                return InferTarget(model)
+            case [self.device, "cancel"]:
+                return CancelTarget()
+            case [self.device, "cmd", name] if name:
+                return CommandTarget(name)
+            case [self.device, "desired"]:
+                return DesiredTarget()
+            case ["pool", pool, "infer", model] if model and pool in self.pools:
+                return InferTarget(model, pool)
+        return None
+
+    def reply_allowed(self, topic: str) -> ReplyAllowed | ReplyDenied:
+        """Whether an answer may go to `topic`: `{prefix}/client/{client}/reply/#` or `{prefix}/{dev}/reply/#`.
+
+        The agent may publish in places where its clients may not; without this check a client could make it
+        speak there (confused deputy).
+        """
+        reason = _unfit(topic)
+        if reason is not None:
+            return ReplyDenied(reason)
+        if topic.startswith(self.prefix + "/"):
+            match topic[len(self.prefix) + 1 :].split("/"):
+                case ["client", client, "reply", *_] if not client.startswith("~"):
+                    if len(client.encode()) > CLIENT_ID_BYTES:
+                        return ReplyDenied(f"its client level is longer than {CLIENT_ID_BYTES} bytes")
+                    return ReplyAllowed(client)
+                case [self.device, "reply", *levels]:
+                    return ReplyAllowed("~" + (levels[0] if levels else ""))
+        allowed = f"{self.prefix}/client/{{client}}/reply/# and {self.prefix}/{self.device}/reply/#"
+        return ReplyDenied(f"answers go only to {allowed}")
+
+
+def _unfit(topic: str) -> str | None:
+    """Why a topic may not be published to at all, or None."""
+    try:
+        size_bytes = len(topic.encode())
+    except UnicodeEncodeError:
+        return "it is not valid UTF-8"
+    if size_bytes > TOPIC_BYTES:
+        return f"it is longer than {TOPIC_BYTES} bytes"
+    if any(char in topic for char in "+#$"):
+        return "it holds a wildcard or a $"
+    if _CONTROL.search(topic):
+        return "it holds a control character"
+    if not all(topic.split("/")):
+        return "it has an empty level"
+    return None
