@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.protocol.envelope import Inbound, Outbound
+
+WorkerEvent = Mapping[str, Any]
 
 
 class Transport(Protocol):
@@ -32,6 +34,10 @@ class Transport(Protocol):
 
     def publish(self, message: Outbound) -> bool:
         """Hand a message over without waiting. False when it cannot be sent now (offline, outbox full)."""
+        ...
+
+    def spool_counts(self) -> tuple[int, int]:
+        """Events that wait on disk for the broker, and events lost because too many waited."""
         ...
 
     async def stop(self, last_words: Sequence[Outbound]) -> None:
@@ -60,12 +66,50 @@ class Sensors(Protocol):
 
 
 class Worker(Protocol):
-    """One resident model in a child process. Implemented by `worker.supervisor.Worker`."""
+    """A child process that holds one model. Implemented by `worker.supervisor.WorkerProcess`."""
 
-    model: str
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        ...
 
-    async def attach(self, name: str) -> None:
-        """Make an adapter resident."""
+    async def load(
+        self,
+        backend: str,
+        files: Mapping[str, str],
+        options: Mapping[str, object],
+        task: Mapping[str, object],
+        limits: Mapping[str, int],
+    ) -> WorkerEvent:
+        """Load a model; the answer tells capabilities, footprint and load_ms. Raises BackendError, WorkerError."""
+        ...
+
+    async def call(self, operation: str, timeout_s: float = ..., **fields: object) -> WorkerEvent:
+        """One question (attach, detach, cancel, footprint, probe), one answer."""
+        ...
+
+    def submit(self, jobs: Sequence[Mapping[str, object]]) -> None:
+        """Hand over a micro-batch; 'done' and 'failed' events follow, one for each job."""
+        ...
+
+    def set_limits(self, limits: Mapping[str, int]) -> None:
+        """Pass on max_rows and threads."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    async def close(self) -> None:
+        """End it in order, within a bounded time."""
+        ...
+
+
+class Spawner(Protocol):
+    """Starts workers. Implemented by `worker.supervisor.spawn` with its options bound."""
+
+    async def __call__(self, on_event: Callable[[WorkerEvent], None], on_death: Callable[[str], None]) -> Worker:
+        """A new child; `on_death` is called once, with a sentence, unless the end was asked for. Raises WorkerError."""
         ...
 
 

@@ -11,9 +11,10 @@ This file does not decide when a transition happens; `admission`, `scheduler` an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class State(Enum):
@@ -40,20 +41,34 @@ MAX_ATTEMPTS = 2
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was accepted. `key` is (client, request id); times are monotonic seconds; `rows` counts texts."""
+    """A request that was accepted.
+
+    `key` is (client, request id); times are monotonic seconds. `origin` is what the answer needs (the request as it
+    arrived); nothing in `core` looks into it.
+    """
 
     key: tuple[str, str]
     model: str
     adapter: str | None
-    rows: int
-    size_bytes: int
+    texts: Sequence[str] = field(repr=False)
+    params: Mapping[str, object] = field(repr=False)
     priority: int
     deadline_s: float
     received_s: float
-    request: object = field(repr=False)
+    origin: Any = field(repr=False, default=None)
     state: State = State.QUEUED
     attempts: int = 0
     started_s: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """Texts in it."""
+        return len(self.texts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of all texts, in characters, which stand for bytes: what the cost model goes by."""
+        return sum(map(len, self.texts))
 
     @property
     def job_id(self) -> str:

@@ -160,6 +160,10 @@ EVENT_KINDS = (
     "throttled",
     "evicted",
     "worker-died",
+    "worker-hung",
+    "load-failed",
+    "quarantined",
+    "command-failed",
     "adapter-ineffective",
     "verify-failed",
     "rolled-back",
@@ -291,6 +295,9 @@ class ModelTelemetry(Struct, frozen=True, kw_only=True):
     compute_ms: Quantiles | None
     batch_mean: float | None
     joules: float | None
+    truncated: int = 0
+    out_of_scope: int = 0
+    confidence_mean: float | None = None
 
 
 class Telemetry(Struct, frozen=True, kw_only=True):

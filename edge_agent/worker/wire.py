@@ -17,18 +17,15 @@ from edge_agent.base.limits import FRAME_BYTES
 HEADER = struct.Struct(">I")
 
 try:
-    import msgspec.msgpack as _codec
-
-    _pack = _codec.encode
-    _unpack = _codec.decode
+    import msgspec.msgpack as _msgspec
 except ImportError:  # JetPack 4's Python 3.6 has no msgspec
     import msgpack
 
-    def _pack(value: Any) -> bytes:
-        return bytes(msgpack.packb(value, use_bin_type=True))
-
-    def _unpack(data: bytes) -> Any:
-        return msgpack.unpackb(data, raw=False, max_map_len=65536, max_array_len=1048576)
+    _pack = msgpack.packb  # type: Callable[[Any], bytes]
+    _unpack = msgpack.unpackb  # type: Callable[[bytes], Any]
+else:
+    _pack = _msgspec.encode
+    _unpack = _msgspec.decode
 
 
 def pack(message: Dict[str, Any]) -> bytes:

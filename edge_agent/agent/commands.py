@@ -1,0 +1,166 @@
+"""Orders to the device over MQTT: install, remove, load, unload, attach, detach, rollback, diag.
+
+Long ones run beside the requests, one at a time; a second one is told to come back. What changes the store runs in a
+process of its own (`Operator`), so that the daemon never loads the signature library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.seat import Phase, Seat
+from edge_agent.base.errors import EdgeError, RequestError
+from edge_agent.protocol import encode
+from edge_agent.protocol.decode import Command
+from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrder, ModelOrder, RemoveOrder
+
+
+class Operator(Protocol):
+    """Changes to the store, carried out by another process; `app.StoreProcess`. Raises StoreError, PackageError."""
+
+    async def install(self, package: str) -> Mapping[str, Any]:
+        """Install a package that lies in the incoming folder, by file name."""
+        ...
+
+    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+        """Remove a model or one adapter of it."""
+        ...
+
+    async def rollback(self, model: str) -> Mapping[str, Any]:
+        """Return a model to the version before."""
+        ...
+
+
+class Commands:
+    """Carries out orders and answers them."""
+
+    def __init__(
+        self, context: Context, fleet: Fleet, operator: Operator, diagnose: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self._context = context
+        self._fleet = fleet
+        self._operator = operator
+        self._diagnose = diagnose
+        self._running: asyncio.Task[None] | None = None
+
+    async def take(self, command: Command) -> None:
+        """Begin a command; the answer follows when it is done."""
+        if self._running is not None and not self._running.done():
+            self._answer(command, 429, "another command is being carried out", retry_after_s=5.0)
+            return
+        self._running = asyncio.create_task(self._carry_out(command), name=f"command-{command.name}")
+
+    async def close(self) -> None:
+        """Give up waiting for the running command; what another process does for it goes on by itself."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _carry_out(self, command: Command) -> None:
+        try:
+            result = await self._actions()[command.name](command)
+        except RequestError as error:
+            self._answer(command, error.status, error.reason, error.retry_after_s)
+        except EdgeError as error:
+            self._answer(command, 422, str(error))
+            self._context.announce("command-failed", f"{command.name}: {error}", {"command": command.name}, "error")
+        else:
+            self._answer(command, 200, None, result=result)
+
+    def _actions(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any]]]]:
+        return {
+            "install": self._install,
+            "remove": self._remove,
+            "rollback": self._rollback,
+            "load": self._load,
+            "unload": self._unload,
+            "attach": self._attach,
+            "detach": self._detach,
+            "diag": self._diag,
+        }
+
+    async def _install(self, command: Command) -> Mapping[str, Any]:
+        body = _body(command, InstallOrder)
+        report = await self._operator.install(body.package)
+        self._context.announce("installed", f"package {body.package!r} is active", dict(report), "info")
+        return report
+
+    async def _remove(self, command: Command) -> Mapping[str, Any]:
+        body = _body(command, RemoveOrder)
+        return await self._operator.remove(body.model, body.adapter)
+
+    async def _rollback(self, command: Command) -> Mapping[str, Any]:
+        body = _body(command, ModelOrder)
+        report = await self._operator.rollback(body.model)
+        self._context.announce("rolled-back", f"model {body.model!r} is back at the version before", dict(report))
+        return report
+
+    async def _load(self, command: Command) -> Mapping[str, Any]:
+        """Also lifts a quarantine."""
+        seat = self._seat(_body(command, ModelOrder).model)
+        if seat.phase is Phase.QUARANTINED:
+            seat.phase = Phase.ABSENT
+            seat.deaths_s.clear()
+        async with seat.lock:
+            await self._fleet.ensure_loaded(seat)
+        seat.wake.set()
+        return {"footprint_bytes": seat.footprint_bytes, "load_s": round(seat.load_s, 3)}
+
+    async def _unload(self, command: Command) -> Mapping[str, Any]:
+        seat = self._seat(_body(command, ModelOrder).model)
+        async with seat.lock:
+            await self._fleet.unload(seat)
+        return {}
+
+    async def _attach(self, command: Command) -> Mapping[str, Any]:
+        body = _body(command, AdapterOrder)
+        seat = self._seat(body.model)
+        async with seat.lock:
+            await self._fleet.ensure_loaded(seat)
+            await self._fleet.ensure_attached(seat, body.adapter)
+        return {"attached": list(seat.attached)}
+
+    async def _detach(self, command: Command) -> Mapping[str, Any]:
+        body = _body(command, AdapterOrder)
+        seat = self._seat(body.model)
+        async with seat.lock:
+            if seat.worker is not None and body.adapter in seat.attached:
+                await seat.worker.call("detach", name=body.adapter)
+                del seat.attached[body.adapter]
+        return {"attached": list(seat.attached)}
+
+    async def _diag(self, _command: Command) -> Mapping[str, Any]:
+        return self._diagnose()
+
+    def _seat(self, model: str) -> Seat:
+        seat = self._fleet.seats.get(model)
+        if seat is None:
+            raise RequestError(404, f"no model {model!r} on this device")
+        return seat
+
+    def _answer(
+        self,
+        command: Command,
+        status: int,
+        reason: str | None,
+        retry_after_s: float | None = None,
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
+        if command.reply is None:
+            return
+        remaining_s = command.deadline_s - self._context.clock.monotonic_s()
+        body = CommandReply(id=command.id, status=status, result=result)
+        message = encode.reply(body, command.reply, remaining_s)
+        if reason is not None:
+            message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s)
+        self._context.transport.publish(message)
+
+
+def _body(command: Command, kind: type[Any]) -> Any:
+    if not isinstance(command.body, kind):
+        raise RequestError(422, f"the body of {command.name!r} does not fit")
+    return command.body

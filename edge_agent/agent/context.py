@@ -1,0 +1,45 @@
+"""What every part of the running agent shares: its connection, its books, its clock, its way to report events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from edge_agent.agent.acks import AckWindow
+from edge_agent.agent.ports import Transport
+from edge_agent.agent.stats import Stats
+from edge_agent.base.clock import Clock
+from edge_agent.core.governor import Grant, Level
+from edge_agent.core.latency import CostModel
+from edge_agent.core.ledger import Ledger
+from edge_agent.protocol.messages import Severity
+from edge_agent.protocol.topics import Topics
+
+
+class Announce(Protocol):
+    """Report an event; `agent.report.Reporter.event`."""
+
+    def __call__(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
+        """`kind` is one of protocol.messages.EVENT_KINDS; `message` a sentence with its numbers."""
+        ...
+
+
+@dataclass(slots=True)
+class Context:
+    """Shared by intake, dispatch, respond, watch and report. `grant` is what the governor allows at this moment."""
+
+    clock: Clock
+    transport: Transport
+    topics: Topics
+    acks: AckWindow
+    announce: Announce
+    grant: Grant
+    ledger: Ledger = field(default_factory=Ledger)
+    stats: Stats = field(default_factory=Stats)
+    costs: CostModel = field(default_factory=CostModel)
+
+
+def full_grant(max_rows: int, threads: int) -> Grant:
+    """The limits before the first reading."""
+    return Grant(Level.NORMAL, max_rows, threads, None, "no reading yet")

@@ -1,0 +1,199 @@
+"""Schedule, run, collect: one loop per model, from its queue to its worker and back to the answers.
+
+A dead worker's jobs go back to the queue once, then are answered with 500. An idle worker never waits for a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.ports import WorkerEvent
+from edge_agent.agent.seat import Phase, Seat
+from edge_agent.base.errors import RequestError, WorkerError
+from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.core.job import MAX_ATTEMPTS, Job, State
+from edge_agent.core.scheduler import BatchLimits
+
+
+class Answers(Protocol):
+    """What the dispatcher says about a job; `agent.respond.Responder`."""
+
+    def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
+        """The worker's answer."""
+        ...
+
+    def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
+        """A status word other than 200; the job's state follows from it."""
+        ...
+
+    def expire(self, job: Job) -> None:
+        """The deadline passed: no answer."""
+        ...
+
+
+class Dispatcher:
+    """Runs every seat's loop."""
+
+    def __init__(self, context: Context, fleet: Fleet, answers: Answers, quarantine_deaths: int) -> None:
+        self._context = context
+        self._fleet = fleet
+        self._answers = answers
+        self._quarantine_deaths = quarantine_deaths
+        fleet.on_event = self._take_event
+        fleet.on_death = self._take_death
+
+    def start(self, seat: Seat) -> None:
+        """Begin to serve a seat."""
+        seat.task = asyncio.create_task(self._serve(seat), name=f"serve-{seat.name}")
+
+    def add(self, seat: Seat, job: Job) -> None:
+        """A job waits for this seat's worker."""
+        seat.queue.add(job)
+        seat.wake.set()
+
+    async def cancel(self, seat: Seat, job: Job) -> None:
+        """Answer a job with 499 and take it out of the queue or the worker."""
+        was_running = job.state is State.RUNNING
+        seat.queue.remove(job)
+        self._answers.refuse(job, 499, "cancelled by the client")
+        if was_running and seat.worker is not None:
+            with contextlib.suppress(WorkerError):
+                answer = await seat.worker.call("cancel", id=job.job_id)
+                if answer["cancelled"]:
+                    self._leave(seat, job.job_id)
+
+    async def _serve(self, seat: Seat) -> None:
+        while not seat.gone:
+            await seat.wake.wait()
+            seat.wake.clear()
+            while not seat.gone and (len(seat.queue) or seat.wanted):
+                async with seat.lock:
+                    await self._serve_once(seat)
+        self._drain(seat, 404, f"model {seat.name!r} was removed")
+        await self._fleet.unload(seat)
+
+    async def _serve_once(self, seat: Seat) -> None:
+        try:
+            await self._fleet.ensure_loaded(seat)
+            seat.wanted = False
+            batch = self._schedule(seat)
+            batch = await self._attach(seat, batch)
+            await self._run(seat, batch)
+        except RequestError as error:
+            seat.wanted = False
+            self._context.announce("load-failed", error.reason, {"model": seat.name})
+            self._drain(seat, error.status, error.reason, error.retry_after_s)
+        except WorkerError:
+            # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
+            pass
+
+    def _schedule(self, seat: Seat) -> list[Job]:
+        now_s = self._context.clock.monotonic_s()
+        for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
+            self._answers.expire(job)
+        return seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
+
+    async def _attach(self, seat: Seat, batch: list[Job]) -> list[Job]:
+        """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""
+        ready = []
+        for job in batch:
+            try:
+                if job.adapter is not None:
+                    await self._fleet.ensure_attached(seat, job.adapter)
+            except RequestError as error:
+                self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
+            except WorkerError:
+                for waiting in batch:
+                    if waiting.state is State.QUEUED:
+                        seat.queue.add(waiting)
+                raise
+            else:
+                ready.append(job)
+        return [job for job in ready if job.state is State.QUEUED]
+
+    async def _run(self, seat: Seat, batch: list[Job]) -> None:
+        if not batch or seat.worker is None:
+            return
+        now_s = self._context.clock.monotonic_s()
+        for job in batch:
+            job.start(now_s)
+            seat.running[job.job_id] = job
+        seat.heard_s = seat.last_used_s = now_s
+        seat.idle.clear()
+        seat.worker.submit([work_fields(job) for job in batch])
+        await seat.idle.wait()
+        seat.last_used_s = self._context.clock.monotonic_s()
+
+    def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
+        seat.heard_s = self._context.clock.monotonic_s()
+        job = seat.running.get(event["id"])
+        if job is None:
+            return
+        self._leave(seat, job.job_id)
+        if job.state is not State.RUNNING:
+            return
+        if event["ev"] == "failed":
+            self._answers.refuse(job, event["status"], event["reason"])
+        elif job.deadline_s <= seat.heard_s:
+            self._answers.expire(job)
+        else:
+            rows = event["batch"]
+            self._context.costs.learn(
+                seat.cost_key, rows, job.size_bytes // job.rows * rows, event["compute_ms"] / 1000.0
+            )
+            self._answers.done(job, seat, event)
+
+    def _take_death(self, seat: Seat, reason: str) -> None:
+        """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
+        now_s = self._context.clock.monotonic_s()
+        seat.worker = None
+        seat.attached.clear()
+        quarantined = seat.died(now_s, self._quarantine_deaths)
+        seat.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
+        jobs = list(seat.running.values())
+        self._context.announce("worker-died", f"model {seat.name!r}: {reason}", {"model": seat.name, "jobs": len(jobs)})
+        for job in jobs:
+            if job.state is not State.RUNNING:
+                continue
+            if job.attempts >= MAX_ATTEMPTS:
+                self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")
+            else:
+                job.to(State.QUEUED)
+                seat.queue.add(job)
+        seat.running.clear()
+        seat.idle.set()
+        seat.wake.set()
+        if quarantined:
+            text = f"model {seat.name!r} is left alone after {len(seat.deaths_s)} worker deaths; `cmd/load` lifts this"
+            self._context.announce("quarantined", text, {"model": seat.name})
+
+    def abandon(self, reason: str) -> None:
+        """Answer everything that is open with 503: the agent stops."""
+        for job in self._context.ledger.open_jobs():
+            self._answers.refuse(job, 503, reason)
+
+    def end_silent(self) -> None:
+        """Kill workers that have jobs and have reported nothing for too long; called by the watch."""
+        now_s = self._context.clock.monotonic_s()
+        for seat in self._fleet.seats.values():
+            if seat.running and seat.worker is not None and now_s - seat.heard_s > WORKER_SILENCE_S:
+                self._context.announce("worker-hung", f"model {seat.name!r} is silent; ending it", {"model": seat.name})
+                seat.worker.kill()
+
+    def _leave(self, seat: Seat, job_id: str) -> None:
+        seat.running.pop(job_id, None)
+        if not seat.running:
+            seat.idle.set()
+
+    def _drain(self, seat: Seat, status: int, reason: str, retry_after_s: float | None = None) -> None:
+        for job in seat.queue.take(lambda _job: True):
+            self._answers.refuse(job, status, reason, retry_after_s)
+
+
+def work_fields(job: Job) -> dict[str, object]:
+    """A job as the plain map that crosses to the child."""
+    return {"id": job.job_id, "adapter": job.adapter, "texts": job.texts, "params": job.params}

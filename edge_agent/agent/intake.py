@@ -1,0 +1,161 @@
+"""What arrives: decode it, recognise duplicates, admit or refuse, queue.
+
+Every message that is not a request is handed on (commands, cancels) or dropped with an event. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.dispatch import Dispatcher
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.respond import Origin
+from edge_agent.agent.seat import Seat
+from edge_agent.base.errors import RequestError
+from edge_agent.core import admission
+from edge_agent.core.job import Job
+from edge_agent.core.ledger import Seen
+from edge_agent.core.scheduler import rows_ahead
+from edge_agent.protocol import encode
+from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
+from edge_agent.protocol.envelope import Inbound, Outbound
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeOptions:
+    """`queue_jobs` bounds the requests open at once; `bounds` what one message may hold."""
+
+    queue_jobs: int
+    bounds: Bounds
+
+
+class Intake:
+    """Takes every inbound message to its end or to the queue."""
+
+    def __init__(
+        self,
+        context: Context,
+        options: IntakeOptions,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        on_command: Callable[[Command], Awaitable[None]],
+    ) -> None:
+        self._context = context
+        self._options = options
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._on_command = on_command
+
+    async def take(self, message: Inbound) -> None:
+        """One message."""
+        self._context.acks.hold(message)
+        wish = decode(
+            message, topics=self._context.topics, now_s=self._context.clock.monotonic_s(), bounds=self._options.bounds
+        )
+        if isinstance(wish, Request):
+            self._take_request(wish, message)
+            return
+        if isinstance(wish, Refusal):
+            self._refuse(wish)
+        elif isinstance(wish, Cancel):
+            await self._cancel(wish)
+        elif isinstance(wish, Command):
+            await self._on_command(wish)
+        self._context.acks.release(message)
+
+    def _take_request(self, request: Request, message: Inbound) -> None:
+        now_s = self._context.clock.monotonic_s()
+        key = (request.client, request.id)
+        seen = self._context.ledger.seen(key, now_s)
+        if seen is Seen.NEW:
+            self._admit(request, message, now_s)
+            return
+        self._context.stats.duplicates += 1
+        answer = self._context.ledger.answer(key)
+        if seen is Seen.ANSWERED and answer is not None:
+            expiry_s = encode.whole_expiry_s(request.deadline_s - now_s)
+            again = Outbound(request.reply.topic, answer, correlation=request.correlation, expiry_s=expiry_s)
+            self._context.transport.publish(again)
+        self._context.acks.release(message)
+
+    def _admit(self, request: Request, message: Inbound, now_s: float) -> None:
+        try:
+            seat = self._seat(request)
+            job = _job(request, message)
+            refused = admission.decide(
+                self._load(job, seat, now_s), job.deadline_s, now_s, self._context.grant.closed_because
+            )
+        except RequestError as error:
+            refused = admission.Refused(error.status, error.reason, error.retry_after_s)
+        if refused is not None:
+            self._refuse_request(request, refused, now_s)
+            self._context.acks.release(message)
+            return
+        self._context.ledger.open(job)
+        self._dispatcher.add(seat, job)
+
+    def _seat(self, request: Request) -> Seat:
+        seat = self._fleet.seats.get(request.model)
+        if seat is None:
+            raise RequestError(404, f"no model {request.model!r} on this device; {_names(self._fleet.seats)}")
+        if request.adapter is not None and seat.model.adapter(request.adapter) is None:
+            names = _names({adapter.name: adapter for adapter in seat.model.adapters})
+            raise RequestError(404, f"model {seat.name!r} has no adapter {request.adapter!r}; {names}")
+        return seat
+
+    def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
+        max_rows = self._context.grant.max_rows
+        own = min(job.rows, max_rows)
+        compute_s = self._context.costs.predict_s(seat.cost_key, own, job.size_bytes)
+        batch_s = self._context.costs.predict_s(seat.cost_key, max_rows, max_rows * max(1, job.size_bytes // job.rows))
+        wait_s = None
+        if compute_s is not None and batch_s is not None:
+            ahead = rows_ahead(seat.queue.jobs(), job, now_s)
+            wait_s = -(-ahead // max_rows) * batch_s + (batch_s if seat.running else 0.0)
+        return admission.Load(len(self._context.ledger), self._options.queue_jobs, wait_s, compute_s)
+
+    def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
+        remaining_s = request.deadline_s - now_s
+        message = encode.refusal(refused.status, refused.reason, request.reply, remaining_s, refused.retry_after_s)
+        # Not noted in the ledger: whoever asks again after `retry_after_s` is asking anew.
+        self._context.stats.statuses[refused.status] += 1
+        self._context.transport.publish(message)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._context.stats.statuses[refusal.status] += 1
+        if refusal.reply is not None:
+            self._context.transport.publish(
+                encode.refusal(refusal.status, refusal.reason, refusal.reply, refusal.remaining_s)
+            )
+        if refusal.event is not None:
+            self._context.announce(refusal.event, refusal.reason, {})
+
+    async def _cancel(self, wish: Cancel) -> None:
+        jobs = [job for job in self._context.ledger.open_jobs() if job.key[1] == wish.id]
+        mine = [job for job in jobs if wish.client is None or job.key[0] == wish.client]
+        if len(mine) != 1:
+            # Nothing open under that id (answered already, most likely), or it is not clear whose: nothing to do.
+            return
+        seat = self._fleet.seats.get(mine[0].model)
+        if seat is not None:
+            await self._dispatcher.cancel(seat, mine[0])
+
+
+def _job(request: Request, message: Inbound) -> Job:
+    return Job(
+        key=(request.client, request.id),
+        model=request.model,
+        adapter=request.adapter,
+        texts=request.texts,
+        params=request.params,
+        priority=request.priority,
+        deadline_s=request.deadline_s,
+        received_s=request.received_s,
+        origin=Origin(request, message),
+    )
+
+
+def _names(installed: Mapping[str, object]) -> str:
+    return f"there are: {', '.join(sorted(installed))}" if installed else "there are none"

@@ -1,0 +1,156 @@
+"""The agent: take what arrives, look around every second, report at intervals, stop in order.
+
+messages ─▶ intake ─▶ dispatch ─▶ respond          watch ─▶ governor ─▶ limits          report
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_agent.agent.commands import Commands
+from edge_agent.agent.context import Context
+from edge_agent.agent.dispatch import Dispatcher
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.intake import Intake
+from edge_agent.agent.ports import Notifier
+from edge_agent.agent.report import Reporter
+from edge_agent.agent.watch import PERIOD_S, Watch
+from edge_agent.base.errors import EdgeError
+from edge_agent.protocol.messages import Runtime
+
+log = logging.getLogger("edge_agent")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """Intervals in seconds, and the models to hold in memory from the start ('all' stands for every one)."""
+
+    telemetry_s: float
+    heartbeat_s: float
+    resident: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The agent's own rooms, wired by `app`."""
+
+    fleet: Fleet
+    dispatcher: Dispatcher
+    intake: Intake
+    commands: Commands
+    watch: Watch
+    reporter: Reporter
+
+
+class Agent:
+    """Runs until `stop` is called."""
+
+    def __init__(self, context: Context, options: LoopOptions, parts: Parts) -> None:
+        self._context = context
+        self._options = options
+        self._fleet = parts.fleet
+        self._dispatcher = parts.dispatcher
+        self._intake = parts.intake
+        self._commands = parts.commands
+        self._watch = parts.watch
+        self._reporter = parts.reporter
+        self._stopping = asyncio.Event()
+        self.runtimes: Callable[[], list[Runtime]] = list
+        self.rss_bytes: Callable[[], int | None] = lambda: None
+
+    def stop(self) -> None:
+        """Begin an orderly end; safe to call more than once."""
+        self._stopping.set()
+
+    async def run(self, notifier: Notifier) -> None:
+        """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
+        self._watch.tick()
+        self._want_resident()
+        await self._context.transport.start()
+        self._report_state("online")
+        notifier.ready()
+        tasks = [
+            asyncio.create_task(self._take_messages(), name="intake"),
+            asyncio.create_task(self._look_around(notifier), name="watch"),
+            asyncio.create_task(self._report(), name="report"),
+        ]
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        try:
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            notifier.stopping()
+            await self._end([*tasks, stopping])
+
+    async def _end(self, tasks: list[asyncio.Task[None] | asyncio.Task[bool]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._commands.close()
+        serving = [seat.task for seat in self._fleet.seats.values() if seat.task is not None]
+        self._dispatcher.abandon("the device is stopping")
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await self._fleet.close()
+        await self._context.transport.stop([self._reporter.status("offline", "stopped in order")])
+
+    async def _take_messages(self) -> None:
+        async for message in self._context.transport.messages():
+            await self._intake.take(message)
+
+    async def _look_around(self, notifier: Notifier) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            try:
+                self._watch.tick()
+            except EdgeError as error:
+                # A store that cannot be read now may be readable later; what is loaded goes on.
+                log.error("watch: %s", error)
+            if self._watch.changed:
+                self._watch.changed = False
+                self._want_resident()
+                self._reporter.publish_models(self._fleet)
+            notifier.status(self._status_line())
+            notifier.watchdog()
+
+    async def _report(self) -> None:
+        beat_s = self._context.clock.monotonic_s()
+        was_connected = False
+        while True:
+            await asyncio.sleep(self._options.telemetry_s)
+            now_s = self._context.clock.monotonic_s()
+            connected = self._context.transport.connected
+            if now_s - beat_s >= self._options.heartbeat_s or (connected and not was_connected):
+                beat_s = now_s
+                self._report_state("online")
+            was_connected = connected
+            context = self._context
+            self._reporter.publish_telemetry(
+                context.stats.take(), self._watch.readings, context.grant, len(context.ledger), self.rss_bytes()
+            )
+
+    def _report_state(self, state: str) -> None:
+        degraded = [seat.name for seat in self._fleet.seats.values() if seat.phase.value == "quarantined"]
+        if degraded:
+            self._reporter.publish_status("degraded", f"quarantined: {', '.join(degraded)}")
+        else:
+            self._reporter.publish_status("online" if state == "online" else "starting", "serving")
+        self._reporter.publish_info(self.runtimes())
+        self._reporter.publish_models(self._fleet)
+
+    def _want_resident(self) -> None:
+        for seat in self._fleet.seats.values():
+            if "all" in self._options.resident or seat.name in self._options.resident:
+                seat.wanted = seat.worker is None or seat.loaded_digest != seat.model.variant.digest
+                seat.wake.set()
+
+    def _status_line(self) -> str:
+        seats = self._fleet.seats.values()
+        loaded = sum(1 for seat in seats if seat.worker is not None)
+        link = "connected" if self._context.transport.connected else "broker away"
+        return f"{link}; {loaded} of {len(seats)} models in memory; {len(self._context.ledger)} requests open"

@@ -1,0 +1,225 @@
+"""What the agent says of itself: status, info, models, telemetry and events.
+
+Events of one kind are limited to a few a minute: whoever can provoke them must not be able to wear out the flash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.ports import Transport
+from edge_agent.agent.seat import Seat
+from edge_agent.agent.stats import ModelStats, Stats
+from edge_agent.base.clock import Clock
+from edge_agent.base.reading import Reading
+from edge_agent.bundle.catalog import Adapter, Variant
+from edge_agent.core.governor import Grant
+from edge_agent.core.latency import Quantiles as Window
+from edge_agent.protocol import encode, messages
+from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.messages import Severity, State
+from edge_agent.protocol.topics import Topics
+
+log = logging.getLogger("edge_agent")
+EVENTS_PER_MINUTE = 20
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What does not change while the agent runs."""
+
+    device: str
+    boot_id: str
+    version: str
+    board: str
+    python: str
+    limits: Mapping[str, float]
+    heartbeat_s: float
+    interval_s: float
+
+
+class Reporter:
+    """Builds and publishes the agent's own messages."""
+
+    def __init__(self, identity: Identity, topics: Topics, transport: Transport, clock: Clock) -> None:
+        self._identity = identity
+        self._topics = topics
+        self._transport = transport
+        self._clock = clock
+        self._seq = 0
+        self._started_s = clock.monotonic_s()
+        self._recent: dict[str, tuple[float, int]] = {}
+        self._state: State = "starting"
+
+    def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
+        """See `context.Announce`. Logged and published, unless too many of its kind came within a minute."""
+        now_s = self._clock.monotonic_s()
+        since_s, count = self._recent.get(kind, (now_s, 0))
+        if now_s - since_s >= 60.0:
+            since_s, count = now_s, 0
+        self._recent[kind] = (since_s, count + 1)
+        if count > EVENTS_PER_MINUTE:
+            return
+        if count == EVENTS_PER_MINUTE:
+            message = f"{message}; more of this kind within the minute are not reported"
+        log.log(LEVELS[severity], "%s: %s", kind, message)
+        body = messages.Event(
+            kind=kind,
+            ts=self._clock.wall_s(),
+            boot_id=self._identity.boot_id,
+            seq=self._next(),
+            severity=severity,
+            message=message,
+            data=dict(data),
+        )
+        self._transport.publish(encode.event(body, self._topics))
+
+    def status(self, state: State, reason: str) -> Outbound:
+        """The retained status; the caller publishes it, hands it over as last will, or as last words."""
+        body = messages.Status(
+            state=state,
+            boot_id=self._identity.boot_id,
+            seq=self._next(),
+            ts=self._clock.wall_s(),
+            heartbeat_s=self._identity.heartbeat_s,
+            reason=reason,
+        )
+        return encode.status(body, self._topics)
+
+    def publish_status(self, state: State, reason: str) -> None:
+        """Say how the agent is."""
+        self._transport.publish(self.status(state, reason))
+
+    def publish_info(self, runtimes: list[messages.Runtime]) -> None:
+        """Say what this device is."""
+        body = messages.Info(
+            schema="edge/v1",
+            agent=self._identity.version,
+            device=self._identity.device,
+            boot_id=self._identity.boot_id,
+            ts=self._clock.wall_s(),
+            board=self._identity.board,
+            python=self._identity.python,
+            runtimes=runtimes,
+            limits=dict(self._identity.limits),
+        )
+        self._transport.publish(encode.retained(self._topics.info, body))
+
+    def publish_models(self, fleet: Fleet) -> None:
+        """Say what can be asked."""
+        body = messages.Models(
+            ts=self._clock.wall_s(),
+            boot_id=self._identity.boot_id,
+            seq=self._next(),
+            models=[model_entry(seat) for seat in fleet.seats.values()],
+        )
+        self._transport.publish(encode.retained(self._topics.models, body))
+
+    def publish_telemetry(
+        self, stats: Stats, readings: Mapping[str, Reading], grant: Grant, queue_jobs: int, rss_bytes: int | None
+    ) -> None:
+        """The interval's figures."""
+        now_s = self._clock.monotonic_s()
+        joules = [share.joules for share in stats.models.values() if share.joules is not None]
+        power = readings.get("power")
+        events_waiting, events_lost = self._transport.spool_counts()
+        body = messages.Telemetry(
+            boot_id=self._identity.boot_id,
+            seq=self._next(),
+            ts=self._clock.wall_s(),
+            interval_s=self._identity.interval_s,
+            uptime_s=round(now_s - self._started_s, 3),
+            models={name: model_telemetry(share) for name, share in stats.models.items()},
+            refusals={str(status): count for status, count in stats.statuses.items() if status != 200},
+            queue_jobs=queue_jobs,
+            sensors={key: measured(reading) for key, reading in readings.items()},
+            energy=messages.Energy(sum(joules) if joules else None, _energy_method(power)),
+            rss_bytes=rss_bytes,
+            governor={"level": grant.level.name.lower(), "max_rows": grant.max_rows, "why": grant.why},
+            events_waiting=events_waiting,
+            events_lost=events_lost,
+        )
+        self._transport.publish(encode.telemetry(body, self._topics))
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq
+
+
+def _energy_method(power: Reading | None) -> str:
+    if power is None:
+        return "no power sensor was read"
+    return power.source if power.value is not None else (power.reason or "unknown")
+
+
+def measured(reading: Reading) -> messages.Measured:
+    """A reading as a message part."""
+    value = None if reading.value is None else round(reading.value, 3)
+    return messages.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
+
+
+def model_telemetry(share: ModelStats) -> messages.ModelTelemetry:
+    """One model's interval as a message part."""
+    return messages.ModelTelemetry(
+        requests=share.answered,
+        failed=sum(count for status, count in share.statuses.items() if status != 200),
+        total_ms=_quantiles(share.total_ms),
+        compute_ms=_quantiles(share.compute_ms),
+        batch_mean=round(share.batch_rows / share.answered, 2) if share.answered else None,
+        joules=share.joules,
+        truncated=share.truncated,
+        out_of_scope=share.out_of_scope,
+        confidence_mean=round(share.confidence_sum / share.classified, 4) if share.classified else None,
+    )
+
+
+def _quantiles(window: Window) -> messages.Quantiles | None:
+    summary = window.summary()
+    p50, p95, p99 = (summary[name] for name in ("p50", "p95", "p99"))
+    if p50 is None or p95 is None or p99 is None:
+        return None
+    return messages.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
+
+
+def model_entry(seat: Seat) -> messages.ModelEntry:
+    """A seat as a message part."""
+    model = seat.model
+    return messages.ModelEntry(
+        name=model.name,
+        version=model.version,
+        base_id=model.base_id,
+        task=model.task.kind,
+        labels=list(model.task.labels),
+        resident=seat.worker is not None,
+        variant=model.variant.digest,
+        variants=[_variant_entry(variant) for variant in model.variants],
+        adapters=[_adapter_entry(adapter, seat) for adapter in model.adapters],
+        footprint_bytes=seat.footprint_bytes or None,
+        reason=seat.phase.value,
+    )
+
+
+def _variant_entry(variant: Variant) -> messages.VariantEntry:
+    return messages.VariantEntry(
+        digest=variant.digest,
+        runtime=variant.runtime,
+        dtype=variant.dtype,
+        size_bytes=variant.size_bytes,
+        accuracy=variant.accuracy,
+    )
+
+
+def _adapter_entry(adapter: Adapter, seat: Seat) -> messages.AdapterEntry:
+    return messages.AdapterEntry(
+        name=adapter.name,
+        digest=adapter.digest,
+        version=adapter.version,
+        rank=adapter.rank,
+        resident=adapter.name in seat.attached,
+        labels=list(adapter.task.labels),
+    )

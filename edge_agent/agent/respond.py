@@ -1,0 +1,100 @@
+"""Say the answer: every job leaves the ledger here, exactly once, and its message is acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.energy import energy
+from edge_agent.agent.ports import WorkerEvent
+from edge_agent.agent.seat import Seat
+from edge_agent.base.reading import Reading
+from edge_agent.core.job import Job, State
+from edge_agent.protocol import encode
+from edge_agent.protocol.decode import Request
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.messages import Energy, Reply, Timing
+
+STATES = {499: State.CANCELLED, 500: State.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a job came from: the decoded request, and the message that waits for its acknowledgement."""
+
+    request: Request
+    message: Inbound
+
+
+class Responder:
+    """Turns outcomes into replies."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.reading: Callable[[str], Reading] = lambda key: Reading(None, "", key, 0.0, "no sensor was read yet")
+
+    def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
+        """A worker's answer, with its timing, energy and the board's temperature."""
+        now_s = self._context.clock.monotonic_s()
+        request = _origin(job).request
+        results = event["results"]
+        compute_ms, tokenize_ms = float(event["compute_ms"]), float(event["tokenize_ms"])
+        total_ms = (now_s - job.received_s) * 1000.0
+        started_s = job.started_s if job.started_s is not None else now_s
+        joules, method = energy(self.reading("power"), now_s, compute_ms / 1000.0, job.rows, event["batch"])
+        temperature = self.reading("temperature")
+        body = Reply(
+            id=request.id,
+            status=200,
+            model=job.model,
+            adapter=job.adapter,
+            variant=seat.model.variant.dtype,
+            result=results[0] if request.single else results,
+            timing=Timing(
+                queue_ms=round((started_s - job.received_s) * 1000.0, 3),
+                tokenize_ms=round(tokenize_ms, 3),
+                compute_ms=round(compute_ms, 3),
+                total_ms=round(total_ms, 3),
+            ),
+            batch=event["batch"],
+            energy=Energy(joules=joules, method=method),
+            temperature_c=temperature.value if temperature.fresh(now_s, 5.0) else None,
+        )
+        self._context.stats.model(job.model).note_answer(
+            job.rows, event["batch"], total_ms, compute_ms, results, joules
+        )
+        self._finish(job, State.DONE, 200, encode.reply(body, request.reply, job.deadline_s - now_s))
+
+    def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
+        """A status word other than 200."""
+        request = _origin(job).request
+        remaining_s = job.deadline_s - self._context.clock.monotonic_s()
+        if remaining_s <= 0:
+            self.expire(job)
+            return
+        otherwise = State.REFUSED if job.state is State.QUEUED else State.FAILED
+        message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
+        self._finish(job, STATES.get(status, otherwise), status, message)
+
+    def expire(self, job: Job) -> None:
+        """The deadline passed: no answer, since an answer after it is worse than none."""
+        self._context.stats.expired += 1
+        self._finish(job, State.EXPIRED, 408, None)
+
+    def _finish(self, job: Job, state: State, status: int, message: Outbound | None) -> None:
+        job.to(state)
+        if not self._context.ledger.close(job, message.payload if message else None):
+            return
+        self._context.stats.statuses[status] += 1
+        self._context.stats.model(job.model).statuses[status] += 1
+        if message is not None:
+            self._context.transport.publish(message)
+        self._context.acks.release(_origin(job).message)
+
+
+def _origin(job: Job) -> Origin:
+    origin = job.origin
+    if not isinstance(origin, Origin):
+        raise TypeError(f"job {job.job_id} has no origin")
+    return origin

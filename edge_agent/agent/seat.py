@@ -1,0 +1,78 @@
+"""A model's seat on this device: its queue, its worker if it has one, and what is known of both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from edge_agent.agent.ports import Worker
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.core.job import Job
+from edge_agent.core.scheduler import Queue
+
+QUARANTINE_WINDOW_S = 900.0
+
+
+class Phase(Enum):
+    """Whether the model is in memory."""
+
+    ABSENT = "absent"
+    LOADING = "loading"
+    READY = "ready"
+    QUARANTINED = "quarantined"
+    GONE = "gone"
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One installed model. `wake` is set when there is something to do; `lock` is held while the worker is in use."""
+
+    model: InstalledModel
+    queue: Queue = field(default_factory=Queue)
+    phase: Phase = Phase.ABSENT
+    worker: Worker | None = None
+    mixed: bool = False
+    running: dict[str, Job] = field(default_factory=dict)
+    attached: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    footprint_bytes: int = 0
+    load_s: float = 1.0
+    last_used_s: float = 0.0
+    heard_s: float = 0.0
+    loaded_digest: str | None = None
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    wanted: bool = False
+    deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
+    def gone(self) -> bool:
+        """True once the model was removed from the device."""
+        return self.phase is Phase.GONE
+
+    @property
+    def cost_key(self) -> tuple[str, str]:
+        """What compute times depend on: the model and its variant."""
+        return self.model.name, self.model.variant.digest
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Bytes in memory: as measured on this device, else as the package says, else from the size of its files."""
+        return self.footprint_bytes or self.model.variant.peak_bytes or 2 * self.model.variant.size_bytes
+
+    def died(self, now_s: float, quarantine_deaths: int) -> bool:
+        """Note a death; True when the model is to be left alone: `quarantine_deaths` in fifteen minutes (0: never)."""
+        self.deaths_s.append(now_s)
+        recent = sum(1 for death_s in self.deaths_s if now_s - death_s <= QUARANTINE_WINDOW_S)
+        return 0 < quarantine_deaths <= recent

@@ -1,0 +1,88 @@
+"""Once a second: read the sensors, ask the governor, hand out its limits, notice what died, fell silent or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.dispatch import Dispatcher
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.ports import Library, Sensors
+from edge_agent.base.reading import Reading, unavailable
+from edge_agent.core import governor
+from edge_agent.core.residency import Memory
+
+PERIOD_S = 1.0
+
+
+class Watch:
+    """The agent's look at its board and its store."""
+
+    def __init__(
+        self,
+        context: Context,
+        plan: governor.Plan,
+        sensors: Sensors,
+        library: Library,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._context = context
+        self._plan = plan
+        self._sensors = sensors
+        self._library = library
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._memory = governor.Memory()
+        self._generation = -1
+        self._had: set[str] = set()
+        self.readings: Mapping[str, Reading] = {}
+        self.changed = False
+
+    def tick(self) -> None:
+        """One look. Sets `changed` when the installed models are not what they were."""
+        self.readings = self._sensors.sample()
+        self._note_lost_sensors()
+        self._govern()
+        self._dispatcher.end_silent()
+        self.refresh_models()
+
+    def reading(self, key: str) -> Reading:
+        """The last sample of a sensor, or why there is none."""
+        found = self.readings.get(key)
+        return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
+
+    def host_memory(self) -> Memory:
+        """What the residency decision goes by."""
+        total, available = self.reading("ram_total").value, self.reading("ram_available").value
+        return Memory(int(total or 0), int(available or 0))
+
+    def refresh_models(self) -> None:
+        """Take over what was installed, removed or rolled back since the last look."""
+        generation = self._library.generation()
+        if generation == self._generation:
+            return
+        self._generation = generation
+        new, _ = self._fleet.sync()
+        for seat in new:
+            self._dispatcher.start(seat)
+        self.changed = True
+
+    def _govern(self) -> None:
+        now_s = self._context.clock.monotonic_s()
+        grant, self._memory = governor.decide(self._plan, self.reading("temperature"), self._memory, now_s)
+        before, self._context.grant = self._context.grant, grant
+        if (before.max_rows, before.threads) != (grant.max_rows, grant.threads):
+            for seat in self._fleet.seats.values():
+                if seat.worker is not None:
+                    seat.worker.set_limits({"max_rows": grant.max_rows, "threads": grant.threads})
+        if before.level is not grant.level:
+            text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
+            self._context.announce("throttled", text, {"level": grant.level.name.lower()})
+
+    def _note_lost_sensors(self) -> None:
+        have = {key for key, reading in self.readings.items() if reading.value is not None}
+        for key in sorted(self._had - have):
+            text = f"sensor {key!r} is lost: {self.reading(key).reason}"
+            self._context.announce("sensor-lost", text, {"sensor": key})
+        self._had = have
