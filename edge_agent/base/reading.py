@@ -10,7 +10,7 @@ class Reading:
     """One sampled quantity.
 
     `value` is None exactly when `reason` says why there is none. `unit` is one of
-    'celsius', 'watts', 'bytes', 'hertz', 'percent', 'flags'. `taken_s` is monotonic.
+    'celsius', 'watts', 'bytes', 'hertz', 'percent', 'flags', 'rpm', 'count'. `taken_s` is monotonic.
     """
 
     value: float | None

@@ -1,0 +1,151 @@
+"""Memory: what is available, what presses, what a process really holds, and what a cgroup allows.
+
+MemAvailable is the figure to admit by: `free` counts page cache as used, RSS counts shared pages twice. Page sizes
+differ between boards (16 KiB on a Pi 5), so nothing here is in pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from edge_agent.base.limits import KIB
+from edge_agent.base.reading import Reading, unavailable
+from edge_agent.sensors.files import parse_number, read_text
+
+MEMINFO_KEYS = {
+    "ram_total": "MemTotal",
+    "ram_available": "MemAvailable",
+    "swap_total": "SwapTotal",
+    "swap_free": "SwapFree",
+}
+NO_LIMIT_BYTES = float(1 << 60)
+"""cgroup v1 writes 'no limit' as the largest multiple of a page."""
+
+
+def parse_meminfo(text: str) -> dict[str, float]:
+    """Bytes by name of /proc/meminfo (and of smaps_rollup, which looks alike); lines in other units are left out."""
+    return {name: float(kib) * KIB for name, kib in re.findall(r"^([\w()]+):[ \t]*(\d{1,16}) kB$", text, re.MULTILINE)}
+
+
+def read_meminfo(root: Path, taken_s: float) -> dict[str, Reading]:
+    """`ram_total`, `ram_available`, `swap_total`, `swap_free`; on a Jetson also `nvmap_used` (memory of the GPU)."""
+    path = str(root / "proc/meminfo")
+    text, reason = read_text(path)
+    table = parse_meminfo(text or "")
+    found: dict[str, Reading] = {}
+    for key, name in MEMINFO_KEYS.items():
+        if name in table:
+            found[key] = Reading(table[name], "bytes", name, taken_s)
+        else:
+            found[key] = unavailable("bytes", name, taken_s, reason or f"{path}: has no {name}")
+    if "NvMapMemUsed" in table:
+        found["nvmap_used"] = Reading(table["NvMapMemUsed"], "bytes", "NvMapMemUsed", taken_s)
+    return found
+
+
+def parse_pressure(text: str) -> dict[str, float]:
+    """Percent of the last 10 s in which 'some' or all ('full') tasks waited for memory."""
+    found = re.findall(r"^(some|full) avg10=(\d{1,3}(?:\.\d{1,4})?) ", text, re.MULTILINE)
+    return {kind: float(value) for kind, value in found}
+
+
+def read_pressure(root: Path, taken_s: float) -> dict[str, Reading]:
+    """`memory_pressure_some` and `memory_pressure_full`, percent over 10 s. Raspberry Pi OS needs `psi=1` for them."""
+    path = str(root / "proc/pressure/memory")
+    text, reason = read_text(path)
+    table = parse_pressure(text or "")
+    found: dict[str, Reading] = {}
+    for kind in ("some", "full"):
+        key = f"memory_pressure_{kind}"
+        if kind in table:
+            found[key] = Reading(table[kind], "percent", "psi", taken_s)
+        else:
+            found[key] = unavailable("percent", "psi", taken_s, reason or f"{path}: has no '{kind}' line")
+    return found
+
+
+def read_pss(root: Path, pid: int, taken_s: float) -> Reading:
+    """Bytes of a process, shared pages divided among those who share them (PSS)."""
+    source = f"pss of {pid}"
+    path = str(root / f"proc/{pid}/smaps_rollup")
+    text, reason = read_text(path)
+    value = parse_meminfo(text or "").get("Pss")
+    if value is None:
+        return unavailable("bytes", source, taken_s, reason or f"{path}: has no Pss")
+    return Reading(value, "bytes", source, taken_s)
+
+
+def parse_cgroup(text: str) -> tuple[str | None, str | None]:
+    """The paths of /proc/<pid>/cgroup: (unified hierarchy, version 1 memory controller), None where there is none."""
+    unified = re.search(r"^0::(/.*)$", text, re.MULTILINE)
+    memory = re.search(r"^\d+:(?:\w+,)*memory(?:,\w+)*:(/.*)$", text, re.MULTILINE)
+    return (unified[1] if unified else None, memory[1] if memory else None)
+
+
+def parse_limit(text: str) -> float | None:
+    """Bytes of memory.max or memory.limit_in_bytes; None for 'max' and for version 1's huge figure."""
+    value = parse_number(text.strip())
+    return None if value is None or value >= NO_LIMIT_BYTES else value
+
+
+def parse_reclaimable(text: str) -> float:
+    """Bytes of memory.stat that the kernel drops when it must: file pages that nobody used of late."""
+    found = re.search(r"^(?:total_)?inactive_file (\d{1,19})$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def read_cgroup(root: Path, taken_s: float, pid: str = "self") -> Mapping[str, Reading]:
+    """`cgroup_limit`, the tightest limit above the process, and `cgroup_used` there without reclaimable file cache."""
+    text, reason = read_text(str(root / f"proc/{pid}/cgroup"))
+    unified, version1 = parse_cgroup(text or "")
+    tops = (
+        (root / "sys/fs/cgroup", unified, "memory.max", "memory.current"),
+        (root / "sys/fs/cgroup/memory", version1, "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    )
+    tightest: tuple[float, str, str] | None = None
+    controlled = False
+    for top, path, limit_name, used_name in tops:
+        for folder in _upwards(top, path):
+            limit_text = read_text(f"{folder}/{limit_name}").text
+            controlled = controlled or limit_text is not None
+            limit = parse_limit(limit_text) if limit_text is not None else None
+            if limit is not None and (tightest is None or limit < tightest[0]):
+                tightest = (limit, folder, used_name)
+    if tightest is None:
+        why = "no memory limit is set" if controlled else reason or "the kernel runs without the memory cgroup"
+        return {key: unavailable("bytes", "cgroup", taken_s, why) for key in ("cgroup_limit", "cgroup_used")}
+    limit, folder, used_name = tightest
+    return {
+        "cgroup_limit": Reading(limit, "bytes", "cgroup", taken_s),
+        "cgroup_used": _used(folder, used_name, taken_s),
+    }
+
+
+def _upwards(top: Path, path: str | None) -> list[str]:
+    """The cgroup's folder and all above it; a path that escapes (seen from another namespace) leaves only the top."""
+    if path is None:
+        return []
+    parts = [part for part in path.split("/") if part]
+    if ".." in parts:
+        parts = []
+    return [str(top.joinpath(*parts[:depth])) for depth in range(len(parts), -1, -1)]
+
+
+def _used(folder: str, name: str, taken_s: float) -> Reading:
+    text, reason = read_text(f"{folder}/{name}")
+    current = parse_number(text) if text is not None else None
+    if current is None:
+        return unavailable("bytes", "cgroup", taken_s, reason or f"{folder}/{name}: not a number")
+    reclaimable = parse_reclaimable(read_text(f"{folder}/memory.stat").text or "")
+    return Reading(max(0.0, current - reclaimable), "bytes", "cgroup", taken_s)
+
+
+def memory_controller(root: Path) -> bool:
+    """True when the kernel enforces memory limits. Stock Raspberry Pi OS boots with `cgroup_disable=memory`: then
+    systemd's MemoryMax does nothing. Since kernel 6.12 only `cgroup.controllers` tells, not /proc/cgroups."""
+    controllers = read_text(str(root / "sys/fs/cgroup/cgroup.controllers")).text
+    if controllers is not None:
+        return "memory" in controllers.split()
+    return read_text(str(root / "sys/fs/cgroup/memory/memory.limit_in_bytes")).text is not None

@@ -1,0 +1,79 @@
+"""One round over all sensors of a board. Implements `agent.ports.Sensors`.
+
+The places are searched once (and again after one was lost, since drivers come late and hwmon numbers move); a round
+then only reads files. It owns no clock: the caller hands one in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edge_agent.base.reading import Reading, unavailable
+from edge_agent.sensors import clocks, memory, power, thermal, throttle, vcio
+from edge_agent.sensors.boards import Board, read_board
+
+SEARCH_AGAIN_S = 60.0
+"""A lost sensor is searched for at most this often; a search lists folders and takes some milliseconds."""
+
+
+class SensorSuite:
+    """The sensors under `root` (normally /). `sample()` reads them all and never raises."""
+
+    def __init__(self, root: Path, clock_s: Callable[[], float], gencmd: power.Gencmd | None = None) -> None:
+        """`clock_s`: monotonic seconds; `gencmd`: asks a Raspberry Pi's firmware (None: by its device under `root`)."""
+        self._root = root
+        self._clock_s = clock_s
+        self._given_gencmd = gencmd
+        self.board: Board = read_board(root)
+        self._searched_s = clock_s()
+        self._search()
+
+    def sample(self) -> Mapping[str, Reading]:
+        """One reading per key.
+
+        Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
+        memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
+        Where the board has them: temperature_<zone>, power_<rail>, nvmap_used.
+        """
+        now_s = self._clock_s()
+        readings: dict[str, Reading] = {}
+        zones = thermal.read_zones(self._zones, now_s)
+        readings["temperature"] = thermal.governing(zones, self.board, now_s)
+        readings.update({f"temperature_{kind}": reading for kind, reading in zones.items()})
+        readings["throttle"] = throttle.read_throttled(self._throttled, self._under_voltage, now_s)
+        readings["over_current"] = throttle.read_over_current(self._over_current, now_s)
+        readings.update(self._power(now_s))
+        readings.update(memory.read_meminfo(self._root, now_s))
+        readings.update(memory.read_pressure(self._root, now_s))
+        readings.update(memory.read_cgroup(self._root, now_s))
+        readings["cpu_clock"] = clocks.read_clock(self._root, now_s)
+        readings.update(clocks.read_fan(self._fan, now_s))
+        if readings["temperature"].value is None and now_s - self._searched_s >= SEARCH_AGAIN_S:
+            self._searched_s = now_s
+            self._search()
+        return readings
+
+    def process_pss(self, pid: int) -> Reading:
+        """Bytes that a process holds (PSS), for the budget of a worker. The kernel walks all its pages for it."""
+        return memory.read_pss(self._root, pid, self._clock_s())
+
+    def _search(self) -> None:
+        root = self._root
+        self._zones = thermal.find_zones(root) or thermal.find_hwmon_temps(root)
+        self._throttled = throttle.find_throttled(root)
+        self._under_voltage = throttle.find_under_voltage(root)
+        self._over_current = throttle.find_over_current(root)
+        self._rails = power.find_rails(root)
+        self._gencmd = self._given_gencmd or vcio.find_gencmd(root)
+        self._fan = clocks.find_fan(root)
+
+    def _power(self, now_s: float) -> dict[str, Reading]:
+        if self.board.power == "pmic":
+            if self._gencmd is None:
+                reason = "neither /dev/vcio_gencmd nor /dev/vcio is there to ask the PMIC"
+                return {"power": unavailable("watts", "pmic", now_s, reason)}
+            return {"power": power.read_pmic(self._gencmd, now_s)}
+        rails = power.read_rails(self._rails, now_s)
+        found = {f"power_{name}": reading for name, reading in rails.items()}
+        return {"power": power.board_power(rails, now_s), **found}

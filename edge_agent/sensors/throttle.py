@@ -1,0 +1,95 @@
+"""Raspberry Pi's throttle word, decoded; Jetson's over-current counters.
+
+The word comes from sysfs (hex without 0x; the kernel refreshes it every 2 s) or from `get_throttled` (0x...).
+Bits: raspberrypi/documentation, get_throttled. Bits 16-19 repeat bits 0-3 as 'has happened since boot'.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.base.reading import Reading, unavailable
+from edge_agent.sensors.files import read_number, read_text
+
+FLAGS = {0: "under-voltage", 1: "clock-capped", 2: "throttled", 3: "soft-temperature-limit"}
+REMEDIES = {
+    "under-voltage": "the supply or its cable is too weak: use the board's official one",
+    "clock-capped": "the firmware holds the clock down, because of heat or a weak supply",
+    "throttled": "the firmware slows the board down, because of heat or a weak supply: cool it, or check the supply",
+    "soft-temperature-limit": "the board is hot: give it a heat sink, a fan, or more air",
+}
+SINCE_BOOT_SHIFT = 16
+UNDER_VOLTAGE_NOW = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The word in words: what holds now, and what has happened since boot."""
+
+    now: tuple[str, ...]
+    since_boot: tuple[str, ...]
+
+
+def decode(word: int) -> Throttle:
+    """The flags of a throttle word; bits without a known meaning are left out."""
+    now = tuple(name for bit, name in FLAGS.items() if word >> bit & 1)
+    since_boot = tuple(name for bit, name in FLAGS.items() if word >> (bit + SINCE_BOOT_SHIFT) & 1)
+    return Throttle(now, since_boot)
+
+
+def parse_word(text: str) -> int | None:
+    """The word from '50005' (sysfs), '0x50005' or 'throttled=0x50005' (get_throttled); None when it is none of them."""
+    found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", text.strip())
+    return int(found[1], 16) if found else None
+
+
+def find_throttled(root: Path) -> str | None:
+    """The sysfs file of the throttle word: under soc/soc:firmware or, on newer kernels, soc@.../soc@...:firmware."""
+    found = sorted((root / "sys/devices/platform").glob("soc*/soc*:firmware/get_throttled"))
+    return str(found[0]) if found else None
+
+
+def find_under_voltage(root: Path) -> str | None:
+    """The hwmon alarm 'under-voltage within the last 2 s', for kernels without the word."""
+    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        if read_text(str(folder / "name")).text == "rpi_volt":
+            return str(folder / "in0_lcrit_alarm")
+    return None
+
+
+def find_over_current(root: Path) -> tuple[str, ...]:
+    """Jetson's counters of over-current (often under-voltage) events, oc1..3_event_cnt."""
+    return tuple(str(path) for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")))
+
+
+def read_throttled(word_path: str | None, alarm_path: str | None, taken_s: float) -> Reading:
+    """The throttle word as a reading of unit 'flags'; the alarm alone tells bit 0 only, and its source says so."""
+    if word_path is not None:
+        text, reason = read_text(word_path)
+        if text is None:
+            return unavailable("flags", "get_throttled", taken_s, reason)
+        word = parse_word(text)
+        if word is None:
+            return unavailable("flags", "get_throttled", taken_s, f"{word_path}: {text[:40]!r} is not a throttle word")
+        return Reading(float(word), "flags", "get_throttled", taken_s)
+    if alarm_path is not None:
+        value, reason = read_number(alarm_path)
+        if value is None:
+            return unavailable("flags", "rpi_volt", taken_s, reason)
+        return Reading(float(UNDER_VOLTAGE_NOW if value else 0), "flags", "rpi_volt (under-voltage only)", taken_s)
+    return unavailable("flags", "get_throttled", taken_s, "this board does not report throttling")
+
+
+def read_over_current(paths: tuple[str, ...], taken_s: float) -> Reading:
+    """The sum of the over-current counters; an alert is its growth, not its height."""
+    total = 0.0
+    for path in paths:
+        value, reason = read_number(path)
+        if value is None:
+            return unavailable("count", "oc_event_cnt", taken_s, reason)
+        total += value
+    if not paths:
+        return unavailable("count", "oc_event_cnt", taken_s, "this board does not count over-current events")
+    return Reading(total, "count", "oc_event_cnt", taken_s)
