@@ -1,0 +1,56 @@
+"""The module that Trainer sees: encoder, mean pooling, one linear layer, and the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Features [rows, hidden]: the mean of the last hidden states [rows, tokens, hidden] over the tokens of `mask`."""
+    weight = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+
+
+class SequenceClassifier(nn.Module):
+    """logits [rows, labels] = mean_pool(encoder(x)) @ head.weight.T + head.bias, and the cross-entropy.
+
+    `class_weight` [labels] has mean 1 over the training rows, so micro-batches add up to the batch's loss.
+    """
+
+    def __init__(self, encoder: Any, hidden: int, labels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(hidden, labels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("class_weight", torch.ones(labels), persistent=False)
+        self.label_smoothing = 0.0
+        self.token_dropout = 0.0
+
+    def features(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Features [rows, hidden] of `input_ids` or of kept states given as `inputs_embeds`."""
+        states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
+        return mean_pool(states, attention_mask)
+
+    def forward(
+        self, attention_mask: torch.Tensor, labels: torch.Tensor | None = None, **inputs: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """{"loss" (with labels), "logits"}; the loss is the mean over rows of weighted, smoothed cross-entropy."""
+        if self.training and self.token_dropout:
+            attention_mask = self._thinned(attention_mask)
+        logits = self.head(self.features(attention_mask, **inputs)).float()
+        if labels is None:
+            return {"logits": logits}
+        weight: torch.Tensor = self.class_weight  # type: ignore[assignment]
+        each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return {"loss": (each * weight[labels]).mean(), "logits": logits}
+
+    def _thinned(self, mask: torch.Tensor) -> torch.Tensor:
+        """The mask with a share of its tokens hidden; the first token always stays, so no row is empty."""
+        kept = torch.rand(mask.shape, device=mask.device) >= self.token_dropout
+        kept[:, 0] = True
+        return mask * kept

@@ -1,0 +1,136 @@
+"""Start a training run in a worker process and follow it. This side imports no tensor library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import IO
+
+from edge_agent.base import errors
+from edge_forge.bases import base_id
+from edge_forge.training.job import Job
+from edge_forge.training.record import TrainRecord
+from edge_forge.training.settings import TrainSettings, check
+
+_TAIL_LINES = 20
+_WORKER = "edge_forge.training.worker"
+
+
+def train(
+    *,
+    base_dir: Path,
+    train_rows: Sequence[tuple[str, str]],
+    validation_rows: Sequence[tuple[str, str]],
+    labels: Sequence[str],
+    settings: TrainSettings,
+    out_dir: Path,
+    progress: Callable[[str, float], None],
+) -> TrainRecord:
+    """Train on (text, label) rows and write the result into `out_dir`; `progress` gets (phase, share done 0..1).
+
+    Writes adapter.safetensors and peft/ (LoRA) or model.safetensors, head.safetensors, config and tokenizer (full),
+    train.log, and record.json last. Raises ConfigError for bad settings, rows or base, EdgeError when the worker
+    fails, KeyboardInterrupt after the worker was ended.
+    """
+    check(settings, "train")
+    _check_rows(train_rows, validation_rows, labels)
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        base_dir=base_dir.resolve(),
+        base_id=base_id(base_dir),
+        out_dir=out_dir,
+        labels=tuple(labels),
+        train=tuple((text, label) for text, label in train_rows),
+        validation=tuple((text, label) for text, label in validation_rows),
+        settings=settings,
+    )
+    with tempfile.TemporaryDirectory(prefix="edge-forge-") as folder:
+        job.write(Path(folder) / "job.json")
+        follow([*_launcher(settings), _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
+    return TrainRecord.read(out_dir / "record.json")
+
+
+def _launcher(settings: TrainSettings) -> list[str]:
+    if settings.processes == 1:
+        return [sys.executable, "-m"]
+    count = str(settings.processes)
+    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", count, "--multi_gpu", "-m"]
+
+
+def _check_rows(
+    train_rows: Sequence[tuple[str, str]], validation_rows: Sequence[tuple[str, str]], labels: Sequence[str]
+) -> None:
+    if len(set(labels)) != len(labels) or len(labels) < 2:
+        raise errors.ConfigError(f"{len(set(labels))} different labels", "data", "a classifier needs at least two")
+    for name, rows in (("training", train_rows), ("validation", validation_rows)):
+        if not rows:
+            raise errors.ConfigError(f"there are no {name} rows", "data", "give the split at least one row")
+        unknown = sorted({label for _, label in rows} - set(labels))
+        if unknown:
+            raise errors.ConfigError(f"{name} rows have the unknown label {unknown[0]!r}", "data", "add it to labels")
+    if len({label for _, label in train_rows}) < 2:
+        raise errors.ConfigError("all training rows have the same label", "data", "add rows of another label")
+
+
+def follow(command: Sequence[str], log: Path, progress: Callable[[str, float], None]) -> None:
+    """Run `command`, hand its events to `progress`, keep its standard error in `log`; raise what it reports.
+
+    Whatever ends this call, the process is gone afterwards.
+    """
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        reader = Thread(target=_drain, args=(process.stderr, file, tail), daemon=True)
+        reader.start()
+        try:
+            failure = _events(process, progress)
+            code = process.wait()
+        finally:
+            _end(process)
+            reader.join(timeout=5)
+    if failure is not None:
+        raise failure
+    if code:
+        last = next((line.strip() for line in reversed(tail) if line.strip()), "no message")
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise errors.EdgeError(f"training ended with {how}: {last}", "train", f"the whole output is in {log}")
+
+
+def _events(process: subprocess.Popen[str], progress: Callable[[str, float], None]) -> errors.EdgeError | None:
+    failure: errors.EdgeError | None = None
+    for line in process.stdout or ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if "error" in event:
+            told = event["error"]
+            kind = getattr(errors, told["kind"], errors.EdgeError)
+            made = kind if isinstance(kind, type) and issubclass(kind, errors.EdgeError) else errors.EdgeError
+            failure = made(told["what"], told["where"], told["remedy"])
+        elif "phase" in event:
+            progress(event["phase"], float(event["share"]))
+    return failure
+
+
+def _drain(stream: IO[str] | None, file: IO[str], tail: deque[str]) -> None:
+    for line in stream or ():
+        file.write(line)
+        tail.append(line)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

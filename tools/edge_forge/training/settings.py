@@ -1,0 +1,179 @@
+"""What a training run may be told: one frozen record, each key with its meaning, unit and reason, checked on entry.
+
+What is *not* here: which values are good (`presets`), and what they do (`adapters`, `loop`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from edge_agent.base.errors import ConfigError
+
+METHODS = ("lora", "full")
+PRECISIONS = ("auto", "fp32", "bf16")
+SCHEDULES = ("linear", "cosine", "constant")
+OPTIMIZERS = ("adamw", "sgd")
+CLASS_WEIGHTS = ("none", "balanced")
+HEAD_STARTS = ("zeros", "discriminant")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run. The defaults of a run come from `presets.settings`, which starts from a named preset."""
+
+    # "lora": adapters and head are trained; "full": every weight is.
+    method: str = "lora"
+    # The preset these values started from; kept for the record.
+    preset: str = "best"
+    # Peak step size of the optimiser (AdamW: per step, unitless); LoRA wants about ten times that of "full".
+    learning_rate: float = 5e-4
+    # Step size of the classifier head over `learning_rate`: it starts from nothing, the encoder does not.
+    head_learning_rate_ratio: float = 1.0
+    # Passes over the training rows at most; early stopping may end sooner.
+    epochs: int = 5
+    # Rows per optimiser step.
+    batch_size: int = 32
+    # Rows held in memory at once; 0 lets the measurement at start choose a divisor of batch_size.
+    micro_batch_size: int = 0
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    # Share of all steps over which the step size rises from 0.
+    warmup_fraction: float = 0.06
+    # AdamW's decoupled decay per step, in units of the step size; biases and norms are left out.
+    weight_decay: float = 0.01
+    # Share of the target probability spread over all labels.
+    label_smoothing: float = 0.0
+    # Dropout inside the trained layers; costs about 40 % of a step on a CPU, so 0 unless it is shown to help.
+    dropout: float = 0.0
+    # Share of tokens hidden from attention and pooling, drawn per row and step: a cheap regulariser.
+    token_dropout: float = 0.0
+    # Decay per step of the running average of the trained weights that is evaluated and kept; 0 = the last weights.
+    average_decay: float = 0.0
+    # Evaluations without a better validation score before training ends; 0 = never.
+    early_stopping_patience: int = 0
+    # "balanced": a row weighs n / (labels * rows of its label), for imbalanced data.
+    class_weights: str = "none"
+    # "discriminant": the head starts from the linear discriminant of the base's features (Fisher) instead of zeros.
+    head_start: str = "zeros"
+    seed: int = 17
+    # Longer texts are cut to so many tokens, special ones included.
+    max_tokens: int = 128
+    # "auto" takes what a short measurement at start finds faster; "bf16" is autocast.
+    precision: str = "auto"
+    # Threads of the tensor library; 0 lets the measurement at start choose.
+    threads: int = 0
+    # Processes of `accelerate launch`; 1 = no launcher.
+    processes: int = 1
+    # LoRA: width of the adapter.
+    rank: int = 16
+    # LoRA: scale numerator; the branch is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora).
+    alpha: float = 32.0
+    # LoRA: modules adapted: "all", "attention", "qkv", "mlp", or the end of a module name ("attention.self.query").
+    targets: tuple[str, ...] = ("all",)
+    # LoRA: lowest adapted layer; negative counts from the top. Layers below run once per text and are kept.
+    first_layer: int = 0
+    # LoRA: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
+    use_rslora: bool = False
+    # LoRA: DoRA has no device form yet and is refused; the key is the seam.
+    use_dora: bool = False
+    # LoRA+: step size of B over that of A (Hayou et al. 2024); 1 = plain LoRA.
+    lora_plus_ratio: float = 1.0
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "precision": PRECISIONS,
+    "schedule": SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "class_weights": CLASS_WEIGHTS,
+    "head_start": HEAD_STARTS,
+}
+_Check = tuple[Callable[[float], bool], str]
+_AT_LEAST_0: _Check = (lambda value: value >= 0, "at least 0")
+_AT_LEAST_1: _Check = (lambda value: value >= 1, "at least 1")
+_ABOVE_0: _Check = (lambda value: value > 0, "above 0")
+_SHARE: _Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+_RANGES: Mapping[str, _Check] = {
+    "learning_rate": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "head_learning_rate_ratio": _ABOVE_0,
+    "epochs": (lambda value: 1 <= value <= 1000, "from 1 to 1000"),
+    "batch_size": (lambda value: 1 <= value <= 4096, "from 1 to 4096"),
+    "micro_batch_size": _AT_LEAST_0,
+    "warmup_fraction": _SHARE,
+    "weight_decay": _AT_LEAST_0,
+    "label_smoothing": _SHARE,
+    "dropout": _SHARE,
+    "token_dropout": _SHARE,
+    "average_decay": _SHARE,
+    "early_stopping_patience": _AT_LEAST_0,
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "max_tokens": (lambda value: 3 <= value <= 8192, "from 3 to 8192"),
+    "threads": _AT_LEAST_0,
+    "processes": _AT_LEAST_1,
+    "rank": (lambda value: 1 <= value <= 512, "from 1 to 512"),
+    "alpha": _ABOVE_0,
+    "lora_plus_ratio": _ABOVE_0,
+}
+
+
+def replaced(start: TrainSettings, values: Mapping[str, object], where: str) -> TrainSettings:
+    """`start` with the keys of `values` set, each checked. `where` names the file or table for messages.
+
+    Raises ConfigError that names the key: unknown, of the wrong type, out of range, or contradicting another.
+    """
+    kinds = {field.name: type(getattr(start, field.name)) for field in fields(start)}
+    known: dict[str, object] = {field.name: getattr(start, field.name) for field in fields(start)}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f"unknown key {key!r}", where, f"known keys: {', '.join(sorted(kinds))}")
+        known[key] = _typed(key, value, kinds[key], where)
+    made = TrainSettings(**known)  # type: ignore[arg-type]
+    check(made, where)
+    return made
+
+
+def check(settings: TrainSettings, where: str) -> None:
+    """Raise ConfigError naming the first key whose value is out of range or contradicts another."""
+    for key, allowed in _CHOICES.items():
+        value = getattr(settings, key)
+        if value not in allowed:
+            raise ConfigError(f"{key} = {value!r} is not known", where, f"use one of {', '.join(allowed)}")
+    for key, (holds, wanted) in _RANGES.items():
+        value = getattr(settings, key)
+        if not holds(value):
+            raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
+    if settings.micro_batch_size and settings.batch_size % settings.micro_batch_size:
+        raise ConfigError(
+            f"micro_batch_size = {settings.micro_batch_size} does not divide batch_size = {settings.batch_size}",
+            where,
+            "choose a divisor, or 0 to let the measurement choose",
+        )
+    if not settings.targets:
+        raise ConfigError("targets is empty", where, 'name at least one, for example targets = ["attention"]')
+    if settings.use_dora:
+        raise ConfigError(
+            "use_dora = true has no device form yet", where, "leave it out: plain LoRA is exported exactly"
+        )
+
+
+def _typed(key: str, value: object, kind: type, where: str) -> object:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is tuple:
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    wanted = (
+        "a list of strings"
+        if kind is tuple
+        else {"str": "a string", "bool": "true or false"}.get(kind.__name__, f"a number ({kind.__name__})")
+    )
+    raise ConfigError(f"{key} = {value!r} must be {wanted}", where)

@@ -1,0 +1,42 @@
+"""One training run in a process of its own: `python -m edge_forge.training.worker JOB` (or by `accelerate launch -m`).
+
+A process of its own, so that its peak memory is the run's, its threads and environment are its own, and ending it ends
+everything. Events go to standard output as JSON lines: {"phase", "share"} while it runs, {"error": {...}} when it
+fails with an error that has a name. All else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from edge_agent.base.errors import EdgeError
+from edge_forge.training.job import Job
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job file named by the one argument; 0 done, 1 failed."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    chief = os.environ.get("RANK", "0") == "0"
+
+    def report(phase: str, share: float) -> None:
+        if chief:
+            events.write(json.dumps({"phase": phase, "share": round(share, 4)}) + "\n")
+
+    try:
+        from edge_forge.training.session import run
+
+        run(Job.read(Path(arguments[0])), report)
+    except EdgeError as error:
+        if chief:
+            told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
+            events.write(json.dumps({"error": told}) + "\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
