@@ -13,7 +13,6 @@ from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
-from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core import residency
 
 RETRY_AFTER_S = 30.0
@@ -103,13 +102,7 @@ class Fleet:
             await worker.call("detach", name=leaving)
             del seat.attached[leaving]
         try:
-            await worker.call(
-                "attach",
-                name=name,
-                path=adapter.path,
-                base_id=adapter.base_id,
-                task=task_fields(adapter.task),
-            )
+            await worker.attach(adapter)
         except AdapterRefused as error:
             raise RequestError(404, f"adapter {name!r} was refused: {error.what}") from error
         except BackendError as error:
@@ -146,9 +139,7 @@ class Fleet:
         seat.worker = worker = await self._spawn(
             lambda event: self.on_event(seat, event), lambda reason: self.on_death(seat, reason)
         )
-        answer = await worker.load(
-            variant.runtime, variant.files, variant.options, task_fields(seat.model.task), self._worker_limits()
-        )
+        answer = await worker.load(variant, seat.model.task, self._worker_limits())
         seat.mixed = bool(answer["mixed_adapters"])
         seat.capabilities = answer
         seat.footprint_bytes = sum(answer["footprint"].values())
@@ -156,14 +147,3 @@ class Fleet:
         seat.last_used_s = seat.heard_s = self._clock.monotonic_s()
         seat.loaded_digest = variant.digest
         seat.phase = Phase.READY
-
-
-def task_fields(task: TaskSpec) -> Mapping[str, object]:
-    """A task spec as the plain map that crosses to the child."""
-    return {
-        "kind": task.kind,
-        "labels": list(task.labels),
-        "max_tokens": task.max_tokens,
-        "threshold": task.threshold,
-        "out_of_scope": task.out_of_scope,
-    }

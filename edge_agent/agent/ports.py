@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from edge_agent.base.reading import Reading
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.protocol.envelope import Inbound, Outbound
 
 WorkerEvent = Mapping[str, Any]
@@ -34,10 +34,6 @@ class Transport(Protocol):
 
     def publish(self, message: Outbound) -> bool:
         """Hand a message over without waiting. False when it cannot be sent now (offline, outbox full)."""
-        ...
-
-    def spool_counts(self) -> tuple[int, int]:
-        """Events that wait on disk for the broker, and events lost because too many waited."""
         ...
 
     async def stop(self, last_words: Sequence[Outbound]) -> None:
@@ -73,19 +69,16 @@ class Worker(Protocol):
         """The child's process id."""
         ...
 
-    async def load(
-        self,
-        backend: str,
-        files: Mapping[str, str],
-        options: Mapping[str, object],
-        task: Mapping[str, object],
-        limits: Mapping[str, int],
-    ) -> WorkerEvent:
+    async def load(self, variant: Variant, task: TaskSpec, limits: Mapping[str, int]) -> WorkerEvent:
         """Load a model; the answer tells capabilities, footprint and load_ms. Raises BackendError, WorkerError."""
         ...
 
+    async def attach(self, adapter: Adapter) -> WorkerEvent:
+        """Make an adapter resident. Raises AdapterRefused, BackendError, WorkerError."""
+        ...
+
     async def call(self, operation: str, timeout_s: float = ..., **fields: object) -> WorkerEvent:
-        """One question (attach, detach, cancel, footprint, probe), one answer."""
+        """One question (detach, cancel, footprint), one answer."""
         ...
 
     def submit(self, jobs: Sequence[Mapping[str, object]]) -> None:

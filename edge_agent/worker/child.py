@@ -34,10 +34,10 @@ class Child:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._session = None  # type: Optional[Session]
-        self._tasks = {}  # type: Dict[Optional[str], tasks.Task]
-        self._tokenizer_path = None  # type: Optional[str]
-        self._pending = {}  # type: Dict[str, Pending]
+        self._session: Optional[Session] = None
+        self._tasks: Dict[Optional[str], tasks.Task] = {}
+        self._tokenizer_path: Optional[str] = None
+        self._pending: Dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
 
     def run(self) -> None:
@@ -74,6 +74,7 @@ class Child:
             "detach": self._detach,
             "submit": self._submit,
             "cancel": self._cancel,
+            "measure": self._measure,
             "limits": self._set_limits,
             "footprint": self._footprint,
         }
@@ -136,6 +137,22 @@ class Child:
         self._loaded().submit(Job(job_id, adapter, prepared.rows, fields["params"]))
         self._pending[job_id] = pending
 
+    def _measure(self, message: Dict[str, Any]) -> Dict[str, Any]:
+        """Raw outputs for golden probes; only while no job is inside, so that the step is theirs alone."""
+        task, session = self._tasks.get(message["adapter"]), self._loaded()
+        if task is None or self._pending:
+            raise WorkerError("cannot measure: adapter not attached, or jobs are running", "worker")
+        prepared = task.prepare(message["texts"], {})
+        session.submit(Job("measure", message["adapter"], prepared.rows, {}))
+        while True:
+            for event in session.step(self._limits):
+                if isinstance(event, Failed):
+                    raise BackendError(event.reason, "measure")
+                if isinstance(event, Done):
+                    answer: Dict[str, Any] = {name: _rows(values) for name, values in event.outputs.items()}
+                    answer["compute_ms"] = event.compute_s * 1000.0
+                    return answer
+
     def _cancel(self, message: Dict[str, Any]) -> Dict[str, Any]:
         job_id = message["id"]
         cancelled = job_id in self._pending and self._loaded().cancel(job_id)
@@ -192,6 +209,11 @@ class Child:
 
 def _limits(fields: Mapping[str, Any]) -> Limits:
     return Limits(max_rows=int(fields["max_rows"]), threads=int(fields["threads"]))
+
+
+def _rows(values: Any) -> List[List[float]]:
+    """An array with one row per text, as plain lists."""
+    return [[float(value) for value in row] for row in values]
 
 
 def _ms(started_s: float) -> float:

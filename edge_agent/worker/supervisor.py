@@ -19,6 +19,7 @@ from typing import Any
 
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
 from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB
+from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack
 
 CHILD_MODULE = "edge_agent.worker.child"
@@ -78,17 +79,21 @@ class WorkerProcess:
 
     async def load(
         self,
-        backend: str,
-        files: Mapping[str, str],
-        options: Mapping[str, object],
-        task: Mapping[str, object],
+        variant: Variant,
+        task: TaskSpec,
         limits: Mapping[str, int],
     ) -> Event:
         """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError."""
-        size_bytes = sum(Path(path).stat().st_size for path in files.values())
+        size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
         timeout_s = LOAD_BASE_S + LOAD_S_PER_GIB * size_bytes / GIB
         return await self.call(
-            "load", timeout_s, backend=backend, files=dict(files), options=dict(options), task=task, limits=limits
+            "load",
+            timeout_s,
+            backend=variant.runtime,
+            files=dict(variant.files),
+            options=dict(variant.options),
+            task=task_fields(task),
+            limits=dict(limits),
         )
 
     async def call(self, operation: str, timeout_s: float = CALL_TIMEOUT_S, **fields: object) -> Event:
@@ -105,6 +110,16 @@ class WorkerProcess:
             raise WorkerError(f"no answer to {operation!r} within {timeout_s:.0f} s, worker ended", "worker") from error
         finally:
             self._calls.pop(number, None)
+
+    async def attach(self, adapter: Adapter) -> Event:
+        """Make an adapter resident. Raises AdapterRefused, BackendError, WorkerError."""
+        return await self.call(
+            "attach",
+            name=adapter.name,
+            path=adapter.path,
+            base_id=adapter.base_id,
+            task=task_fields(adapter.task),
+        )
 
     def submit(self, jobs: Sequence[Mapping[str, object]]) -> None:
         """Hand over a micro-batch; its events come through `on_event`."""
@@ -193,6 +208,17 @@ async def spawn(
         theirs.close()
     reader, writer = await asyncio.open_connection(sock=ours)
     return WorkerProcess(process, writer, reader, on_event, on_death)
+
+
+def task_fields(task: TaskSpec) -> dict[str, object]:
+    """A task spec as the plain map that crosses to the child."""
+    return {
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "max_tokens": task.max_tokens,
+        "threshold": task.threshold,
+        "out_of_scope": task.out_of_scope,
+    }
 
 
 def exit_text(returncode: int, reason: str) -> str:

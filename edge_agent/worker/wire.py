@@ -9,7 +9,7 @@ Importable on Python 3.6; `msgspec` where it is installed, else `msgpack`: the b
 
 import socket
 import struct
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import FRAME_BYTES
@@ -21,8 +21,8 @@ try:
 except ImportError:  # JetPack 4's Python 3.6 has no msgspec
     import msgpack
 
-    _pack = msgpack.packb  # type: Callable[[Any], bytes]
-    _unpack = msgpack.unpackb  # type: Callable[[bytes], Any]
+    _pack: Callable[[Any], bytes] = msgpack.packb
+    _unpack: Callable[[bytes], Any] = msgpack.unpackb
 else:
     _pack = _msgspec.encode
     _unpack = _msgspec.decode

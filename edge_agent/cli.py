@@ -1,0 +1,276 @@
+"""`edge-agent`: verbs and their arguments; what they do lives in `app`, `demo` and the rooms.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Modules are imported by the verb that needs them, so that
+`--help` answers at once and a verb pays only for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent import __version__
+from edge_agent.base.errors import EdgeError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "verb" not in options:
+        parser.print_help()
+        return 2
+    try:
+        return int(options.verb(options) or 0)
+    except UsageError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return 2
+    except EdgeError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("edge-agent: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-agent",
+        description="Serve small language models with LoRA adapters under RAM, heat and time budgets, over MQTT.",
+    )
+    parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    _add_run(verbs)
+    _add_demo(verbs)
+    _add_infer(verbs)
+    _add_packages(verbs)
+    _add_operating(verbs)
+    _add_service(verbs)
+    return parser
+
+
+def _add_run(verbs: Any) -> None:
+    verb = verbs.add_parser("run", help="the daemon")
+    _config_option(verb)
+    verb.add_argument("--sysroot", type=Path, help="read sensors under this folder instead of /")
+    verb.set_defaults(verb=_run)
+
+
+def _add_demo(verbs: Any) -> None:
+    verb = verbs.add_parser("demo", help="train, package, install and query two adapters on this machine")
+    verb.add_argument("--build", type=Path, default=Path("build"), help="where everything is built and kept")
+    verb.add_argument("--models", type=Path, default=Path("models"), help="folder of the shipped recipes")
+    verb.set_defaults(verb=_demo)
+
+
+def _add_infer(verbs: Any) -> None:
+    verb = verbs.add_parser("infer", help="ask a model over MQTT")
+    _config_option(verb)
+    verb.add_argument("model")
+    verb.add_argument("text", nargs="+", help="one or more texts; several are one batch")
+    verb.add_argument("--adapter", help="the adapter to use")
+    verb.add_argument("--top-k", type=int, help="how many labels to return")
+    verb.add_argument("--threshold", type=float, help="below this score the answer is out of scope")
+    verb.add_argument("--priority", type=int, help="0 (first) to 9")
+    verb.add_argument("--deadline", type=float, default=10.0, metavar="S", help="seconds until the answer is useless")
+    _broker_options(verb)
+    verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
+    verb.set_defaults(verb=_infer)
+    verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
+    _config_option(verb)
+    verb.add_argument("model")
+    verb.add_argument("--adapter", action="append", default=[], help="repeat for several, used in turn")
+    verb.add_argument("--text", default="turn off the light in the hallway")
+    verb.add_argument("--clients", type=int, default=8, help="requests open at once")
+    verb.add_argument("--seconds", type=float, default=5.0)
+    _broker_options(verb)
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=_bench)
+
+
+def _add_packages(verbs: Any) -> None:
+    verb = verbs.add_parser("install", help="verify, probe and activate a package")
+    _config_option(verb)
+    verb.add_argument("package", type=Path, help="a package: .tar or folder")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=_install)
+    verb = verbs.add_parser("models", help="what is installed")
+    _config_option(verb)
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=_models)
+    verb = verbs.add_parser("rollback", help="return a model to the version before")
+    _config_option(verb)
+    verb.add_argument("model")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=_rollback)
+    verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
+    _config_option(verb)
+    verb.add_argument("model")
+    verb.add_argument("--adapter")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=_remove)
+
+
+def _add_operating(verbs: Any) -> None:
+    verb = verbs.add_parser("doctor", help="check board, sensors, runtimes, permissions, broker")
+    _config_option(verb)
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=_doctor)
+    verb = verbs.add_parser("check-config", help="check a settings file")
+    verb.add_argument("file", type=Path, nargs="?")
+    verb.set_defaults(verb=_check_config)
+
+
+def _add_service(verbs: Any) -> None:
+    verb = verbs.add_parser("service", help="the systemd service")
+    verb.add_argument("action", choices=("install", "uninstall", "status"))
+    verb.add_argument("--root", type=Path, help="a root filesystem to prepare before flashing")
+    verb.add_argument("--purge", action="store_true", help="with uninstall: also remove settings and state")
+    verb.set_defaults(verb=_service)
+
+
+def _config_option(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", type=Path, metavar="FILE", help="settings (default /etc/edge-agent/edge-agent.toml)")
+
+
+def _broker_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", help="the device to ask (default: the settings' own)")
+    verb.add_argument("--host", help="the broker (default: the settings' own)")
+    verb.add_argument("--port", type=int)
+    verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edge_agent.app import run
+
+    return run(options.config, options.sysroot)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from edge_agent.demo import run
+
+    return run(options.build, options.models)
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from edge_agent.app import ask
+
+    params = {"top_k": options.top_k, "threshold": options.threshold}
+    body: dict[str, Any] = {"text": options.text[0]} if len(options.text) == 1 else {"texts": options.text}
+    body["params"] = {name: value for name, value in params.items() if value is not None}
+    for name in ("adapter", "priority"):
+        if getattr(options, name) is not None:
+            body[name] = getattr(options, name)
+    reply = ask(options, options.model, body, options.deadline)
+    print(json.dumps(reply, ensure_ascii=False) if options.json else _answer_text(reply))
+    return 0 if reply["status"] == 200 else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from edge_agent.app import load_test
+
+    figures = load_test(options)
+    print(json.dumps(figures) if options.json else "\n".join(f"{name:<16} {value}" for name, value in figures.items()))
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from edge_agent.app import install
+
+    return _print_report(install(options.config, options.package), options.json)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from edge_agent.app import models
+
+    listed = models(options.config)
+    if options.json:
+        print(json.dumps(listed, ensure_ascii=False, indent=2))
+    else:
+        print(_models_text(listed))
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from edge_agent.app import rollback
+
+    return _print_report(rollback(options.config, options.model), options.json)
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from edge_agent.app import remove
+
+    return _print_report(remove(options.config, options.model, options.adapter), options.json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edge_agent.app import doctor
+
+    return doctor(options.config, options.json)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from edge_agent.config import load
+
+    settings, problems = load.check(options.file)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        return 1
+    print(f"the settings are sound: device at {settings.mqtt.host}:{settings.mqtt.broker_port}")
+    return 0
+
+
+def _service(options: argparse.Namespace) -> int:
+    from edge_agent.app import service
+
+    return service(options.action, options.root, options.purge)
+
+
+def _print_report(report: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print(report["text"])
+    return 0
+
+
+def _answer_text(reply: dict[str, Any]) -> str:
+    if reply["status"] != 200:
+        retry = f" (try again in {reply['retry_after_s']} s)" if reply.get("retry_after_s") else ""
+        return f"{reply['status']}: {reply.get('reason', 'no reason given')}{retry}"
+    results = reply["result"] if isinstance(reply["result"], list) else [reply["result"]]
+    lines = [_result_text(result) for result in results]
+    timing = reply["timing"]
+    lines.append(
+        f"  {timing['total_ms']:.1f} ms on the device (queue {timing['queue_ms']:.1f}, tokenise "
+        f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, {reply['variant']}"
+    )
+    return "\n".join(lines)
+
+
+def _result_text(result: dict[str, Any]) -> str:
+    if "embedding" in result:
+        start = ", ".join(f"{value:.3f}" for value in result["embedding"][:4])
+        return f"embedding of {len(result['embedding'])}: [{start}, ...]"
+    others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
+    cut = " (text was cut)" if result["truncated"] else ""
+    return f"{result['label']}  {result['score']:.2f}{cut}" + (f"   then {others}" if others else "")
+
+
+def _models_text(listed: list[dict[str, Any]]) -> str:
+    if not listed:
+        return "nothing is installed; `edge-agent install PACKAGE` installs a package"
+    lines = []
+    for model in listed:
+        lines.append(
+            f"{model['name']}  version {model['version']}  {model['task']}  {model['variant']}  {model['why']}"
+        )
+        lines += [f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}" for adapter in model["adapters"]]
+    return "\n".join(lines)

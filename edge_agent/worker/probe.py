@@ -1,0 +1,96 @@
+"""Short-lived workers that answer a question: what runs here, and what does a new model compute.
+
+Used by installs and by `doctor`, outside the daemon's loop; each call runs a child from start to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.base.errors import WorkerError
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
+
+PROBE_TIMEOUT_S = 60.0
+MEASURE_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Raw outputs of a list of texts, one row per text; `logits` is None without a classifier."""
+
+    features: Sequence[Sequence[float]]
+    logits: Sequence[Sequence[float]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRun:
+    """What a model did in a worker of its own: outputs per question, seconds to load, bytes held, ms per text."""
+
+    outputs: tuple[Outputs, ...]
+    load_s: float
+    peak_bytes: int
+    latency_ms: float
+
+
+def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """What each named backend says of itself on this machine. Raises WorkerError when no child can be started."""
+
+    async def ask() -> Mapping[str, Mapping[str, Any]]:
+        worker = await _spawn(options)
+        try:
+            answer = await worker.call("probe", PROBE_TIMEOUT_S, backends=list(names))
+            found: Mapping[str, Mapping[str, Any]] = answer["backends"]
+            return found
+        finally:
+            await worker.close()
+
+    return asyncio.run(ask())
+
+
+def trial_run(
+    options: SpawnOptions,
+    model: InstalledModel,
+    questions: Sequence[tuple[str | None, Sequence[str]]],
+    limits: Mapping[str, int],
+) -> TrialRun:
+    """Load a model in a fresh worker and run (adapter, texts) questions. Raises BackendError, WorkerError."""
+
+    async def run() -> TrialRun:
+        worker = await _spawn(options)
+        try:
+            return await _run(worker, model, questions, limits)
+        finally:
+            await worker.close()
+
+    return asyncio.run(run())
+
+
+async def _run(
+    worker: WorkerProcess,
+    model: InstalledModel,
+    questions: Sequence[tuple[str | None, Sequence[str]]],
+    limits: Mapping[str, int],
+) -> TrialRun:
+    loaded = await worker.load(model.variant, model.task, limits)
+    for name in dict.fromkeys(adapter for adapter, _ in questions if adapter is not None):
+        adapter = model.adapter(name)
+        if adapter is None:
+            raise WorkerError(f"the model has no adapter {name!r}", model.name)
+        await worker.attach(adapter)
+    outputs, compute_s, texts = [], 0.0, 0
+    for name, asked in questions:
+        answer = await worker.call("measure", MEASURE_TIMEOUT_S, adapter=name, texts=list(asked))
+        outputs.append(Outputs(answer["features"], answer.get("logits")))
+        compute_s += answer["compute_ms"] / 1000.0
+        texts += len(asked)
+    held = await worker.call("footprint")
+    peak_bytes = sum(held["footprint"].values())
+    return TrialRun(tuple(outputs), loaded["load_ms"] / 1000.0, peak_bytes, 1000.0 * compute_s / max(1, texts))
+
+
+async def _spawn(options: SpawnOptions) -> WorkerProcess:
+    return await spawn(options, lambda _event: None, lambda _reason: None)
