@@ -13,7 +13,12 @@ MESSAGE_BYTES = 128 * KIB
 # What a broker lets be in flight to us unacknowledged; with manual acknowledgement it is the back-pressure.
 RECEIVE_MAXIMUM = 64
 OUTBOX_MESSAGES = 1024
+# Counts alone do not bound memory: 1,024 messages of 128 KiB would be 128 MiB on a board that has 512.
+OUTBOX_BYTES = 8 * MIB
 INBOX_MESSAGES = 256
+INBOX_BYTES = 4 * MIB
+# What we let be unacknowledged towards the broker; a smaller Receive Maximum of the broker wins.
+INFLIGHT_MESSAGES = 64
 TOPIC_BYTES = 512
 CORRELATION_BYTES = 128
 CLIENT_ID_BYTES = 64
@@ -50,6 +55,11 @@ LAYERS = 256
 PROBES = 64
 BLOB_BYTES = 64 * GIB
 PATH_BYTES = 255
+PACKAGE_MEMBERS = 4096
+# The largest multilingual vocabularies' tokenizer.json has 17 MB.
+TOKENIZER_BYTES = 64 * MIB
+# An install whose trial on the device was cut off so often (power, kernel) is not tried again by itself.
+INSTALL_TRIALS = 3
 
 # Spool of events on disk.
 SPOOL_BYTES = 4 * MIB
@@ -58,6 +68,8 @@ EVENT_BYTES = 16 * KIB
 
 assert TEXT_BYTES <= MESSAGE_BYTES
 assert RECEIVE_MAXIMUM <= INBOX_MESSAGES <= QUEUE_JOBS, "an acknowledged message always finds room to be answered"
+assert MESSAGE_BYTES * 16 <= INBOX_BYTES
+assert MESSAGE_BYTES * 16 <= OUTBOX_BYTES
 assert MESSAGE_BYTES * 2 <= FRAME_BYTES, "whatever arrives in one message fits in one frame to a worker"
 assert QUEUE_JOBS <= DEDUP_ENTRIES
 assert EVENT_BYTES * 16 <= SPOOL_BYTES

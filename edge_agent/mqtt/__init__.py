@@ -1,1 +1,1 @@
-"""paho-mqtt behind the agent's Transport port."""
+"""The MQTT connection: paho-mqtt behind the Transport port, and what waits on either side of it."""

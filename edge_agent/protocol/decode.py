@@ -163,7 +163,7 @@ def decode_request(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
 
 
 def decode_cancel(inbound: Inbound, *, topics: Topics, bounds: Bounds = _DEFAULT) -> Cancel | Refusal:
-    """A message on the cancel topic. The id stands in the body, or is the correlation data of the request. Never raises."""
+    """A message on the cancel topic: the id in the body, or the correlation data of the request. Never raises."""
     address = _answerable(inbound, topics, bounds)
     if isinstance(address, Refusal):
         return address
@@ -208,7 +208,8 @@ def _answerable(inbound: Inbound, topics: Topics, bounds: Bounds) -> ReplyAddres
     """The reply address, None where none is given, or a refusal that must not be answered."""
     if inbound.retained:
         reason = "a retained message on this topic is dropped: brokers replay them; publish without the retain flag"
-        return Refusal(400, reason, event="retained-dropped")
+        # An empty retained message is how the retained one is deleted: that is the remedy, not an incident.
+        return Refusal(400, reason, event="retained-dropped" if inbound.payload else None)
     address = find_address(inbound, topics, bounds.message_bytes)
     if isinstance(address, ReplyDenied):
         return Refusal(400, f"the reply topic is refused: {address.reason}", event="reply-denied")

@@ -57,17 +57,18 @@ def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Out
 
 def status(body: Status, topics: Topics) -> Outbound:
     """The retained status; with state 'offline' it is also the last will."""
-    return Outbound(topics.status, _encoder.encode(body), qos=1, retain=True)
+    return Outbound(topics.status, _encoder.encode(body), qos=1, retain=True, keep="latest")
 
 
 def retained(topic: str, body: msgspec.Struct) -> Outbound:
     """A retained state: info, models, reported."""
-    return Outbound(topic, _encoder.encode(body), qos=1, retain=True)
+    return Outbound(topic, _encoder.encode(body), qos=1, retain=True, keep="latest")
 
 
 def telemetry(body: Telemetry, topics: Topics) -> Outbound:
     """The interval's figures: at most once, worthless after three intervals."""
-    return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=whole_expiry_s(3 * body.interval_s))
+    expiry_s = whole_expiry_s(3 * body.interval_s)
+    return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=expiry_s, keep="latest")
 
 
 def event(body: Event, topics: Topics) -> Outbound:
@@ -78,7 +79,7 @@ def event(body: Event, topics: Topics) -> Outbound:
             body, message=body.message[:1000], data={"left_out": f"data of {bytes_text(len(payload))}"}
         )
         payload = _encoder.encode(short)
-    return Outbound(topics.event, payload, qos=1, user={"kind": body.kind}, durable=True)
+    return Outbound(topics.event, payload, qos=1, user={"kind": body.kind}, keep="disk")
 
 
 def whole_expiry_s(remaining_s: float | None) -> float | None:

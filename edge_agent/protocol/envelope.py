@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Inbound:
 class Outbound:
     """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time.
 
-    While the broker is away a retained or QoS 0 message is a state of which only the latest per topic is kept;
-    other QoS 1 messages wait their turn; `durable` ones (events) wait on disk, through restarts.
+    `keep` says how it waits while it cannot be sent: 'queue' in order, until its expiry; 'latest' as a state, of
+    which only the newest per topic is worth sending; 'disk' (events) through restarts of agent and broker.
     """
 
     topic: str
@@ -45,4 +46,4 @@ class Outbound:
     expiry_s: float | None = None
     user: Mapping[str, str] = field(default_factory=dict)
     response_topic: str | None = None
-    durable: bool = False
+    keep: Literal["queue", "latest", "disk"] = "queue"

@@ -1,0 +1,291 @@
+"""One connection to the broker, from the first packet to the last, over one paho client that is then thrown away.
+
+paho's own thread, its reconnecting and its memory of unacknowledged messages are not used: the socket is watched by
+the event loop (docs/decisions/0050), and what was on its way goes back to our outbox (0051). Only name resolution,
+TCP connect and TLS handshake block; they run in a thread that ends with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_agent.mqtt import packets, reasons
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.reasons import Reason
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.topics import Subscription
+
+# Bytes handed to paho and not yet written to the socket, above which the outbox keeps its messages to itself.
+UNWRITTEN_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the broker grants with its CONNACK. `max_packet_bytes` is None where it names no limit."""
+
+    session_present: bool
+    receive_maximum: int
+    max_packet_bytes: int | None
+    version: int
+
+
+class Listener(Protocol):
+    """Who is told what happens on a connection, always inside the event loop."""
+
+    def received(self, message: Inbound, mid: int) -> None:
+        """A message arrived; `mid` is what `Connection.ack` wants, for QoS 1."""
+
+    def acknowledged(self, mid: int, failure: str | None) -> None:
+        """The broker has (or, with `failure`, refuses) a QoS 1 message."""
+
+    def writable(self) -> None:
+        """The socket took all that was waiting."""
+
+
+class Connection:
+    """Use once: `open`, then `publish`, `ack`, `subscribe` while `closed` is not done, then `close` or `drop`."""
+
+    def __init__(self, options: MqttOptions, version: int, will: Outbound | None, listener: Listener) -> None:
+        self.version = version
+        self._options = options
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[Welcome | Reason] = self._loop.create_future()
+        self.closed: asyncio.Future[Reason] = self._loop.create_future()
+        self._subacks: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
+        self._sock: socket.socket | None = None
+        self._watched: int | None = None
+        self._reading = False
+        self._flush_planned = False
+        self._dropped = False
+        self._unwritten = 0
+        self._client = self._make_client(will)
+
+    @property
+    def congested(self) -> bool:
+        """True while the socket does not take what was handed over."""
+        return self._unwritten > UNWRITTEN_BYTES
+
+    async def open(self) -> Welcome | Reason:
+        """Connect and wait for the broker's word; a Reason when it is no, or when there is none in time."""
+        threading.Thread(target=self._dial, name="mqtt-dial", daemon=True).start()
+        try:
+            # Resolving, connecting and shaking hands have their own timeouts; this one bounds them together.
+            answer = await asyncio.wait_for(self._opened, 3 * self._options.connect_timeout_s)
+        except asyncio.TimeoutError:
+            answer = Reason("transient", f"{self._where}: no answer to CONNECT", "is it an MQTT broker?")
+        except asyncio.CancelledError:
+            self.drop()
+            raise
+        if isinstance(answer, Reason):
+            self.drop()
+        return answer
+
+    async def subscribe(self, wanted: Sequence[Subscription], timeout_s: float) -> list[str]:
+        """Subscribe; returns a sentence for each filter that the broker refused.
+
+        Raises TimeoutError, or ConnectionError when the connection ends meanwhile."""
+        result, mid = self._client.subscribe(packets.subscribe_argument(wanted, self.version))
+        if result != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
+            raise ConnectionError("not connected")
+        future: asyncio.Future[Sequence[ReasonCode]] = self._loop.create_future()
+        self._subacks[mid] = future
+        codes = await asyncio.wait_for(future, timeout_s)
+        pairs = zip(wanted, codes, strict=False)
+        return [f"{sub.topic_filter}: {code.getName()}" for sub, code in pairs if code.is_failure]
+
+    def publish(self, message: Outbound) -> int | None:
+        """Hand a message to the socket; returns its id, None when the connection is gone."""
+        properties = packets.publish_properties(message) if self.version == 5 else None
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return None
+        self._unwritten += len(message.payload)
+        return info.mid
+
+    def ack(self, mid: int) -> None:
+        """Acknowledge a QoS 1 message, so that the broker sends the next."""
+        self._client.ack(mid, 1)
+
+    def pause_reading(self) -> None:
+        """Leave what arrives in the socket."""
+        if self._reading and self._watched is not None:
+            self._loop.remove_reader(self._watched)
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        """Take up reading again; also what TLS has decrypted already."""
+        if not self._reading and self._watched is not None:
+            self._reading = True
+            self._loop.add_reader(self._watched, self._on_readable)
+            self._loop.call_soon(self._on_readable)
+
+    def keep_alive(self) -> None:
+        """To be called about every second: pings when it is time, and notices that no answer came."""
+        if self._watched is not None:
+            self._client.loop_misc()
+
+    async def close(self, timeout_s: float) -> None:
+        """Say goodbye, which suppresses the will, and wait for it to be sent."""
+        if not self.closed.done():
+            self._client.disconnect()
+            await asyncio.wait({self.closed}, timeout=timeout_s)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the socket at once; the broker will publish the will."""
+        self._dropped = True
+        self._lost(Reason("transient", "the connection was closed here"))
+        if self._sock is not None:
+            self._sock.close()
+
+    # ---- the dialling thread ---------------------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        try:
+            packets.set_credentials(self._client, self._options)
+            self._client.reconnect()
+        except (OSError, ValueError) as error:
+            self._tell(self._settle, reasons.from_error(error, self._where))
+        else:
+            self._tell(self._attach)
+
+    def _tell(self, what: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(what, *args)
+        except RuntimeError:
+            # The event loop has ended: nobody waits for this connection any more.
+            if self._sock is not None:
+                self._sock.close()
+
+    def _on_socket_open(self, _client: Client, _data: Any, sock: Any) -> None:
+        if isinstance(sock, socket.socket):
+            # Without it a QoS 1 round trip waits 40 to 90 ms for Nagle and the delayed acknowledgement.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sock = sock
+
+    # ---- the event loop --------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        if self._dropped or self._sock is None:
+            self.drop()
+            return
+        self._watched = self._sock.fileno()
+        self.resume_reading()
+        self._flush()
+
+    def _on_readable(self) -> None:
+        if not self._reading:
+            return
+        try:
+            self._client.loop_read()
+            while self._reading and self._decrypted():
+                self._client.loop_read()
+        except Exception as error:  # noqa: BLE001 - task boundary: what paho cannot parse ends this connection; we redial
+            self._lost(Reason("transient", f"a packet from the broker makes no sense: {type(error).__name__}: {error}"))
+
+    def _decrypted(self) -> bool:
+        pending = getattr(self._sock, "pending", None)
+        return self._watched is not None and pending is not None and pending() > 0
+
+    def _on_want_write(self, *_: object) -> None:
+        if self._watched is not None and not self._flush_planned:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        if self._watched is not None:
+            self._client.loop_write()
+        # Writing may have found the connection broken: then nothing is watched any more.
+        fileno = self._watched
+        if fileno is not None and self._client.want_write():
+            self._loop.add_writer(fileno, self._flush)
+        elif fileno is not None:
+            self._loop.remove_writer(fileno)
+            self._unwritten = 0
+            self._listener.writable()
+
+    def _on_connect(self, _c: Client, _d: Any, flags: ConnectFlags, code: ReasonCode, props: Properties | None) -> None:
+        if code.is_failure:
+            self._settle(reasons.from_code(code.value, code.getName()))
+            return
+        # 65,535 is what the absence of the property means (MQTT 5, 3.2.2.3.3); 3.1.1 has no such limit either.
+        receive_maximum = int(getattr(props, "ReceiveMaximum", 65_535))
+        max_packet = getattr(props, "MaximumPacketSize", None)
+        self._settle(Welcome(bool(flags.session_present), receive_maximum, max_packet, self.version))
+
+    def _on_disconnect(
+        self, _c: Client, _d: Any, flags: DisconnectFlags, code: ReasonCode, _p: Properties | None
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._lost(reasons.from_code(code.value, code.getName()))
+        else:
+            self._lost(Reason("transient", f"{self._where}: the connection broke", silent=True))
+
+    def _on_message(self, _c: Client, _d: Any, message: MQTTMessage) -> None:
+        inbound = packets.inbound(message, self._loop.time())
+        if inbound is None:
+            if message.qos:
+                self._client.ack(message.mid, 1)
+        else:
+            self._listener.received(inbound, message.mid)
+
+    def _on_publish(self, _c: Client, _d: Any, mid: int, code: ReasonCode, _p: Properties | None) -> None:
+        self._listener.acknowledged(mid, f"{code.getName()} (0x{code.value:02X})" if code.is_failure else None)
+
+    def _on_subscribe(self, _c: Client, _d: Any, mid: int, codes: list[ReasonCode], _p: Properties | None) -> None:
+        future = self._subacks.pop(mid, None)
+        if future is not None and not future.done():
+            future.set_result(codes)
+
+    def _on_socket_close(self, *_: object) -> None:
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            if self._reading:
+                self._loop.remove_reader(self._watched)
+            self._loop.remove_writer(self._watched)
+        self._reading = False
+        self._watched = None
+
+    def _settle(self, answer: Welcome | Reason) -> None:
+        if not self._opened.done():
+            self._opened.set_result(answer)
+
+    def _lost(self, reason: Reason) -> None:
+        self._unwatch()
+        self._settle(reason)
+        if not self.closed.done():
+            self.closed.set_result(reason)
+        for future in self._subacks.values():
+            if not future.done():
+                future.set_exception(ConnectionError(reason.text))
+        self._subacks.clear()
+
+    @property
+    def _where(self) -> str:
+        return f"{self._options.host}:{self._options.port}"
+
+    def _make_client(self, will: Outbound | None) -> Client:
+        client = packets.make_client(self._options, self.version, will)
+        client.on_socket_open = self._on_socket_open
+        client.on_socket_close = self._on_socket_close
+        client.on_socket_register_write = self._on_want_write
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        return client

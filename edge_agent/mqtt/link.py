@@ -1,0 +1,302 @@
+"""The Transport port over MQTT: a connection that heals itself.
+
+One task dials, waits for the end, and dials again. Between the ends stand an inbox and an outbox, both bounded; a
+window of unacknowledged messages, as wide as the broker allows; and, for events, a spool on disk. Changes are said
+once, when they happen, in the log and to `on_change`; being offline is not a failure.
+
+Not here: packets and sockets (`connection`), what to do about a failure (`retry`, `reasons`), what messages mean
+(`protocol`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from edge_agent.base.limits import INFLIGHT_MESSAGES, MESSAGE_BYTES
+from edge_agent.mqtt.connection import Connection, Welcome
+from edge_agent.mqtt.inbox import Inbox
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.outbox import Outbox, Waiting
+from edge_agent.mqtt.reasons import Reason
+from edge_agent.mqtt.retry import Retry
+from edge_agent.mqtt.spool import Spool
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.topics import Subscription
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+SUBACK_S = 10.0
+LAST_WORDS_S = 2.0
+GOODBYE_S = 1.0
+# A packet is topic, properties and body; this much is left for the first two when a broker limits packets.
+PACKET_OVERHEAD_BYTES = 2048
+# A spooled event that the broker refused is tried again after so long (an access list may have been mended).
+REFUSED_EVENT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """The connection came, went, or fails for a new reason. `version` is 5 or 4 (3.1.1) while connected."""
+
+    connected: bool
+    kind: str
+    text: str
+    version: int | None = None
+
+
+class MqttTransport:
+    """Implements `agent.ports.Transport`. Everything but construction happens inside one event loop."""
+
+    def __init__(
+        self,
+        options: MqttOptions,
+        subscriptions: Sequence[Subscription] = (),
+        will: Outbound | None = None,
+        *,
+        spool: Spool | None = None,
+        on_change: Callable[[LinkChange], None] | None = None,
+        random01: Callable[[], float] = random.random,
+    ) -> None:
+        self._options = options
+        self._subscriptions = tuple(subscriptions)
+        self._will = will
+        self._on_change = on_change
+        self._random01 = random01
+        self._spool = spool
+        self._retry = Retry(options)
+        self._outbox = Outbox()
+        self._inbox = Inbox(self._resume)
+        # By packet id: what is on its way, or the spool's token of an event.
+        self._inflight: dict[int, Waiting | int] = {}
+        self._connection: Connection | None = None
+        self._welcome: Welcome | None = None
+        self._epoch = 0
+        self._subscribed = False
+        self._said: tuple[bool, str] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ticked_s = 0.0
+        self._events_held_until_s = 0.0
+        self.publish_failures = 0
+
+    @property
+    def connected(self) -> bool:
+        """True while the broker has welcomed us and our subscriptions stand."""
+        return self._welcome is not None
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest body that can be sent now: our own limit, or the broker's if that is smaller."""
+        packet = self._welcome.max_packet_bytes if self._welcome else None
+        return MESSAGE_BYTES if packet is None else max(1024, min(MESSAGE_BYTES, packet - PACKET_OVERHEAD_BYTES))
+
+    def alive(self) -> bool:
+        """Whether the link still does its work, connected or not; for the watchdog."""
+        running = bool(self._tasks) and not any(task.done() for task in self._tasks)
+        return running and asyncio.get_running_loop().time() - self._ticked_s < 10 * TICK_S
+
+    async def start(self) -> None:
+        """Begin to connect, and to reconnect for ever with full jitter; returns at once."""
+        self._ticked_s = asyncio.get_running_loop().time()
+        self._tasks = [asyncio.create_task(self._run(), name="mqtt-link"), asyncio.create_task(self._tick())]
+
+    def messages(self) -> AsyncIterator[Inbound]:
+        """What arrives, in order; ends after `stop`."""
+        return self._inbox.stream()
+
+    def ack(self, message: Inbound) -> None:
+        """Acknowledge a QoS 1 message. Of one that came over an earlier connection nothing is sent: the broker has
+        forgotten its packet id and will deliver it again."""
+        if message.ack is None or self._connection is None:
+            return
+        epoch, mid = divmod(message.ack, 65_536)
+        if epoch == self._epoch and not self._connection.closed.done():
+            self._connection.ack(mid)
+
+    def publish(self, message: Outbound) -> bool:
+        """Hand a message over without waiting. It is sent now or, in the way that `keep` says, later.
+
+        False when there is no room or it can never be sent (larger than the broker takes).
+        """
+        if len(message.payload) > self.max_payload_bytes:
+            return False
+        if message.keep == "disk" and self._spool is not None:
+            self._spool.append(message)
+            taken = True
+        else:
+            taken = self._outbox.put(message, self._now_s())
+        self._pump()
+        return taken
+
+    async def stop(self, last_words: Sequence[Outbound]) -> None:
+        """Publish `last_words`, wait a bounded time for them, disconnect cleanly (which suppresses the will)."""
+        for message in last_words:
+            self.publish(message)
+        if self.connected:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._drained(), LAST_WORDS_S)
+        for task in self._tasks:
+            task.cancel()
+        if self._connection is not None:
+            await self._connection.close(GOODBYE_S)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end_connection()
+        if self._spool is not None:
+            self._spool.close()
+        self._inbox.close()
+
+    # ---- dialling --------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            began_s = self._now_s()
+            reason, lasted_s = await self._connect_once()
+            self._say(LinkChange(False, reason.kind, str(reason)))
+            pause_s = self._retry.pause_s(reason, lasted_s, self._random01())
+            log.debug("dialling again in %.1f s (last attempt took %.1f s)", pause_s, self._now_s() - began_s)
+            await asyncio.sleep(pause_s)
+
+    async def _connect_once(self) -> tuple[Reason, float]:
+        """One connection from dialling to its end: why it ended, and how long it was up."""
+        connection = Connection(self._options, self._retry.version, self._will, self)
+        self._connection = connection
+        self._epoch += 1
+        welcome = await connection.open()
+        if isinstance(welcome, Reason):
+            return welcome, 0.0
+        self._retry.connected()
+        since_s = self._now_s()
+        try:
+            refused = await self._subscribe(connection, welcome)
+        except (asyncio.TimeoutError, ConnectionError):
+            connection.drop()
+            return Reason("transient", "the broker does not answer to SUBSCRIBE"), self._now_s() - since_s
+        self._welcome = welcome
+        note = f"; the broker refuses subscriptions, check its access list: {', '.join(refused)}" if refused else ""
+        where = f"{self._options.host}:{self._options.port}"
+        version = "MQTT 5" if welcome.version == 5 else "MQTT 3.1.1"
+        kind = "subscription-refused" if refused else "connected"
+        self._say(LinkChange(True, kind, f"connected to {where} with {version}{note}", welcome.version))
+        self._pump()
+        reason = await connection.closed
+        self._end_connection()
+        return reason, max(self._now_s() - since_s, 1e-6)
+
+    async def _subscribe(self, connection: Connection, welcome: Welcome) -> list[str]:
+        if not self._subscriptions or (welcome.session_present and self._subscribed):
+            return []
+        refused = await connection.subscribe(self._subscriptions, SUBACK_S)
+        self._subscribed = not refused
+        return refused
+
+    def _end_connection(self) -> None:
+        """What was not acknowledged goes back to the front of the outbox, to be sent again if it is still in time."""
+        self._connection = None
+        self._welcome = None
+        unsent = [item for item in self._inflight.values() if isinstance(item, Waiting)]
+        self._inflight.clear()
+        self._events_held_until_s = 0.0
+        lost = self._outbox.put_back(unsent)
+        if lost:
+            log.warning("%d messages were lost with the connection: the outbox is full", lost)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._ticked_s = self._now_s()
+            self._outbox.drop_late(self._ticked_s)
+            if self._spool is not None and (unsynced := self._spool.take_unsynced()):
+                await asyncio.to_thread(Spool.sync, unsynced)
+            if self._connection is not None:
+                self._connection.keep_alive()
+            self._pump()
+
+    def _say(self, change: LinkChange) -> None:
+        """Log and report a change; a repetition of what was said last is no change."""
+        if self._said == (change.connected, change.text):
+            return
+        self._said = (change.connected, change.text)
+        level = logging.INFO if change.kind == "connected" else logging.WARNING
+        log.log(level, "%s", change.text if change.connected else f"no broker: {change.text}")
+        if self._on_change is not None:
+            self._on_change(change)
+
+    # ---- sending ---------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        connection, welcome = self._connection, self._welcome
+        if connection is None or welcome is None:
+            return
+        window = min(INFLIGHT_MESSAGES, welcome.receive_maximum)
+        while not connection.congested and not connection.closed.done():
+            item = self._outbox.take(self._now_s(), qos1=len(self._inflight) < window)
+            if item is None:
+                break
+            mid = connection.publish(item.fresh(self._now_s()))
+            if mid is None:
+                self._outbox.put_back([item])
+                break
+            if item.message.qos:
+                self._inflight[mid] = item
+        self._pump_events(connection, window)
+
+    def _pump_events(self, connection: Connection, window: int) -> None:
+        """One spooled event at a time, oldest first: it leaves the disk when the broker has it."""
+        waiting = any(isinstance(item, int) for item in self._inflight.values())
+        if self._spool is None or waiting or len(self._inflight) >= window or connection.closed.done():
+            return
+        event = None if self._now_s() < self._events_held_until_s else self._spool.oldest()
+        if event is not None and (mid := connection.publish(event[1])) is not None:
+            self._inflight[mid] = event[0]
+
+    async def _drained(self) -> None:
+        while self.connected and (len(self._outbox) or self._inflight):
+            self._pump()
+            await asyncio.sleep(0.005)
+
+    # ---- what the connection tells (connection.Listener) -----------------------------------------------------------
+
+    def received(self, message: Inbound, mid: int) -> None:
+        """See `connection.Listener`."""
+        token = self._epoch * 65_536 + mid if message.qos else None
+        self._inbox.put(replace(message, ack=token))
+        if self._inbox.full and self._connection is not None:
+            self._connection.pause_reading()
+
+    def acknowledged(self, mid: int, failure: str | None) -> None:
+        """See `connection.Listener`."""
+        if mid not in self._inflight:
+            return
+        item = self._inflight.pop(mid)
+        if failure is not None:
+            self.publish_failures += 1
+            self._say_failure(item, failure)
+        if isinstance(item, int) and self._spool is not None:
+            if failure is None:
+                self._spool.pop(item)
+            else:
+                self._events_held_until_s = self._now_s() + REFUSED_EVENT_S
+        self._pump()
+
+    def writable(self) -> None:
+        """See `connection.Listener`."""
+        if len(self._outbox):
+            self._pump()
+
+    def _say_failure(self, item: Waiting | int, failure: str) -> None:
+        topic = item.message.topic if isinstance(item, Waiting) else "the event topic"
+        level = logging.WARNING if self.publish_failures == 1 else logging.DEBUG
+        log.log(level, "the broker refuses a message on %s: %s (check its access list)", topic, failure)
+
+    def _resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume_reading()
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()

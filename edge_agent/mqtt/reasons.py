@@ -1,0 +1,71 @@
+"""Why there is no connection, sorted by what to do about it.
+
+transient   try again soon (full jitter)
+permanent   nothing changes unless a person changes it: try again at the longest interval, and say the remedy
+takeover    another client uses our id: do not fight, wait long
+protocol    the broker does not speak this version of MQTT: try the other one
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["transient", "permanent", "takeover", "protocol"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a connection ended or never began. `code` is the MQTT 5 reason code where the broker gave one;
+    `silent` means that it hung up without any word."""
+
+    kind: Kind
+    text: str
+    remedy: str | None = None
+    code: int | None = None
+    silent: bool = False
+
+    def __str__(self) -> str:
+        return self.text if self.remedy is None else f"{self.text} ({self.remedy})"
+
+
+TAKEN_OVER = 0x8E
+_REMEDIES: dict[int, tuple[Kind, str]] = {
+    0x84: ("protocol", "set mqtt.protocol"),
+    0x85: ("permanent", "the broker refuses this client id: check mqtt.device"),
+    0x86: ("permanent", "check mqtt.username and the password"),
+    0x87: ("permanent", "the broker's access list refuses this device"),
+    0x8A: ("permanent", "the broker has banned this device"),
+    0x8C: ("permanent", "the broker wants another way to authenticate"),
+    TAKEN_OVER: ("takeover", "another client uses the same client id; give each device its own name"),
+    0x90: ("permanent", "the broker refuses a topic: check mqtt.prefix and its access list"),
+    0x95: ("transient", "a message was larger than the broker takes"),
+    0x9A: ("permanent", "the broker must allow retained messages"),
+    0x9B: ("permanent", "the broker must allow QoS 1"),
+    0x9D: ("permanent", "the broker sends us to another server: set mqtt.host"),
+}
+
+
+def from_code(code: int, name: str) -> Reason:
+    """A reason code of MQTT 5 (or its equivalent of a 3.1.1 return code); `name` is the standard's text for it."""
+    known = _REMEDIES.get(code)
+    text = f"the broker says: {name} (0x{code:02X})"
+    return Reason("transient", text, None, code) if known is None else Reason(known[0], text, known[1], code)
+
+
+def from_error(error: OSError | ValueError, where: str) -> Reason:
+    """An error of the operating system or of TLS on the way to `where` (host:port)."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"{where}: the broker's certificate is not trusted: {error.verify_message}"
+        return Reason("permanent", text, "check mqtt.tls.ca_file and the host name in the certificate")
+    if isinstance(error, ssl.SSLError):
+        return Reason("permanent", f"{where}: TLS failed: {error.reason or error}", "check port and mqtt.tls")
+    if isinstance(error, socket.gaierror):
+        return Reason("transient", f"{where}: the name cannot be resolved", "check mqtt.host and the network")
+    if isinstance(error, ConnectionRefusedError):
+        return Reason("transient", f"{where}: nothing listens there", "start the broker or check mqtt.port")
+    if isinstance(error, TimeoutError):
+        return Reason("transient", f"{where}: no answer", "check the network and the firewall")
+    return Reason("transient", f"{where}: {getattr(error, 'strerror', None) or error}")
