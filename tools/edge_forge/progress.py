@@ -42,11 +42,37 @@ class Bar:
         share = self._count / self._total
         spent_s = now_s - self._begun_s
         left = f", {duration(spent_s / share - spent_s)} left" if 0 < share < 1 else ""
-        text = f"  {self._what} {self._count}/{self._total} in {duration(spent_s)}{left}"
+        text = f"  {self._what} {share:.0%} in {duration(spent_s)}{left}"
         if self._progress.terminal:
             full = round(share * _WIDTH)
             text = f"  {self._what} [{'#' * full}{'.' * (_WIDTH - full)}] {share:4.0%} {duration(spent_s)}{left}"
         return f"{text}  {self._note}" if self._note else text
+
+
+class Phases:
+    """Turns reports (phase, share done 0..1) of one long step into bars; the form that training reports in."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress, self._what = progress, what
+        self._bar: Bar | None = None
+        self._phase, self._at = "", 0
+
+    def __call__(self, phase: str, share: float) -> None:
+        """`share` of `phase` is done; a new phase begins when the name changes."""
+        if phase != self._phase:
+            self.done()
+            self._phase, self._at = phase, 0
+            self._bar = self._progress.bar(f"{self._what}: {phase}", 1000)
+        at = round(share * 1000)
+        if self._bar is not None and at > self._at:
+            self._bar.advance(at - self._at)
+            self._at = at
+
+    def done(self) -> None:
+        """Close the open bar; a phase that never reported a share leaves no line."""
+        if self._bar is not None and self._at:
+            self._bar.done()
+        self._bar = None
 
 
 class Progress:

@@ -1,0 +1,69 @@
+"""`edge-forge`: the verbs, their arguments and exit codes. What they do is in `run` and `packaging`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to standard output, progress to standard
+error. Nothing heavy is imported until a verb needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edge_agent.base.errors import EdgeError, UsageError
+
+# verb: (module with `main(arguments: argparse.Namespace) -> int | None`, what it does)
+_STEPS = {
+    "train": "train the adapter or model of a recipe",
+    "evaluate": "scores of what was trained, by PyTorch",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        work: Callable[[argparse.Namespace], int | None] = _load(arguments.run)
+        return work(arguments) or 0
+    except UsageError as error:
+        print(f"edge-forge: {error}", file=sys.stderr)
+        return 2
+    except EdgeError as error:
+        print(f"edge-forge: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nedge-forge: stopped; finished steps are kept, nothing half-written is", file=sys.stderr)
+        return 130
+
+
+def _load(place: str) -> Callable[[argparse.Namespace], int | None]:
+    module, _, function = place.partition(":")
+    found: Callable[[argparse.Namespace], int | None] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-forge", description="From a recipe to a signed package for edge-agent.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    new = verbs.add_parser("init", help="write a commented recipe with a small data set")
+    new.add_argument("name", help="the adapter's name; also the folder's")
+    new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
+    new.set_defaults(run="edge_forge.run:init")
+    for verb, what in _STEPS.items():
+        step = verbs.add_parser(verb, help=what)
+        _recipe_arguments(step)
+        step.set_defaults(run="edge_forge.run:step", verb=verb)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="a recipe.toml, or the folder that holds one")
+    parser.add_argument("--build", type=Path, metavar="DIR", help="the build folder (default: build/ of the project)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="say only what is wrong")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

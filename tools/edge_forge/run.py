@@ -1,0 +1,66 @@
+"""What the verbs do with a plan: open the recipe, ask for a step, print its result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import UsageError
+from edge_forge import recipe as recipes
+from edge_forge.cache import Cache
+from edge_forge.plan import Plan
+from edge_forge.progress import Progress
+
+
+def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Plan:
+    """The plan of the recipe that the arguments name."""
+    place: Path = path or arguments.recipe
+    file = place / "recipe.toml" if place.is_dir() else place
+    recipe = recipes.load(file)
+    progress = Progress(quiet=arguments.quiet)
+    root = arguments.build or project_root(file) / "build"
+    return Plan(recipe, file.resolve().parent, Cache(root, progress), progress)
+
+
+def project_root(recipe_file: Path) -> Path:
+    """The nearest folder above a recipe with a pyproject.toml or .git, else the recipe's own folder."""
+    folder = recipe_file.resolve().parent
+    for candidate in (folder, *folder.parents):
+        if (candidate / "pyproject.toml").is_file() or (candidate / ".git").exists():
+            return candidate
+    return folder
+
+
+def step(arguments: argparse.Namespace) -> int:
+    """A verb that ends at one step of the plan."""
+    plan = open_plan(arguments)
+    with plan.cache.locked():
+        result = _RESULTS[arguments.verb](plan)
+    if arguments.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        for key, value in result.items():
+            print(f"{key:24} {value}")
+    return 0
+
+
+def _train(plan: Plan) -> Mapping[str, Any]:
+    facts = plan.trained.facts
+    return {"folder": str(plan.trained.path("run")), **{key: facts[key] for key in ("method", "wall_s", "peak_bytes")}}
+
+
+def _evaluate(plan: Plan) -> Mapping[str, Any]:
+    split, _ = plan.data.measured
+    found = plan.evaluated.facts[split]
+    return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece")}}
+
+
+_RESULTS: Mapping[str, Callable[[Plan], Mapping[str, Any]]] = {"train": _train, "evaluate": _evaluate}
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Write a new recipe folder; refuses to touch an existing one."""
+    raise UsageError("not here yet")
