@@ -4,13 +4,16 @@ Requests are known by (client, request id) until their deadline. A duplicate of 
 answer is on the way. A duplicate of an answered one gets the same answer again, without work, as long as that answer
 is still held (the answers held are bounded in bytes); after that it is ignored, never executed twice.
 
+Deadlines do not come in order, so closed keys lie in a heap by the time at which they are forgotten. When there are
+too many, the one nearest to its deadline leaves: its retry is the least likely still to come.
+
 The ledger keeps no queue and decides nothing about order: see `scheduler`.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
-from dataclasses import dataclass
 from enum import Enum
 
 from edge_agent.base.limits import DEDUP_ENTRIES, MIB
@@ -28,18 +31,14 @@ class Seen(Enum):
     ANSWERED = "answered"
 
 
-@dataclass(slots=True)
-class _Closed:
-    forget_s: float
-    answer: bytes | None
-
-
 class Ledger:
     """The open jobs by key, and the keys of closed ones until they are forgotten."""
 
     def __init__(self, max_entries: int = DEDUP_ENTRIES, max_answer_bytes: int = ANSWERS_BYTES) -> None:
         self._open: dict[Key, Job] = {}
-        self._closed: OrderedDict[Key, _Closed] = OrderedDict()
+        self._forget_s: dict[Key, float] = {}
+        self._by_time: list[tuple[float, Key]] = []
+        self._answers: OrderedDict[Key, bytes] = OrderedDict()
         self._max_entries = max_entries
         self._max_answer_bytes = max_answer_bytes
         self._answer_bytes = 0
@@ -49,12 +48,11 @@ class Ledger:
         self._forget(now_s)
         if key in self._open:
             return Seen.OPEN
-        return Seen.ANSWERED if key in self._closed else Seen.NEW
+        return Seen.ANSWERED if key in self._forget_s else Seen.NEW
 
     def answer(self, key: Key) -> bytes | None:
         """The answer given under this key, when it is still held."""
-        closed = self._closed.get(key)
-        return closed.answer if closed else None
+        return self._answers.get(key)
 
     def open(self, job: Job) -> None:
         """Take responsibility for a job. Raises ValueError when its key is open already."""
@@ -74,15 +72,19 @@ class Ledger:
 
     def note(self, key: Key, forget_s: float, answer: bytes | None) -> None:
         """Remember an answer, also one given at once without a job (a refusal)."""
-        if answer is not None and len(answer) > self._max_answer_bytes // 8:
-            answer = None
         self._drop(key)
-        self._closed[key] = _Closed(forget_s, answer)
-        self._answer_bytes += len(answer or b"")
-        while len(self._closed) > self._max_entries:
-            self._drop(next(iter(self._closed)))
+        self._forget_s[key] = forget_s
+        heapq.heappush(self._by_time, (forget_s, key))
+        if answer is not None and len(answer) <= self._max_answer_bytes // 8:
+            self._answers[key] = answer
+            self._answer_bytes += len(answer)
+        while len(self._forget_s) > self._max_entries:
+            self._drop_first()
         while self._answer_bytes > self._max_answer_bytes:
-            self._strip_oldest()
+            self._answer_bytes -= len(self._answers.popitem(last=False)[1])
+        if len(self._by_time) > 2 * self._max_entries:
+            self._by_time = [(time_s, known) for known, time_s in self._forget_s.items()]
+            heapq.heapify(self._by_time)
 
     def get(self, key: Key) -> Job | None:
         """The open job of that key."""
@@ -92,24 +94,29 @@ class Ledger:
         """All jobs not yet answered, oldest first."""
         return tuple(self._open.values())
 
+    @property
+    def closed_count(self) -> int:
+        """Keys of closed requests that are still known."""
+        return len(self._forget_s)
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of the answers held for retries."""
+        return self._answer_bytes
+
     def __len__(self) -> int:
         return len(self._open)
 
     def _forget(self, now_s: float) -> None:
-        while self._closed:
-            key, closed = next(iter(self._closed.items()))
-            if closed.forget_s > now_s:
-                break
+        while self._by_time and self._by_time[0][0] <= now_s:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        forget_s, key = heapq.heappop(self._by_time)
+        # A key that was noted anew has a second place in the heap; only the one with its present time counts.
+        if self._forget_s.get(key) == forget_s:
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
-        closed = self._closed.pop(key, None)
-        if closed is not None:
-            self._answer_bytes -= len(closed.answer or b"")
-
-    def _strip_oldest(self) -> None:
-        for closed in self._closed.values():
-            if closed.answer is not None:
-                self._answer_bytes -= len(closed.answer)
-                closed.answer = None
-                return
+        self._forget_s.pop(key, None)
+        self._answer_bytes -= len(self._answers.pop(key, b""))

@@ -1,0 +1,230 @@
+"""Exactly one answer per request; a retry within its deadline is recognised, and never after."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edge_agent.base.limits import DEDUP_ENTRIES
+from edge_agent.core.job import FINAL, Job, State
+from edge_agent.core.ledger import ANSWERS_BYTES, Ledger, Seen
+
+
+def a_job(name: str = "1", deadline_s: float = 10.0) -> Job:
+    return Job(("client", name), "m", None, ("text",), {}, 5, deadline_s=deadline_s, received_s=0.0)
+
+
+def closed(ledger: Ledger, name: str, deadline_s: float, answer: bytes | None = b"{}") -> Job:
+    job = a_job(name, deadline_s)
+    ledger.open(job)
+    job.start(0.0)
+    job.to(State.DONE)
+    assert ledger.close(job, answer)
+    return job
+
+
+def test_a_request_is_new_then_open_then_answered_then_forgotten() -> None:
+    ledger, job = Ledger(), a_job(deadline_s=10.0)
+    assert ledger.seen(job.key, 0.0) is Seen.NEW
+    ledger.open(job)
+    assert ledger.seen(job.key, 1.0) is Seen.OPEN
+    assert ledger.get(job.key) is job
+    assert len(ledger) == 1
+    job.to(State.REFUSED)
+    assert ledger.close(job, b"no")
+    assert ledger.seen(job.key, 9.999) is Seen.ANSWERED
+    assert ledger.answer(job.key) == b"no"
+    assert ledger.seen(job.key, 10.0) is Seen.NEW
+    assert ledger.answer(job.key) is None
+    assert ledger.open_jobs() == ()
+
+
+def test_an_open_request_stays_open_past_its_deadline() -> None:
+    ledger, job = Ledger(), a_job(deadline_s=10.0)
+    ledger.open(job)
+    assert ledger.seen(job.key, 1e9) is Seen.OPEN, "it is not forgotten while it may still be inside a worker"
+
+
+def test_a_key_opens_once() -> None:
+    ledger = Ledger()
+    ledger.open(a_job())
+    with pytest.raises(ValueError, match="open already"):
+        ledger.open(a_job())
+
+
+def test_only_final_jobs_close() -> None:
+    ledger, job = Ledger(), a_job()
+    ledger.open(job)
+    with pytest.raises(ValueError, match="a queued job cannot be closed"):
+        ledger.close(job, b"")
+    job.start(0.0)
+    with pytest.raises(ValueError, match="a running job cannot be closed"):
+        ledger.close(job, b"")
+    assert len(ledger) == 1
+
+
+def test_closing_twice_counts_once_and_keeps_the_first_answer() -> None:
+    ledger = Ledger()
+    job = closed(ledger, "1", 10.0, b"first")
+    assert not ledger.close(job, b"second")
+    assert ledger.answer(job.key) == b"first"
+
+
+def test_a_stranger_with_the_same_key_closes_nothing() -> None:
+    ledger, job, stranger = Ledger(), a_job(), a_job()
+    ledger.open(job)
+    stranger.to(State.CANCELLED)
+    assert not ledger.close(stranger, b"stolen")
+    assert ledger.get(job.key) is job
+
+
+def test_a_silent_end_keeps_the_key_without_an_answer() -> None:
+    ledger, job = Ledger(), a_job(deadline_s=10.0)
+    ledger.open(job)
+    job.to(State.EXPIRED)
+    assert ledger.close(job, None)
+    assert ledger.seen(job.key, 9.0) is Seen.ANSWERED
+    assert ledger.answer(job.key) is None
+
+
+def test_a_key_is_forgotten_at_its_own_deadline_whatever_was_answered_before_it() -> None:
+    ledger = Ledger()
+    closed(ledger, "long", 3600.0)
+    short = closed(ledger, "short", 1.0)
+    assert ledger.seen(short.key, 2.0) is Seen.NEW
+    assert ledger.answer(short.key) is None
+
+
+def test_forgotten_entries_free_their_memory_in_any_order_of_deadlines() -> None:
+    ledger = Ledger()
+    closed(ledger, "long", 3600.0)
+    for index in range(100):
+        closed(ledger, f"short-{index}", 1.0, b"x" * 100)
+    ledger.seen(("client", "anything"), 2.0)
+    assert (ledger.closed_count, ledger.answer_bytes) == (1, len(b"{}"))
+
+
+def test_when_full_the_entry_nearest_to_its_deadline_leaves() -> None:
+    ledger = Ledger(max_entries=3)
+    long = closed(ledger, "long", 3600.0)
+    for index in range(5):
+        closed(ledger, f"short-{index}", 10.0 + index)
+    assert ledger.closed_count == 3
+    assert ledger.seen(long.key, 0.0) is Seen.ANSWERED, "a retry of the long one is the likeliest still to come"
+
+
+def test_answers_are_bounded_in_bytes_the_oldest_leaves_first_and_its_key_stays() -> None:
+    ledger = Ledger(max_answer_bytes=800)
+    jobs = [closed(ledger, str(index), 10.0, bytes(100)) for index in range(9)]
+    assert ledger.answer_bytes == 800
+    assert ledger.answer(jobs[0].key) is None
+    assert ledger.seen(jobs[0].key, 1.0) is Seen.ANSWERED, "executed once is enough, even without the answer at hand"
+    assert all(ledger.answer(job.key) is not None for job in jobs[1:])
+
+
+def test_one_huge_answer_does_not_push_out_the_others() -> None:
+    ledger = Ledger(max_answer_bytes=800)
+    small = closed(ledger, "small", 10.0, b"small")
+    huge = closed(ledger, "huge", 10.0, bytes(101))
+    assert ledger.answer(small.key) == b"small"
+    assert ledger.answer(huge.key) is None
+    assert ledger.seen(huge.key, 1.0) is Seen.ANSWERED
+
+
+def test_the_largest_message_still_fits_the_answer_cache() -> None:
+    from edge_agent.base.limits import MESSAGE_BYTES
+
+    ledger = Ledger()
+    job = closed(ledger, "1", 10.0, bytes(MESSAGE_BYTES))
+    assert ledger.answer(job.key) is not None
+    assert ANSWERS_BYTES >= MESSAGE_BYTES
+    assert DEDUP_ENTRIES > 0
+
+
+def test_noting_a_key_again_replaces_answer_and_deadline() -> None:
+    ledger = Ledger()
+    key = ("client", "1")
+    ledger.note(key, 10.0, b"first")
+    ledger.note(key, 20.0, b"other")
+    assert ledger.seen(key, 15.0) is Seen.ANSWERED
+    assert ledger.answer(key) == b"other"
+    assert (ledger.closed_count, ledger.answer_bytes) == (1, 5)
+    ledger.note(key, 17.0, None)
+    assert ledger.seen(key, 16.0) is Seen.ANSWERED
+    assert ledger.seen(key, 17.0) is Seen.NEW
+    assert ledger.answer_bytes == 0
+
+
+@given(st.integers(1, 2000))
+def test_bookkeeping_does_not_grow_when_one_key_is_noted_for_ever(times: int) -> None:
+    ledger = Ledger(max_entries=4)
+    for index in range(times):
+        ledger.note(("client", "1"), 3600.0 + index, b"answer")
+    assert ledger.closed_count == 1
+    assert len(ledger._by_time) <= 3 * 4
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """The ledger against a plain model: every key's job, its end, its deadline."""
+
+    ENTRIES, BYTES = 6, 160
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger(self.ENTRIES, self.BYTES)
+        self.now_s = 0.0
+        self.opened: dict[tuple[str, str], Job] = {}
+        self.ended: dict[tuple[str, str], tuple[float, bytes | None]] = {}
+        self.closings: dict[int, int] = {}
+
+    @rule(name=st.sampled_from("abcdefghij"), lasts_s=st.floats(0.5, 50.0))
+    def ask(self, name: str, lasts_s: float) -> None:
+        key = ("client", name)
+        seen = self.ledger.seen(key, self.now_s)
+        assert (seen is Seen.OPEN) == (key in self.opened)
+        if seen is Seen.ANSWERED:
+            assert self.ended[key][0] > self.now_s, "known past its deadline"
+        if seen is not Seen.NEW:
+            return
+        job = a_job(name, self.now_s + lasts_s)
+        self.ledger.open(job)
+        self.opened[key] = job
+        self.ended.pop(key, None)
+
+    @precondition(lambda self: self.opened)
+    @rule(data=st.data(), answer=st.none() | st.binary(max_size=40))
+    def finish(self, data: st.DataObject, answer: bytes | None) -> None:
+        key = data.draw(st.sampled_from(sorted(self.opened)))
+        job = self.opened.pop(key)
+        job.to(State.CANCELLED)
+        assert job.state in FINAL
+        assert self.ledger.close(job, answer)
+        assert not self.ledger.close(job, answer), "closed twice"
+        self.ended[key] = (job.deadline_s, answer)
+
+    @rule(seconds=st.floats(0.0, 20.0))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @invariant()
+    def bounded(self) -> None:
+        assert self.ledger.closed_count <= self.ENTRIES
+        assert self.ledger.answer_bytes <= self.BYTES
+        assert len(self.ledger._by_time) <= 3 * self.ENTRIES
+
+    @invariant()
+    def honest(self) -> None:
+        alive = {key for key, (deadline_s, _) in self.ended.items() if deadline_s > self.now_s}
+        known = {key for key in self.ended if self.ledger.seen(key, self.now_s) is Seen.ANSWERED}
+        assert known <= alive
+        if len(alive) <= self.ENTRIES and len(self.ended) <= self.ENTRIES:
+            assert known == alive, "forgotten too early although there was room"
+        held = sum(len(answer) for key in known if (answer := self.ledger.answer(key)) is not None)
+        assert held == self.ledger.answer_bytes
+        for key in known:
+            assert self.ledger.answer(key) in {self.ended[key][1], None}
+
+
+TestLedgerMachine = LedgerMachine.TestCase
