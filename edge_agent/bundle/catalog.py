@@ -23,7 +23,12 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to run a model: a runtime, a number format, its files and what the host measured."""
+    """One way to run a model: a runtime, a number format, its files and what the host measured.
+
+    `digest` is the manifest's. `files` maps a role ('model', 'tokenizer') to an absolute path; it is empty for a
+    variant that the package offered and the device did not keep. `accuracy` is a fraction on the recipe's test set.
+    `features` are CPU or GPU features that it needs, `hardware` the boards that it is for (empty: any).
+    """
 
     digest: str
     runtime: str
@@ -33,11 +38,19 @@ class Variant:
     peak_bytes: int
     accuracy: float | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """How people and golden probes name it: 'onnx/int8'."""
+        return f"{self.runtime}/{self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An unmerged adapter of a base: `base_id` must equal the model's."""
+    """An unmerged adapter of a base: `base_id` must equal the model's. `version` is its release's counter."""
 
     name: str
     digest: str
@@ -51,7 +64,11 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """A model as it is active on this device, with the one variant that was chosen and its adapters."""
+    """A model as it is active on this device, with the one variant that was chosen and its adapters.
+
+    `version` rises with every change of the model on this device (install, adapter, removal); a rollback returns to an
+    older one. `kind` is 'base' (takes adapters of its `base_id`) or 'merged' (takes none).
+    """
 
     name: str
     base_id: str
@@ -60,6 +77,7 @@ class InstalledModel:
     variants: tuple[Variant, ...]
     task: TaskSpec
     adapters: tuple[Adapter, ...] = ()
+    kind: str = "base"
 
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that name, or None."""

@@ -1,0 +1,231 @@
+"""From manifests to models and adapters: parse what a manifest points to and check that it hangs together.
+
+Used on a package before anything is staged and on the store whenever it is read; `fetch` hides which of the two gives
+the bytes. No weights are read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_agent import __version__
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError
+from edge_agent.bundle import manifest as forms
+from edge_agent.bundle import probes as golden
+from edge_agent.bundle.jsonio import check_size, decode
+from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, Manifest, ModelDoc, VariantInfo
+
+Fetch = Callable[[Descriptor, int], bytes]
+"""(descriptor, limit in bytes) -> verified bytes; raises PackageError when they are missing or wrong."""
+
+_DOC_SUFFIXES = (".md", ".txt")
+_CONFIG_FILES = (forms.TOKENIZER_FILE, forms.MODEL_FILE, forms.PROBES_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class VariantItem:
+    """One variant of the package's model."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    info: VariantInfo
+    model: ModelDoc
+    files: dict[str, Descriptor]
+
+    @property
+    def name(self) -> str:
+        """How golden probes name it: 'onnx/int8'."""
+        return f"{self.info.runtime}/{self.info.dtype}"
+
+    @property
+    def weight(self) -> Descriptor:
+        """The one weights file."""
+        return next(found for found in self.manifest.layers if found.media_type == forms.WEIGHT)
+
+    @property
+    def size_bytes(self) -> int:
+        """All bytes of the variant on disk."""
+        return sum(found.size for found in self.manifest.descriptors())
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterItem:
+    """One adapter."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    config: AdapterConfig
+    files: dict[str, Descriptor]
+
+    @property
+    def weight(self) -> Descriptor:
+        """The adapter's file."""
+        return self.files[forms.ADAPTER_FILE]
+
+
+Item = VariantItem | AdapterItem
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a package offers: at most one model, in variants, and adapters."""
+
+    variants: tuple[VariantItem, ...]
+    adapters: tuple[AdapterItem, ...]
+
+    @property
+    def model(self) -> ModelDoc | None:
+        """The model, or None for an adapter-only package."""
+        return self.variants[0].model if self.variants else None
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """Variants, then adapters."""
+        return (*self.variants, *self.adapters)
+
+    def descriptors(self) -> dict[str, Descriptor]:
+        """Every blob by digest, manifests included."""
+        found: dict[str, Descriptor] = {}
+        for item in self.items:
+            for one in (item.descriptor, *item.manifest.descriptors()):
+                if found.setdefault(one.digest, one).size != one.size:
+                    raise PackageError(f"{one.digest} is claimed with two sizes", "manifests")
+        return found
+
+
+def check_bytes(found: Descriptor, data: bytes, where: str) -> bytes:
+    """`data` if it has exactly the descriptor's size and digest, else PackageError. Size first: it costs nothing."""
+    if len(data) != found.size:
+        raise PackageError(f"it has {len(data)} bytes, its descriptor says {found.size}", where)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    if digest != found.digest:
+        raise PackageError("its SHA-256 is not what its descriptor says: damaged or exchanged", where)
+    return data
+
+
+def read_contents(index: Index, fetch: Fetch) -> Contents:
+    """All items of an index, checked one by one and against each other. Raises PackageError."""
+    variants: list[VariantItem] = []
+    adapters: list[AdapterItem] = []
+    digests = [found.digest for found in index.manifests]
+    if len(set(digests)) != len(digests):
+        raise PackageError("a manifest is listed twice", "index.json")
+    for found in index.manifests:
+        item = read_item(found, fetch)
+        if isinstance(item, AdapterItem):
+            adapters.append(item)
+        else:
+            variants.append(item)
+    _check_together(variants, adapters)
+    return Contents(tuple(variants), tuple(adapters))
+
+
+def read_item(found: Descriptor, fetch: Fetch) -> Item:
+    """One manifest with its documents. Raises PackageError."""
+    where = f"manifest {found.digest[7:19]}"
+    forms.check_descriptor(found, "index.json")
+    if found.media_type != forms.OCI_MANIFEST:
+        raise PackageError(f"{found.media_type!r} is no manifest", "index.json")
+    manifest = decode(fetch(found, limits.MANIFEST_BYTES), Manifest, where)
+    files = _files(manifest, where)
+    if manifest.is_adapter:
+        return _adapter(found, manifest, files, fetch)
+    return _variant(found, manifest, files, fetch)
+
+
+def read_probes(item: Item, fetch: Fetch) -> golden.ProbeFile:
+    """The golden probes of an item, consistent in themselves. Raises PackageError."""
+    data = fetch(item.files[forms.PROBES_FILE], limits.MANIFEST_BYTES)
+    file = decode(data, golden.ProbeFile, forms.PROBES_FILE)
+    problem = golden.problem_of(file, isinstance(item, AdapterItem))
+    if problem:
+        raise PackageError(problem, forms.PROBES_FILE)
+    return file
+
+
+def _files(manifest: Manifest, where: str) -> dict[str, Descriptor]:
+    files: dict[str, Descriptor] = {}
+    for found in manifest.descriptors():
+        forms.check_descriptor(found, where)
+    if manifest.subject is not None:
+        forms.check_descriptor(manifest.subject, where)
+    for layer in manifest.layers:
+        path = forms.file_path(layer, where)
+        if path in files:
+            raise PackageError(f"two layers are named {path!r}", where)
+        _check_kind(layer, path, manifest.is_adapter, where)
+        files[path] = layer
+    if forms.PROBES_FILE not in files:
+        raise PackageError(f"{forms.PROBES_FILE} is missing: a package proves itself by golden probes", where)
+    return files
+
+
+def _check_kind(layer: Descriptor, path: str, adapter: bool, where: str) -> None:
+    kind = layer.media_type
+    allowed = {
+        forms.WEIGHT: not adapter and path.endswith(forms.WEIGHT_SUFFIXES),
+        forms.ADAPTER_WEIGHT: adapter and path == forms.ADAPTER_FILE,
+        forms.WEIGHT_CONFIG: path in _CONFIG_FILES,
+        forms.DOC: path.endswith(_DOC_SUFFIXES) or path == "LICENSE",
+    }
+    if not allowed.get(kind, False):
+        raise PackageError(
+            f"{path!r} as {kind!r} is not carried: only weights, tokenizer.json, probes and notes", where
+        )
+    limit_bytes = {forms.WEIGHT_CONFIG: limits.TOKENIZER_BYTES, forms.DOC: limits.MANIFEST_BYTES}
+    check_size(layer.size, limit_bytes.get(kind, limits.BLOB_BYTES), f"{where}, {path}")
+
+
+def _variant(found: Descriptor, manifest: Manifest, files: dict[str, Descriptor], fetch: Fetch) -> VariantItem:
+    where = f"manifest {found.digest[7:19]}"
+    if manifest.config.media_type != forms.MODEL_CONFIG or manifest.subject is not None:
+        raise PackageError("a model has a ModelPack config and no subject", where)
+    check_size(manifest.config.size, limits.MANIFEST_BYTES, where)
+    if sum(layer.media_type == forms.WEIGHT for layer in manifest.layers) != 1:
+        raise PackageError("a variant has exactly one weights file", where)
+    raw = manifest.annotations.get(forms.VARIANT)
+    if raw is None or forms.MODEL_FILE not in files:
+        raise PackageError(f"the annotation {forms.VARIANT} or {forms.MODEL_FILE} is missing", where)
+    info = decode(raw.encode(), VariantInfo, f"{where}, {forms.VARIANT}")
+    model = decode(fetch(files[forms.MODEL_FILE], limits.MANIFEST_BYTES), ModelDoc, forms.MODEL_FILE)
+    forms.check_requires(info.requires + model.requires, where, __version__)
+    _check_task(model.task, forms.MODEL_FILE)
+    return VariantItem(found, manifest, info, model, files)
+
+
+def _adapter(found: Descriptor, manifest: Manifest, files: dict[str, Descriptor], fetch: Fetch) -> AdapterItem:
+    where = f"manifest {found.digest[7:19]}"
+    if manifest.config.media_type != forms.ADAPTER_CONFIG or manifest.subject is None:
+        raise PackageError("an adapter has an adapter config and the base's manifest as its subject", where)
+    if forms.ADAPTER_FILE not in files:
+        raise PackageError(f"{forms.ADAPTER_FILE} is missing", where)
+    config = decode(fetch(manifest.config, limits.MANIFEST_BYTES), AdapterConfig, where)
+    forms.check_requires(config.requires, where, __version__)
+    _check_task(config.task, where)
+    return AdapterItem(found, manifest, config, files)
+
+
+def _check_task(task: forms.TaskDoc, where: str) -> None:
+    if (task.kind == "classify") != bool(task.labels):
+        raise PackageError("labels belong to a classifier, and to nothing else", where)
+    if len(set(task.labels)) != len(task.labels):
+        raise PackageError("a label stands twice", where)
+    if task.out_of_scope is not None and not task.labels:
+        raise PackageError("out_of_scope needs labels", where)
+
+
+def _check_together(variants: list[VariantItem], adapters: list[AdapterItem]) -> None:
+    if len({item.files[forms.MODEL_FILE].digest for item in variants}) > 1:
+        raise PackageError(f"its variants carry different {forms.MODEL_FILE}: one package, one model", "index.json")
+    names = [item.config.name for item in adapters]
+    if len(set(names)) != len(names):
+        raise PackageError("two adapters have the same name", "index.json")
+    if len({item.config.base_id for item in adapters}) > 1:
+        raise PackageError("its adapters belong to different bases", "index.json")
+    if variants and adapters:
+        model = variants[0].model
+        if model.kind != "base" or adapters[0].config.base_id != model.base_id:
+            raise PackageError(f"its adapters do not belong to its model {model.name!r}", "index.json")

@@ -1,0 +1,95 @@
+"""JSON of a package: bounded, strict, read once, written one way.
+
+What is refused before anything is built from it: more bytes than the limit, deeper nesting than the limit, text that is
+not UTF-8, an object with the same key twice (readers differ on which one counts), a number that is no number, an
+unknown field, a value of another type.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError
+from edge_agent.base.units import bytes_text
+
+T = TypeVar("T")
+
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A JSON object of the format: unknown fields are an error, fields that hold their default are not written."""
+
+
+def encode(value: object) -> bytes:
+    """The one byte form of a document: keys sorted, no blanks. The same value always gives the same digest."""
+    return msgspec.json.encode(value, order="sorted")
+
+
+def decode(data: bytes, kind: type[T], where: str, limit_bytes: int = limits.MANIFEST_BYTES) -> T:
+    """A document of type `kind`. Raises PackageError that names `where` and what is wrong."""
+    check_size(len(data), limit_bytes, where)
+    text = _text(data, where)
+    _check_depth(data, where)
+    _check_strict(text, where)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise PackageError(f"it does not follow the format: {_plain(str(error))}", where) from error
+    except msgspec.DecodeError as error:
+        raise PackageError(f"it is no valid JSON: {error}", where) from error
+    except UnicodeDecodeError as error:
+        raise PackageError("it is not UTF-8 text", where) from error
+
+
+def check_size(size_bytes: int, limit_bytes: int, where: str) -> None:
+    """Refuse a document above its limit before it is read."""
+    if size_bytes > limit_bytes:
+        raise PackageError(f"it has {bytes_text(size_bytes)}, at most {bytes_text(limit_bytes)} are allowed", where)
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PackageError(f"it is not UTF-8 text (byte {error.start})", where) from error
+
+
+def _check_depth(data: bytes, where: str) -> None:
+    depth = 0
+    for token in _TOKENS.finditer(data):
+        first = data[token.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > limits.MANIFEST_DEPTH:
+                raise PackageError(f"it nests deeper than {limits.MANIFEST_DEPTH} levels", where)
+        elif first in b"]}":
+            depth -= 1
+
+
+def _check_strict(text: str, where: str) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise PackageError(f"the key {key!r} stands twice in one object", where)
+            found[key] = value
+        return found
+
+    def no_number(word: str) -> NoReturn:
+        raise PackageError(f"{word} is no number of JSON", where)
+
+    try:
+        json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except ValueError as error:
+        raise PackageError(f"it is no valid JSON: {str(error)[:200]}", where) from error
+
+
+def _plain(message: str) -> str:
+    """msgspec's sentence with its path in our words, bounded, since it may quote the package."""
+    return message.replace(" - at `$", " at `").replace("`.", "`")[:300]

@@ -1,0 +1,187 @@
+"""A package on disk, as one tar or as a folder: which files it holds, and their bytes. Trusts nothing.
+
+A folder is walked by descriptors that never follow a link. Sizes come from the file system or the tar headers and are
+known before a byte is read; every read is bounded by them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError
+from edge_agent.bundle import tarform
+from edge_agent.bundle.jsonio import check_size
+
+CHUNK = limits.MIB
+BLOBS = "blobs/sha256/"
+
+
+def blob_name(digest: str) -> str:
+    """'sha256:ab…' -> 'blobs/sha256/ab…'."""
+    return BLOBS + digest.removeprefix("sha256:")
+
+
+class _Source(Protocol):
+    def sizes(self) -> Mapping[str, int]: ...
+
+    def open(self, name: str) -> BinaryIO: ...
+
+    def close(self) -> None: ...
+
+
+class Package:
+    """An opened package. `sizes` maps each of its files to its bytes. Use as a context manager."""
+
+    def __init__(self, source: _Source, where: str) -> None:
+        self._source = source
+        self.where = where
+        self.sizes = source.sizes()
+
+    def __enter__(self) -> Package:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._source.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sizes
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """All bytes of a small file; its size is checked against the limit first. Raises PackageError."""
+        if name not in self.sizes:
+            raise PackageError(f"{name} is missing", self.where)
+        check_size(self.sizes[name], limit_bytes, name)
+        return b"".join(self.stream(name))
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file in chunks of at most 1 MiB; exactly as many as `sizes` says, or PackageError."""
+        left = self.sizes[name]
+        with self._source.open(name) as file:
+            while left:
+                chunk = file.read(min(CHUNK, left))
+                if not chunk:
+                    raise PackageError(f"{name} ends {left} bytes early", self.where)
+                left -= len(chunk)
+                yield chunk
+
+    def blobs(self) -> Mapping[str, int]:
+        """Digest -> size of every blob that travels in the package."""
+        return {f"sha256:{name[len(BLOBS) :]}": size for name, size in self.sizes.items() if name.startswith(BLOBS)}
+
+
+def open_package(path: Path) -> Package:
+    """Open a tar or a folder. Raises PackageError when it is neither, or holds anything but a package's files."""
+    where = path.name or str(path)
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            return Package(_Folder(path, where), where)
+        if stat.S_ISREG(found.st_mode):
+            return Package(_Tar(path, where), where)
+    except OSError as error:
+        raise PackageError(f"it cannot be opened: {error.strerror}", str(path)) from error
+    raise PackageError("it is neither a file nor a folder", str(path))
+
+
+class _Tar:
+    def __init__(self, path: Path, where: str) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            self._members = {member.name: member for member in tarform.read_members(self._file, size, where)}
+        except BaseException:
+            self._file.close()
+            raise
+
+    def sizes(self) -> Mapping[str, int]:
+        return {member.name: member.size for member in self._members.values()}
+
+    def open(self, name: str) -> BinaryIO:
+        file = os.fdopen(os.dup(self._file.fileno()), "rb", buffering=0)
+        file.seek(self._members[name].offset)
+        return file
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Folder:
+    """Three folders held open by descriptor: the package, `root`, `blobs/sha256`."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self._where = where
+        self._stack = contextlib.ExitStack()
+        self._folders: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        try:
+            self._enter(path)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _enter(self, path: Path) -> None:
+        top = self._descend("", os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+        self._list(top, "", folders=("root", "blobs"))
+        if "root" in self._names(top):
+            self._list(self._descend("root/", self._open_folder("root", top)), "root/")
+        if "blobs" in self._names(top):
+            blobs = self._open_folder("blobs", top)
+            self._stack.callback(os.close, blobs)
+            self._list(blobs, "blobs/", folders=("sha256",))
+            if "sha256" in self._names(blobs):
+                self._list(self._descend(BLOBS, self._open_folder("sha256", blobs)), BLOBS)
+
+    def _descend(self, prefix: str, descriptor: int) -> int:
+        self._stack.callback(os.close, descriptor)
+        self._folders[prefix] = descriptor
+        return descriptor
+
+    def _names(self, folder: int) -> list[str]:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+
+    def _open_folder(self, name: str, parent: int) -> int:
+        try:
+            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        except OSError as error:
+            raise PackageError(f"{name} is a link or no folder", self._where) from error
+
+    def _list(self, folder: int, prefix: str, folders: tuple[str, ...] = ()) -> None:
+        for name in self._names(folder):
+            if name in folders:
+                continue
+            tarform.check_name(prefix + name, self._where)
+            if len(self._sizes) >= limits.PACKAGE_MEMBERS:
+                raise PackageError(f"it holds more than {limits.PACKAGE_MEMBERS} files", self._where)
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise PackageError(f"{prefix}{name} is a link or device, only plain files are allowed", self._where)
+            if found.st_size > limits.BLOB_BYTES:
+                check_size(found.st_size, limits.BLOB_BYTES, prefix + name)
+            self._sizes[prefix + name] = found.st_size
+
+    def sizes(self) -> Mapping[str, int]:
+        return dict(sorted(self._sizes.items(), key=lambda item: tarform.order(item[0])))
+
+    def open(self, name: str) -> BinaryIO:
+        prefix = next(prefix for prefix in (BLOBS, "root/", "") if name.startswith(prefix))
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(name[len(prefix) :], flags, dir_fd=self._folders[prefix])
+        except OSError as error:
+            raise PackageError(f"{name} cannot be opened: {error.strerror}", self._where) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise PackageError(f"{name} is no plain file", self._where)
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    def close(self) -> None:
+        self._stack.close()

@@ -1,0 +1,159 @@
+"""Golden probes: texts with the outputs that the host measured, and the judgement of what a device measures.
+
+They catch what no digest can: a runtime that computes something else on this board, and an adapter that is attached and
+changes nothing. The judgement is pure; who runs the texts is the store's `Prober`.
+
+Distances: features by relative L2 distance per text, |m - e| / |e| (scale-free, hidden size does not matter); logits
+by the largest absolute difference (they decide labels). The effect of an adapter is the mean relative L2 distance
+between the features with it and without it, both measured on this device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from edge_agent.base import limits
+from edge_agent.bundle.jsonio import Document
+from edge_agent.bundle.manifest import Word
+
+INEFFECTIVE = "adapter-ineffective"
+MISMATCH = "probe-mismatch"
+MISSING = "probe-missing"
+
+Row = Annotated[tuple[float, ...], Meta(min_length=1, max_length=65536)]
+Rows = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=limits.PROBES)]
+Tolerance = Annotated[float, Meta(gt=0.0, le=10.0)]
+
+
+class Expected(Document, frozen=True, kw_only=True):
+    """What one variant gave on the host, one row per text, and how far this device may be off.
+
+    `features_tolerance` is a relative L2 distance, `logits_tolerance` an absolute difference. For an adapter
+    `min_effect` is the least mean relative distance from the base's features.
+    """
+
+    features: Rows
+    features_tolerance: Tolerance
+    logits: Rows | None = None
+    logits_tolerance: Tolerance | None = None
+    min_effect: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+
+
+class ProbeFile(Document, frozen=True, kw_only=True):
+    """`edge/probes.json`: the texts, and per variant ('onnx/int8') what they must give."""
+
+    schema: Literal[1]
+    texts: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...], Meta(min_length=1, max_length=limits.PROBES)
+    ]
+    expected: Annotated[dict[Word, Expected], Meta(min_length=1, max_length=32)]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What this device gave, one row per text; `logits` is None where the model has no classifier."""
+
+    features: Sequence[Sequence[float]]
+    logits: Sequence[Sequence[float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`code` is None when the probes hold, else one of the codes above; `reason` carries the figures."""
+
+    code: str | None
+    reason: str
+    features_off: float = 0.0
+    logits_off: float = 0.0
+    effect: float | None = None
+
+
+def judge(file: ProbeFile, variant: str, measured: Measured, base: Measured | None = None) -> Verdict:
+    """Compare the outputs of one variant. `base` is given for an adapter: the same texts without it."""
+    expected = file.expected.get(variant)
+    if expected is None:
+        known = ", ".join(sorted(file.expected))
+        return Verdict(MISSING, f"there are no golden probes for variant {variant} (there are for {known})")
+    shape = _shape_problem(expected, measured, base)
+    if shape:
+        return Verdict(MISMATCH, shape)
+    effect = None
+    if expected.min_effect is not None and base is not None:
+        effect = mean_effect(measured.features, base.features)
+        if not effect >= expected.min_effect:
+            reason = (
+                f"with and without it the features differ by {effect:.2g}, at least {expected.min_effect:.2g} is due"
+            )
+            return Verdict(INEFFECTIVE, reason, effect=effect)
+    return _distances(file, expected, measured, effect)
+
+
+def mean_effect(features: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> float:
+    """Mean over the texts of |with - without| / |without|."""
+    return sum(relative_distance(one, other) for one, other in zip(features, base, strict=True)) / len(base)
+
+
+def relative_distance(measured: Sequence[float], expected: Sequence[float]) -> float:
+    """|measured - expected| / |expected| in the L2 norm; infinite when anything is not finite."""
+    off = math.sqrt(sum((one - other) ** 2 for one, other in zip(measured, expected, strict=True)))
+    norm = math.sqrt(sum(value * value for value in expected))
+    found = off / max(norm, 1e-12)
+    return found if math.isfinite(found) else math.inf
+
+
+def _distances(file: ProbeFile, expected: Expected, measured: Measured, effect: float | None) -> Verdict:
+    worst_features = worst_logits = 0.0
+    for number, text in enumerate(file.texts):
+        off = relative_distance(measured.features[number], expected.features[number])
+        worst_features = max(worst_features, off)
+        if off > expected.features_tolerance:
+            reason = _off(number, text, "features are off by", off, expected.features_tolerance)
+            return Verdict(MISMATCH, reason, off, worst_logits, effect)
+        if expected.logits is None or expected.logits_tolerance is None or measured.logits is None:
+            continue
+        off = _largest(measured.logits[number], expected.logits[number])
+        worst_logits = max(worst_logits, off)
+        if off > expected.logits_tolerance:
+            reason = _off(number, text, "logits are off by", off, expected.logits_tolerance)
+            return Verdict(MISMATCH, reason, worst_features, off, effect)
+    return Verdict(None, f"{len(file.texts)} golden probes hold", worst_features, worst_logits, effect)
+
+
+def _off(number: int, text: str, what: str, off: float, tolerance: float) -> str:
+    return f"probe {number + 1} ({text[:40]!r}): {what} {off:.3g}, {tolerance:.3g} is tolerated"
+
+
+def _largest(measured: Sequence[float], expected: Sequence[float]) -> float:
+    off = max(abs(one - other) for one, other in zip(measured, expected, strict=True))
+    return off if math.isfinite(off) and all(map(math.isfinite, measured)) else math.inf
+
+
+def _shape_problem(expected: Expected, measured: Measured, base: Measured | None) -> str | None:
+    pairs = [("features", expected.features, measured.features)]
+    if expected.logits is not None:
+        pairs.append(("logits", expected.logits, measured.logits or ()))
+    if expected.min_effect is not None:
+        pairs.append(("features of the base", expected.features, base.features if base else ()))
+    for what, due, found in pairs:
+        if [len(row) for row in due] != [len(row) for row in found]:
+            due_shape, found_shape = f"{len(due)} x {len(due[0])}", f"{len(found)} x {len(found[0]) if found else 0}"
+            return f"{what} have the shape {found_shape}, {due_shape} is expected"
+    return None
+
+
+def problem_of(file: ProbeFile, adapter: bool) -> str | None:
+    """What is inconsistent in a probe file itself (rows per text, tolerances, an adapter's effect), or None."""
+    for variant, expected in file.expected.items():
+        rows = [expected.features] + ([expected.logits] if expected.logits is not None else [])
+        if any(len(found) != len(file.texts) for found in rows):
+            return f"the rows of {variant} are not as many as the texts"
+        if (expected.logits is None) != (expected.logits_tolerance is None):
+            return f"{variant} has logits without a tolerance, or a tolerance without logits"
+        if adapter != (expected.min_effect is not None):
+            return f"{variant} must state min_effect exactly when it is an adapter's"
+    return None

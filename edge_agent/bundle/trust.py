@@ -1,0 +1,106 @@
+"""Who may release: root files, each signed by a threshold of keys, and the chain from one to the next.
+
+The rule is TUF's (specification 5.3): root N+1 counts only when a threshold of N's root keys and a threshold of its own
+root keys signed it, and its version is exactly N+1. So a lost release key is replaced by one signed file inside the
+next package, and a thief of release keys can never change who is trusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from edge_agent.base.errors import PackageError, SignatureError
+from edge_agent.bundle import jsonio, sign
+from edge_agent.bundle.sign import KeyId, PublicHex
+
+ROOT_TYPE = "application/vnd.edge-agent.root.v1+json"
+
+
+class Role(jsonio.Document, frozen=True, kw_only=True):
+    """Which keys act together, and how many of them must."""
+
+    keys: Annotated[tuple[KeyId, ...], Meta(min_length=1, max_length=16)]
+    threshold: Annotated[int, Meta(ge=1, le=16)]
+
+
+class Roles(jsonio.Document, frozen=True, kw_only=True):
+    """`root` decides on the next root file, `release` on packages."""
+
+    root: Role
+    release: Role
+
+
+class Root(jsonio.Document, frozen=True, kw_only=True):
+    """The payload of a root file: public keys (id -> 32 bytes hex) and roles."""
+
+    schema: Literal[1]
+    version: Annotated[int, Meta(ge=1, le=2**31)]
+    keys: Annotated[dict[KeyId, PublicHex], Meta(min_length=1, max_length=32)]
+    roles: Roles
+
+    def keys_of(self, role: Role) -> dict[str, str]:
+        """The role's keys, id -> public key."""
+        return {keyid: self.keys[keyid] for keyid in role.keys}
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """A root that is believed, with the bytes of its file."""
+
+    root: Root
+    data: bytes
+
+    @classmethod
+    def from_operator(cls, data: bytes, where: str = "root.json") -> Trust:
+        """The first link: a root file that the operator placed on the device. It must be signed by its own keys."""
+        trust, envelope, payload = _read(data, where)
+        _require(trust.root, trust.root.roles.root, envelope, payload, where)
+        return trust
+
+    def next(self, data: bytes, where: str) -> Trust:
+        """The trust after root N+1. Raises SignatureError unless both thresholds signed it."""
+        trust, envelope, payload = _read(data, where)
+        if trust.root.version != self.root.version + 1:
+            raise SignatureError(
+                f"root version {trust.root.version} does not follow {self.root.version}; each is taken in turn", where
+            )
+        _require(self.root, self.root.roles.root, envelope, payload, where)
+        _require(trust.root, trust.root.roles.root, envelope, payload, where)
+        return trust
+
+    def check_release(self, envelope: sign.Envelope, payload: bytes, where: str) -> frozenset[str]:
+        """The signers of a release; raises SignatureError below the threshold."""
+        return _require(self.root, self.root.roles.release, envelope, payload, where)
+
+
+def _read(data: bytes, where: str) -> tuple[Trust, sign.Envelope, bytes]:
+    envelope, payload = sign.unwrap(data, ROOT_TYPE, where)
+    root = jsonio.decode(payload, Root, where)
+    for keyid, public_hex in root.keys.items():
+        if sign.key_id(public_hex) != keyid:
+            raise PackageError(f"key {keyid[:12]} is not the key of that id", where)
+    for role in (root.roles.root, root.roles.release):
+        if len(set(role.keys)) != len(role.keys) or not set(role.keys) <= set(root.keys):
+            raise PackageError("a role names a key twice or one that the file lacks", where)
+        if role.threshold > len(role.keys):
+            raise PackageError(f"a role asks for {role.threshold} signatures of {len(role.keys)} keys", where)
+    return Trust(root, data), envelope, payload
+
+
+def _require(root: Root, role: Role, envelope: sign.Envelope, payload: bytes, where: str) -> frozenset[str]:
+    if not envelope.signatures:
+        raise SignatureError("it is not signed", where, "`edge-forge sign` signs a package")
+    signers = sign.valid_signers(envelope, payload, root.keys_of(role), where)
+    if len(signers) >= role.threshold:
+        return signers
+    claimed = ", ".join(signature.keyid[:12] for signature in envelope.signatures)
+    if not signers:
+        raise SignatureError(
+            f"it is signed by {claimed}, none of which root version {root.version} trusts",
+            where,
+            "install the root file of who made the package, if you trust them",
+        )
+    raise SignatureError(f"{len(signers)} of {role.threshold} needed signatures are there", where)

@@ -1,0 +1,222 @@
+"""The install: stage, verify, probe, switch. Old or new at every moment, and nothing left over when it is refused."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.base.units import bytes_text
+from edge_agent.bundle import statement
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.layout import Package, open_package
+from edge_agent.bundle.trust import Trust
+from edge_agent.bundle.verify import Verified, read_package, read_release
+from edge_agent.store.blobs import Blobs
+from edge_agent.store.disk import replace_file
+from edge_agent.store.journal import Committed, Journal, ModelRecord, Record
+from edge_agent.store.plan import Change, Context, Plan, plan
+from edge_agent.store.setup import Progress, Setup
+from edge_agent.store.trial import Trial, run_trial
+
+# What records, folders and the file system's own books may take beside the blobs.
+OVERHEAD_BYTES = limits.MIB
+
+log = logging.getLogger("edge_agent.store")
+
+
+@dataclass(frozen=True, slots=True)
+class InstallReport:
+    """What an install did. `changed` is False where the very same contents were already active."""
+
+    product: str
+    channel: str
+    counter: int
+    models: tuple[InstalledModel, ...]
+    changed: bool
+    written_bytes: int
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class Installer:
+    """One install; made anew for each. The caller holds the change lock and has recovered the store."""
+
+    def __init__(self, root: Path, journal: Journal, blobs: Blobs, setup: Setup, progress: Progress) -> None:
+        self._root = root
+        self._journal = journal
+        self._blobs = blobs
+        self._setup = setup
+        self._progress = progress
+
+    def run(self, path: Path) -> InstallReport:
+        """Install a package. Raises PackageError or StoreError; then nothing has changed."""
+        with open_package(path) as package:
+            self._at("opened")
+            record = self._journal.read()
+            verified = self._check_release(package, record)
+            contents = read_package(package, verified.release, self._blobs.fetch)
+            steps = plan(contents, self._context(verified, record))
+            self._check_trials(verified.release.index.digest)
+            self._check_room(package, steps)
+            self._at("verified")
+            written = self._stage(package, steps)
+        changes = [change for change in steps.changes if not _already(change, record)]
+        trials = self._try(changes, verified.release.index.digest)
+        if changes:
+            self._switch(record, verified, trials)
+        return self._report(verified, trials, written)
+
+    def _at(self, point: str) -> None:
+        self._setup.at(point)
+        self._progress(point, 0, 0)
+
+    def _check_release(self, package: Package, record: Record) -> Verified:
+        setup = self._setup
+        verified = read_release(package, newest_trust(self._root, setup.trust), setup.allow_unsigned)
+        release = verified.release
+        if verified.warning:
+            log.warning("UNSIGNED PACKAGE %s: %s", package.where, verified.warning)
+        now = statement.Now(setup.clock.wall_s(), setup.time_trusted(), record.newest_issued_s)
+        statement.check_time(release, now)
+        mark = record.committed.get(release.line)
+        if mark is not None and verified.warning is None:
+            statement.check_counter(release, mark.counter, mark.index)
+        if not statement.matches_hardware(release.hardware, setup.hardware.names):
+            raise PackageError(
+                f"the package is for other hardware: {', '.join(release.hardware)}; this is {setup.hardware.board}",
+                package.where,
+                "take the package for this board",
+            )
+        return verified
+
+    def _context(self, verified: Verified, record: Record) -> Context:
+        setup = self._setup
+        return Context(
+            release=verified.release,
+            record=record,
+            blobs=self._blobs,
+            fetch=self._blobs.fetch,
+            hardware=setup.hardware,
+            wishes=setup.wishes,
+            keep_all=setup.keep_all,
+            signed=verified.warning is None,
+            at_s=setup.clock.wall_s(),
+        )
+
+    def _check_trials(self, package: str) -> None:
+        cut_off = self._journal.trials(package)
+        if cut_off >= limits.INSTALL_TRIALS:
+            raise StoreError(
+                f"the trial of this package was cut off {cut_off} times on this device (power, or the kernel)",
+                remedy="look at `dmesg`, then forget its trials and install again",
+            )
+
+    def _check_room(self, package: Package, steps: Plan) -> None:
+        sizes = package.blobs()
+        missing = [one.descriptor for one in steps.wanted if not self._blobs.whole(one.descriptor)]
+        needed = sum(found.size for found in missing if found.digest in sizes) + OVERHEAD_BYTES
+        free, reserve = self._setup.free_bytes(self._root), self._setup.reserve_bytes
+        if needed + reserve > free:
+            raise StoreError(
+                f"the disk is too full: {bytes_text(needed)} are needed and {bytes_text(reserve)} stay reserved, "
+                f"{bytes_text(free)} are free; nothing was changed",
+                str(self._root),
+                "free some space, or remove a model",
+            )
+
+    def _stage(self, package: Package, steps: Plan) -> int:
+        total = sum(one.descriptor.size for one in steps.wanted)
+        done = written = 0
+        for one in steps.wanted:
+            if self._blobs.stage(package, one, self._setup.at):
+                written += one.descriptor.size
+            done += one.descriptor.size
+            self._progress("staging", done, total)
+        self._blobs.sync()
+        self._at("staged")
+        return written
+
+    def _try(self, changes: list[Change], package: str) -> tuple[tuple[Change, Trial], ...]:
+        if not changes:
+            return ()
+        self._journal.begin_trial(package)
+        self._at("trial-recorded")
+        self._at("probing")
+        try:
+            trials = tuple((change, run_trial(change, self._blobs, self._setup.prober)) for change in changes)
+        except BaseException:
+            # Refused, or interrupted by a person: the device lived through it, so the trial does not count as cut off.
+            self._journal.end_trial(package)
+            raise
+        self._at("probed")
+        return trials
+
+    def _switch(self, record: Record, verified: Verified, trials: tuple[tuple[Change, Trial], ...]) -> None:
+        for trust in verified.new_roots:
+            replace_file(_root_file(self._root, trust.root.version), trust.data)
+        self._at("root-stored")
+        self._journal.write(_after(record, verified, trials), lambda: self._at("record-written"))
+        self._at("switched")
+        self._journal.end_trial(verified.release.index.digest)
+        self._at("trial-cleared")
+
+    def _report(self, verified: Verified, trials: tuple[tuple[Change, Trial], ...], written: int) -> InstallReport:
+        lines = []
+        for change, trial in trials:
+            if change.choice is not None:
+                lines.append(f"{change.model}: {change.choice.why}")
+                lines.extend(f"{change.model}: not {name}: {reason}" for name, reason in change.choice.refused)
+            lines.extend(f"{change.model}: adapter {name} does not fit and stays behind" for name in change.left_behind)
+            for name, verdict in trial.verdicts:
+                lines.append(f"{change.model}{'' if name is None else f', adapter {name}'}: {verdict.reason}")
+        release = verified.release
+        return InstallReport(
+            product=release.product,
+            channel=release.channel,
+            counter=release.counter,
+            models=tuple(trial.model for _, trial in trials),
+            changed=bool(trials),
+            written_bytes=written,
+            lines=tuple(lines),
+            warnings=() if verified.warning is None else (verified.warning,),
+        )
+
+
+def newest_trust(root: Path, trust: Trust | None) -> Trust | None:
+    """The operator's root, or the newest one that packages led to from it. Raises SignatureError for a bad link."""
+    while trust is not None:
+        path = _root_file(root, trust.root.version + 1)
+        if not path.exists():
+            break
+        trust = trust.next(path.read_bytes(), str(path))
+    return trust
+
+
+def _root_file(root: Path, version: int) -> Path:
+    return root / "roots" / f"{version}.json"
+
+
+def _already(change: Change, record: Record) -> bool:
+    existing = record.models.get(change.model)
+    return existing is not None and change.slot.same_contents(existing.current)
+
+
+def _after(record: Record, verified: Verified, trials: tuple[tuple[Change, Trial], ...]) -> Record:
+    models = dict(record.models)
+    for change, trial in trials:
+        before = models.get(change.model)
+        tried = msgspec.structs.replace(change.slot, measured=trial.measured)
+        models[change.model] = ModelRecord(
+            current=tried, previous=None if before is None else before.current, last_version=change.slot.version
+        )
+    if verified.warning is not None:
+        return Record(models=models, committed=record.committed, newest_issued_s=record.newest_issued_s)
+    release = verified.release
+    mark = Committed(counter=release.counter, index=release.index.digest)
+    issued_s = max(record.newest_issued_s, statement.seconds(release.issued_at))
+    return Record(models=models, committed={**record.committed, release.line: mark}, newest_issued_s=issued_s)

@@ -1,0 +1,183 @@
+"""The store's one record: which versions of which models are installed, and what was committed.
+
+Slots, counters and the newest issue time stand in one file that is replaced by one rename, so a switch and its commit
+are one event. The record of trials is a file of its own, because it must be durable before a trial and must not touch
+the other. Both end in a checksum: a flipped bit on a card is said, not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from msgspec import Meta, field
+
+from edge_agent.base import limits
+from edge_agent.base.errors import EdgeError, StoreError
+from edge_agent.bundle.jsonio import Document, decode, encode
+from edge_agent.bundle.manifest import Digest, Name
+from edge_agent.store.disk import remove_file, replace_file
+
+RECORD_FILE = "record.json"
+TRIALS_FILE = "trials.json"
+TRIALS_KEPT = 16
+RECORD_BYTES = 4 * limits.MIB
+
+
+class Ref(Document, frozen=True, kw_only=True):
+    """A manifest in the store."""
+
+    digest: Digest
+    size: int
+
+
+class AdapterRecord(Document, frozen=True, kw_only=True):
+    """An adapter in a slot, with the release that brought it."""
+
+    name: Name
+    manifest: Ref
+    counter: int
+    package: Digest
+
+
+class Measurements(Document, frozen=True, kw_only=True):
+    """What the trial measured on this device."""
+
+    load_s: float = 0.0
+    peak_bytes: int | None = None
+    latency_ms: float | None = None
+
+
+class Slot(Document, frozen=True, kw_only=True):
+    """One version of a model on this device."""
+
+    version: int
+    package: Digest
+    line: str
+    counter: int
+    chosen: Digest
+    variants: Annotated[tuple[Ref, ...], Meta(min_length=1)]
+    adapters: tuple[AdapterRecord, ...] = ()
+    signed: bool = True
+    installed_at_s: float = 0.0
+    choice: str = ""
+    measured: Measurements = Measurements()
+
+    def manifests(self) -> tuple[Ref, ...]:
+        """Every manifest that the slot needs."""
+        return (*self.variants, *(adapter.manifest for adapter in self.adapters))
+
+    def same_contents(self, other: Slot | None) -> bool:
+        """True where `other` runs the same files, whatever its version."""
+        if other is None:
+            return False
+        mine = (self.package, self.chosen, self.variants, self.adapters)
+        return mine == (other.package, other.chosen, other.variants, other.adapters)
+
+
+class ModelRecord(Document, frozen=True, kw_only=True):
+    """The two slots of a model."""
+
+    current: Slot
+    previous: Slot | None = None
+    last_version: int
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Current, then previous where there is one."""
+        return (self.current,) if self.previous is None else (self.current, self.previous)
+
+
+class Committed(Document, frozen=True, kw_only=True):
+    """The anti-rollback mark of one product and channel."""
+
+    counter: int
+    index: Digest
+
+
+class Record(Document, frozen=True, kw_only=True):
+    """The whole state of the store."""
+
+    schema: Literal[1] = 1
+    models: dict[Name, ModelRecord] = field(default_factory=dict)
+    committed: dict[str, Committed] = field(default_factory=dict)
+    newest_issued_s: float = 0.0
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Every slot of every model."""
+        return tuple(slot for model in self.models.values() for slot in model.slots())
+
+
+class Trials(Document, frozen=True, kw_only=True):
+    """Package -> trials on this device that began and have not ended by themselves."""
+
+    begun: dict[Digest, int] = field(default_factory=dict)
+
+
+class Journal:
+    """Reads and replaces the records of a store."""
+
+    def __init__(self, root: Path) -> None:
+        self._record = root / RECORD_FILE
+        self._trials = root / TRIALS_FILE
+
+    def read(self) -> Record:
+        """The state; an empty one for a new store. Raises StoreError when the file is damaged."""
+        return _read(self._record, Record)
+
+    def write(self, record: Record, written: Callable[[], None]) -> None:
+        """Replace the state: the switch. `written` is called with the new record durable but not yet in place."""
+        replace_file(self._record, _sealed(encode(record)), written)
+
+    def generation(self) -> int:
+        """Changes with every `write`; one stat."""
+        try:
+            found = self._record.stat()
+        except FileNotFoundError:
+            return 0
+        return found.st_mtime_ns * 65_537 + found.st_ino
+
+    def trials(self, package: str) -> int:
+        """How many trials of a package were begun and cut off."""
+        return _read(self._trials, Trials).begun.get(package, 0)
+
+    def begin_trial(self, package: str) -> None:
+        """Count a trial, durably, before it begins."""
+        begun = dict(_read(self._trials, Trials).begun)
+        count = begun.pop(package, 0) + 1
+        kept = dict(list(begun.items())[-(TRIALS_KEPT - 1) :])
+        replace_file(self._trials, _sealed(encode(Trials(begun={**kept, package: count}))))
+
+    def end_trial(self, package: str) -> None:
+        """Forget the trials of a package: one came to an end, good or bad."""
+        begun = dict(_read(self._trials, Trials).begun)
+        if begun.pop(package, None) is None:
+            return
+        if begun:
+            replace_file(self._trials, _sealed(encode(Trials(begun=begun))))
+        else:
+            remove_file(self._trials)
+
+
+T = TypeVar("T", Record, Trials)
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return kind()
+    body, _, seal = data.rstrip(b"\n").rpartition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != seal:
+        raise StoreError(
+            "the record is damaged (its checksum does not fit)", str(path), "check the disk, then install again"
+        )
+    try:
+        return decode(body, kind, str(path), RECORD_BYTES)
+    except EdgeError as error:
+        raise StoreError(f"this edge-agent cannot read the record: {error.what}", str(path)) from error
+
+
+def _sealed(body: bytes) -> bytes:
+    return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"

@@ -1,0 +1,235 @@
+"""The packages on this device: install, roll back, remove, list, scrub, collect. The store's front door.
+
+Reading (`active`, `generation`, `models`) needs no lock and no set-up; the daemon does only that. Every change takes
+the change lock, first cleans up after one that was cut off, and leaves old or new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.contents import AdapterItem, read_item
+from edge_agent.store import shelf
+from edge_agent.store.blobs import Blobs
+from edge_agent.store.disk import translated
+from edge_agent.store.install import Installer, InstallReport
+from edge_agent.store.journal import Journal, ModelRecord, Record, Slot
+from edge_agent.store.locks import change_lock
+from edge_agent.store.points import At, nowhere
+from edge_agent.store.setup import Progress, Setup, silent
+
+log = logging.getLogger("edge_agent.store")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHistory:
+    """A model with its two slots, for lists. `problem` says why the current one cannot run, None when it can."""
+
+    name: str
+    current: Slot
+    previous: Slot | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A blob that is missing or whose bytes are not its digest, and the models that need it."""
+
+    digest: str
+    models: tuple[str, ...]
+    problem: str
+
+
+class Library:
+    """The store under `root`. Without `setup` it can be read, rolled back and cleaned, but nothing installed."""
+
+    def __init__(self, root: Path, setup: Setup | None = None) -> None:
+        self._root = root
+        self._setup = setup
+        self._at: At = nowhere if setup is None else setup.at
+        self._journal = Journal(root)
+        self._blobs = Blobs(root)
+        self._seen: tuple[int, tuple[InstalledModel, ...], tuple[str, ...]] | None = None
+        with translated(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self._blobs.create()
+            (root / "roots").mkdir(exist_ok=True)
+        # Where another process is at work there is nothing to recover; a damaged record is told by whoever reads it.
+        with contextlib.suppress(StoreError), self._changing():
+            log.debug("store %s is whole", root)
+
+    def active(self) -> tuple[InstalledModel, ...]:
+        """Every model that can run, as it is now; what cannot is in `problems()`. Cached until `generation` changes."""
+        return self._read()[0]
+
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for every installed model that is not active because a file of it is damaged."""
+        return self._read()[1]
+
+    def generation(self) -> int:
+        """A number that changes whenever `active()` may have changed; one stat."""
+        return self._journal.generation()
+
+    def models(self) -> tuple[ModelHistory, ...]:
+        """Every model with its current and previous version."""
+        found = []
+        for name, model in sorted(self._journal.read().models.items()):
+            found.append(ModelHistory(name, model.current, model.previous, self._problem(model.current)))
+        return tuple(found)
+
+    def install(self, package: Path, progress: Progress = silent) -> InstallReport:
+        """Install a package (tar or folder). Raises PackageError or StoreError; then everything is as it was."""
+        if self._setup is None:
+            raise StoreError("this store was opened for reading only", str(self._root))
+        with self._changing():
+            try:
+                report = Installer(self._root, self._journal, self._blobs, self._setup, progress).run(package)
+            finally:
+                self._collect()
+            self._at("committed")
+            progress("committed", report.written_bytes, report.written_bytes)
+            return report
+
+    def rollback(self, model: str) -> InstalledModel:
+        """Make the previous version of a model current again (and the current one previous). Always allowed."""
+        with self._changing():
+            record = self._journal.read()
+            found = self._model(record, model)
+            if found.previous is None:
+                raise StoreError(f"there is no version of {model!r} before version {found.current.version}", "rollback")
+            returned = self._runnable(found.previous)
+            swapped = ModelRecord(current=found.previous, previous=found.current, last_version=found.last_version)
+            self._write(record, {**record.models, model: swapped})
+            self._collect()
+            return returned
+
+    def remove(self, model: str, adapter: str | None = None) -> None:
+        """Remove a model with both versions, or one adapter of it (a new version; rollback brings it back)."""
+        with self._changing():
+            record = self._journal.read()
+            found = self._model(record, model)
+            models = dict(record.models)
+            if adapter is None:
+                del models[model]
+            else:
+                models[model] = _without(found, model, adapter)
+            self._write(record, models)
+            self._collect()
+
+    def scrub(self) -> tuple[Damage, ...]:
+        """Hash every blob that a slot needs; what is damaged is named, and repaired by installing its package again."""
+        found: dict[str, tuple[set[str], str]] = {}
+        for name, model in self._journal.read().models.items():
+            for slot in model.slots():
+                for digest, problem in self._damaged(slot):
+                    found.setdefault(digest, (set(), problem))[0].add(name)
+        return tuple(
+            Damage(digest, tuple(sorted(names)), problem) for digest, (names, problem) in sorted(found.items())
+        )
+
+    def collect(self) -> int:
+        """Delete what no slot needs; returns the bytes that came free."""
+        with self._changing():
+            return self._collect()
+
+    def forget_trials(self, package: str) -> None:
+        """Let a package (digest of its index) be tried again whose trials were cut off too often."""
+        with self._changing():
+            self._journal.end_trial(package)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with translated(self._root), change_lock(self._root):
+            self._recover()
+            yield
+
+    def _recover(self) -> None:
+        """Clean up after a change that was cut off: what it wrote is unreferenced, or it is the new state."""
+        for path in self._root.rglob("*.tmp"):
+            path.unlink()
+        self._collect()
+        packages = {slot.package for slot in self._journal.read().slots()}
+        packages.update(one.package for slot in self._journal.read().slots() for one in slot.adapters)
+        for package in packages:
+            self._journal.end_trial(package)
+
+    def _collect(self) -> int:
+        kept: set[str] = set()
+        for slot in self._journal.read().slots():
+            try:
+                kept |= shelf.referenced(slot, self._blobs)
+            except PackageError as error:
+                log.warning("nothing is collected: what a version needs cannot be read: %s", error)
+                return 0
+        freed = self._blobs.keep_only(kept)
+        self._at("collected")
+        return freed
+
+    def _write(self, record: Record, models: dict[str, ModelRecord]) -> None:
+        new = Record(models=models, committed=record.committed, newest_issued_s=record.newest_issued_s)
+        self._journal.write(new, lambda: self._at("record-written"))
+        self._at("switched")
+
+    def _read(self) -> tuple[tuple[InstalledModel, ...], tuple[str, ...]]:
+        generation = self._journal.generation()
+        if self._seen is None or self._seen[0] != generation:
+            models, problems = [], []
+            for name, model in sorted(self._journal.read().models.items()):
+                try:
+                    models.append(shelf.installed(model.current, self._blobs))
+                except PackageError as error:
+                    problems.append(f"{name}: {error}")
+            self._seen = (generation, tuple(models), tuple(problems))
+        return self._seen[1], self._seen[2]
+
+    def _problem(self, slot: Slot) -> str | None:
+        try:
+            shelf.installed(slot, self._blobs)
+        except PackageError as error:
+            return str(error)
+        return None
+
+    def _runnable(self, slot: Slot) -> InstalledModel:
+        try:
+            return shelf.installed(slot, self._blobs)
+        except PackageError as error:
+            raise StoreError(
+                f"the version before cannot run: {error}", "rollback", "install its package again"
+            ) from error
+
+    def _model(self, record: Record, name: str) -> ModelRecord:
+        if name not in record.models:
+            there = ", ".join(sorted(record.models)) or "none"
+            raise StoreError(f"there is no model {name!r} (installed: {there})")
+        return record.models[name]
+
+    def _damaged(self, slot: Slot) -> Iterator[tuple[str, str]]:
+        for ref in slot.manifests():
+            try:
+                item = read_item(shelf.descriptor(ref), self._blobs.fetch)
+            except PackageError as error:
+                yield ref.digest, str(error)
+                continue
+            kept = ref.digest == slot.chosen or isinstance(item, AdapterItem)
+            for found in item.manifest.descriptors():
+                if not self._blobs.intact(found) and (kept or self._blobs.path(found.digest).exists()):
+                    yield found.digest, "missing or changed on disk"
+
+
+def _without(found: ModelRecord, model: str, adapter: str) -> ModelRecord:
+    current = found.current
+    if adapter not in {one.name for one in current.adapters}:
+        there = ", ".join(one.name for one in current.adapters) or "none"
+        raise StoreError(f"{model!r} has no adapter {adapter!r} (it has: {there})")
+    version = found.last_version + 1
+    adapters = tuple(one for one in current.adapters if one.name != adapter)
+    slot = msgspec.structs.replace(current, adapters=adapters, version=version)
+    return ModelRecord(current=slot, previous=current, last_version=version)

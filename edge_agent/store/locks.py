@@ -1,0 +1,52 @@
+"""Locks on the state folder: one daemon, one change of the store at a time. The kernel drops them with the process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_agent.base.errors import StoreError
+
+DAEMON_LOCK = "daemon.lock"
+CHANGE_LOCK = "change.lock"
+
+
+@contextlib.contextmanager
+def daemon_lock(state_dir: Path) -> Iterator[None]:
+    """Held by the daemon for its life. Raises StoreError that names the other daemon's pid."""
+    remedy = "stop the other one, or give this one its own store.state_dir"
+    with _held(state_dir / DAEMON_LOCK, "another edge-agent daemon{} uses this state folder", remedy):
+        yield
+
+
+@contextlib.contextmanager
+def change_lock(store_dir: Path) -> Iterator[None]:
+    """Held while the store is changed. Raises StoreError when another process is changing it."""
+    with _held(store_dir / CHANGE_LOCK, "another install or rollback{} is at work on this store", "wait for it"):
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, sentence: str, remedy: str) -> Iterator[None]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"the lock cannot be opened: {error.strerror}", str(path), "check owner and path") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(sentence.format(_holder(descriptor)), str(path.parent), remedy) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    pid = os.pread(descriptor, 16, 0).strip().decode("ascii", "replace")
+    return f" (pid {pid})" if pid.isdigit() else ""

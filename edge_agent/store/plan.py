@@ -1,0 +1,174 @@
+"""What an install would change: from contents and record to new slots and wanted blobs. Decides, does not do.
+
+A model package makes a new version of its model and takes along the adapters that are there and fit. An adapter package
+makes a new version of every base model whose `base_id` it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_agent.base.errors import PackageError
+from edge_agent.bundle import manifest as forms
+from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item
+from edge_agent.bundle.manifest import ModelDoc
+from edge_agent.bundle.statement import Release
+from edge_agent.store.blobs import Blobs, Wanted
+from edge_agent.store.journal import AdapterRecord, ModelRecord, Record, Ref, Slot
+from edge_agent.store.select import Choice, Hardware, Wishes, choose
+from edge_agent.store.shelf import adapter_item, variant, variant_item
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A new version of one model. `probe` names the adapters (None: the model itself) whose golden probes must hold."""
+
+    model: str
+    slot: Slot
+    probe: tuple[str | None, ...]
+    choice: Choice | None
+    left_behind: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All changes of an install, made together, and the blobs that they need."""
+
+    changes: tuple[Change, ...]
+    wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is planned against: release, record, store, and the board."""
+
+    release: Release
+    record: Record
+    blobs: Blobs
+    fetch: Fetch
+    hardware: Hardware
+    wishes: Wishes
+    keep_all: bool
+    signed: bool
+    at_s: float
+
+
+def plan(contents: Contents, context: Context) -> Plan:
+    """The plan of an install. Raises PackageError when nothing in the package can run here."""
+    if contents.model is None:
+        changes = _adapter_changes(contents, context)
+        return Plan(changes, _wanted(contents.adapters, lambda _item: True))
+    change = _model_change(contents, contents.model, context)
+    kept = {change.slot.chosen}
+    keep = _wanted(contents.items, lambda item: context.keep_all or item.descriptor.digest in kept)
+    return Plan((change,), keep)
+
+
+def base_missing(base_id: str, record: Record, context: Context) -> PackageError:
+    """The error for an adapter whose base is not here; names the bases that are."""
+    bases = []
+    for name, model in record.models.items():
+        item = variant_item(model.current.variants[0], context.fetch)
+        if item.model.kind == "base":
+            bases.append(f"{name} ({item.model.base_id[7:19]})")
+    there = f"installed bases: {', '.join(bases)}" if bases else "no base is installed"
+    return PackageError(f"base {base_id[7:19]} is not installed; {there}", remedy="install the base's package first")
+
+
+def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Change:
+    variants = tuple(variant(item, context.blobs) for item in contents.variants)
+    choice = choose(variants, context.hardware, context.wishes)
+    existing = context.record.models.get(model.name)
+    new = tuple(_adapter_record(item, context.release) for item in contents.adapters)
+    carried, left = _carried(existing, contents, context)
+    slot = Slot(
+        version=_next_version(existing),
+        package=context.release.index.digest,
+        line=context.release.line,
+        counter=context.release.counter,
+        chosen=choice.variant.digest,
+        variants=tuple(_ref(item) for item in contents.variants),
+        adapters=(*new, *carried),
+        signed=context.signed,
+        installed_at_s=context.at_s,
+        choice=choice.why,
+    )
+    return Change(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left)
+
+
+def _carried(
+    existing: ModelRecord | None, contents: Contents, context: Context
+) -> tuple[tuple[AdapterRecord, ...], tuple[str, ...]]:
+    """The installed adapters that fit the new base and are not in the package; the names of those that do not fit."""
+    if existing is None or contents.model is None:
+        return (), ()
+    brought = {item.config.name for item in contents.adapters}
+    carried, left = [], []
+    for record in existing.current.adapters:
+        if record.name in brought:
+            continue
+        fits = adapter_item(record.manifest, context.fetch).config.base_id == contents.model.base_id
+        if fits and contents.model.kind == "base":
+            carried.append(record)
+        else:
+            left.append(record.name)
+    return tuple(carried), tuple(left)
+
+
+def _adapter_changes(contents: Contents, context: Context) -> tuple[Change, ...]:
+    base_id = contents.adapters[0].config.base_id
+    changes = []
+    for name, model in context.record.models.items():
+        found = variant_item(model.current.variants[0], context.fetch).model
+        if found.kind == "base" and found.base_id == base_id:
+            changes.append(_with_adapters(name, model, contents.adapters, context))
+    if not changes:
+        raise base_missing(base_id, context.record, context)
+    return tuple(changes)
+
+
+def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...], context: Context) -> Change:
+    new = {item.config.name: _adapter_record(item, context.release) for item in items}
+    kept = tuple(record for record in model.current.adapters if record.name not in new)
+    current = model.current
+    slot = Slot(
+        version=_next_version(model),
+        package=current.package,
+        line=current.line,
+        counter=current.counter,
+        chosen=current.chosen,
+        variants=current.variants,
+        adapters=(*kept, *new.values()),
+        signed=current.signed and context.signed,
+        installed_at_s=context.at_s,
+        choice=current.choice,
+    )
+    return Change(name, slot, tuple(new), None)
+
+
+def _next_version(existing: ModelRecord | None) -> int:
+    return 1 if existing is None else existing.last_version + 1
+
+
+def _adapter_record(item: AdapterItem, release: Release) -> AdapterRecord:
+    return AdapterRecord(
+        name=item.config.name, manifest=_ref(item), counter=release.counter, package=release.index.digest
+    )
+
+
+def _ref(item: Item) -> Ref:
+    return Ref(digest=item.descriptor.digest, size=item.descriptor.size)
+
+
+def _wanted(items: tuple[Item, ...], with_weights: Callable[[Item], bool]) -> tuple[Wanted, ...]:
+    """Documents of every item, so that it can be listed; weights and tokenizer only where they will run."""
+    found: dict[str, Wanted] = {}
+    for item in items:
+        found[item.descriptor.digest] = Wanted(item.descriptor, "manifest.json")
+        found.setdefault(item.manifest.config.digest, Wanted(item.manifest.config, "config.json"))
+        for path, layer in item.files.items():
+            heavy = layer.media_type == forms.WEIGHT or path == forms.TOKENIZER_FILE
+            if not heavy or with_weights(item):
+                found.setdefault(layer.digest, Wanted(layer, path))
+    return tuple(found.values())

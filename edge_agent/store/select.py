@@ -1,0 +1,127 @@
+"""Which variant of a model this device runs: a pure choice with its reasons.
+
+What cannot run here is refused first (runtime, board, CPU or GPU features, memory, accuracy); among the rest the
+operator's preference decides, then the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edge_agent.base.errors import PackageError
+from edge_agent.base.units import bytes_text
+from edge_agent.bundle.catalog import Variant
+from edge_agent.bundle.statement import matches_hardware
+
+# Without a measurement: bytes per weight decide how fast an encoder is on a CPU or an embedded GPU, since reading the
+# weights dominates; the engines of a GPU come before the CPU's.
+_RUNTIME_RANK = {"tensorrt": 0, "onnx": 1, "llamacpp": 1, "echo": 2}
+_DTYPE_RANK = {"int8": 0, "int4": 1, "q4": 1, "fp16": 2, "bf16": 2, "fp32": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The board, as far as a choice needs it.
+
+    `names` are all names it goes by (board, device-tree compatibles, architecture). `runtimes` are the back ends that
+    can load here. `features` are CPU and GPU features as the kernel names them; None: not known, so nothing is refused
+    for them. `ram_bytes` is what one model may take in all; None: not known.
+    """
+
+    names: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    features: frozenset[str] | None = None
+    ram_bytes: int | None = None
+
+    @property
+    def board(self) -> str:
+        """The name for sentences."""
+        return self.names[0] if self.names else "an unknown board"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The operator's settings: `prefer` lists number formats or 'runtime/dtype' names ahead of the policy.
+
+    `policy` is 'balanced', 'fastest' (both bounded by `accuracy_loss_limit`, a fraction), 'smallest' or 'most-
+    accurate'.
+    """
+
+    policy: str = "balanced"
+    prefer: tuple[str, ...] = ()
+    accuracy_loss_limit: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen variant, a sentence why, and why each other one was not taken."""
+
+    variant: Variant
+    why: str
+    refused: tuple[tuple[str, str], ...]
+
+
+def choose(variants: Sequence[Variant], hardware: Hardware, wishes: Wishes) -> Choice:
+    """The variant to run. Raises PackageError with the reason of every variant when none can."""
+    best = max((one.accuracy for one in variants if one.accuracy is not None), default=None)
+    possible, refused = [], []
+    for variant in variants:
+        reason = _cannot_run(variant, hardware) or _too_inaccurate(variant, best, wishes)
+        if reason is None:
+            possible.append(variant)
+        else:
+            refused.append((variant.name, reason))
+    if not possible:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
+        raise PackageError(
+            f"no variant can run on {hardware.board}: {reasons}", remedy="build a variant for this board"
+        )
+    ranked = sorted(possible, key=lambda variant: _rank(variant, wishes))
+    chosen = ranked[0]
+    beaten = tuple((variant.name, f"{chosen.name} comes first") for variant in ranked[1:])
+    return Choice(chosen, _why(chosen, len(variants), wishes), (*refused, *beaten))
+
+
+def _cannot_run(variant: Variant, hardware: Hardware) -> str | None:
+    if variant.runtime not in hardware.runtimes:
+        return f"runtime {variant.runtime!r} is not available here ({', '.join(hardware.runtimes) or 'none is'})"
+    if not matches_hardware(variant.hardware, hardware.names):
+        return f"it is for {', '.join(variant.hardware)}, this is {hardware.board}"
+    missing = [] if hardware.features is None else [one for one in variant.features if one not in hardware.features]
+    if missing:
+        return f"it needs the processor feature {', '.join(missing)}"
+    if hardware.ram_bytes is not None and variant.peak_bytes > hardware.ram_bytes:
+        return f"it needs {bytes_text(variant.peak_bytes)} of memory, {bytes_text(hardware.ram_bytes)} may be used"
+    return None
+
+
+def _too_inaccurate(variant: Variant, best: float | None, wishes: Wishes) -> str | None:
+    if best is None or variant.accuracy is None or wishes.policy in ("smallest", "most-accurate"):
+        return None
+    loss = best - variant.accuracy
+    # Half a unit in the sixth place: 0.91 - 0.90 must not lose to 0.01 by a rounding of the last bit.
+    if loss <= wishes.accuracy_loss_limit + 5e-7:
+        return None
+    return f"it loses {100 * loss:.2f} points of accuracy, {100 * wishes.accuracy_loss_limit:.2f} are allowed"
+
+
+def _rank(variant: Variant, wishes: Wishes) -> tuple[float, ...]:
+    preferred = min((_position(word, wishes.prefer) for word in (variant.dtype, variant.name)), default=0)
+    speed = (_RUNTIME_RANK.get(variant.runtime, 3), _DTYPE_RANK.get(variant.dtype, 4))
+    accuracy = -(variant.accuracy if variant.accuracy is not None else 0.0)
+    if wishes.policy == "most-accurate":
+        return (preferred, accuracy, *speed, variant.size_bytes)
+    if wishes.policy == "smallest":
+        return (preferred, variant.peak_bytes, variant.size_bytes, *speed, accuracy)
+    return (preferred, *speed, variant.size_bytes, accuracy)
+
+
+def _position(word: str, prefer: tuple[str, ...]) -> int:
+    return prefer.index(word) if word in prefer else len(prefer)
+
+
+def _why(chosen: Variant, count: int, wishes: Wishes) -> str:
+    reason = "as preferred" if {chosen.dtype, chosen.name} & set(wishes.prefer) else f"by policy {wishes.policy!r}"
+    accuracy = "" if chosen.accuracy is None else f", accuracy {chosen.accuracy:.3f}"
+    return f"{chosen.name} of {count} {reason}: {bytes_text(chosen.peak_bytes)} of memory{accuracy}"

@@ -1,0 +1,80 @@
+"""What a store needs from the rest of the device in order to change: prober, board, trust, clock, rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edge_agent.base import limits
+from edge_agent.base.clock import Clock, SystemClock
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.probes import Measured
+from edge_agent.bundle.trust import Trust
+from edge_agent.store.disk import FreeBytes, free_bytes
+from edge_agent.store.points import At, nowhere
+from edge_agent.store.select import Hardware, Wishes
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Run these texts with an adapter of the model, or without one (None)."""
+
+    adapter: str | None
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutcome:
+    """What the worker measured: a `Measured` per request, in order; load time, resident memory, time per text."""
+
+    measured: tuple[Measured, ...]
+    load_s: float = 0.0
+    peak_bytes: int | None = None
+    latency_ms: float | None = None
+
+
+class Prober(Protocol):
+    """Runs a model that is not active yet in a worker of its own. Implemented in `app`."""
+
+    def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
+        """Load the chosen variant and its adapters, run the requests, unload.
+
+        Raises WorkerError or BackendError (AdapterRefused) when that fails; must end in bounded time.
+        """
+        ...
+
+
+Progress = Callable[[str, int, int], None]
+"""(phase, bytes done, bytes in all); called as an install goes on."""
+
+
+def silent(_phase: str, _done_bytes: int, _total_bytes: int) -> None:
+    """A progress report that nobody wants."""
+
+
+def never_trusted() -> bool:
+    """The clock is not known to be synchronised."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that a change of the store needs.
+
+    `trust` is the operator's root, None where there is none (then only `allow_unsigned` lets a package in).
+    `time_trusted` says whether the wall clock is synchronised. `reserve_bytes` stay free on the file system. `keep_all`
+    keeps every variant's weights on disk, not only the chosen one's. `at` and `free_bytes` are for tests.
+    """
+
+    prober: Prober
+    hardware: Hardware
+    trust: Trust | None = None
+    allow_unsigned: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    time_trusted: Callable[[], bool] = never_trusted
+    reserve_bytes: int = 256 * limits.MIB
+    wishes: Wishes = field(default_factory=Wishes)
+    keep_all: bool = False
+    free_bytes: FreeBytes = free_bytes
+    at: At = nowhere

@@ -1,0 +1,102 @@
+"""From the record to installed models: reads manifests and documents out of the blobs, never weights."""
+
+from __future__ import annotations
+
+from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.bundle import manifest as forms
+from edge_agent.bundle.catalog import Adapter, InstalledModel, Variant
+from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
+from edge_agent.bundle.manifest import Descriptor
+from edge_agent.store.blobs import Blobs
+from edge_agent.store.journal import AdapterRecord, Ref, Slot
+
+
+def descriptor(ref: Ref) -> Descriptor:
+    """The OCI form of a reference to a manifest."""
+    return Descriptor(media_type=forms.OCI_MANIFEST, digest=ref.digest, size=ref.size)
+
+
+def variant_item(ref: Ref, fetch: Fetch) -> VariantItem:
+    """A variant's manifest and documents. Raises PackageError."""
+    item = read_item(descriptor(ref), fetch)
+    if isinstance(item, AdapterItem):
+        raise StoreError("the record takes an adapter for a model", ref.digest)
+    return item
+
+
+def adapter_item(ref: Ref, fetch: Fetch) -> AdapterItem:
+    """An adapter's manifest and documents. Raises PackageError."""
+    item = read_item(descriptor(ref), fetch)
+    if isinstance(item, VariantItem):
+        raise StoreError("the record takes a model for an adapter", ref.digest)
+    return item
+
+
+def variant(item: VariantItem, blobs: Blobs) -> Variant:
+    """The catalog's form of a variant; its files are named only where all of them are in the store."""
+    files = {"model": item.weight}
+    if forms.TOKENIZER_FILE in item.files:
+        files["tokenizer"] = item.files[forms.TOKENIZER_FILE]
+    kept = all(blobs.whole(found) for found in files.values())
+    return Variant(
+        digest=item.descriptor.digest,
+        runtime=item.info.runtime,
+        dtype=item.info.dtype,
+        files={role: str(blobs.path(found.digest)) for role, found in files.items()} if kept else {},
+        size_bytes=item.size_bytes,
+        peak_bytes=item.info.peak_bytes,
+        accuracy=item.info.accuracy,
+        options=item.info.options,
+        features=item.info.features,
+        hardware=item.info.hardware,
+        metrics=item.info.metrics,
+    )
+
+
+def installed(slot: Slot, blobs: Blobs, fetch: Fetch | None = None) -> InstalledModel:
+    """The model in a slot. Raises PackageError when a document or a file of it is missing or damaged."""
+    fetch = fetch or blobs.fetch
+    items = [variant_item(ref, fetch) for ref in slot.variants]
+    variants = tuple(variant(item, blobs) for item in items)
+    chosen = next(found for found in variants if found.digest == slot.chosen)
+    model = items[0].model
+    if not chosen.files:
+        raise PackageError(
+            f"a file of variant {chosen.name} is missing or cut off", model.name, "install its package again"
+        )
+    return InstalledModel(
+        name=model.name,
+        base_id=model.base_id,
+        version=slot.version,
+        variant=chosen,
+        variants=variants,
+        task=model.task.spec(),
+        adapters=tuple(_adapter(one, blobs, fetch) for one in slot.adapters),
+        kind=model.kind,
+    )
+
+
+def referenced(slot: Slot, blobs: Blobs) -> set[str]:
+    """The digests of everything that a slot needs. Raises PackageError when a manifest cannot be read."""
+    found: set[str] = set()
+    for ref in slot.manifests():
+        item = read_item(descriptor(ref), blobs.fetch)
+        found.add(ref.digest)
+        found.update(one.digest for one in item.manifest.descriptors())
+    return found
+
+
+def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:
+    item = adapter_item(record.manifest, fetch)
+    if not blobs.whole(item.weight):
+        raise PackageError("its file is missing or cut off", f"adapter {record.name}", "install its package again")
+    return Adapter(
+        name=item.config.name,
+        digest=item.descriptor.digest,
+        path=str(blobs.path(item.weight.digest)),
+        base_id=item.config.base_id,
+        task=item.config.task.spec(),
+        rank=item.config.rank,
+        size_bytes=item.weight.size,
+        version=record.counter,
+    )
