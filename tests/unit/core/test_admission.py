@@ -1,0 +1,80 @@
+"""A refusal comes with its status word, its numbers and when to come back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.core.admission import Load, Refused, decide
+
+
+def test_an_empty_device_takes_what_it_knows_nothing_about() -> None:
+    assert decide(Load(0, 256, None, None), 10.0, 0.0, None) is None
+
+
+def test_a_full_queue_is_429_with_the_counts() -> None:
+    refused = decide(Load(256, 256, 1.25, 0.1), 1000.0, 0.0, None)
+    assert refused == Refused(429, "queue full: 256 of 256 requests are open", 1.25)
+
+
+@pytest.mark.parametrize("wait_s", [None, 0.0])
+def test_a_full_queue_never_says_come_back_at_once(wait_s: float | None) -> None:
+    refused = decide(Load(5, 5, wait_s, None), 10.0, 0.0, None)
+    assert refused is not None
+    assert refused.retry_after_s == 1.0
+
+
+def test_the_last_free_place_is_given() -> None:
+    assert decide(Load(255, 256, 0.1, 0.1), 10.0, 0.0, None) is None
+
+
+def test_a_deadline_out_of_reach_is_503_with_the_arithmetic() -> None:
+    refused = decide(Load(3, 256, 1.5, 0.25), 101.0, 100.0, None)
+    assert refused is not None
+    assert refused.status == 503
+    assert refused.reason == (
+        "cannot meet the deadline: 1.5 s of queue and 250.0 ms of compute are ahead, 1.0 s are left"
+    )
+    assert refused.retry_after_s == 0.75
+
+
+def test_exactly_in_time_is_taken() -> None:
+    assert decide(Load(3, 256, 0.75, 0.25), 101.0, 100.0, None) is None
+
+
+def test_a_deadline_in_the_past_does_not_print_a_negative_time() -> None:
+    refused = decide(Load(0, 256, 0.0, 0.1), 90.0, 100.0, None)
+    assert refused is not None
+    assert "0.0 ms are left" in refused.reason
+
+
+@pytest.mark.parametrize(("wait_s", "compute_s"), [(None, 5.0), (5.0, None), (None, None)])
+def test_nobody_is_refused_on_a_guess(wait_s: float | None, compute_s: float | None) -> None:
+    assert decide(Load(0, 256, wait_s, compute_s), 101.0, 100.0, None) is None
+
+
+def test_a_closed_governor_comes_first_and_speaks_itself() -> None:
+    refused = decide(Load(256, 256, 9.0, 9.0), 101.0, 100.0, "too hot: 86.0 °C")
+    assert refused == Refused(503, "too hot: 86.0 °C", 10.0)
+
+
+SECONDS = st.none() | st.floats(0, 1e4)
+
+
+@given(st.integers(0, 300), st.integers(1, 256), SECONDS, SECONDS, st.floats(-1e4, 1e4), st.none() | st.just("hot"))
+def test_any_refusal_is_whole(
+    jobs: int, max_jobs: int, wait_s: float | None, compute_s: float | None, left_s: float, closed: str | None
+) -> None:
+    refused = decide(Load(jobs, max_jobs, wait_s, compute_s), 1e5 + left_s, 1e5, closed)
+    in_reach = wait_s is None or compute_s is None or wait_s + compute_s <= left_s
+    if refused is None:
+        assert closed is None
+        assert jobs < max_jobs
+        assert in_reach or wait_s + compute_s == pytest.approx(left_s)
+        return
+    assert refused.status in {429, 503}
+    assert refused.reason
+    assert refused.retry_after_s is not None
+    assert refused.retry_after_s >= 0
+    assert (refused.status == 429) == (closed is None and jobs >= max_jobs)

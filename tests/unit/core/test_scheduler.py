@@ -1,0 +1,196 @@
+"""Order and batches: earliest deadline within priority, ageing, bounds, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.core.job import Job
+from edge_agent.core.scheduler import AGEING_S, BatchLimits, Queue, rows_ahead, urgency
+
+NOW_S = 100.0
+MIXED = BatchLimits(max_rows=8, mixed=True)
+
+
+def a_job(
+    name: str,
+    priority: int = 5,
+    deadline_s: float = 200.0,
+    received_s: float = NOW_S,
+    rows: int = 1,
+    adapter: str | None = None,
+) -> Job:
+    texts = tuple("x" * rows)
+    return Job(("c", name), "m", adapter, texts, {}, priority, deadline_s=deadline_s, received_s=received_s)
+
+
+def filled(*jobs: Job) -> Queue:
+    queue = Queue()
+    for job in jobs:
+        queue.add(job)
+    return queue
+
+
+def names(jobs: list[Job]) -> list[str]:
+    return [job.key[1] for job in jobs]
+
+
+@st.composite
+def job_lists(draw: st.DrawFn) -> list[Job]:
+    count = draw(st.integers(0, 24))
+    return [
+        a_job(
+            str(index),
+            priority=draw(st.integers(0, 9)),
+            deadline_s=draw(st.floats(NOW_S, 300.0)),
+            received_s=draw(st.floats(50.0, NOW_S)),
+            rows=draw(st.integers(1, 12)),
+            adapter=draw(st.sampled_from([None, "a", "b", "c"])),
+        )
+        for index in range(count)
+    ]
+
+
+LIMITS = st.builds(BatchLimits, max_rows=st.integers(1, 10), mixed=st.booleans())
+
+
+@given(job_lists(), LIMITS)
+def test_batches_empty_the_queue_and_lose_or_repeat_nothing(jobs: list[Job], limits: BatchLimits) -> None:
+    queue = filled(*jobs)
+    served: list[Job] = []
+    while len(queue):
+        waiting = len(queue)
+        batch = queue.next_batch(limits, NOW_S)
+        assert batch, "an idle worker must get something while something waits"
+        assert len(queue) == waiting - len(batch)
+        served += batch
+    assert sorted(names(served)) == sorted(names(jobs))
+    assert queue.next_batch(limits, NOW_S) == []
+
+
+@given(job_lists(), LIMITS)
+def test_a_batch_keeps_its_bounds(jobs: list[Job], limits: BatchLimits) -> None:
+    queue = filled(*jobs)
+    while batch := queue.next_batch(limits, NOW_S):
+        rows = sum(job.rows for job in batch)
+        assert rows <= limits.max_rows or len(batch) == 1, "only one that is larger by itself may exceed the bound"
+        if not limits.mixed:
+            assert len({job.adapter for job in batch}) == 1
+
+
+@given(job_lists(), LIMITS)
+def test_the_most_urgent_leads_every_batch(jobs: list[Job], limits: BatchLimits) -> None:
+    queue = filled(*jobs)
+    while len(queue):
+        most_urgent = min(urgency(job, NOW_S) for job in queue.jobs())
+        batch = queue.next_batch(limits, NOW_S)
+        assert urgency(batch[0], NOW_S) == most_urgent
+        assert [urgency(job, NOW_S) for job in batch] == sorted(urgency(job, NOW_S) for job in batch)
+
+
+@given(job_lists(), LIMITS)
+def test_a_batch_leaves_no_room_that_a_waiting_job_could_fill(jobs: list[Job], limits: BatchLimits) -> None:
+    queue = filled(*jobs)
+    batch = queue.next_batch(limits, NOW_S)
+    room = limits.max_rows - sum(job.rows for job in batch)
+    left = [job for job in queue.jobs() if limits.mixed or job.adapter == batch[0].adapter]
+    assert all(job.rows > room for job in left)
+
+
+def test_earliest_deadline_first_within_a_priority() -> None:
+    queue = filled(a_job("late", deadline_s=150), a_job("soon", deadline_s=120), a_job("first", 0, deadline_s=190))
+    assert names(queue.next_batch(MIXED, NOW_S)) == ["first", "soon", "late"]
+
+
+def test_equal_urgency_keeps_the_order_of_arrival() -> None:
+    queue = filled(*(a_job(str(index)) for index in range(5)))
+    assert names(queue.next_batch(MIXED, NOW_S)) == ["0", "1", "2", "3", "4"]
+
+
+def test_priority_rises_by_one_for_every_ageing_period() -> None:
+    job = a_job("x", priority=3, received_s=NOW_S)
+    waits_s = (0.0, AGEING_S * 0.99, AGEING_S, 2 * AGEING_S, 3 * AGEING_S, 50 * AGEING_S)
+    assert [urgency(job, NOW_S + wait_s)[0] for wait_s in waits_s] == [3, 3, 2, 1, 0, 0]
+
+
+def test_a_clock_a_little_behind_does_not_lift_a_job() -> None:
+    assert urgency(a_job("x", priority=3, received_s=NOW_S), NOW_S - 0.5)[0] >= 3
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_a_stream_of_the_highest_priority_does_not_starve_the_lowest(low: int, per_second: int) -> None:
+    """One row a batch, priority 0 arriving for ever with the same time to live: the low one is served in bounded time."""
+    queue = filled(a_job("low", priority=low, deadline_s=NOW_S + 30.0, received_s=NOW_S))
+    limits = BatchLimits(max_rows=1, mixed=True)
+    for step in range(40):
+        now_s = NOW_S + step
+        for index in range(per_second + 1):
+            queue.add(a_job(f"{step}.{index}", 0, deadline_s=now_s + 30.0, received_s=now_s))
+        for _ in range(per_second + 1):
+            if "low" in names(queue.next_batch(limits, now_s)):
+                assert step <= low * AGEING_S + 1
+                return
+    raise AssertionError("starved")
+
+
+def test_a_job_larger_than_a_batch_runs_alone() -> None:
+    queue = filled(a_job("big", rows=20, deadline_s=110), a_job("small"))
+    assert names(queue.next_batch(MIXED, NOW_S)) == ["big"]
+    assert names(queue.next_batch(MIXED, NOW_S)) == ["small"]
+
+
+def test_a_large_job_behind_small_ones_is_overtaken_once_not_for_ever() -> None:
+    queue = filled(a_job("a", deadline_s=110), a_job("big", rows=8, deadline_s=120), a_job("b", deadline_s=130))
+    assert names(queue.next_batch(MIXED, NOW_S)) == ["a", "b"]
+    queue.add(a_job("c", deadline_s=140))
+    assert names(queue.next_batch(MIXED, NOW_S)) == ["big"]
+
+
+def test_unmixed_batches_take_the_first_ones_adapter_from_anywhere_in_the_queue() -> None:
+    jobs = [a_job(str(index), deadline_s=110 + index, adapter="ab"[index % 2]) for index in range(6)]
+    queue = filled(*jobs)
+    limits = BatchLimits(max_rows=8, mixed=False)
+    assert names(queue.next_batch(limits, NOW_S)) == ["0", "2", "4"]
+    assert names(queue.next_batch(limits, NOW_S)) == ["1", "3", "5"]
+
+
+def test_the_base_without_an_adapter_is_an_adapter_of_its_own_in_unmixed_batches() -> None:
+    queue = filled(a_job("base"), a_job("a", adapter="a"))
+    assert names(queue.next_batch(BatchLimits(8, mixed=False), NOW_S)) == ["base"]
+
+
+def test_no_limit_however_small_stops_the_queue() -> None:
+    queue = filled(a_job("x"))
+    assert names(queue.next_batch(BatchLimits(max_rows=0, mixed=True), NOW_S)) == ["x"]
+
+
+def test_rows_counts_texts() -> None:
+    queue = filled(a_job("x", rows=3), a_job("y", rows=2))
+    assert (len(queue), queue.rows) == (2, 5)
+
+
+def test_remove_tells_whether_it_waited() -> None:
+    job = a_job("x")
+    queue = filled(job)
+    assert queue.remove(job)
+    assert not queue.remove(job)
+    assert len(queue) == 0
+
+
+def test_take_removes_exactly_what_the_condition_names() -> None:
+    queue = filled(a_job("x", 1), a_job("y", 2), a_job("z", 1))
+    assert names(queue.take(lambda job: job.priority == 1)) == ["x", "z"]
+    assert names(list(queue.jobs())) == ["y"]
+
+
+@given(job_lists(), st.integers(0, 9), st.floats(NOW_S, 300.0))
+def test_rows_ahead_are_the_rows_that_an_unbatched_run_would_serve_first(
+    jobs: list[Job], priority: int, deadline_s: float
+) -> None:
+    mine = a_job("mine", priority, deadline_s)
+    ahead = rows_ahead(jobs, mine, NOW_S)
+    queue = filled(*jobs, mine)
+    served = 0
+    while (batch := queue.next_batch(BatchLimits(1, mixed=True), NOW_S)) != [mine]:
+        served += batch[0].rows
+    assert ahead == served
