@@ -250,7 +250,8 @@ def _answer_text(reply: dict[str, Any]) -> str:
     timing = reply["timing"]
     lines.append(
         f"  {timing['total_ms']:.1f} ms on the device (queue {timing['queue_ms']:.1f}, tokenise "
-        f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, {reply['variant']}"
+        f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, "
+        f"{reply['variant']}"
     )
     return "\n".join(lines)
 

@@ -80,11 +80,13 @@ class Dispatcher:
         try:
             await self._fleet.ensure_loaded(seat)
             seat.wanted = False
+            seat.settled.set()
             batch = self._schedule(seat)
             batch = await self._attach(seat, batch)
             await self._run(seat, batch)
         except RequestError as error:
             seat.wanted = False
+            seat.settled.set()
             self._context.announce("load-failed", error.reason, {"model": seat.name})
             self._drain(seat, error.status, error.reason, error.retry_after_s)
         except WorkerError:

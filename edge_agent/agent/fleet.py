@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from edge_agent.agent.ports import Library, Spawner, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
@@ -18,6 +19,22 @@ from edge_agent.core import residency
 RETRY_AFTER_S = 30.0
 
 
+class Host(Protocol):
+    """What the fleet asks about its machine; `agent.watch.Watch`."""
+
+    def memory(self) -> residency.Memory:
+        """Total and available RAM."""
+        ...
+
+    def process_bytes(self, pid: int) -> int | None:
+        """What a process holds (PSS), None where that cannot be read."""
+        ...
+
+    def worker_limits(self) -> Mapping[str, int]:
+        """max_rows and threads as the governor grants them now."""
+        ...
+
+
 class Fleet:
     """Every installed model's seat, and the loading and unloading of their workers."""
 
@@ -26,14 +43,12 @@ class Fleet:
         library: Library,
         spawner: Spawner,
         clock: Clock,
-        memory: Callable[[], residency.Memory],
-        worker_limits: Callable[[], Mapping[str, int]],
+        host: Host,
     ) -> None:
         self._library = library
         self._spawn = spawner
         self._clock = clock
-        self._memory = memory
-        self._worker_limits = worker_limits
+        self._host = host
         self._loading = asyncio.Lock()
         self.seats: dict[str, Seat] = {}
         self.on_event: Callable[[Seat, WorkerEvent], None] = lambda _seat, _event: None
@@ -124,7 +139,7 @@ class Fleet:
     async def _make_room(self, seat: Seat) -> None:
         others = [resident for resident in self.residents() if resident.name != seat.name]
         now_s = self._clock.monotonic_s()
-        decision = residency.decide(seat.predicted_bytes, self._memory(), 0, others, now_s)
+        decision = residency.decide(seat.predicted_bytes, self._host.memory(), 0, others, now_s)
         if isinstance(decision, residency.DoesNotFit):
             raise RequestError(
                 503, f"no memory for model {seat.name!r}: {decision.reason}", None if decision.never else 5
@@ -139,10 +154,10 @@ class Fleet:
         seat.worker = worker = await self._spawn(
             lambda event: self.on_event(seat, event), lambda reason: self.on_death(seat, reason)
         )
-        answer = await worker.load(variant, seat.model.task, self._worker_limits())
+        answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
         seat.mixed = bool(answer["mixed_adapters"])
         seat.capabilities = answer
-        seat.footprint_bytes = sum(answer["footprint"].values())
+        seat.footprint_bytes = self._host.process_bytes(worker.pid) or sum(answer["footprint"].values())
         seat.load_s = self._clock.monotonic_s() - started_s
         seat.last_used_s = seat.heard_s = self._clock.monotonic_s()
         seat.loaded_digest = variant.digest

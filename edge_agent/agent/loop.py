@@ -6,6 +6,7 @@ messages ─▶ intake ─▶ dispatch ─▶ respond          watch ─▶ gove
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.intake import Intake
 from edge_agent.agent.ports import Notifier
 from edge_agent.agent.report import Reporter
-from edge_agent.agent.watch import PERIOD_S, Watch
+from edge_agent.agent.watch import PERIOD_S, SensedHost, Watch
 from edge_agent.base.errors import EdgeError
-from edge_agent.protocol.messages import Runtime
+from edge_agent.protocol.messages import Runtime, State
 
 log = logging.getLogger("edge_agent")
+PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Parts:
     intake: Intake
     commands: Commands
     watch: Watch
+    host: SensedHost
     reporter: Reporter
 
 
@@ -56,32 +59,39 @@ class Agent:
         self._intake = parts.intake
         self._commands = parts.commands
         self._watch = parts.watch
+        self._host = parts.host
         self._reporter = parts.reporter
         self._stopping = asyncio.Event()
         self.runtimes: Callable[[], list[Runtime]] = list
         self.rss_bytes: Callable[[], int | None] = lambda: None
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """Begin an orderly end; safe to call more than once."""
+        log.info("stopping: %s", why)
         self._stopping.set()
+
+    def fault(self) -> str | None:
+        """What is wrong with the process itself, for the watchdog; None when it is well. Offline is well."""
+        return None if self._context.transport.alive() else "the MQTT link has stopped working"
 
     async def run(self, notifier: Notifier) -> None:
         """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
         self._watch.tick()
         self._want_resident()
+        self._reporter.on_connected = lambda: self._report_state("online")
         await self._context.transport.start()
-        self._report_state("online")
-        notifier.ready()
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="watch"),
             asyncio.create_task(self._report(), name="report"),
+            asyncio.create_task(self._get_ready(notifier), name="ready"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
-            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopping}:
-                task.result()
+            await asyncio.wait([*tasks[:3], stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             notifier.stopping()
             await self._end([*tasks, stopping])
@@ -103,6 +113,17 @@ class Agent:
         async for message in self._context.transport.messages():
             await self._intake.take(message)
 
+    async def _get_ready(self, notifier: Notifier) -> None:
+        """Ready means: every model that is to be resident was tried. A large one may take its time."""
+        for seat in list(self._fleet.seats.values()):
+            while seat.wanted and not seat.settled.is_set():
+                notifier.extend_timeout(2 * PATIENCE_S)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(seat.settled.wait(), PATIENCE_S)
+        notifier.ready()
+        self._report_state("online")
+        log.info("ready: %s", self._status_line())
+
     async def _look_around(self, notifier: Notifier) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
@@ -120,26 +141,23 @@ class Agent:
 
     async def _report(self) -> None:
         beat_s = self._context.clock.monotonic_s()
-        was_connected = False
         while True:
             await asyncio.sleep(self._options.telemetry_s)
             now_s = self._context.clock.monotonic_s()
-            connected = self._context.transport.connected
-            if now_s - beat_s >= self._options.heartbeat_s or (connected and not was_connected):
+            if now_s - beat_s >= self._options.heartbeat_s:
                 beat_s = now_s
                 self._report_state("online")
-            was_connected = connected
             context = self._context
             self._reporter.publish_telemetry(
-                context.stats.take(), self._watch.readings, context.grant, len(context.ledger), self.rss_bytes()
+                context.stats.take(), self._host.readings, context.grant, len(context.ledger), self.rss_bytes()
             )
 
-    def _report_state(self, state: str) -> None:
+    def _report_state(self, state: State) -> None:
         degraded = [seat.name for seat in self._fleet.seats.values() if seat.phase.value == "quarantined"]
         if degraded:
             self._reporter.publish_status("degraded", f"quarantined: {', '.join(degraded)}")
         else:
-            self._reporter.publish_status("online" if state == "online" else "starting", "serving")
+            self._reporter.publish_status(state, "serving")
         self._reporter.publish_info(self.runtimes())
         self._reporter.publish_models(self._fleet)
 

@@ -20,6 +20,10 @@ class Transport(Protocol):
         """True between a successful CONNACK and the loss of the connection."""
         ...
 
+    def alive(self) -> bool:
+        """False when the link itself has stopped working; being offline is not that."""
+        ...
+
     async def start(self) -> None:
         """Begin to connect, and to reconnect for ever with full jitter; returns at once. Offline is not a failure."""
         ...
@@ -58,6 +62,10 @@ class Sensors(Protocol):
 
     def sample(self) -> Mapping[str, Reading]:
         """One round over all sensors, by key: temperature, throttle, power, ram_available, ram_total and others."""
+        ...
+
+    def process_pss(self, pid: int) -> Reading:
+        """Bytes that a process holds."""
         ...
 
 
@@ -119,6 +127,10 @@ class Notifier(Protocol):
 
     def watchdog(self) -> None:
         """The agent is alive and well."""
+        ...
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Start-up goes on for up to `seconds` more."""
         ...
 
     def stopping(self) -> None:

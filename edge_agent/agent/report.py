@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.seat import Seat
@@ -46,15 +48,25 @@ class Identity:
 class Reporter:
     """Builds and publishes the agent's own messages."""
 
-    def __init__(self, identity: Identity, topics: Topics, transport: Transport, clock: Clock) -> None:
+    def __init__(self, identity: Identity, topics: Topics, clock: Clock) -> None:
         self._identity = identity
         self._topics = topics
-        self._transport = transport
         self._clock = clock
         self._seq = 0
         self._started_s = clock.monotonic_s()
         self._recent: dict[str, tuple[float, int]] = {}
-        self.spool_counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.on_connected: Callable[[], None] = lambda: None
+
+    def connect(self, transport: Transport, spool_counts: Callable[[], tuple[int, int]]) -> None:
+        """Where messages go; `spool_counts` tells events waiting on disk and events lost. Called once, first of all."""
+        self._transport = transport
+        self._spool_counts = spool_counts
+
+    def link_changed(self, connected: bool, text: str) -> None:
+        """The broker came or went: an event, which waits on disk until the broker has it."""
+        self.event("broker", text, {"connected": connected}, "info" if connected else "warning")
+        if connected:
+            self.on_connected()
 
     def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
         """See `context.Announce`. Logged and published, unless too many of its kind came within a minute."""
@@ -127,7 +139,7 @@ class Reporter:
         now_s = self._clock.monotonic_s()
         joules = [share.joules for share in stats.models.values() if share.joules is not None]
         power = readings.get("power")
-        events_waiting, events_lost = self.spool_counts()
+        events_waiting, events_lost = self._spool_counts()
         body = messages.Telemetry(
             boot_id=self._identity.boot_id,
             seq=self._next(),
@@ -145,6 +157,16 @@ class Reporter:
             events_lost=events_lost,
         )
         self._transport.publish(encode.telemetry(body, self._topics))
+
+    def diagnosis(self, fleet: Fleet, readings: Mapping[str, Reading]) -> dict[str, Any]:
+        """The answer to `cmd/diag`: models and sensors as they are now."""
+        return {
+            "agent": self._identity.version,
+            "board": self._identity.board,
+            "uptime_s": round(self._clock.monotonic_s() - self._started_s, 1),
+            "models": [msgspec.to_builtins(model_entry(seat)) for seat in fleet.seats.values()],
+            "sensors": {key: msgspec.to_builtins(measured(reading)) for key, reading in readings.items()},
+        }
 
     def _next(self) -> int:
         self._seq += 1

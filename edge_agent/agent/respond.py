@@ -30,9 +30,9 @@ class Origin:
 class Responder:
     """Turns outcomes into replies."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, reading: Callable[[str], Reading]) -> None:
         self._context = context
-        self.reading: Callable[[str], Reading] = lambda key: Reading(None, "", key, 0.0, "no sensor was read yet")
+        self._reading = reading
 
     def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
         """A worker's answer, with its timing, energy and the board's temperature."""
@@ -42,8 +42,8 @@ class Responder:
         compute_ms, tokenize_ms = float(event["compute_ms"]), float(event["tokenize_ms"])
         total_ms = (now_s - job.received_s) * 1000.0
         started_s = job.started_s if job.started_s is not None else now_s
-        joules, method = energy(self.reading("power"), now_s, compute_ms / 1000.0, job.rows, event["batch"])
-        temperature = self.reading("temperature")
+        joules, method = energy(self._reading("power"), now_s, compute_ms / 1000.0, job.rows, event["batch"])
+        temperature = self._reading("temperature")
         body = Reply(
             id=request.id,
             status=200,

@@ -15,6 +15,41 @@ from edge_agent.core.residency import Memory
 PERIOD_S = 1.0
 
 
+class SensedHost:
+    """The machine as last sampled. Implements `fleet.Host`."""
+
+    def __init__(self, context: Context, sensors: Sensors) -> None:
+        self._context = context
+        self._sensors = sensors
+        self.readings: Mapping[str, Reading] = {}
+
+    def sample(self) -> None:
+        """One round over all sensors."""
+        self.readings = self._sensors.sample()
+
+    def reading(self, key: str) -> Reading:
+        """The last sample of a sensor, or why there is none."""
+        found = self.readings.get(key)
+        return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
+
+    def memory(self) -> Memory:
+        """Total and available RAM, within the control group's limit where there is one."""
+        total, available = self.reading("ram_total").value or 0.0, self.reading("ram_available").value or 0.0
+        limit, used = self.reading("cgroup_limit").value, self.reading("cgroup_used").value
+        if limit is not None and used is not None and limit < total:
+            total, available = limit, min(available, limit - used)
+        return Memory(int(total), int(available))
+
+    def process_bytes(self, pid: int) -> int | None:
+        """PSS of a process."""
+        value = self._sensors.process_pss(pid).value
+        return None if value is None else int(value)
+
+    def worker_limits(self) -> Mapping[str, int]:
+        """What the governor grants now."""
+        return {"max_rows": self._context.grant.max_rows, "threads": self._context.grant.threads}
+
+
 class Watch:
     """The agent's look at its board and its store."""
 
@@ -22,40 +57,29 @@ class Watch:
         self,
         context: Context,
         plan: governor.Plan,
-        sensors: Sensors,
+        host: SensedHost,
         library: Library,
         fleet: Fleet,
         dispatcher: Dispatcher,
     ) -> None:
         self._context = context
         self._plan = plan
-        self._sensors = sensors
+        self._host = host
         self._library = library
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._memory = governor.Memory()
         self._generation = -1
         self._had: set[str] = set()
-        self.readings: Mapping[str, Reading] = {}
         self.changed = False
 
     def tick(self) -> None:
         """One look. Sets `changed` when the installed models are not what they were."""
-        self.readings = self._sensors.sample()
+        self._host.sample()
         self._note_lost_sensors()
         self._govern()
         self._dispatcher.end_silent()
         self.refresh_models()
-
-    def reading(self, key: str) -> Reading:
-        """The last sample of a sensor, or why there is none."""
-        found = self.readings.get(key)
-        return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
-
-    def host_memory(self) -> Memory:
-        """What the residency decision goes by."""
-        total, available = self.reading("ram_total").value, self.reading("ram_available").value
-        return Memory(int(total or 0), int(available or 0))
 
     def refresh_models(self) -> None:
         """Take over what was installed, removed or rolled back since the last look."""
@@ -70,19 +94,19 @@ class Watch:
 
     def _govern(self) -> None:
         now_s = self._context.clock.monotonic_s()
-        grant, self._memory = governor.decide(self._plan, self.reading("temperature"), self._memory, now_s)
+        grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s)
         before, self._context.grant = self._context.grant, grant
         if (before.max_rows, before.threads) != (grant.max_rows, grant.threads):
             for seat in self._fleet.seats.values():
                 if seat.worker is not None:
-                    seat.worker.set_limits({"max_rows": grant.max_rows, "threads": grant.threads})
+                    seat.worker.set_limits(self._host.worker_limits())
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
             self._context.announce("throttled", text, {"level": grant.level.name.lower()})
 
     def _note_lost_sensors(self) -> None:
-        have = {key for key, reading in self.readings.items() if reading.value is not None}
+        have = {key for key, reading in self._host.readings.items() if reading.value is not None}
         for key in sorted(self._had - have):
-            text = f"sensor {key!r} is lost: {self.reading(key).reason}"
+            text = f"sensor {key!r} is lost: {self._host.reading(key).reason}"
             self._context.announce("sensor-lost", text, {"sensor": key})
         self._had = have

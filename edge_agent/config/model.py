@@ -161,6 +161,10 @@ class Worker:
     """How much sooner the kernel kills a worker than other processes when memory runs out. A worker comes back in
     seconds; the daemon and the system would not."""
 
+    quarantine_deaths: Annotated[int, Between(0, 100)] = 3
+    """Deaths of a model's worker within fifteen minutes after which the model is left alone until `cmd/load` lifts it;
+    0 never does. Three are no accident, and each costs the others memory and a reload."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -1,0 +1,169 @@
+"""`edge-agent run`: settings become the running agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent import __version__
+from edge_agent.agent.acks import AckWindow
+from edge_agent.agent.commands import Commands
+from edge_agent.agent.context import Context, full_grant
+from edge_agent.agent.dispatch import Dispatcher
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.intake import Intake, IntakeOptions
+from edge_agent.agent.loop import Agent, LoopOptions, Parts
+from edge_agent.agent.report import Identity, Reporter
+from edge_agent.agent.respond import Responder
+from edge_agent.agent.watch import SensedHost, Watch
+from edge_agent.app import wiring
+from edge_agent.app.packages import store_dir
+from edge_agent.base.clock import SystemClock
+from edge_agent.base.errors import StoreError
+from edge_agent.config.load import device_id, load
+from edge_agent.config.model import Settings
+from edge_agent.core.governor import Plan
+from edge_agent.lifecycle.notify import SystemdNotifier
+from edge_agent.lifecycle.signals import Signals
+from edge_agent.mqtt.link import MqttTransport
+from edge_agent.mqtt.spool import Spool
+from edge_agent.sensors.suite import SensorSuite
+from edge_agent.store.library import Library
+from edge_agent.store.locks import daemon_lock
+from edge_agent.worker.supervisor import spawn
+
+log = logging.getLogger("edge_agent")
+
+
+class StoreProcess:
+    """Carries out store commands in `edge-agent install|remove|rollback` processes. Implements `commands.Operator`.
+
+    The signature library never enters the daemon, and a package that crashes its reader harms nobody.
+    """
+
+    def __init__(self, config: Path | None, inbox: Path) -> None:
+        self._config = config
+        self._inbox = inbox
+
+    async def install(self, package: str) -> Mapping[str, Any]:
+        """See `commands.Operator`; only names inside the incoming folder are taken."""
+        if "/" in package or package.startswith("."):
+            raise StoreError(f"{package!r} is not the name of a file in the incoming folder", str(self._inbox))
+        return await self._run("install", str(self._inbox / package))
+
+    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+        """See `commands.Operator`."""
+        return await self._run("remove", model, *(("--adapter", adapter) if adapter else ()))
+
+    async def rollback(self, model: str) -> Mapping[str, Any]:
+        """See `commands.Operator`."""
+        return await self._run("rollback", model)
+
+    async def _run(self, verb: str, *arguments: str) -> Mapping[str, Any]:
+        command = [sys.executable, "-m", "edge_agent", verb, "--json", *arguments]
+        if self._config is not None:
+            command += ["--config", str(self._config)]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            out, err = await process.communicate()
+        except asyncio.CancelledError:
+            process.terminate()
+            raise
+        if process.returncode != 0:
+            text = err.decode("utf-8", "replace").strip().removeprefix("edge-agent: ")
+            raise StoreError(text[-500:] or f"exit code {process.returncode}", f"edge-agent {verb}")
+        report: Mapping[str, Any] = json.loads(out)
+        return report
+
+
+def run(config: Path | None, sysroot: Path | None) -> int:
+    """Serve until SIGTERM. Raises ConfigError, StoreError before anything is started."""
+    settings = load(config)
+    logging.basicConfig(level=settings.log.level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+    state_dir = settings.store.state_dir
+    try:
+        settings.store.inbox_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot be created: {error.strerror}", str(state_dir), "check owner and path") from error
+    with daemon_lock(state_dir):
+        asyncio.run(_serve(settings, config, sysroot or settings.sensors.sysroot))
+    return 0
+
+
+async def _serve(settings: Settings, config: Path | None, sysroot: Path) -> None:
+    if settings.store.allow_unsigned:
+        log.warning(
+            "UNSIGNED PACKAGES ARE ACCEPTED (store.allow_unsigned): whoever can write a package decides what runs"
+        )
+    agent = build(settings, config, sysroot)
+    with Signals(stop=agent.stop):
+        await agent.run(SystemdNotifier.from_environment(health=agent.fault))
+
+
+def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
+    """Wire one agent; nothing runs yet."""
+    clock = SystemClock()
+    sensors = SensorSuite(sysroot, time.monotonic)
+    topics = wiring.topics(settings)
+    max_rows, threads = settings.worker.max_rows, wiring.threads(settings)
+    reporter = Reporter(_identity(settings, sensors, threads), topics, clock)
+    spool = Spool(settings.store.state_dir / "spool")
+    transport = MqttTransport(
+        wiring.mqtt_options(settings, topics.device),
+        topics.subscriptions(),
+        will=reporter.status("offline", "connection lost"),
+        spool=spool,
+        on_change=lambda change: reporter.link_changed(change.connected, change.text),
+    )
+    reporter.connect(transport, lambda: (len(spool), spool.lost))
+    context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
+    library = Library(store_dir(settings))
+    host = SensedHost(context, sensors)
+    responder = Responder(context, host.reading)
+    options = wiring.spawn_options(settings)
+    fleet = Fleet(library, lambda on_event, on_death: spawn(options, on_event, on_death), clock, host)
+    dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths)
+    soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
+    watch = Watch(context, Plan(soft_limit_c, max_rows, threads), host, library, fleet, dispatcher)
+    commands = Commands(
+        context,
+        fleet,
+        StoreProcess(config, settings.store.inbox_path),
+        lambda: reporter.diagnosis(fleet, host.readings),
+    )
+    intake = Intake(
+        context, IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings)), fleet, dispatcher, commands.take
+    )
+    loop = LoopOptions(settings.telemetry.interval_s, settings.telemetry.heartbeat_s, settings.models.resident)
+    return Agent(context, loop, Parts(fleet, dispatcher, intake, commands, watch, host, reporter))
+
+
+def _identity(settings: Settings, sensors: SensorSuite, threads: int) -> Identity:
+    return Identity(
+        device=device_id(settings),
+        boot_id=uuid.uuid4().hex,
+        version=__version__,
+        board=sensors.board.name,
+        python=platform.python_version(),
+        limits={
+            "queue_jobs": settings.limits.queue_jobs,
+            "texts_per_request": settings.limits.texts_per_request,
+            "text_bytes": settings.limits.text_bytes,
+            "message_bytes": settings.limits.message_bytes,
+            "deadline_max_s": settings.limits.deadline_max_s,
+            "max_rows": settings.worker.max_rows,
+            "threads": threads,
+        },
+        heartbeat_s=settings.telemetry.heartbeat_s,
+        interval_s=settings.telemetry.interval_s,
+    )

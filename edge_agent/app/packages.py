@@ -1,0 +1,145 @@
+"""Changes to the store: install, roll back, remove; and what is installed. Runs in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent.app import wiring
+from edge_agent.base.errors import PackageError
+from edge_agent.base.units import bytes_text
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.probes import Measured
+from edge_agent.bundle.trust import Trust
+from edge_agent.config.load import load
+from edge_agent.config.model import Settings
+from edge_agent.core.residency import reserve_bytes
+from edge_agent.sensors.boards import read_cpu_features
+from edge_agent.sensors.suite import SensorSuite
+from edge_agent.store.install import InstallReport
+from edge_agent.store.library import Library
+from edge_agent.store.setup import ProbeOutcome, ProbeRequest, Progress, Setup, silent
+from edge_agent.worker import probe as workers
+
+
+class WorkerProber:
+    """Runs a model that is not active yet in a worker of its own. Implements `store.setup.Prober`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._options = wiring.spawn_options(settings)
+        self._limits = {"max_rows": settings.worker.max_rows, "threads": wiring.threads(settings)}
+
+    def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
+        """See `store.setup.Prober`."""
+        questions = [(request.adapter, request.texts) for request in requests]
+        run = workers.trial_run(self._options, model, questions, self._limits)
+        measured = tuple(Measured(outputs.features, outputs.logits) for outputs in run.outputs)
+        return ProbeOutcome(measured, run.load_s, run.peak_bytes, run.latency_ms)
+
+
+def store_dir(settings: Settings) -> Path:
+    """Where packages lie."""
+    return settings.store.state_dir / "store"
+
+
+def trust(settings: Settings) -> Trust | None:
+    """The operator's trust root, None where the file does not exist. Raises PackageError for one that is not sound."""
+    try:
+        return Trust.from_operator(settings.store.trust_root.read_bytes(), str(settings.store.trust_root))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PackageError(f"cannot be read: {error.strerror}", str(settings.store.trust_root)) from error
+
+
+def open_library(settings: Settings) -> Library:
+    """The store, ready to be changed: with trust, board, runtimes and a prober."""
+    suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
+    names = list(settings.worker.backends)
+    backends = workers.available_backends(wiring.spawn_options(settings), names)
+    runtimes = tuple(name for name in names if backends[name]["available"])
+    total_bytes = int(suite.sample()["ram_total"].value or 0)
+    ram_bytes = total_bytes - reserve_bytes(total_bytes) if total_bytes else None
+    features = read_cpu_features(settings.sensors.sysroot) or None
+    setup = Setup(
+        prober=WorkerProber(settings),
+        hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
+        trust=trust(settings),
+        allow_unsigned=settings.store.allow_unsigned,
+        reserve_bytes=settings.store.reserve_bytes,
+        wishes=wiring.wishes(settings),
+    )
+    return Library(store_dir(settings), setup)
+
+
+def install(config: Path | None, package: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
+    settings = load(config)
+    report = open_library(settings).install(package, progress)
+    fields = report_fields(report)
+    notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
+    return {"text": "\n  ".join([f"installed {fields['what']}", *notes]), **fields}
+
+
+def report_fields(report: InstallReport) -> dict[str, Any]:
+    """An install report as plain values, with one line for a person."""
+    names = ", ".join(f"{model.name} version {model.version}" for model in report.models)
+    return {
+        "what": f"{report.product} release {report.counter}: {names}"
+        + ("" if report.changed else " (was active already)"),
+        "product": report.product,
+        "counter": report.counter,
+        "changed": report.changed,
+        "models": [model.name for model in report.models],
+        "lines": list(report.lines),
+        "warnings": list(report.warnings),
+    }
+
+
+def rollback(config: Path | None, model: str) -> dict[str, Any]:
+    """Return a model to the version before."""
+    returned = Library(store_dir(load(config))).rollback(model)
+    return {
+        "text": f"{model} is back at version {returned.version} ({returned.variant.name})",
+        "model": model,
+        "version": returned.version,
+    }
+
+
+def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, Any]:
+    """Remove a model, or one of its adapters."""
+    Library(store_dir(load(config))).remove(model, adapter)
+    what = f"adapter {adapter} of {model}" if adapter else model
+    return {"text": f"removed {what}", "model": model, "adapter": adapter}
+
+
+def models(config: Path | None) -> list[dict[str, Any]]:
+    """What is installed and active, and what is damaged."""
+    library = Library(store_dir(load(config)))
+    return [_model_fields(model) for model in library.active()] + [
+        {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "adapters": []}
+        for problem in library.problems()
+    ]
+
+
+def _model_fields(model: InstalledModel) -> dict[str, Any]:
+    variant = model.variant
+    return {
+        "name": model.name,
+        "version": model.version,
+        "task": model.task.kind,
+        "variant": variant.name,
+        "digest": variant.digest,
+        "why": f"{bytes_text(variant.size_bytes)}, chosen of {len(model.variants)}",
+        "adapters": [
+            {
+                "name": adapter.name,
+                "rank": adapter.rank,
+                "digest": adapter.digest,
+                "task": f"{adapter.task.kind}, {len(adapter.task.labels)} labels",
+            }
+            for adapter in model.adapters
+        ],
+    }

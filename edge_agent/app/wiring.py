@@ -1,0 +1,84 @@
+"""Settings to the options of each room; nothing here starts anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from edge_agent.config import secrets
+from edge_agent.config.load import device_id
+from edge_agent.config.model import Settings
+from edge_agent.mqtt.options import MqttOptions, TlsOptions
+from edge_agent.protocol.decode import Bounds
+from edge_agent.protocol.topics import Topics
+from edge_agent.sensors.boards import Board
+from edge_agent.store.select import Hardware, Wishes
+from edge_agent.worker.supervisor import SpawnOptions
+
+PROTOCOLS = {"auto": "auto", "5": 5, "3.1.1": 311}
+
+
+def topics(settings: Settings) -> Topics:
+    """The device's topic tree."""
+    return Topics(settings.mqtt.prefix, device_id(settings), settings.mqtt.pools)
+
+
+def mqtt_options(settings: Settings, client_id: str) -> MqttOptions:
+    """How to reach the broker. Raises ConfigError when a secret cannot be read."""
+    tls = None
+    if settings.mqtt.tls.enabled:
+        files = secrets.tls_files(settings)
+        tls = TlsOptions(ca_file=_text(files.ca), cert_file=_text(files.cert), key_file=_text(files.key))
+    return MqttOptions(
+        host=settings.mqtt.host,
+        port=settings.mqtt.broker_port,
+        client_id=client_id,
+        username=settings.mqtt.username,
+        password=secrets.mqtt_password(settings),
+        tls=tls,
+        keepalive_s=settings.mqtt.keepalive_s,
+        session_expiry_s=settings.mqtt.session_expiry_s,
+        protocol=PROTOCOLS[settings.mqtt.protocol],  # type: ignore[arg-type]
+    )
+
+
+def bounds(settings: Settings) -> Bounds:
+    """What one request may hold."""
+    limits = settings.limits
+    return Bounds(
+        message_bytes=limits.message_bytes,
+        texts=limits.texts_per_request,
+        text_bytes=limits.text_bytes,
+        deadline_default_s=limits.deadline_default_s,
+        deadline_max_s=limits.deadline_max_s,
+    )
+
+
+def spawn_options(settings: Settings) -> SpawnOptions:
+    """How workers are started."""
+    worker = settings.worker
+    return SpawnOptions(python=_text(worker.python), oom_score_adj=worker.oom_score_adj, nice=worker.nice)
+
+
+def threads(settings: Settings) -> int:
+    """Compute threads of a worker: the setting, or one per core that this process may use."""
+    return settings.worker.threads or len(os.sched_getaffinity(0))
+
+
+def wishes(settings: Settings) -> Wishes:
+    """Which variant the operator wants."""
+    models = settings.models
+    return Wishes(policy=models.policy, prefer=models.prefer, accuracy_loss_limit=models.accuracy_loss_limit)
+
+
+def hardware(
+    board: Board, runtimes: tuple[str, ...], features: frozenset[str] | None, ram_bytes: int | None
+) -> Hardware:
+    """The board in the terms of a package's requirements."""
+    names = (board.key, board.family, *board.compatible, platform.machine())
+    return Hardware(tuple(dict.fromkeys(names)), runtimes, features, ram_bytes)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
