@@ -42,13 +42,14 @@ def tls_files(settings: Settings, env: Mapping[str, str] | None = None) -> TlsFi
 
 
 def credential(name: str, env: Mapping[str, str] | None = None) -> Path | None:
-    """The file of a systemd credential, or None where there is none or it is empty."""
+    """The file of a systemd credential, or None where there is none or it is blank (the unit's fallback)."""
     folder = (os.environ if env is None else env).get("CREDENTIALS_DIRECTORY")
     if not folder:
         return None
     path = Path(folder) / name
     try:
-        return path if path.stat().st_size > 0 else None
+        with path.open("rb") as file:
+            return path if file.read(64).strip() else None
     except OSError:
         return None
 

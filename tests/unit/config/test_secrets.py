@@ -28,8 +28,8 @@ def test_the_first_line_of_the_file_is_the_password(tmp_path: Path) -> None:
 def test_the_credential_serves_where_no_file_is_named(tmp_path: Path) -> None:
     env = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert mqtt_password(with_password(None), env) is None
-    (tmp_path / "mqtt-password").write_text("")
-    assert mqtt_password(with_password(None), env) is None, "the unit's empty fallback is no password"
+    (tmp_path / "mqtt-password").write_text("\n")
+    assert mqtt_password(with_password(None), env) is None, "the unit's blank fallback is no password"
     (tmp_path / "mqtt-password").write_text("from-systemd\n")
     assert mqtt_password(with_password(None), env) == "from-systemd"
     named = tmp_path / "named"
@@ -61,6 +61,8 @@ def test_tls_files_from_settings_go_before_credentials(tmp_path: Path) -> None:
     for name in ("mqtt-ca", "mqtt-cert", "mqtt-key"):
         (tmp_path / name).write_text("pem")
     env = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    (tmp_path / "mqtt-password").write_text("")
+    assert mqtt_password(Settings(), env) is None
     found = tls_files(Settings(mqtt=Mqtt(tls=Tls(enabled=True, ca=Path("/etc/ca.pem")))), env)
     assert found == (Path("/etc/ca.pem"), tmp_path / "mqtt-cert", tmp_path / "mqtt-key")
     assert tls_files(Settings(), {}) == (None, None, None)

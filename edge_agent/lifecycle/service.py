@@ -1,0 +1,210 @@
+"""`edge-agent service install | uninstall | status`, on this system or in the root file system of an image.
+
+Every step says what it did; done twice, the second time changes nothing. Settings and state survive an uninstall
+unless it purges. In an image nothing is started and no systemctl is called; systemd-sysusers --root makes the user.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.base.errors import EdgeError, UsageError
+from edge_agent.config.example import example_toml
+from edge_agent.lifecycle.command import Ran, Runner, run_command
+from edge_agent.lifecycle.units import UNIT, check_interpreter, drop_in_names, read_unit_file, rendered_unit
+
+IMAGE_PYTHON = "/opt/edge-agent/bin/python"
+"""Where an image is expected to have its interpreter when none is named."""
+
+SYSTEM = "etc/systemd/system"
+WANTS = f"{SYSTEM}/multi-user.target.wants/{UNIT}"
+DROP_INS = f"{SYSTEM}/{UNIT}.d"
+SYSUSERS = "etc/sysusers.d/edge-agent.conf"
+TMPFILES = "etc/tmpfiles.d/edge-agent.conf"
+CONFIG_DIR = "etc/edge-agent"
+CONFIG = f"{CONFIG_DIR}/edge-agent.toml"
+STATE = "var/lib/edge-agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The system to work on: `root` is / or an image's root file system, `python` the interpreter seen from inside it."""
+
+    root: Path
+    python: str
+    runner: Runner = run_command
+
+    @property
+    def live(self) -> bool:
+        """True for this running system."""
+        return self.root == Path("/")
+
+    def path(self, name: str) -> Path:
+        """A place in the target. Raises EdgeError when a link leads out of the image (into the host)."""
+        path = self.root / name
+        if not self.live and not path.parent.resolve().is_relative_to(self.root.resolve()):
+            raise EdgeError("a link leads out of the image", str(path), "check the image's folders")
+        return path
+
+
+def install(target: Target, drop_ins: Sequence[str] | None = None, start: bool = True) -> list[str]:
+    """Make the agent a service and say what was done, a line per step.
+
+    `drop_ins`: exactly these of `drop_in_names()`; None keeps those that are there. `start` counts on a live system
+    only. Raises UsageError before anything is written, or EdgeError when a step fails.
+    """
+    _check(target, drop_ins or ())
+    done: list[str] = []
+    changed = _put(target, f"{SYSTEM}/{UNIT}", rendered_unit(target.python), done)
+    if drop_ins is not None:
+        changed |= _choose_drop_ins(target, drop_ins, done)
+    _put(target, SYSUSERS, read_unit_file("edge-agent.sysusers.conf"), done)
+    _put(target, TMPFILES, read_unit_file("edge-agent.tmpfiles.conf"), done)
+    if target.path(CONFIG).exists():
+        done.append(f"kept {target.path(CONFIG)}")
+    else:
+        _put(target, CONFIG, example_toml(), done)
+    if target.live:
+        _activate(target, start, changed, done)
+    else:
+        _prepare_image(target, done)
+    return done
+
+
+def uninstall(target: Target, purge: bool = False) -> list[str]:
+    """Take the service away and say what was done. `purge` also removes settings, keys and every installed package."""
+    _check(target, ())
+    done: list[str] = []
+    if target.live and target.path(f"{SYSTEM}/{UNIT}").exists():
+        _run(target, ["systemctl", "disable", "--now", UNIT], done)
+    for name in (WANTS, f"{SYSTEM}/{UNIT}", SYSUSERS, TMPFILES):
+        _remove(target, name, done)
+    _choose_drop_ins(target, (), done)
+    folder = target.path(DROP_INS)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    for name in (CONFIG_DIR, STATE):
+        path = target.path(name)
+        if path.is_symlink():
+            done.append(f"kept {path}; it is a link")
+        elif path.is_dir() and purge:
+            shutil.rmtree(path)
+            done.append(f"removed {path}")
+        elif path.is_dir():
+            done.append(f"kept {path}; --purge removes it")
+    if target.live:
+        _run(target, ["systemctl", "daemon-reload"], done)
+    return done or ["nothing was installed"]
+
+
+def _check(target: Target, drop_ins: Sequence[str]) -> None:
+    unknown = [name for name in drop_ins if name not in drop_in_names()]
+    if unknown:
+        raise UsageError(f"unknown drop-in {unknown[0]!r}", None, f"known: {', '.join(drop_in_names())}")
+    if target.live:
+        if os.geteuid() != 0:
+            raise UsageError(
+                "a system service is installed by root", None, "run it with sudo, or use --root DIR for an image"
+            )
+        if not Path("/run/systemd/system").is_dir():
+            raise UsageError(
+                "this system was not started by systemd",
+                None,
+                "use --root DIR for an image, or let your own supervisor run `edge-agent run`",
+            )
+        check_interpreter(target.python)
+    elif not (target.root / "etc").is_dir():
+        raise UsageError(
+            f"{target.root} is no root file system: it has no folder etc", None, "mount the image and name its root"
+        )
+
+
+def _put(target: Target, name: str, text: str, done: list[str]) -> bool:
+    """Write a file whole or not at all; True when it changed."""
+    path = target.path(name)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        done.append(f"unchanged {path}")
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.path(f"{name}.new")
+        fresh.unlink(missing_ok=True)
+        with fresh.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except OSError as problem:
+        raise EdgeError(
+            f"cannot be written: {problem.strerror}", str(path), "check permissions and free space"
+        ) from problem
+    done.append(f"wrote {path}")
+    return True
+
+
+def _remove(target: Target, name: str, done: list[str]) -> bool:
+    path = target.path(name)
+    if not path.is_symlink() and not path.exists():
+        return False
+    path.unlink()
+    done.append(f"removed {path}")
+    return True
+
+
+def _choose_drop_ins(target: Target, chosen: Sequence[str], done: list[str]) -> bool:
+    """Exactly the chosen ones of ours; a file that an operator put there under another name stays."""
+    changed = False
+    for name in drop_in_names():
+        path = f"{DROP_INS}/{name}.conf"
+        if name in chosen:
+            changed |= _put(target, path, read_unit_file(f"drop-ins/{name}.conf"), done)
+        else:
+            changed |= _remove(target, path, done)
+    return changed
+
+
+def _activate(target: Target, start: bool, changed: bool, done: list[str]) -> None:
+    _run(target, ["systemd-sysusers", str(target.path(SYSUSERS))], done)
+    _run(target, ["systemd-tmpfiles", "--create", str(target.path(TMPFILES))], done)
+    _run(target, ["systemctl", "daemon-reload"], done)
+    _run(target, ["systemctl", "enable", UNIT], done)
+    if start:
+        _run(target, ["systemctl", "restart" if changed else "start", UNIT], done)
+
+
+def _prepare_image(target: Target, done: list[str]) -> None:
+    link = target.path(WANTS)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        done.append(f"unchanged {link}")
+    else:
+        link.symlink_to(f"/{SYSTEM}/{UNIT}")
+        done.append(f"enabled by {link}")
+    rules = [line for line in read_unit_file("edge-agent.sysusers.conf").splitlines() if line and line[0] != "#"]
+    ran = target.runner(["systemd-sysusers", f"--root={target.root.resolve()}", "--inline", *rules])
+    if ran.code == 0:
+        done.append("the user edge-agent is in the image")
+    else:
+        # systemd-sysusers at boot runs when /usr is newer than /etc/.updated
+        usr = target.root / "usr"
+        if usr.is_dir():
+            os.utime(usr)
+        done.append(f"the user edge-agent will be made at the first boot (not here: {ran.output or ran.code})")
+    if not os.path.lexists(target.root / target.python.lstrip("/")):
+        done.append(f"warning: the image has no {target.python} yet; install edge-agent there before it boots")
+
+
+def _run(target: Target, command: list[str], done: list[str]) -> Ran:
+    ran = target.runner(command)
+    text = " ".join(command)
+    if ran.code != 0:
+        raise EdgeError(
+            f"`{text}` ended with {ran.code}: {ran.output or 'no output'}", None, f"`journalctl -u {UNIT}` tells more"
+        )
+    done.append(text)
+    return ran
