@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
@@ -21,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.mqtt import packets, reasons
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.properties import Packed, Publish, unpack
 from edge_agent.mqtt.reasons import Reason
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
@@ -42,11 +43,11 @@ class Welcome:
 class Listener(Protocol):
     """Who is told what happens on a connection, always inside the event loop."""
 
-    def received(self, message: Inbound, mid: int) -> None:
-        """A message arrived; `mid` is what `Connection.ack` wants, for QoS 1."""
+    def received(self, message: Inbound) -> None:
+        """A message arrived; its `ack` is the connection's epoch * 65,536 + the packet id, for QoS 1."""
 
-    def acknowledged(self, mid: int, failure: str | None) -> None:
-        """The broker has (or, with `failure`, refuses) a QoS 1 message."""
+    def acknowledged(self, mid: int, code: int, name: str) -> None:
+        """The broker has a QoS 1 message, or refuses it (a `code` of 0x80 and above, `name` in words)."""
 
     def writable(self) -> None:
         """The socket took all that was waiting."""
@@ -55,8 +56,11 @@ class Listener(Protocol):
 class Connection:
     """Use once: `open`, then `publish`, `ack`, `subscribe` while `closed` is not done, then `close` or `drop`."""
 
-    def __init__(self, options: MqttOptions, version: int, will: Outbound | None, listener: Listener) -> None:
+    def __init__(
+        self, options: MqttOptions, version: int, will: Outbound | None, listener: Listener, epoch: int
+    ) -> None:
         self.version = version
+        self._epoch = epoch
         self._options = options
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -106,7 +110,8 @@ class Connection:
 
     def publish(self, message: Outbound) -> int | None:
         """Hand a message to the socket; returns its id, None when the connection is gone."""
-        properties = packets.publish_properties(message) if self.version == 5 else None
+        # paho asks its properties for nothing but `pack`.
+        properties = cast("Properties", Packed(message)) if self.version == 5 else None
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return None
@@ -233,16 +238,30 @@ class Connection:
         else:
             self._lost(Reason("transient", f"{self._where}: the connection broke", silent=True))
 
+    def _on_publish_packet(self, flags: int, body: bytes) -> None:
+        topic, mid, said, payload = packets.read_publish(flags, body, self.version)
+        self._deliver(topic, payload, flags, said, mid)
+
     def _on_message(self, _c: Client, _d: Any, message: MQTTMessage) -> None:
-        inbound = packets.inbound(message, self._loop.time())
-        if inbound is None:
-            if message.qos:
-                self._client.ack(message.mid, 1)
-        else:
-            self._listener.received(inbound, message.mid)
+        """The way of a paho that has no `_handle_publish` to replace (`packets.FastClient`)."""
+        packed: bytes = message.properties.pack() if message.properties else b"\0"  # type: ignore[no-untyped-call]
+        flags = message.qos << 1 | message.retain
+        try:
+            topic = message.topic.encode()
+        except UnicodeDecodeError:
+            topic = b"\xff"
+        self._deliver(topic, bytes(message.payload), flags, unpack(packed)[0], message.mid)
+
+    def _deliver(self, topic: bytes, payload: bytes, flags: int, said: Publish, mid: int) -> None:
+        token = self._epoch * 65_536 + mid if mid else None
+        inbound = packets.inbound(topic, payload, flags, said, token, self._loop.time())
+        if inbound is not None:
+            self._listener.received(inbound)
+        elif mid:
+            self.ack(mid)
 
     def _on_publish(self, _c: Client, _d: Any, mid: int, code: ReasonCode, _p: Properties | None) -> None:
-        self._listener.acknowledged(mid, f"{code.getName()} (0x{code.value:02X})" if code.is_failure else None)
+        self._listener.acknowledged(mid, code.value, code.getName() if code.value else "")
 
     def _on_subscribe(self, _c: Client, _d: Any, mid: int, codes: list[ReasonCode], _p: Properties | None) -> None:
         future = self._subacks.pop(mid, None)
@@ -278,7 +297,7 @@ class Connection:
     def _where(self) -> str:
         return f"{self._options.host}:{self._options.port}"
 
-    def _make_client(self, will: Outbound | None) -> Client:
+    def _make_client(self, will: Outbound | None) -> packets.FastClient:
         client = packets.make_client(self._options, self.version, will)
         client.on_socket_open = self._on_socket_open
         client.on_socket_close = self._on_socket_close
@@ -286,6 +305,7 @@ class Connection:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_publish_packet = self._on_publish_packet
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         return client

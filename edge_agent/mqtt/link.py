@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edge_agent.base.limits import INFLIGHT_MESSAGES, MESSAGE_BYTES
 from edge_agent.mqtt.connection import Connection, Welcome
@@ -40,6 +40,10 @@ PACKET_OVERHEAD_BYTES = 2048
 REFUSED_EVENT_S = 60.0
 
 
+# MQTT 5's reason code for a QoS 1 message that the broker took although nobody subscribes to its topic.
+NOBODY_LISTENS = 0x10
+
+
 @dataclass(frozen=True, slots=True)
 class LinkChange:
     """The connection came, went, or fails for a new reason. `version` is 5 or 4 (3.1.1) while connected."""
@@ -51,7 +55,13 @@ class LinkChange:
 
 
 class MqttTransport:
-    """Implements `agent.ports.Transport`. Everything but construction happens inside one event loop."""
+    """Implements `agent.ports.Transport`. Everything happens inside one event loop, its construction too.
+
+    `will` is what the broker says for us when we vanish. `spool` keeps what is published with keep='disk'.
+    `on_change` hears of the connection's coming and going; on the way back the retained state (status, info, models)
+    is to be published again, since the broker has published the will. `on_unheard` hears of QoS 1 messages that the
+    broker refused, or that nobody listens to, where it says so (MQTT 5).
+    """
 
     def __init__(
         self,
@@ -61,12 +71,14 @@ class MqttTransport:
         *,
         spool: Spool | None = None,
         on_change: Callable[[LinkChange], None] | None = None,
+        on_unheard: Callable[[Outbound, str], None] | None = None,
         random01: Callable[[], float] = random.random,
     ) -> None:
         self._options = options
         self._subscriptions = tuple(subscriptions)
         self._will = will
         self._on_change = on_change
+        self._on_unheard = on_unheard
         self._random01 = random01
         self._spool = spool
         self._retry = Retry(options)
@@ -81,6 +93,7 @@ class MqttTransport:
         self._said: tuple[bool, str] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_s = 0.0
+        self._event_sent = False
         self._events_held_until_s = 0.0
         self.publish_failures = 0
 
@@ -163,9 +176,9 @@ class MqttTransport:
 
     async def _connect_once(self) -> tuple[Reason, float]:
         """One connection from dialling to its end: why it ended, and how long it was up."""
-        connection = Connection(self._options, self._retry.version, self._will, self)
-        self._connection = connection
         self._epoch += 1
+        connection = Connection(self._options, self._retry.version, self._will, self, self._epoch)
+        self._connection = connection
         welcome = await connection.open()
         if isinstance(welcome, Reason):
             return welcome, 0.0
@@ -200,6 +213,7 @@ class MqttTransport:
         self._welcome = None
         unsent = [item for item in self._inflight.values() if isinstance(item, Waiting)]
         self._inflight.clear()
+        self._event_sent = False
         self._events_held_until_s = 0.0
         lost = self._outbox.put_back(unsent)
         if lost:
@@ -247,12 +261,12 @@ class MqttTransport:
 
     def _pump_events(self, connection: Connection, window: int) -> None:
         """One spooled event at a time, oldest first: it leaves the disk when the broker has it."""
-        waiting = any(isinstance(item, int) for item in self._inflight.values())
-        if self._spool is None or waiting or len(self._inflight) >= window or connection.closed.done():
+        if self._spool is None or self._event_sent or len(self._inflight) >= window or connection.closed.done():
             return
         event = None if self._now_s() < self._events_held_until_s else self._spool.oldest()
         if event is not None and (mid := connection.publish(event[1])) is not None:
             self._inflight[mid] = event[0]
+            self._event_sent = True
 
     async def _drained(self) -> None:
         while self.connected and (len(self._outbox) or self._inflight):
@@ -261,26 +275,28 @@ class MqttTransport:
 
     # ---- what the connection tells (connection.Listener) -----------------------------------------------------------
 
-    def received(self, message: Inbound, mid: int) -> None:
+    def received(self, message: Inbound) -> None:
         """See `connection.Listener`."""
-        token = self._epoch * 65_536 + mid if message.qos else None
-        self._inbox.put(replace(message, ack=token))
+        self._inbox.put(message)
         if self._inbox.full and self._connection is not None:
             self._connection.pause_reading()
 
-    def acknowledged(self, mid: int, failure: str | None) -> None:
+    def acknowledged(self, mid: int, code: int, name: str) -> None:
         """See `connection.Listener`."""
         if mid not in self._inflight:
             return
         item = self._inflight.pop(mid)
-        if failure is not None:
-            self.publish_failures += 1
-            self._say_failure(item, failure)
+        failed = code >= 0x80
+        if failed:
+            self._say_failure(item, f"{name} (0x{code:02X})")
         if isinstance(item, int) and self._spool is not None:
-            if failure is None:
-                self._spool.pop(item)
-            else:
+            self._event_sent = False
+            if failed:
                 self._events_held_until_s = self._now_s() + REFUSED_EVENT_S
+            else:
+                self._spool.pop(item)
+        elif code and isinstance(item, Waiting) and self._on_unheard is not None:
+            self._on_unheard(item.message, "nobody listens there" if code == NOBODY_LISTENS else name)
         self._pump()
 
     def writable(self) -> None:
@@ -290,6 +306,7 @@ class MqttTransport:
 
     def _say_failure(self, item: Waiting | int, failure: str) -> None:
         topic = item.message.topic if isinstance(item, Waiting) else "the event topic"
+        self.publish_failures += 1
         level = logging.WARNING if self.publish_failures == 1 else logging.DEBUG
         log.log(level, "the broker refuses a message on %s: %s (check its access list)", topic, failure)
 

@@ -32,9 +32,8 @@ class Waiting:
 
     def fresh(self, now_s: float) -> Outbound:
         """The message with the expiry that is left of it, in whole seconds."""
-        if self.due_s is None:
-            return self.message
-        return replace(self.message, expiry_s=float(max(1, math.ceil(self.due_s - now_s))))
+        left_s = None if self.due_s is None else float(max(1, math.ceil(self.due_s - now_s)))
+        return self.message if left_s == self.message.expiry_s else replace(self.message, expiry_s=left_s)
 
 
 class Outbox:

@@ -1,0 +1,216 @@
+"""The other side: a client that asks. Used by `edge-agent infer`, `bench` and the tests, over the same link.
+
+It listens only to its own reply topic (and the status of the devices it is told to watch), sends requests with
+correlation data and expiry on MQTT 5, with `id`, `reply_to` and `deadline_s` in the body on 3.1.1, and matches answers
+by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from edge_agent.base.errors import BrokerError, RequestError
+from edge_agent.base.units import duration_text
+from edge_agent.mqtt.link import LinkChange, MqttTransport
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.encode import whole_expiry_s
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.messages import Reply, Status, StreamChunk
+from edge_agent.protocol.topics import Subscription, Topics
+
+# How long after its deadline an answer may still be on its way.
+GRACE_S = 1.0
+_STREAM = 256
+
+
+@dataclass(slots=True)
+class _Pending:
+    answers: asyncio.Queue[Inbound | RequestError]
+
+
+class RequestClient:
+    """An asker with one connection: `async with RequestClient(options) as client: await client.infer(...)`.
+
+    `options.client_id` is also the {client} level of its reply topic; a random one is made when it is empty.
+    """
+
+    def __init__(self, options: MqttOptions, prefix: str = "edge/v1", devices: Sequence[str] = ()) -> None:
+        name = options.client_id or f"ask-{secrets.token_hex(6)}"
+        self._options = replace(options, client_id=name, session_expiry_s=0)
+        self._prefix = prefix
+        self._devices = tuple(devices)
+        self._pending: dict[str, _Pending] = {}
+        self._last_change: LinkChange | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._link: MqttTransport | None = None
+        self.status: dict[str, Status] = {}
+        self._reply_topic = f"{prefix}/client/{name}/reply"
+
+    async def __aenter__(self) -> RequestClient:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def connect(self, timeout_s: float = 10.0) -> None:
+        """Reach the broker, or raise BrokerError that says why not. Only transient failures are tried again."""
+        watched = [Subscription(f"{self._prefix}/{device}/status", replay=True) for device in self._devices]
+        self._link = MqttTransport(
+            self._options,
+            [Subscription(f"{self._reply_topic}/#"), *watched],
+            on_change=self._changed,
+            on_unheard=self._unheard,
+        )
+        await self._link.start()
+        self._reading = asyncio.create_task(self._read(self._link))
+        for _ in range(max(1, round(timeout_s / 0.01))):
+            change = self._last_change
+            if self._link.connected or (change is not None and change.kind == "permanent"):
+                break
+            await asyncio.sleep(0.01)
+        if not self._link.connected:
+            reason = self._last_change.text if self._last_change else "no answer from the broker"
+            await self.close()
+            raise BrokerError(reason)
+
+    async def close(self) -> None:
+        """Leave the broker; what is still waiting gets no answer."""
+        if self._link is not None:
+            await self._link.stop([])
+        if self._reading is not None:
+            await self._reading
+        self._link = self._reading = None
+
+    @property
+    def version(self) -> int | None:
+        """5 or 4 (3.1.1) while connected."""
+        return self._last_change.version if self._last_change else None
+
+    async def infer(self, device: str, model: str, body: Mapping[str, Any], deadline_s: float = 30.0) -> Reply:
+        """Ask a model. `body` as in DESIGN 5 (text or texts, adapter, params, priority). Raises RequestError (408)
+        when no answer came; an answer of any other status is returned, not raised."""
+        topic = Topics(self._prefix, device).infer(model)
+        return msgspec.json.decode(await self.request(topic, body, deadline_s), type=Reply)
+
+    async def stream(
+        self, device: str, model: str, body: Mapping[str, Any], deadline_s: float = 30.0
+    ) -> AsyncIterator[StreamChunk | Reply]:
+        """Ask a model that answers in parts: chunks in order, the last one done; or one Reply that says why not."""
+        topic = Topics(self._prefix, device).infer(model)
+        async for payload in self._ask(topic, body, deadline_s):
+            part = _part(payload)
+            yield part
+            if isinstance(part, Reply) or part.done:
+                return
+
+    async def command(
+        self, device: str, name: str, body: Mapping[str, Any], deadline_s: float = 60.0
+    ) -> dict[str, Any]:
+        """Give an order to a device (`cmd/{name}`); returns the answer's body. Raises RequestError (408)."""
+        topic = Topics(self._prefix, device).command(name)
+        return msgspec.json.decode(await self.request(topic, body, deadline_s), type=dict[str, Any])
+
+    def cancel(self, device: str, request_id: str) -> bool:
+        """Withdraw a request of ours; its answer (499) comes to whoever waits for it."""
+        body = {"id": request_id, "reply_to": self._reply_topic}
+        return self._publish(Outbound(Topics(self._prefix, device).cancel, msgspec.json.encode(body)))
+
+    async def request(self, topic: str, body: Mapping[str, Any], deadline_s: float) -> bytes:
+        """Publish a request and wait for the one answer's body. Raises RequestError (408, 503)."""
+        async for payload in self._ask(topic, body, deadline_s):
+            return payload
+        raise RequestError(408, "no answer")
+
+    async def _ask(self, topic: str, body: Mapping[str, Any], deadline_s: float) -> AsyncIterator[bytes]:
+        request_id = str(body.get("id") or secrets.token_hex(16))
+        pending = _Pending(asyncio.Queue(maxsize=_STREAM))
+        self._pending[request_id] = pending
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + deadline_s + GRACE_S
+        try:
+            if not self._publish(self._message(topic, request_id, body, deadline_s)):
+                raise RequestError(503, "not connected to the broker, or the request is larger than it takes")
+            while True:
+                try:
+                    answer = await asyncio.wait_for(pending.answers.get(), until_s - loop.time())
+                except asyncio.TimeoutError:
+                    raise RequestError(408, self._silence(topic, deadline_s)) from None
+                if isinstance(answer, RequestError):
+                    raise answer
+                yield answer.payload
+        finally:
+            del self._pending[request_id]
+
+    def _message(self, topic: str, request_id: str, body: Mapping[str, Any], deadline_s: float) -> Outbound:
+        expiry_s = whole_expiry_s(deadline_s)
+        fields: dict[str, Any] = dict(body)
+        if self.version == 5:
+            if deadline_s != expiry_s:
+                fields["deadline_s"] = deadline_s
+        else:
+            fields.update(id=request_id, reply_to=self._reply_topic, deadline_s=deadline_s)
+        return Outbound(
+            topic,
+            msgspec.json.encode(fields),
+            correlation=request_id.encode(),
+            expiry_s=expiry_s,
+            response_topic=self._reply_topic,
+        )
+
+    def _publish(self, message: Outbound) -> bool:
+        return self._link is not None and self._link.publish(message)
+
+    async def _read(self, link: MqttTransport) -> None:
+        async for message in link.messages():
+            link.ack(message)
+            if message.topic.endswith("/status") and not message.topic.startswith(self._reply_topic):
+                self._note_status(message)
+                continue
+            pending = self._pending.get(_id_of(message))
+            if pending is not None and not pending.answers.full():
+                pending.answers.put_nowait(message)
+
+    def _note_status(self, message: Inbound) -> None:
+        device = message.topic.split("/")[-2]
+        try:
+            self.status[device] = msgspec.json.decode(message.payload, type=Status)
+        except msgspec.MsgspecError:
+            self.status.pop(device, None)
+
+    def _changed(self, change: LinkChange) -> None:
+        self._last_change = change
+
+    def _unheard(self, message: Outbound, reason: str) -> None:
+        pending = self._pending.get((message.correlation or b"").decode())
+        if pending is not None and not pending.answers.full():
+            remedy = "is the device's name right, and is it running?"
+            pending.answers.put_nowait(RequestError(503, f"{message.topic}: {reason} ({remedy})"))
+
+    def _silence(self, topic: str, deadline_s: float) -> str:
+        device = topic.removeprefix(self._prefix + "/").split("/")[0]
+        status = self.status.get(device)
+        said = f"; {device} says it is {status.state}: {status.reason}" if status else ""
+        return f"no answer from {topic} within {duration_text(deadline_s)}{said}"
+
+
+def _id_of(message: Inbound) -> str:
+    if message.correlation is not None:
+        return message.correlation.decode("utf-8", "replace")
+    try:
+        return str(msgspec.json.decode(message.payload, type=dict[str, Any]).get("id", ""))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+
+
+def _part(payload: bytes) -> StreamChunk | Reply:
+    try:
+        return msgspec.json.decode(payload, type=StreamChunk)
+    except msgspec.ValidationError:
+        return msgspec.json.decode(payload, type=Reply)
