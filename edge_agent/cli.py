@@ -147,7 +147,7 @@ def _broker_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from edge_agent.app import run
+    from edge_agent.app.daemon import run
 
     return run(options.config, options.sysroot)
 
@@ -159,7 +159,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from edge_agent.app import ask
+    from edge_agent.app.ask import ask
 
     params = {"top_k": options.top_k, "threshold": options.threshold}
     body: dict[str, Any] = {"text": options.text[0]} if len(options.text) == 1 else {"texts": options.text}
@@ -173,7 +173,7 @@ def _infer(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from edge_agent.app import load_test
+    from edge_agent.app.ask import load_test
 
     figures = load_test(options)
     print(json.dumps(figures) if options.json else "\n".join(f"{name:<16} {value}" for name, value in figures.items()))
@@ -181,13 +181,13 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from edge_agent.app import install
+    from edge_agent.app.packages import install
 
     return _print_report(install(options.config, options.package), options.json)
 
 
 def _models(options: argparse.Namespace) -> int:
-    from edge_agent.app import models
+    from edge_agent.app.packages import models
 
     listed = models(options.config)
     if options.json:
@@ -198,19 +198,19 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    from edge_agent.app import rollback
+    from edge_agent.app.packages import rollback
 
     return _print_report(rollback(options.config, options.model), options.json)
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from edge_agent.app import remove
+    from edge_agent.app.packages import remove
 
     return _print_report(remove(options.config, options.model, options.adapter), options.json)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from edge_agent.app import doctor
+    from edge_agent.app.operate import doctor
 
     return doctor(options.config, options.json)
 
@@ -228,7 +228,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _service(options: argparse.Namespace) -> int:
-    from edge_agent.app import service
+    from edge_agent.app.operate import service
 
     return service(options.action, options.root, options.purge)
 
