@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent.base.errors import EdgeError, UsageError
+from edge_forge.packaging.verbs import register as register_packaging
 
 # verb: (module with `main(arguments: argparse.Namespace) -> int | None`, what it does)
 _STEPS = {
@@ -50,11 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     new = verbs.add_parser("init", help="write a commented recipe with a small data set")
     new.add_argument("name", help="the adapter's name; also the folder's")
     new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
-    new.set_defaults(run="edge_forge.run:init")
+    new.set_defaults(run="edge_forge.scaffold:init")
     for verb, what in _STEPS.items():
         step = verbs.add_parser(verb, help=what)
         _recipe_arguments(step)
         step.set_defaults(run="edge_forge.run:step", verb=verb)
+    register_packaging(verbs)
     return parser
 
 

@@ -4,7 +4,7 @@ Every key has a type, bounds and a default; a key that is not known is an error 
 nearest known one, so that a typing error never turns into a default in silence. `docs/recipe.md` lists the keys,
 `edge-forge init` writes a commented recipe. This module loads no runtime.
 
-Values that name places (`base.source`, the files of `data`, `package.key`) may hold `${NAME}` or `${NAME:-default}`.
+Values that name places (`base.source`, the files of `data`, `package.keys`) may hold `${NAME}` or `${NAME:-default}`.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class PackageSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     version: Annotated[int, msgspec.Meta(ge=1)] = 1
     """The anti-rollback counter: a device refuses a lower one than it has committed."""
     channel: Name = "stable"
-    key: str = "${EDGE_FORGE_KEY:-}"
-    """The private signing key; empty: a development key of this build folder, made at first use."""
+    keys: str = "${EDGE_FORGE_KEYS:-}"
+    """The folder of signing keys (`edge-forge keygen`); empty: development keys in the build folder, made once."""
     hardware: tuple[str, ...] = ()
     """Boards the package is for; empty: any."""
     min_agent: str = "0.1.0"
@@ -171,7 +171,7 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
         if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
     ),
 }
-_PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "key")}
+_PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -268,8 +268,8 @@ def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapp
                 done[key] = fill(key, text)
             elif isinstance(text, list):
                 done[key] = [fill(key, item) if isinstance(item, str) else item for item in text]
-    if section == "package" and "key" not in keys:
-        done["key"] = fill("key", PackageSection().key)
+    if section == "package" and "keys" not in keys:
+        done["keys"] = fill("keys", PackageSection().keys)
     return done
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import UsageError
 from edge_forge import recipe as recipes
 from edge_forge.cache import Cache
 from edge_forge.plan import Plan
@@ -59,8 +58,3 @@ def _evaluate(plan: Plan) -> Mapping[str, Any]:
 
 
 _RESULTS: Mapping[str, Callable[[Plan], Mapping[str, Any]]] = {"train": _train, "evaluate": _evaluate}
-
-
-def init(arguments: argparse.Namespace) -> int:
-    """Write a new recipe folder; refuses to touch an existing one."""
-    raise UsageError("not here yet")

@@ -1,0 +1,148 @@
+"""The drawings of a report, as SVG text. matplotlib is imported when the first one is drawn, without a display.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; no drawing needs its colours to be read.
+The same figures give the same text, so that a report's digest says whether anything changed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B7280"
+_WIDTH = 8.0
+
+
+class Bin(NamedTuple):
+    """One bin of a reliability diagram: mean confidence, accuracy and rows of those whose confidence is in it."""
+
+    confidence: float
+    accuracy: float
+    rows: int
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "svg.hashsalt": "edge-forge", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E5E7EB",
+            "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+        }
+    )  # fmt: skip
+    return pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
+
+
+def _text(figure: Any) -> str:
+    from matplotlib import pyplot
+
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "edge-forge"})
+    pyplot.close(figure)
+    return out.getvalue()
+
+
+def curves(points: Sequence[Mapping[str, float]], best_epoch: float) -> str:
+    """Losses and validation scores by epoch; the kept epoch is marked."""
+    figure, (left, right) = _figure(_WIDTH, 3.2, 2)
+    epochs = [point["epoch"] for point in points]
+    for axes, title, lines in (
+        (left, "Loss", (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE))),
+        (right, "On the validation split", (
+            ("validation_accuracy", "accuracy", BLUE), ("validation_macro_f1", "macro-F1", ORANGE))),
+    ):  # fmt: skip
+        for key, name, colour in lines:
+            known = [(point["epoch"], point[key]) for point in points if point.get(key) is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=4, label=name)
+        axes.axvline(best_epoch, color=RED, linewidth=1, linestyle="--", label="kept")
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.set_xticks(epochs if len(epochs) <= 12 else epochs[:: len(epochs) // 10])
+        axes.legend(frameon=False)
+    return _text(figure)
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Gold labels down, answers across; shade is the share of the gold label's rows, numbers are rows."""
+    side = max(3.6, 1.6 + 0.36 * len(labels))
+    figure, axes = _figure(min(side + 1.4, 11.0), min(side + 0.6, 10.5))
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(visible=False)
+    small = 9 if len(labels) <= 12 else 7.5
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=small)
+    axes.set_yticks(range(len(labels)), labels, fontsize=small)
+    axes.set_xlabel("answered")
+    axes.set_ylabel("gold")
+    for gold, row in enumerate(matrix):
+        for answered, count in enumerate(row):
+            if count:
+                colour = "white" if shares[gold][answered] > 0.55 else ("black" if gold == answered else RED)
+                axes.text(answered, gold, str(count), ha="center", va="center", color=colour, fontsize=small)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return _text(figure)
+
+
+def reliability(bins: Sequence[Bin], error: float) -> str:
+    """Accuracy against confidence, and how many rows there are at each confidence."""
+    figure, (left, right) = _figure(_WIDTH, 3.4, 2)
+    used = [found for found in bins if found.rows]
+    left.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
+    most = max(found.rows for found in used)
+    left.scatter(
+        [found.confidence for found in used], [found.accuracy for found in used],
+        s=[20 + 160 * found.rows / most for found in used], color=BLUE, alpha=0.75, label="rows of a bin", zorder=3,
+    )  # fmt: skip
+    left.set(xlim=(0, 1.02), ylim=(-0.03, 1.05), xlabel="confidence", ylabel="accuracy")
+    left.set_title(f"Calibration, ECE {error:.3f}")
+    left.legend(frameon=False, loc="upper left")
+    right.bar(
+        [(at + 0.5) / len(bins) for at in range(len(bins))], [found.rows for found in bins],
+        width=0.9 / len(bins), color=BLUE,
+    )  # fmt: skip
+    right.set(xlim=(0, 1.02), xlabel="confidence", ylabel="rows")
+    right.set_title("Rows by confidence")
+    return _text(figure)
+
+
+def bars(panels: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> str:
+    """One panel per figure: (title, format of the value, value by name); None is drawn as 'not measured'.
+
+    A panel of shares (all values within 0..1 and above 0.5) begins near its smallest value, and its title says so.
+    """
+    names = list(panels[0][2])
+    figure, axes = _figure(max(_WIDTH, 2.4 * len(panels)), 1.1 + 0.42 * len(names), len(panels))
+    palette = (BLUE, ORANGE, GREEN, RED, GREY)
+    for at, (one, (title, form, values)) in enumerate(zip([axes] if len(panels) == 1 else axes, panels, strict=True)):
+        known = [values[name] or 0.0 for name in names]
+        floor = _floor([value for value in values.values() if value is not None])
+        one.barh(names, [value - floor for value in known], left=floor, height=0.6,
+                 color=[palette[place % len(palette)] for place in range(len(names))])  # fmt: skip
+        one.set_title(title if not floor else f"{title}\n(from {floor:g})")
+        one.invert_yaxis()
+        high = max([*known, floor + 1e-9])
+        one.set_xlim(floor, high + (high - floor) * 0.45)
+        one.grid(axis="y", visible=False)
+        one.tick_params(axis="y", length=0, labelleft=at == 0)
+        one.set_xticks([])
+        one.spines["bottom"].set_visible(False)
+        for place, name in enumerate(names):
+            value = values[name]
+            text = "not measured" if value is None else form.format(value)
+            one.text(max(value or 0.0, floor), place, f" {text}", va="center", fontsize=9)
+    return _text(figure)
+
+
+def _floor(values: Sequence[float]) -> float:
+    """Where the bars of a panel begin: 0, or for high shares a round number somewhat below the smallest."""
+    if not values or min(values) <= 0.5 or max(values) > 1.0:
+        return 0.0
+    lowest = min(values) - (max(values) - min(values)) - 0.01
+    return max(0.0, int(lowest * 50) / 50)
