@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 from edge_agent.config import secrets
 from edge_agent.config.load import device_id
 from edge_agent.config.model import Settings
-from edge_agent.mqtt.options import MqttOptions, TlsOptions
+from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.topics import Topics
 from edge_agent.sensors.boards import Board
 from edge_agent.store.select import Hardware, Wishes
 from edge_agent.worker.supervisor import SpawnOptions
 
-PROTOCOLS = {"auto": "auto", "5": 5, "3.1.1": 311}
+PROTOCOLS: Mapping[str, Protocol] = {"auto": "auto", "5": 5, "3.1.1": 311}
 
 
 def topics(settings: Settings) -> Topics:
@@ -39,7 +40,7 @@ def mqtt_options(settings: Settings, client_id: str) -> MqttOptions:
         tls=tls,
         keepalive_s=settings.mqtt.keepalive_s,
         session_expiry_s=settings.mqtt.session_expiry_s,
-        protocol=PROTOCOLS[settings.mqtt.protocol],  # type: ignore[arg-type]
+        protocol=PROTOCOLS[settings.mqtt.protocol],
     )
 
 

@@ -1,0 +1,96 @@
+"""`edge-agent infer` and `bench`: ask a running agent over MQTT, as any client would."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent.app import wiring
+from edge_agent.base.errors import RequestError
+from edge_agent.config.load import device_id, load
+from edge_agent.core.latency import Quantiles
+from edge_agent.mqtt.client import RequestClient
+from edge_agent.mqtt.options import MqttOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which broker, which device."""
+
+    options: MqttOptions
+    prefix: str
+    device: str
+
+
+def target(arguments: argparse.Namespace) -> Target:
+    """The settings' broker and device, unless the command line names others."""
+    config: Path | None = arguments.config
+    settings = load(config)
+    options = wiring.mqtt_options(settings, "")
+    if arguments.host is not None:
+        options = replace(options, host=arguments.host)
+    if arguments.port is not None:
+        options = replace(options, port=arguments.port)
+    if arguments.protocol is not None:
+        options = replace(options, protocol=wiring.PROTOCOLS[arguments.protocol])
+    return Target(options, settings.mqtt.prefix, arguments.device or device_id(settings))
+
+
+def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
+    """One request; the reply as plain values. No answer becomes a reply of status 408 or 503 with the reason."""
+    place = target(arguments)
+
+    async def run() -> dict[str, Any]:
+        async with RequestClient(place.options, place.prefix, [place.device]) as client:
+            reply = await client.infer(place.device, model, body, deadline_s)
+            fields: dict[str, Any] = msgspec.to_builtins(reply)
+            return fields
+
+    try:
+        return asyncio.run(run())
+    except RequestError as error:
+        return {"status": error.status, "reason": error.reason}
+
+
+def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keep `clients` requests open for `seconds`: answers per second, latency seen by the client, statuses."""
+    place = target(arguments)
+    adapters = itertools.cycle(arguments.adapter or [None])
+    latency_ms = Quantiles(1_000_000)
+    statuses: Counter[int] = Counter()
+
+    async def client_loop(client: RequestClient, until_s: float) -> None:
+        while time.monotonic() < until_s:
+            body = {"text": arguments.text, "adapter": next(adapters)}
+            started_s = time.monotonic()
+            try:
+                reply = await client.infer(place.device, arguments.model, body, 30.0)
+            except RequestError as error:
+                statuses[error.status] += 1
+                continue
+            statuses[reply.status] += 1
+            latency_ms.add((time.monotonic() - started_s) * 1000.0)
+
+    async def run() -> float:
+        async with RequestClient(place.options, place.prefix) as client:
+            started_s = time.monotonic()
+            until_s = started_s + arguments.seconds
+            await asyncio.gather(*(client_loop(client, until_s) for _ in range(arguments.clients)))
+            return time.monotonic() - started_s
+
+    elapsed_s = asyncio.run(run())
+    return {
+        "requests": sum(statuses.values()),
+        "per_second": round(statuses[200] / elapsed_s, 1),
+        **{f"{name}_ms": None if value is None else round(value, 2) for name, value in latency_ms.summary().items()},
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+    }
