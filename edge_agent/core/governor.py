@@ -9,6 +9,7 @@ It does not read sensors (`sensors`), nor act (`agent.watch` hands its limits ou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -72,7 +73,9 @@ def _wanted(plan: Plan, temperature: Reading, level: Level, had_sensor: bool, no
         return Level.NORMAL, f"no temperature sensor: {temperature.reason}"
     if not temperature.fresh(now_s, STALE_S):
         return Level.REDUCED, f"temperature lost: {temperature.reason or 'the last sample is too old'}"
-    if plan.soft_limit_c is None or temperature.value is None:
+    if temperature.value is None or not math.isfinite(temperature.value):
+        return Level.REDUCED, f"temperature lost: the sensor says {temperature.value}"
+    if plan.soft_limit_c is None:
         return Level.NORMAL, "the board's soft limit is unknown"
     set_point_c = plan.soft_limit_c - SET_POINT_BELOW_SOFT_C
     text = f"{temperature.value:.1f} °C, set point {set_point_c:.1f} °C, soft limit {plan.soft_limit_c:.1f} °C"
