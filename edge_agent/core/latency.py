@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 WINDOW = 512
 COST_WINDOW = 32
@@ -32,19 +32,20 @@ class Quantiles:
         """The nearest-rank quantile, `share` in (0, 1]; None without samples."""
         if not self._samples:
             return None
-        ordered = sorted(self._samples)
-        return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+        return _nearest_rank(sorted(self._samples), share)
 
     def summary(self) -> dict[str, float | None]:
         """p50, p95 and p99."""
         if not self._samples:
             return {"p50": None, "p95": None, "p99": None}
         ordered = sorted(self._samples)
-        last = len(ordered) - 1
-        return {
-            f"p{percent}": ordered[max(0, min(last, math.ceil(percent / 100 * len(ordered)) - 1))]
-            for percent in (50, 95, 99)
-        }
+        return {f"p{percent}": _nearest_rank(ordered, percent / 100) for percent in (50, 95, 99)}
+
+
+def _nearest_rank(ordered: Sequence[float], share: float) -> float:
+    """The smallest sample that at least `share` of all do not exceed. 0.55 * 20 is a hair above 11, hence `round`."""
+    rank = math.ceil(round(share * len(ordered), 9))
+    return ordered[max(1, min(rank, len(ordered))) - 1]
 
 
 def bucket(value: int) -> int:
@@ -68,8 +69,11 @@ class CostModel:
         cell.add(compute_s)
 
     def predict_s(self, model: Hashable, rows: int, size_bytes: int) -> float | None:
-        """A high quantile of what such a batch took: the nearest larger cell, else scaled up from a smaller one."""
-        _, wanted_rows, wanted_length = _cell(model, rows, size_bytes)
+        """A high quantile of what such a batch took: its own cell, the nearest larger, or scaled up from a smaller."""
+        own = _cell(model, rows, size_bytes)
+        if own in self._cells:
+            return self._cells[own].quantile(self._share)
+        _, wanted_rows, wanted_length = own
         known = sorted((cell[1] * cell[2], cell) for cell in self._cells if cell[0] == model)
         if not known:
             return None
