@@ -72,19 +72,32 @@ def decide(
             never=True,
         )
     free = memory.available_bytes - reserve - promised_bytes
-    evict: list[str] = []
-    for resident in sorted((one for one in residents if not one.busy), key=lambda one: _worth(one, now_s)):
+    idle = sorted((one for one in residents if not one.busy), key=lambda one: _worth(one, now_s))
+    evict: list[Resident] = []
+    for resident in idle:
         if free >= needed_bytes:
             break
-        evict.append(resident.name)
+        evict.append(resident)
         free += resident.footprint_bytes
     if free >= needed_bytes:
-        return Fits(tuple(evict))
+        return Fits(tuple(resident.name for resident in _without_needless(evict, free - needed_bytes)))
     return DoesNotFit(
         f"needs {bytes_text(needed_bytes)}, {bytes_text(max(0, memory.available_bytes))} are available less a reserve "
-        f"of {bytes_text(reserve)} and {bytes_text(promised_bytes)} promised; the models in memory are busy",
+        f"of {bytes_text(reserve)} and {bytes_text(promised_bytes)} promised; idle models would free "
+        f"{bytes_text(sum(one.footprint_bytes for one in idle))}, busy ones stay",
         never=False,
     )
+
+
+def _without_needless(evict: Sequence[Resident], spare_bytes: int) -> list[Resident]:
+    """Without those that a later, larger one made needless; the most worthy are spared first."""
+    leaving = []
+    for resident in reversed(evict):
+        if resident.footprint_bytes <= spare_bytes:
+            spare_bytes -= resident.footprint_bytes
+        else:
+            leaving.append(resident)
+    return leaving[::-1]
 
 
 def _worth(resident: Resident, now_s: float) -> float:
