@@ -6,18 +6,20 @@ from edge_agent.base.limits import GIB, KIB, MIB
 
 
 def bytes_text(count: float) -> str:
-    """Bytes in the largest unit that keeps the figure above one: 1536 -> '1.5 KiB'."""
-    for size, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if abs(count) >= size:
+    """Bytes in the largest unit that keeps the figure, as it is printed, at one or above: 1536 -> '1.5 KiB'."""
+    for size, below, unit in ((GIB, MIB, "GiB"), (MIB, KIB, "MiB"), (KIB, 10, "KiB")):
+        if abs(count) >= size - 0.05 * below:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
 
 
 def duration_text(seconds: float) -> str:
     """A duration for a person: 0.0042 -> '4.2 ms', 75 -> '1 min 15 s'."""
-    if seconds < 1:
+    if seconds < 0:
+        return f"-{duration_text(-seconds)}"
+    if seconds < 0.99995:
         return f"{seconds * 1000:.1f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"

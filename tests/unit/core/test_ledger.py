@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -227,4 +227,5 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.answer(key) in {self.ended[key][1], None}
 
 
+LedgerMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
 TestLedgerMachine = LedgerMachine.TestCase

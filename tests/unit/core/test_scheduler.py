@@ -119,7 +119,7 @@ def test_a_clock_a_little_behind_does_not_lift_a_job() -> None:
 
 @given(st.integers(0, 9), st.integers(0, 9))
 def test_a_stream_of_the_highest_priority_does_not_starve_the_lowest(low: int, per_second: int) -> None:
-    """One row a batch, priority 0 arriving for ever with the same time to live: the low one is served in bounded time."""
+    """One row a batch, priority 0 arriving for ever with the same time to live: the low one is served in time."""
     queue = filled(a_job("low", priority=low, deadline_s=NOW_S + 30.0, received_s=NOW_S))
     limits = BatchLimits(max_rows=1, mixed=True)
     for step in range(40):
