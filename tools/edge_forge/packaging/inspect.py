@@ -1,0 +1,151 @@
+"""What a package holds, as plain values and as a table for people. Checks the form; who signed is `verify`'s matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base import limits
+from edge_agent.base.units import bytes_text
+from edge_agent.bundle import sign
+from edge_agent.bundle.contents import AdapterItem, Contents, VariantItem, read_probes
+from edge_agent.bundle.layout import Package, blob_name, open_package
+from edge_agent.bundle.manifest import TaskDoc
+from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
+from edge_agent.bundle.verify import fetcher, read_package, read_release
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Everything worth knowing of a package, as JSON values. Raises PackageError."""
+    with open_package(path) as package:
+        release = read_release(package, None, allow_unsigned=True).release
+        contents = read_package(package, release)
+        model = contents.model
+        return {
+            "package": str(path),
+            "size_bytes": sum(package.sizes.values()),
+            "release": _release(package, release),
+            "model": None
+            if model is None
+            else {
+                "name": model.name,
+                "kind": model.kind,
+                "base_id": model.base_id,
+                "task": _task(model.task),
+                "merged_from": model.merged_from,
+            },
+            "variants": [_variant(package, item) for item in contents.variants],
+            "adapters": [_adapter(package, item) for item in contents.adapters],
+            "files": _files(package, contents),
+        }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The same for a person, in columns."""
+    release, model = found["release"], found["model"]
+    lines = [
+        f"{Path(found['package']).name}  {bytes_text(found['size_bytes'])}",
+        f"  product   {release['product']}  channel {release['channel']}  counter {release['counter']}",
+        f"  issued    {release['issued_at']}  expires {release['expires']}",
+        f"  for       {', '.join(release['hardware']) or 'any board'}, edge-agent {release['min_agent']} or newer",
+        f"  signed by {', '.join(one[:12] for one in release['signed_by']) or 'NOBODY'}   (not checked here)",
+    ]
+    if model is not None:
+        lines += [f"  model     {model['name']} ({model['kind']}, base {model['base_id'][7:19]}), {model['task']}"]
+        rows = [
+            [one[key] for key in ("name", "file", "size", "memory", "accuracy", "needs")] for one in found["variants"]
+        ]
+        lines += ["", *_columns(("VARIANT", "FILE", "SIZE", "MEMORY", "ACCURACY", "NEEDS"), rows)]
+    if found["adapters"]:
+        rows = [[one[key] for key in ("name", "base", "rank", "size", "accuracy", "task")] for one in found["adapters"]]
+        lines += ["", *_columns(("ADAPTER", "BASE", "RANK", "SIZE", "ACCURACY", "TASK"), rows)]
+    rows = [[one["digest"][7:19], one["size"], one["state"], one["file"]] for one in found["files"]]
+    lines += ["", *_columns(("BLOB", "SIZE", "WHERE", "FILE"), rows)]
+    return "\n".join(lines)
+
+
+def _release(package: Package, release: Release) -> dict[str, Any]:
+    envelope, _ = sign.unwrap(package.read(RELEASE_FILE, limits.STATEMENT_BYTES), RELEASE_TYPE, RELEASE_FILE)
+    return {
+        "product": release.product,
+        "channel": release.channel,
+        "counter": release.counter,
+        "issued_at": release.issued_at,
+        "expires": release.expires,
+        "hardware": list(release.hardware),
+        "min_agent": release.min_agent,
+        "requires": list(release.requires),
+        "index": release.index.digest,
+        "signed_by": [signature.keyid for signature in envelope.signatures],
+        "roots": [name for name in package.sizes if name.startswith("root/")],
+    }
+
+
+def _variant(package: Package, item: VariantItem) -> dict[str, Any]:
+    info = item.info
+    probes = read_probes(item, fetcher(package))
+    return {
+        "name": item.name,
+        "digest": item.descriptor.digest,
+        "file": next(name for name, layer in item.files.items() if layer.digest == item.weight.digest),
+        "size_bytes": item.weight.size,
+        "size": bytes_text(item.weight.size),
+        "peak_bytes": info.peak_bytes,
+        "memory": bytes_text(info.peak_bytes),
+        "accuracy": "-" if info.accuracy is None else f"{info.accuracy:.4f}",
+        "needs": ", ".join((*info.features, *info.hardware)) or "-",
+        "options": dict(info.options),
+        "metrics": dict(info.metrics),
+        "probes": len(probes.texts),
+    }
+
+
+def _adapter(package: Package, item: AdapterItem) -> dict[str, Any]:
+    config = item.config
+    probes = read_probes(item, fetcher(package))
+    return {
+        "name": config.name,
+        "digest": item.descriptor.digest,
+        "base_id": config.base_id,
+        "base": config.base_id[7:19],
+        "rank": str(config.rank),
+        "alpha": config.alpha,
+        "targets": list(config.targets),
+        "size_bytes": item.weight.size,
+        "size": bytes_text(item.weight.size),
+        "accuracy": "-" if config.accuracy is None else f"{config.accuracy:.4f}",
+        "task": _task(config.task),
+        "labels": list(config.task.labels),
+        "probes": len(probes.texts),
+        "proven_on": sorted(probes.expected),
+    }
+
+
+def _files(package: Package, contents: Contents) -> list[dict[str, Any]]:
+    names: dict[str, str] = {}
+    for item in contents.items:
+        what = item.name if isinstance(item, VariantItem) else item.config.name
+        names.setdefault(item.descriptor.digest, f"manifest of {what}")
+        names.setdefault(item.manifest.config.digest, f"config of {what}")
+        for name, layer in item.files.items():
+            names.setdefault(layer.digest, name)
+    found = []
+    for digest, one in contents.descriptors().items():
+        state = "here" if blob_name(digest) in package else "on the device"
+        row = {"digest": digest, "size_bytes": one.size, "size": bytes_text(one.size), "state": state}
+        found.append({**row, "file": names[digest]})
+    return found
+
+
+def _task(task: TaskDoc) -> str:
+    labels = f", {len(task.labels)} labels" if task.labels else ""
+    return f"{task.kind}{labels}, {task.max_tokens} tokens"
+
+
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    ]
