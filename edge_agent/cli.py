@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
-from edge_agent.base.errors import EdgeError, UsageError
+from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(options.verb(options) or 0)
-    except UsageError as error:
+    except (UsageError, ConfigError) as error:
         print(f"edge-agent: {error}", file=sys.stderr)
         return 2
     except EdgeError as error:
@@ -131,6 +131,8 @@ def _add_service(verbs: Any) -> None:
     verb = verbs.add_parser("service", help="the systemd service")
     verb.add_argument("action", choices=("install", "uninstall", "status"))
     verb.add_argument("--root", type=Path, help="a root filesystem to prepare before flashing")
+    verb.add_argument("--python", help="the interpreter of the service, as seen on the device")
+    verb.add_argument("--drop-in", action="append", metavar="NAME", help="a drop-in to use; repeat for several")
     verb.add_argument("--purge", action="store_true", help="with uninstall: also remove settings and state")
     verb.set_defaults(verb=_service)
 
@@ -230,7 +232,7 @@ def _check_config(options: argparse.Namespace) -> int:
 def _service(options: argparse.Namespace) -> int:
     from edge_agent.app.operate import service
 
-    return service(options.action, options.root, options.purge)
+    return service(options.action, options.root, options.python, options.drop_in, options.purge)
 
 
 def _print_report(report: dict[str, Any], as_json: bool) -> int:

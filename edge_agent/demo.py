@@ -137,9 +137,8 @@ async def _converse(port: int) -> None:
         for adapter, text in QUESTIONS:
             reply = await _ask(client, adapter, text)
             result, timing = reply["result"], reply["timing"]
-            print(
-                f"    {adapter:<13} {text!r:<52} {result['label']:<17} {result['score']:.2f}  {timing['total_ms']:6.1f} ms"
-            )
+            answer = f"{result['label']:<17} {result['score']:.2f}"
+            print(f"    {adapter:<13} {text:<50} {answer}  {timing['total_ms']:6.1f} ms")
         _say("ask", "all at once: one batch, every row with its own adapter")
         started_s = time.monotonic()
         replies = await asyncio.gather(*(_ask(client, adapter, text) for adapter, text in QUESTIONS * 4))

@@ -70,6 +70,11 @@ class Agent:
         log.info("stopping: %s", why)
         self._stopping.set()
 
+    def look_again(self) -> None:
+        """SIGHUP: take over what changed in the store now. Settings are read at the start only."""
+        log.info("reload: the store is read again; settings take effect with a restart")
+        self._watch.refresh_models()
+
     def fault(self) -> str | None:
         """What is wrong with the process itself, for the watchdog; None when it is well. Offline is well."""
         return None if self._context.transport.alive() else "the MQTT link has stopped working"

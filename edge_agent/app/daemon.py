@@ -106,7 +106,7 @@ async def _serve(settings: Settings, config: Path | None, sysroot: Path) -> None
             "UNSIGNED PACKAGES ARE ACCEPTED (store.allow_unsigned): whoever can write a package decides what runs"
         )
     agent = build(settings, config, sysroot)
-    with Signals(stop=agent.stop):
+    with Signals(stop=agent.stop, reload=agent.look_again):
         await agent.run(SystemdNotifier.from_environment(health=agent.fault))
 
 
