@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Protocol, cast
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.exception import MQTTException
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -28,6 +30,8 @@ from edge_agent.protocol.topics import Subscription
 
 # Bytes handed to paho and not yet written to the socket, above which the outbox keeps its messages to itself.
 UNWRITTEN_BYTES = 256 * 1024
+# What paho's readers and ours let out on a malformed packet; it ends the connection, and the link dials again.
+_NONSENSE = (MQTTException, ValueError, LookupError, TypeError, AssertionError, struct.error, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,7 @@ class Connection:
             self._client.loop_read()
             while self._reading and self._decrypted():
                 self._client.loop_read()
-        except Exception as error:  # noqa: BLE001 - task boundary: what paho cannot parse ends this connection; we redial
+        except _NONSENSE as error:
             self._lost(Reason("transient", f"a packet from the broker makes no sense: {type(error).__name__}: {error}"))
 
     def _decrypted(self) -> bool:
