@@ -32,7 +32,7 @@ STATE = "var/lib/edge-agent"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The system to work on: `root` is / or an image's root file system, `python` the interpreter seen from inside it."""
+    """The system to work on: `root` is / or an image's root, `python` the interpreter as seen from inside it."""
 
     root: Path
     python: str

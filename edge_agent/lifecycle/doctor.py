@@ -1,0 +1,325 @@
+"""`edge-agent doctor`: verdicts over gathered facts. Pure; each finding says what is wrong and what to do about it.
+
+ok    as it should be        warn  works, but worse than it could or not for long
+fail  does not work          skip  not there, or not looked at; nothing to do
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_agent.base.units import bytes_text
+from edge_agent.lifecycle.facts import BrokerProbe, Facts, RuntimeProbe, StateFolder
+from edge_agent.sensors import throttle
+
+Verdict = Literal["ok", "warn", "fail", "skip"]
+
+OLDEST_PYTHON = (3, 10)
+STOCK_NAMES = frozenset({"raspberrypi", "jetson", "nano", "nvidia", "ubuntu", "debian", "dietpi", "tegra-ubuntu", "pi"})
+LOW_MEMORY, NO_MEMORY = 0.15, 0.08
+"""Shares of RAM below which the agent sheds models, and admits nothing (DESIGN 8)."""
+
+YEAR_2025_S = 1735689600.0
+"""No clock that was ever set is before this; boards without a battery start in 1970 or at their image's date."""
+
+NAGLE_MS = 25.0
+"""A QoS 1 round trip that takes so much longer than a QoS 0 one waits for delayed acknowledgements: one end without
+TCP_NODELAY adds 43 ms, both 87 ms (measured, mosquitto 2.0.11 on one machine)."""
+
+CMDLINE = "the one line of /boot/firmware/cmdline.txt (older systems: /boot/cmdline.txt), then reboot"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `remedy` is None where there is nothing to do."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    remedy: str | None = None
+
+    def line(self) -> str:
+        """The finding for a person, the remedy on a line of its own."""
+        shown = f"{self.verdict:<5}{self.name:<13}{self.text}"
+        return shown if self.remedy is None else f"{shown}\n{'':18}-> {self.remedy}"
+
+
+def examine(facts: Facts) -> list[Check]:
+    """All findings in the order in which they should be read: what stops the agent first."""
+    parts = (_settings, _python, _device, _board, _cpu, _state, _trust, _clock, _runtimes, _broker, _temperature,
+             _throttle, _power, _memory, _memory_guard, _pressure, _files, _service)  # fmt: skip
+    return [check for part in parts for check in part(facts)]
+
+
+def failed(checks: Iterable[Check]) -> bool:
+    """True when something does not work: exit code 1."""
+    return any(check.verdict == "fail" for check in checks)
+
+
+def summary(checks: Iterable[Check]) -> str:
+    """The last line: how many of which."""
+    verdicts = [check.verdict for check in checks]
+    counts = [f"{verdicts.count(word)} {word}" for word in ("fail", "warn", "ok", "skip") if word in verdicts]
+    return ", ".join(counts)
+
+
+def _settings(facts: Facts) -> Iterator[Check]:
+    for problem in facts.settings_problems:
+        yield Check("settings", "fail", problem)
+    if not facts.settings_problems:
+        yield Check("settings", "ok", facts.settings_source)
+    for path in facts.open_secrets:
+        yield Check("settings", "warn", f"every user of this system can read the secret {path}", f"chmod o-rwx {path}")
+
+
+def _python(facts: Facts) -> Iterator[Check]:
+    text = f"{'.'.join(map(str, facts.python))} on {facts.machine}"
+    if facts.python[:2] < OLDEST_PYTHON:
+        yield Check("python", "fail", f"{text}; 3.10 or later is needed", "install a later Python beside the system's")
+    else:
+        yield Check("python", "ok", text)
+
+
+def _device(facts: Facts) -> Iterator[Check]:
+    if facts.device_id is None:
+        return
+    if not facts.device_id_set and facts.device_id in STOCK_NAMES:
+        text = f"{facts.device_id!r} is the name that every such image has; two of them throw each other off the broker"
+        yield Check("device", "warn", text, "set device.id, or a host name: sudo hostnamectl set-hostname NAME")
+    else:
+        yield Check("device", "ok", facts.device_id)
+
+
+def _board(facts: Facts) -> Iterator[Check]:
+    board = facts.board
+    if board is None:
+        return
+    if board.known:
+        text = f"{board.name}, {board.cores} cores, held below {board.soft_limit_c:g} °C"
+        yield Check("board", "ok", text)
+    else:
+        text = f"{board.name} is not in the table; taken for a board that slows down at {board.soft_limit_c:g} °C"
+        yield Check("board", "warn", text, "set thermal.soft_limit_c to the temperature where yours slows down")
+
+
+def _cpu(facts: Facts) -> Iterator[Check]:
+    features = facts.cpu_features
+    if not features:
+        yield Check("cpu", "skip", "the processor does not tell its features")
+        return
+    fast = sorted(features & {"asimddp", "i8mm", "avx512_vnni", "avx_vnni"})
+    if fast:
+        yield Check("cpu", "ok", f"INT8 dot products in hardware ({', '.join(fast)})")
+    else:
+        yield Check("cpu", "ok", "no INT8 dot products in hardware: INT8 saves memory here, hardly time")
+
+
+def _state(facts: Facts) -> Iterator[Check]:
+    state = facts.state
+    if state is None:
+        return
+    if not state.exists:
+        yield Check(
+            "state",
+            "fail",
+            f"{state.path} does not exist",
+            f"sudo edge-agent service install, or: mkdir -p {state.path}",
+        )
+    elif not state.writable:
+        remedy = "run as the service's user: sudo -u edge-agent edge-agent doctor; or correct the owner"
+        yield Check("state", "warn", f"{state.path} cannot be written by this user", remedy)
+    else:
+        yield _space(state)
+
+
+def _space(state: StateFolder) -> Check:
+    text = f"{state.path}, {bytes_text(state.free_bytes)} free of which {bytes_text(state.reserve_bytes)} are kept back"
+    if state.free_bytes <= state.reserve_bytes:
+        return Check("state", "fail", f"{text}: nothing can be installed", "free space, or lower store.reserve_bytes")
+    return Check("state", "ok", text)
+
+
+def _trust(facts: Facts) -> Iterator[Check]:
+    if facts.allow_unsigned:
+        text = "packages WITHOUT A VALID SIGNATURE are accepted"
+        yield Check("trust", "warn", text, "set store.allow_unsigned = false outside a bench")
+    if facts.trust_root is None:
+        return
+    if facts.trust_root_exists:
+        yield Check("trust", "ok", str(facts.trust_root))
+    elif not facts.allow_unsigned:
+        remedy = "put the trust root there that `edge-forge keygen` wrote beside your signing key"
+        yield Check("trust", "fail", f"{facts.trust_root} is missing: no package can be installed", remedy)
+
+
+def _clock(facts: Facts) -> Iterator[Check]:
+    if facts.wall_s is None:
+        return
+    if facts.wall_s < YEAR_2025_S:
+        text = "the clock was never set: certificates and packages look as if they were not valid yet"
+        yield Check(
+            "clock", "fail", text, "let it be set from the network (timedatectl set-ntp true) or add a battery clock"
+        )
+    elif facts.clock_synchronised is False:
+        yield Check("clock", "warn", "plausible, but not set from the network", "timedatectl set-ntp true")
+    else:
+        yield Check("clock", "ok", "set" if facts.clock_synchronised else "plausible")
+
+
+def _runtimes(facts: Facts) -> Iterator[Check]:
+    if facts.runtimes is None:
+        yield Check("runtimes", "skip", "not looked at")
+        return
+    usable = [probe for probe in facts.runtimes if probe.version is not None]
+    for probe in facts.runtimes:
+        yield _runtime(probe, needed=not usable)
+    if not facts.runtimes:
+        yield Check("runtimes", "fail", "worker.backends is empty: nothing can run", "name a backend there")
+
+
+def _runtime(probe: RuntimeProbe, needed: bool) -> Check:
+    if probe.version is not None:
+        return Check("runtimes", "ok", f"{probe.backend} {probe.version} ({', '.join(probe.devices) or 'cpu'})")
+    return Check("runtimes", "fail" if needed else "skip", f"{probe.backend}: {probe.reason}", probe.remedy or None)
+
+
+def _broker(facts: Facts) -> Iterator[Check]:
+    probe = facts.broker
+    if probe is None:
+        yield Check("broker", "skip", "not looked at")
+    elif probe.protocol is None:
+        yield Check("broker", "fail", f"{probe.address}: {probe.reason}", probe.remedy or None)
+    else:
+        yield _round_trip(probe)
+
+
+def _round_trip(probe: BrokerProbe) -> Check:
+    text = f"{probe.address}, MQTT {probe.protocol}"
+    if probe.qos0_ms is None or probe.qos1_ms is None:
+        return Check("broker", "ok", text)
+    text = f"{text}, round trip {probe.qos0_ms:.1f} ms at QoS 0, {probe.qos1_ms:.1f} ms at QoS 1"
+    if probe.qos1_ms - probe.qos0_ms > NAGLE_MS:
+        remedy = "the broker delays small packets: in mosquitto.conf write `set_tcp_nodelay true` and restart it"
+        return Check("broker", "warn", text, remedy)
+    return Check("broker", "ok", text)
+
+
+def _temperature(facts: Facts) -> Iterator[Check]:
+    reading = facts.readings.get("temperature")
+    if reading is None or facts.board is None:
+        return
+    if reading.value is None:
+        verdict: Verdict = "fail" if facts.board.known else "warn"
+        text = f"none: {reading.reason}"
+        yield Check("temperature", verdict, text, "without it the agent cannot hold the board below its limit")
+        return
+    text = f"{reading.value:.1f} °C ({reading.source})"
+    if reading.value >= facts.board.soft_limit_c:
+        yield Check("temperature", "fail", f"{text}: the board slows itself down", "cool it: heat sink, fan, more air")
+    elif reading.value >= facts.board.set_point_c - 5:
+        yield Check(
+            "temperature", "warn", f"{text}: little is left below the limit", "cool it: heat sink, fan, more air"
+        )
+    else:
+        yield Check("temperature", "ok", text)
+
+
+def _throttle(facts: Facts) -> Iterator[Check]:
+    reading = facts.readings.get("throttle")
+    if reading is not None and reading.value is not None:
+        flags = throttle.decode(int(reading.value))
+        for name in flags.now:
+            yield Check("throttle", "fail", f"{name} now", throttle.REMEDIES[name])
+        for name in flags.since_boot:
+            if name not in flags.now:
+                yield Check("throttle", "warn", f"{name} has happened since boot", throttle.REMEDIES[name])
+        if not flags.now and not flags.since_boot:
+            yield Check("throttle", "ok", "nothing since boot")
+    elif reading is not None and facts.board is not None and facts.board.family == "raspberry-pi":
+        yield Check("throttle", "warn", str(reading.reason), "use a kernel of Raspberry Pi, or add the user to video")
+    over_current = facts.readings.get("over_current")
+    if over_current is not None and over_current.value:
+        text = f"{over_current.value:.0f} over-current or under-voltage events since boot"
+        yield Check(
+            "throttle", "warn", text, "mostly the supply or its cable: use the barrel jack or a stronger supply"
+        )
+
+
+def _power(facts: Facts) -> Iterator[Check]:
+    reading = facts.readings.get("power")
+    if reading is None:
+        return
+    if reading.value is not None:
+        yield Check("power", "ok", f"{reading.value:.1f} W ({reading.source})")
+    elif facts.board is None or facts.board.power is None:
+        yield Check("power", "skip", "this board has no power sensor; energy is reported as null")
+    else:
+        yield Check(
+            "power", "warn", f"none: {reading.reason}", "sudo usermod -aG video USER; on a Jetson see docs/operating.md"
+        )
+
+
+def _memory(facts: Facts) -> Iterator[Check]:
+    total, available = facts.readings.get("ram_total"), facts.readings.get("ram_available")
+    if total is None or available is None:
+        return
+    if not total.value or available.value is None:
+        yield Check("memory", "fail", f"unknown: {available.reason or total.reason}", "mount /proc")
+        return
+    text = f"{bytes_text(available.value)} of {bytes_text(total.value)} available"
+    share = available.value / total.value
+    if share < NO_MEMORY:
+        yield Check(
+            "memory", "fail", f"{text}: no request is admitted", "stop other programs, or keep fewer models resident"
+        )
+    elif share < LOW_MEMORY:
+        yield Check("memory", "warn", f"{text}: idle models are put away", "stop other programs, or keep fewer models")
+    else:
+        yield Check("memory", "ok", text)
+
+
+def _memory_guard(facts: Facts) -> Iterator[Check]:
+    if facts.memory_controller is None:
+        return
+    if facts.memory_controller:
+        limit = facts.readings.get("cgroup_limit")
+        text = "the kernel enforces memory limits"
+        if limit is not None and limit.value is not None:
+            text += f"; this process may use {bytes_text(limit.value)}"
+        yield Check("memory guard", "ok", text)
+    else:
+        text = "the kernel runs without the memory cgroup: MemoryMax does nothing, only the agent's budget holds"
+        yield Check("memory guard", "warn", text, f"on a Raspberry Pi append cgroup_enable=memory to {CMDLINE}")
+
+
+def _pressure(facts: Facts) -> Iterator[Check]:
+    if facts.pressure is None:
+        return
+    if facts.pressure:
+        yield Check("pressure", "ok", "the kernel reports memory pressure")
+    else:
+        text = "the kernel does not report memory pressure; available memory is polled instead"
+        yield Check("pressure", "warn", text, f"on a Raspberry Pi append psi=1 to {CMDLINE}")
+
+
+def _files(facts: Facts) -> Iterator[Check]:
+    for device in facts.device_files:
+        if device.usable:
+            yield Check("devices", "ok", str(device.path))
+        else:
+            remedy = f"sudo usermod -aG {device.group} USER, then log in again; the service has the group already"
+            yield Check("devices", "warn", f"{device.path} may not be used by this user", remedy)
+
+
+def _service(facts: Facts) -> Iterator[Check]:
+    found = facts.service
+    if found is None or not found.installed:
+        yield Check("service", "skip", "not installed", "sudo edge-agent service install")
+    elif not found.healthy:
+        yield Check("service", "fail", f"{found.state or 'state unknown'}", "journalctl -u edge-agent -n 50")
+    elif not found.current:
+        yield Check("service", "warn", "the unit is of another version", "sudo edge-agent service install")
+    else:
+        yield Check("service", "ok", found.state or "installed")

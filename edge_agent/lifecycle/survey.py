@@ -1,0 +1,108 @@
+"""Gathering what `doctor` judges from this machine. Whatever needs a broker or a worker child is handed in by `app`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from edge_agent.base.clock import Clock
+from edge_agent.base.errors import ConfigError
+from edge_agent.config.load import device_id
+from edge_agent.config.model import Settings
+from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.service_status import ServiceStatus
+from edge_agent.sensors.boards import read_cpu_features
+from edge_agent.sensors.memory import memory_controller
+from edge_agent.sensors.suite import SensorSuite
+
+DEVICES = (
+    ("dev/vcio_gencmd", "video"),
+    ("dev/vcio", "video"),
+    ("dev/nvmap", "video"),
+    ("dev/dri/renderD128", "render"),
+)
+SYNCHRONISED = ("run/systemd/timesync/synchronized", "run/chrony")
+"""timesyncd's mark; chrony's folder is taken for a running chrony, which sets the clock when it can."""
+
+
+def survey(
+    settings: Settings,
+    problems: tuple[ConfigError, ...],
+    source: str,
+    clock: Clock,
+    runtimes: tuple[RuntimeProbe, ...] | None = None,
+    broker: BrokerProbe | None = None,
+    service: ServiceStatus | None = None,
+) -> Facts:
+    """Look at the machine under `settings.sensors.sysroot` and at the folders that the settings name. Never raises."""
+    root = settings.sensors.sysroot
+    suite = SensorSuite(root, clock.monotonic_s)
+    readings = suite.sample()
+    texts = [str(problem) for problem in problems]
+    name: str | None = None
+    try:
+        name = device_id(settings)
+    except ConfigError as problem:
+        texts.append(str(problem))
+    return Facts(
+        python=sys.version_info[:3],
+        machine=os.uname().machine,
+        settings_source=source,
+        settings_problems=tuple(texts),
+        device_id=name,
+        device_id_set=settings.device.id is not None,
+        board=suite.board,
+        cpu_features=read_cpu_features(root),
+        readings=readings,
+        memory_controller=memory_controller(root),
+        pressure=readings["memory_pressure_some"].value is not None,
+        device_files=_devices(root),
+        open_secrets=_open_secrets(settings),
+        state=_state(settings),
+        trust_root=settings.store.trust_root,
+        trust_root_exists=settings.store.trust_root.is_file(),
+        allow_unsigned=settings.store.allow_unsigned,
+        wall_s=clock.wall_s(),
+        clock_synchronised=_synchronised(root),
+        runtimes=runtimes,
+        broker=broker,
+        service=service,
+    )
+
+
+def _devices(root: Path) -> tuple[DeviceFile, ...]:
+    found: list[DeviceFile] = []
+    for name, group in DEVICES:
+        path = root / name
+        if path.exists():
+            found.append(DeviceFile(path, os.access(path, os.R_OK), group))
+    return tuple(found)
+
+
+def _open_secrets(settings: Settings) -> tuple[Path, ...]:
+    """The secret files that others may read."""
+    found: list[Path] = []
+    for path in (settings.mqtt.password_file, settings.mqtt.tls.key):
+        try:
+            if path is not None and path.stat().st_mode & 0o007:
+                found.append(path)
+        except OSError:
+            continue  # that it cannot be read is said when the broker is tried
+    return tuple(found)
+
+
+def _state(settings: Settings) -> StateFolder:
+    path, reserve = settings.store.state_dir, settings.store.reserve_bytes
+    try:
+        free = os.statvfs(path)
+    except OSError:
+        return StateFolder(path, path.exists(), False, 0, reserve)
+    return StateFolder(path, True, os.access(path, os.W_OK | os.X_OK), free.f_bavail * free.f_frsize, reserve)
+
+
+def _synchronised(root: Path) -> bool | None:
+    """True when something has set the clock; False when timesyncd runs and has not; None when nothing can be said."""
+    if any((root / name).exists() for name in SYNCHRONISED):
+        return True
+    return False if (root / "run/systemd/timesync").is_dir() else None

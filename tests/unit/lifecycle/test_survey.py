@@ -1,0 +1,63 @@
+"""Facts gathered from a tree of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_agent.base.clock import ManualClock
+from edge_agent.base.errors import ConfigError
+from edge_agent.config.model import Device, Mqtt, Sensors, Settings, Store
+from edge_agent.lifecycle.doctor import examine
+from edge_agent.lifecycle.survey import survey
+from tests.support import sysfs
+
+
+def settings(root: Path, **changes: object) -> Settings:
+    values: dict[str, object] = {
+        "device": Device(id="kitchen"),
+        "sensors": Sensors(sysroot=root),
+        "store": Store(state_dir=root / "state", trust_root=root / "root.json", reserve_bytes=0),
+        **changes,
+    }
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def test_a_stock_raspberry_pi_4(tmp_path: Path) -> None:
+    tree = sysfs.pi4(tmp_path)
+    (tmp_path / "state").mkdir()
+    tree.write("run/systemd/timesync/synchronized", "")
+    tree.write("dev/vcio", "")
+    facts = survey(settings(tree.root), (), "defaults", ManualClock())
+    assert facts.board is not None
+    assert (facts.board.key, facts.memory_controller, facts.pressure) == ("pi-4", False, False)
+    assert facts.clock_synchronised is True
+    assert facts.state is not None
+    assert facts.state.exists and facts.state.writable and facts.state.free_bytes > 0
+    assert [device.path for device in facts.device_files] == [tmp_path / "dev/vcio"]
+    assert not facts.trust_root_exists
+    warned = {check.name for check in examine(facts) if check.verdict == "warn"}
+    assert warned == {"memory guard", "pressure"}
+
+
+def test_nothing_there_raises_nothing(tmp_path: Path) -> None:
+    facts = survey(settings(tmp_path / "nowhere"), (ConfigError("bad"),), "x", ManualClock())
+    assert facts.settings_problems == ("bad",)
+    assert facts.state is not None and not facts.state.exists
+    assert facts.clock_synchronised is None
+    assert examine(facts)
+
+
+def test_secrets_that_others_may_read_are_found(tmp_path: Path) -> None:
+    tree = sysfs.pi4(tmp_path)
+    secret = tree.write("pw", "x")
+    mqtt = Mqtt(username="u", password_file=secret)
+    secret.chmod(0o604)
+    assert survey(settings(tree.root, mqtt=mqtt), (), "x", ManualClock()).open_secrets == (secret,)
+    secret.chmod(0o640)
+    assert survey(settings(tree.root, mqtt=mqtt), (), "x", ManualClock()).open_secrets == ()
+
+
+def test_timesyncd_that_has_not_reached_a_server(tmp_path: Path) -> None:
+    tree = sysfs.pi4(tmp_path)
+    (tmp_path / "run/systemd/timesync").mkdir(parents=True)
+    assert survey(settings(tree.root), (), "x", ManualClock()).clock_synchronised is False
