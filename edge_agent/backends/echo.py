@@ -1,0 +1,128 @@
+"""A backend without a runtime: answers follow from the token ids and the adapter's name by arithmetic alone.
+
+For the contract suite, the daemon's tests and the trial of an installation without any model. Its options can make it
+slow, fail or die, which no real runtime does on request.
+"""
+
+import os
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+
+from edge_agent.backends.api import (
+    AdapterSource,
+    Backend,
+    Capabilities,
+    Done,
+    Event,
+    Failed,
+    Footprint,
+    Job,
+    Limits,
+    Session,
+    Unavailable,
+    checked_options,
+)
+from edge_agent.base.errors import AdapterRefused, BackendError
+
+HIDDEN = 8
+# `fail_token` and `die_token` are token ids: a row that holds one fails its job, or ends the process.
+DEFAULTS: Dict[str, Any] = {"delay_s": 0.0, "base_id": "", "labels": 4, "fail_token": -1, "die_token": -1}
+
+
+class EchoBackend(Backend):
+    """Always available."""
+
+    def probe(self) -> Union[Capabilities, Unavailable]:
+        """See `Backend.probe`."""
+        return Capabilities("echo", "1", ("cpu",), ("fp32",), adapters=True, mixed_adapters=True, streams=False)
+
+    def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
+        """See `Backend.load`; `files` are not read."""
+        return EchoSession(checked_options(options, DEFAULTS, "echo"))
+
+
+class EchoSession(Session):
+    """Holds names of adapters and a queue of jobs."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self._adapters: Dict[str, int] = {}
+        self._queue: List[Job] = []
+
+    def attach(self, adapter: AdapterSource) -> int:
+        """See `Session.attach`; the base ids must be equal where the session has one."""
+        expected = self._options["base_id"]
+        if expected and adapter.base_id != expected:
+            raise AdapterRefused(
+                "adapter {!r} is for base {}, this is {}".format(adapter.name, adapter.base_id[:19], expected[:19])
+            )
+        self._adapters[adapter.name] = 1 + sum(adapter.name.encode("utf-8"))
+        return 0
+
+    def detach(self, name: str) -> None:
+        """See `Session.detach`."""
+        self._adapters.pop(name, None)
+
+    def submit(self, job: Job) -> None:
+        """See `Session.submit`."""
+        if job.adapter is not None and job.adapter not in self._adapters:
+            raise AdapterRefused("adapter {!r} is not attached".format(job.adapter))
+        if not job.rows or not all(job.rows):
+            raise BackendError("a row without tokens cannot run", "echo")
+        self._queue.append(job)
+
+    def step(self, limits: Limits) -> List[Event]:
+        """See `Session.step`: the jobs in front that fit into `max_rows` together."""
+        batch = self._take(limits.max_rows)
+        if not batch:
+            return []
+        started_s = time.monotonic()
+        if self._options["delay_s"]:
+            time.sleep(self._options["delay_s"])
+        rows = sum(len(job.rows) for job in batch)
+        return [self._answer(job, started_s, rows) for job in batch]
+
+    def cancel(self, job_id: str) -> bool:
+        """See `Session.cancel`."""
+        before = len(self._queue)
+        self._queue = [job for job in self._queue if job.job_id != job_id]
+        return len(self._queue) < before
+
+    def footprint(self) -> Footprint:
+        """See `Session.footprint`."""
+        return Footprint(0, 0, 0, 0)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._queue = []
+        self._adapters = {}
+
+    def _take(self, max_rows: int) -> List[Job]:
+        batch: List[Job] = []
+        rows = 0
+        while self._queue and (not batch or rows + len(self._queue[0].rows) <= max_rows):
+            job = self._queue.pop(0)
+            batch.append(job)
+            rows += len(job.rows)
+        return batch
+
+    def _answer(self, job: Job, started_s: float, batch_rows: int) -> Event:
+        tokens = {token for row in job.rows for token in row}
+        if self._options["die_token"] in tokens:
+            os.abort()
+        if self._options["fail_token"] in tokens:
+            return Failed(job.job_id, "asked to fail by token {}".format(self._options["fail_token"]))
+        shift = self._adapters.get(job.adapter, 0) if job.adapter is not None else 0
+        features = [_features(row, shift) for row in job.rows]
+        outputs: Dict[str, Any] = {"features": features}
+        if job.adapter is not None or self._options["labels"]:
+            outputs["logits"] = [row[: self._options["labels"]] for row in features]
+        return Done(job.job_id, outputs, time.monotonic() - started_s, batch_rows)
+
+
+def _features(row: Sequence[int], shift: Optional[int]) -> List[float]:
+    """A vector in (0, 1] that depends on every token, its place, and the adapter."""
+    state = 17 + (shift or 0)
+    for place, token in enumerate(row):
+        state = (state * 31 + (token + 1) * (place + 7)) % 1000003
+    return [((state * (index + 3)) % 997 + 1) / 998.0 for index in range(HIDDEN)]

@@ -1,0 +1,60 @@
+"""Text classification: labels with scores, top-k, a threshold, and out-of-scope."""
+
+import math
+from typing import Any, Dict, List, Mapping, Sequence
+
+from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.tasks.api import Prepared, Task, refuse_unknown
+
+
+class Classify(Task):
+    """Scores are the softmax of the logits; labels are in logit order."""
+
+    def __init__(self, tokenizer: Any, spec: Mapping[str, Any]) -> None:
+        super().__init__(tokenizer)
+        self._labels = tuple(spec["labels"])
+        self._threshold = float(spec["threshold"])
+        self._out_of_scope = spec["out_of_scope"]
+        if len(self._labels) < 2:
+            raise BackendError("a classifier needs at least two labels, {} given".format(len(self._labels)), "task")
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """`top_k` (1 to the number of labels) and `threshold` (0 to 1)."""
+        refuse_unknown(params, ("top_k", "threshold"))
+        top_k, threshold = params.get("top_k", 1), params.get("threshold", 0.0)
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= len(self._labels):
+            raise RequestError(422, "top_k is {!r}; 1 to {} are possible".format(top_k, len(self._labels)))
+        if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
+            raise RequestError(422, "threshold is {!r}; a number from 0 to 1 is needed".format(threshold))
+
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        """See `Task.answer`. Raises BackendError when the model has another number of labels."""
+        logits = outputs.get("logits")
+        if logits is None or len(logits[0]) < len(self._labels):
+            raise BackendError("the model gives no logits for {} labels".format(len(self._labels)), "task")
+        top_k = params.get("top_k", 1)
+        threshold = float(params.get("threshold", self._threshold))
+        return [self._one(place, row, prepared, top_k, threshold) for place, row in enumerate(logits)]
+
+    def _one(
+        self, place: int, logits: Sequence[float], prepared: Prepared, top_k: int, threshold: float
+    ) -> Dict[str, Any]:
+        scores = softmax([float(value) for value in logits[: len(self._labels)]])
+        ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
+        best = ranked[0]
+        return {
+            "label": self._labels[best],
+            "score": scores[best],
+            "labels": [{"label": self._labels[index], "score": scores[index]} for index in ranked[:top_k]],
+            "out_of_scope": scores[best] < threshold or self._labels[best] == self._out_of_scope,
+            "tokens": prepared.tokens[place],
+            "truncated": prepared.truncated[place],
+        }
+
+
+def softmax(logits: Sequence[float]) -> List[float]:
+    """exp(x) / sum(exp(x)), shifted by the maximum so that nothing overflows."""
+    highest = max(logits)
+    powers = [math.exp(value - highest) for value in logits]
+    total = sum(powers)
+    return [power / total for power in powers]

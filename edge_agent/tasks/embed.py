@@ -1,0 +1,29 @@
+"""Sentence embeddings: the features, scaled to length one, so that a dot product is the cosine."""
+
+import math
+from typing import Any, Dict, List, Mapping
+
+from edge_agent.tasks.api import Prepared, Task, refuse_unknown
+
+
+class Embed(Task):
+    """Takes no parameters."""
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """See `Task.check`."""
+        refuse_unknown(params, ())
+
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        """See `Task.answer`."""
+        results = []
+        for place, row in enumerate(outputs["features"]):
+            values = [float(value) for value in row]
+            length = math.sqrt(sum(value * value for value in values)) or 1.0
+            results.append(
+                {
+                    "embedding": [value / length for value in values],
+                    "tokens": prepared.tokens[place],
+                    "truncated": prepared.truncated[place],
+                }
+            )
+        return results
