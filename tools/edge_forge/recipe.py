@@ -5,6 +5,7 @@ nearest known one, so that a typing error never turns into a default in silence.
 `edge-forge init` writes a commented recipe. This module loads no runtime.
 
 Values that name places (`base.source`, the files of `data`, `package.keys`) may hold `${NAME}` or `${NAME:-default}`.
+Relative paths are meant from the recipe's folder; those that a variable brings, from the current folder.
 """
 
 from __future__ import annotations
@@ -253,8 +254,10 @@ def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapp
     def fill(key: str, text: str) -> str:
         def value(found: re.Match[str]) -> str:
             given = environment.get(found[1], "")
-            if given or found[2] is not None:
-                return given or found[2]
+            if given:
+                return given if section == "base" else os.path.abspath(given)  # noqa: PTH100 - as a shell means it
+            if found[2] is not None:
+                return found[2]
             raise ConfigError(
                 f"the variable {found[1]} is not set", f"{where}: {section}.{key}", f"set it: {found[1]}=..."
             )

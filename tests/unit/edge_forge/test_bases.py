@@ -1,0 +1,142 @@
+"""Bases: found in the order of the recipe, refused with a reason, and one identity for equal encoders."""
+
+import json
+import struct
+
+import pytest
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.bases import base_id, check, resolve
+
+CONFIG = {"model_type": "bert", "hidden_size": 2, "num_hidden_layers": 1, "hidden_dropout_prob": 0.1}
+TENSORS = {
+    "embeddings.word_embeddings.weight": [1.0, 2.0],
+    "encoder.layer.0.output.dense.weight": [3.0, 4.0],
+    "pooler.dense.weight": [5.0, 6.0],
+}
+
+
+def safetensors(tensors, metadata=None):
+    table, payload = {}, b""
+    for name, values in tensors.items():
+        data = struct.pack(f"<{len(values)}f", *values)
+        table[name] = {"dtype": "F32", "shape": [len(values)], "data_offsets": [len(payload), len(payload) + len(data)]}
+        payload += data
+    if metadata:
+        table["__metadata__"] = metadata
+    header = json.dumps(table).encode()
+    return struct.pack("<Q", len(header)) + header + payload
+
+
+def base(folder, tensors=None, config=None, metadata=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(safetensors(tensors or TENSORS, metadata))
+    return folder
+
+
+def test_the_first_usable_source_wins_and_the_others_are_told(tmp_path):
+    base(tmp_path / "b")
+    found = resolve(["./a", "b"], tmp_path)
+    assert found.directory == (tmp_path / "b").resolve()
+    assert found.source == "b"
+    assert "no folder" in found.tried[0]
+
+
+def test_a_failure_lists_every_attempt_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        resolve(["dir:gone", "./empty", "python:no-such-weights", "nobody/nothing-here", "hf:a b"], tmp_path)
+    message = str(caught.value)
+    parts = [
+        "1) dir:gone: no folder",
+        "2) ./empty: no config.json",
+        "3) python:no-such-weights: no Python package",
+        "4) nobody/nothing-here: not in the Hugging Face cache, and HF_HUB_OFFLINE",
+        "5) hf:a b: it is neither",
+    ]
+    places = [message.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_an_installed_distribution_carries_a_base_and_is_not_imported(tmp_path, monkeypatch):
+    base(tmp_path / "weights_pkg" / "model")
+    (tmp_path / "weights_pkg" / "__init__.py").write_text("raise RuntimeError('imported')")
+    info = tmp_path / "weights_pkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: weights-pkg\nVersion: 1.0\n")
+    (info / "RECORD").write_text("weights_pkg/__init__.py,,\nweights_pkg/model/config.json,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve(["python:weights-pkg"], tmp_path).directory == (tmp_path / "weights_pkg" / "model").resolve()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "no object"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no transformer encoder"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled weights are ref"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 99), "no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 4) + b"{{{{"), "broken header"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(safetensors(TENSORS)[:-1]), "cut short"),
+    ],
+)
+def test_an_unusable_base_says_why(tmp_path, spoil, words):
+    folder = base(tmp_path / "b")
+    spoil(folder)
+    with pytest.raises(ConfigError, match=words):
+        check(folder)
+
+
+def test_shards_outside_the_folder_are_refused(tmp_path):
+    folder = base(tmp_path / "b")
+    (folder / "model.safetensors").rename(tmp_path / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../x.safetensors"}}))
+    with pytest.raises(ConfigError, match=r"'\.\./x\.safetensors', which is not in the folder"):
+        check(folder)
+
+
+def test_the_identity_ignores_what_features_do_not_read(tmp_path):
+    first = base_id(base(tmp_path / "a"))
+    assert first.startswith("sha256:")
+    bare = {name: values for name, values in TENSORS.items() if not name.startswith("pooler")}
+    prefixed = {f"bert.{name}": values for name, values in reversed(bare.items())}
+    other_config = {
+        **CONFIG,
+        "hidden_dropout_prob": 0.3,
+        "transformers_version": "9",
+        "position_embedding_type": "absolute",
+    }
+    assert base_id(base(tmp_path / "b", prefixed, other_config, {"format": "pt"})) == first
+
+
+def test_the_identity_of_shards_is_that_of_one_file(tmp_path):
+    first = base_id(base(tmp_path / "a"))
+    folder = base(tmp_path / "b")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number, (name, values) in enumerate(TENSORS.items()):
+        shard = f"model-{number}.safetensors"
+        (folder / shard).write_bytes(safetensors({name: values}))
+        weight_map[name] = shard
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert base_id(folder) == first
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config"),
+    [
+        ({**TENSORS, "encoder.layer.0.output.dense.weight": [3.0, 4.5]}, CONFIG),
+        ({**TENSORS, "encoder.extra.weight": [0.0]}, CONFIG),
+        (TENSORS, {**CONFIG, "num_attention_heads": 3}),
+    ],
+)
+def test_the_identity_changes_with_weights_and_architecture(tmp_path, tensors, config):
+    assert base_id(base(tmp_path / "a")) != base_id(base(tmp_path / "b", tensors, config))

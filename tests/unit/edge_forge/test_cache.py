@@ -1,0 +1,198 @@
+"""The step cache: once per content, whole or not at all, one build at a time."""
+
+import fcntl
+import io
+import json
+import threading
+
+import pytest
+
+from edge_agent.base.errors import EdgeError
+from edge_forge import code_version as versions
+from edge_forge.cache import Cache, Step, canonical, describe, write_json
+from edge_forge.code_version import code_version
+from edge_forge.progress import Progress
+
+
+class Work:
+    def __init__(self, text="made", fails=None):
+        self.runs, self.text, self.fails = 0, text, fails
+
+    def __call__(self, folder):
+        self.runs += 1
+        (folder / "sub").mkdir()
+        (folder / "sub" / "out.txt").write_text(self.text)
+        if self.fails is not None:
+            raise self.fails
+        return {"rows": 3}
+
+
+class Said(io.StringIO):
+    """Keeps what is said, and lets a test wait for the line that says that a build waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = threading.Event()
+
+    def write(self, text):
+        if "waiting for it" in text:
+            self.waits.set()
+        return super().write(text)
+
+
+@pytest.fixture
+def said():
+    return Said()
+
+
+@pytest.fixture
+def cache(tmp_path, said):
+    return Cache(tmp_path / "build", Progress(said))
+
+
+def step(work, **parts):
+    return Step("toy", parts.get("inputs", {"a": "1"}), parts.get("settings", {"x": 1}), parts.get("code", "c"), work)
+
+
+def test_a_step_runs_once_and_says_so(cache, said):
+    work = Work()
+    first, second = cache.run(step(work)), cache.run(step(work))
+    assert work.runs == 1
+    assert (first.cached, second.cached) == (False, True)
+    assert second.facts == {"rows": 3}
+    assert second.path("sub/out.txt").read_text() == "made"
+    assert second.digests("sub") == second.digests() == first.digests()
+    assert said.getvalue().splitlines()[-1] == "toy: cached"
+
+
+@pytest.mark.parametrize("parts", [{"inputs": {"a": "2"}}, {"settings": {"x": 2}}, {"code": "d"}])
+def test_other_inputs_settings_or_code_run_it_again(cache, parts):
+    work = Work()
+    cache.run(step(work))
+    cache.run(step(work, **parts))
+    assert work.runs == 2
+
+
+@pytest.mark.parametrize("fails", [ValueError("no"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(cache, fails):
+    with pytest.raises(type(fails)):
+        cache.run(step(Work(fails=fails)))
+    assert not [path for path in cache.root.rglob("*") if path.is_file()]
+    assert cache.find(step(Work())) is None
+
+
+@pytest.mark.parametrize("spoil", ["remove", "cut", "record"])
+def test_a_damaged_result_is_made_again(cache, spoil):
+    work = Work()
+    entry = cache.run(step(work))
+    if spoil == "remove":
+        entry.path("sub/out.txt").unlink()
+    elif spoil == "cut":
+        entry.path("sub/out.txt").write_text("m")
+    else:
+        entry.path("record.json").write_text("{")
+    assert cache.run(step(work)).path("sub/out.txt").read_text() == "made"
+    assert work.runs == 2
+
+
+def test_what_a_killed_build_left_is_removed(cache):
+    (cache.root / "tmp" / "toy-dead").mkdir(parents=True)
+    with cache.locked():
+        assert not (cache.root / "tmp").exists()
+
+
+def test_a_second_build_waits_for_the_first(cache, said):
+    cache.root.mkdir()
+    entered = threading.Event()
+
+    def second():
+        with cache.locked():
+            entered.set()
+
+    with (cache.root / "lock").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert said.waits.wait(5)
+        assert not entered.is_set()
+    assert entered.wait(5)
+    thread.join()
+
+
+def test_a_build_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(EdgeError, match=r"cannot be written.*--build DIR"),
+        Cache(tmp_path / "file" / "build", Progress(io.StringIO())).locked(),
+    ):
+        pass
+
+
+def test_canonical_json_does_not_depend_on_order_and_refuses_nan():
+    assert canonical({"b": 1, "a": (1, 2)}) == canonical({"a": [1, 2], "b": 1}) == b'{"a":[1,2],"b":1}'
+    with pytest.raises(ValueError):
+        canonical(float("nan"))
+
+
+def test_written_json_is_whole(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert list(describe(tmp_path)) == ["a.json"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package `edge_forge` of our own, so that its code may change under the test."""
+    root = tmp_path / "edge_forge"
+    root.mkdir()
+    files = {
+        "__init__.py": "",
+        "one.py": 'from edge_forge import two\n\n\ndef f():\n    """Doc."""\n    import edge_forge.three\n',
+        "two.py": "from . import four\nX = 1\n",
+        "three.py": "Y = 1\n",
+        "four.py": "Z = 1\n",
+        "five.py": "not reached",
+    }
+    for name, text in files.items():
+        (root / name).write_text(text)
+
+    def version():
+        for cached in (versions._path, versions._tree, versions._imports, versions._module_digest):
+            cached.cache_clear()
+        return code_version(["edge_forge.one"])
+
+    monkeypatch.setattr(versions, "_ROOTS", ("edge_forge",))
+    monkeypatch.setattr(versions.importlib.util, "find_spec", lambda name: type("S", (), {
+        "submodule_search_locations": [str(root)]})())  # fmt: skip
+    yield root, version
+    for cached in (versions._path, versions._tree, versions._imports, versions._module_digest):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["one", "two", "three", "four"])
+def test_code_that_is_reached_counts(package, name):
+    root, version = package
+    before = version()
+    with (root / f"{name}.py").open("a") as file:
+        file.write("\nNEW = 2\n")
+    assert version() != before
+
+
+def test_comments_docstrings_layout_and_other_modules_do_not_count(package):
+    root, version = package
+    before = version()
+    one = root / "one.py"
+    one.write_text(
+        "# a comment\n" + one.read_text().replace('"""Doc."""', '"""Another."""').replace("\n\n\n", "\n\n\n\n")
+    )
+    (root / "five.py").write_text("changed")
+    assert version() == before
+
+
+def test_versions_of_distributions_count():
+    assert code_version(["edge_forge.cache"], ["pytest"]) != code_version(["edge_forge.cache"], ["no-such-thing"])
+
+
+def test_an_entry_module_that_is_gone_is_no_silent_version():
+    with pytest.raises(LookupError, match=r"edge_forge\.no_such"):
+        code_version(["edge_forge.no_such"])

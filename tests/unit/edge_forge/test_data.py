@@ -1,0 +1,162 @@
+"""Data files: every way a row can be wrong names its file and line; splits are stable and fair."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.data import Row, load, normal, read, sample, split_rows
+from edge_forge.recipe import DataSection, TaskSection
+
+TRAIN = "text\tlabel\nlamp on\ton\nlight on\ton\nplease on\ton\nlamp off\toff\nlight off\toff\nstop\toff\n"
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def loaded(folder, task=None, **section):
+    return load(DataSection(train="train.tsv", **section), task or TaskSection(), folder)
+
+
+def test_tsv_csv_and_jsonl_hold_the_same_rows(tmp_path):
+    rows = [Row("lamp, on", "on"), Row('say "off"', "off")]
+    section = DataSection(train="x")
+    tsv = write(tmp_path, "a.tsv", 'text\tlabel\r\nlamp, on\ton\r\nsay "off"\toff\r\n')
+    csv = write(tmp_path, "a.csv", 'label,text\non,"lamp, on"\noff,"say ""off"""\n')
+    jsonl = write(tmp_path, "a.jsonl", '{"text":"lamp, on","label":"on"}\n\n{"label":"off","text":"say \\"off\\""}\n')
+    assert list(read(tsv, section)) == list(read(csv, section)) == list(read(jsonl, section)) == rows
+
+
+def test_files_without_header_and_with_raw_labels(tmp_path):
+    path = write(tmp_path, "a.tsv", "fine\t1\nbad\t0\n")
+    section = DataSection(train="x", columns=("text", "label"), label_names={"0": "negative", "1": "positive"})
+    assert list(read(path, section)) == [Row("fine", "positive"), Row("bad", "negative")]
+
+
+def test_whole_numbers_are_labels_in_jsonl(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"text":"fine","label":1}\n')
+    assert list(read(path, DataSection(train="x"))) == [Row("fine", "1")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "words"),
+    [
+        ("a.tsv", "text\tlabel\nlamp\n", 2, "the label is missing"),
+        ("a.tsv", "text\tlabel\nlamp\t\n", 2, "the label is missing"),
+        ("a.tsv", "text\tlabel\nx\ton\n \ton\n", 3, "the text is empty"),
+        ("a.tsv", "text\tlabel\na\tb\tc\n", 2, "3 columns: 2 columns are expected"),
+        ("a.tsv", "words\tlabel\nlamp\ton\n", 1, "no column 'text'"),
+        ("a.tsv", b"text\tlabel\nlamp\ton\nl\xe4mp\ton\n", 3, "byte 0xe4 is not UTF-8"),
+        ("a.tsv", "text\tlabel\n" + "x" * 40_000 + "\ton\n", 2, "at most 32768"),
+        ("a.csv", 'text,label\n"two\nlines",on\nlamp\n', 4, "the label is missing"),
+        ("a.csv", 'text,label\nlamp,"on"x\n', 2, "no valid CSV"),
+        ("a.jsonl", '{"text":"a","label":"b"}\n{"text":\n', 2, "no valid JSON"),
+        ("a.jsonl", "[1]\n", 1, "no JSON object"),
+        ("a.jsonl", '{"text":"lamp"}\n', 1, "the label is missing"),
+        ("a.jsonl", '{"label":"on"}\n', 1, "the text is empty"),
+        ("a.jsonl", '{"text":"lamp","label":0.5}\n', 1, "must be a string"),
+    ],
+)
+def test_a_bad_row_names_file_and_line(tmp_path, name, text, line, words):
+    path = write(tmp_path, name, text)
+    with pytest.raises(ConfigError) as caught:
+        list(read(path, DataSection(train="x")))
+    assert caught.value.where == f"{path}:{line}"
+    assert words in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "no rows"), ("text\tlabel\n", "no rows"), ("text\tlabel\na\ton\nb\ton\n", "all 2 rows have the label 'on'")],
+)
+def test_a_file_that_teaches_nothing_is_refused(tmp_path, text, words):
+    write(tmp_path, "train.tsv", text)
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path)
+
+
+def test_missing_files_and_unknown_suffixes(tmp_path):
+    with pytest.raises(ConfigError, match="no such data file"):
+        loaded(tmp_path)
+    path = write(tmp_path, "a.parquet", "x")
+    with pytest.raises(ConfigError, match=r"'parquet' cannot be read.*use .tsv"):
+        list(read(path, DataSection(train="x")))
+
+
+def test_labels_unknown_to_training_are_refused_in_other_splits(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN)
+    write(tmp_path, "test.tsv", "text\tlabel\nwait\tpause\n")
+    with pytest.raises(ConfigError, match=r"test.tsv: the label 'pause'.*known labels: off, on"):
+        loaded(tmp_path, test="test.tsv")
+
+
+def test_labels_of_the_task_are_the_order_and_must_all_appear(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN)
+    assert loaded(tmp_path).labels == ("off", "on")
+    assert loaded(tmp_path, TaskSection(labels=("on", "off"))).labels == ("on", "off")
+    with pytest.raises(ConfigError, match="no training row has the label 'wait'"):
+        loaded(tmp_path, TaskSection(labels=("on", "off", "wait")))
+    with pytest.raises(ConfigError, match="the label 'off'"):
+        loaded(tmp_path, TaskSection(labels=("on", "wait")))
+    with pytest.raises(ConfigError, match=r"'none' of task.out_of_scope"):
+        loaded(tmp_path, TaskSection(out_of_scope="none"))
+
+
+def test_what_flatters_figures_is_counted_and_said(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN + "".join(f"more {n}\ton\n" for n in range(20)))
+    write(tmp_path, "validation.tsv", "text\tlabel\nLamp  ON\ton\ngo away\toff\n")
+    write(tmp_path, "test.tsv", "text\tlabel\nstop\ton\n")
+    found = loaded(tmp_path, validation="validation.tsv", test="test.tsv")
+    assert found.statistics["shared"] == {"train/validation": 1, "train/test": 1}
+    assert found.statistics["contradictions"] == 1
+    assert found.statistics["imbalance"] == pytest.approx(23 / 3, abs=0.01)
+    assert len(found.warnings) == 4
+    assert "validation.tsv are also in train" in found.warnings[0]
+
+
+def test_no_test_split_is_said(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN)
+    found = loaded(tmp_path)
+    assert found.measured[0] == "validation"
+    assert "no test split" in found.warnings[-1]
+
+
+def test_a_hub_data_set_without_the_library_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"`datasets`, which is not installed .pip install datasets"):
+        load(DataSection(hub="owner/set"), TaskSection(), tmp_path)
+
+
+ROWS = st.lists(
+    st.builds(Row, st.text("abc ", min_size=1, max_size=4), st.sampled_from(["x", "y"])), min_size=1, max_size=40
+)
+
+
+@given(ROWS, st.floats(0.05, 0.8), st.integers(0, 5))
+def test_a_split_loses_nothing_keeps_twins_together_and_both_sides_have_each_class(rows, share, seed):
+    texts = {label: {normal(row.text) for row in rows if row.label == label} for label in ("x", "y")}
+    if any(len(found) == 1 for found in texts.values()):
+        with pytest.raises(ConfigError, match="one text only"):
+            split_rows(rows, share, seed, "train")
+        return
+    kept, held = split_rows(rows, share, seed, "train")
+    assert Counter(kept + held) == Counter(rows)
+    for label, found in texts.items():
+        sides = [{normal(row.text) for row in side if row.label == label} for side in (kept, held)]
+        assert not sides[0] & sides[1]
+        assert not found or (sides[0] and sides[1])
+    assert split_rows(list(reversed(rows)), share, seed, "train") == (kept, held)
+
+
+@given(ROWS, st.integers(1, 50))
+def test_a_sample_keeps_order_and_every_class(rows, most):
+    taken = sample(rows, most, 3)
+    assert {row.label for row in taken} == {row.label for row in rows}
+    assert len(taken) <= max(most, 2)
+    places = iter(rows)
+    assert all(row in places for row in taken)

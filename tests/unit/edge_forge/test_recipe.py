@@ -1,0 +1,145 @@
+"""Recipes: what is accepted, and the sentence for each way one can be wrong."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.base.errors import ConfigError
+from edge_forge import recipe as recipes
+from edge_forge.recipe import load, parse
+from edge_forge.scaffold import recipe_text
+
+GOOD = {
+    "name": "toy",
+    "base": {"name": "minilm", "source": ["python:weights", "${BASES:-/models}/minilm"]},
+    "data": {"train": "${DATA:-data}/train.tsv"},
+}
+MODELS = Path(__file__).parents[3] / "models"
+
+
+def changed(**tables):
+    raw = copy.deepcopy(GOOD)
+    for table, keys in tables.items():
+        if isinstance(keys, dict):
+            raw[table] = {**raw.get(table, {}), **keys}
+        else:
+            raw[table] = keys
+    return raw
+
+
+def refused(environment=None, **tables):
+    with pytest.raises(ConfigError) as caught:
+        parse(changed(**tables), "toy/recipe.toml", environment or {})
+    assert str(caught.value).startswith("toy/recipe.toml")
+    return str(caught.value)
+
+
+def test_a_minimal_recipe_takes_its_defaults():
+    found = parse(GOOD, "r", {})
+    assert found.training.method == "lora"
+    assert found.quantize.variants == ("fp32", "fp16", "int8")
+    assert found.base.sources == ("python:weights", "/models/minilm")
+    assert found.package.keys == ""
+
+
+def test_variables_are_filled_in_where_places_are_named():
+    found = parse(GOOD, "r", {"BASES": "/b", "DATA": "/d", "EDGE_FORGE_KEYS": "/k"})
+    assert (found.base.sources[1], found.data.train, found.package.keys) == ("/b/minilm", "/d/train.tsv", "/k")
+
+
+def test_a_relative_path_from_the_environment_is_meant_from_here():
+    assert parse(GOOD, "r", {"DATA": "here"}).data.train == str(Path("here").absolute() / "train.tsv")
+
+
+def test_a_variable_without_value_and_default_is_named():
+    message = refused(data={"train": "${NOWHERE}/x.tsv"})
+    assert "data.train" in message
+    assert "NOWHERE is not set" in message
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"trian": {}}, ["unknown key 'trian'", "did you mean 'train'?"]),
+        ({"train": {"epoch": 3}}, ["unknown key 'train.epoch'", "did you mean 'epochs'?"]),
+        ({"train": {"rank": 8}}, ["unknown key 'train.rank'", "belongs into [method]"]),
+        ({"package": {"zzz": 1}}, ["unknown key 'package.zzz'", "known keys of [package]: version"]),
+        ({"task": {"max_tokens": "many"}}, ["task.max_tokens", "expected 'int', got 'str'"]),
+        ({"task": {"max_tokens": 4}}, ["task.max_tokens", ">= 8"]),
+        ({"train": {"epochs": "3"}}, ["[train]", "epochs = '3'", "int"]),
+        ({"train": {"learning_rate": -1.0}}, ["[train]", "learning_rate"]),
+        ({"method": {"name": "magic"}}, ["[method]", "'magic'", "lora, full"]),
+        ({"method": {"preset": "Z"}}, ["[method]", "'Z'", "A, B"]),
+        ({"base": "minilm"}, ["'base' must be a table"]),
+        ({"name": "Not A Name"}, ["name"]),
+        ({"data": {"train": "", "hub": ""}}, ["data.train", "exactly one of"]),
+        ({"data": {"hub": "some/set"}}, ["data.train", "exactly one of"]),
+        ({"data": {"columns": ["words", "label"]}}, ["data.columns", "'text'"]),
+        ({"task": {"labels": ["a", "a"]}}, ["task.labels", "twice"]),
+        ({"task": {"labels": ["a"]}}, ["task.labels", "at least two"]),
+        ({"task": {"labels": ["a", "b"], "out_of_scope": "c"}}, ["task.out_of_scope", "'c'"]),
+        ({"task": {"threshold": 0.5}}, ["task.threshold", "out_of_scope"]),
+        ({"method": {"name": "full"}, "export": {"merged": False}}, ["export.merged"]),
+        ({"export": {"merged": False, "banked": False}}, ["export", "nothing would be made"]),
+        ({"method": {"rank": 32}}, ["export.bank_rank", "16", "32"]),
+        ({"quantize": {"variants": ["int8"]}}, ["quantize.variants", "fp32"]),
+        ({"quantize": {"variants": ["fp32", "int3"]}}, ["quantize.variants", "int3"]),
+    ],
+)
+def test_each_mistake_is_named(tables, words):
+    message = refused(**tables)
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_key_is_named():
+    raw = copy.deepcopy(GOOD)
+    del raw["base"]["source"]
+    with pytest.raises(ConfigError, match="r: base: the key 'source' is missing"):
+        parse(raw, "r", {})
+
+
+def test_broken_files_are_told_apart(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no such recipe .edge-forge init"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = \n")
+    with pytest.raises(ConfigError, match=r"no valid TOML.*line 1"):
+        load(tmp_path / "bad.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "bytes.toml")
+
+
+@given(st.dictionaries(st.text(max_size=12), st.one_of(st.integers(), st.text(max_size=5), st.dictionaries(
+    st.text(max_size=8), st.one_of(st.none(), st.integers(), st.booleans(), st.lists(st.integers(), max_size=2)),
+    max_size=3)), max_size=4))  # fmt: skip
+def test_whatever_a_file_holds_the_answer_is_a_recipe_or_a_sentence(raw):
+    try:
+        parse({**GOOD, **raw}, "r", {})
+    except ConfigError as error:
+        assert str(error)
+
+
+def test_the_written_recipe_is_valid_and_names_every_key():
+    text = recipe_text("toy")
+    parse(recipes.tomllib.loads(text), "toy", {})
+    for section in recipes._sections():
+        for key in recipes._keys(section):
+            assert f"\n# {key} = " in text or f"\n{key} = " in text, f"{section}.{key}"
+    shown = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
+    parse({**recipes.tomllib.loads(shown), "data": {"train": "t"}, "task": {}}, "toy", {})
+
+
+@pytest.mark.parametrize("name", ["home-intents", "urgency", "sst2"])
+def test_the_shipped_recipes_are_valid(name):
+    assert load(MODELS / name / "recipe.toml", {}).name == name
+
+
+def test_every_key_is_documented():
+    page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
+    for section in recipes._sections():
+        for key in recipes._keys(section):
+            assert f"`{key}`" in page, f"{section}.{key}"
