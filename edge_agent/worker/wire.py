@@ -39,7 +39,7 @@ def unpack(body: bytes) -> Dict[str, Any]:
     """The message of a frame's body. Raises WorkerError when it is not a map."""
     try:
         message = _unpack(body)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise WorkerError("a frame is not msgpack: {}".format(error), "worker channel") from error
     if not isinstance(message, dict):
         raise WorkerError("a frame holds a {}, a map is needed".format(type(message).__name__), "worker channel")
@@ -77,9 +77,11 @@ class Channel:
             first = self._sock.recv(1)
         except (socket.timeout, BlockingIOError):
             return None
+        finally:
+            # Also after an empty poll: an answer larger than the socket's buffer must wait, not fail.
+            self._sock.settimeout(None)
         if not first:
             raise EOFError("the daemon closed the channel")
-        self._sock.settimeout(None)
         header = first + self._exactly(HEADER.size - 1)
         (length,) = HEADER.unpack(header)
         return unpack(self._exactly(check_length(length)))
