@@ -1,0 +1,165 @@
+"""A whole agent for tests: an echo model in a signed package, the real store, and the daemon as a real process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_agent.app.packages import install
+from edge_agent.backends.api import AdapterSource as Attached
+from edge_agent.backends.api import Done, Job, Limits
+from edge_agent.backends.echo import EchoBackend
+from edge_forge.packaging.build import base_descriptor, build
+from edge_forge.packaging.sources import AdapterSource, ModelSource, VariantSource
+from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release, safetensors_bytes
+
+LABELS = ("alpha", "beta", "gamma")
+READY_S = 30.0
+
+
+def echo_rows(adapter: str | None, options: Mapping[str, object]) -> list[dict[str, list[float]]]:
+    """What the echo backend puts out for the probe texts."""
+    session = EchoBackend().load({}, options)
+    if adapter is not None:
+        session.attach(Attached(adapter, "", BASE_ID))
+    session.submit(Job("probe", adapter, [list(text.encode()) for text in TEXTS], {}))
+    (event,) = session.step(Limits(64, 1))
+    assert isinstance(event, Done)
+    return [{name: rows[index] for name, rows in event.outputs.items()} for index in range(len(TEXTS))]
+
+
+def echo_probes(folder: Path, adapter: str | None, options: Mapping[str, object]) -> Path:
+    """Golden probes that the echo backend meets."""
+    rows = echo_rows(adapter, options)
+    entry: dict[str, object] = {"features": [row["features"] for row in rows], "features_tolerance": 1e-6}
+    if adapter is not None:
+        entry.update(logits=[row["logits"] for row in rows], logits_tolerance=1e-6, min_effect=1e-3)
+    path = folder / f"probes-{adapter or 'base'}.json"
+    path.write_text(json.dumps({"schema": 1, "texts": list(TEXTS), "expected": {"echo/fp32": entry}}))
+    return path
+
+
+def echo_package(folder: Path, name: str = "echo", counter: int = 1, **options: object) -> Path:
+    """A signed package of an echo model; `options` are the backend's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{name}-{counter}.onnx"
+    weights.write_bytes(onnx_bytes(f"{name}{counter}{sorted(options.items())}".encode() * 40))
+    settings = {"base_id": BASE_ID, "labels": len(LABELS), **options}
+    quick = {**settings, "delay_s": 0.0}
+    model = ModelSource(
+        name=name,
+        base_id=BASE_ID,
+        task={"kind": "classify", "labels": list(LABELS), "max_tokens": 64},
+        variants=[VariantSource(weights, "echo", "fp32", peak_bytes=1 << 20, accuracy=1.0, options=settings)],
+        probes=echo_probes(folder, None, quick),
+        licences=("Apache-2.0",),
+    )
+    out = folder / f"{name}-{counter}.tar"
+    return build(out, release(name, counter), model, [], None, [keys().release_key]).path
+
+
+def echo_adapter_package(folder: Path, base: Path, name: str, counter: int = 1) -> Path:
+    """A signed package of an echo adapter alone."""
+    weights = folder / f"{name}.safetensors"
+    shapes = {"layer.0.A": (4, 2), "layer.0.B": (2, 4), "head.weight": (4, len(LABELS)), "head.bias": (len(LABELS),)}
+    weights.write_bytes(safetensors_bytes(shapes, {"format": "edge-adapter/1", "base_id": BASE_ID, "rank": "2"}))
+    adapter = AdapterSource(
+        name=name,
+        base_id=BASE_ID,
+        weights=weights,
+        rank=2,
+        alpha=4.0,
+        targets=["layer.0"],
+        task={"kind": "classify", "labels": list(LABELS), "max_tokens": 64},
+        probes=echo_probes(folder, name, {"base_id": BASE_ID, "labels": len(LABELS)}),
+    )
+    subject = base_descriptor(base, BASE_ID)
+    return build(
+        folder / f"{name}-{counter}.tar", release(name, counter), None, [adapter], subject, [keys().release_key]
+    ).path
+
+
+@dataclass
+class AgentProcess:
+    """`edge-agent run` with its own folder. `start` returns when it is ready, as systemd would see it."""
+
+    folder: Path
+    port: int
+    device: str = "dev1"
+    extra: str = ""
+    backends: Sequence[str] = ("echo",)
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config = self.folder / "edge-agent.toml"
+        backends = ", ".join(f'"{name}"' for name in self.backends)
+        self.config.write_text(
+            f'[device]\nid = "{self.device}"\n[mqtt]\nhost = "127.0.0.1"\nport = {self.port}\n'
+            f'[store]\nstate_dir = "{self.folder / "state"}"\ntrust_root = "{keys().root_file}"\nreserve_bytes = 0\n'
+            f"[worker]\nbackends = [{backends}]\nquarantine_deaths = 0\nnice = 0\n"
+            f"[telemetry]\ninterval_s = 1.0\nheartbeat_s = 5.0\n{self.extra}\n"
+        )
+
+    def install(self, package: Path) -> None:
+        """Install a package by the function behind `edge-agent install`."""
+        install(self.config, package)
+
+    def start(self, **environment: str) -> None:
+        """Start the daemon and wait for READY=1."""
+        address = self.folder / "notify"
+        address.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, (self.folder / "log").open("ab") as log:
+            channel.bind(str(address))
+            channel.settimeout(READY_S)
+            command = [sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)]
+            env = {**os.environ, "NOTIFY_SOCKET": str(address), **environment}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+            try:
+                while b"READY=1" not in channel.recv(4096):
+                    pass
+            except TimeoutError:
+                raise AssertionError(f"the daemon did not get ready: {self.log}") from None
+
+    @property
+    def log(self) -> str:
+        """What the daemon has said."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    def workers(self) -> list[int]:
+        """The process ids of its children."""
+        text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in text.split()]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        self.process = None
+        return code
+
+
+@contextlib.contextmanager
+def running(agent: AgentProcess) -> Iterator[AgentProcess]:
+    """An agent for the length of a block."""
+    agent.start()
+    try:
+        yield agent
+    finally:
+        if agent.process is not None:
+            agent.stop(signal.SIGKILL)
