@@ -1,0 +1,350 @@
+"""Bytes to requests or refusals: each way to be wrong has its status word and its sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edge_agent.base import limits
+from edge_agent.protocol.decode import (
+    Bounds,
+    Cancel,
+    Command,
+    Refusal,
+    Request,
+    decode,
+    decode_cancel,
+    decode_command,
+    decode_request,
+)
+from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.messages import AdapterOrder, InstallOrder, ModelOrder
+from edge_agent.protocol.topics import Topics
+
+TOPICS = Topics("edge/v1", "pi")
+REPLY = TOPICS.client_reply("app", "1")
+NOW_S = 1000.0
+
+
+def message(body: object, topic: str = TOPICS.infer("minilm"), **more: Any) -> Inbound:
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Inbound(topic, payload, **({"response_topic": REPLY, "correlation": b"id-1"} | more))
+
+
+def request(body: object, **more: Any) -> Request | Refusal:
+    return decode_request(message(body, **more), topics=TOPICS, now_s=NOW_S)
+
+
+def accepted(body: object, **more: Any) -> Request:
+    taken = request(body, **more)
+    assert isinstance(taken, Request), taken
+    return taken
+
+
+def refused(body: object, **more: Any) -> Refusal:
+    taken = request(body, **more)
+    assert isinstance(taken, Refusal), taken
+    return taken
+
+
+def test_a_request_of_mqtt_5() -> None:
+    body = {"text": "hi", "adapter": "home-intents", "priority": 0, "params": {"top_k": 3}}
+    taken = accepted(body, expiry_s=3.0, content_type="application/json", received_s=999.5)
+    assert (taken.id, taken.client, taken.model, taken.adapter) == ("id-1", "app", "minilm", "home-intents")
+    assert (taken.texts, taken.single, taken.priority, taken.params) == (("hi",), True, 0, {"top_k": 3})
+    assert (taken.received_s, taken.deadline_s) == (999.5, 1002.5)
+    assert (taken.reply_topic, taken.correlation, taken.protocol) == (REPLY, b"id-1", "v5")
+
+
+def test_a_request_of_mqtt_3() -> None:
+    body = {"texts": ["a", "b"], "id": "7", "reply_to": "edge/v1/pi/reply/app", "deadline_s": 0.25}
+    taken = accepted(body, response_topic=None, correlation=None)
+    assert (taken.id, taken.client, taken.texts, taken.single) == ("7", "~app", ("a", "b"), False)
+    assert (taken.deadline_s, taken.reply_topic, taken.correlation) == (1000.25, "edge/v1/pi/reply/app", None)
+    assert (taken.protocol, taken.priority) == ("v311", limits.PRIORITY_DEFAULT)
+
+
+def test_a_request_through_a_pool() -> None:
+    topics = Topics("edge/v1", "pi", pools=("hall",))
+    taken = decode(message({"text": "x"}, "edge/v1/pool/hall/infer/m"), topics=topics, now_s=NOW_S)
+    assert isinstance(taken, Request)
+    assert (taken.model, taken.pool) == ("m", "hall")
+
+
+@pytest.mark.parametrize(
+    ("expiry_s", "asked", "deadline_s"),
+    [
+        (None, None, NOW_S + limits.DEADLINE_DEFAULT_S),
+        (5.0, None, NOW_S + 5),
+        (5.0, 0.5, NOW_S + 0.5),
+        (1.0, 9, NOW_S + 1),
+        (1e9, None, NOW_S + limits.DEADLINE_MAX_S),
+        (None, 1e9, NOW_S + limits.DEADLINE_MAX_S),
+    ],
+)
+def test_the_earlier_deadline_holds(expiry_s: float | None, asked: float | None, deadline_s: float) -> None:
+    body = {"text": "x"} | ({} if asked is None else {"deadline_s": asked})
+    assert accepted(body, expiry_s=expiry_s).deadline_s == deadline_s
+
+
+@pytest.mark.parametrize(
+    ("correlation", "request_id"),
+    [(b"abc-1", "abc-1"), (b"\x00\xff", "00ff"), (b"a b", "612062"), ("ü".encode(), "c3bc")],
+)
+def test_correlation_data_becomes_the_id(correlation: bytes, request_id: str) -> None:
+    assert accepted({"text": "x"}, correlation=correlation).id == request_id
+
+
+def test_an_id_in_the_body_is_what_the_client_will_look_for() -> None:
+    assert accepted({"text": "x", "id": "mine"}).id == "mine"
+
+
+def test_requests_without_an_id_are_told_apart_by_their_arrival() -> None:
+    first, second = (accepted({"text": "x"}, correlation=None, received_s=at).id for at in (999.0, 999.5))
+    assert first != second
+    assert first.startswith("anon-")
+
+
+LONG = "x" * (limits.TEXT_BYTES + 1)
+MANY = ["x"] * (limits.TEXTS_PER_REQUEST + 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"", 400, "not JSON"),
+        (b"{", 400, "not JSON"),
+        (b'{"text":"x"} ', 200, ""),
+        (b'{"text":"x"}x', 400, "not JSON"),
+        (b'{"text":"\xff"}', 400, "not UTF-8 (byte 9)"),
+        (b'\xef\xbb\xbf{"text":"x"}', 400, "not JSON"),
+        (b'{"text":"\\ud800"}', 400, "not JSON"),
+        (b'{"text":NaN}', 400, "not JSON"),
+        (b"[" * 100, 400, "nests deeper than 16"),
+        (b'{"params":' + b'{"a":' * 50_000, 413, "128.0 KiB"),
+        (b'{"params":' + b'{"a":' * 2_000, 400, "nests deeper"),
+        (b'{"text":"' + b"[" * 100 + b'"}', 200, ""),
+        (b'{"text":"a","text":"b"}', 400, "key text stands twice"),
+        (b'{"text":"a","te\\u0078t":"b"}', 400, "key text stands twice"),
+        (b'{"text":"a","params":{"k":1,"k":2}}', 400, "key k stands twice"),
+        (b'{"text":"\\"text\\":","id":"text"}', 200, ""),
+        ([], 422, "Expected `object`"),
+        ({}, 422, "here: none"),
+        ({"text": "x", "texts": ["x"]}, 422, "here: text, texts"),
+        ({"text": None}, 422, "$.text"),
+        ({"text": 1}, 422, "Expected `str`, got `int` - at `$.text`"),
+        ({"texts": "x"}, 422, "$.texts"),
+        ({"texts": ["x", 1]}, 422, "$.texts[1]"),
+        ({"texts": []}, 422, "texts: the list is empty"),
+        ({"text": ""}, 422, "text: the text is empty"),
+        ({"text": " \n\t"}, 422, "text: the text is empty"),
+        ({"texts": ["x", " "]}, 422, "texts[1]: the text is empty"),
+        ({"texts": MANY}, 413, "texts: 65 texts, at most 64"),
+        ({"text": LONG}, 413, "text: longer than 32.0 KiB"),
+        ({"text": "ä" * (limits.TEXT_BYTES // 2 + 1)}, 413, "text: longer than 32.0 KiB"),
+        ({"prompt": "x"}, 422, "prompt: no generating model"),
+        ({"messages": [{"role": "user", "content": "x"}]}, 422, "messages: no generating model"),
+        ({"messages": [{"role": "root", "content": "x"}]}, 422, "root"),
+        ({"text": "x", "colour": 1}, 422, "colour"),
+        ({"text": "x", "priority": 10}, 422, "priority: 10 is not in 0..9"),
+        ({"text": "x", "priority": -1}, 422, "priority: -1"),
+        ({"text": "x", "priority": True}, 422, "$.priority"),
+        ({"text": "x", "priority": "high"}, 422, "$.priority"),
+        ({"text": "x", "adapter": 1}, 422, "$.adapter"),
+        ({"text": "x", "adapter": "../x"}, 404, "no such adapter: ../x"),
+        ({"text": "x", "params": []}, 422, "$.params"),
+        ({"text": "x", "params": {"Top K": 1}}, 422, "Top K is not a parameter name"),
+        ({"text": "x", "params": {"top_k": None}}, 422, "params.top_k"),
+        ({"text": "x", "params": {f"p{n}": 1 for n in range(17)}}, 422, "17 parameters"),
+        ({"text": "x", "params": {"stop": ["x"] * 33}}, 422, "params.stop"),
+        (b'{"text":"x","params":{"seed":' + b"9" * 40 + b"}}", 422, "params.seed"),
+        (b'{"text":"x","params":{"t":1e999}}', 422, "out of range"),
+        ({"text": "x", "deadline_s": -1}, 422, "deadline_s"),
+        ({"text": "x", "deadline_s": "soon"}, 422, "$.deadline_s"),
+        ({"text": "x", "deadline_s": 0}, 408, "deadline passed"),
+        ({"text": "x", "id": ""}, 422, "id: 1 to 128 bytes"),
+        ({"text": "x", "id": "x" * 129}, 422, "id: 1 to 128 bytes"),
+        ({"text": "x", "id": 7}, 422, "$.id"),
+    ],
+)
+def test_a_body_that_is_wrong_is_refused_in_words(body: object, status: int, word: str) -> None:
+    if status == 200:
+        accepted(body)
+        return
+    refusal = refused(body)
+    assert (refusal.status, refusal.event) == (status, None)
+    assert word in refusal.reason
+    assert refusal.reply is not None
+    assert (refusal.reply.topic, refusal.reply.correlation) == (REPLY, b"id-1")
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "word"),
+    [
+        ({"content_type": "text/plain"}, 415, "text/plain is not application/json"),
+        ({"content_type": "x" * 1000}, 415, "..."),
+        ({"content_type": "Application/JSON; charset=utf-8"}, 200, ""),
+        ({"expiry_s": 0.0}, 408, "had expired"),
+        ({"expiry_s": 2.0, "received_s": NOW_S - 3}, 408, "deadline passed"),
+        ({"correlation": b"x" * 129}, 400, "correlation data is longer than 128"),
+        ({"topic": TOPICS.infer("no model!")}, 404, "no such model: no model!"),
+        ({"topic": TOPICS.infer("x" * 65)}, 404, "no such model"),
+    ],
+)
+def test_properties_that_are_wrong_are_refused_in_words(more: dict[str, Any], status: int, word: str) -> None:
+    if status == 200:
+        accepted({"text": "x"}, **more)
+        return
+    refusal = refused({"text": "x"}, **more)
+    assert refusal.status == status
+    assert word in refusal.reason
+    assert refusal.reply is not None
+
+
+def test_without_a_reply_topic_there_is_an_event_and_no_answer() -> None:
+    refusal = refused({"text": "x"}, response_topic=None)
+    assert (refusal.reply, refusal.event) == (None, "request-unanswerable")
+
+
+@pytest.mark.parametrize("topic", ["edge/v1/other/reply", "edge/v1/client/+/reply", "$SYS/x", "edge/v1/pi/cmd/remove"])
+@pytest.mark.parametrize("form", ["v5", "v311"])
+def test_a_reply_topic_outside_the_list_gets_an_event_and_no_answer(topic: str, form: str) -> None:
+    if form == "v5":
+        refusal = refused({"text": "x"}, response_topic=topic)
+    else:
+        refusal = refused({"text": "x", "reply_to": topic}, response_topic=None)
+    assert (refusal.reply, refusal.event) == (None, "reply-denied")
+    assert topic not in refusal.reason
+
+
+def test_a_refusal_reaches_an_old_client_too() -> None:
+    refusal = refused({"text": "x", "colour": 1, "id": "7", "reply_to": REPLY}, response_topic=None)
+    assert refusal.reply is not None
+    assert (refusal.reply.topic, refusal.reply.request_id, refusal.status) == (REPLY, "7", 422)
+
+
+@pytest.mark.parametrize("topic", [TOPICS.infer("m"), TOPICS.cancel, TOPICS.command("rollback")])
+def test_retained_messages_are_dropped_with_an_event(topic: str) -> None:
+    for payload, event in ((b'{"text":"x"}', "retained-dropped"), (b"", None)):
+        refusal = decode(Inbound(topic, payload, retained=True, response_topic=REPLY), topics=TOPICS, now_s=NOW_S)
+        assert isinstance(refusal, Refusal)
+        assert (refusal.reply, refusal.event) == (None, event)
+
+
+def test_remote_text_is_cut_short() -> None:
+    refusal = refused({"text": "x", "y" * 5000: 1})
+    assert len(refusal.reason) <= 200
+    assert refusal.reason.endswith("...")
+
+
+def test_lower_bounds_hold() -> None:
+    bounds = Bounds(message_bytes=64, texts=1, text_bytes=4, deadline_default_s=2.0)
+    small = decode_request(message({"text": "abcd"}), topics=TOPICS, now_s=NOW_S, bounds=bounds)
+    assert isinstance(small, Request)
+    assert small.deadline_s == NOW_S + 2
+    for body in ({"text": "abcde"}, {"texts": ["a", "b"]}, {"text": "x" * 100}):
+        large = decode_request(message(body), topics=TOPICS, now_s=NOW_S, bounds=bounds)
+        assert isinstance(large, Refusal)
+        assert large.status == 413
+
+
+def test_cancel_by_id_or_by_correlation() -> None:
+    by_id = decode_cancel(message({"id": "7", "reply_to": REPLY}, TOPICS.cancel, response_topic=None), topics=TOPICS)
+    assert isinstance(by_id, Cancel)
+    assert (by_id.id, by_id.client) == ("7", "app")
+    bare = decode_cancel(message(b"", TOPICS.cancel), topics=TOPICS)
+    assert isinstance(bare, Cancel)
+    assert (bare.id, bare.client) == ("id-1", "app")
+    nobody = decode_cancel(Inbound(TOPICS.cancel, b'{"id":"7"}'), topics=TOPICS)
+    assert nobody == Cancel("7", None, None)
+    nameless = decode_cancel(Inbound(TOPICS.cancel, b"{}"), topics=TOPICS)
+    assert isinstance(nameless, Refusal)
+    assert (nameless.status, nameless.event) == (422, "request-unanswerable")
+
+
+def test_commands_carry_their_own_bodies() -> None:
+    def command(name: str, body: object, **more: Any) -> Command | Refusal:
+        return decode_command(message(body, TOPICS.command(name), **more), topics=TOPICS, now_s=NOW_S)
+
+    install = command("install", {"package": "x.tar"})
+    assert isinstance(install, Command)
+    assert (install.name, install.id, install.body) == ("install", "id-1", InstallOrder(package="x.tar"))
+    attach = command("attach", {"model": "m", "adapter": "a", "deadline_s": 5}, response_topic=None)
+    assert isinstance(attach, Command)
+    assert (attach.reply, attach.deadline_s) == (None, NOW_S + 5)
+    assert isinstance(attach.body, AdapterOrder)
+    load = command("load", {"model": "m"})
+    assert isinstance(load, Command)
+    assert isinstance(load.body, ModelOrder)
+    assert isinstance(command("diag", b""), Command)
+    for name, body, status in (
+        ("selfdestruct", {}, 404),
+        ("load", {}, 422),
+        ("load", {"model": "m", "force": True}, 422),
+        ("load", {"model": "../m"}, 404),
+        ("attach", {"model": "m"}, 422),
+        ("load", b"", 422),
+    ):
+        refusal = command(name, body)
+        assert isinstance(refusal, Refusal)
+        assert refusal.status == status
+    denied = command("load", {"model": "m"}, response_topic="edge/v1/pi/cmd/remove")
+    assert isinstance(denied, Refusal)
+    assert denied.event == "reply-denied"
+
+
+def test_other_topics_are_none_of_our_business() -> None:
+    assert decode(Inbound(TOPICS.desired, b"{}"), topics=TOPICS, now_s=NOW_S) is None
+    assert decode(Inbound("x", b"{}"), topics=TOPICS, now_s=NOW_S) is None
+    foreign = decode_request(Inbound("x", b"{}"), topics=TOPICS, now_s=NOW_S)
+    assert isinstance(foreign, Refusal)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["text", "texts", "prompt", "adapter", "priority", "params", "id", "reply_to", "deadline_s", "x"]),
+    JSON,
+)
+TARGETS = st.sampled_from([TOPICS.infer("m"), TOPICS.infer("ü"), TOPICS.cancel, TOPICS.command("attach"), "x", ""])
+
+
+@given(
+    topic=TARGETS,
+    payload=st.binary()
+    | JSON.map(lambda body: json.dumps(body).encode())
+    | FIELDS.map(lambda b: json.dumps(b).encode()),
+    response=st.none() | st.text() | st.just(REPLY),
+    correlation=st.none() | st.binary(max_size=200),
+    expiry_s=st.none() | st.integers(0, 2**32 - 1).map(float),
+    retained=st.booleans(),
+)
+@example(TOPICS.infer("m"), b'{"a":' * 30_000, REPLY, None, None, False)
+@example(TOPICS.infer("m"), b'"' * 1000, REPLY, None, None, False)
+@example(TOPICS.infer("m"), b"\\" * 1000, REPLY, None, None, False)
+def test_nothing_that_arrives_raises(
+    topic: str, payload: bytes, response: str | None, correlation: bytes | None, expiry_s: float | None, retained: bool
+) -> None:
+    inbound = Inbound(
+        topic,
+        payload,
+        response_topic=response,
+        correlation=correlation,
+        expiry_s=expiry_s,
+        retained=retained,
+    )
+    taken = decode(inbound, topics=TOPICS, now_s=NOW_S)
+    assert taken is None or isinstance(taken, Request | Cancel | Command | Refusal)
+    if isinstance(taken, Refusal):
+        assert taken.reason
+        assert len(taken.reason) < 300
+        assert taken.reason.isprintable()
+    if isinstance(taken, Request):
+        assert taken.deadline_s > NOW_S
+        assert taken.texts
