@@ -98,12 +98,19 @@ def check_weights(package: Package, contents: Contents) -> tuple[Descriptor, ...
         if name not in package:
             absent.append(found)
             continue
-        running = hashlib.sha256()
-        for chunk in package.stream(name):
-            running.update(chunk)
-        if "sha256:" + running.hexdigest() != found.digest:
-            raise PackageError("its SHA-256 is not its name: damaged or exchanged", f"blob {found.digest[7:19]}")
+        check_blob(package, found.digest)
     return tuple(absent)
+
+
+def check_blob(package: Package, digest: str) -> None:
+    """Hash a blob of the package. Raises PackageError when it is not what its name says."""
+    running = hashlib.sha256()
+    for chunk in package.stream(blob_name(digest)):
+        running.update(chunk)
+    if "sha256:" + running.hexdigest() != digest:
+        raise PackageError(
+            "its SHA-256 is not its name: damaged or exchanged", f"blob {digest[7:19]}", "fetch the package again"
+        )
 
 
 def load_trust(path: Path) -> Trust:

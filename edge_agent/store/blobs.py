@@ -14,6 +14,7 @@ from edge_agent.bundle.contents import check_bytes
 from edge_agent.bundle.jsonio import check_size
 from edge_agent.bundle.layout import CHUNK, Package, blob_name
 from edge_agent.bundle.manifest import Descriptor
+from edge_agent.bundle.verify import check_blob
 from edge_agent.store.disk import sync_folder
 from edge_agent.store.points import At
 
@@ -77,9 +78,11 @@ class Blobs:
         Raises PackageError when it is damaged, not what its name says, or nowhere to be had.
         """
         found = wanted.descriptor
-        if self.intact(found):
-            return False
         name = blob_name(found.digest)
+        if self.intact(found):
+            if name in package:
+                check_blob(package, found.digest)
+            return False
         where = f"{wanted.name} (blob {found.digest[7:19]})"
         if name not in package:
             raise PackageError(

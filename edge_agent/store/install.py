@@ -12,10 +12,11 @@ from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle import statement
+from edge_agent.bundle.adapterfile import check_adapter
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.layout import Package, open_package
 from edge_agent.bundle.trust import Trust
-from edge_agent.bundle.verify import Verified, read_package, read_release
+from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.disk import replace_file
 from edge_agent.store.journal import Committed, Journal, ModelRecord, Record
@@ -65,6 +66,9 @@ class Installer:
             self._check_room(package, steps)
             self._at("verified")
             written = self._stage(package, steps)
+            for item in contents.adapters:
+                check_adapter(self._blobs.path(item.weight.digest), item.config)
+            self._at("staged")
         changes = [change for change in steps.changes if not _already(change, record)]
         trials = self._try(changes, verified.release.index.digest)
         if changes:
@@ -137,8 +141,10 @@ class Installer:
                 written += one.descriptor.size
             done += one.descriptor.size
             self._progress("staging", done, total)
+        # What this device does not keep is read all the same: a package with a damaged part is not taken in part.
+        for digest in set(package.blobs()) - {one.descriptor.digest for one in steps.wanted}:
+            check_blob(package, digest)
         self._blobs.sync()
-        self._at("staged")
         return written
 
     def _try(self, changes: list[Change], package: str) -> tuple[tuple[Change, Trial], ...]:
