@@ -43,7 +43,6 @@ def test_method_and_preset_may_come_from_the_values():
         ({"epochs": 2.5}, "epochs = 2.5 must be a number"),
         ({"epochs": True}, "epochs = True must be a number"),
         ({"epochs": 0}, "epochs = 0 must be from 1"),
-        ({"batch_size": 32, "micro_batch_size": 5}, "micro_batch_size = 5 does not divide batch_size = 32"),
         ({"targets": []}, "targets is empty"),
         ({"targets": [1]}, "targets = .* must be a list of strings"),
         ({"use_rslora": 1}, "use_rslora = 1 must be true or false"),

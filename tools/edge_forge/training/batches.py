@@ -69,3 +69,21 @@ class LengthBatches(Sampler[int]):
         full = [batch for batch in batches if len(batch) == self.batch_size]
         random.shuffle(full)
         return iter([int(row) for batch in (*full, *ragged) for row in batch])
+
+
+def split(batch: dict[str, torch.Tensor], tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The rows of a batch in parts of at most `tokens` padded tokens (or one row), each cut to its own longest row.
+
+    Rows are expected in order of length, as `LengthBatches` gives them; in any other order parts hold more padding.
+    """
+    sizes = batch["attention_mask"].sum(dim=1).tolist()
+    start = 0
+    while start < len(sizes):
+        end, longest = start + 1, int(sizes[start])
+        while end < len(sizes) and max(longest, int(sizes[end])) * (end + 1 - start) <= tokens:
+            longest = max(longest, int(sizes[end]))
+            end += 1
+        yield {
+            name: value[start:end] if value.ndim == 1 else value[start:end, :longest] for name, value in batch.items()
+        }
+        start = end

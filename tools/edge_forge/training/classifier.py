@@ -21,6 +21,9 @@ class SequenceClassifier(nn.Module):
     `class_weight` [labels] has mean 1 over the training rows, so micro-batches add up to the batch's loss.
     """
 
+    # Trainer would otherwise hand its row count to any forward that takes **inputs, and not scale summed micro-batches.
+    accepts_loss_kwargs = False
+
     def __init__(self, encoder: Any, hidden: int, labels: int) -> None:
         super().__init__()
         self.encoder = encoder

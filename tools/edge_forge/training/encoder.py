@@ -171,3 +171,6 @@ def cut_below(encoder: Encoder, first_layer: int) -> None:
     holder = encoder.model.get_submodule(encoder.path)
     for index in range(first_layer):
         holder[index] = _Through()
+    for parameter in encoder.model.parameters():
+        # The weights are mapped from one file; copies of the few that stay let go of all of it.
+        parameter.data = parameter.data.clone()

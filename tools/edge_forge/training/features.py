@@ -21,7 +21,7 @@ from edge_forge.training.encoder import Encoder, run_below
 
 # Beyond this the kept states go to a file: memory is what LoRA is chosen for.
 KEEP_IN_MEMORY_BYTES = 32 << 20
-_PREFIX_TOKENS = 2048
+_PREFIX_TOKENS = 1024
 # float16 holds 11 bits; beyond this magnitude its steps exceed 1/16 and float32 is kept instead.
 _HALF_LIMIT = 128.0
 

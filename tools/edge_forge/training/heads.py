@@ -10,7 +10,7 @@ from edge_forge.training.batches import RowDataset, collate
 from edge_forge.training.classifier import SequenceClassifier
 from edge_forge.training.features import by_length
 
-_TOKENS_PER_BATCH = 2048
+_TOKENS_PER_BATCH = 1024
 # Share of the spherical covariance mixed into the measured one: few rows give a singular one.
 _SHRINKAGE = 0.1
 

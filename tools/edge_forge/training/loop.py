@@ -8,6 +8,7 @@ Trainer drives everything else, so `accelerate launch` works unchanged.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from edge_forge.metrics import evaluate
-from edge_forge.training.batches import LengthBatches, RowDataset, collate
+from edge_forge.training.batches import LengthBatches, RowDataset, collate, split
 from edge_forge.training.settings import TrainSettings
 
-_EVALUATION_ROWS = 64
+_EVALUATION_TOKENS = 1024
 
 
 class Average:
@@ -82,10 +83,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a step is computed: rows at once, steps summed up, precision, and a folder for working files."""
+    """How a step is computed: padded tokens at once, precision, and a folder for working files."""
 
-    micro_batch_size: int
-    accumulation: int
+    micro_batch_tokens: int
     bf16: bool
     folder: Path
 
@@ -114,7 +114,8 @@ class ForgeTrainer(Trainer):
     def __init__(
         self, model: nn.Module, settings: TrainSettings, parts: tuple[RowDataset, RowDataset], plan: StepPlan
     ) -> None:
-        arguments = _arguments(settings, plan)
+        longest = int(parts[1].rows.lengths.max())
+        arguments = _arguments(settings, plan, max(1, _EVALUATION_TOKENS // longest))
         super().__init__(
             model=model,
             args=arguments,
@@ -126,6 +127,7 @@ class ForgeTrainer(Trainer):
         self.settings = settings
         self.classifier = model
         self._rows = parts[0].rows
+        self._tokens_at_once = plan.micro_batch_tokens
         self.average = Average(model, settings.average_decay)
         self.curves = Curves()
         self._best_path = plan.folder / "best.safetensors"
@@ -139,8 +141,29 @@ class ForgeTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self._rows if train_dataset is None else train_dataset.rows
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        size = self.args.train_batch_size * self.args.world_size
         return LengthBatches(rows.lengths, size, self.settings.seed)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Any = None,  # noqa: ARG002 - Trainer's name
+    ) -> torch.Tensor:
+        """Forward and backward of one batch, a part of it at a time; returns the batch's mean loss.
+
+        Parts are bounded by tokens and not, as in Trainer, by a fixed number of rows: short rows run in one piece and
+        long ones do not set the peak of memory.
+        """
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        loss = torch.zeros((), device=batch["labels"].device)
+        for part in split(batch, self._tokens_at_once):
+            with self.compute_loss_context_manager():
+                share = model(**part)["loss"] * (len(part["labels"]) / len(batch["labels"]))
+            self.accelerator.backward(share)
+            loss += share.detach()
+        return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:  # noqa: ARG002 - Trainer's name
         """AdamW or SGD over the trained parameters only: decay on matrices, LoRA+ on B, the head's own step size."""
@@ -197,13 +220,12 @@ def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str
     return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
-def _arguments(settings: TrainSettings, plan: StepPlan) -> TrainingArguments:
+def _arguments(settings: TrainSettings, plan: StepPlan, evaluation_rows: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(plan.folder / "trainer"),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=plan.micro_batch_size,
-        per_device_eval_batch_size=_EVALUATION_ROWS,
-        gradient_accumulation_steps=plan.accumulation,
+        per_device_train_batch_size=max(1, settings.batch_size // int(os.environ.get("WORLD_SIZE", "1"))),
+        per_device_eval_batch_size=evaluation_rows,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         warmup_steps=settings.warmup_fraction,

@@ -16,7 +16,7 @@ from edge_forge.training.encoder import open_encoder
 from edge_forge.training.features import by_length, encode, padded
 from edge_forge.training.outputs import load_head
 
-_TOKENS_PER_BATCH = 2048
+_TOKENS_PER_BATCH = 1024
 
 
 def predict(

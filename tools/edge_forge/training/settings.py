@@ -35,8 +35,9 @@ class TrainSettings:
     epochs: int = 5
     # Rows per optimiser step.
     batch_size: int = 32
-    # Rows held in memory at once; 0 lets the measurement at start choose a divisor of batch_size.
-    micro_batch_size: int = 0
+    # Padded tokens computed at once: a longer batch is split and its gradients summed, which changes nothing but memory
+    # and time. 0 lets the measurement at start choose.
+    micro_batch_tokens: int = 0
     optimizer: str = "adamw"
     schedule: str = "cosine"
     # Share of all steps over which the step size rises from 0.
@@ -100,7 +101,7 @@ _RANGES: Mapping[str, _Check] = {
     "head_learning_rate_ratio": _ABOVE_0,
     "epochs": (lambda value: 1 <= value <= 1000, "from 1 to 1000"),
     "batch_size": (lambda value: 1 <= value <= 4096, "from 1 to 4096"),
-    "micro_batch_size": _AT_LEAST_0,
+    "micro_batch_tokens": _AT_LEAST_0,
     "warmup_fraction": _SHARE,
     "weight_decay": _AT_LEAST_0,
     "label_smoothing": _SHARE,
@@ -144,12 +145,6 @@ def check(settings: TrainSettings, where: str) -> None:
         value = getattr(settings, key)
         if not holds(value):
             raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
-    if settings.micro_batch_size and settings.batch_size % settings.micro_batch_size:
-        raise ConfigError(
-            f"micro_batch_size = {settings.micro_batch_size} does not divide batch_size = {settings.batch_size}",
-            where,
-            "choose a divisor, or 0 to let the measurement choose",
-        )
     if not settings.targets:
         raise ConfigError("targets is empty", where, 'name at least one, for example targets = ["attention"]')
     if settings.use_dora:
