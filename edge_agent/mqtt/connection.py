@@ -8,6 +8,7 @@ TCP connect and TLS handshake block; they run in a thread that ends with them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 import threading
@@ -77,6 +78,7 @@ class Connection:
         self._flush_planned = False
         self._dropped = False
         self._unwritten = 0
+        self._ear = packets.ErrorEar()
         self._client = self._make_client(will)
 
     @property
@@ -240,7 +242,7 @@ class Connection:
         if flags.is_disconnect_packet_from_server:
             self._lost(reasons.from_code(code.value, code.getName()))
         else:
-            self._lost(Reason("transient", f"{self._where}: the connection broke", silent=True))
+            self._lost(reasons.from_silence(self._where, self._ear.last))
 
     def _on_publish_packet(self, flags: int, body: bytes) -> None:
         topic, mid, said, payload = packets.read_publish(flags, body, self.version)
@@ -303,6 +305,7 @@ class Connection:
 
     def _make_client(self, will: Outbound | None) -> packets.FastClient:
         client = packets.make_client(self._options, self.version, will)
+        client.enable_logger(cast("logging.Logger", self._ear))
         client.on_socket_open = self._on_socket_open
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_want_write

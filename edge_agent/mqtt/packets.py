@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import struct
 from collections.abc import Callable, Sequence
@@ -41,6 +42,18 @@ class FastClient(Client):
         packet = self._in_packet
         self.on_publish_packet(packet["command"], bytes(packet["packet"]))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
+class ErrorEar:
+    """Stands where paho wants a logger and keeps its last error: only there does it say what a socket said."""
+
+    def __init__(self) -> None:
+        self.last: str | None = None
+
+    def log(self, level: int, text: str, *args: object) -> None:
+        """See `logging.Logger.log`."""
+        if level >= logging.ERROR:
+            self.last = (text % args)[:200]
 
 
 def make_client(options: MqttOptions, version: int, will: Outbound | None) -> FastClient:
@@ -162,6 +175,9 @@ def _will_properties(will: Outbound) -> Properties:
 
 
 def _tls_context(tls: TlsOptions) -> ssl.SSLContext:
+    for path in filter(None, (tls.ca_file, tls.cert_file, tls.key_file)):
+        # The ssl module does not say which file it cannot read.
+        Path(path).open("rb").close()
     context = ssl.create_default_context(cafile=tls.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.cert_file is not None:

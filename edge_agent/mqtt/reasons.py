@@ -58,14 +58,31 @@ def from_code(code: int, name: str) -> Reason:
 def from_error(error: OSError | ValueError, where: str) -> Reason:
     """An error of the operating system or of TLS on the way to `where` (host:port)."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        text = f"{where}: the broker's certificate is not trusted: {error.verify_message}"
+        why = getattr(error, "verify_message", None) or error
+        text = f"{where}: the broker's certificate is not trusted: {why}"
         return Reason("permanent", text, "check mqtt.tls.ca_file and the host name in the certificate")
     if isinstance(error, ssl.SSLError):
-        return Reason("permanent", f"{where}: TLS failed: {error.reason or error}", "check port and mqtt.tls")
+        why = getattr(error, "reason", None) or error
+        return Reason("permanent", f"{where}: TLS failed: {why}", "check mqtt.port and mqtt.tls")
     if isinstance(error, socket.gaierror):
         return Reason("transient", f"{where}: the name cannot be resolved", "check mqtt.host and the network")
     if isinstance(error, ConnectionRefusedError):
         return Reason("transient", f"{where}: nothing listens there", "start the broker or check mqtt.port")
     if isinstance(error, TimeoutError):
         return Reason("transient", f"{where}: no answer", "check the network and the firewall")
+    if isinstance(error, OSError) and error.filename is not None:
+        return Reason("permanent", f"cannot read {error.filename}: {error.strerror}", "check its path and its owner")
     return Reason("transient", f"{where}: {getattr(error, 'strerror', None) or error}")
+
+
+def from_silence(where: str, last_error: str | None) -> Reason:
+    """The connection broke without a word of MQTT; `last_error` is what the socket said, if anything.
+
+    With TLS 1.3 a broker refuses our certificate only after the handshake, so it shows up here.
+    """
+    if last_error is None:
+        return Reason("transient", f"{where}: the connection broke", silent=True)
+    if "ALERT" in last_error and "CERT" in last_error:
+        text = f"{where}: the broker refuses our certificate: {last_error}"
+        return Reason("permanent", text, "check mqtt.tls.cert_file, and which authorities the broker trusts")
+    return Reason("transient", f"{where}: the connection broke: {last_error}", silent=True)

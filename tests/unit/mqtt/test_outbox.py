@@ -1,0 +1,121 @@
+"""What waits to be sent: order, bounds, expiry, latest-wins."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.mqtt.outbox import STATES, Outbox
+from edge_agent.protocol.envelope import Outbound
+
+
+def reply(name: str, expiry_s: float | None = None, qos: int = 1, size: int = 1) -> Outbound:
+    return Outbound(name, b"x" * size, qos=qos, expiry_s=expiry_s)
+
+
+def state(name: str, body: bytes = b"x", qos: int = 1) -> Outbound:
+    return Outbound(name, body, qos=qos, retain=True, keep="latest")
+
+
+def drain(box: Outbox, now_s: float = 0.0, qos1: bool = True) -> list[Outbound]:
+    taken = []
+    while (item := box.take(now_s, qos1)) is not None:
+        taken.append(item.fresh(now_s))
+    return taken
+
+
+def test_replies_keep_their_order() -> None:
+    box = Outbox()
+    assert all(box.put(reply(str(n)), 0.0) for n in range(5))
+    assert [one.topic for one in drain(box)] == ["0", "1", "2", "3", "4"]
+    assert len(box) == 0
+
+
+def test_of_a_state_only_the_latest_is_sent() -> None:
+    box = Outbox()
+    for body in (b"1", b"2", b"3"):
+        assert box.put(state("telemetry", body), 0.0)
+    assert [one.payload for one in drain(box)] == [b"3"]
+
+
+def test_what_expired_is_not_sent_and_the_rest_says_what_is_left() -> None:
+    box = Outbox()
+    box.put(reply("late", expiry_s=5.0), 0.0)
+    box.put(reply("soon", expiry_s=9.0), 0.0)
+    box.put(reply("ever"), 0.0)
+    sent = drain(box, now_s=6.5)
+    assert [(one.topic, one.expiry_s) for one in sent] == [("soon", 3.0), ("ever", None)]
+    assert box.expired == 1
+
+
+def test_a_full_window_lets_only_qos_0_pass() -> None:
+    box = Outbox()
+    box.put(state("status"), 0.0)
+    box.put(state("telemetry", qos=0), 0.0)
+    box.put(reply("a", qos=0), 0.0)
+    box.put(reply("b"), 0.0)
+    assert [one.topic for one in drain(box, qos1=False)] == ["telemetry", "a"]
+    assert [one.topic for one in drain(box)] == ["status", "b"]
+
+
+def test_it_is_bounded_by_number_and_by_bytes() -> None:
+    box = Outbox(max_messages=3, max_bytes=100)
+    assert all(box.put(reply(str(n)), 0.0) for n in range(3))
+    assert not box.put(reply("3"), 0.0)
+    assert box.put(state("s", b"y" * 97), 0.0)
+    assert not box.put(state("t"), 0.0)
+    assert box.put(state("s", b"z" * 97), 0.0)
+    assert not box.put(state("s", b"z" * 98), 0.0)
+    drain(box)
+    many = Outbox()
+    assert all(many.put(state(str(n)), 0.0) for n in range(STATES))
+    assert not many.put(state("one more"), 0.0)
+
+
+def test_expired_ones_make_room() -> None:
+    box = Outbox(max_messages=2)
+    box.put(reply("a", expiry_s=1.0), 0.0)
+    box.put(reply("b"), 0.0)
+    assert not box.put(reply("c"), 2.0)
+    box.drop_late(2.0)
+    assert box.put(reply("c"), 2.0)
+    assert [one.topic for one in drain(box)] == ["b", "c"]
+
+
+def test_what_was_on_its_way_is_sent_first_again_and_old_states_do_not_win() -> None:
+    box = Outbox()
+    for message in (state("status", b"old"), reply("a"), reply("b")):
+        box.put(message, 0.0)
+    on_the_way = [item for _ in range(3) if (item := box.take(0.0, True)) is not None]
+    box.put(state("status", b"new"), 0.0)
+    box.put(reply("c"), 0.0)
+    assert box.put_back(on_the_way) == 0
+    assert [(one.topic, one.payload) for one in drain(box)] == [
+        ("status", b"new"),
+        ("a", b"x"),
+        ("b", b"x"),
+        ("c", b"x"),
+    ]
+
+
+def test_what_finds_no_room_again_is_counted() -> None:
+    box = Outbox(max_messages=1)
+    box.put(reply("a"), 0.0)
+    on_the_way = [item for _ in range(1) if (item := box.take(0.0, True)) is not None]
+    box.put(reply("b"), 0.0)
+    assert box.put_back(on_the_way) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 40), st.integers(0, 5)), max_size=40))
+def test_the_byte_count_never_drifts(steps: list[tuple[str, bool, int, int]]) -> None:
+    box = Outbox(max_messages=8, max_bytes=100)
+    for now_s, (topic, latest, size, expiry_s) in enumerate(steps):
+        message = Outbound(topic, b"x" * size, keep="latest" if latest else "queue", expiry_s=float(expiry_s))
+        box.put(message, float(now_s))
+        if size % 3 == 0:
+            box.take(float(now_s), qos1=size % 2 == 0)
+        if size % 7 == 0:
+            box.drop_late(float(now_s))
+    drain(box)
+    assert box._bytes == 0
+    assert box.put(Outbound("x", b"x" * 100), 0.0)
