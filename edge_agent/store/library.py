@@ -94,6 +94,7 @@ class Library:
                 report = Installer(self._root, self._journal, self._blobs, self._setup, progress).run(package)
             finally:
                 self._collect()
+            self._at("collected")
             self._at("committed")
             progress("committed", report.written_bytes, report.written_bytes)
             return report
@@ -108,7 +109,6 @@ class Library:
             returned = self._runnable(found.previous)
             swapped = ModelRecord(current=found.previous, previous=found.current, last_version=found.last_version)
             self._write(record, {**record.models, model: swapped})
-            self._collect()
             return returned
 
     def remove(self, model: str, adapter: str | None = None) -> None:
@@ -122,7 +122,6 @@ class Library:
             else:
                 models[model] = _without(found, model, adapter)
             self._write(record, models)
-            self._collect()
 
     def scrub(self) -> tuple[Damage, ...]:
         """Hash every blob that a slot needs; what is damaged is named, and repaired by installing its package again."""
@@ -169,14 +168,14 @@ class Library:
             except PackageError as error:
                 log.warning("nothing is collected: what a version needs cannot be read: %s", error)
                 return 0
-        freed = self._blobs.keep_only(kept)
-        self._at("collected")
-        return freed
+        return self._blobs.keep_only(kept)
 
     def _write(self, record: Record, models: dict[str, ModelRecord]) -> None:
         new = Record(models=models, committed=record.committed, newest_issued_s=record.newest_issued_s)
         self._journal.write(new, lambda: self._at("record-written"))
         self._at("switched")
+        self._collect()
+        self._at("collected")
 
     def _read(self) -> tuple[tuple[InstalledModel, ...], tuple[str, ...]]:
         generation = self._journal.generation()

@@ -27,6 +27,7 @@ INSTALL_POINTS: Final = (
     "committed",
 )
 ROLLBACK_POINTS: Final = ("record-written", "switched", "collected")
+"""Of a rollback, and of a removal."""
 
 At = Callable[[str], None]
 """Called with the name of each point as it is reached."""
