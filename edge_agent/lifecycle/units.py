@@ -1,6 +1,6 @@
 """The files that make the agent a system service: found and filled in. One source: the folder `systemd` of the project.
 
-A wheel carries that folder as `edge_agent/lifecycle/units`; a checkout has it at its top.
+A wheel carries that folder as `edge_agent/lifecycle/systemd`; a checkout has it at its top.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EXEC = re.compile(r"^ExecStart=\S+(?P<rest> .*)$", re.MULTILINE)
 
 def units_dir() -> Path:
     """The folder with the unit and what belongs to it. Raises EdgeError when this installation lacks it."""
-    packaged = Path(__file__).parent / "units"
+    packaged = Path(__file__).parent / "systemd"
     checkout = Path(__file__).parents[2] / "systemd"
     for folder in (packaged, checkout):
         if (folder / UNIT).is_file():
