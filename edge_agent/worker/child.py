@@ -183,11 +183,17 @@ class Child:
             return
         if not isinstance(event, Done):
             raise WorkerError("this worker does not stream", "worker")
+        try:
+            results = pending.task.answer(event.outputs, pending.prepared, pending.params)
+        except BackendError as error:
+            # The model's outputs do not fit its task: this job's trouble, not that of the others in the worker.
+            self._fail(event.job_id, 500, str(error))
+            return
         self._channel.send(
             {
                 "ev": "done",
                 "id": event.job_id,
-                "results": pending.task.answer(event.outputs, pending.prepared, pending.params),
+                "results": results,
                 "tokenize_ms": pending.tokenize_s * 1000.0,
                 "compute_ms": event.compute_s * 1000.0,
                 "batch": event.batch_rows,

@@ -23,6 +23,8 @@ from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack
 
 CHILD_MODULE = "edge_agent.worker.child"
+EVENT_KINDS = ("ok", "refused", "done", "failed")
+CHANNEL_CLOSED = "its channel closed"
 CALL_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 _ERRORS: Mapping[str, type[EdgeError]] = {
@@ -84,7 +86,10 @@ class WorkerProcess:
         limits: Mapping[str, int],
     ) -> Event:
         """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError."""
-        size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
+        try:
+            size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
+        except OSError as error:
+            raise BackendError(f"cannot read {error.filename}: {error.strerror}", variant.name) from error
         timeout_s = LOAD_BASE_S + LOAD_S_PER_GIB * size_bytes / GIB
         return await self.call(
             "load",
@@ -98,6 +103,8 @@ class WorkerProcess:
 
     async def call(self, operation: str, timeout_s: float = CALL_TIMEOUT_S, **fields: object) -> Event:
         """One question, one answer. Raises what the child refused with, or WorkerError on death or silence."""
+        if self._task.done():
+            raise WorkerError("the worker has ended", "worker")
         self._next_call += 1
         number = self._next_call
         future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
@@ -154,31 +161,36 @@ class WorkerProcess:
             self._writer.write(pack(dict(message)))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        reason = "its channel closed"
+        reason = "what it said could not be handled"
         try:
             while True:
                 (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
                 self._take(unpack(await reader.readexactly(check_length(length))))
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            reason = CHANNEL_CLOSED
         except WorkerError as error:
             reason = str(error)
-            self.kill()
         finally:
+            # Whatever ended the reading, a bug of ours included: a child that nobody hears is ended and reported.
             self._writer.close()
-        returncode = await self._process.wait()
-        self._bury(exit_text(returncode, reason))
+            if reason != CHANNEL_CLOSED:
+                self.kill()
+            self._bury(exit_text(await self._process.wait(), reason))
 
     def _take(self, event: Event) -> None:
-        future = self._calls.get(event.get("n") or 0)
+        kind, number = event.get("ev"), event.get("n")
+        if kind not in EVENT_KINDS or not (number is None or isinstance(number, int)):
+            raise WorkerError(f"a frame with ev {kind!r:.40} and n {number!r:.40} is no event", "worker channel")
+        future = self._calls.get(number or 0)
         if future is None or future.done():
-            if event["ev"] in {"done", "failed"}:
+            if kind in {"done", "failed"}:
                 self._on_event(event)
             return
-        if event["ev"] == "ok":
+        if kind == "ok":
             future.set_result(event)
         else:
-            future.set_exception(_ERRORS.get(event["kind"], WorkerError)(event["reason"]))
+            error = _ERRORS.get(str(event.get("kind")), WorkerError)
+            future.set_exception(error(str(event.get("reason"))))
 
     def _bury(self, reason: str) -> None:
         for future in self._calls.values():
@@ -223,9 +235,11 @@ def task_fields(task: TaskSpec) -> dict[str, object]:
 
 def exit_text(returncode: int, reason: str) -> str:
     """Why a child ended, in words: 'killed by SIGKILL' or 'exit code 3 (its channel closed)'."""
-    if returncode < 0:
-        return f"killed by {signal.Signals(-returncode).name}"
-    return f"exit code {returncode} ({reason})"
+    if returncode >= 0:
+        return f"exit code {returncode} ({reason})"
+    names = {int(known): known.name for known in signal.Signals}
+    ended = f"killed by {names.get(-returncode, f'signal {-returncode}')}"
+    return ended if reason == CHANNEL_CLOSED else f"{ended} ({reason})"
 
 
 def _environment(options: SpawnOptions) -> dict[str, str]:

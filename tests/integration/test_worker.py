@@ -1,0 +1,488 @@
+"""Real worker children behind the supervisor: they load, answer, refuse, die, end as they should, and leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
+from edge_agent.base.limits import FRAME_BYTES, TEXT_BYTES, TEXTS_PER_REQUEST
+from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
+from edge_agent.worker.supervisor import CLOSE_TIMEOUT_S, SpawnOptions, WorkerProcess, exit_text, spawn
+
+PATIENCE_S = 10.0
+TASK = TaskSpec("classify", labels=("on", "off", "other"), max_tokens=64)
+LIMITS = {"max_rows": 8, "threads": 1}
+
+
+def variant(runtime: str = "echo", files: Mapping[str, str] | None = None, **options: object) -> Variant:
+    return Variant("sha256:0", runtime, "fp32", files or {}, 0, 0, options=options)
+
+
+def adapter(name: str, base_id: str = "sha256:base") -> Adapter:
+    task = TaskSpec("classify", labels=("low", "high"), max_tokens=64)
+    return Adapter(name, f"sha256:{name}", f"/no/{name}.safetensors", base_id, task, rank=8, size_bytes=0)
+
+
+def job(name: str, *texts: str, adapter: str | None = None, **params: object) -> dict[str, object]:
+    return {"id": name, "adapter": adapter, "texts": list(texts) or ["turn it on"], "params": params}
+
+
+class Seat:
+    """One child and all that was heard of it."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[Mapping[str, Any]]] = {}
+        self.deaths: list[str] = []
+        self._changed = asyncio.Event()
+        self.worker: WorkerProcess
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        self.events.setdefault(event["id"], []).append(event)
+        self._changed.set()
+
+    def on_death(self, reason: str) -> None:
+        self.deaths.append(reason)
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async def wait() -> None:
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+        await asyncio.wait_for(wait(), PATIENCE_S)
+
+    async def death(self) -> str:
+        await self.until(lambda: bool(self.deaths))
+        return self.deaths[0]
+
+    async def answers(self, *names: str) -> list[Mapping[str, Any]]:
+        await self.until(lambda: all(name in self.events for name in names))
+        assert all(len(self.events[name]) == 1 for name in names)
+        return [self.events[name][0] for name in names]
+
+    async def ask(self, *jobs: dict[str, object]) -> list[Mapping[str, Any]]:
+        self.worker.submit(jobs)
+        return await self.answers(*(str(one["id"]) for one in jobs))
+
+
+@asynccontextmanager
+async def child(options: SpawnOptions | None = None, load: Variant | None = None) -> AsyncIterator[Seat]:
+    seat = Seat()
+    seat.worker = await spawn(options or SpawnOptions(), seat.on_event, seat.on_death)
+    try:
+        if load is not None:
+            await seat.worker.load(load, TASK, LIMITS)
+        yield seat
+    finally:
+        await seat.worker.close()
+        assert not exists(seat.worker.pid)
+
+
+def exists(pid: int) -> bool:
+    """Also true for a zombie: nothing at all may be left of our own children."""
+    return pathlib.Path(f"/proc/{pid}").exists()
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(body(), 120.0)
+
+    asyncio.run(bounded())
+
+
+# Answers
+
+
+def test_load_submit_done() -> None:
+    async def body() -> None:
+        async with child() as seat:
+            loaded = await seat.worker.load(variant(), TASK, LIMITS)
+            assert (loaded["runtime"], loaded["mixed_adapters"], loaded["pid"]) == ("echo", True, seat.worker.pid)
+            assert set(loaded["footprint"]) == {"weights_bytes", "adapters_bytes", "cache_bytes", "arena_bytes"}
+            assert loaded["load_ms"] >= 0
+            (done,) = await seat.ask(job("1", "turn it on", "x" * 100, top_k=3))
+            assert (done["ev"], done["id"], done["batch"]) == ("done", "1", 2)
+            first, second = done["results"]
+            assert {entry["label"] for entry in first["labels"]} == {"on", "off", "other"}
+            assert (first["truncated"], second["truncated"], second["tokens"]) == (False, True, 100)
+            assert done["compute_ms"] >= 0
+            assert done["tokenize_ms"] >= 0
+        assert seat.deaths == [], "an end that was asked for is no death"
+
+    run(body)
+
+
+def test_each_bad_job_is_refused_by_itself() -> None:
+    async def body() -> None:
+        async with child(load=variant(fail_token=ord("!"))) as seat:
+            jobs = [
+                job("good", "turn it on"),
+                job("empty", "  "),
+                job("parameter", "x", colour="red"),
+                job("adapter", "x", adapter="nobody"),
+                job("fails", "boom!"),
+                job("also good", "turn it off"),
+            ]
+            found = {event["id"]: event for event in await seat.ask(*jobs)}
+            assert found["good"]["ev"] == found["also good"]["ev"] == "done"
+            statuses = {name: event["status"] for name, event in found.items() if event["ev"] == "failed"}
+            assert statuses == {"empty": 422, "parameter": 422, "adapter": 404, "fails": 500}
+            assert found["empty"]["reason"] == "the text is empty"
+            assert "colour" in found["parameter"]["reason"]
+            assert "nobody" in found["adapter"]["reason"]
+            assert (await seat.ask(job("after")))[0]["ev"] == "done"
+            assert seat.worker.alive
+
+    run(body)
+
+
+def test_an_answer_that_cannot_be_made_fails_its_job_and_no_other() -> None:
+    """The model gives fewer logits than the task has labels: a package's mistake, not a reason to end the worker."""
+
+    async def body() -> None:
+        async with child(load=variant(labels=1)) as seat:
+            await seat.worker.attach(adapter("fits-not"))
+            (failed,) = await seat.ask(job("1"))
+            assert (failed["ev"], failed["status"]) == ("failed", 500)
+            assert "no logits for 3 labels" in failed["reason"]
+            assert seat.worker.alive
+
+    run(body)
+
+
+def test_an_unknown_operation_is_refused_and_the_child_goes_on() -> None:
+    async def body() -> None:
+        async with child(load=variant()) as seat:
+            with pytest.raises(WorkerError, match="unknown operation 'dance'"):
+                await seat.worker.call("dance")
+            assert (await seat.ask(job("1")))[0]["ev"] == "done"
+
+    run(body)
+
+
+def test_loading_refuses_what_it_must_with_the_right_error() -> None:
+    async def body() -> None:
+        async with child() as seat:
+            with pytest.raises(WorkerError, match="no model is loaded"):
+                await seat.worker.call("footprint")
+            with pytest.raises(BackendMissing, match="there is no backend 'abacus'"):
+                await seat.worker.load(variant("abacus"), TASK, LIMITS)
+            with pytest.raises(BackendError, match="unknown option 'speed'"):
+                await seat.worker.load(variant(speed=9), TASK, LIMITS)
+            await seat.worker.load(variant(), TASK, LIMITS)
+            with pytest.raises(WorkerError, match="already loaded"):
+                await seat.worker.load(variant(), TASK, LIMITS)
+
+    run(body)
+
+
+def test_a_model_file_that_is_gone_is_an_error_of_ours(tmp_path: pathlib.Path) -> None:
+    async def body() -> None:
+        async with child() as seat:
+            with pytest.raises(EdgeError, match=r"model\.onnx"):
+                await seat.worker.load(variant(files={"model": str(tmp_path / "model.onnx")}), TASK, LIMITS)
+
+    run(body)
+
+
+def test_adapters_come_and_go_without_a_reload() -> None:
+    async def body() -> None:
+        async with child(load=variant(base_id="sha256:base")) as seat:
+            attached = await seat.worker.attach(adapter("urgency"))
+            assert attached["bytes"] >= 0
+            assert attached["attach_ms"] >= 0
+            base, adapted = await seat.ask(job("base"), job("adapted", adapter="urgency"))
+            assert base["batch"] == adapted["batch"] == 2, "mixed in one batch"
+            assert base["results"][0]["label"] in TASK.labels
+            assert adapted["results"][0]["label"] in {"low", "high"}
+            with pytest.raises(AdapterRefused, match="is for base sha256:other"):
+                await seat.worker.attach(adapter("stranger", base_id="sha256:other"))
+            await seat.worker.call("detach", name="urgency")
+            (refused,) = await seat.ask(job("late", adapter="urgency"))
+            assert (refused["ev"], refused["status"]) == ("failed", 404)
+
+    run(body)
+
+
+def test_limits_bound_the_next_batch() -> None:
+    async def body() -> None:
+        async with child(load=variant()) as seat:
+            seat.worker.set_limits({"max_rows": 2, "threads": 1})
+            events = await seat.ask(*(job(str(index)) for index in range(5)))
+            assert [event["batch"] for event in events] == [2, 2, 2, 2, 1]
+
+    run(body)
+
+
+def test_a_job_behind_another_is_cancelled_and_a_finished_one_is_not() -> None:
+    async def body() -> None:
+        async with child(load=variant(delay_s=0.3)) as seat:
+            seat.worker.set_limits({"max_rows": 1, "threads": 1})
+            seat.worker.submit([job("first"), job("second"), job("third")])
+            assert (await seat.worker.call("cancel", id="second")) == {"cancelled": True, "ev": "ok", "n": 2}
+            await seat.answers("first", "third")
+            assert "second" not in seat.events
+            assert (await seat.worker.call("cancel", id="first"))["cancelled"] is False
+
+    run(body)
+
+
+def test_a_full_batch_of_the_longest_texts_crosses() -> None:
+    async def body() -> None:
+        async with child(load=variant()) as seat:
+            (done,) = await seat.ask(job("big", *["x" * TEXT_BYTES] * TEXTS_PER_REQUEST))
+            assert len(done["results"]) == TEXTS_PER_REQUEST
+
+    run(body)
+
+
+# Deaths and ends
+
+
+def test_kill_9_is_one_death_and_ends_what_waits() -> None:
+    async def body() -> None:
+        async with child(load=variant(delay_s=30.0)) as seat:
+            os.kill(seat.worker.pid, signal.SIGSTOP)
+            seat.worker.submit([job("1")])
+            waiting = asyncio.create_task(seat.worker.call("footprint"))
+            await asyncio.sleep(0)
+            os.kill(seat.worker.pid, signal.SIGKILL)
+            with pytest.raises(WorkerError, match="the worker ended: killed by SIGKILL"):
+                await waiting
+            await seat.death()
+            assert not seat.worker.alive
+            started_s = time.monotonic()
+            with pytest.raises(WorkerError, match="ended"):
+                await seat.worker.call("footprint")
+            assert time.monotonic() - started_s < 1.0, "the dead are not waited for"
+            seat.worker.kill()
+            seat.worker.submit([job("2")])
+        assert seat.deaths == ["killed by SIGKILL"]
+        assert seat.events == {}
+
+    run(body)
+
+
+def test_a_native_abort_ends_the_child_only() -> None:
+    async def body() -> None:
+        async with child(load=variant(die_token=ord("!"))) as seat:
+            seat.worker.submit([job("fatal", "boom!")])
+            await seat.death()
+        assert seat.deaths == ["killed by SIGABRT"]
+
+    run(body)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_close_is_bounded_and_no_death(busy: bool) -> None:
+    async def body() -> None:
+        async with child(load=variant(delay_s=60.0)) as seat:
+            if busy:
+                seat.worker.submit([job("1")])
+                await asyncio.sleep(0.1)
+            started_s = time.monotonic()
+            await seat.worker.close()
+            assert time.monotonic() - started_s < (CLOSE_TIMEOUT_S if busy else 0.0) + 1.5
+            assert not exists(seat.worker.pid)
+        assert seat.deaths == []
+
+    run(body)
+
+
+def test_a_frame_over_the_limit_is_refused_here_and_the_child_goes_on() -> None:
+    async def body() -> None:
+        async with child(load=variant()) as seat:
+            with pytest.raises(WorkerError, match=f"over the limit of {FRAME_BYTES}"):
+                seat.worker.submit([job("big", "x" * FRAME_BYTES)])
+            assert (await seat.ask(job("small")))[0]["ev"] == "done"
+
+    run(body)
+
+
+def impostor(folder: pathlib.Path, code: str) -> SpawnOptions:
+    """An interpreter that is no worker: it has the channel as `sock` and does what `code` says."""
+    script = folder / "impostor"
+    head = f"#!{sys.executable}\nimport os, socket, struct, sys, time\nsock = socket.socket(fileno=int(sys.argv[3]))\n"
+    script.write_text(head + textwrap.dedent(code))
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return SpawnOptions(python=str(script))
+
+
+FRAME = "send = lambda body: sock.sendall(struct.pack('>I', len(body)) + body)\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("sock.sendall(b'\\xff' * 4); time.sleep(60)", "over the limit"),
+        (FRAME + "send(b'\\xc1'); time.sleep(60)", "is not msgpack"),
+        (FRAME + "send(b'\\x90'); time.sleep(60)", "holds a list, a map is needed"),
+        (FRAME + "send(b'\\x91' * 100000); time.sleep(60)", "is not msgpack"),
+        (FRAME + "send(b'\\x80'); time.sleep(60)", "is no event"),
+        (FRAME + "send(b'\\x82\\xa2ev\\xa2ok\\xa1n\\x90'); time.sleep(60)", "is no event"),
+        (FRAME + "send(b'\\x81\\xa2ev\\xa5dance'); time.sleep(60)", "is no event"),
+    ],
+    ids=["size", "garbage", "list", "depth", "empty map", "number", "kind"],
+)
+def test_a_child_that_breaks_the_protocol_is_ended_once_with_the_reason(
+    tmp_path: pathlib.Path, code: str, reason: str
+) -> None:
+    async def body() -> None:
+        async with child(impostor(tmp_path, code)) as seat:
+            await seat.death()
+            assert not exists(seat.worker.pid)
+        (death,) = seat.deaths
+        assert reason in death
+
+    run(body)
+
+
+def test_a_child_that_exits_by_itself_says_its_code(tmp_path: pathlib.Path) -> None:
+    async def body() -> None:
+        async with child(impostor(tmp_path, "sys.exit(3)")) as seat:
+            await seat.death()
+        assert seat.deaths == ["exit code 3 (its channel closed)"]
+
+    run(body)
+
+
+def test_a_silent_child_is_ended_by_the_call_that_waits_for_it(tmp_path: pathlib.Path) -> None:
+    async def body() -> None:
+        async with child(impostor(tmp_path, "time.sleep(60)")) as seat:
+            with pytest.raises(WorkerError, match="no answer to 'footprint' within 0 s, worker ended"):
+                await seat.worker.call("footprint", 0.3)
+            await seat.death()
+        assert seat.deaths == ["killed by SIGKILL"]
+
+    run(body)
+
+
+def test_a_bug_in_the_daemons_handler_does_not_leave_a_child_unheard() -> None:
+    async def body() -> None:
+        seat = Seat()
+
+        def broken(event: Mapping[str, Any]) -> None:
+            raise LookupError("a bug of ours")
+
+        seat.worker = await spawn(SpawnOptions(), broken, seat.on_death)
+        await seat.worker.load(variant(), TASK, LIMITS)
+        seat.worker.submit([job("1")])
+        await seat.death()
+        assert not exists(seat.worker.pid)
+        await seat.worker.close()
+
+    run(body)
+
+
+def test_an_interpreter_that_is_not_there_is_named() -> None:
+    async def body() -> None:
+        with pytest.raises(WorkerError, match="cannot start /no/python: No such file"):
+            await spawn(SpawnOptions(python="/no/python"), lambda _event: None, lambda _reason: None)
+
+    run(body)
+
+
+def test_ends_in_words() -> None:
+    assert exit_text(-9, "its channel closed") == "killed by SIGKILL"
+    assert exit_text(-11, "its channel closed") == "killed by SIGSEGV"
+    assert exit_text(1, "its channel closed") == "exit code 1 (its channel closed)"
+    assert exit_text(-50, "its channel closed") == "killed by signal 50", "real-time signals have no names"
+
+
+DAEMON = """
+import asyncio, os, signal, sys
+from edge_agent.bundle.catalog import TaskSpec, Variant
+from edge_agent.worker.supervisor import SpawnOptions, spawn
+
+async def main():
+    worker = await spawn(SpawnOptions(), print, print)
+    slow = Variant("", "echo", "fp32", {}, 0, 0, options={"delay_s": 0.5})
+    await worker.load(slow, TaskSpec("embed"), {"max_rows": 1, "threads": 1})
+    if sys.argv[1] == "busy":
+        worker.submit([{"id": str(i), "adapter": None, "texts": ["x"], "params": {}} for i in range(100)])
+    print(worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_no_orphan_survives_the_daemon(state: str) -> None:
+    daemon = subprocess.run([sys.executable, "-c", DAEMON, state], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert daemon.returncode == -signal.SIGKILL
+    pid = int(daemon.stdout)
+    deadline_s = time.monotonic() + 10.0
+    while running(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert not running(pid)
+
+
+def running(pid: int) -> bool:
+    """A zombie that its new parent has not reaped yet has ended."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_child_steps_back_for_the_daemon() -> None:
+    async def body() -> None:
+        own_nice = os.getpriority(os.PRIO_PROCESS, 0)
+        async with child(SpawnOptions(oom_score_adj=700, nice=3, environment={"EDGE_TEST": "1"})) as seat:
+            await seat.worker.load(variant(), TASK, LIMITS)
+            process = pathlib.Path(f"/proc/{seat.worker.pid}")
+            assert (process / "oom_score_adj").read_text().strip() == "700"
+            assert os.getpriority(os.PRIO_PROCESS, seat.worker.pid) == min(19, own_nice + 3)
+            environment = (process / "environ").read_bytes().split(b"\0")
+            assert b"EDGE_TEST=1" in environment
+            assert b"ORT_DISABLE_TELEMETRY=1" in environment
+            assert len(list((process / "fd").iterdir())) <= 5, "it inherits its channel and the standard three only"
+
+    run(body)
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+
+
+def children() -> list[str]:
+    return pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.mark.slow
+def test_fifty_lives_and_deaths_leak_nothing() -> None:
+    async def body() -> None:
+        counts = []
+        before_children = children()
+        for cycle in range(50):
+            seat = Seat()
+            seat.worker = await spawn(SpawnOptions(), seat.on_event, seat.on_death)
+            if cycle % 5 == 0:
+                await seat.worker.load(variant(), TASK, LIMITS)
+                await seat.ask(job("1"))
+            if cycle % 2:
+                seat.worker.kill()
+                await seat.death()
+            await seat.worker.close()
+            counts.append(descriptors())
+        assert counts[0] == counts[-1] == max(counts), counts
+        assert children() == before_children, "a zombie is left"
+
+    run(body)
