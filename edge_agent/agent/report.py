@@ -79,7 +79,8 @@ class Reporter:
             return
         if count == EVENTS_PER_MINUTE:
             message = f"{message}; more of this kind within the minute are not reported"
-        log.log(LEVELS[severity], "%s: %s", kind, message)
+        if kind != "broker":  # the link has said that itself, at the moment it happened
+            log.log(LEVELS[severity], "%s: %s", kind, message)
         body = messages.Event(
             kind=kind,
             ts=self._clock.wall_s(),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from edge_forge.packaging.sources import AdapterSource, ModelSource, VariantSour
 from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release, safetensors_bytes
 
 LABELS = ("alpha", "beta", "gamma")
-READY_S = 30.0
+READY_S = 60.0
 
 
 def echo_rows(adapter: str | None, options: Mapping[str, object]) -> list[dict[str, list[float]]]:
@@ -119,15 +120,17 @@ class AgentProcess:
         address.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, (self.folder / "log").open("ab") as log:
             channel.bind(str(address))
-            channel.settimeout(READY_S)
+            channel.settimeout(0.2)
             command = [sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)]
             env = {**os.environ, "NOTIFY_SOCKET": str(address), **environment}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-            try:
-                while b"READY=1" not in channel.recv(4096):
-                    pass
-            except TimeoutError:
-                raise AssertionError(f"the daemon did not get ready: {self.log}") from None
+            until_s = time.monotonic() + READY_S
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if b"READY=1" in channel.recv(4096):
+                        return
+                if self.process.poll() is not None or time.monotonic() > until_s:
+                    raise AssertionError(f"the daemon did not get ready: {self.log}")
 
     @property
     def log(self) -> str:
