@@ -10,9 +10,10 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
@@ -31,7 +32,9 @@ def blob_name(digest: str) -> str:
 class _Source(Protocol):
     def sizes(self) -> Mapping[str, int]: ...
 
-    def open(self, name: str) -> BinaryIO: ...
+    def open(self, name: str) -> AbstractContextManager[tuple[int, int]]:
+        """A descriptor to read from, and where the file begins in it."""
+        ...
 
     def close(self) -> None: ...
 
@@ -62,13 +65,13 @@ class Package:
 
     def stream(self, name: str) -> Iterator[bytes]:
         """The bytes of a file in chunks of at most 1 MiB; exactly as many as `sizes` says, or PackageError."""
-        left = self.sizes[name]
-        with self._source.open(name) as file:
-            while left:
-                chunk = file.read(min(CHUNK, left))
+        done, size = 0, self.sizes[name]
+        with self._source.open(name) as (descriptor, offset):
+            while done < size:
+                chunk = os.pread(descriptor, min(CHUNK, size - done), offset + done)
                 if not chunk:
-                    raise PackageError(f"{name} ends {left} bytes early", self.where)
-                left -= len(chunk)
+                    raise PackageError(f"{name} ends {size - done} bytes early", self.where)
+                done += len(chunk)
                 yield chunk
 
     def blobs(self) -> Mapping[str, int]:
@@ -104,10 +107,9 @@ class _Tar:
     def sizes(self) -> Mapping[str, int]:
         return {member.name: member.size for member in self._members.values()}
 
-    def open(self, name: str) -> BinaryIO:
-        file = os.fdopen(os.dup(self._file.fileno()), "rb", buffering=0)
-        file.seek(self._members[name].offset)
-        return file
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[tuple[int, int]]:
+        yield self._file.fileno(), self._members[name].offset
 
     def close(self) -> None:
         self._file.close()
@@ -171,17 +173,20 @@ class _Folder:
     def sizes(self) -> Mapping[str, int]:
         return dict(sorted(self._sizes.items(), key=lambda item: tarform.order(item[0])))
 
-    def open(self, name: str) -> BinaryIO:
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[tuple[int, int]]:
         prefix = next(prefix for prefix in (BLOBS, "root/", "") if name.startswith(prefix))
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             descriptor = os.open(name[len(prefix) :], flags, dir_fd=self._folders[prefix])
         except OSError as error:
             raise PackageError(f"{name} cannot be opened: {error.strerror}", self._where) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise PackageError(f"{name} is no plain file", self._where)
+            yield descriptor, 0
+        finally:
             os.close(descriptor)
-            raise PackageError(f"{name} is no plain file", self._where)
-        return os.fdopen(descriptor, "rb", buffering=0)
 
     def close(self) -> None:
         self._stack.close()

@@ -85,6 +85,8 @@ def judge(file: ProbeFile, variant: str, measured: Measured, base: Measured | No
     effect = None
     if expected.min_effect is not None and base is not None:
         effect = mean_effect(measured.features, base.features)
+        if not math.isfinite(effect):
+            return Verdict(MISMATCH, "features with or without it are not finite", effect=effect)
         if not effect >= expected.min_effect:
             reason = (
                 f"with and without it the features differ by {effect:.2g}, at least {expected.min_effect:.2g} is due"

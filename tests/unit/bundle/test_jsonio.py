@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError
+from edge_agent.bundle import jsonio
+
+
+class Point(jsonio.Document, frozen=True, kw_only=True):
+    """A document for tests."""
+
+    x: int
+    name: str = ""
+    more: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+@given(
+    st.builds(
+        Point, x=st.integers(-(2**53), 2**53), name=st.text(), more=st.dictionaries(st.text(), st.floats(-1e9, 1e9))
+    )
+)
+def test_what_is_written_is_read(point: Point) -> None:
+    assert jsonio.decode(jsonio.encode(point), Point, "point") == point
+
+
+def test_one_byte_form() -> None:
+    assert jsonio.encode({"b": 1, "a": {"d": 2, "c": 3}}) == b'{"a":{"c":3,"d":2},"b":1}'
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"[" * 13 + b"]" * 13, "nests deeper than 12"),
+        (b'{"x":1,"x":1}', "the key 'x' stands twice"),
+        (b'{"x":1,"more":{"a":1,"a":2}}', "the key 'a' stands twice"),
+        (b'{"x":NaN}', "NaN is no number"),
+        (b'{"x":-Infinity}', "-Infinity is no number"),
+        (b'{"x":1,"y":2}', "unknown field `y`"),
+        (b'{"x":"1"}', "Expected `int`"),
+        (b'{"x":true}', "Expected `int`"),
+        (b'{"name":"a"}', "missing required field `x`"),
+        (b'{"x":1', "no valid JSON"),
+        (b'{"x":1}}', "no valid JSON"),
+        (b"", "no valid JSON"),
+        (b'{"x":1,"name":"\xff"}', "not UTF-8"),
+        (b'{"x":1,"name":"\\ud800"}', "point"),
+        (b"\xef\xbb\xbf{}", "no valid JSON"),
+    ],
+)
+def test_refused(data: bytes, says: str) -> None:
+    with pytest.raises(PackageError) as caught:
+        jsonio.decode(data, Point, "point")
+    assert says in str(caught.value) and str(caught.value).startswith("point: ")
+
+
+def test_brackets_in_strings_are_no_depth() -> None:
+    assert jsonio.decode(json.dumps({"x": 1, "name": '[[[["{{{{' * 20}).encode(), Point, "point").x == 1
+
+
+def test_size_comes_first() -> None:
+    with pytest.raises(PackageError, match="at most 10 B"):
+        jsonio.decode(b"\xff" * 11, Point, "point", limit_bytes=10)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_by_name_only(data: bytes) -> None:
+    try:
+        jsonio.decode(data, Point, "noise")
+    except PackageError as error:
+        assert len(str(error)) < 600
+
+
+def test_depth_limit_is_the_one_of_the_format() -> None:
+    assert limits.MANIFEST_DEPTH == 12
