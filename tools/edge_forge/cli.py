@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         step = verbs.add_parser(verb, help=what)
         _recipe_arguments(step)
         step.set_defaults(run="edge_forge.run:step", verb=verb)
+    build = verbs.add_parser("build", help="all of it: from data to signed packages and a report")
+    _recipe_arguments(build)
+    build.set_defaults(run="edge_forge.run:build")
     register_packaging(verbs)
     return parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_forge import recipe as recipes
-from edge_forge.cache import Cache
+from edge_forge.cache import Cache, write_json
 from edge_forge.plan import Plan
 from edge_forge.progress import Progress
 
@@ -55,6 +55,38 @@ def _evaluate(plan: Plan) -> Mapping[str, Any]:
     split, _ = plan.data.measured
     found = plan.evaluated.facts[split]
     return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece")}}
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """All steps of a recipe, and its report."""
+    plan = open_plan(arguments)
+    with plan.cache.locked():
+        figures = make(plan)
+        written = write_report(plan, figures)
+    result = {"report": [str(path) for path in written]}
+    if arguments.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    return 0
+
+
+def make(plan: Plan) -> dict[str, Any]:
+    """Run every step; returns the figures."""
+    from edge_forge.figures import gather
+
+    plan.data_step  # noqa: B018 - what is wrong with the data is said before anything long begins
+    plan.base  # noqa: B018
+    return gather(plan)
+
+
+def write_report(plan: Plan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Write the figures and the report; returns the report's files."""
+    from edge_forge.report.content import report
+    from edge_forge.report.write import write
+
+    folder = plan.cache.root / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{plan.recipe.name}.json", figures)
+    return write(folder, plan.recipe.name, report(figures))
 
 
 _RESULTS: Mapping[str, Callable[[Plan], Mapping[str, Any]]] = {"train": _train, "evaluate": _evaluate}

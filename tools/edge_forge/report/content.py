@@ -1,0 +1,200 @@
+"""The report of one build: from the figures of its steps to blocks. Pure but for the drawings.
+
+`figures` is what `edge_forge.run` gathers and writes as JSON beside the report:
+recipe, data, base, train (a TrainRecord), scores by split, split (the measured one), calibration (bins), variants,
+gates, packages, steps. What a build did not make is absent, and so is its section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from edge_forge.progress import duration, size
+from edge_forge.report import plots
+from edge_forge.report.blocks import Block, Figure, Heading, Items, Table, Text
+from edge_forge.report.claims import training_claims, variant_claims
+
+_COLUMNS = ("model", "accuracy", "macro-F1", "MCC", "ECE", "size", "memory", "latency p50", "against PyTorch")
+
+
+def report(figures: Mapping[str, Any]) -> list[Block]:
+    """All blocks, in the order in which they are read: result, how it came about, what it rests on."""
+    name = figures["recipe"]["name"]
+    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Text(figures["recipe"]["description"])]
+    for section in (_result, _variants, _scores, _training, _data, _claims, _making):
+        blocks.extend(section(figures))
+    return blocks
+
+
+def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
+    split, scores = figures["split"], figures["scores"][figures["split"]]
+    errors = scores["rows"] - round(scores["accuracy"] * scores["rows"])
+    low, high = wilson(scores["rows"] - errors, scores["rows"])
+    yield Text(
+        f"PyTorch answers **{percent(scores['accuracy'])}** of the {scores['rows']} {split} rows as labelled "
+        f"({errors} otherwise; 95 % interval {percent(low)} to {percent(high)}), "
+        f"macro-F1 {scores['macro_f1']:.3f}, Matthews correlation {scores['mcc']:.3f}."
+    )
+    if figures.get("packages"):
+        yield Heading("Packages")
+        yield Table(
+            ("file", "what", "size", "digest"),
+            [[f"`{one['file']}`", one["what"], size(one["size_bytes"]), f"`{one['digest'][:19]}…`"]
+             for one in figures["packages"]],
+        )  # fmt: skip
+
+
+def wilson(right: int, rows: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927): (low, high), for 95 % by default."""
+    share, weight = right / rows, z * z / rows
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * (share * (1 - share) / rows + weight / (4 * rows)) ** 0.5 / (1 + weight)
+    return middle - half, middle + half
+
+
+def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
+    variants = figures.get("variants")
+    if not variants:
+        return
+    yield Heading("What runs on devices")
+    yield Text(
+        f"Each was run by the code that the device runs, on the {figures['split']} rows. `banked` is the base with "
+        "this adapter attached, as in a mixed batch; `merged` is one graph. Latency: one text at a time on this host."
+    )
+    yield Table(_COLUMNS, [_variant_row(one) for one in variants])
+    names = {label(one): one for one in variants}
+    panels = [
+        ("Accuracy", "{:.3f}", {name: one["accuracy"] for name, one in names.items()}),
+        ("File, MiB", "{:.1f}", {name: one["size_bytes"] / 2**20 for name, one in names.items()}),
+        ("Latency p50, ms", "{:.1f}", {name: one.get("latency_ms") for name, one in names.items()}),
+    ]
+    yield Figure("variants", "Quality, size and speed of what was exported.", plots.bars(panels))
+    if figures.get("gates"):
+        yield Text("What decided what is shipped:")
+        yield Items(
+            [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
+        )
+    for form, dtype in figures.get("left_out", ()):
+        yield Text(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
+
+
+def label(variant: Mapping[str, Any]) -> str:
+    """How a variant is named to people: 'merged int8 (static)'."""
+    how = f" ({variant['how']})" if variant.get("how") else ""
+    return f"{variant['form']} {variant['dtype']}{how}"
+
+
+def _variant_row(one: Mapping[str, Any]) -> list[str]:
+    return [
+        label(one), f"{one['accuracy']:.4f}", f"{one['macro_f1']:.3f}", f"{one['mcc']:.3f}", f"{one['ece']:.3f}",
+        size(one["size_bytes"]), size(one["peak_bytes"]) if one.get("peak_bytes") else "–",
+        f"{one['latency_ms']:.1f} ms" if one.get("latency_ms") else "–",
+        f"{one['parity']:.2g}" if one.get("parity") is not None else "–",
+    ]  # fmt: skip
+
+
+def _scores(figures: Mapping[str, Any]) -> Iterator[Block]:
+    split, scores = figures["split"], figures["scores"][figures["split"]]
+    yield Heading("Answers")
+    yield Table(
+        ("label", "rows", "precision", "recall", "F1"),
+        [
+            [f"`{one['label']}`", str(one["support"]), *(f"{one[key]:.3f}" for key in ("precision", "recall", "f1"))]
+            for one in scores["per_label"]
+        ],
+    )
+    yield Figure("confusion", f"Gold labels and answers on the {split} rows.",
+                 plots.confusion(scores["confusion"], scores["labels"]))  # fmt: skip
+    worst = confusions(scores["confusion"], scores["labels"])
+    if worst:
+        yield Text("Most often taken for another:")
+        yield Items([f"`{gold}` answered as `{answered}`: {count} rows" for gold, answered, count in worst])
+    if figures.get("calibration"):
+        bins = [plots.Bin(*found) for found in figures["calibration"]]
+        yield Figure("calibration", "How far the score can be believed: points on the line say what they mean.",
+                     plots.reliability(bins, scores["ece"]))  # fmt: skip
+
+
+def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int = 5) -> list[tuple[str, str, int]]:
+    """The largest off-diagonal counts: (gold, answered, rows)."""
+    found = [
+        (labels[gold], labels[answered], count)
+        for gold, row in enumerate(matrix)
+        for answered, count in enumerate(row)
+        if gold != answered and count
+    ]
+    return sorted(found, key=lambda one: -one[2])[:most]
+
+
+def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
+    record = figures["train"]
+    choice = record["choice"]
+    yield Heading("Training")
+    share = record["trainable_parameters"] / record["total_parameters"]
+    yield Table(
+        ("what", "value"),
+        [
+            ["method", f"{record['method']} (preset {record['preset']})"],
+            ["time", f"{duration(record['wall_s'])}, {duration(record['cpu_s'])} of processor time"],
+            ["peak memory", f"{size(record['peak_bytes'])}, of which libraries {size(record['baseline_bytes'])}"],
+            [
+                "trained parameters",
+                f"{record['trainable_parameters']:,} of {record['total_parameters']:,} ({share:.1%})",
+            ],
+            ["kept state", f"epoch {record['best_epoch']:g}{', stopped early' if record['stopped_early'] else ''}"],
+            ["precision and threads", f"{choice['precision']}, {choice['threads']} threads, chosen by measuring"],
+            ["texts cut to max_tokens", ", ".join(f"{count} {name}" for name, count in record["truncated"].items())],
+            ["settings", ", ".join(f"{key} = {value}" for key, value in sorted(record["settings"].items()))],
+        ],
+    )
+    if record["curves"]:
+        yield Figure("training", "Training by epoch.", plots.curves(record["curves"], record["best_epoch"]))
+
+
+def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
+    statistics = figures["data"]["statistics"]
+    rows = statistics["rows"]
+    yield Heading("Data")
+    yield Text(
+        f"{rows['train']} rows to train, {rows['validation']} to validate, {rows['test']} to test; the largest class "
+        f"has {statistics['imbalance']:g}× the training rows of the smallest. Half of the texts have at most "
+        f"{statistics['characters']['p50']} characters, 95 % at most {statistics['characters']['p95']}."
+    )
+    if statistics["out_of_scope"]:
+        yield Text(
+            f"Out of scope (`{statistics['out_of_scope']}`): {percent(statistics['out_of_scope_share'])} of training."
+        )
+    yield Table(
+        ("label", "train", "validation", "test"),
+        [[f"`{name}`", *(str(counts[split]) for split in ("train", "validation", "test"))]
+         for name, counts in statistics["labels"].items()],
+    )  # fmt: skip
+    if figures["data"]["warnings"]:
+        yield Items([f"Note: {warning}." for warning in figures["data"]["warnings"]])
+
+
+def _claims(figures: Mapping[str, Any]) -> Iterator[Block]:
+    scores = figures["scores"][figures["split"]]
+    method = figures["train"]["method"]
+    rows = training_claims({method: figures["train"]}, {method: scores["accuracy"]})
+    yield Heading("Beside the sources' claims")
+    yield Table(
+        ("source", "claim", "here", "why it may differ"), [*variant_claims(figures.get("variants") or ()), *rows]
+    )
+
+
+def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
+    base = figures["base"]
+    yield Heading("How it was made")
+    yield Text(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
+    yield Table(
+        ("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]]
+    )  # fmt: skip
+    versions = figures["train"]["versions"]
+    yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one digit."""
+    return f"{100 * share:.1f} %"
