@@ -59,12 +59,21 @@ def _parser() -> argparse.ArgumentParser:
     build = verbs.add_parser("build", help="all of it: from data to signed packages and a report")
     _recipe_arguments(build)
     build.set_defaults(run="edge_forge.run:build")
+    side = verbs.add_parser("compare", help="recipes and methods side by side: quality, time, memory, size, latency")
+    side.add_argument("recipe", type=Path, nargs="+", help="recipes, or folders that hold one")
+    side.add_argument("--methods", metavar="LIST", help="ways to adapt each: lora,full or with presets lora:B,full:A")
+    _common_arguments(side)
+    side.set_defaults(run="edge_forge.compare:compare")
     register_packaging(verbs)
     return parser
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="a recipe.toml, or the folder that holds one")
+    _common_arguments(parser)
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build", type=Path, metavar="DIR", help="the build folder (default: build/ of the project)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="say only what is wrong")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,15 @@ def step(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
-        for key, value in result.items():
-            print(f"{key:24} {value}")
+        print_table(("what", "value"), [[key, str(value)] for key, value in result.items()])
     return 0
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on standard output."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _train(plan: Plan) -> Mapping[str, Any]:
@@ -69,8 +75,8 @@ def build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make(plan: Plan) -> dict[str, Any]:
-    """Run every step; returns the figures."""
+def make(plan: Plan, ship: bool = True) -> dict[str, Any]:
+    """Run every step (without `ship`: up to the measured variants); returns the figures."""
     from edge_forge.figures import gather
 
     plan.data_step  # noqa: B018 - what is wrong with the data is said before anything long begins

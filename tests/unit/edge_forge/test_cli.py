@@ -1,0 +1,99 @@
+"""The command line: exit codes, sentences, a fast start, and a recipe written by `init`."""
+
+import subprocess
+import sys
+
+import pytest
+
+from edge_agent.base.errors import EdgeError
+from edge_forge import cli, compare, recipe, run
+from edge_forge.cache import Cache
+from edge_forge.plan import Plan
+from edge_forge.progress import Progress
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, edge_forge.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'matplotlib', 'sklearn', 'cryptography'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    for verb in ("init", "build", "train", "evaluate", "compare", "keygen", "sign", "verify", "inspect"):
+        assert f"\n    {verb} " in done.stdout
+
+
+def test_wrong_usage_is_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["bake"])
+    assert caught.value.code == 2
+    assert cli.main(["init", "Not Good"]) == 2
+    assert "'Not Good' cannot be a name" in capsys.readouterr().err
+
+
+def test_a_failure_is_1_with_a_sentence(capsys, tmp_path):
+    assert cli.main(["build", str(tmp_path)]) == 1
+    assert "recipe.toml: there is no such recipe" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130_with_one_sentence(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_load", lambda _: interrupted)
+    assert cli.main(["build", "x"]) == 130
+    assert capsys.readouterr().err.strip() == "edge-forge: stopped; finished steps are kept, nothing half-written is"
+
+
+def test_init_writes_a_recipe_that_loads_and_never_overwrites(tmp_path, capsys):
+    assert cli.main(["init", "toy", "--dir", str(tmp_path)]) == 0
+    assert "edge-forge build" in capsys.readouterr().out
+    found = recipe.load(tmp_path / "toy" / "recipe.toml", {})
+    progress = Progress(quiet=True)
+    plan = Plan(found, tmp_path / "toy", Cache(tmp_path / "build", progress), progress)
+    assert plan.data.labels == ("other", "time", "weather")
+    assert cli.main(["init", "toy", "--dir", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_build_folder_is_that_of_the_project(tmp_path):
+    (tmp_path / "models" / "toy").mkdir(parents=True)
+    file = tmp_path / "models" / "toy" / "recipe.toml"
+    assert run.project_root(file) in (tmp_path / "models" / "toy", *tmp_path.parents)
+    (tmp_path / "pyproject.toml").write_text("")
+    assert run.project_root(file) == tmp_path
+
+
+def test_methods_of_a_comparison_are_checked():
+    assert compare.methods("lora, full:B") == ["lora", "full:B"]
+    with pytest.raises(EdgeError, match="'dora' is no method"):
+        compare.methods("lora,dora")
+    assert list(compare.unique(["a", "b", "a"])) == ["a", "b", "a (2)"]
+
+
+def test_another_method_starts_from_its_preset_and_keeps_what_concerns_all(tmp_path):
+    raw = {
+        "name": "toy",
+        "base": {"name": "m", "source": "./x"},
+        "data": {"train": "t.tsv"},
+        "method": {"rank": 4},
+        "train": {"learning_rate": 0.01, "seed": 5},
+    }
+    progress = Progress(quiet=True)
+    plan = Plan(recipe.parse(raw, "r", {}), tmp_path, Cache(tmp_path, progress), progress)
+    assert compare.with_method(plan, "") is plan
+    assert compare.with_method(plan, "lora") is plan
+    full = compare.with_method(plan, "full").recipe
+    assert (full.training.method, full.training.seed) == ("full", 5)
+    assert full.training.learning_rate != 0.01
+    assert compare.title(full) == "toy full"
+    assert compare.title(compare.with_method(plan, "lora:B").recipe) == "toy lora:B"
+
+
+def test_one_thing_cannot_be_compared(tmp_path, capsys):
+    assert cli.main(["init", "toy", "--dir", str(tmp_path)]) == 0
+    assert cli.main(["compare", str(tmp_path / "toy")]) == 2
+    assert "name two recipes" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""Progress: bars on a terminal, a line now and then elsewhere; the clock is ours."""
+
+import io
+
+import pytest
+
+from edge_forge.progress import Phases, Progress, duration, size
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_log_gets_few_lines():
+    clock, out = Clock(), io.StringIO()
+    bar = Progress(out, clock).bar("train", 100)
+    for _ in range(100):
+        clock.now_s += 0.4
+        bar.advance(note="loss 0.5")
+    bar.done()
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "  train 38% in 15 s, 25 s left  loss 0.5"
+    assert lines[-1] == "  train 100% in 40 s  loss 0.5"
+
+
+def test_a_terminal_gets_one_moving_line():
+    clock, out = Clock(), Terminal()
+    progress = Progress(out, clock)
+    bar = progress.bar("train", 4)
+    for _ in range(4):
+        clock.now_s += 1.0
+        bar.advance()
+    progress.say("done")
+    assert out.getvalue().count("\n") == 1
+    assert out.getvalue().endswith("100% 4.0 s\r\x1b[Kdone\n")
+
+
+def test_quiet_keeps_warnings():
+    out = io.StringIO()
+    progress = Progress(out, Clock(), quiet=True)
+    progress.say("x")
+    progress.bar("y", 1).done()
+    progress.warn("twins")
+    assert out.getvalue() == "warning: twins\n"
+
+
+def test_phases_become_bars_and_silent_ones_leave_no_line():
+    clock, out = Clock(), io.StringIO()
+    phases = Phases(Progress(out, clock), "train")
+    phases("open", 0.0)
+    phases("train", 0.0)
+    clock.now_s += 20
+    phases("train", 0.5)
+    phases("train", 1.0)
+    phases("save", 0.0)
+    phases.done()
+    assert out.getvalue().splitlines() == ["  train: train 50% in 20 s, 20 s left", "  train: train 100% in 20 s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.42, "0.4 s"), (9.96, "10 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7810, "2 h 10 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(812, "812 B"), (3_251_000, "3.1 MiB"), (5 << 40, "5120.0 GiB")])
+def test_sizes(count, text):
+    assert size(count) == text

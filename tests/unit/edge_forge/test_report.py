@@ -1,0 +1,164 @@
+"""Reports: blocks in both forms, drawings that are the same text twice, figures set beside claims."""
+
+import html.parser
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from edge_forge.report import claims, comparison, content, plots
+from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page
+from edge_forge.report.write import write
+
+RECORD = {
+    "method": "lora", "preset": "best", "settings": {"rank": 8, "seed": 1}, "wall_s": 60.0, "cpu_s": 100.0,
+    "peak_bytes": 600 << 20, "baseline_bytes": 300 << 20, "trainable_parameters": 500, "total_parameters": 10_000_000,
+    "curves": [{"epoch": 1.0, "train_loss": 1.0, "validation_loss": 1.1, "validation_accuracy": 0.5,
+                "validation_macro_f1": 0.5}],
+    "best_epoch": 1.0, "stopped_early": True, "choice": {"precision": "fp32", "threads": 2},
+    "truncated": {"train": 1, "validation": 0}, "versions": {"torch": "2"},
+}  # fmt: skip
+METRICS = {
+    "rows": 10, "accuracy": 0.8, "macro_f1": 0.79, "mcc": 0.6, "ece": 0.05, "labels": ["no", "yes"],
+    "confusion": [[4, 1], [1, 4]],
+    "per_label": [{"label": name, "precision": 0.8, "recall": 0.8, "f1": 0.8, "support": 5} for name in ("no", "yes")],
+}  # fmt: skip
+
+
+def a_variant(form, dtype, accuracy, size_bytes, latency_ms):
+    scores = {"accuracy": accuracy, "macro_f1": accuracy, "mcc": 0.5, "ece": 0.1}
+    costs = {"size_bytes": size_bytes, "peak_bytes": 3 * size_bytes, "latency_ms": latency_ms, "parity": 1e-6}
+    return {"form": form, "dtype": dtype, "how": "", **scores, **costs}
+
+
+def figures(**changed):
+    statistics = {
+        "rows": {"train": 20, "validation": 10, "test": 10}, "imbalance": 1.0, "out_of_scope": "no",
+        "out_of_scope_share": 0.5, "characters": {"p50": 9, "p95": 20, "max": 22},
+        "labels": {name: {"train": 10, "validation": 5, "test": 5} for name in ("no", "yes")},
+    }  # fmt: skip
+    return {
+        "recipe": {"name": "toy", "description": "A toy."},
+        "data": {"statistics": statistics, "warnings": ["2 text(s) are twins"]},
+        "base": {"name": "minilm", "source": "./x", "base_id": "sha256:00", "size_bytes": 40_000_000},
+        "train": RECORD, "split": "test", "scores": {"test": METRICS},
+        "calibration": [[0.0, 0.0, 0], [0.9, 0.8, 10]],
+        "variants": [a_variant("merged", "fp32", 0.8, 4000, 8.0), a_variant("merged", "int8", 0.79, 1000, 2.0)],
+        "gates": [{"name": "x", "holds": False, "sentence": "int8 loses 1.00 points"}],
+        "left_out": [["merged", "int8"]],
+        "packages": [{"file": "toy.tar", "what": "adapter", "size_bytes": 2048, "digest": "sha256:" + "a" * 64}],
+        "steps": [{"name": "data", "took_s": 0.1, "cached": False}],
+        **changed,
+    }  # fmt: skip
+
+
+def test_a_report_holds_the_result_and_says_what_was_left_out():
+    text = markdown(content.report(figures()))
+    for word in (
+        "**80.0 %** of the 10 test rows",
+        "2 otherwise",
+        "`toy.tar`",
+        "merged int8 was left out",
+        "2.0 KiB",
+        "**does not hold**: int8 loses 1.00 points",
+        "`no` answered as `yes`: 1 rows",
+        "twins",
+        "4.00× smaller",
+        "4.00× as fast",
+        "-1.00 points",
+        "stopped early",
+        "figures/confusion.svg",
+    ):
+        assert word in text, word
+
+
+def test_a_report_without_exports_says_that_claims_were_not_measured():
+    bare = figures()
+    for key in ("variants", "gates", "left_out", "packages"):
+        del bare[key]
+    text = markdown(content.report(bare))
+    assert "What runs on devices" not in text
+    assert text.count(claims._OPEN) == 5
+
+
+def test_a_page_is_self_contained_and_well_formed():
+    text = page("toy", content.report(figures()))
+
+    class Check(html.parser.HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.outside = [], []
+
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "path", "use", "rect", "line", "br"):
+                self.open.append(tag)
+            self.outside += [
+                value for name, value in attributes if name in ("src", "href") and not value.startswith("#")
+            ]
+
+        def handle_endtag(self, tag):
+            if tag in self.open:
+                while self.open.pop() != tag:
+                    pass
+
+    check = Check()
+    check.feed(text)
+    assert check.open == []
+    assert check.outside == []
+    assert text.count("<svg") == 4
+    assert "<script" not in text
+
+
+def test_what_people_write_cannot_break_a_page_or_a_table():
+    blocks = [Heading("<b>", 1), Text("a < b & `x<y>`"), Table(("a",), [["<script>|"]]), Items(["<i>"])]
+    text = page("<t>", blocks)
+    assert "<script>" not in text
+    assert "<code>x&lt;y&gt;</code>" in text
+    assert "\\|" in markdown(blocks)
+
+
+def test_numbers_stand_to_the_right():
+    text = markdown([Table(("name", "n"), [["x", "1.5 ms"], ["y", "–"]])])
+    assert "| :--- | ---: |" in text
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.curves(RECORD["curves"], 1.0),
+        lambda: plots.confusion([[4, 1], [1, 4]], ["no", "yes"]),
+        lambda: plots.reliability([plots.Bin(0.0, 0.0, 0), plots.Bin(0.9, 0.8, 10)], 0.1),
+        lambda: plots.bars([("Accuracy", "{:.2f}", {"a": 0.9, "b": None})]),
+    ],
+)
+def test_the_same_figures_give_the_same_drawing(draw):
+    one = draw()
+    assert one == draw()
+    assert ET.fromstring(one[one.index("<svg") :]).tag.endswith("svg")
+
+
+def test_bars_of_close_shares_begin_near_them_and_say_so():
+    text = plots.bars([("Accuracy", "{:.3f}", {"a": 0.93, "b": 0.92})])
+    assert "(from 0.9)" in text
+    assert "not measured" in plots.bars([("Latency", "{:.1f}", {"a": 2.0, "b": None})])
+
+
+def test_wilson_gives_the_textbook_interval():
+    low, high = content.wilson(81, 263)  # Newcombe 1998, table I
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_a_comparison_sets_ways_beside_each_other():
+    full = {**RECORD, "method": "full", "wall_s": 100.0, "peak_bytes": 800 << 20, "settings": {"rank": 16, "seed": 1}}
+    runs = {"toy lora": figures(), "toy full": figures(train=full)}
+    text = markdown(comparison.report(runs))
+    for word in ("| toy lora | 0.8000", "-40 %", "-25 %", "20.97×", "| toy full | rank = 16 |", "+67 %", "0.7900"):
+        assert word in text, word
+    assert "seed" not in text
+
+
+def test_written_reports_have_their_drawings(tmp_path):
+    files = write(tmp_path, "toy", [Heading("Toy", 1), Figure("one", "A.", "<?xml?><svg></svg>")])
+    assert [path.name for path in files] == ["toy.md", "toy.html"]
+    assert (tmp_path / "toy-figures" / "one.svg").is_file()
+    assert "toy-figures/one.svg" in files[0].read_text()
+    assert not list(tmp_path.rglob(".*"))
