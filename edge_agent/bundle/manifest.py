@@ -43,9 +43,10 @@ OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 REQUIRES = frozenset({"adapter-bank/1", "golden-probes/1"})
 """What this agent understands; a package that requires another word is refused."""
 
-Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
-Name = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
-Word = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._/+,:-]{0,63}$")]
+# Patterns end in \Z: `$` would let a line break through at the end.
+Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}\\Z")]
+Name = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\\Z")]
+Word = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._/+,:-]{0,63}\\Z")]
 Text = Annotated[str, Meta(max_length=4096)]
 Bytes = Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]

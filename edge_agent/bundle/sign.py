@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 Base64 = Annotated[str, Meta(max_length=limits.STATEMENT_BYTES)]
-KeyId = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-PublicHex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+KeyId = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
+PublicHex = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 
 
 class Signature(jsonio.Document, frozen=True, kw_only=True):

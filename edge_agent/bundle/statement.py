@@ -27,8 +27,8 @@ BUILT_AT_S = calendar.timegm((2026, 7, 1, 0, 0, 0))
 ISSUE_SKEW_S = 86_400.0
 """How far ahead of a trusted clock a statement may be issued: one day covers time zones taken for UTC."""
 
-Moment = Annotated[str, Meta(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
-Version = Annotated[str, Meta(pattern="^[0-9]{1,4}(\\.[0-9]{1,4}){0,3}$")]
+Moment = Annotated[str, Meta(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\\Z")]
+Version = Annotated[str, Meta(pattern="^[0-9]{1,4}(\\.[0-9]{1,4}){0,3}\\Z")]
 
 
 class IndexRef(Document, frozen=True, kw_only=True):

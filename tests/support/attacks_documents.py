@@ -170,6 +170,7 @@ DOCUMENTS = {
     "embedded-data": Attack(edit_weights(data="QUJD"), PackageError, "unknown field `data`"),
     "sha512": Attack(edit_weights(digest="sha512:" + "0" * 128), PackageError, FORM),
     "digest-with-path": Attack(edit_weights(digest="sha256:../../../etc/passwd"), PackageError, FORM),
+    "digest-with-line-break": Attack(edit_weights(digest="sha256:" + "0" * 64 + "\n"), PackageError, FORM),
     "negative-blob-size": Attack(edit_weights(size=-1), PackageError, FORM),
     "blob-size-over-limit": Attack(edit_weights(size=2**60), PackageError, FORM),
     "wrong-size": Attack(edit_weights(size=17), PackageError, "its descriptor says 17"),
@@ -220,6 +221,7 @@ DOCUMENTS = {
     ),
     "model-name-is-a-path": Attack(edit_document("edge/model.json", name="../x"), PackageError, FORM),
     "model-name-is-a-topic": Attack(edit_document("edge/model.json", name="a/#"), PackageError, FORM),
+    "model-name-with-line-break": Attack(edit_document("edge/model.json", name="tiny\n"), PackageError, FORM),
     "labels-twice": Attack(
         edit_document("edge/model.json", task={"kind": "classify", "labels": ["a", "a"]}), PackageError, "stands twice"
     ),

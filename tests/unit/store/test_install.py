@@ -1,33 +1,365 @@
-"""From a built package to an active model."""
+"""Install, adapters, rollback, removal: what a person does, on tiny packages."""
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from edge_agent.base.clock import ManualClock
+from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, StoreError, WorkerError
+from edge_agent.bundle.verify import load_trust
+from edge_agent.store.journal import Journal
 from edge_agent.store.library import Library
+from edge_agent.store.locks import change_lock
+from edge_agent.store.points import PHASES
+from edge_agent.store.select import Wishes
 from edge_agent.store.setup import Setup
+from edge_forge.packaging.build import base_descriptor, build
+from edge_forge.packaging.keys import keygen, rotate, sign_package
 from tests.support import packages as tiny
 
 
-def make_setup(prober: tiny.TinyProber | None = None) -> Setup:
-    return Setup(
-        prober=prober or tiny.TinyProber(),
-        hardware=tiny.HARDWARE,
-        trust=tiny.trust(),
-        clock=ManualClock(wall_s=tiny.WALL_S),
-        reserve_bytes=0,
-    )
+def make_setup(**changes: Any) -> Setup:
+    known: dict[str, Any] = {
+        "prober": tiny.TinyProber(),
+        "hardware": tiny.HARDWARE,
+        "trust": tiny.trust(),
+        "clock": ManualClock(wall_s=tiny.WALL_S),
+        "reserve_bytes": 0,
+    }
+    return Setup(**{**known, **changes})
 
 
-def test_base_then_adapter(tmp_path: Path) -> None:
-    library = Library(tmp_path / "store", make_setup())
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "store", make_setup())
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "change.lock"
+    }
+
+
+def test_a_base_becomes_active_with_the_chosen_variant(library: Library, tmp_path: Path) -> None:
+    phases: list[str] = []
+    report = library.install(tiny.base_package(tmp_path), lambda phase, _done, _total: phases.append(phase))
+    (model,) = library.active()
+    assert (model.name, model.kind, model.version, model.base_id) == ("tiny", "base", 1, tiny.BASE_ID)
+    assert model.variant.name == "onnx/int8" and model.task.kind == "embed" and model.adapters == ()
+    assert set(model.variant.files) == {"model", "tokenizer"}
+    assert [(one.name, bool(one.files)) for one in model.variants] == [("onnx/fp32", False), ("onnx/int8", True)]
+    assert [phase for phase in phases if phase in PHASES] == list(PHASES)
+    assert report.lines[0].startswith("tiny: onnx/int8 of 2 by policy 'balanced'")
+    assert "tiny: 2 golden probes hold" in report.lines
+    assert library.models()[0].current.measured.latency_ms == 1.5
+
+
+def test_all_variants_are_kept_where_the_operator_wants_them(tmp_path: Path) -> None:
+    library = Library(tmp_path / "store", make_setup(keep_all=True))
+    library.install(tiny.base_package(tmp_path))
+    assert all(variant.files for variant in library.active()[0].variants)
+    assert library.scrub() == () and library.collect() == 0
+
+
+def test_an_adapter_ships_alone_and_rolls_back(library: Library, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
-    report = library.install(base)
-    assert report.changed
+    library.install(base)
+    before = library.generation()
+    report = library.install(tiny.adapter_package(tmp_path, base, counter=7))
+    assert library.generation() != before
+    assert report.written_bytes < 6000, "only the adapter's own files"
     (model,) = library.active()
-    assert (model.name, model.version, model.variant.name, model.adapters) == ("tiny", 1, "onnx/int8", ())
-    library.install(tiny.adapter_package(tmp_path, base))
-    (model,) = library.active()
-    assert model.version == 2 and [one.name for one in model.adapters] == ["intents"]
+    (adapter,) = model.adapters
+    assert (model.version, adapter.name, adapter.rank, adapter.version) == (2, "intents", 4, 7)
+    assert adapter.task.labels == ("light", "heat") and Path(adapter.path).stat().st_size == adapter.size_bytes
     assert library.rollback("tiny").adapters == ()
+    assert library.active()[0].version == 1
+    assert library.rollback("tiny").version == 2, "two slots: back and forth"
+
+
+def test_two_adapters_on_one_base_and_a_new_base_under_them(library: Library, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base))
+    library.install(tiny.adapter_package(tmp_path, base, name="urgency"))
+    assert [one.name for one in library.active()[0].adapters] == ["intents", "urgency"]
+    library.install(tiny.base_package(tmp_path, counter=2, seed=2))
+    (model,) = library.active()
+    assert [one.name for one in model.adapters] == ["intents", "urgency"], "the same base_id: they come along"
+    assert library.install(tiny.adapter_package(tmp_path, base, counter=2, seed=5)).changed
+    assert {one.name: one.version for one in library.active()[0].adapters} == {"intents": 2, "urgency": 1}
+
+
+def test_adapters_of_the_old_base_stay_behind(library: Library, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base))
+    other = tiny.model_source(tmp_path / "other", "tiny", 3, base_id=tiny.OTHER_BASE_ID)
+    package = build(tmp_path / "o.tar", tiny.release("tiny", 2), other, keys=[tiny.keys().release_key]).path
+    report = library.install(package)
+    assert "tiny: adapter intents does not fit and stays behind" in report.lines
+    assert library.active()[0].adapters == ()
+    assert [one.name for one in library.rollback("tiny").adapters] == ["intents"]
+
+
+def test_a_base_with_its_adapters_in_one_package(library: Library, tmp_path: Path) -> None:
+    model, adapter = tiny.model_source(tmp_path / "m"), tiny.adapter_source(tmp_path / "a")
+    package = build(tmp_path / "x.tar", tiny.release("tiny"), model, [adapter], keys=[tiny.keys().release_key]).path
+    library.install(package)
+    assert [one.name for one in library.active()[0].adapters] == ["intents"]
+
+
+def test_a_merged_model_takes_no_adapters(library: Library, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    source = replace(tiny.model_source(tmp_path / "m", "home-merged"), merged_from={"adapter": "intents"})
+    library.install(build(tmp_path / "m.tar", tiny.release("m"), source, keys=[tiny.keys().release_key]).path)
+    assert library.active()[0].kind == "merged"
+    with pytest.raises(PackageError, match="is not installed; no base is installed"):
+        library.install(tiny.adapter_package(tmp_path, base))
+
+
+def test_the_same_package_again_changes_nothing(library: Library, tmp_path: Path) -> None:
+    package = tiny.base_package(tmp_path)
+    library.install(package)
+    before, generation = snapshot(tmp_path / "store"), library.generation()
+    report = library.install(package)
+    assert not report.changed and report.written_bytes == 0
+    assert snapshot(tmp_path / "store") == before and library.generation() == generation
+
+
+def test_an_install_repairs_what_the_disk_has_changed(library: Library, tmp_path: Path) -> None:
+    package = tiny.base_package(tmp_path)
+    library.install(package)
+    weights = Path(library.active()[0].variant.files["model"])
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + b"!")
+    (damage,) = library.scrub()
+    assert damage.models == ("tiny",) and damage.digest.endswith(weights.name)
+    assert library.install(package).written_bytes == len(good)
+    assert weights.read_bytes() == good and library.scrub() == ()
+
+
+def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: Library, tmp_path: Path) -> None:
+    library.install(tiny.base_package(tmp_path))
+    os.truncate(library.active()[0].variant.files["model"], 10)
+    reopened = Library(tmp_path / "store", make_setup())
+    assert reopened.active() == ()
+    assert reopened.problems() == (
+        "tiny: tiny: a file of variant onnx/int8 is missing or cut off (install its package again)",
+    )
+    assert "cut off" in str(reopened.models()[0].problem)
+
+
+def test_probes_that_fail_keep_the_old_version(library: Library, tmp_path: Path) -> None:
+    library.install(tiny.base_package(tmp_path))
+    before = snapshot(tmp_path / "store")
+    bad = tiny.model_source(tmp_path / "bad", seed=9, off=0.5)
+    package = build(tmp_path / "bad.tar", tiny.release("tiny", 2), bad, keys=[tiny.keys().release_key]).path
+    with pytest.raises(ProbeError) as caught:
+        library.install(package)
+    assert str(caught.value).startswith("model tiny, variant onnx/int8: probe-mismatch: probe 1 ('turn on the light')")
+    assert snapshot(tmp_path / "store") == before
+
+
+def test_an_adapter_without_effect_is_refused_by_name(tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    Library(tmp_path / "store", make_setup()).install(base)
+    deaf = Library(tmp_path / "store", make_setup(prober=tiny.TinyProber(deaf=True)))
+    before = snapshot(tmp_path / "store")
+    with pytest.raises(ProbeError) as caught:
+        deaf.install(tiny.adapter_package(tmp_path, base))
+    assert "adapter intents on tiny, variant onnx/int8: adapter-ineffective: with and without it" in str(caught.value)
+    assert snapshot(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("error", [WorkerError("the worker died", "worker"), AdapterRefused("rank 4 is too large")])
+def test_a_worker_that_fails_is_a_failed_probe(error: Exception, tmp_path: Path) -> None:
+    library = Library(tmp_path / "store", make_setup(prober=tiny.TinyProber(error=error)))
+    with pytest.raises(ProbeError, match="the golden probes could not be run: "):
+        library.install(tiny.base_package(tmp_path))
+    assert snapshot(tmp_path / "store") == {}
+
+
+def test_a_variant_without_probes_of_the_adapter(library: Library, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    source = tiny.adapter_source(tmp_path / "a")
+    source = replace(source, probes=tiny.probe_file(tmp_path, ["onnx/fp32"], adapter="intents"))
+    subject = base_descriptor(base, tiny.BASE_ID)
+    keys = [tiny.keys().release_key]
+    package = build(tmp_path / "a.tar", tiny.release("intents"), None, [source], subject, keys).path
+    with pytest.raises(ProbeError, match="no golden probes for variant onnx/int8"):
+        library.install(package)
+
+
+def test_only_what_is_new_is_probed(tmp_path: Path) -> None:
+    prober = tiny.TinyProber()
+    library = Library(tmp_path / "store", make_setup(prober=prober))
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base))
+    library.install(tiny.base_package(tmp_path, counter=2, seed=2))
+    assert prober.asked == [
+        ("tiny", (None,)),
+        ("tiny", ("intents", None)),
+        ("tiny", (None, "intents", None)),
+    ]
+
+
+def test_the_disk_is_full_before_a_byte_is_written(tmp_path: Path) -> None:
+    library = Library(tmp_path / "store", make_setup(reserve_bytes=2**30, free_bytes=lambda _path: 2**30 + 5000))
+    with pytest.raises(StoreError) as caught:
+        library.install(tiny.base_package(tmp_path))
+    assert "the disk is too full: 1.0 MiB are needed and 1.0 GiB stay reserved, 1.0 GiB are free" in str(caught.value)
+    assert snapshot(tmp_path / "store") == {}
+
+
+def test_the_disk_fills_up_on_the_way(tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.install(tiny.base_package(tmp_path))
+    before = snapshot(tmp_path / "store")
+    calls: list[int] = []
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device; nothing was changed"):
+        library.install(tiny.base_package(tmp_path, counter=2, seed=2))
+    assert snapshot(tmp_path / "store") == before
+
+
+def test_order_on_disk_contents_before_names_before_the_switch(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync of a file comes before its rename, fsync of the blobs' folder before the record that needs them."""
+    done: list[tuple[str, str]] = []
+    sync, move = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        done.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        sync(descriptor)
+
+    def replace_(path: Path, target: Path) -> Path:
+        done.append(("move", path.name))
+        return move(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace_)
+    package = tiny.base_package(tmp_path)
+    done.clear()
+    library.install(package)
+    for at, (what, name) in enumerate(done):
+        if what == "move":
+            assert ("sync", name) in done[:at], name
+    switch = done.index(("move", "record.json.tmp"))
+    last_blob = max(at for at, (what, name) in enumerate(done) if what == "move" and len(name) == 64)
+    assert last_blob < done.index(("sync", "sha256")) < done.index(("move", "trials.json.tmp")) < switch
+    assert ("sync", "store") in done[switch:]
+
+
+def test_rollback_and_removal_of_what_is_not_there(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no model 'tiny' \(installed: none\)"):
+        library.rollback("tiny")
+    library.install(tiny.base_package(tmp_path))
+    with pytest.raises(StoreError, match="no version of 'tiny' before version 1"):
+        library.rollback("tiny")
+    with pytest.raises(StoreError, match=r"no model 'other' \(installed: tiny\)"):
+        library.remove("other")
+    with pytest.raises(StoreError, match=r"'tiny' has no adapter 'x' \(it has: none\)"):
+        library.remove("tiny", "x")
+
+
+def test_removal_frees_the_disk_and_keeps_the_counter(library: Library, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path, counter=3)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base))
+    library.remove("tiny", "intents")
+    (model,) = library.active()
+    assert model.adapters == () and model.version == 3
+    assert [one.name for one in library.rollback("tiny").adapters] == ["intents"]
+    library.remove("tiny")
+    assert library.active() == () and list(snapshot(tmp_path / "store")) == ["record.json"]
+    with pytest.raises(PackageError, match="is older than 3"):
+        library.install(tiny.base_package(tmp_path, counter=2, seed=2))
+
+
+def test_the_counter_survives_a_rollback(library: Library, tmp_path: Path) -> None:
+    library.install(tiny.base_package(tmp_path, counter=1))
+    library.install(tiny.base_package(tmp_path, counter=2, seed=2))
+    library.rollback("tiny")
+    with pytest.raises(PackageError, match="is older than 2"):
+        library.install(tiny.base_package(tmp_path, counter=1))
+    assert library.install(tiny.base_package(tmp_path, counter=2, seed=2)).changed
+
+
+def test_channels_count_for_themselves(library: Library, tmp_path: Path) -> None:
+    library.install(tiny.base_package(tmp_path, counter=5))
+    assert library.install(tiny.base_package(tmp_path, counter=1, seed=2, channel="beta")).changed
+
+
+def test_a_rotated_root_stays_and_revokes(tmp_path: Path) -> None:
+    keys = keygen(tmp_path / "keys")
+    first_root, first_key = load_trust(keys.root_file), keys.release_key
+    second = rotate(keys.path, ("release",))
+    one, two, late = (tiny.base_package(tmp_path, counter=number, seed=number) for number in (1, 2, 3))
+    sign_package(one, [first_key])
+    sign_package(two, [keys.release_key], [second])
+    sign_package(late, [first_key])
+    root = tmp_path / "store"
+    Library(root, make_setup(trust=first_root)).install(one)
+    Library(root, make_setup(trust=first_root)).install(two)
+    with pytest.raises(PackageError, match="none of which root version 2 trusts"):
+        Library(root, make_setup(trust=first_root)).install(late)
+
+
+def test_a_second_change_waits_its_turn(library: Library, tmp_path: Path) -> None:
+    package = tiny.base_package(tmp_path)
+    library.install(package)
+    with change_lock(tmp_path / "store"):
+        reader = Library(tmp_path / "store")
+        assert [model.name for model in reader.active()] == ["tiny"], "reading needs no lock"
+        with pytest.raises(StoreError, match="another install or rollback"):
+            library.install(package)
+
+
+def test_a_reader_does_not_install(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="opened for reading only"):
+        Library(tmp_path / "store").install(tmp_path / "x.tar")
+
+
+def test_reading_is_cached_until_something_changes(library: Library, tmp_path: Path) -> None:
+    library.install(tiny.base_package(tmp_path))
+    reader = Library(tmp_path / "store")
+    assert reader.active() is reader.active()
+    old = reader.active()
+    library.install(tiny.base_package(tmp_path, counter=2, seed=2))
+    assert reader.active() is not old and reader.active()[0].version == 2
+
+
+def test_nothing_is_deleted_while_a_manifest_cannot_be_read(library: Library, tmp_path: Path) -> None:
+    library.install(tiny.base_package(tmp_path))
+    blobs = tmp_path / "store" / "blobs" / "sha256"
+    slot = Journal(tmp_path / "store").read().models["tiny"].current
+    (blobs / slot.chosen[7:]).write_bytes(b"{}")
+    stray = blobs / ("f" * 64)
+    stray.write_bytes(b"x")
+    assert library.collect() == 0 and stray.exists()
+    assert [one.digest for one in library.scrub()] == [slot.chosen]
+
+
+def test_wishes_reach_the_choice(tmp_path: Path) -> None:
+    library = Library(tmp_path / "store", make_setup(wishes=Wishes(prefer=("fp32",))))
+    library.install(tiny.base_package(tmp_path))
+    assert library.active()[0].variant.name == "onnx/fp32"

@@ -65,8 +65,7 @@ def build(
     statement = release.statement(IndexRef(digest=index.digest, size=index.size))
     signers = [dsse.PrivateKey.load(path) for path in keys]
     layout.put(RELEASE_FILE, dsse.wrap(RELEASE_TYPE, jsonio.encode(statement), signers))
-    layout.write(out, folder)
-    _read_back(out)
+    layout.write(out, folder, _read_back)
     digest = None if folder else part_of(out).digest
     with open_package(out) as package:
         return Built(out, index.digest, digest, sum(package.sizes.values()))

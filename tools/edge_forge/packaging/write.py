@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,8 @@ class Layout:
         self._parts.setdefault(blob_name(part.digest), part)
         return part
 
-    def write(self, out: Path, folder: bool) -> None:
-        """Write everything to `out`, which is replaced whole: a reader never sees half of it."""
+    def write(self, out: Path, folder: bool, check: Callable[[Path], object]) -> None:
+        """Write everything, `check` it, then put it in the place of `out`: nobody sees half of it, or a bad one."""
         parts = dict(sorted(self._parts.items(), key=lambda item: tarform.order(item[0])))
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -84,6 +84,7 @@ class Layout:
                 write_folder(temporary, parts)
             else:
                 write_tar(temporary, parts)
+            check(temporary)
             _replace(temporary, out)
         finally:
             _remove(temporary)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_agent.base.errors import StoreError
+from edge_agent.store.journal import RECORD_FILE, TRIALS_KEPT, Committed, Journal, Record
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def record(counter: int) -> Record:
+    return Record(committed={"p/stable": Committed(counter=counter, index=DIGEST)}, newest_issued_s=12.5)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.read() == Record()
+    journal.write(record(3), lambda: None)
+    assert Journal(tmp_path).read() == record(3)
+
+
+def test_every_write_changes_the_generation_whatever_the_clock_says(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    seen = [journal.generation()]
+    for counter in range(50):
+        journal.write(record(counter), lambda: None)
+        seen.append(journal.generation())
+    assert len(set(seen)) == len(seen)
+    os.utime(tmp_path / RECORD_FILE, (4e9, 4e9))
+    ahead = journal.generation()
+    journal.write(record(99), lambda: None)
+    assert (tmp_path / RECORD_FILE).stat().st_mtime > 3.9e9, "a time in the future is passed, not fallen behind"
+    assert journal.generation() != ahead
+
+
+def test_any_flipped_bit_is_said(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(record(3), lambda: None)
+    path = tmp_path / RECORD_FILE
+    good = path.read_bytes()
+    for at in range(len(good) - 1):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(StoreError, match="damaged"):
+            journal.read()
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\0" * 4096])
+def test_what_a_torn_file_system_leaves_is_damage(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / RECORD_FILE).write_bytes(data)
+    with pytest.raises(StoreError, match="damaged"):
+        Journal(tmp_path).read()
+
+
+def test_nothing_is_in_place_before_the_rename(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(record(1), lambda: None)
+    seen: list[Record] = []
+    journal.write(record(2), lambda: seen.append(Journal(tmp_path).read()))
+    assert seen == [record(1)]
+
+
+def test_trials_are_counted_until_one_ends(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.trials(DIGEST) == 0
+    journal.begin_trial(DIGEST)
+    journal.begin_trial(DIGEST)
+    assert Journal(tmp_path).trials(DIGEST) == 2
+    journal.end_trial(DIGEST)
+    assert journal.trials(DIGEST) == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_trials_are_bounded(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for number in range(TRIALS_KEPT + 5):
+        journal.begin_trial(f"sha256:{number:064x}")
+    kept = [number for number in range(TRIALS_KEPT + 5) if journal.trials(f"sha256:{number:064x}")]
+    assert kept == list(range(5, TRIALS_KEPT + 5))

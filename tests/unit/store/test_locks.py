@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_agent.base.errors import StoreError
+from edge_agent.store.locks import change_lock, daemon_lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from edge_agent.store.locks import daemon_lock
+with daemon_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_daemons_on_one_folder(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with pytest.raises(StoreError) as caught, daemon_lock(tmp_path):
+        raise AssertionError("both hold it")
+    assert f"another edge-agent daemon (pid {other.pid}) uses this state folder" in str(caught.value)
+    other.kill()
+    other.communicate()
+    with daemon_lock(tmp_path):
+        assert (tmp_path / "daemon.lock").read_text().strip() == str(os.getpid())
+
+
+def test_two_changes_at_once_even_in_one_process(tmp_path: Path) -> None:
+    with change_lock(tmp_path):
+        with daemon_lock(tmp_path):
+            """The two locks are not in each other's way."""
+        with pytest.raises(StoreError, match="another install or rollback"), change_lock(tmp_path):
+            raise AssertionError("both hold it")
+    with change_lock(tmp_path):
+        """Free again."""
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="the lock cannot be opened"), daemon_lock(tmp_path / "absent"):
+        raise AssertionError("there is no folder")

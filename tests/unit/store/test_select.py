@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.base.errors import PackageError
+from edge_agent.base.limits import MIB
+from edge_agent.bundle.catalog import Variant
+from edge_agent.store.select import Hardware, Wishes, choose
+
+BOARD = Hardware(names=("pi5", "raspberrypi,5-model-b", "aarch64"), runtimes=("onnx",), ram_bytes=200 * MIB)
+
+
+def variant(dtype: str, accuracy: float | None, peak_mib: int, runtime: str = "onnx") -> Variant:
+    return Variant(f"sha256:{runtime}{dtype}", runtime, dtype, {}, peak_mib * MIB // 2, peak_mib * MIB, accuracy)
+
+
+FP32, FP16, INT8 = variant("fp32", 0.92, 180), variant("fp16", 0.92, 110), variant("int8", 0.915, 60)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "chosen"),
+    [
+        (Wishes(), "onnx/int8"),
+        (Wishes(policy="fastest"), "onnx/int8"),
+        (Wishes(policy="smallest"), "onnx/int8"),
+        (Wishes(policy="most-accurate"), "onnx/fp16"),
+        (Wishes(prefer=("fp32",)), "onnx/fp32"),
+        (Wishes(prefer=("onnx/fp16", "fp32")), "onnx/fp16"),
+        (Wishes(prefer=("q4", "fp16")), "onnx/fp16"),
+        (Wishes(accuracy_loss_limit=0.001), "onnx/fp16"),
+        (Wishes(accuracy_loss_limit=0.005), "onnx/int8"),
+    ],
+)
+def test_wishes(wishes: Wishes, chosen: str) -> None:
+    choice = choose([FP32, FP16, INT8], BOARD, wishes)
+    assert choice.variant.name == chosen
+    assert choice.why.startswith(f"{chosen} of 3 ")
+    assert {name for name, _ in choice.refused} == {"onnx/fp32", "onnx/fp16", "onnx/int8"} - {chosen}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (variant("fp16", 0.92, 60, "tensorrt"), "runtime 'tensorrt' is not available here (onnx)"),
+        (replace(INT8, hardware=("orin-nano",)), "it is for orin-nano, this is pi5"),
+        (replace(INT8, features=("asimddp", "sve")), "it needs the processor feature sve"),
+        (variant("fp32", 0.92, 300), "it needs 300.0 MiB of memory, 200.0 MiB may be used"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_reason(bad: Variant, reason: str) -> None:
+    board = replace(BOARD, features=frozenset({"asimddp"}))
+    assert (bad.name, reason) in choose([bad, FP16], board, Wishes()).refused
+    with pytest.raises(PackageError) as caught:
+        choose([bad], board, Wishes())
+    assert f"no variant can run on pi5: {bad.name}: {reason}" in str(caught.value)
+
+
+def test_accuracy_loss_is_told() -> None:
+    bad = variant("int8", 0.80, 60)
+    choice = choose([FP32, bad], BOARD, Wishes())
+    assert choice.variant is FP32
+    assert choice.refused == (("onnx/int8", "it loses 12.00 points of accuracy, 1.00 are allowed"),)
+    assert choose([FP32, bad], BOARD, Wishes(policy="smallest")).variant is bad
+
+
+def test_unknown_features_and_memory_refuse_nothing() -> None:
+    board = Hardware(names=(), runtimes=("onnx",))
+    assert choose([replace(INT8, features=("sve",), peak_bytes=2**50)], board, Wishes()).variant.dtype == "int8"
+
+
+VARIANTS = st.lists(
+    st.builds(
+        variant,
+        st.sampled_from(["fp32", "fp16", "int8", "q4_k_m"]),
+        st.none() | st.floats(0, 1),
+        st.integers(1, 400),
+        st.sampled_from(["onnx", "tensorrt"]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(VARIANTS, st.sampled_from(["balanced", "fastest", "smallest", "most-accurate"]), st.floats(0, 1))
+def test_every_variant_is_chosen_or_has_a_reason(variants: list[Variant], policy: str, limit: float) -> None:
+    try:
+        choice = choose(variants, BOARD, Wishes(policy=policy, accuracy_loss_limit=limit))
+    except PackageError as error:
+        assert all(one.name in str(error) for one in variants)
+        return
+    assert choice.variant.runtime == "onnx" and choice.variant.peak_bytes <= 200 * MIB
+    assert len(choice.refused) == len(variants) - 1
+    assert all(reason for _, reason in choice.refused)
+
+
+@given(VARIANTS.flatmap(lambda found: st.tuples(st.just(found), st.permutations(found))))
+def test_the_order_in_the_package_decides_nothing_but_ties(pair: tuple[list[Variant], list[Variant]]) -> None:
+    found = []
+    for variants in pair:
+        try:
+            one = choose(variants, BOARD, Wishes()).variant
+            found.append((one.runtime, one.dtype, one.size_bytes, one.accuracy or 0.0))
+        except PackageError:
+            found.append(None)
+    assert found[0] == found[1]
