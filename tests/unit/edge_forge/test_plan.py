@@ -1,0 +1,164 @@
+"""The plan: what each step is given, what wakes it again, and what is said before anything long begins."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+
+from edge_agent.base.errors import ConfigError, EdgeError
+from edge_forge import bases, figures, recipe
+from edge_forge.cache import Cache
+from edge_forge.plan import Plan
+from edge_forge.progress import Progress
+from edge_forge.steps import train as train_step
+from edge_forge.training import predict as prediction
+
+ROWS = "text\tlabel\n" + "".join(f"{word} {n}\t{word}\n" for word in ("on", "off") for n in range(6))
+RAW = {
+    "name": "toy",
+    "base": {"name": "m", "source": "./base"},
+    "data": {"train": "train.tsv", "test": "test.tsv"},
+}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A recipe folder, a base that is not opened, and training and prediction that only note what they were given."""
+    (tmp_path / "train.tsv").write_text(ROWS)
+    (tmp_path / "test.tsv").write_text("text\tlabel\nswitch on\ton\nswitch off\toff\n")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    base = bases.Base(tmp_path / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 512}, ())
+    monkeypatch.setattr(bases, "resolve", lambda *_: base)
+    calls = {"train": [], "predict": []}
+
+    @dataclasses.dataclass
+    class Record:
+        method: str = "lora"
+
+    def train(**given):
+        calls["train"].append(given)
+        given["out_dir"].mkdir()
+        given["progress"]("train", 1.0)
+        (given["out_dir"] / "adapter.safetensors").write_text(str(given["settings"].rank))
+        (given["out_dir"] / "train.log").write_text(str(len(calls["train"])))
+        return Record()
+
+    def predict(base_dir, trained_dir, texts, *, max_tokens):
+        calls["predict"].append(texts)
+        return np.asarray([[0.0, 3.0] if text.startswith("switch on") else [3.0, 0.0] for text in texts])
+
+    monkeypatch.setattr(train_step, "train", train)
+    monkeypatch.setattr(prediction, "predict", predict)
+
+    def plan(**tables):
+        raw = {**RAW, **{name: {**RAW.get(name, {}), **keys} for name, keys in tables.items()}}
+        return Plan(recipe.parse(raw, "r", {}), tmp_path, Cache(tmp_path / "build", Progress(io.StringIO())), quiet)
+
+    quiet = Progress(io.StringIO(), quiet=True)
+    return tmp_path, calls, plan
+
+
+def test_training_is_given_the_checked_rows_and_runs_once(world):
+    _, calls, plan = world
+    first = plan()
+    assert first.evaluated.facts["test"]["accuracy"] == 1.0
+    given = calls["train"][0]
+    assert given["labels"] == ("off", "on")
+    assert len(given["train_rows"]) + len(given["validation_rows"]) == 12
+    again = plan()
+    assert again.evaluated.cached
+    assert again.trained.cached
+    assert len(calls["train"]) == 1
+    assert set(again.entries) == {"data", "train", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("tables", "trained"),
+    [
+        ({"train": {"epochs": 2}}, 2),
+        ({"method": {"rank": 4}}, 2),
+        ({"task": {"max_tokens": 32}}, 2),
+        ({"task": {"labels": ["on", "off"]}}, 2),
+        ({"package": {"version": 2}}, 1),
+        ({"quantize": {"max_loss_points": 1.0}}, 1),
+    ],
+)
+def test_only_what_training_depends_on_wakes_it(world, tables, trained):
+    _, calls, plan = world
+    plan().trained  # noqa: B018
+    plan(**tables).trained  # noqa: B018
+    assert len(calls["train"]) == trained
+
+
+def test_new_test_rows_do_not_train_again(world):
+    folder, calls, plan = world
+    plan().evaluated  # noqa: B018
+    (folder / "test.tsv").write_text("text\tlabel\nswitch on\ton\nother\toff\n")
+    assert not plan().evaluated.cached
+    assert len(calls["train"]) == 1
+
+
+def test_data_that_is_only_laid_out_otherwise_does_not_train_again(world):
+    folder, _, plan = world
+    plan().trained  # noqa: B018
+    (folder / "train.tsv").write_text(ROWS.replace("\n", "\r\n"))
+    found = plan()
+    assert not found.data_step.cached
+    assert found.trained.cached
+
+
+def test_equal_training_results_do_not_wake_evaluation(world):
+    _, calls, plan = world
+    plan().evaluated  # noqa: B018
+    other = plan(train={"epochs": 2})
+    assert other.evaluated.cached
+    assert len(calls["train"]) == 2
+
+
+def test_a_failed_training_keeps_its_log_and_nothing_else(world, monkeypatch):
+    folder, _, plan = world
+
+    def failing(**given):
+        given["out_dir"].mkdir()
+        log = given["out_dir"] / "train.log"
+        log.write_text("out of memory")
+        raise EdgeError("training ended with signal 9", "train", f"the whole output is in {log.resolve()}")
+
+    monkeypatch.setattr(train_step, "train", failing)
+    with pytest.raises(EdgeError) as caught:
+        plan().trained  # noqa: B018
+    kept = folder / "build" / "logs" / "train.log"
+    assert str(kept) in str(caught.value)
+    assert kept.read_text() == "out of memory"
+    assert not (folder / "build" / "steps" / "train").exists()
+
+
+def test_a_text_length_beyond_the_base_is_refused(world, monkeypatch):
+    folder, _, plan = world
+    short = bases.Base(folder / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 16}, ())
+    monkeypatch.setattr(bases, "resolve", lambda *_: short)
+    with pytest.raises(ConfigError, match=r"task.max_tokens: 64 tokens are more than the base takes .16."):
+        plan().base  # noqa: B018
+
+
+def test_warnings_of_the_data_are_said_on_every_run(world):
+    folder, _, plan = world
+    (folder / "test.tsv").write_text("text\tlabel\non 1\ton\non 2\toff\n")
+    for _ in range(2):
+        found = plan()
+        found.progress = Progress(io.StringIO(), quiet=True)
+        found.data_step  # noqa: B018
+        assert "also in train" in found.progress._stream.getvalue()
+
+
+def test_calibration_bins_add_up_to_the_error(tmp_path):
+    logits = np.log(np.asarray([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.95, 0.05]]))
+    np.save(tmp_path / "l.npy", logits)
+    bins = figures.calibration(tmp_path / "l.npy", ["a", "b", "b", "a"], ("a", "b"))
+    assert sum(rows for _, _, rows in bins) == 4
+    error = sum(rows * abs(right - confidence) for confidence, right, rows in bins) / 4
+    from edge_forge.metrics import evaluate
+
+    assert evaluate(logits, ["a", "b", "b", "a"], ("a", "b")).ece == pytest.approx(error)
