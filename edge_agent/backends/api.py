@@ -143,6 +143,9 @@ class Backend(abc.ABC):
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
         """Load a model. `files` maps a role ('model', 'tokenizer', ...) to a path.
 
+        Every backend takes the options `max_rows` and `max_tokens` (the largest shape) and `base_id` ('' where it does
+        not matter); the rest are its own.
+
         Raises BackendMissing, or BackendError for a file it cannot use or an option it does not know.
         """
 

@@ -26,7 +26,15 @@ from edge_agent.base.errors import AdapterRefused, BackendError
 
 HIDDEN = 8
 # `fail_token` and `die_token` are token ids: a row that holds one fails its job, or ends the process.
-DEFAULTS: Dict[str, Any] = {"delay_s": 0.0, "base_id": "", "labels": 4, "fail_token": -1, "die_token": -1}
+DEFAULTS: Dict[str, Any] = {
+    "max_rows": 16,
+    "max_tokens": 128,
+    "base_id": "",
+    "labels": 4,
+    "delay_s": 0.0,
+    "fail_token": -1,
+    "die_token": -1,
+}
 
 
 class EchoBackend(Backend):

@@ -94,7 +94,8 @@ class Child:
         backend = registry.create(message["backend"])
         started_s = time.monotonic()
         self._limits = _limits(message["limits"])
-        self._session = backend.load(message["files"], message["options"])
+        bounds = {"max_rows": self._limits.max_rows, "max_tokens": message["task"]["max_tokens"]}
+        self._session = backend.load(message["files"], dict(bounds, **message["options"]))
         self._tokenizer_path = message["files"].get("tokenizer")
         self._tasks[None] = tasks.build(message["task"], self._tokenizer_path)
         answer = _describe(backend)

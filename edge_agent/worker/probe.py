@@ -76,10 +76,10 @@ async def _run(
     limits: Mapping[str, int],
 ) -> TrialRun:
     loaded = await worker.load(model.variant, model.task, limits)
-    for name in dict.fromkeys(adapter for adapter, _ in questions if adapter is not None):
-        adapter = model.adapter(name)
+    for wanted in dict.fromkeys(name for name, _ in questions if name is not None):
+        adapter = model.adapter(wanted)
         if adapter is None:
-            raise WorkerError(f"the model has no adapter {name!r}", model.name)
+            raise WorkerError(f"the model has no adapter {wanted!r}", model.name)
         await worker.attach(adapter)
     outputs, compute_s, texts = [], 0.0, 0
     for name, asked in questions:

@@ -1,0 +1,364 @@
+"""ONNX Runtime on the CPU: encoders with or without an adapter bank, mixed-adapter batches, no copies per run.
+
+A graph comes from `edge-forge export`: inputs input_ids and attention_mask [batch, seq], perhaps the bank's inputs
+(metadata `edge.bank`), outputs `features` [batch, hidden] and perhaps `logits` [batch, labels].
+ONNX Runtime's telemetry is switched off before it is imported. Importable on Python 3.6.
+"""
+
+import os
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+from edge_agent.backends.api import (
+    AdapterSource,
+    Backend,
+    Capabilities,
+    Done,
+    Event,
+    Failed,
+    Footprint,
+    Job,
+    Limits,
+    Session,
+    Unavailable,
+    checked_options,
+)
+from edge_agent.backends.queue import JobQueue, Piece
+from edge_agent.backends.slots import Slots, job_rows, parse_spec
+from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
+
+# max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
+# threads: 0 means one per core that this process may use. spinning: threads that wait burn power; off on purpose.
+# positions: of the adapter bank; 0 means as many as rows. base_id: checked against the graph's own where it has one.
+DEFAULTS = {
+    "max_rows": 16,
+    "max_tokens": 128,
+    "threads": 0,
+    "spinning": False,
+    "positions": 0,
+    "base_id": "",
+}  # type: Dict[str, Any]
+_INPUTS = ("input_ids", "attention_mask")
+_CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
+
+
+class OnnxBackend(Backend):
+    """ONNX Runtime's CPU provider."""
+
+    def probe(self) -> Union[Capabilities, Unavailable]:
+        """See `Backend.probe`."""
+        try:
+            runtime = _runtime()
+        except BackendMissing as error:
+            return Unavailable(error.what, error.remedy or "")
+        return Capabilities(
+            runtime="onnxruntime",
+            version=runtime.__version__,
+            devices=("cpu",),
+            dtypes=("fp32", "fp16", "int8"),
+            adapters=True,
+            mixed_adapters=True,
+            streams=False,
+        )
+
+    def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
+        """See `Backend.load`; `files` needs the role 'model'."""
+        checked = checked_options(options, DEFAULTS, "onnx")
+        for name, highest in _CAPACITY.items():
+            lowest = 0 if DEFAULTS[name] == 0 else 1
+            if isinstance(checked[name], bool) or not lowest <= checked[name] <= highest:
+                raise BackendError(
+                    "option {!r} is {!r}, {} to {} are possible".format(name, checked[name], lowest, highest), "onnx"
+                )
+        if "model" not in files:
+            raise BackendError("no file with the role 'model' is given", "onnx")
+        return OnnxSession(files["model"], checked)
+
+
+class OnnxSession(Session):
+    """One graph, its adapters and the jobs inside it."""
+
+    def __init__(self, path: str, options: Mapping[str, Any]) -> None:
+        self._runtime = _runtime()
+        self._path = path
+        self._options = options
+        self._queue = JobQueue()
+        self._parts = {}  # type: Dict[str, List[Done]]
+        self._threads = options["threads"] or _cores()
+        before = _resident_bytes()
+        self._session = self._build(self._threads)
+        loaded = _resident_bytes()
+        self._base_id, self._slots = self._describe()
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._hidden = {output.name: output.shape[1] for output in self._session.get_outputs()}
+        self._warm_up()
+        self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, _resident_bytes() - loaded)
+
+    def attach(self, adapter: AdapterSource) -> int:
+        """See `Session.attach`."""
+        if self._slots is None:
+            raise AdapterRefused(
+                "this model takes no adapters: its graph has no bank",
+                adapter.name,
+                "use the base's package, or a merged model of its own",
+            )
+        if self._base_id and adapter.base_id != self._base_id:
+            raise AdapterRefused(
+                "adapter {!r} was trained on base {}, this is {}".format(
+                    adapter.name, adapter.base_id or "(none)", self._base_id
+                ),
+                adapter.path,
+                "train it on this base",
+            )
+        if not adapter.name or self._queue.uses(adapter.name):
+            raise AdapterRefused("an adapter needs a name that no queued job uses", adapter.name)
+        return self._slots.attach(adapter)
+
+    def detach(self, name: str) -> None:
+        """See `Session.detach`."""
+        if self._slots is not None:
+            self._slots.detach(name)
+
+    def submit(self, job: Job) -> None:
+        """See `Session.submit`."""
+        if job.adapter is not None and (self._slots is None or job.adapter not in self._slots):
+            raise AdapterRefused("adapter {!r} is not attached".format(job.adapter), self._path)
+        if not job.rows:
+            raise BackendError("a job without rows cannot run", job.job_id)
+        for row in job.rows:
+            if not 0 < len(row) <= self._options["max_tokens"]:
+                raise BackendError(
+                    "a row has {} tokens, 1 to {} are possible".format(len(row), self._options["max_tokens"]),
+                    job.job_id,
+                )
+        self._queue.submit(job)
+
+    def step(self, limits: Limits) -> List[Event]:
+        """See `Session.step`: one micro-batch."""
+        pieces = self._queue.take(min(limits.max_rows, self._options["max_rows"]))
+        if not pieces:
+            return []
+        self._use_threads(limits.threads)
+        started_s = time.monotonic()
+        try:
+            outputs = self._run(pieces)
+        except BackendError as error:
+            for piece in pieces:
+                self._queue.cancel(piece.job.job_id)
+                self._parts.pop(piece.job.job_id, None)
+            return [Failed(piece.job.job_id, error.what) for piece in pieces]
+        compute_s = time.monotonic() - started_s
+        return self._events(pieces, outputs, compute_s)
+
+    def cancel(self, job_id: str) -> bool:
+        """See `Session.cancel`."""
+        self._parts.pop(job_id, None)
+        return self._queue.cancel(job_id)
+
+    def footprint(self) -> Footprint:
+        """See `Session.footprint`: resident bytes measured around load and warm-up; adapters computed."""
+        adapters = self._slots.size_bytes if self._slots is not None else 0
+        return Footprint(self._weights_bytes, adapters, 0, self._arena_bytes)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._queue.clear()
+        self._parts.clear()
+        self._session = None
+        self._slots = None
+
+    def _build(self, threads: int) -> Any:
+        runtime = self._runtime
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Hardware-specific layouts beyond this level do not pay here and tie a saved graph to a machine.
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        # Patterns are kept per input shape for ever: memory would grow with every new length.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options["spinning"] else "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        try:
+            return runtime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+        except _errors(runtime) as error:
+            raise BackendError("ONNX Runtime cannot load the graph: {}".format(_short(error)), self._path) from error
+
+    def _describe(self) -> Tuple[str, Optional[Slots]]:
+        """The graph's own base id and its bank. Raises BackendError for a graph of another kind."""
+        inputs = [given.name for given in self._session.get_inputs()]
+        if any(name not in inputs for name in _INPUTS):
+            raise BackendError("the graph has no inputs {} and {}".format(*_INPUTS), self._path)
+        if all(output.name != "features" for output in self._session.get_outputs()):
+            raise BackendError("the graph has no output 'features'", self._path)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        base_id = metadata.get("edge.base_id", "").strip('"')
+        wanted = self._options["base_id"]
+        if wanted and base_id and wanted != base_id:
+            raise BackendError("the graph is of base {}, {} was asked for".format(base_id, wanted), self._path)
+        text = metadata.get("edge.bank")
+        if text is None:
+            if len(inputs) > len(_INPUTS):
+                raise BackendError("the graph wants inputs that nobody gives: {}".format(inputs[2:]), self._path)
+            return wanted or base_id, None
+        slots = Slots(parse_spec(text), self._options["positions"] or self._options["max_rows"])
+        if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
+            raise BackendError("the graph's inputs are not those of its bank description", self._path)
+        return wanted or base_id, slots
+
+    def _warm_up(self) -> None:
+        """Run the largest batch once, so that the arena has its final size and later runs allocate nothing."""
+        numpy = _numpy()
+        shape = (self._options["max_rows"], self._options["max_tokens"])
+        ids = numpy.zeros(shape, numpy.int64)
+        arrays = {} if self._slots is None else self._slots.zeros(self._slots.spec.rank)
+        self._compute(ids, numpy.ones(shape, numpy.int64), arrays)
+
+    def _use_threads(self, threads: int) -> None:
+        """Another number of threads needs another session: a limit by affinity alone is 1.4 to 2.8 times slower."""
+        wanted = min(max(1, threads), _CAPACITY["threads"])
+        if wanted != self._threads:
+            self._session = None
+            self._session = self._build(wanted)
+            self._threads = wanted
+
+    def _run(self, pieces: Sequence[Piece]) -> Dict[str, Any]:
+        """Outputs of the pieces' rows by name, in the rows' order."""
+        numpy = _numpy()
+        rows = [row for piece in pieces for row in piece.rows]
+        arrays, order = {}, tuple(range(len(rows)))  # type: Dict[str, Any], Tuple[int, ...]
+        if self._slots is not None:
+            names = job_rows([piece.job.adapter for piece in pieces], [len(piece.rows) for piece in pieces])
+            arrays, order = self._slots.bind(names)
+        longest = max(len(row) for row in rows)
+        ids = numpy.zeros((len(rows), longest), numpy.int64)
+        mask = numpy.zeros((len(rows), longest), numpy.int64)
+        for place, row in enumerate(order):
+            ids[place, : len(rows[row])] = rows[row]
+            mask[place, : len(rows[row])] = 1
+        outputs = self._compute(ids, mask, arrays)
+        back = numpy.empty(len(rows), numpy.int64)
+        back[list(order)] = numpy.arange(len(rows))
+        return {name: value[back] for name, value in outputs.items()}
+
+    def _compute(self, ids: Any, mask: Any, arrays: Mapping[str, Any]) -> Dict[str, Any]:
+        """One run with every input and output bound to memory of ours."""
+        numpy = _numpy()
+        binding = self._session.io_binding()
+        given = dict(arrays, input_ids=ids, attention_mask=mask)
+        for name, value in given.items():
+            binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+        outputs = {}
+        for name in self._outputs:
+            value = outputs[name] = numpy.empty((len(ids), self._hidden[name]), numpy.float32)
+            binding.bind_output(name, "cpu", 0, numpy.float32, value.shape, value.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except _errors(self._runtime) as error:
+            raise BackendError("ONNX Runtime failed: {}".format(_short(error)), self._path) from error
+        return outputs
+
+    def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> List[Event]:
+        numpy = _numpy()
+        events = []  # type: List[Event]
+        total = sum(len(piece.rows) for piece in pieces)
+        first = 0
+        for piece in pieces:
+            rows = slice(first, first + len(piece.rows))
+            first = rows.stop
+            found = self._of_job(piece.job, {name: value[rows] for name, value in outputs.items()})
+            done = Done(piece.job.job_id, found, compute_s, total)
+            if not all(numpy.isfinite(value).all() for value in found.values()):
+                self.cancel(piece.job.job_id)
+                events.append(Failed(piece.job.job_id, "the model gave values that are not finite"))
+            elif not piece.last:
+                self._parts.setdefault(piece.job.job_id, []).append(done)
+            else:
+                events.append(_joined(self._parts.pop(piece.job.job_id, []) + [done]))
+        return events
+
+    def _of_job(self, job: Job, outputs: Dict[str, Any]) -> Dict[str, Any]:
+        """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
+        if self._slots is not None:
+            logits = outputs.pop("logits")
+            if job.adapter is not None:
+                outputs["logits"] = logits[:, : self._slots.labels(job.adapter)]
+        return outputs
+
+
+def _joined(parts: Sequence[Done]) -> Done:
+    """One Done from the pieces of a job."""
+    if len(parts) == 1:
+        return parts[0]
+    numpy = _numpy()
+    names = parts[0].outputs
+    outputs = {name: numpy.concatenate([part.outputs[name] for part in parts]) for name in names}
+    compute_s, rows = sum(part.compute_s for part in parts), max(part.batch_rows for part in parts)
+    return Done(parts[0].job_id, outputs, compute_s, rows)
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError as error:
+        raise BackendMissing("numpy is not installed", "onnx", "pip install edge-agent[onnx]") from error
+    return numpy
+
+
+def _runtime() -> Any:
+    """The onnxruntime module, imported once with its telemetry off and an arena that never grows beyond need."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must be set before the import: the first event is sent by it
+    _numpy()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing(
+            "onnxruntime cannot be imported: {}".format(error), "onnx", "pip install edge-agent[onnx]"
+        ) from error
+    if not getattr(onnxruntime, "_edge_agent_ready", False):
+        if hasattr(onnxruntime, "disable_telemetry_events"):
+            onnxruntime.disable_telemetry_events()
+        _share_arena(onnxruntime)
+        onnxruntime._edge_agent_ready = True
+    return onnxruntime
+
+
+def _share_arena(runtime: Any) -> None:
+    """One CPU arena per process that is extended by what is asked for (its default doubles)."""
+    info = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    settings = {
+        "max_mem": 0,
+        "arena_extend_strategy": 1,  # kSameAsRequested
+        "initial_chunk_size_bytes": -1,
+        "max_dead_bytes_per_chunk": -1,
+    }
+    runtime.create_and_register_allocator(info, runtime.OrtArenaCfg(settings))
+
+
+def _errors(runtime: Any) -> Tuple[Any, ...]:
+    """What ONNX Runtime raises: its own classes share no base but Exception."""
+    state = runtime.capi.onnxruntime_pybind11_state
+    names = (
+        "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
+        "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail",
+    )  # fmt: skip
+    return tuple(getattr(state, name) for name in names if hasattr(state, name)) + (RuntimeError, ValueError)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _resident_bytes() -> int:
+    """Resident bytes of this process; 0 where the kernel does not tell."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0

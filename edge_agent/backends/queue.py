@@ -1,0 +1,76 @@
+"""The jobs inside a session, in order, and what the next micro-batch takes of them. Pure; importable on Python 3.6.
+
+A job is never split, save one that has more rows than a batch may have: that one runs in pieces, one per step.
+"""
+
+from collections import deque
+from typing import Deque, List, NamedTuple, Sequence
+
+from edge_agent.backends.api import Job
+
+
+class Piece(NamedTuple):
+    """Rows `start` to `stop` of a job; `last` when the job is complete with them."""
+
+    job: Job
+    start: int
+    stop: int
+    last: bool
+
+    @property
+    def rows(self) -> Sequence[Sequence[int]]:
+        """The piece's rows of token ids."""
+        return self.job.rows[self.start : self.stop]
+
+
+class JobQueue:
+    """First in, first out; bounded by the credit that the daemon gives a worker."""
+
+    def __init__(self) -> None:
+        self._jobs = deque()  # type: Deque[Job]
+        self._done_rows = 0
+
+    def submit(self, job: Job) -> None:
+        """Put a job at the end."""
+        self._jobs.append(job)
+
+    def take(self, max_rows: int) -> List[Piece]:
+        """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits."""
+        pieces = []  # type: List[Piece]
+        free = max(1, max_rows)
+        while self._jobs:
+            job, start = self._jobs[0], self._done_rows
+            left = len(job.rows) - start
+            if left > free and (pieces or len(job.rows) <= max_rows):
+                break
+            stop = start + min(left, free)
+            pieces.append(Piece(job, start, stop, stop == len(job.rows)))
+            free -= stop - start
+            if stop < len(job.rows):
+                self._done_rows = stop
+                break
+            self._jobs.popleft()
+            self._done_rows = 0
+        return pieces
+
+    def cancel(self, job_id: str) -> bool:
+        """Forget a job, begun or not; True when it was here."""
+        for place, job in enumerate(self._jobs):
+            if job.job_id == job_id:
+                del self._jobs[place]
+                if place == 0:
+                    self._done_rows = 0
+                return True
+        return False
+
+    def uses(self, adapter: str) -> bool:
+        """True while a job with that adapter waits."""
+        return any(job.adapter == adapter for job in self._jobs)
+
+    def clear(self) -> None:
+        """Forget every job."""
+        self._jobs.clear()
+        self._done_rows = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)

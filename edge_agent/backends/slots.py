@@ -1,0 +1,284 @@
+"""Adapters in the form of a graph's bank inputs: read from files, kept resident, copied into bank positions.
+
+The graph says in its metadata (`edge.bank`) which adapter tensors go to which inputs. A batch is given, per input, one
+of three arrays, all bound by pointer and never copied per run:
+  base alone      rank-0 arrays: the branch costs next to nothing
+  one adapter     that adapter's own arrays, first axis 1: the graph broadcasts them
+  several         a window of the bank, one position per row (`bank.py` says which)
+Importable on Python 3.6; numpy is imported when a bank is made.
+"""
+
+import json
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from edge_agent.backends.api import AdapterSource
+from edge_agent.backends.bank import PositionalCache
+from edge_agent.backends.tensors import TensorFile, read_tensors
+from edge_agent.base.errors import AdapterRefused, BackendError
+
+FORMAT = "edge-adapter/1"
+ADAPTER_BYTES = 256 * 1024 * 1024
+
+
+class Site(NamedTuple):
+    """Bank inputs of the modules that share one product: A input, one B input per module, sizes."""
+
+    a: str
+    b: Tuple[str, ...]
+    modules: Tuple[str, ...]
+    d_in: int
+    d_out: Tuple[int, ...]
+
+
+class BankSpec(NamedTuple):
+    """What a banked graph takes."""
+
+    rank: int
+    max_labels: int
+    hidden: int
+    sites: Tuple[Site, ...]
+
+
+class Resident(NamedTuple):
+    """An attached adapter: its arrays by bank input (first axis 1), its rank per site, its number of labels."""
+
+    labels: int
+    ranks: Tuple[int, ...]
+    arrays: Dict[str, Any]
+    size_bytes: int
+
+
+class Bound(NamedTuple):
+    """What a batch binds: arrays by input name, and the row order (`order[i]` is the request row at batch row i)."""
+
+    arrays: Dict[str, Any]
+    order: Tuple[int, ...]
+
+
+def parse_spec(text: str) -> BankSpec:
+    """The description that `edge-forge export` wrote. Raises BackendError when it is another version or broken."""
+    try:
+        fields = json.loads(text)
+        if fields["version"] != 1:
+            raise BackendError("the graph's bank has version {!r}, 1 is known".format(fields["version"]), "model")
+        sites = tuple(
+            Site(e["a"], tuple(e["b"]), tuple(e["modules"]), int(e["d_in"]), tuple(map(int, e["d_out"])))
+            for e in fields["sites"]
+        )
+        return BankSpec(int(fields["rank"]), int(fields["max_labels"]), int(fields["hidden"]), sites)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError("the graph's bank description is broken: {!r}".format(error), "model") from error
+
+
+def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
+    """Load and check an adapter file. Raises AdapterRefused with what does not fit."""
+    file = read_tensors(source.path, ADAPTER_BYTES)
+    _check_metadata(file, source)
+    tensors = dict(file.tensors)
+    _check_values(tensors, source)
+    arrays = _head(tensors, spec, source)
+    ranks = []
+    for site in spec.sites:
+        ranks.append(_site(tensors, site, spec.rank, arrays, source))
+    if tensors:
+        raise AdapterRefused(
+            "adapter {!r} has a tensor {!r} that this model has no place for".format(source.name, min(tensors)),
+            source.path,
+            "export the base with this module among its targets",
+        )
+    labels = int(file.tensors["head.bias"].shape[0])
+    return Resident(labels, tuple(ranks), arrays, sum(array.nbytes for array in arrays.values()))
+
+
+def _check_metadata(file: TensorFile, source: AdapterSource) -> None:
+    if file.metadata.get("format", FORMAT) != FORMAT:
+        raise AdapterRefused("the format is {!r}, {} is known".format(file.metadata["format"], FORMAT), source.path)
+    stated = file.metadata.get("base_id", source.base_id)
+    if stated != source.base_id:
+        raise AdapterRefused("the file says base {}, its package {}".format(stated, source.base_id), source.path)
+
+
+def _check_values(tensors: Dict[str, Any], source: AdapterSource) -> None:
+    import numpy
+
+    for name, value in tensors.items():
+        if not numpy.isfinite(value).all():
+            raise AdapterRefused("adapter {!r}: {} has values that are not finite".format(source.name, name))
+
+
+def _head(tensors: Dict[str, Any], spec: BankSpec, source: AdapterSource) -> Dict[str, Any]:
+    import numpy
+
+    weight, bias = tensors.pop("head.weight", None), tensors.pop("head.bias", None)
+    if weight is None or bias is None:
+        raise AdapterRefused("adapter {!r} has no head.weight and head.bias".format(source.name), source.path)
+    if weight.ndim != 2 or weight.shape[0] != spec.hidden or bias.shape != weight.shape[1:]:
+        raise AdapterRefused(
+            "adapter {!r}: head {} with bias {}, [{}, labels] is needed".format(
+                source.name, list(weight.shape), list(bias.shape), spec.hidden
+            ),
+            source.path,
+        )
+    labels = int(bias.shape[0])
+    if not 1 <= labels <= spec.max_labels:
+        raise AdapterRefused(
+            "adapter {!r} has {} labels, this model takes 1 to {}".format(source.name, labels, spec.max_labels),
+            source.path,
+            "export the base with a larger bank_labels",
+        )
+    padded = numpy.zeros((1, spec.hidden, spec.max_labels), numpy.float32)
+    padded[0, :, :labels] = weight
+    padded_bias = numpy.full((1, spec.max_labels), -1e9, numpy.float32)
+    padded_bias[0, :labels] = bias
+    return {"head.weight": padded, "head.bias": padded_bias}
+
+
+def _site(tensors: Dict[str, Any], site: Site, rank_max: int, arrays: Dict[str, Any], source: AdapterSource) -> int:
+    """Lay one site's modules into bank form; returns the site's rank (0 when the adapter leaves it alone)."""
+    import numpy
+
+    pairs = [_pair(tensors, module, site.d_in, site.d_out[i], source) for i, module in enumerate(site.modules)]
+    rank = max([0] + [pair[0].shape[1] for pair in pairs if pair is not None])
+    if rank > rank_max:
+        raise AdapterRefused(
+            "adapter {!r} has rank {} at {}, the bank takes {}".format(source.name, rank, site.modules[0], rank_max),
+            source.path,
+            "export the base with a larger bank_rank",
+        )
+    joined = numpy.zeros((1, site.d_in, len(pairs), rank), numpy.float32)
+    for place, pair in enumerate(pairs):
+        second = numpy.zeros((1, rank, site.d_out[place]), numpy.float32)
+        if pair is not None:
+            joined[0, :, place, : pair[0].shape[1]] = pair[0]
+            second[0, : pair[1].shape[0]] = pair[1]
+        arrays[site.b[place]] = second
+    arrays[site.a] = joined.reshape(1, site.d_in, len(pairs) * rank)
+    return rank
+
+
+def _pair(tensors: Dict[str, Any], module: str, d_in: int, d_out: int, source: AdapterSource) -> Optional[Any]:
+    a, b = tensors.pop(module + ".A", None), tensors.pop(module + ".B", None)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        raise AdapterRefused("adapter {!r} has only one half of {}".format(source.name, module), source.path)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != d_in or b.shape[1] != d_out or a.shape[1] != b.shape[0]:
+        raise AdapterRefused(
+            "adapter {!r}: {} has A {} and B {}, [{}, r] and [r, {}] are needed".format(
+                source.name, module, list(a.shape), list(b.shape), d_in, d_out
+            ),
+            source.path,
+        )
+    return a, b
+
+
+class Slots:
+    """The resident adapters of a session and the bank that mixed batches read."""
+
+    def __init__(self, spec: BankSpec, positions: int) -> None:
+        self.spec = spec
+        self._positions = positions
+        self._cache = PositionalCache(positions)
+        self._resident = {}  # type: Dict[str, Resident]
+        self._ranks = (0,) * len(spec.sites)
+        self._bank = None  # type: Optional[Dict[str, Any]]
+        self._base = self.zeros(0)
+
+    def attach(self, source: AdapterSource) -> int:
+        """Read and keep an adapter; returns its bytes. A resident one of that name is replaced."""
+        adapter = read_adapter(source, self.spec)
+        self.detach(source.name)
+        self._resident[source.name] = adapter
+        ranks = tuple(map(max, self._ranks, adapter.ranks))
+        if ranks != self._ranks:
+            # A larger rank than any before: the bank is laid out anew and filled again as rows come.
+            self._ranks, self._bank, self._cache = ranks, None, PositionalCache(self._positions)
+        return adapter.size_bytes
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; unknown names are no error."""
+        if self._resident.pop(name, None) is not None:
+            self._cache.forget(name)
+
+    def labels(self, name: str) -> int:
+        """The number of labels of a resident adapter."""
+        return self._resident[name].labels
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._resident
+
+    def __len__(self) -> int:
+        return len(self._resident)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the resident adapters and of the bank."""
+        bank = sum(array.nbytes for array in self._bank.values()) if self._bank is not None else 0
+        return bank + sum(adapter.size_bytes for adapter in self._resident.values())
+
+    def bind(self, rows: Sequence[Optional[str]]) -> Bound:
+        """The arrays for a batch whose row i uses adapter `rows[i]` (None: the base alone)."""
+        same = tuple(range(len(rows)))
+        if all(name == rows[0] for name in rows):
+            return Bound(self._base if rows[0] is None else self._resident[rows[0]].arrays, same)
+        plan = self._cache.place([name or "" for name in rows])
+        bank = self._laid_out()
+        for position, name in plan.writes:
+            self._write(bank, position, name)
+        window = slice(plan.start, plan.start + len(rows))
+        return Bound({name: array[window] for name, array in bank.items()}, plan.order)
+
+    def zeros(self, rank: int) -> Dict[str, Any]:
+        """Arrays of zeros of that rank for one position: the base alone."""
+        return self._arrays(1, (rank,) * len(self.spec.sites))
+
+    def _laid_out(self) -> Dict[str, Any]:
+        if self._bank is None:
+            self._bank = self._arrays(self._positions, self._ranks)
+        return self._bank
+
+    def _arrays(self, positions: int, ranks: Sequence[int]) -> Dict[str, Any]:
+        import numpy
+
+        arrays = {
+            "head.weight": numpy.zeros((positions, self.spec.hidden, self.spec.max_labels), numpy.float32),
+            "head.bias": numpy.zeros((positions, self.spec.max_labels), numpy.float32),
+        }
+        for site, rank in zip(self.spec.sites, ranks):
+            arrays[site.a] = numpy.zeros((positions, site.d_in, len(site.b) * rank), numpy.float32)
+            for name, d_out in zip(site.b, site.d_out):
+                arrays[name] = numpy.zeros((positions, rank, d_out), numpy.float32)
+        return arrays
+
+    def _write(self, bank: Dict[str, Any], position: int, name: str) -> None:
+        """Copy an adapter into a position, padded with zeros to the bank's rank."""
+        if not name:
+            for array in bank.values():
+                array[position] = 0.0
+            return
+        adapter = self._resident[name]
+        bank["head.weight"][position] = adapter.arrays["head.weight"][0]
+        bank["head.bias"][position] = adapter.arrays["head.bias"][0]
+        for index, site in enumerate(self.spec.sites):
+            _copy_site(bank, adapter.arrays, site, position, self._ranks[index], adapter.ranks[index])
+
+
+def _copy_site(
+    bank: Dict[str, Any], arrays: Dict[str, Any], site: Site, position: int, bank_rank: int, rank: int
+) -> None:
+    parts = len(site.b)
+    if rank < bank_rank:
+        bank[site.a][position] = 0.0
+    wide = bank[site.a][position].reshape(site.d_in, parts, bank_rank)
+    wide[:, :, :rank] = arrays[site.a][0].reshape(site.d_in, parts, rank)
+    for name in site.b:
+        bank[name][position, :rank] = arrays[name][0]
+        bank[name][position, rank:] = 0.0
+
+
+def job_rows(names: Sequence[Optional[str]], counts: Sequence[int]) -> List[Optional[str]]:
+    """The adapter of every row, from the adapter and the number of rows of every piece."""
+    rows = []  # type: List[Optional[str]]
+    for name, count in zip(names, counts):
+        rows.extend([name] * count)
+    return rows
