@@ -74,6 +74,8 @@ def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
         tls_files(Settings(), {"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
-def test_no_credentials_folder_is_no_error() -> None:
+def test_no_credential_is_no_error(tmp_path: Path) -> None:
     assert credential("mqtt-ca", {}) is None
+    (tmp_path / "mqtt-ca").write_text("\n")
+    assert credential("mqtt-ca", {"CREDENTIALS_DIRECTORY": str(tmp_path)}) is None, "the unit's fallback is no file"
     assert credential("mqtt-ca", {"CREDENTIALS_DIRECTORY": "/nonexistent"}) is None

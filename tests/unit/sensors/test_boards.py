@@ -43,6 +43,7 @@ def test_the_trees_are_recognised(tmp_path: Path, build: object, key: str, soft_
         (("raspberrypi,3-model-b-plus", "brcm,bcm2837"), "pi-3b-plus"),
         (("raspberrypi,model-zero-2-w", "brcm,bcm2837"), "pi-zero-2"),
         (("nvidia,p3509-0000+p3767-0000", "nvidia,p3767-0000", "nvidia,tegra234"), "orin-nx"),
+        (("nvidia,p3768-0000+p3767-0005-super", "nvidia,tegra234"), "orin-nano"),
         (("nvidia,p3737-0000+p3701-0000", "nvidia,tegra234"), "orin"),
         (("radxa,rock-5b", "rockchip,rk3588"), "unknown"),
     ],

@@ -97,7 +97,7 @@ def test_a_path_from_another_namespace_does_not_lead_outside(tmp_path: Path) -> 
     tree = sysfs.Tree(tmp_path)
     tree.write("proc/self/cgroup", "0::/../../secret\n")
     tree.write("sys/fs/cgroup/memory.max", "5000000\n")
-    tree.write("sys/fs/secret/memory.max", "1\n")
+    tree.write("sys/secret/memory.max", "1\n")
     found = read_cgroup(tree.root, 1.0)
     assert found["cgroup_limit"].value == 5_000_000
     assert "does not have it" in str(found["cgroup_used"].reason)
