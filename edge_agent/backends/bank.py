@@ -25,7 +25,7 @@ class PositionalCache:
     """What each position holds, and when it was last used (a count of batches, no clock)."""
 
     def __init__(self, positions: int) -> None:
-        self._holds = [None] * positions  # type: List[Optional[str]]
+        self._holds: List[Optional[str]] = [None] * positions
         self._used = [0] * positions
         self._batch = 0
 
@@ -73,7 +73,7 @@ class PositionalCache:
         return best
 
     def _assign(self, rows: Sequence[str], start: int) -> Plan:
-        waiting = {}  # type: Dict[str, List[int]]
+        waiting: Dict[str, List[int]] = {}
         for row in reversed(range(len(rows))):
             waiting.setdefault(rows[row], []).append(row)
         order = [-1] * len(rows)

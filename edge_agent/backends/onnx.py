@@ -30,14 +30,14 @@ from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: threads that wait burn power; off on purpose.
 # positions: of the adapter bank; 0 means as many as rows. base_id: checked against the graph's own where it has one.
-DEFAULTS = {
+DEFAULTS: Dict[str, Any] = {
     "max_rows": 16,
     "max_tokens": 128,
     "threads": 0,
     "spinning": False,
     "positions": 0,
     "base_id": "",
-}  # type: Dict[str, Any]
+}
 _INPUTS = ("input_ids", "attention_mask")
 _CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 
@@ -83,7 +83,7 @@ class OnnxSession(Session):
         self._path = path
         self._options = options
         self._queue = JobQueue()
-        self._parts = {}  # type: Dict[str, List[Done]]
+        self._parts: Dict[str, List[Done]] = {}
         self._threads = options["threads"] or _cores()
         before = _resident_bytes()
         self._session = self._build(self._threads)
@@ -226,7 +226,8 @@ class OnnxSession(Session):
         """Outputs of the pieces' rows by name, in the rows' order."""
         numpy = _numpy()
         rows = [row for piece in pieces for row in piece.rows]
-        arrays, order = {}, tuple(range(len(rows)))  # type: Dict[str, Any], Tuple[int, ...]
+        arrays: Dict[str, Any] = {}
+        order: Tuple[int, ...] = tuple(range(len(rows)))
         if self._slots is not None:
             names = job_rows([piece.job.adapter for piece in pieces], [len(piece.rows) for piece in pieces])
             arrays, order = self._slots.bind(names)
@@ -260,7 +261,7 @@ class OnnxSession(Session):
 
     def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> List[Event]:
         numpy = _numpy()
-        events = []  # type: List[Event]
+        events: List[Event] = []
         total = sum(len(piece.rows) for piece in pieces)
         first = 0
         for piece in pieces:

@@ -27,7 +27,7 @@ class JobQueue:
     """First in, first out; bounded by the credit that the daemon gives a worker."""
 
     def __init__(self) -> None:
-        self._jobs = deque()  # type: Deque[Job]
+        self._jobs: Deque[Job] = deque()
         self._done_rows = 0
 
     def submit(self, job: Job) -> None:
@@ -36,7 +36,7 @@ class JobQueue:
 
     def take(self, max_rows: int) -> List[Piece]:
         """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits."""
-        pieces = []  # type: List[Piece]
+        pieces: List[Piece] = []
         free = max(1, max_rows)
         while self._jobs:
             job, start = self._jobs[0], self._done_rows

@@ -2,7 +2,7 @@
 
 The graph says in its metadata (`edge.bank`) which adapter tensors go to which inputs. A batch is given, per input, one
 of three arrays, all bound by pointer and never copied per run:
-  base alone      rank-0 arrays: the branch costs next to nothing
+  base alone      arrays of the least rank: the branch costs next to nothing
   one adapter     that adapter's own arrays, first axis 1: the graph broadcasts them
   several         a window of the bank, one position per row (`bank.py` says which)
 Importable on Python 3.6; numpy is imported when a bank is made.
@@ -28,6 +28,11 @@ class Site(NamedTuple):
     modules: Tuple[str, ...]
     d_in: int
     d_out: Tuple[int, ...]
+
+    @property
+    def least_rank(self) -> int:
+        """The rank that is bound where nothing is adapted: ONNX Runtime does not split an axis of length 0."""
+        return 0 if len(self.b) == 1 else 1
 
 
 class BankSpec(NamedTuple):
@@ -77,9 +82,7 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
     tensors = dict(file.tensors)
     _check_values(tensors, source)
     arrays = _head(tensors, spec, source)
-    ranks = []
-    for site in spec.sites:
-        ranks.append(_site(tensors, site, spec.rank, arrays, source))
+    ranks = [_site(tensors, site, spec.rank, arrays, source) for site in spec.sites]
     if tensors:
         raise AdapterRefused(
             "adapter {!r} has a tensor {!r} that this model has no place for".format(source.name, min(tensors)),
@@ -134,11 +137,11 @@ def _head(tensors: Dict[str, Any], spec: BankSpec, source: AdapterSource) -> Dic
 
 
 def _site(tensors: Dict[str, Any], site: Site, rank_max: int, arrays: Dict[str, Any], source: AdapterSource) -> int:
-    """Lay one site's modules into bank form; returns the site's rank (0 when the adapter leaves it alone)."""
+    """Lay one site's modules into bank form; returns the site's rank (the least when the adapter leaves it alone)."""
     import numpy
 
     pairs = [_pair(tensors, module, site.d_in, site.d_out[i], source) for i, module in enumerate(site.modules)]
-    rank = max([0] + [pair[0].shape[1] for pair in pairs if pair is not None])
+    rank = max([site.least_rank] + [int(pair[0].shape[1]) for pair in pairs if pair is not None])
     if rank > rank_max:
         raise AdapterRefused(
             "adapter {!r} has rank {} at {}, the bank takes {}".format(source.name, rank, site.modules[0], rank_max),
@@ -179,9 +182,9 @@ class Slots:
         self.spec = spec
         self._positions = positions
         self._cache = PositionalCache(positions)
-        self._resident = {}  # type: Dict[str, Resident]
-        self._ranks = (0,) * len(spec.sites)
-        self._bank = None  # type: Optional[Dict[str, Any]]
+        self._resident: Dict[str, Resident] = {}
+        self._ranks = tuple(site.least_rank for site in spec.sites)
+        self._bank: Optional[Dict[str, Any]] = None
         self._base = self.zeros(0)
 
     def attach(self, source: AdapterSource) -> int:
@@ -229,8 +232,8 @@ class Slots:
         return Bound({name: array[window] for name, array in bank.items()}, plan.order)
 
     def zeros(self, rank: int) -> Dict[str, Any]:
-        """Arrays of zeros of that rank for one position: the base alone."""
-        return self._arrays(1, (rank,) * len(self.spec.sites))
+        """Arrays of zeros of that rank (or the least possible) for one position: the base alone."""
+        return self._arrays(1, [max(rank, site.least_rank) for site in self.spec.sites])
 
     def _laid_out(self) -> Dict[str, Any]:
         if self._bank is None:
@@ -278,7 +281,7 @@ def _copy_site(
 
 def job_rows(names: Sequence[Optional[str]], counts: Sequence[int]) -> List[Optional[str]]:
     """The adapter of every row, from the adapter and the number of rows of every piece."""
-    rows = []  # type: List[Optional[str]]
+    rows: List[Optional[str]] = []
     for name, count in zip(names, counts):
         rows.extend([name] * count)
     return rows

@@ -82,11 +82,12 @@ def _whole(value: Any) -> bool:
 
 
 def _entry(name: str, entry: Any, where: str) -> Any:
-    fields = entry if isinstance(entry, dict) else {}
+    fields: Dict[str, Any] = entry if isinstance(entry, dict) else {}
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    known = fields.get("dtype") in _WIDTHS and isinstance(shape, list) and isinstance(offsets, list)
-    if not known or len(shape) > 2 or len(offsets) != 2 or not all(map(_whole, shape + offsets)):
-        raise AdapterRefused("tensor {!r} is not a float32 or float16 vector or matrix".format(name), where)
+    if not isinstance(shape, list) or not isinstance(offsets, list) or fields.get("dtype") not in _WIDTHS:
+        raise _unfit(name, where)
+    if len(shape) > 2 or len(offsets) != 2 or not all(map(_whole, shape + offsets)):
+        raise _unfit(name, where)
     dtype, width = _WIDTHS[fields["dtype"]]
     elements = 1
     for extent in shape:
@@ -94,6 +95,10 @@ def _entry(name: str, entry: Any, where: str) -> Any:
     if offsets[1] - offsets[0] != elements * width:
         raise AdapterRefused("tensor {!r} has another size than its shape says".format(name), where)
     return dtype, shape, offsets[0], offsets[1]
+
+
+def _unfit(name: str, where: str) -> AdapterRefused:
+    return AdapterRefused("tensor {!r} is not a float32 or float16 vector or matrix".format(name), where)
 
 
 def _array(data: bytes, first: int, dtype: str, shape: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Surgery on ONNX graphs: trace an encoder, name its linear sites, quantise, inject the adapter bank."""

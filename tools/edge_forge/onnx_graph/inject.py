@@ -1,0 +1,103 @@
+"""Inject the adapter bank: `y += (x @ A) @ B` per banked module, with A and B as required graph inputs.
+
+The first axis of every bank input is `rows`: 1 (one adapter for the whole batch, broadcast) or the batch size (row i of
+the batch uses row i of the bank, so that each may use another adapter). The rank axis is free, and 0 is allowed
+where one module has the site alone (1 where several share it, since ONNX Runtime does not split an axis of length 0):
+a site that no adapter touches, or a batch of the base alone, costs next to nothing.
+
+Modules that read the same tensor share one A `[rows, d_in, k * rank]`, which is split into k parts; each has its own B
+`[rows, rank, d_out]`, added to the module's own output. Against one block-diagonal B for all, this reads k times fewer
+bytes of bank and measures faster (docs/decisions/0031). The classifier is banked in the same way.
+
+Done last, on a graph that is already quantised: a quantiser folds or drops such inputs (facts: `quantize_dynamic`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edge_agent.base.errors import BackendError
+
+from .graph import GraphEditor, metadata, set_metadata
+from .sites import Site, read_sites
+
+KEY = "edge.bank"
+VERSION = 1
+
+
+def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max_labels: int) -> list[dict[str, Any]]:
+    """Add bank inputs for `modules` and a banked head of up to `max_labels`; edits `model`, returns the bank's sites.
+
+    `rank` is the largest rank the bank promises to take. The description goes to the metadata key `edge.bank`:
+    {version, rank, max_labels, hidden, sites: [{a, b: [...], modules: [...], d_in, d_out: [...]}]}.
+    Raises BackendError for a module that the graph does not have.
+    """
+    if metadata(model, KEY) is not None:
+        raise BackendError("the graph already has an adapter bank", "ONNX graph", "inject into the export without one")
+    editor = GraphEditor(model)
+    wanted = set(modules)
+    banked = []
+    for site in read_sites(model):
+        chosen = [index for index, module in enumerate(site.modules) if module in wanted]
+        if chosen:
+            banked.append(_inject_site(editor, site, chosen, len(banked)))
+            wanted.difference_update(banked[-1]["modules"])
+    if wanted:
+        raise BackendError(f"the graph has no linear module {min(wanted)}", "ONNX graph")
+    hidden = _inject_head(editor, max_labels)
+    editor.finish()
+    description = {"version": VERSION, "rank": rank, "max_labels": max_labels, "hidden": hidden, "sites": banked}
+    set_metadata(model, KEY, description)
+    return banked
+
+
+def _input(editor: GraphEditor, name: str, shape: list[str | int]) -> str:
+    editor.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    return name
+
+
+def _inject_site(editor: GraphEditor, site: Site, chosen: list[int], number: int) -> dict[str, Any]:
+    tag, count = f"lora.{number}", len(chosen)
+    rank = f"rank_{number}"
+    width = rank if count == 1 else f"{count}*{rank}"
+    a = _input(editor, f"{tag}.A", ["rows", site.d_in, width])
+    editor.add("MatMul", [site.x, a], [f"{tag}.xa"])
+    parts = [f"{tag}.xa"]
+    if count > 1:
+        parts = [f"{tag}.xa.{index}" for index in range(count)]
+        editor.add("Split", [f"{tag}.xa"], parts, axis=-1, num_outputs=count)
+    b_names = []
+    for index, (part, position) in enumerate(zip(parts, chosen, strict=True)):
+        b_names.append(_input(editor, f"{tag}.B.{index}", ["rows", rank, site.d_out[position]]))
+        out = site.outs[position]
+        editor.add("MatMul", [part, b_names[-1]], [f"{tag}.xab.{index}"])
+        total = editor.add("Add", [out, f"{tag}.xab.{index}"], [f"{tag}.y.{index}"])
+        editor.redirect(out, total.output[0], keep=[total])
+    return {
+        "a": a,
+        "b": b_names,
+        "modules": [site.modules[position] for position in chosen],
+        "d_in": site.d_in,
+        "d_out": [site.d_out[position] for position in chosen],
+    }
+
+
+def _inject_head(editor: GraphEditor, max_labels: int) -> int:
+    """logits [batch, max_labels] = features @ head.weight + head.bias, per row; returns the hidden size."""
+    features = next(output for output in editor.graph.output if output.name == "features")
+    hidden = int(features.type.tensor_type.shape.dim[1].dim_value)
+    batch = features.type.tensor_type.shape.dim[0].dim_param
+    weight = _input(editor, "head.weight", ["rows", hidden, max_labels])
+    bias = _input(editor, "head.bias", ["rows", max_labels])
+    axis = editor.add_constant("head.axis", np.asarray([1], np.int64))
+    editor.add("Unsqueeze", ["features", axis], ["head.features"])
+    editor.add("MatMul", ["head.features", weight], ["head.product"])
+    editor.add("Squeeze", ["head.product", axis], ["head.squeezed"])
+    editor.add("Add", ["head.squeezed", bias], ["logits"])
+    editor.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, max_labels]))
+    return hidden

@@ -1,0 +1,187 @@
+"""Number formats of a float graph: INT8 (dynamic, or static QDQ) and float16.
+
+Written node by node instead of by ONNX Runtime's quantiser, which fails on graphs of PyTorch's current exporter
+(onnxruntime#25890), counts padding into its ranges and wants calibration batches of one length; the patterns are the
+ones that ONNX Runtime fuses and TensorRT parses (docs/decisions/0032).
+
+Quantised are the named linear sites, per output channel and symmetric, and large embedding tables (int8 rows with a
+scale each). All else stays float, tensor names and the site map survive, so the bank can be injected afterwards.
+All functions return a new model.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edge_agent.base.errors import BackendError
+
+from .graph import FloatArray, GraphEditor, opset
+from .sites import Site, read_sites
+
+# The smallest table worth it: below this the extra nodes cost more than the bytes.
+EMBEDDING_BYTES_MIN = 1 << 20
+
+
+class Range(NamedTuple):
+    """The interval of a site's input that its int8 codes cover; always contains 0."""
+
+    low: float
+    high: float
+
+
+def quantize_dynamic(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.ModelProto:
+    """INT8 weights; activations get uint8 codes at run time, one range per tensor.
+
+    The range spans the whole batch, so a row's result depends slightly on what shares its batch. Sites with a module in
+    `keep_float` stay float.
+    """
+    result = _copy(model)
+    editor = GraphEditor(result)
+    codes: dict[str, list[str]] = {}
+    for site, product in _products(editor, read_sites(model), keep_float):
+        weight, scale = _weight_codes(_weight(editor, product))
+        x, out = product.input[0], product.output[0]
+        if x not in codes:
+            codes[x] = [f"{x}.u8", f"{x}.u8_scale", f"{x}.u8_zero"]
+            editor.add("DynamicQuantizeLinear", [x], codes[x])
+        name = product.input[1]
+        w = editor.add_constant(f"{name}.int8", weight)
+        w_zero = editor.add_constant(f"{name}.zero", np.zeros(weight.shape[1], np.int8))
+        editor.remove([product])
+        editor.add("MatMulInteger", [codes[x][0], w, codes[x][2], w_zero], [f"{out}.int32"])
+        editor.add("Cast", [f"{out}.int32"], [f"{out}.wide"], to=onnx.TensorProto.FLOAT)
+        editor.add("Mul", [codes[x][1], editor.add_constant(f"{name}.scale", scale)], [f"{out}.scale"])
+        editor.add("Mul", [f"{out}.wide", f"{out}.scale"], [out])
+    return _finished(editor, model)
+
+
+def quantize_static(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], symmetric: bool = False, keep_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """INT8 weights and activations with fixed `ranges` per input tensor (see `calibrate.py`), as QDQ nodes.
+
+    uint8 codes with a zero point are what ONNX Runtime computes fastest; `symmetric` gives int8 codes without one, the
+    only form that TensorRT parses. Outputs stay float, so that adapters added to them are never clipped.
+    """
+    result = _copy(model)
+    editor = GraphEditor(result)
+    for site, product in _products(editor, read_sites(model), keep_float):
+        x = product.input[0]
+        if x not in ranges:
+            raise BackendError(f"no calibrated range for the input of {site.modules[0]}", "quantize", "calibrate first")
+        weight, scale = _weight_codes(_weight(editor, product))
+        name = product.input[1]
+        if editor.maker(f"{x}.dq") is None:
+            _activation(editor, x, ranges[x], symmetric)
+        parts = [
+            editor.add_constant(f"{name}.int8", weight),
+            editor.add_constant(f"{name}.scale", scale),
+            editor.add_constant(f"{name}.zero", np.zeros(weight.shape[1], np.int8)),
+        ]
+        editor.add("DequantizeLinear", parts, [f"{name}.dq"], axis=1)
+        product.input[0], product.input[1] = f"{x}.dq", f"{name}.dq"
+    return _finished(editor, model)
+
+
+def quantize_embeddings(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Large tables read by Gather become int8 rows with one float scale each: table[i] = scale[i] * int8[i]."""
+    result = _copy(model)
+    editor = GraphEditor(result)
+    for node in [node for node in result.graph.node if node.op_type == "Gather"]:
+        table = editor.constant(node.input[0])
+        if table is None or table.dtype != np.float32 or table.ndim != 2 or table.nbytes < EMBEDDING_BYTES_MIN:
+            continue
+        name, indices, out = node.input[0], node.input[1], node.output[0]
+        scale = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127.0, 1e-12).astype(np.float32)
+        rows = editor.add_constant(f"{name}.int8", np.rint(table / scale).astype(np.int8))
+        scales = editor.add_constant(f"{name}.scale", scale)
+        editor.remove([node])
+        editor.add("Gather", [rows, indices], [f"{out}.int8"])
+        editor.add("Cast", [f"{out}.int8"], [f"{out}.wide"], to=onnx.TensorProto.FLOAT)
+        editor.add("Gather", [scales, indices], [f"{out}.scale"])
+        editor.add("Mul", [f"{out}.wide", f"{out}.scale"], [out])
+    return _finished(editor, model)
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights and arithmetic in float16; inputs, outputs, normalisations and sums over tokens stay float32.
+
+    On ONNX Runtime's CPU provider this saves bytes, not time; it is the format of the Jetson Nano.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # the tool logs through the root logger
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            blocked = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "ReduceSum"]
+            converted: onnx.ModelProto = convert_float_to_float16(
+                _copy(model), keep_io_types=True, op_block_list=blocked
+            )
+    finally:
+        logging.getLogger().setLevel(level)
+    return _finished(GraphEditor(converted), model)
+
+
+def _products(
+    editor: GraphEditor, sites: Sequence[Site], keep_float: Collection[str]
+) -> list[tuple[Site, onnx.NodeProto]]:
+    """Every site to quantise with its MatMul. Raises BackendError when the graph lost one."""
+    by_weight = {node.input[1]: node for node in editor.graph.node if node.op_type == "MatMul"}
+    found = []
+    for site in sites:
+        if not set(site.modules) & set(keep_float):
+            product = by_weight.get(site.weight)
+            if product is None:
+                raise BackendError(f"the product of {site.modules[0]} is not in the graph any more", "quantize")
+            found.append((site, product))
+    return found
+
+
+def _weight(editor: GraphEditor, product: onnx.NodeProto) -> FloatArray:
+    return np.asarray(editor.constant(product.input[1]), np.float32)
+
+
+def _weight_codes(weight: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Symmetric int8 codes [d_in, d_out] and one scale per output channel [d_out]."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / 127.0, 1e-12).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def _activation(editor: GraphEditor, x: str, interval: Range, symmetric: bool) -> None:
+    if symmetric:
+        scale = max(-interval.low, interval.high, 1e-12) / 127.0
+        zero: npt.NDArray[np.int8] | npt.NDArray[np.uint8] = np.asarray(0, np.int8)
+    else:
+        scale = max(interval.high - interval.low, 1e-12) / 255.0
+        zero = np.asarray(np.clip(np.rint(-interval.low / scale), 0, 255), np.uint8)
+    names = [
+        editor.add_constant(f"{x}.q_scale", np.asarray(scale, np.float32)),
+        editor.add_constant(f"{x}.q_zero", zero),
+    ]
+    editor.add("QuantizeLinear", [x, *names], [f"{x}.q"])
+    editor.add("DequantizeLinear", [f"{x}.q", *names], [f"{x}.dq"])
+
+
+def _finished(editor: GraphEditor, original: onnx.ModelProto) -> onnx.ModelProto:
+    """The edited model, with the original's metadata. Raises BackendError when a tool changed the opset."""
+    model = editor.finish()
+    if opset(model) != opset(original):
+        raise BackendError(f"the opset changed from {opset(original)} to {opset(model)}", "quantize")
+    del model.metadata_props[:]
+    model.metadata_props.extend(original.metadata_props)
+    return model
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy

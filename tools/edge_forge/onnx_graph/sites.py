@@ -1,0 +1,142 @@
+"""Linear sites: which tensors of the graph belong to which module of the encoder.
+
+The exporter folds transposes and drops the names of weights, so a site is found by the *values* of its weight, which
+also proves that the graph holds what PyTorch holds. Modules that read the same tensor are fused into one product
+(Q, K and V: one quantisation of the input, one LoRA branch). The map is kept in the model's metadata under
+`edge.sites`; quantisation keeps tensor names, so that the bank can be injected afterwards (`inject.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from edge_agent.base.errors import BackendError
+
+from .graph import FloatArray, GraphEditor, metadata, set_metadata
+
+KEY = "edge.sites"
+
+
+class Site(NamedTuple):
+    """One product `x @ W + b` of one or several modules that read the same x.
+
+    `x` and `outs` are tensor names: x [batch, seq, d_in]; `outs[i]` [batch, seq, d_out[i]] is the output of `modules[i]`
+    (HF module paths), after the bias. `weight` is the name of W [d_in, sum(d_out)] in the float graph.
+    """
+
+    modules: tuple[str, ...]
+    x: str
+    weight: str
+    outs: tuple[str, ...]
+    d_in: int
+    d_out: tuple[int, ...]
+
+
+class _Linear(NamedTuple):
+    """A product found in the graph, before fusion."""
+
+    module: str
+    matmul: onnx.NodeProto
+    add: onnx.NodeProto | None
+
+
+def name_sites(model: onnx.ModelProto, weights: Mapping[str, FloatArray]) -> list[Site]:
+    """Find, fuse and name the linear modules. `weights` maps a module path to its weight [d_out, d_in].
+
+    Edits the model, keeps the map in its metadata, and returns it. Raises BackendError for a module not found.
+    """
+    editor = GraphEditor(model)
+    linears = _find(editor, weights)
+    by_input: dict[str, list[_Linear]] = defaultdict(list)
+    for linear in linears:
+        by_input[linear.matmul.input[0]].append(linear)
+    sites = []
+    for index, group in enumerate(by_input.values()):
+        sites.append(_fuse(editor, index, group))
+    editor.finish()
+    set_metadata(model, KEY, [site._asdict() for site in sites])
+    return sites
+
+
+def read_sites(model: onnx.ModelProto) -> list[Site]:
+    """The sites that `name_sites` kept in the model. Raises BackendError when there are none."""
+    found = metadata(model, KEY)
+    if found is None:
+        raise BackendError("the graph has no site map; export it with edge-forge", "ONNX graph")
+    return [Site(tuple(e["modules"]), e["x"], e["weight"], tuple(e["outs"]), e["d_in"], tuple(e["d_out"])) for e in found]
+
+
+def _digest(value: FloatArray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(value, dtype=np.float32).tobytes()).hexdigest()
+
+
+def _find(editor: GraphEditor, weights: Mapping[str, FloatArray]) -> list[_Linear]:
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for module, weight in weights.items():
+        wanted[_digest(weight.T)].append(module)
+    found = []
+    for node in editor.graph.node:
+        value = editor.constant(node.input[1]) if node.op_type == "MatMul" else None
+        names = wanted.get(_digest(value)) if value is not None and value.ndim == 2 else None
+        if names:
+            found.append(_Linear(names.pop(0), node, _bias_add(editor, node)))
+    missing = sorted(name for names in wanted.values() for name in names)
+    if missing:
+        raise BackendError(
+            f"{len(missing)} linear modules are not in the exported graph, the first is {missing[0]}", "ONNX export"
+        )
+    return found
+
+
+def _bias_add(editor: GraphEditor, matmul: onnx.NodeProto) -> onnx.NodeProto | None:
+    readers = editor.readers(matmul.output[0])
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        other = next(name for name in readers[0].input if name != matmul.output[0])
+        value = editor.constant(other)
+        if value is not None and value.ndim == 1:
+            return readers[0]
+    return None
+
+
+def _bias(editor: GraphEditor, linear: _Linear, d_out: int) -> FloatArray:
+    if linear.add is None:
+        return np.zeros(d_out, np.float32)
+    name = next(name for name in linear.add.input if name != linear.matmul.output[0])
+    return np.asarray(editor.constant(name), np.float32)
+
+
+def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> Site:
+    """Replace a group that shares its input by one product, one bias and a split."""
+    values = [np.asarray(editor.constant(linear.matmul.input[1])) for linear in group]
+    biases = [_bias(editor, linear, value.shape[1]) for linear, value in zip(group, values, strict=True)]
+    tag = f"site{index:03d}"
+    x, y = group[0].matmul.input[0], f"{tag}.y"
+    d_out = tuple(int(value.shape[1]) for value in values)
+    ends = [(linear.add or linear.matmul).output[0] for linear in group]
+    editor.remove([node for linear in group for node in (linear.matmul, linear.add) if node is not None])
+    editor.add("MatMul", [x, editor.add_constant(f"{tag}.weight", np.concatenate(values, axis=1))], [f"{tag}.xw"])
+    editor.add("Add", [f"{tag}.xw", editor.add_constant(f"{tag}.bias", np.concatenate(biases))], [y])
+    if len(group) == 1:
+        editor.redirect(ends[0], y)
+        ends = [y]
+    else:
+        sizes = editor.add_constant(f"{tag}.split", np.asarray(d_out, np.int64))
+        editor.add("Split", [y, sizes], ends, axis=-1)
+    return Site(tuple(linear.module for linear in group), x, f"{tag}.weight", tuple(ends), int(values[0].shape[0]), d_out)
+
+
+def linear_weights(module: Any, prefix: str = "") -> dict[str, FloatArray]:
+    """Weights [d_out, d_in] of every torch.nn.Linear below `module` whose path starts with `prefix`."""
+    import torch
+
+    return {
+        name: child.weight.detach().cpu().float().numpy()
+        for name, child in module.named_modules()
+        if isinstance(child, torch.nn.Linear) and name.startswith(prefix)
+    }

@@ -1,0 +1,80 @@
+"""From a PyTorch encoder to one float ONNX graph with pooled features, and named linear sites."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import onnx
+import torch
+
+from edge_agent.base.errors import BackendError
+
+from .graph import opset
+
+OPSET = 18
+# Far below any score and far from the end of float16: exp(-1e4) is exactly 0 in both widths.
+MASKED = -1.0e4
+
+
+class PooledEncoder(torch.nn.Module):
+    """Mean of the last hidden states over the attention mask: features [batch, hidden], and logits with a head.
+
+    The mask is handed to the encoder in its additive four-dimensional form, which spares the graph the indexing
+    that transformers' own mask code leaves in it and that no runtime fuses.
+    """
+
+    def __init__(self, encoder: torch.nn.Module, head: torch.nn.Linear | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """Token ids and mask [batch, seq] to features [batch, hidden] (and logits [batch, labels])."""
+        weights = attention_mask.unsqueeze(-1).to(torch.float32)
+        additive = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
+        hidden = self.encoder(input_ids=input_ids, attention_mask=additive).last_hidden_state
+        features = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        return features if self.head is None else (features, self.head(features))
+
+
+def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) -> onnx.ModelProto:
+    """Export with free batch and sequence axes (sequence up to `max_tokens`). Raises BackendError.
+
+    Inputs input_ids, attention_mask int64 [batch, seq]; outputs features, and logits where the module has a head.
+    """
+    module.eval()
+    ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)  # never one object for both
+    batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq", max=max_tokens)
+    outputs = ["features"] if module.head is None else ["features", "logits"]
+    chatter = io.StringIO()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (ids, mask),
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                opset_version=opset_version,
+                input_names=["input_ids", "attention_mask"],
+                output_names=outputs,
+                dynamic_shapes={"input_ids": {0: batch, 1: seq}, "attention_mask": {0: batch, 1: seq}},
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+        raise BackendError(f"PyTorch cannot export this encoder: {error}", "ONNX export") from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    if opset(model) != opset_version:
+        raise BackendError(f"asked for opset {opset_version}, the exporter gave {opset(model)}", "ONNX export")
+    for entry in list(model.metadata_props):
+        model.metadata_props.remove(entry)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return model
