@@ -181,7 +181,7 @@ def _runtimes(facts: Facts) -> Iterator[Check]:
 
 def _runtime(probe: RuntimeProbe, needed: bool) -> Check:
     if probe.version is not None:
-        return Check("runtimes", "ok", f"{probe.backend} {probe.version} ({', '.join(probe.devices) or 'cpu'})")
+        return Check("runtimes", "ok", f"{probe.backend}: {probe.version} ({', '.join(probe.devices) or 'cpu'})")
     return Check("runtimes", "fail" if needed else "skip", f"{probe.backend}: {probe.reason}", probe.remedy or None)
 
 
@@ -211,9 +211,13 @@ def _temperature(facts: Facts) -> Iterator[Check]:
     if reading is None or facts.board is None:
         return
     if reading.value is None:
-        verdict: Verdict = "fail" if facts.board.known else "warn"
-        text = f"none: {reading.reason}"
-        yield Check("temperature", verdict, text, "without it the agent cannot hold the board below its limit")
+        text = f"none: {reading.reason}; the agent cannot hold the board below its limit"
+        if facts.board.known:
+            yield Check(
+                "temperature", "fail", text, "the kernel lacks the board's thermal driver: use the vendor's kernel"
+            )
+        else:
+            yield Check("temperature", "warn", text, "watch this machine's temperature by other means")
         return
     text = f"{reading.value:.1f} °C ({reading.source})"
     if reading.value >= facts.board.soft_limit_c:

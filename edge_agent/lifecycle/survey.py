@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import ConfigError
@@ -68,6 +70,16 @@ def survey(
         runtimes=runtimes,
         broker=broker,
         service=service,
+    )
+
+
+def runtime_probes(answers: Mapping[str, Mapping[str, Any]]) -> tuple[RuntimeProbe, ...]:
+    """What a worker child answered for each backend (`worker.probe.available_backends`), as facts."""
+    return tuple(
+        RuntimeProbe(name, f"{answer['runtime']} {answer['version']}", tuple(answer["devices"]))
+        if answer["available"]
+        else RuntimeProbe(name, None, (), answer["reason"], answer["remedy"])
+        for name, answer in answers.items()
     )
 
 

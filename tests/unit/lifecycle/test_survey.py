@@ -8,7 +8,8 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.model import Device, Mqtt, Sensors, Settings, Store
 from edge_agent.lifecycle.doctor import examine
-from edge_agent.lifecycle.survey import survey
+from edge_agent.lifecycle.facts import RuntimeProbe
+from edge_agent.lifecycle.survey import runtime_probes, survey
 from tests.support import sysfs
 
 
@@ -61,3 +62,14 @@ def test_timesyncd_that_has_not_reached_a_server(tmp_path: Path) -> None:
     tree = sysfs.pi4(tmp_path)
     (tmp_path / "run/systemd/timesync").mkdir(parents=True)
     assert survey(settings(tree.root), (), "x", ManualClock()).clock_synchronised is False
+
+
+def test_what_a_worker_says_of_backends() -> None:
+    answers = {
+        "onnx": {"available": True, "runtime": "onnxruntime", "version": "1.31.1", "devices": ["cpu"], "dtypes": []},
+        "tensorrt": {"available": False, "reason": "no module", "remedy": "install it"},
+    }
+    assert runtime_probes(answers) == (
+        RuntimeProbe("onnx", "onnxruntime 1.31.1", ("cpu",)),
+        RuntimeProbe("tensorrt", None, (), "no module", "install it"),
+    )
