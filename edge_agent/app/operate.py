@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import secrets
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from edge_agent.app import wiring
+from edge_agent.base.clock import SystemClock
+from edge_agent.base.errors import BrokerError, EdgeError, WorkerError
+from edge_agent.config.load import DEFAULT_PATH, check
+from edge_agent.config.model import Settings
+from edge_agent.lifecycle import doctor as verdicts
 from edge_agent.lifecycle import service as units
+from edge_agent.lifecycle.facts import BrokerProbe, RuntimeProbe
 from edge_agent.lifecycle.service import IMAGE_PYTHON, Target
 from edge_agent.lifecycle.service_status import status
+from edge_agent.lifecycle.survey import survey
+from edge_agent.mqtt.link import LinkChange, MqttTransport
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.topics import Subscription
+from edge_agent.worker.probe import available_backends
+
+BROKER_S = 5.0
+ROUND_TRIPS = 15
 
 
 def service(action: str, root: Path | None, python: str | None, drop_ins: Sequence[str] | None, purge: bool) -> int:
@@ -21,3 +41,82 @@ def service(action: str, root: Path | None, python: str | None, drop_ins: Sequen
     done = units.install(place, drop_ins) if action == "install" else units.uninstall(place, purge)
     print("\n".join(done))
     return 0
+
+
+def doctor(config: Path | None, as_json: bool) -> int:
+    """Look at everything that the agent needs here; exit code 1 when something does not work."""
+    settings, problems = check(config)
+    source = str(config if config is not None else DEFAULT_PATH if DEFAULT_PATH.exists() else "defaults")
+    facts = survey(
+        settings,
+        problems,
+        source,
+        SystemClock(),
+        runtimes=_runtimes(settings),
+        broker=_broker(settings),
+        service=status(Target(Path("/"), sys.executable)),
+    )
+    checks = verdicts.examine(facts)
+    if as_json:
+        print(json.dumps([asdict(found) for found in checks], ensure_ascii=False, indent=2))
+    else:
+        print("\n".join([*(found.line() for found in checks), verdicts.summary(checks)]))
+    return 1 if verdicts.failed(checks) else 0
+
+
+def _runtimes(settings: Settings) -> tuple[RuntimeProbe, ...]:
+    names = settings.worker.backends
+    try:
+        found = available_backends(wiring.spawn_options(settings), names)
+    except WorkerError as error:
+        return tuple(RuntimeProbe(name, None, reason=str(error), remedy=error.remedy or "") for name in names)
+    return tuple(
+        RuntimeProbe(name, found[name]["version"], tuple(found[name]["devices"]))
+        if found[name]["available"]
+        else RuntimeProbe(name, None, reason=found[name]["reason"], remedy=found[name]["remedy"])
+        for name in names
+    )
+
+
+def _broker(settings: Settings) -> BrokerProbe:
+    address = f"{settings.mqtt.host}:{settings.mqtt.broker_port}"
+    try:
+        return asyncio.run(_round_trips(settings, address))
+    except EdgeError as error:
+        return BrokerProbe(address, None, reason=error.what, remedy=error.remedy or "")
+
+
+async def _round_trips(settings: Settings, address: str) -> BrokerProbe:
+    """Messages to ourselves, in the one place where any client may speak and listen."""
+    name = f"doctor-{secrets.token_hex(4)}"
+    topic = f"{settings.mqtt.prefix}/client/{name}/reply/ping"
+    said: list[LinkChange] = []
+    link = MqttTransport(wiring.mqtt_options(settings, name), [Subscription(topic)], on_change=said.append)
+    await link.start()
+    try:
+        for _ in range(round(BROKER_S / 0.02)):
+            if link.connected or any(change.kind == "permanent" for change in said):
+                break
+            await asyncio.sleep(0.02)
+        if not link.connected:
+            raise BrokerError(said[-1].text if said else "no answer")
+        arriving = link.messages()
+        medians = [await _median_ms(link, arriving, topic, qos) for qos in (0, 1)]
+        version = "5" if said[-1].version == 5 else "3.1.1"
+        return BrokerProbe(address, version, qos0_ms=medians[0], qos1_ms=medians[1])
+    finally:
+        await link.stop([])
+
+
+async def _median_ms(link: MqttTransport, arriving: AsyncIterator[Inbound], topic: str, qos: int) -> float:
+    loop = asyncio.get_running_loop()
+    taken_ms = []
+    for _ in range(ROUND_TRIPS):
+        started_s = loop.time()
+        link.publish(Outbound(topic, b"{}", qos=qos))
+        try:
+            link.ack(await asyncio.wait_for(anext(arriving), BROKER_S))
+        except asyncio.TimeoutError:
+            raise BrokerError("a message to ourselves does not come back", remedy="check the access list") from None
+        taken_ms.append((loop.time() - started_s) * 1000.0)
+    return statistics.median(taken_ms)
