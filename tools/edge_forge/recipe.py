@@ -46,6 +46,8 @@ class BaseSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     source: str | tuple[str, ...]
     """Where to look, in order: a folder, `python:DISTRIBUTION`, or a hub id (see `bases`)."""
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """The anti-rollback counter of the base's own package; raise it when the bank's settings change."""
     name: Name
     """The base's model name on the device and in MQTT topics; recipes that share a base share it."""
 
@@ -107,6 +109,8 @@ class ExportSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base and adapter folded into one graph."""
     bank_rank: Annotated[int, msgspec.Meta(ge=1, le=64)] = 16
     bank_labels: Annotated[int, msgspec.Meta(ge=2, le=256)] = 32
+    bank_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 128
+    """The longest text of the base and of any adapter on it, in tokens; it sets the memory that a device needs."""
     parity_tolerance: Positive = 1e-3
     """Largest absolute difference of logits and features against PyTorch, FP32 on both sides."""
 
@@ -303,6 +307,10 @@ def _check_relations(recipe: Recipe, where: str) -> None:
     if training.rank > recipe.export.bank_rank and recipe.export.banked and training.method == "lora":
         raise wrong(
             "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}"
+        )
+    if recipe.export.banked and task.max_tokens > recipe.export.bank_tokens:
+        raise wrong(
+            "export.bank_tokens", f"the base takes {recipe.export.bank_tokens} tokens, the task {task.max_tokens}"
         )
     if "fp32" not in recipe.quantize.variants:
         raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")

@@ -85,6 +85,7 @@ def test_a_variable_without_value_and_default_is_named():
         ({"method": {"name": "full"}, "export": {"merged": False}}, ["export.merged"]),
         ({"export": {"merged": False, "banked": False}}, ["export", "nothing would be made"]),
         ({"method": {"rank": 32}}, ["export.bank_rank", "16", "32"]),
+        ({"task": {"max_tokens": 256}}, ["export.bank_tokens", "128", "256"]),
         ({"quantize": {"variants": ["int8"]}}, ["quantize.variants", "fp32"]),
         ({"quantize": {"variants": ["fp32", "int3"]}}, ["quantize.variants", "int3"]),
     ],

@@ -1,0 +1,166 @@
+"""From measured graphs to packages: the base's, the adapter's and the merged model's, each unsigned and deterministic.
+
+The base's package depends on the base and the bank's settings alone, so that recipes which agree on them share it
+(docs/decisions/0023). Moments come from the caller; SOURCE_DATE_EPOCH makes a package the same on any day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_forge.packaging.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
+from edge_forge.recipe import PackageSection, Recipe
+
+_DAY_S = 86_400
+RUNTIME = "onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX file and what was measured of it. `form` is 'banked' or 'merged', `how` 'dynamic' or 'static' INT8.
+
+    `figures` holds accuracy and the like where the graph has a task, and peak_bytes, latency_ms.
+    """
+
+    form: str
+    dtype: str
+    path: Path
+    digest: str
+    how: str = ""
+    figures: Mapping[str, Any] | None = None
+
+    @property
+    def variant(self) -> str:
+        """The variant's name in a package: 'onnx/int8'."""
+        return f"{RUNTIME}/{self.dtype}"
+
+
+def issued_s() -> int:
+    """Now, or the moment that SOURCE_DATE_EPOCH names."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+
+
+def freshness(section: PackageSection, now_s: int) -> int:
+    """A number that changes every half life of a package: part of its key, so that no build hands out an old one."""
+    return now_s // (section.expires_days * _DAY_S // 2)
+
+
+def release(section: PackageSection, product: str, counter: int, now_s: int) -> ReleaseSource:
+    """The statement's fields for one product."""
+    return ReleaseSource(
+        product=product,
+        counter=counter,
+        issued_at=_moment(now_s),
+        expires=_moment(now_s + section.expires_days * _DAY_S),
+        channel=section.channel,
+        min_agent=section.min_agent,
+        hardware=section.hardware,
+    )
+
+
+def _moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def task_of(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+    """The classifier's task for the device."""
+    task = recipe.task
+    return {
+        "kind": "classify",
+        "labels": list(labels),
+        "max_tokens": task.max_tokens,
+        "threshold": task.threshold,
+        "out_of_scope": task.out_of_scope,
+    }
+
+
+def variants(graphs: Sequence[Graph]) -> list[VariantSource]:
+    """The variants of a model, with what was measured."""
+    return [
+        VariantSource(
+            weights=graph.path,
+            runtime=RUNTIME,
+            dtype=graph.dtype,
+            peak_bytes=int((graph.figures or {}).get("peak_bytes") or 3 * graph.path.stat().st_size),
+            accuracy=(graph.figures or {}).get("accuracy"),
+            metrics=_numbers(graph.figures or {}),
+        )
+        for graph in graphs
+    ]
+
+
+def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity")
+    return {key: round(float(figures[key]), 6) for key in wanted if figures.get(key) is not None}
+
+
+def base_model(
+    recipe: Recipe, base_id: str, config: Mapping[str, Any], graphs: Sequence[Graph], files: Mapping[str, Path]
+) -> ModelSource:
+    """The base with its bank; `files` are 'tokenizer' and 'probes'. Without an adapter it answers embeddings."""
+    return ModelSource(
+        name=recipe.base.name,
+        base_id=base_id,
+        task={"kind": "embed", "max_tokens": recipe.export.bank_tokens},
+        variants=variants(graphs),
+        probes=files["probes"],
+        tokenizer=files["tokenizer"],
+        architecture=str(config.get("model_type", "")),
+        requires=("adapter-bank/1",),
+    )
+
+
+def merged_model(
+    recipe: Recipe, labels: Sequence[str], merged_from: Mapping[str, str], graphs: Sequence[Graph],
+    files: Mapping[str, Path],
+) -> ModelSource:  # fmt: skip
+    """Base and adapter in one graph; `merged_from` names the base_id and the digest of what was folded in."""
+    text = "edge-merged/1\n" + "".join(f"{key}={value}\n" for key, value in sorted(merged_from.items()))
+    return ModelSource(
+        name=merged_name(recipe),
+        base_id=f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+        task=task_of(recipe, labels),
+        variants=variants(graphs),
+        probes=files["probes"],
+        tokenizer=files["tokenizer"],
+        licences=[recipe.package.licence] if recipe.package.licence else (),
+        merged_from=merged_from,
+    )
+
+
+def merged_name(recipe: Recipe) -> str:
+    """The merged model's name on the device."""
+    return f"{recipe.name}-merged"
+
+
+def adapter(
+    recipe: Recipe, labels: Sequence[str], record: Mapping[str, Any], files: Mapping[str, Path],
+    graphs: Sequence[Graph],
+) -> AdapterSource:  # fmt: skip
+    """The adapter, with what it is worth on each variant of the base ('accuracy.onnx/int8')."""
+    settings = record["settings"]
+    reference = next(graph for graph in graphs if graph.dtype == "fp32")
+    metrics = {
+        f"{key}.{graph.variant}": value
+        for graph in graphs
+        for key, value in _numbers(graph.figures or {}).items()
+        if key in ("accuracy", "macro_f1", "latency_ms")
+    }
+    return AdapterSource(
+        name=recipe.name,
+        base_id=record["base_id"],
+        weights=files["adapter"],
+        rank=settings["rank"],
+        alpha=settings["alpha"],
+        targets=record["adapted_modules"],
+        task=task_of(recipe, labels),
+        probes=files["probes"],
+        accuracy=(reference.figures or {}).get("accuracy"),
+        metrics=metrics,
+    )
