@@ -107,7 +107,8 @@ class Dispatcher:
                 if job.adapter is not None:
                     await self._fleet.ensure_attached(seat, job.adapter)
             except RequestError as error:
-                self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
+                if job.state is State.QUEUED:  # else it was cancelled meanwhile, and is answered
+                    self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
             except WorkerError:
                 for waiting in batch:
                     if waiting.state is State.QUEUED:

@@ -1,0 +1,425 @@
+"""Doubles of the agent's ports: they are edited like the real thing and can dump themselves.
+
+A FakeTransport is delivered to and remembers what was published; a FakeLibrary is installed into; FakeSensors are set
+and lost; a FakeSpawner starts FakeWorkers that answer after `compute_s` (on `tests.support.virtual_time`) or when told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edge_agent.base.clock import Clock
+from edge_agent.base.errors import EdgeError, WorkerError
+from edge_agent.base.limits import GIB, MIB
+from edge_agent.base.reading import Reading, unavailable
+from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
+from edge_agent.protocol.envelope import Inbound, Outbound
+
+TASK = TaskSpec("classify", labels=("on", "off", "other"), max_tokens=64)
+
+
+class FakeTransport:
+    """A broker that holds what comes in, and remembers acknowledgements and publications in order."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.broken = False
+        self.full = False
+        self.published: list[Outbound] = []
+        self.acked: list[int | None] = []
+        self.last_words: list[Outbound] | None = None
+        self.started = False
+        self._waiting: deque[Inbound] = deque(maxlen=10_000)
+        self._wake = asyncio.Event()
+
+    def alive(self) -> bool:
+        """See `ports.Transport`."""
+        return not self.broken
+
+    async def start(self) -> None:
+        """See `ports.Transport`."""
+        self.started = True
+
+    def deliver(self, *messages: Inbound) -> None:
+        """The broker hands these to the agent."""
+        self._waiting.extend(messages)
+        self._wake.set()
+
+    async def messages(self) -> AsyncIterator[Inbound]:
+        """See `ports.Transport`."""
+        while True:
+            while not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            yield self._waiting.popleft()
+
+    def ack(self, message: Inbound) -> None:
+        """See `ports.Transport`."""
+        self.acked.append(message.ack)
+
+    def publish(self, message: Outbound) -> bool:
+        """See `ports.Transport`; nothing is remembered while offline or full."""
+        if not self.connected or self.full:
+            return False
+        self.published.append(message)
+        return True
+
+    async def stop(self, last_words: Sequence[Outbound]) -> None:
+        """See `ports.Transport`."""
+        self.last_words = list(last_words)
+        self.connected = False
+
+    def bodies(self, suffix: str = "") -> list[dict[str, Any]]:
+        """The JSON of everything published on topics that end so."""
+        return [json.loads(message.payload) for message in self.published if message.topic.endswith(suffix)]
+
+    def replies(self) -> list[dict[str, Any]]:
+        """The answers to requests, in order."""
+        return [json.loads(message.payload) for message in self.published if "/reply" in message.topic]
+
+    def reply(self, request_id: str) -> dict[str, Any]:
+        """The one answer to a request; fails when there is none or more than one."""
+        found = [body for body in self.replies() if body["id"] == request_id]
+        assert len(found) == 1, f"{len(found)} answers to {request_id}\n{self.dump()}"
+        return found[0]
+
+    def statuses(self) -> dict[str, list[int]]:
+        """Status words by request id."""
+        found: dict[str, list[int]] = {}
+        for body in self.replies():
+            found.setdefault(body["id"], []).append(body["status"])
+        return found
+
+    def dump(self) -> str:
+        """What happened, one line a message."""
+        lines = [f"{message.topic} {message.payload.decode()[:160]}" for message in self.published]
+        return "\n".join([*lines, f"acked {self.acked}, waiting {len(self._waiting)}"])
+
+
+def a_variant(name: str = "v1", size_mib: int = 10, peak_mib: int = 20, runtime: str = "echo") -> Variant:
+    """A variant of which only digest and sizes matter."""
+    return Variant(f"sha256:{name}", runtime, "fp32", {}, size_mib * MIB, peak_mib * MIB)
+
+
+def an_adapter(name: str, digest: str | None = None) -> Adapter:
+    """An adapter that fits every model of `a_model`."""
+    task = TaskSpec("classify", labels=("low", "high"), max_tokens=64)
+    return Adapter(name, digest or f"sha256:{name}", f"/adapters/{name}", "sha256:base", task, rank=8, size_bytes=MIB)
+
+
+def a_model(name: str = "m", variant: Variant | None = None, adapters: Sequence[str] = ()) -> InstalledModel:
+    """An installed model."""
+    chosen = variant or a_variant(f"{name}-v1")
+    return InstalledModel(
+        name, "sha256:base", 1, chosen, (chosen,), TASK, adapters=tuple(an_adapter(one) for one in adapters)
+    )
+
+
+class FakeLibrary:
+    """A store in memory; every change makes a new generation."""
+
+    def __init__(self, *models: InstalledModel) -> None:
+        self._models = {model.name: model for model in models}
+        self._generation = 1
+        self.broken: EdgeError | None = None
+
+    def active(self) -> tuple[InstalledModel, ...]:
+        """See `ports.Library`."""
+        return tuple(self._models.values())
+
+    def generation(self) -> int:
+        """See `ports.Library`; raises `broken` when that is set."""
+        if self.broken is not None:
+            raise self.broken
+        return self._generation
+
+    def install(self, model: InstalledModel) -> None:
+        """A model becomes active, or replaces the one of its name."""
+        self._models[model.name] = model
+        self._generation += 1
+
+    def remove(self, name: str) -> None:
+        """A model is no longer installed."""
+        del self._models[name]
+        self._generation += 1
+
+    def change(self, name: str, **fields: Any) -> None:
+        """Another variant, other adapters."""
+        self.install(replace(self._models[name], **fields))
+
+    def dump(self) -> str:
+        """What is installed."""
+        lines = [
+            f"{model.name} {model.variant.digest} adapters {[one.name for one in model.adapters]}"
+            for model in self.active()
+        ]
+        return "\n".join([f"generation {self._generation}", *lines])
+
+
+class FakeSensors:
+    """A board with 4 GiB of RAM, 3 GiB of it free, and whatever is set."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._values: dict[str, float | str] = {"ram_total": 4.0 * GIB, "ram_available": 3.0 * GIB}
+        self.samples = 0
+        self.pss: dict[int, int] = {}
+
+    def set(self, **values: float) -> None:
+        """Sensors read so from now on."""
+        self._values.update(values)
+
+    def lose(self, key: str, reason: str = "the file is gone") -> None:
+        """A sensor gives no value any more."""
+        self._values[key] = reason
+
+    def sample(self) -> Mapping[str, Reading]:
+        """See `ports.Sensors`."""
+        self.samples += 1
+        return {key: self._reading(key, value) for key, value in self._values.items()}
+
+    def process_pss(self, pid: int) -> Reading:
+        """See `ports.Sensors`; by pid in `pss`, else unavailable."""
+        now_s = self._clock.monotonic_s()
+        if pid not in self.pss:
+            return unavailable("bytes", "fake", now_s, "not set")
+        return Reading(float(self.pss[pid]), "bytes", "fake", now_s)
+
+    def dump(self) -> str:
+        """All sensors."""
+        return "\n".join(f"{key} = {value}" for key, value in self._values.items())
+
+    def _reading(self, key: str, value: float | str) -> Reading:
+        now_s = self._clock.monotonic_s()
+        if isinstance(value, str):
+            return unavailable("", key, now_s, value)
+        return Reading(value, "bytes" if key.startswith("ram") else "", key, now_s)
+
+
+class FakeWorker:
+    """A child that holds jobs until `finish`, `fail` or `die`, or answers by itself after `compute_s`.
+
+    `refuses_adapters` maps an adapter's name to the error that attaching it raises. `heard` is every message in order.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        on_event: Callable[[Mapping[str, Any]], None],
+        on_death: Callable[[str], None],
+        plan: Plan,
+    ) -> None:
+        self.pid = pid
+        self.heard: list[tuple[str, Any]] = []
+        self.inside: dict[str, Mapping[str, Any]] = {}
+        self.attached: list[str] = []
+        self.limits: Mapping[str, int] = {}
+        self.alive = True
+        self.closed = False
+        self.largest_batch = 0
+        self.plan = plan
+        self._on_event = on_event
+        self._on_death = on_death
+        self._reasons: list[str] = []
+
+    async def load(self, variant: Variant, task: TaskSpec, limits: Mapping[str, int]) -> Mapping[str, Any]:
+        """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
+        self.heard.append(("load", variant.digest))
+        self.limits = dict(limits)
+        if self.plan.load_s:
+            await self._alive_for(self.plan.load_s)
+        fault = self.plan.load_faults.popleft() if self.plan.load_faults else None
+        if fault == "die":
+            await asyncio.sleep(0)
+            self.die("killed by SIGKILL")
+            raise WorkerError("the worker ended: killed by SIGKILL", "worker")
+        if isinstance(fault, EdgeError):
+            raise fault
+        footprint = {"weights_bytes": variant.size_bytes, "adapters_bytes": 0, "cache_bytes": 0, "arena_bytes": 0}
+        return {"mixed_adapters": self.plan.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid}
+
+    async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
+        """See `ports.Worker`; raises what `plan.refuses` names for this adapter."""
+        self.heard.append(("attach", adapter.name))
+        await self._alive_for(self.plan.attach_s)
+        if adapter.name in self.plan.refuses:
+            raise self.plan.refuses[adapter.name]
+        self.attached.append(adapter.name)
+        if adapter.name in self.plan.die_after_attach:
+            self.die("killed by SIGKILL")
+        return {"bytes": adapter.size_bytes, "attach_ms": 1.0}
+
+    async def call(self, operation: str, timeout_s: float = 30.0, **fields: Any) -> Mapping[str, Any]:
+        """See `ports.Worker`: detach, cancel, footprint."""
+        self.heard.append((operation, dict(fields)))
+        await self._alive_for(self.plan.call_s)
+        if operation == "detach":
+            self.attached.remove(fields["name"])
+        if operation == "cancel":
+            return {"cancelled": self.plan.cancels and self.inside.pop(fields["id"], None) is not None}
+        return {}
+
+    def submit(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """See `ports.Worker`. A job of an adapter that is not attached fails with 404, as in the real child."""
+        self.heard.append(("submit", [job["id"] for job in jobs]))
+        if self.plan.frame_bytes < len(json.dumps(list(jobs), default=list)):
+            raise WorkerError("a frame is over the limit", "worker channel")
+        if not self.alive:
+            return
+        self.largest_batch = max(self.largest_batch, len(jobs))
+        for job in jobs:
+            if job["adapter"] is not None and job["adapter"] not in self.attached:
+                self._say({"ev": "failed", "id": job["id"], "status": 404, "reason": "adapter is not attached"})
+                continue
+            self.inside[job["id"]] = job
+        if self.plan.compute_s is not None:
+            asyncio.get_running_loop().call_later(self.plan.compute_s, self.finish, [job["id"] for job in jobs])
+
+    def set_limits(self, limits: Mapping[str, int]) -> None:
+        """See `ports.Worker`."""
+        self.heard.append(("limits", dict(limits)))
+        self.limits = dict(limits)
+
+    def kill(self) -> None:
+        """See `ports.Worker`."""
+        self.heard.append(("kill", None))
+        self.die("killed by SIGKILL")
+
+    async def close(self) -> None:
+        """See `ports.Worker`."""
+        self.heard.append(("close", None))
+        self.closed = True
+        self.alive = False
+        await asyncio.sleep(0)
+
+    def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0) -> None:
+        """Answer these jobs (all that are inside, by default)."""
+        wanted = list(self.inside) if names is None else [name for name in names if name in self.inside]
+        batch = sum(len(self.inside[name]["texts"]) for name in wanted)
+        for name in wanted:
+            job = self.inside.pop(name)
+            results = [{"label": "on", "score": 0.9, "text": text} for text in job["texts"]]
+            event = {"ev": "done", "id": name, "results": results, "tokenize_ms": 0.1, "compute_ms": compute_ms}
+            self._say({**event, "batch": batch})
+
+    def fail(self, name: str, status: int = 500, reason: str = "it broke") -> None:
+        """A job fails."""
+        del self.inside[name]
+        self._say({"ev": "failed", "id": name, "status": status, "reason": reason})
+
+    def die(self, reason: str = "killed by SIGKILL") -> None:
+        """The child is gone; the agent hears of it once, and nothing else any more."""
+        if not self.alive:
+            return
+        self.alive = False
+        self.inside.clear()
+        self._reasons.append(reason)
+        if not self.closed:
+            self._on_death(reason)
+
+    def dump(self) -> str:
+        """What it was told, and what it holds."""
+        lines = [f"{operation} {fields}" for operation, fields in self.heard]
+        return "\n".join([f"worker {self.pid}", *lines, f"inside {list(self.inside)}, attached {self.attached}"])
+
+    def _say(self, event: Mapping[str, Any]) -> None:
+        if self.alive:
+            self._on_event(event)
+
+    async def _alive_for(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if not self.alive:
+            raise WorkerError(f"the worker ended: {(self._reasons or ['closed'])[0]}", "worker")
+
+
+@dataclass
+class Plan:
+    """How the workers of one spawner behave; may be changed at any time."""
+
+    compute_s: float | None = 0.01
+    load_s: float = 0.0
+    attach_s: float = 0.0
+    call_s: float = 0.0
+    mixed: bool = True
+    cancels: bool = True
+    frame_bytes: int = 1 << 40
+    refuses: dict[str, EdgeError] = field(default_factory=dict)
+    die_after_attach: set[str] = field(default_factory=set)
+    # What the next loads meet: 'die', or an error to raise, or None for a good one.
+    load_faults: deque[EdgeError | str | None] = field(default_factory=lambda: deque(maxlen=1000))
+    spawn_faults: deque[EdgeError | None] = field(default_factory=lambda: deque(maxlen=1000))
+
+
+class FakeSpawner:
+    """Starts FakeWorkers and keeps them all, the dead ones too."""
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        self.plan = plan or Plan()
+        self.workers: list[FakeWorker] = []
+        self.tries = 0
+
+    async def __call__(
+        self, on_event: Callable[[Mapping[str, Any]], None], on_death: Callable[[str], None]
+    ) -> FakeWorker:
+        """See `ports.Spawner`."""
+        self.tries += 1
+        fault = self.plan.spawn_faults.popleft() if self.plan.spawn_faults else None
+        if fault is not None:
+            raise fault
+        await asyncio.sleep(0)
+        worker = FakeWorker(4000 + len(self.workers), on_event, on_death, self.plan)
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def last(self) -> FakeWorker:
+        """The newest worker."""
+        return self.workers[-1]
+
+    def running(self) -> list[FakeWorker]:
+        """Those that live."""
+        return [worker for worker in self.workers if worker.alive]
+
+    def dump(self) -> str:
+        """All workers."""
+        return "\n".join(worker.dump() for worker in self.workers)
+
+
+class RecordingNotifier:
+    """What the service manager was told, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+
+    def ready(self) -> None:
+        """See `ports.Notifier`."""
+        self.calls.append(("ready", None))
+
+    def status(self, text: str) -> None:
+        """See `ports.Notifier`."""
+        self.calls.append(("status", text))
+
+    def watchdog(self) -> None:
+        """See `ports.Notifier`."""
+        self.calls.append(("watchdog", None))
+
+    def extend_timeout(self, seconds: float) -> None:
+        """See `ports.Notifier`."""
+        self.calls.append(("extend_timeout", seconds))
+
+    def stopping(self) -> None:
+        """See `ports.Notifier`."""
+        self.calls.append(("stopping", None))
+
+    def names(self) -> list[str]:
+        """The calls without their arguments."""
+        return [name for name, _ in self.calls]
+
+    def dump(self) -> str:
+        """The calls, one a line."""
+        return "\n".join(f"{name} {argument or ''}" for name, argument in self.calls)

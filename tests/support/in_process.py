@@ -1,0 +1,189 @@
+"""A whole agent in this process on fakes and a clock of the test's own.
+
+async def scenario(device): ...
+Device.run(scenario, a_model("m"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from edge_agent.agent.acks import AckWindow
+from edge_agent.agent.commands import Commands
+from edge_agent.agent.context import Context, full_grant
+from edge_agent.agent.dispatch import Dispatcher
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.intake import Intake, IntakeOptions
+from edge_agent.agent.loop import Agent, LoopOptions, Parts
+from edge_agent.agent.report import Identity, Reporter
+from edge_agent.agent.respond import Responder
+from edge_agent.agent.seat import Seat
+from edge_agent.agent.watch import SensedHost, Watch
+from edge_agent.base.clock import ManualClock
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.core import governor
+from edge_agent.protocol.decode import Bounds
+from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.topics import Topics
+from tests.support.fakes import FakeLibrary, FakeSensors, FakeSpawner, FakeTransport, Plan
+from tests.support.virtual_time import run, settle
+
+PREFIX, NAME = "edge/v1", "dev"
+
+
+class FakeOperator:
+    """Store changes as `agent.commands.Operator` asks for them; remembers them, and raises `fault` once when set."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.fault: Exception | None = None
+        self.takes_s = 0.0
+
+    async def install(self, package: str) -> Mapping[str, Any]:
+        """See `Operator`."""
+        return await self._do("install", package)
+
+    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+        """See `Operator`."""
+        return await self._do("remove", model, *([adapter] if adapter else []))
+
+    async def rollback(self, model: str) -> Mapping[str, Any]:
+        """See `Operator`."""
+        return await self._do("rollback", model)
+
+    async def _do(self, *call: str) -> Mapping[str, Any]:
+        self.calls.append(call)
+        await asyncio.sleep(self.takes_s)
+        fault, self.fault = self.fault, None
+        if fault is not None:
+            raise fault
+        return {"done": call[0]}
+
+
+class Device:
+    """The agent's real parts wired over fakes, as `app.daemon` wires them over the real ones."""
+
+    def __init__(
+        self,
+        clock: ManualClock,
+        *models: InstalledModel,
+        plan: Plan | None = None,
+        queue_jobs: int = 256,
+        max_rows: int = 8,
+        quarantine_deaths: int = 3,
+        soft_limit_c: float | None = 80.0,
+        resident: tuple[str, ...] = (),
+    ) -> None:
+        self.clock = clock
+        self.transport = FakeTransport()
+        self.library = FakeLibrary(*models)
+        self.sensors = FakeSensors(clock)
+        self.spawner = FakeSpawner(plan)
+        self.operator = FakeOperator()
+        self.events: list[tuple[str, str]] = []
+        topics = Topics(PREFIX, NAME)
+        identity = Identity(NAME, "boot", "0.1", "no board", "3.11", {}, heartbeat_s=60.0, interval_s=10.0)
+        self.reporter = Reporter(identity, topics, clock)
+        self.reporter.connect(self.transport, lambda: (0, 0))
+        self.context = Context(
+            clock, self.transport, topics, AckWindow(self.transport.ack), self._announce, full_grant(max_rows, 4)
+        )
+        self.host = SensedHost(self.context, self.sensors)
+        self.host.sample()
+        responder = Responder(self.context, self.host.reading)
+        self.fleet = Fleet(self.library, self.spawner, clock, self.host)
+        self.dispatcher = Dispatcher(self.context, self.fleet, responder, quarantine_deaths)
+        plan_c = governor.Plan(soft_limit_c, max_rows, 4)
+        self.watch = Watch(self.context, plan_c, self.host, self.library, self.fleet, self.dispatcher)
+        self.commands = Commands(self.context, self.fleet, self.operator, dict)
+        options = IntakeOptions(queue_jobs, Bounds())
+        self.intake = Intake(self.context, options, self.fleet, self.dispatcher, self.commands.take)
+        parts = Parts(self.fleet, self.dispatcher, self.intake, self.commands, self.watch, self.host, self.reporter)
+        self.agent = Agent(self.context, LoopOptions(10.0, 60.0, resident), parts)
+        self._acks = 0
+
+    @staticmethod
+    def run(scenario: Callable[[Device], Awaitable[None]], *models: InstalledModel, **options: Any) -> Device:
+        """Build a device on a fresh clock, let it look around once, run the scenario on virtual time."""
+        clock = ManualClock()
+
+        async def whole() -> Device:
+            device = Device(clock, *models, **options)
+            device.watch.tick()
+            await settle()
+            await scenario(device)
+            device.check()
+            return device
+
+        return run(whole, clock)
+
+    def _announce(self, kind: str, message: str, data: Mapping[str, Any], severity: Any = "warning") -> None:
+        self.events.append((kind, message))
+        self.reporter.event(kind, message, data, severity)
+
+    def kinds(self) -> list[str]:
+        """The events' kinds so far."""
+        return [kind for kind, _ in self.events]
+
+    def seat(self, name: str = "m") -> Seat:
+        """A model's seat."""
+        return self.fleet.seats[name]
+
+    def message(
+        self,
+        request_id: str,
+        body: Mapping[str, Any] | None = None,
+        model: str = "m",
+        deadline_s: float = 30.0,
+        client: str = "tester",
+        topic: str | None = None,
+    ) -> Inbound:
+        """A request as it comes from the broker."""
+        self._acks += 1
+        return Inbound(
+            topic or f"{PREFIX}/{NAME}/infer/{model}",
+            json.dumps(body or {"text": "turn it on"}).encode(),
+            qos=1,
+            content_type="application/json",
+            response_topic=f"{PREFIX}/client/{client}/reply/here",
+            correlation=request_id.encode(),
+            expiry_s=deadline_s,
+            ack=self._acks,
+            received_s=self.clock.monotonic_s(),
+        )
+
+    async def ask(self, request_id: str, body: Mapping[str, Any] | None = None, **more: Any) -> Inbound:
+        """A request arrives and is taken in."""
+        message = self.message(request_id, body, **more)
+        await self.intake.take(message)
+        return message
+
+    async def cancel(self, request_id: str, client: str = "tester") -> None:
+        """The client withdraws its request."""
+        topic = f"{PREFIX}/{NAME}/cancel"
+        await self.intake.take(self.message(f"cancel-{request_id}", {"id": request_id}, client=client, topic=topic))
+
+    async def order(self, name: str, body: Mapping[str, Any], request_id: str = "order") -> None:
+        """A command arrives."""
+        await self.intake.take(self.message(request_id, body, topic=f"{PREFIX}/{NAME}/cmd/{name}"))
+
+    def status(self, request_id: str) -> int:
+        """The status word of the one answer to a request."""
+        return int(self.transport.reply(request_id)["status"])
+
+    def check(self) -> None:
+        """What must hold at every moment: at most one answer each, and no seat's loop has ended by an error."""
+        for request_id, statuses in self.transport.statuses().items():
+            assert len(statuses) == 1, f"{request_id} was answered {statuses}"
+        for seat in self.fleet.seats.values():
+            if seat.task is not None and seat.task.done() and not seat.task.cancelled():
+                seat.task.result()
+                raise AssertionError(f"nobody serves {seat.name}\n{self.dump()}")
+
+    def dump(self) -> str:
+        """Everything, for a failing test's message."""
+        parts = (self.transport, self.library, self.sensors, self.spawner)
+        return "\n--\n".join([*(part.dump() for part in parts), "\n".join(map(str, self.events))])

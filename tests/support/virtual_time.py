@@ -1,0 +1,69 @@
+"""An event loop whose time is a ManualClock: it never waits, it moves the clock to the next timer.
+
+run(lambda: scenario(clock), clock)
+
+A scenario in which every task waits and no timer is set would wait for ever: it ends with `Stuck` instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from edge_agent.base.clock import ManualClock
+
+T = TypeVar("T")
+
+
+class Stuck(AssertionError):
+    """Everybody waits and nothing will ever happen."""
+
+
+class _Selector(selectors.SelectSelector):
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None:
+            raise Stuck("every task waits and no timer is set")
+        self._clock.advance(max(0.0, timeout))
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """asyncio on a clock that stands still while anything can run. For code without child processes and sockets."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(_Selector(clock))
+        self._clock = clock
+        self._clock_resolution = 1e-6
+
+    def time(self) -> float:
+        return self._clock.monotonic_s()
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, T]], clock: ManualClock) -> T:
+    """Run a scenario to its end on `clock`; tasks that are left over are cancelled, as `asyncio.run` does."""
+    loop = VirtualLoop(clock)
+    try:
+        return loop.run_until_complete(scenario())
+    finally:
+        rest = asyncio.all_tasks(loop)
+        for task in rest:
+            task.cancel()
+        if rest:
+            loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+async def settle() -> None:
+    """Let everything run that can run now, without a moment passing."""
+    for _ in range(50):
+        await asyncio.sleep(0)
