@@ -95,14 +95,11 @@ def open_package(path: Path) -> Package:
 
 class _Tar:
     def __init__(self, path: Path, where: str) -> None:
-        self._path = path
-        self._file = path.open("rb")
-        try:
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(path.open("rb"))
             size = os.fstat(self._file.fileno()).st_size
             self._members = {member.name: member for member in tarform.read_members(self._file, size, where)}
-        except BaseException:
-            self._file.close()
-            raise
+            stack.pop_all()
 
     def sizes(self) -> Mapping[str, int]:
         return {member.name: member.size for member in self._members.values()}
@@ -120,14 +117,12 @@ class _Folder:
 
     def __init__(self, path: Path, where: str) -> None:
         self._where = where
-        self._stack = contextlib.ExitStack()
         self._folders: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
-        try:
+        with contextlib.ExitStack() as stack:
+            self._stack = stack
             self._enter(path)
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
 
     def _enter(self, path: Path) -> None:
         top = self._descend("", os.open(path, os.O_RDONLY | os.O_DIRECTORY))

@@ -155,11 +155,11 @@ class Installer:
         self._at("probing")
         try:
             trials = tuple((change, run_trial(change, self._blobs, self._setup.prober)) for change in changes)
-        except BaseException:
-            # Refused, or interrupted by a person: the device lived through it, so the trial does not count as cut off.
+            self._at("probed")
+        finally:
+            # Held or refused: the device lived through it. Only a trial that was cut off stays on the record.
             self._journal.end_trial(package)
-            raise
-        self._at("probed")
+        self._at("trial-cleared")
         return trials
 
     def _switch(self, record: Record, verified: Verified, trials: tuple[tuple[Change, Trial], ...]) -> None:
@@ -168,8 +168,6 @@ class Installer:
         self._at("root-stored")
         self._journal.write(_after(record, verified, trials), lambda: self._at("record-written"))
         self._at("switched")
-        self._journal.end_trial(verified.release.index.digest)
-        self._at("trial-cleared")
 
     def _report(self, verified: Verified, trials: tuple[tuple[Change, Trial], ...], written: int) -> InstallReport:
         lines = []

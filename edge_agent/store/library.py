@@ -155,10 +155,6 @@ class Library:
         for path in self._root.rglob("*.tmp"):
             path.unlink()
         self._collect()
-        packages = {slot.package for slot in self._journal.read().slots()}
-        packages.update(one.package for slot in self._journal.read().slots() for one in slot.adapters)
-        for package in packages:
-            self._journal.end_trial(package)
 
     def _collect(self) -> int:
         kept: set[str] = set()

@@ -19,10 +19,10 @@ INSTALL_POINTS: Final = (
     "trial-recorded",
     "probing",
     "probed",
+    "trial-cleared",
     "root-stored",
     "record-written",
     "switched",
-    "trial-cleared",
     "collected",
     "committed",
 )
