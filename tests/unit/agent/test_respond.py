@@ -1,0 +1,240 @@
+"""The answer leaves once, is remembered for retries, and carries figures only where they were measured."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.core.job import Job, State
+from tests.support.fakes import Plan, a_model
+from tests.support.in_process import Device
+from tests.support.virtual_time import settle
+
+
+def test_a_reply_carries_energy_and_temperature_where_they_are_fresh() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(power=10.0, temperature=55.5)
+        device.watch.tick()
+        await device.ask("1", {"texts": ["a", "b"]})
+        await settle()
+        device.spawner.last.finish(compute_ms=500.0)
+        reply = device.transport.reply("1")
+        assert reply["energy"] == {"joules": 5.0, "method": "power over the request's share of the batch"}
+        assert reply["temperature_c"] == 55.5
+        assert [result["text"] for result in reply["result"]] == ["a", "b"]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_request_s_energy_is_its_share_of_the_batch() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(power=10.0)
+        device.watch.tick()
+        await device.ask("one")
+        await settle()
+        device.spawner.last.finish()
+        await device.ask("busy")
+        await settle()
+        await device.ask("1", {"text": "a"})
+        await device.ask("3", {"texts": ["a", "b", "c"]})
+        device.spawner.last.finish()
+        await settle()
+        device.spawner.last.finish(compute_ms=1000.0)
+        assert device.transport.reply("1")["energy"]["joules"] == 2.5
+        assert device.transport.reply("3")["energy"]["joules"] == 7.5
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_old_or_missing_readings_give_null_with_the_reason() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(power=10.0, temperature=55.5)
+        device.watch.tick()
+        await device.ask("old")
+        await asyncio.sleep(6.0)
+        device.spawner.last.finish()
+        reply = device.transport.reply("old")
+        assert reply["energy"] == {"joules": None, "method": "the last power sample is too old"}
+        assert reply["temperature_c"] is None
+        device.sensors.lose("power", "the rail is gone")
+        device.watch.tick()
+        await device.ask("lost")
+        await settle()
+        device.spawner.last.finish()
+        assert device.transport.reply("lost")["energy"] == {"joules": None, "method": "the rail is gone"}
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_times_add_up() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("first")
+        await settle()
+        await device.ask("second")
+        await asyncio.sleep(0.25)
+        device.spawner.last.finish()
+        await settle()
+        await asyncio.sleep(0.5)
+        device.spawner.last.finish(compute_ms=400.0)
+        timing = device.transport.reply("second")["timing"]
+        assert timing == {"queue_ms": 250.0, "tokenize_ms": 0.1, "compute_ms": 400.0, "total_ms": 750.0}
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_retry_of_an_answered_request_gets_the_same_words_without_work() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await asyncio.sleep(0.1)
+        first = device.transport.published[-1]
+        again = device.message("1")
+        await device.intake.take(again)
+        await asyncio.sleep(0.1)
+        second = device.transport.published[-1]
+        assert second is not first
+        assert (second.topic, second.payload, second.correlation) == (first.topic, first.payload, first.correlation)
+        assert [operation for operation, _ in device.spawner.last.heard].count("submit") == 1
+        assert device.transport.acked == [1, 2]
+        assert device.context.stats.duplicates == 1
+        device.transport.published.clear()
+
+    Device.run(scenario, a_model())
+
+
+def test_a_retry_of_an_open_request_changes_nothing() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await settle()
+        await device.ask("1")
+        await settle()
+        device.spawner.last.finish()
+        assert device.transport.statuses() == {"1": [200]}
+        assert sorted(device.transport.acked) == [1, 2]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_the_same_id_of_another_client_is_another_request() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", client="a")
+        await device.ask("1", client="b")
+        await asyncio.sleep(0.1)
+        topics = [message.topic for message in device.transport.published if "/reply" in message.topic]
+        assert topics == ["edge/v1/client/a/reply/here", "edge/v1/client/b/reply/here"]
+        device.transport.published.clear()
+
+    Device.run(scenario, a_model())
+
+
+def test_a_final_job_cannot_be_answered_again() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await settle()
+        (job,) = device.context.ledger.open_jobs()
+        device.dispatcher._answers.refuse(job, 503, "first")
+        with pytest.raises(ValueError, match="cannot become"):
+            device.dispatcher._answers.refuse(job, 500, "second")
+        assert device.transport.statuses() == {"1": [503]}
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+@pytest.mark.parametrize(
+    ("status", "running", "state"),
+    [
+        (499, False, State.CANCELLED),
+        (499, True, State.CANCELLED),
+        (500, False, State.FAILED),
+        (503, False, State.REFUSED),
+        (503, True, State.FAILED),
+        (404, True, State.FAILED),
+    ],
+)
+def test_the_state_follows_from_the_status_word(status: int, running: bool, state: State) -> None:
+    async def scenario(device: Device) -> None:
+        jobs: list[Job] = []
+        await device.ask("busy")
+        await settle()
+        jobs.extend(device.context.ledger.open_jobs())
+        if not running:
+            await device.ask("waiting")
+            jobs = [device.context.ledger.open_jobs()[-1]]
+            device.seat().queue.remove(jobs[0])
+        device.dispatcher._answers.refuse(jobs[0], status, "because")
+        assert jobs[0].state is state
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_an_answer_too_large_to_send_becomes_one_that_says_so() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"texts": ["x" * 32000] * 3})
+        await asyncio.sleep(0.1)
+        assert device.status("1") == 200
+        device.spawner.plan.compute_s = None
+        await device.ask("2")
+        await settle()
+        inside = device.spawner.last.inside["tester/2"]
+        device.spawner.last.inside["tester/2"] = {**inside, "texts": ["x" * 140_000]}
+        device.spawner.last.finish()
+        reply = device.transport.reply("2")
+        assert reply["status"] == 413
+        assert "ask for fewer texts" in reply["reason"]
+
+    Device.run(scenario, a_model())
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "again", "cancel", "finish", "fail", "die", "wait", "tick"]),
+        st.integers(0, 12),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS)
+def test_whatever_happens_every_request_is_answered_once_or_expires(steps: list[tuple[str, int]]) -> None:
+    """Duplicates are allowed to repeat the same words; nothing else is said twice, and nothing stays open."""
+
+    async def scenario(device: Device) -> None:
+        for step, number in steps:
+            await play(device, step, number)
+            await settle()
+        device.spawner.plan.compute_s = 0.01
+        for worker in device.spawner.running():
+            worker.finish()
+        await asyncio.sleep(200.0)
+        assert len(device.context.ledger) == 0, device.dump()
+        by_id: dict[str, set[bytes]] = {}
+        for message in device.transport.published:
+            if "/reply" in message.topic:
+                by_id.setdefault(str(message.correlation), set()).add(message.payload)
+        assert all(len(words) == 1 for words in by_id.values()), device.dump()
+        device.transport.published.clear()
+
+    Device.run(scenario, a_model(adapters=["a"]), plan=Plan(compute_s=None), quarantine_deaths=4)
+
+
+async def play(device: Device, step: str, number: int) -> None:
+    last = device.spawner.workers[-1] if device.spawner.workers else None
+    if step in {"ask", "again"}:
+        body = {"text": "x", "adapter": "a"} if number % 3 == 0 else {"text": "x"}
+        await device.ask(f"r{number}", body, deadline_s=1.0 + 10 * number)
+    elif step == "cancel":
+        await device.cancel(f"r{number}")
+    elif step == "wait":
+        await asyncio.sleep(number / 4)
+    elif step == "tick":
+        device.watch.tick()
+    elif last is not None and last.alive:
+        if step == "finish":
+            last.finish(list(last.inside)[: 1 + number // 2])
+        elif step == "fail" and last.inside:
+            last.fail(next(iter(last.inside)))
+        elif step == "die":
+            last.die()
