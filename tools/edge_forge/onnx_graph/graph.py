@@ -37,16 +37,13 @@ class GraphEditor:
         self._constants[name] = tensor
         return name
 
-    def set_constant(self, name: str, value: npt.NDArray[Any]) -> None:
-        """Give an initializer another value."""
-        self._constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
-
     def add(self, op_type: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: Any) -> onnx.NodeProto:
         """Append a node; `finish` puts it where its inputs are known."""
         names = list(outputs)
         node = helper.make_node(op_type, list(inputs), names, name=f"{op_type}:{names[0]}", **attributes)
         self.graph.node.append(node)
-        return self.graph.node[-1]
+        appended: onnx.NodeProto = self.graph.node[-1]
+        return appended
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """The nodes that read a tensor."""
@@ -64,14 +61,6 @@ class GraphEditor:
                 for index, name in enumerate(node.input):
                     if name == old:
                         node.input[index] = new
-
-    def rename(self, old: str, new: str) -> None:
-        """Give a tensor another name at its maker and its readers."""
-        for node in self.graph.node:
-            for names in (node.input, node.output):
-                for index, name in enumerate(names):
-                    if name == old:
-                        names[index] = new
 
     def remove(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Take nodes out."""

@@ -41,7 +41,7 @@ def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max
         raise BackendError("the graph already has an adapter bank", "ONNX graph", "inject into the export without one")
     editor = GraphEditor(model)
     wanted = set(modules)
-    banked = []
+    banked: list[dict[str, Any]] = []
     for site in read_sites(model):
         chosen = [index for index, module in enumerate(site.modules) if module in wanted]
         if chosen:

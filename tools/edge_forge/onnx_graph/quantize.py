@@ -45,7 +45,7 @@ def quantize_dynamic(model: onnx.ModelProto, keep_float: Collection[str] = ()) -
     result = _copy(model)
     editor = GraphEditor(result)
     codes: dict[str, list[str]] = {}
-    for site, product in _products(editor, read_sites(model), keep_float):
+    for _, product in _products(editor, read_sites(model), keep_float):
         weight, scale = _weight_codes(_weight(editor, product))
         x, out = product.input[0], product.output[0]
         if x not in codes:

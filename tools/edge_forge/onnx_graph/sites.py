@@ -26,8 +26,8 @@ KEY = "edge.sites"
 class Site(NamedTuple):
     """One product `x @ W + b` of one or several modules that read the same x.
 
-    `x` and `outs` are tensor names: x [batch, seq, d_in]; `outs[i]` [batch, seq, d_out[i]] is the output of `modules[i]`
-    (HF module paths), after the bias. `weight` is the name of W [d_in, sum(d_out)] in the float graph.
+    `x` and `outs` are tensor names: x [batch, seq, d_in]; `outs[i]` [batch, seq, d_out[i]] is the output of
+    `modules[i]` (HF module paths), after the bias. `weight` is the name of W [d_in, sum(d_out)] in the float graph.
     """
 
     modules: tuple[str, ...]
@@ -69,7 +69,9 @@ def read_sites(model: onnx.ModelProto) -> list[Site]:
     found = metadata(model, KEY)
     if found is None:
         raise BackendError("the graph has no site map; export it with edge-forge", "ONNX graph")
-    return [Site(tuple(e["modules"]), e["x"], e["weight"], tuple(e["outs"]), e["d_in"], tuple(e["d_out"])) for e in found]
+    return [
+        Site(tuple(e["modules"]), e["x"], e["weight"], tuple(e["outs"]), e["d_in"], tuple(e["d_out"])) for e in found
+    ]
 
 
 def _digest(value: FloatArray) -> str:
@@ -128,7 +130,9 @@ def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> Site:
     else:
         sizes = editor.add_constant(f"{tag}.split", np.asarray(d_out, np.int64))
         editor.add("Split", [y, sizes], ends, axis=-1)
-    return Site(tuple(linear.module for linear in group), x, f"{tag}.weight", tuple(ends), int(values[0].shape[0]), d_out)
+    return Site(
+        tuple(linear.module for linear in group), x, f"{tag}.weight", tuple(ends), int(values[0].shape[0]), d_out
+    )
 
 
 def linear_weights(module: Any, prefix: str = "") -> dict[str, FloatArray]:

@@ -68,7 +68,8 @@ def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) ->
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
         raise BackendError(f"PyTorch cannot export this encoder: {error}", "ONNX export") from error
-    assert program is not None
+    if program is None:
+        raise BackendError("PyTorch exported nothing", "ONNX export")
     model: onnx.ModelProto = program.model_proto
     if opset(model) != opset_version:
         raise BackendError(f"asked for opset {opset_version}, the exporter gave {opset(model)}", "ONNX export")
