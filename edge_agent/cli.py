@@ -124,6 +124,7 @@ def _add_operating(verbs: Any) -> None:
     verb.set_defaults(verb=_doctor)
     verb = verbs.add_parser("check-config", help="check a settings file")
     verb.add_argument("file", type=Path, nargs="?")
+    verb.add_argument("--example", action="store_true", help="print a commented file with every setting instead")
     verb.set_defaults(verb=_check_config)
 
 
@@ -220,6 +221,11 @@ def _doctor(options: argparse.Namespace) -> int:
 def _check_config(options: argparse.Namespace) -> int:
     from edge_agent.config import load
 
+    if options.example:
+        from edge_agent.config.example import example_toml
+
+        print(example_toml(), end="")
+        return 0
     settings, problems = load.check(options.file)
     for problem in problems:
         print(problem, file=sys.stderr)

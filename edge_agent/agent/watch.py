@@ -13,6 +13,8 @@ from edge_agent.core import governor
 from edge_agent.core.residency import Memory
 
 PERIOD_S = 1.0
+# Zones of an Orin go to sleep with what they measure; only what decides something is worth an event when it is lost.
+WATCHED = ("temperature", "throttle", "power", "ram_available")
 
 
 class SensedHost:
@@ -105,7 +107,7 @@ class Watch:
             self._context.announce("throttled", text, {"level": grant.level.name.lower()})
 
     def _note_lost_sensors(self) -> None:
-        have = {key for key, reading in self._host.readings.items() if reading.value is not None}
+        have = {key for key in WATCHED if self._host.reading(key).value is not None}
         for key in sorted(self._had - have):
             text = f"sensor {key!r} is lost: {self._host.reading(key).reason}"
             self._context.announce("sensor-lost", text, {"sensor": key})

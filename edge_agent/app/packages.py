@@ -16,6 +16,7 @@ from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
 from edge_agent.core.residency import reserve_bytes
+from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
@@ -76,11 +77,18 @@ def open_library(settings: Settings) -> Library:
 
 def install(config: Path | None, package: Path, progress: Progress = silent) -> dict[str, Any]:
     """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
-    settings = load(config)
+    settings = _settings_of_owner(config)
     report = open_library(settings).install(package, progress)
     fields = report_fields(report)
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes]), **fields}
+
+
+def _settings_of_owner(config: Path | None) -> Settings:
+    """The settings, as the owner of the state folder: what root writes there the daemon could not change any more."""
+    settings = load(config)
+    become_owner(settings.store.state_dir)
+    return settings
 
 
 def report_fields(report: InstallReport) -> dict[str, Any]:
@@ -100,7 +108,7 @@ def report_fields(report: InstallReport) -> dict[str, Any]:
 
 def rollback(config: Path | None, model: str) -> dict[str, Any]:
     """Return a model to the version before."""
-    returned = Library(store_dir(load(config))).rollback(model)
+    returned = Library(store_dir(_settings_of_owner(config))).rollback(model)
     return {
         "text": f"{model} is back at version {returned.version} ({returned.variant.name})",
         "model": model,
@@ -110,7 +118,7 @@ def rollback(config: Path | None, model: str) -> dict[str, Any]:
 
 def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, Any]:
     """Remove a model, or one of its adapters."""
-    Library(store_dir(load(config))).remove(model, adapter)
+    Library(store_dir(_settings_of_owner(config))).remove(model, adapter)
     what = f"adapter {adapter} of {model}" if adapter else model
     return {"text": f"removed {what}", "model": model, "adapter": adapter}
 

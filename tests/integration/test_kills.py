@@ -34,11 +34,10 @@ def test_no_request_is_unanswered_while_workers_are_killed(tmp_path: Path) -> No
         with running(agent):
             statuses, kills = asyncio.run(_kill_under_load(agent, broker))
     served = statuses.count(200)
-    print(
-        f"\n{kills} workers killed, {len(statuses)} requests: {served} answered with 200, {statuses.count(500)} with 500"
-    )
+    died = statuses.count(500)
+    print(f"\n{kills} workers killed, {len(statuses)} requests: {served} answered with 200, {died} with 500")
     assert kills == WORKER_KILLS
-    assert set(statuses) <= {200, 500}, "every request is answered: served, or told that the worker died twice with it"
+    assert set(statuses) <= {200, 500}, "served, or told that the worker died twice with it"
     assert statuses[-1] == 200
     assert served > kills // 2
 
