@@ -31,6 +31,8 @@ from edge_agent.protocol.topics import Subscription
 
 # Bytes handed to paho and not yet written to the socket, above which the outbox keeps its messages to itself.
 UNWRITTEN_BYTES = 256 * 1024
+# How long a broker may take from CONNECT to CONNACK.
+CONNACK_S = 5.0
 # What paho's readers and ours let out on a malformed packet; it ends the connection, and the link dials again.
 _NONSENSE = (MQTTException, ValueError, LookupError, TypeError, AssertionError, struct.error, OSError)
 
@@ -70,6 +72,7 @@ class Connection:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[Welcome | Reason] = self._loop.create_future()
+        self._dialled: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[Reason] = self._loop.create_future()
         self._subacks: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
         self._sock: socket.socket | None = None
@@ -90,13 +93,16 @@ class Connection:
         """Connect and wait for the broker's word; a Reason when it is no, or when there is none in time."""
         threading.Thread(target=self._dial, name="mqtt-dial", daemon=True).start()
         try:
-            # Resolving, connecting and shaking hands have their own timeouts; this one bounds them together.
-            answer = await asyncio.wait_for(self._opened, 3 * self._options.connect_timeout_s)
-        except asyncio.TimeoutError:
-            answer = Reason("transient", f"{self._where}: no answer to CONNECT", "is it an MQTT broker?")
+            # Resolving, connecting and shaking hands have their own timeouts; the first wait bounds them together.
+            await asyncio.wait({self._dialled}, timeout=3 * self._options.connect_timeout_s)
+            await asyncio.wait({self._opened}, timeout=CONNACK_S if self._dialled.done() else 0)
         except asyncio.CancelledError:
             self.drop()
             raise
+        self._settle(
+            Reason("transient", f"{self._where}: no answer to CONNECT", "is it an MQTT broker?", silent="mute")
+        )
+        answer = self._opened.result()
         if isinstance(answer, Reason):
             self.drop()
         return answer
@@ -105,6 +111,8 @@ class Connection:
         """Subscribe; returns a sentence for each filter that the broker refused.
 
         Raises TimeoutError, or ConnectionError when the connection ends meanwhile."""
+        if self.closed.done():
+            raise ConnectionError("the connection has ended")
         result, mid = self._client.subscribe(packets.subscribe_argument(wanted, self.version))
         if result != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
             raise ConnectionError("not connected")
@@ -156,9 +164,20 @@ class Connection:
     def drop(self) -> None:
         """Let go of the socket at once; the broker will publish the will."""
         self._dropped = True
-        self._lost(Reason("transient", "the connection was closed here"))
+        self.lose(Reason("transient", "the connection was closed here"))
         if self._sock is not None:
             self._sock.close()
+
+    def lose(self, reason: Reason) -> None:
+        """It ends here, for this reason, unless it has ended already."""
+        self._unwatch()
+        self._settle(reason)
+        if not self.closed.done():
+            self.closed.set_result(reason)
+        for future in self._subacks.values():
+            if not future.done():
+                future.set_exception(ConnectionError(reason.text))
+        self._subacks.clear()
 
     # ---- the dialling thread ---------------------------------------------------------------------------------------
 
@@ -191,6 +210,7 @@ class Connection:
         if self._dropped or self._sock is None:
             self.drop()
             return
+        self._dialled.set_result(None)
         self._watched = self._sock.fileno()
         self.resume_reading()
         self._flush()
@@ -203,7 +223,7 @@ class Connection:
             while self._reading and self._decrypted():
                 self._client.loop_read()
         except _NONSENSE as error:
-            self._lost(Reason("transient", f"a packet from the broker makes no sense: {type(error).__name__}: {error}"))
+            self.lose(Reason("transient", f"a packet from the broker makes no sense: {type(error).__name__}: {error}"))
 
     def _decrypted(self) -> bool:
         pending = getattr(self._sock, "pending", None)
@@ -240,9 +260,10 @@ class Connection:
         self, _c: Client, _d: Any, flags: DisconnectFlags, code: ReasonCode, _p: Properties | None
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._lost(reasons.from_code(code.value, code.getName()))
+            self.lose(reasons.from_code(code.value, code.getName()))
         else:
-            self._lost(reasons.from_silence(self._where, self._ear.last))
+            in_tls = self._options.tls is not None and not self._opened.done()
+            self.lose(reasons.from_silence(self._where, self._ear.last, in_tls))
 
     def _on_publish_packet(self, flags: int, body: bytes) -> None:
         topic, mid, said, payload = packets.read_publish(flags, body, self.version)
@@ -286,18 +307,10 @@ class Connection:
         self._watched = None
 
     def _settle(self, answer: Welcome | Reason) -> None:
+        if not self._dialled.done():
+            self._dialled.set_result(None)
         if not self._opened.done():
             self._opened.set_result(answer)
-
-    def _lost(self, reason: Reason) -> None:
-        self._unwatch()
-        self._settle(reason)
-        if not self.closed.done():
-            self.closed.set_result(reason)
-        for future in self._subacks.values():
-            if not future.done():
-                future.set_exception(ConnectionError(reason.text))
-        self._subacks.clear()
 
     @property
     def _where(self) -> str:

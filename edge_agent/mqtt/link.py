@@ -169,7 +169,7 @@ class MqttTransport:
         while True:
             began_s = self._now_s()
             reason, lasted_s = await self._connect_once()
-            self._say(LinkChange(False, reason.kind, str(reason)))
+            self._say(LinkChange(False, reason.kind, str(self._retry.explain(reason, lasted_s))))
             pause_s = self._retry.pause_s(reason, lasted_s, self._random01())
             log.debug("dialling again in %.1f s (last attempt took %.1f s)", pause_s, self._now_s() - began_s)
             await asyncio.sleep(pause_s)
@@ -185,10 +185,19 @@ class MqttTransport:
         self._retry.connected()
         since_s = self._now_s()
         try:
-            refused = await self._subscribe(connection, welcome)
-        except (asyncio.TimeoutError, ConnectionError):
-            connection.drop()
-            return Reason("transient", "the broker does not answer to SUBSCRIBE"), self._now_s() - since_s
+            self._greet(welcome, await self._subscribe(connection, welcome))
+            # Not `await connection.closed`: a cancelled task would cancel that future with it.
+            await asyncio.wait({connection.closed})
+        except asyncio.TimeoutError:
+            connection.lose(Reason("transient", "the broker does not answer to SUBSCRIBE"))
+        except ConnectionError:
+            pass  # It ended while we subscribed; `closed` says why.
+        connection.drop()
+        reason = connection.closed.result()
+        self._end_connection()
+        return reason, max(self._now_s() - since_s, 1e-6)
+
+    def _greet(self, welcome: Welcome, refused: Sequence[str]) -> None:
         self._welcome = welcome
         note = f"; the broker refuses subscriptions, check its access list: {', '.join(refused)}" if refused else ""
         where = f"{self._options.host}:{self._options.port}"
@@ -196,9 +205,6 @@ class MqttTransport:
         kind = "subscription-refused" if refused else "connected"
         self._say(LinkChange(True, kind, f"connected to {where} with {version}{note}", welcome.version))
         self._pump()
-        reason = await connection.closed
-        self._end_connection()
-        return reason, max(self._now_s() - since_s, 1e-6)
 
     async def _subscribe(self, connection: Connection, welcome: Welcome) -> list[str]:
         if not self._subscriptions or (welcome.session_present and self._subscribed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import struct
 from collections.abc import Callable, Sequence
@@ -42,6 +43,19 @@ class FastClient(Client):
         packet = self._in_packet
         self.on_publish_packet(packet["command"], bytes(packet["packet"]))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        """As paho does it, but a socket whose handshake fails is closed, not left to the garbage collector."""
+        if self._ssl_context is None:
+            return super()._ssl_wrap_socket(tcp_sock)
+        sock = self._ssl_context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
+        try:
+            sock.settimeout(self.connect_timeout)
+            sock.do_handshake()
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
 
 class ErrorEar:

@@ -19,13 +19,13 @@ Kind = Literal["transient", "permanent", "takeover", "protocol"]
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why a connection ended or never began. `code` is the MQTT 5 reason code where the broker gave one;
-    `silent` means that it hung up without any word."""
+    `silent` tells whether it hung up without a word, or said nothing at all (mute)."""
 
     kind: Kind
     text: str
     remedy: str | None = None
     code: int | None = None
-    silent: bool = False
+    silent: Literal["", "hung up", "mute"] = ""
 
     def __str__(self) -> str:
         return self.text if self.remedy is None else f"{self.text} ({self.remedy})"
@@ -36,7 +36,7 @@ _REMEDIES: dict[int, tuple[Kind, str]] = {
     0x84: ("protocol", "set mqtt.protocol"),
     0x85: ("permanent", "the broker refuses this client id: check mqtt.device"),
     0x86: ("permanent", "check mqtt.username and the password"),
-    0x87: ("permanent", "the broker's access list refuses this device"),
+    0x87: ("permanent", "check mqtt.username and the password, then the broker's access list"),
     0x8A: ("permanent", "the broker has banned this device"),
     0x8C: ("permanent", "the broker wants another way to authenticate"),
     TAKEN_OVER: ("takeover", "another client uses the same client id; give each device its own name"),
@@ -75,14 +75,15 @@ def from_error(error: OSError | ValueError, where: str) -> Reason:
     return Reason("transient", f"{where}: {getattr(error, 'strerror', None) or error}")
 
 
-def from_silence(where: str, last_error: str | None) -> Reason:
+def from_silence(where: str, last_error: str | None, in_tls: bool) -> Reason:
     """The connection broke without a word of MQTT; `last_error` is what the socket said, if anything.
 
-    With TLS 1.3 a broker refuses our certificate only after the handshake, so it shows up here.
+    `in_tls`: during a TLS connection that the broker had not welcomed yet. With TLS 1.3 a broker judges our
+    certificate only after the handshake, so a refusal shows up here, with or without an alert.
     """
-    if last_error is None:
-        return Reason("transient", f"{where}: the connection broke", silent=True)
-    if "ALERT" in last_error and "CERT" in last_error:
-        text = f"{where}: the broker refuses our certificate: {last_error}"
+    said = f": {last_error}" if last_error else ""
+    if last_error and "ALERT" in last_error and "CERT" in last_error:
+        text = f"{where}: the broker refuses our certificate{said}"
         return Reason("permanent", text, "check mqtt.tls.cert_file, and which authorities the broker trusts")
-    return Reason("transient", f"{where}: the connection broke: {last_error}", silent=True)
+    remedy = "brokers that refuse a certificate hang up like this: check mqtt.tls.cert_file" if in_tls else None
+    return Reason("transient", f"{where}: the connection broke{said}", remedy, silent="hung up")

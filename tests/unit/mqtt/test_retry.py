@@ -12,7 +12,7 @@ from edge_agent.mqtt.reasons import Reason, from_code, from_error
 from edge_agent.mqtt.retry import STABLE_S, Retry
 
 REFUSED = Reason("transient", "nothing listens there")
-SILENT = Reason("transient", "the connection broke", silent=True)
+SILENT = Reason("transient", "the connection broke", silent="hung up")
 OLD_BROKER = Reason("protocol", "unsupported protocol version")
 
 
@@ -49,6 +49,15 @@ def test_a_takeover_is_not_fought() -> None:
     assert one.pause_s(from_code(0x8E, "Session taken over"), 2.0, 1.0) == 300
 
 
+def test_two_of_one_name_at_a_silent_broker_are_guessed() -> None:
+    one = retry()
+    told = [one.explain(SILENT, lasted_s).remedy for lasted_s in (2.0, 0.0, 3.0, 1.0, STABLE_S, 1.0)]
+    assert told[:3] == [None, None, None]
+    assert told[3] is not None
+    assert "another client use this client id" in told[3]
+    assert told[4:] == [None, None]
+
+
 def test_an_old_broker_is_asked_in_its_own_version_at_once() -> None:
     one = retry()
     assert one.version == 5
@@ -66,6 +75,12 @@ def test_a_broker_that_hangs_up_is_asked_in_the_old_version_after_two_tries() ->
     assert one.version == 4
     assert one.pause_s(SILENT, 0.0, 1.0) > 0
     assert one.version == 5
+
+
+def test_a_broker_that_takes_the_connection_and_says_nothing_is_asked_in_the_old_version_at_once() -> None:
+    one = retry()
+    assert one.pause_s(Reason("transient", "no answer to CONNECT", silent="mute"), 0.0, 1.0) == 0
+    assert one.version == 4
 
 
 def test_a_connection_that_breaks_later_says_nothing_about_versions() -> None:
