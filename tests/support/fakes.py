@@ -295,7 +295,7 @@ class FakeWorker:
         self.heard.append(("close", None))
         self.closed = True
         self.alive = False
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.plan.close_s)
 
     def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0) -> None:
         """Answer these jobs (all that are inside, by default)."""
@@ -345,6 +345,7 @@ class Plan:
     load_s: float = 0.0
     attach_s: float = 0.0
     call_s: float = 0.0
+    close_s: float = 0.0
     mixed: bool = True
     cancels: bool = True
     frame_bytes: int = 1 << 40

@@ -145,7 +145,7 @@ class Device:
         self._acks += 1
         return Inbound(
             topic or f"{PREFIX}/{NAME}/infer/{model}",
-            json.dumps(body or {"text": "turn it on"}).encode(),
+            json.dumps({"text": "turn it on"} if body is None else body).encode(),
             qos=1,
             content_type="application/json",
             response_topic=f"{PREFIX}/client/{client}/reply/here",

@@ -1,0 +1,156 @@
+"""Orders: one at a time, carried out, answered with a status word that says whose fault it was."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from edge_agent.base.errors import PackageError
+from tests.support.fakes import Plan, a_model
+from tests.support.in_process import Device
+from tests.support.virtual_time import settle
+
+
+def test_install_remove_and_rollback_are_handed_on_and_reported() -> None:
+    async def scenario(device: Device) -> None:
+        await device.order("install", {"package": "m.tar"}, "1")
+        await settle()
+        await device.order("remove", {"model": "m"}, "2")
+        await settle()
+        await device.order("remove", {"model": "m", "adapter": "a"}, "3")
+        await settle()
+        await device.order("rollback", {"model": "m"}, "4")
+        await settle()
+        assert device.transport.statuses() == {number: [200] for number in "1234"}
+        assert device.operator.calls == [("install", "m.tar"), ("remove", "m"), ("remove", "m", "a"), ("rollback", "m")]
+        assert device.kinds() == ["installed", "rolled-back"]
+        assert device.transport.reply("1")["result"] == {"done": "install"}
+
+    Device.run(scenario, a_model())
+
+
+def test_a_refused_package_is_422_with_the_sentence_and_an_event() -> None:
+    async def scenario(device: Device) -> None:
+        device.operator.fault = PackageError("the digest is wrong", "m.tar")
+        await device.order("install", {"package": "m.tar"})
+        await settle()
+        reply = device.transport.reply("order")
+        assert (reply["status"], reply["reason"]) == (422, "m.tar: the digest is wrong")
+        assert device.kinds() == ["command-failed"]
+
+    Device.run(scenario, a_model())
+
+
+def test_a_second_order_is_told_to_come_back_and_requests_go_on() -> None:
+    async def scenario(device: Device) -> None:
+        device.operator.takes_s = 10.0
+        await device.order("install", {"package": "m.tar"}, "1")
+        await settle()
+        await device.order("rollback", {"model": "m"}, "2")
+        await device.ask("3")
+        await asyncio.sleep(1.0)
+        assert device.transport.statuses() == {"2": [429], "3": [200]}
+        assert device.transport.reply("2")["retry_after_s"] == 5.0
+        await asyncio.sleep(10.0)
+        assert device.status("1") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_load_and_unload() -> None:
+    async def scenario(device: Device) -> None:
+        await device.order("load", {"model": "m"}, "1")
+        await settle()
+        assert device.seat().worker is not None
+        assert device.transport.reply("1")["result"]["footprint_bytes"] > 0
+        await device.order("unload", {"model": "m"}, "2")
+        await settle()
+        assert device.seat().worker is None
+        assert device.spawner.last.closed
+        assert device.status("2") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_unload_waits_for_what_runs() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("running")
+        await settle()
+        await device.order("unload", {"model": "m"})
+        await settle()
+        assert not device.spawner.last.closed
+        device.spawner.last.finish()
+        await settle()
+        assert device.spawner.last.closed
+        assert (device.status("running"), device.status("order")) == (200, 200)
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_attach_and_detach() -> None:
+    async def scenario(device: Device) -> None:
+        await device.order("attach", {"model": "m", "adapter": "a"}, "1")
+        await settle()
+        assert device.transport.reply("1")["result"] == {"attached": ["a"]}
+        await device.order("detach", {"model": "m", "adapter": "a"}, "2")
+        await settle()
+        assert device.transport.reply("2")["result"] == {"attached": []}
+        assert device.spawner.last.attached == []
+        await device.order("detach", {"model": "m", "adapter": "a"}, "3")
+        await settle()
+        assert device.status("3") == 200, "what is not there is detached already"
+
+    Device.run(scenario, a_model(adapters=["a"]))
+
+
+@pytest.mark.parametrize("name", ["load", "unload", "attach", "detach"])
+def test_an_unknown_model_is_404(name: str) -> None:
+    async def scenario(device: Device) -> None:
+        body = {"model": "nobody", "adapter": "a"} if "tach" in name else {"model": "nobody"}
+        await device.order(name, body)
+        await settle()
+        assert device.status("order") == 404
+
+    Device.run(scenario, a_model())
+
+
+def test_an_unknown_adapter_is_404() -> None:
+    async def scenario(device: Device) -> None:
+        await device.order("attach", {"model": "m", "adapter": "nobody"})
+        await settle()
+        assert device.status("order") == 404
+
+    Device.run(scenario, a_model())
+
+
+@pytest.mark.xfail(strict=True, reason="every EdgeError of a command is 422, also a worker's death, which is ours: 500")
+def test_a_worker_that_dies_under_an_order_is_500_not_the_client_s_fault() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_faults.append("die")
+        await device.order("load", {"model": "m"})
+        await settle()
+        assert device.status("order") == 500
+
+    Device.run(scenario, a_model())
+
+
+def test_an_order_that_cannot_be_decoded_never_reaches_the_store() -> None:
+    async def scenario(device: Device) -> None:
+        await device.order("install", {"packet": "m.tar"}, "1")
+        await device.order("dance", {}, "2")
+        await settle()
+        assert device.operator.calls == []
+        assert device.status("1") == 422
+        assert device.status("2") in {404, 422}
+
+    Device.run(scenario, a_model())
+
+
+def test_diag_is_answered() -> None:
+    async def scenario(device: Device) -> None:
+        await device.order("diag", {})
+        await settle()
+        assert device.status("order") == 200
+
+    Device.run(scenario, a_model())

@@ -1,0 +1,161 @@
+"""What arrives is answered at once, queued, or dropped with an event; and always acknowledged in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from edge_agent.base.limits import MESSAGE_BYTES
+from tests.support.fakes import Plan, a_model
+from tests.support.in_process import Device
+from tests.support.virtual_time import settle
+
+
+def test_an_unknown_model_or_adapter_is_404_and_names_those_there_are() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", model="nobody")
+        await device.ask("2", {"text": "x", "adapter": "nobody"})
+        assert device.transport.reply("1")["reason"] == "no model 'nobody' on this device; there are: m"
+        assert device.transport.reply("2")["reason"] == "model 'm' has no adapter 'nobody'; there are: a, b"
+        assert device.transport.statuses() == {"1": [404], "2": [404]}
+        assert device.transport.acked == [1, 2]
+
+    Device.run(scenario, a_model(adapters=["b", "a"]))
+
+
+def test_a_device_without_models_says_so() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        assert device.transport.reply("1")["reason"] == "no model 'm' on this device; there are none"
+
+    Device.run(scenario)
+
+
+def test_a_full_queue_is_429_and_a_later_retry_is_asked_anew() -> None:
+    async def scenario(device: Device) -> None:
+        for index in range(3):
+            await device.ask(str(index))
+        await settle()
+        refused = device.transport.reply("2")
+        assert (refused["status"], refused["reason"]) == (429, "queue full: 2 of 2 requests are open")
+        assert refused["retry_after_s"] > 0
+        device.spawner.last.finish()
+        await settle()
+        device.transport.published.clear()
+        await device.ask("2")
+        await settle()
+        device.spawner.last.finish()
+        assert device.status("2") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=2)
+
+
+def test_a_hot_board_refuses_with_the_temperature() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(temperature=85.0)
+        device.watch.tick()
+        await device.ask("1")
+        reply = device.transport.reply("1")
+        assert reply["status"] == 503
+        assert "85.0 °C" in reply["reason"]
+        assert reply["retry_after_s"] > 0
+
+    Device.run(scenario, a_model())
+
+
+def test_a_deadline_out_of_reach_is_refused_once_times_are_known() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("measured")
+        await settle()
+        device.spawner.last.finish(compute_ms=5000.0)
+        await device.ask("in-time", deadline_s=30.0)
+        await device.ask("too-late", deadline_s=2.0)
+        reply = device.transport.reply("too-late")
+        assert reply["status"] == 503
+        assert reply["reason"].startswith("cannot meet the deadline: ")
+        await settle()
+        device.spawner.last.finish()
+        assert device.status("in-time") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_malformed_messages_are_answered_and_acknowledged() -> None:
+    async def scenario(device: Device) -> None:
+        await device.intake.take(replace(device.message("json"), payload=b"{"))
+        await device.intake.take(replace(device.message("size"), payload=b"x" * (MESSAGE_BYTES + 1)))
+        await device.intake.take(replace(device.message("type"), content_type="image/png"))
+        await device.ask("field", {"text": "x", "colour": "red"})
+        assert device.transport.statuses() == {"json": [400], "size": [413], "type": [415], "field": [422]}
+        assert device.transport.acked == [1, 2, 3, 4]
+        assert device.spawner.workers == []
+
+    Device.run(scenario, a_model())
+
+
+def test_a_retained_request_is_dropped_with_an_event() -> None:
+    async def scenario(device: Device) -> None:
+        await device.intake.take(replace(device.message("1"), retained=True))
+        assert device.transport.replies() == []
+        assert len(device.events) == 1
+        assert device.transport.acked == [1]
+
+    Device.run(scenario, a_model())
+
+
+def test_an_answer_never_goes_where_it_must_not() -> None:
+    async def scenario(device: Device) -> None:
+        for topic in ("edge/v1/dev/status", "$SYS/x", "edge/v1/client/+/reply/x", "other"):
+            await device.intake.take(replace(device.message("1"), response_topic=topic))
+        published = {message.topic for message in device.transport.published}
+        assert published == {"edge/v1/dev/event"}
+        assert len(device.events) == 4
+        assert device.transport.acked == [1, 2, 3, 4]
+        assert len(device.context.ledger) == 0
+
+    Device.run(scenario, a_model())
+
+
+def test_what_is_not_for_us_is_acknowledged_and_forgotten() -> None:
+    async def scenario(device: Device) -> None:
+        await device.intake.take(device.message("1", topic="edge/v1/other/infer/m"))
+        assert (device.transport.published, device.transport.acked) == ([], [1])
+
+    Device.run(scenario, a_model())
+
+
+def test_requests_beyond_the_window_are_acknowledged_early_in_order() -> None:
+    async def scenario(device: Device) -> None:
+        for index in range(20):
+            await device.ask(str(index))
+        await settle()
+        assert device.transport.acked == list(range(1, 9)), "12 are held back, the broker can go on"
+        while device.spawner.last.inside:
+            device.spawner.last.finish()
+            await settle()
+        assert device.transport.acked == list(range(1, 21))
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_urgent_requests_overtake_in_the_queue() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("busy")
+        await settle()
+        await device.ask("low", {"text": "x", "priority": 9})
+        await device.ask("high", {"text": "x", "priority": 0})
+        device.spawner.last.finish()
+        await settle()
+        assert list(device.spawner.last.inside) == ["tester/high"]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None), max_rows=1)
+
+
+def test_a_cancel_of_nothing_does_nothing() -> None:
+    async def scenario(device: Device) -> None:
+        await device.cancel("nobody")
+        await asyncio.sleep(0.1)
+        assert device.transport.replies() == []
+        assert device.transport.acked == [1]
+
+    Device.run(scenario, a_model())
