@@ -12,7 +12,7 @@ from edge_agent.mqtt.reasons import Reason
 # of the same trouble (two devices of one name throw each other out every second).
 STABLE_S = 10.0
 # A broker that hangs up on CONNECT without a word may be one of 3.1.1 only, or one that is just restarting: it is asked
-# twice. One that takes the connection and says nothing at all waits for the rest of what it reads as 3.1.1 (amqtt does).
+# twice. One that takes the connection and stays mute waits for the rest of what it reads as 3.1.1 (amqtt does).
 SILENT_ENDS = 2
 # So many short connections in a row, each broken without a word, look like two clients of one name at an older broker.
 SHORT_LIVES = 3

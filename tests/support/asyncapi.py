@@ -1,0 +1,84 @@
+"""docs/asyncapi.yaml: reading it, checking messages against it, and writing its schemas from the message types.
+
+`python -m tests.support.asyncapi` rewrites the schemas at the end of the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import yaml
+
+from edge_agent.protocol import messages
+
+PATH = Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml"
+ROOTS = (
+    messages.InferRequest,
+    messages.CancelRequest,
+    *sorted(set(messages.ORDERS.values()), key=lambda order: order.__name__),
+    messages.Reply,
+    messages.StreamChunk,
+    messages.CommandReply,
+    messages.Status,
+    messages.Info,
+    messages.Models,
+    messages.Telemetry,
+    messages.Event,
+)
+# MQTT 5 properties, named as in the mqtt message binding.
+HEADERS: dict[str, Any] = {
+    "RequestHeaders": {
+        "title": "RequestHeaders",
+        "description": "Properties of a request (MQTT 5).",
+        "type": "object",
+        "properties": {
+            "responseTopic": {"type": "string", "maxLength": 512},
+            "correlationData": {"type": "string", "maxLength": 128},
+            "messageExpiryInterval": {"type": "integer", "minimum": 1},
+            "contentType": {"const": "application/json"},
+        },
+    },
+    "ReplyHeaders": {
+        "title": "ReplyHeaders",
+        "description": "Properties of an answer (MQTT 5); status and reason are user properties.",
+        "type": "object",
+        "properties": {
+            "correlationData": {"type": "string", "maxLength": 128},
+            "messageExpiryInterval": {"type": "integer", "minimum": 1},
+            "status": {"type": "string", "pattern": "^[2-5][0-9][0-9]$"},
+            "reason": {"type": "string"},
+        },
+    },
+}
+_MARK = "  schemas:\n"
+
+
+def load() -> dict[str, Any]:
+    """The document."""
+    document: dict[str, Any] = yaml.safe_load(PATH.read_text(encoding="utf-8"))
+    return document
+
+
+def schemas() -> dict[str, Any]:
+    """The schemas that the message types have, and those of the properties."""
+    _, found = msgspec.json.schema_components(ROOTS, ref_template="#/components/schemas/{name}")
+    return {**HEADERS, **found}
+
+
+def check(document: dict[str, Any], message: str, payload: bytes) -> None:
+    """Validate a body against the message of that name. Raises jsonschema.ValidationError."""
+    schema = {**document["components"]["messages"][message]["payload"], "components": document["components"]}
+    jsonschema.Draft202012Validator(schema).validate(msgspec.json.decode(payload))
+
+
+def _write() -> None:
+    head = PATH.read_text(encoding="utf-8").split(_MARK)[0]
+    body = yaml.safe_dump(schemas(), sort_keys=False, allow_unicode=True, width=110)
+    PATH.write_text(head + _MARK + "".join(f"    {line}\n" for line in body.splitlines()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write()
