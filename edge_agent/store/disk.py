@@ -43,13 +43,16 @@ def replace_file(path: Path, data: bytes, written: Callable[[], None] = lambda: 
     The new file's time is later than the old one's, whatever the clock does, so that one stat shows the change.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        _later_than(path, file.fileno())
-        os.fsync(file.fileno())
-    written()
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            _later_than(path, file.fileno())
+            os.fsync(file.fileno())
+        written()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -75,4 +78,4 @@ def translated(where: Path) -> Iterator[None]:
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0)
         place = str(error.filename or where)
-        raise StoreError(f"the disk says: {error.strerror or error}; nothing was changed", place, remedy) from error
+        raise StoreError(f"the disk says: {error.strerror or error}", place, remedy) from error

@@ -71,8 +71,9 @@ class Installer:
             self._at("staged")
         changes = [change for change in steps.changes if not _already(change, record)]
         trials = self._try(changes, verified.release.index.digest)
-        if changes:
-            self._switch(record, verified, trials)
+        after = _after(record, verified, trials)
+        if after != record or verified.new_roots or written:
+            self._switch(after, verified)
         return self._report(verified, trials, written)
 
     def _at(self, point: str) -> None:
@@ -150,10 +151,10 @@ class Installer:
     def _try(self, changes: list[Change], package: str) -> tuple[tuple[Change, Trial], ...]:
         if not changes:
             return ()
-        self._journal.begin_trial(package)
-        self._at("trial-recorded")
-        self._at("probing")
         try:
+            self._journal.begin_trial(package)
+            self._at("trial-recorded")
+            self._at("probing")
             trials = tuple((change, run_trial(change, self._blobs, self._setup.prober)) for change in changes)
             self._at("probed")
         finally:
@@ -162,11 +163,12 @@ class Installer:
         self._at("trial-cleared")
         return trials
 
-    def _switch(self, record: Record, verified: Verified, trials: tuple[tuple[Change, Trial], ...]) -> None:
+    def _switch(self, after: Record, verified: Verified) -> None:
+        """Also where only the counter rises or files were repaired: whoever reads the store must look again."""
         for trust in verified.new_roots:
             replace_file(_root_file(self._root, trust.root.version), trust.data)
         self._at("root-stored")
-        self._journal.write(_after(record, verified, trials), lambda: self._at("record-written"))
+        self._journal.write(after, lambda: self._at("record-written"))
         self._at("switched")
 
     def _report(self, verified: Verified, trials: tuple[tuple[Change, Trial], ...], written: int) -> InstallReport:
