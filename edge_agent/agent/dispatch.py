@@ -11,12 +11,16 @@ from typing import Protocol
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.ports import WorkerEvent
+from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.core import backoff
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
+
+RESPAWN_BASE_S = 0.05
+RESPAWN_CAP_S = 30.0
 
 
 class Answers(Protocol):
@@ -43,6 +47,7 @@ class Dispatcher:
         self._fleet = fleet
         self._answers = answers
         self._quarantine_deaths = quarantine_deaths
+        self._cancelling: set[asyncio.Task[None]] = set()
         fleet.on_event = self._take_event
         fleet.on_death = self._take_death
 
@@ -55,16 +60,22 @@ class Dispatcher:
         seat.queue.add(job)
         seat.wake.set()
 
-    async def cancel(self, seat: Seat, job: Job) -> None:
+    def cancel(self, seat: Seat, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
         was_running = job.state is State.RUNNING
         seat.queue.remove(job)
         self._answers.refuse(job, 499, "cancelled by the client")
         if was_running and seat.worker is not None:
-            with contextlib.suppress(WorkerError):
-                answer = await seat.worker.call("cancel", id=job.job_id)
-                if answer["cancelled"]:
-                    self._leave(seat, job.job_id)
+            task = asyncio.create_task(self._take_back(seat, seat.worker, job.job_id))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _take_back(self, seat: Seat, worker: Worker, job_id: str) -> None:
+        """Ask the worker to drop a job that was answered already; it hears between two steps."""
+        with contextlib.suppress(WorkerError):
+            answer = await worker.call("cancel", id=job_id)
+            if answer["cancelled"]:
+                self._leave(seat, job_id)
 
     async def _serve(self, seat: Seat) -> None:
         while not seat.gone:
@@ -78,6 +89,7 @@ class Dispatcher:
 
     async def _serve_once(self, seat: Seat) -> None:
         try:
+            await self._pause_after_deaths(seat)
             await self._fleet.ensure_loaded(seat)
             seat.wanted = False
             seat.settled.set()
@@ -92,6 +104,11 @@ class Dispatcher:
         except WorkerError:
             # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
             pass
+
+    async def _pause_after_deaths(self, seat: Seat) -> None:
+        """The first successor comes at once; one that dies before it has answered anything makes the next wait."""
+        if seat.worker is None and seat.deaths_in_a_row > 1:
+            await asyncio.sleep(backoff.delay_s(seat.deaths_in_a_row - 2, RESPAWN_BASE_S, RESPAWN_CAP_S, 1.0))
 
     def _schedule(self, seat: Seat) -> list[Job]:
         now_s = self._context.clock.monotonic_s()
@@ -137,6 +154,7 @@ class Dispatcher:
         if job is None:
             return
         self._leave(seat, job.job_id)
+        seat.deaths_in_a_row = 0
         if job.state is not State.RUNNING:
             return
         if event["ev"] == "failed":
@@ -155,6 +173,7 @@ class Dispatcher:
         now_s = self._context.clock.monotonic_s()
         seat.worker = None
         seat.attached.clear()
+        seat.deaths_in_a_row += 1
         quarantined = seat.died(now_s, self._quarantine_deaths)
         seat.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
         jobs = list(seat.running.values())

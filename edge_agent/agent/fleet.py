@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from edge_agent.agent.context import Announce
 from edge_agent.agent.ports import Library, Spawner, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.clock import Clock
@@ -44,11 +45,13 @@ class Fleet:
         spawner: Spawner,
         clock: Clock,
         host: Host,
+        announce: Announce,
     ) -> None:
         self._library = library
         self._spawn = spawner
         self._clock = clock
         self._host = host
+        self._announce = announce
         self._loading = asyncio.Lock()
         self.seats: dict[str, Seat] = {}
         self.on_event: Callable[[Seat, WorkerEvent], None] = lambda _seat, _event: None
@@ -137,16 +140,21 @@ class Fleet:
         await asyncio.gather(*(self.unload(seat) for seat in self.seats.values()))
 
     async def _make_room(self, seat: Seat) -> None:
-        others = [resident for resident in self.residents() if resident.name != seat.name]
-        now_s = self._clock.monotonic_s()
-        decision = residency.decide(seat.predicted_bytes, self._host.memory(), 0, others, now_s)
-        if isinstance(decision, residency.DoesNotFit):
-            raise RequestError(
-                503, f"no memory for model {seat.name!r}: {decision.reason}", None if decision.never else 5
-            )
-        for name in decision.evict:
-            async with self.seats[name].lock:
-                await self.unload(self.seats[name])
+        """Send idle models away, one at a time and asked anew after each: what was idle may work by then."""
+        while True:
+            others = [resident for resident in self.residents() if resident.name != seat.name]
+            now_s = self._clock.monotonic_s()
+            decision = residency.decide(seat.predicted_bytes, self._host.memory(), 0, others, now_s)
+            if isinstance(decision, residency.DoesNotFit):
+                retry_after_s = None if decision.never else RETRY_AFTER_S
+                raise RequestError(503, f"no memory for model {seat.name!r}: {decision.reason}", retry_after_s)
+            if not decision.evict:
+                return
+            leaving = self.seats[decision.evict[0]]
+            async with leaving.lock:
+                await self.unload(leaving)
+            text = f"model {leaving.name!r} made room for {seat.name!r}"
+            self._announce("evicted", text, {"model": leaving.name}, "info")
 
     async def _load(self, seat: Seat) -> None:
         started_s = self._clock.monotonic_s()

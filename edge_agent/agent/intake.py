@@ -60,7 +60,7 @@ class Intake:
         if isinstance(wish, Refusal):
             self._refuse(wish)
         elif isinstance(wish, Cancel):
-            await self._cancel(wish)
+            self._cancel(wish)
         elif isinstance(wish, Command):
             await self._on_command(wish)
         self._context.acks.release(message)
@@ -132,7 +132,7 @@ class Intake:
         if refusal.event is not None:
             self._context.announce(refusal.event, refusal.reason, {})
 
-    async def _cancel(self, wish: Cancel) -> None:
+    def _cancel(self, wish: Cancel) -> None:
         jobs = [job for job in self._context.ledger.open_jobs() if job.key[1] == wish.id]
         mine = [job for job in jobs if wish.client is None or job.key[0] == wish.client]
         if len(mine) != 1:
@@ -140,7 +140,7 @@ class Intake:
             return
         seat = self._fleet.seats.get(mine[0].model)
         if seat is not None:
-            await self._dispatcher.cancel(seat, mine[0])
+            self._dispatcher.cancel(seat, mine[0])
 
 
 def _job(request: Request, message: Inbound) -> Job:

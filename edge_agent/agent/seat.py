@@ -46,6 +46,7 @@ class Seat:
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     wanted: bool = False
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    deaths_in_a_row: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -35,7 +35,8 @@ class SensedHost:
         return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
 
     def memory(self) -> Memory:
-        """Total and available RAM, within the control group's limit where there is one."""
+        """Total and available RAM as of now, within the control group's limit where there is one."""
+        self.sample()
         total, available = self.reading("ram_total").value or 0.0, self.reading("ram_available").value or 0.0
         limit, used = self.reading("cgroup_limit").value, self.reading("cgroup_used").value
         if limit is not None and used is not None and limit < total:

@@ -131,7 +131,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     host = SensedHost(context, sensors)
     responder = Responder(context, host.reading)
     options = wiring.spawn_options(settings)
-    fleet = Fleet(library, lambda on_event, on_death: spawn(options, on_event, on_death), clock, host)
+    fleet = Fleet(library, lambda on_event, on_death: spawn(options, on_event, on_death), clock, host, reporter.event)
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths)
     soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
     watch = Watch(context, Plan(soft_limit_c, max_rows, threads), host, library, fleet, dispatcher)

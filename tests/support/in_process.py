@@ -94,7 +94,7 @@ class Device:
         self.host = SensedHost(self.context, self.sensors)
         self.host.sample()
         responder = Responder(self.context, self.host.reading)
-        self.fleet = Fleet(self.library, self.spawner, clock, self.host)
+        self.fleet = Fleet(self.library, self.spawner, clock, self.host, self._announce)
         self.dispatcher = Dispatcher(self.context, self.fleet, responder, quarantine_deaths)
         plan_c = governor.Plan(soft_limit_c, max_rows, 4)
         self.watch = Watch(self.context, plan_c, self.host, self.library, self.fleet, self.dispatcher)
