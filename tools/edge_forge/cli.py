@@ -19,6 +19,9 @@ from edge_forge.packaging.verbs import register as register_packaging
 _STEPS = {
     "train": "train the adapter or model of a recipe",
     "evaluate": "scores of what was trained, by PyTorch",
+    "export": "the ONNX graphs: the base with its adapter bank, and the merged model",
+    "quantize": "number formats of the graphs, measured by the code that the device runs",
+    "package": "unsigned packages (build signs them too)",
 }
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from edge_agent.base.errors import UsageError
 from edge_forge.cache import write_json
-from edge_forge.plan import Plan
+from edge_forge.packages import ShipPlan
 from edge_forge.recipe import Recipe
 from edge_forge.run import make, open_plan, print_table
 from edge_forge.training.presets import NAMES
@@ -65,7 +65,7 @@ def methods(text: str) -> list[str]:
     return wanted
 
 
-def with_method(plan: Plan, wanted: str) -> Plan:
+def with_method(plan: ShipPlan, wanted: str) -> ShipPlan:
     """The plan with another method or preset; '' leaves the recipe as it is.
 
     Values that the recipe sets for its own method say nothing about another one, which therefore starts from its
@@ -77,7 +77,7 @@ def with_method(plan: Plan, wanted: str) -> Plan:
         return plan
     train = {key: value for key, value in recipe.train.items() if key in _NEUTRAL}
     changed = msgspec.structs.replace(recipe, method={"name": name, "preset": preset or "best"}, train=train)
-    return Plan(changed, plan.recipe_dir, plan.cache, plan.progress)
+    return ShipPlan(changed, plan.recipe_dir, plan.cache, plan.progress)
 
 
 def title(recipe: Recipe) -> str:

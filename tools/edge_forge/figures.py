@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edge_forge.exports import rows_of
 from edge_forge.metrics import ECE_BINS
-from edge_forge.plan import Plan
+from edge_forge.packages import ShipPlan
 
 
-def gather(plan: Plan) -> dict[str, Any]:
-    """Figures of all steps that the plan has run so far; see `report.content` for the keys."""
+def gather(plan: ShipPlan, ship: bool) -> dict[str, Any]:
+    """Run what is left of the plan and gather its figures; see `report.content` for the keys.
+
+    Without `ship` nothing is packed, and only merged graphs are measured, which every method has.
+    """
     recipe, base = plan.recipe, plan.base
     split, rows = plan.data.measured
     scores = dict(plan.evaluated.facts)
     return {
+        **(_shipped(plan) if ship else {"variants": list(rows_of(plan.merged_graphs))}),
         "recipe": {"name": recipe.name, "description": recipe.description},
         "data": {"statistics": dict(plan.data.statistics), "warnings": list(plan.data.warnings)},
         "base": {
@@ -31,6 +36,28 @@ def gather(plan: Plan) -> dict[str, Any]:
             {"name": name, "took_s": entry.record["took_s"], "cached": entry.cached}
             for name, entry in plan.entries.items()
         ],
+    }
+
+
+def _shipped(plan: ShipPlan) -> dict[str, Any]:
+    """Variants, verdicts and packages."""
+    gates, passed = plan.judged
+    variants = [*plan.banked_graphs, *plan.merged_graphs]
+    choice = plan.int8_choice
+    others = [graph for graph in variants if graph not in passed]
+    lost = [
+        [graph.form, graph.dtype] for graph in others if choice is None or f"int8-{graph.how}" in ("int8-", choice.name)
+    ]
+    packages = [
+        {"file": one.file.name, "what": one.what, "size_bytes": one.size_bytes, "digest": one.digest}
+        for one in plan.shipped()
+    ]
+    return {
+        "variants": list(rows_of(variants)),
+        "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
+        "int8_choice": None if choice is None else choice.reason,
+        "left_out": lost,
+        "packages": packages,
     }
 
 

@@ -1,8 +1,8 @@
 """What decides whether a graph is shipped: pure, figures in, verdicts out.
 
 Parity: an FP32 graph must compute what PyTorch computes. Loss: a smaller number format may lose so much accuracy
-against the FP32 form of the same graph and no more. Choice: of two ways to INT8, the one that measures better on the
-validation split; the loss that is stated is always that of the measured (test) split, which chose nothing.
+against the FP32 form of the same graph and no more. The loss that is judged and stated is that of the measured (test)
+split, which chose nothing: between ways to INT8, `steps.quantize.choose` decides on the validation split.
 """
 
 from __future__ import annotations
@@ -44,11 +44,6 @@ def loss(form: str, dtype: str, accuracy: float, reference: float, limit_points:
     return Gate(
         f"accuracy of {form} {dtype}", holds, f"{form} {dtype} {said} against FP32, {limit_points:g} may be lost"
     )
-
-
-def better(candidates: Mapping[str, Mapping[str, float]]) -> str:
-    """The name of the candidate with the higher validation accuracy; ties go to the lower loss (NLL), then the name."""
-    return min(candidates, key=lambda name: (-candidates[name]["accuracy"], candidates[name].get("nll", 0.0), name))
 
 
 def judge(

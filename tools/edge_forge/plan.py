@@ -25,14 +25,20 @@ from edge_forge.data import SPLITS, Data, Row
 from edge_forge.progress import Phases, Progress, size
 from edge_forge.recipe import Recipe
 
+_TORCH = ("torch", "transformers", "tokenizers")
+_RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 # Entry modules of a step and the distributions whose versions change its result.
-_CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (("edge_forge.data",), ()),
-    "train": (
-        ("edge_forge.steps.train", "edge_forge.training.worker"),
-        ("torch", "transformers", "peft", "accelerate", "tokenizers"),
-    ),
-    "evaluate": (("edge_forge.steps.evaluate",), ("torch", "transformers", "tokenizers")),
+    "train": (("edge_forge.steps.train", "edge_forge.training.worker"), (*_TORCH, "peft", "accelerate")),
+    "evaluate": (("edge_forge.steps.evaluate",), _TORCH),
+    "export-base": (("edge_forge.steps.export",), (*_TORCH, *_RUNTIME, "onnxscript")),
+    "export-merged": (("edge_forge.steps.export",), (*_TORCH, *_RUNTIME, "onnxscript")),
+    "quantize": (("edge_forge.steps.quantize",), _RUNTIME),
+    "measure": (("edge_forge.measure", "edge_forge.metrics", "edge_agent.backends.onnx"), _RUNTIME),
+    "probes": (("edge_forge.measure", "edge_forge.probes", "edge_agent.backends.onnx"), _RUNTIME),
+    "package": (("edge_forge.steps.package", "edge_forge.shipping"), ()),
+    "sign": (("edge_forge.packaging.keys",), ()),
 }
 
 
@@ -52,11 +58,12 @@ class Plan:
         inputs: Mapping[str, str],
         settings: Mapping[str, Any],
         work: Callable[[Path], Mapping[str, Any]],
+        title: str = "",
     ) -> Entry:
-        """Run a step through the cache and remember it for the report."""
-        modules, distributions = _CODE[name]
-        entry = self.cache.run(Step(name, inputs, settings, code_version(modules, distributions), work))
-        self.entries[name] = entry
+        """Run a step through the cache and remember it, by its title, for the report."""
+        modules, distributions = CODE[name]
+        entry = self.cache.run(Step(name, inputs, settings, code_version(modules, distributions), work, title or name))
+        self.entries[title or name] = entry
         return entry
 
     @cached_property
@@ -166,12 +173,11 @@ class Plan:
 
         def work(folder: Path) -> Mapping[str, Any]:
             import numpy
-            from transformers.utils import logging
 
             from edge_forge.steps.evaluate import evaluate
             from edge_forge.training.predict import predict
 
-            logging.disable_progress_bar()
+            quiet()
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
                 gold = rows.splits[split]
@@ -185,6 +191,13 @@ class Plan:
             return facts
 
         return self.run("evaluate", inputs, settings, work)
+
+
+def quiet() -> None:
+    """No progress bars of transformers within a step: the forge has its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _digest_of_data(path: Path) -> str:

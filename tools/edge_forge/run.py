@@ -10,18 +10,19 @@ from typing import Any
 
 from edge_forge import recipe as recipes
 from edge_forge.cache import Cache, write_json
-from edge_forge.plan import Plan
-from edge_forge.progress import Progress
+from edge_forge.exports import rows_of
+from edge_forge.packages import PACKAGE, ShipPlan
+from edge_forge.progress import Progress, size
 
 
-def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Plan:
+def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> ShipPlan:
     """The plan of the recipe that the arguments name."""
     place: Path = path or arguments.recipe
     file = place / "recipe.toml" if place.is_dir() else place
     recipe = recipes.load(file)
     progress = Progress(quiet=arguments.quiet)
     root = arguments.build or project_root(file) / "build"
-    return Plan(recipe, file.resolve().parent, Cache(root, progress), progress)
+    return ShipPlan(recipe, file.resolve().parent, Cache(root, progress), progress)
 
 
 def project_root(recipe_file: Path) -> Path:
@@ -52,12 +53,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _train(plan: Plan) -> Mapping[str, Any]:
+def _train(plan: ShipPlan) -> Mapping[str, Any]:
     facts = plan.trained.facts
     return {"folder": str(plan.trained.path("run")), **{key: facts[key] for key in ("method", "wall_s", "peak_bytes")}}
 
 
-def _evaluate(plan: Plan) -> Mapping[str, Any]:
+def _evaluate(plan: ShipPlan) -> Mapping[str, Any]:
     split, _ = plan.data.measured
     found = plan.evaluated.facts[split]
     return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece")}}
@@ -69,22 +70,36 @@ def build(arguments: argparse.Namespace) -> int:
     with plan.cache.locked():
         figures = make(plan)
         written = write_report(plan, figures)
-    result = {"report": [str(path) for path in written]}
+    packages = [plan.cache.root / "packages" / one["file"] for one in figures["packages"]]
+    result = {
+        "packages": [str(path) for path in packages],
+        "trust_root": str(plan.keys.root_file),
+        "report": [str(path) for path in written],
+    }
     if arguments.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
+        return 0
+    print_table(
+        ("package", "what", "size"),
+        [[str(path), one["what"], size(one["size_bytes"])]
+         for path, one in zip(packages, figures["packages"], strict=True)],
+    )  # fmt: skip
+    print(f"trust root  {plan.keys.root_file}\nreport      {written[1]}")
     return 0
 
 
-def make(plan: Plan, ship: bool = True) -> dict[str, Any]:
+def make(plan: ShipPlan, ship: bool = True) -> dict[str, Any]:
     """Run every step (without `ship`: up to the measured variants); returns the figures."""
     from edge_forge.figures import gather
 
     plan.data_step  # noqa: B018 - what is wrong with the data is said before anything long begins
     plan.base  # noqa: B018
-    return gather(plan)
+    if ship:
+        plan.keys  # noqa: B018
+    return gather(plan, ship)
 
 
-def write_report(plan: Plan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
+def write_report(plan: ShipPlan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write the figures and the report; returns the report's files."""
     from edge_forge.report.content import report
     from edge_forge.report.write import write
@@ -95,4 +110,29 @@ def write_report(plan: Plan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
     return write(folder, plan.recipe.name, report(figures))
 
 
-_RESULTS: Mapping[str, Callable[[Plan], Mapping[str, Any]]] = {"train": _train, "evaluate": _evaluate}
+def _export(plan: ShipPlan) -> Mapping[str, Any]:
+    found = {}
+    if plan.has_banked:
+        found["banked"] = str(plan.base_export.path("model.onnx"))
+    if plan.recipe.export.merged:
+        found["merged"] = str(plan.merged_export.path("model.onnx"))
+    return found
+
+
+def _quantize(plan: ShipPlan) -> Mapping[str, Any]:
+    graphs = (*plan.banked_graphs, *plan.merged_graphs)
+    return {f"{one['form']} {one['dtype']} {one['how']}".strip(): f"{one['accuracy']:.4f}, {size(one['size_bytes'])}, "
+            f"{one['latency_ms']:.1f} ms" for one in rows_of(graphs)}  # fmt: skip
+
+
+def _package(plan: ShipPlan) -> Mapping[str, Any]:
+    return {name: str(entry.path(PACKAGE)) for name, (_, entry) in plan.packed.items()}
+
+
+_RESULTS: Mapping[str, Callable[[ShipPlan], Mapping[str, Any]]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+    "quantize": _quantize,
+    "package": _package,
+}

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent.bundle.layout import open_package
+from edge_agent.bundle.statement import Now, check_time
+from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_forge.packaging.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
 from edge_forge.recipe import PackageSection, Recipe
 
@@ -89,15 +92,17 @@ def variants(graphs: Sequence[Graph]) -> list[VariantSource]:
             dtype=graph.dtype,
             peak_bytes=int((graph.figures or {}).get("peak_bytes") or 3 * graph.path.stat().st_size),
             accuracy=(graph.figures or {}).get("accuracy"),
-            metrics=_numbers(graph.figures or {}),
+            metrics=numbers(graph),
         )
         for graph in graphs
     ]
 
 
-def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
-    wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity")
-    return {key: round(float(figures[key]), 6) for key in wanted if figures.get(key) is not None}
+def numbers(graph: Graph) -> dict[str, float]:
+    """The figures of a graph that travel in its package, rounded so that they read well."""
+    wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes")
+    figures = graph.figures or {}
+    return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None}
 
 
 def base_model(
@@ -149,7 +154,7 @@ def adapter(
     metrics = {
         f"{key}.{graph.variant}": value
         for graph in graphs
-        for key, value in _numbers(graph.figures or {}).items()
+        for key, value in numbers(graph).items()
         if key in ("accuracy", "macro_f1", "latency_ms")
     }
     return AdapterSource(
@@ -164,3 +169,16 @@ def adapter(
         accuracy=(reference.figures or {}).get("accuracy"),
         metrics=metrics,
     )
+
+
+def verify(package: Path, root_file: Path) -> dict[str, Any]:
+    """Check a signed package as a device would, weights included. Raises PackageError, SignatureError."""
+    trust = load_trust(root_file)
+    with open_package(package) as opened:
+        verified = read_release(opened, trust, allow_unsigned=False)
+        check_time(verified.release, Now(time.time(), trusted=True))
+        contents = read_package(opened, verified.release)
+        absent = check_weights(opened, contents)
+    release = verified.release
+    return {"product": release.product, "counter": release.counter, "signers": sorted(verified.signers),
+            "expires": release.expires, "left_to_the_device": [one.digest for one in absent]}  # fmt: skip

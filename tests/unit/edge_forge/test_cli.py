@@ -8,7 +8,7 @@ import pytest
 from edge_agent.base.errors import EdgeError
 from edge_forge import cli, compare, recipe, run
 from edge_forge.cache import Cache
-from edge_forge.plan import Plan
+from edge_forge.packages import ShipPlan as Plan
 from edge_forge.progress import Progress
 
 

@@ -47,13 +47,6 @@ def test_parity_beyond_the_tolerance_stops_the_build(difference):
     gates.require([gates.parity("merged", 1e-3, 1e-3)], "recipe", "look")
 
 
-def test_the_better_way_is_the_more_accurate_then_the_surer_one():
-    assert (
-        gates.better({"static": {"accuracy": 0.9, "nll": 0.3}, "dynamic": {"accuracy": 0.91, "nll": 0.9}}) == "dynamic"
-    )
-    assert gates.better({"static": {"accuracy": 0.9, "nll": 0.3}, "dynamic": {"accuracy": 0.9, "nll": 0.4}}) == "static"
-
-
 def test_probe_texts_come_label_by_label():
     rows = [Row("a1", "a"), Row("a1", "a"), Row("a2", "a"), Row("b1", "b"), Row("a3", "a")]
     assert probes.choose_texts(rows, ("b", "a"), 4) == ("b1", "a1", "a2", "a3")

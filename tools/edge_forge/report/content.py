@@ -75,6 +75,8 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
         yield Items(
             [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
         )
+    if figures.get("int8_choice"):
+        yield Text(f"INT8 of the merged model, chosen on the validation rows: {figures['int8_choice']}.")
     for form, dtype in figures.get("left_out", ()):
         yield Text(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
 

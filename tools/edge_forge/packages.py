@@ -1,0 +1,257 @@
+"""The last part of a plan: probes, packages, signatures, and the check that a device would make.
+
+The packages of a recipe, in the order of their installation: the base's (LoRA), the adapter's (LoRA), the merged one.
+Each is packed unsigned and deterministic, then signed, then read back against the trust root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import ConfigError
+from edge_forge import probes, shipping
+from edge_forge.cache import Entry, write_json
+from edge_forge.exports import ExportPlan
+from edge_forge.packaging.sources import ReleaseSource
+from edge_forge.shipping import Graph
+
+PACKAGE, PROBES = "package.tar", "probes.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A signed package: `file` is where it lies for people, `digest` that of the whole file."""
+
+    what: str
+    file: Path
+    digest: str
+    size_bytes: int
+
+
+class ShipPlan(ExportPlan):
+    """A plan up to signed packages."""
+
+    @cached_property
+    def keys(self) -> Any:
+        """The key folder (`packaging.keys.KeyFolder`). Development keys are made where the recipe names none."""
+        from edge_forge.packaging.keys import KeyFolder, keygen
+
+        named = self.recipe.package.keys
+        folder = KeyFolder(self.recipe_dir / Path(named).expanduser() if named else self.cache.root / "keys")
+        if not named and not folder.root_file.is_file():
+            self.progress.say(
+                f"keys: development keys in {folder.path} (for devices of your own; see edge-forge keygen)"
+            )
+            folder = keygen(folder.path)
+        if not folder.root_file.is_file():
+            raise ConfigError(
+                f"there is no root.json in {folder.path}", "package.keys", "`edge-forge keygen DIR` makes it"
+            )
+        folder.release_key  # noqa: B018 - a missing key is said before anything long begins
+        return folder
+
+    @cached_property
+    def base_package(self) -> Entry:
+        """The base with its bank: of no recipe's own."""
+        graphs = tuple(self._sized(graph) for graph in self.bare_graphs)
+        subjects = {graph.variant: self._subject(graph, None, self.recipe.export.bank_tokens) for graph in graphs}
+        golden = self._probes("base", graphs, subjects, probes.BASE_TEXTS)
+        base, recipe = self.base, self.recipe
+
+        def pack(folder: Path, release: ReleaseSource) -> Any:
+            from edge_forge.steps.package import build_base_package
+
+            files = {"probes": golden.path(PROBES), "tokenizer": self.base_export.path("tokenizer.json")}
+            model = shipping.base_model(recipe, base.base_id, base.config, graphs, files)
+            return build_base_package(folder / PACKAGE, model, release)
+
+        settings = {"name": recipe.base.name, "max_tokens": recipe.export.bank_tokens}
+        return self._package(recipe.base.name, recipe.base.version, (graphs, golden), settings, pack)
+
+    @cached_property
+    def adapter_package(self) -> Entry:
+        """The adapter alone; its subject is the base's package."""
+        graphs = tuple(graph for graph in self.judged[1] if graph.form == "banked")
+        texts = probes.choose_texts(self.data.measured[1], self.data.labels, self.recipe.package.probes)
+        file = self.trained.path("run/adapter.safetensors")
+        tokens = self.recipe.export.bank_tokens
+        subjects = {graph.variant: self._subject(graph, file, tokens) for graph in graphs}
+        bare = {graph.variant: self._subject(graph, None, tokens) for graph in graphs}
+        golden = self._probes("adapter", graphs, subjects, texts, bare)
+        base_package = self.base_package
+
+        def pack(folder: Path, release: ReleaseSource) -> Any:
+            from edge_forge.steps.package import build_adapter_package
+
+            files = {"probes": golden.path(PROBES), "adapter": file}
+            source = shipping.adapter(self.recipe, self.data.labels, self.trained.facts, files, graphs)
+            return build_adapter_package(folder / PACKAGE, [source], base_package.path(PACKAGE), release)
+
+        settings = {
+            "task": shipping.task_of(self.recipe, self.data.labels),
+            "adapter": self.trained_digests["run/adapter.safetensors"],
+            "base": base_package.facts["digest"],
+        }
+        return self._package(self.recipe.name, self.recipe.package.version, (graphs, golden), settings, pack)
+
+    @cached_property
+    def merged_package(self) -> Entry:
+        """Base and adapter in one graph, in the variants that pass the gates."""
+        graphs = tuple(graph for graph in self.judged[1] if graph.form == "merged")
+        texts = probes.choose_texts(self.data.measured[1], self.data.labels, self.recipe.package.probes)
+        subjects = {graph.variant: self._subject(graph, None, self.recipe.task.max_tokens) for graph in graphs}
+        golden = self._probes("merged", graphs, subjects, texts)
+        weights = [name for name in self.trained_digests if name.count("/") == 1 and name.endswith(".safetensors")]
+        merged_from = {"base": self.base.base_id}
+        merged_from |= {Path(name).name: self.trained_digests[name] for name in sorted(weights)}
+
+        def pack(folder: Path, release: ReleaseSource) -> Any:
+            from edge_forge.steps.package import build_merged_package
+
+            files = {"probes": golden.path(PROBES), "tokenizer": self.merged_export.path("tokenizer.json")}
+            model = shipping.merged_model(self.recipe, self.data.labels, merged_from, graphs, files)
+            return build_merged_package(folder / PACKAGE, model, release)
+
+        settings = {"task": shipping.task_of(self.recipe, self.data.labels), "merged_from": merged_from,
+                    "licence": self.recipe.package.licence}  # fmt: skip
+        name = shipping.merged_name(self.recipe)
+        return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
+
+    @cached_property
+    def packed(self) -> dict[str, tuple[str, Entry]]:
+        """The unsigned packages: file name to (what it is, step), in the order of installation."""
+        recipe, found = self.recipe, {}
+        if self.has_banked:
+            digest = self.base_package.facts["digest"].removeprefix("sha256:")[:8]
+            found[f"{recipe.base.name}-{digest}.tar"] = ("base", self.base_package)
+            found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
+        if recipe.export.merged:
+            name = f"{shipping.merged_name(recipe)}-v{recipe.package.version}.tar"
+            found[name] = ("merged model", self.merged_package)
+        return found
+
+    @cached_property
+    def signed(self) -> dict[str, tuple[str, Entry]]:
+        """The packages with their signature, each read back as a device would."""
+        return {name: (what, self._signed(name, entry)) for name, (what, entry) in self.packed.items()}
+
+    def shipped(self) -> list[Shipped]:
+        """Put the signed packages where people look for them: BUILD/packages."""
+        folder = self.cache.root / "packages"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = []
+        for name, (what, entry) in self.signed.items():
+            _place(entry.path(PACKAGE), folder / name)
+            digest = f"sha256:{entry.digests(PACKAGE)[PACKAGE]}"
+            found.append(Shipped(what, folder / name, digest, (folder / name).stat().st_size))
+        return found
+
+    def _signed(self, name: str, entry: Entry) -> Entry:
+        keys = self.keys
+        roots = [path for path in sorted(keys.path.glob("[0-9]*.json")) if int(path.stem) > 1]
+        from edge_agent.bundle.sign import PrivateKey
+
+        settings = {"key": PrivateKey.load(keys.release_key).keyid, "roots": [path.name for path in roots]}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.packaging.keys import sign_package
+
+            shutil.copyfile(entry.path(PACKAGE), folder / PACKAGE)
+            signers = sign_package(folder / PACKAGE, [keys.release_key], roots)
+            return {"signers": list(signers), "verified": shipping.verify(folder / PACKAGE, keys.root_file)}
+
+        return self.run("sign", entry.digests(PACKAGE), settings, work, f"sign and verify {name}")
+
+    def _subject(self, graph: Graph, adapter: Path | None, max_tokens: int) -> Any:
+        from edge_forge.measure import Subject
+
+        entry = self.base_export if graph.form == "banked" else self.merged_export
+        base_id = self.base.base_id if graph.form == "banked" else ""
+        return Subject(graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id)
+
+    def _sized(self, graph: Graph) -> Graph:
+        """A graph of the base with its memory, which no recipe has a part in."""
+        tokens = self.recipe.export.bank_tokens
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge import measure
+
+            return {"memory": measure.memory(self._subject(graph, None, tokens))._asdict()}
+
+        settings = {"max_tokens": tokens, "what": "memory"}
+        entry = self.run("measure", {"model": graph.digest}, settings, work, f"measure memory of base {graph.dtype}")
+        figures = {"parity": (graph.figures or {}).get("parity"), "peak_bytes": entry.facts["memory"]["peak_bytes"]}
+        return Graph(graph.form, graph.dtype, graph.path, graph.digest, graph.how, figures)
+
+    def _probes(
+        self, what: str, graphs: Sequence[Graph], subjects: Mapping[str, Any], texts: Sequence[str],
+        bare: Mapping[str, Any] | None = None,
+    ) -> Entry:  # fmt: skip
+        """`probes.json` for graphs with the same texts."""
+        inputs = {graph.variant: graph.digest for graph in graphs} | {"tokenizer": self.tokenizer_digest}
+        first = next(iter(subjects.values()))
+        if first.adapter is not None:
+            inputs |= {"adapter": self.trained_digests["run/adapter.safetensors"]}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.measure import golden
+
+            def run(found: Mapping[str, Any]) -> dict[str, probes.Outputs]:
+                results = {name: golden(subject, texts) for name, subject in found.items()}
+                labels = 0 if what == "base" else len(self.data.labels)
+                return {
+                    name: probes.Outputs(
+                        one.features.tolist(),
+                        None if one.logits is None or not labels else one.logits[:, :labels].tolist(),
+                    )
+                    for name, one in results.items()
+                }
+
+            document = probes.document(texts, run(subjects), None if bare is None else run(bare))
+            write_json(folder / PROBES, document)
+            names = ("features_tolerance", "logits_tolerance", "min_effect")
+            return {name: {key: one.get(key) for key in names} for name, one in document["expected"].items()}
+
+        settings = {"texts": list(texts), "max_tokens": first.max_tokens, "what": what}
+        return self.run("probes", inputs, settings, work, f"golden probes of {what}")
+
+    def _package(
+        self, product: str, counter: int, parts: tuple[Sequence[Graph], Entry], settings: Mapping[str, Any], pack: Any
+    ) -> Entry:
+        graphs, golden = parts
+        section, now_s = self.recipe.package, shipping.issued_s()
+        inputs = {graph.variant: graph.digest for graph in graphs} | golden.digests(PROBES)
+        inputs |= {"tokenizer": self.tokenizer_digest}
+        names = ("channel", "hardware", "min_agent", "expires_days")
+        release = {"counter": counter, **{name: getattr(section, name) for name in names}}
+        release |= {
+            "freshness": shipping.freshness(section, now_s),
+            "epoch": os.environ.get("SOURCE_DATE_EPOCH"),
+        }
+        figures = [shipping.numbers(graph) for graph in graphs]
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            built = pack(folder, shipping.release(section, product, counter, now_s))
+            return {"product": product, "index": built.index_digest, "digest": built.digest}
+
+        return self.run(
+            "package", inputs, {**settings, "product": product, "release": release, "figures": figures}, work,
+            f"package {product}",
+        )  # fmt: skip
+
+
+def _place(source: Path, target: Path) -> None:
+    """A file at a second place, by a link where the file system has them; the old one is replaced whole."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
