@@ -22,6 +22,7 @@ from edge_agent.backends.api import (
     Unavailable,
     checked_options,
 )
+from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError
 
 HIDDEN = 8
@@ -29,6 +30,7 @@ HIDDEN = 8
 DEFAULTS: Dict[str, Any] = {
     "max_rows": 16,
     "max_tokens": 128,
+    "threads": 0,
     "base_id": "",
     "labels": 4,
     "delay_s": 0.0,
@@ -55,7 +57,8 @@ class EchoSession(Session):
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
         self._adapters: Dict[str, int] = {}
-        self._queue: List[Job] = []
+        self._queue = JobQueue()
+        self._parts: Dict[str, List[Dict[str, Any]]] = {}
 
     def attach(self, adapter: AdapterSource) -> int:
         """See `Session.attach`; the base ids must be equal where the session has one."""
@@ -75,26 +78,26 @@ class EchoSession(Session):
         """See `Session.submit`."""
         if job.adapter is not None and job.adapter not in self._adapters:
             raise AdapterRefused("adapter {!r} is not attached".format(job.adapter))
-        if not job.rows or not all(job.rows):
-            raise BackendError("a row without tokens cannot run", "echo")
-        self._queue.append(job)
+        if not job.rows or not all(0 < len(row) <= self._options["max_tokens"] for row in job.rows):
+            raise BackendError("rows of 1 to {} tokens are needed".format(self._options["max_tokens"]), "echo")
+        self._queue.submit(job)
 
     def step(self, limits: Limits) -> List[Event]:
         """See `Session.step`: the jobs in front that fit into `max_rows` together."""
-        batch = self._take(limits.max_rows)
-        if not batch:
+        pieces = self._queue.take(min(limits.max_rows, self._options["max_rows"]))
+        if not pieces:
             return []
         started_s = time.monotonic()
         if self._options["delay_s"]:
             time.sleep(self._options["delay_s"])
-        rows = sum(len(job.rows) for job in batch)
-        return [self._answer(job, started_s, rows) for job in batch]
+        rows = sum(len(piece.rows) for piece in pieces)
+        events = [self._answer(piece, started_s, rows) for piece in pieces]
+        return [event for event in events if event is not None]
 
     def cancel(self, job_id: str) -> bool:
         """See `Session.cancel`."""
-        before = len(self._queue)
-        self._queue = [job for job in self._queue if job.job_id != job_id]
-        return len(self._queue) < before
+        self._parts.pop(job_id, None)
+        return self._queue.cancel(job_id)
 
     def footprint(self) -> Footprint:
         """See `Session.footprint`."""
@@ -102,30 +105,32 @@ class EchoSession(Session):
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._queue = []
+        self._queue.clear()
+        self._parts = {}
         self._adapters = {}
 
-    def _take(self, max_rows: int) -> List[Job]:
-        batch: List[Job] = []
-        rows = 0
-        while self._queue and (not batch or rows + len(self._queue[0].rows) <= max_rows):
-            job = self._queue.pop(0)
-            batch.append(job)
-            rows += len(job.rows)
-        return batch
-
-    def _answer(self, job: Job, started_s: float, batch_rows: int) -> Event:
-        tokens = {token for row in job.rows for token in row}
+    def _answer(self, piece: Piece, started_s: float, batch_rows: int) -> Optional[Event]:
+        job = piece.job
+        tokens = {token for row in piece.rows for token in row}
         if self._options["die_token"] in tokens:
             os.abort()
         if self._options["fail_token"] in tokens:
+            self.cancel(job.job_id)
             return Failed(job.job_id, "asked to fail by token {}".format(self._options["fail_token"]))
+        self._parts.setdefault(job.job_id, []).append(self._outputs(job, piece.rows))
+        if not piece.last:
+            return None
+        parts = self._parts.pop(job.job_id)
+        outputs = {name: [row for part in parts for row in part[name]] for name in parts[0]}
+        return Done(job.job_id, outputs, time.monotonic() - started_s, batch_rows)
+
+    def _outputs(self, job: Job, rows: Sequence[Sequence[int]]) -> Dict[str, Any]:
         shift = self._adapters.get(job.adapter, 0) if job.adapter is not None else 0
-        features = [_features(row, shift) for row in job.rows]
+        features = [_features(row, shift) for row in rows]
         outputs: Dict[str, Any] = {"features": features}
         if job.adapter is not None or self._options["labels"]:
             outputs["logits"] = [row[: self._options["labels"]] for row in features]
-        return Done(job.job_id, outputs, time.monotonic() - started_s, batch_rows)
+        return outputs
 
 
 def _features(row: Sequence[int], shift: Optional[int]) -> List[float]:

@@ -7,7 +7,7 @@ Offsets must cover the bytes without gap or overlap, as the format demands.
 import json
 import os
 import struct
-from typing import Any, Dict, NamedTuple
+from typing import Any, Dict, NamedTuple, Tuple
 
 from edge_agent.base.errors import AdapterRefused
 
@@ -46,7 +46,7 @@ def parse_tensors(data: bytes, where: str) -> TensorFile:
         raise AdapterRefused("{} tensors are more than {}".format(len(header), TENSORS), where)
     end = 0
     tensors = {}
-    for name, entry in sorted(header.items(), key=lambda item: _start(item[1])):
+    for name, entry in sorted(header.items(), key=lambda item: _place(item[1])):
         dtype, shape, first, last = _entry(name, entry, where)
         if first != end or last > len(data) - begin:
             raise AdapterRefused("tensor {!r} leaves a gap, overlaps or ends outside the file".format(name), where)
@@ -72,9 +72,12 @@ def _header(data: bytes, where: str) -> Any:
     return header, 8 + length
 
 
-def _start(entry: Any) -> int:
+def _place(entry: Any) -> Tuple[int, int]:
+    """Begin and end of an entry, for sorting; what is malformed comes first and is refused by `_entry`."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    return offsets[0] if isinstance(offsets, list) and offsets and _whole(offsets[0]) else 0
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
+        return (0, 0)
+    return (offsets[0], offsets[1])
 
 
 def _whole(value: Any) -> bool:
@@ -84,7 +87,7 @@ def _whole(value: Any) -> bool:
 def _entry(name: str, entry: Any, where: str) -> Any:
     fields: Dict[str, Any] = entry if isinstance(entry, dict) else {}
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    if not isinstance(shape, list) or not isinstance(offsets, list) or fields.get("dtype") not in _WIDTHS:
+    if not isinstance(shape, list) or not isinstance(offsets, list) or str(fields.get("dtype")) not in _WIDTHS:
         raise _unfit(name, where)
     if len(shape) > 2 or len(offsets) != 2 or not all(map(_whole, shape + offsets)):
         raise _unfit(name, where)

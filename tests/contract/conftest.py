@@ -1,0 +1,65 @@
+"""Every backend as one kind of subject, so that each contract test runs on all of them."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from edge_agent.backends import registry
+from edge_agent.backends.api import AdapterSource
+from tests.support import small_graph
+
+
+class Subject(NamedTuple):
+    """A backend with what it needs to be loaded and adapted. `tolerance` is absolute, on features and logits."""
+
+    name: str
+    files: dict
+    options: dict
+    folder: Path
+    tolerance: float
+
+    def load(self, **options: Any):
+        return registry.create(self.name).load(self.files, {**self.options, **options})
+
+    def adapter(self, name: str, seed: int = 1, **changes: Any) -> AdapterSource:
+        """An adapter that fits; `changes` go to `small_graph.adapter`."""
+        path = small_graph.write_adapter(
+            self.folder / f"{name}-{seed}.safetensors", small_graph.adapter(seed, **changes)
+        )
+        return AdapterSource(name, str(path), small_graph.BASE_ID)
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory):
+    """One banked graph per number format."""
+    from edge_forge.onnx_graph.graph import save
+    from edge_forge.onnx_graph.inject import inject_bank
+    from edge_forge.onnx_graph.quantize import Range, quantize_dynamic, quantize_static
+    from edge_forge.onnx_graph.sites import read_sites
+
+    folder = tmp_path_factory.mktemp("graphs")
+    encoder = small_graph.encoder()
+    ranges = {site.x: Range(-4.0, 4.0) for site in read_sites(encoder)}
+    made = {
+        "fp32": small_graph.encoder(),
+        "int8-dynamic": quantize_dynamic(encoder),
+        "int8-static": quantize_static(encoder, ranges),
+    }
+    for name, model in made.items():
+        inject_bank(model, small_graph.MODULES, small_graph.RANK, small_graph.MAX_LABELS)
+        save(model, folder / f"{name}.onnx")
+    return folder
+
+
+@pytest.fixture(params=["echo", "onnx-fp32", "onnx-int8-dynamic", "onnx-int8-static"])
+def subject(request, graphs, tmp_path):
+    name, _, form = request.param.partition("-")
+    options = {"max_rows": 8, "max_tokens": 24, "base_id": small_graph.BASE_ID}
+    files = {}
+    # Ranges of dynamic INT8 span the batch: what shares a batch moves a row by a rounding step of its codes.
+    tolerance = {"fp32": 1e-5, "int8-dynamic": 0.15}.get(form, 1e-5)
+    if name == "onnx":
+        options["threads"] = 1
+        files = {"model": str(graphs / f"{form}.onnx")}
+    return Subject(name, files, options, tmp_path, tolerance)

@@ -1,0 +1,200 @@
+"""The ONNX backend against numpy, and every adapter that it must refuse."""
+
+import numpy as np
+import pytest
+
+from edge_agent.backends.api import AdapterSource, Done, Failed, Job, Limits
+from edge_agent.backends.onnx import OnnxBackend
+from edge_agent.base.errors import AdapterRefused, BackendError
+from tests.support import small_graph as small
+
+ROWS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9])
+LIMITS = Limits(8, 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(small.banked(tmp_path_factory.mktemp("graph") / "model.onnx"))
+
+
+@pytest.fixture
+def session(model):
+    return OnnxBackend().load({"model": model}, {"max_rows": 8, "max_tokens": 16, "threads": 1})
+
+
+def attach(session, tmp_path, name, tensors, **named):
+    session.attach(AdapterSource(name, str(small.write_adapter(tmp_path / name, tensors, **named)), small.BASE_ID))
+
+
+def run(session, jobs):
+    for job in jobs:
+        session.submit(job)
+    return {event.job_id: event for event in session.step(LIMITS)}
+
+
+def test_a_mixed_batch_equals_arithmetic_without_a_graph(session, tmp_path):
+    tensors = {
+        "full": small.adapter(1, labels=5),
+        "low": small.adapter(2, rank=2),
+        "one": small.adapter(3, modules=small.MODULES[2:3], rank=3),
+        "head-only": small.adapter(4, modules=()),
+        "mixed-ranks": {**small.adapter(5, rank=1), **small.adapter(6, modules=small.MODULES[:1], rank=4)},
+    }
+    for name, value in tensors.items():
+        attach(session, tmp_path, name, value)
+    for names in (["full"] * 4, [None] * 4, ["low", "one", None, "full"], ["mixed-ranks", "head-only", "full", "full"]):
+        found = run(session, [Job(str(place), name, [ROWS[place]], {}) for place, name in enumerate(names)])
+        for place, name in enumerate(names):
+            features, logits = small.reference([ROWS[place]], tensors.get(name))
+            outputs = found[str(place)].outputs
+            assert outputs["features"] == pytest.approx(features, abs=2e-5)
+            if name is None:
+                assert "logits" not in outputs
+            else:
+                assert outputs["logits"] == pytest.approx(logits, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"layer.0.key.A": None}, "only one half of layer.0.key"),
+        ({"layer.0.key.B": np.zeros((4, 15), np.float32)}, r"\[16, r\] and \[r, 16\] are needed"),
+        ({"layer.0.key.A": np.zeros((16, 3), np.float32)}, "layer.0.key has A"),
+        (
+            {"layer.0.key.A": np.zeros((16, 5), np.float32), "layer.0.key.B": np.zeros((5, 16), np.float32)},
+            "rank 5.*the bank takes 4",
+        ),
+        ({"layer.9.key.A": np.zeros((16, 4), np.float32)}, "no place for"),
+        ({"layer.0.key.A": np.full((16, 4), np.nan, np.float32)}, "layer.0.key.A has values that are not finite"),
+        ({"layer.0.out.B": np.full((4, 16), np.inf, np.float32)}, "not finite"),
+        ({"head.weight": None}, "no head.weight"),
+        ({"head.bias": np.zeros(4, np.float32)}, r"\[16, labels\] is needed"),
+        ({"head.weight": np.zeros((15, 3), np.float32)}, r"\[16, labels\] is needed"),
+        ({"head.weight": np.zeros((16, 7), np.float32), "head.bias": np.zeros(7, np.float32)}, "7 labels.*1 to 6"),
+        ({"head.weight": np.zeros((16, 0), np.float32), "head.bias": np.zeros(0, np.float32)}, "0 labels"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_does_not_fit_is_refused_and_the_session_goes_on(session, tmp_path, change, why):
+    attach(session, tmp_path, "good", small.adapter(1))
+    tensors = {name: value for name, value in {**small.adapter(2), **change}.items() if value is not None}
+    with pytest.raises(AdapterRefused, match=why):
+        attach(session, tmp_path, "bad", tensors)
+    with pytest.raises(AdapterRefused, match="'bad' is not attached"):
+        session.submit(Job("1", "bad", [ROWS[0]], {}))
+    outputs = run(session, [Job("1", "good", [ROWS[0]], {})])["1"].outputs
+    assert outputs["features"] == pytest.approx(small.reference(ROWS[:1], small.adapter(1))[0], abs=2e-5)
+
+
+def test_a_refused_replacement_leaves_the_old_adapter(session, tmp_path):
+    attach(session, tmp_path, "a", small.adapter(1))
+    with pytest.raises(AdapterRefused):
+        attach(session, tmp_path, "a", {})
+    assert isinstance(run(session, [Job("1", "a", [ROWS[0]], {})])["1"], Done)
+
+
+def test_the_base_id_in_the_file_must_be_the_packages(session, tmp_path):
+    with pytest.raises(AdapterRefused, match="the file says base sha256:cd"):
+        attach(session, tmp_path, "a", small.adapter(1), base_id="sha256:cd")
+
+
+def test_a_format_of_the_future_is_refused(session, tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(small.safetensors(small.adapter(1), {"format": "edge-adapter/2"}))
+    with pytest.raises(AdapterRefused, match="edge-adapter/2"):
+        session.attach(AdapterSource("a", str(path), small.BASE_ID))
+
+
+def test_an_adapter_in_use_by_a_queued_job_is_not_replaced(session, tmp_path):
+    attach(session, tmp_path, "a", small.adapter(1))
+    session.submit(Job("1", "a", [ROWS[0]], {}))
+    with pytest.raises(AdapterRefused, match="queued"):
+        attach(session, tmp_path, "a", small.adapter(2))
+
+
+def test_a_merged_graph_gives_logits_and_takes_no_adapter(tmp_path):
+    from onnx import TensorProto, helper, numpy_helper
+
+    from edge_forge.onnx_graph.graph import save
+
+    merged = small.encoder()
+    merged.graph.initializer.append(numpy_helper.from_array(np.ones((16, 2), np.float32), "head"))
+    merged.graph.node.append(helper.make_node("MatMul", ["features", "head"], ["logits"]))
+    merged.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2]))
+    save(merged, tmp_path / "merged.onnx")
+    session = OnnxBackend().load({"model": str(tmp_path / "merged.onnx")}, {"threads": 1})
+    outputs = run(session, [Job("1", None, list(ROWS), {})])["1"].outputs
+    features = small.reference(ROWS)[0]
+    assert outputs["features"] == pytest.approx(features, abs=1e-5)
+    assert outputs["logits"] == pytest.approx(np.repeat(features.sum(1, keepdims=True), 2, 1), abs=1e-4)
+    with pytest.raises(AdapterRefused, match="takes no adapters"):
+        attach(session, tmp_path, "a", small.adapter(1))
+
+
+def test_values_that_are_not_finite_fail_their_job_only(session, tmp_path):
+    huge = small.adapter(1)
+    huge["layer.0.out.B"] = np.full((4, 16), 3e38, np.float32)
+    attach(session, tmp_path, "huge", huge)
+    found = run(session, [Job("1", "huge", [ROWS[0]], {}), Job("2", None, [ROWS[1]], {})])
+    assert isinstance(found["1"], Failed) and "not finite" in found["1"].reason
+    assert found["2"].outputs["features"] == pytest.approx(small.reference(ROWS[1:2])[0], abs=1e-5)
+
+
+def test_a_token_id_outside_the_vocabulary_fails_the_batch_with_a_reason_and_the_session_goes_on(session):
+    found = run(session, [Job("1", None, [[small.VOCABULARY + 3]], {})])
+    assert isinstance(found["1"], Failed) and "ONNX Runtime failed" in found["1"].reason
+    assert isinstance(run(session, [Job("2", None, [ROWS[0]], {})])["2"], Done)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_rows": 0}, "max_rows"), ({"max_rows": -1}, "max_rows"), ({"max_tokens": True}, "max_tokens"),
+        ({"threads": 100_000}, "threads"), ({"base_id": "sha256:00"}, "graph is of base"),
+        ({"spinning": 1}, "spinning"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(model, options, why):
+    with pytest.raises(BackendError, match=why):
+        OnnxBackend().load({"model": model}, options)
+
+
+def test_a_text_over_the_limit_is_refused_at_submit(session):
+    with pytest.raises(BackendError, match="17 tokens, 1 to 16"):
+        session.submit(Job("1", None, [[1] * 17], {}))
+
+
+@pytest.mark.parametrize("damage", ["no-bank-metadata", "other-version", "other-input"])
+def test_a_graph_that_is_not_what_its_metadata_says_is_refused(tmp_path, model, damage):
+    import onnx
+
+    from edge_forge.onnx_graph.graph import metadata, set_metadata
+
+    graph = onnx.load(model)
+    bank = metadata(graph, "edge.bank")
+    if damage == "no-bank-metadata":
+        del graph.metadata_props[:]
+    elif damage == "other-version":
+        set_metadata(graph, "edge.bank", {**bank, "version": 2})
+    else:
+        set_metadata(graph, "edge.bank", {**bank, "sites": bank["sites"][:1]})
+    path = tmp_path / "damaged.onnx"
+    onnx.save(graph, path)
+    with pytest.raises(BackendError, match=r"inputs|version 2"):
+        OnnxBackend().load({"model": str(path)}, {"threads": 1})
+
+
+def test_no_copies_of_the_bank_are_bound(session, tmp_path):
+    """A window of the bank, and an adapter alone, are the very memory that is kept."""
+    attach(session, tmp_path, "a", small.adapter(1))
+    attach(session, tmp_path, "b", small.adapter(2))
+    slots = session._slots
+    first, again = slots.bind(["a", "b"]).arrays, slots.bind(["b", "a"]).arrays
+    assert all(np.shares_memory(first[name], again[name]) for name in first)
+    assert all(array.flags.c_contiguous for array in first.values())
+    assert all(slots.bind(["a"]).arrays[name] is slots.bind(["a", "a"]).arrays[name] for name in first)
+
+
+def test_telemetry_is_off_before_the_import():
+    import os
+
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

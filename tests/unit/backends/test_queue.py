@@ -1,0 +1,48 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.backends.api import Job
+from edge_agent.backends.queue import JobQueue
+
+
+def job(name, rows):
+    return Job(name, None, [[place + 1] for place in range(rows)], {})
+
+
+@given(st.lists(st.integers(1, 20), max_size=12), st.lists(st.integers(1, 8), min_size=1, max_size=6))
+def test_every_row_runs_once_in_order_and_no_batch_is_too_large(sizes, grants):
+    queue = JobQueue()
+    for place, rows in enumerate(sizes):
+        queue.submit(job(str(place), rows))
+    seen, turn = [], 0
+    while len(queue):
+        granted = grants[turn % len(grants)]
+        pieces = queue.take(granted)
+        turn += 1
+        assert 0 < sum(len(piece.rows) for piece in pieces) <= granted
+        for piece in pieces:
+            seen += [(piece.job.job_id, place) for place in range(piece.start, piece.stop)]
+            assert piece.last == (piece.stop == len(piece.job.rows))
+            whole = len(piece.job.rows) <= min(grants)
+            assert not whole or (piece.start, piece.stop) == (0, len(piece.job.rows)), "split without need"
+    assert seen == [(str(place), row) for place, rows in enumerate(sizes) for row in range(rows)]
+    assert queue.take(8) == []
+
+
+def test_cancel_reaches_a_job_that_has_begun_and_only_it():
+    queue = JobQueue()
+    for name in ("a", "b", "c"):
+        queue.submit(job(name, 5))
+    assert [(piece.start, piece.stop) for piece in queue.take(3)] == [(0, 3)]
+    assert queue.cancel("a")
+    assert not queue.cancel("a")
+    assert queue.cancel("c")
+    assert [(piece.job.job_id, piece.start, piece.stop) for piece in queue.take(9)] == [("b", 0, 5)]
+
+
+def test_uses_names_the_adapters_that_wait():
+    queue = JobQueue()
+    queue.submit(Job("1", "x", [[1]], {}))
+    assert queue.uses("x") and not queue.uses("y")
+    queue.clear()
+    assert not queue.uses("x") and len(queue) == 0
