@@ -1,0 +1,79 @@
+"""docs/mqtt.md, executed: its commands and its Python, against a real broker and a small device."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.topics import Subscription
+from tests.integration.test_mqtt_roundtrip import device
+from tests.support.mosquitto import Mosquitto, find
+from tests.support.mqtt import linked, until
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    return [body for name, body in found if name == language]
+
+
+def test_the_commands_work_as_printed(tmp_path: Path) -> None:
+    async def run() -> None:
+        find("mosquitto_pub")
+        commands = [block for block in blocks("sh") if block.startswith("mosquitto_pub")]
+        assert len(commands) == 2
+        with Mosquitto(tmp_path) as broker:
+            async with (
+                device(broker),
+                linked(broker.options("me"), [Subscription("edge/v1/client/me/reply/#")]) as me,
+            ):
+                for count, command in enumerate(commands, start=1):
+                    here = command.replace("mosquitto_pub", f"mosquitto_pub -p {broker.port}")
+                    await asyncio.to_thread(subprocess.run, here, shell=True, check=True)
+                    await until(lambda count=count: len(me.seen) == count)
+                assert [json.loads(body)["status"] for body in me.bodies] == [200, 200]
+                assert json.loads(me.bodies[1])["id"] == "1"
+
+    asyncio.run(run())
+
+
+def test_the_python_works_as_printed(tmp_path: Path) -> None:
+    async def run() -> None:
+        program, tweak = blocks("python")
+        with Mosquitto(tmp_path) as broker:
+            here = program.replace("1883", str(broker.port)).replace("client.connect(", tweak + "client.connect(")
+            async with device(broker):
+                done = await asyncio.to_thread(
+                    subprocess.run, [sys.executable, "-c", here], capture_output=True, text=True, timeout=30, check=True
+                )
+                assert done.stdout == "200 ['it is dark in here']\n"
+
+    asyncio.run(run())
+
+
+def test_the_broker_settings_start_a_broker(tmp_path: Path) -> None:
+    async def run() -> None:
+        settings = next(block for block in blocks("") if block.startswith("listener"))
+        lines = [
+            line
+            for line in settings.splitlines()
+            if not line.startswith(("listener", "set_tcp", "persistence", "allow", "password", "acl"))
+        ]
+        acl = next(block for block in blocks("") if block.startswith("pattern"))
+        with Mosquitto(tmp_path, users={"pi": "x", "me": "y"}, acl=acl, persistence=True, extra=lines) as broker:
+            async with device(broker, username="pi", password="x"):
+                options = broker.options("me", username="me", password="y")
+                async with linked(options, [Subscription("edge/v1/client/me/reply/#")]) as me:
+                    body = b'{"text":"x","id":"1","reply_to":"edge/v1/client/me/reply"}'
+                    me.link.publish(Outbound("edge/v1/pi/infer/home", body))
+                    await until(lambda: len(me.seen) == 1)
+                    me.link.publish(Outbound("edge/v1/pi/cmd/rollback", b"{}"))
+                    await until(lambda: me.link.publish_failures == 1)
+
+    asyncio.run(run())
