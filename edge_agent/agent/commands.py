@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.seat import Phase, Seat
-from edge_agent.base.errors import EdgeError, RequestError
+from edge_agent.base.errors import EdgeError, RequestError, WorkerError
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
 from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrder, ModelOrder, RemoveOrder
@@ -66,7 +66,8 @@ class Commands:
         except RequestError as error:
             self._answer(command, error.status, error.reason, error.retry_after_s)
         except EdgeError as error:
-            self._answer(command, 422, str(error))
+            ours = isinstance(error, WorkerError)
+            self._answer(command, 500 if ours else 422, str(error))
             self._context.announce("command-failed", f"{command.name}: {error}", {"command": command.name}, "error")
         else:
             self._answer(command, 200, None, result=result)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from edge_agent.agent.acks import AckWindow
+from edge_agent.agent.pace import Pace
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
@@ -38,6 +39,7 @@ class Context:
     ledger: Ledger = field(default_factory=Ledger)
     stats: Stats = field(default_factory=Stats)
     costs: CostModel = field(default_factory=CostModel)
+    pace: Pace = field(default_factory=Pace)
 
 
 def full_grant(max_rows: int, threads: int) -> Grant:

@@ -22,6 +22,8 @@ from edge_agent.core.scheduler import BatchLimits
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
 
+REST_LOOK_S = 0.5
+
 
 class Answers(Protocol):
     """What the dispatcher says about a job; `agent.respond.Responder`."""
@@ -84,8 +86,17 @@ class Dispatcher:
             while not seat.gone and (len(seat.queue) or seat.wanted):
                 async with seat.lock:
                     await self._serve_once(seat)
+                await self._rest(seat)
         self._drain(seat, 404, f"model {seat.name!r} was removed")
         await self._fleet.unload(seat)
+
+    async def _rest(self, seat: Seat) -> None:
+        """The pause after a step that the governor's pace asks for; looked at again, since the grant changes."""
+        while not seat.gone:
+            rest_s = self._context.pace.rest_s(seat.name, self._context.grant, self._context.clock.monotonic_s())
+            if rest_s <= 0.0:
+                return
+            await asyncio.sleep(min(rest_s, REST_LOOK_S))
 
     async def _serve_once(self, seat: Seat) -> None:
         try:
@@ -107,7 +118,7 @@ class Dispatcher:
 
     async def _pause_after_deaths(self, seat: Seat) -> None:
         """The first successor comes at once; one that dies before it has answered anything makes the next wait."""
-        if seat.worker is None and seat.deaths_in_a_row > 1:
+        if seat.worker is None and seat.deaths_in_a_row > 1 and seat.phase is not Phase.QUARANTINED:
             await asyncio.sleep(backoff.delay_s(seat.deaths_in_a_row - 2, RESPAWN_BASE_S, RESPAWN_CAP_S, 1.0))
 
     def _schedule(self, seat: Seat) -> list[Job]:
@@ -127,26 +138,41 @@ class Dispatcher:
                 if job.state is State.QUEUED:  # else it was cancelled meanwhile, and is answered
                     self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
             except WorkerError:
-                for waiting in batch:
-                    if waiting.state is State.QUEUED:
-                        seat.queue.add(waiting)
+                self._put_back(seat, batch)
                 raise
             else:
                 ready.append(job)
         return [job for job in ready if job.state is State.QUEUED]
 
+    def _put_back(self, seat: Seat, batch: list[Job]) -> None:
+        for job in batch:
+            if job.state is State.QUEUED:
+                seat.queue.add(job)
+
     async def _run(self, seat: Seat, batch: list[Job]) -> None:
-        if not batch or seat.worker is None:
+        if not batch:
             return
+        if seat.worker is None:
+            self._put_back(seat, batch)
+            raise WorkerError("the worker died before the batch reached it", seat.name)
         now_s = self._context.clock.monotonic_s()
         for job in batch:
             job.start(now_s)
             seat.running[job.job_id] = job
         seat.heard_s = seat.last_used_s = now_s
         seat.idle.clear()
-        seat.worker.submit([work_fields(job) for job in batch])
+        try:
+            seat.worker.submit([work_fields(job) for job in batch])
+        except WorkerError as error:
+            self._refuse_unsent(seat, batch, str(error))
         await seat.idle.wait()
         seat.last_used_s = self._context.clock.monotonic_s()
+
+    def _refuse_unsent(self, seat: Seat, batch: list[Job], reason: str) -> None:
+        """The batch does not fit into a frame; nothing of it was sent."""
+        for job in batch:
+            self._leave(seat, job.job_id)
+            self._answers.refuse(job, 413, reason)
 
     def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
         seat.heard_s = self._context.clock.monotonic_s()

@@ -18,6 +18,7 @@ from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.core import residency
 
 RETRY_AFTER_S = 30.0
+NOT_NOW_S = 5.0
 
 
 class Host(Protocol):
@@ -63,7 +64,7 @@ class Fleet:
         gone = [seat for name, seat in self.seats.items() if name not in active]
         for seat in gone:
             del self.seats[seat.name]
-            seat.phase = Phase.GONE
+            seat.gone = True
             seat.wake.set()
         new = [Seat(model) for name, model in active.items() if name not in self.seats]
         for seat in new:
@@ -140,28 +141,38 @@ class Fleet:
         await asyncio.gather(*(self.unload(seat) for seat in self.seats.values()))
 
     async def _make_room(self, seat: Seat) -> None:
-        """Send idle models away, one at a time and asked anew after each: what was idle may work by then."""
+        """Send idle models away until the seat's model fits; what began to work meanwhile is asked about anew."""
         while True:
             others = [resident for resident in self.residents() if resident.name != seat.name]
             now_s = self._clock.monotonic_s()
             decision = residency.decide(seat.predicted_bytes, self._host.memory(), 0, others, now_s)
             if isinstance(decision, residency.DoesNotFit):
-                retry_after_s = None if decision.never else RETRY_AFTER_S
+                retry_after_s = None if decision.never else NOT_NOW_S
                 raise RequestError(503, f"no memory for model {seat.name!r}: {decision.reason}", retry_after_s)
-            if not decision.evict:
+            leaving = [self.seats[name] for name in decision.evict if name in self.seats]
+            if all([await self._evict(one, seat) for one in leaving]):
                 return
-            leaving = self.seats[decision.evict[0]]
-            async with leaving.lock:
-                await self.unload(leaving)
-            text = f"model {leaving.name!r} made room for {seat.name!r}"
-            self._announce("evicted", text, {"model": leaving.name}, "info")
+
+    async def _evict(self, leaving: Seat, coming: Seat) -> bool:
+        """False when it works again by now: waiting for it here would hold up every other load."""
+        if leaving.lock.locked():
+            return False
+        async with leaving.lock:
+            await self.unload(leaving)
+        text = f"model {leaving.name!r} made room for {coming.name!r}"
+        self._announce("evicted", text, {"model": leaving.name}, "info")
+        return True
 
     async def _load(self, seat: Seat) -> None:
         started_s = self._clock.monotonic_s()
         variant = seat.model.variant
-        seat.worker = worker = await self._spawn(
-            lambda event: self.on_event(seat, event), lambda reason: self.on_death(seat, reason)
-        )
+        try:
+            seat.worker = worker = await self._spawn(
+                lambda event: self.on_event(seat, event), lambda reason: self.on_death(seat, reason)
+            )
+        except WorkerError as error:
+            # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
+            raise BackendError(f"no worker can be started: {error}") from error
         answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
         seat.mixed = bool(answer["mixed_adapters"])
         seat.capabilities = answer

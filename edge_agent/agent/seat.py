@@ -24,16 +24,21 @@ class Phase(Enum):
     LOADING = "loading"
     READY = "ready"
     QUARANTINED = "quarantined"
-    GONE = "gone"
 
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """One installed model. `wake` is set when there is something to do; `lock` is held while the worker is in use."""
+    """One installed model.
+
+    `gone` is set for good when it was removed from the device. `wake` is set when there is something to do, `idle` when
+    the worker has answered everything, `settled` when the first load was tried; `lock` is held while the worker is in
+    use.
+    """
 
     model: InstalledModel
     queue: Queue = field(default_factory=Queue)
     phase: Phase = Phase.ABSENT
+    gone: bool = False
     worker: Worker | None = None
     mixed: bool = False
     running: dict[str, Job] = field(default_factory=dict)
@@ -59,11 +64,6 @@ class Seat:
         return self.model.name
 
     @property
-    def gone(self) -> bool:
-        """True once the model was removed from the device."""
-        return self.phase is Phase.GONE
-
-    @property
     def cost_key(self) -> tuple[str, str]:
         """What compute times depend on: the model and its variant."""
         return self.model.name, self.model.variant.digest
@@ -71,7 +71,8 @@ class Seat:
     @property
     def predicted_bytes(self) -> int:
         """Bytes in memory: as measured on this device, else as the package says, else from the size of its files."""
-        return self.footprint_bytes or self.model.variant.peak_bytes or 2 * self.model.variant.size_bytes
+        measured = self.footprint_bytes if self.loaded_digest == self.model.variant.digest else 0
+        return measured or self.model.variant.peak_bytes or 2 * self.model.variant.size_bytes
 
     def died(self, now_s: float, quarantine_deaths: int) -> bool:
         """Note a death; True when the model is to be left alone: `quarantine_deaths` in fifteen minutes (0: never)."""

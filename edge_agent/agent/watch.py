@@ -13,6 +13,8 @@ from edge_agent.core import governor
 from edge_agent.core.residency import Memory
 
 PERIOD_S = 1.0
+BANDWIDTH_BOUND = frozenset({"llamacpp"})
+"""Runtimes whose steps wait for memory rather than compute: token generation."""
 # Zones of an Orin go to sleep with what they measure; only what decides something is worth an event when it is lost.
 WATCHED = ("temperature", "throttle", "power", "ram_available")
 
@@ -97,7 +99,8 @@ class Watch:
 
     def _govern(self) -> None:
         now_s = self._context.clock.monotonic_s()
-        grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s)
+        seen = self._seen(now_s)
+        grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s, seen)
         before, self._context.grant = self._context.grant, grant
         if (before.max_rows, before.threads) != (grant.max_rows, grant.threads):
             for seat in self._fleet.seats.values():
@@ -106,6 +109,17 @@ class Watch:
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
             self._context.announce("throttled", text, {"level": grant.level.name.lower()})
+
+    def _seen(self, now_s: float) -> governor.Seen:
+        pace = self._context.pace
+        running = [seat for seat in self._fleet.seats.values() if seat.running]
+        return governor.Seen(
+            busy_share=pace.busy_share(now_s),
+            row_s=pace.row_s(),
+            power=self._host.reading("power"),
+            throttle_word=int(self._host.reading("throttle").value or 0),
+            bandwidth_bound=any(seat.model.variant.runtime in BANDWIDTH_BOUND for seat in running),
+        )
 
     def _note_lost_sensors(self) -> None:
         have = {key for key in WATCHED if self._host.reading(key).value is not None}

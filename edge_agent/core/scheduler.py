@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from edge_agent.base.limits import ADAPTERS_RESIDENT, FRAME_BYTES
 from edge_agent.core.job import Job
 
 AGEING_S = 2.0
@@ -19,10 +20,15 @@ AGEING_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch may hold. `mixed` says whether its rows may use different adapters."""
+    """What one batch may hold. `mixed` says whether its rows may use different adapters, `max_adapters` how many.
+
+    `max_chars` keeps a batch well inside one frame to the worker (a character has at most four bytes of UTF-8).
+    """
 
     max_rows: int
     mixed: bool
+    max_adapters: int = ADAPTERS_RESIDENT
+    max_chars: int = FRAME_BYTES // 8
 
 
 def urgency(job: Job, now_s: float) -> tuple[int, float]:
@@ -90,4 +96,10 @@ def rows_ahead(queue: Iterable[Job], job: Job, now_s: float) -> int:
 
 
 def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:
-    return rows + job.rows <= limits.max_rows and (limits.mixed or job.adapter == batch[0].adapter)
+    if (
+        rows + job.rows > limits.max_rows
+        or sum(other.size_bytes for other in batch) + job.size_bytes > limits.max_chars
+    ):
+        return False
+    adapters = {other.adapter for other in batch} | {job.adapter}
+    return len(adapters - {None}) <= limits.max_adapters if limits.mixed else len(adapters) == 1
