@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from edge_agent.agent.commands import Commands
@@ -62,7 +62,8 @@ class Agent:
         self._host = parts.host
         self._reporter = parts.reporter
         self._stopping = asyncio.Event()
-        self.runtimes: Callable[[], list[Runtime]] = list
+        self._runtimes: list[Runtime] = []
+        self.find_runtimes: Callable[[], Awaitable[list[Runtime]]] | None = None
         self.rss_bytes: Callable[[], int | None] = lambda: None
 
     def stop(self, why: str) -> None:
@@ -128,6 +129,9 @@ class Agent:
         notifier.ready()
         self._report_state("online")
         log.info("ready: %s", self._status_line())
+        if self.find_runtimes is not None:
+            self._runtimes = await self.find_runtimes()
+            self._reporter.publish_info(self._runtimes)
 
     async def _look_around(self, notifier: Notifier) -> None:
         while True:
@@ -163,7 +167,7 @@ class Agent:
             self._reporter.publish_status("degraded", f"quarantined: {', '.join(degraded)}")
         else:
             self._reporter.publish_status(state, "serving")
-        self._reporter.publish_info(self.runtimes())
+        self._reporter.publish_info(self._runtimes)
         self._reporter.publish_models(self._fleet)
 
     def _want_resident(self) -> None:

@@ -21,7 +21,7 @@ from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core.governor import Grant
 from edge_agent.core.latency import Quantiles as Window
-from edge_agent.protocol import encode, messages
+from edge_agent.protocol import encode, home_assistant, messages
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
 from edge_agent.protocol.topics import Topics
@@ -43,6 +43,7 @@ class Identity:
     limits: Mapping[str, float]
     heartbeat_s: float
     interval_s: float
+    home_assistant: bool = False
 
 
 class Reporter:
@@ -67,6 +68,8 @@ class Reporter:
         self.event("broker", text, {"connected": connected}, "info" if connected else "warning")
         if connected:
             self.on_connected()
+            if self._identity.home_assistant:
+                self._announce_home()
 
     def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
         """See `context.Announce`. Logged and published, unless too many of its kind came within a minute."""
@@ -122,6 +125,13 @@ class Reporter:
             limits=dict(self._identity.limits),
         )
         self._transport.publish(encode.retained(self._topics.info, body))
+
+    def _announce_home(self) -> None:
+        """Tell Home Assistant of this device; retained, so that it also learns of it after its own restart."""
+        identity = self._identity
+        self._transport.publish(
+            home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s)
+        )
 
     def publish_models(self, fleet: Fleet) -> None:
         """Say what can be asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -27,17 +28,20 @@ from edge_agent.agent.watch import SensedHost, Watch
 from edge_agent.app import wiring
 from edge_agent.app.packages import store_dir
 from edge_agent.base.clock import SystemClock
-from edge_agent.base.errors import StoreError
+from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.config.load import device_id, load
 from edge_agent.config.model import Settings
 from edge_agent.core.governor import Plan
+from edge_agent.core.thermal_model import prior_for
 from edge_agent.lifecycle.notify import SystemdNotifier
 from edge_agent.lifecycle.signals import Signals
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.spool import Spool
+from edge_agent.protocol.messages import Runtime
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.library import Library
 from edge_agent.store.locks import daemon_lock
+from edge_agent.worker.probe import ask_backends
 from edge_agent.worker.supervisor import spawn
 
 log = logging.getLogger("edge_agent")
@@ -134,7 +138,8 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     fleet = Fleet(library, lambda on_event, on_death: spawn(options, on_event, on_death), clock, host, reporter.event)
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths)
     soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
-    watch = Watch(context, Plan(soft_limit_c, max_rows, threads), host, library, fleet, dispatcher)
+    plan = Plan(soft_limit_c, max_rows, threads, prior=prior_for(sensors.board.key))
+    watch = Watch(context, plan, host, library, fleet, dispatcher)
     commands = Commands(
         context,
         fleet,
@@ -145,7 +150,33 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         context, IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings)), fleet, dispatcher, commands.take
     )
     loop = LoopOptions(settings.telemetry.interval_s, settings.telemetry.heartbeat_s, settings.models.resident)
-    return Agent(context, loop, Parts(fleet, dispatcher, intake, commands, watch, host, reporter))
+    agent = Agent(context, loop, Parts(fleet, dispatcher, intake, commands, watch, host, reporter))
+    agent.find_runtimes = lambda: _runtimes(settings)
+    agent.rss_bytes = _rss_bytes
+    return agent
+
+
+async def _runtimes(settings: Settings) -> list[Runtime]:
+    """The allowed backends as a worker's interpreter finds them; asked once, in a child, since imports are memory."""
+    names = settings.worker.backends
+    try:
+        found = await ask_backends(wiring.spawn_options(settings), names)
+    except WorkerError as error:
+        return [Runtime(name=name, version=None, devices=[], reason=str(error)) for name in names]
+    return [
+        Runtime(name=name, version=found[name]["version"], devices=list(found[name]["devices"]))
+        if found[name]["available"]
+        else Runtime(name=name, version=None, devices=[], reason=found[name]["reason"])
+        for name in names
+    ]
+
+
+def _rss_bytes() -> int | None:
+    """Resident bytes of this process, shared pages included; None where the kernel does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _identity(settings: Settings, sensors: SensorSuite, threads: int) -> Identity:
@@ -166,4 +197,5 @@ def _identity(settings: Settings, sensors: SensorSuite, threads: int) -> Identit
         },
         heartbeat_s=settings.telemetry.heartbeat_s,
         interval_s=settings.telemetry.interval_s,
+        home_assistant=settings.telemetry.home_assistant,
     )

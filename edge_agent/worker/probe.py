@@ -36,19 +36,20 @@ class TrialRun:
     latency_ms: float
 
 
-def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     """What each named backend says of itself on this machine. Raises WorkerError when no child can be started."""
+    worker = await _spawn(options)
+    try:
+        answer = await worker.call("probe", PROBE_TIMEOUT_S, backends=list(names))
+        found: Mapping[str, Mapping[str, Any]] = answer["backends"]
+        return found
+    finally:
+        await worker.close()
 
-    async def ask() -> Mapping[str, Mapping[str, Any]]:
-        worker = await _spawn(options)
-        try:
-            answer = await worker.call("probe", PROBE_TIMEOUT_S, backends=list(names))
-            found: Mapping[str, Mapping[str, Any]] = answer["backends"]
-            return found
-        finally:
-            await worker.close()
 
-    return asyncio.run(ask())
+def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """`ask_backends` for who runs no event loop."""
+    return asyncio.run(ask_backends(options, names))
 
 
 def trial_run(

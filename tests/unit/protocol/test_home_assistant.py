@@ -1,0 +1,120 @@
+"""What Home Assistant is told, and what its templates make of real telemetry."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jinja2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.protocol import encode, messages
+from edge_agent.protocol.home_assistant import discovery, object_id
+from edge_agent.protocol.topics import Topics
+
+TOPICS = Topics("edge/v1", "greenhouse-pi")
+# Home Assistant, homeassistant/components/mqtt/discovery.py: TOPIC_MATCHER, object id.
+OBJECT_ID = re.compile(r"[a-zA-Z0-9_-]+")
+
+
+def body() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(discovery(TOPICS, "Raspberry Pi 5", "0.1.0", 10.0).payload)
+    return found
+
+
+def telemetry(temperature: float | None, models: dict[str, messages.ModelTelemetry]) -> dict[str, Any]:
+    """Telemetry as the encoder puts it out."""
+
+    def sensor(value: float | None, unit: str) -> messages.Measured:
+        return messages.Measured(value=value, unit=unit, source="test", reason=None if value is not None else "none")
+
+    message = messages.Telemetry(
+        boot_id="b",
+        seq=1,
+        ts=1.0,
+        interval_s=10.0,
+        uptime_s=5.0,
+        models=models,
+        refusals={},
+        queue_jobs=0,
+        sensors={
+            "temperature": sensor(temperature, "celsius"),
+            "power": sensor(None, "watts"),
+            "ram_available": sensor(1.5e9, "bytes"),
+        },
+        energy=messages.Energy(None, "none"),
+        rss_bytes=1,
+        governor={"level": "normal"},
+        events_waiting=0,
+        events_lost=0,
+    )
+    found: dict[str, Any] = json.loads(encode.telemetry(message, TOPICS).payload)
+    return found
+
+
+def model(requests: int, p95: float | None) -> messages.ModelTelemetry:
+    quantiles = None if p95 is None else messages.Quantiles(1.0, p95, p95)
+    return messages.ModelTelemetry(
+        requests=requests, failed=0, total_ms=quantiles, compute_ms=quantiles, batch_mean=None, joules=None
+    )
+
+
+def rendered(values: dict[str, Any]) -> dict[str, str]:
+    """What each entity shows."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    return {
+        key: environment.from_string(component["value_template"]).render(value_json=values)
+        for key, component in body()["cmps"].items()
+    }
+
+
+def test_the_message_has_what_device_discovery_requires() -> None:
+    message = discovery(TOPICS, "Raspberry Pi 5", "0.1.0", 10.0)
+    assert (message.topic, message.retain) == ("homeassistant/device/greenhouse-pi/config", True)
+    found = body()
+    assert found["dev"]["ids"] == ["edge-agent_greenhouse-pi"]
+    assert found["o"]["name"] == "edge-agent"
+    assert found["state_topic"] == TOPICS.telemetry
+    assert {component["p"] for component in found["cmps"].values()} == {"sensor"}
+    assert {component["expire_after"] for component in found["cmps"].values()} == {30}
+    ids = [component["unique_id"] for component in found["cmps"].values()]
+    assert len(set(ids)) == len(ids) == 6
+
+
+def test_the_entities_show_what_telemetry_says() -> None:
+    shown = rendered(telemetry(51.5, {"a": model(30, 12.5), "b": model(20, 40.25), "c": model(0, None)}))
+    assert shown == {
+        "temperature": "51.5",
+        "latency_p95": "40.25",
+        "requests": "5.0",
+        "governor": "normal",
+        "ram_available": "1500",
+        "power": "None",
+    }
+
+
+def test_what_is_null_is_none_which_home_assistant_calls_unknown() -> None:
+    shown = rendered(telemetry(None, {}))
+    assert (shown["temperature"], shown["latency_p95"], shown["requests"]) == ("None", "None", "0.0")
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [("online", "online"), ("degraded", "online"), ("starting", "offline"), ("offline", "offline")],
+)
+def test_availability_follows_the_status(state: str, shown: str) -> None:
+    (availability,) = body()["availability"]
+    assert availability["topic"] == TOPICS.status
+    assert jinja2.Template(availability["value_template"]).render(value_json={"state": state}) == shown
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}", fullmatch=True)
+
+
+@given(NAMES, NAMES)
+def test_every_name_becomes_a_fit_id_and_different_names_stay_different(one: str, other: str) -> None:
+    assert OBJECT_ID.fullmatch(object_id(one))
+    assert (object_id(one) == object_id(other)) == (one == other)
