@@ -162,11 +162,13 @@ class FakeLibrary:
 
 
 class FakeSensors:
-    """A board with 4 GiB of RAM, 3 GiB of it free, and whatever is set."""
+    """A board with 4 GiB of RAM and whatever is set. `ram_available` is set as it is without workers; what
+    `held_bytes` says goes off it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._values: dict[str, float | str] = {"ram_total": 4.0 * GIB, "ram_available": 3.0 * GIB}
+        self.held_bytes: Callable[[], int] = lambda: 0
         self.samples = 0
         self.pss: dict[int, int] = {}
 
@@ -198,6 +200,8 @@ class FakeSensors:
         now_s = self._clock.monotonic_s()
         if isinstance(value, str):
             return unavailable("", key, now_s, value)
+        if key == "ram_available":
+            value = max(0.0, value - self.held_bytes())
         return Reading(value, "bytes" if key.startswith("ram") else "", key, now_s)
 
 
@@ -222,6 +226,7 @@ class FakeWorker:
         self.alive = True
         self.closed = False
         self.largest_batch = 0
+        self.held_bytes = 0
         self.plan = plan
         self._on_event = on_event
         self._on_death = on_death
@@ -230,6 +235,7 @@ class FakeWorker:
     async def load(self, variant: Variant, task: TaskSpec, limits: Mapping[str, int]) -> Mapping[str, Any]:
         """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
         self.heard.append(("load", variant.digest))
+        self.held_bytes = variant.size_bytes
         self.limits = dict(limits)
         if self.plan.load_s:
             await self._alive_for(self.plan.load_s)
@@ -296,6 +302,7 @@ class FakeWorker:
         self.closed = True
         self.alive = False
         await asyncio.sleep(self.plan.close_s)
+        self.held_bytes = 0
 
     def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0) -> None:
         """Answer these jobs (all that are inside, by default)."""
@@ -317,6 +324,7 @@ class FakeWorker:
         if not self.alive:
             return
         self.alive = False
+        self.held_bytes = 0
         self.inside.clear()
         self._reasons.append(reason)
         if not self.closed:
@@ -376,6 +384,10 @@ class FakeSpawner:
         worker = FakeWorker(4000 + len(self.workers), on_event, on_death, self.plan)
         self.workers.append(worker)
         return worker
+
+    def held_bytes(self) -> int:
+        """What all workers hold, as the kernel would count it."""
+        return sum(worker.held_bytes for worker in self.workers)
 
     @property
     def last(self) -> FakeWorker:

@@ -82,6 +82,7 @@ class Device:
         self.library = FakeLibrary(*models)
         self.sensors = FakeSensors(clock)
         self.spawner = FakeSpawner(plan)
+        self.sensors.held_bytes = self.spawner.held_bytes
         self.operator = FakeOperator()
         self.events: list[tuple[str, str]] = []
         topics = Topics(PREFIX, NAME)

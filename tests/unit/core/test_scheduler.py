@@ -159,6 +159,22 @@ def test_the_base_without_an_adapter_is_an_adapter_of_its_own_in_unmixed_batches
     assert names(queue.next_batch(BatchLimits(8, mixed=False), NOW_S)) == ["base"]
 
 
+def test_a_mixed_batch_holds_no_more_adapters_than_may_be_resident() -> None:
+    jobs = [a_job(str(index), deadline_s=110 + index, adapter=f"a{index % 5}") for index in range(10)]
+    queue = filled(*jobs, a_job("base", deadline_s=130))
+    limits = BatchLimits(max_rows=64, mixed=True, max_adapters=3)
+    assert names(queue.next_batch(limits, NOW_S)) == ["0", "1", "2", "5", "6", "7", "base"], "the base needs no adapter"
+    assert names(queue.next_batch(limits, NOW_S)) == ["3", "4", "8", "9"]
+
+
+def test_a_batch_stays_inside_a_frame() -> None:
+    queue = filled(*(a_job(str(index), deadline_s=110 + index, rows=40) for index in range(5)))
+    limits = BatchLimits(max_rows=1000, mixed=True, max_chars=100)
+    assert names(queue.next_batch(limits, NOW_S)) == ["0", "1"]
+    queue.add(a_job("huge", deadline_s=100, rows=500))
+    assert names(queue.next_batch(limits, NOW_S)) == ["huge"], "alone, however long"
+
+
 def test_no_limit_however_small_stops_the_queue() -> None:
     queue = filled(a_job("x"))
     assert names(queue.next_batch(BatchLimits(max_rows=0, mixed=True), NOW_S)) == ["x"]

@@ -1,0 +1,61 @@
+"""Books on steps: how busy, how slow a row, how long to rest."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from edge_agent.agent.context import full_grant
+from edge_agent.agent.pace import Pace
+from edge_agent.core.governor import Grant, Level
+
+
+def paced(busy_share: float) -> Grant:
+    return Grant(Level.REDUCED, 8, 4, None, "", busy_share=busy_share)
+
+
+def test_the_busy_share_counts_each_second_once() -> None:
+    pace = Pace()
+    assert pace.busy_share(0.0) is None
+    pace.begin("a", 4, 0.25)
+    pace.end("a", 0.5)
+    assert pace.busy_share(1.0) == pytest.approx(0.25)
+    pace.begin("a", 4, 1.5)
+    assert pace.busy_share(2.0) == pytest.approx(0.5)
+    assert pace.busy_share(3.0) == pytest.approx(1.0)
+    pace.end("a", 3.25)
+    assert pace.busy_share(4.0) == pytest.approx(0.25)
+    assert pace.busy_share(5.0) == 0.0
+
+
+def test_two_busy_models_are_not_more_than_a_board() -> None:
+    pace = Pace()
+    pace.busy_share(0.0)
+    for model in ("a", "b"):
+        pace.begin(model, 1, 0.0)
+        pace.end(model, 0.8)
+    assert pace.busy_share(1.0) == 1.0
+
+
+def test_the_rest_follows_the_step_and_runs_from_its_end() -> None:
+    pace = Pace()
+    assert pace.rest_s("a", paced(0.25), 5.0) == 0.0
+    pace.begin("a", 4, 10.0)
+    pace.end("a", 10.1)
+    assert pace.rest_s("a", full_grant(8, 4), 10.1) == 0.0
+    assert pace.rest_s("a", paced(0.25), 10.1) == pytest.approx(0.3)
+    assert pace.rest_s("a", paced(0.25), 10.2) == pytest.approx(0.2)
+    assert pace.rest_s("a", paced(0.0), 10.2) == math.inf
+
+
+def test_the_slowest_models_row_counts() -> None:
+    pace = Pace()
+    assert pace.row_s() is None
+    pace.begin("a", 4, 0.0)
+    pace.end("a", 1.0)
+    pace.begin("b", 1, 1.0)
+    pace.end("b", 2.0)
+    assert pace.row_s() == pytest.approx(1.0)
+    pace.forget("b")
+    assert pace.row_s() == pytest.approx(0.25)

@@ -1,0 +1,87 @@
+"""What the agent says of itself; whoever provokes events cannot flood with them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from edge_agent.agent.report import EVENTS_PER_MINUTE
+from tests.support.fakes import a_model
+from tests.support.in_process import Device
+
+
+def test_events_of_a_kind_are_limited_by_the_minute_and_the_last_one_says_so() -> None:
+    async def scenario(device: Device) -> None:
+        for index in range(100):
+            device.reporter.event("worker-died", f"number {index}", {})
+        device.reporter.event("installed", "another kind", {}, "info")
+        died = [body for body in device.transport.bodies("/event") if body["kind"] == "worker-died"]
+        assert len(died) == EVENTS_PER_MINUTE + 1
+        assert died[-1]["message"].endswith("more of this kind within the minute are not reported")
+        assert device.transport.bodies("/event")[-1]["kind"] == "installed"
+        await asyncio.sleep(60.0)
+        device.reporter.event("worker-died", "a minute later", {})
+        assert device.transport.bodies("/event")[-1]["message"] == "a minute later"
+
+    Device.run(scenario, a_model())
+
+
+def test_sequence_numbers_rise_without_gaps() -> None:
+    async def scenario(device: Device) -> None:
+        for _ in range(5):
+            device.reporter.event("installed", "x", {}, "info")
+            device.reporter.publish_status("online", "serving")
+        numbers = [body["seq"] for body in device.transport.bodies()]
+        assert numbers == list(range(numbers[0], numbers[0] + 10))
+
+    Device.run(scenario, a_model())
+
+
+def test_the_models_message_tells_residency_and_footprint() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"text": "x", "adapter": "a"})
+        await asyncio.sleep(0.1)
+        device.reporter.publish_models(device.fleet)
+        (entry,) = device.transport.bodies("/models")[-1]["models"]
+        assert (entry["name"], entry["resident"], entry["reason"]) == ("m", True, "ready")
+        assert entry["footprint_bytes"] == device.seat().footprint_bytes
+        assert [(adapter["name"], adapter["resident"]) for adapter in entry["adapters"]] == [("a", True), ("b", False)]
+
+    Device.run(scenario, a_model(adapters=["a", "b"]))
+
+
+def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(temperature=50.0)
+        device.sensors.lose("power", "no rail on this board")
+        device.watch.tick()
+        await device.ask("1")
+        await device.ask("2", model="nobody")
+        await asyncio.sleep(0.1)
+        device.reporter.publish_telemetry(
+            device.context.stats.take(), device.host.readings, device.context.grant, 0, 123
+        )
+        report = device.transport.bodies("/telemetry")[-1]
+        assert report["refusals"] == {"404": 1}
+        assert report["models"]["m"]["requests"] == 1
+        assert report["sensors"]["temperature"]["value"] == 50.0
+        assert report["sensors"]["power"]["value"] is None
+        assert report["sensors"]["power"]["reason"] == "no rail on this board"
+        assert report["energy"] == {"joules": None, "method": "no rail on this board"}
+        assert report["rss_bytes"] == 123
+
+    Device.run(scenario, a_model())
+
+
+def test_a_link_that_comes_back_is_told_and_the_state_said_again() -> None:
+    async def scenario(device: Device) -> None:
+        said: list[str] = []
+        device.reporter.on_connected = lambda: said.append("state")
+        device.reporter.link_changed(False, "connection lost")
+        device.reporter.link_changed(True, "connected")
+        assert said == ["state"]
+        assert [body["data"] for body in device.transport.bodies("/event")] == [
+            {"connected": False},
+            {"connected": True},
+        ]
+
+    Device.run(scenario, a_model())

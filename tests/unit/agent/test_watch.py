@@ -1,0 +1,149 @@
+"""The look around: sensors, the governor's limits, what is lost, silent or newly installed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edge_agent.agent.context import full_grant
+from edge_agent.base.limits import GIB
+from edge_agent.core import governor
+from edge_agent.core.governor import Level
+from tests.support.fakes import Plan, a_model
+from tests.support.in_process import Device
+from tests.support.virtual_time import settle
+
+
+def test_a_lost_sensor_is_reported_once() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(power=4.0)
+        device.watch.tick()
+        device.sensors.lose("power", "the rail is gone")
+        for _ in range(3):
+            device.watch.tick()
+        assert device.events == [("sensor-lost", "sensor 'power' is lost: the rail is gone")]
+        device.sensors.set(power=4.0)
+        device.watch.tick()
+        device.sensors.lose("power", "gone again")
+        device.watch.tick()
+        assert device.kinds() == ["sensor-lost", "sensor-lost"]
+
+    Device.run(scenario, a_model())
+
+
+def test_a_sensor_that_never_was_is_not_lost() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.lose("temperature", "this board has none")
+        device.watch.tick()
+        assert device.events == []
+        assert device.host.reading("temperature").reason == "this board has none"
+        assert device.host.reading("fan").reason == "this board has no fan sensor"
+
+    Device.run(scenario, a_model())
+
+
+@pytest.fixture
+def halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A governor that halves everything from 70 °C on; the real one's curve is tested where it stands."""
+
+    def decide(plan: Any, temperature: Any, memory: Any, now_s: float, *more: Any, **most: Any) -> Any:
+        hot = temperature.value is not None and temperature.value >= 70.0
+        full = full_grant(8, 4)
+        half = replace(full, level=Level.REDUCED, max_rows=4, threads=2, why=f"{temperature.value} °C")
+        return (half if hot else full), memory
+
+    monkeypatch.setattr(governor, "decide", decide)
+
+
+@pytest.mark.usefixtures("halved")
+def test_the_governors_limits_reach_the_workers_and_are_told_on_a_change_of_level() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await asyncio.sleep(0.1)
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4}
+        device.sensors.set(temperature=79.0)
+        for _ in range(3):
+            device.watch.tick()
+        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2}
+        assert [operation for operation, _ in device.spawner.last.heard].count("limits") == 1
+        assert device.events == [("throttled", "governor normal -> reduced: 79.0 °C")]
+        device.sensors.set(temperature=50.0)
+        device.watch.tick()
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4}
+        assert device.kinds() == ["throttled", "throttled"]
+
+    Device.run(scenario, a_model())
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_new_worker_starts_with_the_limits_of_the_moment() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(temperature=79.0)
+        device.watch.tick()
+        await device.ask("1")
+        await asyncio.sleep(0.1)
+        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2}
+
+    Device.run(scenario, a_model())
+
+
+def test_an_installed_model_is_served_and_a_removed_one_is_not() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", model="new")
+        assert device.status("1") == 404
+        device.watch.changed = False
+        device.library.install(a_model("new"))
+        device.watch.tick()
+        assert device.watch.changed
+        await device.ask("2", model="new")
+        await asyncio.sleep(0.1)
+        assert device.status("2") == 200
+        device.library.remove("new")
+        device.watch.tick()
+        await asyncio.sleep(0.1)
+        assert device.spawner.last.closed
+        await device.ask("3", model="new")
+        assert device.status("3") == 404
+
+    Device.run(scenario)
+
+
+def test_nothing_is_reloaded_when_nothing_changed() -> None:
+    async def scenario(device: Device) -> None:
+        device.watch.changed = False
+        for _ in range(5):
+            device.watch.tick()
+        assert not device.watch.changed
+
+    Device.run(scenario, a_model())
+
+
+def test_a_control_group_bounds_the_memory() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(ram_total=8.0 * GIB, ram_available=6.0 * GIB, cgroup_limit=2.0 * GIB, cgroup_used=1.5 * GIB)
+        device.watch.tick()
+        memory = device.host.memory()
+        assert (memory.total_bytes, memory.available_bytes) == (2 * GIB, GIB // 2)
+        device.sensors.set(cgroup_limit=64.0 * GIB)
+        device.watch.tick()
+        assert device.host.memory().total_bytes == 8 * GIB
+
+    Device.run(scenario, a_model())
+
+
+def test_a_busy_worker_that_speaks_is_not_taken_for_hung() -> None:
+    async def scenario(device: Device) -> None:
+        for index in range(8):
+            await device.ask(str(index), deadline_s=300.0)
+        await settle()
+        for index in range(8):
+            await asyncio.sleep(20.0)
+            device.watch.tick()
+            device.spawner.last.finish([f"tester/{index}"])
+        assert device.kinds() == []
+        assert len(device.transport.replies()) == 8
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
