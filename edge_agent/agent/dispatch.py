@@ -21,7 +21,6 @@ from edge_agent.core.scheduler import BatchLimits
 
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
-
 REST_LOOK_S = 0.5
 
 
@@ -161,12 +160,16 @@ class Dispatcher:
             seat.running[job.job_id] = job
         seat.heard_s = seat.last_used_s = now_s
         seat.idle.clear()
+        self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
         try:
             seat.worker.submit([work_fields(job) for job in batch])
         except WorkerError as error:
             self._refuse_unsent(seat, batch, str(error))
-        await seat.idle.wait()
-        seat.last_used_s = self._context.clock.monotonic_s()
+        try:
+            await seat.idle.wait()
+        finally:
+            seat.last_used_s = self._context.clock.monotonic_s()
+            self._context.pace.end(seat.name, seat.last_used_s)
 
     def _refuse_unsent(self, seat: Seat, batch: list[Job], reason: str) -> None:
         """The batch does not fit into a frame; nothing of it was sent."""

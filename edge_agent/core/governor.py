@@ -1,10 +1,16 @@
-"""What heat allows: limits on concurrency, batch, threads and admission, from temperature readings.
+"""What heat allows: limits on batch, threads, clock, pace and admission, so that the board stays under its soft limit.
 
-Three levels with a set point below the board's soft limit, hysteresis and a minimum dwell. The agent asks it once a
-second. On a board that has a temperature sensor, a lost or stale reading derates instead of trusting the last value;
-on a machine without one the level stays normal and the reason is reported.
+A pure function of (plan, readings, memory, now), asked once a second. It holds the temperature at a set point 2.5 °C
+under the soft limit with a PI controller in internal-model form:
 
-It does not read sensors (`sensors`), nor act (`agent.watch` hands its limits out).
+    watts = spent + GAIN * (sustainable - spent)
+
+`spent` is the low-passed power that really went into the die: it is the integral of the controller, and since it is
+what was spent and not what was wished for, it cannot wind up. `sustainable` is the feed-forward: the power whose
+forecast ten seconds ahead sits at the set point, by the identified thermal model (`thermal_model`). The watts become a
+rung of limits and a pace (`ladder`). Which temperature is believed is `trust`'s business; a lost sensor derates.
+
+It does not read sensors (`sensors`), nor act (`agent.watch` hands its limits out). docs/governor.md explains the rest.
 """
 
 from __future__ import annotations
@@ -12,87 +18,335 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from edge_agent.base.reading import Reading
+from edge_agent.core import ladder
+from edge_agent.core.thermal_model import (
+    ANY_BOARD,
+    Model,
+    Prior,
+    advance,
+    forecast_c,
+    holding_w,
+    learn,
+    settled_w,
+    start_model,
+)
+from edge_agent.core.trust import Belief, Die, Trust, believe
 
-STALE_S = 5.0
-DWELL_S = 10.0
-HYSTERESIS_C = 3.0
 SET_POINT_BELOW_SOFT_C = 2.5
+HYSTERESIS_C = 3.0
+DWELL_S = 10.0
+FORECAST_S = 10.0
+GAIN = 0.8
+FILTER = 0.25
+"""Share of a new sample in the temperature estimate: a low pass of about 3 s that the model carries forward."""
+SLEW_UP_PER_S, SLEW_DOWN_PER_S = 0.1, 0.3
+LIMITED_BELOW = 0.97
+STEP_RISE_C = 1.5
+"""Between pauses the die may heat up by so much; a step that would last longer gets fewer rows."""
+BUSY_LEAST = 0.03
+HARD_ABOVE_SOFT_C = 3.5
+UNTRUSTED_SHARE = 0.1
+TRUSTED_AFTER_S = 60.0
+CHEAPER_BELOW, CHEAPER_AFTER_S, DEARER_AFTER_S = 0.5, 60.0, 300.0
 
 
 class Level(IntEnum):
-    """How much is held back."""
+    """How much is held back. EMERGENCY: nothing is computed until the board is cooler."""
 
     NORMAL = 0
     REDUCED = 1
     CLOSED = 2
+    EMERGENCY = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The board's soft limit (None: unknown board) and the limits that hold when nothing is wrong."""
+    """The board's soft limit (None: unknown board) and the limits that hold when nothing is wrong.
+
+    `hard_limit_c`: where firmware or kernel cut hard (None: 3.5 °C above the soft limit). `prior`: what is assumed of
+    the board until it was watched. `clocks`: shares of the highest clock that the operator lets us set; empty: none.
+    """
 
     soft_limit_c: float | None
     max_rows: int
     threads: int
+    hard_limit_c: float | None = None
+    prior: Prior = ANY_BOARD
+    clocks: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What else was seen in this second; every part may be unknown.
+
+    `busy_share`: the part of the last second in which a step ran (None: taken to be all that was allowed).
+    `row_s`: seconds that a row of the slowest recent step took. `second`: another temperature of the same board.
+    `throttle_word`: the Raspberry Pi's flags. `bandwidth_bound`: the load waits for memory, so that threads and clock
+    can be taken from it almost for free (token generation).
+    """
+
+    busy_share: float | None = None
+    row_s: float | None = None
+    power: Reading | None = None
+    second: Reading | None = None
+    throttle_word: int = 0
+    bandwidth_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What may be used now. `closed_because` is the sentence of a refusal, None while requests are admitted."""
+    """What may be used now. `closed_because` is the sentence of a refusal, None while requests are admitted.
+
+    `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start).
+    `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `forecast_c`: in ten seconds at this
+    grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed.
+    """
 
     level: Level
     max_rows: int
     threads: int
     closed_because: str | None
     why: str
+    busy_share: float = 1.0
+    clock: float = 1.0
+    tier: int = 0
+    share: float = 1.0
+    temperature_c: float | None = None
+    forecast_c: float | None = None
+    headroom_c: float | None = None
+    derated: str | None = None
+    disagree: str | None = None
+
+    def pause_s(self, step_s: float) -> float:
+        """Seconds to wait after a step that took `step_s`; infinite while no step may start."""
+        if self.busy_share <= 0.0:
+            return math.inf
+        return step_s * (1.0 - self.busy_share) / self.busy_share
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """What the governor carries from one second to the next."""
 
     level: Level = Level.NORMAL
-    since_s: float = float("-inf")
-    had_sensor: bool = False
+    since_s: float = -math.inf
+    now_s: float = -math.inf
+    trust: Trust = Trust()
+    model: Model | None = None
+    temperature_c: float = math.nan
+    share: float = 1.0
+    slow_share: float = 1.0
+    rung: int = 0
+    rung_since_s: float = -math.inf
+    busy: float = 1.0
+    power: float = 1.0
+    scale: float = 1.0
+    idle_since_s: float = math.inf
+    tier: int = 0
+    tier_since_s: float = -math.inf
 
 
-def decide(plan: Plan, temperature: Reading, memory: Memory, now_s: float) -> tuple[Grant, Memory]:
-    """One step: the limits to hand out now, and what to remember."""
-    had_sensor = memory.had_sensor or temperature.value is not None
-    wanted, why = _wanted(plan, temperature, memory.level, had_sensor, now_s)
-    dwelt = now_s - memory.since_s >= DWELL_S
-    level = wanted if wanted > memory.level or dwelt else memory.level
-    since_s = now_s if level != memory.level else memory.since_s
-    return _grant(plan, level, why), Memory(level, since_s, had_sensor)
-
-
-def _wanted(plan: Plan, temperature: Reading, level: Level, had_sensor: bool, now_s: float) -> tuple[Level, str]:
-    if not had_sensor:
-        return Level.NORMAL, f"no temperature sensor: {temperature.reason}"
-    if not temperature.fresh(now_s, STALE_S):
-        return Level.REDUCED, f"temperature lost: {temperature.reason or 'the last sample is too old'}"
-    if temperature.value is None or not math.isfinite(temperature.value):
-        return Level.REDUCED, f"temperature lost: the sensor says {temperature.value}"
+def decide(plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen: Seen = Seen()) -> tuple[Grant, Memory]:
+    """One step: the limits to hand out now, and what to remember. Called about once a second; gaps are tolerated."""
+    belief, memory = _observe(plan, temperature, memory, now_s, seen)
+    if memory.model is None:
+        return _unlimited(plan, f"no temperature sensor: {temperature.reason}"), memory
     if plan.soft_limit_c is None:
-        return Level.NORMAL, "the board's soft limit is unknown"
-    set_point_c = plan.soft_limit_c - SET_POINT_BELOW_SOFT_C
-    text = f"{temperature.value:.1f} °C, set point {set_point_c:.1f} °C, soft limit {plan.soft_limit_c:.1f} °C"
-    return _by_temperature(temperature.value, set_point_c, plan.soft_limit_c, level), text
+        return _unlimited(plan, "the board's soft limit is unknown"), memory
+    elapsed_s = _elapsed_s(memory, now_s)
+    share = _share(plan, memory, memory.model, belief, seen)
+    share = max(memory.share - SLEW_DOWN_PER_S * elapsed_s, min(share, memory.share + SLEW_UP_PER_S * elapsed_s))
+    slow_share = 1.0 if share >= 1.0 else memory.slow_share + (share - memory.slow_share) * elapsed_s / DWELL_S
+    memory = memory._replace(share=share, slow_share=slow_share)
+    memory = _climbed(plan, memory, seen, now_s)
+    memory = _paced(plan, memory, seen, now_s)
+    memory = _levelled(plan, memory, belief, now_s)
+    memory = _tiered(memory._replace(now_s=now_s), now_s)
+    return _grant(plan, memory, belief, seen), memory
 
 
-def _by_temperature(value_c: float, set_point_c: float, soft_limit_c: float, level: Level) -> Level:
-    if value_c >= soft_limit_c or (level is Level.CLOSED and value_c >= soft_limit_c - HYSTERESIS_C):
+def _elapsed_s(memory: Memory, now_s: float) -> float:
+    return max(0.0, min(now_s - memory.now_s, 5.0)) if memory.now_s > -math.inf else 1.0
+
+
+def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen: Seen) -> tuple[Belief, Memory]:
+    """Carry the estimate forward by what was spent, correct it by the reading, learn the board."""
+    elapsed_s = _elapsed_s(memory, now_s)
+    model, predicted_c = memory.model, memory.temperature_c
+    if model is not None:
+        spent_w = _spent_w(plan, memory, seen)
+        predicted_c = forecast_c(model, memory.temperature_c, spent_w, elapsed_s)
+        model = advance(model, spent_w, elapsed_s)
+        memory = memory._replace(scale=_scale(plan, memory, seen, now_s))
+    die = Die(model.fast_w, model.fast_k_per_w, memory.busy > 0.2) if model is not None else Die(0.0, 0.0, False)
+    belief, trust = believe(temperature, seen.second, memory.trust, die, now_s)
+    if belief.value_c is not None:
+        if model is None:
+            model, predicted_c = start_model(plan.prior, belief.value_c), belief.value_c
+        predicted_c += FILTER * (belief.value_c - predicted_c)
+        model = learn(model, plan.prior, belief.value_c, elapsed_s)
+    return belief, memory._replace(trust=trust, model=model, temperature_c=predicted_c)
+
+
+def _full_w(plan: Plan, memory: Memory) -> float:
+    return plan.prior.full_w * memory.scale
+
+
+def _spent_w(plan: Plan, memory: Memory, seen: Seen) -> float:
+    busy = memory.busy if seen.busy_share is None else min(1.0, seen.busy_share)
+    return plan.prior.idle_w + _full_w(plan, memory) * memory.power * busy
+
+
+def _scale(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> float:
+    """Correct the assumed full power by the measured one, where the board measures and is under load."""
+    busy = memory.busy if seen.busy_share is None else min(1.0, seen.busy_share)
+    part = memory.power * busy
+    if seen.power is None or seen.power.value is None or not seen.power.fresh(now_s, 5.0) or part < 0.2:
+        return memory.scale
+    measured = (seen.power.value - plan.prior.idle_w) / (plan.prior.full_w * part)
+    if not math.isfinite(measured):
+        return memory.scale
+    return max(0.3, min(memory.scale + 0.03 * (measured - memory.scale), 3.0))
+
+
+def _share(plan: Plan, memory: Memory, model: Model, belief: Belief, seen: Seen) -> float:
+    """The share of full dynamic power that may be spent."""
+    set_point_c = _soft_c(plan) - SET_POINT_BELOW_SOFT_C
+    if belief.lost is not None:
+        return _untrusted_share(plan, memory, model, set_point_c)
+    now_c = memory.temperature_c
+    if _throttled(seen.throttle_word):
+        now_c = max(now_c, _soft_c(plan))
+    watts = model.fast_w + GAIN * (holding_w(model, now_c, set_point_c, FORECAST_S) - model.fast_w)
+    return max(0.0, min((watts - plan.prior.idle_w) / _full_w(plan, memory), 1.0))
+
+
+def _untrusted_share(plan: Plan, memory: Memory, model: Model, set_point_c: float) -> float:
+    """Without a temperature: what a warmer room and a worse heat sink than those learned would still hold, 5 °C lower.
+
+    Before anything was learned: very little.
+    """
+    if model.seen_s < TRUSTED_AFTER_S:
+        return UNTRUSTED_SHARE
+    worse = model._replace(
+        ambient_c=model.ambient_c + 5.0,
+        fast_k_per_w=1.2 * model.fast_k_per_w,
+        slow_k_per_w=1.2 * model.slow_k_per_w,
+    )
+    share = (settled_w(worse, set_point_c - 5.0) - plan.prior.idle_w) / _full_w(plan, memory)
+    return max(0.0, min(share, 0.7))
+
+
+def _throttled(word: int) -> bool:
+    """The soft temperature limit, or a cap or throttling that under-voltage does not explain."""
+    return bool(word & 0b1000) or (bool(word & 0b0110) and not word & 0b0001)
+
+
+def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
+    """Choose the rung: at most one change per dwell; what it spends too much meanwhile is paced."""
+    rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
+    rung = ladder.choose(rungs, min(memory.rung, len(rungs) - 1), memory.slow_share)
+    if rung == memory.rung or now_s - memory.rung_since_s < DWELL_S:
+        return memory
+    return memory._replace(rung=rung, rung_since_s=now_s)
+
+
+def _paced(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
+    """The part of the time in which steps may run on this rung. Hot boards ignore clock caps: those do not count."""
+    rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
+    rung = rungs[memory.rung]
+    if memory.temperature_c >= _soft_c(plan) - 0.5 or _throttled(seen.throttle_word):
+        rung = rungs[ladder.without_clock(rungs, memory.rung)]
+    busy = min(1.0, memory.share / rung.power)
+    if busy < BUSY_LEAST:
+        busy = 0.0
+    elif busy >= LIMITED_BELOW:
+        busy = 1.0
+    idle_since_s = math.inf if busy > 0.0 else min(memory.idle_since_s, now_s)
+    return memory._replace(busy=busy, power=rung.power, idle_since_s=idle_since_s)
+
+
+def _levelled(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Memory:
+    """The level, which rises at once and falls after the dwell."""
+    wanted = _wanted(plan, memory, belief, now_s)
+    if wanted > memory.level or (wanted < memory.level and now_s - memory.since_s >= DWELL_S):
+        memory = memory._replace(level=wanted, since_s=now_s)
+    if memory.level is Level.EMERGENCY:
+        memory = memory._replace(busy=0.0)
+    return memory
+
+
+def _wanted(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Level:
+    soft_c, now_c, level = _soft_c(plan), memory.temperature_c, memory.level
+    hard_c = plan.hard_limit_c if plan.hard_limit_c is not None else soft_c + HARD_ABOVE_SOFT_C
+    if belief.lost is None:
+        if now_c >= hard_c - 1.0 or (level is Level.EMERGENCY and now_c >= soft_c):
+            return Level.EMERGENCY
+        if now_c >= soft_c or (level >= Level.CLOSED and now_c >= soft_c - HYSTERESIS_C):
+            return Level.CLOSED
+    if now_s - memory.idle_since_s >= DWELL_S:
         return Level.CLOSED
-    if value_c >= set_point_c or (level >= Level.REDUCED and value_c >= set_point_c - HYSTERESIS_C):
-        return Level.REDUCED
-    return Level.NORMAL
+    limited = memory.rung > 0 or memory.busy < 1.0 or belief.lost is not None
+    cool = now_c < soft_c - SET_POINT_BELOW_SOFT_C - HYSTERESIS_C
+    return Level.REDUCED if limited or (level >= Level.REDUCED and not cool) else Level.NORMAL
 
 
-def _grant(plan: Plan, level: Level, why: str) -> Grant:
-    if level is Level.NORMAL:
-        return Grant(level, plan.max_rows, plan.threads, None, why)
-    reduced_rows, reduced_threads = max(1, plan.max_rows // 2), max(1, plan.threads // 2)
-    closed = f"too hot: {why}" if level is Level.CLOSED else None
-    return Grant(level, reduced_rows, reduced_threads, closed, why)
+def _tiered(memory: Memory, now_s: float) -> Memory:
+    """A cheaper variant after a minute below half the power, the better one again after five minutes near full."""
+    wanted = 1 if memory.slow_share < CHEAPER_BELOW else 0 if memory.slow_share > 0.95 else memory.tier
+    if wanted == memory.tier:
+        return memory._replace(tier_since_s=now_s)
+    after_s = CHEAPER_AFTER_S if wanted else DEARER_AFTER_S
+    return memory._replace(tier=wanted, tier_since_s=now_s) if now_s - memory.tier_since_s >= after_s else memory
+
+
+def _soft_c(plan: Plan) -> float:
+    return plan.soft_limit_c if plan.soft_limit_c is not None else math.inf
+
+
+def _unlimited(plan: Plan, why: str) -> Grant:
+    return Grant(Level.NORMAL, plan.max_rows, plan.threads, None, why)
+
+
+def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
+    rung = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)[memory.rung]
+    soft_c = _soft_c(plan)
+    why = _why(memory, belief, soft_c)
+    ahead_c = math.nan
+    if memory.model is not None:
+        watts = plan.prior.idle_w + _full_w(plan, memory) * memory.power * memory.busy
+        ahead_c = forecast_c(memory.model, memory.temperature_c, watts, FORECAST_S)
+    return Grant(
+        level=memory.level,
+        max_rows=_rows(plan, memory, seen),
+        threads=rung.threads,
+        closed_because=f"too hot: {why}" if memory.level >= Level.CLOSED else None,
+        why=why,
+        busy_share=memory.busy,
+        clock=rung.clock,
+        tier=memory.tier,
+        share=memory.share,
+        temperature_c=memory.temperature_c,
+        forecast_c=ahead_c,
+        headroom_c=soft_c - ahead_c,
+        derated=belief.lost,
+        disagree=belief.disagree,
+    )
+
+
+def _rows(plan: Plan, memory: Memory, seen: Seen) -> int:
+    """A pause only evens out the temperature when the step before it is short against the die's time constant."""
+    if memory.model is None or memory.busy >= 1.0 or seen.row_s is None:
+        return plan.max_rows
+    heating_w = _full_w(plan, memory) * memory.power * (1.0 - memory.busy)
+    longest_s = STEP_RISE_C * memory.model.fast_s / max(1e-3, memory.model.fast_k_per_w * heating_w)
+    return max(1, min(plan.max_rows, int(longest_s / max(seen.row_s, 1e-4))))
+
+
+def _why(memory: Memory, belief: Belief, soft_c: float) -> str:
+    if belief.lost is not None:
+        return f"temperature lost: {belief.lost}"
+    set_point_c = soft_c - SET_POINT_BELOW_SOFT_C
+    return f"{memory.temperature_c:.1f} °C, set point {set_point_c:.1f} °C, soft limit {soft_c:.1f} °C"

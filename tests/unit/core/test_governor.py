@@ -1,18 +1,57 @@
-"""Heat: a step function with hysteresis and dwell that fails towards cool, and never fails otherwise."""
+"""Heat: limits that hold a set point, act before the soft limit, and fail towards cool."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core.governor import DWELL_S, STALE_S, Grant, Level, Memory, Plan, decide
+from edge_agent.core import governor
+from edge_agent.core.governor import DWELL_S, Grant, Level, Memory, Plan, Seen, decide
+from edge_agent.core.thermal_model import prior_for
+from edge_agent.core.trust import STALE_S
 
-PLAN = Plan(soft_limit_c=80.0, max_rows=8, threads=4)
+CLOCKS = tuple(clock / 24 for clock in range(15, 25))
+PLAN = Plan(80.0, max_rows=16, threads=4, hard_limit_c=85.0, prior=prior_for("pi-5"))
 SET_POINT_C = 77.5
+
+
+class Board:
+    """A two-node board (a Pi 5 with a passive sink) that obeys the grant; each call of `second` is one second."""
+
+    def __init__(self, plan: Plan = PLAN, ambient_c: float = 25.0, sink_k_per_w: float = 6.2) -> None:
+        self.plan, self.memory, self.now_s = plan, Memory(), 1000.0
+        self.ambient_c, self.sink = ambient_c, sink_k_per_w
+        self.t2 = ambient_c + 3.2 * sink_k_per_w
+        self.t1 = self.t2 + 3.2 * 2.2
+        self.work = 0.0
+        self.grant = Grant(Level.NORMAL, plan.max_rows, plan.threads, None, "")
+        self.demand = 1.0
+
+    def second(self, reading: Reading | None = None, seen: Seen | None = None) -> Grant:
+        self.now_s += 1.0
+        reading = reading or Reading(round(self.t1 / 0.55) * 0.55, "celsius", "cpu", self.now_s)
+        busy = self.grant.busy_share * self.demand
+        self.grant, self.memory = decide(self.plan, reading, self.memory, self.now_s, seen or Seen(busy))
+        busy = self.grant.busy_share * self.demand
+        power = (0.15 + 0.85 * self.grant.threads / self.plan.threads) * self.grant.clock**2
+        watts = 3.2 + 7.5 * power * busy
+        for _ in range(4):
+            flow = (self.t1 - self.t2) / 2.2
+            self.t1 += 0.25 * (watts - flow) / 3.5
+            self.t2 += 0.25 * (flow - (self.t2 - self.ambient_c) / self.sink) / 30.0
+        self.work += busy * self.grant.clock
+        return self.grant
+
+    def run(self, seconds: int) -> list[float]:
+        temperatures = []
+        for _ in range(seconds):
+            self.second()
+            temperatures.append(self.t1)
+        return temperatures
 
 
 def at(value_c: float, taken_s: float = 0.0) -> Reading:
@@ -23,149 +62,272 @@ def lost(taken_s: float = 0.0) -> Reading:
     return unavailable("celsius", "test", taken_s, "the file is gone")
 
 
-class Board:
-    """One governed board; each call is one second's look."""
-
-    def __init__(self, plan: Plan = PLAN) -> None:
-        self.plan, self.memory, self.now_s = plan, Memory(), 1000.0
-
-    def look(self, value_c: float | None, after_s: float = 1.0) -> Grant:
-        self.now_s += after_s
-        reading = lost(self.now_s) if value_c is None else at(value_c, self.now_s)
-        grant, self.memory = decide(self.plan, reading, self.memory, self.now_s)
-        return grant
-
-
 def test_cool_gives_everything() -> None:
-    grant = Board().look(50.0)
-    assert (grant.level, grant.max_rows, grant.threads, grant.closed_because) == (Level.NORMAL, 8, 4, None)
-    assert "50.0 °C" in grant.why
+    grant = Board(sink_k_per_w=1.5).second()
+    assert (grant.level, grant.max_rows, grant.threads, grant.closed_because) == (Level.NORMAL, 16, 4, None)
+    assert (grant.busy_share, grant.clock, grant.tier, grant.derated) == (1.0, 1.0, 0, None)
+    assert "set point 77.5 °C, soft limit 80.0 °C" in grant.why
 
 
-def test_at_the_set_point_it_gives_half_at_once() -> None:
+@pytest.mark.parametrize("ambient_c", [10.0, 25.0, 40.0])
+@pytest.mark.parametrize("clocks", [(), CLOCKS])
+def test_it_settles_at_the_set_point_and_never_reaches_the_soft_limit(
+    ambient_c: float, clocks: tuple[float, ...]
+) -> None:
+    board = Board(Plan(80.0, 16, 4, 85.0, prior_for("pi-5"), clocks), ambient_c)
+    temperatures = board.run(1500)
+    assert max(temperatures) < 80.0
+    settled = temperatures[900:]
+    assert abs(sum(settled) / len(settled) - SET_POINT_C) < 0.8
+    assert board.grant.level is Level.REDUCED
+
+
+def test_where_the_clock_may_be_set_more_work_is_done_at_the_same_temperature() -> None:
+    paced, clocked = Board(), Board(Plan(80.0, 16, 4, 85.0, prior_for("pi-5"), CLOCKS))
+    paced.run(1200)
+    clocked.run(1200)
+    assert clocked.grant.clock < 1.0 == paced.grant.clock
+    assert clocked.work > 1.2 * paced.work
+
+
+def test_a_load_that_waits_for_memory_loses_threads_before_time() -> None:
     board = Board()
-    board.look(77.4)
-    grant = board.look(SET_POINT_C)
-    assert (grant.level, grant.max_rows, grant.threads, grant.closed_because) == (Level.REDUCED, 4, 2, None)
+    for _ in range(900):
+        board.second(seen=Seen(board.grant.busy_share, bandwidth_bound=True))
+    assert board.grant.threads in (2, 3)
+    assert board.grant.busy_share > 0.5
+
+
+def test_it_follows_a_room_that_gets_warmer() -> None:
+    board = Board()
+    board.run(900)
+    before = board.grant.share
+    board.ambient_c = 35.0
+    assert max(board.run(900)) < 80.0
+    assert board.grant.share < before - 0.1
+
+
+def test_a_cooled_board_gets_everything_back() -> None:
+    board = Board()
+    board.run(600)
+    assert board.grant.share < 1.0
+    board.sink = 1.0
+    board.run(600)
+    grant = board.grant
+    assert (grant.level, grant.share, grant.busy_share, grant.threads) == (Level.NORMAL, 1.0, 1.0, 4)
 
 
 def test_at_the_soft_limit_it_closes_with_the_numbers() -> None:
-    grant = Board().look(80.0)
+    grant, _ = decide(PLAN, at(80.0), Memory(), 0.0)
     assert grant.level is Level.CLOSED
     assert grant.closed_because == "too hot: 80.0 °C, set point 77.5 °C, soft limit 80.0 °C"
 
 
-def test_it_never_hands_out_less_than_one_row_and_one_thread() -> None:
-    grant = Board(Plan(80.0, max_rows=1, threads=1)).look(79.0)
-    assert (grant.max_rows, grant.threads) == (1, 1)
+def test_near_the_hard_limit_nothing_starts() -> None:
+    grant, memory = decide(PLAN, at(84.2), Memory(), 0.0)
+    assert (grant.level, grant.busy_share, grant.pause_s(1.0)) == (Level.EMERGENCY, 0.0, math.inf)
+    grant, _ = decide(PLAN, at(84.2, 1.0), memory, 1.0)
+    assert grant.level is Level.EMERGENCY
 
 
-def test_hysteresis_holds_a_level_until_it_is_clearly_cooler() -> None:
+def test_a_board_whose_idle_is_too_hot_refuses_and_says_why() -> None:
+    board = Board(ambient_c=40.0, sink_k_per_w=10.0)
+    board.run(60)
+    assert board.grant.busy_share == 0.0
+    assert board.grant.level >= Level.CLOSED
+    assert board.grant.closed_because is not None
+
+
+def test_pauses_follow_the_step() -> None:
+    grant = Grant(Level.REDUCED, 1, 1, None, "", busy_share=0.25)
+    assert grant.pause_s(0.1) == pytest.approx(0.3)
+    assert Grant(Level.NORMAL, 1, 1, None, "").pause_s(5.0) == 0.0
+
+
+def test_long_steps_get_fewer_rows_while_they_are_paced_and_only_then() -> None:
     board = Board()
-    board.look(78.0)
-    for _ in range(3 * int(DWELL_S)):
-        assert board.look(SET_POINT_C - 2.9).level is Level.REDUCED
-    assert board.look(SET_POINT_C - 3.1).level is Level.NORMAL
+    assert board.second(seen=Seen(1.0, row_s=0.5)).max_rows == 16
+    board.run(600)
+    grant = board.second(seen=Seen(board.grant.busy_share, row_s=0.5))
+    assert grant.busy_share < 1.0
+    assert 1 <= grant.max_rows < 8
+    assert board.second(seen=Seen(board.grant.busy_share, row_s=0.001)).max_rows == 16
 
 
-def test_closed_reopens_to_reduced_first() -> None:
+def test_a_cheaper_variant_is_asked_for_when_power_stays_short() -> None:
+    board = Board(ambient_c=35.0)
+    tiers = []
+    for _ in range(600):
+        board.second()
+        tiers.append(board.grant.tier)
+    assert tiers[0] == 0
+    assert tiers[-1] == 1
+    assert tiers.index(1) > governor.CHEAPER_AFTER_S
+
+
+def test_throttle_flags_count_as_the_soft_limit() -> None:
+    board = Board(sink_k_per_w=2.0)
+    board.run(300)
+    assert board.grant.share == 1.0
+    for _ in range(30):
+        grant = board.second(seen=Seen(board.grant.busy_share, throttle_word=0x8))
+    assert grant.share < 0.8
+    board = Board(sink_k_per_w=2.0)
+    board.run(300)
+    for _ in range(10):
+        grant = board.second(seen=Seen(1.0, throttle_word=0x50005))
+    assert grant.share == 1.0, "under-voltage is not heat"
+
+
+def test_the_forecast_is_what_happens() -> None:
+    board = Board(sink_k_per_w=3.0)
+    board.run(400)
+    ahead_c = board.grant.forecast_c
+    assert ahead_c is not None
+    assert board.grant.headroom_c == pytest.approx(80.0 - ahead_c)
+    assert board.run(10)[-1] == pytest.approx(ahead_c, abs=0.8)
+
+
+def test_measured_power_corrects_the_assumed() -> None:
     board = Board()
-    board.look(81.0)
-    for _ in range(3 * int(DWELL_S)):
-        assert board.look(77.1).level is Level.CLOSED
-    assert board.look(76.9).level is Level.REDUCED
+    for _ in range(200):
+        watts = Reading(3.2 + 0.5 * 7.5 * board.grant.busy_share, "watts", "pmic", board.now_s + 1.0)
+        board.second(seen=Seen(board.grant.busy_share, power=watts))
+    assert board.memory.scale == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_level_is_kept_for_the_dwell_time_however_cool_it_gets() -> None:
+def test_a_late_sample_is_bridged_and_a_lost_sensor_derates() -> None:
     board = Board()
-    board.look(81.0)
-    for _ in range(int(DWELL_S) - 1):
-        assert board.look(20.0).level is Level.CLOSED
-    assert board.look(20.0).level is Level.NORMAL
-
-
-def test_dwell_never_delays_a_rise() -> None:
-    board = Board()
-    assert board.look(78.0).level is Level.REDUCED
-    assert board.look(80.5).level is Level.CLOSED
-
-
-def test_a_lost_sensor_derates_where_there_was_one() -> None:
-    board = Board()
-    board.look(50.0)
-    grant = board.look(None)
-    assert grant.level is Level.REDUCED
+    board.run(600)
+    share = board.grant.share
+    for _ in range(int(STALE_S) - 1):
+        grant = board.second(lost(board.now_s))
+        assert grant.derated is None
+    for _ in range(20):
+        grant = board.second(lost(board.now_s))
+    assert grant.derated == "the file is gone"
     assert grant.why == "temperature lost: the file is gone"
-
-
-def test_a_stale_sample_derates_like_a_lost_one() -> None:
-    _, memory = decide(PLAN, at(50.0, 0.0), Memory(), 0.0)
-    grant, memory = decide(PLAN, at(50.0, 0.0), memory, STALE_S)
-    assert grant.level is Level.NORMAL
-    grant, _ = decide(PLAN, at(50.0, 0.0), memory, STALE_S + 0.1)
     assert grant.level is Level.REDUCED
-    assert "too old" in grant.why
+    assert grant.share < share
+
+
+def test_a_sensor_lost_before_the_board_was_learned_leaves_little() -> None:
+    board = Board(sink_k_per_w=1.5)
+    board.second()
+    for _ in range(20):
+        grant = board.second(lost(board.now_s))
+    assert grant.share == governor.UNTRUSTED_SHARE
+
+
+def test_a_frozen_sensor_is_found_out_and_never_leads_above_the_hard_limit() -> None:
+    board = Board()
+    stuck_c = board.t1
+    for _ in range(600):
+        board.second(at(stuck_c, board.now_s + 1.0))
+        assert board.t1 < 80.0
+    assert board.grant.derated is not None
+    assert "has said" in board.grant.derated
+
+
+def test_a_sensor_that_comes_back_is_believed_again() -> None:
+    board = Board(sink_k_per_w=1.5)
+    board.run(200)
+    for _ in range(20):
+        board.second(lost(board.now_s))
+    board.run(120)
+    assert (board.grant.level, board.grant.share, board.grant.derated) == (Level.NORMAL, 1.0, None)
+
+
+def test_two_sources_the_hotter_counts_and_disagreement_is_said() -> None:
+    grant, _ = decide(PLAN, at(50.0), Memory(), 0.0, Seen(second=Reading(81.0, "celsius", "jtop", 0.0)))
+    assert grant.level is Level.CLOSED
+    assert grant.disagree == "test says 50.0 °C, jtop 81.0 °C"
 
 
 @pytest.mark.parametrize("value_c", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_no_temperature(value_c: float) -> None:
     board = Board()
-    board.look(50.0)
-    assert board.look(value_c).level is Level.REDUCED
-
-
-def test_a_sensor_that_comes_back_is_believed_again() -> None:
-    board = Board()
-    board.look(50.0)
-    board.look(None)
-    for _ in range(int(DWELL_S)):
-        grant = board.look(50.0)
-    assert grant.level is Level.NORMAL
+    board.run(10)
+    for _ in range(10):
+        grant = board.second(at(value_c, board.now_s + 1.0))
+    assert grant.derated is not None
 
 
 def test_a_machine_without_a_sensor_is_not_held_back_and_says_so() -> None:
     board = Board()
     for _ in range(30):
-        grant = board.look(None)
-    assert (grant.level, grant.max_rows) == (Level.NORMAL, 8)
+        grant = board.second(lost(board.now_s))
+    assert (grant.level, grant.max_rows, grant.share) == (Level.NORMAL, 16, 1.0)
     assert grant.why == "no temperature sensor: the file is gone"
 
 
 def test_an_unknown_board_is_not_held_back_and_says_so() -> None:
-    grant = Board(Plan(None, 8, 4)).look(95.0)
+    grant, _ = decide(Plan(None, 8, 4), at(95.0), Memory(), 0.0)
     assert (grant.level, grant.why) == (Level.NORMAL, "the board's soft limit is unknown")
 
 
 READINGS = st.one_of(
     st.floats(-40, 130),
-    st.sampled_from([math.nan, math.inf, -math.inf, 77.5, 74.5, 80.0, 77.0]),
+    st.sampled_from([math.nan, math.inf, -math.inf, 77.5, 74.5, 80.0, 77.0, 84.0]),
     st.none(),
 )
 STEPS = st.lists(st.tuples(READINGS, st.floats(0.0, 15.0), st.floats(0.0, 8.0)), min_size=1, max_size=60)
+OTHERS = st.builds(
+    Seen,
+    busy_share=st.none() | st.floats(0, 1),
+    row_s=st.none() | st.floats(0, 10),
+    power=st.none() | st.builds(at, READINGS.filter(lambda value: value is not None)),
+    second=st.none() | st.builds(at, st.floats(-40, 130)),
+    throttle_word=st.integers(0, 0xFFFFF),
+    bandwidth_bound=st.booleans(),
+)
 
 
-@given(STEPS, st.none() | st.floats(40, 110), st.integers(1, 64), st.integers(1, 8))
+@settings(deadline=None)
+@given(STEPS, OTHERS, st.none() | st.floats(40, 110), st.integers(1, 64), st.integers(1, 8), st.booleans())
 def test_any_history_gives_sound_limits(
-    steps: list[tuple[float | None, float, float]], soft_limit_c: float | None, max_rows: int, threads: int
+    steps: list[tuple[float | None, float, float]],
+    seen: Seen,
+    soft_limit_c: float | None,
+    max_rows: int,
+    threads: int,
+    clocks: bool,
 ) -> None:
-    plan, memory, now_s = Plan(soft_limit_c, max_rows, threads), Memory(), 0.0
-    changed_s = -math.inf
+    plan, memory, now_s = Plan(soft_limit_c, max_rows, threads, clocks=CLOCKS if clocks else ()), Memory(), 0.0
+    fell_s, rung_s, rung = -math.inf, -math.inf, 0
     for value_c, after_s, age_s in steps:
         now_s += after_s
         reading = lost(now_s - age_s) if value_c is None else at(value_c, now_s - age_s)
         before = memory.level
-        grant, memory = decide(plan, reading, memory, now_s)
-        assert grant.level is memory.level
+        grant, memory = decide(plan, reading, memory, now_s, seen)
         assert 1 <= grant.max_rows <= max_rows
         assert 1 <= grant.threads <= threads
-        assert (grant.closed_because is not None) == (grant.level is Level.CLOSED)
+        assert 0.0 <= grant.busy_share <= 1.0
+        assert 0.0 <= grant.share <= 1.0
+        assert grant.clock in (*CLOCKS, 1.0) if clocks else grant.clock == 1.0
+        assert (grant.closed_because is not None) == (grant.level >= Level.CLOSED)
         assert grant.why
-        if memory.level < before:
-            assert now_s - changed_s >= DWELL_S, "came down before the dwell time"
+        if grant.level is Level.NORMAL:
+            assert (grant.busy_share, grant.threads, grant.max_rows) == (1.0, threads, max_rows)
         if memory.level != before:
-            changed_s = now_s
-        known = value_c is not None and math.isfinite(value_c) and age_s <= STALE_S
-        if soft_limit_c is not None and value_c is not None and known and value_c >= soft_limit_c:
-            assert grant.level is Level.CLOSED
-        if value_c is not None and not known:
-            assert grant.level >= Level.REDUCED
+            assert memory.level > before or now_s - fell_s >= DWELL_S, "came down before the dwell time"
+            fell_s = now_s
+        if memory.rung != rung:
+            assert now_s - rung_s >= DWELL_S, "threads or clock changed before the dwell time"
+            rung, rung_s = memory.rung, now_s
+        if memory.model is not None:
+            model = memory.model
+            assert 0.5 <= model.fast_k_per_w / plan.prior.fast_k_per_w <= 2.0
+            assert 0.2 <= model.slow_k_per_w / plan.prior.slow_k_per_w <= 2.5
+
+
+@given(st.floats(70, 84), st.integers(1, 40))
+def test_the_same_arguments_give_the_same_answer(value_c: float, seconds: int) -> None:
+    def history() -> list[Grant]:
+        memory, grants = Memory(), []
+        for second in range(seconds):
+            grant, memory = decide(PLAN, at(value_c, float(second)), memory, float(second))
+            grants.append(grant)
+        return grants
+
+    assert history() == history()

@@ -1,0 +1,264 @@
+"""How a board heats up: a two-node thermal model, identified online from the watts spent and the temperatures seen.
+
+    T = ambient + fast * P_fast + slow * P_slow + start * exp(-t / slow_s)
+
+P_fast and P_slow are the spent watts behind a low pass of `fast_s` and `slow_s`: the die and the board with its sink.
+The thermal resistances and the ambient temperature are found by recursive least squares with exponential forgetting
+and a prior from the board's table (stabilised forgetting: what the data say nothing about returns to the prior, so
+the covariance cannot wind up while a board idles). The slow time constant is the best of a bank of candidates.
+Regressing on low-passed watts instead of on old temperatures keeps sensor noise out of the regressors.
+
+It does not decide anything (`governor`) and reads no clock: the elapsed time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+OBSERVATION_C = 6.0
+"""Weight of one sample against the prior, as a standard deviation. Far above the sensor's 0.6: the samples of a second
+are not independent, for what two nodes cannot explain (leakage, age of the sample) stays the same for minutes."""
+FORGET_S = 1200.0
+ERROR_S = 300.0
+SOLVE_EVERY_S = 10.0
+SLOW_CANDIDATES_S = (50.0, 90.0, 165.0, 300.0, 550.0, 1000.0)
+"""From a fan's 64 s to a closed metal case's 840 s (facts: fits to published step responses)."""
+SWITCH_BELOW = 0.9
+"""Another time constant is taken over when its error is a tenth smaller, so that two equals do not alternate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is assumed of a board before anything was seen. Watts at the board's input, K/W, seconds.
+
+    `full_w` is what full load adds to `idle_w`.
+    """
+
+    idle_w: float
+    full_w: float
+    fast_k_per_w: float
+    fast_s: float
+    slow_k_per_w: float
+    slow_s: float
+
+
+PRIORS = {
+    "pi-zero-2": Prior(0.7, 2.2, 6.0, 7.2, 14.0, 165.0),
+    "pi-3": Prior(1.4, 3.7, 5.0, 7.0, 6.0, 165.0),
+    "pi-3b-plus": Prior(1.9, 4.0, 4.0, 7.0, 6.0, 165.0),
+    "pi-4": Prior(2.7, 4.0, 4.3, 7.3, 4.6, 165.0),
+    "pi-5": Prior(3.2, 7.5, 2.1, 7.3, 3.9, 165.0),
+    "jetson-nano": Prior(2.0, 8.0, 1.0, 4.0, 4.0, 550.0),
+    "orin-nano": Prior(5.0, 15.0, 0.6, 3.0, 1.6, 300.0),
+    "orin-nx": Prior(6.0, 20.0, 0.5, 3.0, 1.4, 300.0),
+    "orin": Prior(9.0, 40.0, 0.25, 3.0, 0.7, 300.0),
+}
+"""Fits to published step responses and power figures (facts/boards.md D2; Zero 2 W, 3 and the Jetsons estimated)."""
+ANY_BOARD = Prior(3.0, 6.0, 2.5, 7.0, 4.5, 165.0)
+
+
+def prior_for(board_key: str) -> Prior:
+    """The prior of a board by its key in `sensors.boards`; an average one for a board that is not in the table."""
+    return PRIORS.get(board_key, ANY_BOARD)
+
+
+class Track(NamedTuple):
+    """One candidate time constant with its least-squares state.
+
+    `gram` is the upper triangle of the weighted sum of outer products of (1, P_fast, P_slow, start); `moment` the sum
+    of regressors times temperature; `theta` the last solution; `error_c2` the recent mean squared prediction error.
+    """
+
+    slow_s: float
+    slow_w: float
+    start: float
+    gram: tuple[float, ...]
+    moment: tuple[float, float, float, float]
+    theta: tuple[float, float, float, float]
+    error_c2: float
+
+
+class Model(NamedTuple):
+    """The board as it is understood now.
+
+    `expected_c`: the ambient temperature assumed at the start; `seen_s`: how long it was watched under a changing load.
+    """
+
+    expected_c: float
+    ambient_c: float
+    fast_k_per_w: float
+    fast_s: float
+    slow_k_per_w: float
+    slow_s: float
+    fast_w: float
+    tracks: tuple[Track, ...]
+    best: int
+    unsolved_s: float = 0.0
+    seen_s: float = 0.0
+    lowest_w: float = math.inf
+    highest_w: float = 0.0
+
+    @property
+    def total_k_per_w(self) -> float:
+        """Degrees per watt when everything has settled."""
+        return self.fast_k_per_w + self.slow_k_per_w
+
+
+def start_model(prior: Prior, first_c: float) -> Model:
+    """Nothing seen yet: the prior, a board settled at idle, and the room that explains its first temperature.
+
+    A board that was just under load makes the room look too warm: the error is on the careful side, and goes.
+    """
+    spent_w = prior.idle_w
+    ambient_c = first_c - (prior.fast_k_per_w + prior.slow_k_per_w) * spent_w
+    theta = (ambient_c, prior.fast_k_per_w, prior.slow_k_per_w, 0.0)
+    tracks = tuple(
+        Track(slow_s, spent_w, 1.0, (0.0,) * 10, (0.0,) * 4, theta, OBSERVATION_C**2) for slow_s in SLOW_CANDIDATES_S
+    )
+    best = min(range(len(tracks)), key=lambda index: abs(math.log(tracks[index].slow_s / prior.slow_s)))
+    return Model(
+        ambient_c,
+        ambient_c,
+        prior.fast_k_per_w,
+        prior.fast_s,
+        prior.slow_k_per_w,
+        tracks[best].slow_s,
+        spent_w,
+        tracks,
+        best,
+    )
+
+
+def advance(model: Model, spent_w: float, elapsed_s: float) -> Model:
+    """Let the low passes follow the watts spent during `elapsed_s`; nothing is learned."""
+    fast_w = model.fast_w + (spent_w - model.fast_w) * -math.expm1(-elapsed_s / model.fast_s)
+    tracks = tuple(_advanced(track, spent_w, elapsed_s) for track in model.tracks)
+    return model._replace(fast_w=fast_w, tracks=tracks)
+
+
+def _advanced(track: Track, spent_w: float, elapsed_s: float) -> Track:
+    keep = math.exp(-elapsed_s / track.slow_s)
+    slow_w = spent_w + (track.slow_w - spent_w) * keep
+    return Track(track.slow_s, slow_w, track.start * keep, track.gram, track.moment, track.theta, track.error_c2)
+
+
+def learn(model: Model, prior: Prior, measured_c: float, elapsed_s: float) -> Model:
+    """Take a fresh temperature into all tracks; every `SOLVE_EVERY_S` solve them and take over the best.
+
+    The resistances are bounded; the ambient temperature is what then explains the mean.
+    """
+    keep, keep_error = math.exp(-elapsed_s / FORGET_S), math.exp(-elapsed_s / ERROR_S)
+    tracks = tuple(_learned(track, model.fast_w, measured_c, keep, keep_error) for track in model.tracks)
+    lowest_w, highest_w = min(model.lowest_w, model.fast_w), max(model.highest_w, model.fast_w)
+    moved = highest_w - lowest_w >= 0.2 * prior.full_w
+    unsolved_s = model.unsolved_s + elapsed_s
+    model = model._replace(
+        tracks=tracks,
+        unsolved_s=unsolved_s,
+        seen_s=model.seen_s + (elapsed_s if moved else 0.0),
+        lowest_w=lowest_w,
+        highest_w=highest_w,
+    )
+    return _solved(model, prior) if unsolved_s >= SOLVE_EVERY_S else model
+
+
+def _learned(track: Track, fast_w: float, measured_c: float, keep: float, keep_error: float) -> Track:
+    slow_w, start = track.slow_w, track.start
+    a, b, c, d = track.theta
+    miss_c = measured_c - a - b * fast_w - c * slow_w - d * start
+    g = track.gram
+    m = track.moment
+    gram = (
+        keep * g[0] + 1.0,
+        keep * g[1] + fast_w,
+        keep * g[2] + slow_w,
+        keep * g[3] + start,
+        keep * g[4] + fast_w * fast_w,
+        keep * g[5] + fast_w * slow_w,
+        keep * g[6] + fast_w * start,
+        keep * g[7] + slow_w * slow_w,
+        keep * g[8] + slow_w * start,
+        keep * g[9] + start * start,
+    )
+    moment = (
+        keep * m[0] + measured_c,
+        keep * m[1] + fast_w * measured_c,
+        keep * m[2] + slow_w * measured_c,
+        keep * m[3] + start * measured_c,
+    )
+    error_c2 = keep_error * track.error_c2 + (1.0 - keep_error) * miss_c * miss_c
+    return Track(track.slow_s, slow_w, start, gram, moment, track.theta, error_c2)
+
+
+def _solved(model: Model, prior: Prior) -> Model:
+    tracks = tuple(track._replace(theta=_solve(track, prior, model.expected_c)) for track in model.tracks)
+    best = min(range(len(tracks)), key=lambda index: tracks[index].error_c2)
+    if tracks[best].error_c2 > SWITCH_BELOW * tracks[model.best].error_c2:
+        best = model.best
+    _, fast, slow, started_c = tracks[best].theta
+    fast = _between(fast, 0.5 * prior.fast_k_per_w, 2.0 * prior.fast_k_per_w)
+    slow = _between(slow, 0.2 * prior.slow_k_per_w, 2.5 * prior.slow_k_per_w)
+    g = tracks[best].gram
+    return model._replace(
+        tracks=tracks,
+        best=best,
+        ambient_c=(tracks[best].moment[0] - fast * g[1] - slow * g[2] - started_c * g[3]) / g[0],
+        fast_k_per_w=fast,
+        slow_k_per_w=slow,
+        slow_s=tracks[best].slow_s,
+        unsolved_s=0.0,
+    )
+
+
+def _solve(track: Track, prior: Prior, ambient_c: float) -> tuple[float, float, float, float]:
+    """Least squares with the prior as four more observations; symmetric and positive definite by it."""
+    expected = (ambient_c, prior.fast_k_per_w, prior.slow_k_per_w, 0.0)
+    spread = (12.0, 0.3 * prior.fast_k_per_w, 0.5 * prior.slow_k_per_w, 25.0)
+    weights = [(OBSERVATION_C / each) ** 2 for each in spread]
+    g = track.gram
+    rows = [
+        [g[0] + weights[0], g[1], g[2], g[3]],
+        [g[1], g[4] + weights[1], g[5], g[6]],
+        [g[2], g[5], g[7] + weights[2], g[8]],
+        [g[3], g[6], g[8], g[9] + weights[3]],
+    ]
+    right = [track.moment[i] + weights[i] * expected[i] for i in range(4)]
+    for i in range(4):
+        for j in range(i + 1, 4):
+            factor = rows[j][i] / rows[i][i]
+            right[j] -= factor * right[i]
+            for k in range(i, 4):
+                rows[j][k] -= factor * rows[i][k]
+    found = [0.0] * 4
+    for i in (3, 2, 1, 0):
+        found[i] = (right[i] - sum(rows[i][k] * found[k] for k in range(i + 1, 4))) / rows[i][i]
+    return found[0], found[1], found[2], found[3]
+
+
+def forecast_c(model: Model, now_c: float, power_w: float, ahead_s: float) -> float:
+    """The temperature after `ahead_s` at `power_w`, from `now_c` now. Anchored at what is measured: the model only
+    adds the change, so that a wrong ambient temperature hardly matters."""
+    slow_now_c = now_c - model.fast_k_per_w * model.fast_w
+    fast = model.fast_k_per_w * (power_w - model.fast_w) * -math.expm1(-ahead_s / model.fast_s)
+    slow = (model.ambient_c + model.slow_k_per_w * power_w - slow_now_c) * -math.expm1(-ahead_s / model.slow_s)
+    return now_c + fast + slow
+
+
+def holding_w(model: Model, now_c: float, target_c: float, ahead_s: float) -> float:
+    """The watts that bring the temperature to `target_c` in `ahead_s`, the die settled: the sustainable power for
+    that horizon. May be negative."""
+    slow_now_c = now_c - model.fast_k_per_w * model.fast_w
+    reached = -math.expm1(-ahead_s / model.slow_s)
+    rise_c = target_c - slow_now_c - (model.ambient_c - slow_now_c) * reached
+    return rise_c / (model.fast_k_per_w + model.slow_k_per_w * reached)
+
+
+def settled_w(model: Model, target_c: float) -> float:
+    """The watts that hold `target_c` for ever, by the model alone. May be negative."""
+    return (target_c - model.ambient_c) / model.total_k_per_w
+
+
+def _between(value: float, low: float, high: float) -> float:
+    return max(low, min(value, high))

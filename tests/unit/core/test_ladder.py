@@ -1,0 +1,69 @@
+"""Rungs: which limits do the most work with the power that is left."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.core.ladder import CHANGE_GAIN, build, choose, without_clock, work
+
+CLOCKS = (0.625, 0.75, 0.875, 1.0)
+
+
+@pytest.mark.parametrize("bandwidth_bound", [False, True])
+def test_the_first_rung_is_without_limits(bandwidth_bound: bool) -> None:
+    first = build(4, CLOCKS, bandwidth_bound)[0]
+    assert (first.threads, first.clock) == (4, 1.0)
+    assert (first.power, first.speed) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize("bandwidth_bound", [False, True])
+def test_less_power_never_means_more_speed(bandwidth_bound: bool) -> None:
+    rungs = build(4, CLOCKS, bandwidth_bound)
+    for one in rungs:
+        for other in rungs:
+            if one.threads <= other.threads and one.clock <= other.clock:
+                assert one.power <= other.power
+                assert one.speed <= other.speed + 1e-9
+
+
+def test_an_encoder_gives_up_clock_first_and_is_then_paced_with_all_threads() -> None:
+    rungs = build(4, CLOCKS, False)
+    for share in (0.9, 0.7, 0.5, 0.3, 0.1):
+        assert rungs[choose(rungs, 0, share)].threads == 4
+    assert rungs[choose(rungs, 0, 0.6)].clock < 1.0
+    assert choose(build(4, (), False), 0, 0.3) == 0
+
+
+def test_a_generator_without_clock_gives_up_threads_but_never_the_second() -> None:
+    rungs = build(4, (), True)
+    assert rungs[choose(rungs, 0, 0.8)].threads == 3
+    assert [rungs[choose(rungs, 0, share)].threads for share in (0.5, 0.2, 0.05)] == [2, 2, 2]
+
+
+def test_a_rung_is_kept_while_no_other_is_clearly_better() -> None:
+    rungs = build(4, CLOCKS, False)
+    here = choose(rungs, 0, 0.5)
+    assert choose(rungs, here, 0.5 * 1.005) == here
+
+
+def test_with_everything_allowed_it_returns_to_the_first() -> None:
+    rungs = build(4, CLOCKS, True)
+    assert choose(rungs, len(rungs) - 1, 1.0) == 0
+
+
+def test_a_clock_that_may_not_be_set_is_not_in_it() -> None:
+    assert {rung.clock for rung in build(4, (), False)} == {1.0}
+
+
+@given(st.integers(1, 16), st.lists(st.floats(0.1, 1.0), max_size=6), st.booleans(), st.floats(0, 1), st.data())
+def test_the_choice_is_as_good_as_the_margin_allows(
+    threads: int, clocks: list[float], bandwidth_bound: bool, share: float, data: st.DataObject
+) -> None:
+    rungs = build(threads, tuple(clocks), bandwidth_bound)
+    current = data.draw(st.integers(0, len(rungs) - 1))
+    chosen = choose(rungs, current, share)
+    assert work(rungs[chosen], share) * CHANGE_GAIN >= max(work(rung, share) for rung in rungs) - 1e-12
+    free = rungs[without_clock(rungs, chosen)]
+    assert (free.threads, free.clock) == (rungs[chosen].threads, 1.0)

@@ -1,0 +1,92 @@
+"""Believing a temperature: late is bridged, lost and frozen are not, the hotter of two counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_agent.base.reading import Reading, unavailable
+from edge_agent.core.trust import BACK_S, FROZEN_AFTER_S, FROZEN_AT_MOST_S, STALE_S, Belief, Die, Trust, believe
+
+COLD = Die(3.2, 2.2, False)
+
+
+def at(value_c: float, taken_s: float) -> Reading:
+    return Reading(value_c, "celsius", "cpu", taken_s)
+
+
+def lost(now_s: float) -> Reading:
+    return unavailable("celsius", "cpu", now_s, "the file is gone")
+
+
+def flickering(trust: Trust, seconds: int, start_s: float = 0.0, die: Die = COLD) -> tuple[Belief, Trust]:
+    belief = Belief(None)
+    for second in range(seconds):
+        now_s = start_s + second
+        belief, trust = believe(at(50.0 + 0.55 * (second % 2), now_s), None, trust, die, now_s)
+    return belief, trust
+
+
+def test_a_fresh_number_is_believed() -> None:
+    belief, _ = believe(at(50.0, 0.0), None, Trust(), COLD, 1.0)
+    assert belief == Belief(50.0)
+
+
+def test_a_machine_that_never_had_one_is_not_lost() -> None:
+    belief, trust = believe(lost(0.0), None, Trust(), COLD, 100.0)
+    assert (belief.value_c, belief.lost, trust.seen) == (None, None, False)
+
+
+def test_a_late_sample_is_neither_believed_nor_lost_until_it_is_stale() -> None:
+    _, trust = flickering(Trust(), 10)
+    belief, trust = believe(lost(10.0), None, trust, COLD, 9.0 + STALE_S - 0.1)
+    assert belief == Belief(None)
+    belief, trust = believe(lost(10.0), None, trust, COLD, 9.0 + STALE_S)
+    assert belief.lost == "the file is gone"
+
+
+def test_an_old_sample_is_not_fresh() -> None:
+    _, trust = flickering(Trust(), 10)
+    belief, _ = believe(at(50.0, 9.0), None, trust, COLD, 9.0 + STALE_S + 0.1)
+    assert belief.lost == "the last sample is too old (5 s)"
+
+
+def test_one_that_comes_back_must_behave_first() -> None:
+    _, trust = flickering(Trust(), 10)
+    _, trust = believe(lost(20.0), None, trust, COLD, 20.0)
+    for after_s in range(int(BACK_S)):
+        belief, trust = believe(at(51.0 + after_s, 21.0 + after_s), None, trust, COLD, 21.0 + after_s)
+        assert belief.value_c is None
+    belief, _ = believe(at(54.0, 24.0), None, trust, COLD, 24.0)
+    assert belief.value_c == 54.0
+
+
+def test_unchanged_while_the_load_moved_the_die_is_frozen() -> None:
+    belief, trust = believe(at(50.0, 0.0), None, Trust(), COLD, 0.0)
+    hot = Die(3.2 + 1.0, 2.2, True)
+    for second in range(1, int(FROZEN_AFTER_S)):
+        belief, trust = believe(at(50.0, second), None, trust, hot, float(second))
+        assert belief.value_c == 50.0
+    belief, trust = believe(at(50.0, 10.0), None, trust, hot, 10.0)
+    assert belief.lost == "it has said 50.0 °C for 10 s while the load must have moved it"
+    belief, trust = believe(at(50.0, 11.0), None, trust, hot, 11.0)
+    assert belief.lost is not None
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_unchanged_for_minutes_is_frozen_under_load_and_quiet_at_idle(loaded: bool) -> None:
+    trust, die = Trust(), Die(5.0, 2.2, loaded)
+    for second in range(int(FROZEN_AT_MOST_S) + 1):
+        belief, trust = believe(at(50.0, second), None, trust, die, float(second))
+    assert (belief.lost is not None) == loaded
+
+
+def test_the_second_source_stands_in_and_the_hotter_counts() -> None:
+    second = Reading(55.0, "celsius", "jtop", 0.0)
+    assert believe(lost(0.0), second, Trust(), COLD, 0.0)[0].value_c == 55.0
+    assert believe(at(50.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(55.0)
+    assert believe(at(70.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(70.0, None, "cpu says 70.0 °C, jtop 55.0 °C")
+
+
+def test_a_broken_second_source_changes_nothing() -> None:
+    second = unavailable("celsius", "jtop", 0.0, "no service")
+    assert believe(at(50.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(50.0)
