@@ -1,9 +1,14 @@
-"""Sentence embeddings: the features, scaled to length one, so that a dot product is the cosine."""
+"""Sentence embeddings: the features, scaled to length one, so that a dot product is the cosine.
+
+Given with six decimals: half of the bytes of a message, and an error far below that of INT8.
+"""
 
 import math
 from typing import Any, Dict, List, Mapping
 
 from edge_agent.tasks.api import Prepared, Task, refuse_unknown
+
+DECIMALS = 6
 
 
 class Embed(Task):
@@ -21,7 +26,7 @@ class Embed(Task):
             length = math.sqrt(sum(value * value for value in values)) or 1.0
             results.append(
                 {
-                    "embedding": [value / length for value in values],
+                    "embedding": [round(value / length, DECIMALS) for value in values],
                     "tokens": prepared.tokens[place],
                     "truncated": prepared.truncated[place],
                 }

@@ -1,0 +1,159 @@
+"""A random small BERT from PyTorch to the device's backend, with and without an adapter, in every number format."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edge_agent.base.errors import BackendError, ConfigError
+from edge_forge import measure
+from edge_forge.onnx_graph.graph import metadata, opset
+from edge_forge.onnx_graph.parity import Parity, demand, largest
+from edge_forge.steps import export, quantize
+from edge_forge.training.adapters import save_adapter
+from edge_forge.training.predict import predict_with_features
+from tests.support import tiny_base as tiny
+
+pytestmark = pytest.mark.slow  # PyTorch's exporter takes seconds even for a tiny model
+BASE_ID = "sha256:" + "12" * 32
+TEXTS = tuple(text for text, _ in tiny.ROWS)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    bank = export.Bank(targets=("all",), first_layer=1, rank=4, max_labels=5)
+    record = export.export_base(
+        base_dir=tiny_base, out_dir=folder, base_id=BASE_ID, bank=bank, texts=TEXTS, tolerance=1e-4, max_tokens=16
+    )
+    return folder, record, bank
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, tmp_path_factory):
+    """An adapter in the device's form on the upper layers, as the train step leaves it."""
+    folder = tmp_path_factory.mktemp("trained")
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for layer in (2, 3):
+        for module in ("attention.self.query", "attention.self.value", "output.dense"):
+            d_in, d_out = (64, 32) if module == "output.dense" else (32, 32)
+            tensors[f"encoder.layer.{layer}.{module}.A"] = torch.randn(d_in, 3, generator=generator)
+            tensors[f"encoder.layer.{layer}.{module}.B"] = torch.randn(3, d_out, generator=generator) * 0.05
+    tensors["head.weight"] = torch.randn(32, 3, generator=generator)
+    tensors["head.bias"] = torch.randn(3, generator=generator)
+    save_adapter(folder / "adapter.safetensors", tensors, {"base_id": BASE_ID, "rank": "3"})
+    return folder
+
+
+def subject(folder, name="model.onnx", **more):
+    return measure.Subject(folder / name, folder / "tokenizer.json", 16, threads=1, max_rows=8, **more)
+
+
+def test_the_base_is_exported_once_with_its_bank(base):
+    folder, record, bank = base
+    model = onnx.load(folder / "model.onnx")
+    assert record.opset == opset(model) == export.OPSET
+    assert metadata(model, "edge.base_id") == BASE_ID
+    assert metadata(model, "edge.bank")["rank"] == bank.rank
+    assert len(record.modules) == 3 * 6 and not any(".layer.0." in name for name in record.modules)
+    assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim] != ["", ""]
+    assert record.parity["base"]["features"] < 1e-4
+    assert record.parity["adapter"]["effect"] > 0.01
+    assert not list(folder.glob("*.data")), "weights are inside the file"
+    json.dumps(export.as_dict(record))
+
+
+def test_an_adapter_on_the_device_is_pytorchs(base, trained, tiny_base):
+    folder, _, _ = base
+    adapted = subject(folder, adapter=trained / "adapter.safetensors", base_id=BASE_ID)
+    found = measure.outputs(adapted, TEXTS)
+    features, logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)
+    assert found.features == pytest.approx(features, abs=1e-4)
+    assert found.logits == pytest.approx(logits, abs=1e-3)
+    golden = measure.golden(adapted, TEXTS[:4])
+    assert golden.logits == pytest.approx(logits[:4], abs=1e-3)
+
+
+def test_a_merged_model_is_the_base_with_its_adapter(tiny_base, trained, tmp_path):
+    record = export.export_merged(
+        base_dir=tiny_base, trained_dir=trained, out_dir=tmp_path, base_id=BASE_ID, texts=TEXTS, max_tokens=16
+    )
+    assert record.modules == ()
+    assert record.parity["merged"]["logits"] < 1e-3
+    logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
+    formats = quantize.make(
+        encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, calibration=TEXTS, max_tokens=16,
+        tokenizer_path=tmp_path / "tokenizer.json",
+    )  # fmt: skip
+    for path in formats.values():
+        off = np.abs(measure.outputs(subject(tmp_path, path.name), TEXTS).logits - logits).max()
+        assert 0 < off < 0.3, path.name
+
+
+def test_int8_bases_take_the_same_adapter(base, trained, tiny_base, tmp_path):
+    folder, record, bank = base
+    formats = quantize.make(
+        encoder_path=folder / "encoder.onnx", out_dir=tmp_path, formats=(quantize.DYNAMIC, quantize.STATIC),
+        calibration=TEXTS, tokenizer_path=folder / "tokenizer.json", max_tokens=16, bank=(bank, record.modules),
+    )  # fmt: skip
+    logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
+    for path in formats.values():
+        adapted = measure.Subject(
+            path, folder / "tokenizer.json", 16, trained / "adapter.safetensors", BASE_ID, threads=1
+        )
+        off = np.abs(measure.outputs(adapted, TEXTS).logits - logits).max()
+        assert 0 < off < 0.3, path.name
+
+
+def test_latency_and_memory_are_measured(base):
+    folder, _, _ = base
+    found = measure.latency(subject(folder), TEXTS, runs=6)
+    assert 0 < found.p50_ms <= found.p95_ms
+    assert found.texts_per_s > 0
+    memory = measure.memory(subject(folder))
+    assert 0 < memory.session_bytes < memory.peak_bytes
+
+
+def test_memory_of_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(base, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"broken")
+    with pytest.raises(BackendError, match="cannot load the graph"):
+        measure.memory(measure.Subject(tmp_path / "model.onnx", base[0] / "tokenizer.json"))
+
+
+def test_a_float16_bank_is_refused(base, tmp_path):
+    folder, record, bank = base
+    with pytest.raises(ConfigError, match="no float16 form"):
+        quantize.make(
+            encoder_path=folder / "encoder.onnx", out_dir=tmp_path, formats=("fp16",), bank=(bank, record.modules)
+        )
+
+
+def test_an_untrained_folder_is_refused(tiny_base, tmp_path):
+    with pytest.raises(BackendError, match="no trained result"):
+        export.export_merged(base_dir=tiny_base, trained_dir=tmp_path, out_dir=tmp_path / "out", base_id=BASE_ID)
+
+
+@pytest.mark.parametrize(
+    ("parity", "reason"),
+    [
+        (Parity(2e-3), "features differ from PyTorch by 0.002"),
+        (Parity(0.0, 2e-3), "logits differ"),
+        (Parity(float("inf")), "differ from PyTorch by inf"),
+        (Parity(float("nan")), "differ from PyTorch by nan"),
+        (Parity(1e-4, 1e-4, 1e-4), "moves the features by only"),
+        (Parity(0.0, 0.0, 0.0), "moves the features by only"),
+    ],
+)
+def test_beyond_tolerance_or_without_effect_the_step_fails(parity, reason):
+    with pytest.raises(BackendError, match=reason):
+        demand(parity, 1e-3, "the graph")
+
+
+def test_parity_of_other_shapes_or_of_nothing_finite_is_infinite():
+    ones = np.ones((2, 3), np.float32)
+    assert largest(ones, np.ones((2, 4), np.float32)) == float("inf")
+    assert largest(ones * np.nan, ones) == float("inf")
+    assert largest(ones, ones * 0.5) == 0.5

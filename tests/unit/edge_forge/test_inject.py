@@ -1,0 +1,100 @@
+import copy
+
+import numpy as np
+import onnx
+import pytest
+
+from edge_agent.base.errors import BackendError
+from edge_forge.onnx_graph.graph import GraphEditor, metadata, opset, save
+from edge_forge.onnx_graph.inject import inject_bank
+from edge_forge.onnx_graph.quantize import quantize_dynamic
+from edge_forge.onnx_graph.sites import KEY, name_sites, read_sites
+from tests.support import small_graph as small
+
+
+def test_modules_that_read_the_same_tensor_become_one_product():
+    model = small.encoder()
+    sites = read_sites(model)
+    assert [site.modules for site in sites] == [small.MODULES[:3], small.MODULES[3:]]
+    assert [site.d_out for site in sites] == [(16, 16, 16), (16,)]
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert len(products) == 4, "two of weights, two of attention"
+
+
+def test_a_module_whose_weight_is_not_in_the_graph_is_named():
+    model = small.encoder()
+    with pytest.raises(BackendError, match=r"1 linear modules .* layer.0.up"):
+        name_sites(model, {"layer.0.up": np.ones((3, 4), np.float32)})
+
+
+def test_bank_inputs_are_required_and_described():
+    model = small.encoder()
+    inject_bank(model, small.MODULES, 8, 5)
+    inputs = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    }
+    assert not set(inputs) & {tensor.name for tensor in model.graph.initializer}, (
+        "an optional input is folded by TensorRT"
+    )
+    bank = metadata(model, "edge.bank")
+    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (1, 8, 5, 16)
+    assert [site["modules"] for site in bank["sites"]] == [list(small.MODULES[:3]), list(small.MODULES[3:])]
+    for site in bank["sites"]:
+        assert inputs[site["a"]][:2] == ["rows", site["d_in"]]
+        assert [inputs[name][2] for name in site["b"]] == site["d_out"]
+        assert len({inputs[name][1] for name in site["b"]}) == 1
+    assert inputs["head.weight"] == ["rows", 16, 5]
+
+
+def test_only_the_chosen_modules_are_banked():
+    model = small.encoder()
+    inject_bank(model, {"layer.0.query", "layer.0.value"}, 8, 5)
+    (site,) = metadata(model, "edge.bank")["sites"]
+    assert site["modules"] == ["layer.0.query", "layer.0.value"]
+    assert len(site["b"]) == 2
+
+
+def test_a_module_that_is_not_there_and_a_second_bank_are_refused():
+    model = small.encoder()
+    with pytest.raises(BackendError, match=r"no linear module layer\.7\.key"):
+        inject_bank(copy.deepcopy(model), ["layer.0.key", "layer.7.key"], 4, 4)
+    inject_bank(model, small.MODULES, 4, 4)
+    with pytest.raises(BackendError, match="already has"):
+        inject_bank(model, small.MODULES, 4, 4)
+
+
+def test_a_graph_without_a_site_map_is_refused():
+    model = small.encoder()
+    del model.metadata_props[:]
+    with pytest.raises(BackendError, match="no site map"):
+        inject_bank(model, small.MODULES, 4, 4)
+
+
+def test_quantising_first_keeps_what_injection_needs():
+    quantised = quantize_dynamic(small.encoder())
+    assert metadata(quantised, KEY) == metadata(small.encoder(), KEY)
+    inject_bank(quantised, small.MODULES, 4, 4)
+    onnx.checker.check_model(quantised, full_check=True)
+
+
+def test_finishing_drops_dead_nodes_and_sorts(tmp_path):
+    model = small.encoder()
+    editor = GraphEditor(model)
+    editor.add("Neg", ["late"], ["dead"])
+    editor.add_constant("unused", np.zeros(3, np.float32))
+    editor.add("Neg", ["features"], ["late"])
+    before = len(model.graph.node)
+    editor.finish()
+    assert len(model.graph.node) == before - 2
+    assert "unused" not in {tensor.name for tensor in model.graph.initializer}
+    assert opset(model) == 18
+
+
+def test_the_same_graph_is_saved_as_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        model = small.encoder()
+        inject_bank(model, small.MODULES, 4, 4)
+        save(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"], "nothing half-written stays"
