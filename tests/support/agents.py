@@ -158,9 +158,9 @@ class AgentProcess:
 
 
 @contextlib.contextmanager
-def running(agent: AgentProcess) -> Iterator[AgentProcess]:
+def running(agent: AgentProcess, **environment: str) -> Iterator[AgentProcess]:
     """An agent for the length of a block."""
-    agent.start()
+    agent.start(**environment)
     try:
         yield agent
     finally:
