@@ -156,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from edge_agent.demo import run
+    from edge_agent.demo.show import run
 
     return run(options.build, options.models)
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import msgspec
 
 from edge_agent.base.errors import EdgeError, RequestError
 from edge_agent.base.units import duration_text
+from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 
@@ -47,12 +45,14 @@ def run(build: Path, models: Path) -> int:
     folder = (build / "demo").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(_broker(folder))
-        config = _write_config(folder, port, root)
+        port, name = stack.enter_context(stage.broker(folder))
+        _say("broker", f"{name} on port {port}")
+        config = stage.write_config(folder, port, root, DEVICE)
         _say("install", "verify signatures, run the golden probes on this machine, activate")
         for package in packages:
             _call([sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)])
-        stack.enter_context(_daemon(config, folder))
+        running = stack.enter_context(stage.daemon(config, folder))
+        _say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
         asyncio.run(_converse(port))
         _say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_next_steps(build, config))
@@ -75,58 +75,6 @@ def _build_packages(build: Path, models: Path) -> tuple[list[Path], Path]:
         packages += [Path(path) for path in built["packages"] if Path(path) not in packages]
         root = Path(built["trust_root"])
     return packages, root
-
-
-@contextlib.contextmanager
-def _broker(folder: Path) -> Iterator[int]:
-    """A broker of our own on a free port: mosquitto where it is installed, else amqtt in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if mosquitto:
-        settings = folder / "mosquitto.conf"
-        settings.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n"
-        )
-        command = [mosquitto, "-c", str(settings)]
-    else:
-        settings = folder / "amqtt.yaml"
-        settings.write_text(
-            f"listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:{port}\n"
-            "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n"
-        )
-        command = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(settings)]
-    _say("broker", f"{'mosquitto' if mosquitto else 'amqtt (MQTT 3.1.1)'} on port {port}")
-    with _process(command, folder / "broker.log") as process:
-        _wait_for_port(port, process, folder / "broker.log")
-        yield port
-
-
-@contextlib.contextmanager
-def _daemon(config: Path, folder: Path) -> Iterator[None]:
-    """`edge-agent run`, ready: it tells so over the same socket that systemd would give it."""
-    address = folder / "notify.sock"
-    address.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.bind(str(address))
-        channel.settimeout(READY_S)
-        started_s = time.monotonic()
-        command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
-        with _process(command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as process:
-            while b"READY=1" not in _next_word(channel, process, folder / "agent.log"):
-                pass
-            _say("daemon", f"pid {process.pid}, ready after {duration_text(time.monotonic() - started_s)}")
-            yield
-
-
-def _next_word(channel: socket.socket, process: subprocess.Popen[bytes], log: Path) -> bytes:
-    try:
-        return channel.recv(4096)
-    except TimeoutError:
-        code = process.poll()
-        state = f"ended with exit code {code}" if code is not None else "does not get ready"
-        raise EdgeError(f"the daemon {state}: {_tail(log)}", "demo") from None
 
 
 async def _converse(port: int) -> None:
@@ -169,43 +117,6 @@ async def _show_board(client: RequestClient, reply: dict[str, Any]) -> None:
     print(f"    {'energy/request':<14} {joules:<22} {energy['method']}")
 
 
-def _write_config(folder: Path, port: int, root: Path) -> Path:
-    config = folder / "edge-agent.toml"
-    config.write_text(
-        f'[device]\nid = "{DEVICE}"\n\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n\n'
-        f'[store]\nstate_dir = "{folder / "state"}"\ntrust_root = "{root.absolute()}"\n\n'
-        '[worker]\nbackends = ["onnx"]\n\n[telemetry]\ninterval_s = 2.0\n'
-    )
-    return config
-
-
-@contextlib.contextmanager
-def _process(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**os.environ, **environment}
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(200):
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
-            return
-        time.sleep(0.05)
-    raise EdgeError(f"the broker does not start: {_tail(log)}", "demo", "install mosquitto, or amqtt for this Python")
-
-
 def _call(command: Sequence[str], capture: bool = False) -> bytes:
     done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, check=False)
     if done.returncode == 130:
@@ -213,10 +124,6 @@ def _call(command: Sequence[str], capture: bool = False) -> bytes:
     if done.returncode != 0:
         raise EdgeError(f"`{' '.join(command[1:5])} ...` failed, see above", "demo")
     return done.stdout or b""
-
-
-def _tail(log: Path) -> str:
-    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
 
 
 def _say(step: str, text: str) -> None:

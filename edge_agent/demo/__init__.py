@@ -1,0 +1,1 @@
+"""`edge-agent demo`, and the stage it stands on."""

@@ -1,0 +1,119 @@
+"""A broker and a daemon on this machine for the length of a block, in one folder: for the demo and for measuring."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.base.errors import EdgeError
+
+READY_S = 60.0
+STOP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process of the stage: its pid and how long it took to be ready."""
+
+    pid: int
+    ready_s: float
+
+
+def write_config(folder: Path, port: int, root: Path, device: str) -> Path:
+    """Settings of a daemon that keeps everything in `folder`; `root` is the trust root of its packages."""
+    config = folder / "edge-agent.toml"
+    config.write_text(
+        f'[device]\nid = "{device}"\n\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n\n'
+        f'[store]\nstate_dir = "{folder / "state"}"\ntrust_root = "{root.absolute()}"\n\n'
+        '[worker]\nbackends = ["onnx"]\n\n[telemetry]\ninterval_s = 2.0\n'
+    )
+    return config
+
+
+@contextlib.contextmanager
+def broker(folder: Path) -> Iterator[tuple[int, str]]:
+    """A broker on a free port, and its name: mosquitto where it is installed, else amqtt in its own process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if mosquitto:
+        settings = folder / "mosquitto.conf"
+        settings.write_text(
+            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n"
+        )
+        command = [mosquitto, "-c", str(settings)]
+    else:
+        settings = folder / "amqtt.yaml"
+        settings.write_text(
+            f"listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:{port}\n"
+            "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n"
+        )
+        command = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(settings)]
+    with _process(command, folder / "broker.log") as process:
+        _wait_for_port(port, process, folder / "broker.log")
+        yield port, "mosquitto" if mosquitto else "amqtt (MQTT 3.1.1)"
+
+
+@contextlib.contextmanager
+def daemon(config: Path, folder: Path) -> Iterator[Running]:
+    """`edge-agent run`, ready: it tells so over the same socket that systemd would give it."""
+    address = folder / "notify.sock"
+    address.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(address))
+        channel.settimeout(READY_S)
+        started_s = time.monotonic()
+        command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
+        with _process(command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as process:
+            while b"READY=1" not in _next_word(channel, process, folder / "agent.log"):
+                pass
+            yield Running(process.pid, time.monotonic() - started_s)
+
+
+def _next_word(channel: socket.socket, process: subprocess.Popen[bytes], log: Path) -> bytes:
+    try:
+        return channel.recv(4096)
+    except TimeoutError:
+        code = process.poll()
+        state = f"ended with exit code {code}" if code is not None else "does not get ready"
+        raise EdgeError(f"the daemon {state}: {_tail(log)}", "demo") from None
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**os.environ, **environment}
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(200):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+            return
+        time.sleep(0.05)
+    raise EdgeError(f"the broker does not start: {_tail(log)}", "demo", "install mosquitto, or amqtt for this Python")
+
+
+def _tail(log: Path) -> str:
+    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
