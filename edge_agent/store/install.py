@@ -22,6 +22,7 @@ from edge_agent.store.disk import replace_file
 from edge_agent.store.journal import Committed, Journal, ModelRecord, Record
 from edge_agent.store.plan import Change, Context, Plan, plan
 from edge_agent.store.setup import Progress, Setup
+from edge_agent.store.staging import stage
 from edge_agent.store.trial import Trial, run_trial
 
 # What records, folders and the file system's own books may take beside the blobs.
@@ -138,7 +139,7 @@ class Installer:
         total = sum(one.descriptor.size for one in steps.wanted)
         done = written = 0
         for one in steps.wanted:
-            if self._blobs.stage(package, one, self._setup.at):
+            if stage(self._blobs, package, one, self._setup.at):
                 written += one.descriptor.size
             done += one.descriptor.size
             self._progress("staging", done, total)

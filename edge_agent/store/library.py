@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,11 +21,13 @@ from edge_agent.bundle.contents import AdapterItem, read_item
 from edge_agent.store import shelf
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.disk import translated
-from edge_agent.store.install import Installer, InstallReport
 from edge_agent.store.journal import Journal, ModelRecord, Record, Slot
 from edge_agent.store.locks import change_lock
 from edge_agent.store.points import At, nowhere
-from edge_agent.store.setup import Progress, Setup, silent
+
+if TYPE_CHECKING:
+    from edge_agent.store.install import InstallReport
+    from edge_agent.store.setup import Progress, Setup
 
 log = logging.getLogger("edge_agent.store")
 
@@ -85,18 +88,23 @@ class Library:
             found.append(ModelHistory(name, model.current, model.previous, self._problem(model.current)))
         return tuple(found)
 
-    def install(self, package: Path, progress: Progress = silent) -> InstallReport:
+    def install(self, package: Path, progress: Progress | None = None) -> InstallReport:
         """Install a package (tar or folder). Raises PackageError or StoreError; then everything is as it was."""
         if self._setup is None:
             raise StoreError("this store was opened for reading only", str(self._root))
+        # What installs stays out of the daemon, which only reads: imports are memory.
+        from edge_agent.store.install import Installer
+        from edge_agent.store.setup import silent
+
+        report_to = progress or silent
         with self._changing():
             try:
-                report = Installer(self._root, self._journal, self._blobs, self._setup, progress).run(package)
+                report = Installer(self._root, self._journal, self._blobs, self._setup, report_to).run(package)
             finally:
                 self._collect()
             self._at("collected")
             self._at("committed")
-            progress("committed", report.written_bytes, report.written_bytes)
+            report_to("committed", report.written_bytes, report.written_bytes)
             return report
 
     def rollback(self, model: str) -> InstalledModel:

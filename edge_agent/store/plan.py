@@ -14,10 +14,11 @@ from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item
 from edge_agent.bundle.manifest import ModelDoc
 from edge_agent.bundle.statement import Release
-from edge_agent.store.blobs import Blobs, Wanted
+from edge_agent.store.blobs import Blobs
 from edge_agent.store.journal import AdapterRecord, ModelRecord, Record, Ref, Slot
 from edge_agent.store.select import Choice, Hardware, Wishes, choose
 from edge_agent.store.shelf import adapter_item, variant, variant_item
+from edge_agent.store.staging import Wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,12 +76,3 @@ def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="not Ed25519"):
         PrivateKey.load(path)
-
-
-def test_nothing_heavy_is_imported_by_the_format() -> None:
-    import subprocess
-    import sys
-
-    code = "import edge_agent.store.library, sys; print([m for m in ('cryptography', 'numpy') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"

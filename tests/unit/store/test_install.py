@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -384,3 +386,11 @@ def test_wishes_reach_the_choice(tmp_path: Path) -> None:
     library = Library(tmp_path / "store", make_setup(wishes=Wishes(prefer=("fp32",))))
     library.install(tiny.base_package(tmp_path))
     assert library.active()[0].variant.name == "onnx/fp32"
+
+
+def test_the_daemon_reads_the_store_without_what_installs() -> None:
+    """Imports are memory: signatures, planning and trials belong to the process that installs."""
+    code = "import edge_agent.store.library, sys; print(sorted(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    heavy = ("cryptography", "numpy", "edge_agent.bundle.sign", "edge_agent.bundle.verify", "edge_agent.store.install")
+    assert [name for name in heavy if f"'{name}'" in found] == []
