@@ -20,7 +20,7 @@ from edge_agent.core.ledger import Seen
 from edge_agent.core.scheduler import rows_ahead
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.envelope import Inbound
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,7 @@ class Intake:
         self._context.stats.duplicates += 1
         answer = self._context.ledger.answer(key)
         if seen is Seen.ANSWERED and answer is not None:
-            expiry_s = encode.whole_expiry_s(request.deadline_s - now_s)
-            again = Outbound(request.reply.topic, answer, correlation=request.correlation, expiry_s=expiry_s)
-            self._context.transport.publish(again)
+            self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))
         self._context.acks.release(message)
 
     def _admit(self, request: Request, message: Inbound, now_s: float) -> None:

@@ -20,6 +20,11 @@ class Transport(Protocol):
         """True between a successful CONNACK and the loss of the connection."""
         ...
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest body that can be sent now: our own limit, or the broker's if that is smaller."""
+        ...
+
     def alive(self) -> bool:
         """False when the link itself has stopped working; being offline is not that."""
         ...

@@ -64,7 +64,12 @@ class Responder:
         self._context.stats.model(job.model).note_answer(
             job.rows, event["batch"], total_ms, compute_ms, results, joules
         )
-        self._finish(job, State.DONE, 200, encode.reply(body, request.reply, job.deadline_s - now_s))
+        self._finish(
+            job,
+            State.DONE,
+            200,
+            encode.reply(body, request.reply, job.deadline_s - now_s, self._context.transport.max_payload_bytes),
+        )
 
     def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
         """A status word other than 200."""

@@ -45,15 +45,15 @@ def run(build: Path, models: Path) -> int:
     folder = (build / "demo").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        port, name = stack.enter_context(stage.broker(folder))
-        _say("broker", f"{name} on port {port}")
-        config = stage.write_config(folder, port, root, DEVICE)
+        broker = stack.enter_context(stage.broker(folder))
+        _say("broker", f"{broker.name} on port {broker.port}")
+        config = stage.write_config(folder, broker, root, DEVICE)
         _say("install", "verify signatures, run the golden probes on this machine, activate")
         for package in packages:
             _call([sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)])
         running = stack.enter_context(stage.daemon(config, folder))
         _say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
-        asyncio.run(_converse(port))
+        asyncio.run(_converse(broker))
         _say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_next_steps(build, config))
     return 0
@@ -77,9 +77,14 @@ def _build_packages(build: Path, models: Path) -> tuple[list[Path], Path]:
     return packages, root
 
 
-async def _converse(port: int) -> None:
+async def _converse(broker: stage.Broker) -> None:
     """Ask, one by one and then all at once, and show what came back."""
-    options = MqttOptions(host="127.0.0.1", port=port, client_id="demo-client")
+    options = MqttOptions(
+        host="127.0.0.1",
+        port=broker.port,
+        client_id="demo-client",
+        protocol=311 if broker.protocol == "3.1.1" else "auto",
+    )
     async with RequestClient(options, devices=[DEVICE]) as client:
         _say("ask", "one at a time, over MQTT")
         for adapter, text in QUESTIONS:

@@ -20,6 +20,15 @@ STOP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker of the stage: amqtt speaks MQTT 3.1.1 only, and is mute towards who tries 5 first."""
+
+    port: int
+    name: str
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
 class Running:
     """A process of the stage: its pid and how long it took to be ready."""
 
@@ -27,11 +36,12 @@ class Running:
     ready_s: float
 
 
-def write_config(folder: Path, port: int, root: Path, device: str) -> Path:
+def write_config(folder: Path, broker: Broker, root: Path, device: str) -> Path:
     """Settings of a daemon that keeps everything in `folder`; `root` is the trust root of its packages."""
     config = folder / "edge-agent.toml"
     config.write_text(
-        f'[device]\nid = "{device}"\n\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n\n'
+        f'[device]\nid = "{device}"\n\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n'
+        f'protocol = "{broker.protocol}"\n\n'
         f'[store]\nstate_dir = "{folder / "state"}"\ntrust_root = "{root.absolute()}"\n\n'
         '[worker]\nbackends = ["onnx"]\n\n[telemetry]\ninterval_s = 2.0\n'
     )
@@ -39,8 +49,8 @@ def write_config(folder: Path, port: int, root: Path, device: str) -> Path:
 
 
 @contextlib.contextmanager
-def broker(folder: Path) -> Iterator[tuple[int, str]]:
-    """A broker on a free port, and its name: mosquitto where it is installed, else amqtt in its own process."""
+def broker(folder: Path) -> Iterator[Broker]:
+    """A broker on a free port: mosquitto where it is installed, else amqtt in its own process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -60,7 +70,7 @@ def broker(folder: Path) -> Iterator[tuple[int, str]]:
         command = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(settings)]
     with _process(command, folder / "broker.log") as process:
         _wait_for_port(port, process, folder / "broker.log")
-        yield port, "mosquitto" if mosquitto else "amqtt (MQTT 3.1.1)"
+        yield Broker(port, "mosquitto" if mosquitto else "amqtt", "auto" if mosquitto else "3.1.1")
 
 
 @contextlib.contextmanager

@@ -34,6 +34,21 @@ def reply(
     )
 
 
+class _Said(msgspec.Struct):
+    status: int
+
+
+_said = msgspec.json.Decoder(_Said)
+
+
+def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbound:
+    """The very answer that was given before, to whoever asks for it again."""
+    user = {"status": str(_said.decode(payload).status)}
+    return Outbound(
+        to.topic, payload, qos=1, correlation=to.correlation, expiry_s=whole_expiry_s(remaining_s), user=user
+    )
+
+
 def refusal(
     status: int, reason: str, to: ReplyAddress, remaining_s: float | None, retry_after_s: float | None = None
 ) -> Outbound:

@@ -79,10 +79,10 @@ class Topics:
         levels = prefix.split("/")
         if not all(NAME.fullmatch(level) for level in levels):
             raise ConfigError(f"topic prefix {prefix!r} is not made of plain levels", "mqtt.prefix", "such as edge/v1")
-        for name in (device, *pools):
+        for key, name in (("device.id", device), *(("mqtt.pools", pool) for pool in pools)):
             if not NAME.fullmatch(name) or name in RESERVED:
                 remedy = "use letters, digits and . _ : @ -, at most 64, and none of " + ", ".join(sorted(RESERVED))
-                raise ConfigError(f"{name!r} cannot be a level of a topic", "mqtt.device", remedy)
+                raise ConfigError(f"{name!r} cannot be a level of a topic", key, remedy)
         self.prefix = prefix
         self.device = device
         self.pools = pools

@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import EdgeError, WorkerError
-from edge_agent.base.limits import GIB, MIB
+from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.protocol.envelope import Inbound, Outbound
@@ -61,6 +61,11 @@ class FakeTransport:
     def ack(self, message: Inbound) -> None:
         """See `ports.Transport`."""
         self.acked.append(message.ack)
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """See `ports.Transport`."""
+        return MESSAGE_BYTES
 
     def publish(self, message: Outbound) -> bool:
         """See `ports.Transport`; nothing is remembered while offline or full."""
