@@ -141,6 +141,7 @@ def test_cancel_in_the_queue() -> None:
         await device.ask("waiting")
         await device.cancel("waiting")
         assert device.status("waiting") == 499
+        assert len(device.seat().queue) == 0
         device.spawner.last.finish()
         await settle()
         assert device.spawner.last.inside == {}, "it never reached the worker"

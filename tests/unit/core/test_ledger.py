@@ -227,5 +227,5 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.answer(key) in {self.ended[key][1], None}
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
+LedgerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestLedgerMachine = LedgerMachine.TestCase

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.job import Job
@@ -37,7 +37,7 @@ def names(jobs: list[Job]) -> list[str]:
 
 @st.composite
 def job_lists(draw: st.DrawFn) -> list[Job]:
-    count = draw(st.integers(0, 24))
+    count = draw(st.integers(0, 12))
     return [
         a_job(
             str(index),
@@ -54,6 +54,7 @@ def job_lists(draw: st.DrawFn) -> list[Job]:
 LIMITS = st.builds(BatchLimits, max_rows=st.integers(1, 10), mixed=st.booleans())
 
 
+@settings(max_examples=60)
 @given(job_lists(), LIMITS)
 def test_batches_empty_the_queue_and_lose_or_repeat_nothing(jobs: list[Job], limits: BatchLimits) -> None:
     queue = filled(*jobs)
@@ -68,6 +69,7 @@ def test_batches_empty_the_queue_and_lose_or_repeat_nothing(jobs: list[Job], lim
     assert queue.next_batch(limits, NOW_S) == []
 
 
+@settings(max_examples=60)
 @given(job_lists(), LIMITS)
 def test_a_batch_keeps_its_bounds(jobs: list[Job], limits: BatchLimits) -> None:
     queue = filled(*jobs)
@@ -78,6 +80,7 @@ def test_a_batch_keeps_its_bounds(jobs: list[Job], limits: BatchLimits) -> None:
             assert len({job.adapter for job in batch}) == 1
 
 
+@settings(max_examples=60)
 @given(job_lists(), LIMITS)
 def test_the_most_urgent_leads_every_batch(jobs: list[Job], limits: BatchLimits) -> None:
     queue = filled(*jobs)
@@ -88,6 +91,7 @@ def test_the_most_urgent_leads_every_batch(jobs: list[Job], limits: BatchLimits)
         assert [urgency(job, NOW_S) for job in batch] == sorted(urgency(job, NOW_S) for job in batch)
 
 
+@settings(max_examples=60)
 @given(job_lists(), LIMITS)
 def test_a_batch_leaves_no_room_that_a_waiting_job_could_fill(jobs: list[Job], limits: BatchLimits) -> None:
     queue = filled(*jobs)
@@ -199,6 +203,7 @@ def test_take_removes_exactly_what_the_condition_names() -> None:
     assert names(list(queue.jobs())) == ["y"]
 
 
+@settings(max_examples=60)
 @given(job_lists(), st.integers(0, 9), st.floats(NOW_S, 300.0))
 def test_rows_ahead_are_the_rows_that_an_unbatched_run_would_serve_first(
     jobs: list[Job], priority: int, deadline_s: float
