@@ -1,7 +1,8 @@
 """`edge-agent`: verbs and their arguments; what they do lives in `app`, `demo` and the rooms.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Modules are imported by the verb that needs them, so that
-`--help` answers at once and a verb pays only for itself.
+Exit codes (docs/decisions/0081): 0 done; 1 failed, also a `doctor`, `check-config` or `service status` that finds
+something wrong; 2 called wrongly, also with settings that cannot be used; 130 interrupted. Modules are imported by the
+verb that needs them, so that `--help` answers at once and a verb pays only for itself.
 """
 
 from __future__ import annotations
@@ -219,6 +220,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    from edge_agent.app.wiring import topics
     from edge_agent.config import load
 
     if options.example:
@@ -227,11 +229,20 @@ def _check_config(options: argparse.Namespace) -> int:
         print(example_toml(), end="")
         return 0
     settings, problems = load.check(options.file)
+    device = ""
+    if not problems:
+        try:
+            device = topics(settings).device
+        except ConfigError as error:
+            problems = (error,)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        print(f"edge-agent: {count} in the settings", file=sys.stderr)
         return 1
-    print(f"the settings are sound: device at {settings.mqtt.host}:{settings.mqtt.broker_port}")
+    source = options.file or (load.DEFAULT_PATH if load.DEFAULT_PATH.exists() else "no settings file, defaults alone")
+    print(f"{source}: sound; device {device!r}, broker {settings.mqtt.host}:{settings.mqtt.broker_port}")
     return 0
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from edge_agent.core.latency import Quantiles
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 
+CONNECT_S = 4.0
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -33,6 +36,7 @@ class Target:
 
 def target(arguments: argparse.Namespace) -> Target:
     """The settings' broker and device, unless the command line names others."""
+    wiring.quiet_rooms()
     config: Path | None = arguments.config
     settings = load(config)
     options = wiring.mqtt_options(settings, "")
@@ -45,12 +49,23 @@ def target(arguments: argparse.Namespace) -> Target:
     return Target(options, settings.mqtt.prefix, arguments.device or device_id(settings))
 
 
+@contextlib.asynccontextmanager
+async def _connected(place: Target) -> AsyncIterator[RequestClient]:
+    """A client of that broker. Raises BrokerError sooner than a daemon would mind: a person waits at the terminal."""
+    client = RequestClient(place.options, place.prefix, [place.device])
+    await client.connect(CONNECT_S)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
 def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
     """One request; the reply as plain values. No answer becomes a reply of status 408 or 503 with the reason."""
     place = target(arguments)
 
     async def run() -> dict[str, Any]:
-        async with RequestClient(place.options, place.prefix, [place.device]) as client:
+        async with _connected(place) as client:
             reply = await client.infer(place.device, model, body, deadline_s)
             fields: dict[str, Any] = msgspec.to_builtins(reply)
             return fields
@@ -81,7 +96,7 @@ def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
             latency_ms.add((time.monotonic() - started_s) * 1000.0)
 
     async def run() -> float:
-        async with RequestClient(place.options, place.prefix) as client:
+        async with _connected(place) as client:
             started_s = time.monotonic()
             until_s = started_s + arguments.seconds
             await asyncio.gather(*(client_loop(client, until_s) for _ in range(arguments.clients)))

@@ -45,6 +45,7 @@ def service(action: str, root: Path | None, python: str | None, drop_ins: Sequen
 
 def doctor(config: Path | None, as_json: bool) -> int:
     """Look at everything that the agent needs here; exit code 1 when something does not work."""
+    wiring.quiet_rooms()
     settings, problems = check(config)
     source = str(config if config is not None else DEFAULT_PATH if DEFAULT_PATH.exists() else "defaults")
     facts = survey(
@@ -83,7 +84,7 @@ def _broker(settings: Settings) -> BrokerProbe:
     try:
         return asyncio.run(_round_trips(settings, address))
     except EdgeError as error:
-        return BrokerProbe(address, None, reason=error.what, remedy=error.remedy or "")
+        return BrokerProbe(address, None, reason=error.what.removeprefix(f"{address}: "), remedy=error.remedy or "")
 
 
 async def _round_trips(settings: Settings, address: str) -> BrokerProbe:

@@ -78,6 +78,8 @@ def open_library(settings: Settings) -> Library:
 def install(config: Path | None, package: Path, progress: Progress = silent) -> dict[str, Any]:
     """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
     settings = _settings_of_owner(config)
+    if not package.exists():
+        raise PackageError("there is no such file", str(package), "name a package that `edge-forge` wrote")
     report = open_library(settings).install(package, progress)
     fields = report_fields(report)
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]

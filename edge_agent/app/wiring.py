@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ from edge_agent.store.select import Hardware, Wishes
 from edge_agent.worker.supervisor import SpawnOptions
 
 PROTOCOLS: Mapping[str, Protocol] = {"auto": "auto", "5": 5, "3.1.1": 311}
+
+
+def quiet_rooms() -> None:
+    """Commands say what happened in their own words; what the rooms log is the daemon's and would say it twice."""
+    logging.getLogger("edge_agent").addHandler(logging.NullHandler())
 
 
 def topics(settings: Settings) -> Topics:

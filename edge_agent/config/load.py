@@ -83,7 +83,7 @@ def _table(path: Path | None) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES + 1)
     except OSError as problem:
-        remedy = "`python3 -m edge_agent.config.example` prints one to start from" if not path.exists() else None
+        remedy = "`edge-agent check-config --example` prints one to start from" if not path.exists() else None
         raise ConfigError(f"cannot be read: {problem.strerror}", str(path), remedy) from problem
     if len(data) > FILE_BYTES:
         raise ConfigError(f"is larger than {FILE_BYTES} bytes; this is not a settings file", str(path))

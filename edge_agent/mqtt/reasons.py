@@ -34,7 +34,7 @@ class Reason:
 TAKEN_OVER = 0x8E
 _REMEDIES: dict[int, tuple[Kind, str]] = {
     0x84: ("protocol", "set mqtt.protocol"),
-    0x85: ("permanent", "the broker refuses this client id: check mqtt.device"),
+    0x85: ("permanent", "the broker refuses this client id: check device.id"),
     0x86: ("permanent", "check mqtt.username and the password"),
     0x87: ("permanent", "check mqtt.username and the password, then the broker's access list"),
     0x8A: ("permanent", "the broker has banned this device"),
@@ -60,7 +60,7 @@ def from_error(error: OSError | ValueError, where: str) -> Reason:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", None) or error
         text = f"{where}: the broker's certificate is not trusted: {why}"
-        return Reason("permanent", text, "check mqtt.tls.ca_file and the host name in the certificate")
+        return Reason("permanent", text, "check mqtt.tls.ca and the host name in the certificate")
     if isinstance(error, ssl.SSLError):
         why = getattr(error, "reason", None) or error
         return Reason("permanent", f"{where}: TLS failed: {why}", "check mqtt.port and mqtt.tls")

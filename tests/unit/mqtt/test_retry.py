@@ -103,7 +103,7 @@ def test_a_version_that_is_set_is_kept(protocol: int, version: int) -> None:
     ("code", "kind", "remedy"),
     [
         (0x84, "protocol", "mqtt.protocol"),
-        (0x85, "permanent", "mqtt.device"),
+        (0x85, "permanent", "device.id"),
         (0x86, "permanent", "password"),
         (0x87, "permanent", "access list"),
         (0x8A, "permanent", "banned"),
