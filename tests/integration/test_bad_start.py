@@ -1,0 +1,162 @@
+"""A world that is not as it should be when the daemon starts, or ends under it: it says what is wrong, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent.mqtt.client import RequestClient
+from tests.support.agents import AgentProcess, echo_package, running
+from tests.support.desk import cli, desk, said, write_config
+from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.mqtt import until
+
+
+def wait_for(condition: Callable[[], object], within_s: float = 15.0) -> None:
+    until_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until_s, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_the_broker_may_come_later(tmp_path: Path) -> None:
+    """READY without a broker, one line about it, and service as soon as it is there."""
+    broker = Mosquitto(tmp_path)
+    agent = AgentProcess(tmp_path / "device", broker.port)
+    agent.install(echo_package(tmp_path))
+    with running(agent):
+        wait_for(lambda: "no broker" in agent.log)
+        time.sleep(1.0)
+        assert agent.log.count("no broker") == 1, agent.log
+        assert f"127.0.0.1:{broker.port}: nothing listens there (start the broker or check mqtt.port)" in agent.log
+        with broker:
+            reply = asyncio.run(_first_answer(broker))
+    assert reply == 200
+
+
+async def _first_answer(broker: Mosquitto) -> int:
+    async with desk(broker) as table:
+        await until(lambda: table.bodies("status") and table.bodies("status")[-1]["state"] == "online", 40.0)
+        assert table.bodies("info"), "what it is was said anew"
+        return int((await table.ask("first", {"text": "x"}))["status"])
+
+
+def test_a_wrong_password_is_said_once_by_the_daemon_and_at_once_by_infer(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("wrong\n")
+    with Mosquitto(tmp_path, users={"dev1": "right"}) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        secret = {"EDGE_AGENT__MQTT__USERNAME": "dev1", "EDGE_AGENT__MQTT__PASSWORD_FILE": str(password)}
+        agent.install(echo_package(tmp_path))
+        with running(agent, **secret):
+            wait_for(lambda: "check mqtt.username and the password" in agent.log)
+            time.sleep(1.5)
+            assert agent.log.count("check mqtt.username and the password") == 1, agent.log
+            assert agent.process is not None
+            assert agent.process.poll() is None, "a wrong password ends nothing"
+            asked = cli("infer", "--config", agent.config, "echo", "x", **secret)
+            assert asked.returncode == 1
+            assert said(asked).count("\n") == 1, asked.stderr
+            assert "Not authorized" in said(asked)
+            assert "check mqtt.username and the password" in said(asked)
+            assert "wrong" not in said(asked) + agent.log, "a password is never shown"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("nowhere", "No such file or directory"),
+        ("empty", "is empty"),
+    ],
+)
+def test_a_password_file_that_cannot_be_used(tmp_path: Path, path: str, words: str) -> None:
+    (tmp_path / "empty").write_text("")
+    config = write_config(tmp_path, 1883)
+    secret = {"EDGE_AGENT__MQTT__USERNAME": "dev1", "EDGE_AGENT__MQTT__PASSWORD_FILE": str(tmp_path / path)}
+    result = cli("run", "--config", config, **secret)
+    assert result.returncode == 2
+    assert words in said(result)
+    assert "mqtt.password_file" in said(result)
+
+
+def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 1883)
+    (tmp_path / "state").write_text("in the way")
+    result = cli("run", "--config", config)
+    assert result.returncode == 1
+    assert str(tmp_path / "state") in said(result)
+    assert "check owner and path" in said(result)
+
+
+def test_after_kill_9_the_broker_says_offline_and_the_next_daemon_says_what_happened(tmp_path: Path) -> None:
+    """The will speaks; events that waited on disk for a broker outlive the daemon too."""
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        agent.install(echo_package(tmp_path))
+        with running(agent):
+            broker.kill()
+            wait_for(lambda: "no broker" in agent.log)
+            os.kill(agent.workers()[0], signal.SIGKILL)
+            wait_for(lambda: "worker-died" in agent.log)
+            agent.stop(signal.SIGKILL)
+        broker.start()
+        asyncio.run(_tell(agent, broker))
+
+
+async def _tell(agent: AgentProcess, broker: Mosquitto) -> None:
+    async with desk(broker) as table:
+        with running(agent):
+            event = await table.event("worker-died")
+            assert event["data"]["model"] == "echo"
+            await until(lambda: table.bodies("status"))
+            assert table.bodies("status")[-1]["state"] == "online"
+            assert table.bodies("status")[-1]["boot_id"] != event["boot_id"], "said by the daemon before"
+            agent.stop(signal.SIGKILL)
+            await until(lambda: table.bodies("status")[-1]["state"] == "offline")
+            assert table.bodies("status")[-1]["reason"] == "connection lost"
+
+
+def test_infer_says_that_the_device_is_away_or_unknown(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        agent.install(echo_package(tmp_path))
+        unknown = cli("infer", "--config", agent.config, "--device", "nobody", "echo", "x", "--deadline", 2)
+        assert unknown.returncode == 1
+        assert "is the device's name right, and is it running?" in said(unknown)
+        with running(agent):
+            assert cli("infer", "--config", agent.config, "echo", "x").returncode == 0
+            agent.stop()
+        away = cli("infer", "--config", agent.config, "echo", "x", "--deadline", 2)
+        assert away.returncode == 1
+        assert "dev1 says it is offline: stopped in order" in said(away)
+
+
+def test_infer_without_a_broker(tmp_path: Path) -> None:
+    port = free_port()
+    result = cli("infer", "--config", write_config(tmp_path, port), "echo", "x")
+    assert result.returncode == 1
+    assert said(result) == (
+        f"edge-agent: 127.0.0.1:{port}: nothing listens there (start the broker or check mqtt.port)\n"
+    )
+
+
+def test_a_stop_answers_what_is_open(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        agent.install(echo_package(tmp_path, delay_s=1.0))
+
+        async def run() -> tuple[list[int], int]:
+            async with RequestClient(broker.options("waiting"), devices=["dev1"]) as client:
+                asks = [asyncio.create_task(client.infer("dev1", "echo", {"text": "x"}, 20)) for _ in range(3)]
+                await asyncio.sleep(0.4)
+                code = await asyncio.to_thread(agent.stop)
+                return [(await ask).status for ask in asks], code
+
+        with running(agent, EDGE_AGENT__WORKER__MAX_ROWS="1"):
+            assert asyncio.run(run()) == ([503, 503, 503], 0)
