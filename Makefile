@@ -42,7 +42,7 @@ format: setup
 	@$(BIN)/ruff check --fix .
 
 bench: setup
-	@$(BIN)/python -m bench
+	@PYTHONPATH=tools $(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

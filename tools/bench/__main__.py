@@ -1,0 +1,27 @@
+"""`python -m bench [NAME ...]`: the figures of the README, measured here. Every figure is a ratio within one run.
+
+adapters   mixed adapters, attaching, INT8 against FP32, inside one process
+requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from bench import adapters, requests
+
+PARTS = {"adapters": adapters.main, "requests": requests.main}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the named parts, or all."""
+    unknown = [name for name in arguments if name not in PARTS]
+    if unknown:
+        print(f"bench: no part {unknown[0]!r}; there are: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    return max(PARTS[name]([]) for name in (arguments or PARTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
