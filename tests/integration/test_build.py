@@ -1,0 +1,183 @@
+"""`edge-forge build` on a tiny real encoder: packages that a device accepts, a report, and nothing done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import tiny_base
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+name = "lamps"
+description = "Whether a lamp is to go on or off."
+[base]
+name = "tiny"
+source = "./base"
+[task]
+max_tokens = 16
+[data]
+train = "train.tsv"
+validation = "train.tsv"
+test = "train.tsv"
+[method]
+rank = 4
+[train]
+epochs = 20
+learning_rate = 5e-3
+batch_size = 4
+precision = "fp32"
+threads = 1
+[export]
+bank_rank = 4
+bank_labels = 4
+bank_tokens = 32
+[quantize]
+max_loss_points = 20.0
+"""
+
+
+def forge(*arguments, **options):
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, env=environment(), **options
+    )
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "edge_forge.cli", *map(str, arguments)]
+
+
+def environment():
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("lamps")
+    tiny_base.write(place / "base")
+    (place / "recipe.toml").write_text(RECIPE)
+    rows = "".join(f"{text}\t{label}\n" for text, label in tiny_base.ROWS)
+    (place / "train.tsv").write_text("text\tlabel\n" + rows)
+    return place
+
+
+@pytest.fixture(scope="module")
+def built(folder):
+    done = forge("build", folder, "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_the_packages_verify_and_say_what_they_hold(built):
+    found, _ = built
+    names = [Path(path).name for path in found["packages"]]
+    assert names[0].startswith("tiny-")
+    assert names[1:] == ["lamps-v1.tar", "lamps-merged-v1.tar"]
+    for path in found["packages"]:
+        assert Path(path).read_bytes()[:512].rstrip(b"\0").startswith(b"release.dsse.json")
+        done = forge("verify", path, "--root", found["trust_root"], "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["signers"]
+    shown = forge("inspect", found["packages"][1])
+    assert "lamps" in shown.stdout
+    assert Path(found["packages"][1]).stat().st_size < Path(found["packages"][0]).stat().st_size
+
+
+def test_a_device_installs_them_and_its_golden_probes_hold(built, tmp_path):
+    found, _ = built
+    config = tmp_path / "edge-agent.toml"
+    config.write_text(
+        f'[device]\nid = "test"\n\n[mqtt]\nhost = "127.0.0.1"\n\n[store]\nstate_dir = "{tmp_path / "state"}"\n'
+        f'trust_root = "{found["trust_root"]}"\n\n[worker]\nbackends = ["onnx"]\n'
+    )
+    for path in found["packages"]:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_agent", "install", "--config", config, path],
+            capture_output=True, text=True, check=False, env=environment(),
+        )  # fmt: skip
+        assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
+
+
+def test_the_report_has_every_part(built):
+    found, _ = built
+    text = Path(found["report"][0]).read_text()
+    for word in ("## Packages", "merged int8 (", "banked int8 (dynamic)", "## Training", "confusion.svg", "claims"):
+        assert word in text, word
+    assert "<svg" in Path(found["report"][1]).read_text()
+
+
+def test_a_second_build_does_nothing_and_says_so(built, folder):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "build" / "steps").rglob("*")}
+    done = forge("build", folder, "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == built[0]
+    steps = [line for line in done.stderr.splitlines() if not line.startswith(("base:", "warning:"))]
+    assert steps
+    assert all(line.endswith(": cached") for line in steps), done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (folder / "build" / "steps").rglob("*")} == before
+
+
+def test_a_second_recipe_shares_the_base(built, folder):
+    (folder / "other").mkdir()
+    text = (
+        RECIPE.replace('"lamps"', '"lights"').replace('"./base"', '"../base"').replace('"train.tsv"', '"../train.tsv"')
+    )
+    (folder / "other" / "recipe.toml").write_text(text.replace("[method]", "[method]\npreset = 'A'"))
+    done = forge("build", folder / "other", "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["packages"][0] == built[0]["packages"][0]
+    for step in ("export-base", "quantize base", "golden probes of base", "package tiny"):
+        assert f"{step}: cached" in done.stderr
+
+
+def test_the_same_moment_gives_the_same_packages(built, folder, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(int(time.time())))
+    first = forge("package", folder, "--build", folder / "build", "--json")
+    assert first.returncode == 0, first.stderr
+    path = Path(json.loads(first.stdout)["lamps-v1.tar"])
+    content = path.read_bytes()
+    path.unlink()
+    assert forge("package", folder, "--build", folder / "build", "--json").stdout == first.stdout
+    assert path.read_bytes() == content
+
+
+def test_an_interrupt_leaves_nothing_half_written(built, folder):
+    (folder / "long").mkdir()
+    text = (
+        RECIPE.replace("epochs = 20", "epochs = 900")
+        .replace('"./base"', '"../base"')
+        .replace('"train.tsv"', '"../train.tsv"')
+    )
+    (folder / "long" / "recipe.toml").write_text(text)
+    steps = folder / "build" / "steps"
+    before = sorted(steps.rglob("*"))
+    with subprocess.Popen(
+        command("build", folder / "long", "--build", folder / "build"),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(),
+    ) as process:  # fmt: skip
+        while process.poll() is None and not list((folder / "build" / "tmp").glob("train-*/run/train.log")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().strip().splitlines()
+    assert process.returncode == 130
+    assert said[-1] == "edge-forge: stopped; finished steps are kept, nothing half-written is"
+    assert "Traceback" not in "".join(said)
+    assert sorted(steps.rglob("*")) == before
+    assert not list((folder / "build" / "tmp").iterdir())
+
+
+def test_methods_are_compared_side_by_side(built, folder):
+    done = forge("compare", folder, "--methods", "lora,full", "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["runs"]) == {"lamps lora", "lamps full"}
+    full, lora = found["runs"]["lamps full"]["train"], found["runs"]["lamps lora"]["train"]
+    assert full["trainable_parameters"] > lora["trainable_parameters"]
+    assert "trained parameters" in Path(found["report"][0]).read_text()
