@@ -107,6 +107,8 @@ def read_members(file: BinaryIO, file_bytes: int, where: str) -> list[Member]:
     while True:
         file.seek(at)
         block = file.read(BLOCK)
+        if len(block) < BLOCK and at == 0:
+            raise PackageError(f"this is no package: it has {len(block)} bytes", where)
         if len(block) < BLOCK:
             raise PackageError("the tar is cut off: its end mark is missing", where)
         if not any(block):

@@ -6,7 +6,7 @@ makes a new version of every base model whose `base_id` it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.errors import PackageError
@@ -66,15 +66,18 @@ def plan(contents: Contents, context: Context) -> Plan:
     return Plan((change,), keep)
 
 
-def base_missing(base_id: str, record: Record, context: Context) -> PackageError:
-    """The error for an adapter whose base is not here; names the bases that are."""
+def base_missing(adapters: Sequence[AdapterItem], record: Record, context: Context) -> PackageError:
+    """The error for adapters whose base is not here; names them, their base, and the bases that are here."""
     bases = []
     for name, model in record.models.items():
         item = variant_item(model.current.variants[0], context.fetch)
         if item.model.kind == "base":
             bases.append(f"{name} ({item.model.base_id[7:19]})")
     there = f"installed bases: {', '.join(bases)}" if bases else "no base is installed"
-    return PackageError(f"base {base_id[7:19]} is not installed; {there}", remedy="install the base's package first")
+    names = ", ".join(repr(item.config.name) for item in adapters)
+    base = adapters[0].config.base_id[7:19]
+    what = f"{names} {'needs' if len(adapters) == 1 else 'need'} base {base}, which is not installed; {there}"
+    return PackageError(what, remedy="install the base's package first")
 
 
 def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Change:
@@ -125,7 +128,7 @@ def _adapter_changes(contents: Contents, context: Context) -> tuple[Change, ...]
         if found.kind == "base" and found.base_id == base_id:
             changes.append(_with_adapters(name, model, contents.adapters, context))
     if not changes:
-        raise base_missing(base_id, context.record, context)
+        raise base_missing(contents.adapters, context.record, context)
     return tuple(changes)
 
 

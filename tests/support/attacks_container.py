@@ -212,7 +212,7 @@ CONTAINER = {
     "end-mark-missing": Attack(changed_bytes(lambda data: data[:-1024]), PackageError, "its end mark is missing"),
     "cut-in-a-blob": Attack(changed_bytes(lambda data: data[: len(data) // 2]), PackageError, "the tar is cut off"),
     "cut-in-a-header": Attack(changed_bytes(lambda data: data[:700]), PackageError, "the tar is cut off"),
-    "empty-file": Attack(changed_bytes(lambda data: b""), PackageError, "its end mark is missing"),
+    "empty-file": Attack(changed_bytes(lambda data: b""), PackageError, "this is no package: it has 0 bytes"),
     "only-zeros": Attack(changed_bytes(lambda data: bytes(10240)), PackageError, "behind the end mark"),
     "thousands-of-files": Attack(many_members, PackageError, "more than 4096 files"),
     "gzip-bomb": Attack(gzipped, PackageError, "is no tar header"),

@@ -100,7 +100,7 @@ def bad_adapter(kind: str) -> Make:
 
 
 def foreign_adapter(good: Good, folder: Path) -> Path:
-    source = tiny.adapter_source(folder / "src", base_id=tiny.OTHER_BASE_ID)
+    source = tiny.adapter_source(folder / "src", "foreign", base_id=tiny.OTHER_BASE_ID)
     subject = base_descriptor(good.base, tiny.BASE_ID)
     keys = [tiny.keys().release_key]
     return build(folder / "foreign.tar", tiny.release("foreign"), None, [source], subject, keys).path
@@ -119,6 +119,50 @@ def exchange_weights(forge: Forge) -> None:
         layer = forge.layer(forge.manifest(number), "model.onnx")
         name = "blobs/sha256/" + layer["digest"][7:]
         forge.parts[name] = forge.parts[name][:-1] + b"!"
+
+
+def demanding_adapter(good: Good, folder: Path) -> Path:
+    """An adapter whose config asks for something that no agent knows."""
+    forge = Forge(good.adapter)
+
+    def change(manifest: Any) -> None:
+        name = "blobs/sha256/" + manifest["config"]["digest"][7:]
+        config = {**json.loads(forge.parts.pop(name)), "requires": ["magic/9"]}
+        manifest["config"].update(forge.blob(json.dumps(config).encode()))
+
+    forge.edit(change)
+    return forge.write(folder / "demanding.tar")
+
+
+def two_bases(good: Good, folder: Path) -> Path:
+    """Adapters of two bases in one package; the builder would refuse it, so two are put together by hand."""
+    forge, other = Forge(good.adapter), Forge(foreign_adapter(good, folder))
+    forge.parts.update({name: data for name, data in other.parts.items() if name.startswith("blobs/")})
+    forge.index["manifests"] += other.index["manifests"]
+    return forge.write(folder / "two.tar")
+
+
+def adapter_beside_a_foreign_model(good: Good, folder: Path) -> Path:
+    forge, other = Forge(good.newer), Forge(foreign_adapter(good, folder))
+    forge.parts.update({name: data for name, data in other.parts.items() if name.startswith("blobs/")})
+    forge.index["manifests"] += other.index["manifests"]
+    return forge.write(folder / "beside.tar")
+
+
+def adapter_in_a_merged_model(good: Good, folder: Path) -> Path:
+    """A merged model that claims the base_id of a base, with an adapter for it."""
+    forge, other = Forge(good.newer), Forge(good.adapter)
+    layer = forge.layer(forge.manifest(), "edge/model.json")
+    merged = {**json.loads(forge.parts["blobs/sha256/" + layer["digest"][7:]]), "kind": "merged"}
+    for number in (0, 1):
+        forge.edit_layer("edge/model.json", json.dumps(merged).encode(), number)
+    forge.parts.update({name: data for name, data in other.parts.items() if name.startswith("blobs/")})
+    forge.index["manifests"] += other.index["manifests"]
+    return forge.write(folder / "merged.tar")
+
+
+def huge_tokenizer(manifest: Any) -> None:
+    Forge.layer(manifest, "tokenizer.json")["size"] = 65 * 1024 * 1024
 
 
 WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
@@ -210,7 +254,9 @@ DOCUMENTS = {
     "safetensors-shape": Attack(bad_adapter("shape"), PackageError, "does not fit its bytes"),
     "adapter-file-of-other-base": Attack(bad_adapter("base"), PackageError, "the manifest says otherwise"),
     "adapter-of-other-base": Attack(
-        foreign_adapter, PackageError, "base 0dd00dd00dd0 is not installed; installed bases: tiny"
+        foreign_adapter,
+        PackageError,
+        "'foreign' needs base 0dd00dd00dd0, which is not installed; installed bases: tiny",
     ),
     "weights-missing": Attack(missing_weights, PackageError, "neither in the package nor intact in the store"),
     "variant-unknown-field": Attack(variant_field(pre_load="x"), PackageError, "unknown field `pre_load`"),
@@ -222,6 +268,13 @@ DOCUMENTS = {
     "model-name-is-a-path": Attack(edit_document("edge/model.json", name="../x"), PackageError, FORM),
     "model-name-is-a-topic": Attack(edit_document("edge/model.json", name="a/#"), PackageError, FORM),
     "model-name-with-line-break": Attack(edit_document("edge/model.json", name="tiny\n"), PackageError, FORM),
+    "adapter-unknown-requirement": Attack(demanding_adapter, PackageError, "requires 'magic/9'"),
+    "adapters-of-two-bases": Attack(two_bases, PackageError, "belong to different bases"),
+    "adapter-beside-a-foreign-model": Attack(
+        adapter_beside_a_foreign_model, PackageError, "do not belong to its model"
+    ),
+    "adapter-in-a-merged-model": Attack(adapter_in_a_merged_model, PackageError, "do not belong to its model"),
+    "huge-tokenizer": Attack(forged(lambda forge: forge.edit(huge_tokenizer)), PackageError, "64.0 MiB are allowed"),
     "labels-twice": Attack(
         edit_document("edge/model.json", task={"kind": "classify", "labels": ["a", "a"]}), PackageError, "stands twice"
     ),

@@ -58,6 +58,19 @@ def loose_base64(forge: Forge) -> None:
     forge.parts[RELEASE_FILE] = json.dumps(envelope).encode()
 
 
+def base64_with_spare_bits(forge: Forge) -> None:
+    """64 bytes end in a character of which four bits say nothing: another one decodes to the same signature."""
+    envelope = json.loads(forge.parts[RELEASE_FILE])
+    text = envelope["signatures"][0]["sig"]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    envelope["signatures"][0]["sig"] = text[:-3] + letters[letters.index(text[-3]) ^ 1] + "=="
+    forge.parts[RELEASE_FILE] = json.dumps(envelope).encode()
+
+
+def other_root_of_that_version(forge: Forge) -> None:
+    forge.parts["root/1.json"] = tiny.trust().data.replace(b'"', b' "', 1)
+
+
 def stray_blob(forge: Forge) -> None:
     forge.blob(b"nobody signed me")
 
@@ -115,6 +128,8 @@ SIGNATURE = {
     "payload-swapped": Attack(unpinned(swapped_payload), SignatureError, "does not fit the contents"),
     "payload-type-swapped": Attack(unpinned(other_payload_type), PackageError, "is needed"),
     "base64-loose": Attack(unpinned(loose_base64), PackageError, "base64"),
+    "base64-spare-bits": Attack(unpinned(base64_with_spare_bits), PackageError, "canonical form"),
+    "root-differs": Attack(unpinned(other_root_of_that_version), SignatureError, "differs from the root file"),
     "signed-over-a-prefix": Attack(unpinned(longer_index), PackageError, "the statement signed"),
     "index-same-size": Attack(unpinned(same_size_index), SignatureError, "not the one that was signed"),
     "manifest-outside": Attack(unpinned(add_manifest_outside), PackageError, "the statement signed"),

@@ -128,6 +128,19 @@ def test_a_merged_model_takes_no_adapters(library: Library, tmp_path: Path) -> N
         library.install(tiny.adapter_package(tmp_path, base))
 
 
+def test_no_adapter_lands_on_a_merged_model_whatever_its_base_id(library: Library, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base))
+    source = replace(tiny.model_source(tmp_path / "m", "tiny", 3), merged_from={"adapter": "intents"})
+    keys = [tiny.keys().release_key]
+    report = library.install(build(tmp_path / "m.tar", tiny.release("tiny", 2), source, keys=keys).path)
+    assert library.active()[0].kind == "merged" and library.active()[0].adapters == ()
+    assert "tiny: adapter intents does not fit and stays behind" in report.lines
+    with pytest.raises(PackageError, match="no base is installed"):
+        library.install(tiny.adapter_package(tmp_path, base, counter=2, seed=4))
+
+
 def test_the_same_package_again_changes_nothing(library: Library, tmp_path: Path) -> None:
     package = tiny.base_package(tmp_path)
     library.install(package)
