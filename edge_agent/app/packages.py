@@ -80,6 +80,11 @@ def install(config: Path | None, package: Path, progress: Progress = silent) -> 
     settings = _settings_of_owner(config)
     if not package.exists():
         raise PackageError("there is no such file", str(package), "name a package that `edge-forge` wrote")
+    root = settings.store.trust_root
+    if not (settings.store.allow_unsigned or root.exists()):
+        raise PackageError(
+            "is missing, so no signature can be checked", str(root), "put the root.json of `edge-forge keygen` there"
+        )
     report = open_library(settings).install(package, progress)
     fields = report_fields(report)
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]

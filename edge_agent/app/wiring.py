@@ -84,7 +84,8 @@ def hardware(
 ) -> Hardware:
     """The board in the terms of a package's requirements."""
     names = (board.key, board.family, *board.compatible, platform.machine())
-    return Hardware(tuple(dict.fromkeys(names)), runtimes, features, ram_bytes)
+    known = dict.fromkeys(name for name in names if name not in ("unknown", "other"))
+    return Hardware(tuple(known), runtimes, features, ram_bytes)
 
 
 def _text(path: Path | None) -> str | None:
