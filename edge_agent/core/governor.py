@@ -16,26 +16,16 @@ It does not read sensors (`sensors`), nor act (`agent.watch` hands its limits ou
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import NamedTuple
 
 from edge_agent.base.reading import Reading
 from edge_agent.core import ladder
-from edge_agent.core.thermal_model import (
-    ANY_BOARD,
-    Model,
-    Prior,
-    advance,
-    forecast_c,
-    holding_w,
-    learn,
-    settled_w,
-    start_model,
-)
-from edge_agent.core.trust import Belief, Die, Trust, believe
+from edge_agent.core.heat import HARD_ABOVE_SOFT_C, SET_POINT_BELOW_SOFT_C, Grant, Level, Memory, Plan, Seen
+from edge_agent.core.thermal_model import Model, advance, forecast_c, holding_w, learn, settled_w, start_model
+from edge_agent.core.trust import Belief, Die, believe
 
-SET_POINT_BELOW_SOFT_C = 2.5
+__all__ = ["SET_POINT_BELOW_SOFT_C", "Grant", "Level", "Memory", "Plan", "Seen", "decide"]
+
+NOTHING_ELSE = Seen()
 HYSTERESIS_C = 3.0
 DWELL_S = 10.0
 FORECAST_S = 10.0
@@ -46,109 +36,23 @@ SLEW_UP_PER_S, SLEW_DOWN_PER_S = 0.1, 0.3
 LIMITED_BELOW = 0.97
 STEP_RISE_C = 1.5
 """Between pauses the die may heat up by so much; a step that would last longer gets fewer rows."""
-BUSY_LEAST = 0.03
-HARD_ABOVE_SOFT_C = 3.5
+RIPPLE_SHARE = 0.25
+"""By this part of what the die rises during a step the set point is lowered: its peaks count, not its mean."""
+FREE_FOR_S = 60.0
+"""Limits are lifted for good when full power could be kept so long."""
+BUSY_LEAST = 0.01
+STILL_S, PROBE_NEAR_S, PROBE_S, PROBE_PER_S = 5.0, 30.0, 120.0, 0.005
+"""See `_unmoved_share`."""
+LOADED_ABOVE, NEAR_C = 0.05, 12.5
 UNTRUSTED_SHARE = 0.1
 TRUSTED_AFTER_S = 60.0
+"""Without a temperature, before the board was watched for so long under a changing load."""
 CHEAPER_BELOW, CHEAPER_AFTER_S, DEARER_AFTER_S = 0.5, 60.0, 300.0
 
 
-class Level(IntEnum):
-    """How much is held back. EMERGENCY: nothing is computed until the board is cooler."""
-
-    NORMAL = 0
-    REDUCED = 1
-    CLOSED = 2
-    EMERGENCY = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The board's soft limit (None: unknown board) and the limits that hold when nothing is wrong.
-
-    `hard_limit_c`: where firmware or kernel cut hard (None: 3.5 °C above the soft limit). `prior`: what is assumed of
-    the board until it was watched. `clocks`: shares of the highest clock that the operator lets us set; empty: none.
-    """
-
-    soft_limit_c: float | None
-    max_rows: int
-    threads: int
-    hard_limit_c: float | None = None
-    prior: Prior = ANY_BOARD
-    clocks: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What else was seen in this second; every part may be unknown.
-
-    `busy_share`: the part of the last second in which a step ran (None: taken to be all that was allowed).
-    `row_s`: seconds that a row of the slowest recent step took. `second`: another temperature of the same board.
-    `throttle_word`: the Raspberry Pi's flags. `bandwidth_bound`: the load waits for memory, so that threads and clock
-    can be taken from it almost for free (token generation).
-    """
-
-    busy_share: float | None = None
-    row_s: float | None = None
-    power: Reading | None = None
-    second: Reading | None = None
-    throttle_word: int = 0
-    bandwidth_bound: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What may be used now. `closed_because` is the sentence of a refusal, None while requests are admitted.
-
-    `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start).
-    `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `forecast_c`: in ten seconds at this
-    grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed.
-    """
-
-    level: Level
-    max_rows: int
-    threads: int
-    closed_because: str | None
-    why: str
-    busy_share: float = 1.0
-    clock: float = 1.0
-    tier: int = 0
-    share: float = 1.0
-    temperature_c: float | None = None
-    forecast_c: float | None = None
-    headroom_c: float | None = None
-    derated: str | None = None
-    disagree: str | None = None
-
-    def pause_s(self, step_s: float) -> float:
-        """Seconds to wait after a step that took `step_s`; infinite while no step may start."""
-        if self.busy_share <= 0.0:
-            return math.inf
-        return step_s * (1.0 - self.busy_share) / self.busy_share
-
-
-class Memory(NamedTuple):
-    """What the governor carries from one second to the next."""
-
-    level: Level = Level.NORMAL
-    since_s: float = -math.inf
-    now_s: float = -math.inf
-    trust: Trust = Trust()
-    model: Model | None = None
-    temperature_c: float = math.nan
-    share: float = 1.0
-    slow_share: float = 1.0
-    rung: int = 0
-    rung_since_s: float = -math.inf
-    busy: float = 1.0
-    power: float = 1.0
-    scale: float = 1.0
-    idle_since_s: float = math.inf
-    tier: int = 0
-    tier_since_s: float = -math.inf
-
-
-def decide(plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen: Seen = Seen()) -> tuple[Grant, Memory]:
+def decide(
+    plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen: Seen = NOTHING_ELSE
+) -> tuple[Grant, Memory]:
     """One step: the limits to hand out now, and what to remember. Called about once a second; gaps are tolerated."""
     belief, memory = _observe(plan, temperature, memory, now_s, seen)
     if memory.model is None:
@@ -157,11 +61,12 @@ def decide(plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen:
         return _unlimited(plan, "the board's soft limit is unknown"), memory
     elapsed_s = _elapsed_s(memory, now_s)
     share = _share(plan, memory, memory.model, belief, seen)
+    share = min(share, _unmoved_share(plan, memory, belief, elapsed_s))
     share = max(memory.share - SLEW_DOWN_PER_S * elapsed_s, min(share, memory.share + SLEW_UP_PER_S * elapsed_s))
     slow_share = 1.0 if share >= 1.0 else memory.slow_share + (share - memory.slow_share) * elapsed_s / DWELL_S
     memory = memory._replace(share=share, slow_share=slow_share)
     memory = _climbed(plan, memory, seen, now_s)
-    memory = _paced(plan, memory, seen, now_s)
+    memory = _paced(plan, memory, belief, seen, now_s)
     memory = _levelled(plan, memory, belief, now_s)
     memory = _tiered(memory._replace(now_s=now_s), now_s)
     return _grant(plan, memory, belief, seen), memory
@@ -180,7 +85,7 @@ def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, see
         predicted_c = forecast_c(model, memory.temperature_c, spent_w, elapsed_s)
         model = advance(model, spent_w, elapsed_s)
         memory = memory._replace(scale=_scale(plan, memory, seen, now_s))
-    die = Die(model.fast_w, model.fast_k_per_w, memory.busy > 0.2) if model is not None else Die(0.0, 0.0, False)
+    die = Die(model.fast_w, model.fast_k_per_w) if model is not None else Die(0.0, 0.0)
     belief, trust = believe(temperature, seen.second, memory.trust, die, now_s)
     if belief.value_c is not None:
         if model is None:
@@ -188,6 +93,18 @@ def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, see
         predicted_c += FILTER * (belief.value_c - predicted_c)
         model = learn(model, plan.prior, belief.value_c, elapsed_s)
     return belief, memory._replace(trust=trust, model=model, temperature_c=predicted_c)
+
+
+def _unmoved_share(plan: Plan, memory: Memory, belief: Belief, elapsed_s: float) -> float:
+    """A reading that does not move is no reason to spend more; after a while it is probed by spending a little less.
+
+    A calm sensor moves then and all goes on; a frozen one is found out by it (`trust`).
+    """
+    if belief.value_c is None or belief.still_s >= STILL_S:
+        near = memory.temperature_c >= _soft_c(plan) - NEAR_C
+        probing = belief.still_s >= (PROBE_NEAR_S if near else PROBE_S) and memory.busy * memory.power > LOADED_ABOVE
+        return max(0.0, memory.share - (PROBE_PER_S * elapsed_s if probing else 0.0))
+    return 1.0
 
 
 def _full_w(plan: Plan, memory: Memory) -> float:
@@ -213,7 +130,7 @@ def _scale(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> float:
 
 def _share(plan: Plan, memory: Memory, model: Model, belief: Belief, seen: Seen) -> float:
     """The share of full dynamic power that may be spent."""
-    set_point_c = _soft_c(plan) - SET_POINT_BELOW_SOFT_C
+    set_point_c = _soft_c(plan) - SET_POINT_BELOW_SOFT_C - RIPPLE_SHARE * _ripple_c(plan, memory, seen)
     if belief.lost is not None:
         return _untrusted_share(plan, memory, model, set_point_c)
     now_c = memory.temperature_c
@@ -253,11 +170,15 @@ def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
     return memory._replace(rung=rung, rung_since_s=now_s)
 
 
-def _paced(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
-    """The part of the time in which steps may run on this rung. Hot boards ignore clock caps: those do not count."""
+def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float) -> Memory:
+    """The part of the time in which steps may run on this rung.
+
+    A hot Raspberry Pi ignores clock caps: they do not count where it is hot, or may be without our knowledge.
+    """
     rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
     rung = rungs[memory.rung]
-    if memory.temperature_c >= _soft_c(plan) - 0.5 or _throttled(seen.throttle_word):
+    hot = memory.temperature_c >= _soft_c(plan) - 0.5 or _throttled(seen.throttle_word)
+    if hot or belief.lost is not None:
         rung = rungs[ladder.without_clock(rungs, memory.rung)]
     busy = min(1.0, memory.share / rung.power)
     if busy < BUSY_LEAST:
@@ -289,8 +210,16 @@ def _wanted(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Level:
     if now_s - memory.idle_since_s >= DWELL_S:
         return Level.CLOSED
     limited = memory.rung > 0 or memory.busy < 1.0 or belief.lost is not None
-    cool = now_c < soft_c - SET_POINT_BELOW_SOFT_C - HYSTERESIS_C
-    return Level.REDUCED if limited or (level >= Level.REDUCED and not cool) else Level.NORMAL
+    return Level.REDUCED if limited or (level >= Level.REDUCED and not _free(plan, memory)) else Level.NORMAL
+
+
+def _free(plan: Plan, memory: Memory) -> bool:
+    """Clearly cool, and so it would stay at full power."""
+    set_point_c = _soft_c(plan) - SET_POINT_BELOW_SOFT_C
+    if memory.model is None or memory.temperature_c >= set_point_c - HYSTERESIS_C:
+        return False
+    full_w = plan.prior.idle_w + _full_w(plan, memory)
+    return forecast_c(memory.model, memory.temperature_c, full_w, FREE_FOR_S) < set_point_c
 
 
 def _tiered(memory: Memory, now_s: float) -> Memory:
@@ -338,11 +267,25 @@ def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
 
 def _rows(plan: Plan, memory: Memory, seen: Seen) -> int:
     """A pause only evens out the temperature when the step before it is short against the die's time constant."""
-    if memory.model is None or memory.busy >= 1.0 or seen.row_s is None:
+    if seen.row_s is None or memory.busy >= 1.0:
         return plan.max_rows
-    heating_w = _full_w(plan, memory) * memory.power * (1.0 - memory.busy)
-    longest_s = STEP_RISE_C * memory.model.fast_s / max(1e-3, memory.model.fast_k_per_w * heating_w)
-    return max(1, min(plan.max_rows, int(longest_s / max(seen.row_s, 1e-4))))
+    rows = STEP_RISE_C / max(1e-4, _heating_c_per_s(plan, memory) * seen.row_s)
+    return max(1, min(plan.max_rows, int(rows)))
+
+
+def _ripple_c(plan: Plan, memory: Memory, seen: Seen) -> float:
+    """How far the die rises during one step of the rows that are granted; 0 while there are no pauses."""
+    if seen.row_s is None or memory.busy >= 1.0:
+        return 0.0
+    return min(4.0, _heating_c_per_s(plan, memory) * seen.row_s * _rows(plan, memory, seen))
+
+
+def _heating_c_per_s(plan: Plan, memory: Memory) -> float:
+    """How fast a step heats the die above the mean that its pauses keep."""
+    if memory.model is None:
+        return 0.0
+    watts = _full_w(plan, memory) * memory.power * (1.0 - memory.busy)
+    return watts * memory.model.fast_k_per_w / memory.model.fast_s
 
 
 def _why(memory: Memory, belief: Belief, soft_c: float) -> str:

@@ -17,8 +17,6 @@ BACK_S = 3.0
 FROZEN_AFTER_S = 10.0
 FROZEN_MOVE_C = 2.0
 """A reading that has not changed for `FROZEN_AFTER_S` although the die must have moved by this much is frozen."""
-FROZEN_AT_MOST_S = 120.0
-"""Sensors of these boards flicker by half a degree; one that repeats itself for so long under load has stopped."""
 DISAGREE_C = 10.0
 
 
@@ -26,7 +24,8 @@ class Trust(NamedTuple):
     """What is remembered about the sensor.
 
     `same_since_s`: since when it repeats `last_c`; `die_w`: the die's watts at that moment; `good_s`: when it was last
-    believed; `bad`: why it is not believed; `behaves_since_s`: since when it behaves again.
+    believed; `bad`: why it is not believed; `behaves_since_s`: since when it behaves again; `frozen_c`: the value at
+    which it was found frozen, which it must leave to be believed again.
     """
 
     seen: bool = False
@@ -36,24 +35,28 @@ class Trust(NamedTuple):
     good_s: float = -math.inf
     bad: str | None = None
     behaves_since_s: float | None = None
+    frozen_c: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Die:
-    """What the model says of the die: its watts behind the fast low pass, degrees per watt, and whether it computes."""
+    """What the model says of the die: its watts behind the fast low pass, and degrees per watt."""
 
     watts: float
     k_per_w: float
-    loaded: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """`value_c` to take into account now, or None; `lost` says why nothing was believable for too long."""
+    """`value_c` to take into account now, or None; `lost` says why nothing was believable for too long.
+
+    `still_s`: for how long the value has not changed.
+    """
 
     value_c: float | None
     lost: str | None = None
     disagree: str | None = None
+    still_s: float = 0.0
 
 
 def believe(first: Reading, second: Reading | None, trust: Trust, die: Die, now_s: float) -> tuple[Belief, Trust]:
@@ -73,7 +76,7 @@ def believe(first: Reading, second: Reading | None, trust: Trust, die: Die, now_
     trust = _noted(trust, _value(reading), die.watts, now_s)
     frozen = _frozen(trust, die, now_s)
     if frozen is not None:
-        return Belief(None, frozen, disagree), trust._replace(bad=frozen, behaves_since_s=None)
+        return Belief(None, frozen, disagree), trust._replace(bad=frozen, behaves_since_s=None, frozen_c=trust.last_c)
     return _returning(trust, _value(reading), disagree, now_s)
 
 
@@ -100,16 +103,16 @@ def _disagreement(first: Reading, second: Reading) -> str | None:
 def _noted(trust: Trust, value_c: float, die_w: float, now_s: float) -> Trust:
     if value_c == trust.last_c:
         return trust
-    return trust._replace(seen=True, last_c=value_c, same_since_s=now_s, die_w=die_w)
+    return trust._replace(seen=True, last_c=value_c, same_since_s=now_s, die_w=die_w, frozen_c=None)
 
 
 def _frozen(trust: Trust, die: Die, now_s: float) -> str | None:
     same_s = now_s - trust.same_since_s
     text = f"it has said {trust.last_c:.1f} °C for {same_s:.0f} s"
+    if trust.frozen_c == trust.last_c:
+        return f"{text}, where it froze"
     if same_s >= FROZEN_AFTER_S and die.k_per_w * abs(die.watts - trust.die_w) >= FROZEN_MOVE_C:
         return f"{text} while the load must have moved it"
-    if same_s >= FROZEN_AT_MOST_S and die.loaded:
-        return f"{text} under load"
     return None
 
 
@@ -118,4 +121,5 @@ def _returning(trust: Trust, value_c: float, disagree: str | None, now_s: float)
         since_s = now_s if trust.behaves_since_s is None else trust.behaves_since_s
         if now_s - since_s < BACK_S:
             return Belief(None, trust.bad, disagree), trust._replace(behaves_since_s=since_s)
-    return Belief(value_c, None, disagree), trust._replace(good_s=now_s, bad=None, behaves_since_s=None)
+    still_s = now_s - trust.same_since_s
+    return Belief(value_c, None, disagree, still_s), trust._replace(good_s=now_s, bad=None, behaves_since_s=None)

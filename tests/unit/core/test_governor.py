@@ -176,7 +176,7 @@ def test_throttle_flags_count_as_the_soft_limit() -> None:
     board.run(300)
     for _ in range(10):
         grant = board.second(seen=Seen(1.0, throttle_word=0x50005))
-    assert grant.share == 1.0, "under-voltage is not heat"
+    assert grant.share > 0.95, "under-voltage is not heat"
 
 
 def test_the_forecast_is_what_happens() -> None:
@@ -227,6 +227,17 @@ def test_a_frozen_sensor_is_found_out_and_never_leads_above_the_hard_limit() -> 
         assert board.t1 < 80.0
     assert board.grant.derated is not None
     assert "has said" in board.grant.derated
+
+
+def test_a_calm_sensor_is_probed_and_not_taken_for_frozen() -> None:
+    board = Board(sink_k_per_w=2.0)
+    derated, shares = 0, []
+    for _ in range(900):
+        board.second()
+        derated += board.grant.derated is not None
+        shares.append(board.grant.share)
+    assert derated == 0
+    assert sum(shares) / len(shares) > 0.97
 
 
 def test_a_sensor_that_comes_back_is_believed_again() -> None:

@@ -1,0 +1,145 @@
+"""A simulated board in real time: `python -m sim.board --board pi-5-bare --root DIR`.
+
+It moves the files under DIR (see `sim.sysfs`) by a thermal plant, and with --jtop serves the jtop protocol. The load
+is the number in DIR/load (0 to 1, edit it at any time) or, with --follow PID, the processor time of that process and
+its children against the cores of this machine, so that a running agent heats the board it believes to be on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sim.boards import BOARDS, BoardModel
+from sim.plant import Plants
+from sim.sysfs import BoardTree, Shown
+
+STEPS = 4
+
+
+class LiveBoard:
+    """A plant and its tree; `second(load)` lets one second pass. `shown` is what the sensors show."""
+
+    def __init__(
+        self, model: BoardModel, root: Path, ambient_c: float = 25.0, cooling: float = 1.0, seed: int = 0
+    ) -> None:
+        self.model = model
+        self.plant = Plants([model], np.array([ambient_c]), np.array([cooling]), seed)
+        self.tree = BoardTree(root, model)
+        self._seen_flags = 0
+        self.shown = self._show(1.0)
+        self.tree.update(self.shown)
+
+    def second(self, load: float, requested: float = 1.0) -> Shown:
+        """One second at this share of full dynamic power and this requested clock."""
+        self.plant.second()
+        for _ in range(STEPS):
+            self.plant.step(np.array([load]), np.array([requested]), 1.0 / STEPS)
+        self.shown = self._show(requested)
+        self.tree.update(self.shown)
+        return self.shown
+
+    def _show(self, requested: float) -> Shown:
+        levels = max(1, len(self.model.fan.k_per_w) - 1)
+        return Shown(
+            float(self.plant.sensor_c[0]),
+            float(self.plant.power_w[0]),
+            float(self.plant.clock[0]),
+            requested,
+            int(self.plant.fan[0]) / levels,
+            self._flags(),
+        )
+
+    def _flags(self) -> int:
+        """Bits 3 from 80 °C, 1 and 2 from 85 °C, each with its 'since boot' bit (facts/boards.md A1)."""
+        if not self.model.board.startswith("pi"):
+            return 0
+        shown_c = float(self.plant.sensor_c[0])
+        now = 0b0110 if shown_c >= 85.0 else 0b1000 if shown_c >= 80.0 else 0
+        if shown_c >= 85.0:
+            now |= 0b1000
+        self._seen_flags |= now << 16
+        return now | self._seen_flags
+
+
+def _read_load(path: Path) -> float:
+    try:
+        return max(0.0, min(float(path.read_text()), 1.0))
+    except (OSError, ValueError):
+        return 0.0
+
+
+class Follower:
+    """The load of a process tree on this machine, 0 to 1 of all cores."""
+
+    def __init__(self, pid: int) -> None:
+        import psutil
+
+        self._psutil = psutil
+        self._process = psutil.Process(pid)
+        self._used: dict[int, float] = {}
+        self._at_s = time.monotonic()
+
+    def load(self) -> float:
+        """Since the last call."""
+        now_s = time.monotonic()
+        spent_s, used = 0.0, {}
+        try:
+            for process in (self._process, *self._process.children(recursive=True)):
+                times = process.cpu_times()
+                used[process.pid] = times.user + times.system
+                spent_s += used[process.pid] - self._used.get(process.pid, used[process.pid])
+        except self._psutil.Error:
+            return 0.0
+        share = spent_s / max(1e-3, now_s - self._at_s) / (self._psutil.cpu_count() or 1)
+        self._used, self._at_s = used, now_s
+        return float(max(0.0, min(share, 1.0)))
+
+
+def main() -> int:
+    """Run until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="sim.board", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--board", choices=sorted(BOARDS), default="pi-5-bare")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--ambient", type=float, default=25.0, help="°C")
+    parser.add_argument("--cooling", type=float, default=1.0, help="factor on the sink's resistance")
+    parser.add_argument("--speed", type=float, default=1.0, help="simulated seconds per second")
+    parser.add_argument("--follow", type=int, metavar="PID")
+    parser.add_argument("--jtop", type=Path, metavar="SOCKET")
+    options = parser.parse_args()
+    options.root.mkdir(parents=True, exist_ok=True)
+    live = LiveBoard(BOARDS[options.board], options.root, options.ambient, options.cooling)
+    follower = Follower(options.follow) if options.follow else None
+
+    def beat() -> None:
+        while True:
+            time.sleep(1.0 / options.speed)
+            load = follower.load() if follower else _read_load(options.root / "load")
+            shown = live.second(load)
+            print(
+                f"load {load:.2f}  {shown.temperature_c:.1f} °C  {shown.power_w:.1f} W  clock {shown.clock:.2f}",
+                flush=True,
+            )
+
+    print(f"{live.model.name} under {options.root}", flush=True)
+    try:
+        if options.jtop is None:
+            beat()
+        else:
+            from sim.jtop_service import JtopService
+
+            threading.Thread(target=beat, daemon=True).start()
+            JtopService(options.jtop, live.model, lambda: live.shown, 1.0 / options.speed).run()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

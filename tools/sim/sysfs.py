@@ -1,0 +1,182 @@
+"""A simulated board as files: the `sys` and `proc` that a Pi or a Jetson shows, kept up to date by a plant.
+
+`BoardTree(root, model)` builds the tree; `update(...)` writes what the sensors show now. Point an agent's
+`sensors.sysroot` (or `edge-agent run --sysroot`) at it. Names and forms: facts/boards.md A1 and B1. What a file cannot
+be is said: the Pi 5's PMIC answers by ioctl on a device, so its text is handed out by `gencmd`. A Jetson's
+switched-off zone is a FIFO that is held open: reading it without blocking gives EAGAIN, as the kernel does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from sim.boards import BoardModel
+
+_CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
+_PI_SOC = {"pi-5": "soc@107c000000/soc@107c000000:firmware"}
+_ORIN_RAILS = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
+_NANO_RAILS = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
+PMIC_SLOPE, PMIC_OFFSET_W = 1.1451, 0.5879
+"""Board watts = slope * sum of rails + offset (one published board); the simulation inverts it."""
+
+
+class Shown(NamedTuple):
+    """What a board shows at one moment. `fan` is a share of full duty; `flags` the Raspberry Pi's throttle word."""
+
+    temperature_c: float
+    power_w: float
+    clock: float
+    requested: float
+    fan: float = 0.0
+    flags: int = 0
+
+
+class Identity(NamedTuple):
+    """What the device tree and /proc say."""
+
+    model: str
+    compatible: tuple[str, ...]
+    zones: tuple[str, ...]
+    total_kib: int
+    features: str
+
+
+_A53 = "fp asimd evtstrm crc32 cpuid"
+_A57 = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
+_A76 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm asimddp"
+IDENTITIES: Mapping[str, Identity] = {
+    "pi-zero-2": Identity("Raspberry Pi Zero 2 W Rev 1.0", ("raspberrypi,model-zero-2-w", "brcm,bcm2837"),
+                          ("cpu-thermal",), 427_000, _A53),
+    "pi-4": Identity("Raspberry Pi 4 Model B Rev 1.4", ("raspberrypi,4-model-b", "brcm,bcm2711"),
+                     ("cpu-thermal",), 3_884_000, _A53),
+    "pi-5": Identity("Raspberry Pi 5 Model B Rev 1.0", ("raspberrypi,5-model-b", "brcm,bcm2712"),
+                     ("cpu-thermal",), 8_255_000, _A76),
+    "jetson-nano": Identity("NVIDIA Jetson Nano Developer Kit",
+                            ("nvidia,p3450-0000", "nvidia,jetson-nano", "nvidia,tegra210"),
+                            ("AO-therm", "CPU-therm", "GPU-therm", "PLL-therm", "PMIC-Die", "thermal-fan-est"),
+                            4_059_000, _A57),
+    "orin-nano": Identity("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+                          ("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"),
+                          ("cpu-thermal", "gpu-thermal", "cv0-thermal", "soc0-thermal", "tj-thermal"), 7_620_000, _A76),
+}  # fmt: skip
+_OFFSETS_C = {"AO-therm": 6.0, "GPU-therm": -0.5, "PLL-therm": -1.5, "thermal-fan-est": -0.2, "gpu-thermal": -1.5,
+              "soc0-thermal": -1.0, "cpu-thermal": 0.0}  # fmt: skip
+SWITCHED_OFF = ("cv0-thermal",)
+CONSTANT_C = {"PMIC-Die": 100.0}
+
+
+class BoardTree:
+    """One board's files under `root`. A context manager: it holds FIFOs open."""
+
+    def __init__(self, root: Path, model: BoardModel) -> None:
+        self.root, self.model = root, model
+        self._identity = IDENTITIES[model.board]
+        self._held: list[int] = []
+        self._power_w = model.idle_w
+        self._build()
+
+    def __enter__(self) -> BoardTree:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the FIFOs; the files stay."""
+        for descriptor in self._held:
+            os.close(descriptor)
+        self._held.clear()
+
+    def update(self, shown: Shown) -> None:
+        """Write what the sensors show now."""
+        self._power_w = shown.power_w
+        for number, kind in enumerate(self._identity.zones):
+            if kind in SWITCHED_OFF:
+                continue
+            celsius = CONSTANT_C.get(kind, shown.temperature_c + _OFFSETS_C.get(kind, 0.0))
+            self._write(f"sys/class/thermal/thermal_zone{number}/temp", f"{round(celsius * 1000)}\n")
+        highest_khz = self.model.clocks_mhz[-1] * 1000
+        self._write(f"{_CPUFREQ}/scaling_cur_freq", f"{round(highest_khz * shown.requested)}\n")
+        if not self.model.board.startswith("pi"):
+            self._write(f"{_CPUFREQ}/cpuinfo_cur_freq", f"{round(highest_khz * shown.clock)}\n")
+        self._write_power(shown)
+        self._write_fan(shown.fan)
+        if self.model.board.startswith("pi"):
+            soc = _PI_SOC.get(self.model.board, "soc/soc:firmware")
+            self._write(f"sys/devices/platform/{soc}/get_throttled", f"{shown.flags:x}\n")
+            self._write("sys/class/hwmon/hwmon1/in0_lcrit_alarm", f"{shown.flags & 1}\n")
+
+    def gencmd(self, command: str) -> str:
+        """The Pi 5 firmware's answer to `pmic_read_adc`: one loaded rail that carries the board's power."""
+        if self.model.board != "pi-5" or command != "pmic_read_adc":
+            raise OSError(22, f"the firmware does not know {command!r} here")
+        watts = max(0.0, (self._power_w - PMIC_OFFSET_W) / PMIC_SLOPE)
+        volts = 0.897
+        return f"        VDD_CORE_A current(7)={watts / volts:.8f}A\n        VDD_CORE_V volt(15)={volts:.8f}V\n"
+
+    def _build(self) -> None:
+        base = "sys/firmware/devicetree/base"
+        self._write(f"{base}/model", self._identity.model + "\0")
+        self._write(f"{base}/compatible", "".join(f"{text}\0" for text in self._identity.compatible))
+        for number, kind in enumerate(self._identity.zones):
+            self._write(f"sys/class/thermal/thermal_zone{number}/type", f"{kind}\n")
+            if kind in SWITCHED_OFF:
+                self._hold(f"sys/class/thermal/thermal_zone{number}/temp")
+        total = self._identity.total_kib
+        figures = {
+            "MemTotal": total,
+            "MemFree": total // 2,
+            "MemAvailable": total * 3 // 4,
+            "SwapTotal": 0,
+            "SwapFree": 0,
+        }
+        self._write("proc/meminfo", "".join(f"{name}:  {value:>12} kB\n" for name, value in figures.items()))
+        self._write("sys/devices/system/cpu/online", f"0-{self.model.cores - 1}\n")
+        cpu = f"Features\t: {self._identity.features}\nCPU architecture: 8\n\n"
+        self._write("proc/cpuinfo", "".join(f"processor\t: {index}\n{cpu}" for index in range(self.model.cores)))
+        if self.model.board.startswith("pi"):
+            self._write("sys/class/hwmon/hwmon1/name", "rpi_volt\n")
+        self.update(Shown(40.0, self.model.idle_w, 1.0, 1.0))
+
+    def _write_power(self, shown: Shown) -> None:
+        milliwatts = round(shown.power_w * 1000)
+        compute = max(0, milliwatts - round(self.model.idle_w * 1000))
+        if self.model.board == "jetson-nano":
+            rails = (("POM_5V_IN", milliwatts), ("POM_5V_GPU", compute * 2 // 3), ("POM_5V_CPU", compute // 3))
+            for number, (name, watts) in enumerate(rails):
+                self._write(f"{_NANO_RAILS}/rail_name_{number}", f"{name}\n")
+                self._write(f"{_NANO_RAILS}/in_power{number}_input", f"{watts}\n")
+                self._write(f"{_NANO_RAILS}/in_voltage{number}_input", "5000\n")
+                self._write(f"{_NANO_RAILS}/in_current{number}_input", f"{watts // 5}\n")
+        elif self.model.board == "orin-nano":
+            rails = (("VDD_IN", milliwatts), ("VDD_CPU_GPU_CV", compute * 3 // 4), ("VDD_SOC", compute // 4))
+            for number, (name, watts) in enumerate(rails, start=1):
+                self._write(f"{_ORIN_RAILS}/in{number}_label", f"{name}\n")
+                self._write(f"{_ORIN_RAILS}/in{number}_input", "5000\n")
+                self._write(f"{_ORIN_RAILS}/curr{number}_input", f"{watts // 5}\n")
+
+    def _write_fan(self, duty: float) -> None:
+        if self.model.fan.trips_c:
+            self._write("sys/class/hwmon/hwmon2/name", "pwmfan\n")
+            self._write("sys/class/hwmon/hwmon2/pwm1", f"{round(255 * duty)}\n")
+
+    def _write(self, path: str, text: str) -> None:
+        """Replace a file in one step: a reader sees the old text or the new."""
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.new")
+        draft.write_text(text)
+        draft.replace(target)
+
+    def _hold(self, path: str) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            os.mkfifo(target)
+        self._held.append(os.open(target, os.O_RDWR | os.O_NONBLOCK))
