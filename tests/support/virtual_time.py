@@ -67,3 +67,9 @@ async def settle() -> None:
     """Let everything run that can run now, without a moment passing."""
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+async def later(seconds: float) -> None:
+    """Let `seconds` pass on the test's clock. Refuses a loop that would really wait."""
+    assert isinstance(asyncio.get_running_loop(), VirtualLoop), "this would sleep"
+    await asyncio.sleep(seconds)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from edge_agent.base.errors import PackageError
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
-from tests.support.virtual_time import settle
+from tests.support.virtual_time import later, settle
 
 
 def test_install_remove_and_rollback_are_handed_on_and_reported() -> None:
@@ -49,10 +47,10 @@ def test_a_second_order_is_told_to_come_back_and_requests_go_on() -> None:
         await settle()
         await device.order("rollback", {"model": "m"}, "2")
         await device.ask("3")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.transport.statuses() == {"2": [429], "3": [200]}
         assert device.transport.reply("2")["retry_after_s"] == 5.0
-        await asyncio.sleep(10.0)
+        await later(10.0)
         assert device.status("1") == 200
 
     Device.run(scenario, a_model())

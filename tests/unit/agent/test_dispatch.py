@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
-from tests.support.virtual_time import settle
+from tests.support.virtual_time import later, settle
 
 
 def test_a_request_is_answered_with_timing_and_acknowledged() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "turn it on"})
-        await asyncio.sleep(0.1)
+        await later(0.1)
         reply = device.transport.reply("1")
         assert (reply["status"], reply["model"], reply["result"]["label"], reply["batch"]) == (200, "m", "on", 1)
         assert reply["timing"]["total_ms"] >= reply["timing"]["queue_ms"] >= 0
@@ -84,7 +82,7 @@ def test_a_job_that_expires_in_the_queue_is_silent() -> None:
         await device.ask("slow")
         await settle()
         await device.ask("late", deadline_s=1.0)
-        await asyncio.sleep(2.0)
+        await later(2.0)
         device.spawner.last.finish()
         await settle()
         assert device.transport.statuses() == {"slow": [200]}
@@ -99,7 +97,7 @@ def test_a_job_that_expires_inside_the_worker_is_silent() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("late", deadline_s=1.0)
         await settle()
-        await asyncio.sleep(1.5)
+        await later(1.5)
         device.spawner.last.finish()
         assert device.transport.replies() == []
         assert (device.context.stats.expired, len(device.context.ledger)) == (1, 0)
@@ -111,7 +109,7 @@ def test_a_failure_past_the_deadline_is_silent_too() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("late", deadline_s=1.0)
         await settle()
-        await asyncio.sleep(1.5)
+        await later(1.5)
         device.spawner.last.fail("tester/late")
         assert device.transport.replies() == []
 
@@ -209,13 +207,13 @@ def test_a_worker_deep_in_a_step_does_not_hold_up_the_intake_of_a_cancel() -> No
 def test_a_job_cancelled_while_its_adapter_is_refused_is_answered_once_and_the_model_served_on() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "bad"})
-        await asyncio.sleep(0.5)
+        await later(0.5)
         await device.cancel("1")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         device.check()
         assert device.transport.statuses() == {"1": [499]}
         await device.ask("2")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("2") == 200
 
     plan = Plan(attach_s=1.0, refuses={"bad": AdapterRefused("wrong rank")})
@@ -230,14 +228,14 @@ def test_a_load_that_fails_answers_everybody_who_waits() -> None:
         device.spawner.plan.load_faults.append(BackendError("the graph is broken", "onnx"))
         for index in range(3):
             await device.ask(str(index))
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.transport.statuses() == {str(index): [500] for index in range(3)}
         reply = device.transport.reply("0")
         assert "model 'm' cannot be loaded: onnx: the graph is broken" in reply["reason"]
         assert reply["retry_after_s"] > 0
         assert device.kinds() == ["load-failed"]
         await device.ask("later")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("later") == 200, "the next request tries again"
 
     Device.run(scenario, a_model())
@@ -246,9 +244,9 @@ def test_a_load_that_fails_answers_everybody_who_waits() -> None:
 def test_requests_that_come_during_a_load_wait_for_it() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         await device.ask("2")
-        await asyncio.sleep(2.0)
+        await later(2.0)
         assert device.transport.statuses() == {"1": [200], "2": [200]}
         assert len(device.spawner.workers) == 1
 
@@ -259,7 +257,7 @@ def test_repeated_deaths_quarantine_the_model_with_503() -> None:
     async def scenario(device: Device) -> None:
         for index in range(3):
             await device.ask(str(index))
-            await asyncio.sleep(1.0)
+            await later(1.0)
             device.spawner.last.die()
             await settle()
         assert device.seat().phase.value == "quarantined"
@@ -280,7 +278,7 @@ def test_a_model_that_dies_while_it_loads_is_quarantined_not_loaded_for_ever() -
     async def scenario(device: Device) -> None:
         device.spawner.plan.load_faults.extend(["die"] * 50)
         await device.ask("1")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.status("1") == 503
         assert device.spawner.tries == 3
 
@@ -291,12 +289,12 @@ def test_an_order_to_load_lifts_the_quarantine() -> None:
     async def scenario(device: Device) -> None:
         device.spawner.plan.load_faults.extend(["die"] * 3)
         await device.ask("1")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         await device.order("load", {"model": "m"})
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.status("order") == 200
         await device.ask("2")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.status("2") == 200
 
     Device.run(scenario, a_model())
@@ -308,9 +306,9 @@ def test_old_deaths_do_not_count() -> None:
             await device.ask(str(index), deadline_s=60)
             await settle()
             device.spawner.last.die()
-            await asyncio.sleep(0.5)
+            await later(0.5)
             device.spawner.last.finish()
-            await asyncio.sleep(500.0)
+            await later(500.0)
         assert device.seat().phase.value != "quarantined"
         assert device.transport.statuses() == {str(index): [200] for index in range(6)}
 
@@ -355,7 +353,7 @@ def test_more_adapters_in_a_batch_than_may_be_resident_are_all_answered() -> Non
         await settle()
         for name in names:
             await device.ask(name, {"text": "x", "adapter": name})
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert {name: device.status(name) for name in names} == dict.fromkeys(names, 200)
         assert len(device.spawner.last.attached) <= ADAPTERS_RESIDENT
 
@@ -368,7 +366,7 @@ def test_an_adapter_that_is_refused_is_404_and_the_rest_of_the_batch_runs() -> N
         await settle()
         await device.ask("bad", {"text": "x", "adapter": "bad"})
         await device.ask("good", {"text": "x", "adapter": "good"})
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert (device.status("bad"), device.status("good")) == (404, 200)
         assert device.transport.reply("bad")["reason"] == "adapter 'bad' was refused: wrong rank"
 
@@ -379,11 +377,11 @@ def test_an_adapter_that_is_refused_is_404_and_the_rest_of_the_batch_runs() -> N
 def test_a_replaced_adapter_is_attached_anew() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "a"})
-        await asyncio.sleep(0.1)
+        await later(0.1)
         device.library.change("m", adapters=(an_adapter("a", "sha256:newer"),))
         device.watch.tick()
         await device.ask("2", {"text": "x", "adapter": "a"})
-        await asyncio.sleep(0.1)
+        await later(0.1)
         operations = [operation for operation, _ in device.spawner.last.heard if operation in {"attach", "detach"}]
         assert operations == ["attach", "detach", "attach"]
         assert device.status("2") == 200
@@ -398,7 +396,7 @@ def test_a_worker_that_dies_right_after_attaching_loses_no_request() -> None:
         await device.ask("2", {"text": "x"})
         await settle()
         device.spawner.plan.die_after_attach.clear()
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.transport.statuses() == {"1": [200], "2": [200]}
 
     Device.run(scenario, a_model(adapters=["a"]), quarantine_deaths=0)
@@ -408,9 +406,9 @@ def test_a_worker_that_dies_while_attaching_loses_no_request() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "a"})
         await device.ask("2", {"text": "x"})
-        await asyncio.sleep(0.5)
+        await later(0.5)
         device.spawner.last.die()
-        await asyncio.sleep(3.0)
+        await later(3.0)
         assert device.transport.statuses() == {"1": [200], "2": [200]}
 
     Device.run(scenario, a_model(adapters=["a"]), plan=Plan(attach_s=1.0))
@@ -424,7 +422,7 @@ def test_a_worker_that_cannot_be_started_is_answered_and_does_not_stop_the_world
         faults = [WorkerError("cannot start /no/python", "worker.python") for _ in range(200)]
         device.spawner.plan.spawn_faults.extend(faults)
         await device.ask("1", deadline_s=5.0)
-        await asyncio.sleep(6.0)
+        await later(6.0)
         assert device.spawner.tries < 20, "a hot loop"
         assert len(device.context.ledger) == 0
         assert device.status("1") in {500, 503}
@@ -437,7 +435,7 @@ def test_a_batch_too_large_for_a_frame_is_answered() -> None:
         device.spawner.plan.frame_bytes = 2000
         for index in range(3):
             await device.ask(str(index), {"text": "x" * 1000})
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert len(device.context.ledger) == 0
         assert set(device.transport.statuses()) == {"0", "1", "2"}
 
@@ -455,7 +453,7 @@ def test_large_parameters_of_one_request_do_not_refuse_another_in_its_batch() ->
         for index in range(3):
             await device.ask(f"large-{index}", {"text": "x", "params": {"stop": "y" * 1500}})
         await device.ask("innocent")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.status("innocent") == 200
 
     Device.run(scenario, a_model())
@@ -467,11 +465,11 @@ def test_a_silent_worker_is_ended_and_its_jobs_run_again() -> None:
         await settle()
         silent = device.spawner.last
         for _ in range(29):
-            await asyncio.sleep(1.0)
+            await later(1.0)
             device.watch.tick()
         assert device.spawner.running() == [silent]
         for _ in range(3):
-            await asyncio.sleep(1.0)
+            await later(1.0)
             device.watch.tick()
         assert silent not in device.spawner.running()
         await settle()
@@ -507,10 +505,10 @@ def test_a_model_removed_while_it_loads_leaves_no_worker_behind() -> None:
     async def scenario(device: Device) -> None:
         seat = device.seat()
         await device.ask("1")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         device.library.remove("m")
         device.watch.tick()
-        await asyncio.sleep(5.0)
+        await later(5.0)
         assert set(device.transport.statuses()) == {"1"}
         assert device.spawner.running() == []
         assert seat.task is not None
@@ -527,7 +525,7 @@ def test_a_model_removed_when_its_worker_dies_is_not_loaded_again() -> None:
         device.library.remove("m")
         device.watch.tick()
         device.spawner.last.die()
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert len(device.spawner.workers) == 1
         assert device.status("1") == 404
         assert seat.task is not None
@@ -539,12 +537,12 @@ def test_a_model_removed_when_its_worker_dies_is_not_loaded_again() -> None:
 def test_another_variant_is_loaded_for_the_next_request() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         newer = a_variant("newer")
         device.library.change("m", variant=newer, variants=(newer,))
         device.watch.tick()
         await device.ask("2")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert [worker.heard[0] for worker in device.spawner.workers] == [
             ("load", "sha256:m-v1"),
             ("load", "sha256:newer"),

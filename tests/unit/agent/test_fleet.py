@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from edge_agent.base.limits import ADAPTERS_RESIDENT, GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
-from tests.support.virtual_time import settle
+from tests.support.virtual_time import later, settle
 
 
 def model(name: str, mib: int) -> InstalledModel:
@@ -29,10 +27,10 @@ def test_a_model_is_loaded_when_it_is_first_asked() -> None:
     async def scenario(device: Device) -> None:
         assert device.spawner.workers == []
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert resident(device) == {"m"}
         await device.ask("2")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert len(device.spawner.workers) == 1
 
     Device.run(scenario, a_model())
@@ -42,15 +40,15 @@ def test_an_idle_model_leaves_for_another() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)
         await device.ask("1", model="a")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         await device.ask("2", model="b")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("2") == 200
         assert resident(device) == {"b"}
         assert device.spawner.workers[0].closed
         assert device.events == [("evicted", "model 'a' made room for 'b'")]
         await device.ask("3", model="a")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("3") == 200
         assert resident(device) == {"a"}
 
@@ -92,7 +90,7 @@ def test_measured_bytes_replace_the_package_s() -> None:
     async def scenario(device: Device) -> None:
         device.sensors.pss[4000] = 123 * MIB
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.seat().predicted_bytes == 123 * MIB
 
     Device.run(scenario, a_model())
@@ -101,7 +99,7 @@ def test_measured_bytes_replace_the_package_s() -> None:
 def test_without_a_measurement_the_runtime_s_own_figure_counts() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.seat().footprint_bytes == 10 * MIB
 
     Device.run(scenario, a_model())
@@ -111,9 +109,9 @@ def test_two_models_never_load_at_once() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", model="a")
         await device.ask("2", model="b")
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert len(device.spawner.workers) == 1
-        await asyncio.sleep(3.0)
+        await later(3.0)
         assert (device.status("1"), device.status("2")) == (200, 200)
 
     Device.run(scenario, a_model("a"), a_model("b"), plan=Plan(load_s=1.5))
@@ -125,7 +123,7 @@ def test_the_least_recently_used_adapter_leaves_when_there_are_too_many() -> Non
     async def scenario(device: Device) -> None:
         for name in [*names[:ADAPTERS_RESIDENT], names[0], names[-1]]:
             await device.ask(f"{name}-{len(device.transport.published)}", {"text": "x", "adapter": name})
-            await asyncio.sleep(0.1)
+            await later(0.1)
         attached = device.spawner.last.attached
         assert len(attached) == ADAPTERS_RESIDENT
         assert names[0] in attached
@@ -139,12 +137,12 @@ def test_another_variant_fits_into_what_the_old_one_gives_back() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         newer = a_variant("newer", 450, 450)
         device.library.change("m", variant=newer, variants=(newer,))
         device.watch.tick()
         await device.ask("2")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("2") == 200
 
     Device.run(scenario, model("m", 400))
@@ -154,9 +152,9 @@ def test_two_loads_within_a_second_do_not_promise_the_same_memory() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)
         await device.ask("1", model="a")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         await device.ask("2", model="b")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("2") == 200
         assert resident(device) == {"b"}, "both in memory: 100 MiB more than the board can give"
 
@@ -166,7 +164,7 @@ def test_two_loads_within_a_second_do_not_promise_the_same_memory() -> None:
 def test_a_new_variant_is_predicted_by_its_own_size() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         newer = a_variant("newer", peak_mib=900)
         device.library.change("m", variant=newer, variants=(newer,))
         device.watch.tick()
@@ -183,11 +181,11 @@ async def being_evicted(device: Device) -> None:
     free(device, 610)
     for name in ("b1", "b2"):
         await device.ask(name, model=name)
-        await asyncio.sleep(0.1)
+        await later(0.1)
     device.fleet.seats["b1"].load_s, device.fleet.seats["b2"].load_s = 0.1, 5.0
     device.spawner.plan.close_s = 2.0
     await device.ask("a", model="a")
-    await asyncio.sleep(0.5)
+    await later(0.5)
     assert [worker.closed for worker in device.spawner.workers] == [True, False]
 
 
@@ -198,7 +196,7 @@ def test_a_model_that_is_updated_while_it_is_being_evicted_does_not_stop_all_loa
         device.library.change("b2", variant=newer, variants=(newer,))
         device.watch.tick()
         await device.ask("b2-again", model="b2")
-        await asyncio.sleep(20.0)
+        await later(20.0)
         assert set(device.transport.statuses()) == {"b1", "b2", "a", "b2-again"}
 
     Device.run(scenario, *(model(*one) for one in BIG_AND_TWO_SMALL))
@@ -209,7 +207,7 @@ def test_a_model_that_is_removed_while_another_is_being_evicted_harms_nobody() -
         await being_evicted(device)
         device.library.remove("b2")
         device.watch.tick()
-        await asyncio.sleep(20.0)
+        await later(20.0)
         assert {name: device.status(name) for name in ("b1", "b2", "a")} == {"b1": 200, "b2": 200, "a": 200}
 
     Device.run(scenario, *(model(*one) for one in BIG_AND_TWO_SMALL))
@@ -220,7 +218,7 @@ def test_a_model_that_begins_to_work_while_room_is_made_is_not_evicted() -> None
         await being_evicted(device)
         device.spawner.plan.compute_s = None
         await device.ask("late", model="b2")
-        await asyncio.sleep(4.0)
+        await later(4.0)
         assert not device.spawner.workers[1].closed
         assert device.status("a") == 503
         device.spawner.workers[1].finish()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 from edge_agent.base.limits import MESSAGE_BYTES
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
-from tests.support.virtual_time import settle
+from tests.support.virtual_time import later, settle
 
 
 def test_an_unknown_model_or_adapter_is_404_and_names_those_there_are() -> None:
@@ -154,7 +153,7 @@ def test_urgent_requests_overtake_in_the_queue() -> None:
 def test_a_cancel_of_nothing_does_nothing() -> None:
     async def scenario(device: Device) -> None:
         await device.cancel("nobody")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.transport.replies() == []
         assert device.transport.acked == [1]
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from edge_agent.base.errors import BackendError, StoreError
 from tests.support.fakes import Plan, RecordingNotifier, a_model
 from tests.support.in_process import Device
+from tests.support.virtual_time import later
 
 
 def run(scenario: Callable[[Device, RecordingNotifier], Awaitable[None]], *models: object, **options: object) -> Device:
@@ -34,7 +35,7 @@ def states(device: Device) -> list[str]:
 def test_messages_from_the_broker_are_answered() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.transport.deliver(device.message("1"), device.message("2"))
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.transport.statuses() == {"1": [200], "2": [200]}
         assert device.transport.acked == [1, 2]
 
@@ -43,10 +44,10 @@ def test_messages_from_the_broker_are_answered() -> None:
 
 def test_ready_comes_once_and_after_the_resident_models_were_tried() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(50.0)
+        await later(50.0)
         assert "ready" not in notifier.names()
         assert notifier.names().count("extend_timeout") >= 2
-        await asyncio.sleep(100.0)
+        await later(100.0)
         assert notifier.names().count("ready") == 1
         assert device.seat("a").worker is not None
         assert device.seat("b").worker is None
@@ -56,7 +57,7 @@ def test_ready_comes_once_and_after_the_resident_models_were_tried() -> None:
 
 def test_all_stands_for_every_model() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert {seat.name for seat in device.fleet.seats.values() if seat.worker is not None} == {"a", "b"}
 
     run(scenario, a_model("a"), a_model("b"), resident=("all",))
@@ -65,7 +66,7 @@ def test_all_stands_for_every_model() -> None:
 def test_a_resident_model_that_cannot_be_loaded_does_not_hold_up_readiness() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.spawner.plan.load_faults.append(BackendError("the graph is broken", "onnx"))
-        await asyncio.sleep(2.0)
+        await later(2.0)
         assert "ready" in notifier.names()
         assert "load-failed" in device.kinds()
 
@@ -74,9 +75,9 @@ def test_a_resident_model_that_cannot_be_loaded_does_not_hold_up_readiness() -> 
 
 def test_a_resident_model_is_loaded_when_it_is_installed_later() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(2.0)
+        await later(2.0)
         device.library.install(a_model("late"))
-        await asyncio.sleep(3.0)
+        await later(3.0)
         assert device.seat("late").worker is not None
 
     run(scenario, resident=("all",))
@@ -84,7 +85,7 @@ def test_a_resident_model_is_loaded_when_it_is_installed_later() -> None:
 
 def test_watchdog_and_status_line_every_second() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(10.5)
+        await later(10.5)
         assert notifier.names().count("watchdog") == 10
         lines = [text for name, text in notifier.calls if name == "status"]
         assert lines[-1] == "connected; 0 of 1 models in memory; 0 requests open"
@@ -95,7 +96,7 @@ def test_watchdog_and_status_line_every_second() -> None:
 def test_being_offline_is_healthy_and_is_said() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.transport.connected = False
-        await asyncio.sleep(5.5)
+        await later(5.5)
         assert notifier.names().count("watchdog") == 5
         assert "ready" in notifier.names()
         lines = [str(text) for name, text in notifier.calls if name == "status"]
@@ -110,7 +111,7 @@ def test_being_offline_is_healthy_and_is_said() -> None:
 def test_telemetry_comes_on_its_interval_and_covers_it() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.transport.deliver(*(device.message(str(index)) for index in range(3)))
-        await asyncio.sleep(30.5)
+        await later(30.5)
         reports = device.transport.bodies("/telemetry")
         assert len(reports) == 3
         assert reports[0]["models"]["m"]["requests"] == 3
@@ -122,7 +123,7 @@ def test_telemetry_comes_on_its_interval_and_covers_it() -> None:
 
 def test_status_is_retained_online_then_offline_as_the_last_words() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(130.0)
+        await later(130.0)
         assert states(device)[-1] == "online"
         assert len(states(device)) >= 3, "start and two heartbeats"
         assert all(message.retain for message in device.transport.published if message.topic.endswith("/status"))
@@ -137,7 +138,7 @@ def test_a_quarantined_model_makes_the_device_degraded() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.spawner.plan.load_faults.extend(["die"] * 3)
         device.transport.deliver(device.message("1"))
-        await asyncio.sleep(70.0)
+        await later(70.0)
         assert states(device)[-1] == "degraded"
 
     run(scenario, a_model())
@@ -146,7 +147,7 @@ def test_a_quarantined_model_makes_the_device_degraded() -> None:
 def test_stopping_answers_what_is_open_with_503() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.transport.deliver(*(device.message(str(index), deadline_s=600.0) for index in range(3)))
-        await asyncio.sleep(1.0)
+        await later(1.0)
 
     device = run(scenario, a_model(), plan=Plan(compute_s=None))
     assert device.transport.statuses() == {"0": [503], "1": [503], "2": [503]}
@@ -156,7 +157,7 @@ def test_stopping_answers_what_is_open_with_503() -> None:
 def test_stopping_in_the_middle_of_a_load_ends_too() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         device.transport.deliver(device.message("1", deadline_s=600.0))
-        await asyncio.sleep(1.0)
+        await later(1.0)
         assert device.spawner.running()
 
     device = run(scenario, a_model(), plan=Plan(load_s=500.0))
@@ -165,10 +166,10 @@ def test_stopping_in_the_middle_of_a_load_ends_too() -> None:
 
 def test_a_store_that_cannot_be_read_does_not_stop_the_serving() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(1.5)
+        await later(1.5)
         device.library.broken = StoreError("the disk is gone", "store")
         device.transport.deliver(device.message("1"))
-        await asyncio.sleep(5.0)
+        await later(5.0)
         assert device.status("1") == 200
         assert notifier.names().count("watchdog") == 6
 
@@ -184,9 +185,9 @@ def test_stop_twice_is_stop_once() -> None:
 
 def test_the_models_message_follows_the_store() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        await asyncio.sleep(1.5)
+        await later(1.5)
         device.library.install(a_model("new", adapters=["a"]))
-        await asyncio.sleep(2.0)
+        await later(2.0)
         latest = device.transport.bodies("/models")[-1]
         assert [entry["name"] for entry in latest["models"]] == ["m", "new"]
         assert latest["models"][1]["adapters"][0]["name"] == "a"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from edge_agent.agent.report import EVENTS_PER_MINUTE
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
+from tests.support.virtual_time import later
 
 
 def test_events_of_a_kind_are_limited_by_the_minute_and_the_last_one_says_so() -> None:
@@ -18,7 +17,7 @@ def test_events_of_a_kind_are_limited_by_the_minute_and_the_last_one_says_so() -
         assert len(died) == EVENTS_PER_MINUTE + 1
         assert died[-1]["message"].endswith("more of this kind within the minute are not reported")
         assert device.transport.bodies("/event")[-1]["kind"] == "installed"
-        await asyncio.sleep(60.0)
+        await later(60.0)
         device.reporter.event("worker-died", "a minute later", {})
         assert device.transport.bodies("/event")[-1]["message"] == "a minute later"
 
@@ -39,7 +38,7 @@ def test_sequence_numbers_rise_without_gaps() -> None:
 def test_the_models_message_tells_residency_and_footprint() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "a"})
-        await asyncio.sleep(0.1)
+        await later(0.1)
         device.reporter.publish_models(device.fleet)
         (entry,) = device.transport.bodies("/models")[-1]["models"]
         assert (entry["name"], entry["resident"], entry["reason"]) == ("m", True, "ready")
@@ -56,7 +55,7 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         device.watch.tick()
         await device.ask("1")
         await device.ask("2", model="nobody")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         device.reporter.publish_telemetry(
             device.context.stats.take(), device.host.readings, device.context.grant, 0, 123
         )

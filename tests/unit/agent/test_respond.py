@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from edge_agent.core.job import Job, State
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
-from tests.support.virtual_time import settle
+from tests.support.virtual_time import later, settle
 
 
 def test_a_reply_carries_energy_and_temperature_where_they_are_fresh() -> None:
@@ -54,7 +52,7 @@ def test_old_or_missing_readings_give_null_with_the_reason() -> None:
         device.sensors.set(power=10.0, temperature=55.5)
         device.watch.tick()
         await device.ask("old")
-        await asyncio.sleep(6.0)
+        await later(6.0)
         device.spawner.last.finish()
         reply = device.transport.reply("old")
         assert reply["energy"] == {"joules": None, "method": "the last power sample is too old"}
@@ -74,10 +72,10 @@ def test_times_add_up() -> None:
         await device.ask("first")
         await settle()
         await device.ask("second")
-        await asyncio.sleep(0.25)
+        await later(0.25)
         device.spawner.last.finish()
         await settle()
-        await asyncio.sleep(0.5)
+        await later(0.5)
         device.spawner.last.finish(compute_ms=400.0)
         timing = device.transport.reply("second")["timing"]
         assert timing == {"queue_ms": 250.0, "tokenize_ms": 0.1, "compute_ms": 400.0, "total_ms": 750.0}
@@ -88,11 +86,11 @@ def test_times_add_up() -> None:
 def test_a_retry_of_an_answered_request_gets_the_same_words_without_work() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         first = device.transport.published[-1]
         again = device.message("1")
         await device.intake.take(again)
-        await asyncio.sleep(0.1)
+        await later(0.1)
         second = device.transport.published[-1]
         assert second is not first
         assert (second.topic, second.payload, second.correlation) == (first.topic, first.payload, first.correlation)
@@ -122,7 +120,7 @@ def test_the_same_id_of_another_client_is_another_request() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", client="a")
         await device.ask("1", client="b")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         topics = [message.topic for message in device.transport.published if "/reply" in message.topic]
         assert topics == ["edge/v1/client/a/reply/here", "edge/v1/client/b/reply/here"]
         device.transport.published.clear()
@@ -173,7 +171,7 @@ def test_the_state_follows_from_the_status_word(status: int, running: bool, stat
 def test_an_answer_too_large_to_send_becomes_one_that_says_so() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"texts": ["x" * 32000] * 3})
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("1") == 200
         device.spawner.plan.compute_s = None
         await device.ask("2")
@@ -209,7 +207,7 @@ def test_whatever_happens_every_request_is_answered_once_or_expires(steps: list[
         device.spawner.plan.compute_s = 0.01
         for worker in device.spawner.running():
             worker.finish()
-        await asyncio.sleep(700.0)
+        await later(700.0)
         assert len(device.context.ledger) == 0, device.dump()
         by_id: dict[str, set[bytes]] = {}
         for message in device.transport.published:
@@ -233,7 +231,7 @@ async def play(device: Device, step: str, number: int) -> None:
     elif step == "cancel":
         await device.cancel(f"r{number}")
     elif step == "wait":
-        await asyncio.sleep(number / 4)
+        await later(number / 4)
     elif step == "tick":
         device.watch.tick()
     elif last is not None and last.alive:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from edge_agent.core import governor
 from edge_agent.core.governor import Level
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
-from tests.support.virtual_time import settle
+from tests.support.virtual_time import later, settle
 
 
 def test_a_lost_sensor_is_reported_once() -> None:
@@ -62,7 +61,7 @@ def halved(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_governors_limits_reach_the_workers_and_are_told_on_a_change_of_level() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.spawner.last.limits == {"max_rows": 8, "threads": 4}
         device.sensors.set(temperature=79.0)
         for _ in range(3):
@@ -84,7 +83,7 @@ def test_a_new_worker_starts_with_the_limits_of_the_moment() -> None:
         device.sensors.set(temperature=79.0)
         device.watch.tick()
         await device.ask("1")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.spawner.last.limits == {"max_rows": 4, "threads": 2}
 
     Device.run(scenario, a_model())
@@ -99,11 +98,11 @@ def test_an_installed_model_is_served_and_a_removed_one_is_not() -> None:
         device.watch.tick()
         assert device.watch.changed
         await device.ask("2", model="new")
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.status("2") == 200
         device.library.remove("new")
         device.watch.tick()
-        await asyncio.sleep(0.1)
+        await later(0.1)
         assert device.spawner.last.closed
         await device.ask("3", model="new")
         assert device.status("3") == 404
@@ -140,7 +139,7 @@ def test_a_busy_worker_that_speaks_is_not_taken_for_hung() -> None:
             await device.ask(str(index), deadline_s=300.0)
         await settle()
         for index in range(8):
-            await asyncio.sleep(20.0)
+            await later(20.0)
             device.watch.tick()
             device.spawner.last.finish([f"tester/{index}"])
         assert device.kinds() == []
