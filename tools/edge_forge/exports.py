@@ -33,27 +33,26 @@ class ExportPlan(Plan):
         return self.recipe.export.banked and self.recipe.training.method == "lora"
 
     @property
-    def bank(self) -> Any:
-        """The bank's settings: all modules, so that any adapter of the base fits."""
-        from edge_forge.steps.export import Bank
-
-        return Bank(rank=self.recipe.export.bank_rank, max_labels=self.recipe.export.bank_labels)
+    def bank(self) -> dict[str, Any]:
+        """Fields of `steps.export.Bank`: all modules, so that any adapter of the base fits."""
+        export = self.recipe.export
+        return {"targets": ("all",), "first_layer": 0, "rank": export.bank_rank, "max_labels": export.bank_labels}
 
     @cached_property
     def base_export(self) -> Entry:
         """encoder.onnx (float, no bank), model.onnx (FP32 with the bank), tokenizer.json. Of no recipe's own."""
         base, export = self.base, self.recipe.export
         inputs = {"base": base.base_id, "tokenizer": self.tokenizer_digest}
-        settings = {"bank": dataclasses.asdict(self.bank), "tolerance": export.parity_tolerance,
+        settings = {"bank": self.bank, "tolerance": export.parity_tolerance,
                     "max_tokens": export.bank_tokens}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.steps.export import as_dict, export_base
+            from edge_forge.steps.export import Bank, as_dict, export_base
 
             quiet()
             return as_dict(
                 export_base(
-                    base_dir=base.directory, out_dir=folder, base_id=base.base_id, bank=self.bank,
+                    base_dir=base.directory, out_dir=folder, base_id=base.base_id, bank=Bank(**self.bank),
                     tolerance=export.parity_tolerance, max_tokens=export.bank_tokens,
                 )
             )  # fmt: skip
@@ -86,14 +85,15 @@ class ExportPlan(Plan):
         if "int8" not in self.recipe.quantize.variants:
             return None
         export, entry = self.recipe.export, self.base_export
-        settings = {"formats": [_DYNAMIC], "bank": dataclasses.asdict(self.bank), "max_tokens": export.bank_tokens}
+        settings = {"formats": [_DYNAMIC], "bank": self.bank, "max_tokens": export.bank_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.steps.export import Bank
             from edge_forge.steps.quantize import make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=[_DYNAMIC],
-                max_tokens=export.bank_tokens, bank=(self.bank, entry.facts["modules"]),
+                max_tokens=export.bank_tokens, bank=(Bank(**self.bank), entry.facts["modules"]),
             )  # fmt: skip
             return {"made": sorted(made)}
 
@@ -200,18 +200,29 @@ class ExportPlan(Plan):
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
 
     @cached_property
-    def int8_choice(self) -> Any:
-        """Which merged INT8 is packed and why (`steps.quantize.Choice`); None where there is none."""
-        from edge_forge.steps.quantize import Candidate, choose
+    def int8_choice(self) -> Mapping[str, Any] | None:
+        """Which merged INT8 is packed: `name`, `loss` on the validation rows, `reason`; None where there is none.
 
-        def candidate(graph: Graph) -> Candidate:
-            figures = graph.figures or {}
-            return Candidate(figures["validation_accuracy"], figures["latency_ms"])
-
-        found = {f"int8-{graph.how}": candidate(graph) for graph in self.merged_graphs if graph.dtype == "int8"}
-        if not found:
+        A step of its own, so that a build that does nothing imports no runtime to say so.
+        """
+        measured = {
+            f"int8-{graph.how}" if graph.how else graph.dtype: [
+                (graph.figures or {})["validation_accuracy"],
+                (graph.figures or {})["latency_ms"],
+            ]
+            for graph in self.merged_graphs
+            if graph.dtype in ("fp32", "int8")
+        }
+        if len(measured) < 2:
             return None
-        return choose(candidate(self.merged_graphs[0]), found)
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.steps.quantize import Candidate, choose
+
+            candidates = {name: Candidate(*found) for name, found in measured.items()}
+            return choose(candidates.pop("fp32"), candidates)._asdict()
+
+        return self.run("choose", {}, measured, work, "choose merged int8").facts
 
     @cached_property
     def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[Graph, ...]]:
@@ -220,7 +231,7 @@ class ExportPlan(Plan):
         chosen = self.int8_choice
         kept = [
             graph for graph in (*self.merged_graphs, *self.banked_graphs)
-            if graph.form == "banked" or graph.dtype != "int8" or f"int8-{graph.how}" == chosen.name
+            if graph.form == "banked" or graph.dtype != "int8" or (chosen and f"int8-{graph.how}" == chosen["name"])
         ]  # fmt: skip
         figures = [{"form": graph.form, "dtype": graph.dtype, **(graph.figures or {})} for graph in kept]
         found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits.max_loss_points)

@@ -44,9 +44,11 @@ def _shipped(plan: ShipPlan) -> dict[str, Any]:
     gates, passed = plan.judged
     variants = [*plan.banked_graphs, *plan.merged_graphs]
     choice = plan.int8_choice
-    others = [graph for graph in variants if graph not in passed]
+    names = {"int8-", choice["name"] if choice else "int8-"}
     lost = [
-        [graph.form, graph.dtype] for graph in others if choice is None or f"int8-{graph.how}" in ("int8-", choice.name)
+        [graph.form, graph.dtype]
+        for graph in variants
+        if graph not in passed and (graph.dtype != "int8" or f"int8-{graph.how}" in names)
     ]
     packages = [
         {"file": one.file.name, "what": one.what, "size_bytes": one.size_bytes, "digest": one.digest}
@@ -55,7 +57,7 @@ def _shipped(plan: ShipPlan) -> dict[str, Any]:
     return {
         "variants": list(rows_of(variants)),
         "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
-        "int8_choice": None if choice is None else choice.reason,
+        "int8_choice": choice["reason"] if choice else None,
         "left_out": lost,
         "packages": packages,
     }

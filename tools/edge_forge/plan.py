@@ -35,6 +35,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "export-base": (("edge_forge.steps.export",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-merged": (("edge_forge.steps.export",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "quantize": (("edge_forge.steps.quantize",), _RUNTIME),
+    "choose": (("edge_forge.steps.quantize",), ()),
     "measure": (("edge_forge.measure", "edge_forge.metrics", "edge_agent.backends.onnx"), _RUNTIME),
     "probes": (("edge_forge.measure", "edge_forge.probes", "edge_agent.backends.onnx"), _RUNTIME),
     "package": (("edge_forge.steps.package", "edge_forge.shipping"), ()),

@@ -17,7 +17,9 @@ def _ratio(value: float) -> str:
 
 
 def _find(variants: Sequence[Mapping[str, Any]], form: str, dtype: str) -> Mapping[str, Any] | None:
-    return next((one for one in variants if one["form"] == form and one["dtype"] == dtype), None)
+    """The variant of that kind; of several the one that measured best, as the build chooses."""
+    found = [one for one in variants if one["form"] == form and one["dtype"] == dtype]
+    return max(found, key=lambda one: float(one.get("validation_accuracy") or 0.0), default=None)
 
 
 def variant_claims(variants: Sequence[Mapping[str, Any]]) -> list[list[str]]:

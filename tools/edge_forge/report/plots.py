@@ -102,7 +102,7 @@ def reliability(bins: Sequence[Bin], error: float) -> str:
     )  # fmt: skip
     left.set(xlim=(0, 1.02), ylim=(-0.03, 1.05), xlabel="confidence", ylabel="accuracy")
     left.set_title(f"Calibration, ECE {error:.3f}")
-    left.legend(frameon=False, loc="upper left")
+    left.legend(frameon=False, loc="lower right")
     right.bar(
         [(at + 0.5) / len(bins) for at in range(len(bins))], [found.rows for found in bins],
         width=0.9 / len(bins), color=BLUE,
@@ -115,16 +115,18 @@ def reliability(bins: Sequence[Bin], error: float) -> str:
 def bars(panels: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> str:
     """One panel per figure: (title, format of the value, value by name); None is drawn as 'not measured'.
 
-    A panel of shares (all values within 0..1 and above 0.5) begins near its smallest value, and its title says so.
+    Names that begin with the same word have one colour. A panel of shares (all values within 0..1 and above 0.5) begins
+    near its smallest value, and its title says so.
     """
     names = list(panels[0][2])
     figure, axes = _figure(max(_WIDTH, 2.4 * len(panels)), 1.1 + 0.42 * len(names), len(panels))
-    palette = (BLUE, ORANGE, GREEN, RED, GREY)
+    kinds = list(dict.fromkeys(name.split(" ")[0] for name in names))
+    colours = [(BLUE, ORANGE, GREEN, RED, GREY)[kinds.index(name.split(" ")[0]) % 5] for name in names]
     for at, (one, (title, form, values)) in enumerate(zip([axes] if len(panels) == 1 else axes, panels, strict=True)):
         known = [values[name] or 0.0 for name in names]
         floor = _floor([value for value in values.values() if value is not None])
-        one.barh(names, [value - floor for value in known], left=floor, height=0.6,
-                 color=[palette[place % len(palette)] for place in range(len(names))])  # fmt: skip
+        widths = [value - floor for value in known]
+        one.barh(names, widths, left=floor, height=0.6, color=colours)
         one.set_title(title if not floor else f"{title}\n(from {floor:g})")
         one.invert_yaxis()
         high = max([*known, floor + 1e-9])
