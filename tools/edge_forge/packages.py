@@ -96,7 +96,7 @@ class ShipPlan(ExportPlan):
         settings = {
             "task": shipping.task_of(self.recipe, self.data.labels),
             "adapter": self.trained_digests["run/adapter.safetensors"],
-            "base": base_package.facts["digest"],
+            "base": base_package.facts["index"],
         }
         return self._package(self.recipe.name, self.recipe.package.version, (graphs, golden), settings, pack)
 
@@ -128,7 +128,7 @@ class ShipPlan(ExportPlan):
         """The unsigned packages: file name to (what it is, step), in the order of installation."""
         recipe, found = self.recipe, {}
         if self.has_banked:
-            digest = self.base_package.facts["digest"].removeprefix("sha256:")[:8]
+            digest = self.base_package.facts["index"].removeprefix("sha256:")[:8]
             found[f"{recipe.base.name}-{digest}.tar"] = ("base", self.base_package)
             found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
         if recipe.export.merged:
