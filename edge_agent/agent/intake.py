@@ -110,6 +110,7 @@ class Intake:
         batch_s = self._context.costs.predict_s(seat.cost_key, max_rows, max_rows * max(1, job.size_bytes // job.rows))
         wait_s = None
         if compute_s is not None and batch_s is not None:
+            batch_s /= max(0.01, self._context.grant.busy_share)  # pauses between steps
             ahead = rows_ahead(seat.queue.jobs(), job, now_s)
             wait_s = -(-ahead // max_rows) * batch_s + (batch_s if seat.running else 0.0)
         return admission.Load(len(self._context.ledger), self._options.queue_jobs, wait_s, compute_s)

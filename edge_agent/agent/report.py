@@ -163,7 +163,7 @@ class Reporter:
             sensors={key: measured(reading) for key, reading in readings.items()},
             energy=messages.Energy(sum(joules) if joules else None, _energy_method(power)),
             rss_bytes=rss_bytes,
-            governor={"level": grant.level.name.lower(), "max_rows": grant.max_rows, "why": grant.why},
+            governor=governor_entry(grant),
             events_waiting=events_waiting,
             events_lost=events_lost,
         )
@@ -188,6 +188,22 @@ def _energy_method(power: Reading | None) -> str:
     if power is None:
         return "no power sensor was read"
     return power.source if power.value is not None else (power.reason or "unknown")
+
+
+def governor_entry(grant: Grant) -> dict[str, Any]:
+    """What heat allows, for telemetry: limits, the forecast in ten seconds, and what it leaves to the soft limit."""
+    return {
+        "level": grant.level.name.lower(),
+        "max_rows": grant.max_rows,
+        "threads": grant.threads,
+        "busy_share": round(grant.busy_share, 3),
+        "clock": round(grant.clock, 3),
+        "tier": grant.tier,
+        "forecast_c": None if grant.forecast_c is None else round(grant.forecast_c, 1),
+        "headroom_c": None if grant.headroom_c is None else round(grant.headroom_c, 1),
+        "derated": grant.derated,
+        "why": grant.why,
+    }
 
 
 def measured(reading: Reading) -> messages.Measured:

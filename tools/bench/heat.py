@@ -132,11 +132,12 @@ def _targets(rows: list[Row]) -> list[str]:
         good = sum(row.of_best >= 0.95 for row in mine)
         soft = fmean(row.of_best_at_soft for row in mine)
         turns = [row.fastest_reversal_s for row in mine if row.fastest_reversal_s is not None]
-        found.append(
-            f"{WORDS[control]}: at or above the soft limit after settling in {over} of {len(mine)} cases; at least 95 % "
-            f"of the best at the cap in {good} of {len(mine)}; fastest reversal {min(turns, default=float('inf')):.0f} s; "
-            f"against the best constant limit that just touches the soft limit {soft:.1%}."
-        )
+        fastest_s = min(turns, default=float("inf"))
+        found += [
+            f"{WORDS[control]}: at or above the soft limit after settling in {over} of {len(mine)} cases;",
+            f"  at least 95 % of the best at the cap in {good} of {len(mine)}; fastest reversal {fastest_s:.0f} s;",
+            f"  against the best constant limit that just touches the soft limit {soft:.1%}.",
+        ]
     firmware = {_case(row): row for row in rows if row.control == "firmware"}
     hotter_c = fmean(row.mean_c for row in firmware.values())
     for control in ("governor", "governor+clock"):

@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.agent.context import full_grant
 from edge_agent.agent.pace import Pace
+from edge_agent.agent.report import governor_entry
 from edge_agent.core.governor import Grant, Level
 
 
@@ -59,3 +60,12 @@ def test_the_slowest_models_row_counts() -> None:
     assert pace.row_s() == pytest.approx(1.0)
     pace.forget("b")
     assert pace.row_s() == pytest.approx(0.25)
+
+
+def test_telemetry_says_what_heat_allows() -> None:
+    entry = governor_entry(Grant(Level.REDUCED, 4, 2, None, "77.4 °C", 0.5, 0.75, 1, 0.4, 77.4, 77.96, 2.04, "gone"))
+    assert entry == {
+        "level": "reduced", "max_rows": 4, "threads": 2, "busy_share": 0.5, "clock": 0.75, "tier": 1,
+        "forecast_c": 78.0, "headroom_c": 2.0, "derated": "gone", "why": "77.4 °C",
+    }  # fmt: skip
+    assert governor_entry(full_grant(8, 4))["headroom_c"] is None
