@@ -7,7 +7,9 @@ process of its own (`Operator`), so that the daemon never loads the signature li
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edge_agent.agent.context import Context
@@ -16,7 +18,19 @@ from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.errors import EdgeError, RequestError, WorkerError
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
+from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrder, ModelOrder, RemoveOrder
+
+REMEMBERED = 64
+"""Commands whose ids are kept until their deadline, with their answers: far more than can be on their way twice."""
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A command that was begun: when its id may be used again, and its answer once there is one."""
+
+    until_s: float
+    answer: Outbound | None = None
 
 
 class Operator(Protocol):
@@ -46,12 +60,23 @@ class Commands:
         self._operator = operator
         self._diagnose = diagnose
         self._running: asyncio.Task[None] | None = None
+        self._taken: OrderedDict[tuple[str, str], _Taken] = OrderedDict()
 
     async def take(self, command: Command) -> None:
-        """Begin a command; the answer follows when it is done."""
+        """Begin a command; the answer follows when it is done. One that the broker delivers again is not done again."""
+        key = (command.client or "", command.id)
+        taken = self._taken.get(key)
+        if taken is not None and self._context.clock.monotonic_s() < taken.until_s:
+            if taken.answer is not None:
+                self._context.transport.publish(taken.answer)
+            return
         if self._running is not None and not self._running.done():
             self._answer(command, 429, "another command is being carried out", retry_after_s=5.0)
             return
+        if command.id:
+            self._taken[key] = _Taken(command.deadline_s)
+            if len(self._taken) > REMEMBERED:
+                self._taken.popitem(last=False)
         self._running = asyncio.create_task(self._carry_out(command), name=f"command-{command.name}")
 
     async def close(self) -> None:
@@ -92,13 +117,22 @@ class Commands:
 
     async def _remove(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, RemoveOrder)
-        return await self._operator.remove(body.model, body.adapter)
+        return await self._of(body.model, self._operator.remove(body.model, body.adapter))
 
     async def _rollback(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, ModelOrder)
-        report = await self._operator.rollback(body.model)
+        report = await self._of(body.model, self._operator.rollback(body.model))
         self._context.announce("rolled-back", f"model {body.model!r} is back at the version before", dict(report))
         return report
+
+    async def _of(self, model: str, change: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """A change of a model that is perhaps not served, but may lie damaged in the store: the store has the word."""
+        try:
+            return await change
+        except EdgeError as error:
+            if model in self._fleet.seats:
+                raise
+            raise RequestError(404, str(error)) from error
 
     async def _load(self, command: Command) -> Mapping[str, Any]:
         """Also lifts a quarantine."""
@@ -158,6 +192,9 @@ class Commands:
         message = encode.reply(body, command.reply, remaining_s)
         if reason is not None:
             message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s)
+        key = (command.client or "", command.id)
+        if key in self._taken and status != 429:
+            self._taken[key].answer = message
         self._context.transport.publish(message)
 
 

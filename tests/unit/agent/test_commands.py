@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from edge_agent.base.errors import PackageError
+from edge_agent.base.errors import PackageError, StoreError
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -149,5 +151,37 @@ def test_diag_is_answered() -> None:
         await device.order("diag", {})
         await settle()
         assert device.status("order") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_an_order_delivered_twice_is_carried_out_once_and_answered_twice() -> None:
+    """A rollback done twice would undo itself."""
+
+    async def scenario(device: Device) -> None:
+        for _ in range(2):
+            await device.order("rollback", {"model": "m"}, "once")
+            await settle()
+        assert device.operator.calls == [("rollback", "m")]
+        answers = [body for body in device.transport.bodies("/reply/here") if body["id"] == "once"]
+        assert len(answers) == 2
+        assert answers[0] == answers[1]
+        device.transport.published.clear()
+        await asyncio.sleep(31.0)
+        await device.order("rollback", {"model": "m"}, "once")
+        await settle()
+        assert len(device.operator.calls) == 2, "after its deadline the id is free again"
+
+    Device.run(scenario, a_model())
+
+
+def test_a_model_that_the_store_does_not_know_either_is_404() -> None:
+    async def scenario(device: Device) -> None:
+        for name in ("remove", "rollback"):
+            device.operator.fault = StoreError("there is no model 'nobody'")
+            await device.order(name, {"model": "nobody"}, name)
+            await settle()
+            assert device.status(name) == 404
+        assert ("remove", "nobody") in device.operator.calls, "a damaged model is not served, yet can be removed"
 
     Device.run(scenario, a_model())
