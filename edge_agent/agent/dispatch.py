@@ -83,14 +83,14 @@ class Dispatcher:
             await seat.wake.wait()
             seat.wake.clear()
             while not seat.gone and (len(seat.queue) or seat.wanted):
+                await self._rest(seat)
                 async with seat.lock:
                     await self._serve_once(seat)
-                await self._rest(seat)
         self._drain(seat, 404, f"model {seat.name!r} was removed")
         await self._fleet.unload(seat)
 
     async def _rest(self, seat: Seat) -> None:
-        """The pause after a step that the governor's pace asks for; looked at again, since the grant changes."""
+        """The pause since the last step that the governor's pace asks for; looked at again, since the grant changes."""
         while not seat.gone:
             rest_s = self._context.pace.rest_s(seat.name, self._context.grant, self._context.clock.monotonic_s())
             if rest_s <= 0.0:

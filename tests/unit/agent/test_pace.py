@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,9 @@ from edge_agent.agent.context import full_grant
 from edge_agent.agent.pace import Pace
 from edge_agent.agent.report import governor_entry
 from edge_agent.core.governor import Grant, Level
+from tests.support.fakes import Plan, a_model
+from tests.support.in_process import Device
+from tests.support.virtual_time import later
 
 
 def paced(busy_share: float) -> Grant:
@@ -69,3 +73,36 @@ def test_telemetry_says_what_heat_allows() -> None:
         "forecast_c": 78.0, "headroom_c": 2.0, "derated": "gone", "why": "77.4 °C",
     }  # fmt: skip
     assert governor_entry(full_grant(8, 4))["headroom_c"] is None
+
+
+def test_the_dispatcher_rests_after_a_step_and_goes_on_at_once_when_the_grant_allows() -> None:
+    async def scenario(device: Device) -> None:
+        device.context.grant = replace(full_grant(1, 4), level=Level.REDUCED, busy_share=0.25)
+        for name in ("1", "2", "3"):
+            await device.ask(name)
+        await later(1.1)
+        assert set(device.transport.statuses()) == {"1"}
+        await later(2.0)
+        assert set(device.transport.statuses()) == {"1"}, "a step of 1 s is followed by a rest of 3 s"
+        await later(2.0)
+        assert set(device.transport.statuses()) == {"1", "2"}
+        device.context.grant = full_grant(1, 4)
+        await later(1.6)
+        assert set(device.transport.statuses()) == {"1", "2", "3"}
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=1.0))
+
+
+def test_nothing_starts_while_nothing_may() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await later(0.5)
+        device.context.grant = replace(full_grant(8, 4), level=Level.EMERGENCY, busy_share=0.0)
+        await device.ask("2")
+        await later(20.0)
+        assert set(device.transport.statuses()) == {"1"}
+        device.context.grant = full_grant(8, 4)
+        await later(1.0)
+        assert device.status("2") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=0.1))
