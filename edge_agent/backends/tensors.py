@@ -30,7 +30,7 @@ def read_tensors(path: str, size_max_bytes: int) -> TensorFile:
         if size > size_max_bytes:
             raise AdapterRefused("the file has {} bytes, at most {} are taken".format(size, size_max_bytes), path)
         with open(path, "rb") as stream:
-            data = stream.read(size_max_bytes + 1)
+            data = stream.read(size)
     except OSError as error:
         raise AdapterRefused("the file cannot be read: {}".format(error.strerror), path) from error
     return parse_tensors(data, path)
@@ -110,4 +110,5 @@ def _array(data: bytes, first: int, dtype: str, shape: Any) -> Any:
     count = 1
     for extent in shape:
         count *= extent
-    return numpy.frombuffer(data, dtype=dtype, count=count, offset=first).reshape(shape).astype(numpy.float32)
+    array = numpy.frombuffer(data, dtype=dtype, count=count, offset=first).reshape(shape)
+    return array.astype(numpy.float32, copy=False)

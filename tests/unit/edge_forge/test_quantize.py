@@ -83,14 +83,40 @@ def test_padding_does_not_count_in_a_range():
     padded = {name: np.pad(value, ((0, 0), (0, 9))) for name, value in feed().items()}
     wide, narrow = calibrate(small.encoder(), [padded]), ranges()
     for name in narrow:
-        assert wide[name] == pytest.approx(narrow[name], abs=1e-5)
-    assert all(low <= 0.0 <= high for low, high in narrow.values())
+        assert wide[name][:2] == pytest.approx(narrow[name][:2], abs=1e-5)
+        assert wide[name].outliers == narrow[name].outliers
+    assert all(found.low <= 0.0 <= found.high for found in narrow.values())
     assert set(narrow) == set(product_inputs(small.encoder()))
 
 
 def test_one_odd_feed_does_not_widen_a_range():
     usual = [feed(ROWS[:2])] * 4
-    assert calibrate(small.encoder(), [*usual, feed([[0] * 3])]) == calibrate(small.encoder(), usual)
+    odd = calibrate(small.encoder(), [*usual, feed([[0] * 3])], outliers=0.0)
+    assert odd == calibrate(small.encoder(), usual, outliers=0.0)
+
+
+def test_outlier_channels_are_found_and_computed_in_float():
+    """One channel twenty times the others: alone in float it costs nothing, inside the range it ruins the rest."""
+    model = small.encoder()
+    for tensor in model.graph.initializer:
+        if tensor.name == "gamma":
+            value = onnx.numpy_helper.to_array(tensor).copy()
+            value[5] *= 20.0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, "gamma"))
+    wanted, x = run(model), read_sites(model)[0].x
+    apart, within = calibrate(model, [feed()]), calibrate(model, [feed()], outliers=0.0)
+    assert apart[x].outliers == (5,) and apart[x].high < within[x].high / 5
+    off = [np.abs(run(quantize_static(model, found)) - wanted).mean() for found in (apart, within)]
+    assert off[0] < off[1] / 2
+
+
+def test_what_static_int8_gives_a_row_does_not_depend_on_its_batch():
+    session = onnxruntime.InferenceSession(
+        quantize_static(small.encoder(), ranges()).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    together = session.run(["features"], feed())[0]
+    for place, row in enumerate(ROWS):
+        assert session.run(["features"], feed([row]))[0][0] == pytest.approx(together[place], abs=1e-5)
 
 
 def test_calibration_needs_feeds_and_covers_every_site():

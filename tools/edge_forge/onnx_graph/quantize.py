@@ -30,10 +30,16 @@ EMBEDDING_BYTES_MIN = 1 << 20
 
 
 class Range(NamedTuple):
-    """The interval of a site's input that its int8 codes cover; always contains 0."""
+    """The interval of a site's input that its int8 codes cover (always contains 0), and the channels left out of it.
+
+    A few channels of a BERT-like encoder reach ten times the others' values. They are multiplied in float32 beside the
+    int8 product (Dettmers et al. 2022, LLM.int8(), with the channels fixed by calibration), so that they neither widen
+    the range of the rest nor are clipped.
+    """
 
     low: float
     high: float
+    outliers: tuple[int, ...] = ()
 
 
 def quantize_dynamic(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.ModelProto:
@@ -67,6 +73,7 @@ def quantize_static(
 ) -> onnx.ModelProto:
     """INT8 weights and activations with fixed `ranges` per input tensor (see `calibrate.py`), as QDQ nodes.
 
+    A row's result does not depend on its batch. Outlier channels of a range stay float.
     uint8 codes with a zero point are what ONNX Runtime computes fastest; `symmetric` gives int8 codes without one, the
     only form that TensorRT parses. Outputs stay float, so that adapters added to them are never clipped.
     """
@@ -76,10 +83,13 @@ def quantize_static(
         x = product.input[0]
         if x not in ranges:
             raise BackendError(f"no calibrated range for the input of {site.modules[0]}", "quantize", "calibrate first")
-        weight, scale = _weight_codes(_weight(editor, product))
-        name = product.input[1]
+        interval, name = ranges[x], product.input[1]
+        values = _weight(editor, product)
+        if interval.outliers:
+            values = _set_apart(editor, product, values, interval.outliers)
+        weight, scale = _weight_codes(values)
         if editor.maker(f"{x}.dq") is None:
-            _activation(editor, x, ranges[x], symmetric)
+            _activation(editor, x, interval, symmetric)
         parts = [
             editor.add_constant(f"{name}.int8", weight),
             editor.add_constant(f"{name}.scale", scale),
@@ -154,6 +164,20 @@ def _weight_codes(weight: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]
     """Symmetric int8 codes [d_in, d_out] and one scale per output channel [d_out]."""
     scale = np.maximum(np.abs(weight).max(axis=0) / 127.0, 1e-12).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale
+
+
+def _set_apart(editor: GraphEditor, product: onnx.NodeProto, weight: FloatArray, channels: Sequence[int]) -> FloatArray:
+    """Multiply some input channels in float32 and add them to the product; returns the weight without them."""
+    x, name, out = product.input[0], product.input[1], product.output[0]
+    chosen = np.asarray(channels, np.int64)
+    taken = editor.add_constant(f"{name}.channels", chosen)
+    editor.add("Gather", [x, taken], [f"{out}.x_wide"], axis=-1)
+    editor.add("MatMul", [f"{out}.x_wide", editor.add_constant(f"{name}.wide", weight[chosen])], [f"{out}.wide"])
+    product.output[0] = f"{out}.narrow"
+    editor.add("Add", [f"{out}.narrow", f"{out}.wide"], [out])
+    rest = weight.copy()
+    rest[chosen] = 0.0
+    return rest
 
 
 def _activation(editor: GraphEditor, x: str, interval: Range, symmetric: bool) -> None:

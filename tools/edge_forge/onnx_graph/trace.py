@@ -16,6 +16,8 @@ from edge_agent.base.errors import BackendError
 from .graph import opset
 
 OPSET = 18
+# The file version that goes with it: the exporter writes 10, which ONNX Runtime reads from 1.18 on only.
+IR_VERSION = 8
 # Far below any score and far from the end of float16: exp(-1e4) is exactly 0 in both widths.
 MASKED = -1.0e4
 
@@ -75,6 +77,8 @@ def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) ->
         raise BackendError(f"asked for opset {opset_version}, the exporter gave {opset(model)}", "ONNX export")
     for entry in list(model.metadata_props):
         model.metadata_props.remove(entry)
+    model.ir_version = IR_VERSION
+    del model.graph.metadata_props[:]
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
