@@ -79,7 +79,7 @@ def test_a_packages_whole_life_over_mqtt(agent: AgentProcess, tmp_path: Path) ->
             await until(lambda: entry(table) is None)
             gone = await table.ask("q4", {"text": "x"})
             assert (gone["status"], gone["reason"]) == (404, "no model 'echo' on this device; there are none")
-            assert not agent.workers()
+            await until(lambda: not agent.workers())
 
     asyncio.run(run())
 
