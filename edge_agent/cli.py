@@ -17,6 +17,8 @@ from typing import Any
 from edge_agent import __version__
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 
+_QUANTILES = ("p50", "p95", "p99")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
@@ -172,16 +174,20 @@ def _infer(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)
     reply = ask(options, options.model, body, options.deadline)
-    print(json.dumps(reply, ensure_ascii=False) if options.json else _answer_text(reply))
-    return 0 if reply["status"] == 200 else 1
+    served = reply["status"] == 200
+    if options.json:
+        print(json.dumps(reply, ensure_ascii=False))
+    else:
+        print(_answer_text(reply), file=sys.stdout if served else sys.stderr)
+    return 0 if served else 1
 
 
 def _bench(options: argparse.Namespace) -> int:
     from edge_agent.app.ask import load_test
 
     figures = load_test(options)
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:<16} {value}" for name, value in figures.items()))
-    return 0
+    print(json.dumps(figures, ensure_ascii=False) if options.json else _bench_text(figures))
+    return 0 if "200" in figures["statuses"] else 1
 
 
 def _install(options: argparse.Namespace) -> int:
@@ -272,6 +278,16 @@ def _answer_text(reply: dict[str, Any]) -> str:
         f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, "
         f"{reply['variant']}"
     )
+    return "\n".join(lines)
+
+
+def _bench_text(figures: dict[str, Any]) -> str:
+    lines = [f"{figures['per_second']} answers per second, {figures['requests']} requests"]
+    if "200" in figures["statuses"]:
+        lines.append("latency at the client: " + ", ".join(f"{at} {figures[f'{at}_ms']} ms" for at in _QUANTILES))
+    for status, count in figures["statuses"].items():
+        reason = figures["reasons"].get(status)
+        lines.append(f"{status}: {count}" + (f", such as: {reason}" if reason else ""))
     return "\n".join(lines)
 
 

@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 
 from edge_agent.app import wiring
-from edge_agent.base.errors import RequestError
+from edge_agent.base.errors import RequestError, UsageError
+from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.config.load import device_id, load
 from edge_agent.core.latency import Quantiles
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.topics import NAME
 
 CONNECT_S = 4.0
 
@@ -35,7 +37,7 @@ class Target:
 
 
 def target(arguments: argparse.Namespace) -> Target:
-    """The settings' broker and device, unless the command line names others."""
+    """The settings' broker and device, unless the command line names others. Raises UsageError for impossible names."""
     wiring.quiet_rooms()
     config: Path | None = arguments.config
     settings = load(config)
@@ -46,7 +48,11 @@ def target(arguments: argparse.Namespace) -> Target:
         options = replace(options, port=arguments.port)
     if arguments.protocol is not None:
         options = replace(options, protocol=wiring.PROTOCOLS[arguments.protocol])
-    return Target(options, settings.mqtt.prefix, arguments.device or device_id(settings))
+    device = arguments.device or device_id(settings)
+    for what, name in (("the model's", arguments.model), ("the device's", device)):
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be {what} name: letters, digits and . _ : @ - are taken, at most 64")
+    return Target(options, settings.mqtt.prefix, device)
 
 
 @contextlib.asynccontextmanager
@@ -62,6 +68,8 @@ async def _connected(place: Target) -> AsyncIterator[RequestClient]:
 
 def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
     """One request; the reply as plain values. No answer becomes a reply of status 408 or 503 with the reason."""
+    if not 0 < deadline_s <= DEADLINE_MAX_S:
+        raise UsageError(f"--deadline is {deadline_s:g}; seconds from 0 to {DEADLINE_MAX_S:g} are needed")
     place = target(arguments)
 
     async def run() -> dict[str, Any]:
@@ -77,11 +85,13 @@ def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], dead
 
 
 def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keep `clients` requests open for `seconds`: answers per second, latency seen by the client, statuses."""
+    """Keep `clients` requests open for `seconds`: answers per second, latency of what was served as the client sees
+    it, statuses, and of every status but 200 the first reason."""
     place = target(arguments)
     adapters = itertools.cycle(arguments.adapter or [None])
     latency_ms = Quantiles(1_000_000)
     statuses: Counter[int] = Counter()
+    reasons: dict[str, str] = {}
 
     async def client_loop(client: RequestClient, until_s: float) -> None:
         while time.monotonic() < until_s:
@@ -91,9 +101,13 @@ def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
                 reply = await client.infer(place.device, arguments.model, body, 30.0)
             except RequestError as error:
                 statuses[error.status] += 1
+                reasons.setdefault(str(error.status), error.reason)
                 continue
             statuses[reply.status] += 1
-            latency_ms.add((time.monotonic() - started_s) * 1000.0)
+            if reply.status == 200:
+                latency_ms.add((time.monotonic() - started_s) * 1000.0)
+            else:
+                reasons.setdefault(str(reply.status), str(reply.reason))
 
     async def run() -> float:
         async with _connected(place) as client:
@@ -108,4 +122,5 @@ def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
         "per_second": round(statuses[200] / elapsed_s, 1),
         **{f"{name}_ms": None if value is None else round(value, 2) for name, value in latency_ms.summary().items()},
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "reasons": reasons,
     }
