@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Protocol
 
 from edge_agent.agent.context import Context
@@ -19,6 +20,7 @@ from edge_agent.core import backoff
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
 
+log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
 REST_LOOK_S = 0.5
@@ -48,6 +50,7 @@ class Dispatcher:
         self._fleet = fleet
         self._answers = answers
         self._quarantine_deaths = quarantine_deaths
+        self.fault: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
         fleet.on_event = self._take_event
         fleet.on_death = self._take_death
@@ -55,6 +58,13 @@ class Dispatcher:
     def start(self, seat: Seat) -> None:
         """Begin to serve a seat."""
         seat.task = asyncio.create_task(self._serve(seat), name=f"serve-{seat.name}")
+        seat.task.add_done_callback(self._serving_ended)
+
+    def _serving_ended(self, task: asyncio.Task[None]) -> None:
+        """A loop that ends by an error nobody foresaw serves its model no more: said to whoever watches the process."""
+        if not task.cancelled() and task.exception() is not None:
+            self.fault = f"{task.get_name()} ended: {task.exception()!r}"
+            log.error("%s", self.fault, exc_info=task.exception())
 
     def add(self, seat: Seat, job: Job) -> None:
         """A job waits for this seat's worker."""

@@ -78,7 +78,9 @@ class Agent:
 
     def fault(self) -> str | None:
         """What is wrong with the process itself, for the watchdog; None when it is well. Offline is well."""
-        return None if self._context.transport.alive() else "the MQTT link has stopped working"
+        if not self._context.transport.alive():
+            return "the MQTT link has stopped working"
+        return self._dispatcher.fault
 
     async def run(self, notifier: Notifier) -> None:
         """Serve until `stop`. Being offline is no failure: the broker may come later than we."""

@@ -71,6 +71,11 @@ class Job:
         return sum(map(len, self.texts))
 
     @property
+    def wire_chars(self) -> int:
+        """About what it takes in a frame to the worker: texts, parameters and names."""
+        return self.size_bytes + len(str(self.params)) + len(self.job_id) + 64
+
+    @property
     def job_id(self) -> str:
         """The name of this job towards a worker; unique among open jobs."""
         return f"{self.key[0]}/{self.key[1]}"

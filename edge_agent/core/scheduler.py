@@ -98,7 +98,7 @@ def rows_ahead(queue: Iterable[Job], job: Job, now_s: float) -> int:
 def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:
     if (
         rows + job.rows > limits.max_rows
-        or sum(other.size_bytes for other in batch) + job.size_bytes > limits.max_chars
+        or sum(other.wire_chars for other in batch) + job.wire_chars > limits.max_chars
     ):
         return False
     adapters = {other.adapter for other in batch} | {job.adapter}

@@ -7,6 +7,7 @@ that carry the call's number) and done failed (what became of jobs).
 Importable on Python 3.6; `msgspec` where it is installed, else `msgpack`: the bytes are the same.
 """
 
+import functools
 import socket
 import struct
 from typing import Any, Callable, Dict, Optional
@@ -21,8 +22,9 @@ try:
 except ImportError:  # JetPack 4's Python 3.6 has no msgspec
     import msgpack
 
-    _pack: Callable[[Any], bytes] = msgpack.packb
-    _unpack: Callable[[bytes], Any] = msgpack.unpackb
+    # Said in full: before msgpack 1.0, which older systems package, bytes and texts were one type by default.
+    _pack: Callable[[Any], bytes] = functools.partial(msgpack.packb, use_bin_type=True)
+    _unpack: Callable[[bytes], Any] = functools.partial(msgpack.unpackb, raw=False)
 else:
     _pack = _msgspec.encode
     _unpack = _msgspec.decode

@@ -442,9 +442,6 @@ def test_a_batch_too_large_for_a_frame_is_answered() -> None:
     Device.run(scenario, a_model())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="max_chars counts texts, not params; one frame too large refuses the whole batch"
-)
 def test_large_parameters_of_one_request_do_not_refuse_another_in_its_batch() -> None:
     async def scenario(device: Device) -> None:
         device.spawner.plan.frame_bytes = 4000

@@ -237,7 +237,6 @@ class OldMsgpack(ModuleType):
         return cls.real.unpackb(data, raw=raw, **more)
 
 
-@pytest.mark.xfail(strict=True, reason="the fallback relies on the defaults of msgpack 1.0; JetPack 4's apt has 0.5")
 def test_the_fallback_does_not_depend_on_msgpack_s_defaults() -> None:
     OldMsgpack.real = pytest.importorskip("msgpack")
     with pytest.MonkeyPatch.context() as patch:
