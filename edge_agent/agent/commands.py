@@ -191,7 +191,7 @@ class Commands:
         body = CommandReply(id=command.id, status=status, result=result)
         message = encode.reply(body, command.reply, remaining_s)
         if reason is not None:
-            message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s)
+            message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s, CommandReply)
         key = (command.client or "", command.id)
         if key in self._taken and status != 429:
             self._taken[key].answer = message

@@ -21,6 +21,8 @@ from edge_agent.core.scheduler import rows_ahead
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.messages import CommandReply, Reply
+from edge_agent.protocol.topics import CommandTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Intake:
             self._take_request(wish, message)
             return
         if isinstance(wish, Refusal):
-            self._refuse(wish)
+            self._refuse(wish, message)
         elif isinstance(wish, Cancel):
             self._cancel(wish)
         elif isinstance(wish, Command):
@@ -122,11 +124,13 @@ class Intake:
         self._context.stats.statuses[refused.status] += 1
         self._context.transport.publish(message)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal, message: Inbound) -> None:
         self._context.stats.statuses[refusal.status] += 1
         if refusal.reply is not None:
+            ordered = isinstance(self._context.topics.parse(message.topic), CommandTarget)
+            kind: type[Reply] | type[CommandReply] = CommandReply if ordered else Reply
             self._context.transport.publish(
-                encode.refusal(refusal.status, refusal.reason, refusal.reply, refusal.remaining_s)
+                encode.refusal(refusal.status, refusal.reason, refusal.reply, refusal.remaining_s, None, kind)
             )
         if refusal.event is not None:
             self._context.announce(refusal.event, refusal.reason, {})

@@ -50,11 +50,16 @@ def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbou
 
 
 def refusal(
-    status: int, reason: str, to: ReplyAddress, remaining_s: float | None, retry_after_s: float | None = None
+    status: int,
+    reason: str,
+    to: ReplyAddress,
+    remaining_s: float | None,
+    retry_after_s: float | None = None,
+    kind: type[Reply] | type[CommandReply] = Reply,
 ) -> Outbound:
-    """An answer without a result."""
+    """An answer without a result; `kind` says whether to a request or to a command."""
     retry: float | msgspec.UnsetType = msgspec.UNSET if retry_after_s is None else round(retry_after_s, 3)
-    body = Reply(id=to.request_id, status=status, reason=reason[:REASON_CHARS], retry_after_s=retry)
+    body = kind(id=to.request_id, status=status, reason=reason[:REASON_CHARS], retry_after_s=retry)
     return reply(body, to, remaining_s)
 
 
