@@ -125,7 +125,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_or_not_a_text(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file or directory \(`edge-agent check-config --example`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"nowhere\.toml: cannot be read: No such file or directory \(`edge-agent check-config --example`",
+    ):
         load(tmp_path / "nowhere.toml", {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(tmp_path, {})
