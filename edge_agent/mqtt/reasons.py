@@ -84,6 +84,6 @@ def from_silence(where: str, last_error: str | None, in_tls: bool) -> Reason:
     said = f": {last_error}" if last_error else ""
     if last_error and "ALERT" in last_error and "CERT" in last_error:
         text = f"{where}: the broker refuses our certificate{said}"
-        return Reason("permanent", text, "check mqtt.tls.cert_file, and which authorities the broker trusts")
-    remedy = "brokers that refuse a certificate hang up like this: check mqtt.tls.cert_file" if in_tls else None
+        return Reason("permanent", text, "check mqtt.tls.cert, and which authorities the broker trusts")
+    remedy = "brokers that refuse a certificate hang up like this: check mqtt.tls.cert" if in_tls else None
     return Reason("transient", f"{where}: the connection broke{said}", remedy, silent="hung up")

@@ -1,0 +1,161 @@
+"""The pages are true: every verb, option, target, path, link and setting exists, and the cheap commands are executed.
+
+Console blocks are read as `$ command` and what it prints; output that is shown must come out (`...` stands for
+anything). Commands that train, need root or need a broker are checked by their names alone; `make demo` and the
+integration tests run those.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_agent import cli as agent_cli
+from edge_agent.config.load import _all_keys
+from edge_agent.config.model import Settings
+from edge_forge import cli as forge_cli
+from tests.support import pages
+from tests.support.pages import Command
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = sorted([README, *ROOT.glob("docs/*.md"), ROOT / "systemd" / "README.md", *ROOT.glob("models/*/card.md")])
+TOPS = ("docs", "edge_agent", "models", "systemd", "tests", "tools", ".ci")
+PARSERS = {"edge-agent": agent_cli._parser(), "edge-forge": forge_cli._parser()}
+TARGETS = pages.targets(ROOT / "Makefile")
+KEYS = set(_all_keys(Settings))
+SECTIONS = {key.rpartition(".")[0] for key in KEYS}
+# What may be run here: quick, without a broker, without root, and harmless in an empty folder.
+CHEAP = [
+    re.compile(pattern)
+    for pattern in (
+        r"edge-(agent|forge)( [a-z-]+)? (--help|-h)",
+        r"edge-agent --version",
+        r"edge-agent check-config( --example)?",
+        r"edge-agent service install --root \S+",
+        r"edge-forge keygen \S+",
+        r"edge-forge init \S+",
+    )
+]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def cheap(text: str) -> list[Command]:
+    return [
+        command
+        for command in pages.commands(text)
+        if any(pattern.fullmatch(" ".join(command.words)) for pattern in CHEAP)
+    ]
+
+
+def run(command: Command, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Execute a command of a page in an empty folder, with our programs on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command.words,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PATH": path},
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_exist_with_their_verbs_and_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = [*pages.commands(text), *pages.inline_commands(text)]
+    wrong = [pages.wrong_command(command, PARSERS, TARGETS) for command in found]
+    assert [problem for problem in wrong if problem] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = {link for link in pages.paths(text) if not (page.parent / link).exists()}
+    code = {path for path in pages.project_paths(text, TOPS) if not (ROOT / path).exists()}
+    assert (links, code) == (set(), set())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_settings_exist(page: Path) -> None:
+    named = pages.settings_named(page.read_text(encoding="utf-8"))
+    assert named - KEYS - SECTIONS == set()
+
+
+def test_the_readme_shows_programs() -> None:
+    """The first screen has a program; a README without commands would pass everything else."""
+    text = README.read_text(encoding="utf-8")
+    first = pages.commands(text)
+    assert first, "no command in any block"
+    assert {"edge-agent", "make"} & {command.words[0] for command in first}
+    assert text.count("@@") == 0, "a placeholder was left"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_cheap_commands_do_what_the_page_shows(page: Path, tmp_path: Path) -> None:
+    for command in cheap(page.read_text(encoding="utf-8")):
+        if not shutil.which(command.words[0], path=str(Path(sys.executable).parent)):
+            pytest.fail(f"{command.words[0]} is not installed beside this Python")
+        done = run(command, tmp_path)
+        print(f"\n$ {' '.join(command.words)}  ->  {done.returncode}")
+        assert done.returncode == 0, done.stderr
+        assert not command.output or pages.shows(command.output, done.stdout), done.stdout
+
+
+def test_messages_and_docstrings_name_settings_that_exist() -> None:
+    """A remedy that names a setting which does not exist sends a person searching."""
+    wrong = {}
+    for path in sorted((ROOT / "edge_agent").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for found in re.findall(rf"(?<![\w./\"'%-])({pages.SETTING.pattern})(?![\w/(])", node.value):
+                    if found not in KEYS | SECTIONS and not _is_code(found):
+                        wrong[f"{path.relative_to(ROOT)}:{node.lineno}"] = found
+    assert wrong == {}
+
+
+def _is_code(dotted: str) -> bool:
+    """A module, or a name in a module, of one of our rooms: `worker.probe`, `store.library.Library`."""
+    room, module = dotted.split(".")[:2]
+    folder = ROOT / "edge_agent" / room
+    return (folder / f"{module}.py").exists() or module == "py"
+
+
+SAMPLE = """
+Text with `edge-agent frobnicate`, `mqtt.colour`, `docs/nowhere.md` and [a link](missing.md).
+```console
+$ edge-agent infer home "x" --colour red   # a comment
+$ sudo make dmeo
+$ edge-agent --version
+edge-agent ...
+$ edge-forge build models/x/recipe.toml --build build && edge-agent check-config
+```
+"""
+
+
+def test_the_checker_finds_what_is_wrong() -> None:
+    found = [*pages.commands(SAMPLE), *pages.inline_commands(SAMPLE)]
+    problems = [pages.wrong_command(command, PARSERS, TARGETS) for command in found]
+    assert [problem for problem in problems if problem] == [
+        "edge-agent infer has no option --colour",
+        "make has no target 'dmeo'",
+        "edge-agent has no verb 'frobnicate'",
+    ]
+    assert pages.paths(SAMPLE) == {"missing.md"}
+    assert pages.project_paths(SAMPLE, TOPS) == {"docs/nowhere.md"}
+    assert pages.settings_named(SAMPLE) - KEYS == {"mqtt.colour"}
+    assert [" ".join(command.words) for command in cheap(SAMPLE)] == ["edge-agent --version", "edge-agent check-config"]
+    assert pages.shows("edge-agent ...", "edge-agent 0.1.0\n")
+    assert not pages.shows("edge-agent [1]", "edge-agent 1")
