@@ -38,6 +38,8 @@ DEFAULTS: Dict[str, Any] = {
     "positions": 0,
     "base_id": "",
 }
+# The fused kernel is scalar: 0.57 ms per layer (8 x 32 rows, width 384), where Add and LayerNormalization take 0.16 ms.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 _INPUTS = ("input_ids", "attention_mask")
 _CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 
@@ -180,7 +182,9 @@ class OnnxSession(Session):
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options["spinning"] else "0")
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
-            return runtime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+            return runtime.InferenceSession(
+                self._path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
+            )
         except _errors(runtime) as error:
             raise BackendError("ONNX Runtime cannot load the graph: {}".format(_short(error)), self._path) from error
 

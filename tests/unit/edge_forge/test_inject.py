@@ -2,13 +2,16 @@ import copy
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.base.errors import BackendError
 from edge_forge.onnx_graph.graph import GraphEditor, metadata, opset, save
 from edge_forge.onnx_graph.inject import inject_bank
 from edge_forge.onnx_graph.quantize import quantize_dynamic
 from edge_forge.onnx_graph.sites import KEY, name_sites, read_sites
+from edge_forge.onnx_graph.tidy import tidy
 from tests.support import small_graph as small
 
 
@@ -98,3 +101,32 @@ def test_the_same_graph_is_saved_as_the_same_bytes(tmp_path):
         save(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"], "nothing half-written stays"
+
+
+def test_the_exporters_gelu_is_written_as_runtimes_fuse_it(tmp_path):
+    """Another order of the same products: counted after ONNX Runtime's own fusions, and equal in value."""
+    constants = {"root": np.sqrt(2.0), "one": 1.0, "half": 0.5}
+    nodes = [
+        helper.make_node("Div", ["x", "root"], ["d"], name="d"), helper.make_node("Erf", ["d"], ["e"], name="e"),
+        helper.make_node("Add", ["e", "one"], ["p"], name="p"), helper.make_node("Mul", ["half", "p"], ["h"], name="h"),
+        helper.make_node("Mul", ["x", "h"], ["y"], name="y"),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in "xy"]
+    tensors = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "gelu", values[:1], values[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    x = np.linspace(-4, 4, 16, dtype=np.float32).reshape(2, 8)
+
+    def run(name):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(name)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": x})[0], [node.op_type for node in onnx.load(name).graph.node]
+
+    before, _ = run(tmp_path / "before.onnx")
+    assert tidy(model) == 1
+    after, fused = run(tmp_path / "after.onnx")
+    assert after == pytest.approx(before, abs=1e-6)
+    assert fused == ["Gelu"]
+    assert tidy(model) == 0

@@ -68,11 +68,17 @@ class GraphEditor:
             self.graph.node.remove(node)
 
     def finish(self) -> onnx.ModelProto:
-        """Sort the nodes, drop dead ones and unused constants, forget stale shapes, and check the model."""
-        del self.graph.value_info[:]
+        """Sort the nodes, drop dead ones, unused constants and stale shapes, and check the model.
+
+        Shapes of tensors that are still made are kept: without them ONNX Runtime misses fusions.
+        """
         ordered = _sorted_nodes(self.graph)
         del self.graph.node[:]
         self.graph.node.extend(ordered)
+        made = {name for node in ordered for name in node.output}
+        shapes = [info for info in self.graph.value_info if info.name in made]
+        del self.graph.value_info[:]
+        self.graph.value_info.extend(shapes)
         used = {name for node in ordered for name in node.input} | {output.name for output in self.graph.output}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]

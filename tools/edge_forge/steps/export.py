@@ -1,7 +1,7 @@
 """The export step: one float graph of the base with the adapter bank, or of a merged model, equal to PyTorch's.
 
 Both leave in `out_dir`: `encoder.onnx` (float, no bank, what the quantize step starts from), `model.onnx` (what a
-device loads as its FP32 variant) and `tokenizer.json`. Parity is measured with the device's own backend on sample texts.
+device loads as its FP32 variant) and `tokenizer.json`. Parity is measured with the device's own backend on texts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edge_forge.onnx_graph.graph import opset, save, set_metadata
 from edge_forge.onnx_graph.inject import inject_bank
 from edge_forge.onnx_graph.parity import Parity, demand, largest
 from edge_forge.onnx_graph.sites import name_sites
+from edge_forge.onnx_graph.tidy import tidy
 from edge_forge.onnx_graph.trace import OPSET, PooledEncoder, trace
 from edge_forge.probes import BASE_TEXTS
 from edge_forge.training.adapters import apply_adapter, load_adapter, save_adapter
@@ -122,6 +123,7 @@ def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str) -> onn
     if hasattr(encoder.model, "set_attn_implementation"):
         encoder.model.set_attn_implementation("eager")  # sdpa leaves guards in the graph that nothing fuses
     model = trace(PooledEncoder(encoder.model, head), _longest(encoder), OPSET)
+    tidy(model)
     weights = {name: module.weight.detach().float().numpy() for name, _, module in encoder.linears()}
     name_sites(model, weights)
     set_metadata(model, "edge.base_id", base_id)
