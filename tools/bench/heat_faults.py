@@ -1,7 +1,7 @@
 """`python -m bench.heat_faults`: the sensor is lost or freezes at a random moment; does the board pass its hard limit?
 
-Every board, room and cooling of the sweep, with a sensor that dies and one that freezes, each at a moment drawn from the
-seed; load and permission to set the clock are drawn too. The load is saturated.
+Every board, room and cooling of the sweep, with a sensor that dies and one that freezes, each at a moment drawn from
+the seed; load and permission to set the clock are drawn too. The load is saturated.
 """
 
 from __future__ import annotations
