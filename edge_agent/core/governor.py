@@ -41,7 +41,7 @@ RIPPLE_SHARE = 0.25
 FREE_FOR_S = 60.0
 """Limits are lifted for good when full power could be kept so long."""
 BUSY_LEAST = 0.01
-STILL_S, PROBE_NEAR_S, PROBE_S, PROBE_PER_S = 5.0, 30.0, 120.0, 0.005
+STILL_S, PROBE_NEAR_S, PROBE_S, PROBE_PER_S = 5.0, 15.0, 120.0, 0.01
 """See `_unmoved_share`."""
 LOADED_ABOVE, NEAR_C = 0.05, 12.5
 UNTRUSTED_SHARE = 0.1

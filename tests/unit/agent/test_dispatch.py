@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter

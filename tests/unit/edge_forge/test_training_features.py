@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_forge.training import features, heads
-from edge_forge.training.batches import LengthBatches, RowDataset, collate
+from edge_forge.training import features
+from edge_forge.training.batches import LengthBatches, RowDataset, collate, split
+from edge_forge.training.classifier import class_weights
 from edge_forge.training.features import KeptStates, Rows
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300)
@@ -71,21 +72,19 @@ def test_a_batch_is_collated_with_its_labels():
 
 def test_class_weights_are_balanced_and_have_mean_one_over_the_rows():
     targets = np.array([0] * 8 + [1] * 2)
-    weights = heads.class_weights(targets, 3).numpy()
+    weights = class_weights(targets, 3).numpy()
     assert weights.tolist() == [0.625, 2.5, 0.0]
     assert weights[targets].mean() == pytest.approx(1.0)
 
 
-def test_the_discriminant_separates_what_is_linearly_separable():
-    random = np.random.default_rng(3)
-    targets = np.repeat([0, 1, 2], 60)
-    centres = random.normal(size=(3, 10)) * 4
-    rows = (centres[targets] + random.normal(size=(180, 10))).astype(np.float32)
-    weight, bias = heads.discriminant(rows, targets, 3)
-    assert ((rows @ weight.T + bias).argmax(axis=1) == targets).mean() > 0.98
-
-
-def test_the_discriminant_takes_priors_and_survives_more_columns_than_rows():
-    rows = np.random.default_rng(4).normal(size=(6, 50)).astype(np.float32) * 1e-3
-    weight, bias = heads.discriminant(rows, np.array([0, 0, 0, 0, 0, 1]), 2)
-    assert np.isfinite(weight).all() and bias[0] > bias[1]
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 100))
+def test_a_split_batch_holds_every_row_once_within_the_tokens(sizes, most):
+    sizes = sorted(sizes)
+    mask = (torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]).long()
+    parts = list(split({"attention_mask": mask, "labels": torch.arange(len(sizes))}, most))
+    assert torch.cat([part["labels"] for part in parts]).tolist() == list(range(len(sizes)))
+    for part in parts:
+        held = part["attention_mask"]
+        assert held.shape[1] == held.sum(dim=1).max(), "cut to its own longest row"
+        assert held.numel() <= most or len(held) == 1
+    assert sum(int(part["attention_mask"].sum()) for part in parts) == sum(sizes)

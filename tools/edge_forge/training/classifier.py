@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -57,3 +59,14 @@ class SequenceClassifier(nn.Module):
         kept = torch.rand(mask.shape, device=mask.device) >= self.token_dropout
         kept[:, 0] = True
         return mask * kept
+
+
+def class_weights(targets: NDArray[np.int64], labels: int) -> torch.Tensor:
+    """Balanced weights [labels]: n / (labels * n_k), as scikit-learn's "balanced"; their mean over the rows is 1.
+
+    A label without a row weighs 0.
+    """
+    counts = np.bincount(targets, minlength=labels).astype(np.float64)
+    present = int((counts > 0).sum())
+    weights = np.divide(len(targets), present * counts, out=np.zeros(labels), where=counts > 0)
+    return torch.from_numpy(weights.astype(np.float32))

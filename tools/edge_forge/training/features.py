@@ -22,6 +22,7 @@ from edge_forge.training.encoder import Encoder, run_below
 # Beyond this the kept states go to a file: memory is what LoRA is chosen for.
 KEEP_IN_MEMORY_BYTES = 32 << 20
 _PREFIX_TOKENS = 1024
+_TEXTS_AT_ONCE = 512
 # float16 holds 11 bits; beyond this magnitude its steps exceed 1/16 and float32 is kept instead.
 _HALF_LIMIT = 128.0
 
@@ -53,8 +54,14 @@ def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length=max_tokens)
-    encoded = tokenizer.encode_batch(list(texts))
-    return tuple(np.asarray(item.ids, dtype=np.int32) for item in encoded), sum(1 for e in encoded if e.overflowing)
+    found: list[NDArray[np.int32]] = []
+    truncated = 0
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        # An encoding holds far more than its ids; only so many are alive at once.
+        for item in tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_AT_ONCE])):
+            found.append(np.asarray(item.ids, dtype=np.int32))
+            truncated += bool(item.overflowing)
+    return tuple(found), truncated
 
 
 def tokenize(base_dir: Path, rows: Sequence[tuple[str, str]], labels: Sequence[str], max_tokens: int) -> Rows:

@@ -11,11 +11,15 @@ from edge_forge.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs of a run; `train` and `validation` hold (text, label) rows, `labels` the order of the classes."""
+    """Inputs of a run; `train` and `validation` hold (text, label) rows, `labels` the order of the classes.
+
+    `work_dir` is for working files; the caller removes it, however the worker ends.
+    """
 
     base_dir: Path
     base_id: str
     out_dir: Path
+    work_dir: Path
     labels: tuple[str, ...]
     train: tuple[tuple[str, str], ...]
     validation: tuple[tuple[str, str], ...]
@@ -34,6 +38,7 @@ class Job:
             base_dir=Path(found["base_dir"]),
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
+            work_dir=Path(found["work_dir"]),
             labels=tuple(found["labels"]),
             train=tuple((text, label) for text, label in found["train"]),
             validation=tuple((text, label) for text, label in found["validation"]),

@@ -42,26 +42,34 @@ def train(
     _check_rows(train_rows, validation_rows, labels)
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
-    job = Job(
-        base_dir=base_dir.resolve(),
-        base_id=base_id(base_dir),
-        out_dir=out_dir,
-        labels=tuple(labels),
-        train=tuple((text, label) for text, label in train_rows),
-        validation=tuple((text, label) for text, label in validation_rows),
-        settings=settings,
-    )
-    with tempfile.TemporaryDirectory(prefix="edge-forge-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
+        job = Job(
+            base_dir=base_dir.resolve(),
+            base_id=base_id(base_dir),
+            out_dir=out_dir,
+            work_dir=Path(folder),
+            labels=tuple(labels),
+            train=tuple((text, label) for text, label in train_rows),
+            validation=tuple((text, label) for text, label in validation_rows),
+            settings=settings,
+        )
         job.write(Path(folder) / "job.json")
         follow([*_launcher(settings), _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
 
 
 def _launcher(settings: TrainSettings) -> list[str]:
+    """One process, or torchrun, which `accelerate` (and so Trainer) finds itself under, on CPUs as on GPUs."""
     if settings.processes == 1:
         return [sys.executable, "-m"]
-    count = str(settings.processes)
-    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", count, "--multi_gpu", "-m"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={settings.processes}",
+        "-m",
+    ]
 
 
 def _check_rows(
@@ -84,8 +92,7 @@ def follow(command: Sequence[str], log: Path, progress: Callable[[str, float], N
 
     Whatever ends this call, the process is gone afterwards.
     """
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with log.open("w", encoding="utf-8") as file, _started(command) as process:
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
         reader = Thread(target=_drain, args=(process.stderr, file, tail), daemon=True)
         reader.start()
@@ -101,6 +108,10 @@ def follow(command: Sequence[str], log: Path, progress: Callable[[str, float], N
         last = next((line.strip() for line in reversed(tail) if line.strip()), "no message")
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise errors.EdgeError(f"training ended with {how}: {last}", "train", f"the whole output is in {log}")
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _events(process: subprocess.Popen[str], progress: Callable[[str, float], None]) -> errors.EdgeError | None:

@@ -91,21 +91,16 @@ class StepPlan:
 
 
 class _Watch(TrainerCallback):
-    """Reports progress, feeds the average, and ends training when validation no longer improves."""
+    """Reports progress and feeds the average."""
 
-    def __init__(self, owner: ForgeTrainer, progress: Callable[[str, float], None], patience: int) -> None:
+    def __init__(self, owner: ForgeTrainer, progress: Callable[[str, float], None]) -> None:
         self.owner = owner
         self.progress = progress
-        self.patience = patience
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - Trainer's names
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.owner.average.update()
         if state.is_world_process_zero:
             self.progress("train", state.global_step / max(1, state.max_steps))
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - Trainer's names
-        if self.patience and self.owner.curves.since_best >= self.patience:
-            control.should_training_stop = True
 
 
 class ForgeTrainer(Trainer):
@@ -136,8 +131,8 @@ class ForgeTrainer(Trainer):
                 self.remove_callback(callback)
 
     def watch(self, progress: Callable[[str, float], None]) -> None:
-        """Report progress to `progress`, average, and stop early."""
-        self.add_callback(_Watch(self, progress, self.settings.early_stopping_patience))
+        """Report progress to `progress`, and average."""
+        self.add_callback(_Watch(self, progress))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self._rows if train_dataset is None else train_dataset.rows
@@ -148,7 +143,7 @@ class ForgeTrainer(Trainer):
         self,
         model: nn.Module,
         inputs: dict[str, Any],
-        num_items_in_batch: Any = None,  # noqa: ARG002 - Trainer's name
+        num_items_in_batch: Any = None,
     ) -> torch.Tensor:
         """Forward and backward of one batch, a part of it at a time; returns the batch's mean loss.
 
@@ -165,7 +160,7 @@ class ForgeTrainer(Trainer):
             loss += share.detach()
         return loss
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:  # noqa: ARG002 - Trainer's name
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW or SGD over the trained parameters only: decay on matrices, LoRA+ on B, the head's own step size."""
         if self.optimizer is None:
             groups = parameter_groups(self.classifier, self.settings)
@@ -176,7 +171,7 @@ class ForgeTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
-        """Evaluate the averaged weights, and keep them when they are the best so far."""
+        """Evaluate the averaged weights, keep them when they are the best so far, and stop when none was for long."""
         self.average.swap()
         try:
             found: dict[str, float] = super().evaluate(*arguments, **named)
@@ -189,6 +184,8 @@ class ForgeTrainer(Trainer):
             }
             if self.curves.better(entry) and self.is_world_process_zero():
                 save_file(_trained(self.classifier), self._best_path)
+            if 0 < self.settings.early_stopping_patience <= self.curves.since_best:
+                self.control.should_training_stop = True
         finally:
             self.average.swap()
         return found
@@ -233,6 +230,7 @@ def _arguments(settings: TrainSettings, plan: StepPlan, evaluation_rows: int) ->
         seed=settings.seed,
         data_seed=settings.seed,
         bf16=plan.bf16,
+        use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         logging_strategy="epoch",
         save_strategy="no",

@@ -37,10 +37,12 @@ class TrainRecord:
     # Texts cut to max_tokens, per split.
     truncated: dict[str, int]
     adapted_modules: list[str]
-    # Parts of the wall time: open, keep (tokenise, run the frozen part), head, measure, train, save.
+    # Parts of the wall time: open, keep (tokenise, run the frozen part), measure, train, save.
     phases_s: dict[str, float]
     versions: dict[str, str]
     gpu_peak_bytes: int = 0
+    # Processes that trained together; times and memory are those of the first.
+    processes: int = 1
     files: list[str] = field(default_factory=list)
     # precision, threads, micro_batch_size, and the timings that chose them.
     choice: dict[str, Any] = field(default_factory=dict)

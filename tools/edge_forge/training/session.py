@@ -5,23 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import resource
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 
-from edge_forge.training import adapters, heads, loop, outputs, speed
+from edge_forge.training import adapters, loop, outputs, speed
 from edge_forge.training.batches import RowDataset
-from edge_forge.training.classifier import SequenceClassifier
+from edge_forge.training.classifier import SequenceClassifier, class_weights
 from edge_forge.training.encoder import Encoder, cut_below, open_encoder, resolve_layer, thaw
 from edge_forge.training.features import keep_states, tokenize
 from edge_forge.training.job import Job
 from edge_forge.training.record import TrainRecord, peak_bytes
+from edge_forge.training.settings import TrainSettings
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
 
@@ -31,7 +29,6 @@ class _Run:
     """One run and what is gathered about it on the way."""
 
     job: Job
-    folder: Path
     report: Callable[[str, float], None]
     baseline_bytes: int
     start_s: float
@@ -68,11 +65,7 @@ def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
-    folder = Path(tempfile.mkdtemp(prefix=".work-", dir=job.out_dir))
-    try:
-        return _steps(_Run(job, folder, report, peak_bytes(), time.monotonic(), time.process_time()))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return _steps(_Run(job, report, peak_bytes(), time.monotonic(), time.process_time()))
 
 
 def _steps(going: _Run) -> TrainRecord:
@@ -87,11 +80,11 @@ def _steps(going: _Run) -> TrainRecord:
     if first_layer:
         cut_below(encoder, first_layer)
     peft_model = adapters.put_on(encoder, settings, first_layer) if lora else None
-    model = _model(going, encoder, data)
+    model = _model(settings, encoder, data, len(job.labels))
     with going.phase("measure"):
         choice = speed.choose(model, peft_model, data.train, settings)
     with going.phase("train"):
-        trainer = loop.ForgeTrainer(model, settings, (data.train, data.validation), choice.plan(going.folder))
+        trainer = loop.ForgeTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
         trainer.watch(going.report)
         trainer.train()
         trainer.take_best()
@@ -111,22 +104,18 @@ def _data(going: _Run, encoder: Encoder, first_layer: int) -> _Data:
     parts = []
     for rows in (job.train, job.validation):
         tokens = tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens)
-        kept = keep_states(encoder, first_layer, tokens, going.folder) if first_layer else None
+        kept = keep_states(encoder, first_layer, tokens, job.work_dir) if first_layer else None
         parts.append(RowDataset(tokens, kept))
     return _Data(*parts)
 
 
-def _model(going: _Run, encoder: Encoder, data: _Data) -> SequenceClassifier:
-    settings, labels = going.job.settings, len(going.job.labels)
+def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) -> SequenceClassifier:
     if settings.method == "full":
         thaw(encoder)
     model = SequenceClassifier(encoder.model, encoder.hidden, labels)
     model.label_smoothing, model.token_dropout = settings.label_smoothing, settings.token_dropout
     if settings.class_weights == "balanced":
-        model.class_weight = heads.class_weights(data.train.rows.targets, labels)
-    if settings.head_start == "discriminant":
-        with going.phase("head"):
-            heads.start(model, data.train)
+        model.class_weight = class_weights(data.train.rows.targets, labels)
     return model
 
 
@@ -156,6 +145,7 @@ def _record(going: _Run, trainer: loop.ForgeTrainer, data: _Data, files: list[st
         },
         rows={"train": len(data.train), "validation": len(data.validation)},
         truncated={"train": data.train.rows.truncated, "validation": data.validation.rows.truncated},
+        processes=int(trainer.args.world_size),
         adapted_modules=sorted({adapters.module_name(name) for name in trained if ".lora_A." in name}),
         phases_s=going.phases_s,
         versions={

@@ -16,7 +16,6 @@ PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 CLASS_WEIGHTS = ("none", "balanced")
-HEAD_STARTS = ("zeros", "discriminant")
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,6 @@ class TrainSettings:
     early_stopping_patience: int = 0
     # "balanced": a row weighs n / (labels * rows of its label), for imbalanced data.
     class_weights: str = "none"
-    # "discriminant": the head starts from the linear discriminant of the base's features (Fisher) instead of zeros.
-    head_start: str = "zeros"
     seed: int = 17
     # Longer texts are cut to so many tokens, special ones included.
     max_tokens: int = 128
@@ -65,7 +62,7 @@ class TrainSettings:
     precision: str = "auto"
     # Threads of the tensor library; 0 lets the measurement at start choose.
     threads: int = 0
-    # Processes of `accelerate launch`; 1 = no launcher.
+    # Processes under torchrun (on one machine); 1 = no launcher. `accelerate launch` works in the same way.
     processes: int = 1
     # LoRA: width of the adapter.
     rank: int = 16
@@ -89,7 +86,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
     "class_weights": CLASS_WEIGHTS,
-    "head_start": HEAD_STARTS,
 }
 _Check = tuple[Callable[[float], bool], str]
 _AT_LEAST_0: _Check = (lambda value: value >= 0, "at least 0")

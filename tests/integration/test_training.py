@@ -1,0 +1,226 @@
+"""Training in its worker process, on a tiny real encoder: what it writes, what it records, how it fails and ends."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from edge_agent.base.errors import ConfigError, EdgeError
+from edge_forge.bases import base_id
+from edge_forge.steps.evaluate import evaluate_trained, write_metrics
+from edge_forge.steps.train import settings, train
+from edge_forge.training.predict import predict, predict_with_features
+from edge_forge.training.record import TrainRecord
+from tests.support.tiny_base import LABELS, ROWS, write
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
+QUICK = {"epochs": 20, "learning_rate": 5e-3, "batch_size": 4, "threads": 1, "precision": "fp32"}
+TEXTS = [text for text, _ in ROWS]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("base"))
+
+
+def trained(base, out_dir, progress=lambda phase, share: None, rows=ROWS, validation=ROWS, **values):
+    return train(
+        base_dir=base,
+        train_rows=rows,
+        validation_rows=validation,
+        labels=LABELS,
+        settings=settings(values={**QUICK, **values}),
+        out_dir=out_dir,
+        progress=progress,
+    )
+
+
+@pytest.fixture(scope="module")
+def lora(base, tmp_path_factory):
+    out_dir, events = tmp_path_factory.mktemp("lora"), []
+    record = trained(base, out_dir, lambda *event: events.append(event), rank=4, first_layer=2, precision="auto")
+    return out_dir, record, events
+
+
+def test_an_adapter_learns_and_is_written_in_the_devices_form(base, lora):
+    out_dir, record, _ = lora
+    with safe_open(out_dir / "adapter.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "edge-adapter/1"
+        assert file.metadata()["base_id"] == record.base_id == base_id(base)
+        names = set(file.keys())
+    modules = set(record.adapted_modules)
+    assert len(modules) == 12 and all(name.startswith(("encoder.layer.2.", "encoder.layer.3.")) for name in modules)
+    assert names == {f"{name}.{part}" for name in modules for part in "AB"} | {"head.weight", "head.bias"}
+    scores = evaluate_trained(base, out_dir, ROWS, LABELS, max_tokens=16)
+    assert scores.accuracy == 1.0
+    write_metrics(out_dir / "metrics.json", {"validation": scores})
+    assert json.loads((out_dir / "metrics.json").read_text())["validation"]["confusion"] == [[5, 0], [0, 5]]
+
+
+def test_merged_and_unmerged_give_the_same_logits(base, lora):
+    plain = predict(base, lora[0], TEXTS)
+    np.testing.assert_allclose(predict(base, lora[0], TEXTS, merged=True), plain, atol=1e-4)
+    assert np.ptp(plain) > 0.5
+
+
+def test_peft_loads_what_was_trained(base, lora):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), lora[0] / "peft").eval()
+    ids = torch.tensor([[2, 4, 5, 6, 3]])
+    from edge_forge.training.adapters import apply_adapter, load_adapter
+    from edge_forge.training.encoder import open_encoder
+
+    ours = open_encoder(base)
+    apply_adapter(ours, load_adapter(lora[0] / "adapter.safetensors"), merged=False)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model(input_ids=ids).last_hidden_state, ours.model(input_ids=ids).last_hidden_state, atol=1e-5, rtol=1e-4
+        )
+    assert load_file(lora[0] / "peft" / "head.safetensors").keys() == {"head.weight", "head.bias"}
+
+
+def test_the_record_states_what_was_measured(lora):
+    out_dir, record, _ = lora
+    assert record == TrainRecord.read(out_dir / "record.json")
+    assert 0 < record.baseline_bytes < record.peak_bytes and record.cpu_s > 0 and record.wall_s > 0
+    expected = 2 * (4 * 4 * (32 + 32) + 2 * 4 * (32 + 64)) + 32 * 2 + 2
+    assert record.trainable_parameters == expected < record.total_parameters
+    assert record.choice["precision"] in ("fp32", "bf16") and record.choice["measured_ms"]
+    assert len(record.curves) == 20 and record.curves[-1]["train_loss"] < record.curves[0]["train_loss"]
+    assert record.kept_states["size_bytes"] > 0 and not record.kept_states["on_disk"]
+    assert record.rows == {"train": 10, "validation": 10}
+    assert set(record.files) >= {"adapter.safetensors", "peft/adapter_config.json", "peft/adapter_model.safetensors"}
+    assert not list(out_dir.glob(".work-*"))
+
+
+def test_progress_is_told_by_phase(lora):
+    phases = list(dict.fromkeys(phase for phase, _ in lora[2]))
+    assert phases == ["open", "keep", "measure", "train", "save"]
+    shares = [share for phase, share in lora[2] if phase == "train"]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_kept_states_change_cost_and_not_the_result(base, lora, tmp_path):
+    # The same adapters on the whole network, with the frozen part computed in every step, by peft's own arithmetic.
+    trained(base, tmp_path, rank=4, first_layer=2, micro_batch_tokens=4096)
+    found, kept = predict(base, tmp_path, TEXTS), predict(base, lora[0], TEXTS)
+    np.testing.assert_allclose(found, kept, atol=0.05)
+
+
+def test_full_fine_tuning_writes_a_hugging_face_folder_and_a_head(base, tmp_path):
+    from transformers import AutoModel
+
+    record = trained(base, tmp_path, method="full", learning_rate=2e-3, average_decay=0.9)
+    assert evaluate_trained(base, tmp_path, ROWS, LABELS, max_tokens=16).accuracy == 1.0
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if not name.startswith("pooler.")} - changed <= {"embeddings.position_ids"}
+    assert not {name for name in changed if name.startswith("pooler.")}
+    model = AutoModel.from_pretrained(tmp_path)
+    head = load_file(tmp_path / "head.safetensors")
+    features, logits = predict_with_features(base, tmp_path, TEXTS)
+    np.testing.assert_allclose(logits, features @ head["head.weight"].numpy() + head["head.bias"].numpy(), atol=1e-5)
+    assert record.trainable_parameters == sum(
+        value.numel() for name, value in model.named_parameters() if not name.startswith("pooler.")
+    ) + sum(value.numel() for value in head.values())
+    assert record.adapted_modules == [] and record.kept_states == {"size_bytes": 0, "on_disk": False}
+
+
+def test_the_same_seed_gives_the_same_adapter(base, tmp_path):
+    for name in ("one", "two", "other"):
+        trained(base, tmp_path / name, epochs=2, seed=3 if name != "other" else 4, micro_batch_tokens=256, rank=2)
+    one, two, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two", "other"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_stops_when_validation_no_longer_improves(base, tmp_path):
+    contrary = tuple((text, LABELS[1 - LABELS.index(label)]) for text, label in ROWS)
+    record = trained(base, tmp_path, validation=contrary, early_stopping_patience=2, epochs=60)
+    assert record.stopped_early and len(record.curves) < 60
+    ranks = [(entry["validation_macro_f1"], -entry["validation_loss"]) for entry in record.curves]
+    best = ranks.index(max(ranks))
+    assert record.best_epoch == record.curves[best]["epoch"] and len(record.curves) == best + 3
+
+
+def test_class_weights_rescue_a_rare_label(base, tmp_path):
+    rows = tuple(row for row in ROWS if row[1] == "off") * 6 + (ROWS[0],)
+    for weights in ("none", "balanced"):
+        trained(base, tmp_path / weights, rows=rows, class_weights=weights, epochs=4, learning_rate=1e-3)
+    none, balanced = (predict(base, tmp_path / weights, TEXTS) for weights in ("none", "balanced"))
+    assert (balanced[:, 1] - balanced[:, 0]).mean() > (none[:, 1] - none[:, 0]).mean() + 0.03
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"targets": ["no_such"]}, "names 'no_such'"),
+        ({"first_layer": 9}, "first_layer = 9 is outside the base's 4 layers"),
+    ],
+)
+def test_what_only_the_worker_can_know_comes_back_as_a_named_error(base, tmp_path, values, said):
+    with pytest.raises(ConfigError, match=said):
+        trained(base, tmp_path, **values)
+    assert not (tmp_path / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "said"),
+    [
+        ((), LABELS, "no training rows"),
+        (ROWS[:3], LABELS, "same label"),
+        (ROWS, ("on", "off", "off"), "2 different|labels"),
+        ((*ROWS, ("lamp", "dim")), LABELS, "unknown label 'dim'"),
+    ],
+)
+def test_rows_that_cannot_be_learnt_are_named_before_anything_starts(base, tmp_path, rows, labels, said):
+    with pytest.raises(ConfigError, match=said):
+        train(
+            base_dir=base, train_rows=rows, validation_rows=ROWS, labels=labels,
+            settings=settings(), out_dir=tmp_path, progress=lambda phase, share: None,
+        )  # fmt: skip
+
+
+def workers():
+    return [
+        child for child in psutil.Process().children(recursive=True) if "edge_forge.training.worker" in child.cmdline()
+    ]
+
+
+def test_a_killed_worker_is_told_with_its_log(base, tmp_path):
+    def kill(phase, share):
+        for worker in workers() if phase == "train" else ():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(EdgeError, match=r"signal 9.*train\.log"):
+        trained(base, tmp_path, kill, epochs=500)
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_an_interrupt_ends_the_worker_and_leaves_no_record(base, tmp_path):
+    def interrupt(phase, share):
+        if phase == "train":
+            raise KeyboardInterrupt
+
+    start_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        trained(base, tmp_path, interrupt, epochs=500)
+    assert workers() == [] and time.monotonic() - start_s < 120
+    assert not (tmp_path / "record.json").exists() and not list(tmp_path.glob(".work-*"))
+
+
+def test_two_processes_train_one_adapter(base, tmp_path):
+    record = trained(base, tmp_path, processes=2, epochs=10, first_layer=2)
+    assert record.processes == 2
+    assert record.curves[-1]["train_loss"] < record.curves[0]["train_loss"]
+    assert (tmp_path / "adapter.safetensors").is_file()
