@@ -64,7 +64,8 @@ def environment(version: str) -> Path:
     python = folder / "bin" / "python"
     ready = folder / "ready"
     if not ready.exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        for stale in folder.parent.glob(f"{version}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
         subprocess.run([base, "-m", "venv", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *NEEDS]
         done = subprocess.run(pip, capture_output=True, text=True, timeout=INSTALL_S, check=False)
