@@ -22,6 +22,7 @@ from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
 from edge_agent.store.library import Library
 from edge_agent.store.setup import ProbeOutcome, ProbeRequest, Progress, Setup, silent
+from edge_agent.store.timesync import synchronised
 from edge_agent.worker import probe as workers
 
 
@@ -69,6 +70,7 @@ def open_library(settings: Settings) -> Library:
         hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
         trust=trust(settings),
         allow_unsigned=settings.store.allow_unsigned,
+        time_trusted=lambda: synchronised(settings.sensors.sysroot),
         reserve_bytes=settings.store.reserve_bytes,
         wishes=wiring.wishes(settings),
     )

@@ -18,6 +18,9 @@ from edge_agent.bundle.statement import matches_hardware
 # weights dominates; the engines of a GPU come before the CPU's.
 _RUNTIME_RANK = {"tensorrt": 0, "onnx": 1, "llamacpp": 1, "echo": 2}
 _DTYPE_RANK = {"int8": 0, "int4": 1, "q4": 1, "fp16": 2, "bf16": 2, "fp32": 3}
+# ONNX Runtime's CPU kernels compute float16 by converting it: half the file, at up to four times the time of float32
+# (measured here about twice; onnxruntime#25824 on a Pi 5).
+_ONNX_CPU_RANK = {**_DTYPE_RANK, "fp32": 2, "fp16": 3, "bf16": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ def _too_inaccurate(variant: Variant, best: float | None, wishes: Wishes) -> str
 
 def _rank(variant: Variant, wishes: Wishes) -> tuple[float, ...]:
     preferred = min((_position(word, wishes.prefer) for word in (variant.dtype, variant.name)), default=0)
-    speed = (_RUNTIME_RANK.get(variant.runtime, 3), _DTYPE_RANK.get(variant.dtype, 4))
+    ranks = _ONNX_CPU_RANK if variant.runtime == "onnx" else _DTYPE_RANK
+    speed = (_RUNTIME_RANK.get(variant.runtime, 3), ranks.get(variant.dtype, 4))
     accuracy = -(variant.accuracy if variant.accuracy is not None else 0.0)
     if wishes.policy == "most-accurate":
         return (preferred, accuracy, *speed, variant.size_bytes)

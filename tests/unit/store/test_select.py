@@ -27,11 +27,11 @@ FP32, FP16, INT8 = variant("fp32", 0.92, 180), variant("fp16", 0.92, 110), varia
         (Wishes(), "onnx/int8"),
         (Wishes(policy="fastest"), "onnx/int8"),
         (Wishes(policy="smallest"), "onnx/int8"),
-        (Wishes(policy="most-accurate"), "onnx/fp16"),
+        (Wishes(policy="most-accurate"), "onnx/fp32"),
         (Wishes(prefer=("fp32",)), "onnx/fp32"),
         (Wishes(prefer=("onnx/fp16", "fp32")), "onnx/fp16"),
         (Wishes(prefer=("q4", "fp16")), "onnx/fp16"),
-        (Wishes(accuracy_loss_limit=0.001), "onnx/fp16"),
+        (Wishes(accuracy_loss_limit=0.001), "onnx/fp32"),
         (Wishes(accuracy_loss_limit=0.005), "onnx/int8"),
     ],
 )
