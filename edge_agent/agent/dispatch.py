@@ -171,21 +171,24 @@ class Dispatcher:
         seat.heard_s = seat.last_used_s = now_s
         seat.idle.clear()
         self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
-        try:
-            seat.worker.submit([work_fields(job) for job in batch])
-        except WorkerError as error:
-            self._refuse_unsent(seat, batch, str(error))
+        self._submit(seat, seat.worker, batch)
         try:
             await seat.idle.wait()
         finally:
             seat.last_used_s = self._context.clock.monotonic_s()
             self._context.pace.end(seat.name, seat.last_used_s)
 
-    def _refuse_unsent(self, seat: Seat, batch: list[Job], reason: str) -> None:
-        """The batch does not fit into a frame; nothing of it was sent."""
-        for job in batch:
-            self._leave(seat, job.job_id)
-            self._answers.refuse(job, 413, reason)
+    def _submit(self, seat: Seat, worker: Worker, batch: list[Job]) -> None:
+        """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
+        try:
+            worker.submit([work_fields(job) for job in batch])
+        except WorkerError as error:
+            if len(batch) > 1:
+                for job in batch:
+                    self._submit(seat, worker, [job])
+                return
+            self._leave(seat, batch[0].job_id)
+            self._answers.refuse(batch[0], 413, str(error))
 
     def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
         seat.heard_s = self._context.clock.monotonic_s()

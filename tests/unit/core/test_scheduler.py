@@ -173,7 +173,7 @@ def test_a_mixed_batch_holds_no_more_adapters_than_may_be_resident() -> None:
 
 def test_a_batch_stays_inside_a_frame() -> None:
     queue = filled(*(a_job(str(index), deadline_s=110 + index, rows=40) for index in range(5)))
-    limits = BatchLimits(max_rows=1000, mixed=True, max_chars=100)
+    limits = BatchLimits(max_rows=1000, mixed=True, max_chars=2 * a_job("0", rows=40).wire_chars)
     assert names(queue.next_batch(limits, NOW_S)) == ["0", "1"]
     queue.add(a_job("huge", deadline_s=100, rows=500))
     assert names(queue.next_batch(limits, NOW_S)) == ["huge"], "alone, however long"
