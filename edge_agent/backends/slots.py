@@ -150,13 +150,23 @@ def _site(tensors: Dict[str, Any], site: Site, rank_max: int, arrays: Dict[str, 
         )
     joined = numpy.zeros((1, site.d_in, len(pairs), rank), numpy.float32)
     for place, pair in enumerate(pairs):
-        second = numpy.zeros((1, rank, site.d_out[place]), numpy.float32)
         if pair is not None:
             joined[0, :, place, : pair[0].shape[1]] = pair[0]
-            second[0, : pair[1].shape[0]] = pair[1]
-        arrays[site.b[place]] = second
+        arrays[site.b[place]] = _filled(None if pair is None else pair[1], rank, site.d_out[place])
     arrays[site.a] = joined.reshape(1, site.d_in, len(pairs) * rank)
     return rank
+
+
+def _filled(b: Any, rank: int, d_out: int) -> Any:
+    """B [1, rank, d_out], the file's own memory where it already has that form, else filled up with zeros."""
+    import numpy
+
+    if b is not None and b.shape[0] == rank and b.flags.c_contiguous and b.flags.aligned:
+        return b[None]
+    filled = numpy.zeros((1, rank, d_out), numpy.float32)
+    if b is not None:
+        filled[0, : b.shape[0]] = b
+    return filled
 
 
 def _pair(tensors: Dict[str, Any], module: str, d_in: int, d_out: int, source: AdapterSource) -> Optional[Any]:
