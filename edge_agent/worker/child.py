@@ -94,7 +94,12 @@ class Child:
         backend = registry.create(message["backend"])
         started_s = time.monotonic()
         self._limits = _limits(message["limits"])
-        bounds = {"max_rows": self._limits.max_rows, "max_tokens": message["task"]["max_tokens"]}
+        bounds = {
+            "max_rows": self._limits.max_rows,
+            "max_tokens": message["task"]["max_tokens"],
+            # The first step must not find another number of threads and build the session a second time.
+            "threads": self._limits.threads,
+        }
         self._session = backend.load(message["files"], dict(bounds, **message["options"]))
         self._tokenizer_path = message["files"].get("tokenizer")
         self._tasks[None] = tasks.build(message["task"], self._tokenizer_path)

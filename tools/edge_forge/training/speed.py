@@ -1,4 +1,7 @@
-"""How a step is computed fastest here: a short measurement at start, whose figures go into the record."""
+"""How a step is computed fastest here: a short measurement at start, whose figures go into the record.
+
+It has a budget: on a slow or busy machine what is left is not measured, and the choice falls on what is known to work.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,13 @@ from edge_forge.training.loop import StepPlan
 from edge_forge.training.settings import TrainSettings
 
 _REPEATS = 2
+# The measurement ends after so long; a single step that is under way is not interrupted.
+_BUDGET_S = 12.0
 # Fewer tokens at once may cost so much more time: they are taken for their memory.
 _TOLERATED = 1.04
 _TOKENS_AT_ONCE = (256, 512, 1024, 2048, 4096)
+# While precision and threads are measured.
+_TOKENS_FOR_OTHERS = 512
 # Another precision or fewer threads must be so much faster to be taken.
 _WORTH = 0.95
 # A batch longer than this share of batches is timed: there the tokens at once matter.
@@ -72,7 +79,7 @@ def _best_precision(bench: _Bench) -> str:
         products[name] = bench.keep(f"{name} product", [_product_ms(left, right) for _ in range(6)][1:])
     if products["bf16"] > products["fp32"]:
         return "fp32"
-    timings = {name: bench.time(name, _TOKENS_AT_ONCE[-1], name) for name in ("fp32", "bf16")}
+    timings = {name: bench.time(name, _TOKENS_FOR_OTHERS, name) for name in ("fp32", "bf16")}
     return "bf16" if timings["bf16"] < timings["fp32"] * _WORTH else "fp32"
 
 
@@ -84,23 +91,32 @@ def _product_ms(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def _best_threads(bench: _Bench, precision: str, world: int) -> int:
     most = torch.get_num_threads()
-    if world > 1 or most == 1:
+    if world > 1 or most == 1 or bench.spent:
         return most
     fewer = max(1, most // 2)
     timings = {}
     for threads in (fewer, most):
         torch.set_num_threads(threads)
-        timings[threads] = bench.time(f"{threads} threads", _TOKENS_AT_ONCE[1], precision)
+        timings[threads] = bench.time(f"{threads} threads", _TOKENS_FOR_OTHERS, precision)
     return fewer if timings[fewer] < timings[most] * _WORTH else most
 
 
 def _best_tokens(bench: _Bench, precision: str) -> int:
-    """The fewest tokens at once that cost at most 4 % more than the fastest."""
-    whole = next((tokens for tokens in _TOKENS_AT_ONCE if tokens >= bench.tokens), _TOKENS_AT_ONCE[-1])
-    options = [tokens for tokens in _TOKENS_AT_ONCE if tokens <= whole]
-    timings = {tokens: bench.time(f"{tokens} tokens at once", tokens, precision) for tokens in options}
-    fastest = min(timings.values())
-    return min(tokens for tokens, took in timings.items() if took <= fastest * _TOLERATED)
+    """The fewest tokens at once that cost at most 4 % more than the fastest.
+
+    From few to many, until more gains nothing: what is never tried does not raise the peak of memory either.
+    """
+    best, best_ms = _TOKENS_AT_ONCE[0], float("inf")
+    for tokens in _TOKENS_AT_ONCE:
+        if bench.spent:
+            return max(best, _TOKENS_FOR_OTHERS)
+        took_ms = bench.time(f"{tokens} tokens at once", tokens, precision)
+        if best_ms <= took_ms * _TOLERATED:
+            break
+        best, best_ms = tokens, took_ms
+        if tokens >= bench.tokens:
+            break
+    return best
 
 
 class _Bench:
@@ -110,10 +126,16 @@ class _Bench:
         self.model = model
         self.peft_model = peft_model
         self.measured_ms: dict[str, float] = {}
+        self._ends_s = time.perf_counter() + _BUDGET_S
         order = np.argsort(data.rows.lengths, kind="stable")
         end = max(min(rows, len(order)), int(len(order) * _LONG))
         self._batch = collate([data[int(row)] for row in order[max(0, end - rows) : end]])
         self.tokens = int(self._batch["attention_mask"].numel())
+
+    @property
+    def spent(self) -> bool:
+        """Whether the time for measuring is over."""
+        return time.perf_counter() >= self._ends_s
 
     def compute_for(self, precision: str) -> None:
         """Let adapted linears compute in the way that fits the precision."""
@@ -121,9 +143,15 @@ class _Bench:
             (compute_in_place if precision == "fp32" else compute_plainly)(self.peft_model)
 
     def time(self, name: str, tokens: int, precision: str) -> float:
-        """Least milliseconds of the batch at `tokens` at once, after one warm-up; kept under `name`."""
+        """Least milliseconds of the batch at `tokens` at once, after one warm-up; kept under `name`.
+
+        Where the warm-up alone uses up the time for measuring, it has to do.
+        """
         self.compute_for(precision)
-        return self.keep(name, [self._step(tokens, precision) for _ in range(_REPEATS + 1)][1:])
+        taken_ms = [self._step(tokens, precision)]
+        if not self.spent:
+            taken_ms = [self._step(tokens, precision) for _ in range(_REPEATS)]
+        return self.keep(name, taken_ms)
 
     def keep(self, name: str, taken_ms: list[float]) -> float:
         """Keep the least under `name` and return it: what else runs on the machine only ever adds."""
