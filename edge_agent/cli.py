@@ -69,6 +69,8 @@ def _add_demo(verbs: Any) -> None:
     verb = verbs.add_parser("demo", help="train, package, install and query two adapters on this machine")
     verb.add_argument("--build", type=Path, default=Path("build"), help="where everything is built and kept")
     verb.add_argument("--models", type=Path, default=Path("models"), help="folder of the shipped recipes")
+    verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
+    verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
     verb.set_defaults(verb=_demo)
 
 
@@ -161,7 +163,7 @@ def _run(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from edge_agent.demo.show import run
 
-    return run(options.build, options.models)
+    return run(options.build, options.models, port=options.port, stay=options.stay)
 
 
 def _infer(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -38,14 +39,14 @@ READY_S = 60.0
 STOP_S = 10.0
 
 
-def run(build: Path, models: Path) -> int:
-    """The demo; returns the exit code."""
+def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
+    """The demo; returns the exit code. `stay` keeps broker and daemon until Ctrl-C, so that others may ask them."""
     started_s = time.monotonic()
     packages, root = _build_packages(build, models)
     folder = (build / "demo").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(stage.broker(folder))
+        broker = stack.enter_context(stage.broker(folder, port))
         _say("broker", f"{broker.name} on port {broker.port}")
         config = stage.write_config(folder, broker, root, DEVICE)
         _say("install", "verify signatures, run the golden probes on this machine, activate")
@@ -55,7 +56,11 @@ def run(build: Path, models: Path) -> int:
         _say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
         asyncio.run(_converse(broker))
         _say("done", f"{duration_text(time.monotonic() - started_s)} in all")
-        print(_next_steps(build, config))
+        print(_next_steps(build, config, stay))
+        if stay:
+            _say("stay", f"broker on 127.0.0.1:{broker.port}, device {DEVICE!r}; Ctrl-C ends both")
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
     return 0
 
 
@@ -135,11 +140,11 @@ def _say(step: str, text: str) -> None:
     print(f"[{step:>7}] {text}", flush=True)
 
 
-def _next_steps(build: Path, config: Path) -> str:
+def _next_steps(build: Path, config: Path, stay: bool) -> str:
+    first = "" if stay else "  keep it running edge-agent demo --stay     (then ask it from another terminal)\n"
     return f"""
 What next:
+{first}  ask it          edge-agent infer --config {config} minilm "open the blinds" --adapter home-intents
   the report      {build}/reports (open the .html)
-  serve it        edge-agent run --config {config}     (needs a broker at the port it names)
-  ask it          edge-agent infer --config {config} minilm "open the blinds" --adapter home-intents
   your own data   edge-forge init my-task && edge-forge build my-task/recipe.toml
   a board         edge-agent service install; systemd/README.md"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -49,11 +50,12 @@ def write_config(folder: Path, broker: Broker, root: Path, device: str) -> Path:
 
 
 @contextlib.contextmanager
-def broker(folder: Path) -> Iterator[Broker]:
-    """A broker on a free port: mosquitto where it is installed, else amqtt in its own process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+def broker(folder: Path, port: int = 0) -> Iterator[Broker]:
+    """A broker on `port` (0: a free one): mosquitto where it is installed, else amqtt in its own process.
+
+    Raises EdgeError when the port is taken, or the broker does not start.
+    """
+    port = _free(port)
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
     if mosquitto:
         settings = folder / "mosquitto.conf"
@@ -113,6 +115,18 @@ def _process(command: Sequence[str], log: Path, **environment: str) -> Iterator[
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _free(port: int) -> int:
+    """The port itself, or a free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            why = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used: {error}"
+            raise EdgeError(f"port {port} {why}", "demo", "name another with --port, or leave it out") from None
+        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edge_agent.base.errors import EdgeError
+from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import cli, desk, said, write_config
@@ -160,3 +163,18 @@ def test_a_stop_answers_what_is_open(tmp_path: Path) -> None:
 
         with running(agent, EDGE_AGENT__WORKER__MAX_ROWS="1"):
             assert asyncio.run(run()) == ([503, 503, 503], 0)
+
+
+def test_a_port_in_use_is_said_before_a_broker_is_started(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(EdgeError, match=f"port {port} is in use"), stage.broker(tmp_path, port):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EdgeError, match="port 70000 cannot be used"), stage.broker(tmp_path, 70000):
+        pass
