@@ -53,6 +53,9 @@ STATEMENT_BYTES = 256 * KIB
 INDEX_ENTRIES = 256
 LAYERS = 256
 PROBES = 64
+# Tokens of a text for an encoder; prompt and answer of one sequence for a generator (the longest contexts in use).
+TASK_TOKENS = 8192
+CONTEXT_TOKENS = 131_072
 BLOB_BYTES = 64 * GIB
 PATH_BYTES = 255
 PACKAGE_MEMBERS = 4096

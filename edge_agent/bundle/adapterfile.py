@@ -1,7 +1,11 @@
-"""The adapter file `adapter.safetensors`: does it say of itself what its manifest says of it?
+"""An adapter's file: does it say of itself what its manifest says of it?
 
-Tensors are named by the module they adapt, `<module>.A` [d_in, rank] and `<module>.B` [rank, d_out], plus `head.weight`
-[hidden, labels] and `head.bias` [labels]; the string metadata carries {format: "edge-adapter/1", base_id, rank, ...}.
+`adapter.safetensors` (encoders): tensors are named by the module they adapt, `<module>.A` [d_in, rank] and `<module>.B`
+[rank, d_out], plus `head.weight` [hidden, labels] and `head.bias` [labels]; the string metadata carries
+{format: "edge-adapter/1", base_id, rank, ...}.
+
+`adapter.gguf` (generators): llama.cpp's own form (general.type "adapter", adapter.type "lora"), tensors
+`<tensor>.lora_a` and `<tensor>.lora_b` in pairs; where it has the key `edge.base_id`, that names its base.
 """
 
 from __future__ import annotations
@@ -11,32 +15,58 @@ import os
 from pathlib import Path
 
 from edge_agent.base.errors import PackageError
+from edge_agent.bundle.gguftable import GgufTable, read_table
 from edge_agent.bundle.magic import safetensors_table
-from edge_agent.bundle.manifest import ADAPTER_FILE, AdapterConfig
+from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
 
 FORMAT = "edge-adapter/1"
+GGUF_BASE_ID = "edge.base_id"
 _DTYPES = {"float32": "F32", "float16": "F16"}
+_GGUF_DTYPES = {"float32": "f32", "float16": "f16", "f32": "f32", "f16": "f16"}
 
 
 def check_adapter(path: Path, config: AdapterConfig) -> None:
     """Raises PackageError when base, rank, labels or number format of the file are not those of the manifest."""
+    where = f"adapter {config.name}"
     with path.open("rb") as file:
+        if file.read(4) == b"GGUF":
+            _check_gguf(read_table(file, ADAPTER_GGUF_FILE), config, where)
+            return
         table = safetensors_table(file, os.fstat(file.fileno()).st_size, ADAPTER_FILE)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         metadata = json.loads(file.read(length)).get("__metadata__", {})
-    where = f"adapter {config.name}"
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackageError(f"its file does not say that it is {FORMAT}", where)
-    if metadata.get("base_id") != config.base_id:
-        raise PackageError(
-            f"its file is for base {str(metadata.get('base_id'))[:19]}, the manifest says otherwise", where
-        )
+    _check_base(metadata.get("base_id"), config, where)
     labels = len(config.task.labels)
     if labels and table.get("head.bias", ("", ()))[1] != (labels,):
         raise PackageError(f"its head is not for the {labels} labels of its task", where)
     for name, (dtype, shape) in table.items():
-        if dtype != _DTYPES[config.dtype]:
+        if dtype != _DTYPES.get(config.dtype):
             raise PackageError(f"tensor {name[:80]} is {dtype}, the manifest says {config.dtype}", where)
         if name.endswith((".A", ".B")) and (len(shape) != 2 or shape[name.endswith(".A")] > config.rank):
             raise PackageError(f"tensor {name[:80]} has a rank above the manifest's {config.rank}", where)
+
+
+def _check_base(said: object, config: AdapterConfig, where: str) -> None:
+    if said != config.base_id:
+        raise PackageError(f"its file is for base {str(said)[:19]}, the manifest says otherwise", where)
+
+
+def _check_gguf(table: GgufTable, config: AdapterConfig, where: str) -> None:
+    if table.text("general.type") != "adapter" or table.text("adapter.type") != "lora":
+        raise PackageError("its file is a GGUF, but no LoRA adapter", where)
+    if GGUF_BASE_ID in table.keys:
+        _check_base(table.text(GGUF_BASE_ID), config, where)
+    if table.number("adapter.lora.alpha") is None or not table.tensors:
+        raise PackageError("its file lacks adapter.lora.alpha, or has no tensors", where)
+    for name, tensor in table.tensors.items():
+        stem, _, side = name.rpartition(".")
+        other = {"lora_a": "lora_b", "lora_b": "lora_a"}.get(side)
+        if other is None or f"{stem}.{other}" not in table.tensors:
+            raise PackageError(f"tensor {name[:80]} is not one of a pair .lora_a, .lora_b", where)
+        if len(tensor.shape) != 2 or tensor.shape[side == "lora_a"] > config.rank:
+            raise PackageError(f"tensor {name[:80]} has a rank above the manifest's {config.rank}", where)
+        if tensor.dtype != _GGUF_DTYPES[config.dtype]:
+            raise PackageError(f"tensor {name[:80]} is {tensor.dtype}, the manifest says {config.dtype}", where)

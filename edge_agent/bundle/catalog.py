@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 class TaskSpec:
     """What a model or an adapter answers.
 
-    `kind` is 'classify' or 'embed' ('generate' later). `labels` are the classifier's, in logit order.
+    `kind` is 'classify', 'embed' or 'generate'. `labels` are the classifier's, in logit order.
     Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and said.
+    For a generator it is the context of one sequence, prompt and answer together; a longer prompt is refused.
     """
 
     kind: str

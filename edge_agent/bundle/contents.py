@@ -63,7 +63,7 @@ class AdapterItem:
     @property
     def weight(self) -> Descriptor:
         """The adapter's file."""
-        return self.files[forms.ADAPTER_FILE]
+        return next(self.files[name] for name in forms.ADAPTER_FILES if name in self.files)
 
 
 Item = VariantItem | AdapterItem
@@ -167,7 +167,7 @@ def _check_kind(layer: Descriptor, path: str, adapter: bool, where: str) -> None
     kind = layer.media_type
     allowed = {
         forms.WEIGHT: not adapter and path.endswith(forms.WEIGHT_SUFFIXES),
-        forms.ADAPTER_WEIGHT: adapter and path == forms.ADAPTER_FILE,
+        **{form: adapter and path == name for name, form in forms.ADAPTER_FILES.items()},
         forms.WEIGHT_CONFIG: path in _CONFIG_FILES,
         forms.DOC: path.endswith(_DOC_SUFFIXES) or path == "LICENSE",
     }
@@ -200,8 +200,8 @@ def _adapter(found: Descriptor, manifest: Manifest, files: dict[str, Descriptor]
     where = f"manifest {found.digest[7:19]}"
     if manifest.config.media_type != forms.ADAPTER_CONFIG or manifest.subject is None:
         raise PackageError("an adapter has an adapter config and the base's manifest as its subject", where)
-    if forms.ADAPTER_FILE not in files:
-        raise PackageError(f"{forms.ADAPTER_FILE} is missing", where)
+    if sum(name in files for name in forms.ADAPTER_FILES) != 1:
+        raise PackageError(f"it needs one of {' and '.join(forms.ADAPTER_FILES)}, and not both", where)
     config = decode(fetch(manifest.config, limits.MANIFEST_BYTES), AdapterConfig, where)
     forms.check_requires(config.requires, where, __version__)
     _check_task(config.task, where)
@@ -213,6 +213,8 @@ def _check_task(task: forms.TaskDoc, where: str) -> None:
         raise PackageError("labels belong to a classifier, and to nothing else", where)
     if len(set(task.labels)) != len(task.labels):
         raise PackageError("a label stands twice", where)
+    if task.kind != "generate" and task.max_tokens > limits.TASK_TOKENS:
+        raise PackageError(f"max_tokens above {limits.TASK_TOKENS} belong to a generator", where)
     if task.out_of_scope is not None and not task.labels:
         raise PackageError("out_of_scope needs labels", where)
 

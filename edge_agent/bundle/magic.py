@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeGuard
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
+from edge_agent.bundle.gguftable import read_table
 
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive (PyTorch checkpoints are such)"),
@@ -57,7 +58,7 @@ def check_file(path: Path, name: str) -> None:
         if name.endswith(".onnx"):
             _check_onnx(file, size, name)
         elif name.endswith(".gguf"):
-            _check_gguf(head, size, name)
+            read_table(file, name)
         elif name.endswith(".safetensors"):
             safetensors_table(file, size, name)
         elif name.endswith(".json") and not head.lstrip(b" \t\r\n").startswith(b"{"):
@@ -114,14 +115,6 @@ def _entry(entry: object, tensor: str, name: str) -> tuple[str, tuple[int, ...],
 
 def _sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= limits.BLOB_BYTES for item in value)
-
-
-def _check_gguf(head: bytes, size: int, name: str) -> None:
-    if len(head) < 16 or head[:4] != b"GGUF":
-        raise PackageError("it does not begin with GGUF", name)
-    version, tensors = struct.unpack("<IQ", head[4:16])
-    if version not in (2, 3) or tensors * 32 > size:
-        raise PackageError(f"its GGUF header is damaged (version {version}, {tensors} tensors)", name)
 
 
 def _check_onnx(file: BinaryIO, size: int, name: str) -> None:

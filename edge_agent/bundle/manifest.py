@@ -27,7 +27,8 @@ DOC = "application/vnd.cncf.model.doc.v1.raw"
 ADAPTER: Final = "application/vnd.edge-agent.adapter.v1+json"
 ADAPTER_CONFIG = "application/vnd.edge-agent.adapter.config.v1+json"
 ADAPTER_WEIGHT = "application/vnd.edge-agent.adapter.weight.v1.safetensors"
-LAYER_TYPES = frozenset({WEIGHT, WEIGHT_CONFIG, DOC, ADAPTER_WEIGHT})
+ADAPTER_GGUF = "application/vnd.edge-agent.adapter.weight.v1.gguf"
+LAYER_TYPES = frozenset({WEIGHT, WEIGHT_CONFIG, DOC, ADAPTER_WEIGHT, ADAPTER_GGUF})
 
 FILE_PATH = "org.cncf.model.filepath"
 VARIANT = "edge-agent.variant+json"
@@ -36,6 +37,9 @@ MODEL_FILE = "edge/model.json"
 PROBES_FILE = "edge/probes.json"
 TOKENIZER_FILE = "tokenizer.json"
 ADAPTER_FILE = "adapter.safetensors"
+ADAPTER_GGUF_FILE = "adapter.gguf"
+ADAPTER_FILES = {ADAPTER_FILE: ADAPTER_WEIGHT, ADAPTER_GGUF_FILE: ADAPTER_GGUF}
+"""An adapter's one weights file, by name, with its media type."""
 WEIGHT_SUFFIXES = (".onnx", ".gguf", ".safetensors", ".engine", ".plan")
 
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -119,9 +123,9 @@ class VariantInfo(Document, frozen=True, kw_only=True):
 class TaskDoc(Document, frozen=True, kw_only=True):
     """A task as JSON; see `catalog.TaskSpec`."""
 
-    kind: Literal["classify", "embed"]
+    kind: Literal["classify", "embed", "generate"]
     labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...], Meta(max_length=256)] = ()
-    max_tokens: Annotated[int, Meta(ge=1, le=8192)] = 128
+    max_tokens: Annotated[int, Meta(ge=1, le=limits.CONTEXT_TOKENS)] = 128
     threshold: Share = 0.0
     out_of_scope: Annotated[str, Meta(max_length=128)] | None = None
 
@@ -155,7 +159,7 @@ class AdapterConfig(Document, frozen=True, kw_only=True):
     rank: Annotated[int, Meta(ge=1, le=1024)]
     alpha: Annotated[float, Meta(gt=0)]
     targets: Annotated[tuple[Annotated[str, Meta(max_length=255)], ...], Meta(max_length=4096)]
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "f32", "f16"]
     task: TaskDoc
     accuracy: Share | None = None
     requires: Words = ()

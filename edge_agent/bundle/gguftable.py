@@ -1,0 +1,256 @@
+"""The head of a GGUF file: its keys and its table of tensors, bounded, and checked against the bytes that are there.
+
+Values of arrays are kept only where they are short lists of numbers (heads per layer); of vocabularies the count is
+enough. The weights themselves are not read. Source: ggml docs/gguf.md (versions 2 and 3, little endian).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError
+from edge_agent.base.units import bytes_text
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32
+KEYS_MAX = 4096
+KEY_BYTES = 255
+TEXT_BYTES = 1 * limits.MIB
+ITEMS_MAX = 2_000_000
+KEPT_ITEMS = 1024
+TENSORS_MAX = 100_000
+DIMENSIONS_MAX = 4
+
+_SCALARS: Final[Mapping[int, struct.Struct]] = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_STRING, _ARRAY = 8, 9
+
+TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
+    0: ("f32", 1, 4),
+    1: ("f16", 1, 2),
+    2: ("q4_0", 32, 18),
+    3: ("q4_1", 32, 20),
+    6: ("q5_0", 32, 22),
+    7: ("q5_1", 32, 24),
+    8: ("q8_0", 32, 34),
+    10: ("q2_k", 256, 84),
+    11: ("q3_k", 256, 110),
+    12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176),
+    14: ("q6_k", 256, 210),
+    20: ("iq4_nl", 32, 18),
+    23: ("iq4_xs", 256, 136),
+    24: ("i8", 1, 1),
+    26: ("i32", 1, 4),
+    30: ("bf16", 1, 2),
+}
+"""ggml's type number -> name, values per block, bytes per block (ggml.h, ggml-common.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array by its length; `values` only where it is a short list of numbers."""
+
+    count: int
+    values: tuple[float, ...] | None = None
+
+
+Value = int | float | bool | str | Array
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor: ggml's order of dimensions (the innermost first), its number format, its bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTable:
+    """Keys and tensors of a GGUF file."""
+
+    keys: Mapping[str, Value]
+    tensors: Mapping[str, TensorEntry]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+    def text(self, key: str) -> str | None:
+        """A text by its key, None where there is none."""
+        found = self.keys.get(key)
+        return found if isinstance(found, str) else None
+
+    def number(self, key: str) -> float | None:
+        """A number by its key, None where there is none."""
+        found = self.keys.get(key)
+        return found if isinstance(found, (int, float)) else None
+
+
+def read_table(file: BinaryIO, name: str) -> GgufTable:
+    """Keys and tensors of an open file. Raises PackageError that names `name` for one that is cut or damaged."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    cursor = _Cursor(file, size, name)
+    if size < 16 or cursor.take(4) != MAGIC:
+        raise PackageError("it does not begin with GGUF", name)
+    version, tensors = int(cursor.number(4)), cursor.length()
+    keys = cursor.length() if size >= 24 else KEYS_MAX + 1
+    if version not in (2, 3) or tensors * 32 > size or tensors > TENSORS_MAX or keys > KEYS_MAX:
+        raise PackageError(
+            f"its GGUF header is damaged (version {version}, {tensors} tensors, {keys} keys)", name, "copy it again"
+        )
+    found = _keys(cursor, keys)
+    alignment = found.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or not 8 <= alignment <= 4096:
+        raise PackageError(f"its alignment is {alignment!r}", name)
+    return GgufTable(found, _tensors(cursor, tensors, alignment))
+
+
+class _Cursor:
+    """Reads forward through a file whose size is known; whatever would lead beyond its end is an error."""
+
+    def __init__(self, file: BinaryIO, size: int, name: str) -> None:
+        self._file = file
+        self._left = size
+        self.size = size
+        self.name = name
+
+    @property
+    def at(self) -> int:
+        """Bytes read so far."""
+        return self.size - self._left
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        self._spend(count)
+        return self._file.read(count)
+
+    def skip(self, count: int) -> None:
+        """Pass over bytes."""
+        self._spend(count)
+        self._file.seek(count, os.SEEK_CUR)
+
+    def number(self, kind: int) -> int | float:
+        """A scalar of a GGUF type."""
+        form = _SCALARS[kind]
+        value: int | float = form.unpack(self.take(form.size))[0]
+        return value
+
+    def length(self) -> int:
+        """A count of 64 bits."""
+        return int(self.number(10))
+
+    def text(self, limit_bytes: int) -> str:
+        """A text of at most so many bytes."""
+        length = self.length()
+        if length > limit_bytes:
+            raise self.damaged(f"a text of {bytes_text(length)}, at most {bytes_text(limit_bytes)} are taken")
+        try:
+            return self.take(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.damaged("a text that is not UTF-8") from error
+
+    def damaged(self, what: str) -> PackageError:
+        """The error for something that cannot be."""
+        return PackageError(f"its GGUF header is damaged: {what} before byte {self.at}", self.name, "copy it again")
+
+    def _spend(self, count: int) -> None:
+        if count > self._left:
+            raise PackageError(
+                f"it is cut short: its header goes on beyond its {bytes_text(self.size)}", self.name, "copy it again"
+            )
+        self._left -= count
+
+
+def _keys(cursor: _Cursor, count: int) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for _ in range(count):
+        key = cursor.text(KEY_BYTES)
+        if key in found:
+            raise cursor.damaged(f"the key {key[:80]!r} twice")
+        found[key] = _value(cursor, int(cursor.number(4)))
+    return found
+
+
+def _value(cursor: _Cursor, kind: int) -> Value:
+    if kind in _SCALARS:
+        return cursor.number(kind)
+    if kind == _STRING:
+        return cursor.text(TEXT_BYTES)
+    if kind == _ARRAY:
+        return _array(cursor)
+    raise cursor.damaged(f"a value of type {kind}")
+
+
+def _array(cursor: _Cursor) -> Array:
+    kind, count = int(cursor.number(4)), cursor.length()
+    if count > ITEMS_MAX:
+        raise cursor.damaged(f"an array of {count} items")
+    if kind == _STRING:
+        for _ in range(count):
+            cursor.skip(cursor.length())
+        return Array(count)
+    if kind not in _SCALARS:
+        raise cursor.damaged(f"an array of type {kind}")
+    if count <= KEPT_ITEMS:
+        return Array(count, tuple(cursor.number(kind) for _ in range(count)))
+    cursor.skip(count * _SCALARS[kind].size)
+    return Array(count)
+
+
+def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorEntry]:
+    found: dict[str, TensorEntry] = {}
+    spans: list[tuple[int, int]] = []
+    for _ in range(count):
+        name = cursor.text(KEY_BYTES)
+        dimensions = int(cursor.number(4))
+        if dimensions > DIMENSIONS_MAX or name in found:
+            raise cursor.damaged(f"tensor {name[:80]!r} with {dimensions} dimensions, or twice")
+        shape = tuple(cursor.length() for _ in range(dimensions))
+        kind, offset = int(cursor.number(4)), cursor.length()
+        entry = _entry(cursor, name, shape, kind)
+        found[name] = entry
+        spans.append((offset, offset + entry.size_bytes))
+    begin = -(-cursor.at // alignment) * alignment
+    end = 0
+    for offset, stop in sorted(spans):
+        if offset % alignment or offset < end:
+            raise cursor.damaged("tensors that overlap or are not aligned")
+        end = stop
+    if spans and begin + end > cursor.size:
+        raise PackageError(
+            f"it is cut short: its tensors end at byte {begin + end} of {cursor.size}", cursor.name, "copy it again"
+        )
+    return found
+
+
+def _entry(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: int) -> TensorEntry:
+    if kind not in TENSOR_TYPES:
+        raise cursor.damaged(f"tensor {name[:80]!r} of the unknown type {kind}")
+    dtype, values, size = TENSOR_TYPES[kind]
+    total = 1
+    for extent in shape:
+        total *= extent
+    if total > limits.BLOB_BYTES or total % values:
+        raise cursor.damaged(f"tensor {name[:80]!r} with {total} values")
+    return TensorEntry(shape, dtype, total // values * size)
