@@ -7,7 +7,7 @@ one step of a generator decodes one token for every active sequence. The worker 
     session = backend.load(files, options)
     session.attach(AdapterSource(...))   unmerged LoRA, resident beside others
     session.submit(Job(...))             any number; each row may use another adapter where mixed_adapters
-    session.step(Limits(...))            -> [Chunk | Done | Failed], empty when nothing is queued
+    session.step(Limits(...))            -> [Chunk | Done | Failed], empty when nothing came of it
     session.close()
 
 A backend never starts threads that outlive `close`, never prints, and raises only the errors of `base.errors`.
@@ -117,7 +117,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def step(self, limits: Limits) -> List[Event]:
-        """Do one unit of work and report what came of it; an empty list when nothing is queued."""
+        """Do one unit of work and report what came of it: nothing where no job is queued, or none got anywhere."""
 
     @abc.abstractmethod
     def cancel(self, job_id: str) -> bool:
@@ -165,7 +165,7 @@ def checked_options(options: Mapping[str, Any], defaults: Mapping[str, Any], bac
         value, default = options[key], defaults[key]
         if (
             default is not None
-            and not isinstance(value, type(default))
+            and (not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool))
             and not (isinstance(default, float) and isinstance(value, int))
         ):
             raise BackendError(

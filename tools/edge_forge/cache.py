@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import EdgeError
-from edge_forge.progress import Progress, duration
+from edge_forge.progress import Progress, duration, size
 
 _CHUNK_BYTES = 1 << 20
+UNUSED_DAYS = 14
+"""A result that no build asked for in so many days is removed; the next build that needs it makes it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,22 @@ class Cache:
             path = folder / name
             if not path.is_file() or path.stat().st_size != entry["size_bytes"]:
                 return None
+        with contextlib.suppress(OSError):  # a build folder that can only be read
+            os.utime(folder / "record.json")
         return Entry(folder, record, cached=True)
+
+    def collect(self, now_s: float) -> int:
+        """Remove results that were not asked for since `UNUSED_DAYS` before `now_s` (Unix seconds); returns bytes."""
+        freed_bytes, count = 0, 0
+        for record in sorted(self.root.glob("steps/*/*/record.json")):
+            if record.stat().st_mtime >= now_s - UNUSED_DAYS * 86400.0:
+                continue
+            freed_bytes += sum(path.stat().st_size for path in record.parent.rglob("*") if path.is_file())
+            shutil.rmtree(record.parent, ignore_errors=True)
+            count += 1
+        if count:
+            self._progress.say(f"removed {count} results unused for {UNUSED_DAYS} days ({size(freed_bytes)})")
+        return freed_bytes
 
     def run(self, step: Step) -> Entry:
         """The step's outputs, made now unless they are there. Nothing half-written stays, whatever happens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def build(arguments: argparse.Namespace) -> int:
     with plan.cache.locked():
         figures = make(plan)
         written = write_report(plan, figures)
+        plan.cache.collect(time.time())
     packages = [plan.cache.root / "packages" / one["file"] for one in figures["packages"]]
     result = {
         "packages": [str(path) for path in packages],

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import os
 import threading
 
 import pytest
@@ -196,3 +197,23 @@ def test_versions_of_distributions_count():
 def test_an_entry_module_that_is_gone_is_no_silent_version():
     with pytest.raises(LookupError, match=r"edge_forge\.no_such"):
         code_version(["edge_forge.no_such"])
+
+
+def test_what_no_build_asked_for_in_two_weeks_is_removed(cache, said):
+    used, unused = step(Work()), step(Work("x" * 100), code="older")
+    kept, dropped = cache.run(used), cache.run(unused)
+    later_s = (dropped.folder / "record.json").stat().st_mtime + 13 * 86400.0
+    assert cache.collect(later_s) == 0
+    os.utime(kept.folder / "record.json", (later_s, later_s))
+    assert cache.collect(later_s + 2 * 86400.0) > 100
+    assert cache.find(used) is not None
+    assert cache.find(unused) is None
+    assert "removed 1 results unused for 14 days" in said.getvalue()
+
+
+def test_asking_for_a_result_keeps_it(cache):
+    made = step(Work())
+    record = cache.run(made).folder / "record.json"
+    os.utime(record, (0.0, 0.0))
+    cache.find(made)
+    assert cache.collect(record.stat().st_mtime + 1.0) == 0
