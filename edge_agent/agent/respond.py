@@ -93,8 +93,9 @@ class Responder:
             return
         self._context.stats.statuses[status] += 1
         self._context.stats.model(job.model).statuses[status] += 1
-        if message is not None:
-            self._context.transport.publish(message)
+        if message is not None and not self._context.transport.publish(message):
+            text = f"an answer of model {job.model!r} was dropped: what waits for the broker fills the outbox"
+            self._context.announce("answer-dropped", text, {"model": job.model})
         self._context.acks.release(_origin(job).message)
 
 

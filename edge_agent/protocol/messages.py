@@ -172,6 +172,7 @@ EVENT_KINDS = (
     "retained-dropped",
     "reply-denied",
     "request-unanswerable",
+    "answer-dropped",
     "broker",
     "events-lost",
 )

@@ -186,6 +186,19 @@ def test_an_answer_too_large_to_send_becomes_one_that_says_so() -> None:
     Device.run(scenario, a_model())
 
 
+def test_an_answer_that_finds_no_room_is_told_as_an_event() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.compute_s = None
+        await device.ask("1")
+        await settle()
+        device.transport.full = True
+        device.spawner.last.finish()
+        await settle()
+        assert device.kinds() == ["answer-dropped"]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["ask", "again", "cancel", "finish", "fail", "die", "wait", "tick"]),
