@@ -16,8 +16,15 @@ from edge_agent.base.errors import EdgeError
 from edge_forge.training.job import Job
 
 
+# oneDNN keeps a compiled product per shape, 1024 of them by default; batches of many lengths make that a gigabyte.
+# With 16 an epoch of home-intents in bf16 peaks at 812 instead of 1000 MB and takes as long.
+_PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+
+
 def main(arguments: list[str]) -> int:
     """Run the job file named by the one argument; 0 done, 1 failed."""
+    for name, value in _PRIMITIVES.items():
+        os.environ.setdefault(name, value)  # before the tensor library is imported
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     chief = os.environ.get("RANK", "0") == "0"
