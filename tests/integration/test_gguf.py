@@ -1,0 +1,208 @@
+"""Models and adapters as GGUF: computed by llama.cpp and by PyTorch, compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edge_agent.base.errors import BackendError, ConfigError
+from edge_forge.gguf_file import engine, lora, model
+from tests.support import tiny_generators
+from tests.support.llama import needs_llama
+
+# peft 0.21 asks transformers 5.23 for a name that is to go.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+BASE_ID = "sha256:" + "0" * 64
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of a random model of a family, made once."""
+    found = {}
+
+    def folder(family):
+        if family not in found:
+            found[family] = tiny_generators.write(tmp_path_factory.mktemp(family), family)
+        return found[family]
+
+    return folder
+
+
+def encoded(folder):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [one.ids for one in tokenizer.encode_batch(tiny_generators.TEXTS, add_special_tokens=False)]
+
+
+def torch_logits(loaded, rows):
+    import torch
+
+    with torch.inference_mode():
+        return np.concatenate([loaded(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in rows])
+
+
+def opened(folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def off(found, wanted):
+    """Largest relative L2 distance of a row."""
+    return float((np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max())
+
+
+@needs_llama
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_what_pytorch_computes(made, tmp_path, family):
+    folder = made(family)
+    found = model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    assert found.chat_template
+    rows = encoded(folder)
+    assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == rows
+    wanted = torch_logits(opened(folder), rows)
+    assert off(engine.logits(tmp_path / "model.gguf", rows), wanted) < 0.006
+    loss = engine.losses(tmp_path / "model.gguf", [rows[0]], [3])[0]
+    shares = wanted[: len(rows[0])] - np.log(np.exp(wanted[: len(rows[0])]).sum(axis=1, keepdims=True))
+    due = -sum(shares[place - 1, rows[0][place]] for place in range(3, len(rows[0])))
+    assert loss == pytest.approx(due, rel=1e-2)
+
+
+@needs_llama
+@pytest.mark.parametrize("split", ["gpt-2", "smollm", "qwen2"])
+def test_byte_level_tokenizers_split_alike(made, tmp_path, split):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in made("llama").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tiny_generators.byte_level(split).save(str(folder / "tokenizer.json"))
+    assert model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID).pre == split
+    assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
+
+
+@needs_llama
+def test_pieces_with_a_space_put_before(made, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in made("gemma").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tiny_generators.pieces(prepend=True).save(str(folder / "tokenizer.json"))
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
+
+
+def adapted(folder, out, **settings):
+    """A peft adapter with random A and B, saved to `out`; returns the model with it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": names, "bias": "none", **settings})
+    found = get_peft_model(opened(folder), config).eval()
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    found.save_pretrained(str(out))
+    return found
+
+
+@needs_llama
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"alpha_pattern": {"k_proj": 32}, "rank_pattern": {"up_proj": 2, "layers.1.mlp.down_proj": 7}}],
+    ids=["plain", "rslora", "patterns"],
+)
+def test_an_adapter_has_the_same_effect_in_llama_cpp(made, tmp_path, family, settings):
+    folder = made(family)
+    peft_model = adapted(folder, tmp_path / "peft", **settings)
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    found = lora.convert(tmp_path / "peft", model.read_config(folder), tmp_path / "adapter.gguf", "a", BASE_ID)
+    assert len(found.modules) == 12
+    rows = encoded(folder)[:3]
+    wanted, bare = torch_logits(peft_model, rows), engine.logits(tmp_path / "model.gguf", rows)
+    measured = engine.logits(tmp_path / "model.gguf", rows, tmp_path / "adapter.gguf")
+    assert off(measured, wanted) < 0.01
+    assert off(measured, bare) > 0.1, "an adapter without effect proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "lm_head"), ({"bias": "all"}, "bias"),
+     ({"peft_type": "LOHA"}, "LOHA")],
+)  # fmt: skip
+def test_adapters_without_a_gguf_form_are_refused_by_name(made, tmp_path, change, words):
+    folder = made("llama")
+    adapted(folder, tmp_path / "peft")
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match=words):
+        lora.convert(tmp_path / "peft", model.read_config(folder), tmp_path / "adapter.gguf", "a", BASE_ID)
+
+
+@needs_llama
+def test_formats_shrink_and_stay_close(made, tmp_path):
+    folder = tiny_generators.write(tmp_path / "wide", "llama", hidden_size=256, intermediate_size=256)
+    model.convert(folder, tmp_path / "f16.gguf", "tiny", BASE_ID)
+    rows = encoded(folder)[:2]
+    wanted, size = engine.logits(tmp_path / "f16.gguf", rows), (tmp_path / "f16.gguf").stat().st_size
+    for dtype, allowed in (("q8_0", 0.05), ("q4_k_m", 0.4), ("q4_0", 0.5)):
+        assert engine.quantize(tmp_path / "f16.gguf", tmp_path / f"{dtype}.gguf", dtype) == 0
+        assert (tmp_path / f"{dtype}.gguf").stat().st_size < size
+        assert 1e-4 < off(engine.logits(tmp_path / f"{dtype}.gguf", rows), wanted) < allowed
+
+
+@needs_llama
+def test_generation_is_greedy_and_bounded(made, tmp_path):
+    folder = made("llama")
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    row = encoded(folder)[0]
+    loaded, ids = opened(folder), list(row)
+    for _ in range(6):
+        token = int(torch_logits(loaded, [ids])[-1].argmax())
+        if token == 2:
+            break
+        ids.append(token)
+    from tokenizers import Tokenizer
+
+    wanted = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(ids[len(row) :])
+    assert engine.generate(tmp_path / "model.gguf", [row], 6) == [wanted]
+
+
+@needs_llama
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_file_is_refused_with_a_sentence(made, tmp_path, damage):
+    model.convert(made("llama"), tmp_path / "model.gguf", "tiny", BASE_ID)
+    data = bytearray((tmp_path / "model.gguf").read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[10] ^= 0x40
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(BackendError, match=r"cannot load model\.gguf|signal"):
+        engine.logits(tmp_path / "model.gguf", [[1, 2, 3]])
+
+
+def test_an_unknown_family_or_tokenizer_is_refused(made, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in made("llama").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bloom"}))
+    with pytest.raises(ConfigError, match=r"'bloom'.*llama"):
+        model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    (folder / "config.json").write_text(json.dumps(config))
+    found = json.loads((folder / "tokenizer.json").read_text())
+    found["pre_tokenizer"] = {"type": "Whitespace"}
+    (folder / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match="split text"):
+        model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="tokenizer is missing"):
+        model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)

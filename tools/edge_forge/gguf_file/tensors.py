@@ -1,0 +1,71 @@
+"""The tensors of a safetensors folder, one at a time, as float32: a model need never be in memory whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.base.errors import ConfigError
+
+Floats = NDArray[np.float32]
+
+
+class Tensors:
+    """Open safetensors files; a context manager."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._stack = ExitStack()
+        self._places: dict[str, Any] = {}
+
+    def __enter__(self) -> Tensors:
+        from safetensors import SafetensorError, safe_open
+
+        for path in self._paths:
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                self._stack.close()
+                raise ConfigError(f"the weights cannot be read: {error}", str(path)) from error
+            self._places.update(dict.fromkeys(file.keys(), file))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._places[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Floats:
+        """A tensor in float32."""
+        found: Floats = self._places[name].get_tensor(name).float().contiguous().numpy()
+        return found
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors of a model folder: one file, or its shards. Raises ConfigError when there is none."""
+    single = folder / "model.safetensors"
+    found = (single,) if single.is_file() else tuple(sorted(folder.glob("model-*.safetensors")))
+    if not found:
+        raise ConfigError("there is no model.safetensors", str(folder))
+    return found
+
+
+def as_float16(value: Floats, name: str) -> NDArray[np.float16]:
+    """Rounded to float16. Raises ConfigError for a value beyond its range, which would become infinite."""
+    largest = float(np.abs(value).max(initial=0.0))
+    if not largest <= 65504.0:
+        raise ConfigError(f"tensor {name} reaches {largest:.3g}, beyond what float16 holds", "gguf")
+    return value.astype(np.float16)

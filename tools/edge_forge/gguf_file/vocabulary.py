@@ -1,0 +1,227 @@
+"""A tokenizer as GGUF keys: tokens, their kinds, merges or scores, special ids, how text is split, the chat template.
+
+Two kinds exist. Byte-level BPE ('gpt2' in GGUF) splits text by a regular expression first; llama.cpp knows these by
+name (`tokenizer.ggml.pre`), and a wrong name tokenises wrongly without a word. So the name is derived from the
+pre-tokenizer's own structure, an unknown one is refused, and what llama.cpp then makes of sample texts is compared with
+the tokenizer itself (`steps.gguf`). BPE over pieces with byte fallback ('llama' in GGUF: Llama 2, Gemma) carries scores
+instead of merges; `tokenizer.json` has only merges, and their rank is the order of the scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import ConfigError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Kinds of tokens (llama.h, `llama_token_type`)."""
+
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_SPLITS = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe"}
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_UNKNOWN_SCORE = -1e6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer, ready to be written. `scores` belong to 'llama', `merges` and `pre` to 'gpt2'."""
+
+    model: str
+    pre: str
+    tokens: Sequence[bytes]
+    kinds: Sequence[int]
+    merges: Sequence[str]
+    scores: Sequence[float]
+    special: Mapping[str, int]
+    add_bos: bool
+    add_eos: bool
+    add_space: bool
+    chat_template: str | None
+
+    def write(self, writer: Any) -> None:
+        """Add the keys `tokenizer.*` to a `gguf.GGUFWriter`."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(list(self.tokens))
+        writer.add_token_types(list(self.kinds))
+        if self.model == "gpt2":
+            writer.add_token_merges(list(self.merges))
+        else:
+            writer.add_token_scores(list(self.scores))
+            writer.add_add_space_prefix(self.add_space)
+        for name, value in self.special.items():
+            getattr(writer, f"add_{name}_token_id")(value)
+        writer.add_add_bos_token(self.add_bos)
+        writer.add_add_eos_token(self.add_eos)
+        if self.chat_template:
+            writer.add_chat_template(self.chat_template)
+
+
+def read(folder: Path, size: int) -> Vocabulary:
+    """The tokenizer of a Hugging Face folder for a model of `size` rows. Raises ConfigError for kinds it cannot write."""
+    where = str(folder / "tokenizer.json")
+    try:
+        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("the tokenizer is missing", where, "a generator needs tokenizer.json") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer cannot be read: {error}", where) from error
+    model = found.get("model", {})
+    if model.get("type") != "BPE":
+        raise ConfigError(f"a tokenizer of type {model.get('type')!r} cannot be written as GGUF", where)
+    fallback = bool(model.get("byte_fallback"))
+    tokens, kinds = _tokens(found, size, fallback, where)
+    merges = [one if isinstance(one, str) else " ".join(one) for one in model.get("merges", ())]
+    options = _options(folder)
+    add_bos, add_eos = _ends(folder, options)
+    return Vocabulary(
+        model="llama" if fallback else "gpt2",
+        pre="default" if fallback else _split_name(found, where),
+        tokens=tokens,
+        kinds=kinds,
+        merges=merges,
+        scores=_scores(tokens, kinds, merges) if fallback else (),
+        special=_special(folder, options, {token.decode(): place for place, token in enumerate(tokens)}),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_space=_prepends(found),
+        chat_template=chat_template(folder),
+    )
+
+
+def chat_template(folder: Path) -> str | None:
+    """The chat template of a Hugging Face folder: its own file, or the tokenizer's configuration."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = _options(folder).get("chat_template")
+    if isinstance(found, list):
+        found = next((one["template"] for one in found if one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def _tokens(found: Mapping[str, Any], size: int, fallback: bool, where: str) -> tuple[list[bytes], list[int]]:
+    by_id: dict[int, tuple[str, int]] = {}
+    for token, place in found["model"]["vocab"].items():
+        is_byte = fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        by_id[place] = (token, BYTE if is_byte else NORMAL)
+    for one in found.get("added_tokens", ()):
+        by_id[one["id"]] = (one["content"], CONTROL if one.get("special") else USER_DEFINED)
+    unknown = found["model"].get("unk_token")
+    for place, (token, _) in by_id.items():
+        if fallback and token == unknown:
+            by_id[place] = (token, UNKNOWN)
+    if by_id and max(by_id) >= size:
+        raise ConfigError(
+            f"the tokenizer has {max(by_id) + 1} tokens, the model has rows for {size}", where,
+            "take the tokenizer that the model was trained with",
+        )  # fmt: skip
+    filled = [by_id.get(place, (f"[PAD{place}]", UNUSED)) for place in range(size)]
+    return [token.encode() for token, _ in filled], [kind for _, kind in filled]
+
+
+def _split_name(found: Mapping[str, Any], where: str) -> str:
+    """llama.cpp's name of the way in which the text is split before BPE."""
+    steps = list(_steps(found.get("pre_tokenizer") or {}))
+    kinds = [step["type"] for step in steps]
+    if found.get("normalizer") not in (None, {"type": "NFC"}):
+        raise ConfigError("a byte-level tokenizer with a normalizer cannot be written as GGUF", where)
+    if kinds and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space"):
+        own, before = bool(steps[-1].get("use_regex", True)), steps[:-1]
+        if own and not before:
+            return "gpt-2"
+        if own and [step["type"] for step in before] == ["Digits"] and before[0].get("individual_digits"):
+            return "smollm"
+        if not own and len(before) == 1 and before[0]["type"] == "Split":
+            pattern = before[0].get("pattern", {}).get("Regex")
+            if before[0].get("behavior") == "Isolated" and not before[0].get("invert") and pattern in _SPLITS:
+                return _SPLITS[pattern]
+            if pattern == _GPT2:
+                return "gpt-2"
+    raise ConfigError(
+        f"llama.cpp would not split text as this tokenizer does ({', '.join(kinds) or 'no pre-tokenizer'})", where,
+        "use a model whose tokenizer is like that of GPT-2, SmolLM2, Llama 3 or Qwen2",
+    )  # fmt: skip
+
+
+def _steps(step: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if step.get("type") == "Sequence":
+        for inner in step.get("pretokenizers") or step.get("normalizers") or ():
+            yield from _steps(inner)
+    elif step:
+        yield step
+
+
+def _scores(tokens: Sequence[bytes], kinds: Sequence[int], merges: Sequence[str]) -> list[float]:
+    """Scores in the order of the merges that make the pieces: the earlier merge wins, as in sentencepiece's own BPE."""
+    rank: dict[str, int] = {}
+    for place, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", ""), place)
+    return [
+        0.0 if kind != NORMAL else -float(rank[token.decode()]) if token.decode() in rank else _UNKNOWN_SCORE
+        for token, kind in zip(tokens, kinds, strict=True)
+    ]
+
+
+def _prepends(found: Mapping[str, Any]) -> bool:
+    """True when a space is put before the text (Llama 2), by the normalizer or the pre-tokenizer."""
+    normalizers = list(_steps(found.get("normalizer") or {}))
+    metaspace = [step for step in _steps(found.get("pre_tokenizer") or {}) if step["type"] == "Metaspace"]
+    return any(step["type"] == "Prepend" for step in normalizers) or any(
+        step.get("prepend_scheme", "always") != "never" for step in metaspace
+    )
+
+
+def _ends(folder: Path, options: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether the tokenizer puts BOS before a text and EOS behind it, found by letting it encode one."""
+    from tokenizers import Tokenizer
+
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = library.encode("a", add_special_tokens=False).ids
+    ids = library.encode("a").ids
+    at = next((place for place in range(len(ids)) if ids[place : place + len(plain)] == plain), 0)
+    return at > 0 or options.get("add_bos_token") is True, len(ids) > at + len(plain)
+
+
+def _special(folder: Path, options: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
+    """Ids of bos, eos, unk, pad, and eot where generation ends at a second token."""
+    found: dict[str, int] = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        token = options.get(f"{name}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str) and content in ids:
+            found[name] = ids[content]
+    config = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
+    ends = config.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if "eos" not in found and ends:
+        found["eos"] = int(ends[0])
+    others = [int(one) for one in ends if int(one) != found.get("eos")]
+    if others:
+        found["eot"] = others[0]
+    if "bos" not in found and isinstance(config.get("bos_token_id"), int):
+        found["bos"] = int(config["bos_token_id"])
+    return found
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json and special_tokens_map.json say."""
+    return {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path.name} cannot be read: {error}", str(path)) from error
+    return found if isinstance(found, dict) else {}
