@@ -115,7 +115,11 @@ def adapted(folder, out, **settings):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"use_rslora": True}, {"alpha_pattern": {"k_proj": 32}, "rank_pattern": {"up_proj": 2, "layers.1.mlp.down_proj": 7}}],
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"k_proj": 32}, "rank_pattern": {"up_proj": 2, "layers.1.mlp.down_proj": 7}},
+    ],
     ids=["plain", "rslora", "patterns"],
 )
 def test_an_adapter_has_the_same_effect_in_llama_cpp(made, tmp_path, family, settings):

@@ -114,7 +114,7 @@ def rope_factors(config: Mapping[str, Any]) -> Floats | None:
 
 
 def permuted(weight: Floats, heads: int) -> Floats:
-    """Rows of a q or k projection (or of its LoRA B) [heads * dim, ...] from halves to pairs, as llama.cpp rotates them."""
+    """Rows of q or k (or of its LoRA B) [heads * dim, ...] from halves to pairs, as llama.cpp rotates them."""
     rows = weight.shape[0]
     halves = weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
@@ -141,9 +141,7 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _check_gemma2(config: Mapping[str, Any]) -> None:
     due = config["hidden_size"] // config["num_attention_heads"] if _is_27b(config) else head_dim(config)
     if float(config.get("query_pre_attn_scalar") or due) != due:
-        raise ConfigError(
-            f"its query_pre_attn_scalar is not the {due} that llama.cpp computes with", "base.source"
-        )
+        raise ConfigError(f"its query_pre_attn_scalar is not the {due} that llama.cpp computes with", "base.source")
 
 
 def _check_gemma3(config: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,31 +39,27 @@ def _library() -> Any:
 L = _library()
 
 
-@L.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
 def _keep_log(_: int, text: bytes, __: Any) -> None:
     _LOG.append(text.decode(errors="replace").strip())
 
 
+_LOGGER = L.llama_log_callback(_keep_log)
+
+
 def quantize(source: str, target: str, dtype: str, threads: int) -> dict[str, Any]:
     """Write `target` from the F16 file `source`; says how many tensors fell back to another format."""
-    kinds = {"q8_0": L.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_k_m": L.LLAMA_FTYPE_MOSTLY_Q4_K_M, "q4_0": L.LLAMA_FTYPE_MOSTLY_Q4_0}
+    kinds = {
+        "q8_0": L.LLAMA_FTYPE_MOSTLY_Q8_0,
+        "q4_k_m": L.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+        "q4_0": L.LLAMA_FTYPE_MOSTLY_Q4_0,
+    }
     options = L.llama_model_quantize_default_params()
     options.ftype, options.nthread = kinds[dtype], threads
-    fallbacks: list[str] = []
-
-    @L.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-    def watch(level: int, text: bytes, data: Any) -> None:
-        line = text.decode(errors="replace").strip()
-        _LOG.append(line)
-        if "fallback" in line or "requires" in line:
-            fallbacks.append(line)
-
-    L.llama_log_set(watch, ctypes.c_void_p(0))
     code = L.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(options))
-    L.llama_log_set(_keep_log, ctypes.c_void_p(0))
     if code != 0:
         raise Refused(f"llama.cpp cannot quantise to {dtype}: {_said()}")
-    return {"fallbacks": len(fallbacks)}
+    said = [found for line in _LOG if (found := re.search(r"(\d+) of \d+ tensor\(s\) required fallback", line))]
+    return {"fallbacks": int(said[-1][1]) if said else 0}
 
 
 def tokenize(model: str, texts: Sequence[str], special: bool) -> list[list[int]]:
@@ -223,7 +220,7 @@ def main() -> int:
     """Answer one request."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    L.llama_log_set(_keep_log, ctypes.c_void_p(0))
+    L.llama_log_set(_LOGGER, ctypes.c_void_p(0))
     L.llama_backend_init()
     request = json.loads(sys.stdin.read())
     try:

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as one GGUF file: matrices in float16, vectors in float32, tokenizer and chat template inside."""
+"""A Hugging Face folder as one GGUF file: matrices in float16, vectors in float32, tokenizer and template inside."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Vocabulary:
 
 
 def read(folder: Path, size: int) -> Vocabulary:
-    """The tokenizer of a Hugging Face folder for a model of `size` rows. Raises ConfigError for kinds it cannot write."""
+    """The tokenizer of a folder for a model with `size` rows. Raises ConfigError for kinds it cannot write."""
     where = str(folder / "tokenizer.json")
     try:
         found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
