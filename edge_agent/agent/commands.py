@@ -140,6 +140,8 @@ class Commands:
         if seat.phase is Phase.QUARANTINED:
             seat.phase = Phase.ABSENT
             seat.deaths_s.clear()
+            text = f"model {seat.name!r} may be loaded again: quarantine lifted by cmd/load"
+            self._context.announce("quarantine-lifted", text, {"model": seat.name}, "info")
         async with seat.lock:
             await self._fleet.ensure_loaded(seat)
         seat.wake.set()

@@ -11,7 +11,7 @@ import logging
 from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.fleet import Fleet, NoRoom
 from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.errors import RequestError, WorkerError
@@ -94,6 +94,8 @@ class Dispatcher:
             seat.wake.clear()
             while not seat.gone and (len(seat.queue) or seat.wanted):
                 await self._rest(seat)
+                await self._fleet.room(seat)
+                await self._fleet.give_way(seat)
                 async with seat.lock:
                     await self._serve_once(seat)
         self._drain(seat, 404, f"model {seat.name!r} was removed")
@@ -110,20 +112,34 @@ class Dispatcher:
     async def _serve_once(self, seat: Seat) -> None:
         try:
             await self._pause_after_deaths(seat)
-            await self._fleet.ensure_loaded(seat)
-            seat.wanted = False
+            # Nobody waits for a model that is only to be resident: it is loaded where there is room, and evicts nobody.
+            await self._fleet.ensure_loaded(seat, evict=len(seat.queue) > 0)
+            seat.short_of_room = seat.wanted = False
             seat.settled.set()
             batch = self._schedule(seat)
             batch = await self._attach(seat, batch)
             await self._run(seat, batch)
+        except NoRoom as error:
+            self._wait_for_room(seat, error)
         except RequestError as error:
-            seat.wanted = False
+            seat.short_of_room = seat.wanted = False
             seat.settled.set()
             self._context.announce("load-failed", error.reason, {"model": seat.name})
             self._drain(seat, error.status, error.reason, error.retry_after_s)
         except WorkerError:
             # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
             pass
+
+    def _wait_for_room(self, seat: Seat, error: NoRoom) -> None:
+        """Whom a later load would still serve in time waits; the others are told the arithmetic now."""
+        if not seat.short_of_room:
+            self._context.announce("load-failed", error.reason, {"model": seat.name}, "info")
+        until_s = self._context.clock.monotonic_s() + seat.load_s
+        for job in seat.queue.take(lambda waiting: waiting.deadline_s <= until_s):
+            self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
+        seat.wanted = False
+        seat.short_of_room = len(seat.queue) > 0
+        seat.settled.set()
 
     async def _pause_after_deaths(self, seat: Seat) -> None:
         """The first successor comes at once; one that dies before it has answered anything makes the next wait."""
@@ -169,6 +185,7 @@ class Dispatcher:
             job.start(now_s)
             seat.running[job.job_id] = job
         seat.heard_s = seat.last_used_s = now_s
+        seat.uses.note(now_s)
         seat.idle.clear()
         self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
         self._submit(seat, seat.worker, batch)
@@ -213,17 +230,17 @@ class Dispatcher:
     def _take_death(self, seat: Seat, reason: str) -> None:
         """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
         now_s = self._context.clock.monotonic_s()
-        seat.worker = None
-        seat.attached.clear()
-        seat.deaths_in_a_row += 1
-        quarantined = seat.died(now_s, self._quarantine_deaths)
+        self._fleet.forget_worker(seat)
+        spared, seat.spared = seat.spared, False
+        quarantined = not spared and seat.died(now_s, self._quarantine_deaths)
+        seat.deaths_in_a_row += 0 if spared else 1
         seat.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
         jobs = list(seat.running.values())
         self._context.announce("worker-died", f"model {seat.name!r}: {reason}", {"model": seat.name, "jobs": len(jobs)})
         for job in jobs:
             if job.state is not State.RUNNING:
                 continue
-            if job.attempts >= MAX_ATTEMPTS:
+            if job.attempts >= MAX_ATTEMPTS and not spared:
                 self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")
             else:
                 job.to(State.QUEUED)

@@ -1,35 +1,49 @@
 """The seats of all installed models: who is in memory, who must leave, which adapters are attached.
 
-Acts on the decisions of `core.residency`; one load at a time, so that two loads never promise the same memory.
+Acts on the decisions of `core.residency` with the figures of `core.footprints`; one load at a time, so that two loads
+never promise the same memory. A model that does not fit now waits (`NoRoom`, `room`), and one that is always in use
+lets it in after its turn (`give_way`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from edge_agent.agent.context import Announce
-from edge_agent.agent.ports import Library, Spawner, WorkerEvent
+from edge_agent.agent.ports import Figures, Library, Spawner, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.core import residency
+from edge_agent.core.footprints import ByteLedger
 
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
+ROOM_LOOK_S = 0.5
+"""A waiting model looks again so often: memory also comes free without our doing."""
+GIVE_WAY_S = 2.0
+MEASURE_EVERY_S = 10.0
+SETTLED_S = 60.0
+
+
+class NoRoom(RequestError):
+    """The model fits on this board, but not now: busy models hold the memory."""
 
 
 class Host(Protocol):
     """What the fleet asks about its machine; `agent.watch.Watch`."""
 
-    def memory(self) -> residency.Memory:
-        """Total and available RAM."""
+    def memory(self, mapped_bytes: int = 0) -> residency.Memory:
+        """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""
         ...
 
-    def process_bytes(self, pid: int) -> int | None:
-        """What a process holds (PSS), None where that cannot be read."""
+    def process_bytes(self, pid: int) -> tuple[int, int] | None:
+        """What a process holds (PSS) and the part of it mapped from files; None where that cannot be read."""
         ...
 
     def worker_limits(self) -> Mapping[str, int]:
@@ -47,13 +61,19 @@ class Fleet:
         clock: Clock,
         host: Host,
         announce: Announce,
+        figures: Figures | None = None,
     ) -> None:
         self._library = library
         self._spawn = spawner
         self._clock = clock
         self._host = host
         self._announce = announce
+        self._figures = figures
+        self.ledger = ByteLedger(figures.read() if figures is not None else {})
+        self.closed_because: str | None = None
         self._loading = asyncio.Lock()
+        self._change = asyncio.Event()
+        self._measured_s: dict[str, float] = {}
         self.seats: dict[str, Seat] = {}
         self.on_event: Callable[[Seat, WorkerEvent], None] = lambda _seat, _event: None
         self.on_death: Callable[[Seat, str], None] = lambda _seat, _reason: None
@@ -68,21 +88,30 @@ class Fleet:
             seat.wake.set()
         new = [Seat(model) for name, model in active.items() if name not in self.seats]
         for seat in new:
+            seat.load_s = self.ledger.load_s(seat.model.variant.digest) or seat.load_s
+        for seat in new:
             self.seats[seat.name] = seat
         for name, model in active.items():
             self.seats[name].model = model
             self.seats[name].wake.set()
         return new, gone
 
-    async def ensure_loaded(self, seat: Seat) -> None:
-        """Make the seat's current variant resident. Raises RequestError (500, 503) for those who wait."""
+    async def ensure_loaded(self, seat: Seat, evict: bool = True) -> None:
+        """Make the seat's current variant resident; without `evict` only where there is room as things are.
+
+        Raises NoRoom when it must wait, RequestError (500, 503) when waiting does not help.
+        """
         if seat.worker is not None and seat.loaded_digest == seat.model.variant.digest:
             return
         if seat.phase is Phase.QUARANTINED:
             raise RequestError(503, f"model {seat.name!r} is quarantined after repeated worker deaths", 60.0)
         async with self._loading:
             await self.unload(seat)
-            await self._make_room(seat)
+            try:
+                await self._make_room(seat, evict)
+            finally:
+                self._pulse()
+            self.ledger.promise(seat.name, seat.claim)
             seat.phase = Phase.LOADING
             try:
                 await self._load(seat)
@@ -99,8 +128,93 @@ class Fleet:
         worker, seat.worker = seat.worker, None
         seat.attached.clear()
         seat.phase = Phase.ABSENT if seat.phase is not Phase.QUARANTINED else seat.phase
-        if worker is not None:
-            await worker.close()
+        try:
+            if worker is not None:
+                await worker.close()
+        finally:
+            self.ledger.release(seat.name)
+            self._pulse()
+
+    def forget_worker(self, seat: Seat) -> None:
+        """The seat's worker has died: what it held is free."""
+        seat.worker = None
+        seat.attached.clear()
+        self.ledger.release(seat.name)
+        self._pulse()
+
+    async def room(self, seat: Seat) -> None:
+        """Returns when it may be worth asking for memory again; at once for a model that does not wait for any."""
+        if seat.short_of_room:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._change.wait(), ROOM_LOOK_S)
+
+    async def give_way(self, seat: Seat) -> None:
+        """Between two batches: a model that has had its turn lets itself be evicted by one that waits for memory."""
+        waiting_s = [other.load_s for other in self.seats.values() if other.short_of_room and other is not seat]
+        if not waiting_s or seat.worker is None:
+            return
+        if not residency.turn_is_over(seat.loaded_s, max(waiting_s), self._clock.monotonic_s()):
+            return
+        seat.yielding = True
+        self._pulse()
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._let_in(seat), GIVE_WAY_S)
+        finally:
+            seat.yielding = False
+
+    async def _let_in(self, seat: Seat) -> None:
+        while seat.worker is not None and any(other.short_of_room for other in self.seats.values()):
+            await self._change.wait()
+
+    def _pulse(self) -> None:
+        """Somebody came, left or gave up: whoever waits looks again."""
+        event, self._change = self._change, asyncio.Event()
+        event.set()
+
+    async def shed(self, why: str) -> bool:
+        """Send the idle model away that is worth least, for the host's sake; False when there is none."""
+        now_s = self._clock.monotonic_s()
+        idle = [one for one in self.residents() if not one.busy]
+        if not idle:
+            return False
+        leaving = self.seats[min(idle, key=lambda one: residency.worth(one, now_s)).name]
+        return await self._evict(leaving, f"model {leaving.name!r} left: {why}")
+
+    def end_largest(self, why: str) -> None:
+        """End the worker that holds most, for the host's sake. Its jobs wait again, and it counts as no death."""
+        working = [seat for seat in self.seats.values() if seat.worker is not None]
+        if not working:
+            return
+        seat = max(working, key=lambda one: one.footprint_bytes)
+        self._announce("evicted", f"model {seat.name!r} was ended at work: {why}", {"model": seat.name})
+        seat.spared = True
+        if seat.worker is not None:
+            seat.worker.kill()
+
+    def measure(self) -> None:
+        """Look at what the workers hold, each at most every ten seconds while it is used; keep figures that changed."""
+        now_s = self._clock.monotonic_s()
+        for seat in self.seats.values():
+            asked_s = self._measured_s.get(seat.name, seat.loaded_s)
+            if seat.worker is None or seat.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
+                continue
+            self._measured_s[seat.name] = now_s
+            self._measure(seat)
+            if now_s - seat.loaded_s >= SETTLED_S:
+                self.ledger.settle(seat.name)
+        self._keep_figures()
+
+    def _measure(self, seat: Seat, fallback_bytes: int = 0, load_s: float | None = None) -> None:
+        held = self._host.process_bytes(seat.worker.pid) if seat.worker is not None else None
+        held_bytes, mapped_bytes = held if held is not None else (fallback_bytes, 0)
+        if held_bytes:
+            seat.footprint_bytes = held_bytes
+            self.ledger.hold(seat.name, held_bytes, mapped_bytes, load_s)
+
+    def _keep_figures(self) -> None:
+        if self._figures is not None and self.ledger.worth_keeping():
+            self._figures.write(self.ledger.figures())
 
     async def ensure_attached(self, seat: Seat, name: str) -> None:
         """Make an adapter resident on the seat's worker; the least recently used one leaves when there are too many.
@@ -130,36 +244,49 @@ class Fleet:
 
     def residents(self) -> Sequence[residency.Resident]:
         """The loaded models, as the residency decision sees them."""
+        now_s = self._clock.monotonic_s()
         return [
-            residency.Resident(seat.name, seat.predicted_bytes, seat.lock.locked(), seat.last_used_s, seat.load_s)
+            residency.Resident(
+                seat.name,
+                account.reserved_bytes,
+                seat.lock.locked() or (len(seat.queue) > 0 and not seat.yielding),
+                seat.last_used_s,
+                seat.load_s,
+                seat.uses.now(now_s),
+            )
             for seat in self.seats.values()
-            if seat.worker is not None
+            if seat.worker is not None and (account := self.ledger.account(seat.name)) is not None
         ]
 
     async def close(self) -> None:
         """End every worker."""
         await asyncio.gather(*(self.unload(seat) for seat in self.seats.values()))
 
-    async def _make_room(self, seat: Seat) -> None:
+    async def _make_room(self, seat: Seat, evict: bool) -> None:
         """Send idle models away until the seat's model fits; what began to work meanwhile is asked about anew."""
         while True:
             others = [resident for resident in self.residents() if resident.name != seat.name]
+            if not evict:
+                others = [replace(one, busy=True) for one in others]
             now_s = self._clock.monotonic_s()
-            decision = residency.decide(seat.predicted_bytes, self._host.memory(), 0, others, now_s)
+            memory = self._host.memory(self.ledger.mapped_bytes)
+            needed_bytes = self.ledger.predict(seat.claim)
+            decision = residency.decide(needed_bytes, memory, self.ledger.outstanding_bytes, others, now_s)
             if isinstance(decision, residency.DoesNotFit):
-                retry_after_s = None if decision.never else NOT_NOW_S
-                raise RequestError(503, f"no memory for model {seat.name!r}: {decision.reason}", retry_after_s)
+                reason = f"no memory for model {seat.name!r}: {decision.reason}"
+                raise RequestError(503, reason) if decision.never else NoRoom(503, reason, NOT_NOW_S)
+            if self.closed_because is not None:
+                raise NoRoom(503, self.closed_because, NOT_NOW_S)
             leaving = [self.seats[name] for name in decision.evict if name in self.seats]
-            if all([await self._evict(one, seat) for one in leaving]):
+            if all([await self._evict(one, f"model {one.name!r} made room for {seat.name!r}") for one in leaving]):
                 return
 
-    async def _evict(self, leaving: Seat, coming: Seat) -> bool:
+    async def _evict(self, leaving: Seat, text: str) -> bool:
         """False when it works again by now: waiting for it here would hold up every other load."""
         if leaving.lock.locked():
             return False
         async with leaving.lock:
             await self.unload(leaving)
-        text = f"model {leaving.name!r} made room for {coming.name!r}"
         self._announce("evicted", text, {"model": leaving.name}, "info")
         return True
 
@@ -176,8 +303,10 @@ class Fleet:
         answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
         seat.mixed = bool(answer["mixed_adapters"])
         seat.capabilities = answer
-        seat.footprint_bytes = self._host.process_bytes(worker.pid) or sum(answer["footprint"].values())
         seat.load_s = self._clock.monotonic_s() - started_s
-        seat.last_used_s = seat.heard_s = self._clock.monotonic_s()
+        seat.loaded_s = seat.last_used_s = seat.heard_s = self._clock.monotonic_s()
+        self._measured_s.pop(seat.name, None)
+        self._measure(seat, sum(answer["footprint"].values()), seat.load_s)
+        self._keep_figures()
         seat.loaded_digest = variant.digest
         seat.phase = Phase.READY

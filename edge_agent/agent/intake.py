@@ -84,9 +84,7 @@ class Intake:
         try:
             seat = self._seat(request)
             job = _job(request, message)
-            refused = admission.decide(
-                self._load(job, seat, now_s), job.deadline_s, now_s, self._context.grant.closed_because
-            )
+            refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, self._closed_because())
         except RequestError as error:
             refused = admission.Refused(error.status, error.reason, error.retry_after_s)
         if refused is not None:
@@ -95,6 +93,9 @@ class Intake:
             return
         self._context.ledger.open(job)
         self._dispatcher.add(seat, job)
+
+    def _closed_because(self) -> str | None:
+        return self._context.grant.closed_because or self._fleet.closed_because
 
     def _seat(self, request: Request) -> Seat:
         seat = self._fleet.seats.get(request.model)

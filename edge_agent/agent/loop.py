@@ -15,6 +15,7 @@ from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
 from edge_agent.agent.dispatch import Dispatcher
 from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.guard import LOOK_S, Guard
 from edge_agent.agent.intake import Intake
 from edge_agent.agent.ports import Notifier
 from edge_agent.agent.report import Reporter
@@ -61,6 +62,7 @@ class Agent:
         self._watch = parts.watch
         self._host = parts.host
         self._reporter = parts.reporter
+        self._guard = Guard(context, parts.fleet, parts.host)
         self._stopping = asyncio.Event()
         self._runtimes: list[Runtime] = []
         self.find_runtimes: Callable[[], Awaitable[list[Runtime]]] | None = None
@@ -92,11 +94,12 @@ class Agent:
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="watch"),
             asyncio.create_task(self._report(), name="report"),
+            asyncio.create_task(self._guard_memory(), name="guard"),
             asyncio.create_task(self._get_ready(notifier), name="ready"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
-            await asyncio.wait([*tasks[:3], stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks[:4], stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
                     task.result()
@@ -149,6 +152,11 @@ class Agent:
                 self._reporter.publish_models(self._fleet)
             notifier.status(self._status_line())
             notifier.watchdog()
+
+    async def _guard_memory(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._guard.look()
 
     async def _report(self) -> None:
         beat_s = self._context.clock.monotonic_s()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
+from edge_agent.core.footprints import Figure
 from edge_agent.protocol.envelope import Inbound, Outbound
 
 WorkerEvent = Mapping[str, Any]
@@ -69,8 +70,24 @@ class Sensors(Protocol):
         """One round over all sensors, by key: temperature, throttle, power, ram_available, ram_total and others."""
         ...
 
-    def process_pss(self, pid: int) -> Reading:
-        """Bytes that a process holds."""
+    def sample_memory(self) -> Mapping[str, Reading]:
+        """The part of `sample` about memory, asked several times a second: ram_, swap_, memory_pressure_, cgroup_."""
+        ...
+
+    def process_bytes(self, pid: int) -> Mapping[str, Reading]:
+        """Bytes that a process holds: `pss`, and `mapped`, the part that is mapped from files."""
+        ...
+
+
+class Figures(Protocol):
+    """What models were found to hold on this device, kept over restarts. Implemented by `store.figures.FigureFile`."""
+
+    def read(self) -> Mapping[str, Figure]:
+        """The figures by variant; empty where there are none, or none that can be believed."""
+        ...
+
+    def write(self, figures: Mapping[str, Figure]) -> None:
+        """Keep them, atomically. A disk that cannot is said in the log, not raised: the figures are a convenience."""
         ...
 
 

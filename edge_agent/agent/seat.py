@@ -11,7 +11,9 @@ from typing import Any
 
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.core.footprints import Claim
 from edge_agent.core.job import Job
+from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
 
 QUARANTINE_WINDOW_S = 900.0
@@ -32,7 +34,8 @@ class Seat:
 
     `gone` is set for good when it was removed from the device. `wake` is set when there is something to do, `idle` when
     the worker has answered everything, `settled` when the first load was tried; `lock` is held while the worker is in
-    use.
+    use. `loaded_s`: since when it is in memory; `short_of_room`: it waits for memory; `yielding`: it lets a waiting
+    model in between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
     """
 
     model: InstalledModel
@@ -45,7 +48,12 @@ class Seat:
     attached: OrderedDict[str, str] = field(default_factory=OrderedDict)
     footprint_bytes: int = 0
     load_s: float = 1.0
+    loaded_s: float = 0.0
     last_used_s: float = 0.0
+    uses: Popularity = field(default_factory=Popularity)
+    short_of_room: bool = False
+    yielding: bool = False
+    spared: bool = False
     heard_s: float = 0.0
     loaded_digest: str | None = None
     capabilities: Mapping[str, Any] = field(default_factory=dict)
@@ -69,10 +77,10 @@ class Seat:
         return self.model.name, self.model.variant.digest
 
     @property
-    def predicted_bytes(self) -> int:
-        """Bytes in memory: as measured on this device, else as the package says, else from the size of its files."""
-        measured = self.footprint_bytes if self.loaded_digest == self.model.variant.digest else 0
-        return measured or self.model.variant.peak_bytes or 2 * self.model.variant.size_bytes
+    def claim(self) -> Claim:
+        """What the byte ledger is asked for: bytes as the package says, else from the size of its files."""
+        variant = self.model.variant
+        return Claim(variant.digest, variant.runtime, variant.peak_bytes or 2 * variant.size_bytes)
 
     def died(self, now_s: float, quarantine_deaths: int) -> bool:
         """Note a death; True when the model is to be left alone: `quarantine_deaths` in fifteen minutes (0: never)."""

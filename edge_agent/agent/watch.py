@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.dispatch import Dispatcher
@@ -10,6 +11,7 @@ from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Library, Sensors
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor
+from edge_agent.core.pressure import Signs
 from edge_agent.core.residency import Memory
 
 PERIOD_S = 1.0
@@ -19,12 +21,24 @@ BANDWIDTH_BOUND = frozenset({"llamacpp"})
 WATCHED = ("temperature", "throttle", "power", "ram_available")
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the operator has set: bytes to leave to the host, bytes for all models together. None: the agent decides."""
+
+    reserve_bytes: int | None = None
+    models_bytes: int | None = None
+
+
+NO_BUDGET = Budget()
+
+
 class SensedHost:
     """The machine as last sampled. Implements `fleet.Host`."""
 
-    def __init__(self, context: Context, sensors: Sensors) -> None:
+    def __init__(self, context: Context, sensors: Sensors, budget: Budget = NO_BUDGET) -> None:
         self._context = context
         self._sensors = sensors
+        self._budget = budget
         self.readings: Mapping[str, Reading] = {}
 
     def sample(self) -> None:
@@ -36,19 +50,35 @@ class SensedHost:
         found = self.readings.get(key)
         return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
 
-    def memory(self) -> Memory:
-        """Total and available RAM as of now, within the control group's limit where there is one."""
-        self.sample()
+    def memory(self, mapped_bytes: int = 0) -> Memory:
+        """Total and available RAM as of now, within the control group's limit where there is one.
+
+        `mapped_bytes` are mapped from files by models: the kernel could drop them, so it counts them as available; the
+        models would then run from the disk. A control group counts them as used already.
+        """
+        self.readings = {**self.readings, **self._sensors.sample_memory()}
         total, available = self.reading("ram_total").value or 0.0, self.reading("ram_available").value or 0.0
+        available -= mapped_bytes
         limit, used = self.reading("cgroup_limit").value, self.reading("cgroup_used").value
         if limit is not None and used is not None and limit < total:
             total, available = limit, min(available, limit - used)
-        return Memory(int(total), int(available))
+        return Memory(int(total), int(available), self._budget.reserve_bytes, self._budget.models_bytes)
 
-    def process_bytes(self, pid: int) -> int | None:
-        """PSS of a process."""
-        value = self._sensors.process_pss(pid).value
-        return None if value is None else int(value)
+    def signs(self, mapped_bytes: int) -> Signs:
+        """How short memory is, for `core.pressure`."""
+        memory = self.memory(mapped_bytes)
+        return Signs(
+            memory.available_bytes,
+            memory.kept_bytes,
+            self.reading("memory_pressure_some").value,
+            self.reading("memory_pressure_full").value,
+        )
+
+    def process_bytes(self, pid: int) -> tuple[int, int] | None:
+        """PSS of a process, and the part of it mapped from files (0 where the kernel does not tell)."""
+        held = self._sensors.process_bytes(pid)
+        pss, mapped = held["pss"].value, held["mapped"].value
+        return None if pss is None else (int(pss), int(mapped or 0.0))
 
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now."""
@@ -84,6 +114,7 @@ class Watch:
         self._note_lost_sensors()
         self._govern()
         self._dispatcher.end_silent()
+        self._fleet.measure()
         self.refresh_models()
 
     def refresh_models(self) -> None:

@@ -24,7 +24,7 @@ from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
 from edge_agent.agent.report import Identity, Reporter
 from edge_agent.agent.respond import Responder
-from edge_agent.agent.watch import SensedHost, Watch
+from edge_agent.agent.watch import Budget, SensedHost, Watch
 from edge_agent.app import wiring
 from edge_agent.app.packages import store_dir
 from edge_agent.base.clock import SystemClock
@@ -39,6 +39,7 @@ from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.spool import Spool
 from edge_agent.protocol.messages import Runtime
 from edge_agent.sensors.suite import SensorSuite
+from edge_agent.store.figures import FigureFile
 from edge_agent.store.library import Library
 from edge_agent.store.locks import daemon_lock
 from edge_agent.worker.probe import ask_backends
@@ -132,10 +133,17 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     reporter.connect(transport, lambda: (len(spool), spool.lost))
     context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
     library = Library(store_dir(settings))
-    host = SensedHost(context, sensors)
+    host = SensedHost(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
     responder = Responder(context, host.reading)
     options = wiring.spawn_options(settings)
-    fleet = Fleet(library, lambda on_event, on_death: spawn(options, on_event, on_death), clock, host, reporter.event)
+    fleet = Fleet(
+        library,
+        lambda on_event, on_death: spawn(options, on_event, on_death),
+        clock,
+        host,
+        reporter.event,
+        FigureFile(settings.store.state_dir),
+    )
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths)
     soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
     plan = Plan(soft_limit_c, max_rows, threads, prior=prior_for(sensors.board.key))

@@ -192,6 +192,19 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """How much memory models may take."""
+
+    reserve_bytes: Annotated[int | None, Between(0, 64 * limits.GIB), Example(300 * limits.MIB)] = None
+    """Bytes of RAM that are left to the host: no model is loaded into them, and when less stays free idle models leave.
+    Unset: the larger of 10 % and 200 MiB on boards of up to 2 GiB, 15 % above. Raise it where other programs grow."""
+
+    models_bytes: Annotated[int | None, Between(limits.MIB, 1024 * limits.GIB), Example(1 * limits.GIB)] = None
+    """Bytes that all models together may take. Unset: all that the board has less the reserve. For boards that have
+    something else to do, and whose memory is free only at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
 class Thermal:
     """Heat."""
 
@@ -249,6 +262,7 @@ class Settings:
     models: Models = field(default_factory=Models)
     worker: Worker = field(default_factory=Worker)
     limits: Limits = field(default_factory=Limits)
+    memory: Memory = field(default_factory=Memory)
     thermal: Thermal = field(default_factory=Thermal)
     telemetry: Telemetry = field(default_factory=Telemetry)
     stream: Stream = field(default_factory=Stream)

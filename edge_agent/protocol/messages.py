@@ -163,6 +163,8 @@ EVENT_KINDS = (
     "worker-hung",
     "load-failed",
     "quarantined",
+    "quarantine-lifted",
+    "memory-pressure",
     "command-failed",
     "adapter-ineffective",
     "verify-failed",

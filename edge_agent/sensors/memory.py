@@ -68,13 +68,22 @@ def read_pressure(root: Path, taken_s: float) -> dict[str, Reading]:
 
 def read_pss(root: Path, pid: int, taken_s: float) -> Reading:
     """Bytes of a process, shared pages divided among those who share them (PSS)."""
+    return read_held(root, pid, taken_s)["pss"]
+
+
+def read_held(root: Path, pid: int, taken_s: float) -> Mapping[str, Reading]:
+    """Bytes of a process: `pss`, and `mapped`, the part of it that is mapped from files (from kernel 5.4 on)."""
     source = f"pss of {pid}"
     path = str(root / f"proc/{pid}/smaps_rollup")
     text, reason = read_text(path)
-    value = parse_meminfo(text or "").get("Pss")
-    if value is None:
-        return unavailable("bytes", source, taken_s, reason or f"{path}: has no Pss")
-    return Reading(value, "bytes", source, taken_s)
+    table = parse_meminfo(text or "")
+    found: dict[str, Reading] = {}
+    for key, name in (("pss", "Pss"), ("mapped", "Pss_File")):
+        if name in table:
+            found[key] = Reading(table[name], "bytes", source, taken_s)
+        else:
+            found[key] = unavailable("bytes", source, taken_s, reason or f"{path}: has no {name}")
+    return found
 
 
 def parse_cgroup(text: str) -> tuple[str | None, str | None]:

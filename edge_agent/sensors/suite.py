@@ -44,9 +44,7 @@ class SensorSuite:
         readings["throttle"] = throttle.read_throttled(self._throttled, self._under_voltage, now_s)
         readings["over_current"] = throttle.read_over_current(self._over_current, now_s)
         readings.update(self._power(now_s))
-        readings.update(memory.read_meminfo(self._root, now_s))
-        readings.update(memory.read_pressure(self._root, now_s))
-        readings.update(memory.read_cgroup(self._root, now_s))
+        readings.update(self.sample_memory())
         readings["cpu_clock"] = clocks.read_clock(self._root, now_s)
         readings.update(clocks.read_fan(self._fan, now_s))
         if readings["temperature"].value is None and now_s - self._searched_s >= SEARCH_AGAIN_S:
@@ -54,9 +52,15 @@ class SensorSuite:
             self._search()
         return readings
 
-    def process_pss(self, pid: int) -> Reading:
-        """Bytes that a process holds (PSS), for the budget of a worker. The kernel walks all its pages for it."""
-        return memory.read_pss(self._root, pid, self._clock_s())
+    def sample_memory(self) -> Mapping[str, Reading]:
+        """The part of `sample()` that tells how much memory there is: four small files, quick enough for any moment."""
+        now_s = self._clock_s()
+        pressure = memory.read_pressure(self._root, now_s)
+        return {**memory.read_meminfo(self._root, now_s), **pressure, **memory.read_cgroup(self._root, now_s)}
+
+    def process_bytes(self, pid: int) -> Mapping[str, Reading]:
+        """What a process holds: `pss`, and `mapped`, the part from files. The kernel walks all its pages for it."""
+        return memory.read_held(self._root, pid, self._clock_s())
 
     def _search(self) -> None:
         root = self._root

@@ -7,6 +7,9 @@ deadlines or temperature, and ends when its channel closes. A native crash here 
 Importable on Python 3.6: hence the old syntax.
 """
 
+import contextlib
+import ctypes
+import gc
 import os
 import socket
 import sys
@@ -77,6 +80,7 @@ class Child:
             "measure": self._measure,
             "limits": self._set_limits,
             "footprint": self._footprint,
+            "shrink": self._shrink,
         }
 
     def _probe(self, message: Dict[str, Any]) -> Dict[str, Any]:
@@ -171,6 +175,13 @@ class Child:
 
     def _footprint(self, _message: Dict[str, Any]) -> Dict[str, Any]:
         return {"footprint": dict(self._loaded().footprint()._asdict()), "pid": os.getpid()}
+
+    def _shrink(self, message: Dict[str, Any]) -> Dict[str, Any]:
+        """Give freed memory back to the system: Python's garbage, and what the C library keeps for later (glibc)."""
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+            ctypes.CDLL(None).malloc_trim(0)
+        return self._footprint(message)
 
     def _step(self) -> None:
         try:

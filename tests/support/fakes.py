@@ -176,6 +176,7 @@ class FakeSensors:
         self.held_bytes: Callable[[], int] = lambda: 0
         self.samples = 0
         self.pss: dict[int, int] = {}
+        self.mapped: dict[int, int] = {}
 
     def set(self, **values: float) -> None:
         """Sensors read so from now on."""
@@ -190,12 +191,20 @@ class FakeSensors:
         self.samples += 1
         return {key: self._reading(key, value) for key, value in self._values.items()}
 
-    def process_pss(self, pid: int) -> Reading:
-        """See `ports.Sensors`; by pid in `pss`, else unavailable."""
+    def sample_memory(self) -> Mapping[str, Reading]:
+        """See `ports.Sensors`."""
+        wanted = ("ram_", "swap_", "memory_", "cgroup_")
+        return {key: self._reading(key, value) for key, value in self._values.items() if key.startswith(wanted)}
+
+    def process_bytes(self, pid: int) -> Mapping[str, Reading]:
+        """See `ports.Sensors`; by pid in `pss` and `mapped`, else unavailable."""
         now_s = self._clock.monotonic_s()
-        if pid not in self.pss:
-            return unavailable("bytes", "fake", now_s, "not set")
-        return Reading(float(self.pss[pid]), "bytes", "fake", now_s)
+        return {
+            key: Reading(float(held[pid]), "bytes", "fake", now_s)
+            if pid in held
+            else unavailable("bytes", "fake", now_s, "not set")
+            for key, held in (("pss", self.pss), ("mapped", self.mapped))
+        }
 
     def dump(self) -> str:
         """All sensors."""

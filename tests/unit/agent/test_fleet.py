@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_agent.agent.watch import Budget
 from edge_agent.base.limits import ADAPTERS_RESIDENT, GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
 from tests.support.fakes import Plan, a_model, a_variant
@@ -55,20 +56,24 @@ def test_an_idle_model_leaves_for_another() -> None:
     Device.run(scenario, model("a", 400), model("b", 400))
 
 
-def test_a_busy_model_stays_and_the_other_is_told_the_arithmetic() -> None:
+def test_a_busy_model_stays_and_who_cannot_wait_is_told_the_arithmetic() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)
         await device.ask("1", model="a")
         await settle()
-        await device.ask("2", model="b")
-        await settle()
-        reply = device.transport.reply("2")
+        await device.ask("soon", model="b", deadline_s=5.0)
+        await device.ask("later", model="b", deadline_s=60.0)
+        await later(4.6)
+        reply = device.transport.reply("soon")
         assert reply["status"] == 503
         assert reply["retry_after_s"] > 0
         assert reply["reason"].startswith("no memory for model 'b': needs 400.0 MiB, 300.0 MiB are available")
         assert resident(device) == {"a"}
+        device.spawner.plan.compute_s = 0.01
         device.spawner.last.finish()
-        assert device.status("1") == 200
+        await later(1.0)
+        assert (device.status("1"), device.status("later")) == (200, 200)
+        assert resident(device) == {"b"}
 
     Device.run(scenario, model("a", 400), model("b", 400), plan=Plan(compute_s=None))
 
@@ -91,7 +96,7 @@ def test_measured_bytes_replace_the_package_s() -> None:
         device.sensors.pss[4000] = 123 * MIB
         await device.ask("1")
         await later(0.1)
-        assert device.seat().predicted_bytes == 123 * MIB
+        assert device.fleet.ledger.predict(device.seat().claim) == 123 * MIB
 
     Device.run(scenario, a_model())
 
@@ -168,7 +173,8 @@ def test_a_new_variant_is_predicted_by_its_own_size() -> None:
         newer = a_variant("newer", peak_mib=900)
         device.library.change("m", variant=newer, variants=(newer,))
         device.watch.tick()
-        assert device.seat().predicted_bytes == 900 * MIB
+        assert device.seat().claim.stated_bytes == 900 * MIB
+        assert device.fleet.ledger.predict(device.seat().claim) == 450 * MIB, "the first one held half of what it said"
 
     Device.run(scenario, a_model())
 
@@ -217,11 +223,104 @@ def test_a_model_that_begins_to_work_while_room_is_made_is_not_evicted() -> None
     async def scenario(device: Device) -> None:
         await being_evicted(device)
         device.spawner.plan.compute_s = None
-        await device.ask("late", model="b2")
+        await device.ask("late", model="b2", deadline_s=60.0)
         await later(4.0)
         assert not device.spawner.workers[1].closed
+        await later(30.0)
         assert device.status("a") == 503
         device.spawner.workers[1].finish()
         assert device.status("late") == 200
 
     Device.run(scenario, *(model(*one) for one in BIG_AND_TWO_SMALL))
+
+
+def test_a_model_in_constant_use_lets_a_waiting_one_in_after_its_turn() -> None:
+    async def scenario(device: Device) -> None:
+        free(device, 700)
+        for index in range(100):
+            await device.ask(f"a{index}", model="a", deadline_s=60.0)
+        await device.ask("b", model="b", deadline_s=60.0)
+        await later(30.0)
+        statuses = device.transport.statuses()
+        assert statuses.pop("b") == [200]
+        assert set(map(tuple, statuses.values())) == {(200,)}
+        assert len(statuses) == 100
+        assert device.kinds().count("evicted") >= 1
+
+    Device.run(scenario, model("a", 400), model("b", 400), plan=Plan(compute_s=0.2, load_s=0.5), max_rows=1)
+
+
+def test_models_that_are_only_to_be_resident_evict_nobody() -> None:
+    async def scenario(device: Device) -> None:
+        free(device, 700)
+        for seat in device.fleet.seats.values():
+            seat.wanted = True
+            seat.wake.set()
+        await later(5.0)
+        assert resident(device) == {"a"}
+        assert len(device.spawner.workers) == 1
+        assert device.kinds() == ["load-failed", "load-failed"]
+
+    Device.run(scenario, model("a", 400), model("b", 400), model("c", 400))
+
+
+def test_what_is_mapped_from_files_is_not_there_for_others() -> None:
+    async def scenario(device: Device) -> None:
+        free(device, 700)
+        device.sensors.pss[4000] = device.sensors.mapped[4000] = 400 * MIB
+        device.spawner.plan.compute_s = None
+        await device.ask("1", model="a")
+        await settle()
+        device.sensors.held_bytes = lambda: 0  # the kernel calls the weights available
+        await device.ask("2", model="b", deadline_s=3.0)
+        await later(2.5)
+        assert "300.0 MiB are available" in device.transport.reply("2")["reason"]
+
+    Device.run(scenario, model("a", 400), model("b", 400))
+
+
+def test_what_a_model_does_not_hold_yet_stays_promised() -> None:
+    async def scenario(device: Device) -> None:
+        free(device, 700)
+        device.sensors.pss[4000] = 50 * MIB
+        device.spawner.plan.compute_s = None
+        await device.ask("1", model="a")
+        await settle()
+        account = device.fleet.ledger.account("a")
+        assert account is not None
+        assert account.reserved_bytes == 400 * MIB
+        assert device.fleet.ledger.outstanding_bytes == 350 * MIB
+
+    Device.run(scenario, model("a", 400))
+
+
+def test_the_configured_budget_bounds_all_models_together() -> None:
+    async def scenario(device: Device) -> None:
+        device.host._budget = Budget(models_bytes=500 * MIB)
+        device.spawner.plan.compute_s = None
+        await device.ask("1", model="a")
+        await settle()
+        await device.ask("2", model="b", deadline_s=2.0)
+        await device.ask("3", model="huge")
+        await later(1.6)
+        assert "400.0 MiB of the budget of 500.0 MiB are taken" in device.transport.reply("2")["reason"]
+        never = device.transport.reply("3")
+        assert "the configured budget of all models is 500.0 MiB" in never["reason"]
+        assert "retry_after_s" not in never
+
+    Device.run(scenario, model("a", 400), model("b", 400), model("huge", 600))
+
+
+def test_a_model_that_grows_is_measured_again_and_its_figure_kept() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.pss[4000] = 100 * MIB
+        await device.ask("1")
+        await later(11.0)
+        device.sensors.pss[4000] = 130 * MIB
+        await device.ask("2")
+        await later(0.1)
+        device.watch.tick()
+        assert device.fleet.ledger.predict(device.seat().claim) == 130 * MIB
+        assert device.seat().footprint_bytes == 130 * MIB
+
+    Device.run(scenario, a_model())

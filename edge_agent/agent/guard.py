@@ -1,0 +1,81 @@
+"""Several times a second: how short of memory is the host, and what is done about it, before the kernel does it.
+
+The stages and their figures are `core.pressure`'s. One thing at a time, and time in between for it to have its effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.seat import Seat
+from edge_agent.agent.watch import SensedHost
+from edge_agent.base.errors import WorkerError
+from edge_agent.core import pressure
+from edge_agent.core.pressure import Signs, Stage
+from edge_agent.protocol.messages import Severity
+
+LOOK_S = 0.25
+"""Two small files each time; a board without PSI has no other way to notice in time (facts/boards.md E)."""
+SHED_EVERY_S = 1.0
+END_EVERY_S = 5.0
+"""A worker's memory is back within this; only then is another one ended."""
+
+
+class Guard:
+    """Looks at the host's memory and acts on the fleet."""
+
+    def __init__(self, context: Context, fleet: Fleet, host: SensedHost) -> None:
+        self._context = context
+        self._fleet = fleet
+        self._host = host
+        self._state = pressure.State()
+        self._shed_s = self._ended_s = -math.inf
+
+    @property
+    def stage(self) -> Stage:
+        """How short memory is."""
+        return self._state.stage
+
+    async def look(self) -> None:
+        """One look."""
+        signs = self._host.signs(self._fleet.ledger.mapped_bytes)
+        if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
+            return
+        now_s = self._context.clock.monotonic_s()
+        before, self._state = self._state.stage, pressure.decide(signs, self._state, now_s)
+        if self.stage is not before:
+            await self._change(before, signs)
+        closed = self.stage >= Stage.SHORT
+        self._fleet.closed_because = f"no memory: {pressure.reason(signs)}" if closed else None
+        if self.stage is not Stage.CALM:
+            await self._make_room(signs, now_s)
+
+    async def _change(self, before: Stage, signs: Signs) -> None:
+        text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {pressure.reason(signs)}"
+        severity: Severity = "info" if self.stage < before else "warning"
+        self._context.announce("memory-pressure", text, {"stage": self.stage.name.lower()}, severity)
+        if before is Stage.CALM:
+            idle = [seat for seat in self._fleet.seats.values() if seat.worker is not None and not seat.lock.locked()]
+            await asyncio.gather(*(self._shrink(seat) for seat in idle))
+
+    async def _shrink(self, seat: Seat) -> None:
+        """Let an idle worker give back what it only keeps for later; one that dies of it is noticed by its own seat."""
+        async with seat.lock:
+            if seat.worker is not None:
+                try:
+                    await seat.worker.call("shrink")
+                except WorkerError:
+                    return
+
+    async def _make_room(self, signs: Signs, now_s: float) -> None:
+        if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= Stage.SHORT:
+            self._shed_s = now_s
+            if await self._fleet.shed(pressure.reason(signs)):
+                self._ended_s = now_s
+                return
+        if self.stage is Stage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
+            self._ended_s = now_s
+            self._fleet.end_largest(pressure.reason(signs))

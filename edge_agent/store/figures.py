@@ -1,0 +1,86 @@
+"""What models were found to hold on this device, in one small file of the state folder. Implements `ports.Figures`.
+
+A convenience, not a record: a file that is missing, damaged or from a later release is begun anew, and a disk that
+cannot be written to is said once in the log while the agent goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from msgspec import field
+
+from edge_agent.base import limits
+from edge_agent.base.errors import EdgeError
+from edge_agent.bundle.jsonio import Document, decode, encode
+from edge_agent.core.footprints import Figure
+from edge_agent.store.disk import replace_file, translated
+
+log = logging.getLogger("edge_agent.store")
+FIGURES_FILE = "footprints.json"
+FIGURES_BYTES = 256 * limits.KIB
+
+
+class _Entry(Document, frozen=True, kw_only=True):
+    """A `Figure` on disk."""
+
+    runtime: str
+    stated_bytes: int
+    held_bytes: int
+    load_s: float = 0.0
+
+
+class _Book(Document, frozen=True, kw_only=True):
+    """The whole file; `figures` by the digest of the variant's manifest."""
+
+    schema: Literal[1] = 1
+    figures: dict[str, _Entry] = field(default_factory=dict)
+
+
+class FigureFile:
+    """The figures in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FIGURES_FILE
+        self._told = False
+
+    def read(self) -> Mapping[str, Figure]:
+        """See `ports.Figures`."""
+        try:
+            book = decode(self._path.read_bytes(), _Book, str(self._path), FIGURES_BYTES)
+        except FileNotFoundError:
+            return {}
+        except (OSError, EdgeError) as error:
+            log.warning("footprints measured earlier are begun anew: %s", error)
+            return {}
+        return {
+            digest: Figure(entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s)
+            for digest, entry in book.figures.items()
+            if entry.held_bytes > 0
+        }
+
+    def write(self, figures: Mapping[str, Figure]) -> None:
+        """See `ports.Figures`."""
+        book = _Book(figures={digest: _entry(figure) for digest, figure in figures.items()})
+        try:
+            with translated(self._path.parent):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(self._path, encode(book))
+        except EdgeError as error:
+            if not self._told:
+                log.warning("measured footprints are not kept: %s", error)
+            self._told = True
+        else:
+            self._told = False
+
+
+def _entry(figure: Figure) -> _Entry:
+    return _Entry(
+        runtime=figure.runtime,
+        stated_bytes=figure.stated_bytes,
+        held_bytes=figure.held_bytes,
+        load_s=round(figure.load_s, 3),
+    )
