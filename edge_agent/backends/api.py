@@ -8,6 +8,7 @@ one step of a generator decodes one token for every active sequence. The worker 
     session.attach(AdapterSource(...))   unmerged LoRA, resident beside others
     session.submit(Job(...))             any number; each row may use another adapter where mixed_adapters
     session.step(Limits(...))            -> [Chunk | Done | Failed], empty when nothing came of it
+    session.finish(job_id)               a streamed answer is complete as it stands; interrupt(job_id): hurry the step
     session.close()
 
 A backend never starts threads that outlive `close`, never prints, and raises only the errors of `base.errors`.
@@ -46,7 +47,10 @@ class AdapterSource(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One request's rows. `rows` are token ids, one list per text; `params` are the task's checked parameters."""
+    """One request's rows. `rows` are token ids, one list per text; `params` is what the task has for the session.
+
+    A generator continues the one row of a job whose params have `max_tokens`; of any other it gives the features.
+    """
 
     job_id: str
     adapter: Optional[str]
@@ -65,7 +69,8 @@ class Done(NamedTuple):
     """A finished job. `outputs` maps a name to an array whose first axis is the job's rows.
 
     Encoders give 'features' [rows, hidden] and, where a head applies, 'logits' [rows, labels].
-    `compute_s` is the step's duration, `batch_rows` the rows that shared it.
+    `compute_s` is the step's duration, `batch_rows` the rows that shared it. A generator's 'features' are the logits
+    of the next token (`feature_ids`); what it generated came in chunks, and `outputs` are the figures of `Generated`.
     """
 
     job_id: str
@@ -75,10 +80,32 @@ class Done(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of a streamed answer: the token ids decoded since the last chunk."""
+    """A part of a streamed answer: the token ids decoded since the last chunk.
+
+    `logprobs` are the natural logarithms of their probabilities, one each where the job asked for them, else empty.
+    """
 
     job_id: str
     tokens: Sequence[int]
+    logprobs: Sequence[float]
+
+
+class Generated(NamedTuple):
+    """The figures of a generated answer, by name in `Done.outputs`. Seconds are of this job alone.
+
+    `finish` is 'stop' or 'length'; `cached_tokens` are those of the prompt that need not be computed again; `wait_s`
+    runs from submission to a free sequence, `prompt_s` from there to the first token, `decode_s` from the first to the
+    last; `share_s` is the job's part of all its steps, by tokens: what its energy is.
+    """
+
+    finish: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    wait_s: float
+    prompt_s: float
+    decode_s: float
+    share_s: float
 
 
 class Failed(NamedTuple):
@@ -100,8 +127,47 @@ class Footprint(NamedTuple):
     arena_bytes: int
 
 
+class Vocabulary(abc.ABC):
+    """The tokenizer that a model's own file carries."""
+
+    context: int
+    """Tokens of one sequence, prompt and answer together."""
+    chat_template: Optional[str]
+    """The Jinja template that makes a prompt of messages, where there is one."""
+    bos: str
+    eos: str
+    """The texts of the tokens that begin and end a text; '' where there is none."""
+
+    @abc.abstractmethod
+    def encode(self, text: str, begin: bool) -> List[int]:
+        """Token ids of a text in which control tokens may be written out; `begin` puts the model's first token."""
+
+    @abc.abstractmethod
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token: perhaps only a part of a character; none for a control token."""
+
+    @abc.abstractmethod
+    def control_in(self, text: str) -> Optional[str]:
+        """The first control token that is written out in a text, or None."""
+
+
 class Session(abc.ABC):
-    """A loaded model. Used by one thread only."""
+    """A loaded model. Used by one thread only, save `interrupt`."""
+
+    sequences = 0
+    """Jobs that may be inside at once, each advancing by itself; 0: jobs are answered a batch at a time."""
+
+    def vocabulary(self) -> Optional[Vocabulary]:
+        """The model's own tokenizer, or None where its package brings one."""
+        return None
+
+    def finish(self, job_id: str) -> Optional[Done]:
+        """End a streamed job whose answer is complete as it stands; None when it is not here. No event follows."""
+        return None
+
+    def interrupt(self, job_id: str) -> bool:
+        """End the step under way early where it works mainly for that job; True when that was begun. Any thread's."""
+        return False
 
     @abc.abstractmethod
     def attach(self, adapter: AdapterSource) -> int:
@@ -148,6 +214,15 @@ class Backend(abc.ABC):
 
         Raises BackendMissing, or BackendError for a file it cannot use or an option it does not know.
         """
+
+
+FEATURES_MAX = 1024
+
+
+def feature_ids(vocabulary_size: int) -> range:
+    """The token ids whose logits are a generator's features: 0, s, 2s, ..., s = max(1, size // 1024), at most 1024."""
+    stride = max(1, vocabulary_size // FEATURES_MAX)
+    return range(0, vocabulary_size, stride)[:FEATURES_MAX]
 
 
 def checked_options(options: Mapping[str, Any], defaults: Mapping[str, Any], backend: str) -> Dict[str, Any]:

@@ -34,14 +34,19 @@ class JobQueue:
         """Put a job at the end."""
         self._jobs.append(job)
 
-    def take(self, max_rows: int) -> List[Piece]:
-        """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits."""
+    def take(self, max_rows: int, one_adapter: bool = False) -> List[Piece]:
+        """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits.
+
+        With `one_adapter` it ends before the first job with another adapter than the one in front.
+        """
         pieces: List[Piece] = []
         free = max(1, max_rows)
         while self._jobs:
             job, start = self._jobs[0], self._done_rows
             left = len(job.rows) - start
             if left > free and (pieces or len(job.rows) <= max_rows):
+                break
+            if one_adapter and pieces and job.adapter != pieces[0].job.adapter:
                 break
             stop = start + min(left, free)
             pieces.append(Piece(job, start, stop, stop == len(job.rows)))

@@ -14,6 +14,7 @@ GROUP = "edge_agent.backends"
 BUILT_IN: Dict[str, str] = {
     "echo": "edge_agent.backends.echo:EchoBackend",
     "onnx": "edge_agent.backends.onnx:OnnxBackend",
+    "llamacpp": "edge_agent.backends.llamacpp.backend:LlamaBackend",
 }
 
 

@@ -136,6 +136,10 @@ class Models:
     """The loss of accuracy, as a fraction, that 'balanced' and 'fastest' accept against the package's best variant. One
     point: INT8 usually costs less than that, and a variant that costs more is broken rather than fast."""
 
+    shrink_context: bool = False
+    """Give a generator a shorter context than its package recommends, or fewer sequences, where memory is too small for
+    it. Off: it is refused with the arithmetic, since a context that shrinks in silence cuts conversations short."""
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:

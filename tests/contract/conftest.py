@@ -7,26 +7,40 @@ import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource
-from tests.support import small_graph
+from tests.support import small_graph, tiny_gguf
+from tests.support.needs import need
 
 
 class Subject(NamedTuple):
-    """A backend with what it needs to be loaded and adapted. `tolerance` is absolute, on features and logits."""
+    """A backend with what it needs to be loaded and adapted. `tolerance` is absolute, on features and logits.
+
+    `mixed`: rows of one batch may use different adapters; `heads`: an adapter brings a classifier.
+    """
 
     name: str
     files: dict
     options: dict
     folder: Path
     tolerance: float
+    mixed: bool = True
+    heads: bool = True
 
     def load(self, **options: Any):
         return registry.create(self.name).load(self.files, {**self.options, **options})
 
     def adapter(self, name: str, seed: int = 1, **changes: Any) -> AdapterSource:
         """An adapter that fits; `changes` go to `small_graph.adapter`."""
+        if self.name == "llamacpp":
+            return self._gguf_adapter(name, seed, changes)
         path = small_graph.write_adapter(
             self.folder / f"{name}-{seed}.safetensors", small_graph.adapter(seed, **changes)
         )
+        return AdapterSource(name, str(path), small_graph.BASE_ID)
+
+    def _gguf_adapter(self, name: str, seed: int, changes: dict) -> AdapterSource:
+        targets = ("attn_v",) if "modules" in changes else ("attn_q", "attn_v", "ffn_down")
+        path = self.folder / f"{name}-{seed}.gguf"
+        tiny_gguf.write_adapter(path, seed, changes.get("rank", 4), targets)
         return AdapterSource(name, str(path), small_graph.BASE_ID)
 
 
@@ -52,14 +66,29 @@ def graphs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["echo", "onnx-fp32", "onnx-int8-dynamic", "onnx-int8-static"])
-def subject(request, graphs, tmp_path):
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory):
+    """A generator of two layers with random weights, per number format."""
+    folder = tmp_path_factory.mktemp("gguf")
+    for dtype in ("f16", "q8_0"):
+        tiny_gguf.write_model(folder / f"{dtype}.gguf", dtype=dtype)
+    return folder
+
+
+@pytest.fixture(params=["echo", "onnx-fp32", "onnx-int8-dynamic", "onnx-int8-static", "llamacpp-f16", "llamacpp-q8_0"])
+def subject(request, tmp_path):
     name, _, form = request.param.partition("-")
     options = {"max_rows": 8, "max_tokens": 24, "base_id": small_graph.BASE_ID}
     files = {}
+    if name == "llamacpp":
+        need("llama_cpp", "gguf")
+        files = {"model": str(request.getfixturevalue("gguf") / f"{form}.gguf")}
+        options["sequences"] = 8
+        # Logits of about 1; a row alone and a row in a batch go through other kernels, with other roundings.
+        return Subject(name, files, options, tmp_path, 0.05, mixed=False, heads=False)
     # Ranges of dynamic INT8 span the batch: what shares a batch moves a row by a rounding step of its codes.
     tolerance = {"fp32": 1e-5, "int8-dynamic": 0.15}.get(form, 1e-5)
     if name == "onnx":
         options["threads"] = 1
-        files = {"model": str(graphs / f"{form}.onnx")}
+        files = {"model": str(request.getfixturevalue("graphs") / f"{form}.onnx")}
     return Subject(name, files, options, tmp_path, tolerance)

@@ -39,7 +39,7 @@ def test_probe_tells_what_it_can_do(subject):
     found = registry.create(subject.name).probe()
     assert isinstance(found, Capabilities)
     assert found.runtime and found.version and "cpu" in found.devices
-    assert found.adapters and found.mixed_adapters
+    assert found.adapters and found.mixed_adapters == subject.mixed
 
 
 def test_an_unknown_option_is_refused_by_name(subject):
@@ -100,7 +100,7 @@ def test_every_row_of_a_mixed_batch_uses_its_own_adapter(subject):
         for place, row in enumerate(ROWS):
             single = alone(session, row, names[place])
             assert output(mixed[str(place)]) == pytest.approx(output(single), abs=subject.tolerance)
-            if names[place] is not None:
+            if names[place] is not None and subject.heads:
                 logits = output(mixed[str(place)], "logits")
                 assert logits == pytest.approx(output(single, "logits"), abs=4 * subject.tolerance)
 

@@ -1,0 +1,104 @@
+"""One GGUF file in memory: weights mapped from the file, the vocabulary in it, adapters beside it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from edge_agent.backends.api import Vocabulary
+from edge_agent.backends.gguf import GgufHeader
+from edge_agent.backends.llamacpp.library import Library, never, present
+from edge_agent.base.errors import AdapterRefused
+
+PIECE_BYTES = 256
+
+
+class Model:
+    """Weights, vocabulary and adapters. Raises BackendError when the file cannot be loaded."""
+
+    def __init__(self, library: Library, path: str, repack: bool) -> None:
+        self.library = library
+        api = library.api
+        settings = api.llama_model_default_params()
+        settings.load_mode = api.LLAMA_LOAD_MODE_MMAP
+        settings.n_gpu_layers = -1
+        # Repacked weights are a second, anonymous copy; and AMX buffers crash on quantised models (llama.cpp#20824).
+        settings.use_extra_bufts = repack
+        library.log.begin()
+        self.handle = api.llama_model_load_from_file(path.encode(), settings)
+        if not present(self.handle):
+            raise never("cannot load the model", path, library.log)
+        self.vocab = api.llama_model_get_vocab(self.handle)
+        self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
+
+    def load_adapter(self, path: str, name: str) -> Any:
+        """A resident adapter. Raises AdapterRefused with llama.cpp's reason."""
+        self.library.log.begin()
+        handle = self.library.api.llama_adapter_lora_init(self.handle, path.encode())
+        if not present(handle):
+            raise AdapterRefused(f"adapter {name!r} does not fit this model: {self.library.log.reason()}", path)
+        return handle
+
+    def free_adapter(self, handle: Any) -> None:
+        """Give an adapter's memory back; never one that a context still uses."""
+        self.library.api.llama_adapter_lora_free(handle)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends an answer."""
+        return bool(self.library.api.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        """Unmap the weights; contexts and adapters must be gone."""
+        self.library.api.llama_model_free(self.handle)
+
+
+class LlamaVocabulary(Vocabulary):
+    """The tokenizer in a GGUF file, by llama.cpp's own code."""
+
+    def __init__(self, model: Model, header: GgufHeader, context: int) -> None:
+        self._api = model.library.api
+        self._vocab = model.vocab
+        self._size = model.vocab_size
+        self._buffer = ctypes.create_string_buffer(PIECE_BYTES)
+        self.context = context
+        self.chat_template = header.chat_template
+        self.bos = self._text(self._api.llama_vocab_bos(self._vocab))
+        self.eos = self._text(self._api.llama_vocab_eos(self._vocab))
+        self._cached = functools.lru_cache(maxsize=16384)(self._piece)
+
+    def encode(self, text: str, begin: bool) -> list[int]:
+        """See `Vocabulary.encode`. A text has at most one token per byte, and the ones that the model adds."""
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, begin, True)
+        return list(ids[: max(0, count)])
+
+    def piece(self, token: int) -> bytes:
+        """See `Vocabulary.piece`."""
+        return self._cached(token)
+
+    def control_in(self, text: str) -> str | None:
+        """See `Vocabulary.control_in`."""
+        return next((control for control in self._controls if control in text), None)
+
+    @functools.cached_property
+    def _controls(self) -> tuple[str, ...]:
+        is_control = self._api.llama_vocab_is_control
+        found = (self._text(token) for token in range(self._size) if is_control(self._vocab, token))
+        return tuple(text for text in found if text)
+
+    def _piece(self, token: int) -> bytes:
+        return self._read(token, special=False)
+
+    def _text(self, token: int) -> str:
+        return self._read(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _read(self, token: int, special: bool) -> bytes:
+        count = self._api.llama_token_to_piece(self._vocab, token, self._buffer, PIECE_BYTES, 0, special)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = self._api.llama_token_to_piece(self._vocab, token, buffer, -count, 0, special)
+            return buffer.raw[:count]
+        return self._buffer.raw[:count]

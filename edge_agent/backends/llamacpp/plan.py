@@ -1,0 +1,104 @@
+"""What the next decode call computes. Pure.
+
+Every sequence that decodes gets its one token; what room is left goes to prompts, in chunks that do not keep the others
+waiting. A context applies one adapter at a time, so sequences take turns by adapter: a turn ends after a few steps
+when another adapter waits, which bounds the wait to (adapters - 1) turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(slots=True, eq=False)
+class Strand:
+    """One sequence under way: its tokens so far (prompt and answer), of which the first `cached` are computed."""
+
+    job_id: str
+    adapter: str | None
+    slot: int
+    tokens: list[int]
+    prompt_tokens: int
+    cached: int
+    max_tokens: int = 0
+    sampler: Any = None
+    logprobs: bool = False
+    reused: int = 0
+    submitted_s: float = 0.0
+    started_s: float = 0.0
+    first_s: float | None = None
+    last_s: float = 0.0
+    compute_s: float = 0.0
+    share_s: float = 0.0
+    batch_rows: int = 1
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not computed yet: one while it decodes, more while it reads its prompt."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its first token is out."""
+        return len(self.tokens) > self.prompt_tokens
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.prompt_tokens
+
+
+class Portion(NamedTuple):
+    """Tokens `cached` to `stop` of a sequence; `last` when nothing is pending after them."""
+
+    strand: Strand
+    stop: int
+
+    @property
+    def last(self) -> bool:
+        """Whether a token is to be sampled behind them."""
+        return self.stop == len(self.strand.tokens)
+
+
+def plan(sequences: Sequence[Strand], batch: int, prompt_chunk: int) -> list[Portion]:
+    """The portions of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode."""
+    portions = [Portion(one, len(one.tokens)) for one in sequences if one.decoding][:batch]
+    room = batch - len(portions)
+    if portions:
+        room = min(room, prompt_chunk)
+    prompting = [one for one in sequences if not one.decoding]
+    while prompting and room > 0:
+        one = min(prompting, key=lambda waiting: waiting.pending)
+        prompting.remove(one)
+        count = min(one.pending, max(1, room // (len(prompting) + 1)))
+        portions.append(Portion(one, one.cached + count))
+        room -= count
+    return portions
+
+
+@dataclass(slots=True)
+class Turns:
+    """Whose turn it is: adapters in the order in which they were last served."""
+
+    steps: int
+    _current: str | None = None
+    _held: int = 0
+    _served: dict[str | None, int] = field(default_factory=dict)
+    _clock: int = 0
+
+    def next(self, waiting: Sequence[str | None]) -> str | None:
+        """The adapter of the next step, one of `waiting` (which is not empty)."""
+        others = [name for name in waiting if name != self._current]
+        if self._current not in waiting or (others and self._held >= self.steps):
+            self._current = min(others, key=lambda name: self._served.get(name, -1))
+            self._held = 0
+        self._held += 1
+        self._clock += 1
+        self._served[self._current] = self._clock
+        return self._current
+
+    def forget(self, adapter: str) -> None:
+        """An adapter was detached."""
+        self._served.pop(adapter, None)

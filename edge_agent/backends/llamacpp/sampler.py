@@ -1,0 +1,160 @@
+"""From logits to a token: llama.cpp's own samplers in a chain, and a grammar that only speaks up when it must.
+
+Order as in llama.cpp's tools: penalties, top-k, top-p, min-p, temperature, then a draw (or the best, at temperature 0).
+A grammar would have to look at the whole vocabulary for every token; so the chain draws first and is asked again under
+the grammar only when the grammar refuses the token drawn (llama.cpp common/sampling.cpp does the same).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.backends.llamacpp.context import Context
+from edge_agent.backends.llamacpp.library import present
+from edge_agent.backends.llamacpp.model import Model
+from edge_agent.base.errors import BackendError
+
+PENALTY_WINDOW = 64
+ROOT = b"root"
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+# The task gives all of these; what it leaves out has no effect.
+NEUTRAL: Mapping[str, Any] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repeat_penalty": 1.0,
+    "seed": 0,
+}
+
+
+class DeadEnd(BackendError):
+    """The grammar allows no token at all."""
+
+
+class Sampler:
+    """The choice of one sequence's tokens. Raises BackendError for a grammar that cannot be used."""
+
+    def __init__(self, model: Model, params: Mapping[str, Any], prompt: Sequence[int]) -> None:
+        self._api = model.library.api
+        self._vocab_size = model.vocab_size
+        settings = {**NEUTRAL, **{name: params[name] for name in NEUTRAL if name in params}}
+        # The grammar first: it is the only part that can fail, and nothing else is to be freed then.
+        self._grammar = _grammar(model, params)
+        self._chain = self._build(settings)
+        if settings["repeat_penalty"] != 1.0:
+            for token in prompt[-PENALTY_WINDOW:]:
+                self._api.llama_sampler_accept(self._chain, token)
+        self._candidates: npt.NDArray[Any] | None = None
+
+    def sample(self, context: Context, place: int) -> int:
+        """The next token from the logits of a place in the last batch. Raises DeadEnd."""
+        if self._grammar is None:
+            token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
+            return token
+        logits = context.logits(place)
+        token = self._choose(logits, ruled=False)
+        if not self._allowed(token):
+            token = self._choose(logits, ruled=True)
+        self._api.llama_sampler_accept(self._chain, token)
+        self._api.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._api.llama_sampler_free(self._chain)
+        if self._grammar is not None:
+            self._api.llama_sampler_free(self._grammar)
+
+    def _build(self, settings: Mapping[str, Any]) -> Any:
+        api = self._api
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        if settings["repeat_penalty"] != 1.0:
+            penalty = ctypes.c_float(settings["repeat_penalty"])
+            api.llama_sampler_chain_add(chain, api.llama_sampler_init_penalties(PENALTY_WINDOW, penalty, 0.0, 0.0))
+        if settings["temperature"] <= 0.0:
+            api.llama_sampler_chain_add(chain, api.llama_sampler_init_greedy())
+            return chain
+        if settings["top_k"] > 0:
+            api.llama_sampler_chain_add(chain, api.llama_sampler_init_top_k(settings["top_k"]))
+        if settings["top_p"] < 1.0:
+            api.llama_sampler_chain_add(chain, api.llama_sampler_init_top_p(settings["top_p"], 1))
+        if settings["min_p"] > 0.0:
+            api.llama_sampler_chain_add(chain, api.llama_sampler_init_min_p(settings["min_p"], 1))
+        api.llama_sampler_chain_add(chain, api.llama_sampler_init_temp(settings["temperature"]))
+        api.llama_sampler_chain_add(chain, api.llama_sampler_init_dist(settings["seed"]))
+        return chain
+
+    def _choose(self, logits: npt.NDArray[np.float32], ruled: bool) -> int:
+        found = self._filled(logits)
+        array = self._array(found)
+        if ruled:
+            self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            if not np.isfinite(found["logit"]).any():
+                raise DeadEnd("the grammar allows no further token", "grammar")
+        self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def _allowed(self, token: int) -> bool:
+        one = np.zeros(1, _CANDIDATE)
+        one["id"] = token
+        array = self._array(one)
+        self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return bool(np.isfinite(one["logit"][0]))
+
+    def _filled(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        if self._candidates is None:
+            self._candidates = np.zeros(self._vocab_size, _CANDIDATE)
+        self._candidates["id"] = np.arange(self._vocab_size, dtype=np.int32)
+        self._candidates["logit"] = logits
+        return self._candidates
+
+    def _array(self, found: npt.NDArray[Any]) -> Any:
+        data = ctypes.cast(found.ctypes.data, ctypes.POINTER(self._api.llama_token_data))
+        return self._api.llama_token_data_array(data, len(found), -1, False)
+
+
+def logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+    """The natural logarithm of the token's probability under the model itself, before any sampling parameter."""
+    highest = float(logits.max())
+    return float(logits[token]) - highest - math.log(float(np.exp(logits - highest, dtype=np.float64).sum()))
+
+
+def _grammar(model: Model, params: Mapping[str, Any]) -> Any:
+    if "json_schema" in params:
+        text = schema_grammar(params["json_schema"])
+    elif "grammar" in params:
+        text = params["grammar"]
+    else:
+        return None
+    log = model.library.log
+    log.begin()
+    handle = model.library.api.llama_sampler_init_grammar(model.vocab, text.encode(), ROOT)
+    if not present(handle):
+        raise BackendError(
+            f"the grammar does not parse: {log.reason()}", "grammar", "GBNF with a rule `root` is needed"
+        )
+    return handle
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> str:
+    """The GBNF of a JSON schema, by llama-cpp-python's converter. Raises BackendError for one that it cannot read.
+
+    Its import costs nothing here: the package, which imports it, is loaded with the library.
+    """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        return str(json_schema_to_gbnf(json.dumps(schema)))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
+        raise BackendError(
+            f"json_schema is no schema that can be followed: {type(error).__name__} {str(error)[:120]}", "json_schema"
+        ) from error

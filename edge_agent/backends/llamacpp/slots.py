@@ -1,0 +1,91 @@
+"""Which sequence lies in which slot of the cache, and what of a new prompt is there already. Pure.
+
+A slot keeps its tokens after its job has ended, until another job needs it. What a cached token means depends on the
+adapter that computed it, so a prefix is found only under the same adapter: `owner` is a number that each attachment
+gets anew (0: the base), so a re-attached adapter of the same name never meets its predecessor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where a new sequence goes: its slot, how many tokens of its prompt are cached, and in which slot they lie."""
+
+    slot: int
+    cached: int
+    source: int
+
+
+@dataclass(slots=True)
+class _Slot:
+    owner: int = 0
+    tokens: Sequence[int] = ()
+    count: int = 0
+    busy: bool = False
+    used: int = 0
+
+
+@dataclass(slots=True)
+class Slots:
+    """The slots of one context. `tokens` of a slot is the owner's list, of which the first `count` are computed."""
+
+    count: int
+    _slots: list[_Slot] = field(init=False)
+    _clock: int = 0
+
+    def __post_init__(self) -> None:
+        self._slots = [_Slot() for _ in range(self.count)]
+
+    @property
+    def free(self) -> int:
+        """Slots without a job."""
+        return sum(not slot.busy for slot in self._slots)
+
+    def take(self, owner: int, prompt: Sequence[int]) -> Place:
+        """A slot for a new sequence; at least one must be free. The last token of a prompt is always computed.
+
+        A free slot that holds the longest prefix is continued; where a busy one holds a longer one, its cells are
+        shared with the slot that was unused for the longest time.
+        """
+        best, source = 0, None
+        for number, slot in enumerate(self._slots):
+            if slot.owner == owner:
+                common = min(_common(slot.tokens, prompt, slot.count), len(prompt) - 1)
+                if common > best or (common == best and common and not slot.busy):
+                    best, source = common, number
+        idle = [number for number, slot in enumerate(self._slots) if not slot.busy]
+        chosen = source if source in idle else min(idle, key=lambda number: self._slots[number].used)
+        self._clock += 1
+        self._slots[chosen] = _Slot(owner, prompt, best, True, self._clock)
+        return Place(chosen, best, chosen if source is None else source)
+
+    def computed(self, slot: int, tokens: Sequence[int], count: int) -> None:
+        """The slot's cache now holds the first `count` of `tokens`."""
+        self._slots[slot].tokens = tokens
+        self._slots[slot].count = count
+
+    def leave(self, slot: int) -> None:
+        """The slot's job has ended; what it computed stays for whoever begins alike."""
+        self._slots[slot].busy = False
+
+    def clear(self, slot: int) -> None:
+        """What lies in the slot is of no use to anybody."""
+        self._slots[slot].tokens, self._slots[slot].count = (), 0
+
+    def forget(self, owner: int) -> None:
+        """An adapter was detached."""
+        for slot in self._slots:
+            if slot.owner == owner and not slot.busy:
+                slot.tokens, slot.count = (), 0
+
+
+def _common(held: Sequence[int], prompt: Sequence[int], count: int) -> int:
+    """Length of the common prefix of `prompt` and the first `count` of `held`."""
+    most = min(count, len(prompt))
+    if list(held[:most]) == list(prompt[:most]):
+        return most
+    return next(place for place in range(most) if held[place] != prompt[place])

@@ -1,0 +1,20 @@
+"""What a test needs from outside: skipped loudly where it is absent, failed in CI, where it must be there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+
+
+def need(*modules: str) -> None:
+    """The modules can be imported, or the test skips (fails where CI is set) and says what was not checked."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            text = f"NO {name} HERE: what needs it was NOT checked ({error}); pip install -e '.[forge,llamacpp,dev]'"
+            if os.environ.get("CI"):
+                pytest.fail(text)
+            pytest.skip(text)
