@@ -144,3 +144,12 @@ def test_every_key_is_documented():
     for section in recipes._sections():
         for key in recipes._keys(section):
             assert f"`{key}`" in page, f"{section}.{key}"
+
+
+def test_every_documented_key_exists():
+    page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
+    known = {key for section in recipes._sections() for key in recipes._keys(section)} | set(recipes._keys(""))
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            for key in line.split("|")[1].replace("`", "").split(","):
+                assert key.strip() in known, line

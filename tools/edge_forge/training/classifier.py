@@ -35,6 +35,7 @@ class SequenceClassifier(nn.Module):
         self.register_buffer("class_weight", torch.ones(labels), persistent=False)
         self.label_smoothing = 0.0
         self.token_dropout = 0.0
+        self.consistency = 0.0
 
     def features(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Features [rows, hidden] of `input_ids` or of kept states given as `inputs_embeds`."""
@@ -44,21 +45,39 @@ class SequenceClassifier(nn.Module):
     def forward(
         self, attention_mask: torch.Tensor, labels: torch.Tensor | None = None, **inputs: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """{"loss" (with labels), "logits"}; the loss is the mean over rows of weighted, smoothed cross-entropy."""
+        """{"loss" (with labels), "logits"}; the loss is the mean over rows of weighted, smoothed cross-entropy.
+
+        With `consistency` every row is seen twice while training, other tokens hidden each time, and the two answers
+        are held together: + consistency * (KL(p|q) + KL(q|p)) / 2 (R-Drop, Liang et al. 2021).
+        """
+        twice = self.training and self.consistency > 0.0 and labels is not None
+        if twice:
+            attention_mask = torch.cat([attention_mask, attention_mask])
+            inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         if self.training and self.token_dropout:
             attention_mask = self._thinned(attention_mask)
         logits = self.head(self.features(attention_mask, **inputs)).float()
         if labels is None:
             return {"logits": logits}
+        targets = torch.cat([labels, labels]) if twice else labels
         weight: torch.Tensor = self.class_weight  # type: ignore[assignment]
-        each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
-        return {"loss": (each * weight[labels]).mean(), "logits": logits}
+        each = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+        loss = (each * weight[targets]).mean()
+        if twice:
+            loss = loss + self.consistency * _divergence(*logits.chunk(2))
+        return {"loss": loss, "logits": logits}
 
     def _thinned(self, mask: torch.Tensor) -> torch.Tensor:
         """The mask with a share of its tokens hidden; the first token always stays, so no row is empty."""
         kept = torch.rand(mask.shape, device=mask.device) >= self.token_dropout
         kept[:, 0] = True
         return mask * kept
+
+
+def _divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of (KL(p|q) + KL(q|p)) / 2 of two sets of logits [rows, labels], in nats."""
+    p, q = functional.log_softmax(one, dim=-1), functional.log_softmax(other, dim=-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(dim=-1).mean() / 2
 
 
 def class_weights(targets: NDArray[np.int64], labels: int) -> torch.Tensor:

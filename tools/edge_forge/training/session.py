@@ -114,6 +114,7 @@ def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) 
         thaw(encoder)
     model = SequenceClassifier(encoder.model, encoder.hidden, labels)
     model.label_smoothing, model.token_dropout = settings.label_smoothing, settings.token_dropout
+    model.consistency = settings.consistency
     if settings.class_weights == "balanced":
         model.class_weight = class_weights(data.train.rows.targets, labels)
     return model

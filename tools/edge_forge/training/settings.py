@@ -49,6 +49,9 @@ class TrainSettings:
     dropout: float = 0.0
     # Share of tokens hidden from attention and pooling, drawn per row and step: a cheap regulariser.
     token_dropout: float = 0.0
+    # Weight of the divergence between two answers to a row with other tokens hidden (R-Drop); doubles the time of a step
+    # and needs token_dropout or dropout.
+    consistency: float = 0.0
     # Decay per step of the running average of the trained weights that is evaluated and kept; 0 = the last weights.
     average_decay: float = 0.0
     # Evaluations without a better validation score before training ends; 0 = never.
@@ -103,6 +106,7 @@ _RANGES: Mapping[str, _Check] = {
     "label_smoothing": _SHARE,
     "dropout": _SHARE,
     "token_dropout": _SHARE,
+    "consistency": _AT_LEAST_0,
     "average_decay": _SHARE,
     "early_stopping_patience": _AT_LEAST_0,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
@@ -141,6 +145,12 @@ def check(settings: TrainSettings, where: str) -> None:
         value = getattr(settings, key)
         if not holds(value):
             raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
+    if settings.consistency and not (settings.token_dropout or settings.dropout):
+        raise ConfigError(
+            "consistency compares two answers to a row, which are the same without dropout",
+            where,
+            "set token_dropout, for example to 0.1",
+        )
     if not settings.targets:
         raise ConfigError("targets is empty", where, 'name at least one, for example targets = ["attention"]')
     if settings.use_dora:
