@@ -26,6 +26,7 @@ from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError
 
 HIDDEN = 8
+# `hold_mib` is memory to take and touch, as weights would.
 # `fail_token` and `die_token` are token ids: a row that holds one fails its job, or ends the process.
 DEFAULTS: Dict[str, Any] = {
     "max_rows": 16,
@@ -34,6 +35,7 @@ DEFAULTS: Dict[str, Any] = {
     "base_id": "",
     "labels": 4,
     "delay_s": 0.0,
+    "hold_mib": 0,
     "fail_token": -1,
     "die_token": -1,
 }
@@ -59,6 +61,7 @@ class EchoSession(Session):
         self._adapters: Dict[str, int] = {}
         self._queue = JobQueue()
         self._parts: Dict[str, List[Dict[str, Any]]] = {}
+        self._held = bytearray(b"\x01") * (options["hold_mib"] << 20)
 
     def attach(self, adapter: AdapterSource) -> int:
         """See `Session.attach`; the base ids must be equal where the session has one."""
@@ -101,11 +104,12 @@ class EchoSession(Session):
 
     def footprint(self) -> Footprint:
         """See `Session.footprint`."""
-        return Footprint(0, 0, 0, 0)
+        return Footprint(len(self._held), 0, 0, 0)
 
     def close(self) -> None:
         """See `Session.close`."""
         self._queue.clear()
+        self._held = bytearray()
         self._parts = {}
         self._adapters = {}
 

@@ -48,18 +48,20 @@ def echo_probes(folder: Path, adapter: str | None, options: Mapping[str, object]
     return path
 
 
-def echo_package(folder: Path, name: str = "echo", counter: int = 1, **options: object) -> Path:
+def echo_package(
+    folder: Path, name: str = "echo", counter: int = 1, peak_bytes: int = 1 << 20, **options: object
+) -> Path:
     """A signed package of an echo model; `options` are the backend's."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}-{counter}.onnx"
     weights.write_bytes(onnx_bytes(f"{name}{counter}{sorted(options.items())}".encode() * 40))
     settings = {"base_id": BASE_ID, "labels": len(LABELS), **options}
-    quick = {**settings, "delay_s": 0.0}
+    quick = {**settings, "delay_s": 0.0, "hold_mib": 0}
     model = ModelSource(
         name=name,
         base_id=BASE_ID,
         task={"kind": "classify", "labels": list(LABELS), "max_tokens": 64},
-        variants=[VariantSource(weights, "echo", "fp32", peak_bytes=1 << 20, accuracy=1.0, options=settings)],
+        variants=[VariantSource(weights, "echo", "fp32", peak_bytes=peak_bytes, accuracy=1.0, options=settings)],
         probes=echo_probes(folder, None, quick),
         licences=("Apache-2.0",),
     )

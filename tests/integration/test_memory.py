@@ -1,0 +1,122 @@
+"""Models that together need three times what there is, under a limit that the kernel enforces by killing.
+
+Every request is answered, the daemon lives, and what the ledger said the models held comes back when they leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import RequestError
+from edge_agent.base.limits import MIB
+from edge_agent.mqtt.client import RequestClient
+from edge_agent.sensors.memory import read_pss
+from tests.support.agents import AgentProcess, echo_package, running
+from tests.support.desk import desk
+from tests.support.memory_limit import MemoryLimit, memory_limit
+from tests.support.mosquitto import Mosquitto
+
+NAMES = tuple(f"m{index}" for index in range(6))
+HOLD_MIB = 60
+WORKER_MIB = HOLD_MIB + 16
+"""Measured: an echo worker's interpreter holds about 16 MiB when several share it."""
+BUDGET_MIB = len(NAMES) * WORKER_MIB // 3
+RESERVE_MIB, DAEMON_MIB = 64, 45
+LIMIT_MIB = BUDGET_MIB + RESERVE_MIB + DAEMON_MIB
+CHURN_S = 15.0
+DEADLINE_S = 8.0
+SEED = 7
+BALLAST = "import sys, time; held = bytearray(b'1') * (int(sys.argv[1]) << 20); print('holds', flush=True); time.sleep(60)"
+
+
+def test_churn_over_three_times_the_budget_under_a_real_limit(tmp_path: Path) -> None:
+    """Twelve clients ask six models at random, of which two or three fit; a ballast comes and goes meanwhile."""
+    with Mosquitto(tmp_path) as broker, memory_limit(LIMIT_MIB * MIB) as limit:
+        agent = AgentProcess(
+            tmp_path / "device",
+            broker.port,
+            extra=f"[models]\nresident = []\n[memory]\nreserve_bytes = {RESERVE_MIB * MIB}\n",
+        )
+        for name in NAMES:
+            agent.install(echo_package(tmp_path / name, name, peak_bytes=WORKER_MIB * MIB, hold_mib=HOLD_MIB))
+        with running(agent):
+            limit.add(agent.pid)
+            outcome, highest = asyncio.run(_churn(broker, agent, limit))
+            print(f"\n{sum(outcome.values())} requests: {dict(outcome)}, workers held {highest} MiB at most")
+            assert set(outcome) <= {200, 429, 503}, "a request was not answered"
+            assert outcome[200] > 20
+            assert agent.process is not None
+            assert agent.process.poll() is None, agent.log
+            asyncio.run(_everything_comes_back(broker, agent))
+            print(f"kernel kills in the group: {limit.kills()}")
+        events = [line for line in agent.log.splitlines() if "evicted" in line]
+        assert len(events) > len(NAMES), "nothing had to leave: the limit was none"
+        figures = json.loads((tmp_path / "device/state/footprints.json").read_text())["figures"]
+        assert len(figures) == len(NAMES)
+
+
+async def _churn(broker: Mosquitto, agent: AgentProcess, limit: MemoryLimit) -> tuple[Counter[int], int]:
+    outcome: Counter[int] = Counter()
+    draw = random.Random(SEED)
+    until_s = time.monotonic() + CHURN_S
+    highest = 0
+
+    async def ask(client: RequestClient) -> None:
+        while time.monotonic() < until_s:
+            try:
+                reply = await client.infer("dev1", draw.choice(NAMES), {"text": "churn"}, DEADLINE_S)
+            except RequestError as error:
+                outcome[error.status] += 1
+                continue
+            outcome[reply.status] += 1
+            await asyncio.sleep(draw.uniform(0.0, 0.2))
+
+    async def watch() -> None:
+        nonlocal highest
+        while time.monotonic() < until_s:
+            highest = max(highest, _held_mib(agent))
+            await asyncio.sleep(0.1)
+
+    async def ballast() -> None:
+        await asyncio.sleep(CHURN_S / 3)
+        process = subprocess.Popen([sys.executable, "-c", BALLAST, str(RESERVE_MIB - 16)], stdout=subprocess.PIPE)
+        limit.add(process.pid)
+        await asyncio.sleep(CHURN_S / 3)
+        process.kill()
+        process.communicate()
+
+    async with RequestClient(broker.options("churn"), devices=["dev1"]) as client:
+        await asyncio.gather(watch(), ballast(), *(ask(client) for _ in range(12)))
+    return outcome, highest
+
+
+async def _everything_comes_back(broker: Mosquitto, agent: AgentProcess) -> None:
+    """Unload all: the bytes that come free are those that the models were said to hold."""
+    async with desk(broker) as table:
+        answers: dict[str, dict[str, Any]] = {}
+        for name in NAMES[:2]:
+            answers[name] = await table.order(f"load-{name}", "load", {"model": name})
+            assert answers[name]["status"] == 200, answers[name]
+        diagnosis = await table.order("diag", "diag", {})
+        resident = [model for model in diagnosis["result"]["models"] if model["resident"]]
+        said_mib = sum(model["footprint_bytes"] for model in resident) / MIB
+        before_mib = _held_mib(agent)
+        for name in NAMES:
+            assert (await table.order(f"unload-{name}", "unload", {"model": name}))["status"] == 200
+        freed_mib = before_mib - _held_mib(agent)
+        print(f"{len(resident)} models were said to hold {said_mib:.0f} MiB, {freed_mib} MiB came back")
+        assert agent.workers() == []
+        assert abs(freed_mib - said_mib) <= 0.1 * said_mib
+
+
+def _held_mib(agent: AgentProcess) -> int:
+    held = (read_pss(Path("/"), pid, 0.0).value or 0.0 for pid in agent.workers())
+    return round(sum(held) / MIB)
