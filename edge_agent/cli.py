@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_agent import __version__
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
+from edge_agent.base.units import bytes_text
 
 _QUANTILES = ("p50", "p95", "p99")
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_demo(verbs)
     _add_infer(verbs)
+    _add_orders(verbs)
     _add_packages(verbs)
     _add_operating(verbs)
     _add_service(verbs)
@@ -97,6 +99,20 @@ def _add_infer(verbs: Any) -> None:
     _broker_options(verb)
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(verb=_bench)
+
+
+def _add_orders(verbs: Any) -> None:
+    words = {
+        "load": "bring a model into memory over MQTT; also lifts its quarantine",
+        "unload": "end a model's worker over MQTT; the next request loads it again",
+    }
+    for name, text in words.items():
+        verb = verbs.add_parser(name, help=text)
+        _config_option(verb)
+        verb.add_argument("model")
+        _broker_options(verb)
+        verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
+        verb.set_defaults(verb=_order, order=name)
 
 
 def _add_packages(verbs: Any) -> None:
@@ -190,6 +206,21 @@ def _bench(options: argparse.Namespace) -> int:
     figures = load_test(options)
     print(json.dumps(figures, ensure_ascii=False) if options.json else _bench_text(figures))
     return 0 if "200" in figures["statuses"] else 1
+
+
+def _order(options: argparse.Namespace) -> int:
+    from edge_agent.app.ask import order
+
+    reply = order(options, options.order, {"model": options.model})
+    done = reply["status"] == 200
+    if options.json:
+        print(json.dumps(reply, ensure_ascii=False))
+    elif done:
+        held = (reply.get("result") or {}).get("footprint_bytes")
+        print(f"{options.order} {options.model}: done" + (f", it holds {bytes_text(held)}" if held else ""))
+    else:
+        print(_answer_text(reply), file=sys.stderr)
+    return 0 if done else 1
 
 
 def _install(options: argparse.Namespace) -> int:

@@ -25,6 +25,8 @@ from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.topics import NAME
 
 CONNECT_S = 4.0
+ORDER_S = 120.0
+"""A large model takes its time to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,20 @@ def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], dead
             reply = await client.infer(place.device, model, body, deadline_s)
             fields: dict[str, Any] = msgspec.to_builtins(reply)
             return fields
+
+    try:
+        return asyncio.run(run())
+    except RequestError as error:
+        return {"status": error.status, "reason": error.reason}
+
+
+def order(arguments: argparse.Namespace, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """One command to the device (`cmd/{name}`); its reply as plain values, also where none came."""
+    place = target(arguments)
+
+    async def run() -> dict[str, Any]:
+        async with _connected(place) as client:
+            return await client.command(place.device, name, body, ORDER_S)
 
     try:
         return asyncio.run(run())

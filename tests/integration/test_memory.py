@@ -20,7 +20,7 @@ from edge_agent.base.limits import MIB
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.sensors.memory import read_pss
 from tests.support.agents import AgentProcess, echo_package, running
-from tests.support.desk import desk
+from tests.support.desk import cli, desk, said
 from tests.support.memory_limit import MemoryLimit, memory_limit
 from tests.support.mosquitto import Mosquitto
 
@@ -34,7 +34,9 @@ LIMIT_MIB = BUDGET_MIB + RESERVE_MIB + DAEMON_MIB
 CHURN_S = 15.0
 DEADLINE_S = 8.0
 SEED = 7
-BALLAST = "import sys, time; held = bytearray(b'1') * (int(sys.argv[1]) << 20); print('holds', flush=True); time.sleep(60)"
+BALLAST = (
+    "import sys, time; held = bytearray(b'1') * (int(sys.argv[1]) << 20); print('holds', flush=True); time.sleep(60)"
+)
 
 
 def test_churn_over_three_times_the_budget_under_a_real_limit(tmp_path: Path) -> None:
@@ -56,6 +58,9 @@ def test_churn_over_three_times_the_budget_under_a_real_limit(tmp_path: Path) ->
             assert agent.process is not None
             assert agent.process.poll() is None, agent.log
             asyncio.run(_everything_comes_back(broker, agent))
+            loaded = cli("load", NAMES[0], "--config", agent.config)
+            assert said(loaded).startswith(f"load {NAMES[0]}: done, it holds "), said(loaded)
+            assert "no model 'none'" in said(cli("unload", "none", "--config", agent.config))
             print(f"kernel kills in the group: {limit.kills()}")
         events = [line for line in agent.log.splitlines() if "evicted" in line]
         assert len(events) > len(NAMES), "nothing had to leave: the limit was none"
