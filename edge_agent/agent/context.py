@@ -11,6 +11,7 @@ from edge_agent.agent.pace import Pace
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
+from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import Grant, Level
 from edge_agent.core.latency import CostModel
 from edge_agent.core.ledger import Ledger
@@ -40,6 +41,7 @@ class Context:
     stats: Stats = field(default_factory=Stats)
     costs: CostModel = field(default_factory=CostModel)
     pace: Pace = field(default_factory=Pace)
+    energy: EnergyMeter = field(default_factory=EnergyMeter)
 
 
 def full_grant(max_rows: int, threads: int) -> Grant:

@@ -184,6 +184,7 @@ class Dispatcher:
         for job in batch:
             job.start(now_s)
             seat.running[job.job_id] = job
+            self._context.energy.begin(job.job_id, job.rows, now_s)
         seat.heard_s = seat.last_used_s = now_s
         seat.uses.note(now_s)
         seat.idle.clear()

@@ -161,7 +161,7 @@ class Reporter:
             refusals={str(status): count for status, count in stats.statuses.items() if status != 200},
             queue_jobs=queue_jobs,
             sensors={key: measured(reading) for key, reading in readings.items()},
-            energy=messages.Energy(sum(joules) if joules else None, _energy_method(power)),
+            energy=messages.Energy(sum(joules) if joules else None, stats.energy_method or _energy_method(power)),
             rss_bytes=rss_bytes,
             governor=governor_entry(grant),
             events_waiting=events_waiting,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.energy import energy
 from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.seat import Seat
 from edge_agent.base.reading import Reading
@@ -42,7 +41,9 @@ class Responder:
         compute_ms, tokenize_ms = float(event["compute_ms"]), float(event["tokenize_ms"])
         total_ms = (now_s - job.received_s) * 1000.0
         started_s = job.started_s if job.started_s is not None else now_s
-        joules, method = energy(self._reading("power"), now_s, compute_ms / 1000.0, job.rows, event["batch"])
+        joules, method = self._context.energy.end(job.job_id, self._reading("power"), now_s)
+        if joules is not None:
+            self._context.stats.energy_method = method
         temperature = self._reading("temperature")
         body = Reply(
             id=request.id,
@@ -89,6 +90,7 @@ class Responder:
 
     def _finish(self, job: Job, state: State, status: int, message: Outbound | None) -> None:
         job.to(state)
+        self._context.energy.drop(job.job_id)
         if not self._context.ledger.close(job, message.payload if message else None):
             return
         self._context.stats.statuses[status] += 1

@@ -58,6 +58,7 @@ class Stats:
     statuses: Counter[int] = field(default_factory=Counter)
     expired: int = 0
     duplicates: int = 0
+    energy_method: str | None = None
 
     def model(self, name: str) -> ModelStats:
         """That model's share, begun when first asked for. Callers pass installed names only, which bounds it."""
@@ -65,6 +66,7 @@ class Stats:
 
     def take(self) -> Stats:
         """What was gathered, leaving a fresh start behind: a report covers one interval."""
-        taken = Stats(self.models, self.statuses, self.expired, self.duplicates)
+        taken = Stats(self.models, self.statuses, self.expired, self.duplicates, self.energy_method)
         self.models, self.statuses, self.expired, self.duplicates = {}, Counter(), 0, 0
+        self.energy_method = None
         return taken

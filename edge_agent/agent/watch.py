@@ -137,6 +137,7 @@ class Watch:
             for seat in self._fleet.seats.values():
                 if seat.worker is not None:
                     seat.worker.set_limits(self._host.worker_limits())
+        self._note_doubts(before, grant)
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
             self._context.announce("throttled", text, {"level": grant.level.name.lower()})
@@ -144,13 +145,25 @@ class Watch:
     def _seen(self, now_s: float) -> governor.Seen:
         pace = self._context.pace
         running = [seat for seat in self._fleet.seats.values() if seat.running]
+        power, grant = self._host.reading("power"), self._context.grant
+        self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
         return governor.Seen(
             busy_share=pace.busy_share(now_s),
             row_s=pace.row_s(),
-            power=self._host.reading("power"),
+            power=power,
+            second=self._host.readings.get("temperature_second"),
             throttle_word=int(self._host.reading("throttle").value or 0),
             bandwidth_bound=any(seat.model.variant.runtime in BANDWIDTH_BOUND for seat in running),
         )
+
+    def _note_doubts(self, before: governor.Grant, grant: governor.Grant) -> None:
+        """A temperature that is there and not believed, or two that contradict each other: said when it begins."""
+        if grant.derated is not None and before.derated is None and self._host.reading("temperature").value is not None:
+            text = f"the temperature is not believed, limits are those of a lost sensor: {grant.derated}"
+            self._context.announce("sensor-lost", text, {"sensor": "temperature"})
+        if grant.disagree is not None and before.disagree is None:
+            text = f"two temperatures disagree, the hotter one counts: {grant.disagree}"
+            self._context.announce("sensors-disagree", text, {"sensor": "temperature"})
 
     def _note_lost_sensors(self) -> None:
         have = {key for key in WATCHED if self._host.reading(key).value is not None}

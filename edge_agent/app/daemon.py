@@ -31,6 +31,7 @@ from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.config.load import device_id, load
 from edge_agent.config.model import Settings
+from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import Plan
 from edge_agent.core.thermal_model import prior_for
 from edge_agent.lifecycle.notify import SystemdNotifier
@@ -132,6 +133,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     )
     reporter.connect(transport, lambda: (len(spool), spool.lost))
     context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
+    context.energy = EnergyMeter(wiring.utilisation(sensors.board))
     library = Library(store_dir(settings))
     host = SensedHost(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
     responder = Responder(context, host.reading)

@@ -11,6 +11,8 @@ from pathlib import Path
 from edge_agent.config import secrets
 from edge_agent.config.load import device_id
 from edge_agent.config.model import Settings
+from edge_agent.core.energy import Utilisation
+from edge_agent.core.thermal_model import PRIORS, prior_for
 from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.topics import Topics
@@ -71,6 +73,14 @@ def spawn_options(settings: Settings) -> SpawnOptions:
 def threads(settings: Settings) -> int:
     """Compute threads of a worker: the setting, or one per core that this process may use."""
     return settings.worker.threads or len(os.sched_getaffinity(0))
+
+
+def utilisation(board: Board) -> Utilisation | None:
+    """What the board takes by its load, for boards whose figures are known; None elsewhere."""
+    if board.key not in PRIORS:
+        return None
+    prior = prior_for(board.key)
+    return Utilisation(board.name, prior.idle_w, prior.full_w, board.cores)
 
 
 def wishes(settings: Settings) -> Wishes:

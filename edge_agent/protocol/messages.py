@@ -170,6 +170,7 @@ EVENT_KINDS = (
     "verify-failed",
     "rolled-back",
     "sensor-lost",
+    "sensors-disagree",
     "installed",
     "retained-dropped",
     "reply-denied",

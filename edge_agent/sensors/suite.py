@@ -34,13 +34,20 @@ class SensorSuite:
 
         Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
         memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
-        Where the board has them: temperature_<zone>, power_<rail>, nvmap_used.
+        Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
+        temperature_firmware, temperature_pmic, power_<rail>, nvmap_used.
         """
         now_s = self._clock_s()
         readings: dict[str, Reading] = {}
         zones = thermal.read_zones(self._zones, now_s)
         readings["temperature"] = thermal.governing(zones, self.board, now_s)
         readings.update({f"temperature_{kind}": reading for kind, reading in zones.items()})
+        if self._gencmd is not None:
+            firmware = thermal.read_firmware(self._gencmd, now_s)
+            readings.update(firmware)
+            second = thermal.second_source(readings["temperature"], firmware)
+            if second is not None:
+                readings["temperature_second"] = second
         readings["throttle"] = throttle.read_throttled(self._throttled, self._under_voltage, now_s)
         readings["over_current"] = throttle.read_over_current(self._over_current, now_s)
         readings.update(self._power(now_s))

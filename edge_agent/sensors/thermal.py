@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
@@ -79,6 +80,45 @@ def governing(zones: Mapping[str, Reading], board: Board, taken_s: float) -> Rea
     if zones and (spare := _hottest(zones.values())) is not None:
         return spare
     return unavailable("celsius", "thermal", taken_s, "this machine has no thermal zone")
+
+
+def parse_measured(text: str) -> float | str:
+    """Degrees Celsius of the Raspberry Pi firmware's `measure_temp` ("temp=48.3'C"), or why they cannot be believed."""
+    found = re.fullmatch(r"temp=(-?\d{1,3}(?:\.\d{1,3})?)'C", text.strip())
+    if found is None:
+        return f"{text[:40]!r} is not a temperature"
+    return parse_temp(f"{1000 * float(found[1]):.0f}")
+
+
+def read_firmware(gencmd: Callable[[str], str], taken_s: float) -> dict[str, Reading]:
+    """`temperature_firmware`, the processor as its firmware sees it, and `temperature_pmic`, the power chip beside it."""
+    found: dict[str, Reading] = {}
+    for key, command in (("temperature_firmware", "measure_temp"), ("temperature_pmic", "measure_temp pmic")):
+        source = f"firmware {command}"
+        try:
+            value = parse_measured(gencmd(command))
+        except OSError as problem:
+            found[key] = unavailable("celsius", source, taken_s, f"/dev/vcio: {problem.strerror}")
+            continue
+        if isinstance(value, str):
+            found[key] = unavailable("celsius", source, taken_s, value)
+        else:
+            found[key] = Reading(value, "celsius", source, taken_s)
+    return found
+
+
+def second_source(first: Reading, firmware: Mapping[str, Reading]) -> Reading | None:
+    """What may contradict `first`, or stand in for it when it is lost; None where there is nothing.
+
+    The firmware reads the same die by another way. The power chip lies beside it and is cooler under load: it cannot
+    stand in, but where it is the hotter one the die's figure is wrong.
+    """
+    die, beside = firmware.get("temperature_firmware"), firmware.get("temperature_pmic")
+    if die is not None and die.value is not None:
+        return die
+    if beside is not None and beside.value is not None and first.value is not None and beside.value > first.value:
+        return beside
+    return None
 
 
 def _hottest(readings: Iterable[Reading]) -> Reading | None:

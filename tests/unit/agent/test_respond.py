@@ -17,10 +17,10 @@ def test_a_reply_carries_energy_and_temperature_where_they_are_fresh() -> None:
         device.sensors.set(power=10.0, temperature=55.5)
         device.watch.tick()
         await device.ask("1", {"texts": ["a", "b"]})
-        await settle()
+        await later(0.5)
         device.spawner.last.finish(compute_ms=500.0)
         reply = device.transport.reply("1")
-        assert reply["energy"] == {"joules": 5.0, "method": "power over the request's share of the batch"}
+        assert reply["energy"] == {"joules": 5.0, "method": "power over the request's share of the compute"}
         assert reply["temperature_c"] == 55.5
         assert [result["text"] for result in reply["result"]] == ["a", "b"]
 
@@ -39,7 +39,7 @@ def test_a_request_s_energy_is_its_share_of_the_batch() -> None:
         await device.ask("1", {"text": "a"})
         await device.ask("3", {"texts": ["a", "b", "c"]})
         device.spawner.last.finish()
-        await settle()
+        await later(1.0)
         device.spawner.last.finish(compute_ms=1000.0)
         assert device.transport.reply("1")["energy"]["joules"] == 2.5
         assert device.transport.reply("3")["energy"]["joules"] == 7.5
@@ -60,7 +60,7 @@ def test_old_or_missing_readings_give_null_with_the_reason() -> None:
         device.sensors.lose("power", "the rail is gone")
         device.watch.tick()
         await device.ask("lost")
-        await settle()
+        await later(0.5)
         device.spawner.last.finish()
         assert device.transport.reply("lost")["energy"] == {"joules": None, "method": "the rail is gone"}
 

@@ -146,3 +146,44 @@ def test_a_busy_worker_that_speaks_is_not_taken_for_hung() -> None:
         assert len(device.transport.replies()) == 8
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_temperature_that_is_there_and_not_believed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubts = {"derated": None, "disagree": None}
+
+    def decide(plan: Any, temperature: Any, memory: Any, now_s: float, *more: Any, **most: Any) -> Any:
+        return replace(full_grant(8, 4), derated=doubts["derated"], disagree=doubts["disagree"]), memory
+
+    monkeypatch.setattr(governor, "decide", decide)
+
+    async def scenario(device: Device) -> None:
+        device.sensors.set(temperature=71.0)
+        device.watch.tick()
+        doubts.update(derated="it has said 71.0 °C for 12 s while the load must have moved it")
+        device.watch.tick()
+        device.watch.tick()
+        doubts.update(derated=None, disagree="a says 50.0 °C, b 71.0 °C")
+        device.watch.tick()
+        device.watch.tick()
+        assert device.kinds() == ["sensor-lost", "sensors-disagree"]
+        assert "12 s while the load" in device.events[0][1]
+
+    Device.run(scenario, a_model())
+
+
+def test_a_second_temperature_reaches_the_governor(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def decide(plan: Any, temperature: Any, memory: Any, now_s: float, what: Any) -> Any:
+        seen.append(what.second)
+        return full_grant(8, 4), memory
+
+    monkeypatch.setattr(governor, "decide", decide)
+
+    async def scenario(device: Device) -> None:
+        device.sensors.set(temperature=50.0, temperature_second=71.0)
+        device.watch.tick()
+        assert seen[0] is None
+        assert seen[-1].value == 71.0
+
+    Device.run(scenario, a_model())

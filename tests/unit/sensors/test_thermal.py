@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.reading import Reading, unavailable
 from edge_agent.sensors.boards import match, read_board
 from edge_agent.sensors.thermal import (
     COLDEST_C,
@@ -17,7 +18,9 @@ from edge_agent.sensors.thermal import (
     find_zones,
     governing,
     parse_temp,
+    read_firmware,
     read_zones,
+    second_source,
 )
 from tests.support import sysfs
 
@@ -110,3 +113,36 @@ def test_hwmon_serves_machines_without_zones(tmp_path: Path) -> None:
     tree.hwmon(4, "k10temp", temp1_input="55000")
     tree.hwmon(5, "nvme", temp1_input="70000")
     assert read_zones(find_hwmon_temps(tree.root), 1.0)["k10temp"].value == 55.0
+
+
+def test_the_firmware_tells_two_temperatures() -> None:
+    answers = {"measure_temp": "temp=48.3'C", "measure_temp pmic": "temp=41.0'C"}
+    found = read_firmware(answers.__getitem__, 5.0)
+    assert {key: reading.value for key, reading in found.items()} == {
+        "temperature_firmware": 48.3,
+        "temperature_pmic": 41.0,
+    }
+    assert "is not a temperature" in str(read_firmware(lambda _: "VCHI failed", 5.0)["temperature_pmic"].reason)
+    assert "cannot be true" in str(read_firmware(lambda _: "temp=-274.0'C", 5.0)["temperature_pmic"].reason)
+
+
+@pytest.mark.parametrize(
+    ("first", "die", "beside", "second"),
+    [
+        (50.0, 51.0, 40.0, 51.0),
+        (None, 51.0, 40.0, 51.0),
+        (50.0, None, 40.0, None),
+        (50.0, None, 65.0, 65.0),
+        (None, None, 65.0, None),
+        (50.0, None, None, None),
+    ],
+)
+def test_the_power_chip_contradicts_but_never_stands_in(
+    first: float | None, die: float | None, beside: float | None, second: float | None
+) -> None:
+    def reading(value: float | None) -> Reading:
+        lost = unavailable("celsius", "test", 0.0, "lost")
+        return lost if value is None else Reading(value, "celsius", "test", 0.0)
+
+    found = second_source(reading(first), {"temperature_firmware": reading(die), "temperature_pmic": reading(beside)})
+    assert (found.value if found is not None else None) == second
