@@ -1,6 +1,6 @@
 """Energy of a request: board power integrated over its share of the compute, or null with the reason.
 
-From one look to the next the power is the mean of the samples at both ends. At every moment it is shared by all requests
+Between two looks the power is the mean of the samples at both ends. At every moment it is shared by all requests
 that are inside a worker, by their rows; what the board takes while it only waits is nobody's. Where the board has no
 sensor, a utilisation model of it stands in, and the method says that it is an estimate. Where there is neither, or a
 sample was missing while the request ran, the energy is None: half an integral is no figure.

@@ -91,7 +91,7 @@ def parse_measured(text: str) -> float | str:
 
 
 def read_firmware(gencmd: Callable[[str], str], taken_s: float) -> dict[str, Reading]:
-    """`temperature_firmware`, the processor as its firmware sees it, and `temperature_pmic`, the power chip beside it."""
+    """`temperature_firmware`, the processor as its firmware sees it; `temperature_pmic`, the power chip beside it."""
     found: dict[str, Reading] = {}
     for key, command in (("temperature_firmware", "measure_temp"), ("temperature_pmic", "measure_temp pmic")):
         source = f"firmware {command}"

@@ -1,4 +1,4 @@
-"""Energy: the integral of what was measured, shared by rows; an estimate says so; a gap is None, never a small figure."""
+"""Energy: the integral of what was measured, shared by rows; an estimate says so; a gap is None, not a small figure."""
 
 from __future__ import annotations
 
