@@ -49,7 +49,7 @@ class TrainSettings:
     dropout: float = 0.0
     # Share of tokens hidden from attention and pooling, drawn per row and step: a cheap regulariser.
     token_dropout: float = 0.0
-    # Weight of the divergence between two answers to a row with other tokens hidden (R-Drop); doubles the time of a step
+    # Weight of the divergence between two answers to a row with other tokens hidden (R-Drop); doubles a step's time
     # and needs token_dropout or dropout.
     consistency: float = 0.0
     # Decay per step of the running average of the trained weights that is evaluated and kept; 0 = the last weights.

@@ -15,7 +15,6 @@ from pathlib import Path
 from edge_agent.base.errors import EdgeError
 from edge_forge.training.job import Job
 
-
 # oneDNN keeps a compiled product per shape, 1024 of them by default; batches of many lengths make that a gigabyte.
 # With 16 an epoch of home-intents in bf16 peaks at 812 instead of 1000 MB and takes as long.
 _PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
