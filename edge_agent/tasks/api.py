@@ -1,7 +1,8 @@
 """What a model is for, as a pair of functions around a backend: texts to rows, outputs to results.
 
-    task = build(spec, tokenizer_path)
+    task = build(spec, tokenizer_path, vocabulary)
     prepared = task.prepare(texts, params)          rows for the session; refuses bad parameters
+    reader = task.reader(prepared, params)          where the answer comes in chunks: what they say so far
     results = task.answer(outputs, prepared, params)    one plain map per text
 
 A task knows no backend and no message format. It runs in the worker child; importable on Python 3.6.
@@ -10,15 +11,41 @@ A task knows no backend and no message format. It runs in the worker child; impo
 import abc
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.errors import BackendError, RequestError
 
 
 class Prepared(NamedTuple):
-    """Token ids per text, with how many tokens each text has in full and whether it was cut."""
+    """Token ids per text, with how many tokens each text has in full and whether it was cut.
+
+    `settings` is what the session is to know of the parameters: nothing, where it only computes rows.
+    """
 
     rows: List[List[int]]
     tokens: List[int]
     truncated: List[bool]
+    settings: Mapping[str, Any]
+
+
+class Reader(abc.ABC):
+    """Makes text of the chunks of one answer."""
+
+    @property
+    @abc.abstractmethod
+    def complete(self) -> bool:
+        """Whether the answer is complete, so that no further token is wanted."""
+
+    @abc.abstractmethod
+    def take(self, chunk: Chunk) -> str:
+        """The text that is certain with this chunk, '' while there is none."""
+
+    @abc.abstractmethod
+    def end(self) -> str:
+        """The text that was held back, once nothing follows."""
+
+    @abc.abstractmethod
+    def outputs(self) -> Mapping[str, Any]:
+        """What `Task.answer` gets beside the session's outputs."""
 
 
 class Task(abc.ABC):
@@ -35,8 +62,20 @@ class Task(abc.ABC):
                 raise RequestError(422, "text {} is empty".format(place + 1) if len(texts) > 1 else "the text is empty")
         encoded = self._tokenizer.encode(texts)
         return Prepared(
-            [one.ids for one in encoded], [one.tokens for one in encoded], [one.truncated for one in encoded]
+            [one.ids for one in encoded], [one.tokens for one in encoded], [one.truncated for one in encoded], {}
         )
+
+    def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
+        """Rows for a session from a conversation. Raises RequestError 422."""
+        raise RequestError(422, "this model takes texts, not messages")
+
+    def probe(self, texts: Sequence[str]) -> Prepared:
+        """Rows whose raw features are asked for, as golden probes do."""
+        return self.prepare(texts, {})
+
+    def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Optional[Reader]:
+        """Who reads the chunks of an answer; None where an answer comes at once."""
+        return None
 
     @abc.abstractmethod
     def check(self, params: Mapping[str, Any]) -> None:
@@ -44,11 +83,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
-        """One result per text from the session's outputs."""
+        """One result per text from the session's outputs (and the reader's)."""
 
 
-def build(spec: Mapping[str, Any], tokenizer_path: Optional[str]) -> Task:
+def build(spec: Mapping[str, Any], tokenizer_path: Optional[str], vocabulary: Optional[Vocabulary] = None) -> Task:
     """The task of a spec (`bundle.catalog.TaskSpec` as a map). Raises BackendError for a kind that is not known."""
+    if spec["kind"] == "generate":
+        from edge_agent.tasks.generate import Generate
+
+        return Generate(vocabulary)
     from edge_agent.tasks.classify import Classify
     from edge_agent.tasks.embed import Embed
     from edge_agent.tasks.tokens import open_tokenizer
@@ -58,7 +101,7 @@ def build(spec: Mapping[str, Any], tokenizer_path: Optional[str]) -> Task:
         return Classify(tokenizer, spec)
     if spec["kind"] == "embed":
         return Embed(tokenizer)
-    raise BackendError("there is no task {!r}".format(spec["kind"]), "task", "there are: classify, embed")
+    raise BackendError("there is no task {!r}".format(spec["kind"]), "task", "there are: classify, embed, generate")
 
 
 def refuse_unknown(params: Mapping[str, Any], known: Sequence[str]) -> None:

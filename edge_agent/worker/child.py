@@ -1,8 +1,9 @@
 """The worker child: one process, one thread, one resident model.
 
 It loads a backend session, turns texts into rows with the model's tasks, steps the session while there is work,
-and reports. It keeps no queue of its own beyond what the daemon gave it credit for, knows nothing of MQTT,
-deadlines or temperature, and ends when its channel closes. A native crash here ends this process only.
+and reports; what a session streams it joins to parts before it sends them. It keeps no queue of its own beyond what
+the daemon gave it credit for, knows nothing of MQTT or temperature, and ends when its channel closes. A native crash
+here ends this process only.
 
 Importable on Python 3.6: hence the old syntax.
 """
@@ -14,13 +15,28 @@ import os
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Union
 
 from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource, Backend, Done, Event, Failed, Job, Limits, Session, Unavailable
+from edge_agent.backends.api import (
+    AdapterSource,
+    Backend,
+    Chunk,
+    Done,
+    Event,
+    Failed,
+    Job,
+    Limits,
+    Session,
+    Unavailable,
+)
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.tasks import api as tasks
+from edge_agent.worker.flow import BEAT_S, Flow
+from edge_agent.worker.listen import Listener
 from edge_agent.worker.wire import Channel
+
+PAUSE_MAX_S = 1.0
 
 
 class Pending(NamedTuple):
@@ -30,6 +46,8 @@ class Pending(NamedTuple):
     prepared: tasks.Prepared
     params: Mapping[str, Any]
     tokenize_s: float
+    reader: Optional[tasks.Reader]
+    flow: Flow
 
 
 class Child:
@@ -37,16 +55,20 @@ class Child:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._inbox: Union[Channel, Listener] = channel
         self._session: Optional[Session] = None
         self._tasks: Dict[Optional[str], tasks.Task] = {}
         self._tokenizer_path: Optional[str] = None
         self._pending: Dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
+        self._busy_share = 1.0
+        self._rest_until_s = 0.0
+        self._said_s = 0.0
 
     def run(self) -> None:
         """Serve until the daemon closes the channel or says so."""
         while True:
-            message = self._channel.receive(0.0 if self._pending else None)
+            message = self._inbox.receive(self._patience_s())
             if message is not None:
                 if message["op"] == "close":
                     break
@@ -54,6 +76,10 @@ class Child:
                 continue
             self._step()
         self._close()
+
+    def _patience_s(self) -> Optional[float]:
+        """How long to wait for a message before the next step: for ever without work, else as the pace asks for."""
+        return max(0.0, self._rest_until_s - time.monotonic()) if self._pending else None
 
     def _handle(self, message: Dict[str, Any]) -> None:
         operation = self._operations().get(message["op"])
@@ -104,17 +130,23 @@ class Child:
             # The first step must not find another number of threads and build the session a second time.
             "threads": self._limits.threads,
         }
-        self._session = backend.load(message["files"], dict(bounds, **message["options"]))
+        bounds.update(message.get("memory", {}))
+        session = self._session = backend.load(message["files"], dict(bounds, **message["options"]))
         self._tokenizer_path = message["files"].get("tokenizer")
-        self._tasks[None] = tasks.build(message["task"], self._tokenizer_path)
+        self._tasks[None] = self._build_task(message["task"])
         answer = _describe(backend)
-        answer.update(self._footprint(message), load_ms=_ms(started_s))
+        answer.update(self._footprint(message), load_ms=_ms(started_s), sequences=session.sequences)
+        if answer["streams"]:
+            self._inbox = Listener(self._channel, session.interrupt)
         return answer
+
+    def _build_task(self, spec: Dict[str, Any]) -> tasks.Task:
+        return tasks.build(spec, self._tokenizer_path, self._loaded().vocabulary())
 
     def _attach(self, message: Dict[str, Any]) -> Dict[str, Any]:
         started_s = time.monotonic()
         source = AdapterSource(message["name"], message["path"], message["base_id"])
-        task = tasks.build(message["task"], self._tokenizer_path)
+        task = self._build_task(message["task"])
         size_bytes = self._loaded().attach(source)
         self._tasks[source.name] = task
         return {"bytes": size_bytes, "attach_ms": _ms(started_s)}
@@ -142,9 +174,20 @@ class Child:
         if task is None:
             raise AdapterRefused("adapter {!r} is not attached".format(adapter), "worker")
         started_s = time.monotonic()
-        prepared = task.prepare(fields["texts"], fields["params"])
-        pending = Pending(task, prepared, fields["params"], time.monotonic() - started_s)
-        self._loaded().submit(Job(job_id, adapter, prepared.rows, fields["params"]))
+        params = fields["params"]
+        if "messages" in fields:
+            prepared = task.prepare_chat(fields["messages"], params)
+        else:
+            prepared = task.prepare(fields["texts"], params)
+        left_s = fields.get("left_s")
+        flow = Flow(
+            fields.get("stream", False),
+            fields.get("flush_ms", 0.0) / 1000.0,
+            None if left_s is None else started_s + left_s,
+        )
+        tokenize_s = time.monotonic() - started_s
+        pending = Pending(task, prepared, params, tokenize_s, task.reader(prepared, params), flow)
+        self._loaded().submit(Job(job_id, adapter, prepared.rows, prepared.settings))
         self._pending[job_id] = pending
 
     def _measure(self, message: Dict[str, Any]) -> Dict[str, Any]:
@@ -152,7 +195,7 @@ class Child:
         task, session = self._tasks.get(message["adapter"]), self._loaded()
         if task is None or self._pending:
             raise WorkerError("cannot measure: adapter not attached, or jobs are running", "worker")
-        prepared = task.prepare(message["texts"], {})
+        prepared = task.probe(message["texts"])
         session.submit(Job("measure", message["adapter"], prepared.rows, {}))
         while True:
             for event in session.step(self._limits):
@@ -172,6 +215,7 @@ class Child:
 
     def _set_limits(self, message: Dict[str, Any]) -> None:
         self._limits = _limits(message["limits"])
+        self._busy_share = max(0.01, float(message["limits"].get("busy_percent", 100)) / 100.0)
 
     def _footprint(self, _message: Dict[str, Any]) -> Dict[str, Any]:
         return {"footprint": dict(self._loaded().footprint()._asdict()), "pid": os.getpid()}
@@ -184,6 +228,7 @@ class Child:
         return self._footprint(message)
 
     def _step(self) -> None:
+        started_s = time.monotonic()
         try:
             events = self._loaded().step(self._limits)
         except BackendError as error:
@@ -191,34 +236,86 @@ class Child:
             # reason, and the worker goes on. A runtime that is beyond use raises something else and ends the child.
             events = [Failed(job_id, str(error)) for job_id in list(self._pending)]
         for event in events:
-            self._report(event)
+            # One job's end may be taken from the others' chunks: a stop string, a deadline.
+            if event.job_id in self._pending:
+                self._report(event)
+        if self._loaded().sequences:
+            self._between_steps(time.monotonic() - started_s)
+
+    def _between_steps(self, step_s: float) -> None:
+        """A generator works for long: deadlines are looked at here, and the pace that the governor asks for is kept."""
+        now_s = time.monotonic()
+        self._end_late(now_s)
+        if self._pending and now_s - self._said_s >= BEAT_S:
+            self._send({"ev": "beat"})
+        if self._busy_share < 1.0:
+            self._rest_until_s = now_s + min(PAUSE_MAX_S, step_s * (1.0 / self._busy_share - 1.0))
 
     def _report(self, event: Event) -> None:
-        pending = self._pending.pop(event.job_id)
-        if isinstance(event, Failed):
-            self._channel.send({"ev": "failed", "id": event.job_id, "status": 500, "reason": event.reason})
-            return
-        if not isinstance(event, Done):
-            raise WorkerError("this worker does not stream", "worker")
+        if isinstance(event, Chunk):
+            self._take_chunk(event, self._pending[event.job_id])
+        elif isinstance(event, Failed):
+            del self._pending[event.job_id]
+            self._fail(event.job_id, 500, event.reason)
+        else:
+            self._conclude(event)
+
+    def _take_chunk(self, chunk: Chunk, pending: Pending) -> None:
+        if pending.reader is None:
+            raise WorkerError("the session streams, its task does not", "worker")
+        text = pending.flow.add(pending.reader.take(chunk), time.monotonic())
+        if pending.reader.complete:
+            done = self._loaded().finish(chunk.job_id)
+            if done is not None:
+                self._conclude(done, text)
+        elif text:
+            self._send({"ev": "chunk", "id": chunk.job_id, "text": text})
+
+    def _end_late(self, now_s: float) -> None:
+        """Answers whose deadline comes end as they stand; one that has not begun is told so."""
+        for job_id in [job_id for job_id, pending in self._pending.items() if pending.flow.late(now_s)]:
+            done = self._loaded().finish(job_id)
+            if done is None:
+                continue  # it has no place yet: the daemon lets it expire
+            if done.outputs["completion_tokens"]:
+                self._conclude(done._replace(outputs=dict(done.outputs, finish="deadline")))
+            else:
+                del self._pending[job_id]
+                self._fail(job_id, 408, "the deadline came while the prompt was read")
+
+    def _conclude(self, done: Done, text: str = "") -> None:
+        """Send a job's results; `text` was read of a stream and not sent yet."""
+        pending = self._pending.pop(done.job_id)
+        outputs: Mapping[str, Any] = done.outputs
+        figures: Dict[str, Any] = {}
+        if pending.reader is not None:
+            held = pending.reader.end()
+            figures = {"text": text + pending.flow.rest() + held, **_figures(outputs)}
+            outputs = dict(outputs, **pending.reader.outputs())
         try:
-            results = pending.task.answer(event.outputs, pending.prepared, pending.params)
+            results = pending.task.answer(outputs, pending.prepared, pending.params)
         except BackendError as error:
             # The model's outputs do not fit its task: this job's trouble, not that of the others in the worker.
-            self._fail(event.job_id, 500, str(error))
+            self._fail(done.job_id, 500, str(error))
             return
-        self._channel.send(
+        self._send(
             {
                 "ev": "done",
-                "id": event.job_id,
+                "id": done.job_id,
                 "results": results,
                 "tokenize_ms": pending.tokenize_s * 1000.0,
-                "compute_ms": event.compute_s * 1000.0,
-                "batch": event.batch_rows,
+                "compute_ms": done.compute_s * 1000.0,
+                "batch": done.batch_rows,
+                **figures,
             }
         )
 
+    def _send(self, message: Dict[str, Any]) -> None:
+        self._said_s = time.monotonic()
+        self._channel.send(message)
+
     def _fail(self, job_id: str, status: int, reason: str) -> None:
-        self._channel.send({"ev": "failed", "id": job_id, "status": status, "reason": reason})
+        self._send({"ev": "failed", "id": job_id, "status": status, "reason": reason})
 
     def _loaded(self) -> Session:
         if self._session is None:
@@ -232,6 +329,19 @@ class Child:
 
 def _limits(fields: Mapping[str, Any]) -> Limits:
     return Limits(max_rows=int(fields["max_rows"]), threads=int(fields["threads"]))
+
+
+def _figures(outputs: Mapping[str, Any]) -> Dict[str, float]:
+    """What a generated answer took, in milliseconds; tokens per second only where there is a second token."""
+    steps, decode_s = outputs["completion_tokens"] - 1, outputs["decode_s"]
+    figures = {
+        "wait_ms": outputs["wait_s"] * 1000.0,
+        "prompt_ms": outputs["prompt_s"] * 1000.0,
+        "share_ms": outputs["share_s"] * 1000.0,
+    }
+    if steps > 0 and decode_s > 0.0:
+        figures["tokens_per_s"] = steps / decode_s
+    return figures
 
 
 def _rows(values: Any) -> List[List[float]]:

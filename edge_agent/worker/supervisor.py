@@ -23,7 +23,8 @@ from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack
 
 CHILD_MODULE = "edge_agent.worker.child"
-EVENT_KINDS = ("ok", "refused", "done", "failed")
+JOB_EVENTS = ("chunk", "done", "failed", "beat")
+EVENT_KINDS = ("ok", "refused", *JOB_EVENTS)
 CHANNEL_CLOSED = "its channel closed"
 CALL_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
@@ -50,7 +51,7 @@ Event = Mapping[str, Any]
 
 
 class WorkerProcess:
-    """A running child. `on_event` gets 'done' and 'failed' frames, `on_death` one sentence, once, when it is gone."""
+    """A running child. `on_event` gets `JOB_EVENTS` frames, `on_death` one sentence, once, when it is gone."""
 
     def __init__(
         self,
@@ -84,8 +85,12 @@ class WorkerProcess:
         variant: Variant,
         task: TaskSpec,
         limits: Mapping[str, int],
+        memory: Mapping[str, int | bool] | None = None,
     ) -> Event:
-        """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError."""
+        """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError.
+
+        `memory` (`memory_bytes`, `shrink`) is for runtimes that can make themselves smaller.
+        """
         try:
             size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
         except OSError as error:
@@ -99,6 +104,7 @@ class WorkerProcess:
             options=dict(variant.options),
             task=task_fields(task),
             limits=dict(limits),
+            **({"memory": dict(memory)} if memory else {}),
         )
 
     async def call(self, operation: str, timeout_s: float = CALL_TIMEOUT_S, **fields: object) -> Event:
@@ -183,7 +189,7 @@ class WorkerProcess:
             raise WorkerError(f"a frame with ev {kind!r:.40} and n {number!r:.40} is no event", "worker channel")
         future = self._calls.get(number or 0)
         if future is None or future.done():
-            if kind in {"done", "failed"}:
+            if kind in JOB_EVENTS:
                 self._on_event(event)
             return
         if kind == "ok":

@@ -2,7 +2,7 @@
 
 Every frame is bounded (`limits.FRAME_BYTES`) in both directions, so neither side can exhaust the other.
 Daemon to child: load attach detach submit cancel limits footprint close. Child to daemon: ok refused (answers
-that carry the call's number) and done failed (what became of jobs).
+that carry the call's number), chunk done failed (what becomes of jobs), beat (a generator is at work).
 
 Importable on Python 3.6; `msgspec` where it is installed, else `msgpack`: the bytes are the same.
 """

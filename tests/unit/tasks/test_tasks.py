@@ -34,7 +34,7 @@ def tokenizer_path(tmp_path_factory):
 
 
 def answer(spec, outputs, params=None, texts=1):
-    prepared = Prepared([[1]] * texts, [5] * texts, [False] * texts)
+    prepared = Prepared([[1]] * texts, [5] * texts, [False] * texts, {})
     return build(spec, None).answer(outputs, prepared, params or {})
 
 

@@ -1,0 +1,117 @@
+"""Text generation: a prompt or messages in, text out, whole or in parts. Importable on Python 3.6."""
+
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from edge_agent.backends.api import Chunk, Vocabulary
+from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.tasks import sampling
+from edge_agent.tasks.api import Prepared, Reader, Task
+from edge_agent.tasks.chat import ChatTemplate
+from edge_agent.tasks.textstream import TextStream
+
+LOGPROB_DIGITS = 5
+
+
+class Generate(Task):
+    """Continues one prompt. The tokenizer and the chat template are the model's own."""
+
+    def __init__(self, vocabulary: Optional[Vocabulary]) -> None:
+        if vocabulary is None:
+            raise BackendError("a generator needs a model that carries its tokenizer (GGUF)", "task")
+        super().__init__(None)
+        self._vocabulary = vocabulary
+        self._chat = ChatTemplate(vocabulary)
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """See `sampling.read`."""
+        sampling.read(params, self._vocabulary.context)
+
+    def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
+        """The one text is a prompt as it stands; control tokens that are written out in it count as such."""
+        if len(texts) != 1:
+            raise RequestError(422, "one prompt is continued at a time, not {}".format(len(texts)))
+        return self._prepare(texts[0], params)
+
+    def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
+        """See `Task.prepare_chat`."""
+        return self._prepare(self._chat.render(messages), params)
+
+    def probe(self, texts: Sequence[str]) -> Prepared:
+        """See `Task.probe`: prompts as they stand, of which the session gives the features."""
+        rows = [self._vocabulary.encode(text, True) for text in texts]
+        return Prepared(rows, [len(row) for row in rows], [False] * len(rows), {})
+
+    def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Optional[Reader]:
+        """See `Task.reader`."""
+        wishes = sampling.read(params, self._vocabulary.context)
+        return TextReader(self._vocabulary, wishes.stops)
+
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        """See `Task.answer`: the whole text, why it ends, and what it took."""
+        result = {
+            "text": outputs["text"],
+            "finish_reason": outputs["finish"],
+            "usage": {
+                "prompt_tokens": outputs["prompt_tokens"],
+                "cached_tokens": outputs["cached_tokens"],
+                "completion_tokens": outputs["completion_tokens"],
+            },
+            "seed": prepared.settings["seed"],
+        }
+        if prepared.settings["logprobs"]:
+            result["logprobs"] = outputs["logprobs"]
+        return [result]
+
+    def _prepare(self, prompt: str, params: Mapping[str, Any]) -> Prepared:
+        context = self._vocabulary.context
+        wishes = sampling.read(params, context)
+        begins = bool(self._vocabulary.bos) and prompt.startswith(self._vocabulary.bos)
+        row = self._vocabulary.encode(prompt, not begins)
+        if not row:
+            raise RequestError(422, "the prompt is empty")
+        room = context - len(row)
+        if room < (wishes.max_tokens or 1):
+            raise RequestError(
+                422,
+                "the prompt has {} tokens and {} are to come, {} in all; the context holds {}: shorten the prompt or "
+                "lower max_tokens".format(
+                    len(row), wishes.max_tokens or 1, len(row) + (wishes.max_tokens or 1), context
+                ),
+            )
+        settings = dict(wishes.session, max_tokens=wishes.max_tokens or min(room, sampling.DEFAULT_TOKENS))
+        return Prepared([row], [len(row)], [False], settings)
+
+
+class TextReader(Reader):
+    """The text of one answer, from its tokens."""
+
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
+        self._vocabulary = vocabulary
+        self._stream = TextStream(stops)
+        self._parts: List[str] = []
+        self._logprobs: List[Dict[str, Any]] = []
+
+    @property
+    def complete(self) -> bool:
+        """See `Reader.complete`."""
+        return self._stream.complete
+
+    def take(self, chunk: Chunk) -> str:
+        """See `Reader.take`."""
+        pieces = [self._vocabulary.piece(token) for token in chunk.tokens]
+        for piece, logprob in zip(pieces, chunk.logprobs):
+            shown = {"token": piece.decode("utf-8", "replace"), "logprob": round(logprob, LOGPROB_DIGITS)}
+            self._logprobs.append(shown)
+        return self._keep(self._stream.take(b"".join(pieces)))
+
+    def end(self) -> str:
+        """See `Reader.end`."""
+        return self._keep(self._stream.end())
+
+    def outputs(self) -> Mapping[str, Any]:
+        """See `Reader.outputs`."""
+        return {"text": "".join(self._parts), "logprobs": self._logprobs}
+
+    def _keep(self, text: str) -> str:
+        self._parts.append(text)
+        return text

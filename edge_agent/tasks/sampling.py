@@ -1,0 +1,103 @@
+"""The parameters of generation: their ranges, their defaults, and what of them goes to the session.
+
+Importable on Python 3.6.
+"""
+
+import random
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+
+from edge_agent.base.errors import RequestError
+from edge_agent.tasks.api import refuse_unknown
+
+
+class Range(NamedTuple):
+    """The values that a number may have, and what it is when nobody says."""
+
+    lowest: float
+    highest: float
+    default: Union[int, float]
+
+
+# Temperature 0 takes the best token every time: on a device the same question is to get the same answer.
+NUMBERS: Dict[str, Range] = {
+    "temperature": Range(0.0, 2.0, 0.0),
+    "top_k": Range(0, 1000, 40),
+    "top_p": Range(0.01, 1.0, 0.95),
+    "min_p": Range(0.0, 1.0, 0.05),
+    "repeat_penalty": Range(0.5, 2.0, 1.0),
+}
+WHOLE = ("top_k",)
+SEED_MAX = 2**32 - 2
+STOPS = 4
+STOP_CHARS = 64
+GRAMMAR_CHARS = 16 * 1024
+DEFAULT_TOKENS = 256
+KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", "json_schema", "grammar", "logprobs")
+
+
+class Wishes(NamedTuple):
+    """Checked parameters: `session` is what the sampler needs, `stops` the texts that end an answer."""
+
+    session: Dict[str, Any]
+    stops: Tuple[str, ...]
+    max_tokens: Optional[int]
+
+
+def read(params: Mapping[str, Any], context: int) -> Wishes:
+    """The parameters of a request for a context of so many tokens. Raises RequestError 422 that names the first bad."""
+    refuse_unknown(params, KNOWN)
+    session: Dict[str, Any] = {}
+    for name, limits in NUMBERS.items():
+        session[name] = _number(params, name, limits)
+    session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
+    if "json_schema" in params and "grammar" in params:
+        raise RequestError(422, "json_schema and grammar exclude each other: give one of them")
+    if "json_schema" in params:
+        session["json_schema"] = _schema(params["json_schema"])
+    if "grammar" in params:
+        session["grammar"] = _text(params["grammar"], "grammar", GRAMMAR_CHARS)
+    session["logprobs"] = _truth(params.get("logprobs", False), "logprobs")
+    max_tokens = _whole(params["max_tokens"], "max_tokens", 1, context) if "max_tokens" in params else None
+    return Wishes(session, tuple(_stops(params.get("stop", []))), max_tokens)
+
+
+def _number(params: Mapping[str, Any], name: str, limits: Range) -> Union[int, float]:
+    value = params.get(name, limits.default)
+    if name in WHOLE:
+        return _whole(value, name, int(limits.lowest), int(limits.highest))
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits.lowest <= value <= limits.highest:
+        raise RequestError(422, "{} is {!r}; {:g} to {:g} are possible".format(name, value, *limits[:2]))
+    return float(value)
+
+
+def _whole(value: Any, name: str, lowest: int, highest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise RequestError(
+            422, "{} is {!r}; whole numbers from {} to {} are possible".format(name, value, lowest, highest)
+        )
+    return value
+
+
+def _truth(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(422, "{} is {!r}; true or false is needed".format(name, value))
+    return value
+
+
+def _text(value: Any, name: str, most: int) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
+        raise RequestError(422, "{}: a text of 1 to {} characters without NUL is needed".format(name, most))
+    return value
+
+
+def _stops(value: Any) -> List[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > STOPS:
+        raise RequestError(422, "stop: a text, or a list of at most {}, is needed".format(STOPS))
+    return [_text(stop, "stop", STOP_CHARS) for stop in stops]
+
+
+def _schema(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise RequestError(422, "json_schema: an object that is a JSON schema is needed")
+    return value

@@ -1,0 +1,38 @@
+"""When a part of an answer leaves the worker: the first at once, the others joined. Pure; importable on Python 3.6."""
+
+from typing import List, Optional
+
+BEAT_S = 1.0
+"""A worker that works says so at least this often; what it says may be nothing but that."""
+DEADLINE_MARGIN_S = 0.03
+"""So long before its deadline an answer is ended as it stands, so that its end still arrives in time."""
+
+
+class Flow:
+    """The text of one answer on its way out. Times are monotonic seconds; `until_s` None: no deadline."""
+
+    def __init__(self, wanted: bool, flush_s: float, until_s: Optional[float]) -> None:
+        self._wanted = wanted
+        self._flush_s = flush_s
+        self._until_s = until_s
+        self._parts: List[str] = []
+        self._sent_s: Optional[float] = None
+
+    def add(self, text: str, now_s: float) -> str:
+        """Take text; what is to be sent now, '' for nothing yet."""
+        if not self._wanted or not text:
+            return ""
+        self._parts.append(text)
+        if self._sent_s is not None and now_s - self._sent_s < self._flush_s:
+            return ""
+        self._sent_s = now_s
+        return self.rest()
+
+    def rest(self) -> str:
+        """What was taken and not sent."""
+        parts, self._parts = self._parts, []
+        return "".join(parts)
+
+    def late(self, now_s: float) -> bool:
+        """Whether the answer is to end now."""
+        return self._until_s is not None and now_s >= self._until_s - DEADLINE_MARGIN_S
