@@ -16,7 +16,7 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError
 from edge_forge import probes, shipping
-from edge_forge.cache import Entry, write_json
+from edge_forge.cache import Entry, file_digest, write_json
 from edge_forge.exports import ExportPlan
 from edge_forge.packaging.sources import ReleaseSource
 from edge_forge.shipping import Graph
@@ -89,7 +89,7 @@ class ShipPlan(ExportPlan):
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.steps.package import build_adapter_package
 
-            files = {"probes": golden.path(PROBES), "adapter": file}
+            files = {"probes": golden.path(PROBES), "adapter": file, **self._card}
             source = shipping.adapter(self.recipe, self.data.labels, self.trained.facts, files, graphs)
             return build_adapter_package(folder / PACKAGE, [source], base_package.path(PACKAGE), release)
 
@@ -114,7 +114,11 @@ class ShipPlan(ExportPlan):
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.steps.package import build_merged_package
 
-            files = {"probes": golden.path(PROBES), "tokenizer": self.merged_export.path("tokenizer.json")}
+            files = {
+                "probes": golden.path(PROBES),
+                "tokenizer": self.merged_export.path("tokenizer.json"),
+                **self._card,
+            }
             model = shipping.merged_model(self.recipe, self.data.labels, merged_from, graphs, files)
             return build_merged_package(folder / PACKAGE, model, release)
 
@@ -122,6 +126,12 @@ class ShipPlan(ExportPlan):
                     "licence": self.recipe.package.licence}  # fmt: skip
         name = shipping.merged_name(self.recipe)
         return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
+
+    @property
+    def _card(self) -> dict[str, Path]:
+        """`card.md` beside the recipe, where there is one: what the model is for, for who finds its package."""
+        card = self.recipe_dir / "card.md"
+        return {"card": card} if card.is_file() else {}
 
     @cached_property
     def packed(self) -> dict[str, tuple[str, Entry]]:
@@ -232,6 +242,7 @@ class ShipPlan(ExportPlan):
         release = {"counter": counter, **{name: getattr(section, name) for name in names}}
         release |= {
             "freshness": shipping.freshness(section, now_s),
+            "card": {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self._card.items()},
             "epoch": os.environ.get("SOURCE_DATE_EPOCH"),
         }
         figures = [shipping.numbers(graph) for graph in graphs]

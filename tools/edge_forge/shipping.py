@@ -136,6 +136,7 @@ def merged_model(
         tokenizer=files["tokenizer"],
         licences=[recipe.package.licence] if recipe.package.licence else (),
         merged_from=merged_from,
+        docs=_docs(files),
     )
 
 
@@ -168,7 +169,13 @@ def adapter(
         probes=files["probes"],
         accuracy=(reference.figures or {}).get("accuracy"),
         metrics=metrics,
+        docs=_docs(files),
     )
+
+
+def _docs(files: Mapping[str, Path]) -> dict[str, Path]:
+    """The card travels as README.md, the name that registries show."""
+    return {"README.md": files["card"]} if "card" in files else {}
 
 
 def verify(package: Path, root_file: Path) -> dict[str, Any]:
