@@ -16,6 +16,7 @@ from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.base.units import duration_text
 from edge_agent.core import backoff
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
@@ -150,7 +151,23 @@ class Dispatcher:
         now_s = self._context.clock.monotonic_s()
         for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
             self._answers.expire(job)
+        self._refuse_hopeless(seat, now_s)
         return seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
+
+    def _refuse_hopeless(self, seat: Seat, now_s: float) -> None:
+        """What others overtook and can no longer be computed in time is told so while its client still listens."""
+
+        def needed(job: Job) -> float:
+            threads = self._context.grant.threads
+            return self._context.costs.least_s(seat.cost_key, job.rows, job.size_bytes, threads) or 0.0
+
+        for job in seat.queue.take(lambda waiting: now_s + needed(waiting) > waiting.deadline_s):
+            needed_s = needed(job)
+            reason = (
+                f"cannot meet the deadline any more: {duration_text(needed_s)} of compute are ahead, "
+                f"{duration_text(job.deadline_s - now_s)} are left"
+            )
+            self._answers.refuse(job, 503, reason, round(needed_s, 3))
 
     async def _attach(self, seat: Seat, batch: list[Job]) -> list[Job]:
         """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""
@@ -224,7 +241,11 @@ class Dispatcher:
         else:
             rows = event["batch"]
             self._context.costs.learn(
-                seat.cost_key, rows, job.size_bytes // job.rows * rows, event["compute_ms"] / 1000.0
+                seat.cost_key,
+                rows,
+                job.size_bytes // job.rows * rows,
+                event["compute_ms"] / 1000.0,
+                self._context.grant.threads,
             )
             self._answers.done(job, seat, event)
 

@@ -17,7 +17,6 @@ from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
 from edge_agent.core.job import Job
 from edge_agent.core.ledger import Seen
-from edge_agent.core.scheduler import rows_ahead
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound
@@ -107,16 +106,20 @@ class Intake:
         return seat
 
     def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
-        max_rows = self._context.grant.max_rows
-        own = min(job.rows, max_rows)
-        compute_s = self._context.costs.predict_s(seat.cost_key, own, job.size_bytes)
-        batch_s = self._context.costs.predict_s(seat.cost_key, max_rows, max_rows * max(1, job.size_bytes // job.rows))
+        """What is ahead of the job: whole batches, then the one that it will be part of with whoever waits beside it."""
+        grant, costs = self._context.grant, self._context.costs
+        max_rows, row_bytes = grant.max_rows, max(1, job.size_bytes // job.rows)
+        own_rows = min(max_rows, job.rows + seat.queue.rows)
+        compute_s = costs.predict_s(seat.cost_key, own_rows, own_rows * row_bytes, grant.threads)
+        batch_s = costs.predict_s(seat.cost_key, max_rows, max_rows * row_bytes, grant.threads)
         wait_s = None
         if compute_s is not None and batch_s is not None:
-            batch_s /= max(0.01, self._context.grant.busy_share)  # pauses between steps
-            ahead = rows_ahead(seat.queue.jobs(), job, now_s)
-            wait_s = -(-ahead // max_rows) * batch_s + (batch_s if seat.running else 0.0)
-        return admission.Load(len(self._context.ledger), self._options.queue_jobs, wait_s, compute_s)
+            batch_s /= max(0.01, grant.busy_share)  # pauses between steps
+            compute_s *= max(1, -(-job.rows // max_rows))
+            wait_s = seat.queue.rows_ahead(job, now_s) // max_rows * batch_s + (batch_s if seat.running else 0.0)
+            wait_s += seat.load_s if seat.worker is None else 0.0
+        ledger = self._context.ledger
+        return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, ledger.open_of(job.key[0]))
 
     def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
         remaining_s = request.deadline_s - now_s

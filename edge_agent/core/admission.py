@@ -11,18 +11,25 @@ from dataclasses import dataclass
 from edge_agent.base.units import duration_text
 
 
+PLACES_PER_FREE = 4
+"""A client may hold four times as many places as are free: one alone four fifths of all, two that flood four ninths
+each. The next client always finds some (dynamic thresholds; Choudhury and Hahne, 1998)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """The queue in front of a request.
 
     `jobs`/`max_jobs`: requests open on this device and the bound. `wait_s`: predicted time until a worker is free for
-    it, `compute_s`: predicted compute time of its own batch; None while nothing was measured yet.
+    it, `compute_s`: predicted compute time of its own batch; None while nothing was measured yet. `own_jobs`: those of
+    the jobs that belong to the client that asks.
     """
 
     jobs: int
     max_jobs: int
     wait_s: float | None
     compute_s: float | None
+    own_jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Refused:
 def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | None) -> Refused | None:
     """None when the request is taken.
 
-    429 when the queue is full; 503 when the governor has closed admission (`closed_because` says why) or when the
+    429 when the queue is full, or has only places left that others shall find; 503 when the governor has closed admission (`closed_because` says why) or when the
     predicted end lies after the deadline.
     """
     if closed_because is not None:
@@ -45,6 +52,13 @@ def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | No
     if load.jobs >= load.max_jobs:
         wait_s = load.wait_s or 1.0
         return Refused(429, f"queue full: {load.jobs} of {load.max_jobs} requests are open", round(wait_s, 3))
+    free = load.max_jobs - load.jobs
+    if load.own_jobs >= PLACES_PER_FREE * free:
+        reason = (
+            f"queue full for this client: {load.own_jobs} of its requests are open, "
+            f"the last {free} of {load.max_jobs} places are left to others"
+        )
+        return Refused(429, reason, round(load.wait_s or 1.0, 3))
     if load.wait_s is None or load.compute_s is None:
         return None
     needed_s, left_s = load.wait_s + load.compute_s, deadline_s - now_s

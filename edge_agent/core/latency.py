@@ -54,35 +54,66 @@ def bucket(value: int) -> int:
 
 
 class CostModel:
-    """Predicted compute seconds of a batch of `rows` texts that hold `size_bytes` in all.
+    """Predicted compute seconds of a batch of `rows` texts that hold `size_bytes` in all, at so many `threads`.
 
-    Bytes stand for tokens: the daemon has no tokenizer, and within one language they are proportional.
+    Bytes stand for tokens: the daemon has no tokenizer, and within one language they are proportional. Until the first
+    batch was measured, an expectation stands in where there is one: the package's figure from its host, scaled by what
+    the golden probes took here, or what the device itself measured after the install.
     """
 
     def __init__(self, share: float = 0.9) -> None:
         self._share = share
-        self._cells: dict[tuple[Hashable, int, int], Quantiles] = {}
+        self._cells: dict[tuple[Hashable, int, int, int], Quantiles] = {}
+        self._expected: dict[Hashable, tuple[int, float]] = {}
 
-    def learn(self, model: Hashable, rows: int, size_bytes: int, compute_s: float) -> None:
-        """A batch ran. `model` names everything else that the time depends on (model, variant, governor level)."""
-        cell = self._cells.setdefault(_cell(model, rows, size_bytes), Quantiles(COST_WINDOW))
+    def learn(self, model: Hashable, rows: int, size_bytes: int, compute_s: float, threads: int = 0) -> None:
+        """A batch ran. `model` names everything else that the time depends on (model, variant)."""
+        cell = self._cells.setdefault(_cell(model, rows, size_bytes, threads), Quantiles(COST_WINDOW))
         cell.add(compute_s)
 
-    def predict_s(self, model: Hashable, rows: int, size_bytes: int) -> float | None:
-        """A high quantile of what such a batch took: its own cell, the nearest larger, or scaled up from a smaller."""
-        own = _cell(model, rows, size_bytes)
+    def expect(self, model: Hashable, row_bytes: int, row_s: float) -> None:
+        """One text of about `row_bytes` is expected to take `row_s` at full threads."""
+        if row_s > 0.0:
+            self._expected[model] = (max(1, row_bytes), row_s)
+
+    def predict_s(self, model: Hashable, rows: int, size_bytes: int, threads: int = 0) -> float | None:
+        """A high quantile of what such a batch took: its own cell, the nearest larger, or scaled up from a smaller.
+
+        What was only measured with other threads is scaled by them: half the threads, twice the time at worst.
+        """
+        own = _cell(model, rows, size_bytes, threads)
         if own in self._cells:
             return self._cells[own].quantile(self._share)
-        _, wanted_rows, wanted_length = own
-        known = sorted((cell[1] * cell[2], cell) for cell in self._cells if cell[0] == model)
-        if not known:
-            return None
-        wanted = wanted_rows * wanted_length
-        place = bisect.bisect_left([work for work, _ in known], wanted)
+        counts = {cell[1] for cell in self._cells if cell[0] == model}
+        if not counts:
+            return self._expectation(model, rows, size_bytes)
+        nearest = min(counts, key=lambda count: (abs(count - threads), -count))
+        slower = nearest / threads if 0 < threads < nearest else 1.0
+        return slower * self._from_neighbours(_cell(model, rows, size_bytes, nearest))
+
+    def least_s(self, model: Hashable, rows: int, size_bytes: int, threads: int = 0) -> float | None:
+        """The shortest time that such a batch ever took, from its own cell alone; None where that has no sample.
+
+        What cannot be done even in this time is hopeless; the high quantile would give up what may still succeed.
+        """
+        cell = self._cells.get(_cell(model, rows, size_bytes, threads))
+        return cell.quantile(1e-9) if cell is not None else None
+
+    def _from_neighbours(self, wanted: tuple[Hashable, int, int, int]) -> float:
+        known = sorted((cell[2] * cell[3], cell) for cell in self._cells if cell[:2] == wanted[:2])
+        wanted_work = wanted[2] * wanted[3]
+        place = bisect.bisect_left([work for work, _ in known], wanted_work)
         work, cell = known[min(place, len(known) - 1)]
         measured = self._cells[cell].quantile(self._share) or 0.0
-        return measured if work >= wanted else measured * wanted / work
+        return measured if work >= wanted_work else measured * wanted_work / work
+
+    def _expectation(self, model: Hashable, rows: int, size_bytes: int) -> float | None:
+        """In proportion to the work, and for less of it no less than one text takes."""
+        if model not in self._expected:
+            return None
+        row_bytes, row_s = self._expected[model]
+        return row_s * max(1.0, rows * max(16, size_bytes // max(1, rows)) / max(16, row_bytes))
 
 
-def _cell(model: Hashable, rows: int, size_bytes: int) -> tuple[Hashable, int, int]:
-    return (model, bucket(rows), bucket(max(16, size_bytes // max(1, rows))))
+def _cell(model: Hashable, rows: int, size_bytes: int, threads: int) -> tuple[Hashable, int, int, int]:
+    return (model, threads, bucket(rows), bucket(max(16, size_bytes // max(1, rows))))

@@ -94,6 +94,10 @@ class Ledger:
         """All jobs not yet answered, oldest first."""
         return tuple(self._open.values())
 
+    def open_of(self, client: str) -> int:
+        """How many open jobs belong to a client."""
+        return sum(1 for owner, _ in self._open if owner == client)
+
     @property
     def closed_count(self) -> int:
         """Keys of closed requests that are still known."""

@@ -4,18 +4,25 @@ An idle worker never waits for a batch to fill: `next_batch` takes what is there
 for every `AGEING_S` it has waited, so that low priority is late, not starved. Where the runtime can mix adapters in a
 batch, rows are taken in order; where it cannot, only jobs with the first one's adapter join it.
 
+Clients take turns where several wait: each may have `TURN_ROWS` rows run ahead of what the others were served (start-time
+fair queueing by rows); what lies beyond is behind them within its priority, and does not age until its turn comes. So
+a client that floods the device delays itself. Alone it has everything.
+
 The scheduler does not know workers, sockets or messages, and does not refuse: see `admission`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.limits import ADAPTERS_RESIDENT, FRAME_BYTES
 from edge_agent.core.job import Job
 
 AGEING_S = 2.0
+TURN_ROWS = 8
+"""Rows of one client's turn: half a usual micro-batch, so that two clients share one."""
+CLIENTS_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +45,16 @@ def urgency(job: Job, now_s: float) -> tuple[int, float]:
 
 
 class Queue:
-    """The jobs that wait for one model."""
+    """The jobs that wait for one model, and what its clients were served lately.
+
+    `_served` counts rows by client, `_level` is the count of the client that was served least among those who wait. Who
+    comes new or after a pause begins at that level: nobody saves up.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[tuple[str, str], Job] = {}
+        self._served: dict[str, float] = {}
+        self._level = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -53,6 +66,9 @@ class Queue:
 
     def add(self, job: Job) -> None:
         """A job waits."""
+        client = job.key[0]
+        if all(other.key[0] != client for other in self._jobs.values()):
+            self._served[client] = max(self._served.get(client, 0.0), self._level)
         self._jobs[job.key] = job
 
     def remove(self, job: Job) -> bool:
@@ -77,22 +93,51 @@ class Queue:
         """
         batch: list[Job] = []
         rows = 0
-        for job in sorted(self._jobs.values(), key=lambda waiting: urgency(waiting, now_s)):
+        for job in self._ordered(self.jobs(), now_s):
             if batch and not _fits(job, batch, rows, limits):
                 continue
             batch.append(job)
             rows += job.rows
             if rows >= limits.max_rows:
                 break
+        self._note_served(batch)
         for job in batch:
             del self._jobs[job.key]
         return batch
 
+    def rows_ahead(self, job: Job, now_s: float) -> int:
+        """Texts that would run before `job`, which does not wait yet, if nothing else came."""
+        rows = 0
+        for other in self._ordered((*self._jobs.values(), job), now_s):
+            if other is job:
+                break
+            rows += other.rows
+        return rows
 
-def rows_ahead(queue: Iterable[Job], job: Job, now_s: float) -> int:
-    """Texts that would run before `job` if nothing else came."""
-    mine = urgency(job, now_s)
-    return sum(other.rows for other in queue if urgency(other, now_s) <= mine)
+    def _ordered(self, jobs: Sequence[Job], now_s: float) -> list[Job]:
+        by_urgency = sorted(jobs, key=lambda job: urgency(job, now_s))
+        if len({job.key[0] for job in jobs}) < 2:
+            return by_urgency
+        taken: dict[str, float] = {}
+        ranks: dict[tuple[str, str], tuple[int, int, float]] = {}
+        for job in by_urgency:
+            client = job.key[0]
+            ahead = taken.setdefault(client, max(0.0, self._served.get(client, self._level) - self._level))
+            taken[client] = ahead + job.rows
+            turn = int(ahead // TURN_ROWS)
+            aged, deadline_s = urgency(job, now_s)
+            ranks[job.key] = (aged if turn == 0 else max(aged, job.priority), turn, deadline_s)
+        return sorted(by_urgency, key=lambda job: ranks[job.key])
+
+    def _note_served(self, batch: Sequence[Job]) -> None:
+        waiting = {job.key[0] for job in self._jobs.values()}
+        self._level = max(self._level, min((self._served.get(client, 0.0) for client in waiting), default=0.0))
+        for job in batch:
+            client = job.key[0]
+            self._served[client] = self._served.get(client, self._level) + job.rows
+        if len(self._served) > CLIENTS_KEPT:
+            kept = {client: rows for client, rows in self._served.items() if client in waiting or rows > self._level}
+            self._served = dict(sorted(kept.items(), key=lambda item: -item[1])[:CLIENTS_KEPT])
 
 
 def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:

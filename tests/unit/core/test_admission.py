@@ -78,3 +78,25 @@ def test_any_refusal_is_whole(
     assert refused.retry_after_s is not None
     assert refused.retry_after_s >= 0
     assert (refused.status == 429) == (closed is None and jobs >= max_jobs)
+
+
+def test_one_client_leaves_places_to_others() -> None:
+    assert decide(Load(200, 256, 0.1, 0.1, own_jobs=200), 10.0, 0.0, None) is None
+    refused = decide(Load(205, 256, 0.5, 0.1, own_jobs=205), 10.0, 0.0, None)
+    assert refused == Refused(
+        429,
+        "queue full for this client: 205 of its requests are open, the last 51 of 256 places are left to others",
+        0.5,
+    )
+    assert decide(Load(205, 256, 0.1, 0.1, own_jobs=3), 10.0, 0.0, None) is None
+
+
+@given(st.integers(1, 256), st.lists(st.integers(0, 4), max_size=600))
+def test_however_many_flood_the_next_client_finds_a_place(places: int, asks: list[int]) -> None:
+    held = dict.fromkeys(range(5), 0)
+    for client in asks:
+        load = Load(sum(held.values()), places, 0.0, 0.0, held[client])
+        if decide(load, 10.0, 0.0, None) is None:
+            held[client] += 1
+    assert places < 40 or sum(held.values()) < places
+    assert sum(held.values()) <= places

@@ -150,3 +150,35 @@ def test_memory_is_bounded_by_shapes_not_by_requests() -> None:
     for index in range(5000):
         costs.learn("m", 1 + index % 64, (1 + index % 64) * (index * 37 % 32768), 0.01)
     assert len(costs._cells) <= 7 * 12
+
+
+def test_an_expectation_stands_in_until_something_was_measured() -> None:
+    costs = CostModel()
+    costs.expect("m", 64, 0.010)
+    assert costs.predict_s("m", 1, 64) == pytest.approx(0.010)
+    assert costs.predict_s("m", 1, 16) == pytest.approx(0.010), "less work is not promised to be faster"
+    assert costs.predict_s("m", 8, 8 * 64) == pytest.approx(0.080)
+    costs.learn("m", 1, 64, 0.030)
+    assert costs.predict_s("m", 8, 8 * 64) == pytest.approx(0.240)
+    costs.expect("other", 64, 0.0)
+    assert costs.predict_s("other", 1, 64) is None, "no figure is no expectation"
+
+
+def test_fewer_threads_than_were_measured_take_longer_until_they_are_measured_themselves() -> None:
+    costs = CostModel()
+    costs.learn("m", 1, 64, 0.010, threads=4)
+    assert costs.predict_s("m", 1, 64, threads=4) == 0.010
+    assert costs.predict_s("m", 1, 64, threads=2) == pytest.approx(0.020)
+    assert costs.predict_s("m", 1, 64, threads=8) == 0.010, "more threads are not promised to be faster"
+    costs.learn("m", 1, 64, 0.013, threads=2)
+    assert costs.predict_s("m", 1, 64, threads=2) == 0.013
+    assert costs.predict_s("m", 1, 64, threads=1) == pytest.approx(0.026), "from the nearest"
+
+
+def test_the_least_time_is_the_shortest_sample_of_the_same_shape() -> None:
+    costs = CostModel()
+    assert costs.least_s("m", 1, 64) is None
+    for sample in (0.03, 0.01, 0.02):
+        costs.learn("m", 1, 64, sample)
+    assert costs.least_s("m", 1, 64) == 0.01
+    assert costs.least_s("m", 8, 8 * 64) is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edge_agent.core.job import Job
-from edge_agent.core.scheduler import AGEING_S, BatchLimits, Queue, rows_ahead, urgency
+from edge_agent.core.scheduler import AGEING_S, CLIENTS_KEPT, TURN_ROWS, BatchLimits, Queue, urgency
 
 NOW_S = 100.0
 MIXED = BatchLimits(max_rows=8, mixed=True)
@@ -19,9 +20,10 @@ def a_job(
     received_s: float = NOW_S,
     rows: int = 1,
     adapter: str | None = None,
+    client: str = "c",
 ) -> Job:
     texts = tuple("x" * rows)
-    return Job(("c", name), "m", adapter, texts, {}, priority, deadline_s=deadline_s, received_s=received_s)
+    return Job((client, name), "m", adapter, texts, {}, priority, deadline_s=deadline_s, received_s=received_s)
 
 
 def filled(*jobs: Job) -> Queue:
@@ -209,9 +211,133 @@ def test_rows_ahead_are_the_rows_that_an_unbatched_run_would_serve_first(
     jobs: list[Job], priority: int, deadline_s: float
 ) -> None:
     mine = a_job("mine", priority, deadline_s)
-    ahead = rows_ahead(jobs, mine, NOW_S)
+    ahead = filled(*jobs).rows_ahead(mine, NOW_S)
     queue = filled(*jobs, mine)
     served = 0
     while (batch := queue.next_batch(BatchLimits(1, mixed=True), NOW_S)) != [mine]:
         served += batch[0].rows
     assert ahead == served
+
+
+ONE = BatchLimits(max_rows=1, mixed=True)
+
+
+def served_by(queue: Queue, count: int, now_s: float = NOW_S) -> list[str]:
+    """The clients of the next jobs, one a batch."""
+    return [batch[0].key[0] for _ in range(count) if (batch := queue.next_batch(ONE, now_s))]
+
+
+def test_a_flood_delays_its_own_client_and_nobody_else() -> None:
+    """Two hundred urgent jobs of one client; another asks now and then with a later deadline, and waits for one turn."""
+    queue = filled(*(a_job(f"f{index}", deadline_s=110.0 + index, client="flood") for index in range(200)))
+    for step in range(10):
+        queue.add(a_job(f"p{step}", deadline_s=400.0, client="polite"))
+        assert "polite" in served_by(queue, 2 * TURN_ROWS + 1)
+
+
+def test_an_aged_flood_does_not_pass_for_urgent() -> None:
+    flood = [a_job(f"f{index}", deadline_s=200.0, received_s=NOW_S - 60.0, client="flood") for index in range(100)]
+    queue = filled(*flood, a_job("p", deadline_s=300.0, client="polite"))
+    assert "polite" in served_by(queue, TURN_ROWS + 1)
+
+
+def test_a_flood_of_the_highest_priority_is_overtaken_by_who_has_waited() -> None:
+    flood = [a_job(f"f{index}", 0, deadline_s=200.0, client="flood") for index in range(100)]
+    queue = filled(*flood, a_job("p", 5, deadline_s=300.0, client="polite"))
+    assert "polite" not in served_by(queue, TURN_ROWS)
+    assert "polite" in served_by(queue, 2, NOW_S + 5 * AGEING_S)
+
+
+def test_a_priority_still_counts_between_clients() -> None:
+    queue = filled(a_job("low", 7, deadline_s=110.0, client="a"), a_job("high", 1, deadline_s=300.0, client="b"))
+    assert served_by(queue, 2) == ["b", "a"]
+
+
+def test_who_comes_back_has_saved_nothing_up() -> None:
+    queue = Queue()
+    for index in range(100):
+        queue.add(a_job(f"a{index}", client="a"))
+        served_by(queue, 1)
+    jobs = [a_job(f"{client}{index}", deadline_s=200.0, client=client) for index in range(40) for client in "ab"]
+    for job in jobs:
+        queue.add(job)
+    first = served_by(queue, 40)
+    assert abs(first.count("a") - first.count("b")) <= 2 * TURN_ROWS
+
+
+def test_the_books_on_clients_are_bounded() -> None:
+    queue = Queue()
+    for index in range(3 * CLIENTS_KEPT):
+        queue.add(a_job("x", client=str(index)))
+        queue.add(a_job("y", client=str(index)))
+        queue.next_batch(ONE, NOW_S)
+        queue.take(lambda _job: True)
+    assert len(queue._served) <= CLIENTS_KEPT + 1
+
+
+class Clients(RuleBasedStateMachine):
+    """Clients ask, withdraw and are served in any order; time passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = Queue()
+        self.waiting: dict[tuple[str, str], Job] = {}
+        self.now_s = NOW_S
+        self.count = 0
+        self.since_served = dict.fromkeys("abc", 0)
+
+    @rule(
+        client=st.sampled_from("abc"),
+        priority=st.integers(0, 9),
+        lasts_s=st.floats(1.0, 60.0),
+        rows=st.integers(1, 4),
+        jobs=st.integers(1, 12),
+    )
+    def ask(self, client: str, priority: int, lasts_s: float, rows: int, jobs: int) -> None:
+        for _ in range(jobs):
+            self.count += 1
+            job = a_job(str(self.count), priority, self.now_s + lasts_s, self.now_s, rows, client=client)
+            self.queue.add(job)
+            self.waiting[job.key] = job
+
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        if self.waiting:
+            job = data.draw(st.sampled_from(list(self.waiting.values())))
+            assert self.queue.remove(job)
+            del self.waiting[job.key]
+
+    @rule(seconds=st.floats(0.0, 10.0))
+    def later(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule(max_rows=st.integers(1, 16), mixed=st.booleans())
+    def serve(self, max_rows: int, mixed: bool) -> None:
+        batch = self.queue.next_batch(BatchLimits(max_rows, mixed), self.now_s)
+        assert bool(batch) == bool(self.waiting)
+        asked = {key[0] for key in self.waiting}
+        for job in batch:
+            del self.waiting[job.key]
+        assert sum(job.rows for job in batch) <= max_rows or len(batch) == 1
+        same = len({job.priority for job in [*batch, *self.waiting.values()]}) == 1
+        for client in asked:
+            served = any(job.key[0] == client for job in batch)
+            # Only where all ask with one priority: a higher one may go first for as long as ageing lasts.
+            self.since_served[client] = 0 if served or not same else self.since_served[client] + 1
+
+    @rule(priority=st.integers(0, 9), lasts_s=st.floats(1.0, 60.0))
+    def predict(self, priority: int, lasts_s: float) -> None:
+        job = a_job("new", priority, self.now_s + lasts_s, self.now_s, client="d")
+        assert 0 <= self.queue.rows_ahead(job, self.now_s) <= self.queue.rows
+
+    @invariant()
+    def nothing_is_lost_or_repeated(self) -> None:
+        assert {job.key for job in self.queue.jobs()} == set(self.waiting)
+
+    @invariant()
+    def nobody_starves(self) -> None:
+        assert max(self.since_served.values()) <= 6 * TURN_ROWS
+
+
+Clients.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestClients = Clients.TestCase
