@@ -106,7 +106,7 @@ class Intake:
         return seat
 
     def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
-        """What is ahead of the job: whole batches, then the one that it will be part of with whoever waits beside it."""
+        """What is ahead of the job: whole batches, then the one that it shares with whoever waits beside it."""
         grant, costs = self._context.grant, self._context.costs
         max_rows, row_bytes = grant.max_rows, max(1, job.size_bytes // job.rows)
         own_rows = min(max_rows, job.rows + seat.queue.rows)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from edge_agent.base.units import duration_text
 
-
 PLACES_PER_FREE = 4
 """A client may hold four times as many places as are free: one alone four fifths of all, two that flood four ninths
 each. The next client always finds some (dynamic thresholds; Choudhury and Hahne, 1998)."""
@@ -44,8 +43,8 @@ class Refused:
 def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | None) -> Refused | None:
     """None when the request is taken.
 
-    429 when the queue is full, or has only places left that others shall find; 503 when the governor has closed admission (`closed_because` says why) or when the
-    predicted end lies after the deadline.
+    429 when the queue is full, or has only places left that others shall find; 503 when the governor has closed
+    admission (`closed_because` says why) or when the predicted end lies after the deadline.
     """
     if closed_because is not None:
         return Refused(503, closed_because, 10.0)

@@ -4,9 +4,9 @@ An idle worker never waits for a batch to fill: `next_batch` takes what is there
 for every `AGEING_S` it has waited, so that low priority is late, not starved. Where the runtime can mix adapters in a
 batch, rows are taken in order; where it cannot, only jobs with the first one's adapter join it.
 
-Clients take turns where several wait: each may have `TURN_ROWS` rows run ahead of what the others were served (start-time
-fair queueing by rows); what lies beyond is behind them within its priority, and does not age until its turn comes. So
-a client that floods the device delays itself. Alone it has everything.
+Clients take turns where several wait: each may have `TURN_ROWS` rows run ahead of what the others were served
+(start-time fair queueing by rows); what lies beyond is behind them within its priority, and does not age until its
+turn comes. So a client that floods the device delays itself. Alone it has everything.
 
 The scheduler does not know workers, sockets or messages, and does not refuse: see `admission`.
 """

@@ -228,7 +228,7 @@ def served_by(queue: Queue, count: int, now_s: float = NOW_S) -> list[str]:
 
 
 def test_a_flood_delays_its_own_client_and_nobody_else() -> None:
-    """Two hundred urgent jobs of one client; another asks now and then with a later deadline, and waits for one turn."""
+    """Two hundred urgent jobs of one client; another asks with a later deadline, and waits for one turn."""
     queue = filled(*(a_job(f"f{index}", deadline_s=110.0 + index, client="flood") for index in range(200)))
     for step in range(10):
         queue.add(a_job(f"p{step}", deadline_s=400.0, client="polite"))
