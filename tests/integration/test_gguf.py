@@ -133,6 +133,9 @@ def test_an_adapter_has_the_same_effect_in_llama_cpp(made, tmp_path, family, set
     measured = engine.logits(tmp_path / "model.gguf", rows, tmp_path / "adapter.gguf")
     assert off(measured, wanted) < 0.01
     assert off(measured, bare) > 0.1, "an adapter without effect proves nothing"
+    with lora.deltas(tmp_path / "peft") as delta:
+        model.convert(folder, tmp_path / "merged.gguf", "merged", BASE_ID, delta)
+    assert off(engine.logits(tmp_path / "merged.gguf", rows), wanted) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,14 @@ from pathlib import Path
 _ROOTS = ("edge_forge", "edge_agent")
 # They carry words and limits of other rooms, not results; a new message must not cost a training run.
 _WITHOUT_EFFECT = frozenset(
-    {"edge_agent.base.errors", "edge_agent.base.limits", "edge_forge.progress", "edge_forge.recipe", "edge_forge.cache"}
+    {
+        "edge_agent.base.errors",
+        "edge_agent.base.limits",
+        "edge_forge.progress",
+        "edge_forge.recipe",
+        "edge_forge.recipe_form",
+        "edge_forge.cache",
+    }
 )
 
 

@@ -96,14 +96,15 @@ def read(path: Path, section: DataSection) -> Iterator[Row]:
             "use .tsv, .csv or .jsonl, or name the format: data.format",
         )
     empty = True
-    for number, text, label in readers[kind](path, _decoded(path), section):
+    for number, text, label in readers[kind](path, read_text(path), section):
         empty = False
         yield _row(path, number, text, section.label_names.get(label, label))
     if empty:
         raise ConfigError("the file has no rows", str(path))
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a data file. Raises ConfigError that names the file, and the line that is not UTF-8."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

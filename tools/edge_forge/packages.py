@@ -6,55 +6,23 @@ Each is packed unsigned and deterministic, then signed, then read back against t
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError
 from edge_forge import probes, shipping
 from edge_forge.cache import Entry, file_digest, write_json
 from edge_forge.exports import ExportPlan
 from edge_forge.packaging.sources import ReleaseSource
 from edge_forge.shipping import Graph
+from edge_forge.signing import PACKAGE, SigningSteps
 
-PACKAGE, PROBES = "package.tar", "probes.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Shipped:
-    """A signed package: `file` is where it lies for people, `digest` that of the whole file."""
-
-    what: str
-    file: Path
-    digest: str
-    size_bytes: int
+PROBES = "probes.json"
 
 
-class ShipPlan(ExportPlan):
+class ShipPlan(ExportPlan, SigningSteps):
     """A plan up to signed packages."""
-
-    @cached_property
-    def keys(self) -> Any:
-        """The key folder (`packaging.keys.KeyFolder`). Development keys are made where the recipe names none."""
-        from edge_forge.packaging.keys import KeyFolder, keygen
-
-        named = self.recipe.package.keys
-        folder = KeyFolder(self.recipe_dir / Path(named).expanduser() if named else self.cache.root / "keys")
-        if not named and not folder.root_file.is_file():
-            self.progress.say(
-                f"keys: development keys in {folder.path} (for devices of your own; see edge-forge keygen)"
-            )
-            folder = keygen(folder.path)
-        if not folder.root_file.is_file():
-            raise ConfigError(
-                f"there is no root.json in {folder.path}", "package.keys", "`edge-forge keygen DIR` makes it"
-            )
-        folder.release_key  # noqa: B018 - a missing key is said before anything long begins
-        return folder
 
     @cached_property
     def base_package(self) -> Entry:
@@ -89,7 +57,7 @@ class ShipPlan(ExportPlan):
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.steps.package import build_adapter_package
 
-            files = {"probes": golden.path(PROBES), "adapter": file, **self._card}
+            files = {"probes": golden.path(PROBES), "adapter": file, **self.card}
             source = shipping.adapter(self.recipe, self.data.labels, self.trained.facts, files, graphs)
             return build_adapter_package(folder / PACKAGE, [source], base_package.path(PACKAGE), release)
 
@@ -117,7 +85,7 @@ class ShipPlan(ExportPlan):
             files = {
                 "probes": golden.path(PROBES),
                 "tokenizer": self.merged_export.path("tokenizer.json"),
-                **self._card,
+                **self.card,
             }
             model = shipping.merged_model(self.recipe, self.data.labels, merged_from, graphs, files)
             return build_merged_package(folder / PACKAGE, model, release)
@@ -126,12 +94,6 @@ class ShipPlan(ExportPlan):
                     "licence": self.recipe.package.licence}  # fmt: skip
         name = shipping.merged_name(self.recipe)
         return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
-
-    @property
-    def _card(self) -> dict[str, Path]:
-        """`card.md` beside the recipe, where there is one: what the model is for, for who finds its package."""
-        card = self.recipe_dir / "card.md"
-        return {"card": card} if card.is_file() else {}
 
     @cached_property
     def packed(self) -> dict[str, tuple[str, Entry]]:
@@ -145,38 +107,6 @@ class ShipPlan(ExportPlan):
             name = f"{shipping.merged_name(recipe)}-v{recipe.package.version}.tar"
             found[name] = ("merged model", self.merged_package)
         return found
-
-    @cached_property
-    def signed(self) -> dict[str, tuple[str, Entry]]:
-        """The packages with their signature, each read back as a device would."""
-        return {name: (what, self._signed(name, entry)) for name, (what, entry) in self.packed.items()}
-
-    def shipped(self) -> list[Shipped]:
-        """Put the signed packages where people look for them: BUILD/packages."""
-        folder = self.cache.root / "packages"
-        folder.mkdir(parents=True, exist_ok=True)
-        found = []
-        for name, (what, entry) in self.signed.items():
-            _place(entry.path(PACKAGE), folder / name)
-            digest = f"sha256:{entry.digests(PACKAGE)[PACKAGE]}"
-            found.append(Shipped(what, folder / name, digest, (folder / name).stat().st_size))
-        return found
-
-    def _signed(self, name: str, entry: Entry) -> Entry:
-        keys = self.keys
-        roots = [path for path in sorted(keys.path.glob("[0-9]*.json")) if int(path.stem) > 1]
-        from edge_agent.bundle.sign import PrivateKey
-
-        settings = {"key": PrivateKey.load(keys.release_key).keyid, "roots": [path.name for path in roots]}
-
-        def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.packaging.keys import sign_package
-
-            shutil.copyfile(entry.path(PACKAGE), folder / PACKAGE)
-            signers = sign_package(folder / PACKAGE, [keys.release_key], roots)
-            return {"signers": list(signers), "verified": shipping.verify(folder / PACKAGE, keys.root_file)}
-
-        return self.run("sign", entry.digests(PACKAGE), settings, work, f"sign and verify {name}")
 
     def _subject(self, graph: Graph, adapter: Path | None, max_tokens: int) -> Any:
         from edge_forge.measure import Subject
@@ -235,34 +165,8 @@ class ShipPlan(ExportPlan):
         self, product: str, counter: int, parts: tuple[Sequence[Graph], Entry], settings: Mapping[str, Any], pack: Any
     ) -> Entry:
         graphs, golden = parts
-        section, now_s = self.recipe.package, shipping.issued_s()
         inputs = {graph.variant: graph.digest for graph in graphs} | golden.digests(PROBES)
         inputs |= {"tokenizer": self.tokenizer_digest}
-        names = ("channel", "hardware", "min_agent", "expires_days")
-        release = {"counter": counter, **{name: getattr(section, name) for name in names}}
-        release |= {
-            "freshness": shipping.freshness(section, now_s),
-            "card": {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self._card.items()},
-            "epoch": os.environ.get("SOURCE_DATE_EPOCH"),
-        }
+        card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.card.items()}
         figures = [shipping.numbers(graph) for graph in graphs]
-
-        def work(folder: Path) -> Mapping[str, Any]:
-            built = pack(folder, shipping.release(section, product, counter, now_s))
-            return {"product": product, "index": built.index_digest, "digest": built.digest}
-
-        return self.run(
-            "package", inputs, {**settings, "product": product, "release": release, "figures": figures}, work,
-            f"package {product}",
-        )  # fmt: skip
-
-
-def _place(source: Path, target: Path) -> None:
-    """A file at a second place, by a link where the file system has them; the old one is replaced whole."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
+        return self.packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)

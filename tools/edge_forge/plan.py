@@ -24,6 +24,7 @@ from edge_forge.code_version import code_version
 from edge_forge.data import SPLITS, Data, Row
 from edge_forge.progress import Phases, Progress, size
 from edge_forge.recipe import Recipe
+from edge_forge.recipe_form import CommonRecipe
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
@@ -43,10 +44,12 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-class Plan:
-    """The steps of one recipe in one build folder."""
+class Steps:
+    """What every plan has: a recipe, the folder it stands in, the cache, and the steps that were asked for."""
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+    code = CODE
+
+    def __init__(self, recipe: CommonRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
         self.recipe = recipe
         self.recipe_dir = recipe_dir
         self.cache = cache
@@ -62,19 +65,25 @@ class Plan:
         title: str = "",
     ) -> Entry:
         """Run a step through the cache and remember it, by its title, for the report."""
-        modules, distributions = CODE[name]
+        modules, distributions = self.code[name]
         entry = self.cache.run(Step(name, inputs, settings, code_version(modules, distributions), work, title or name))
         self.entries[title or name] = entry
         return entry
+
+
+class Plan(Steps):
+    """The steps of one recipe in one build folder."""
+
+    recipe: Recipe
 
     @cached_property
     def data_step(self) -> Entry:
         """Splits as JSONL (`train.jsonl` ...) and their statistics."""
         section, task = self.recipe.data, self.recipe.task
-        inputs = {split: _digest_of_data(path) for split, path in data.files(section, self.recipe_dir).items()}
+        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.recipe_dir).items()}
         settings = {
             name: value
-            for name, value in _plain(section).items()
+            for name, value in plain(section).items()
             if name not in ("train", "validation", "test")
         } | {"labels": list(task.labels), "out_of_scope": task.out_of_scope}  # fmt: skip
 
@@ -146,7 +155,7 @@ class Plan:
                     progress=phases,
                 )
             except EdgeError as error:
-                raise _with_log(error, folder / "run" / "train.log", self.cache.root) from error
+                raise with_log(error, folder / "run" / "train.log", self.cache.root) from error
             finally:
                 phases.done()
             return dataclasses.asdict(record)
@@ -201,7 +210,8 @@ def quiet() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _digest_of_data(path: Path) -> str:
+def digest_of_data(path: Path) -> str:
+    """sha256 of a data file. Raises ConfigError that names it."""
     try:
         return file_digest(path)
     except OSError as error:
@@ -210,7 +220,7 @@ def _digest_of_data(path: Path) -> str:
         ) from error
 
 
-def _with_log(error: EdgeError, log: Path, build: Path) -> EdgeError:
+def with_log(error: EdgeError, log: Path, build: Path) -> EdgeError:
     """The same error, with the training log kept where the step's own folder does not take it away."""
     if not log.is_file():
         return error
@@ -222,7 +232,8 @@ def _with_log(error: EdgeError, log: Path, build: Path) -> EdgeError:
     return error
 
 
-def _plain(section: Any) -> dict[str, Any]:
+def plain(section: Any) -> dict[str, Any]:
+    """A section of the recipe as JSON values."""
     import msgspec
 
     found: dict[str, Any] = msgspec.to_builtins(section)

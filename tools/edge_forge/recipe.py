@@ -11,10 +11,7 @@ Relative paths are meant from the recipe's folder; those that a variable brings,
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,42 +19,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edge_agent.base.errors import ConfigError
+from edge_forge import recipe_form
+from edge_forge.recipe_form import CommonRecipe, Form, NotNegative, Positive, Section, Share
 from edge_forge.training import presets
 from edge_forge.training.settings import TrainSettings, replaced
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover - the same parser under its old name
-    import tomli as tomllib
-
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, msgspec.Meta(gt=0.0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 Dtype = Literal["fp32", "fp16", "int8"]
 
 
-class _Section(msgspec.Struct, frozen=True):
-    """A table of the recipe."""
-
-
-class BaseSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[base]`: the pretrained encoder."""
-
-    source: str | tuple[str, ...]
-    """Where to look, in order: a folder, `python:DISTRIBUTION`, or a hub id (see `bases`)."""
-    version: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """The anti-rollback counter of the base's own package; raise it when the bank's settings change."""
-    name: Name
-    """The base's model name on the device and in MQTT topics; recipes that share a base share it."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The sources as a sequence, also where the recipe has one string."""
-        return (self.source,) if isinstance(self.source, str) else self.source
-
-
-class TaskSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[task]`: what the model answers."""
 
     kind: Literal["classify"] = "classify"
@@ -71,7 +41,7 @@ class TaskSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The label that stands for 'none of these'."""
 
 
-class DataSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[data]`: local files, or a hub data set by id."""
 
     train: str = ""
@@ -100,7 +70,7 @@ class DataSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Use at most so many rows per split, drawn with the classes' shares kept; 0: all. For trying a recipe out."""
 
 
-class ExportSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[export]`: which ONNX graphs are made."""
 
     banked: bool = True
@@ -115,7 +85,7 @@ class ExportSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Largest absolute difference of logits and features against PyTorch, FP32 on both sides."""
 
 
-class QuantizeSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[quantize]`: the number formats that are tried, and what they may cost."""
 
     variants: tuple[Dtype, ...] = ("fp32", "fp16", "int8")
@@ -128,28 +98,9 @@ class QuantizeSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     """What happens to a variant that loses more."""
 
 
-class PackageSection(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[package]`: what is shipped, and under whose name."""
+class Recipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole recipe of an encoder."""
 
-    version: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """The anti-rollback counter: a device refuses a lower one than it has committed."""
-    channel: Name = "stable"
-    keys: str = "${EDGE_FORGE_KEYS:-}"
-    """The folder of signing keys (`edge-forge keygen`); empty: development keys in the build folder, made once."""
-    hardware: tuple[str, ...] = ()
-    """Boards the package is for; empty: any."""
-    min_agent: str = "0.1.0"
-    expires_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 365
-    probes: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
-    licence: str = ""
-
-
-class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole recipe. `name` is the adapter's name on the device; its merged form is `<name>-merged`."""
-
-    name: Name
-    base: BaseSection
-    description: str = ""
     task: TaskSection = TaskSection()
     data: DataSection = DataSection()
     method: Mapping[str, Any] = {}
@@ -158,7 +109,6 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[train]`: the other keys of `TrainSettings`; what is absent is the preset's."""
     export: ExportSection = ExportSection()
     quantize: QuantizeSection = QuantizeSection()
-    package: PackageSection = PackageSection()
 
     @property
     def training(self) -> TrainSettings:
@@ -176,108 +126,19 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
         if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
     ),
 }
-_PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+FORM = Form(Recipe, _TABLES)
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a file. Raises ConfigError that names the file and the key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("there is no such recipe", str(path), "edge-forge init NAME writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"it cannot be read: {error}", str(path)) from error
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"it is no valid TOML: {error}", str(path)) from error
-    return parse(raw, str(path), os.environ if environment is None else environment)
+    return parse(recipe_form.read(path), str(path), os.environ if environment is None else environment)
 
 
 def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> Recipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    _refuse_unknown(raw, where)
-    expanded = {
-        section: _expand(section, keys, where, environment) if isinstance(keys, dict) else keys
-        for section, keys in {"package": {}, **raw}.items()
-    }
-    try:
-        recipe = msgspec.convert(expanded, Recipe)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        key = at.rstrip("`").lstrip(".")
-        raise ConfigError(_plain(message), f"{where}: {key}" if key else where) from error
+    recipe = recipe_form.convert(raw, where, environment, FORM, Recipe)
     _check_relations(recipe, where)
     return recipe
-
-
-def _plain(message: str) -> str:
-    """msgspec's wording in ours; the type and the bound stay as they are."""
-    missing = re.match(r"Object missing required field `(.+)`", message)
-    return f"the key {missing[1]!r} is missing" if missing else message[:1].lower() + message[1:].replace("`", "'")
-
-
-def _keys(section: str) -> tuple[str, ...]:
-    """The known keys of a section, or of the document itself for ''."""
-    if section in _TABLES:
-        return _TABLES[section]
-    kind: Any = Recipe if not section else {field.name: field.type for field in msgspec.structs.fields(Recipe)}[section]
-    names: tuple[str, ...] = kind.__struct_fields__
-    return names
-
-
-def _sections() -> tuple[str, ...]:
-    return tuple(field.name for field in msgspec.structs.fields(Recipe) if field.name not in ("name", "description"))
-
-
-def _refuse_unknown(raw: Mapping[str, Any], where: str) -> None:
-    for key, value in raw.items():
-        if key not in _keys(""):
-            raise ConfigError(f"unknown key {key!r}", where, _suggestion(key, ""))
-        if key not in _sections():
-            continue
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key!r} must be a table, as in [{key}]", where)
-        for inner in value:
-            if inner not in _keys(key):
-                raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key))
-
-
-def _suggestion(key: str, section: str) -> str:
-    near = difflib.get_close_matches(key, _keys(section), n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    elsewhere = [name for name in _sections() if key in _keys(name)]
-    if elsewhere:
-        return f"{key!r} belongs into [{elsewhere[0]}]"
-    return f"known keys{f' of [{section}]' if section else ''}: {', '.join(_keys(section))}"
-
-
-def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    def fill(key: str, text: str) -> str:
-        def value(found: re.Match[str]) -> str:
-            given = environment.get(found[1], "")
-            if given:
-                return given if section == "base" else os.path.abspath(given)  # noqa: PTH100 - as a shell means it
-            if found[2] is not None:
-                return found[2]
-            raise ConfigError(
-                f"the variable {found[1]} is not set", f"{where}: {section}.{key}", f"set it: {found[1]}=..."
-            )
-
-        return _VARIABLE.sub(value, text)
-
-    done = dict(keys)
-    for key, text in keys.items():
-        if (section, key) in _PLACES:
-            if isinstance(text, str):
-                done[key] = fill(key, text)
-            elif isinstance(text, list):
-                done[key] = [fill(key, item) if isinstance(item, str) else item for item in text]
-    if section == "package" and "keys" not in keys:
-        done["keys"] = fill("keys", PackageSection().keys)
-    return done
 
 
 def _check_relations(recipe: Recipe, where: str) -> None:

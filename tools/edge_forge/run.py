@@ -12,8 +12,9 @@ from typing import Any
 from edge_forge import recipe as recipes
 from edge_forge.cache import Cache, write_json
 from edge_forge.exports import rows_of
-from edge_forge.packages import PACKAGE, ShipPlan
+from edge_forge.packages import ShipPlan
 from edge_forge.progress import Progress, size
+from edge_forge.signing import PACKAGE
 
 
 def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> ShipPlan:

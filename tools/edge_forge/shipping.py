@@ -18,7 +18,8 @@ from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.statement import Now, check_time
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_forge.packaging.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
-from edge_forge.recipe import PackageSection, Recipe
+from edge_forge.recipe import Recipe
+from edge_forge.recipe_form import PackageSection
 
 _DAY_S = 86_400
 RUNTIME = "onnx"

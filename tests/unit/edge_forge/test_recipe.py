@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
 from edge_forge import recipe as recipes
+from edge_forge import recipe_form
 from edge_forge.recipe import load, parse
 from edge_forge.scaffold import recipe_text
 
@@ -126,12 +127,12 @@ def test_whatever_a_file_holds_the_answer_is_a_recipe_or_a_sentence(raw):
 
 def test_the_written_recipe_is_valid_and_names_every_key():
     text = recipe_text("toy")
-    parse(recipes.tomllib.loads(text), "toy", {})
-    for section in recipes._sections():
-        for key in recipes._keys(section):
+    parse(recipe_form.tomllib.loads(text), "toy", {})
+    for section in recipes.FORM.sections:
+        for key in recipes.FORM.keys(section):
             assert f"\n# {key} = " in text or f"\n{key} = " in text, f"{section}.{key}"
     shown = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
-    parse({**recipes.tomllib.loads(shown), "data": {"train": "t"}, "task": {}}, "toy", {})
+    parse({**recipe_form.tomllib.loads(shown), "data": {"train": "t"}, "task": {}}, "toy", {})
 
 
 @pytest.mark.parametrize("name", ["home-intents", "urgency", "sst2"])
@@ -141,8 +142,8 @@ def test_the_shipped_recipes_are_valid(name):
 
 def test_every_key_is_documented():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
-    for section in recipes._sections():
-        for key in recipes._keys(section):
+    for section in recipes.FORM.sections:
+        for key in recipes.FORM.keys(section):
             assert f"`{key}`" in page, f"{section}.{key}"
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ import numpy as np
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.gguf_file import families
-from edge_forge.gguf_file.model import BASE_ID_KEY
-from edge_forge.gguf_file.tensors import Floats, Tensors, as_float16
+from edge_forge.gguf_file.tensors import BASE_ID_KEY, Floats, Tensors, as_float16
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -76,9 +76,23 @@ def scaling(settings: Mapping[str, Any], module: str) -> float:
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def merged_weight(base: Floats, a: Floats, b: Floats, scale: float) -> Floats:
-    """base [out, in] + scale * B [out, r] A [r, in]."""
-    return base + np.float32(scale) * (b @ a)
+@contextmanager
+def deltas(folder: Path) -> Iterator[Callable[[str], Floats | None]]:
+    """What the adapter in `folder` adds to the weight [out, in] of a module, by its name: s B A. Raises ConfigError."""
+    settings = _settings(folder)
+    with Tensors([folder / _WEIGHTS]) as tensors:
+        modules = set(_modules(tensors, folder))
+
+        def delta(module: str) -> Floats | None:
+            if module not in modules:
+                return None
+            modules.discard(module)
+            product = tensors.read(_key(module, "B")) @ tensors.read(_key(module, "A"))
+            return np.float32(scaling(settings, module)) * product
+
+        yield delta
+        if modules:
+            raise ConfigError(f"the base has no module {min(modules)!r}, which the adapter adapts", str(folder))
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, usual: Any) -> Any:

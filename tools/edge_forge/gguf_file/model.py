@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from edge_agent.base.errors import ConfigError
 from edge_forge.gguf_file import families, vocabulary
 from edge_forge.gguf_file.families import Family
-from edge_forge.gguf_file.tensors import Tensors, as_float16, weight_files
+from edge_forge.gguf_file.tensors import BASE_ID_KEY, Floats, Tensors, as_float16, weight_files
 
-BASE_ID_KEY = "edge.base_id"
 # Written by some versions of transformers, computed anew by every runtime.
 _IGNORED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
@@ -34,8 +33,15 @@ class Converted:
     chat_template: bool
 
 
-def convert(folder: Path, out: Path, name: str, base_id: str) -> Converted:
-    """Write `folder` (config.json, tokenizer.json, safetensors) as `out`. Raises ConfigError for what has no form."""
+Delta = Callable[[str], Floats | None]
+"""What is added to the weight of a module, in the shape and the order of Hugging Face; None: nothing."""
+
+
+def convert(folder: Path, out: Path, name: str, base_id: str, delta: Delta | None = None) -> Converted:
+    """Write `folder` (config.json, tokenizer.json, safetensors) as `out`, with `delta` (a merged adapter) added.
+
+    Raises ConfigError for what has no form.
+    """
     config = read_config(folder)
     found = families.family(config)
     words = vocabulary.read(folder, int(config["vocab_size"]))
@@ -48,7 +54,7 @@ def convert(folder: Path, out: Path, name: str, base_id: str) -> Converted:
     families.write_keys(writer, found, config)
     words.write(writer)
     with Tensors(weight_files(folder)) as tensors:
-        count = _write_tensors(writer, tensors, found, config)
+        count = _write_tensors(writer, tensors, found, config, delta)
     writer.close()
     return Converted(found.name, count, out.stat().st_size, words.model, words.pre, words.chat_template is not None)
 
@@ -62,7 +68,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping[str, Any]) -> int:
+def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping[str, Any], delta: Delta | None) -> int:
     names = dict(_names(tensors, found, config))
     extra = families.rope_factors(config)
     if extra is not None:
@@ -77,7 +83,7 @@ def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping
     if extra is not None:
         writer.write_tensor_data(extra)
     for source in names:
-        writer.write_tensor_data(_converted(tensors, source, found, config))
+        writer.write_tensor_data(_converted(tensors, source, found, config, delta))
     return len(names) + (extra is not None)
 
 
@@ -95,9 +101,14 @@ def _names(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> Iterat
         yield source, target
 
 
-def _converted(tensors: Tensors, source: str, found: Family, config: Mapping[str, Any]) -> NDArray[Any]:
+def _converted(
+    tensors: Tensors, source: str, found: Family, config: Mapping[str, Any], delta: Delta | None
+) -> NDArray[Any]:
     module, _, part = source.rpartition(".")
     value = tensors.read(source)
+    added = delta(module) if delta is not None and part == "weight" else None
+    if added is not None:
+        value = value + added
     if found.norm_add and module.endswith("norm") and part == "weight":
         value = value + np.float32(found.norm_add)
     value = families.rows_permuted(found, config, module, value)

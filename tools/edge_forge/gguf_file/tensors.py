@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from edge_agent.base.errors import ConfigError
 
 Floats = NDArray[np.float32]
+BASE_ID_KEY = "edge.base_id"
+"""The GGUF key that names the base, in a model as in an adapter."""
 
 
 class Tensors:

@@ -89,7 +89,7 @@ def read(folder: Path, size: int) -> Vocabulary:
         kinds=kinds,
         merges=merges,
         scores=_scores(tokens, kinds, merges) if fallback else (),
-        special=_special(folder, options, {token.decode(): place for place, token in enumerate(tokens)}),
+        special=_special(folder, {token.decode(): place for place, token in enumerate(tokens)}),
         add_bos=add_bos,
         add_eos=add_eos,
         add_space=_prepends(found),
@@ -106,6 +106,25 @@ def chat_template(folder: Path) -> str | None:
     if isinstance(found, list):
         found = next((one["template"] for one in found if one.get("name") == "default"), None)
     return found if isinstance(found, str) else None
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a chat template may name: `bos_token`, `eos_token` and so on."""
+    found = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        token = _options(folder).get(f"{name}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[f"{name}_token"] = content
+    return found
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """Ids of the tokens that end a text, the tokenizer's own first; empty where none is named."""
+    library = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = {**library["model"]["vocab"], **{one["content"]: one["id"] for one in library.get("added_tokens", ())}}
+    found = _special(folder, ids)
+    return tuple(found[name] for name in ("eos", "eot") if name in found)
 
 
 def _tokens(found: Mapping[str, Any], size: int, fallback: bool, where: str) -> tuple[list[bytes], list[int]]:
@@ -191,14 +210,10 @@ def _ends(folder: Path, options: Mapping[str, Any]) -> tuple[bool, bool]:
     return at > 0 or options.get("add_bos_token") is True, len(ids) > at + len(plain)
 
 
-def _special(folder: Path, options: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
+def _special(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
     """Ids of bos, eos, unk, pad, and eot where generation ends at a second token."""
-    found: dict[str, int] = {}
-    for name in ("bos", "eos", "unk", "pad"):
-        token = options.get(f"{name}_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and content in ids:
-            found[name] = ids[content]
+    named = {name.removesuffix("_token"): token for name, token in special_tokens(folder).items()}
+    found = {name: ids[token] for name, token in named.items() if token in ids}
     config = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
     ends = config.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -8,8 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -101,6 +107,7 @@ _RANGES: Mapping[str, _Check] = {
     "epochs": (lambda value: 1 <= value <= 1000, "from 1 to 1000"),
     "batch_size": (lambda value: 1 <= value <= 4096, "from 1 to 4096"),
     "micro_batch_tokens": _AT_LEAST_0,
+    "rows_at_once": _AT_LEAST_1,
     "warmup_fraction": _SHARE,
     "weight_decay": _AT_LEAST_0,
     "label_smoothing": _SHARE,
@@ -110,7 +117,7 @@ _RANGES: Mapping[str, _Check] = {
     "average_decay": _SHARE,
     "early_stopping_patience": _AT_LEAST_0,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
-    "max_tokens": (lambda value: 3 <= value <= 8192, "from 3 to 8192"),
+    "max_tokens": (lambda value: 3 <= value <= 131072, "from 3 to 131072"),
     "threads": _AT_LEAST_0,
     "processes": _AT_LEAST_1,
     "rank": (lambda value: 1 <= value <= 512, "from 1 to 512"),
@@ -119,7 +126,7 @@ _RANGES: Mapping[str, _Check] = {
 }
 
 
-def replaced(start: TrainSettings, values: Mapping[str, object], where: str) -> TrainSettings:
+def replaced(start: S, values: Mapping[str, object], where: str) -> S:
     """`start` with the keys of `values` set, each checked. `where` names the file or table for messages.
 
     Raises ConfigError that names the key: unknown, of the wrong type, out of range, or contradicting another.
@@ -130,30 +137,34 @@ def replaced(start: TrainSettings, values: Mapping[str, object], where: str) -> 
         if key not in kinds:
             raise ConfigError(f"unknown key {key!r}", where, f"known keys: {', '.join(sorted(kinds))}")
         known[key] = _typed(key, value, kinds[key], where)
-    made = TrainSettings(**known)  # type: ignore[arg-type]
+    made = type(start)(**known)
     check(made, where)
     return made
 
 
-def check(settings: TrainSettings, where: str) -> None:
+def check(settings: DataclassInstance, where: str) -> None:
     """Raise ConfigError naming the first key whose value is out of range or contradicts another."""
+    has = {field.name for field in fields(settings)}
     for key, allowed in _CHOICES.items():
-        value = getattr(settings, key)
-        if value not in allowed:
+        value = getattr(settings, key, None)
+        if key in has and value not in allowed:
             raise ConfigError(f"{key} = {value!r} is not known", where, f"use one of {', '.join(allowed)}")
     for key, (holds, wanted) in _RANGES.items():
-        value = getattr(settings, key)
-        if not holds(value):
+        if key in has and not holds(value := getattr(settings, key)):
             raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
-    if settings.consistency and not (settings.token_dropout or settings.dropout):
+    if (
+        isinstance(settings, TrainSettings)
+        and settings.consistency
+        and not (settings.token_dropout or settings.dropout)
+    ):
         raise ConfigError(
             "consistency compares two answers to a row, which are the same without dropout",
             where,
             "set token_dropout, for example to 0.1",
         )
-    if not settings.targets:
+    if not getattr(settings, "targets", True):
         raise ConfigError("targets is empty", where, 'name at least one, for example targets = ["attention"]')
-    if settings.use_dora:
+    if getattr(settings, "use_dora", False):
         raise ConfigError(
             "use_dora = true has no device form yet", where, "leave it out: plain LoRA is exported exactly"
         )

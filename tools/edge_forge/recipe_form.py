@@ -1,0 +1,188 @@
+"""How a recipe is read, whatever it makes: TOML, tables, variables, unknown keys; and the sections that all share.
+
+What kinds of recipes there are, and their own sections, is in `recipe` (encoders) and `generate.recipe` (generators).
+This module loads no runtime.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from edge_agent.base.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same parser under its old name
+    import tomli as tomllib
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A table of the recipe."""
+
+
+class BaseSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[base]`: the pretrained model."""
+
+    source: str | tuple[str, ...]
+    """Where to look, in order: a folder, `python:DISTRIBUTION`, or a hub id (see `bases`)."""
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """The anti-rollback counter of the base's own package; raise it when the bank's settings change."""
+    name: Name
+    """The base's model name on the device and in MQTT topics; recipes that share a base share it."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources as a sequence, also where the recipe has one string."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[package]`: what is shipped, and under whose name."""
+
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """The anti-rollback counter: a device refuses a lower one than it has committed."""
+    channel: Name = "stable"
+    keys: str = "${EDGE_FORGE_KEYS:-}"
+    """The folder of signing keys (`edge-forge keygen`); empty: development keys in the build folder, made once."""
+    hardware: tuple[str, ...] = ()
+    """Boards the package is for; empty: any."""
+    min_agent: str = "0.1.0"
+    expires_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 365
+    probes: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
+    licence: str = ""
+
+
+class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every recipe has. `name` is the adapter's name on the device; its merged form is `<name>-merged`."""
+
+    name: Name
+    base: BaseSection
+    description: str = ""
+    package: PackageSection = PackageSection()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kind of recipe: its type, and the tables whose keys are not fields of a section."""
+
+    kind: type[CommonRecipe]
+    tables: Mapping[str, tuple[str, ...]]
+
+    def keys(self, section: str) -> tuple[str, ...]:
+        """The known keys of a section, or of the document itself for ''."""
+        if section in self.tables:
+            return self.tables[section]
+        fields = {field.name: field.type for field in msgspec.structs.fields(self.kind)}
+        names: tuple[str, ...] = (fields[section] if section else self.kind).__struct_fields__
+        return names
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The names of the tables."""
+        return tuple(
+            field.name for field in msgspec.structs.fields(self.kind) if field.name not in ("name", "description")
+        )
+
+
+R = TypeVar("R", bound=CommonRecipe)
+
+_PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The parsed TOML document of a recipe. Raises ConfigError that names the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("there is no such recipe", str(path), "edge-forge init NAME writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"it cannot be read: {error}", str(path)) from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"it is no valid TOML: {error}", str(path)) from error
+
+
+def convert(raw: Mapping[str, Any], where: str, environment: Mapping[str, str], form: Form, kind: type[R]) -> R:
+    """A document as a recipe of `form`; what single keys do not show to be wrong is the caller's to check."""
+    _refuse_unknown(raw, where, form)
+    expanded = {
+        section: _expand(section, keys, where, environment) if isinstance(keys, dict) else keys
+        for section, keys in {"package": {}, **raw}.items()
+    }
+    try:
+        return msgspec.convert(expanded, kind)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".")
+        raise ConfigError(_plain(message), f"{where}: {key}" if key else where) from error
+
+
+def _plain(message: str) -> str:
+    """msgspec's wording in ours; the type and the bound stay as they are."""
+    missing = re.match(r"Object missing required field `(.+)`", message)
+    return f"the key {missing[1]!r} is missing" if missing else message[:1].lower() + message[1:].replace("`", "'")
+
+
+def _refuse_unknown(raw: Mapping[str, Any], where: str, form: Form) -> None:
+    for key, value in raw.items():
+        if key not in form.keys(""):
+            raise ConfigError(f"unknown key {key!r}", where, _suggestion(key, "", form))
+        if key not in form.sections:
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key!r} must be a table, as in [{key}]", where)
+        for inner in value:
+            if inner not in form.keys(key):
+                raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key, form))
+
+
+def _suggestion(key: str, section: str, form: Form) -> str:
+    near = difflib.get_close_matches(key, form.keys(section), n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    elsewhere = [name for name in form.sections if key in form.keys(name)]
+    if elsewhere:
+        return f"{key!r} belongs into [{elsewhere[0]}]"
+    return f"known keys{f' of [{section}]' if section else ''}: {', '.join(form.keys(section))}"
+
+
+def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    def fill(key: str, text: str) -> str:
+        def value(found: re.Match[str]) -> str:
+            given = environment.get(found[1], "")
+            if given:
+                return given if section == "base" else os.path.abspath(given)  # noqa: PTH100 - as a shell means it
+            if found[2] is not None:
+                return found[2]
+            raise ConfigError(
+                f"the variable {found[1]} is not set", f"{where}: {section}.{key}", f"set it: {found[1]}=..."
+            )
+
+        return _VARIABLE.sub(value, text)
+
+    done = dict(keys)
+    for key, text in keys.items():
+        if (section, key) in _PLACES:
+            if isinstance(text, str):
+                done[key] = fill(key, text)
+            elif isinstance(text, list):
+                done[key] = [fill(key, item) if isinstance(item, str) else item for item in text]
+    if section == "package" and "keys" not in keys:
+        done["keys"] = fill("keys", PackageSection().keys)
+    return done
