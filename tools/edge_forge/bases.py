@@ -55,6 +55,17 @@ CONFIG_FIELDS = (
 _UNUSED_PREFIXES = ("pooler.", "cls.", "classifier.", "score.", "lm_head.")
 _UNUSED_SUFFIXES = ("position_ids", "token_type_ids_buffer")
 _CONFIG_DEFAULTS: Mapping[str, object] = {"position_embedding_type": "absolute"}
+# A language model's answers depend on more: its head, and how it is attached and scaled.
+LANGUAGE_FIELDS = (
+    *CONFIG_FIELDS,
+    "rope_parameters",
+    "tie_word_embeddings",
+    "attention_bias",
+    "sliding_window",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
 _HEADER_BYTES_MAX = 100_000_000  # the bound of the safetensors format itself
 _CHUNK_BYTES = 1 << 22
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "tf_model.h5")
@@ -84,8 +95,11 @@ class Base:
         return sum(path.stat().st_size for path in self.weights)
 
 
-def resolve(sources: Sequence[str], recipe_dir: Path) -> Base:
-    """The first usable base among `sources`. Raises ConfigError that lists what was tried, in order."""
+def resolve(sources: Sequence[str], recipe_dir: Path, language: bool = False) -> Base:
+    """The first usable base among `sources`; `language`: for a generator (see `base_id`).
+
+    Raises ConfigError that lists what was tried, in order.
+    """
     tried: list[str] = []
     for source in sources:
         try:
@@ -94,7 +108,7 @@ def resolve(sources: Sequence[str], recipe_dir: Path) -> Base:
         except _NotHere as reason:
             tried.append(f"{source}: {reason}")
             continue
-        return Base(directory, source, base_id(directory), config, weights, tuple(tried))
+        return Base(directory, source, base_id(directory, language), config, weights, tuple(tried))
     attempts = "; ".join(f"{number}) {attempt}" for number, attempt in enumerate(tried, 1)) or "no source was named"
     raise ConfigError(
         f"no base model was found. Tried, in this order: {attempts}",
@@ -223,7 +237,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return table, 8 + length
 
 
-def base_id(directory: Path) -> str:
+def base_id(directory: Path, language: bool = False) -> str:
     """The identity of a base: `sha256:<hex>`, equal exactly when two bases compute the same features.
 
     The digest runs over, each part ended by a newline:
@@ -233,17 +247,22 @@ def base_id(directory: Path) -> str:
     Names lose the model type's prefix (`bert.encoder...` = `encoder...`); poolers, heads and position-id buffers
     are left out (`_UNUSED_*`), since the features never read them. The order and the sharding of files, metadata
     and alignment play no part. Costs one read of the weights (about 0.3 s for 90 MB).
+
+    With `language` it is that of a generator: the text is `edge-base/1 language`, the fields are `LANGUAGE_FIELDS`, and
+    heads count, since answers come from them.
     """
     config = _read_json(directory / "config.json")
-    fields = {**_CONFIG_DEFAULTS, **{key: config[key] for key in CONFIG_FIELDS if config.get(key) is not None}}
-    digest = hashlib.sha256(b"edge-base/1\n" + _canonical(fields) + b"\n")
+    names = LANGUAGE_FIELDS if language else CONFIG_FIELDS
+    fields = {**_CONFIG_DEFAULTS, **{key: config[key] for key in names if config.get(key) is not None}}
+    title = b"edge-base/1 language\n" if language else b"edge-base/1\n"
+    digest = hashlib.sha256(title + _canonical(fields) + b"\n")
     prefix = f"{config.get('model_type')}."
     found: dict[str, tuple[Path, int, dict[str, Any]]] = {}
     for path in _weight_files(directory):
         table, start = _header(path)
         for name, entry in table.items():
             short = name.removeprefix(prefix)
-            if not short.startswith(_UNUSED_PREFIXES) and not short.endswith(_UNUSED_SUFFIXES):
+            if not short.startswith(() if language else _UNUSED_PREFIXES) and not short.endswith(_UNUSED_SUFFIXES):
                 found[short] = (path, start, entry)
     for name in sorted(found):
         path, start, entry = found[name]

@@ -13,7 +13,7 @@ from edge_agent.base.errors import UsageError
 from edge_forge.cache import write_json
 from edge_forge.packages import ShipPlan
 from edge_forge.recipe import Recipe
-from edge_forge.run import make, open_plan, print_table
+from edge_forge.run import AnyPlan, make, open_plan, print_table
 from edge_forge.training.presets import NAMES
 from edge_forge.training.settings import METHODS
 
@@ -28,7 +28,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
     plans = [
         with_method(plan, wanted)
-        for plan in (open_plan(arguments, path) for path in arguments.recipe)
+        for plan in (_classifier(open_plan(arguments, path)) for path in arguments.recipe)
         for wanted in (methods(arguments.methods) if arguments.methods else [""])
     ]
     if len(plans) < 2:
@@ -50,6 +50,12 @@ def compare(arguments: argparse.Namespace) -> int:
         print_table(columns(), rows(runs))
         print(f"report: {written[1]}")
     return 0
+
+
+def _classifier(plan: AnyPlan) -> ShipPlan:
+    if isinstance(plan, ShipPlan):
+        return plan
+    raise UsageError("generators are not compared yet", plan.recipe.name, "their reports stand beside each other")
 
 
 def methods(text: str) -> list[str]:

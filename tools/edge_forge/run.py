@@ -10,21 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from edge_forge import recipe as recipes
+from edge_forge import recipe_form
 from edge_forge.cache import Cache, write_json
 from edge_forge.exports import rows_of
+from edge_forge.generate import recipe as generators
+from edge_forge.generate.ship import GeneratePlan
 from edge_forge.packages import ShipPlan
 from edge_forge.progress import Progress, size
 from edge_forge.signing import PACKAGE
 
+AnyPlan = ShipPlan | GeneratePlan
 
-def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> ShipPlan:
-    """The plan of the recipe that the arguments name."""
+
+def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> AnyPlan:
+    """The plan of the recipe that the arguments name, by the kind of its task."""
     place: Path = path or arguments.recipe
     file = place / "recipe.toml" if place.is_dir() else place
-    recipe = recipes.load(file)
+    generates = generators.is_generate(recipe_form.read(file))
+    recipe = generators.load(file) if generates else recipes.load(file)
     progress = Progress(quiet=arguments.quiet)
-    root = arguments.build or project_root(file) / "build"
-    return ShipPlan(recipe, file.resolve().parent, Cache(root, progress), progress)
+    cache = Cache(arguments.build or project_root(file) / "build", progress)
+    kind = GeneratePlan if generates else ShipPlan
+    return kind(recipe, file.resolve().parent, cache, progress)
 
 
 def project_root(recipe_file: Path) -> Path:
@@ -40,12 +47,21 @@ def step(arguments: argparse.Namespace) -> int:
     """A verb that ends at one step of the plan."""
     plan = open_plan(arguments)
     with plan.cache.locked():
-        result = _RESULTS[arguments.verb](plan)
+        result = results(plan, arguments.verb)
     if arguments.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         print_table(("what", "value"), [[key, str(value)] for key, value in result.items()])
     return 0
+
+
+def results(plan: AnyPlan, verb: str) -> Mapping[str, Any]:
+    """What a verb that ends at one step has to say."""
+    if isinstance(plan, ShipPlan):
+        return _RESULTS[verb](plan)
+    from edge_forge.generate.verbs import RESULTS
+
+    return RESULTS[verb](plan)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -91,26 +107,34 @@ def build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make(plan: ShipPlan, ship: bool = True) -> dict[str, Any]:
+def make(plan: AnyPlan, ship: bool = True) -> dict[str, Any]:
     """Run every step (without `ship`: up to the measured variants); returns the figures."""
-    from edge_forge.figures import gather
-
+    if isinstance(plan, GeneratePlan):
+        plan.check_tools()
     plan.data_step  # noqa: B018 - what is wrong with the data is said before anything long begins
     plan.base  # noqa: B018
     if ship:
         plan.keys  # noqa: B018
-    return gather(plan, ship)
+    if isinstance(plan, ShipPlan):
+        from edge_forge.figures import gather
+
+        return gather(plan, ship)
+    from edge_forge.generate.verbs import gather as gather_generator
+
+    return gather_generator(plan)
 
 
-def write_report(plan: ShipPlan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
+def write_report(plan: AnyPlan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write the figures and the report; returns the report's files."""
+    from edge_forge.generate.report import report as report_generator
     from edge_forge.report.content import report
     from edge_forge.report.write import write
 
     folder = plan.cache.root / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{plan.recipe.name}.json", figures)
-    return write(folder, plan.recipe.name, report(figures))
+    blocks = report(figures) if isinstance(plan, ShipPlan) else report_generator(figures)
+    return write(folder, plan.recipe.name, blocks)
 
 
 def _export(plan: ShipPlan) -> Mapping[str, Any]:

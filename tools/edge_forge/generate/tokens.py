@@ -154,3 +154,17 @@ def cut(row: Encoded, length: int) -> Iterator[Encoded]:
     """A long text in parts of `length`; the last token of one is the first of the next, so that each is learned."""
     for start in range(0, len(row.ids) - 1, length - 1):
         yield Encoded(row.ids[start : start + length], row.labels[start : start + length], 0)
+
+
+def to_score(codec: Codec, rows: Sequence[Row], length: int) -> tuple[list[Row], list[Encoded]]:
+    """What is scored of `rows`: dialogues that fit into `length` tokens, or texts in parts of it (then no rows).
+
+    Raises ConfigError when nothing is left.
+    """
+    encoded = [codec.encode(row) for row in rows]
+    if rows and rows[0][-1].role == TEXT:
+        return [], [part for row in encoded for part in cut(row, length)]
+    kept = [(row, one) for row, one in zip(rows, encoded, strict=True) if len(one.ids) <= length]
+    if not kept:
+        raise ConfigError(f"no row that is to be scored fits into {length} tokens", "task.max_tokens", "raise it")
+    return [row for row, _ in kept], [one for _, one in kept]

@@ -3,3 +3,5 @@
 `model.convert` writes a model, `lora.convert` an adapter, `engine` runs llama.cpp. What differs between families of
 models stands in `families`, what differs between tokenizers in `vocabulary`.
 """
+
+MODEL_FILE, ADAPTER_FILE = "f16.gguf", "adapter.gguf"

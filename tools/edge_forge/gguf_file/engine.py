@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.errors import BackendError, BackendMissing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 QUANTISED = ("q8_0", "q4_k_m", "q4_0")
 _REMEDY = "pip install 'edge-agent[llamacpp]' (it compiles llama.cpp, some ten minutes on two cores)"
@@ -46,6 +47,8 @@ def tokenize(model: Path, texts: Sequence[str], special: bool = False) -> list[l
 
 def logits(model: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None) -> NDArray[np.float32]:
     """Logits [all positions of all rows, vocabulary], in order."""
+    import numpy as np
+
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
         _call("logits", model=str(model), rows=_plain(rows), adapter=_text(adapter), threads=_threads(), out=str(out))

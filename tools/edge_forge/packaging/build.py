@@ -132,14 +132,17 @@ def _adapter_entry(source: AdapterSource, subject: Descriptor, layout: Layout) -
     fields = {name: getattr(source, name) for name in names}
     where = f"adapter {source.name}"
     config = convert({"schema": 1, "task": task_doc(source.task, where), **fields}, AdapterConfig, where)
-    weights = layout.blob(_checked(source.weights, forms.ADAPTER_FILE))
+    name = "adapter" + source.weights.suffix
+    if name not in forms.ADAPTER_FILES:
+        raise UsageError(f"adapters are {' or '.join(forms.ADAPTER_FILES)}", str(source.weights))
+    weights = layout.blob(_checked(source.weights, name))
     check_adapter(source.weights, config)
     files = {
-        forms.ADAPTER_FILE: (forms.ADAPTER_WEIGHT, weights),
+        name: (forms.ADAPTER_FILES[name], weights),
         forms.PROBES_FILE: (forms.WEIGHT_CONFIG, layout.blob(probe_bytes(source.probes, None, adapter=True))),
     }
-    for name, path in source.docs.items():
-        files[name] = (forms.DOC, layout.blob(path))
+    for title, path in source.docs.items():
+        files[title] = (forms.DOC, layout.blob(path))
     manifest = Manifest(
         schema_version=2,
         media_type=forms.OCI_MANIFEST,

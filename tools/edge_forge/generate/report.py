@@ -1,0 +1,165 @@
+"""The report of one build of a generator: from the figures of `generate.verbs.gather` to blocks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edge_forge.progress import duration, size
+from edge_forge.report.blocks import Block, Heading, Items, Table, Text
+
+_SCORES = {
+    "perplexity": ("perplexity", "{:.3f}"),
+    "exact_match": ("exact match", "{:.1%}"),
+    "json_match": ("same JSON", "{:.1%}"),
+    "bleu": ("BLEU", "{:.1f}"),
+    "rouge_l": ("ROUGE-L", "{:.3f}"),
+}
+
+
+def report(figures: Mapping[str, Any]) -> list[Block]:
+    """All blocks, in the order in which they are read: result, what runs on devices, how it came about."""
+    name = figures["recipe"]["name"]
+    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Text(figures["recipe"]["description"])]
+    for section in (_result, _files, _memory, _samples, _training, _data, _making):
+        blocks.extend(section(figures))
+    return blocks
+
+
+def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
+    scores = figures["scores"]
+    yield Heading("Result")
+    yield Text(
+        f"By PyTorch in float32 on {scores['tuned']['rows']} {figures['split']} rows ({scores['tuned']['tokens']} "
+        "tokens of answers). Answers are greedy; BLEU and ROUGE-L compare words, exact match the whole answer."
+    )
+    found = {who: {**one, **(one.get("answers") or {})} for who, one in scores.items()}
+    yield Table(("", *found), [
+        [title, *(_cell(one, key) for one in found.values())] for key, (title, _) in _SCORES.items()
+    ])  # fmt: skip
+    if figures["packages"]:
+        yield Heading("Packages")
+        yield Table(
+            ("file", "what", "size", "digest"),
+            [[f"`{one['file']}`", one["what"], size(one["size_bytes"]), f"`{one['digest'][:19]}…`"]
+             for one in figures["packages"]],
+        )  # fmt: skip
+
+
+def _cell(one: Mapping[str, Any], key: str) -> str:
+    return _SCORES[key][1].format(one[key]) if one.get(key) is not None else "–"
+
+
+def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
+    files = figures["files"]
+    yield Heading("What runs on devices")
+    yield Text(
+        "The same rows through llama.cpp. `base` is the base alone, `adapter` the base with the adapter attached, "
+        "`merged` both in one file. Against PyTorch: relative distance of logits, the worst token of the samples."
+    )
+    yield Table(
+        ("model", *(title for title, _ in _SCORES.values()), "size", "against PyTorch"),
+        [[f"{one['form']} {one['dtype']}", *(_cell(one, key) for key in _SCORES), size(one["size_bytes"]),
+          f"{one['parity']:.2g}" if one.get("parity") is not None else "–"] for one in files],
+    )  # fmt: skip
+    adapter = figures["adapter"]
+    if adapter:
+        yield Text(
+            f"The adapter (rank {adapter['rank']}, {len(adapter['modules'])} modules, {size(adapter['size_bytes'])}) "
+            f"moves the logits by {adapter['effect']:.2g} (relative) in llama.cpp, and differs from PyTorch by "
+            f"{adapter['parity']:.2g}."
+        )
+    fallbacks = [f"{one['form']} {one['dtype']}: {one['fallbacks']}" for one in files if one.get("fallbacks")]
+    if fallbacks:
+        yield Text(f"Tensors that llama.cpp gave another format, since their rows do not fit: {', '.join(fallbacks)}.")
+    if figures["gates"]:
+        yield Text("What decided what is shipped:")
+        yield Items(
+            [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
+        )
+    for form, dtype in figures["left_out"]:
+        if form == "merged":
+            yield Text(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
+
+
+def _memory(figures: Mapping[str, Any]) -> Iterator[Block]:
+    files = [one for one in figures["files"] if one["form"] != "adapter" and one.get("memory")]
+    if not files:
+        return
+    names = list(files[0]["memory"])
+    yield Heading("Memory, predicted")
+    yield Text(
+        f"Bytes of a worker with {figures['task']['sequences']} sequences: weights, cache and work, by context and by "
+        "number format of the cache. A device measures its own and corrects this."
+    )
+    yield Table(
+        ("model", *names), [[f"{one['form']} {one['dtype']}", *(size(one["memory"][name]) for name in names)]
+                            for one in files],
+    )  # fmt: skip
+
+
+def _samples(figures: Mapping[str, Any]) -> Iterator[Block]:
+    tuned = figures["scores"]["tuned"].get("samples")
+    if not tuned:
+        return
+    before = [one[2] for one in figures["scores"].get("base", {}).get("samples", ())]
+    yield Heading("Answers")
+    columns = ("asked", "wanted", "answered", *(["by the base"] if before else []))
+    yield Table(columns, [
+        [f"`{_short(cell)}`" for cell in (*row, *before[place : place + 1])] for place, row in enumerate(tuned)
+    ])  # fmt: skip
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.replace("`", "'").replace("|", "/").split())
+    return flat if len(flat) <= 120 else flat[:119] + "…"
+
+
+def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
+    record = figures["train"]
+    choice, curves = record["choice"], record["curves"]
+    share = record["trainable_parameters"] / record["total_parameters"]
+    yield Heading("Training")
+    yield Table(
+        ("what", "value"),
+        [
+            ["method", record["method"]],
+            ["time", f"{duration(record['wall_s'])}, {duration(record['cpu_s'])} of processor time"],
+            ["speed", f"{choice['tokens_per_s']:g} tokens/s, padding included; {choice['packed_rows']} packed rows"],
+            ["peak memory", f"{size(record['peak_bytes'])}, of which libraries {size(record['baseline_bytes'])}"],
+            [
+                "trained parameters",
+                f"{record['trainable_parameters']:,} of {record['total_parameters']:,} ({share:.1%})",
+            ],
+            ["kept state", f"epoch {record['best_epoch']:g}{', stopped early' if record['stopped_early'] else ''}"],
+            ["dialogues left out as too long", ", ".join(f"{n} {split}" for split, n in record["truncated"].items())],
+            ["settings", ", ".join(f"{key} = {value}" for key, value in sorted(record["settings"].items()))],
+        ],
+    )
+    if curves:
+        yield Table(
+            ("epoch", "training loss", "validation loss"),
+            [[f"{one['epoch']:g}", f"{one['train_loss']:.4f}", f"{one['validation_loss']:.4f}"] for one in curves],
+        )
+
+
+def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
+    statistics = figures["data"]["statistics"]
+    rows, characters = statistics["rows"], statistics["characters"]
+    yield Heading("Data")
+    yield Text(
+        f"{statistics['kind'].capitalize()}: {rows['train']} rows to train, {rows['validation']} to validate, "
+        f"{rows['test']} to test. Half of the rows have at most {characters['p50']} characters, 95 % at most "
+        f"{characters['p95']}."
+    )
+    if figures["data"]["warnings"]:
+        yield Items([f"Note: {warning}." for warning in figures["data"]["warnings"]])
+
+
+def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
+    base = figures["base"]
+    yield Heading("How it was made")
+    yield Text(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
+    yield Table(("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]])
+    versions = figures["train"]["versions"]
+    yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
