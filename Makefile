@@ -15,6 +15,7 @@ help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (about 5 minutes)"
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
+	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
 	@echo "make bench   the figures of the README, measured here"
 
 setup: $(STAMP)
@@ -56,6 +57,9 @@ format: setup
 
 bench: setup
 	@PYTHONPATH=tools $(BIN)/python -m bench
+
+simulate: setup
+	@$(BIN)/python -m tests.support.whole --seeds $(SEEDS)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -189,7 +189,8 @@ class Commands:
     ) -> None:
         if command.reply is None:
             return
-        remaining_s = command.deadline_s - self._context.clock.monotonic_s()
+        # Late ones are answered too, unlike requests: what was ordered was done, and somebody may want to know.
+        remaining_s = max(1.0, command.deadline_s - self._context.clock.monotonic_s())
         body = CommandReply(id=command.id, status=status, result=result)
         message = encode.reply(body, command.reply, remaining_s)
         if reason is not None:

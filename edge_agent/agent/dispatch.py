@@ -25,6 +25,8 @@ log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
 REST_LOOK_S = 0.5
+REST_LEAST_S = 1e-5
+"""What is left of a pause by rounding is none: a timer for it would come at once, again and again."""
 
 
 class Answers(Protocol):
@@ -90,7 +92,7 @@ class Dispatcher:
                 self._leave(seat, job_id)
 
     async def _serve(self, seat: Seat) -> None:
-        while not seat.gone:
+        while not self._fleet.left(seat):
             await seat.wake.wait()
             seat.wake.clear()
             while not seat.gone and (len(seat.queue) or seat.wanted):
@@ -99,14 +101,15 @@ class Dispatcher:
                 await self._fleet.give_way(seat)
                 async with seat.lock:
                     await self._serve_once(seat)
-        self._drain(seat, 404, f"model {seat.name!r} was removed")
-        await self._fleet.unload(seat)
+            if seat.gone:
+                self._drain(seat, 404, f"model {seat.name!r} was removed")
+                await self._fleet.unload(seat)
 
     async def _rest(self, seat: Seat) -> None:
         """The pause since the last step that the governor's pace asks for; looked at again, since the grant changes."""
         while not seat.gone:
             rest_s = self._context.pace.rest_s(seat.name, self._context.grant, self._context.clock.monotonic_s())
-            if rest_s <= 0.0:
+            if rest_s <= REST_LEAST_S:
                 return
             await asyncio.sleep(min(rest_s, REST_LOOK_S))
 
@@ -148,11 +151,17 @@ class Dispatcher:
             await asyncio.sleep(backoff.delay_s(seat.deaths_in_a_row - 2, RESPAWN_BASE_S, RESPAWN_CAP_S, 1.0))
 
     def _schedule(self, seat: Seat) -> list[Job]:
+        self.expire_late()
         now_s = self._context.clock.monotonic_s()
-        for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
-            self._answers.expire(job)
         self._refuse_hopeless(seat, now_s)
         return seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
+
+    def expire_late(self) -> None:
+        """What waited too long leaves, also where a load or a rest holds its seat up; called by the watch, too."""
+        now_s = self._context.clock.monotonic_s()
+        for seat in self._fleet.every_seat():
+            for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
+                self._answers.expire(job)
 
     def _refuse_hopeless(self, seat: Seat, now_s: float) -> None:
         """What others overtook and can no longer be computed in time is told so while its client still listens."""
@@ -206,12 +215,16 @@ class Dispatcher:
         seat.uses.note(now_s)
         seat.idle.clear()
         self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
-        self._submit(seat, seat.worker, batch)
+        worker = seat.worker
+        self._submit(seat, worker, batch)
         try:
             await seat.idle.wait()
         finally:
             seat.last_used_s = self._context.clock.monotonic_s()
             self._context.pace.end(seat.name, seat.last_used_s)
+            if seat.worker is not worker:
+                # It died, perhaps after half a minute of silence: its successor need not rest from that.
+                self._context.pace.forget(seat.name)
 
     def _submit(self, seat: Seat, worker: Worker, batch: list[Job]) -> None:
         """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
@@ -282,7 +295,7 @@ class Dispatcher:
     def end_silent(self) -> None:
         """Kill workers that have jobs and have reported nothing for too long; called by the watch."""
         now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.seats.values():
+        for seat in self._fleet.every_seat():
             if seat.running and seat.worker is not None and now_s - seat.heard_s > WORKER_SILENCE_S:
                 self._context.announce("worker-hung", f"model {seat.name!r} is silent; ending it", {"model": seat.name})
                 seat.worker.kill()

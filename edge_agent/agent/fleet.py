@@ -75,17 +75,25 @@ class Fleet:
         self._change = asyncio.Event()
         self._measured_s: dict[str, float] = {}
         self.seats: dict[str, Seat] = {}
+        self._leaving: dict[str, Seat] = {}
         self.on_event: Callable[[Seat, WorkerEvent], None] = lambda _seat, _event: None
         self.on_death: Callable[[Seat, str], None] = lambda _seat, _reason: None
 
     def sync(self) -> tuple[list[Seat], list[Seat]]:
-        """Bring the seats in line with the library; returns (new seats, seats whose model is gone)."""
+        """Bring the seats in line with the library; returns (new seats, seats whose model is gone).
+
+        A model that returns while its worker still finishes gets its old seat back: a name has one worker at most.
+        """
         active = {model.name: model for model in self._library.active()}
         gone = [seat for name, seat in self.seats.items() if name not in active]
         for seat in gone:
             del self.seats[seat.name]
+            self._leaving[seat.name] = seat
             seat.gone = True
             seat.wake.set()
+        for name in self._leaving.keys() & active.keys():
+            self.seats[name] = self._leaving.pop(name)
+            self.seats[name].gone = False
         new = [Seat(model) for name, model in active.items() if name not in self.seats]
         for seat in new:
             seat.load_s = self.ledger.load_s(seat.model.variant.digest) or seat.load_s
@@ -96,6 +104,17 @@ class Fleet:
             self.seats[name].wake.set()
         return new, gone
 
+    def every_seat(self) -> tuple[Seat, ...]:
+        """Also those whose model was removed and whose worker still finishes what it has."""
+        return (*self.seats.values(), *self._leaving.values())
+
+    def left(self, seat: Seat) -> bool:
+        """True once nothing is left to do for a seat whose model was removed: it is forgotten."""
+        done = seat.gone and seat.worker is None and not len(seat.queue)
+        if done:
+            self._leaving.pop(seat.name, None)
+        return done
+
     async def ensure_loaded(self, seat: Seat, evict: bool = True) -> None:
         """Make the seat's current variant resident; without `evict` only where there is room as things are.
 
@@ -103,14 +122,13 @@ class Fleet:
         """
         if seat.worker is not None and seat.loaded_digest == seat.model.variant.digest:
             return
+        if seat.gone:
+            raise RequestError(404, f"model {seat.name!r} was removed")
         if seat.phase is Phase.QUARANTINED:
             raise RequestError(503, f"model {seat.name!r} is quarantined after repeated worker deaths", 60.0)
         async with self._loading:
             await self.unload(seat)
-            try:
-                await self._make_room(seat, evict)
-            finally:
-                self._pulse()
+            await self._make_room(seat, evict)
             self.ledger.promise(seat.name, seat.claim)
             seat.phase = Phase.LOADING
             try:
@@ -128,12 +146,14 @@ class Fleet:
         worker, seat.worker = seat.worker, None
         seat.attached.clear()
         seat.phase = Phase.ABSENT if seat.phase is not Phase.QUARANTINED else seat.phase
+        held = worker is not None or self.ledger.account(seat.name) is not None
         try:
             if worker is not None:
                 await worker.close()
         finally:
             self.ledger.release(seat.name)
-            self._pulse()
+            if held:
+                self._pulse()
 
     def forget_worker(self, seat: Seat) -> None:
         """The seat's worker has died: what it held is free."""
@@ -168,7 +188,8 @@ class Fleet:
             await self._change.wait()
 
     def _pulse(self) -> None:
-        """Somebody came, left or gave up: whoever waits looks again."""
+        """Memory came free or a busy model yields: whoever waits looks again. Never without such a cause: those who
+        wait would wake each other for ever, in no time."""
         event, self._change = self._change, asyncio.Event()
         event.set()
 
@@ -197,7 +218,9 @@ class Fleet:
         now_s = self._clock.monotonic_s()
         for seat in self.seats.values():
             asked_s = self._measured_s.get(seat.name, seat.loaded_s)
-            if seat.worker is None or seat.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
+            # One that still loads holds a part of what it will.
+            ready = seat.worker is not None and seat.phase is Phase.READY
+            if not ready or seat.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
                 continue
             self._measured_s[seat.name] = now_s
             self._measure(seat)
@@ -260,7 +283,7 @@ class Fleet:
 
     async def close(self) -> None:
         """End every worker."""
-        await asyncio.gather(*(self.unload(seat) for seat in self.seats.values()))
+        await asyncio.gather(*(self.unload(seat) for seat in self.every_seat()))
 
     async def _make_room(self, seat: Seat, evict: bool) -> None:
         """Send idle models away until the seat's model fits; what began to work meanwhile is asked about anew."""

@@ -112,7 +112,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._commands.close()
-        serving = [seat.task for seat in self._fleet.seats.values() if seat.task is not None]
+        serving = [seat.task for seat in self._fleet.every_seat() if seat.task is not None]
         self._dispatcher.abandon("the device is stopping")
         for task in serving:
             task.cancel()

@@ -114,6 +114,7 @@ class Watch:
         self._note_lost_sensors()
         self._govern()
         self._dispatcher.end_silent()
+        self._dispatcher.expire_late()
         self._fleet.measure()
         self.refresh_models()
 

@@ -1,6 +1,7 @@
 """Who asked what, and what was said: every request is answered exactly once or expires, and a retry is idempotent.
 
-Requests are known by (client, request id) until their deadline. A duplicate of an open request changes nothing: its
+Requests are known by (client, request id) until a little after their deadline: a message that is delivered again may
+carry a later one, since MQTT counts its expiry in whole seconds. A duplicate of an open request changes nothing: its
 answer is on the way. A duplicate of an answered one gets the same answer again, without work, as long as that answer
 is still held (the answers held are bounded in bytes); after that it is ignored, never executed twice.
 
@@ -21,6 +22,7 @@ from edge_agent.core.job import FINAL, Job
 
 Key = tuple[str, str]
 ANSWERS_BYTES = 1 * MIB
+GRACE_S = 2.0
 
 
 class Seen(Enum):
@@ -67,7 +69,7 @@ class Ledger:
         if self._open.get(job.key) is not job:
             return False
         del self._open[job.key]
-        self.note(job.key, job.deadline_s, answer)
+        self.note(job.key, job.deadline_s + GRACE_S, answer)
         return True
 
     def note(self, key: Key, forget_s: float, answer: bytes | None) -> None:

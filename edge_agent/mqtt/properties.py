@@ -6,6 +6,7 @@ through the agent (docs/decisions/0052). Both are tested against paho's.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ def pack(message: Outbound) -> bytes:
     """The property length and the properties of a message."""
     parts: list[bytes] = []
     if message.expiry_s is not None:
-        parts.append(struct.pack("!BI", _EXPIRY, int(message.expiry_s)))
+        parts.append(struct.pack("!BI", _EXPIRY, math.ceil(max(1.0, message.expiry_s))))
     if message.content_type is not None:
         parts.append(b"\x03" + _string(message.content_type))
     if message.response_topic is not None:

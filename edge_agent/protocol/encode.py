@@ -20,7 +20,8 @@ _encoder = msgspec.json.Encoder()
 def reply(
     body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | None, max_bytes: int = MESSAGE_BYTES
 ) -> Outbound:
-    """The message that answers a request; `remaining_s` is the time to its deadline and becomes the expiry."""
+    """The message that answers a request; `remaining_s` is the time to its deadline and becomes the expiry: to the
+    fraction while it waits here, since an answer sent after its deadline is worse than none."""
     payload = _encoder.encode(body)
     if len(payload) > max_bytes:
         reason = f"the answer has {bytes_text(len(payload))}, more than the {bytes_text(max_bytes)} that fit a message"
@@ -29,9 +30,7 @@ def reply(
     user = {"status": str(body.status)}
     if isinstance(body.reason, str):
         user["reason"] = body.reason[:REASON_CHARS]
-    return Outbound(
-        to.topic, payload, qos=1, correlation=to.correlation, expiry_s=whole_expiry_s(remaining_s), user=user
-    )
+    return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
 
 
 class _Said(msgspec.Struct):
@@ -44,9 +43,7 @@ _said = msgspec.json.Decoder(_Said)
 def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbound:
     """The very answer that was given before, to whoever asks for it again."""
     user = {"status": str(_said.decode(payload).status)}
-    return Outbound(
-        to.topic, payload, qos=1, correlation=to.correlation, expiry_s=whole_expiry_s(remaining_s), user=user
-    )
+    return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
 
 
 def refusal(
@@ -70,7 +67,7 @@ def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Out
         to.topic,
         _encoder.encode(body),
         correlation=to.correlation,
-        expiry_s=whole_expiry_s(remaining_s),
+        expiry_s=remaining_s,
         user=user,
     )
 
@@ -87,7 +84,7 @@ def retained(topic: str, body: msgspec.Struct) -> Outbound:
 
 def telemetry(body: Telemetry, topics: Topics) -> Outbound:
     """The interval's figures: at most once, worthless after three intervals."""
-    expiry_s = whole_expiry_s(3 * body.interval_s)
+    expiry_s = 3 * body.interval_s
     return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=expiry_s, keep="latest")
 
 
@@ -103,7 +100,8 @@ def event(body: Event, topics: Topics) -> Outbound:
 
 
 def whole_expiry_s(remaining_s: float | None) -> float | None:
-    """A message expiry interval: whole seconds (MQTT 5, 3.3.2.3.3), rounded up, since 0 would mean 'already late'."""
+    """A message expiry interval as it is sent: whole seconds (MQTT 5, 3.3.2.3.3), rounded up, since 0 would mean
+    'already late'."""
     return None if remaining_s is None else float(max(1, math.ceil(remaining_s)))
 
 

@@ -31,7 +31,8 @@ class Inbound:
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time.
+    """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time, in whole seconds rounded
+    up; while it waits to be sent here it holds to the fraction.
 
     `keep` says how it waits while it cannot be sent: 'queue' in order, until its expiry; 'latest' as a state, of
     which only the newest per topic is worth sending; 'disk' (events) through restarts of agent and broker.

@@ -76,14 +76,19 @@ class Device:
         quarantine_deaths: int = 3,
         soft_limit_c: float | None = 80.0,
         resident: tuple[str, ...] = (),
+        ports: Mapping[str, Any] | None = None,
     ) -> None:
+        """`ports` replaces fakes by name: transport, library, sensors, spawner, operator; ledger likewise."""
+        given = ports or {}
         self.clock = clock
-        self.transport = FakeTransport()
-        self.library = FakeLibrary(*models)
-        self.sensors = FakeSensors(clock)
-        self.spawner = FakeSpawner(plan)
-        self.sensors.held_bytes = self.spawner.held_bytes
-        self.operator = FakeOperator()
+        self.queue_jobs = queue_jobs
+        self.transport: FakeTransport = given.get("transport") or FakeTransport()
+        self.library: FakeLibrary = given.get("library") or FakeLibrary(*models)
+        self.spawner: FakeSpawner = given.get("spawner") or FakeSpawner(plan)
+        self.sensors: FakeSensors = given.get("sensors") or FakeSensors(clock)
+        if not given:
+            self.sensors.held_bytes = self.spawner.held_bytes
+        self.operator = given.get("operator") or FakeOperator()
         self.events: list[tuple[str, str]] = []
         topics = Topics(PREFIX, NAME)
         identity = Identity(NAME, "boot", "0.1", "no board", "3.11", {}, heartbeat_s=60.0, interval_s=10.0)
@@ -92,6 +97,8 @@ class Device:
         self.context = Context(
             clock, self.transport, topics, AckWindow(self.transport.ack), self._announce, full_grant(max_rows, 4)
         )
+        if "ledger" in given:
+            self.context.ledger = given["ledger"]
         self.host = SensedHost(self.context, self.sensors)
         self.host.sample()
         responder = Responder(self.context, self.host.reading)

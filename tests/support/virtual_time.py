@@ -2,7 +2,8 @@
 
 run(lambda: scenario(clock), clock)
 
-A scenario in which every task waits and no timer is set would wait for ever: it ends with `Stuck` instead.
+A scenario in which every task waits and no timer is set would wait for ever, and one in which tasks wake each other
+would never let time pass: both end with `Stuck` instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from edge_agent.base.clock import ManualClock
 
 T = TypeVar("T")
+MOST_ROUNDS = 20_000
 
 
 class Stuck(AssertionError):
@@ -25,13 +27,20 @@ class _Selector(selectors.SelectSelector):
     def __init__(self, clock: ManualClock) -> None:
         super().__init__()
         self._clock = clock
+        self._rounds = 0
+        self.before: Callable[[], None] = lambda: None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or timeout == 0:
+            self._rounds += 1
+            if self._rounds > MOST_ROUNDS:
+                raise Stuck(f"{MOST_ROUNDS} rounds of the loop and the clock has not moved")
             return ready
         if timeout is None:
             raise Stuck("every task waits and no timer is set")
+        self._rounds = 0
+        self.before()
         self._clock.advance(max(0.0, timeout))
         return ready
 
@@ -40,9 +49,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """asyncio on a clock that stands still while anything can run. For code without child processes and sockets."""
 
     def __init__(self, clock: ManualClock) -> None:
-        super().__init__(_Selector(clock))
+        selector = _Selector(clock)
+        super().__init__(selector)
+        selector.before = self.time_passes
         self._clock = clock
         self._clock_resolution = 1e-6
+
+    def time_passes(self) -> None:
+        """Everything that can run has run, and the clock is about to move. For a subclass to look around."""
 
     def time(self) -> float:
         return self._clock.monotonic_s()

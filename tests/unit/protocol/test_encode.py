@@ -24,7 +24,7 @@ def test_a_reply_carries_status_correlation_and_the_time_that_is_left() -> None:
     body = Reply(id="id-1", status=200, model="m", result={"label": "x"}, timing=timing, energy=Energy(None, "none"))
     message = encode.reply(body, TO, 2.2)
     assert (message.topic, message.qos, message.retain, message.keep) == (TO.topic, 1, False, "queue")
-    assert (message.correlation, message.expiry_s, message.user) == (b"id-1", 3.0, {"status": "200"})
+    assert (message.correlation, message.expiry_s, message.user) == (b"id-1", 2.2, {"status": "200"})
     fields = json.loads(message.payload)
     assert fields["timing"]["total_ms"] == 6.0
     assert fields["energy"] == {"joules": None, "method": "none"}

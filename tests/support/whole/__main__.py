@@ -1,0 +1,45 @@
+"""`python -m tests.support.whole --seeds 10000` runs seeds 0 to 9,999; `--seed 17` runs one and tells its story."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+from tests.support.whole.world import simulate
+
+
+def main() -> int:
+    """The exit code is 1 when a seed broke a rule; its number is the last line."""
+    parser = argparse.ArgumentParser(prog="tests.support.whole", description=__doc__)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seeds", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--going", action="store_true", help="go on after a failing seed")
+    options = parser.parse_args()
+    if options.seed is not None:
+        outcome = simulate(options.seed)
+        print(outcome)
+        print(f"{dict(outcome.statuses)}, faults {dict(outcome.faults)}, {outcome.steps} steps")
+        return 1 if outcome.complaints else 0
+    began_s = time.monotonic()
+    statuses: Counter[int] = Counter()
+    bad = []
+    for seed in range(options.first, options.first + options.seeds):
+        outcome = simulate(seed)
+        statuses += outcome.statuses
+        if outcome.complaints:
+            bad.append(seed)
+            print(outcome if not options.going else f"seed {seed}: {outcome.complaints[0]}", flush=True)
+            if not options.going:
+                break
+    answers = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()))
+    print(f"{seed + 1 - options.first} seeds in {time.monotonic() - began_s:.1f} s; answers: {answers}")
+    if bad:
+        print(f"{len(bad)} failed; python -m tests.support.whole --seed {bad[0]}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

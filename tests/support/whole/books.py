@@ -1,0 +1,150 @@
+"""Who asked what and what the device said: the rules that hold for every request, checked as each packet leaves.
+
+- An answer belongs to a request that was delivered, and repeats its texts, adapter and nothing else.
+- At most one answer: the same words may be sent again (QoS 1, a retry), other words never. One exception: a refusal at
+  the door (404, 429, 503) is not remembered, so a message that the broker delivers again is decided anew.
+- No packet with an answer leaves after the deadline, but for a 408, which says just that, and answers to orders.
+- In the end each delivered request was answered, or its deadline passed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_agent.core.job import Job
+from edge_agent.core.ledger import GRACE_S, Ledger
+from edge_agent.protocol.envelope import Inbound, Outbound
+
+DOOR = frozenset({404, 408, 429, 503})
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Ask:
+    """A client's request. `answerable` is False for one to which silence is right (no place to answer)."""
+
+    key: Key
+    texts: tuple[str, ...]
+    adapter: str | None
+    sent_s: float
+    due_s: float
+    well_formed: bool = True
+    order: bool = False
+    cancelled: bool = False
+    deliveries: int = 0
+    answers: dict[bytes, int] = field(default_factory=dict)
+    said: list[tuple[float, int]] = field(default_factory=list)
+    told: bool = False
+
+
+class WatchedLedger(Ledger):
+    """The real ledger, watched: every job is opened once and closed once, in a state that is final."""
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        super().__init__()
+        self._complain = complain
+        self.states: dict[Key, list[str]] = {}
+        self._jobs: dict[int, Job] = {}
+
+    def open(self, job: Job) -> None:
+        """See `Ledger.open`."""
+        super().open(job)
+        self._jobs[id(job)] = job
+
+    def close(self, job: Job, answer: bytes | None) -> bool:
+        """See `Ledger.close`."""
+        closed = super().close(job, answer)
+        if closed != (self._jobs.pop(id(job), None) is not None):
+            self._complain(f"{job.key} was closed twice, or never opened")
+        self.states.setdefault(job.key, []).append(job.state.value)
+        return closed
+
+
+class Books:
+    """All requests by (client, id)."""
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        self._complain = complain
+        self.asks: dict[Key, Ask] = {}
+        self.statuses: Counter[int] = Counter()
+        self.kinds: Counter[str] = Counter()
+        # Answers that the link has taken and not sent yet, and since when.
+        self.waiting: dict[Key, float] = {}
+
+    def delivered(self, message: Inbound) -> None:
+        """The device gets a message."""
+        if message.topic.endswith("/cancel"):
+            return
+        key = _key(message.response_topic, message.payload, message.correlation)
+        ask = self.asks.get(key) if key else None
+        if ask is not None:
+            received_s = message.received_s or 0.0
+            if ask.deliveries and received_s > ask.due_s + GRACE_S:
+                # Read so late (the process stood still) that its name may stand for something new.
+                ask.answers.clear()
+            ask.deliveries += 1
+            ask.due_s = max(ask.due_s, received_s + (message.expiry_s or 0.0))
+
+    def told(self, message: Outbound, now_s: float) -> None:
+        """The agent hands a message to its link."""
+        if "/reply" in message.topic:
+            key = (message.topic.split("/")[3], str(json.loads(message.payload)["id"]))
+            if key in self.asks:
+                self.asks[key].told = True
+                self.waiting[key] = now_s
+
+    def heard(self, message: Outbound, now_s: float) -> None:
+        """A packet of the device leaves for the broker."""
+        body = json.loads(message.payload)
+        self.kinds[message.topic.rsplit("/", 1)[-1]] += 1
+        if "/reply" not in message.topic:
+            return
+        key = (message.topic.split("/")[3], str(body["id"]))
+        self.waiting.pop(key, None)
+        ask = self.asks.get(key)
+        if ask is None or not ask.deliveries:
+            self._complain(f"an answer to {key}, which nobody asked: {body}")
+            return
+        self.statuses[body["status"]] += 1
+        self._check(ask, body, message.payload, now_s)
+
+    def _check(self, ask: Ask, body: dict[str, Any], payload: bytes, now_s: float) -> None:
+        status = body["status"]
+        ask.said.append((now_s, status))
+        ask.answers.setdefault(payload, status)
+        others = [said for words, said in ask.answers.items() if words != payload]
+        if any(said not in DOOR for said in others) or (others and ask.deliveries <= len(others)):
+            self._complain(f"{ask.key} was answered {[*others, status]} after {ask.deliveries} deliveries")
+        if now_s > ask.due_s + 1e-6 and not ask.order and status != 408:
+            self._complain(f"{ask.key} was answered {now_s - ask.due_s:.3f} s after its deadline with {status}")
+        if status == 499 and not ask.cancelled:
+            self._complain(f"{ask.key} was cancelled by nobody")
+        if status == 200 and not ask.order:
+            results = body["result"] if isinstance(body["result"], list) else [body["result"]]
+            if [result["label"] for result in results] != list(ask.texts) or results[0]["of"][0] != ask.adapter:
+                self._complain(f"{ask.key} got the answer to something else: {body['result']}")
+
+    def unanswered(self, states: dict[Key, list[str]]) -> list[str]:
+        """Delivered requests to which nothing was ever said, though their deadline was not missed."""
+        silent = [ask for ask in self.asks.values() if ask.deliveries and not ask.told and not ask.order]
+        return [
+            f"{ask.key}, sent {ask.sent_s:.3f}, due {ask.due_s:.3f}: {states.get(ask.key, 'never a job')}"
+            for ask in silent
+            if ask.well_formed and states.get(ask.key, ["none"])[-1] != "expired"
+        ]
+
+
+def _key(topic: str | None, payload: bytes, correlation: bytes | None) -> Key | None:
+    try:
+        body = json.loads(payload)
+    except ValueError:
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    topic = topic or body.get("reply_to")
+    name = body.get("id") or (correlation or b"").decode()
+    levels = topic.split("/") if isinstance(topic, str) else []
+    return (levels[3], str(name)) if len(levels) > 3 and name else None

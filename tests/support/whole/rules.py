@@ -1,0 +1,119 @@
+"""The rules that hold at every moment, whatever happens; `Rules.look` is called before the clock moves."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from edge_agent.agent.acks import HELD
+from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
+from edge_agent.core.job import State
+from edge_agent.core.ledger import ANSWERS_BYTES
+
+if TYPE_CHECKING:
+    from tests.support.whole.world import World
+
+WATCHDOG_S = 5.0
+ANSWER_WAITS_S = 1.0
+
+
+class Rules:
+    """Looks at one world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.steps = 0
+        self.digest = 0
+        self._beats = 0
+        self._beat_s = world.clock.monotonic_s()
+        self._said: set[str] = set()
+
+    def look(self) -> None:
+        """One look; each rule is complained about once."""
+        world = self._world
+        self.steps += 1
+        self.digest = zlib.crc32(f"{world.clock.monotonic_s():.6f} {len(world.ledger)}".encode(), self.digest)
+        self._bounds()
+        self._jobs()
+        self._workers()
+        self._answers()
+        self._agent()
+
+    def peaceful(self) -> None:
+        """After a long peace: nothing is open, nothing is unacknowledged, everything was answered or has expired."""
+        world = self._world
+        for job in world.ledger.open_jobs():
+            self._say("open", f"{job.key} is still open: {job.state.value}, due {job.deadline_s:.3f}")
+        if world.broker.unacknowledged:
+            self._say("unacknowledged", f"{world.broker.unacknowledged} messages are not acknowledged")
+        if world.broker.connection is None:
+            self._say("disconnected", "the link is down though the broker is up")
+        if len(world.spool):
+            self._say("events", f"{len(world.spool)} events are still in the spool: {world.spool.trouble}")
+        for text in world.books.unanswered(world.ledger.states):
+            self._say(text, f"neither answered nor expired: {text}")
+
+    def _say(self, rule: str, text: str) -> None:
+        if rule not in self._said:
+            self._said.add(rule)
+            self._world.complain(text)
+
+    def _bounds(self) -> None:
+        world, device = self._world, self._world.device
+        sizes = {
+            "open requests": (len(world.ledger), device.queue_jobs),
+            "known requests": (world.ledger.closed_count, DEDUP_ENTRIES),
+            "bytes of answers": (world.ledger.answer_bytes, ANSWERS_BYTES),
+            "inbox": (len(world.transport._inbox), INBOX_MESSAGES + 1),
+            "outbox": (len(world.transport._outbox), OUTBOX_MESSAGES + 64),
+            "spool": (len(world.spool), SPOOL_EVENTS),
+            "held acknowledgements": (len(device.context.acks._waiting), HELD),
+        }
+        for what, (size, most) in sizes.items():
+            if size > most:
+                self._say(what, f"{what}: {size}, at most {most} are allowed")
+
+    def _jobs(self) -> None:
+        """An open job waits or runs; one that runs is known to a seat whose worker it is with."""
+        seats = self._world.device.fleet.every_seat()
+        running = {id(job) for seat in seats for job in seat.running.values()}
+        for job in self._world.ledger.open_jobs():
+            if job.state not in {State.QUEUED, State.RUNNING}:
+                self._say("state", f"{job.key} is open and {job.state.value}")
+            if job.state is State.RUNNING and id(job) not in running:
+                self._say("lost", f"{job.key} runs nowhere")
+        for seat in seats:
+            if any(job.state is not State.QUEUED for job in seat.queue.jobs()):
+                self._say("queue", f"a job that does not wait stands in the queue of {seat.name}")
+
+    def _workers(self) -> None:
+        """A process belongs to a seat, is being started, or is being ended; and memory is not promised twice."""
+        world = self._world
+        owned = {id(seat.worker) for seat in world.device.fleet.every_seat() if seat.worker is not None}
+        strays = [worker for worker in world.spawner.alive() if id(worker) not in owned and not worker._closing]
+        if len(strays) > 1:
+            self._say("strays", f"workers that belong to nobody: {[worker.pid for worker in strays]}")
+
+    def _answers(self) -> None:
+        """On a sound connection no answer waits; what was given while there was none may expire in the outbox."""
+        world = self._world
+        connection, now_s = world.broker.connection, world.clock.monotonic_s()
+        sound = connection is not None and connection.mute_since_s is None and not connection.congested
+        late = [key for key, since_s in world.books.waiting.items() if now_s - since_s > ANSWER_WAITS_S]
+        if not sound or not world.transport.connected:
+            world.books.waiting.clear()
+        elif late:
+            self._say("outbox", f"the answers to {late} wait on a sound connection")
+
+    def _agent(self) -> None:
+        world = self._world
+        if world.device.dispatcher.fault is not None:
+            self._say("fault", world.device.dispatcher.fault)
+        if world.running is not None and world.running.done() and not world.device.agent._stopping.is_set():
+            self._say("ended", f"the agent ended by itself: {world.running!r}")
+        beats = len(world.notifier.calls)
+        now_s = world.clock.monotonic_s()
+        if beats != self._beats or world.stalled_until_s > self._beat_s or world.device.agent._stopping.is_set():
+            self._beats, self._beat_s = beats, now_s
+        elif now_s - self._beat_s > WATCHDOG_S:
+            self._say("watchdog", f"no sign of life to the service manager for {now_s - self._beat_s:.1f} s")

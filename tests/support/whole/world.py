@@ -1,0 +1,352 @@
+"""One run: a device, its surroundings, a stretch of traffic with faults, a stretch of peace, an orderly end.
+
+The invariants are looked at whenever everything that can run has run and the clock is about to move. Whatever is wrong
+is noted, not raised: a rule broken inside the agent's own call would else end as one of its errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from edge_agent.base.clock import ManualClock
+from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.bundle.catalog import InstalledModel, Variant
+from edge_agent.core.job import State
+from edge_agent.mqtt import link
+from edge_agent.mqtt import spool as spool_module
+from edge_agent.mqtt.link import MqttTransport
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.segment import Segment
+from edge_agent.mqtt.spool import Spool
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.topics import Topics
+from tests.support.fakes import FakeLibrary, RecordingNotifier, a_model, a_variant
+from tests.support.in_process import Device, FakeOperator
+from tests.support.virtual_time import Stuck, VirtualLoop
+from tests.support.whole import faults
+from tests.support.whole.board import Moods, SimBoard, SimSpawner
+from tests.support.whole.books import Books, Key, WatchedLedger
+from tests.support.whole.broker import SimBroker, SimConnection
+from tests.support.whole.clients import DEVICE, PREFIX, Clients
+from tests.support.whole.rules import Rules
+
+TROUBLE_S = (5.0, 15.0, 30.0)
+PEACE_S = 75.0
+# A worker that hangs is noticed by its silence under a job (WORKER_SILENCE_S); then it must be loaded again.
+AGAIN_S = WORKER_SILENCE_S + 15.0
+STOP_S = 60.0
+COMPLAINTS = 20
+
+
+@dataclass(slots=True)
+class Disk:
+    """The disk under the spool."""
+
+    full: bool = False
+
+
+class Loop(VirtualLoop):
+    """Virtual time, with threads' work done at once, and a look around before the clock moves."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.before_time_passes: Callable[[], None] = lambda: None
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Done here and now: a thread's time is not ours to simulate."""
+        future: asyncio.Future[Any] = self.create_future()
+        future.set_result(func(*args))
+        return future
+
+    def time_passes(self) -> None:
+        """See `VirtualLoop`."""
+        self.before_time_passes()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run showed: broken rules, what happened before them, and figures to see that it was not idle."""
+
+    seed: int
+    complaints: list[str]
+    trace: list[str]
+    statuses: Counter[int]
+    kinds: Counter[str]
+    faults: Counter[str] = field(default_factory=Counter)
+    steps: int = 0
+    virtual_s: float = 0.0
+    digest: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.seed}: {len(self.complaints)} rules broken", *self.complaints]
+        return "\n".join([*lines, "-- the last that happened before the first:", *self.trace])
+
+
+class World:
+    """Everything around one agent, and the agent."""
+
+    def __init__(self, seed: int, clock: ManualClock, folder: Path) -> None:
+        self.seed = seed
+        self.clock = clock
+        self.complaints: list[str] = []
+        self.trace: deque[str] = deque(maxlen=60)
+        self.frozen_trace: list[str] = []
+        self.faults: Counter[str] = Counter()
+        self.sent: dict[Key, Inbound] = {}
+        self.disk = Disk()
+        self.books = Books(self.complain)
+        self.ledger = WatchedLedger(self.complain)
+        self.broker = SimBroker(self._dice("broker"), self._heard, self.complain)
+        self.broker.delivered = self._delivered
+        self.board = SimBoard(clock, self._dice("board"))
+        dice = self._dice("models")
+        self.spawner = SimSpawner(self.board, self._dice("workers"), Moods(mixed=dice.random() < 0.7))
+        self.installed = tuple(_model(index, dice) for index in range(dice.choice((1, 2, 4))))
+        self.library = FakeLibrary(*self.installed)
+        self.spool = Spool(folder)
+        self.transport = MqttTransport(
+            MqttOptions(host="sim", client_id=DEVICE, protocol=5, reconnect_cap_s=8.0),
+            Topics(PREFIX, DEVICE).subscriptions(),
+            spool=self.spool,
+            on_change=lambda change: self.device.reporter.link_changed(change.connected, change.text),
+            random01=self._dice("link").random,
+        )
+        self._link_publish = self.transport.publish
+        self.transport.publish = self._publish  # type: ignore[method-assign]
+        self.device = Device(
+            clock,
+            queue_jobs=dice.choice((4, 32, 256)),
+            max_rows=dice.choice((1, 8, 32)),
+            quarantine_deaths=dice.choice((0, 3, 8)),
+            resident=dice.choice(((), ("all",), ("m0",))),
+            ports={
+                "transport": self.transport,
+                "sensors": self.board,
+                "spawner": self.spawner,
+                "library": self.library,
+                "operator": FakeOperator(),
+                "ledger": self.ledger,
+            },
+        )
+        self.notifier = RecordingNotifier()
+        self.clients = Clients(self, self._dice("clients"))
+        self.rules = Rules(self)
+        self.stalled_until_s = clock.monotonic_s()
+        self.running: asyncio.Task[None] | None = None
+
+    def _dice(self, what: str) -> random.Random:
+        """Each part has dice of its own, so that one more throw here changes nothing there."""
+        return random.Random(f"{self.seed}/{what}")
+
+    # ---- what happens ----------------------------------------------------------------------------------------------
+
+    async def play(self) -> None:
+        """Trouble, then peace in which everything must come right again, then the end."""
+        self.running = asyncio.create_task(self.device.agent.run(self.notifier))
+        dice = self._dice("faults")
+        trouble_s = dice.choice(TROUBLE_S)
+        chosen = dice.sample(faults.ALL, dice.randrange(0, 7))
+        troubles = [asyncio.create_task(self._trouble(kind, trouble_s)) for kind in chosen]
+        await self.clients.traffic(trouble_s)
+        await asyncio.gather(*troubles)
+        self._heal()
+        await asyncio.sleep(PEACE_S)
+        await self._ask_again()
+        self.rules.peaceful()
+        await self._stop()
+
+    async def _trouble(self, kind: faults.Fault, seconds: float) -> None:
+        name = kind.__name__
+        dice = self._dice(name)
+        until_s = self.clock.monotonic_s() + seconds
+        while True:
+            await asyncio.sleep(dice.expovariate(1.0 / 6.0))
+            if self.clock.monotonic_s() >= until_s:
+                return
+            self.faults[name] += 1
+            self.note(f"FAULT {name}")
+            await kind(self, dice)
+
+    def _heal(self) -> None:
+        self.note("PEACE")
+        self.board.lost.clear()
+        self.board.freezes = self.disk.full = self.broker.refuses_events = False
+        self.board.fever_c = 0.0
+        self.board.others_bytes = self.board.total_bytes // 8
+        self.spawner.moods = _replace(self.spawner, Moods(mixed=self.spawner.moods.mixed))
+        self.broker.up = True
+        self.library.broken = None
+        for model in self.installed:
+            self.library.install(model)
+
+    async def _ask_again(self) -> None:
+        """After the trouble: every model serves, once whoever operates the device has lifted what was quarantined."""
+        for seat in list(self.device.fleet.seats.values()):
+            if seat.phase.value == "quarantined":
+                self.clients.order("load", {"model": seat.name})
+                await asyncio.sleep(30.0)
+        for model in self.installed:
+            ask = self.clients.request(model.name, AGAIN_S)
+            await asyncio.sleep(AGAIN_S + 1.0)
+            statuses = [status for _, status in ask.said]
+            if 200 not in statuses:
+                self.complain(f"after the trouble {model.name} answers {statuses or 'nothing'}")
+
+    async def _stop(self) -> None:
+        open_keys = [job.key for job in self.ledger.open_jobs()]
+        self.device.agent.stop("the run is over")
+        done, _ = await asyncio.wait({self.running or asyncio.current_task()}, timeout=STOP_S)
+        if not done:
+            self.complain(f"the agent did not end within {STOP_S:.0f} s of being stopped")
+        elif self.running is not None and self.running.exception() is not None:
+            self.complain(f"the agent ended with {self.running.exception()!r}")
+        for worker in self.spawner.alive():
+            self.complain(f"worker {worker.pid} outlives the agent")
+        if len(self.ledger):
+            self.complain(f"open after the end: {[job.key for job in self.ledger.open_jobs()]} of {open_keys}")
+
+    def stalled(self, seconds: float) -> None:
+        """The process does not run for so long."""
+        self.clock.advance(seconds)
+        self.stalled_until_s = self.clock.monotonic_s()
+
+    def another_variant(self, name: str, dice: random.Random) -> Variant:
+        """A newer release of a model, of another size."""
+        size_mib = dice.randrange(50, 1500)
+        return a_variant(f"{name}-v{dice.randrange(2, 9)}", size_mib, size_mib + 50)
+
+    # ---- what is noted ---------------------------------------------------------------------------------------------
+
+    def complain(self, text: str) -> None:
+        """A rule is broken."""
+        if not self.complaints:
+            self.frozen_trace = list(self.trace)
+        if len(self.complaints) < COMPLAINTS:
+            self.complaints.append(f"at {self.clock.monotonic_s():.4f}: {text}")
+
+    def note(self, text: str) -> None:
+        """Something happened."""
+        self.trace.append(f"{self.clock.monotonic_s():.4f} {text}")
+
+    def _publish(self, message: Outbound) -> bool:
+        self.books.told(message, self.clock.monotonic_s())
+        taken = self._link_publish(message)
+        if not taken and "/reply" in message.topic:
+            self.complain(f"the link does not take an answer: {message.payload[:80]!r}")
+        return taken
+
+    def _heard(self, message: Outbound, now_s: float) -> None:
+        if not message.topic.endswith(("/telemetry", "/models", "/info")):
+            self.trace.append(f"{now_s:.4f} <- {message.topic} {message.payload[:140]!r}")
+        self.books.heard(message, now_s)
+
+    def _delivered(self, message: Inbound) -> None:
+        self.trace.append(f"{self.clock.monotonic_s():.4f} -> {message.topic} {message.correlation} {message.expiry_s}")
+        self.books.delivered(message)
+
+    def serving(self) -> bool:
+        """Whether any job is with a worker."""
+        return any(job.state is State.RUNNING for job in self.ledger.open_jobs())
+
+
+def simulate(seed: int) -> Outcome:
+    """One run. The same seed gives the same run, packet by packet."""
+    clock = ManualClock()
+    loop = Loop(clock)
+    strays: list[str] = []
+    loop.set_exception_handler(lambda _loop, context: strays.append(str(context.get("exception") or context)))
+    with tempfile.TemporaryDirectory(dir=_memory_folder()) as folder, _surroundings():
+        world = loop.run_until_complete(_begin(seed, clock, Path(folder)))
+        try:
+            loop.run_until_complete(_run(world, loop))
+        except Stuck as error:
+            awake = [str(task.get_stack(limit=1)) for task in asyncio.all_tasks(loop)]
+            world.complain(f"{error}; tasks: {awake}")
+            loop.close()
+        else:
+            _end(loop)
+        for stray in strays:
+            world.complain(f"an error that nobody caught: {stray}")
+    return Outcome(
+        seed,
+        world.complaints,
+        world.frozen_trace or list(world.trace),
+        world.books.statuses,
+        world.books.kinds,
+        world.faults,
+        world.rules.steps,
+        clock.monotonic_s() - 1000.0,
+        world.rules.digest,
+    )
+
+
+async def _begin(seed: int, clock: ManualClock, folder: Path) -> World:
+    return World(seed, clock, folder)
+
+
+async def _run(world: World, loop: Loop) -> None:
+    class SimSegment(Segment):
+        def append(self, record: bytes) -> None:
+            if world.disk.full:
+                raise OSError(28, "No space left on device")
+            super().append(record)
+
+    def connect(_options: object, _version: int, _will: object, listener: Any, epoch: int) -> SimConnection:
+        return SimConnection(world.broker, world._dice(f"connection {epoch}"), listener, epoch)
+
+    loop.before_time_passes = world.rules.look
+    with mock.patch.object(link, "Connection", connect), mock.patch.object(spool_module, "Segment", SimSegment):
+        await world.play()
+
+
+def _end(loop: Loop) -> None:
+    loop.before_time_passes = lambda: None
+    rest = asyncio.all_tasks(loop)
+    for task in rest:
+        task.cancel()
+    if rest:
+        loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[None]:
+    """No log lines, and no waiting for a disk."""
+    logger = logging.getLogger("edge_agent")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with mock.patch.object(os, "fsync", lambda _descriptor: None):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def _model(index: int, dice: random.Random) -> InstalledModel:
+    size_mib = dice.choice((40, 300, 900, 1500))
+    return a_model(
+        f"m{index}", a_variant(f"m{index}-v1", size_mib, size_mib + 60), ("a", "b", "c")[: dice.choice((0, 2, 3, 3))]
+    )
+
+
+def _replace(spawner: SimSpawner, moods: Moods) -> Moods:
+    """The workers that live share the old moods: they are mended, too."""
+    for worker in spawner.board.workers:
+        worker._moods = moods
+    return moods
