@@ -1,13 +1,14 @@
 """What must hold of a JSON body before a decoder may see it: size, UTF-8, depth. And afterwards: no key twice.
 
-Costs are linear in the body's size, and the size is bounded first.
+Costs are linear in the body's size, and the size is bounded first. A string that never ends is taken to the end of the
+text, so that no search begins anew at each quote in it: such a text is no JSON, which the decoder then says.
 """
 
 from __future__ import annotations
 
 import re
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRINGS = re.compile(rb'"(?:[^"\\]+|\\.)*"?', re.DOTALL)
 _KEYS = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
@@ -35,8 +36,11 @@ def repeated_key(payload: bytes) -> str | None:
     found: list[str] = []
 
     def look(pairs: list[tuple[str, object]]) -> None:
-        names = [name for name, _ in pairs]
-        found.extend({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ())
+        known: set[str] = set()
+        for name, _ in pairs:
+            if name in known:
+                found.append(name)
+            known.add(name)
 
     json.loads(payload, object_pairs_hook=look)
     return found[0] if found else None

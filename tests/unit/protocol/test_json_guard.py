@@ -32,6 +32,12 @@ def test_depth_of_nonsense_is_harmless(payload: bytes) -> None:
     assert too_deep(payload, 3) in (True, False)
 
 
+def test_a_string_that_never_ends_hides_what_follows_it() -> None:
+    assert not too_deep(b'"' + b"[" * 9, 3)
+    assert not too_deep(b'[["' + b'\\"[' * 9, 3)
+    assert too_deep(b'[[[["' + b'\\"' * 9, 3)
+
+
 @given(JSON)
 def test_no_parsed_text_repeats_a_key(body: Any) -> None:
     for ascii_only in (True, False):
