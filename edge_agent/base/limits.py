@@ -20,6 +20,8 @@ INBOX_BYTES = 4 * MIB
 # What we let be unacknowledged towards the broker; a smaller Receive Maximum of the broker wins.
 INFLIGHT_MESSAGES = 64
 TOPIC_BYTES = 512
+# mosquitto hangs up on whoever publishes more than 200 levels deep, EMQX above 128.
+TOPIC_LEVELS = 16
 CORRELATION_BYTES = 128
 CLIENT_ID_BYTES = 64
 

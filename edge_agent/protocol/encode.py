@@ -29,7 +29,7 @@ def reply(
         payload = _encoder.encode(body)
     user = {"status": str(body.status)}
     if isinstance(body.reason, str):
-        user["reason"] = body.reason[:REASON_CHARS]
+        user["reason"] = _one_line(body.reason[:REASON_CHARS])
     return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
 
 
@@ -103,6 +103,11 @@ def whole_expiry_s(remaining_s: float | None) -> float | None:
     """A message expiry interval as it is sent: whole seconds (MQTT 5, 3.3.2.3.3), rounded up, since 0 would mean
     'already late'."""
     return None if remaining_s is None else float(max(1, math.ceil(remaining_s)))
+
+
+def _one_line(text: str) -> str:
+    """Without what a broker hangs up on in a property (MQTT 5, 1.5.4); a runtime's error has many lines."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _shortened(body: Reply | CommandReply, reason: str) -> Reply | CommandReply:

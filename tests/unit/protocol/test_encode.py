@@ -40,6 +40,12 @@ def test_a_refusal_says_why_and_when_to_come_back() -> None:
     assert message.user == {"status": "429", "reason": "256 jobs wait"}
 
 
+def test_a_reason_of_many_lines_is_one_line_in_its_property() -> None:
+    message = encode.refusal(500, "the runtime says:\n\tno such node\uffff", TO, 5.0)
+    assert message.user["reason"] == "the runtime says:  no such node "
+    assert json.loads(message.payload)["reason"] == "the runtime says:\n\tno such node\uffff"
+
+
 def test_an_answer_too_large_becomes_one_that_says_so() -> None:
     body = Reply(id="id-1", status=200, model="m", result="x" * MESSAGE_BYTES)
     message = encode.reply(body, TO, 5.0)
