@@ -221,9 +221,11 @@ class MqttTransport:
         self._inflight.clear()
         self._event_sent = False
         self._events_held_until_s = 0.0
-        lost = self._outbox.put_back(unsent)
-        if lost:
-            log.warning("%d messages were lost with the connection: the outbox is full", lost)
+        lost = self._outbox.lost
+        for item in self._outbox.returned(unsent):
+            log.warning("a message on %s is given up: the connection broke each time it was sent", item.message.topic)
+        if self._outbox.lost > lost:
+            log.warning("%d messages were lost with the connection: the outbox is full", self._outbox.lost - lost)
 
     async def _tick(self) -> None:
         while True:
@@ -252,8 +254,9 @@ class MqttTransport:
         connection, welcome = self._connection, self._welcome
         if connection is None or welcome is None:
             return
-        window = min(INFLIGHT_MESSAGES, welcome.receive_maximum)
+        most = min(INFLIGHT_MESSAGES, welcome.receive_maximum)
         while not connection.congested and not connection.closed.done():
+            window = 1 if self._outbox.suspicious else most
             item = self._outbox.take(self._now_s(), qos1=len(self._inflight) < window)
             if item is None:
                 break
@@ -263,7 +266,7 @@ class MqttTransport:
                 break
             if item.message.qos:
                 self._inflight[mid] = item
-        self._pump_events(connection, window)
+        self._pump_events(connection, most)
 
     def _pump_events(self, connection: Connection, window: int) -> None:
         """One spooled event at a time, oldest first: it leaves the disk when the broker has it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from edge_agent.base.limits import OUTBOX_BYTES, OUTBOX_MESSAGES
@@ -17,14 +17,18 @@ from edge_agent.protocol.envelope import Outbound
 
 # Topics on which a state may wait. The agent has a handful; the bound is against mistakes.
 STATES = 64
+# A message that was on its way at the end of so many connections is not sent again: it may be what ends them.
+RETURNS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A message with the monotonic time after which it is worth nothing (None: never)."""
+    """A message with the monotonic time after which it is worth nothing (None: never). `returns`: how many connections
+    have ended while it was on its way."""
 
     message: Outbound
     due_s: float | None
+    returns: int = 0
 
     def late(self, now_s: float) -> bool:
         """True when it must not be sent any more."""
@@ -46,6 +50,7 @@ class Outbox:
         self._states: OrderedDict[str, Waiting] = OrderedDict()
         self._bytes = 0
         self.expired = 0
+        self.lost = 0
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._states)
@@ -55,9 +60,20 @@ class Outbox:
         due_s = None if message.expiry_s is None else now_s + message.expiry_s
         return self._add(Waiting(message, due_s), front=False)
 
+    @property
+    def suspicious(self) -> bool:
+        """The next message was on its way when a connection ended: it goes alone, so that no other pays for it."""
+        return bool(self._queue) and self._queue[0].returns > 0
+
+    def returned(self, on_its_way: Sequence[Waiting]) -> list[Waiting]:
+        """Put back what was on its way when the connection ended; returns what is given up after `RETURNS` ends."""
+        items = [replace(item, returns=item.returns + 1) for item in on_its_way]
+        self.lost += self.put_back(item for item in items if item.returns < RETURNS)
+        return [item for item in items if item.returns >= RETURNS]
+
     def put_back(self, unsent: Iterable[Waiting]) -> int:
-        """Queue again, in front and in their order, what was on its way when the connection broke; returns how many
-        found no room. A state does not replace a newer one of its topic."""
+        """Queue again, in front and in their order, what could not be sent; returns how many found no room. A state
+        does not replace a newer one of its topic."""
         lost = 0
         for item in reversed(list(unsent)):
             newer = item.message.keep == "latest" and item.message.topic in self._states

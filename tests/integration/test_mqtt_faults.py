@@ -19,6 +19,7 @@ import pytest
 from edge_agent.base.errors import BrokerError
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.outbox import RETURNS
 from edge_agent.mqtt.spool import Spool
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Subscription, Topics
@@ -96,6 +97,28 @@ def test_it_comes_back_when_the_broker_does(tmp_path: Path, how: str, version: i
             assert [change.connected for change in pi.changes][-1] is True
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", [5, 311])
+def test_a_message_that_the_broker_hangs_up_on_is_given_up_and_harms_no_other(
+    tmp_path: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        with Mosquitto(tmp_path) as broker:
+            async with linked(broker.options("pi", protocol=version), ALL) as pi:
+                bodies = [b"%d" % number for number in range(6)]
+                for body in bodies[:3]:
+                    assert pi.link.publish(message(body, expiry_s=60.0))
+                assert pi.link.publish(message(b"bad", "edge/v1/pi/reply/\uffff", expiry_s=60.0))
+                for body in bodies[3:]:
+                    assert pi.link.publish(message(body, expiry_s=60.0))
+                await until(lambda: set(bodies) <= set(pi.bodies))
+                assert sum(not change.connected for change in pi.changes) <= RETURNS
+                assert pi.link.connected
+
+    with caplog.at_level(logging.WARNING, "edge_agent.mqtt"):
+        asyncio.run(run())
+    assert sum("is given up" in record.message for record in caplog.records) == 1
 
 
 def test_it_starts_before_the_broker_and_says_once_what_is_missing(

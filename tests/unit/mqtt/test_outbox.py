@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.mqtt.outbox import STATES, Outbox
+from edge_agent.mqtt.outbox import RETURNS, STATES, Outbox
 from edge_agent.protocol.envelope import Outbound
 
 
@@ -119,3 +119,20 @@ def test_the_byte_count_never_drifts(steps: list[tuple[str, bool, int, int]]) ->
     drain(box)
     assert box._bytes == 0
     assert box.put(Outbound("x", b"x" * 100), 0.0)
+
+
+def test_what_was_on_its_way_at_three_ends_is_given_up_and_goes_alone_until_then() -> None:
+    box = Outbox()
+    box.put(reply("bad"), 0.0)
+    box.put(reply("good"), 0.0)
+    assert not box.suspicious
+    for _ in range(RETURNS - 1):
+        item = box.take(0.0, qos1=True)
+        assert item is not None
+        assert box.returned([item]) == []
+        assert box.suspicious
+    item = box.take(0.0, qos1=True)
+    assert item is not None
+    assert [one.message.topic for one in box.returned([item])] == ["bad"]
+    assert [one.topic for one in drain(box)] == ["good"]
+    assert box.lost == 0
