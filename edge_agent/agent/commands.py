@@ -7,6 +7,8 @@ process of its own (`Operator`), so that the daemon never loads the signature li
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from edge_agent.protocol.decode import Command
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrder, ModelOrder, RemoveOrder
 
+log = logging.getLogger("edge_agent")
 REMEMBERED = 64
 """Commands whose ids are kept until their deadline, with their answers: far more than can be on their way twice."""
 
@@ -78,6 +81,7 @@ class Commands:
             if len(self._taken) > REMEMBERED:
                 self._taken.popitem(last=False)
         self._running = asyncio.create_task(self._carry_out(command), name=f"command-{command.name}")
+        self._running.add_done_callback(functools.partial(self._ended, command))
 
     async def close(self) -> None:
         """Give up waiting for the running command; what another process does for it goes on by itself."""
@@ -96,6 +100,12 @@ class Commands:
             self._context.announce("command-failed", f"{command.name}: {error}", {"command": command.name}, "error")
         else:
             self._answer(command, 200, None, result=result)
+
+    def _ended(self, command: Command, task: asyncio.Task[None]) -> None:
+        """An order that ends by an error nobody foresaw is answered all the same."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._answer(command, 500, f"{command.name} ended by an error of the agent: {type(error).__name__}")
+            log.error("%s ended: %r", task.get_name(), error, exc_info=error)
 
     def _actions(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any]]]]:
         return {

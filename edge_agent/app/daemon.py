@@ -61,7 +61,7 @@ class StoreProcess:
 
     async def install(self, package: str) -> Mapping[str, Any]:
         """See `commands.Operator`; only names inside the incoming folder are taken."""
-        if "/" in package or package.startswith("."):
+        if "/" in package or package.startswith(".") or not package.isprintable() or not package:
             raise StoreError(f"{package!r} is not the name of a file in the incoming folder", str(self._inbox))
         return await self._run("install", str(self._inbox / package))
 
@@ -77,9 +77,12 @@ class StoreProcess:
         command = [sys.executable, "-m", "edge_agent", verb, "--json", *arguments]
         if self._config is not None:
             command += ["--config", str(self._config)]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error
         try:
             out, err = await process.communicate()
         except asyncio.CancelledError:

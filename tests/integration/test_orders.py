@@ -128,12 +128,15 @@ def test_orders_that_cannot_be_carried_out(agent: AgentProcess, tmp_path: Path) 
             refused["no adapter"] = await table.order("bad-adapter", "attach", {"model": "echo", "adapter": "none"})
             refused["no version before"] = await table.order("bad-version", "rollback", {"model": "echo"})
             refused["a path"] = await table.order("bad-path", "install", {"package": str(outside)})
+            refused["a NUL"] = await table.order("bad-nul", "install", {"package": "x\0.tar"})
+            refused["a line break"] = await table.order("bad-line", "install", {"package": "x\n.tar"})
             refused["a way up"] = await table.order("bad-up", "install", {"package": "../../echo-1.tar"})
             for name, answer in refused.items():
                 print(f"\n{name}: {answer['status']} {answer['reason']}")
             statuses = {name: answer["status"] for name, answer in refused.items()}
             assert statuses.pop("install") == statuses.pop("a path") == statuses.pop("a way up") == 422
-            assert {statuses.pop(name) for name in ("no model", "unknown field", "no version before")} == {422}
+            unfit = ("no model", "unknown field", "no version before", "a NUL", "a line break")
+            assert {statuses.pop(name) for name in unfit} == {422}
             assert set(statuses.values()) == {404}, statuses
             assert "frobnicate" not in ORDERS
             assert (await table.ask("q", {"text": "x"}))["status"] == 200

@@ -42,6 +42,21 @@ def test_a_refused_package_is_422_with_the_sentence_and_an_event() -> None:
     Device.run(scenario, a_model())
 
 
+def test_an_order_that_ends_by_a_bug_is_answered_and_the_next_one_is_carried_out() -> None:
+    async def scenario(device: Device) -> None:
+        device.operator.fault = ZeroDivisionError()
+        await device.order("install", {"package": "m.tar"}, "1")
+        await settle()
+        reply = device.transport.reply("1")
+        assert (reply["status"], reply["reason"]) == (500, "install ended by an error of the agent: ZeroDivisionError")
+        device.operator.fault = None
+        await device.order("rollback", {"model": "m"}, "2")
+        await settle()
+        assert device.status("2") == 200
+
+    Device.run(scenario, a_model())
+
+
 def test_a_second_order_is_told_to_come_back_and_requests_go_on() -> None:
     async def scenario(device: Device) -> None:
         device.operator.takes_s = 10.0
