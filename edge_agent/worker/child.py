@@ -298,17 +298,20 @@ class Child:
             # The model's outputs do not fit its task: this job's trouble, not that of the others in the worker.
             self._fail(done.job_id, 500, str(error))
             return
-        self._send(
-            {
-                "ev": "done",
-                "id": done.job_id,
-                "results": results,
-                "tokenize_ms": pending.tokenize_s * 1000.0,
-                "compute_ms": done.compute_s * 1000.0,
-                "batch": done.batch_rows,
-                **figures,
-            }
-        )
+        answer = {
+            "ev": "done",
+            "id": done.job_id,
+            "results": results,
+            "tokenize_ms": pending.tokenize_s * 1000.0,
+            "compute_ms": done.compute_s * 1000.0,
+            "batch": done.batch_rows,
+            **figures,
+        }
+        try:
+            self._send(answer)
+        except WorkerError as error:
+            # Larger than a frame, of which nothing was sent: many texts with all of many labels.
+            self._fail(done.job_id, 413, str(error))
 
     def _send(self, message: Dict[str, Any]) -> None:
         self._said_s = time.monotonic()

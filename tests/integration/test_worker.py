@@ -165,6 +165,19 @@ def test_an_answer_that_cannot_be_made_fails_its_job_and_no_other() -> None:
     run(body)
 
 
+def test_an_answer_too_large_for_a_frame_fails_its_job_and_no_other() -> None:
+    async def body() -> None:
+        labels = tuple(f"{'label' * 2000} {number}" for number in range(8))
+        async with child() as seat:
+            await seat.worker.load(variant(labels=len(labels)), TaskSpec("classify", labels, max_tokens=64), LIMITS)
+            failed, done = await seat.ask(job("all", *["x"] * TEXTS_PER_REQUEST, top_k=8), job("one", top_k=1))
+            assert (failed["ev"], failed["status"], done["ev"]) == ("failed", 413, "done")
+            assert "fewer" in failed["reason"]
+            assert seat.deaths == []
+
+    run(body)
+
+
 def test_an_unknown_operation_is_refused_and_the_child_goes_on() -> None:
     async def body() -> None:
         async with child(load=variant()) as seat:
