@@ -6,7 +6,7 @@ Every message that is not a request is handed on (commands, cancels) or dropped 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.dispatch import Dispatcher
@@ -119,7 +119,8 @@ class Intake:
             wait_s = seat.queue.rows_ahead(job, now_s) // max_rows * batch_s + (batch_s if seat.running else 0.0)
             wait_s += seat.load_s if seat.worker is None else 0.0
         ledger = self._context.ledger
-        return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, ledger.open_of(job.key[0]))
+        own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
+        return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, own_jobs, held_bytes)
 
     def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
         remaining_s = request.deadline_s - now_s
@@ -160,7 +161,9 @@ def _job(request: Request, message: Inbound) -> Job:
         priority=request.priority,
         deadline_s=request.deadline_s,
         received_s=request.received_s,
-        origin=Origin(request, message),
+        message_bytes=len(message.payload),
+        # Of the message only its acknowledgement is needed from here on.
+        origin=Origin(request, replace(message, payload=b"")),
     )
 
 

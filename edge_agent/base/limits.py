@@ -27,6 +27,8 @@ CLIENT_ID_BYTES = 64
 
 # Requests.
 QUEUE_JOBS = 256
+# Counts alone do not bound memory: 256 requests of 128 KiB are 32 MiB as they came, and several times that as values.
+QUEUE_BYTES = 8 * MIB
 TEXTS_PER_REQUEST = 64
 TEXT_BYTES = 32 * KIB
 JSON_DEPTH = 16
@@ -77,5 +79,6 @@ assert MESSAGE_BYTES * 16 <= INBOX_BYTES
 assert MESSAGE_BYTES * 16 <= OUTBOX_BYTES
 assert MESSAGE_BYTES * 2 <= FRAME_BYTES, "whatever arrives in one message fits in one frame to a worker"
 assert QUEUE_JOBS <= DEDUP_ENTRIES
+assert MESSAGE_BYTES * 16 <= QUEUE_BYTES
 assert EVENT_BYTES * 16 <= SPOOL_BYTES
 assert PRIORITY_HIGHEST <= PRIORITY_DEFAULT <= PRIORITY_LOWEST

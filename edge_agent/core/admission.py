@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.base.units import duration_text
+from edge_agent.base.limits import QUEUE_BYTES
+from edge_agent.base.units import bytes_text, duration_text
 
 PLACES_PER_FREE = 4
 """A client may hold four times as many places as are free: one alone four fifths of all, two that flood four ninths
@@ -21,7 +22,7 @@ class Load:
 
     `jobs`/`max_jobs`: requests open on this device and the bound. `wait_s`: predicted time until a worker is free for
     it, `compute_s`: predicted compute time of its own batch; None while nothing was measured yet. `own_jobs`: those of
-    the jobs that belong to the client that asks.
+    the jobs that belong to the client that asks. `held_bytes`: the bodies of all of them and of this request.
     """
 
     jobs: int
@@ -29,6 +30,7 @@ class Load:
     wait_s: float | None
     compute_s: float | None
     own_jobs: int = 0
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | No
             f"queue full for this client: {load.own_jobs} of its requests are open, "
             f"the last {free} of {load.max_jobs} places are left to others"
         )
+        return Refused(429, reason, round(load.wait_s or 1.0, 3))
+    if load.held_bytes > QUEUE_BYTES:
+        reason = f"queue full: with this request {bytes_text(load.held_bytes)} would wait, at most {bytes_text(QUEUE_BYTES)}"
         return Refused(429, reason, round(load.wait_s or 1.0, 3))
     if load.wait_s is None or load.compute_s is None:
         return None

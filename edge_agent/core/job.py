@@ -43,8 +43,9 @@ MAX_ATTEMPTS = 2
 class Job:
     """A request that was accepted.
 
-    `key` is (client, request id); times are monotonic seconds. `origin` is what the answer needs (the request as it
-    arrived); nothing in `core` looks into it.
+    `key` is (client, request id); times are monotonic seconds; `message_bytes` is the body it came in,
+    `wire_chars` about what it takes in a frame to the worker: texts, parameters and names (counted once: a queue asks
+    often). `origin` is what the answer needs (the request as it arrived); nothing in `core` looks into it.
     """
 
     key: tuple[str, str]
@@ -55,10 +56,15 @@ class Job:
     priority: int
     deadline_s: float
     received_s: float
+    message_bytes: int = 0
+    wire_chars: int = field(init=False, repr=False)
     origin: Any = field(repr=False, default=None)
     state: State = State.QUEUED
     attempts: int = 0
     started_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.wire_chars = self.size_bytes + len(str(self.params)) + len(self.job_id) + 64
 
     @property
     def rows(self) -> int:
@@ -69,11 +75,6 @@ class Job:
     def size_bytes(self) -> int:
         """Length of all texts, in characters, which stand for bytes: what the cost model goes by."""
         return sum(map(len, self.texts))
-
-    @property
-    def wire_chars(self) -> int:
-        """About what it takes in a frame to the worker: texts, parameters and names."""
-        return self.size_bytes + len(str(self.params)) + len(self.job_id) + 64
 
     @property
     def job_id(self) -> str:

@@ -44,6 +44,7 @@ class Ledger:
         self._max_entries = max_entries
         self._max_answer_bytes = max_answer_bytes
         self._answer_bytes = 0
+        self._held_bytes = 0
 
     def seen(self, key: Key, now_s: float) -> Seen:
         """Whether a request with this key is new, open, or already answered."""
@@ -61,6 +62,7 @@ class Ledger:
         if job.key in self._open:
             raise ValueError(f"{job.key} is open already")
         self._open[job.key] = job
+        self._held_bytes += job.message_bytes
 
     def close(self, job: Job, answer: bytes | None) -> bool:
         """A job reached a final state; True exactly once per job. `answer` is kept for retries, None keeps the key."""
@@ -69,6 +71,7 @@ class Ledger:
         if self._open.get(job.key) is not job:
             return False
         del self._open[job.key]
+        self._held_bytes -= job.message_bytes
         self.note(job.key, job.deadline_s + GRACE_S, answer)
         return True
 
@@ -104,6 +107,11 @@ class Ledger:
     def closed_count(self) -> int:
         """Keys of closed requests that are still known."""
         return len(self._forget_s)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the bodies that the open jobs came in."""
+        return self._held_bytes
 
     @property
     def answer_bytes(self) -> int:

@@ -17,6 +17,8 @@ from edge_agent.protocol.topics import NAME
 
 PARAMS = 16
 PARAM_ITEMS = 32
+# All values of all parameters, nested ones included: an empty list is three bytes on the wire and 64 in memory.
+PARAM_VALUES = 1024
 _PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -80,6 +82,8 @@ def check_params(params: Mapping[str, Any] | UnsetType) -> dict[str, Any]:
             raise BadField(422, f"params: {quoted(name, 40)} is not a parameter name")
         if not _plain(value):
             raise BadField(422, f"params.{name}: a number, text, truth value, list or object of those is needed")
+    if _count(params) > PARAM_VALUES:
+        raise BadField(422, f"params: more than {PARAM_VALUES} values")
     return dict(params)
 
 
@@ -90,6 +94,11 @@ def check_deadline(field: str, seconds: float | UnsetType, max_s: float) -> floa
     if not math.isfinite(seconds) or seconds < 0:
         raise BadField(422, f"{field}: seconds from now are needed, not {seconds}")
     return min(seconds, max_s)
+
+
+def _count(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, inner))
 
 
 def _plain(value: Any) -> bool:

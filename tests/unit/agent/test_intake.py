@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edge_agent.base.limits import MESSAGE_BYTES
+from edge_agent.base.limits import MESSAGE_BYTES, QUEUE_BYTES
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -47,6 +47,21 @@ def test_a_full_queue_is_429_and_a_later_retry_is_asked_anew() -> None:
         assert device.status("2") == 200
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=2)
+
+
+def test_large_bodies_fill_the_queue_before_its_places_are_taken() -> None:
+    async def scenario(device: Device) -> None:
+        texts = ["x" * 30_000] * 4
+        most = QUEUE_BYTES // len(device.message("0", {"texts": texts}).payload)
+        for index in range(most + 1):
+            await device.ask(str(index), {"texts": texts}, client=f"c{index % 9}")
+        refused = device.transport.reply(str(most))
+        assert refused["status"] == 429
+        assert refused["reason"].startswith("queue full: with this request 8.")
+        assert len(device.transport.replies()) == 1
+        assert sum(len(job.origin.message.payload) for job in device.context.ledger.open_jobs()) == 0
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=256)
 
 
 def test_a_hot_board_refuses_with_the_temperature() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.limits import QUEUE_BYTES
 from edge_agent.core.admission import Load, Refused, decide
 
 
@@ -100,3 +101,9 @@ def test_however_many_flood_the_next_client_finds_a_place(places: int, asks: lis
             held[client] += 1
     assert places < 40 or sum(held.values()) < places
     assert sum(held.values()) <= places
+
+
+def test_a_queue_of_large_bodies_is_full_before_its_places_are() -> None:
+    refused = decide(Load(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES + 1024), 100.0, 0.0, None)
+    assert refused == Refused(429, "queue full: with this request 8.0 MiB would wait, at most 8.0 MiB", 0.5)
+    assert decide(Load(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES), 100.0, 0.0, None) is None

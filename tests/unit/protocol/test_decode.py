@@ -348,3 +348,9 @@ def test_nothing_that_arrives_raises(
     if isinstance(taken, Request):
         assert taken.deadline_s > NOW_S
         assert taken.texts
+
+
+def test_parameters_have_a_bound_on_all_their_values_together() -> None:
+    many = [[[] for _ in range(32)] for _ in range(32)]
+    assert refused({"text": "x", "params": {"a": many}}).reason == "params: more than 1024 values"
+    assert accepted({"text": "x", "params": {"a": many[:30]}}).params == {"a": many[:30]}
