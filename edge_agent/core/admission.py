@@ -61,7 +61,9 @@ def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | No
         )
         return Refused(429, reason, round(load.wait_s or 1.0, 3))
     if load.held_bytes > QUEUE_BYTES:
-        reason = f"queue full: with this request {bytes_text(load.held_bytes)} would wait, at most {bytes_text(QUEUE_BYTES)}"
+        reason = (
+            f"queue full: with this request {bytes_text(load.held_bytes)} would wait, at most {bytes_text(QUEUE_BYTES)}"
+        )
         return Refused(429, reason, round(load.wait_s or 1.0, 3))
     if load.wait_s is None or load.compute_s is None:
         return None
