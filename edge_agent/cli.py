@@ -123,6 +123,7 @@ def _add_packages(verbs: Any) -> None:
     verb.set_defaults(verb=_install)
     verb = verbs.add_parser("models", help="what is installed")
     _config_option(verb)
+    verb.add_argument("--why", action="store_true", help="why this variant of each, with what was measured here")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(verb=_models)
     verb = verbs.add_parser("rollback", help="return a model to the version before")
@@ -236,7 +237,7 @@ def _models(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(listed, ensure_ascii=False, indent=2))
     else:
-        print(_models_text(listed))
+        print(_models_text(listed, options.why))
     return 0
 
 
@@ -333,7 +334,7 @@ def _result_text(result: dict[str, Any]) -> str:
     return f"{result['label']}  {result['score']:.2f}{cut}" + (f"   then {others}" if others else "")
 
 
-def _models_text(listed: list[dict[str, Any]]) -> str:
+def _models_text(listed: list[dict[str, Any]], why: bool) -> str:
     if not listed:
         return "nothing is installed; `edge-agent install PACKAGE` installs a package"
     lines = []
@@ -341,5 +342,7 @@ def _models_text(listed: list[dict[str, Any]]) -> str:
         lines.append(
             f"{model['name']}  version {model['version']}  {model['task']}  {model['variant']}  {model['why']}"
         )
+        if why and model["choice"]:
+            lines.append(f"  because: {model['choice']}")
         lines += [f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}" for adapter in model["adapters"]]
     return "\n".join(lines)

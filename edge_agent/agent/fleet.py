@@ -19,7 +19,8 @@ from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
-from edge_agent.core import residency
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.core import residency, variants
 from edge_agent.core.footprints import ByteLedger
 
 RETRY_AFTER_S = 30.0
@@ -71,6 +72,8 @@ class Fleet:
         self._figures = figures
         self.ledger = ByteLedger(figures.read() if figures is not None else {})
         self.closed_because: str | None = None
+        self.accuracy_loss_limit = 0.01
+        self._tier = 0
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
         self._measured_s: dict[str, float] = {}
@@ -84,7 +87,7 @@ class Fleet:
 
         A model that returns while its worker still finishes gets its old seat back: a name has one worker at most.
         """
-        active = {model.name: model for model in self._library.active()}
+        active = {model.name: self._tiered(model) for model in self._library.active()}
         gone = [seat for name, seat in self.seats.items() if name not in active]
         for seat in gone:
             del self.seats[seat.name]
@@ -114,6 +117,26 @@ class Fleet:
         if done:
             self._leaving.pop(seat.name, None)
         return done
+
+    def take_tier(self, tier: int, why: str) -> None:
+        """What the governor asks for: 1 is the cheaper variant of every model that has one, 0 the chosen one."""
+        if tier == self._tier:
+            return
+        self._tier = tier
+        for model in self._library.active():
+            seat = self.seats.get(model.name)
+            before = seat.model.variant if seat is not None else model.variant
+            variant = self._tiered(model).variant
+            if seat is None or variant.digest == before.digest:
+                continue
+            seat.model = replace(model, variant=variant)
+            seat.wake.set()
+            text = f"model {seat.name!r} runs {variant.name} instead of {before.name}: {why}"
+            self._announce("variant-changed", text, {"model": seat.name, "variant": variant.name}, "info")
+
+    def _tiered(self, model: InstalledModel) -> InstalledModel:
+        found = variants.cheaper(model, self.accuracy_loss_limit) if self._tier else None
+        return model if found is None else replace(model, variant=found)
 
     async def ensure_loaded(self, seat: Seat, evict: bool = True) -> None:
         """Make the seat's current variant resident; without `evict` only where there is room as things are.

@@ -78,9 +78,10 @@ class Seat:
 
     @property
     def claim(self) -> Claim:
-        """What the byte ledger is asked for: bytes as the package says, else from the size of its files."""
+        """What the byte ledger is asked for: bytes as tried at the install, else as the package says, else by files."""
         variant = self.model.variant
-        return Claim(variant.digest, variant.runtime, variant.peak_bytes or 2 * variant.size_bytes)
+        tried = variant.measured.peak_bytes if variant.measured is not None else 0
+        return Claim(variant.digest, variant.runtime, tried or variant.peak_bytes or 2 * variant.size_bytes)
 
     def died(self, now_s: float, quarantine_deaths: int) -> bool:
         """Note a death; True when the model is to be left alone: `quarantine_deaths` in fifteen minutes (0: never)."""

@@ -10,7 +10,7 @@ from edge_agent.agent.dispatch import Dispatcher
 from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Library, Sensors
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core import governor
+from edge_agent.core import governor, variants
 from edge_agent.core.pressure import Signs
 from edge_agent.core.residency import Memory
 
@@ -125,6 +125,11 @@ class Watch:
             return
         self._generation = generation
         new, _ = self._fleet.sync()
+        for seat in self._fleet.seats.values():
+            for variant in seat.model.variants:
+                expected = variants.expected_row(seat.model, variant)
+                if expected is not None:
+                    self._context.costs.expect((seat.name, variant.digest), *expected)
         for seat in new:
             self._dispatcher.start(seat)
         self.changed = True
@@ -139,6 +144,7 @@ class Watch:
                 if seat.worker is not None:
                     seat.worker.set_limits(self._host.worker_limits())
         self._note_doubts(before, grant)
+        self._fleet.take_tier(grant.tier, grant.why)
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
             self._context.announce("throttled", text, {"level": grant.level.name.lower()})

@@ -149,6 +149,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         reporter.event,
         FigureFile(settings.store.state_dir),
     )
+    fleet.accuracy_loss_limit = settings.models.accuracy_loss_limit
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths)
     soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
     plan = Plan(soft_limit_c, max_rows, threads, prior=prior_for(sensors.board.key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class WorkerProber:
         questions = [(request.adapter, request.texts) for request in requests]
         run = workers.trial_run(self._options, model, questions, self._limits)
         measured = tuple(Measured(outputs.features, outputs.logits) for outputs in run.outputs)
-        return ProbeOutcome(measured, run.load_s, run.peak_bytes, run.latency_ms)
+        return ProbeOutcome(measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes)
 
 
 def store_dir(settings: Settings) -> Path:
@@ -73,6 +74,8 @@ def open_library(settings: Settings) -> Library:
         time_trusted=lambda: synchronised(settings.sensors.sysroot),
         reserve_bytes=settings.store.reserve_bytes,
         wishes=wiring.wishes(settings),
+        keep_all=settings.models.keep == "all",
+        measure=settings.models.measure,
     )
     return Library(store_dir(settings), setup)
 
@@ -135,13 +138,14 @@ def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, An
 def models(config: Path | None) -> list[dict[str, Any]]:
     """What is installed and active, and what is damaged."""
     library = Library(store_dir(load(config)))
-    return [_model_fields(model) for model in library.active()] + [
-        {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "adapters": []}
+    reasons = {history.name: history.why for history in library.models()}
+    return [_model_fields(model, reasons.get(model.name, "")) for model in library.active()] + [
+        {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "choice": "", "adapters": []}
         for problem in library.problems()
     ]
 
 
-def _model_fields(model: InstalledModel) -> dict[str, Any]:
+def _model_fields(model: InstalledModel, choice: str) -> dict[str, Any]:
     variant = model.variant
     return {
         "name": model.name,
@@ -150,6 +154,17 @@ def _model_fields(model: InstalledModel) -> dict[str, Any]:
         "variant": variant.name,
         "digest": variant.digest,
         "why": f"{bytes_text(variant.size_bytes)}, chosen of {len(model.variants)}",
+        "choice": choice,
+        "variants": [
+            {
+                "name": one.name,
+                "accuracy": one.accuracy,
+                "size_bytes": one.size_bytes,
+                "kept": bool(one.files),
+                "measured": None if one.measured is None else asdict(one.measured),
+            }
+            for one in model.variants
+        ],
         "adapters": [
             {
                 "name": adapter.name,

@@ -23,12 +23,24 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a variant did on this device after the install: compute time of one text of `text_bytes`, bytes held by its
+    worker, seconds to load."""
+
+    latency_ms: float
+    peak_bytes: int
+    load_s: float
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One way to run a model: a runtime, a number format, its files and what the host measured.
 
     `digest` is the manifest's. `files` maps a role ('model', 'tokenizer') to an absolute path; it is empty for a
     variant that the package offered and the device did not keep. `accuracy` is a fraction on the recipe's test set.
-    `features` are CPU or GPU features that it needs, `hardware` the boards that it is for (empty: any).
+    `features` are CPU or GPU features that it needs, `hardware` the boards that it is for (empty: any). `metrics` are
+    the host's figures, `measured` this device's (None: it was not tried here).
     """
 
     digest: str
@@ -42,6 +54,7 @@ class Variant:
     features: tuple[str, ...] = ()
     hardware: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measured: Measured | None = None
 
     @property
     def name(self) -> str:

@@ -128,6 +128,14 @@ class Models:
     policy: Literal["balanced", "fastest", "smallest", "most-accurate"] = "balanced"
     """Which variant of a package to run. 'balanced' takes the fastest one within `accuracy_loss_limit` that fits."""
 
+    measure: bool = True
+    """Try every variant of a package that can run here once at the install, and choose by the measured time and memory.
+    Costs seconds and writes of the install; without it what is usual for number formats decides."""
+
+    keep: Literal["chosen", "all"] = "chosen"
+    """Whose weights stay on the disk. 'all' lets the governor fall back to a cheaper variant when it is hot, at the
+    price of space; a variant that lost its trial is never kept."""
+
     prefer: Annotated[tuple[str, ...], NAME] = ()
     """Number formats in the order to prefer (for example ["int8", "fp16", "fp32"]), ahead of the policy. Empty: the
     policy alone decides, by what was measured on this device."""

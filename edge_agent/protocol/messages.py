@@ -165,6 +165,7 @@ EVENT_KINDS = (
     "quarantined",
     "quarantine-lifted",
     "memory-pressure",
+    "variant-changed",
     "command-failed",
     "adapter-ineffective",
     "verify-failed",

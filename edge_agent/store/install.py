@@ -14,16 +14,18 @@ from edge_agent.base.units import bytes_text
 from edge_agent.bundle import statement
 from edge_agent.bundle.adapterfile import check_adapter
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.contents import Contents
 from edge_agent.bundle.layout import Package, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
 from edge_agent.store.blobs import Blobs
+from edge_agent.store.contest import Rules, try_change
 from edge_agent.store.disk import replace_file
 from edge_agent.store.journal import Committed, Journal, ModelRecord, Record
 from edge_agent.store.plan import Change, Context, Plan, plan
 from edge_agent.store.setup import Progress, Setup
 from edge_agent.store.staging import stage
-from edge_agent.store.trial import Trial, run_trial
+from edge_agent.store.trial import Trial
 
 # What records, folders and the file system's own books may take beside the blobs.
 OVERHEAD_BYTES = limits.MIB
@@ -62,7 +64,7 @@ class Installer:
             record = self._journal.read()
             verified = self._check_release(package, record)
             contents = read_package(package, verified.release, self._blobs.fetch)
-            steps = plan(contents, self._context(verified, record))
+            steps = self._plan(package, contents, verified, record)
             self._check_trials(verified.release.index.digest)
             self._check_room(package, steps)
             self._at("verified")
@@ -100,7 +102,14 @@ class Installer:
             )
         return verified
 
-    def _context(self, verified: Verified, record: Record) -> Context:
+    def _plan(self, package: Package, contents: Contents, verified: Verified, record: Record) -> Plan:
+        """With all variants that can run here, to try them; with the first choice alone where the disk is too small."""
+        steps = plan(contents, self._context(verified, record, self._setup.measure))
+        if self._setup.measure and self._lacking(package, steps) > 0:
+            return plan(contents, self._context(verified, record, False))
+        return steps
+
+    def _context(self, verified: Verified, record: Record, measure: bool) -> Context:
         setup = self._setup
         return Context(
             release=verified.release,
@@ -110,6 +119,7 @@ class Installer:
             hardware=setup.hardware,
             wishes=setup.wishes,
             keep_all=setup.keep_all,
+            measure=measure,
             signed=verified.warning is None,
             at_s=setup.clock.wall_s(),
         )
@@ -122,12 +132,19 @@ class Installer:
                 remedy="look at `dmesg`, then forget its trials and install again",
             )
 
-    def _check_room(self, package: Package, steps: Plan) -> None:
+    def _needed(self, package: Package, steps: Plan) -> int:
         sizes = package.blobs()
         missing = [one.descriptor for one in steps.wanted if not self._blobs.whole(one.descriptor)]
-        needed = sum(found.size for found in missing if found.digest in sizes) + OVERHEAD_BYTES
-        free, reserve = self._setup.free_bytes(self._root), self._setup.reserve_bytes
-        if needed + reserve > free:
+        return sum(found.size for found in missing if found.digest in sizes) + OVERHEAD_BYTES
+
+    def _lacking(self, package: Package, steps: Plan) -> int:
+        free = self._setup.free_bytes(self._root)
+        return self._needed(package, steps) + self._setup.reserve_bytes - free
+
+    def _check_room(self, package: Package, steps: Plan) -> None:
+        needed, reserve = self._needed(package, steps), self._setup.reserve_bytes
+        if (lacking := self._lacking(package, steps)) > 0:
+            free = needed + reserve - lacking
             raise StoreError(
                 f"the disk is too full: {bytes_text(needed)} are needed and {bytes_text(reserve)} stay reserved, "
                 f"{bytes_text(free)} are free; nothing was changed",
@@ -156,7 +173,8 @@ class Installer:
             self._journal.begin_trial(package)
             self._at("trial-recorded")
             self._at("probing")
-            trials = tuple((change, run_trial(change, self._blobs, self._setup.prober)) for change in changes)
+            rules = Rules(self._setup.hardware, self._setup.wishes, self._setup.keep_all)
+            trials = tuple(try_change(change, self._blobs, self._setup.prober, rules) for change in changes)
             self._at("probed")
         finally:
             # Held or refused: the device lived through it. Only a trial that was cut off stays on the record.
@@ -209,8 +227,14 @@ def _root_file(root: Path, version: int) -> Path:
 
 
 def _already(change: Change, record: Record) -> bool:
+    """The same files are active, or a variant of the same package that was chosen by the same wishes from trials."""
     existing = record.models.get(change.model)
-    return existing is not None and change.slot.same_contents(existing.current)
+    if existing is None:
+        return False
+    slot, current = change.slot, existing.current
+    if current.offered and slot.wishes == current.wishes:
+        slot = msgspec.structs.replace(slot, chosen=current.chosen)
+    return slot.same_contents(current)
 
 
 def _after(record: Record, verified: Verified, trials: tuple[tuple[Change, Trial], ...]) -> Record:

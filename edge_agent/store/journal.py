@@ -48,10 +48,15 @@ class Measurements(Document, frozen=True, kw_only=True):
     load_s: float = 0.0
     peak_bytes: int | None = None
     latency_ms: float | None = None
+    text_bytes: int = 0
 
 
 class Slot(Document, frozen=True, kw_only=True):
-    """One version of a model on this device."""
+    """One version of a model on this device.
+
+    `kept` are variants whose weights stay beside the chosen one's. `offered` is what every variant that was tried was
+    measured to need, `wishes` the settings by which one of them was chosen, `choice` the sentence that says why.
+    """
 
     version: int
     package: Digest
@@ -64,6 +69,9 @@ class Slot(Document, frozen=True, kw_only=True):
     installed_at_s: float = 0.0
     choice: str = ""
     measured: Measurements = Measurements()
+    kept: tuple[Digest, ...] = ()
+    offered: dict[Digest, Measurements] = field(default_factory=dict)
+    wishes: str = ""
 
     def manifests(self) -> tuple[Ref, ...]:
         """Every manifest that the slot needs."""

@@ -41,6 +41,11 @@ class ModelHistory:
     previous: Slot | None
     problem: str | None
 
+    @property
+    def why(self) -> str:
+        """Why this variant runs, in a sentence with numbers."""
+        return self.current.choice
+
 
 @dataclass(frozen=True, slots=True)
 class Damage:

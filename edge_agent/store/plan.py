@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle import manifest as forms
+from edge_agent.bundle.catalog import Variant
 from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item
 from edge_agent.bundle.manifest import ModelDoc
 from edge_agent.bundle.statement import Release
@@ -23,13 +24,17 @@ from edge_agent.store.staging import Wanted
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A new version of one model. `probe` names the adapters (None: the model itself) whose golden probes must hold."""
+    """A new version of one model. `probe` names the adapters (None: the model itself) whose golden probes must hold.
+
+    `candidates` are the variants to try and to choose from by what they are measured to need; one: nothing to choose.
+    """
 
     model: str
     slot: Slot
     probe: tuple[str | None, ...]
     choice: Choice | None
     left_behind: tuple[str, ...] = ()
+    candidates: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Context:
     hardware: Hardware
     wishes: Wishes
     keep_all: bool
+    measure: bool
     signed: bool
     at_s: float
 
@@ -61,8 +67,9 @@ def plan(contents: Contents, context: Context) -> Plan:
         changes = _adapter_changes(contents, context)
         return Plan(changes, _wanted(contents.adapters, lambda _item: True))
     change = _model_change(contents, contents.model, context)
-    kept = {change.slot.chosen}
-    keep = _wanted(contents.items, lambda item: context.keep_all or item.descriptor.digest in kept)
+    tried = {change.slot.chosen, *(one.digest for one in change.candidates)}
+    adapters = {item.descriptor.digest for item in contents.adapters}
+    keep = _wanted(contents.items, lambda item: item.descriptor.digest in tried | adapters)
     return Plan((change,), keep)
 
 
@@ -96,9 +103,11 @@ def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Chan
         adapters=(*new, *carried),
         signed=context.signed,
         installed_at_s=context.at_s,
-        choice=choice.why,
+        choice=choice.text(),
+        wishes=context.wishes.text(),
     )
-    return Change(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left)
+    candidates = choice.possible if context.measure or context.keep_all else (choice.variant,)
+    return Change(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left, candidates)
 
 
 def _carried(
@@ -147,6 +156,10 @@ def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...]
         signed=current.signed and context.signed,
         installed_at_s=context.at_s,
         choice=current.choice,
+        measured=current.measured,
+        kept=current.kept,
+        offered=current.offered,
+        wishes=current.wishes,
     )
     return Change(name, slot, tuple(new), None)
 

@@ -23,6 +23,11 @@ _DTYPE_RANK = {"int8": 0, "int4": 1, "q4": 1, "fp16": 2, "bf16": 2, "fp32": 3}
 _ONNX_CPU_RANK = {**_DTYPE_RANK, "fp32": 2, "fp16": 3, "bf16": 3}
 
 
+TEXT_CHARS = 2000
+CLOSE_TIMES = 1.1
+"""'balanced' takes times within a tenth of the fastest for equal, and of these the variant that needs least memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """The board, as far as a choice needs it.
@@ -55,18 +60,33 @@ class Wishes:
     prefer: tuple[str, ...] = ()
     accuracy_loss_limit: float = 0.01
 
+    def text(self) -> str:
+        """The wishes as one text, to tell whether a choice was made by others."""
+        return f"{self.policy} {','.join(self.prefer)} {self.accuracy_loss_limit:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen variant, a sentence why, and why each other one was not taken."""
+    """The chosen variant, a sentence why, and why each other one was not taken.
+
+    `possible` are all that can run here and lose little enough, the chosen one first.
+    """
 
     variant: Variant
     why: str
     refused: tuple[tuple[str, str], ...]
+    possible: tuple[Variant, ...] = ()
+
+    def text(self) -> str:
+        """All of it in a sentence, for `edge-agent models --why`."""
+        return "; ".join([self.why, *(f"{name}: {reason}" for name, reason in self.refused)])[:TEXT_CHARS]
 
 
 def choose(variants: Sequence[Variant], hardware: Hardware, wishes: Wishes) -> Choice:
-    """The variant to run. Raises PackageError with the reason of every variant when none can."""
+    """The variant to run: by what was measured here where every possible one was, else by what is known of formats.
+
+    Raises PackageError with the reason of every variant when none can run.
+    """
     best = max((one.accuracy for one in variants if one.accuracy is not None), default=None)
     possible, refused = [], []
     for variant in variants:
@@ -80,10 +100,17 @@ def choose(variants: Sequence[Variant], hardware: Hardware, wishes: Wishes) -> C
         raise PackageError(
             f"no variant can run on {hardware.board}: {reasons}", remedy="build a variant for this board"
         )
-    ranked = sorted(possible, key=lambda variant: _rank(variant, wishes))
+    fastest_ms = _fastest_ms(possible)
+    ranked = sorted(possible, key=lambda variant: _rank(variant, wishes, fastest_ms))
     chosen = ranked[0]
-    beaten = tuple((variant.name, f"{chosen.name} comes first") for variant in ranked[1:])
-    return Choice(chosen, _why(chosen, len(variants), wishes), (*refused, *beaten))
+    beaten = tuple((variant.name, _beaten(variant, chosen)) for variant in ranked[1:])
+    return Choice(chosen, _why(chosen, len(variants), wishes), (*refused, *beaten), tuple(ranked))
+
+
+def _fastest_ms(possible: Sequence[Variant]) -> float | None:
+    """The shortest measured time; None when one of them was not measured, since then nobody can be compared."""
+    times = [variant.measured.latency_ms for variant in possible if variant.measured is not None]
+    return min(times) if len(times) == len(possible) else None
 
 
 def _cannot_run(variant: Variant, hardware: Hardware) -> str | None:
@@ -94,8 +121,8 @@ def _cannot_run(variant: Variant, hardware: Hardware) -> str | None:
     missing = [] if hardware.features is None else [one for one in variant.features if one not in hardware.features]
     if missing:
         return f"it needs the processor feature {', '.join(missing)}"
-    if hardware.ram_bytes is not None and variant.peak_bytes > hardware.ram_bytes:
-        return f"it needs {bytes_text(variant.peak_bytes)} of memory, {bytes_text(hardware.ram_bytes)} may be used"
+    if hardware.ram_bytes is not None and _bytes(variant) > hardware.ram_bytes:
+        return f"it needs {bytes_text(_bytes(variant))} of memory, {bytes_text(hardware.ram_bytes)} may be used"
     return None
 
 
@@ -109,15 +136,24 @@ def _too_inaccurate(variant: Variant, best: float | None, wishes: Wishes) -> str
     return f"it loses {100 * loss:.2f} points of accuracy, {100 * wishes.accuracy_loss_limit:.2f} are allowed"
 
 
-def _rank(variant: Variant, wishes: Wishes) -> tuple[float, ...]:
+def _bytes(variant: Variant) -> int:
+    """What it holds in memory: as measured here, else as the package says."""
+    return variant.measured.peak_bytes if variant.measured and variant.measured.peak_bytes else variant.peak_bytes
+
+
+def _rank(variant: Variant, wishes: Wishes, fastest_ms: float | None) -> tuple[float, ...]:
     preferred = min((_position(word, wishes.prefer) for word in (variant.dtype, variant.name)), default=0)
     ranks = _ONNX_CPU_RANK if variant.runtime == "onnx" else _DTYPE_RANK
-    speed = (_RUNTIME_RANK.get(variant.runtime, 3), ranks.get(variant.dtype, 4))
+    speed: tuple[float, ...] = (_RUNTIME_RANK.get(variant.runtime, 3), ranks.get(variant.dtype, 4))
+    if fastest_ms is not None and variant.measured is not None:
+        times = variant.measured.latency_ms / fastest_ms if fastest_ms > 0 else 1.0
+        close = wishes.policy == "balanced" and times <= CLOSE_TIMES
+        speed = (0.0, _bytes(variant)) if close else (times, 0.0)
     accuracy = -(variant.accuracy if variant.accuracy is not None else 0.0)
     if wishes.policy == "most-accurate":
         return (preferred, accuracy, *speed, variant.size_bytes)
     if wishes.policy == "smallest":
-        return (preferred, variant.peak_bytes, variant.size_bytes, *speed, accuracy)
+        return (preferred, _bytes(variant), variant.size_bytes, *speed, accuracy)
     return (preferred, *speed, variant.size_bytes, accuracy)
 
 
@@ -128,4 +164,13 @@ def _position(word: str, prefer: tuple[str, ...]) -> int:
 def _why(chosen: Variant, count: int, wishes: Wishes) -> str:
     reason = "as preferred" if {chosen.dtype, chosen.name} & set(wishes.prefer) else f"by policy {wishes.policy!r}"
     accuracy = "" if chosen.accuracy is None else f", accuracy {chosen.accuracy:.3f}"
-    return f"{chosen.name} of {count} {reason}: {bytes_text(chosen.peak_bytes)} of memory{accuracy}"
+    time = "" if chosen.measured is None else f"{chosen.measured.latency_ms:.3g} ms a text, "
+    return f"{chosen.name} of {count} {reason}: {time}{bytes_text(_bytes(chosen))} of memory{accuracy}"
+
+
+def _beaten(variant: Variant, chosen: Variant) -> str:
+    """Why another one comes first, with the figures of both sides where there are any."""
+    if variant.measured is None or chosen.measured is None:
+        return f"{chosen.name} comes first"
+    accuracy = "" if variant.accuracy is None else f", accuracy {variant.accuracy:.3f}"
+    return f"{variant.measured.latency_ms:.3g} ms a text, {bytes_text(_bytes(variant))} of memory{accuracy}"

@@ -32,6 +32,7 @@ class ProbeOutcome:
     load_s: float = 0.0
     peak_bytes: int | None = None
     latency_ms: float | None = None
+    text_bytes: int = 0
 
 
 class Prober(Protocol):
@@ -64,7 +65,8 @@ class Setup:
 
     `trust` is the operator's root, None where there is none (then only `allow_unsigned` lets a package in).
     `time_trusted` says whether the wall clock is synchronised. `reserve_bytes` stay free on the file system. `keep_all`
-    keeps every variant's weights on disk, not only the chosen one's. `at` and `free_bytes` are for tests.
+    keeps the weights of every variant that passed its trial, not only the chosen one's. `measure` tries all variants
+    that can run here, to choose by what was measured. `at` and `free_bytes` are for tests.
     """
 
     prober: Prober
@@ -76,5 +78,6 @@ class Setup:
     reserve_bytes: int = 256 * limits.MIB
     wishes: Wishes = field(default_factory=Wishes)
     keep_all: bool = False
+    measure: bool = False
     free_bytes: FreeBytes = free_bytes
     at: At = nowhere

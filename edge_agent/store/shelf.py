@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.bundle import manifest as forms
-from edge_agent.bundle.catalog import Adapter, InstalledModel, Variant
+from edge_agent.bundle.catalog import Adapter, InstalledModel, Measured, Variant
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
 from edge_agent.bundle.manifest import Descriptor
 from edge_agent.store.blobs import Blobs
@@ -57,7 +59,7 @@ def installed(slot: Slot, blobs: Blobs, fetch: Fetch | None = None) -> Installed
     """The model in a slot. Raises PackageError when a document or a file of it is missing or damaged."""
     fetch = fetch or blobs.fetch
     items = [variant_item(ref, fetch) for ref in slot.variants]
-    variants = tuple(variant(item, blobs) for item in items)
+    variants = tuple(replace(variant(item, blobs), measured=_measured(item, slot)) for item in items)
     chosen = next(found for found in variants if found.digest == slot.chosen)
     model = items[0].model
     if not chosen.files:
@@ -82,8 +84,24 @@ def referenced(slot: Slot, blobs: Blobs) -> set[str]:
     for ref in slot.manifests():
         item = read_item(descriptor(ref), blobs.fetch)
         found.add(ref.digest)
-        found.update(one.digest for one in item.manifest.descriptors())
+        runs = ref.digest == slot.chosen or ref.digest in slot.kept
+        heavy = _heavy(item) if isinstance(item, VariantItem) and not runs else set()
+        found.update(one.digest for one in item.manifest.descriptors() if one.digest not in heavy)
     return found
+
+
+def _heavy(item: VariantItem) -> set[str]:
+    """What is not kept of a variant that does not run here: its weights and its tokenizer."""
+    tokenizer = item.files.get(forms.TOKENIZER_FILE)
+    return {item.weight.digest, *(() if tokenizer is None else (tokenizer.digest,))}
+
+
+def _measured(item: VariantItem, slot: Slot) -> Measured | None:
+    digest = item.descriptor.digest
+    found = slot.offered.get(digest, slot.measured if digest == slot.chosen else None)
+    if found is None or found.latency_ms is None:
+        return None
+    return Measured(found.latency_ms, found.peak_bytes or 0, found.load_s, found.text_bytes)
 
 
 def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:

@@ -40,7 +40,12 @@ def run_trial(change: Change, blobs: Blobs, prober: Prober) -> Trial:
                 f"{verdict.code}: {verdict.reason}", _place(model, name), "the version before stays active"
             )
         verdicts.append((name, verdict))
-    measured = Measurements(load_s=outcome.load_s, peak_bytes=outcome.peak_bytes, latency_ms=outcome.latency_ms)
+    measured = Measurements(
+        load_s=outcome.load_s,
+        peak_bytes=outcome.peak_bytes,
+        latency_ms=outcome.latency_ms,
+        text_bytes=outcome.text_bytes,
+    )
     return Trial(model, tuple(verdicts), measured)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from edge_agent.agent.context import full_grant
-from edge_agent.base.limits import GIB
+from edge_agent.base.limits import GIB, MIB
+from edge_agent.bundle.catalog import Measured
 from edge_agent.core import governor
 from edge_agent.core.governor import Level
-from tests.support.fakes import Plan, a_model
+from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
 
@@ -187,3 +188,28 @@ def test_a_second_temperature_reaches_the_governor(monkeypatch: pytest.MonkeyPat
         assert seen[-1].value == 71.0
 
     Device.run(scenario, a_model())
+
+
+def test_a_hot_board_runs_the_cheaper_variant_and_returns_to_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Measured(latency_ms=20.0, peak_bytes=MIB, load_s=0.1, text_bytes=17)
+    fp32 = replace(a_variant("m-fp32"), files={"model": "/a"}, accuracy=0.92, measured=here)
+    int8 = replace(fp32, digest="sha256:m-int8", dtype="int8", measured=replace(here, latency_ms=8.0))
+    tier = {"now": 0}
+
+    def decide(plan: Any, temperature: Any, memory: Any, now_s: float, *more: Any, **most: Any) -> Any:
+        return replace(full_grant(8, 4), tier=tier["now"], why="79.0 °C"), memory
+
+    monkeypatch.setattr(governor, "decide", decide)
+
+    async def scenario(device: Device) -> None:
+        assert device.context.costs.predict_s(("m", "sha256:m-int8"), 1, 17) == pytest.approx(0.008)
+        for request_id, now, dtype in (("1", 0, "fp32"), ("2", 1, "int8"), ("3", 0, "fp32")):
+            tier["now"] = now
+            device.watch.tick()
+            await device.ask(request_id)
+            await later(0.5)
+            assert device.transport.reply(request_id)["variant"] == dtype
+        assert device.kinds() == ["variant-changed", "variant-changed"]
+        assert device.events[0][1] == "model 'm' runs echo/int8 instead of echo/fp32: 79.0 °C"
+
+    Device.run(scenario, replace(a_model(variant=fp32), variants=(fp32, int8)))

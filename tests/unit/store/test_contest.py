@@ -1,0 +1,133 @@
+"""Variants are tried on this device and chosen by what was measured; the reasons are told; losers leave the disk."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from edge_agent.base.errors import ProbeError, StoreError, WorkerError
+from edge_agent.base.limits import MIB
+from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.store.library import Library
+from edge_agent.store.select import Wishes
+from edge_agent.store.setup import ProbeOutcome, ProbeRequest
+from tests.support import packages as tiny
+from tests.unit.store.test_install import make_setup
+
+
+@dataclass
+class Board(tiny.TinyProber):
+    """A prober on which every variant takes the time and memory that the test says; one in `broken` does not run."""
+
+    figures: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    broken: Sequence[str] = ()
+    tried: list[str] = field(default_factory=list)
+
+    def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
+        """See `setup.Prober`."""
+        self.tried.append(model.variant.name)
+        if model.variant.name in self.broken:
+            raise WorkerError("killed by SIGILL", "worker")
+        outcome = super().probe(model, requests)
+        latency_ms, peak_bytes = self.figures[model.variant.name]
+        return replace(outcome, latency_ms=latency_ms, peak_bytes=peak_bytes, text_bytes=17)
+
+
+BALANCED = Wishes(accuracy_loss_limit=0.5)
+FIGURES = {"onnx/int8": (8.0, 40 * MIB), "onnx/fp32": (3.0, 90 * MIB)}
+"""A board without the instructions that make INT8 fast."""
+
+
+def installed(folder: Path, board: Board, wishes: Wishes = BALANCED, **more: object) -> tuple[Library, list[str]]:
+    library = Library(folder / "store", make_setup(prober=board, measure=True, wishes=wishes, **more))
+    report = library.install(tiny.base_package(folder))
+    return library, list(report.lines)
+
+
+@pytest.mark.parametrize(
+    ("policy", "chosen"),
+    [("fastest", "onnx/fp32"), ("balanced", "onnx/fp32"), ("smallest", "onnx/int8"), ("most-accurate", "onnx/fp32")],
+)
+def test_the_policy_decides_by_what_was_measured(tmp_path: Path, policy: str, chosen: str) -> None:
+    library, _ = installed(tmp_path, Board(figures=FIGURES), Wishes(policy, accuracy_loss_limit=0.5))
+    (model,) = library.active()
+    assert model.variant.name == chosen
+    assert model.variant.measured is not None
+    assert (model.variant.measured.latency_ms, model.variant.measured.peak_bytes) == FIGURES[chosen]
+
+
+def test_close_times_leave_the_choice_to_memory_under_balanced(tmp_path: Path) -> None:
+    figures = {"onnx/int8": (3.2, 40 * MIB), "onnx/fp32": (3.0, 90 * MIB)}
+    library, _ = installed(tmp_path, Board(figures=figures))
+    assert library.active()[0].variant.name == "onnx/int8"
+
+
+def test_the_reasons_carry_the_figures_of_both_sides(tmp_path: Path) -> None:
+    library, lines = installed(tmp_path, Board(figures=FIGURES))
+    assert lines[0].startswith("tiny: onnx/fp32 of 2 by policy 'balanced': 3 ms a text, 90.0 MiB of memory")
+    assert any(line.startswith("tiny: not onnx/int8: 8 ms a text, 40.0 MiB of memory") for line in lines)
+    why = library.models()[0].why
+    assert "onnx/fp32 of 2" in why
+    assert "onnx/int8: 8 ms a text" in why
+
+
+def test_what_lost_is_measured_listed_and_not_kept(tmp_path: Path) -> None:
+    library, _ = installed(tmp_path, Board(figures=FIGURES))
+    (model,) = library.active()
+    by_name = {one.name: one for one in model.variants}
+    assert by_name["onnx/int8"].files == {}
+    assert by_name["onnx/int8"].measured is not None
+    assert library.scrub() == ()
+    assert library.collect() == 0, "the loser's weights are gone already"
+
+
+def test_what_passed_is_kept_where_the_operator_wants_it(tmp_path: Path) -> None:
+    board = Board(figures=FIGURES)
+    library, _ = installed(tmp_path, board, keep_all=True)
+    (model,) = library.active()
+    assert all(one.files for one in model.variants)
+    library.install(tiny.adapter_package(tmp_path, tmp_path / "tiny-1.tar", counter=7))
+    assert board.tried[2:] == ["onnx/fp32", "onnx/int8"], "an adapter must hold on every variant that may run"
+    assert all(one.files for one in library.active()[0].variants)
+    assert library.active()[0].variant.measured is not None, "an adapter changes nothing of what was measured"
+
+
+def test_a_variant_that_does_not_run_here_is_out_and_said(tmp_path: Path) -> None:
+    library, lines = installed(tmp_path, Board(figures=FIGURES, broken=["onnx/fp32"]))
+    assert library.active()[0].variant.name == "onnx/int8"
+    assert any("not onnx/fp32: the golden probes could not be run: killed by SIGILL" in line for line in lines)
+
+
+def test_when_none_runs_nothing_is_installed(tmp_path: Path) -> None:
+    board = Board(figures=FIGURES, broken=["onnx/fp32", "onnx/int8"])
+    with pytest.raises(ProbeError):
+        installed(tmp_path, board)
+    assert Library(tmp_path / "store").active() == ()
+
+
+def test_the_same_package_again_is_not_tried_again_until_the_wishes_change(tmp_path: Path) -> None:
+    board = Board(figures=FIGURES)
+    library, _ = installed(tmp_path, board)
+    assert not library.install(tmp_path / "tiny-1.tar").changed
+    assert len(board.tried) == 2
+    smaller = make_setup(prober=board, measure=True, wishes=Wishes("smallest"))
+    assert Library(tmp_path / "store", smaller).install(tmp_path / "tiny-1.tar").changed
+    assert library.active()[0].variant.name == "onnx/int8"
+
+
+def test_a_disk_without_room_for_all_variants_takes_the_usual_one(tmp_path: Path) -> None:
+    board = Board(figures=FIGURES)
+    package = tiny.base_package(tmp_path)
+    for free_bytes in range(1 << 20, 2 << 20, 64):
+        library = Library(
+            tmp_path / "small", make_setup(prober=board, measure=True, free_bytes=lambda _, free=free_bytes: free)
+        )
+        board.tried.clear()
+        with contextlib.suppress(StoreError):  # too small even for one
+            library.install(package)
+            break
+    assert len(board.tried) == 1
