@@ -1,6 +1,7 @@
 """Schedule, run, collect: one loop per model, from its queue to its worker and back to the answers.
 
-A dead worker's jobs go back to the queue once, then are answered with 500. An idle worker never waits for a batch.
+A dead worker's jobs go back to the queue once, then are answered with 500. An idle worker never waits for a batch. A
+generator's jobs end one by one, and whoever waits takes the place of the one that ended.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet, NoRoom
+from edge_agent.agent.fleet import Fleet, InUse, NoRoom
 from edge_agent.agent.ports import Worker, WorkerEvent
+from edge_agent.agent.respond import Origin
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
@@ -27,10 +29,16 @@ RESPAWN_CAP_S = 30.0
 REST_LOOK_S = 0.5
 REST_LEAST_S = 1e-5
 """What is left of a pause by rounding is none: a timer for it would come at once, again and again."""
+OVERDUE_S = 0.25
+"""A worker ends its answers itself a little before their deadlines; only after this is it made to."""
 
 
 class Answers(Protocol):
     """What the dispatcher says about a job; `agent.respond.Responder`."""
+
+    def part(self, job: Job, text: str) -> bool:
+        """A part of a streamed answer; False when it cannot be sent now."""
+        ...
 
     def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
         """The worker's answer."""
@@ -48,11 +56,14 @@ class Answers(Protocol):
 class Dispatcher:
     """Runs every seat's loop."""
 
-    def __init__(self, context: Context, fleet: Fleet, answers: Answers, quarantine_deaths: int) -> None:
+    def __init__(
+        self, context: Context, fleet: Fleet, answers: Answers, quarantine_deaths: int, flush_ms: float = 100.0
+    ) -> None:
         self._context = context
         self._fleet = fleet
         self._answers = answers
         self._quarantine_deaths = quarantine_deaths
+        self._flush_ms = flush_ms
         self.fault: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
         fleet.on_event = self._take_event
@@ -76,16 +87,45 @@ class Dispatcher:
 
     def cancel(self, seat: Seat, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
+        self._end(seat, job, 499, "cancelled by the client")
+
+    def stop_streams(self, reason: str, request_id: str | None = None, topic: str | None = None) -> None:
+        """Nobody hears the answers that come in parts (of one request, or of all): they end, and their memory is free.
+
+        A stream that has not begun is not concerned: perhaps it is heard again by then.
+        """
+        for job in self._context.ledger.open_jobs():
+            to = _address(job)
+            if job.parts and request_id in {None, job.key[1]} and topic in {None, to}:
+                self._stop(self._fleet.seats[job.model], job, 499, reason)
+
+    def end_overdue(self) -> None:
+        """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
+        now_s = self._context.clock.monotonic_s()
+        for seat in self._fleet.seats.values():
+            for job in [job for job in seat.running.values() if seat.sequences and job.state is State.RUNNING]:
+                if job.deadline_s + OVERDUE_S <= now_s:
+                    self._stop(seat, job, 408, f"the deadline passed after {job.parts} parts")
+
+    def _stop(self, seat: Seat, job: Job, status: int, reason: str) -> None:
+        self._announce_stop(seat, job, reason)
+        self._end(seat, job, status, reason)
+
+    def _announce_stop(self, seat: Seat, job: Job, reason: str) -> None:
+        data = {"model": seat.name, "id": job.key[1], "parts": job.parts}
+        self._context.announce("stream-stopped", f"an answer of model {seat.name!r} was stopped: {reason}", data)
+
+    def _end(self, seat: Seat, job: Job, status: int, reason: str) -> None:
         was_running = job.state is State.RUNNING
         seat.queue.remove(job)
-        self._answers.refuse(job, 499, "cancelled by the client")
+        self._answers.refuse(job, status, reason)
         if was_running and seat.worker is not None:
             task = asyncio.create_task(self._take_back(seat, seat.worker, job.job_id))
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
 
     async def _take_back(self, seat: Seat, worker: Worker, job_id: str) -> None:
-        """Ask the worker to drop a job that was answered already; it hears between two steps."""
+        """Ask the worker to drop a job that was answered already; it hears between two steps, a generator in one."""
         with contextlib.suppress(WorkerError):
             answer = await worker.call("cancel", id=job_id)
             if answer["cancelled"]:
@@ -109,8 +149,8 @@ class Dispatcher:
         """The pause since the last step that the governor's pace asks for; looked at again, since the grant changes."""
         while not seat.gone:
             rest_s = self._context.pace.rest_s(seat.name, self._context.grant, self._context.clock.monotonic_s())
-            if rest_s <= REST_LEAST_S:
-                return
+            if rest_s <= REST_LEAST_S or (seat.sequences and self._context.grant.busy_share > 0.0):
+                return  # a generator's worker rests between its tokens
             await asyncio.sleep(min(rest_s, REST_LOOK_S))
 
     async def _serve_once(self, seat: Seat) -> None:
@@ -154,6 +194,10 @@ class Dispatcher:
         self.expire_late()
         now_s = self._context.clock.monotonic_s()
         self._refuse_hopeless(seat, now_s)
+        if seat.sequences:
+            # Whose adapters are whose turn is the session's affair: it switches between two tokens.
+            free = min(seat.sequences, self._context.grant.max_rows) - len(seat.running)
+            return seat.queue.next_batch(BatchLimits(free, mixed=True), now_s) if free > 0 else []
         return seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
 
     def expire_late(self) -> None:
@@ -185,6 +229,8 @@ class Dispatcher:
             try:
                 if job.adapter is not None:
                     await self._fleet.ensure_attached(seat, job.adapter)
+            except InUse:
+                self._put_back(seat, [job])
             except RequestError as error:
                 if job.state is State.QUEUED:  # else it was cancelled meanwhile, and is answered
                     self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
@@ -203,10 +249,44 @@ class Dispatcher:
     async def _run(self, seat: Seat, batch: list[Job]) -> None:
         if not batch:
             return
+        worker = seat.worker
+        self._hand_over(seat, batch)
+        try:
+            if seat.sequences:
+                await self._keep_fed(seat)
+            else:
+                await seat.idle.wait()
+        finally:
+            seat.last_used_s = self._context.clock.monotonic_s()
+            self._context.pace.end(seat.name, seat.last_used_s, is_step=not seat.sequences)
+            if seat.worker is not worker:
+                # It died, perhaps after half a minute of silence: its successor need not rest from that.
+                self._context.pace.forget(seat.name)
+
+    async def _keep_fed(self, seat: Seat) -> None:
+        """While a generator works: give it what waits, as far as it has sequences free."""
+        while seat.running:
+            await seat.wake.wait()
+            seat.wake.clear()
+            if not self._may_join(seat):
+                continue
+            batch = await self._attach(seat, self._schedule(seat))
+            if batch:
+                self._hand_over(seat, batch)
+
+    def _may_join(self, seat: Seat) -> bool:
+        """Not when its worker is to end soon: for another version, for a model whose turn it is, for the heat."""
+        current = seat.loaded_digest == seat.model.variant.digest and seat.worker is not None and not seat.gone
+        open_ = self._context.grant.busy_share > 0.0 and not self._fleet.turn_is_over(seat)
+        return len(seat.running) > 0 and len(seat.queue) > 0 and current and open_
+
+    def _hand_over(self, seat: Seat, batch: list[Job]) -> None:
         if seat.worker is None:
             self._put_back(seat, batch)
             raise WorkerError("the worker died before the batch reached it", seat.name)
         now_s = self._context.clock.monotonic_s()
+        if not seat.running:
+            self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
         for job in batch:
             job.start(now_s)
             seat.running[job.job_id] = job
@@ -214,34 +294,36 @@ class Dispatcher:
         seat.heard_s = seat.last_used_s = now_s
         seat.uses.note(now_s)
         seat.idle.clear()
-        self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
-        worker = seat.worker
-        self._submit(seat, worker, batch)
-        try:
-            await seat.idle.wait()
-        finally:
-            seat.last_used_s = self._context.clock.monotonic_s()
-            self._context.pace.end(seat.name, seat.last_used_s)
-            if seat.worker is not worker:
-                # It died, perhaps after half a minute of silence: its successor need not rest from that.
-                self._context.pace.forget(seat.name)
+        self._submit(seat, seat.worker, batch, now_s)
 
-    def _submit(self, seat: Seat, worker: Worker, batch: list[Job]) -> None:
+    def _submit(self, seat: Seat, worker: Worker, batch: list[Job], now_s: float) -> None:
         """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
         try:
-            worker.submit([work_fields(job) for job in batch])
+            worker.submit([self._work(seat, job, now_s) for job in batch])
         except WorkerError as error:
             if len(batch) > 1:
                 for job in batch:
-                    self._submit(seat, worker, [job])
+                    self._submit(seat, worker, [job], now_s)
                 return
             self._leave(seat, batch[0].job_id)
             self._answers.refuse(batch[0], 413, str(error))
 
+    def _work(self, seat: Seat, job: Job, now_s: float) -> dict[str, object]:
+        """A job as the plain map that crosses to the child."""
+        fields: dict[str, object] = {"id": job.job_id, "adapter": job.adapter, "params": job.params}
+        fields.update({"messages": job.messages} if job.messages else {"texts": job.texts})
+        if seat.sequences:
+            fields.update(stream=job.stream, flush_ms=self._flush_ms, left_s=job.deadline_s - now_s)
+        return fields
+
     def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
         seat.heard_s = self._context.clock.monotonic_s()
-        job = seat.running.get(event["id"])
+        job = seat.running.get(event.get("id", ""))
         if job is None:
+            return
+        if event["ev"] == "chunk":
+            if job.state is State.RUNNING and not self._answers.part(job, event["text"]):
+                self._stop(seat, job, 503, "a part of it could not be sent")
             return
         self._leave(seat, job.job_id)
         seat.deaths_in_a_row = 0
@@ -252,15 +334,21 @@ class Dispatcher:
         elif job.deadline_s <= seat.heard_s:
             self._answers.expire(job)
         else:
-            rows = event["batch"]
-            self._context.costs.learn(
-                seat.cost_key,
-                rows,
-                job.size_bytes // job.rows * rows,
-                event["compute_ms"] / 1000.0,
-                self._context.grant.threads,
-            )
+            self._learn(seat, job, event)
+            if seat.sequences and event["results"][0]["finish_reason"] == "deadline":
+                self._announce_stop(seat, job, "its deadline came; what there is of it was sent")
             self._answers.done(job, seat, event)
+
+    def _learn(self, seat: Seat, job: Job, event: WorkerEvent) -> None:
+        costs, threads = self._context.costs, self._context.grant.threads
+        compute_s = event["compute_ms"] / 1000.0
+        if seat.sequences:
+            # An answer may be cut short, its first token not: that is what a deadline must leave time for.
+            costs.learn(seat.cost_key, 1, job.size_bytes, event["prompt_ms"] / 1000.0, threads)
+            costs.learn(seat.whole_cost_key, 1, job.size_bytes, compute_s, threads)
+            return
+        rows = event["batch"]
+        costs.learn(seat.cost_key, rows, job.size_bytes // job.rows * rows, compute_s, threads)
 
     def _take_death(self, seat: Seat, reason: str) -> None:
         """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
@@ -275,7 +363,9 @@ class Dispatcher:
         for job in jobs:
             if job.state is not State.RUNNING:
                 continue
-            if job.attempts >= MAX_ATTEMPTS and not spared:
+            if job.parts:
+                self._stop(seat, job, 500, f"its worker died: {reason}")
+            elif job.attempts >= MAX_ATTEMPTS and not spared:
                 self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")
             else:
                 job.to(State.QUEUED)
@@ -302,6 +392,8 @@ class Dispatcher:
 
     def _leave(self, seat: Seat, job_id: str) -> None:
         seat.running.pop(job_id, None)
+        if seat.sequences:
+            seat.wake.set()
         if not seat.running:
             seat.idle.set()
 
@@ -310,6 +402,6 @@ class Dispatcher:
             self._answers.refuse(job, status, reason, retry_after_s)
 
 
-def work_fields(job: Job) -> dict[str, object]:
-    """A job as the plain map that crosses to the child."""
-    return {"id": job.job_id, "adapter": job.adapter, "texts": job.texts, "params": job.params}
+def _address(job: Job) -> str | None:
+    """The topic that a job's answer goes to."""
+    return job.origin.request.reply_topic if isinstance(job.origin, Origin) else None

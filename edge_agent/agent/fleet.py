@@ -36,6 +36,10 @@ class NoRoom(RequestError):
     """The model fits on this board, but not now: busy models hold the memory."""
 
 
+class InUse(RequestError):
+    """An adapter is to be exchanged for its newer version, and the old one is at work."""
+
+
 class Host(Protocol):
     """What the fleet asks about its machine; `agent.watch.Watch`."""
 
@@ -63,6 +67,7 @@ class Fleet:
         host: Host,
         announce: Announce,
         figures: Figures | None = None,
+        shrink_context: bool = False,
     ) -> None:
         self._library = library
         self._spawn = spawner
@@ -70,6 +75,7 @@ class Fleet:
         self._host = host
         self._announce = announce
         self._figures = figures
+        self._shrink_context = shrink_context
         self.ledger = ByteLedger(figures.read() if figures is not None else {})
         self.closed_because: str | None = None
         self.accuracy_loss_limit = 0.01
@@ -191,12 +197,16 @@ class Fleet:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._change.wait(), ROOM_LOOK_S)
 
-    async def give_way(self, seat: Seat) -> None:
-        """Between two batches: a model that has had its turn lets itself be evicted by one that waits for memory."""
+    def turn_is_over(self, seat: Seat) -> bool:
+        """Whether a model in use has had its turn and another one waits for memory."""
         waiting_s = [other.load_s for other in self.seats.values() if other.short_of_room and other is not seat]
         if not waiting_s or seat.worker is None:
-            return
-        if not residency.turn_is_over(seat.loaded_s, max(waiting_s), self._clock.monotonic_s()):
+            return False
+        return residency.turn_is_over(seat.loaded_s, max(waiting_s), self._clock.monotonic_s())
+
+    async def give_way(self, seat: Seat) -> None:
+        """Between two batches: a model that has had its turn lets itself be evicted by one that waits for memory."""
+        if not self.turn_is_over(seat):
             return
         seat.yielding = True
         self._pulse()
@@ -265,7 +275,8 @@ class Fleet:
     async def ensure_attached(self, seat: Seat, name: str) -> None:
         """Make an adapter resident on the seat's worker; the least recently used one leaves when there are too many.
 
-        Raises RequestError 404 when the model has no such adapter (any more) or the runtime refuses it.
+        Raises InUse when it must wait for running requests, RequestError 404 when the model has no such adapter (any
+        more) or the runtime refuses it.
         """
         adapter = seat.model.adapter(name)
         if adapter is None:
@@ -277,7 +288,10 @@ class Fleet:
         if worker is None:
             raise WorkerError("the worker is gone", seat.name)
         if name in seat.attached or len(seat.attached) >= ADAPTERS_RESIDENT:
-            leaving = name if name in seat.attached else next(iter(seat.attached))
+            used = {job.adapter for job in seat.running.values()}
+            leaving = name if name in seat.attached else next((one for one in seat.attached if one not in used), name)
+            if leaving in used:
+                raise InUse(503, f"adapter {name!r} cannot be exchanged while its requests run", NOT_NOW_S)
             await worker.call("detach", name=leaving)
             del seat.attached[leaving]
         try:
@@ -316,7 +330,7 @@ class Fleet:
                 others = [replace(one, busy=True) for one in others]
             now_s = self._clock.monotonic_s()
             memory = self._host.memory(self.ledger.mapped_bytes)
-            needed_bytes = self.ledger.predict(seat.claim)
+            needed_bytes = self._needed_bytes(seat, memory)
             decision = residency.decide(needed_bytes, memory, self.ledger.outstanding_bytes, others, now_s)
             if isinstance(decision, residency.DoesNotFit):
                 reason = f"no memory for model {seat.name!r}: {decision.reason}"
@@ -326,6 +340,16 @@ class Fleet:
             leaving = [self.seats[name] for name in decision.evict if name in self.seats]
             if all([await self._evict(one, f"model {one.name!r} made room for {seat.name!r}") for one in leaving]):
                 return
+
+    def _needed_bytes(self, seat: Seat, memory: residency.Memory) -> int:
+        """What the seat's model needs; where the operator lets contexts shrink, at most what this board can give."""
+        needed_bytes = self.ledger.predict(seat.claim)
+        seat.budget_bytes = 0
+        if needed_bytes > memory.ceiling_bytes and self._shrink_context and seat.generates:
+            text = f"model {seat.name!r} gets a shorter context: {residency.too_large(needed_bytes, memory)}"
+            seat.budget_bytes = needed_bytes = memory.ceiling_bytes
+            self._announce("context-shrunk", text, {"model": seat.name})
+        return needed_bytes
 
     async def _evict(self, leaving: Seat, text: str) -> bool:
         """False when it works again by now: waiting for it here would hold up every other load."""
@@ -346,8 +370,12 @@ class Fleet:
         except WorkerError as error:
             # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
             raise BackendError(f"no worker can be started: {error}") from error
-        answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
-        seat.mixed = bool(answer["mixed_adapters"])
+        if seat.budget_bytes:
+            memory = {"memory_bytes": seat.budget_bytes, "shrink": True}
+            answer = await worker.load(variant, seat.model.task, self._host.worker_limits(), memory)
+        else:
+            answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
+        seat.mixed, seat.sequences = bool(answer["mixed_adapters"]), int(answer.get("sequences", 0))
         seat.capabilities = answer
         seat.load_s = self._clock.monotonic_s() - started_s
         seat.loaded_s = seat.last_used_s = seat.heard_s = self._clock.monotonic_s()

@@ -23,6 +23,8 @@ from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import CommandReply, Reply
 from edge_agent.protocol.topics import CommandTarget
 
+GENERATOR_FORMS = frozenset({"prompt", "messages"})
+
 
 @dataclass(frozen=True, slots=True)
 class IntakeOptions:
@@ -82,6 +84,7 @@ class Intake:
     def _admit(self, request: Request, message: Inbound, now_s: float) -> None:
         try:
             seat = self._seat(request)
+            check_form(request, seat)
             job = _job(request, message)
             refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, self._closed_because())
         except RequestError as error:
@@ -107,6 +110,8 @@ class Intake:
 
     def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
         """What is ahead of the job: whole batches, then the one that it shares with whoever waits beside it."""
+        if seat.generates:
+            return self._generator_load(job, seat, now_s)
         grant, costs = self._context.grant, self._context.costs
         max_rows, row_bytes = grant.max_rows, max(1, job.size_bytes // job.rows)
         own_rows = min(max_rows, job.rows + seat.queue.rows)
@@ -121,6 +126,20 @@ class Intake:
         ledger = self._context.ledger
         own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
         return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, own_jobs, held_bytes)
+
+    def _generator_load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
+        """A generator's sequences end one by one: what is ahead waits for its share of them, then reads its prompt."""
+        grant, costs, ledger = self._context.grant, self._context.costs, self._context.ledger
+        sequences = max(1, seat.sequences)
+        first_s = costs.predict_s(seat.cost_key, 1, job.size_bytes, grant.threads)
+        whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads)
+        wait_s = None
+        if whole_s is not None:
+            ahead = seat.queue.rows_ahead(job, now_s) + len(seat.running) - sequences + 1
+            wait_s = max(0, ahead) / sequences * whole_s / max(0.01, grant.busy_share)
+            wait_s += seat.load_s if seat.worker is None else 0.0
+        own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
+        return admission.Load(len(ledger), self._options.queue_jobs, wait_s, first_s, own_jobs, held_bytes)
 
     def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
         remaining_s = request.deadline_s - now_s
@@ -151,6 +170,15 @@ class Intake:
             self._dispatcher.cancel(seat, mine[0])
 
 
+def check_form(request: Request, seat: Seat) -> None:
+    """Raise RequestError 422 for a question in a form that the model does not take."""
+    if seat.generates == (request.form in GENERATOR_FORMS):
+        return
+    takes = "prompt or messages" if seat.generates else "text or texts"
+    kind = "generates" if seat.generates else "does not generate"
+    raise RequestError(422, f"model {seat.name!r} {kind}: it takes {takes}, not {request.form}")
+
+
 def _job(request: Request, message: Inbound) -> Job:
     return Job(
         key=(request.client, request.id),
@@ -164,6 +192,8 @@ def _job(request: Request, message: Inbound) -> Job:
         message_bytes=len(message.payload),
         # Of the message only its acknowledgement is needed from here on.
         origin=Origin(request, replace(message, payload=b"")),
+        messages=tuple({"role": one.role, "content": one.content} for one in request.messages),
+        stream=request.stream,
     )
 
 

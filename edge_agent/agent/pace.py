@@ -24,11 +24,12 @@ class Pace:
         """A step of this many rows begins."""
         self._open[model] = (now_s, rows)
 
-    def end(self, model: str, now_s: float) -> None:
-        """The model's step is over, or its worker is."""
+    def end(self, model: str, now_s: float, is_step: bool = True) -> None:
+        """The model's step is over, or its worker is. A generator's time of many steps is busy time, but no step."""
         began_s, rows = self._open.pop(model)
         self._busy_s += now_s - max(began_s, self._asked_s if self._asked_s is not None else began_s)
-        self._last[model] = (now_s, now_s - began_s, rows)
+        if is_step:
+            self._last[model] = (now_s, now_s - began_s, rows)
 
     def rest_s(self, model: str, grant: Grant, now_s: float) -> float:
         """Seconds until the model's next step may begin; infinite while the grant lets none begin."""

@@ -99,7 +99,13 @@ class Worker(Protocol):
         """The child's process id."""
         ...
 
-    async def load(self, variant: Variant, task: TaskSpec, limits: Mapping[str, int]) -> WorkerEvent:
+    async def load(
+        self,
+        variant: Variant,
+        task: TaskSpec,
+        limits: Mapping[str, int],
+        memory: Mapping[str, int | bool] | None = None,
+    ) -> WorkerEvent:
         """Load a model; the answer tells capabilities, footprint and load_ms. Raises BackendError, WorkerError."""
         ...
 
@@ -112,7 +118,7 @@ class Worker(Protocol):
         ...
 
     def submit(self, jobs: Sequence[Mapping[str, object]]) -> None:
-        """Hand over a micro-batch; 'done' and 'failed' events follow, one for each job."""
+        """Hand over a micro-batch; 'done' or 'failed' follows for each job, before it 'chunk's where it streams."""
         ...
 
     def set_limits(self, limits: Mapping[str, int]) -> None:

@@ -22,6 +22,7 @@ from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core.governor import Grant
 from edge_agent.core.latency import Quantiles as Window
 from edge_agent.protocol import encode, home_assistant, messages
+from edge_agent.protocol.address import correlation_id
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
 from edge_agent.protocol.topics import Topics
@@ -57,6 +58,7 @@ class Reporter:
         self._started_s = clock.monotonic_s()
         self._recent: dict[str, tuple[float, int]] = {}
         self.on_connected: Callable[[], None] = lambda: None
+        self.on_unheard: Callable[[str, str | None, str | None], None] = lambda _reason, _id, _topic: None
 
     def connect(self, transport: Transport, spool_counts: Callable[[], tuple[int, int]]) -> None:
         """Where messages go; `spool_counts` tells events waiting on disk and events lost. Called once, first of all."""
@@ -70,6 +72,14 @@ class Reporter:
             self.on_connected()
             if self._identity.home_assistant:
                 self._announce_home()
+        else:
+            self.on_unheard("the broker went away", None, None)
+
+    def unheard(self, message: Outbound, reason: str) -> None:
+        """The broker says that nobody listens where a message went: no use in going on with an answer in parts."""
+        if message.keep == "queue" and message.correlation is not None:
+            request_id = correlation_id(message.correlation)
+            self.on_unheard(f"{message.topic}: {reason}", request_id, message.topic)
 
     def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
         """See `context.Announce`. Logged and published, unless too many of its kind came within a minute."""

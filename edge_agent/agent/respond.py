@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_agent.agent import streams
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.seat import Seat
@@ -15,7 +16,7 @@ from edge_agent.protocol.decode import Request
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Energy, Reply, Timing
 
-STATES = {499: State.CANCELLED, 500: State.FAILED}
+STATES = {408: State.EXPIRED, 499: State.CANCELLED, 500: State.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,10 @@ class Responder:
     def __init__(self, context: Context, reading: Callable[[str], Reading]) -> None:
         self._context = context
         self._reading = reading
+
+    def part(self, job: Job, text: str) -> bool:
+        """A part of a streamed answer; False when it cannot be sent now."""
+        return streams.send_part(self._context, job, _origin(job).request.reply, text)
 
     def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
         """A worker's answer, with its timing, energy and the board's temperature."""
@@ -52,11 +57,14 @@ class Responder:
             adapter=job.adapter,
             variant=seat.model.variant.dtype,
             result=results[0] if request.single else results,
-            timing=Timing(
-                queue_ms=round((started_s - job.received_s) * 1000.0, 3),
-                tokenize_ms=round(tokenize_ms, 3),
-                compute_ms=round(compute_ms, 3),
-                total_ms=round(total_ms, 3),
+            timing=streams.timed(
+                Timing(
+                    queue_ms=round((started_s - job.received_s) * 1000.0, 3),
+                    tokenize_ms=round(tokenize_ms, 3),
+                    compute_ms=round(compute_ms, 3),
+                    total_ms=round(total_ms, 3),
+                ),
+                event,
             ),
             batch=event["batch"],
             energy=Energy(joules=joules, method=method),
@@ -65,18 +73,20 @@ class Responder:
         self._context.stats.model(job.model).note_answer(
             job.rows, event["batch"], total_ms, compute_ms, results, joules
         )
-        self._finish(
-            job,
-            State.DONE,
-            200,
-            encode.reply(body, request.reply, job.deadline_s - now_s, self._context.transport.max_payload_bytes),
-        )
+        remaining_s = job.deadline_s - now_s
+        message = encode.reply(body, request.reply, remaining_s, self._context.transport.max_payload_bytes)
+        if job.stream:
+            kept = message.payload
+            message = streams.last_part(job, request.reply, body, event["text"], remaining_s)
+            self._finish(job, State.DONE, 200, message, kept)
+        else:
+            self._finish(job, State.DONE, 200, message)
 
     def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
         """A status word other than 200."""
         request = _origin(job).request
         remaining_s = job.deadline_s - self._context.clock.monotonic_s()
-        if remaining_s <= 0:
+        if remaining_s <= 0 and not job.parts:
             self.expire(job)
             return
         otherwise = State.REFUSED if job.state is State.QUEUED else State.FAILED
@@ -84,14 +94,18 @@ class Responder:
         self._finish(job, STATES.get(status, otherwise), status, message)
 
     def expire(self, job: Job) -> None:
-        """The deadline passed: no answer, since an answer after it is worse than none."""
+        """The deadline passed: no answer, since an answer after it is worse than none. A stream is told its end."""
+        if job.parts:
+            self.refuse(job, 408, f"the deadline passed in mid-stream, after {job.parts} parts")
+            return
         self._context.stats.expired += 1
         self._finish(job, State.EXPIRED, 408, None)
 
-    def _finish(self, job: Job, state: State, status: int, message: Outbound | None) -> None:
+    def _finish(self, job: Job, state: State, status: int, message: Outbound | None, kept: bytes | None = None) -> None:
+        """`kept` is what a retry gets instead of the message itself."""
         job.to(state)
         self._context.energy.drop(job.job_id)
-        if not self._context.ledger.close(job, message.payload if message else None):
+        if not self._context.ledger.close(job, kept or (message.payload if message else None)):
             return
         self._context.stats.statuses[status] += 1
         self._context.stats.model(job.model).statuses[status] += 1

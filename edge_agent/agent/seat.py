@@ -36,6 +36,8 @@ class Seat:
     the worker has answered everything, `settled` when the first load was tried; `lock` is held while the worker is in
     use. `loaded_s`: since when it is in memory; `short_of_room`: it waits for memory; `yielding`: it lets a waiting
     model in between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
+    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a
+    time); `budget_bytes`: what its context has to shrink to (0: it need not).
     """
 
     model: InstalledModel
@@ -44,6 +46,8 @@ class Seat:
     gone: bool = False
     worker: Worker | None = None
     mixed: bool = False
+    sequences: int = 0
+    budget_bytes: int = 0
     running: dict[str, Job] = field(default_factory=dict)
     attached: OrderedDict[str, str] = field(default_factory=OrderedDict)
     footprint_bytes: int = 0
@@ -72,9 +76,19 @@ class Seat:
         return self.model.name
 
     @property
+    def generates(self) -> bool:
+        """Whether the model continues prompts."""
+        return self.model.task.kind == "generate"
+
+    @property
     def cost_key(self) -> tuple[str, str]:
         """What compute times depend on: the model and its variant."""
         return self.model.name, self.model.variant.digest
+
+    @property
+    def whole_cost_key(self) -> tuple[str, str]:
+        """The same of whole answers of a generator, whose `cost_key` is for the time to the first token."""
+        return self.model.name, f"{self.model.variant.digest} whole"
 
     @property
     def claim(self) -> Claim:

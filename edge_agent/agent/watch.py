@@ -82,7 +82,8 @@ class SensedHost:
 
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now."""
-        return {"max_rows": self._context.grant.max_rows, "threads": self._context.grant.threads}
+        grant = self._context.grant
+        return {"max_rows": grant.max_rows, "threads": grant.threads, "busy_percent": round(100 * grant.busy_share)}
 
 
 class Watch:
@@ -115,6 +116,7 @@ class Watch:
         self._govern()
         self._dispatcher.end_silent()
         self._dispatcher.expire_late()
+        self._dispatcher.end_overdue()
         self._fleet.measure()
         self.refresh_models()
 
@@ -138,8 +140,9 @@ class Watch:
         now_s = self._context.clock.monotonic_s()
         seen = self._seen(now_s)
         grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s, seen)
+        limits = self._host.worker_limits()
         before, self._context.grant = self._context.grant, grant
-        if (before.max_rows, before.threads) != (grant.max_rows, grant.threads):
+        if limits != self._host.worker_limits():
             for seat in self._fleet.seats.values():
                 if seat.worker is not None:
                     seat.worker.set_limits(self._host.worker_limits())
@@ -154,8 +157,11 @@ class Watch:
         running = [seat for seat in self._fleet.seats.values() if seat.running]
         power, grant = self._host.reading("power"), self._context.grant
         self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
+        busy_share = pace.busy_share(now_s)
+        if busy_share is not None and any(seat.sequences for seat in running):
+            busy_share *= grant.busy_share  # it rests between its tokens, and is under way all the same
         return governor.Seen(
-            busy_share=pace.busy_share(now_s),
+            busy_share=busy_share,
             row_s=pace.row_s(),
             power=power,
             second=self._host.readings.get("temperature_second"),

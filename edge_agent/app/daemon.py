@@ -133,6 +133,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         will=reporter.status("offline", "connection lost"),
         spool=spool,
         on_change=lambda change: reporter.link_changed(change.connected, change.text),
+        on_unheard=reporter.unheard,
     )
     reporter.connect(transport, lambda: (len(spool), spool.lost))
     context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
@@ -148,9 +149,11 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         host,
         reporter.event,
         FigureFile(settings.store.state_dir),
+        settings.models.shrink_context,
     )
     fleet.accuracy_loss_limit = settings.models.accuracy_loss_limit
-    dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths)
+    dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
+    reporter.on_unheard = dispatcher.stop_streams
     soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
     plan = Plan(soft_limit_c, max_rows, threads, prior=prior_for(sensors.board.key))
     watch = Watch(context, plan, host, library, fleet, dispatcher)

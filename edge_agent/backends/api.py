@@ -91,11 +91,11 @@ class Chunk(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """The figures of a generated answer, by name in `Done.outputs`. Seconds are of this job alone.
+    """The figures of a generated answer, by name in `Done.outputs`.
 
     `finish` is 'stop' or 'length'; `cached_tokens` are those of the prompt that need not be computed again; `wait_s`
     runs from submission to a free sequence, `prompt_s` from there to the first token, `decode_s` from the first to the
-    last; `share_s` is the job's part of all its steps, by tokens: what its energy is.
+    last.
     """
 
     finish: str
@@ -105,7 +105,6 @@ class Generated(NamedTuple):
     wait_s: float
     prompt_s: float
     decode_s: float
-    share_s: float
 
 
 class Failed(NamedTuple):

@@ -45,7 +45,9 @@ class Job:
 
     `key` is (client, request id); times are monotonic seconds; `message_bytes` is the body it came in,
     `wire_chars` about what it takes in a frame to the worker: texts, parameters and names (counted once: a queue asks
-    often). `origin` is what the answer needs (the request as it arrived); nothing in `core` looks into it.
+    often). `messages` is a conversation, whose words also stand in the one text. `parts` counts what was sent of
+    a streamed answer: such a job cannot begin anew. `origin` is what the answer needs (the request as it arrived);
+    nothing in `core` looks into it.
     """
 
     key: tuple[str, str]
@@ -62,6 +64,9 @@ class Job:
     state: State = State.QUEUED
     attempts: int = 0
     started_s: float | None = None
+    messages: Sequence[Mapping[str, str]] = field(repr=False, default=())
+    stream: bool = False
+    parts: int = 0
 
     def __post_init__(self) -> None:
         self.wire_chars = self.size_bytes + len(str(self.params)) + len(self.job_id) + 64

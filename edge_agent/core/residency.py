@@ -107,7 +107,7 @@ def decide(
 ) -> Fits | DoesNotFit:
     """Whether a model of `needed_bytes` can be loaded now; `promised_bytes` are spoken for though still available."""
     if needed_bytes > memory.ceiling_bytes:
-        return DoesNotFit(_never(needed_bytes, memory), never=True)
+        return DoesNotFit(too_large(needed_bytes, memory), never=True)
     free = memory.available_bytes - memory.kept_bytes - promised_bytes
     if memory.budget_bytes is not None:
         free = min(free, memory.budget_bytes - sum(one.footprint_bytes for one in residents))
@@ -128,7 +128,8 @@ def turn_is_over(loaded_s: float, waiting_load_s: float, now_s: float) -> bool:
     return now_s - loaded_s >= max(TURN_LEAST_S, TURN_LOADS * waiting_load_s)
 
 
-def _never(needed_bytes: int, memory: Memory) -> str:
+def too_large(needed_bytes: int, memory: Memory) -> str:
+    """Why a model never fits on this board, with the figures."""
     budget = memory.budget_bytes
     if budget is not None and budget == memory.ceiling_bytes:
         return f"needs {bytes_text(needed_bytes)}, the configured budget of all models is {bytes_text(budget)}"

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 
 from edge_agent.base import limits
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.address import ReplyAddress, correlation_id, find_address, fit_id
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
-from edge_agent.protocol.messages import ORDERS, CancelRequest, InferRequest, Order
-from edge_agent.protocol.rules import BadField, check_deadline, check_name, check_params, check_priority, check_texts
+from edge_agent.protocol.messages import ORDERS, CancelRequest, ChatMessage, InferRequest, Order
+from edge_agent.protocol.rules import BadField, check_deadline, check_name, check_params, check_priority, check_question
 from edge_agent.protocol.topics import CancelTarget, CommandTarget, InferTarget, ReplyDenied, Topics
 
 
@@ -38,21 +38,28 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that is well formed. `deadline_s` and `received_s` are monotonic; `single` says that the client sent
-    `text` and wants one result, not a list. `params` are checked for names and plain types only."""
+    """A request that is well formed. `deadline_s` and `received_s` are monotonic; `form` is the field that it came in
+    (`rules.FORMS`). `params` are checked for names and plain types only."""
 
     id: str
     client: str
     model: str
     adapter: str | None
+    form: str
     texts: tuple[str, ...]
-    single: bool
     priority: int
     params: dict[str, Any]
     deadline_s: float
     received_s: float
     reply: ReplyAddress
     pool: str | None = None
+    messages: tuple[ChatMessage, ...] = ()
+    stream: bool = False
+
+    @property
+    def single(self) -> bool:
+        """Whether one result is wanted, not a list."""
+        return self.form != "texts"
 
     @property
     def reply_topic(self) -> str:
@@ -144,19 +151,22 @@ def decode_request(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
         if body.adapter is not None:
             check_name("adapter", body.adapter)
         received_s, deadline_s = _times(inbound, body.deadline_s, now_s, bounds)
+        question = check_question(body, bounds.texts, bounds.text_bytes)
         return Request(
             id=address.request_id,
             client=address.client,
             model=target.model,
             adapter=body.adapter,
-            texts=check_texts(body, bounds.texts, bounds.text_bytes),
-            single=body.text is not UNSET,
+            form=question.form,
+            texts=question.texts,
             priority=check_priority(body.priority),
             params=check_params(body.params),
             deadline_s=deadline_s,
             received_s=received_s,
             reply=address,
             pool=target.pool,
+            messages=question.messages,
+            stream=body.stream,
         )
     except BadField as error:
         return _refusal(error, inbound, address)

@@ -22,7 +22,9 @@ class ChatMessage(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class InferRequest(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
-    """A request to a model. Exactly one of text, texts, prompt, messages. `deadline_s` counts from arrival.
+    """A request to a model. Exactly one of text, texts (encoders), prompt, messages (generators).
+
+    `stream` asks a generator for its answer in parts. `deadline_s` counts from arrival.
 
     `id` and `reply_to` stand in for correlation data and response topic where the client speaks MQTT 3.1.1.
     """
@@ -34,6 +36,7 @@ class InferRequest(Struct, forbid_unknown_fields=True, frozen=True, omit_default
     adapter: str | None = None
     priority: int | UnsetType = UNSET
     params: dict[str, Any] | UnsetType = UNSET
+    stream: bool = False
     id: str | UnsetType = UNSET
     reply_to: str | UnsetType = UNSET
     deadline_s: float | UnsetType = UNSET
@@ -99,12 +102,27 @@ ORDERS: dict[str, type[Order]] = {
 
 
 class Timing(Struct, frozen=True):
-    """Where the time of a request went, in milliseconds; total runs from arrival to the reply's encoding."""
+    """Where the time of a request went, in milliseconds; total runs from arrival to the reply's encoding.
+
+    A generator's also says how long its prompt took, when its first token was there (from arrival), and how fast the
+    others came; the last is left out where there is no second token.
+    """
 
     queue_ms: float
     tokenize_ms: float
     compute_ms: float
     total_ms: float
+    prompt_ms: float | UnsetType = UNSET
+    first_token_ms: float | UnsetType = UNSET
+    tokens_per_s: float | UnsetType = UNSET
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of a generated answer; `cached_tokens` of the prompt were known already and cost nothing."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
 
 
 class Energy(Struct, frozen=True):
@@ -133,13 +151,24 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 class StreamChunk(Struct, frozen=True, kw_only=True):
-    """A part of a streamed answer, `seq` from 0 without gaps; the last one is `done` and carries the timing."""
+    """A part of a streamed answer, `seq` from 0 without gaps; the last one is `done` and carries what follows `done`.
+
+    `finish_reason`: 'stop' (the model's end, or a stop string), 'length' (max_tokens), 'deadline'. A stream that cannot
+    be brought to its end ends with a Reply instead, which says why.
+    """
 
     id: str
     seq: int
     text: str
     done: bool
+    finish_reason: str | UnsetType = UNSET
+    usage: Usage | UnsetType = UNSET
     timing: Timing | UnsetType = UNSET
+    batch: int | UnsetType = UNSET
+    energy: Energy | UnsetType = UNSET
+    temperature_c: float | UnsetType | None = UNSET
+    seed: int | UnsetType = UNSET
+    logprobs: list[dict[str, Any]] | UnsetType = UNSET
 
 
 class CommandReply(Struct, frozen=True, kw_only=True):
@@ -177,6 +206,8 @@ EVENT_KINDS = (
     "reply-denied",
     "request-unanswerable",
     "answer-dropped",
+    "stream-stopped",
+    "context-shrunk",
     "broker",
     "events-lost",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import UNSET, UnsetType
@@ -12,9 +13,10 @@ from msgspec import UNSET, UnsetType
 from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST, PRIORITY_LOWEST
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.json_guard import quoted
-from edge_agent.protocol.messages import InferRequest
+from edge_agent.protocol.messages import ChatMessage, InferRequest
 from edge_agent.protocol.topics import NAME
 
+FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16
 PARAM_ITEMS = 32
 # All values of all parameters, nested ones included: an empty list is three bytes on the wire and 64 in memory.
@@ -31,29 +33,51 @@ class BadField(Exception):
         self.reason = reason
 
 
-def check_texts(body: InferRequest, max_texts: int, max_bytes: int) -> tuple[str, ...]:
-    """The texts of a request: exactly one way to give them, none empty, none too long."""
-    given = [name for name in ("text", "texts", "prompt", "messages") if getattr(body, name) is not UNSET]
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: by `form`, one of `FORMS`, as texts, or as messages whose contents stand joined in `texts`."""
+
+    form: str
+    texts: tuple[str, ...]
+    messages: tuple[ChatMessage, ...] = ()
+
+
+def check_question(body: InferRequest, max_texts: int, max_bytes: int) -> Question:
+    """What a request asks: exactly one way to ask, nothing empty, nothing too long."""
+    given = [name for name in FORMS if getattr(body, name) is not UNSET]
     if len(given) != 1:
-        raise BadField(422, f"give exactly one of text, texts, prompt, messages; here: {', '.join(given) or 'none'}")
-    # The seam for generators: until one is served, a prompt is refused here and nowhere else.
-    if isinstance(body.text, str):
-        texts: tuple[str, ...] = (body.text,)
-    elif isinstance(body.texts, list):
-        texts = tuple(body.texts)
-    else:
-        raise BadField(422, f"{given[0]}: no generating model is served here; use text or texts")
+        raise BadField(422, f"give exactly one of {', '.join(FORMS)}; here: {', '.join(given) or 'none'}")
+    form = given[0]
+    if body.stream and form in {"text", "texts"}:
+        raise BadField(422, "stream: only the answer to a prompt or to messages comes in parts")
+    if isinstance(body.messages, list):
+        return _conversation(body.messages, max_texts, max_bytes)
+    found = getattr(body, form)
+    texts: tuple[str, ...] = tuple(found) if form == "texts" else (found,)
     if not texts:
         raise BadField(422, "texts: the list is empty")
     if len(texts) > max_texts:
         raise BadField(413, f"texts: {len(texts)} texts, at most {max_texts} in one request")
     for index, text in enumerate(texts):
-        field = "text" if body.texts is UNSET else f"texts[{index}]"
-        if not text.strip():
-            raise BadField(422, f"{field}: the text is empty")
-        if len(text) > max_bytes or len(text.encode()) > max_bytes:
-            raise BadField(413, f"{field}: longer than {bytes_text(max_bytes)}")
-    return texts
+        _check_text(f"texts[{index}]" if form == "texts" else form, text, max_bytes)
+    return Question(form, texts)
+
+
+def _conversation(messages: list[ChatMessage], most: int, max_bytes: int) -> Question:
+    if not messages:
+        raise BadField(422, "messages: the list is empty")
+    if len(messages) > most:
+        raise BadField(413, f"messages: {len(messages)} messages, at most {most} in one request")
+    for index, message in enumerate(messages):
+        _check_text(f"messages[{index}].content", message.content, max_bytes)
+    return Question("messages", ("\n".join(message.content for message in messages),), tuple(messages))
+
+
+def _check_text(field: str, text: str, max_bytes: int) -> None:
+    if not text.strip():
+        raise BadField(422, f"{field}: the text is empty")
+    if len(text) > max_bytes or len(text.encode()) > max_bytes:
+        raise BadField(413, f"{field}: longer than {bytes_text(max_bytes)}")
 
 
 def check_priority(priority: int | UnsetType) -> int:

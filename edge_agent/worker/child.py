@@ -340,7 +340,6 @@ def _figures(outputs: Mapping[str, Any]) -> Dict[str, float]:
     figures = {
         "wait_ms": outputs["wait_s"] * 1000.0,
         "prompt_ms": outputs["prompt_s"] * 1000.0,
-        "share_ms": outputs["share_s"] * 1000.0,
     }
     if steps > 0 and decode_s > 0.0:
         figures["tokens_per_s"] = steps / decode_s

@@ -31,7 +31,6 @@ class Strand:
     first_s: float | None = None
     last_s: float = 0.0
     compute_s: float = 0.0
-    share_s: float = 0.0
     batch_rows: int = 1
 
     @property

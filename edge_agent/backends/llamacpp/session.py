@@ -268,7 +268,6 @@ class LlamaSession(Session):
 
     def _advance(self, portions: list[Portion], started_s: float) -> list[Event]:
         now_s = time.monotonic()
-        tokens = sum(portion.stop - portion.strand.cached for portion in portions)
         events: list[Event] = []
         place = -1
         for portion in portions:
@@ -278,7 +277,6 @@ class LlamaSession(Session):
             strand.cached = portion.stop
             self._slots.computed(strand.slot, strand.tokens, strand.cached)
             strand.compute_s += now_s - started_s
-            strand.share_s += (now_s - started_s) * count / tokens
             strand.batch_rows = max(strand.batch_rows, len(portions))
             if portion.last:
                 events += self._sample(strand, place)
@@ -310,7 +308,6 @@ class LlamaSession(Session):
             wait_s=strand.started_s - strand.submitted_s,
             prompt_s=first_s - strand.started_s,
             decode_s=max(0.0, strand.last_s - first_s),
-            share_s=strand.share_s,
         )
         outputs: Mapping[str, Any] = figures._asdict()
         return Done(strand.job_id, outputs, strand.compute_s, strand.batch_rows)

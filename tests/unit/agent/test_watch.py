@@ -63,16 +63,16 @@ def test_the_governors_limits_reach_the_workers_and_are_told_on_a_change_of_leve
     async def scenario(device: Device) -> None:
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4}
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_percent": 100}
         device.sensors.set(temperature=79.0)
         for _ in range(3):
             device.watch.tick()
-        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2}
+        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_percent": 100}
         assert [operation for operation, _ in device.spawner.last.heard].count("limits") == 1
         assert device.events == [("throttled", "governor normal -> reduced: 79.0 °C")]
         device.sensors.set(temperature=50.0)
         device.watch.tick()
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4}
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_percent": 100}
         assert device.kinds() == ["throttled", "throttled"]
 
     Device.run(scenario, a_model())
@@ -85,7 +85,7 @@ def test_a_new_worker_starts_with_the_limits_of_the_moment() -> None:
         device.watch.tick()
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2}
+        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_percent": 100}
 
     Device.run(scenario, a_model())
 

@@ -1,0 +1,65 @@
+"""Answers in parts: what is sent of them, and who is told when one cannot go on.
+
+A stream ends with exactly one final message: the chunk that is `done`, or a reply that says why there is none. Whoever
+asks again for an answered stream gets its text in one reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.ports import WorkerEvent
+from edge_agent.core.job import Job
+from edge_agent.protocol import encode
+from edge_agent.protocol.address import ReplyAddress
+from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
+
+
+def send_part(context: Context, job: Job, to: ReplyAddress, text: str) -> bool:
+    """Send a part of a job's answer; False when it cannot be sent now."""
+    body = StreamChunk(id=to.request_id, seq=job.parts, text=text, done=False)
+    remaining_s = job.deadline_s - context.clock.monotonic_s()
+    if not context.transport.connected or not context.transport.publish(encode.chunk(body, to, remaining_s)):
+        return False
+    job.parts += 1
+    return True
+
+
+def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: float) -> Outbound:
+    """The chunk that ends a stream: the rest of the text and all that the reply says beside it."""
+    result: Mapping[str, Any] = whole.result
+    body = StreamChunk(
+        id=to.request_id,
+        seq=job.parts,
+        text=text,
+        done=True,
+        finish_reason=result["finish_reason"],
+        usage=Usage(**result["usage"]),
+        timing=UNSET if whole.timing is None else whole.timing,
+        batch=UNSET if whole.batch is None else whole.batch,
+        energy=UNSET if whole.energy is None else whole.energy,
+        temperature_c=whole.temperature_c,
+        seed=result["seed"],
+        logprobs=result.get("logprobs", UNSET),
+    )
+    return encode.chunk(body, to, remaining_s)
+
+
+def timed(timing: Timing, event: WorkerEvent) -> Timing:
+    """The timing with what a generator's worker says of its prompt and its tokens."""
+    if "prompt_ms" not in event:
+        return timing
+    queue_ms = timing.queue_ms + event["wait_ms"]
+    return msgspec.structs.replace(
+        timing,
+        queue_ms=round(queue_ms, 3),
+        prompt_ms=round(event["prompt_ms"], 3),
+        first_token_ms=round(queue_ms + timing.tokenize_ms + event["prompt_ms"], 3),
+        tokens_per_s=round(event["tokens_per_s"], 2) if "tokens_per_s" in event else UNSET,
+    )
