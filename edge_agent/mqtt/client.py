@@ -8,8 +8,9 @@ by id.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,11 +105,13 @@ class RequestClient:
     ) -> AsyncIterator[StreamChunk | Reply]:
         """Ask a model that answers in parts: chunks in order, the last one done; or one Reply that says why not."""
         topic = Topics(self._prefix, device).infer(model)
-        async for payload in self._ask(topic, body, deadline_s):
-            part = _part(payload)
-            yield part
-            if isinstance(part, Reply) or part.done:
-                return
+        # Closed at its end and not when it is collected: the id may be used again at once.
+        async with contextlib.aclosing(self._ask(topic, body, deadline_s)) as payloads:
+            async for payload in payloads:
+                part = _part(payload)
+                yield part
+                if isinstance(part, Reply) or part.done:
+                    return
 
     async def command(
         self, device: str, name: str, body: Mapping[str, Any], deadline_s: float = 60.0
@@ -124,11 +127,12 @@ class RequestClient:
 
     async def request(self, topic: str, body: Mapping[str, Any], deadline_s: float) -> bytes:
         """Publish a request and wait for the one answer's body. Raises RequestError (408, 503)."""
-        async for payload in self._ask(topic, body, deadline_s):
-            return payload
+        async with contextlib.aclosing(self._ask(topic, body, deadline_s)) as payloads:
+            async for payload in payloads:
+                return payload
         raise RequestError(408, "no answer")
 
-    async def _ask(self, topic: str, body: Mapping[str, Any], deadline_s: float) -> AsyncIterator[bytes]:
+    async def _ask(self, topic: str, body: Mapping[str, Any], deadline_s: float) -> AsyncGenerator[bytes, None]:
         request_id = str(body.get("id") or secrets.token_hex(16))
         pending = _Pending(asyncio.Queue(maxsize=_STREAM))
         self._pending[request_id] = pending

@@ -252,4 +252,7 @@ def _environment(options: SpawnOptions) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "GGML_NO_BACKTRACE": "1"}
+    # Threads that spin while they wait burn power, and stand still for milliseconds wherever another process has their
+    # core: with every core shared, llama.cpp took 230 times as long with them (docs/decisions/0094).
+    quiet["OMP_WAIT_POLICY"] = "passive"
     return {**os.environ, **quiet, "PYTHONPATH": path, **options.environment}
