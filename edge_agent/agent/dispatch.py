@@ -13,8 +13,8 @@ from typing import Protocol
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet, InUse, NoRoom
+from edge_agent.agent.handover import learn, reply_topic, work_fields
 from edge_agent.agent.ports import Worker, WorkerEvent
-from edge_agent.agent.respond import Origin
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
@@ -94,15 +94,15 @@ class Dispatcher:
 
         A stream that has not begun is not concerned: perhaps it is heard again by then.
         """
-        for job in self._context.ledger.open_jobs():
-            to = _address(job)
-            if job.parts and request_id in {None, job.key[1]} and topic in {None, to}:
-                self._stop(self._fleet.seats[job.model], job, 499, reason)
+        for seat in self._fleet.every_seat():
+            for job in [job for job in seat.running.values() if job.parts and job.state is State.RUNNING]:
+                if request_id in {None, job.key[1]} and topic in {None, reply_topic(job)}:
+                    self._stop(seat, job, 499, reason)
 
     def end_overdue(self) -> None:
         """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
         now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.seats.values():
+        for seat in self._fleet.every_seat():
             for job in [job for job in seat.running.values() if seat.sequences and job.state is State.RUNNING]:
                 if job.deadline_s + OVERDUE_S <= now_s:
                     self._stop(seat, job, 408, f"the deadline passed after {job.parts} parts")
@@ -299,7 +299,7 @@ class Dispatcher:
     def _submit(self, seat: Seat, worker: Worker, batch: list[Job], now_s: float) -> None:
         """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
         try:
-            worker.submit([self._work(seat, job, now_s) for job in batch])
+            worker.submit([work_fields(seat, job, now_s, self._flush_ms) for job in batch])
         except WorkerError as error:
             if len(batch) > 1:
                 for job in batch:
@@ -307,14 +307,6 @@ class Dispatcher:
                 return
             self._leave(seat, batch[0].job_id)
             self._answers.refuse(batch[0], 413, str(error))
-
-    def _work(self, seat: Seat, job: Job, now_s: float) -> dict[str, object]:
-        """A job as the plain map that crosses to the child."""
-        fields: dict[str, object] = {"id": job.job_id, "adapter": job.adapter, "params": job.params}
-        fields.update({"messages": job.messages} if job.messages else {"texts": job.texts})
-        if seat.sequences:
-            fields.update(stream=job.stream, flush_ms=self._flush_ms, left_s=job.deadline_s - now_s)
-        return fields
 
     def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
         seat.heard_s = self._context.clock.monotonic_s()
@@ -334,21 +326,10 @@ class Dispatcher:
         elif job.deadline_s <= seat.heard_s:
             self._answers.expire(job)
         else:
-            self._learn(seat, job, event)
+            learn(self._context, seat, job, event)
             if seat.sequences and event["results"][0]["finish_reason"] == "deadline":
                 self._announce_stop(seat, job, "its deadline came; what there is of it was sent")
             self._answers.done(job, seat, event)
-
-    def _learn(self, seat: Seat, job: Job, event: WorkerEvent) -> None:
-        costs, threads = self._context.costs, self._context.grant.threads
-        compute_s = event["compute_ms"] / 1000.0
-        if seat.sequences:
-            # An answer may be cut short, its first token not: that is what a deadline must leave time for.
-            costs.learn(seat.cost_key, 1, job.size_bytes, event["prompt_ms"] / 1000.0, threads)
-            costs.learn(seat.whole_cost_key, 1, job.size_bytes, compute_s, threads)
-            return
-        rows = event["batch"]
-        costs.learn(seat.cost_key, rows, job.size_bytes // job.rows * rows, compute_s, threads)
 
     def _take_death(self, seat: Seat, reason: str) -> None:
         """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
@@ -400,8 +381,3 @@ class Dispatcher:
     def _drain(self, seat: Seat, status: int, reason: str, retry_after_s: float | None = None) -> None:
         for job in seat.queue.take(lambda _job: True):
             self._answers.refuse(job, status, reason, retry_after_s)
-
-
-def _address(job: Job) -> str | None:
-    """The topic that a job's answer goes to."""
-    return job.origin.request.reply_topic if isinstance(job.origin, Origin) else None

@@ -1,0 +1,36 @@
+"""A job as it crosses to its worker, and what is learned of its cost when it comes back."""
+
+from __future__ import annotations
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.ports import WorkerEvent
+from edge_agent.agent.respond import Origin
+from edge_agent.agent.seat import Seat
+from edge_agent.core.job import Job
+
+
+def work_fields(seat: Seat, job: Job, now_s: float, flush_ms: float) -> dict[str, object]:
+    """A job as the plain map that crosses to the child."""
+    fields: dict[str, object] = {"id": job.job_id, "adapter": job.adapter, "params": job.params}
+    fields.update({"messages": job.messages} if job.messages else {"texts": job.texts})
+    if seat.sequences:
+        fields.update(stream=job.stream, flush_ms=flush_ms, left_s=job.deadline_s - now_s)
+    return fields
+
+
+def learn(context: Context, seat: Seat, job: Job, event: WorkerEvent) -> None:
+    """Take a finished job's compute time into the cost model."""
+    costs, threads = context.costs, context.grant.threads
+    compute_s = event["compute_ms"] / 1000.0
+    if seat.sequences:
+        # An answer may be cut short, its first token not: that is what a deadline must leave time for.
+        costs.learn(seat.cost_key, 1, job.size_bytes, event["prompt_ms"] / 1000.0, threads)
+        costs.learn(seat.whole_cost_key, 1, job.size_bytes, compute_s, threads)
+        return
+    rows = event["batch"]
+    costs.learn(seat.cost_key, rows, job.size_bytes // job.rows * rows, compute_s, threads)
+
+
+def reply_topic(job: Job) -> str | None:
+    """The topic that a job's answer goes to."""
+    return job.origin.request.reply_topic if isinstance(job.origin, Origin) else None
