@@ -112,6 +112,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._commands.close()
+        self._watch.close()
         serving = [seat.task for seat in self._fleet.every_seat() if seat.task is not None]
         self._dispatcher.abandon("the device is stopping")
         for task in serving:

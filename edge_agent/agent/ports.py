@@ -79,6 +79,23 @@ class Sensors(Protocol):
         ...
 
 
+class Clocks(Protocol):
+    """The clock cap, where the operator permits it. Implemented by `actuators.clocks.ClockCap`."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What may be asked for, as shares of the highest clock, descending; empty: this board has none to set."""
+        ...
+
+    def set(self, share: float) -> str | None:
+        """Cap the clock; None, or the sentence why the board refused."""
+        ...
+
+    def restore(self) -> None:
+        """Put back what was there before."""
+        ...
+
+
 class Figures(Protocol):
     """What models were found to hold on this device, kept over restarts. Implemented by `store.figures.FigureFile`."""
 

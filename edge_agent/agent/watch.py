@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.dispatch import Dispatcher
 from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.ports import Library, Sensors
+from edge_agent.agent.ports import Clocks, Library, Sensors
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor, variants
 from edge_agent.core.pressure import Signs
@@ -97,9 +97,11 @@ class Watch:
         library: Library,
         fleet: Fleet,
         dispatcher: Dispatcher,
+        clocks: Clocks | None = None,
     ) -> None:
         self._context = context
-        self._plan = plan
+        self._clocks = clocks
+        self._plan = plan if clocks is None else replace(plan, clocks=clocks.shares)
         self._host = host
         self._library = library
         self._fleet = fleet
@@ -107,6 +109,7 @@ class Watch:
         self._memory = governor.Memory()
         self._generation = -1
         self._had: set[str] = set()
+        self._clock = 1.0
         self.changed = False
 
     def tick(self) -> None:
@@ -147,10 +150,26 @@ class Watch:
                 if seat.worker is not None:
                     seat.worker.set_limits(self._host.worker_limits())
         self._note_doubts(before, grant)
+        self._set_clock(grant.clock)
         self._fleet.take_tier(grant.tier, grant.why)
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
             self._context.announce("throttled", text, {"level": grant.level.name.lower()})
+
+    def _set_clock(self, share: float) -> None:
+        """Where the board refuses, the governor goes on without a clock: it must not count on a cap that is none."""
+        if self._clocks is None or not self._plan.clocks or share == self._clock:
+            return
+        self._clock = share
+        refused = self._clocks.set(share)
+        if refused is not None:
+            self._plan = replace(self._plan, clocks=())
+            self._context.announce("clock-refused", f"the clock cannot be set: {refused}", {})
+
+    def close(self) -> None:
+        """Give back what was changed on the board."""
+        if self._clocks is not None:
+            self._clocks.restore()
 
     def _seen(self, now_s: float) -> governor.Seen:
         pace = self._context.pace

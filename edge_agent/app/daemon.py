@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
+from edge_agent.actuators.clocks import ClockCap
 from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
@@ -156,7 +157,8 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     reporter.on_unheard = dispatcher.stop_streams
     soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
     plan = Plan(soft_limit_c, max_rows, threads, prior=prior_for(sensors.board.key))
-    watch = Watch(context, plan, host, library, fleet, dispatcher)
+    clocks = ClockCap(sysroot, settings.store.state_dir) if settings.thermal.set_clock else None
+    watch = Watch(context, plan, host, library, fleet, dispatcher, clocks)
     commands = Commands(
         context,
         fleet,

@@ -224,6 +224,11 @@ class Thermal:
     """Degrees Celsius at which the board begins to slow itself down. Unset: the value known for the board. Set it lower
     for a closed case or for a surface that people touch."""
 
+    set_clock: bool = False
+    """Let the governor cap the clock of processor and GPU, which brings about a fifth more work at the same temperature
+    than pauses alone (docs/governor.md). Off, because it changes the board for every program on it; as a service it
+    also needs the drop-in `clock`. What was set before is put back at the end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:

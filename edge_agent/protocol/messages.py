@@ -195,6 +195,7 @@ EVENT_KINDS = (
     "quarantine-lifted",
     "memory-pressure",
     "variant-changed",
+    "clock-refused",
     "command-failed",
     "adapter-ineffective",
     "verify-failed",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.agent.context import full_grant
+from edge_agent.agent.watch import Watch
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import Measured
 from edge_agent.core import governor
@@ -213,3 +214,53 @@ def test_a_hot_board_runs_the_cheaper_variant_and_returns_to_the_chosen_one(monk
         assert device.events[0][1] == "model 'm' runs echo/int8 instead of echo/fp32: 79.0 °C"
 
     Device.run(scenario, replace(a_model(variant=fp32), variants=(fp32, int8)))
+
+
+class FakeClocks:
+    """A clock that remembers what it was told, and refuses when told to."""
+
+    shares = (1.0, 0.8, 0.6)
+
+    def __init__(self) -> None:
+        self.told: list[float | None] = []
+        self.refuses: str | None = None
+
+    def set(self, share: float) -> str | None:
+        """See `ports.Clocks`."""
+        self.told.append(share)
+        return self.refuses
+
+    def restore(self) -> None:
+        """See `ports.Clocks`."""
+        self.told.append(None)
+
+
+def test_the_clock_follows_the_governor_and_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+
+    def decide(plan: Any, temperature: Any, memory: Any, now_s: float, *more: Any, **most: Any) -> Any:
+        plans.append(plan.clocks)
+        hot = (temperature.value or 0.0) > 70.0
+        return replace(full_grant(8, 4), clock=0.8 if hot and plan.clocks else 1.0), memory
+
+    monkeypatch.setattr(governor, "decide", decide)
+
+    async def scenario(device: Device) -> None:
+        clocks = FakeClocks()
+        plan = governor.Plan(80.0, 8, 4)
+        watch = Watch(device.context, plan, device.host, device.library, device.fleet, device.dispatcher, clocks)
+        for celsius in (50.0, 75.0, 76.0, 50.0):
+            device.sensors.set(temperature=celsius)
+            watch.tick()
+        watch.close()
+        assert clocks.told == [0.8, 1.0, None]
+        assert plans[-1] == (1.0, 0.8, 0.6)
+        clocks.refuses = "permission denied"
+        device.sensors.set(temperature=75.0)
+        watch.tick()
+        watch.tick()
+        assert device.events[-1] == ("clock-refused", "the clock cannot be set: permission denied")
+        assert plans[-1] == (), "the governor does not count on it any longer"
+        assert device.kinds().count("clock-refused") == 1
+
+    Device.run(scenario, a_model())

@@ -1,0 +1,138 @@
+"""The clock cap: the highest frequency that processor and, on a Jetson, GPU may use. Implements `agent.ports.Clocks`.
+
+Written to cpufreq's `scaling_max_freq` and devfreq's `max_freq`, which is what a power mode of nvpmodel consists of
+too; a cap that is there already (nvpmodel's, or the operator's) is the highest that is ever written. What was there before
+the first change is kept in a file of the state folder, so that a daemon that is killed leaves no slow board behind: the
+next one puts it back. Never raises: a board that refuses is reported once, and goes on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE_FILE = "clocks.json"
+STATE_BYTES = 16 * 1024
+_CPU_POLICIES = "sys/devices/system/cpu/cpufreq"
+_GPU_FOLDERS = ("*.gpu", "*.ga10b", "*.gm20b", "*.gv11b")
+"""The GPU's devfreq by kernel: Orin 17000000.gpu or .ga10b, Nano 57000000.gpu or .gm20b, Xavier .gv11b."""
+LEAST_SHARE = 0.3
+"""No lower: below a third of the clock a board is slow, not cool, since idle watts keep burning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One clock domain: the file of its cap, and the frequencies in hertz or kilohertz that it can take, ascending."""
+
+    path: Path
+    steps: tuple[int, ...]
+
+    @property
+    def highest(self) -> int:
+        """The cap without ours."""
+        return self.steps[-1]
+
+    def step(self, share: float) -> int:
+        """The highest frequency at or below `share` of the highest one; the lowest where none is."""
+        below = [one for one in self.steps if one <= share * self.highest * 1.001]
+        return max(below, default=self.steps[0])
+
+
+class ClockCap:
+    """All clock domains of the board under `root`; originals are kept in `state_dir`."""
+
+    def __init__(self, root: Path, state_dir: Path) -> None:
+        self._state = state_dir / STATE_FILE
+        self._put_back()
+        self._domains = find_domains(root)
+        self._originals: dict[str, str] = {}
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What may be asked for, as shares of the highest processor clock, descending from 1; empty: no clock here."""
+        if not self._domains:
+            return ()
+        first = self._domains[0]
+        found = {round(step / first.highest, 4) for step in first.steps}
+        return tuple(sorted((share for share in found if share >= LEAST_SHARE), reverse=True))
+
+    def set(self, share: float) -> str | None:
+        """Cap every domain at this share of its highest clock; None, or the sentence why that was refused."""
+        try:
+            self._remember()
+            for domain in self._domains:
+                domain.path.write_text(f"{domain.step(share)}\n")
+        except OSError as error:
+            return (
+                f"{error.filename}: {error.strerror}; the service needs the drop-in `clock` to set clocks, "
+                "or thermal.set_clock = false"
+            )
+        return None
+
+    def restore(self) -> None:
+        """Put back what was there before the first change."""
+        self._originals = {}
+        self._put_back()
+
+    def _remember(self) -> None:
+        if self._originals:
+            return
+        self._originals = {str(domain.path): domain.path.read_text().strip() for domain in self._domains}
+        self._state.parent.mkdir(parents=True, exist_ok=True)
+        self._state.write_text(json.dumps(self._originals))
+
+    def _put_back(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            kept = json.loads(self._state.read_bytes()[:STATE_BYTES])
+            for path, text in _paths(kept).items():
+                with contextlib.suppress(OSError):
+                    Path(path).write_text(f"{text}\n")
+            self._state.unlink()
+
+
+def find_domains(root: Path) -> tuple[Domain, ...]:
+    """The processor's clock policies, then the GPU's; one whose files cannot be read is left out."""
+    policies = sorted((root / _CPU_POLICIES).glob("policy*"))
+    gpus = sorted(folder for pattern in _GPU_FOLDERS for folder in (root / "sys/class/devfreq").glob(pattern))
+    found = [_domain(folder, "scaling_max_freq", "scaling_available_frequencies", "cpuinfo_min_freq")
+             for folder in policies]  # fmt: skip
+    found += [_domain(folder, "max_freq", "available_frequencies", "min_freq") for folder in gpus]
+    return tuple(one for one in found if one is not None)
+
+
+def parse_steps(available: str | None, lowest: str | None, highest: str) -> tuple[int, ...]:
+    """Frequencies ascending, up to the cap that is set: those listed, else eight even ones (no table)."""
+    top = int(highest)
+    if available is not None:
+        steps = sorted({int(word) for word in available.split()} | {top})
+    else:
+        bottom = min(int(lowest) if lowest is not None else top // 2, top)
+        steps = sorted({bottom + (top - bottom) * index // 7 for index in range(8)})
+    return tuple(step for step in steps if 0 < step <= top)
+
+
+def _domain(folder: Path, cap: str, available: str, lowest: str) -> Domain | None:
+    try:
+        highest = (folder / cap).read_text()
+        steps = parse_steps(_text(folder / available), _text(folder / lowest), highest)
+    except (OSError, ValueError):
+        return None
+    return Domain(folder / cap, steps) if len(steps) > 1 else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _paths(kept: object) -> Mapping[str, str]:
+    """What a state file may name: clock caps alone, whatever else somebody wrote into it."""
+    if not isinstance(kept, dict):
+        return {}
+    names = ("scaling_max_freq", "max_freq")
+    return {path: text for path, text in kept.items() if Path(path).name in names and str(text).isdigit()}
