@@ -1,9 +1,9 @@
 """The clock cap: the highest frequency that processor and, on a Jetson, GPU may use. Implements `agent.ports.Clocks`.
 
 Written to cpufreq's `scaling_max_freq` and devfreq's `max_freq`, which is what a power mode of nvpmodel consists of
-too; a cap that is there already (nvpmodel's, or the operator's) is the highest that is ever written. What was there before
-the first change is kept in a file of the state folder, so that a daemon that is killed leaves no slow board behind: the
-next one puts it back. Never raises: a board that refuses is reported once, and goes on without.
+too; a cap that is there already (nvpmodel's, or the operator's) is the highest that is ever written. What was there
+before the first change is kept in a file of the state folder, so that a daemon that is killed leaves no slow board
+behind: the next one puts it back. Never raises: a board that refuses is reported once, and goes on without.
 """
 
 from __future__ import annotations
