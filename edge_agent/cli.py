@@ -18,8 +18,6 @@ from edge_agent import __version__
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_agent.base.units import bytes_text
 
-_QUANTILES = ("p50", "p95", "p99")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
@@ -85,10 +83,25 @@ def _add_infer(verbs: Any) -> None:
     verb.add_argument("--top-k", type=int, help="how many labels to return")
     verb.add_argument("--threshold", type=float, help="below this score the answer is out of scope")
     verb.add_argument("--priority", type=int, help="0 (first) to 9")
-    verb.add_argument("--deadline", type=float, default=10.0, metavar="S", help="seconds until the answer is useless")
+    verb.add_argument(
+        "--deadline", type=float, metavar="S", help="seconds until the answer is useless (10; streams 60)"
+    )
+    verb.add_argument("--prompt", action="store_true", help="for a generator: the text is a prompt as it stands")
+    verb.add_argument("--chat", action="store_true", help="for a generator: the text is what a user says to it")
+    verb.add_argument("--stream", action="store_true", help="for a generator: show the answer as it comes")
+    _generation_options(verb)
     _broker_options(verb)
     verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
     verb.set_defaults(verb=_infer)
+    verb = verbs.add_parser("chat", help="talk to a generator over MQTT; /new begins anew, the end of input ends it")
+    _config_option(verb)
+    verb.add_argument("model")
+    verb.add_argument("--adapter", help="the adapter to use")
+    verb.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+    verb.add_argument("--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer")
+    _generation_options(verb)
+    _broker_options(verb)
+    verb.set_defaults(verb=_chat)
     verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
     _config_option(verb)
     verb.add_argument("model")
@@ -164,6 +177,14 @@ def _config_option(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--config", type=Path, metavar="FILE", help="settings (default /etc/edge-agent/edge-agent.toml)")
 
 
+def _generation_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer (256)")
+    verb.add_argument("--temperature", type=float, metavar="T", help="0 (always the best token) to 2")
+    verb.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
+    verb.add_argument("--seed", type=int, help="the same seed draws the same answer")
+    verb.add_argument("--stop", action="append", metavar="TEXT", help="end the answer here; repeat for several")
+
+
 def _broker_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="the device to ask (default: the settings' own)")
     verb.add_argument("--host", help="the broker (default: the settings' own)")
@@ -184,32 +205,66 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> int:
+    from edge_agent.app import texts
     from edge_agent.app.ask import ask
+    from edge_agent.app.converse import generation_params, stream
 
     params = {"top_k": options.top_k, "threshold": options.threshold}
-    body: dict[str, Any] = {"text": options.text[0]} if len(options.text) == 1 else {"texts": options.text}
-    body["params"] = {name: value for name, value in params.items() if value is not None}
+    body = _question(options)
+    body["params"] = {name: value for name, value in params.items() if value is not None} | generation_params(options)
     for name in ("adapter", "priority"):
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)
-    reply = ask(options, options.model, body, options.deadline)
+    deadline_s = options.deadline if options.deadline is not None else (60.0 if options.stream else 10.0)
+    if options.stream:
+        show = (lambda _text: None) if options.json else _write
+        reply = stream(options, options.model, body, deadline_s, show)
+    else:
+        reply = ask(options, options.model, body, deadline_s)
     served = reply["status"] == 200
     if options.json:
         print(json.dumps(reply, ensure_ascii=False))
     else:
-        print(_answer_text(reply), file=sys.stdout if served else sys.stderr)
+        print(texts.answer_text(reply), file=sys.stdout if served else sys.stderr)
     return 0 if served else 1
 
 
+def _question(options: argparse.Namespace) -> dict[str, Any]:
+    texts: list[str] = options.text
+    if not (options.prompt or options.chat or options.stream):
+        return {"text": texts[0]} if len(texts) == 1 else {"texts": texts}
+    if len(texts) != 1 or (options.prompt and options.chat):
+        raise UsageError("a generator is asked one thing at a time, by --prompt or by --chat")
+    return {"messages": [{"role": "user", "content": texts[0]}]} if options.chat else {"prompt": texts[0]}
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from edge_agent.app.converse import chat
+
+    def read() -> str | None:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+
+    return chat(options, read, _write, lambda text: print(text, file=sys.stderr))
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
 def _bench(options: argparse.Namespace) -> int:
+    from edge_agent.app import texts
     from edge_agent.app.ask import load_test
 
     figures = load_test(options)
-    print(json.dumps(figures, ensure_ascii=False) if options.json else _bench_text(figures))
+    print(json.dumps(figures, ensure_ascii=False) if options.json else texts.bench_text(figures))
     return 0 if "200" in figures["statuses"] else 1
 
 
 def _order(options: argparse.Namespace) -> int:
+    from edge_agent.app import texts
     from edge_agent.app.ask import order
 
     reply = order(options, options.order, {"model": options.model})
@@ -220,7 +275,7 @@ def _order(options: argparse.Namespace) -> int:
         held = (reply.get("result") or {}).get("footprint_bytes")
         print(f"{options.order} {options.model}: done" + (f", it holds {bytes_text(held)}" if held else ""))
     else:
-        print(_answer_text(reply), file=sys.stderr)
+        print(texts.answer_text(reply), file=sys.stderr)
     return 0 if done else 1
 
 
@@ -231,13 +286,14 @@ def _install(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
+    from edge_agent.app import texts
     from edge_agent.app.packages import models
 
     listed = models(options.config)
     if options.json:
         print(json.dumps(listed, ensure_ascii=False, indent=2))
     else:
-        print(_models_text(listed, options.why))
+        print(texts.models_text(listed, options.why))
     return 0
 
 
@@ -298,51 +354,3 @@ def _print_report(report: dict[str, Any], as_json: bool) -> int:
     else:
         print(report["text"])
     return 0
-
-
-def _answer_text(reply: dict[str, Any]) -> str:
-    if reply["status"] != 200:
-        retry = f" (try again in {reply['retry_after_s']} s)" if reply.get("retry_after_s") else ""
-        return f"{reply['status']}: {reply.get('reason', 'no reason given')}{retry}"
-    results = reply["result"] if isinstance(reply["result"], list) else [reply["result"]]
-    lines = [_result_text(result) for result in results]
-    timing = reply["timing"]
-    lines.append(
-        f"  {timing['total_ms']:.1f} ms on the device (queue {timing['queue_ms']:.1f}, tokenise "
-        f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, "
-        f"{reply['variant']}"
-    )
-    return "\n".join(lines)
-
-
-def _bench_text(figures: dict[str, Any]) -> str:
-    lines = [f"{figures['per_second']} answers per second, {figures['requests']} requests"]
-    if "200" in figures["statuses"]:
-        lines.append("latency at the client: " + ", ".join(f"{at} {figures[f'{at}_ms']} ms" for at in _QUANTILES))
-    for status, count in figures["statuses"].items():
-        reason = figures["reasons"].get(status)
-        lines.append(f"{status}: {count}" + (f", such as: {reason}" if reason else ""))
-    return "\n".join(lines)
-
-
-def _result_text(result: dict[str, Any]) -> str:
-    if "embedding" in result:
-        start = ", ".join(f"{value:.3f}" for value in result["embedding"][:4])
-        return f"embedding of {len(result['embedding'])}: [{start}, ...]"
-    others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
-    cut = " (text was cut)" if result["truncated"] else ""
-    return f"{result['label']}  {result['score']:.2f}{cut}" + (f"   then {others}" if others else "")
-
-
-def _models_text(listed: list[dict[str, Any]], why: bool) -> str:
-    if not listed:
-        return "nothing is installed; `edge-agent install PACKAGE` installs a package"
-    lines = []
-    for model in listed:
-        lines.append(
-            f"{model['name']}  version {model['version']}  {model['task']}  {model['variant']}  {model['why']}"
-        )
-        if why and model["choice"]:
-            lines.append(f"  because: {model['choice']}")
-        lines += [f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}" for adapter in model["adapters"]]
-    return "\n".join(lines)

@@ -58,7 +58,7 @@ def target(arguments: argparse.Namespace) -> Target:
 
 
 @contextlib.asynccontextmanager
-async def _connected(place: Target) -> AsyncIterator[RequestClient]:
+async def connected(place: Target) -> AsyncIterator[RequestClient]:
     """A client of that broker. Raises BrokerError sooner than a daemon would mind: a person waits at the terminal."""
     client = RequestClient(place.options, place.prefix, [place.device])
     await client.connect(CONNECT_S)
@@ -68,14 +68,19 @@ async def _connected(place: Target) -> AsyncIterator[RequestClient]:
         await client.close()
 
 
-def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
-    """One request; the reply as plain values. No answer becomes a reply of status 408 or 503 with the reason."""
+def check_deadline(deadline_s: float) -> None:
+    """Raise UsageError for a deadline that no agent keeps."""
     if not 0 < deadline_s <= DEADLINE_MAX_S:
         raise UsageError(f"--deadline is {deadline_s:g}; seconds from 0 to {DEADLINE_MAX_S:g} are needed")
+
+
+def ask(arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
+    """One request; the reply as plain values. No answer becomes a reply of status 408 or 503 with the reason."""
+    check_deadline(deadline_s)
     place = target(arguments)
 
     async def run() -> dict[str, Any]:
-        async with _connected(place) as client:
+        async with connected(place) as client:
             reply = await client.infer(place.device, model, body, deadline_s)
             fields: dict[str, Any] = msgspec.to_builtins(reply)
             return fields
@@ -91,7 +96,7 @@ def order(arguments: argparse.Namespace, name: str, body: Mapping[str, Any]) -> 
     place = target(arguments)
 
     async def run() -> dict[str, Any]:
-        async with _connected(place) as client:
+        async with connected(place) as client:
             return await client.command(place.device, name, body, ORDER_S)
 
     try:
@@ -126,7 +131,7 @@ def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
                 reasons.setdefault(str(reply.status), str(reply.reason))
 
     async def run() -> float:
-        async with _connected(place) as client:
+        async with connected(place) as client:
             started_s = time.monotonic()
             until_s = started_s + arguments.seconds
             await asyncio.gather(*(client_loop(client, until_s) for _ in range(arguments.clients)))

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -182,6 +184,33 @@ def test_bad_questions_get_a_status_and_a_sentence(
         assert (await asker.infer(agent.device, "tiny", prompt(), 20)).status == 200
 
     run(agent, ask)
+
+
+def edge_agent(agent: AgentProcess, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_agent", arguments[0], "--config", str(agent.config), *arguments[1:]]
+    return subprocess.run(command, input=said, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_command_line_shows_an_answer_as_it_comes(agent: AgentProcess) -> None:
+    streamed = edge_agent(agent, "infer", "tiny", "--stream", "--seed", "1", "--max-tokens", "9", "Once")
+    whole = edge_agent(agent, "infer", "tiny", "--prompt", "--seed", "1", "--max-tokens", "9", "Once", "--json")
+    assert (streamed.returncode, whole.returncode) == (0, 0), streamed.stderr + whole.stderr
+    assert streamed.stdout.startswith(json.loads(whole.stdout)["result"]["text"])
+    assert "tokens; prompt of 5, first token after" in streamed.stdout
+    wrong = edge_agent(agent, "infer", "tiny", "--stream", "--temperature", "7", "Once")
+    assert (wrong.returncode, "temperature is 7.0; 0 to 2" in wrong.stderr) == (1, True), wrong.stderr
+    assert edge_agent(agent, "infer", "tiny", "--stream", "one", "two").returncode == 2
+
+
+def test_a_conversation_remembers_what_was_said(agent: AgentProcess) -> None:
+    once = edge_agent(agent, "chat", "tiny", "--max-tokens", "6", "--system", "Be brief.", said="Hello\n")
+    assert once.returncode == 0, once.stderr
+    said = "Hello\nAnd now?\n/new\nHello\n"
+    talk = edge_agent(agent, "chat", "tiny", "--max-tokens", "6", "--system", "Be brief.", said=said)
+    assert talk.stdout.startswith(once.stdout)
+    assert talk.stdout.endswith(once.stdout)
+    assert len(talk.stdout) > 2 * len(once.stdout)
+    assert edge_agent(agent, "chat", "nobody", said="Hello\n").stderr.startswith("404: no model 'nobody'")
 
 
 def test_a_cancelled_stream_ends_at_once_and_frees_its_sequence(agent: AgentProcess) -> None:

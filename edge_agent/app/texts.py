@@ -1,0 +1,73 @@
+"""What `edge-agent` prints for people: answers, loads, models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+QUANTILES = ("p50", "p95", "p99")
+
+
+def answer_text(reply: dict[str, Any]) -> str:
+    """A reply in words: results and where the time went, or the status and its reason."""
+    if reply["status"] != 200:
+        retry = f" (try again in {reply['retry_after_s']} s)" if reply.get("retry_after_s") else ""
+        return f"{reply['status']}: {reply.get('reason', 'no reason given')}{retry}"
+    timing = reply["timing"]
+    if "first_token_ms" in timing:
+        return _generated_text(reply)
+    results = reply["result"] if isinstance(reply["result"], list) else [reply["result"]]
+    lines = [_result_text(result) for result in results]
+    lines.append(
+        f"  {timing['total_ms']:.1f} ms on the device (queue {timing['queue_ms']:.1f}, tokenise "
+        f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, "
+        f"{reply['variant']}"
+    )
+    return "\n".join(lines)
+
+
+def _generated_text(reply: dict[str, Any]) -> str:
+    """A generated answer (a streamed one was shown already), how it ended, and its pace."""
+    timing, result = reply["timing"], reply.get("result") or reply
+    speed = f", {timing['tokens_per_s']:.1f} tokens/s" if "tokens_per_s" in timing else ""
+    shown = [] if "seq" in reply else [result["text"]]
+    usage = result["usage"]
+    figures = (
+        f"  {result['finish_reason']} after {usage['completion_tokens']} tokens; prompt of {usage['prompt_tokens']}, "
+        f"first token after {timing['first_token_ms']:.0f} ms{speed}"
+    )
+    return "\n".join([*shown, figures] if shown else ["", figures])
+
+
+def bench_text(figures: dict[str, Any]) -> str:
+    """The figures of a load test in words."""
+    lines = [f"{figures['per_second']} answers per second, {figures['requests']} requests"]
+    if "200" in figures["statuses"]:
+        lines.append("latency at the client: " + ", ".join(f"{at} {figures[f'{at}_ms']} ms" for at in QUANTILES))
+    for status, count in figures["statuses"].items():
+        reason = figures["reasons"].get(status)
+        lines.append(f"{status}: {count}" + (f", such as: {reason}" if reason else ""))
+    return "\n".join(lines)
+
+
+def _result_text(result: dict[str, Any]) -> str:
+    if "embedding" in result:
+        start = ", ".join(f"{value:.3f}" for value in result["embedding"][:4])
+        return f"embedding of {len(result['embedding'])}: [{start}, ...]"
+    others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
+    cut = " (text was cut)" if result["truncated"] else ""
+    return f"{result['label']}  {result['score']:.2f}{cut}" + (f"   then {others}" if others else "")
+
+
+def models_text(listed: list[dict[str, Any]], why: bool) -> str:
+    """The installed models; with `why`, why this variant of each."""
+    if not listed:
+        return "nothing is installed; `edge-agent install PACKAGE` installs a package"
+    lines = []
+    for model in listed:
+        lines.append(
+            f"{model['name']}  version {model['version']}  {model['task']}  {model['variant']}  {model['why']}"
+        )
+        if why and model["choice"]:
+            lines.append(f"  because: {model['choice']}")
+        lines += [f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}" for adapter in model["adapters"]]
+    return "\n".join(lines)
