@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet
@@ -38,6 +39,26 @@ class Guard:
     def stage(self) -> Stage:
         """How short memory is."""
         return self._state.stage
+
+    def summary(self) -> dict[str, Any]:
+        """The books on memory, for telemetry; bytes."""
+        ledger = self._fleet.ledger
+        memory = self._host.last_memory
+        return {
+            "stage": self.stage.name.lower(),
+            "available_bytes": None if memory is None else memory.available_bytes,
+            "reserve_bytes": None if memory is None else memory.kept_bytes,
+            "budget_bytes": None if memory is None else memory.budget_bytes,
+            "outstanding_bytes": ledger.outstanding_bytes,
+            "models": {
+                name: {
+                    "promised_bytes": account.promised_bytes,
+                    "held_bytes": account.held_bytes,
+                    "mapped_bytes": account.mapped_bytes,
+                }
+                for name, account in ledger.accounts().items()
+            },
+        }
 
     async def look(self) -> None:
         """One look."""

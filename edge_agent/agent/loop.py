@@ -169,7 +169,12 @@ class Agent:
                 self._report_state("online")
             context = self._context
             self._reporter.publish_telemetry(
-                context.stats.take(), self._host.readings, context.grant, len(context.ledger), self.rss_bytes()
+                context.stats.take(),
+                self._host.readings,
+                context.grant,
+                len(context.ledger),
+                self.rss_bytes(),
+                self._guard.summary(),
             )
 
     def _report_state(self, state: State) -> None:

@@ -154,9 +154,15 @@ class Reporter:
         self._transport.publish(encode.retained(self._topics.models, body))
 
     def publish_telemetry(
-        self, stats: Stats, readings: Mapping[str, Reading], grant: Grant, queue_jobs: int, rss_bytes: int | None
+        self,
+        stats: Stats,
+        readings: Mapping[str, Reading],
+        grant: Grant,
+        queue_jobs: int,
+        rss_bytes: int | None,
+        memory: Mapping[str, Any],
     ) -> None:
-        """The interval's figures."""
+        """The interval's figures; `memory` is the byte ledger's (`guard.Guard.summary`)."""
         now_s = self._clock.monotonic_s()
         joules = [share.joules for share in stats.models.values() if share.joules is not None]
         power = readings.get("power")
@@ -174,6 +180,7 @@ class Reporter:
             energy=messages.Energy(sum(joules) if joules else None, stats.energy_method or _energy_method(power)),
             rss_bytes=rss_bytes,
             governor=governor_entry(grant),
+            memory=dict(memory),
             events_waiting=events_waiting,
             events_lost=events_lost,
         )

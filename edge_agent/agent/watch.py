@@ -40,6 +40,7 @@ class SensedHost:
         self._sensors = sensors
         self._budget = budget
         self.readings: Mapping[str, Reading] = {}
+        self.last_memory: Memory | None = None
 
     def sample(self) -> None:
         """One round over all sensors."""
@@ -62,7 +63,9 @@ class SensedHost:
         limit, used = self.reading("cgroup_limit").value, self.reading("cgroup_used").value
         if limit is not None and used is not None and limit < total:
             total, available = limit, min(available, limit - used)
-        return Memory(int(total), int(available), self._budget.reserve_bytes, self._budget.models_bytes)
+        found = Memory(int(total), int(available), self._budget.reserve_bytes, self._budget.models_bytes)
+        self.last_memory = found
+        return found
 
     def signs(self, mapped_bytes: int) -> Signs:
         """How short memory is, for `core.pressure`."""

@@ -338,7 +338,11 @@ class ModelTelemetry(Struct, frozen=True, kw_only=True):
 
 
 class Telemetry(Struct, frozen=True, kw_only=True):
-    """The last interval in figures. `refusals` counts by status word; `sensors` is by reading key."""
+    """The last interval in figures. `refusals` counts by status word; `sensors` is by reading key.
+
+    `memory`: stage of shortage, bytes available and to stay free, bytes promised and not taken yet, and by model what
+    was promised, is held, and of that is mapped from files.
+    """
 
     boot_id: str
     seq: int
@@ -352,5 +356,6 @@ class Telemetry(Struct, frozen=True, kw_only=True):
     energy: Energy
     rss_bytes: int | None
     governor: dict[str, Any]
+    memory: dict[str, Any]
     events_waiting: int
     events_lost: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_agent.agent.guard import Guard
 from edge_agent.agent.report import EVENTS_PER_MINUTE
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
@@ -57,7 +58,12 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         await device.ask("2", model="nobody")
         await later(0.1)
         device.reporter.publish_telemetry(
-            device.context.stats.take(), device.host.readings, device.context.grant, 0, 123
+            device.context.stats.take(),
+            device.host.readings,
+            device.context.grant,
+            0,
+            123,
+            Guard(device.context, device.fleet, device.host).summary(),
         )
         report = device.transport.bodies("/telemetry")[-1]
         assert report["refusals"] == {"404": 1}
@@ -67,6 +73,9 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         assert report["sensors"]["power"]["reason"] == "no rail on this board"
         assert report["energy"] == {"joules": None, "method": "no rail on this board"}
         assert report["rss_bytes"] == 123
+        assert report["memory"]["stage"] == "calm"
+        assert report["memory"]["models"]["m"]["held_bytes"] == device.seat().footprint_bytes
+        assert report["memory"]["available_bytes"] > report["memory"]["reserve_bytes"] > 0
 
     Device.run(scenario, a_model())
 
