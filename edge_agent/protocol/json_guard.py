@@ -7,20 +7,19 @@ text, so that no search begins anew at each quote in it: such a text is no JSON,
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 _STRINGS = re.compile(rb'"(?:[^"\\]+|\\.)*"?', re.DOTALL)
 _KEYS = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?', re.DOTALL)
-_BRACKETS = re.compile(rb"[\[\]{}]")
+_BRACKETS = b"[{]}"
+_STEPS = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
+_OTHERS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
 
 
 def too_deep(payload: bytes, max_depth: int) -> bool:
     """Whether brackets nest deeper than `max_depth` outside of strings."""
-    depth = 0
-    for match in _BRACKETS.finditer(_STRINGS.sub(b"", payload)):
-        depth += 1 if match.group() in b"[{" else -1
-        if depth > max_depth:
-            return True
-    return False
+    steps = _STRINGS.sub(b"", payload).translate(_STEPS, _OTHERS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > max_depth
 
 
 def repeated_key(payload: bytes) -> str | None:
