@@ -116,7 +116,8 @@ class MqttTransport:
     async def start(self) -> None:
         """Begin to connect, and to reconnect for ever with full jitter; returns at once."""
         self._ticked_s = asyncio.get_running_loop().time()
-        self._tasks = [asyncio.create_task(self._run(), name="mqtt-link"), asyncio.create_task(self._tick())]
+        own = {"link": self._run(), "tick": self._tick(), "sync": self._sync()}
+        self._tasks = [asyncio.create_task(work, name=f"mqtt-{name}") for name, work in own.items()]
 
     def messages(self) -> AsyncIterator[Inbound]:
         """What arrives, in order; ends after `stop`."""
@@ -232,11 +233,16 @@ class MqttTransport:
             await asyncio.sleep(TICK_S)
             self._ticked_s = self._now_s()
             self._outbox.drop_late(self._ticked_s)
-            if self._spool is not None and (unsynced := self._spool.take_unsynced()):
-                await asyncio.to_thread(Spool.sync, unsynced)
             if self._connection is not None:
                 self._connection.keep_alive()
             self._pump()
+
+    async def _sync(self) -> None:
+        """Events to the disk, beside everything else: a card that stalls for seconds must not cost the connection."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._spool is not None and (unsynced := self._spool.take_unsynced()):
+                await asyncio.to_thread(Spool.sync, unsynced)
 
     def _say(self, change: LinkChange) -> None:
         """Log and report a change; a repetition of what was said last is no change."""

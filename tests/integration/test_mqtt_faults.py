@@ -143,6 +143,30 @@ def test_it_starts_before_the_broker_and_says_once_what_is_missing(
     assert len(caplog.records) == 2
 
 
+def test_a_card_that_stalls_does_not_stop_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled, over = threading.Event(), threading.Event()
+
+    def sync(_descriptors: object) -> None:
+        stalled.set()
+        over.wait(30.0)
+
+    async def run() -> None:
+        monkeypatch.setattr(Spool, "sync", staticmethod(sync))
+        with Mosquitto(tmp_path) as broker:
+            async with linked(broker.options("pi", keepalive_s=1), spool=Spool(tmp_path / "spool")) as pi:
+                assert pi.link.publish(message(b"an event", keep="disk"))
+                await until(stalled.is_set)
+                pings = broker.log.count("Received PINGREQ")
+                await until(lambda: broker.log.count("Received PINGREQ") >= pings + 2)
+                assert [change.kind for change in pi.changes] == ["connected"]
+                over.set()
+
+    try:
+        asyncio.run(run())
+    finally:
+        over.set()
+
+
 def test_a_frozen_broker_is_noticed_and_left_in_time(tmp_path: Path) -> None:
     async def run() -> None:
         with Mosquitto(tmp_path) as broker:
