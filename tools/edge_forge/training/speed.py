@@ -22,6 +22,7 @@ from edge_forge.training.loop import StepPlan
 from edge_forge.training.settings import TrainSettings
 
 _REPEATS = 2
+_TURNS = 3
 # The measurement ends after so long; a single step that is under way is not interrupted.
 _BUDGET_S = 12.0
 # Fewer tokens at once may cost so much more time: they are taken for their memory.
@@ -79,7 +80,7 @@ def _best_precision(bench: _Bench) -> str:
         products[name] = bench.keep(f"{name} product", [_product_ms(left, right) for _ in range(6)][1:])
     if products["bf16"] > products["fp32"]:
         return "fp32"
-    timings = {name: bench.time(name, _TOKENS_FOR_OTHERS, name) for name in ("fp32", "bf16")}
+    timings = bench.in_turn({name: (torch.get_num_threads(), name) for name in ("fp32", "bf16")})
     return "bf16" if timings["bf16"] < timings["fp32"] * _WORTH else "fp32"
 
 
@@ -94,11 +95,9 @@ def _best_threads(bench: _Bench, precision: str, world: int) -> int:
     if world > 1 or most == 1 or bench.spent:
         return most
     fewer = max(1, most // 2)
-    timings = {}
-    for threads in (fewer, most):
-        torch.set_num_threads(threads)
-        timings[threads] = bench.time(f"{threads} threads", _TOKENS_FOR_OTHERS, precision)
-    return fewer if timings[fewer] < timings[most] * _WORTH else most
+    names = {count: f"{count} thread{'s'[: count > 1]}" for count in (fewer, most)}
+    timings = bench.in_turn({name: (count, precision) for count, name in names.items()})
+    return fewer if timings[names[fewer]] < timings[names[most]] * _WORTH else most
 
 
 def _best_tokens(bench: _Bench, precision: str) -> int:
@@ -152,6 +151,18 @@ class _Bench:
         if not self.spent:
             taken_ms = [self._step(tokens, precision) for _ in range(_REPEATS)]
         return self.keep(name, taken_ms)
+
+    def in_turn(self, cases: dict[str, tuple[int, str]]) -> dict[str, float]:
+        """Least milliseconds per case (threads, precision), timed in turn, so that a busy moment hits all alike."""
+        taken_ms: dict[str, list[float]] = {name: [] for name in cases}
+        for turn in range(_TURNS + 1):
+            if turn > 1 and self.spent:
+                break
+            for name, (threads, precision) in cases.items():
+                torch.set_num_threads(threads)
+                self.compute_for(precision)
+                taken_ms[name].append(self._step(_TOKENS_FOR_OTHERS, precision))
+        return {name: self.keep(name, found[1:]) for name, found in taken_ms.items()}
 
     def keep(self, name: str, taken_ms: list[float]) -> float:
         """Keep the least under `name` and return it: what else runs on the machine only ever adds."""
