@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import ConfigError
 from edge_forge import recipe as recipes
 from edge_forge import recipe_form
+from edge_forge.generate import recipe as generators
 from edge_forge.recipe import load, parse
 from edge_forge.scaffold import recipe_text
 
@@ -142,14 +143,17 @@ def test_the_shipped_recipes_are_valid(name):
 
 def test_every_key_is_documented():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
-    for section in recipes.FORM.sections:
-        for key in recipes.FORM.keys(section):
-            assert f"`{key}`" in page, f"{section}.{key}"
+    for form in (recipes.FORM, generators.FORM):
+        for section in form.sections:
+            for key in form.keys(section):
+                assert f"`{key}`" in page, f"{section}.{key}"
 
 
 def test_every_documented_key_exists():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
-    known = {key for section in recipes._sections() for key in recipes._keys(section)} | set(recipes._keys(""))
+    known = {
+        key for form in (recipes.FORM, generators.FORM) for name in ("", *form.sections) for key in form.keys(name)
+    }
     for line in page.splitlines():
         if line.startswith("| `"):
             for key in line.split("|")[1].replace("`", "").split(","):

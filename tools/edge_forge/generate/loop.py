@@ -52,11 +52,11 @@ class GenerateTrainer(Trainer):
     """
 
     def __init__(
-        self, model: nn.Module, settings: GenerateSettings, packed: tuple[Packed, Packed], work_dir: Path
+        self, model: nn.Module, settings: GenerateSettings, packed: tuple[Packed, Packed], work_dir: Path, bf16: bool
     ) -> None:
         super().__init__(
             model=model,
-            args=_arguments(settings, work_dir),
+            args=_arguments(settings, work_dir, bf16),
             train_dataset=Rows(packed[0]),
             eval_dataset=Rows(packed[1]),
         )
@@ -113,12 +113,8 @@ class GenerateTrainer(Trainer):
                         parameter.copy_(found[name])
 
 
-def _arguments(settings: GenerateSettings, work_dir: Path) -> TrainingArguments:
+def _arguments(settings: GenerateSettings, work_dir: Path, bf16: bool) -> TrainingArguments:
     at_once = min(settings.rows_at_once, settings.batch_size)
-    accelerated = torch.cuda.is_available()
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and accelerated and torch.cuda.is_bf16_supported()
-    )
     return TrainingArguments(
         output_dir=str(work_dir / "trainer"),
         num_train_epochs=settings.epochs,
@@ -132,7 +128,7 @@ def _arguments(settings: GenerateSettings, work_dir: Path) -> TrainingArguments:
         seed=settings.seed,
         data_seed=settings.seed,
         bf16=bf16,
-        use_cpu=not accelerated,
+        use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         logging_strategy="epoch",
         save_strategy="no",

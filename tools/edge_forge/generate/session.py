@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.generate import loop
+from edge_forge.generate import loop, speed
 from edge_forge.generate.job import Job
 from edge_forge.generate.model import open_model, put_on
 from edge_forge.generate.tokens import Codec, Packed, pack
@@ -60,14 +60,21 @@ def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
             model = put_on(model, job.settings)
     with going.phase("pack"):
         packed = _pack(job)
+    with going.phase("measure"):
+        precision, measured_ms = speed.precision(model, packed[0], job.settings)
     with going.phase("train"):
-        trainer = loop.GenerateTrainer(model, job.settings, packed, job.work_dir)
+        trainer = loop.GenerateTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
         trainer.watch(report)
         trainer.train()
         trainer.take_best()
+    choice = {
+        "precision": precision, "threads": torch.get_num_threads(), "measured_ms": measured_ms,
+        "packed_rows": len(packed[0].ids),
+        "tokens_per_s": round(_tokens(trainer, packed[0]) / max(going.phases_s["train"], 1e-9), 1),
+    }  # fmt: skip
     with going.phase("save"):
         _save(job, model)
-    record = _record(going, trainer, model, packed, total)
+    record = replace(_record(going, trainer, model, packed, total), choice=choice)
     record.write(job.out_dir / "record.json")
     return record
 
@@ -99,11 +106,14 @@ def _save(job: Job, model: Any) -> None:
             shutil.copyfile(job.base_dir / name, job.out_dir / "model" / name)
 
 
+def _tokens(trainer: Any, packed: Packed) -> float:
+    """Tokens that were learned from, padding included."""
+    return sum(map(len, packed.ids)) * float(trainer.state.epoch or 0.0)
+
+
 def _record(going: _Run, trainer: Any, model: Any, packed: tuple[Packed, Packed], total: int) -> TrainRecord:
     job, usage, settings = going.job, resource.getrusage(resource.RUSAGE_SELF), going.job.settings
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    tokens = sum(map(len, packed[0].ids)) * float(trainer.state.epoch or 0.0)
-    seconds = max(going.phases_s["train"], 1e-9)
     curves = trainer.curves
     best = min(range(len(curves)), key=lambda place: curves[place]["validation_loss"]) if curves else None
     return TrainRecord(
@@ -139,10 +149,4 @@ def _record(going: _Run, trainer: Any, model: Any, packed: tuple[Packed, Packed]
             for path in (job.out_dir / folder).rglob("*")
             if path.is_file()
         ),
-        choice={
-            "precision": "bf16" if trainer.args.bf16 else "fp32",
-            "threads": torch.get_num_threads(),
-            "packed_rows": len(packed[0].ids),
-            "tokens_per_s": round(tokens / seconds, 1),
-        },
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from edge_agent.base.errors import ConfigError
 from edge_forge.generate.data import TEXT, Row, Turn
 from edge_forge.generate.template import Template, open_template
-from edge_forge.gguf_file.vocabulary import end_tokens
+from edge_forge.gguf_file.vocabulary import end_tokens, special_tokens
 
 NOT_LEARNED = -100
 """What torch's cross entropy leaves out."""
@@ -51,6 +51,7 @@ class Codec:
         self.template: Template | None = open_template(folder) if chat != "no" else None
         if chat == "yes" and self.template is None:
             raise ConfigError("the model has no chat template", "task.chat", 'use chat = "no", or another model')
+        self._bos = special_tokens(folder).get("bos_token", "")
         self.ends = end_tokens(folder)
         if not self.ends:
             raise ConfigError("the model names no token that ends a text (eos)", str(folder))
@@ -103,7 +104,9 @@ class Codec:
                     "the chat template changes what it wrote before when a turn is added", "task.chat",
                     'train on single turns, or use chat = "no"',
                 )  # fmt: skip
-            before, learned = self.ids(asked[len(done) :]), self.ids(said[len(asked) :])
+            # As a device does it: what the tokenizer puts before a text, unless the template wrote it already.
+            begins = not done and not (self._bos and asked.startswith(self._bos))
+            before, learned = self.ids(asked[len(done) :], begins), self.ids(said[len(asked) :])
             answer = len(ids) + len(before)
             ids += [*before, *learned]
             labels += [*(NOT_LEARNED for _ in before), *learned]

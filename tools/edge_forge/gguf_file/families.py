@@ -55,6 +55,8 @@ def family(config: Mapping[str, Any]) -> Family:
         raise ConfigError(f"rotary scaling of type {scaling['rope_type']!r} cannot be converted", "base.source")
     if config.get("mlp_bias") or (found.permute and config.get("attention_bias")):
         raise ConfigError("biases in a model of the Llama family cannot be converted", "base.source")
+    if found.keys is None and config.get("sliding_window") and config.get("use_sliding_window", True):
+        raise ConfigError("a sliding window in a model of this family cannot be converted", "base.source")
     if found.check is not None:
         found.check(config)
     return found
