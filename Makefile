@@ -10,9 +10,10 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo llamacpp test check format bench clean setup
+.PHONY: help demo demo-llm llamacpp test check format bench clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (about 5 minutes)"
+	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once)"
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
@@ -40,6 +41,9 @@ $(LLAMA): $(STAMP)
 
 demo: setup
 	@$(BIN)/edge-agent demo
+
+demo-llm: setup llamacpp
+	@$(BIN)/edge-agent demo --llm
 
 test: setup llamacpp
 	@$(BIN)/python -m pytest tests

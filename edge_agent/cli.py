@@ -71,6 +71,7 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--models", type=Path, default=Path("models"), help="folder of the shipped recipes")
     verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
+    verb.add_argument("--llm", action="store_true", help="a language model instead: answers are streamed (llama.cpp)")
     verb.set_defaults(verb=_demo)
 
 
@@ -199,8 +200,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from edge_agent.demo.show import run
-
+    if options.llm:
+        from edge_agent.demo.llm import run
+    else:
+        from edge_agent.demo.show import run
     return run(options.build, options.models, port=options.port, stay=options.stay)
 
 

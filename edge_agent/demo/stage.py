@@ -37,14 +37,14 @@ class Running:
     ready_s: float
 
 
-def write_config(folder: Path, broker: Broker, root: Path, device: str) -> Path:
+def write_config(folder: Path, broker: Broker, root: Path, device: str, backend: str = "onnx") -> Path:
     """Settings of a daemon that keeps everything in `folder`; `root` is the trust root of its packages."""
     config = folder / "edge-agent.toml"
     config.write_text(
         f'[device]\nid = "{device}"\n\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n'
         f'protocol = "{broker.protocol}"\n\n'
         f'[store]\nstate_dir = "{folder / "state"}"\ntrust_root = "{root.absolute()}"\n\n'
-        '[worker]\nbackends = ["onnx"]\n\n[telemetry]\ninterval_s = 2.0\n'
+        f'[worker]\nbackends = ["{backend}"]\n\n[telemetry]\ninterval_s = 2.0\n'
     )
     return config
 

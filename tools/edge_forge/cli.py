@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     new = verbs.add_parser("init", help="write a commented recipe with a small data set")
     new.add_argument("name", help="the adapter's name; also the folder's")
     new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
+    new.add_argument(
+        "--task", choices=("classify", "generate"), default="classify", help="a classifier, or a generator (llama.cpp)"
+    )
     new.set_defaults(run="edge_forge.scaffold:init")
     for verb, what in _STEPS.items():
         step = verbs.add_parser(verb, help=what)

@@ -67,4 +67,4 @@ def settings(method: str, fresh: bool, values: Mapping[str, object], where: str)
     """The settings of a method (of random weights: `fresh`), with `values` over them. Raises ConfigError."""
     if method not in METHODS:
         raise ConfigError(f"method = {method!r} is not known", where, f"use one of {', '.join(METHODS)}")
-    return replaced(PRESETS["new" if fresh else method], values, where)
+    return replaced(PRESETS["new" if fresh else method], {**values, "method": method}, where)

@@ -1,0 +1,177 @@
+"""Rows of generators: what is read, what is refused and where, and how they become tokens."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.generate.data import Turn, load, read
+from edge_forge.generate.recipe import DataSection
+from edge_forge.generate.tokens import NOT_LEARNED, Codec, Encoded, cut, pack, to_score
+from tests.support import tiny_generators
+
+DIALOGUE = (Turn("user", "Turn on the lamp."), Turn("assistant", '{"state": "on"}'))
+
+
+def written(folder, name, *lines):
+    path = folder / name
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_three_kinds_are_told_apart(tmp_path):
+    section = DataSection(train="x")
+    chat = written(
+        tmp_path, "chat.jsonl", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    )
+    pairs = written(tmp_path, "pairs.jsonl", {"prompt": "a", "completion": "b"}, "", {"prompt": "c", "completion": "d"})
+    lines = written(tmp_path, "lines.jsonl", {"text": "one two"})
+    texts = written(tmp_path, "texts.txt", "one", "two", "", "three", "", "", "four")
+    assert list(read(chat, section)) == [(Turn("user", "a"), Turn("assistant", "b"))]
+    assert [row[-1].text for row in read(pairs, section)] == ["b", "d"]
+    assert list(read(lines, section)) == [(Turn("text", "one two"),)]
+    assert [row[0].text for row in read(texts, section)] == ["one\ntwo", "three", "four"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"messages": []}, "not empty"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "message 1 has the role 'robot'"),
+        ({"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}]}, "'content'"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "assistant's answer"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]},
+            "message 2 is of the system",
+        ),
+        ("[1]", "no JSON object"),
+        ("{", "no valid JSON"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_line(tmp_path, line, words):
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path = written(tmp_path, "bad.jsonl", good, line)
+    with pytest.raises(ConfigError, match=words) as caught:
+        list(read(path, DataSection(train="x")))
+    assert caught.value.where == f"{path}:2"
+
+
+def test_files_of_another_kind_bytes_and_suffix_are_refused(tmp_path):
+    pairs = written(tmp_path, "pairs.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"})
+    written(tmp_path, "texts.txt", "one")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}')
+    with pytest.raises(ConfigError, match=r"kind of pairs\.jsonl"):
+        load(DataSection(train=pairs.name, validation="texts.txt"), tmp_path)
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        list(read(tmp_path / "latin.jsonl", DataSection(train="x")))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        list(read(written(tmp_path, "rows.parquet", "x"), DataSection(train="x")))
+    with pytest.raises(ConfigError, match="no rows"):
+        list(read(written(tmp_path, "empty.jsonl", ""), DataSection(train="x")))
+
+
+def test_a_split_is_drawn_by_question_and_sharing_is_said(tmp_path):
+    rows = [{"prompt": f"q{n % 30}", "completion": f"a{n}"} for n in range(60)]
+    written(tmp_path, "train.jsonl", *rows)
+    written(tmp_path, "test.jsonl", rows[0])
+    found = load(DataSection(train="train.jsonl", test="test.jsonl", validation_share=0.2), tmp_path)
+    asked = [{row[0].text for row in split} for split in (found.train, found.validation)]
+    assert not asked[0] & asked[1] and len(found.validation) == 12
+    assert any("also in" in warning for warning in found.warnings)
+    again = load(DataSection(train="train.jsonl", test="test.jsonl", validation_share=0.2), tmp_path)
+    assert again.validation == found.validation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("codec")
+    tiny_generators.byte_level().save(str(place / "tokenizer.json"))
+    (place / "tokenizer_config.json").write_text(json.dumps({
+        "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": tiny_generators.TEMPLATE
+    }))  # fmt: skip
+    return place
+
+
+def test_only_answers_are_learned(folder):
+    codec = Codec(folder, "auto")
+    found = codec.encode(DIALOGUE)
+    assert codec.decode(found.ids[: found.answer]).endswith("assistant\n")
+    assert set(found.labels[: found.answer]) == {NOT_LEARNED}
+    assert found.labels[found.answer :] == found.ids[found.answer :]
+    assert codec.decode(found.ids[found.answer :]).strip() == DIALOGUE[-1].text
+    assert codec.ends[0] in found.ids[found.answer :]
+    assert codec.prompt(DIALOGUE) == "<|im_start|>user\nTurn on the lamp.<|im_end|>\n<|im_start|>assistant\n"
+    longer = codec.encode((*DIALOGUE, Turn("user", "and off"), Turn("assistant", "off")))
+    learned = [one for one in longer.labels if one != NOT_LEARNED]
+    assert learned == [*found.ids[found.answer :], *longer.ids[longer.answer :]]
+    assert longer.ids[: len(found.ids)] == found.ids
+
+
+def test_without_a_template_the_answer_follows_the_prompt(folder):
+    codec = Codec(folder, "no")
+    found = codec.encode(DIALOGUE)
+    assert codec.decode(found.ids) == "Turn on the lamp." + DIALOGUE[-1].text
+    assert found.ids[-1] == codec.ends[0]
+    with pytest.raises(ConfigError, match="several turns"):
+        codec.encode((*DIALOGUE, *DIALOGUE))
+
+
+def test_a_template_that_rewrites_what_was_is_refused(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    options = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    template = "{{ messages|length }}{{ messages[-1]['content'] }}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**options, "chat_template": template}))
+    with pytest.raises(ConfigError, match="changes what it wrote"):
+        Codec(tmp_path, "yes").encode(DIALOGUE)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**options, "chat_template": "{% if %}"}))
+    with pytest.raises(ConfigError, match="does not parse"):
+        Codec(tmp_path, "yes")
+    del options["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match="no chat template"):
+        Codec(tmp_path, "yes")
+
+
+ROWS = st.lists(st.integers(2, 40), min_size=1, max_size=40)
+
+
+@given(ROWS, st.integers(16, 64), st.integers(0, 5))
+def test_packing_keeps_every_token_once_and_no_row_sees_another(lengths, length, seed):
+    rows = [Encoded(tuple(range(n)), tuple(range(n)), 0) for n in lengths]
+    found = pack(rows, length, 99, seed)
+    assert {len(row) for part in (found.ids, found.labels, found.places) for row in part} == {length}
+    learned = sum(one != NOT_LEARNED for row in found.labels for one in row)
+    # The first token of a row is learned from nothing before it, so it is not; a cut text repeats one token instead.
+    assert learned == sum(n - 1 for n in lengths)
+    for ids, labels, places in zip(found.ids, found.labels, found.places, strict=True):
+        for at in range(length):
+            assert places[at] == 0 or places[at] == places[at - 1] + 1
+            assert labels[at] in (NOT_LEARNED, ids[at])
+            assert places[at] or labels[at] == NOT_LEARNED
+
+
+def test_dialogues_that_do_not_fit_are_left_out_and_counted():
+    long, short = Encoded(tuple(range(30)), tuple(range(30)), 5), Encoded((1, 2, 3), (NOT_LEARNED, 2, 3), 1)
+    assert pack([long, short], 16, 0, 1).left_out == 1
+    with pytest.raises(ConfigError, match="no row fits into 16 tokens"):
+        pack([long], 16, 0, 1)
+
+
+@given(st.integers(2, 100), st.integers(2, 20))
+def test_a_cut_text_predicts_every_token_once(size, length):
+    parts = list(cut(Encoded(tuple(range(size)), tuple(range(size)), 0), length))
+    assert [one for part in parts for one in part.ids[1:]] == list(range(1, size))
+    assert all(2 <= len(part.ids) <= length for part in parts)
+
+
+def test_what_is_scored_fits(folder):
+    codec = Codec(folder, "auto")
+    rows, encoded = to_score(codec, [DIALOGUE, (Turn("user", "x" * 900), Turn("assistant", "y"))], 64)
+    assert rows == [DIALOGUE] and len(encoded) == 1
+    rows, encoded = to_score(codec, [(Turn("text", "word " * 50),)], 32)
+    assert rows == [] and len(encoded) > 1
+    with pytest.raises(ConfigError, match="fits"):
+        to_score(codec, [DIALOGUE], 4)

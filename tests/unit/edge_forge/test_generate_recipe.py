@@ -1,0 +1,73 @@
+"""Recipes of generators: defaults, what is refused and where, the written template, the shipped ones."""
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent.base.errors import ConfigError
+from edge_forge import recipe_form
+from edge_forge.generate.recipe import FORM, is_generate, load, parse
+from edge_forge.scaffold import generator_text
+
+MODELS = Path(__file__).resolve().parents[3] / "models"
+MINIMAL = {
+    "name": "toy",
+    "base": {"name": "b", "source": "./b"},
+    "task": {"kind": "generate"},
+    "data": {"train": "t.jsonl"},
+}
+
+
+def changed(**sections):
+    raw = {key: dict(value) if isinstance(value, dict) else value for key, value in MINIMAL.items()}
+    for name, values in sections.items():
+        raw[name] = {**raw.get(name, {}), **values}
+    return raw
+
+
+def test_the_least_recipe_and_its_settings():
+    recipe = parse(MINIMAL, "r.toml", {})
+    assert is_generate(MINIMAL) and not is_generate({"task": {}}) and not is_generate({})
+    assert (recipe.training.method, recipe.training.learning_rate, recipe.training.max_tokens) == ("lora", 2e-4, 1024)
+    assert parse(changed(method={"name": "full"}), "r", {}).training.learning_rate == 2e-5
+    fresh = parse(changed(base={"source": "new:llama"}, method={"name": "full"}), "r", {})
+    assert fresh.is_new and fresh.training.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"task": {"max_tokens": 4}}, "task.max_tokens"),
+        ({"task": {"labels": ["a"]}}, "unknown key 'task.labels'"),
+        ({"train": {"rank": 4}}, "belongs into"),
+        ({"train": {"learning_rat": 1.0}}, "did you mean 'learning_rate'"),
+        ({"train": {"rows_at_once": 0}}, "rows_at_once"),
+        ({"method": {"name": "qlora"}}, "'qlora'"),
+        ({"method": {"use_dora": True}}, "use_dora"),
+        ({"base": {"source": "new:llama"}}, "trained as a whole"),
+        ({"new": {"hidden": 64}}, "belongs to base.source"),
+        ({"base": {"source": "new:llama"}, "method": {"name": "full"}, "new": {"heads": 3}}, "new.heads"),
+        ({"quantize": {"variants": ["q8_0"]}}, "f16 must be among them"),
+        ({"quantize": {"variants": ["q3_k"]}}, "quantize.variants"),
+        ({"gguf": {"merged": False}, "method": {"name": "full"}}, "gguf.merged"),
+        ({"gguf": {"merged": False, "adapter": False}}, "nothing would be made"),
+        ({"evaluate": {"answer_tokens": 2000}}, "no room for a prompt"),
+    ],
+)
+def test_what_is_wrong_is_named(sections, words):
+    with pytest.raises(ConfigError) as caught:
+        parse(changed(**sections), "r.toml", {})
+    assert words in str(caught.value) and "r.toml" in str(caught.value)
+
+
+def test_the_written_recipe_is_valid_and_names_every_key():
+    text = generator_text("toy")
+    parse(recipe_form.tomllib.loads(text), "toy", {})
+    for section in FORM.sections:
+        for key in FORM.keys(section):
+            assert f"\n# {key} = " in text or f"\n{key} = " in text, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "home-commands", "tickets"])
+def test_the_shipped_recipes_are_valid(name):
+    assert load(MODELS / name / "recipe.toml", {}).name == name
