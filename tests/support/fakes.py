@@ -94,10 +94,11 @@ class FakeTransport:
         return found[0]
 
     def statuses(self) -> dict[str, list[int]]:
-        """Status words by request id."""
+        """Status words of final messages by request id; the last part of a stream counts as 200."""
         found: dict[str, list[int]] = {}
         for body in self.replies():
-            found.setdefault(body["id"], []).append(body["status"])
+            if body.get("done", True):
+                found.setdefault(body["id"], []).append(body.get("status", 200))
         return found
 
     def dump(self) -> str:
@@ -246,9 +247,11 @@ class FakeWorker:
         self._on_death = on_death
         self._reasons: list[str] = []
 
-    async def load(self, variant: Variant, task: TaskSpec, limits: Mapping[str, int]) -> Mapping[str, Any]:
+    async def load(
+        self, variant: Variant, task: TaskSpec, limits: Mapping[str, int], memory: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
         """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
-        self.heard.append(("load", variant.digest))
+        self.heard.append(("load", variant.digest if memory is None else (variant.digest, dict(memory))))
         self.held_bytes = variant.size_bytes
         self.limits = dict(limits)
         if self.plan.load_s:
@@ -261,7 +264,8 @@ class FakeWorker:
         if isinstance(fault, EdgeError):
             raise fault
         footprint = {"weights_bytes": variant.size_bytes, "adapters_bytes": 0, "cache_bytes": 0, "arena_bytes": 0}
-        return {"mixed_adapters": self.plan.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid}
+        answer = {"mixed_adapters": self.plan.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid}
+        return {**answer, "sequences": self.plan.sequences}
 
     async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
         """See `ports.Worker`; raises what `plan.refuses` names for this adapter."""
@@ -328,6 +332,18 @@ class FakeWorker:
             event = {"ev": "done", "id": name, "results": results, "tokenize_ms": 0.1, "compute_ms": compute_ms}
             self._say({**event, "batch": batch})
 
+    def say(self, name: str, text: str) -> None:
+        """A generator says a part of its answer."""
+        self._say({"ev": "chunk", "id": name, "text": text})
+
+    def end(self, name: str, text: str, rest: str = "", reason: str = "stop") -> None:
+        """A generator's answer is complete; `rest` was not sent yet."""
+        del self.inside[name]
+        usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": len(text)}
+        result = {"text": text, "finish_reason": reason, "usage": usage, "seed": 1}
+        event = {"ev": "done", "id": name, "results": [result], "tokenize_ms": 0.1, "compute_ms": 50.0, "batch": 1}
+        self._say({**event, "text": rest, "wait_ms": 0.0, "prompt_ms": 10.0, "tokens_per_s": 25.0})
+
     def fail(self, name: str, status: int = 500, reason: str = "it broke") -> None:
         """A job fails."""
         del self.inside[name]
@@ -369,6 +385,7 @@ class Plan:
     call_s: float = 0.0
     close_s: float = 0.0
     mixed: bool = True
+    sequences: int = 0
     cancels: bool = True
     frame_bytes: int = 1 << 40
     refuses: dict[str, EdgeError] = field(default_factory=dict)

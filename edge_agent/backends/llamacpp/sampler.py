@@ -78,8 +78,9 @@ class Sampler:
         api = self._api
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         if settings["repeat_penalty"] != 1.0:
-            penalty = ctypes.c_float(settings["repeat_penalty"])
-            api.llama_sampler_chain_add(chain, api.llama_sampler_init_penalties(PENALTY_WINDOW, penalty, 0.0, 0.0))
+            penalty = settings["repeat_penalty"]
+            penalties = api.llama_sampler_init_penalties(self._vocab_size, PENALTY_WINDOW, penalty, 0.0, 0.0)
+            api.llama_sampler_chain_add(chain, penalties)
         if settings["temperature"] <= 0.0:
             api.llama_sampler_chain_add(chain, api.llama_sampler_init_greedy())
             return chain

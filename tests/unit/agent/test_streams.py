@@ -1,0 +1,236 @@
+"""A generator's requests: several at once, each with one end; whoever waits takes the place of the one that ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edge_agent.bundle.catalog import InstalledModel, TaskSpec
+from edge_agent.protocol.envelope import Outbound
+from tests.support.fakes import Plan, a_model, a_variant
+from tests.support.in_process import PREFIX, Device
+from tests.support.virtual_time import later, settle
+
+TOPIC = f"{PREFIX}/client/tester/reply/here"
+
+
+def generator(*adapters: str) -> InstalledModel:
+    return replace(a_model(adapters=adapters), task=TaskSpec("generate", max_tokens=64))
+
+
+def run(scenario: Any, *, sequences: int = 2, adapters: tuple[str, ...] = (), **options: Any) -> Device:
+    plan = Plan(compute_s=None, sequences=sequences, mixed=False)
+    return Device.run(scenario, generator(*adapters), plan=plan, **options)
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    return {"prompt": "once", "stream": True, **more}
+
+
+def said(device: Device, name: str) -> list[dict[str, Any]]:
+    return [body for body in device.transport.bodies("reply/here") if body["id"] == name]
+
+
+def test_a_stream_is_parts_in_order_and_one_end() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", asked())
+        await settle()
+        worker = device.spawner.last
+        worker.say("tester/1", "Once ")
+        worker.say("tester/1", "upon")
+        worker.end("tester/1", "Once upon a time", rest=" a time")
+        await settle()
+        parts = said(device, "1")
+        assert [(part["seq"], part["text"], part["done"]) for part in parts] == [
+            (0, "Once ", False), (1, "upon", False), (2, " a time", True),
+        ]  # fmt: skip
+        assert parts[-1]["finish_reason"] == "stop"
+        assert parts[-1]["timing"]["first_token_ms"] >= parts[-1]["timing"]["prompt_ms"] == 10.0
+        assert len(device.context.ledger) == 0
+
+    run(scenario)
+
+
+def test_without_stream_one_reply_comes() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"prompt": "once"})
+        await settle()
+        assert device.spawner.last.inside["tester/1"]["stream"] is False
+        device.spawner.last.end("tester/1", "upon a time")
+        assert device.transport.reply("1")["result"]["text"] == "upon a time"
+
+    run(scenario)
+
+
+def test_who_waits_takes_the_place_of_the_one_that_ended() -> None:
+    async def scenario(device: Device) -> None:
+        for name in "abc":
+            await device.ask(name, asked())
+        await settle()
+        worker = device.spawner.last
+        assert list(worker.inside) == ["tester/a", "tester/b"]
+        worker.end("tester/b", "x")
+        await settle()
+        assert list(worker.inside) == ["tester/a", "tester/c"], "a still runs, and nobody waited for it"
+        await device.ask("d", asked())
+        await settle()
+        worker.end("tester/a", "x")
+        await settle()
+        assert list(worker.inside) == ["tester/c", "tester/d"]
+        for name in ("c", "d"):
+            worker.end(f"tester/{name}", "x")
+        await settle()
+        assert not device.seat().lock.locked()
+
+    run(scenario)
+
+
+def test_sequences_with_different_adapters_run_together() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("a", asked(adapter="one"))
+        await device.ask("b", asked(adapter="two"))
+        await settle()
+        assert len(device.spawner.last.inside) == 2
+
+    run(scenario, adapters=("one", "two"))
+
+
+def test_messages_cross_to_the_worker_as_they_are() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("a", {"messages": [{"role": "user", "content": "hello"}]})
+        await settle()
+        job = device.spawner.last.inside["tester/a"]
+        assert [dict(message) for message in job["messages"]] == [{"role": "user", "content": "hello"}]
+        assert "texts" not in job
+        assert 0 < job["left_s"] <= 30.0
+
+    run(scenario)
+
+
+def test_the_form_must_be_the_models() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"text": "x"})
+        assert "takes prompt or messages, not text" in device.transport.reply("1")["reason"]
+
+    run(scenario)
+
+    async def encoder(device: Device) -> None:
+        await device.ask("1", {"prompt": "x"})
+        assert "takes text or texts, not prompt" in device.transport.reply("1")["reason"]
+
+    Device.run(encoder, a_model())
+
+
+def test_a_worker_that_dies_in_mid_stream_ends_the_streams_and_repeats_what_had_not_begun() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("begun", asked())
+        await device.ask("not-yet", asked())
+        await settle()
+        device.spawner.last.say("tester/begun", "Once")
+        device.spawner.last.die()
+        await later(1.0)
+        last = said(device, "begun")[-1]
+        assert (last["status"], "its worker died" in last["reason"]) == (500, True)
+        assert list(device.spawner.last.inside) == ["tester/not-yet"]
+        assert "stream-stopped" in device.kinds()
+
+    run(scenario)
+
+
+def test_streams_that_have_begun_stop_when_the_broker_goes() -> None:
+    async def scenario(device: Device) -> None:
+        device.reporter.on_unheard = device.dispatcher.stop_streams
+        await device.ask("begun", asked())
+        await device.ask("not-yet", asked())
+        await settle()
+        worker = device.spawner.last
+        worker.say("tester/begun", "Once")
+        device.reporter.link_changed(False, "gone")
+        await later(0.1)
+        assert list(worker.inside) == ["tester/not-yet"], "its sequence is free"
+        assert said(device, "begun")[-1]["status"] == 499
+
+    run(scenario)
+
+
+def test_a_stream_that_nobody_hears_stops_and_no_other() -> None:
+    async def scenario(device: Device) -> None:
+        device.reporter.on_unheard = device.dispatcher.stop_streams
+        for name in "ab":
+            await device.ask(name, asked())
+        await settle()
+        worker = device.spawner.last
+        worker.say("tester/a", "x")
+        worker.say("tester/b", "x")
+        device.reporter.unheard(Outbound(TOPIC, b"{}", correlation=b"a"), "nobody listens there")
+        await later(0.1)
+        assert list(worker.inside) == ["tester/b"]
+        assert [kind for kind in device.kinds() if kind == "stream-stopped"] == ["stream-stopped"]
+
+    run(scenario)
+
+
+def test_a_part_that_cannot_be_sent_ends_the_stream() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("a", asked())
+        await settle()
+        device.transport.full = True
+        device.spawner.last.say("tester/a", "x")
+        device.transport.full = False
+        await later(0.1)
+        assert device.spawner.last.inside == {}
+        assert "stream-stopped" in device.kinds()
+
+    run(scenario)
+
+
+def test_a_worker_that_misses_a_deadline_is_made_to_stop() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("begun", asked(), deadline_s=2.0)
+        await device.ask("silent", asked(), deadline_s=2.0)
+        await settle()
+        device.spawner.last.say("tester/begun", "x")
+        await later(1.9)
+        device.watch.tick()
+        assert len(device.spawner.last.inside) == 2
+        await later(0.5)
+        device.watch.tick()
+        await later(0.1)
+        assert device.spawner.last.inside == {}
+        assert said(device, "begun")[-1]["status"] == 408
+        assert said(device, "silent") == [], "what has not begun expires in silence"
+
+    run(scenario)
+
+
+def test_a_new_version_waits_until_the_sequences_have_ended() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("a", asked())
+        await settle()
+        old = device.spawner.last
+        device.library.install(replace(generator(), variant=a_variant("m-v2")))
+        device.watch.tick()
+        await device.ask("b", asked())
+        await settle()
+        assert list(old.inside) == ["tester/a"], "no further request joins the old version"
+        old.end("tester/a", "x")
+        await later(0.5)
+        assert device.spawner.last is not old
+        assert list(device.spawner.last.inside) == ["tester/b"]
+
+    run(scenario)
+
+
+def test_a_retry_of_an_answered_stream_gets_the_whole_text_in_one_reply() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", asked())
+        await settle()
+        device.spawner.last.say("tester/1", "Once ")
+        device.spawner.last.end("tester/1", "Once upon", rest="upon")
+        device.transport.published.clear()
+        await device.ask("1", asked())
+        await settle()
+        again = said(device, "1")[-1]
+        assert (again["status"], again["result"]["text"]) == (200, "Once upon")
+
+    Device.run(scenario, generator(), plan=Plan(compute_s=None, sequences=2))

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.backends.llamacpp.slots import Slots
+
+PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
+
+
+def test_a_prompt_that_continues_an_idle_slot_computes_only_what_is_new() -> None:
+    slots = Slots(2)
+    first = slots.take(0, [1, 2, 3])
+    slots.computed(first.slot, [1, 2, 3, 4], 4)
+    slots.leave(first.slot)
+    place = slots.take(0, [1, 2, 3, 4, 5])
+    assert (place.slot, place.cached, place.source) == (first.slot, 4, first.slot)
+
+
+def test_the_last_token_is_always_computed() -> None:
+    slots = Slots(1)
+    slots.computed(slots.take(0, [1, 2]).slot, [1, 2], 2)
+    slots.leave(0)
+    assert slots.take(0, [1, 2]).cached == 1
+
+
+def test_a_busy_slots_prefix_is_shared_with_another() -> None:
+    slots = Slots(2)
+    busy = slots.take(0, [1, 2, 3])
+    slots.computed(busy.slot, [1, 2, 3], 3)
+    place = slots.take(0, [1, 2, 9])
+    assert (place.cached, place.source) == (2, busy.slot)
+    assert place.slot != busy.slot
+
+
+def test_what_another_adapter_computed_is_no_prefix() -> None:
+    slots = Slots(2)
+    slots.computed(slots.take(1, [1, 2, 3]).slot, [1, 2, 3], 3)
+    slots.leave(0)
+    assert slots.take(0, [1, 2, 3, 4]).cached == 0
+    slots.forget(1)
+    assert slots.take(1, [1, 2, 3, 4]).cached == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), PROMPTS, st.booleans()), max_size=30))
+def test_a_prefix_is_always_what_the_source_really_holds(jobs: list[tuple[int, list[int], bool]]) -> None:
+    """The cache itself, imitated: per slot the (owner, tokens) that its cells were computed from."""
+    slots = Slots(3)
+    cells: dict[int, tuple[int, list[int]]] = {}
+    busy: list[int] = []
+    for owner, prompt, leaves in jobs:
+        if not slots.free:
+            slots.leave(busy.pop(0))
+        place = slots.take(owner, prompt)
+        assert place.slot not in busy
+        assert place.cached < len(prompt)
+        if place.cached:
+            held_owner, held = cells[place.source]
+            assert held_owner == owner
+            assert held[: place.cached] == prompt[: place.cached]
+        cells[place.slot] = (owner, list(prompt))
+        slots.computed(place.slot, prompt, len(prompt))
+        busy.append(place.slot)
+        if leaves:
+            slots.leave(busy.pop())
