@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# A time never fails a test: a loaded machine is not a fault of the code. `quick` is for running the same tests once
+# A time never fails a test: a loaded machine is not a fault of the code, also where drawing examples is slow. `quick` is for running the same tests once
 # more on another Python, where it is the interpreter that is looked at, not the examples.
-settings.register_profile("full", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=20)
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("full", **PATIENT)
+settings.register_profile("quick", max_examples=20, **PATIENT)
 settings.load_profile("full")

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 
 from edge_agent.core.governor import Grant
 
+LONGEST_STEP_S = 10.0
+"""A step that takes longer did not compute all the time (a worker that hangs, a daemon that was stopped); resting in
+proportion would leave the model unserved for minutes. Where a step is really that long, the governor asks for less."""
+
 
 @dataclass(slots=True)
 class Pace:
@@ -29,7 +33,7 @@ class Pace:
         began_s, rows = self._open.pop(model)
         self._busy_s += now_s - max(began_s, self._asked_s if self._asked_s is not None else began_s)
         if is_step:
-            self._last[model] = (now_s, now_s - began_s, rows)
+            self._last[model] = (now_s, min(now_s - began_s, LONGEST_STEP_S), rows)
 
     def rest_s(self, model: str, grant: Grant, now_s: float) -> float:
         """Seconds until the model's next step may begin; infinite while the grant lets none begin."""

@@ -34,6 +34,7 @@ REGRESSIONS = {
     25: "a retry a moment after its deadline was carried out a second time",
     131: "a worker was measured while it loaded, and the next load overbooked the memory",
     317: "a removed model whose worker hung kept its jobs open for ever",
+    1613: "after the process stood still for 40 s a model rested for minutes from a step that had not taken so long",
     352: "requests past their deadline filled the queue while a load hung",
 }
 

@@ -99,7 +99,9 @@ class Rules:
         world = self._world
         connection, now_s = world.broker.connection, world.clock.monotonic_s()
         sound = connection is not None and connection.mute_since_s is None and not connection.congested
-        late = [key for key, since_s in world.books.waiting.items() if now_s - since_s > ANSWER_WAITS_S]
+        asks = world.books.asks
+        waiting = [key for key, since_s in world.books.waiting.items() if now_s - since_s > ANSWER_WAITS_S]
+        late = [key for key in waiting if now_s <= asks[key].due_s]
         if not sound or not world.transport.connected:
             world.books.waiting.clear()
         elif late:
