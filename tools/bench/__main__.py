@@ -1,6 +1,7 @@
 """`python -m bench [NAME ...]`: the figures of the README, measured here. Every figure is a ratio within one run.
 
 adapters   mixed adapters, attaching, INT8 against FP32, inside one process
+deadlines  goodput, refusals and waiting under up to three times capacity, simulated
 requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import adapters, requests
+from bench import adapters, deadlines, requests
 
-PARTS = {"adapters": adapters.main, "requests": requests.main}
+PARTS = {"adapters": adapters.main, "deadlines": deadlines.main, "requests": requests.main}
 
 
 def main(arguments: Sequence[str]) -> int:

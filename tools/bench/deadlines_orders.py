@@ -1,0 +1,171 @@
+"""The orders that `bench.deadlines` compares: the agent's core as it is, first come first served, and a bound.
+
+`Core` drives the real ledger, admission, queue and cost model as `agent.intake` and `agent.dispatch` do. `Fifo` keeps a
+queue of the same bound and knows no deadlines, or drops what is too late when its turn comes. `best_s` is no order but
+the most work that any could do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from bench.deadlines_load import MAX_ROWS, Offer
+from edge_agent.base.limits import QUEUE_JOBS
+from edge_agent.core import admission
+from edge_agent.core.job import Job, State
+from edge_agent.core.latency import CostModel
+from edge_agent.core.ledger import Ledger
+from edge_agent.core.scheduler import BatchLimits, Queue
+
+MODEL, THREADS = ("m", "variant"), 4
+Refuse = Callable[[Offer, int, float], None]
+"""Called with the offer, the status word and the time."""
+
+
+class Order(Protocol):
+    """Takes offers and hands out batches to one worker."""
+
+    def arrive(self, offer: Offer, now_s: float, busy: bool) -> None:
+        """A request arrives, while the worker is `busy` or not."""
+        ...
+
+    def next_batch(self, now_s: float) -> Sequence[Offer]:
+        """What runs now; empty when nothing waits."""
+        ...
+
+    def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
+        """The batch is computed; returns the offers that are answered with 200."""
+        ...
+
+
+class Core:
+    """The agent's own decisions."""
+
+    def __init__(self, refuse: Refuse) -> None:
+        self._refuse = refuse
+        self._ledger = Ledger()
+        self._queue = Queue()
+        self._costs = CostModel()
+        self._jobs: dict[int, Job] = {}
+
+    def arrive(self, offer: Offer, now_s: float, busy: bool) -> None:
+        """See `agent.intake.Intake._admit`."""
+        key = (offer.client, str(offer.number))
+        text = "x" * offer.row_bytes
+        job = Job(
+            key, "m", offer.adapter, (text,) * offer.rows, {}, offer.priority, offer.deadline_s, now_s, origin=offer
+        )
+        refused = admission.decide(self._load(job, now_s, busy), job.deadline_s, now_s, None)
+        if refused is not None:
+            self._refuse(offer, refused.status, now_s)
+            return
+        self._ledger.open(job)
+        self._queue.add(job)
+
+    def _load(self, job: Job, now_s: float, busy: bool) -> admission.Load:
+        """See `agent.intake.Intake._load`."""
+        row_bytes = max(1, job.size_bytes // job.rows)
+        own_rows = min(MAX_ROWS, job.rows + self._queue.rows)
+        compute_s = self._costs.predict_s(MODEL, own_rows, own_rows * row_bytes, THREADS)
+        batch_s = self._costs.predict_s(MODEL, MAX_ROWS, MAX_ROWS * row_bytes, THREADS)
+        wait_s = None
+        if compute_s is not None and batch_s is not None:
+            compute_s *= max(1, -(-job.rows // MAX_ROWS))
+            wait_s = self._queue.rows_ahead(job, now_s) // MAX_ROWS * batch_s + (batch_s if busy else 0.0)
+        own_jobs = self._ledger.open_of(job.key[0])
+        return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, self._ledger.held_bytes)
+
+    def next_batch(self, now_s: float) -> Sequence[Offer]:
+        """See `agent.dispatch.Dispatcher._schedule`."""
+        for job in self._queue.take(lambda waiting: waiting.deadline_s <= now_s):
+            self._close(job, State.EXPIRED, 408, now_s)
+        for job in self._queue.take(lambda waiting: now_s + self._least_s(waiting) > waiting.deadline_s):
+            self._close(job, State.REFUSED, 503, now_s)
+        batch = self._queue.next_batch(BatchLimits(MAX_ROWS, mixed=True), now_s)
+        for job in batch:
+            job.start(now_s)
+            self._jobs[job.origin.number] = job
+        return [job.origin for job in batch]
+
+    def _least_s(self, job: Job) -> float:
+        return self._costs.least_s(MODEL, job.rows, job.size_bytes, THREADS) or 0.0
+
+    def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
+        """See `agent.dispatch.Dispatcher._take_event`."""
+        rows = sum(offer.rows for offer in batch)
+        answered = []
+        for offer in batch:
+            job = self._jobs.pop(offer.number)
+            if job.deadline_s <= now_s:
+                self._close(job, State.EXPIRED, 408, now_s)
+                continue
+            self._costs.learn(MODEL, rows, job.size_bytes // job.rows * rows, compute_s, THREADS)
+            job.to(State.DONE)
+            self._ledger.close(job, b"{}")
+            answered.append(offer)
+        return answered
+
+    def _close(self, job: Job, state: State, status: int, now_s: float) -> None:
+        job.to(state)
+        self._ledger.close(job, None)
+        self._refuse(job.origin, status, now_s)
+
+
+class Fifo:
+    """First come, first served, in the same batches from a queue of the same bound; answers late, or with `drops`
+    leaves out what is late already when it would begin."""
+
+    def __init__(self, refuse: Refuse, drops: bool) -> None:
+        self._refuse = refuse
+        self._drops = drops
+        self._queue: deque[Offer] = deque(maxlen=QUEUE_JOBS)
+
+    def arrive(self, offer: Offer, now_s: float, busy: bool) -> None:
+        """See `Order`."""
+        if len(self._queue) >= QUEUE_JOBS:
+            self._refuse(offer, 429, now_s)
+        else:
+            self._queue.append(offer)
+
+    def next_batch(self, now_s: float) -> Sequence[Offer]:
+        """See `Order`."""
+        batch: list[Offer] = []
+        while self._queue and (not batch or sum(one.rows for one in batch) + self._queue[0].rows <= MAX_ROWS):
+            offer = self._queue.popleft()
+            if self._drops and offer.deadline_s <= now_s:
+                self._refuse(offer, 408, now_s)
+            else:
+                batch.append(offer)
+        return batch
+
+    def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
+        """See `Order`."""
+        return batch
+
+
+def best_s(offered: Sequence[Offer], end_s: float) -> float:
+    """Seconds of work that the best order can do in time and before `end_s`, knowing all arrivals beforehand.
+
+    Every piece of work counts (a request may be left half done), batches are always full and attaching is free. Then
+    taking, at every moment, the piece with the earliest deadline that is still in time does the most: unit pieces with
+    arrivals and deadlines are a convex bipartite graph, for which that greedy choice is a maximum matching (Glover,
+    Maximum matching in a convex bipartite graph, 1967).
+    """
+    waiting: list[tuple[float, int, float]] = []
+    now_s = done_s = 0.0
+    arrivals = [*offered, None]
+    for offer in arrivals:
+        until_s = offer.arrival_s if offer is not None else end_s
+        while waiting and now_s < until_s:
+            deadline_s, number, left_s = heapq.heappop(waiting)
+            piece_s = min(left_s, until_s - now_s, max(0.0, deadline_s - now_s))
+            now_s, done_s = now_s + piece_s, done_s + piece_s
+            if left_s - piece_s > 1e-12 and deadline_s > now_s:
+                heapq.heappush(waiting, (deadline_s, number, left_s - piece_s))
+        if offer is not None:
+            now_s = max(now_s, until_s)
+            heapq.heappush(waiting, (offer.deadline_s, offer.number, offer.work_s))
+    return done_s
