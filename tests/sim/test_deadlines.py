@@ -1,8 +1,9 @@
-"""The discrete-event simulation behind docs/deadlines.md: its bound is a bound, its runs repeat, the core is in time."""
+"""The discrete-event simulation behind docs/deadlines.md: a bound that is one, runs that repeat, no late answer."""
 
 from __future__ import annotations
 
 import pytest
+
 from bench.deadlines import ORDERS, figures, play
 from bench.deadlines_load import ROW_S, STEP_S, Offer, offers
 from bench.deadlines_orders import best_s
