@@ -5,6 +5,7 @@ Every message that is not a request is handed on (commands, cancels) or dropped 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -71,9 +72,14 @@ class Intake:
     def _take_request(self, request: Request, message: Inbound) -> None:
         now_s = self._context.clock.monotonic_s()
         key = (request.client, request.id)
-        seen = self._context.ledger.seen(key, now_s)
+        seen = self._context.ledger.seen(key, now_s, _fingerprint(message))
         if seen is Seen.NEW:
             self._admit(request, message, now_s)
+            return
+        if seen is Seen.TAKEN:
+            reason = "another request of this client with the same id is open; give each its own id or correlation data"
+            self._refuse_request(request, admission.Refused(422, reason, None), now_s)
+            self._context.acks.release(message)
             return
         self._context.stats.duplicates += 1
         answer = self._context.ledger.answer(key)
@@ -170,6 +176,11 @@ class Intake:
             self._dispatcher.cancel(seat, mine[0])
 
 
+def _fingerprint(message: Inbound) -> bytes:
+    """What a retry has in common with the request: topic and body. Who reuses an id asks another question."""
+    return hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=8).digest()
+
+
 def check_form(request: Request, seat: Seat) -> None:
     """Raise RequestError 422 for a question in a form that the model does not take."""
     if seat.generates == (request.form in GENERATOR_FORMS):
@@ -190,6 +201,7 @@ def _job(request: Request, message: Inbound) -> Job:
         deadline_s=request.deadline_s,
         received_s=request.received_s,
         message_bytes=len(message.payload),
+        fingerprint=_fingerprint(message),
         # Of the message only its acknowledgement is needed from here on.
         origin=Origin(request, replace(message, payload=b"")),
         messages=tuple({"role": one.role, "content": one.content} for one in request.messages),

@@ -43,11 +43,11 @@ MAX_ATTEMPTS = 2
 class Job:
     """A request that was accepted.
 
-    `key` is (client, request id); times are monotonic seconds; `message_bytes` is the body it came in,
-    `wire_chars` about what it takes in a frame to the worker: texts, parameters and names (counted once: a queue asks
-    often). `messages` is a conversation, whose words also stand in the one text. `parts` counts what was sent of
-    a streamed answer: such a job cannot begin anew. `origin` is what the answer needs (the request as it arrived);
-    nothing in `core` looks into it.
+    `key` is (client, request id); times are monotonic seconds; `message_bytes` is the body it came in, `fingerprint`
+    tells its contents from others under the same key, `wire_chars` about what it takes in a frame to the worker:
+    texts, parameters and names (counted once: a queue asks often). `messages` is a conversation, whose words also
+    stand in the one text. `parts` counts what was sent of a streamed answer: such a job cannot begin anew. `origin`
+    is what the answer needs (the request as it arrived); nothing in `core` looks into it.
     """
 
     key: tuple[str, str]
@@ -59,6 +59,7 @@ class Job:
     deadline_s: float
     received_s: float
     message_bytes: int = 0
+    fingerprint: bytes = b""
     wire_chars: int = field(init=False, repr=False)
     origin: Any = field(repr=False, default=None)
     state: State = State.QUEUED

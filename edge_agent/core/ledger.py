@@ -31,6 +31,7 @@ class Seen(Enum):
     NEW = "new"
     OPEN = "open"
     ANSWERED = "answered"
+    TAKEN = "taken"
 
 
 class Ledger:
@@ -45,13 +46,17 @@ class Ledger:
         self._max_answer_bytes = max_answer_bytes
         self._answer_bytes = 0
         self._held_bytes = 0
+        self._fingerprints: dict[Key, bytes] = {}
 
-    def seen(self, key: Key, now_s: float) -> Seen:
-        """Whether a request with this key is new, open, or already answered."""
+    def seen(self, key: Key, now_s: float, fingerprint: bytes = b"") -> Seen:
+        """Whether a request with this key and contents is new, open, or already answered; TAKEN: the key is that of
+        an open request with other contents. Nobody gets the answer to a question that he did not ask."""
         self._forget(now_s)
-        if key in self._open:
-            return Seen.OPEN
-        return Seen.ANSWERED if key in self._forget_s else Seen.NEW
+        job = self._open.get(key)
+        if job is not None:
+            return Seen.OPEN if job.fingerprint == fingerprint else Seen.TAKEN
+        same = key in self._forget_s and self._fingerprints.get(key, b"") == fingerprint
+        return Seen.ANSWERED if same else Seen.NEW
 
     def answer(self, key: Key) -> bytes | None:
         """The answer given under this key, when it is still held."""
@@ -72,13 +77,14 @@ class Ledger:
             return False
         del self._open[job.key]
         self._held_bytes -= job.message_bytes
-        self.note(job.key, job.deadline_s + GRACE_S, answer)
+        self.note(job.key, job.deadline_s + GRACE_S, answer, job.fingerprint)
         return True
 
-    def note(self, key: Key, forget_s: float, answer: bytes | None) -> None:
+    def note(self, key: Key, forget_s: float, answer: bytes | None, fingerprint: bytes = b"") -> None:
         """Remember an answer, also one given at once without a job (a refusal)."""
         self._drop(key)
         self._forget_s[key] = forget_s
+        self._fingerprints[key] = fingerprint
         heapq.heappush(self._by_time, (forget_s, key))
         if answer is not None and len(answer) <= self._max_answer_bytes // 8:
             self._answers[key] = answer
@@ -133,4 +139,5 @@ class Ledger:
 
     def _drop(self, key: Key) -> None:
         self._forget_s.pop(key, None)
+        self._fingerprints.pop(key, None)
         self._answer_bytes -= len(self._answers.pop(key, b""))

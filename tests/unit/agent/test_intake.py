@@ -64,6 +64,29 @@ def test_large_bodies_fill_the_queue_before_its_places_are_taken() -> None:
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=256)
 
 
+def test_the_id_of_an_open_request_is_refused_for_another_and_free_again_after_its_answer() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"text": "what was asked first"})
+        await settle()
+        await device.ask("1", {"text": "something else"})
+        refused = device.transport.reply("1")
+        assert refused["status"] == 422
+        assert "same id is open" in refused["reason"]
+        device.transport.published.clear()
+        await device.ask("1", {"text": "what was asked first"})
+        device.spawner.last.finish()
+        await settle()
+        assert device.transport.statuses() == {"1": [200]}
+        device.transport.published.clear()
+        await device.ask("1", {"text": "something else"})
+        await settle()
+        device.spawner.last.finish()
+        await settle()
+        assert device.transport.statuses() == {"1": [200]}
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
 def test_a_hot_board_refuses_with_the_temperature() -> None:
     async def scenario(device: Device) -> None:
         device.sensors.set(temperature=85.0)

@@ -97,6 +97,20 @@ def test_a_key_is_forgotten_at_its_own_deadline_whatever_was_answered_before_it(
     assert ledger.answer(short.key) is None
 
 
+def test_an_id_used_again_for_another_question_is_never_given_the_first_ones_answer() -> None:
+    ledger, job = Ledger(), a_job()
+    job.fingerprint = b"first"
+    ledger.open(job)
+    assert ledger.seen(job.key, 1.0, b"first") is Seen.OPEN
+    assert ledger.seen(job.key, 1.0, b"other") is Seen.TAKEN
+    job.to(State.REFUSED)
+    ledger.close(job, b"no")
+    assert ledger.seen(job.key, 2.0, b"first") is Seen.ANSWERED
+    assert ledger.seen(job.key, 2.0, b"other") is Seen.NEW
+    ledger.seen(("client", "x"), 10.0 + GRACE_S)
+    assert ledger._fingerprints == {}
+
+
 def test_forgotten_entries_free_their_memory_in_any_order_of_deadlines() -> None:
     ledger = Ledger()
     closed(ledger, "long", 3600.0)
