@@ -18,7 +18,7 @@ from edge_forge.training.presets import NAMES
 from edge_forge.training.settings import METHODS
 
 # Keys of [train] that are no choice of values for one method, and so stay when another method is tried.
-_NEUTRAL = ("seed", "threads", "precision", "processes", "class_weights")
+_NEUTRAL = ("epochs", "seed", "threads", "precision", "processes", "class_weights")
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -117,7 +117,7 @@ class Recipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 # The keys of TrainSettings that say what is adapted; the others say how it is optimised and stand in [train].
-METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "use_rslora", "use_dora", "lora_plus_ratio")
+METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "frozen_share", "use_rslora", "use_dora", "lora_plus_ratio")
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "method": ("name", "preset", *METHOD_KEYS),
     "train": tuple(

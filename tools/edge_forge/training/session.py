@@ -74,7 +74,8 @@ def _steps(going: _Run) -> TrainRecord:
     with going.phase("open"):
         encoder = open_encoder(job.base_dir, settings.dropout)
         going.total_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
-    first_layer = resolve_layer(settings.first_layer, encoder.layers) if lora else 0
+    wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
+    first_layer = resolve_layer(wanted, encoder.layers) if lora else 0
     with going.phase("keep"):
         data = _data(going, encoder, first_layer)
     if first_layer:

@@ -81,6 +81,8 @@ class TrainSettings:
     targets: tuple[str, ...] = ("all",)
     # LoRA: lowest adapted layer; negative counts from the top. Layers below run once per text and are kept.
     first_layer: int = 0
+    # LoRA: the same as a share of the layers, rounded down, for any depth of base; first_layer, where set, decides.
+    frozen_share: float = 0.0
     # LoRA: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
     use_rslora: bool = False
     # LoRA: DoRA has no device form yet and is refused; the key is the seam.
@@ -113,6 +115,7 @@ _RANGES: Mapping[str, _Check] = {
     "label_smoothing": _SHARE,
     "dropout": _SHARE,
     "token_dropout": _SHARE,
+    "frozen_share": _SHARE,
     "consistency": _AT_LEAST_0,
     "average_decay": _SHARE,
     "early_stopping_patience": _AT_LEAST_0,
