@@ -239,9 +239,15 @@ class MqttTransport:
 
     async def _sync(self) -> None:
         """Events to the disk, beside everything else: a card that stalls for seconds must not cost the connection."""
+        said = None
         while True:
             await asyncio.sleep(TICK_S)
-            if self._spool is not None and (unsynced := self._spool.take_unsynced()):
+            if self._spool is None:
+                continue
+            if self._spool.trouble != said:
+                said = self._spool.trouble
+                log.warning("%s", said or "events go to the disk again")
+            if unsynced := self._spool.take_unsynced():
                 await asyncio.to_thread(Spool.sync, unsynced)
 
     def _say(self, change: LinkChange) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import subprocess
@@ -165,6 +166,29 @@ def test_a_card_that_stalls_does_not_stop_the_link(tmp_path: Path, monkeypatch: 
         asyncio.run(run())
     finally:
         over.set()
+
+
+def test_a_full_disk_is_said_once_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def run() -> None:
+        broker = Mosquitto(tmp_path)
+        async with linked(broker.options("pi"), ready=False, spool=Spool(tmp_path / "spool")) as pi:
+            with monkeypatch.context() as patch:
+                patch.setattr("edge_agent.mqtt.segment.os.pwrite", full)
+                for body in (b"1", b"2"):
+                    assert pi.link.publish(message(body, keep="disk"))
+                await until(lambda: "events are kept in memory only: No space left on device" in caplog.text)
+                await asyncio.sleep(1.5)
+            assert pi.link.publish(message(b"3", keep="disk"))
+            await until(lambda: "events go to the disk again" in caplog.text)
+        assert caplog.text.count("kept in memory") == 1
+
+    with caplog.at_level(logging.WARNING, "edge_agent.mqtt"):
+        asyncio.run(run())
 
 
 def test_a_frozen_broker_is_noticed_and_left_in_time(tmp_path: Path) -> None:
