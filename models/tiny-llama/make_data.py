@@ -16,7 +16,7 @@ from pathlib import Path
 import phrases as p
 
 SEED = 20
-COMMANDS, TICKETS = 4000, 2600
+COMMANDS, TICKETS = 5500, 3000
 HELD = 0.08
 HERE = Path(__file__).parent
 
@@ -92,12 +92,9 @@ def _dressed(draw: random.Random, said: str, wish: bool) -> str:
         said = f"{said}{draw.choice(p.CLOSINGS)}"
     elif wish and draw.random() < 0.25:
         said = f"{draw.choice(p.ASIDES)} {said}"
-    style = draw.random()
-    if style < 0.45:
+    if draw.random() < 0.5:
         said = said[0].upper() + said[1:]
         said = said if said.endswith(("?", "!", ".")) else said + draw.choice((".", ".", "!", ""))
-    elif style < 0.5:
-        said = said.upper()
     return said
 
 

@@ -11,7 +11,7 @@ import torch
 from edge_forge.generate.settings import GenerateSettings
 from edge_forge.generate.tokens import Packed
 
-_REPEATS = 3
+_REPEATS = 6
 # A CPU without units for bfloat16 takes many times as long: a small product says so before a whole step is tried.
 _SIDE = 384
 _WORTH = 0.95
