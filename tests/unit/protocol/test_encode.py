@@ -89,6 +89,7 @@ def test_states_are_retained_and_figures_are_not() -> None:
         energy=Energy(None, "none"),
         rss_bytes=None,
         governor={},
+        memory={},
         events_waiting=0,
         events_lost=0,
     )

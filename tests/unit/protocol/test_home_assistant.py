@@ -48,6 +48,7 @@ def telemetry(temperature: float | None, models: dict[str, messages.ModelTelemet
         energy=messages.Energy(None, "none"),
         rss_bytes=1,
         governor={"level": "normal"},
+        memory={"stage": "none"},
         events_waiting=0,
         events_lost=0,
     )
