@@ -21,7 +21,10 @@ from edge_forge.training.record import TrainRecord
 from tests.support.tiny_base import LABELS, ROWS, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
-QUICK = {"epochs": 20, "learning_rate": 5e-3, "batch_size": 4, "threads": 1, "precision": "fp32"}
+QUICK = {
+    "epochs": 20, "learning_rate": 5e-3, "head_learning_rate_ratio": 1.0, "batch_size": 4, "threads": 1,
+    "precision": "fp32", "token_dropout": 0.0, "average_decay": 0.0, "early_stopping_patience": 0, "frozen_share": 0.0,
+}  # fmt: skip
 TEXTS = [text for text, _ in ROWS]
 
 
