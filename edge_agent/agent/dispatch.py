@@ -20,6 +20,7 @@ from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core import backoff
+from edge_agent.core.forecast import Station, least_s, take_hopeless
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
 
@@ -193,12 +194,14 @@ class Dispatcher:
     def _schedule(self, seat: Seat) -> list[Job]:
         self.expire_late()
         now_s = self._context.clock.monotonic_s()
-        self._refuse_hopeless(seat, now_s)
+        self._refuse_hopeless(seat, now_s, now_s)
         if seat.sequences:
             # Whose adapters are whose turn is the session's affair: it switches between two tokens.
             free = min(seat.sequences, self._context.grant.max_rows) - len(seat.running)
             return seat.queue.next_batch(BatchLimits(free, mixed=True), now_s) if free > 0 else []
-        return seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
+        batch = seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
+        self._refuse_hopeless(seat, now_s, now_s + least_s(batch, self._context.costs, self._station(seat)))
+        return batch
 
     def expire_late(self) -> None:
         """What waited too long leaves, also where a load or a rest holds its seat up; called by the watch, too."""
@@ -207,20 +210,18 @@ class Dispatcher:
             for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
                 self._answers.expire(job)
 
-    def _refuse_hopeless(self, seat: Seat, now_s: float) -> None:
+    def _refuse_hopeless(self, seat: Seat, now_s: float, begins_s: float) -> None:
         """What others overtook and can no longer be computed in time is told so while its client still listens."""
-
-        def needed(job: Job) -> float:
-            threads = self._context.grant.threads
-            return self._context.costs.least_s(seat.cost_key, job.rows, job.size_bytes, threads) or 0.0
-
-        for job in seat.queue.take(lambda waiting: now_s + needed(waiting) > waiting.deadline_s):
-            needed_s = needed(job)
+        for job, needed_s in take_hopeless(seat.queue, self._context.costs, self._station(seat), begins_s):
             reason = (
-                f"cannot meet the deadline any more: {duration_text(needed_s)} of compute are ahead, "
-                f"{duration_text(job.deadline_s - now_s)} are left"
+                f"cannot meet the deadline any more: {duration_text(needed_s + begins_s - now_s)} of queue and compute "
+                f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
             )
             self._answers.refuse(job, 503, reason, round(needed_s, 3))
+
+    def _station(self, seat: Seat) -> Station:
+        grant = self._context.grant
+        return Station(seat.cost_key, 1 if seat.generates else grant.max_rows, grant.threads)
 
     async def _attach(self, seat: Seat, batch: list[Job]) -> list[Job]:
         """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""

@@ -16,6 +16,7 @@ from edge_agent.agent.respond import Origin
 from edge_agent.agent.seat import Seat
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
+from edge_agent.core.forecast import Station, batched, remaining_s
 from edge_agent.core.job import Job
 from edge_agent.core.ledger import Seen
 from edge_agent.protocol import encode
@@ -115,20 +116,14 @@ class Intake:
         return seat
 
     def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
-        """What is ahead of the job: whole batches, then the one that it shares with whoever waits beside it."""
         if seat.generates:
             return self._generator_load(job, seat, now_s)
-        grant, costs = self._context.grant, self._context.costs
-        max_rows, row_bytes = grant.max_rows, max(1, job.size_bytes // job.rows)
-        own_rows = min(max_rows, job.rows + seat.queue.rows)
-        compute_s = costs.predict_s(seat.cost_key, own_rows, own_rows * row_bytes, grant.threads)
-        batch_s = costs.predict_s(seat.cost_key, max_rows, max_rows * row_bytes, grant.threads)
-        wait_s = None
-        if compute_s is not None and batch_s is not None:
-            batch_s /= max(0.01, grant.busy_share)  # pauses between steps
-            compute_s *= max(1, -(-job.rows // max_rows))
-            wait_s = seat.queue.rows_ahead(job, now_s) // max_rows * batch_s + (batch_s if seat.running else 0.0)
-            wait_s += seat.load_s if seat.worker is None else 0.0
+        grant = self._context.grant
+        load_s = seat.load_s if seat.worker is None else 0.0
+        costs = self._context.costs
+        at = Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share, load_s=load_s)
+        at = replace(at, running_s=remaining_s(seat.running.values(), costs, at, now_s))
+        wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
         ledger = self._context.ledger
         own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
         return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, own_jobs, held_bytes)

@@ -569,12 +569,14 @@ def test_what_can_no_longer_be_computed_in_time_is_told_while_its_client_listens
         await device.ask("hopeless", {"text": "x" * 400}, deadline_s=5.0)
         await device.ask("well", deadline_s=60.0)
         await later(2.0)
-        device.context.costs.learn(device.seat().cost_key, 1, 400, 4.0, threads=4)
+        device.context.costs.learn(device.seat().cost_key, 2, 800, 4.0, threads=4)
         device.spawner.last.finish()
         await settle()
         reply = device.transport.reply("hopeless")
         assert reply["status"] == 503
-        assert reply["reason"] == ("cannot meet the deadline any more: 4.0 s of compute are ahead, 3.0 s are left")
+        assert reply["reason"] == (
+            "cannot meet the deadline any more: 4.0 s of queue and compute are ahead, 3.0 s are left"
+        )
         device.spawner.last.finish()
         assert device.status("well") == 200
 
