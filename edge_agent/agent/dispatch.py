@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core import backoff
-from edge_agent.core.forecast import Station, least_s, take_hopeless
+from edge_agent.core.forecast import Station, batch_s, least_s, take_hopeless
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
 
@@ -199,8 +200,10 @@ class Dispatcher:
             # Whose adapters are whose turn is the session's affair: it switches between two tokens.
             free = min(seat.sequences, self._context.grant.max_rows) - len(seat.running)
             return seat.queue.next_batch(BatchLimits(free, mixed=True), now_s) if free > 0 else []
-        batch = seat.queue.next_batch(BatchLimits(self._context.grant.max_rows, seat.mixed), now_s)
-        self._refuse_hopeless(seat, now_s, now_s + least_s(batch, self._context.costs, self._station(seat)))
+        costs, at = self._context.costs, self._station(seat)
+        limits = BatchLimits(at.max_rows, seat.mixed, takes_s=functools.partial(batch_s, costs, at))
+        batch = seat.queue.next_batch(limits, now_s)
+        self._refuse_hopeless(seat, now_s, now_s + least_s(batch, costs, at))
         return batch
 
     def expire_late(self) -> None:

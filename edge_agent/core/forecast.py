@@ -46,6 +46,11 @@ def batched(queue: Queue, job: Job, costs: CostModel, at: Station, now_s: float)
     return wait_s, compute_s * max(1, -(-job.rows // at.max_rows))
 
 
+def batch_s(costs: CostModel, at: Station, rows: int, row_bytes: int) -> float | None:
+    """Predicted seconds of a batch of so many rows, the longest of so many bytes; None while nothing is known."""
+    return costs.predict_s(at.key, rows, rows * row_bytes, at.threads)
+
+
 def remaining_s(running: Collection[Job], costs: CostModel, at: Station, now_s: float) -> float:
     """Seconds that the batch inside will still take; one of which nothing is known is taken to end at once."""
     if not running:

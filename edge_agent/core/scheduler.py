@@ -30,12 +30,15 @@ class BatchLimits:
     """What one batch may hold. `mixed` says whether its rows may use different adapters, `max_adapters` how many.
 
     `max_chars` keeps a batch well inside one frame to the worker (a character has at most four bytes of UTF-8).
+    `takes_s` predicts the seconds of a batch from its rows and its longest text's bytes (None: not known): a batch does
+    not grow beyond what its most urgent job has time for.
     """
 
     max_rows: int
     mixed: bool
     max_adapters: int = ADAPTERS_RESIDENT
     max_chars: int = FRAME_BYTES // 8
+    takes_s: Callable[[int, int], float | None] | None = None
 
 
 def urgency(job: Job, now_s: float) -> tuple[int, float]:
@@ -94,7 +97,7 @@ class Queue:
         batch: list[Job] = []
         rows = 0
         for job in self._ordered(self.jobs(), now_s):
-            if batch and not _fits(job, batch, rows, limits):
+            if batch and not (_fits(job, batch, rows, limits) and _has_time(job, batch, rows, limits, now_s)):
                 continue
             batch.append(job)
             rows += job.rows
@@ -148,3 +151,22 @@ def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:
         return False
     adapters = {other.adapter for other in batch} | {job.adapter}
     return len(adapters - {None}) <= limits.max_adapters if limits.mixed else len(adapters) == 1
+
+
+def _has_time(job: Job, batch: list[Job], rows: int, limits: BatchLimits, now_s: float) -> bool:
+    """Whether the batch with `job` still ends before the deadlines of those in it, and its own.
+
+    Who would be late even alone does not hold the others up.
+    """
+    if limits.takes_s is None:
+        return True
+    members = [*batch, job]
+    together_s = limits.takes_s(rows + job.rows, max(one.size_bytes // one.rows for one in members))
+    if together_s is None:
+        return True
+    for one in members:
+        if now_s + together_s > one.deadline_s:
+            alone_s = limits.takes_s(one.rows, one.size_bytes // one.rows)
+            if alone_s is not None and now_s + alone_s <= one.deadline_s:
+                return False
+    return True

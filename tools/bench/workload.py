@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 
 from edge_agent.core import admission
-from edge_agent.core.forecast import Station, batched, least_s, remaining_s, take_hopeless
+from edge_agent.core.forecast import Station, batch_s, batched, least_s, remaining_s, take_hopeless
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel, Quantiles
 from edge_agent.core.scheduler import BatchLimits, Queue
@@ -115,7 +115,8 @@ class Desk:
         at = Station("m", ROWS, 4)
         outcome.silent += len(self.queue.take(lambda job: job.deadline_s <= now_s))
         outcome.given_up += len(take_hopeless(self.queue, self.costs, at, now_s))
-        found = self.queue.next_batch(BatchLimits(ROWS, mixed=True), now_s)
+        takes_s = functools.partial(batch_s, self.costs, at)
+        found = self.queue.next_batch(BatchLimits(ROWS, mixed=True, takes_s=takes_s), now_s)
         outcome.given_up += len(take_hopeless(self.queue, self.costs, at, now_s + least_s(found, self.costs, at)))
         return found
 

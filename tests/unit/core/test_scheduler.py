@@ -275,6 +275,38 @@ def test_the_books_on_clients_are_bounded() -> None:
     assert len(queue._served) <= CLIENTS_KEPT + 1
 
 
+def takes(rows: int, row_bytes: int) -> float:
+    """A second a row."""
+    return float(rows)
+
+
+def test_a_batch_does_not_outgrow_the_time_of_its_most_urgent_job() -> None:
+    limits = BatchLimits(max_rows=8, mixed=True, takes_s=takes)
+    queue = filled(a_job("soon", deadline_s=NOW_S + 3.5), *(a_job(str(index), deadline_s=190.0) for index in range(6)))
+    assert names(queue.next_batch(limits, NOW_S)) == ["soon", "0", "1"]
+    assert len(queue.next_batch(limits, NOW_S)) == 4, "nobody is in a hurry any more"
+
+
+def test_who_is_late_even_alone_does_not_hold_the_others_up() -> None:
+    limits = BatchLimits(max_rows=8, mixed=True, takes_s=takes)
+    queue = filled(a_job("late", deadline_s=NOW_S + 0.5), *(a_job(str(index), deadline_s=190.0) for index in range(6)))
+    assert len(queue.next_batch(limits, NOW_S)) == 7
+
+
+def test_a_job_that_would_be_late_in_this_batch_waits_for_its_own() -> None:
+    limits = BatchLimits(max_rows=8, mixed=True, takes_s=takes)
+    big, small = a_job("big", 1, deadline_s=190.0, rows=4), a_job("small", 5, deadline_s=NOW_S + 4.5)
+    queue = filled(big, small)
+    assert names(queue.next_batch(limits, NOW_S)) == ["big"]
+    assert names(queue.next_batch(limits, NOW_S)) == ["small"]
+
+
+def test_without_a_prediction_batches_are_filled() -> None:
+    limits = BatchLimits(max_rows=8, mixed=True, takes_s=lambda _rows, _bytes: None)
+    queue = filled(a_job("soon", deadline_s=NOW_S + 1.5), *(a_job(str(index), deadline_s=190.0) for index in range(6)))
+    assert len(queue.next_batch(limits, NOW_S)) == 7
+
+
 class Clients(RuleBasedStateMachine):
     """Clients ask, withdraw and are served in any order; time passes."""
 

@@ -1,0 +1,83 @@
+"""How long a request will take: whole batches ahead, what is left of the one inside, and the one it will be part of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edge_agent.core.forecast import Station, batched, least_s, remaining_s, take_hopeless
+from edge_agent.core.job import Job
+from edge_agent.core.latency import CostModel
+from edge_agent.core.scheduler import Queue
+
+AT = Station("m", max_rows=4, threads=2)
+NOW_S = 100.0
+
+
+def a_job(name: str, deadline_s: float = 200.0, rows: int = 1) -> Job:
+    return Job(("c", name), "m", None, ("x" * 64,) * rows, {}, 5, deadline_s, NOW_S)
+
+
+def costs() -> CostModel:
+    """A tenth of a second for a row and for a batch of two, two tenths for four."""
+    model = CostModel()
+    for rows, seconds in ((1, 0.1), (2, 0.1), (4, 0.2)):
+        model.learn("m", rows, 64 * rows, seconds, 2)
+    return model
+
+
+def waiting(count: int, deadline_s: float = 150.0) -> Queue:
+    queue = Queue()
+    for index in range(count):
+        queue.add(a_job(str(index), deadline_s))
+    return queue
+
+
+def test_nothing_is_said_while_nothing_is_known() -> None:
+    assert batched(Queue(), a_job("x"), CostModel(), AT, NOW_S) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "wait_s", "compute_s"), [(0, 0.0, 0.1), (1, 0.0, 0.1), (3, 0.0, 0.2), (4, 0.2, 0.2), (9, 0.4, 0.2)]
+)
+def test_whole_batches_are_ahead_and_the_last_one_is_shared(ahead: int, wait_s: float, compute_s: float) -> None:
+    found = batched(waiting(ahead), a_job("x"), costs(), AT, NOW_S)
+    assert found == (pytest.approx(wait_s), pytest.approx(compute_s))
+
+
+def test_pauses_loads_and_the_batch_inside_count() -> None:
+    at = replace(AT, busy_share=0.5, running_s=0.15, load_s=3.0)
+    wait_s, _ = batched(waiting(4), a_job("x"), costs(), at, NOW_S)
+    assert wait_s == pytest.approx(0.2 / 0.5 + 0.15 + 3.0)
+
+
+def test_a_request_larger_than_a_batch_takes_several() -> None:
+    assert batched(Queue(), a_job("x", rows=9), costs(), AT, NOW_S) == (0.0, pytest.approx(0.6))
+
+
+def test_of_the_batch_inside_counts_what_is_left() -> None:
+    inside = [a_job("a"), a_job("b")]
+    for job in inside:
+        job.started_s = NOW_S
+    assert remaining_s([], costs(), AT, NOW_S) == 0.0
+    assert remaining_s(inside, costs(), AT, NOW_S + 0.04) == pytest.approx(0.06)
+    assert remaining_s(inside, costs(), AT, NOW_S + 5.0) == 0.0
+    assert remaining_s(inside, CostModel(), AT, NOW_S) == 0.0
+
+
+def test_the_hopeless_are_those_that_no_batch_of_the_waiting_can_answer() -> None:
+    queue = waiting(3, NOW_S + 50.0)
+    queue.add(a_job("hopeless", NOW_S + 0.15))
+    assert [(job.key[1], needed_s) for job, needed_s in take_hopeless(queue, costs(), AT, NOW_S)] == [("hopeless", 0.2)]
+    assert len(queue) == 3
+    queue = Queue()
+    queue.add(a_job("alone", NOW_S + 0.15))
+    assert take_hopeless(queue, costs(), AT, NOW_S) == []
+    assert len(take_hopeless(queue, costs(), AT, NOW_S + 0.1)) == 1
+    assert take_hopeless(waiting(9, NOW_S + 1e-3), CostModel(), AT, NOW_S) == [], "nothing is known"
+
+
+def test_the_least_of_a_batch() -> None:
+    assert least_s([], costs(), AT) == 0.0
+    assert least_s([a_job("a"), a_job("b")], costs(), AT) == pytest.approx(0.1)
