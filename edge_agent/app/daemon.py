@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ from edge_agent.lifecycle.signals import Signals
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.spool import Spool
 from edge_agent.protocol.messages import Runtime
+from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.figures import FigureFile
 from edge_agent.store.library import Library
@@ -48,6 +50,7 @@ from edge_agent.worker.probe import ask_backends
 from edge_agent.worker.supervisor import spawn
 
 log = logging.getLogger("edge_agent")
+JTOP_RETRY_S = 30.0
 
 
 class StoreProcess:
@@ -123,7 +126,9 @@ async def _serve(settings: Settings, config: Path | None, sysroot: Path) -> None
 def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     """Wire one agent; nothing runs yet."""
     clock = SystemClock()
-    sensors = SensorSuite(sysroot, time.monotonic)
+    sensors = SensorSuite(sysroot, time.monotonic, jtop=settings.sensors.jtop)
+    if sensors.jtop is not None:
+        threading.Thread(target=_keep_open, args=(sensors.jtop,), name="jtop", daemon=True).start()
     topics = wiring.topics(settings)
     max_rows, threads = settings.worker.max_rows, wiring.threads(settings)
     reporter = Reporter(_identity(settings, sensors, threads), topics, clock)
@@ -188,6 +193,14 @@ async def _runtimes(settings: Settings) -> list[Runtime]:
         else Runtime(name=name, version=None, devices=[], reason=found[name]["reason"])
         for name in names
     ]
+
+
+def _keep_open(source: JtopSource) -> None:
+    """Connect to jtop, and again where its service came late or stopped; its client may block, hence this thread."""
+    while True:
+        if source.lost:
+            source.open()
+        time.sleep(JTOP_RETRY_S)
 
 
 def _rss_bytes() -> int | None:

@@ -260,6 +260,10 @@ class Sensors:
     sysroot: Path = Path("/")
     """The folder in which `sys` and `proc` lie. Another one than / serves tests, simulated boards and containers."""
 
+    jtop: bool = False
+    """Also ask the jtop service of a Jetson, as a second source and for rails that only root may read. Needs
+    jetson-stats (pip install edge-agent[jetson]), which is AGPL-3.0-or-later; hence not by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class Log:

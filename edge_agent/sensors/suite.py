@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.sensors import clocks, memory, power, thermal, throttle, vcio
 from edge_agent.sensors.boards import Board, read_board
+from edge_agent.sensors.jtop import JtopSource
 
 SEARCH_AGAIN_S = 60.0
 """A lost sensor is searched for at most this often; a search lists folders and takes some milliseconds."""
@@ -20,12 +21,16 @@ SEARCH_AGAIN_S = 60.0
 class SensorSuite:
     """The sensors under `root` (normally /). `sample()` reads them all and never raises."""
 
-    def __init__(self, root: Path, clock_s: Callable[[], float], gencmd: power.Gencmd | None = None) -> None:
-        """`clock_s`: monotonic seconds; `gencmd`: asks a Raspberry Pi's firmware (None: by its device under `root`)."""
+    def __init__(
+        self, root: Path, clock_s: Callable[[], float], gencmd: power.Gencmd | None = None, jtop: bool = False
+    ) -> None:
+        """`clock_s`: monotonic seconds; `gencmd`: asks a Raspberry Pi's firmware (None: by its device under `root`);
+        `jtop`: ask that service, too, by its socket under `root`; whoever owns threads keeps `jtop` open."""
         self._root = root
         self._clock_s = clock_s
         self._given_gencmd = gencmd
         self.board: Board = read_board(root)
+        self.jtop = JtopSource(root / "run/jtop.sock", self.board.zones) if jtop else None
         self._searched_s = clock_s()
         self._search()
 
@@ -35,7 +40,8 @@ class SensorSuite:
         Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
         memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
         Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
-        temperature_firmware, temperature_pmic, power_<rail>, nvmap_used.
+        temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop,
+        nvmap_jtop, which stand in for what sysfs does not show, and are the second temperature.
         """
         now_s = self._clock_s()
         readings: dict[str, Reading] = {}
@@ -52,6 +58,8 @@ class SensorSuite:
         readings["over_current"] = throttle.read_over_current(self._over_current, now_s)
         readings.update(self._power(now_s))
         readings.update(self.sample_memory())
+        if self.jtop is not None:
+            _stand_in(readings, self.jtop.read(now_s))
         readings["cpu_clock"] = clocks.read_clock(self._root, now_s)
         readings.update(clocks.read_fan(self._fan, now_s))
         if readings["temperature"].value is None and now_s - self._searched_s >= SEARCH_AGAIN_S:
@@ -88,3 +96,14 @@ class SensorSuite:
         rails = power.read_rails(self._rails, now_s)
         found = {f"power_{name}": reading for name, reading in rails.items()}
         return {"power": power.board_power(rails, now_s), **found}
+
+
+def _stand_in(readings: dict[str, Reading], jtop: Mapping[str, Reading]) -> None:
+    """jtop's readings under their own names, and for what is missing."""
+    readings.update(jtop)
+    for key, other in (("temperature", "temperature_jtop"), ("power", "power_jtop"), ("nvmap_used", "nvmap_jtop")):
+        known = readings.get(key)
+        if (known is None or known.value is None) and jtop[other].value is not None:
+            readings[key] = jtop[other]
+    if "temperature_second" not in readings and readings["temperature"] is not jtop["temperature_jtop"]:
+        readings["temperature_second"] = jtop["temperature_jtop"]

@@ -72,3 +72,51 @@ def test_the_real_client_reads_temperatures_power_and_memory(socket: Path) -> No
     assert 40.0 < read["temperature"]["tj"]["temp"] < 110.0
     assert read["seen"][-1][0] > read["seen"][0][0], "the samples move"
     assert 5_000 < read["seen"][-1][1] < 30_000
+
+
+SOURCE = """
+import json, sys, time
+from pathlib import Path
+from edge_agent.sensors.jtop import JtopSource
+source, seen = JtopSource(Path(sys.argv[1]), ("tj-thermal",)), []
+source.open()
+def look(until):
+    end_s = time.monotonic() + 20
+    while time.monotonic() < end_s:
+        readings = source.read(time.monotonic())
+        if until(readings["temperature_jtop"]):
+            break
+        time.sleep(0.2)
+    return {key: [one.value, one.source, one.reason] for key, one in readings.items()}
+nobody = JtopSource(Path("/nowhere/jtop.sock"))
+nobody.open()
+none = nobody.read(0.0)["power_jtop"].reason
+seen.append(look(lambda one: one.value is not None))
+Path(sys.argv[2]).touch()
+seen.append(look(lambda one: one.value is None))
+Path(sys.argv[2]).unlink()
+seen.append(look(lambda one: one.value is not None))
+print(json.dumps([none, *seen]))
+"""
+
+
+def test_the_agent_s_source_notices_a_service_that_repeats_itself(socket: Path) -> None:
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SOURCE, str(socket), str(socket.parent / "board/jtop-frozen")],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    nobody, fresh, frozen, again = json.loads(done.stdout.splitlines()[-1])
+    assert nobody.startswith("/nowhere/jtop.sock: ")
+    assert 40.0 < fresh["temperature_jtop"][0] < 110.0
+    assert fresh["temperature_jtop"][1] == "jtop tj"
+    assert 5.0 < fresh["power_jtop"][0] < 30.0
+    assert frozen["temperature_jtop"][0] is None
+    assert "nothing new for" in frozen["power_jtop"][2]
+    assert again["temperature_jtop"][0] is not None

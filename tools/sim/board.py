@@ -2,12 +2,19 @@
 
 It moves the files under DIR (see `sim.sysfs`) by a thermal plant, and with --jtop serves the jtop protocol. The load
 is the number in DIR/load (0 to 1, edit it at any time) or, with --follow PID, the processor time of that process and
-its children against the cores of this machine, so that a running agent heats the board it believes to be on.
+its children against the cores of this machine, so that a running agent heats the board it believes to be on. While
+there is a file DIR/jtop-frozen, the jtop service hands out its last sample again and again.
+
+    python -m sim.board --board orin-nano --root /tmp/board --run edge-agent run --config agent.toml
+
+starts the command with `--sysroot DIR` on the board that it heats, and ends with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -112,13 +119,16 @@ def main() -> int:
     parser.add_argument("--speed", type=float, default=1.0, help="simulated seconds per second")
     parser.add_argument("--follow", type=int, metavar="PID")
     parser.add_argument("--jtop", type=Path, metavar="SOCKET")
+    parser.add_argument("--run", nargs=argparse.REMAINDER, metavar="COMMAND", help="start this on the board")
     options = parser.parse_args()
     options.root.mkdir(parents=True, exist_ok=True)
     live = LiveBoard(BOARDS[options.board], options.root, options.ambient, options.cooling)
-    follower = Follower(options.follow) if options.follow else None
+    started = subprocess.Popen([*options.run, "--sysroot", str(options.root)]) if options.run else None
+    followed = started.pid if started else options.follow
+    follower = Follower(followed) if followed else None
 
     def beat() -> None:
-        while True:
+        while started is None or started.poll() is None:
             time.sleep(1.0 / options.speed)
             load = follower.load() if follower else _read_load(options.root / "load")
             shown = live.second(load)
@@ -126,6 +136,8 @@ def main() -> int:
                 f"load {load:.2f}  {shown.temperature_c:.1f} °C  {shown.power_w:.1f} W  clock {shown.clock:.2f}",
                 flush=True,
             )
+        # The jtop service serves for ever: what the command left with is the end of it all.
+        os._exit(started.returncode)
 
     print(f"{live.model.name} under {options.root}", flush=True)
     try:
@@ -134,10 +146,16 @@ def main() -> int:
         else:
             from sim.jtop_service import JtopService
 
+            service = JtopService(options.jtop, live.model, lambda: live.shown, 1.0 / options.speed)
+            service.froze = (options.root / "jtop-frozen").exists
             threading.Thread(target=beat, daemon=True).start()
-            JtopService(options.jtop, live.model, lambda: live.shown, 1.0 / options.speed).run()
+            service.run()
     except KeyboardInterrupt:
         return 130
+    finally:
+        if started is not None:
+            started.terminate()
+            started.wait()
     return 0
 
 

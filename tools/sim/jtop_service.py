@@ -4,7 +4,7 @@ The protocol (jetson-stats 7.2, read in its source): a SyncManager on a Unix soc
 callables: `get_queue`, `sync_data`, `sync_event`. A client puts {'interval': s} into the queue and takes {'init': ...}
 out of it; then it waits for the event, copies the data, clears the event, and puts {} as a sign of life.
 
-jetson-stats is AGPL-3.0: only this simulator and its tests import it, never the agent.
+jetson-stats is AGPL-3.0: this simulator and the agent's optional `sensors.jtop` import it, nothing else does.
 Run it as a process of its own (`python -m sim.board --jtop SOCKET`), or `JtopService` inside one.
 """
 
@@ -44,7 +44,7 @@ class JtopService:
         self._event = threading.Event()
         self._stop = threading.Event()
         self._average_mw = 0
-        self.frozen = threading.Event()
+        self.froze: Callable[[], bool] = lambda: False
         _Manager.register("get_queue", callable=lambda: self._queue)
         _Manager.register("sync_data", callable=lambda: self._data)
         _Manager.register("sync_event", callable=lambda: self._event)
@@ -71,8 +71,9 @@ class JtopService:
 
     def _publish(self) -> None:
         while not self._stop.wait(self._interval_s if self._data else 0.0):
-            if not self.frozen.is_set():
-                self._data.update(data_of(self._model, self._sample(), self._average_mw))
+            if not self.froze():
+                uptime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+                self._data.update(data_of(self._model, self._sample(), self._average_mw) | {"uptime": uptime_s})
                 self._average_mw = self._data["power"]["tot"]["avg"]
             self._event.set()
 
