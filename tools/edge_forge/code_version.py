@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = frozenset(
         "edge_forge.progress",
         "edge_forge.recipe",
         "edge_forge.recipe_form",
+        "edge_forge.generate.recipe",
         "edge_forge.cache",
     }
 )

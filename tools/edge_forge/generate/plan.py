@@ -30,6 +30,8 @@ from edge_forge.signing import SigningSteps
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _LLAMA = ("llama_cpp_python", "gguf", "numpy")
+# Started as a program, so no import leads there.
+_NATIVE = "edge_forge.gguf_file.llama"
 _SCORES = ("sacrebleu", "rouge-score", "jinja2")
 CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "generate-data": (("edge_forge.generate.data",), ()),
@@ -39,10 +41,10 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*_TORCH, "peft", "accelerate", "jinja2"),
     ),
     "generate-evaluate": (("edge_forge.generate.evaluate", "edge_forge.generate.model"), (*_TORCH, "peft", *_SCORES)),
-    "gguf": (("edge_forge.generate.convert",), (*_TORCH, "peft", *_LLAMA)),
-    "gguf-quantize": (("edge_forge.generate.convert",), _LLAMA),
+    "gguf": (("edge_forge.generate.convert", _NATIVE), (*_TORCH, "peft", *_LLAMA)),
+    "gguf-quantize": (("edge_forge.generate.convert", _NATIVE), _LLAMA),
     "gguf-measure": (
-        ("edge_forge.generate.evaluate", "edge_forge.generate.convert"),
+        ("edge_forge.generate.evaluate", "edge_forge.generate.convert", _NATIVE),
         (*_LLAMA, *_SCORES, "tokenizers"),
     ),
     "gguf-memory": (("edge_forge.generate.measure", "edge_agent.backends.gguf"), ()),

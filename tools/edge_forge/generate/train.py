@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_forge.generate.data import Row
 from edge_forge.generate.job import Job
 from edge_forge.generate.settings import GenerateSettings
-from edge_forge.training.launch import follow
+from edge_forge.training.follow import follow
 from edge_forge.training.record import TrainRecord
 
 _WORKER = "edge_forge.generate.worker"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edge_forge.generate.job import Job
-from edge_forge.training.worker import Report, serve
+from edge_forge.training.serve import Report, serve
 
 
 def main(arguments: list[str]) -> int:
