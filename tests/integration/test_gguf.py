@@ -71,6 +71,50 @@ def test_llama_cpp_computes_what_pytorch_computes(made, tmp_path, family):
     assert loss == pytest.approx(due, rel=1e-2)
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"rope_parameters": LLAMA3},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}},
+        {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    ],
+    ids=["llama3", "linear", "tied"],
+)
+def test_llamas_of_other_shapes(tmp_path, shape):
+    folder = tiny_generators.write(tmp_path / "model", "llama", **shape)
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    rows = [[place % 400 for place in range(3, 100)]]
+    assert off(engine.logits(tmp_path / "model.gguf", rows), torch_logits(opened(folder), rows)) < 0.006
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None}, "'yarn'"),
+        ("llama", {"attention_bias": True}, "biases"),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, "sliding window"),
+        ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
+        ("llama", {"vocab_size": 100}, "rows for 100"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(made, tmp_path, family, change, words):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in made(family).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ConfigError, match=words):
+        model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+
+
 @needs_llama
 @pytest.mark.parametrize("split", ["gpt-2", "smollm", "qwen2"])
 def test_byte_level_tokenizers_split_alike(made, tmp_path, split):
@@ -162,6 +206,21 @@ def test_formats_shrink_and_stay_close(made, tmp_path):
         assert engine.quantize(tmp_path / "f16.gguf", tmp_path / f"{dtype}.gguf", dtype) == 0
         assert (tmp_path / f"{dtype}.gguf").stat().st_size < size
         assert 1e-4 < off(engine.logits(tmp_path / f"{dtype}.gguf", rows), wanted) < allowed
+
+
+@needs_llama
+def test_tensors_that_do_not_fit_a_format_are_counted(made, tmp_path):
+    model.convert(made("llama"), tmp_path / "f16.gguf", "tiny", BASE_ID)
+    assert engine.quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "q4_k_m") == 15
+    with pytest.raises(BackendError, match="cannot quantise"):
+        engine.quantize(tmp_path / "q.gguf", tmp_path / "again.gguf", "q4_0")
+
+
+@needs_llama
+def test_an_abort_ends_the_child_alone(made, tmp_path):
+    model.convert(made("llama"), tmp_path / "f16.gguf", "tiny", BASE_ID)
+    with pytest.raises(BackendError, match=r"llama_decode returned -1|signal|exit code"):
+        engine.logits(tmp_path / "f16.gguf", [[10**6]])
 
 
 @needs_llama

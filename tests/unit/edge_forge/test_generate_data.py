@@ -109,6 +109,20 @@ def test_only_answers_are_learned(folder):
     assert longer.ids[: len(found.ids)] == found.ids
 
 
+def test_a_device_makes_the_same_prompt(folder):
+    from edge_agent.tasks.chat import ChatTemplate
+
+    class Words:
+        chat_template, bos, eos = tiny_generators.TEMPLATE, "<|endoftext|>", "<|im_end|>"
+
+        def control_in(self, text):
+            return None
+
+    row = (Turn("system", "Be brief."), *DIALOGUE)
+    messages = [{"role": turn.role, "content": turn.text} for turn in row[:-1]]
+    assert ChatTemplate(Words()).render(messages) == Codec(folder, "auto").prompt(row)
+
+
 def test_without_a_template_the_answer_follows_the_prompt(folder):
     codec = Codec(folder, "no")
     found = codec.encode(DIALOGUE)
