@@ -16,6 +16,7 @@ from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.gguftable import read_table
+from edge_agent.bundle.onnxwalk import refuse_external
 
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive (PyTorch checkpoints are such)"),
@@ -136,6 +137,7 @@ def _check_onnx(file: BinaryIO, size: int, name: str) -> None:
         items += 1
     if not {1, 7} <= fields or at != size:
         raise PackageError("it holds no ONNX graph", name)
+    refuse_external(file, size, name)
 
 
 def _varint(file: BinaryIO, name: str) -> int:
