@@ -2,6 +2,7 @@
 
 adapters   mixed adapters, attaching, INT8 against FP32, inside one process
 deadlines  goodput, refusals and waiting under up to three times capacity, simulated
+generate   tokens per second, first token, streams at once, adapters by turns, memory
 requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 
@@ -10,9 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import adapters, deadlines, requests
+from bench import adapters, deadlines, generate, requests
 
-PARTS = {"adapters": adapters.main, "deadlines": deadlines.main, "requests": requests.main}
+PARTS = {
+    "adapters": adapters.main,
+    "deadlines": deadlines.main,
+    "generate": generate.main,
+    "requests": requests.main,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

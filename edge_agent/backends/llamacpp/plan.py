@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
+OLDEST_SHARE = 4
+
+
 @dataclass(slots=True, eq=False)
 class Strand:
     """One sequence under way: its tokens so far (prompt and answer), of which the first `cached` are computed."""
@@ -62,18 +65,23 @@ class Portion(NamedTuple):
 
 
 def plan(sequences: Sequence[Strand], batch: int, prompt_chunk: int) -> list[Portion]:
-    """The portions of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode."""
+    """The portions of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode.
+
+    The prompt with the least left comes first, so that its first token does not wait for the others'; a quarter of the
+    room stays with the one that is here for longest, so that short ones cannot hold it up for ever.
+    """
     portions = [Portion(one, len(one.tokens)) for one in sequences if one.decoding][:batch]
     room = batch - len(portions)
     if portions:
         room = min(room, prompt_chunk)
     prompting = [one for one in sequences if not one.decoding]
-    while prompting and room > 0:
-        one = min(prompting, key=lambda waiting: waiting.pending)
-        prompting.remove(one)
-        count = min(one.pending, max(1, room // (len(prompting) + 1)))
-        portions.append(Portion(one, one.cached + count))
-        room -= count
+    kept = min(room // OLDEST_SHARE, prompting[0].pending) if prompting else 0
+    for one in sorted(prompting, key=lambda waiting: waiting.pending):
+        kept = 0 if one is prompting[0] else kept
+        count = min(one.pending, room - kept)
+        if count > 0:
+            portions.append(Portion(one, one.cached + count))
+            room -= count
     return portions
 
 

@@ -27,6 +27,11 @@ def test_a_short_prompt_is_not_kept_waiting_by_a_long_one() -> None:
     assert shares([strand("long", 1000), strand("short", 10)], 256, 64) == {"short": 10, "long": 246}
 
 
+def test_nor_a_long_one_for_ever_by_short_ones() -> None:
+    strands = [strand("long", 1000), *(strand(str(number), 200) for number in range(3))]
+    assert shares(strands, 256, 64) == {"0": 192, "long": 64}
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=8),
     st.integers(8, 64),

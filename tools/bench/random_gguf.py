@@ -1,0 +1,162 @@
+"""Real GGUF models with random weights, by the `gguf` library: a few layers for tests, larger shapes for the bench.
+
+The vocabulary is byte-level BPE: the 256 bytes, four control tokens, and as many fillers as a shape asks for. Random
+weights say random things; what is tested is the machinery around them, never sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BASE_ID = "sha256:" + "99" * 32
+BOS, EOS, TURN, END = "<s>", "</s>", "<|im_start|>", "<|im_end|>"
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ALPHA = 16.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama architecture: counts of layers, heads and values. The head size is `width / heads`."""
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    feed_forward: int = 256
+    vocab: int = 320
+    context: int = 1024
+
+
+TINY = Shape()
+SMOLLM2_135M = Shape(576, 30, 9, 3, 1536, 49152, 8192)
+
+
+def write_model(
+    path: Path, shape: Shape = TINY, seed: int = 1, dtype: str = "f16", template: str | None = TEMPLATE
+) -> Path:
+    """A model with random weights; `dtype` is 'f32', 'f16' or 'q8_0' (matrices; norms stay float32)."""
+    gguf = _library()
+    writer = gguf.GGUFWriter(path, "llama")
+    _describe(writer, gguf, shape, template)
+    writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[dtype])
+    rng = np.random.default_rng(seed)
+    for name, size in _tensors(shape):
+        if len(size) == 1:
+            writer.add_tensor(name, np.ones(size, np.float32))
+        else:
+            weights = rng.standard_normal(size, np.float32) * (size[1] ** -0.5)
+            _add(writer, gguf, name, weights, dtype)
+    return _finish(writer, path)
+
+
+def write_adapter(
+    path: Path,
+    seed: int = 1,
+    rank: int = 4,
+    targets: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
+    shape: Shape = TINY,
+    arch: str = "llama",
+) -> Path:
+    """A LoRA adapter of `write_model`'s base that clearly changes what it says."""
+    gguf = _library()
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", ALPHA)
+    rng = np.random.default_rng(seed + 1000)
+    sizes = dict(_tensors(shape))
+    for layer in range(shape.layers):
+        for target in targets:
+            name = f"blk.{layer}.{target}.weight"
+            out, into = sizes[name]
+            writer.add_tensor(f"{name}.lora_a", rng.standard_normal((rank, into), np.float32) * into**-0.5)
+            writer.add_tensor(f"{name}.lora_b", rng.standard_normal((out, rank), np.float32) * 0.5)
+    return _finish(writer, path)
+
+
+def _library() -> Any:
+    import gguf
+
+    return gguf
+
+
+def _describe(writer: Any, gguf: Any, shape: Shape, template: str | None) -> None:
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
+    pieces = [*_byte_pieces(), BOS, EOS, TURN, END]
+    normal, control = int(gguf.TokenType.NORMAL), int(gguf.TokenType.CONTROL)
+    kinds = [normal] * 256 + [control] * 4
+    extra = shape.vocab - len(pieces)
+    if extra < 0:
+        raise ValueError("a vocabulary holds at least the bytes and the control tokens")
+    pieces += [f"filler{number}" for number in range(extra)]
+    kinds += [normal] * extra
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(pieces)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(["filler filler"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(True)
+    writer.add_eot_token_id(259)
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+def _byte_pieces() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    stand_in = {byte: chr(byte) for byte in shown}
+    hidden = [byte for byte in range(256) if byte not in stand_in]
+    stand_in.update({byte: chr(256 + place) for place, byte in enumerate(hidden)})
+    return [stand_in[byte] for byte in range(256)]
+
+
+def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and sizes, the output dimension first (numpy's order); the output shares the embedding's weights."""
+    kv_width = shape.width // shape.heads * shape.kv_heads
+    yield "token_embd.weight", (shape.vocab, shape.width)
+    yield "output_norm.weight", (shape.width,)
+    for layer in range(shape.layers):
+        block = f"blk.{layer}."
+        yield block + "attn_norm.weight", (shape.width,)
+        yield block + "attn_q.weight", (shape.width, shape.width)
+        yield block + "attn_k.weight", (kv_width, shape.width)
+        yield block + "attn_v.weight", (kv_width, shape.width)
+        yield block + "attn_output.weight", (shape.width, shape.width)
+        yield block + "ffn_norm.weight", (shape.width,)
+        yield block + "ffn_gate.weight", (shape.feed_forward, shape.width)
+        yield block + "ffn_up.weight", (shape.feed_forward, shape.width)
+        yield block + "ffn_down.weight", (shape.width, shape.feed_forward)
+
+
+def _add(writer: Any, gguf: Any, name: str, weights: Any, dtype: str) -> None:
+    if dtype == "q8_0":
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    else:
+        writer.add_tensor(name, weights.astype(np.float16 if dtype == "f16" else np.float32))
+
+
+def _finish(writer: Any, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
