@@ -7,6 +7,7 @@ the most work that any could do.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,12 +16,14 @@ from typing import Protocol
 from bench.deadlines_load import MAX_ROWS, Offer
 from edge_agent.base.limits import QUEUE_JOBS
 from edge_agent.core import admission
+from edge_agent.core.forecast import Station, batch_s, batched, least_s, remaining_s, take_hopeless
 from edge_agent.core.job import Job, State
 from edge_agent.core.latency import CostModel
 from edge_agent.core.ledger import Ledger
 from edge_agent.core.scheduler import BatchLimits, Queue
 
 MODEL, THREADS = ("m", "variant"), 4
+AT = Station(MODEL, MAX_ROWS, THREADS)
 Refuse = Callable[[Offer, int, float], None]
 """Called with the offer, the status word and the time."""
 
@@ -67,14 +70,9 @@ class Core:
 
     def _load(self, job: Job, now_s: float, busy: bool) -> admission.Load:
         """See `agent.intake.Intake._load`."""
-        row_bytes = max(1, job.size_bytes // job.rows)
-        own_rows = min(MAX_ROWS, job.rows + self._queue.rows)
-        compute_s = self._costs.predict_s(MODEL, own_rows, own_rows * row_bytes, THREADS)
-        batch_s = self._costs.predict_s(MODEL, MAX_ROWS, MAX_ROWS * row_bytes, THREADS)
-        wait_s = None
-        if compute_s is not None and batch_s is not None:
-            compute_s *= max(1, -(-job.rows // MAX_ROWS))
-            wait_s = self._queue.rows_ahead(job, now_s) // MAX_ROWS * batch_s + (batch_s if busy else 0.0)
+        running = self._jobs.values() if busy else ()
+        at = Station(MODEL, MAX_ROWS, THREADS, running_s=remaining_s(running, self._costs, AT, now_s))
+        wait_s, compute_s = batched(self._queue, job, self._costs, at, now_s)
         own_jobs = self._ledger.open_of(job.key[0])
         return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, self._ledger.held_bytes)
 
@@ -82,16 +80,18 @@ class Core:
         """See `agent.dispatch.Dispatcher._schedule`."""
         for job in self._queue.take(lambda waiting: waiting.deadline_s <= now_s):
             self._close(job, State.EXPIRED, 408, now_s)
-        for job in self._queue.take(lambda waiting: now_s + self._least_s(waiting) > waiting.deadline_s):
-            self._close(job, State.REFUSED, 503, now_s)
-        batch = self._queue.next_batch(BatchLimits(MAX_ROWS, mixed=True), now_s)
+        self._give_up(now_s, now_s)
+        limits = BatchLimits(MAX_ROWS, mixed=True, takes_s=functools.partial(batch_s, self._costs, AT))
+        batch = self._queue.next_batch(limits, now_s)
+        self._give_up(now_s, now_s + least_s(batch, self._costs, AT))
         for job in batch:
             job.start(now_s)
             self._jobs[job.origin.number] = job
         return [job.origin for job in batch]
 
-    def _least_s(self, job: Job) -> float:
-        return self._costs.least_s(MODEL, job.rows, job.size_bytes, THREADS) or 0.0
+    def _give_up(self, now_s: float, begins_s: float) -> None:
+        for job, _ in take_hopeless(self._queue, self._costs, AT, begins_s):
+            self._close(job, State.REFUSED, 503, now_s)
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
         """See `agent.dispatch.Dispatcher._take_event`."""
