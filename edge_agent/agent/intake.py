@@ -146,11 +146,11 @@ class Intake:
         remaining_s = request.deadline_s - now_s
         message = encode.refusal(refused.status, refused.reason, request.reply, remaining_s, refused.retry_after_s)
         # Not noted in the ledger: whoever asks again after `retry_after_s` is asking anew.
-        self._context.stats.statuses[refused.status] += 1
+        self._context.stats.refused(refused.status, refused.reason)
         self._context.transport.publish(message)
 
     def _refuse(self, refusal: Refusal, message: Inbound) -> None:
-        self._context.stats.statuses[refusal.status] += 1
+        self._context.stats.refused(refusal.status, refusal.reason)
         if refusal.reply is not None:
             ordered = isinstance(self._context.topics.parse(message.topic), CommandTarget)
             kind: type[Reply] | type[CommandReply] = CommandReply if ordered else Reply

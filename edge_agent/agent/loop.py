@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
 from edge_agent.agent.dispatch import Dispatcher
@@ -47,6 +48,7 @@ class Parts:
     watch: Watch
     host: SensedHost
     reporter: Reporter
+    canary: Canary
 
 
 class Agent:
@@ -60,6 +62,7 @@ class Agent:
         self._intake = parts.intake
         self._commands = parts.commands
         self._watch = parts.watch
+        self._canary = parts.canary
         self._host = parts.host
         self._reporter = parts.reporter
         self._guard = Guard(context, parts.fleet, parts.host)
@@ -112,6 +115,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._commands.close()
+        await self._canary.close()
         self._watch.close()
         serving = [seat.task for seat in self._fleet.every_seat() if seat.task is not None]
         self._dispatcher.abandon("the device is stopping")
@@ -147,6 +151,7 @@ class Agent:
             except EdgeError as error:
                 # A store that cannot be read now may be readable later; what is loaded goes on.
                 log.error("watch: %s", error)
+            self._canary.tick()
             if self._watch.changed:
                 self._watch.changed = False
                 self._want_resident()
@@ -175,6 +180,7 @@ class Agent:
                 len(context.ledger),
                 self.rss_bytes(),
                 self._guard.summary(),
+                self._fleet.seats,
             )
 
     def _report_state(self, state: State) -> None:

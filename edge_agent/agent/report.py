@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.agent import monitor
 from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.seat import Seat
-from edge_agent.agent.stats import ModelStats, Stats
+from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core.governor import Grant
-from edge_agent.core.latency import Quantiles as Window
 from edge_agent.protocol import encode, home_assistant, messages
 from edge_agent.protocol.address import correlation_id
 from edge_agent.protocol.envelope import Outbound
@@ -161,6 +161,7 @@ class Reporter:
         queue_jobs: int,
         rss_bytes: int | None,
         memory: Mapping[str, Any],
+        seats: Mapping[str, Seat],
     ) -> None:
         """The interval's figures; `memory` is the byte ledger's (`guard.Guard.summary`)."""
         now_s = self._clock.monotonic_s()
@@ -173,7 +174,7 @@ class Reporter:
             ts=self._clock.wall_s(),
             interval_s=self._identity.interval_s,
             uptime_s=round(now_s - self._started_s, 3),
-            models={name: model_telemetry(share) for name, share in stats.models.items()},
+            models={name: monitor.model_telemetry(share, seats.get(name)) for name, share in stats.models.items()},
             refusals={str(status): count for status, count in stats.statuses.items() if status != 200},
             queue_jobs=queue_jobs,
             sensors={key: measured(reading) for key, reading in readings.items()},
@@ -183,6 +184,10 @@ class Reporter:
             memory=dict(memory),
             events_waiting=events_waiting,
             events_lost=events_lost,
+            refusal_reasons=dict(stats.causes),
+            expired=stats.expired,
+            duplicates=stats.duplicates,
+            canaries=monitor.canaries(seats, now_s),
         )
         self._transport.publish(encode.telemetry(body, self._topics))
 
@@ -227,29 +232,6 @@ def measured(reading: Reading) -> messages.Measured:
     """A reading as a message part."""
     value = None if reading.value is None else round(reading.value, 3)
     return messages.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
-
-
-def model_telemetry(share: ModelStats) -> messages.ModelTelemetry:
-    """One model's interval as a message part."""
-    return messages.ModelTelemetry(
-        requests=share.answered,
-        failed=sum(count for status, count in share.statuses.items() if status != 200),
-        total_ms=_quantiles(share.total_ms),
-        compute_ms=_quantiles(share.compute_ms),
-        batch_mean=round(share.batch_rows / share.answered, 2) if share.answered else None,
-        joules=share.joules,
-        truncated=share.truncated,
-        out_of_scope=share.out_of_scope,
-        confidence_mean=round(share.confidence_sum / share.classified, 4) if share.classified else None,
-    )
-
-
-def _quantiles(window: Window) -> messages.Quantiles | None:
-    summary = window.summary()
-    p50, p95, p99 = (summary[name] for name in ("p50", "p95", "p99"))
-    if p50 is None or p95 is None or p99 is None:
-        return None
-    return messages.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
 
 
 def model_entry(seat: Seat) -> messages.ModelEntry:

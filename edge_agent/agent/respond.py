@@ -9,6 +9,7 @@ from edge_agent.agent import streams
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.seat import Seat
+from edge_agent.agent.stats import cause_of
 from edge_agent.base.reading import Reading
 from edge_agent.core.job import Job, State
 from edge_agent.protocol import encode
@@ -73,6 +74,7 @@ class Responder:
         self._context.stats.model(job.model).note_answer(
             job.rows, event["batch"], total_ms, compute_ms, results, joules
         )
+        self._context.stats.model(job.model).note_adapter(job.adapter, total_ms, results)
         remaining_s = job.deadline_s - now_s
         message = encode.reply(body, request.reply, remaining_s, self._context.transport.max_payload_bytes)
         if job.stream:
@@ -91,6 +93,7 @@ class Responder:
             return
         otherwise = State.REFUSED if job.state is State.QUEUED else State.FAILED
         message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
+        self._context.stats.causes[cause_of(status, reason)] += 1
         self._finish(job, STATES.get(status, otherwise), status, message)
 
     def expire(self, job: Job) -> None:

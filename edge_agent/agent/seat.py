@@ -64,6 +64,9 @@ class Seat:
     wanted: bool = False
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     deaths_in_a_row: int = 0
+    canary_ok: bool | None = None
+    canary_reason: str = "not probed since it was loaded"
+    canary_s: float | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edge_agent.core.drift import CONFIDENCE_BINS, histogram
 from edge_agent.core.latency import Quantiles
+
+ADAPTERS_TOLD = 16
+# What a refusal is about, by how its sentence begins; else by its status word. Telemetry counts by these words.
+_BEGINNINGS = (
+    ("queue full for this client", "client-share"),
+    ("queue full", "queue-full"),
+    ("cannot meet the deadline any more", "overtaken"),
+    ("cannot meet the deadline", "deadline"),
+    ("no memory", "memory"),
+    ("no model", "unknown-model"),
+    ("the worker died", "worker-died"),
+)
+_STATUSES = {400: "malformed", 404: "unknown-adapter", 408: "expired", 413: "too-large", 415: "malformed",
+             422: "invalid", 429: "queue-full", 499: "cancelled", 500: "worker-failed"}  # fmt: skip
+
+
+def cause_of(status: int, reason: str) -> str:
+    """What a refusal is about, in a word: the reasons themselves carry numbers and cannot be counted."""
+    if "quarantine" in reason:
+        return "quarantined"
+    found = next((word for beginning, word in _BEGINNINGS if reason.startswith(beginning)), None)
+    if found is None and "°C" in reason:
+        return "heat"
+    return found or _STATUSES.get(status, "unavailable")
 
 
 @dataclass(slots=True)
@@ -25,6 +50,17 @@ class ModelStats:
     confidence_sum: float = 0.0
     joules: float | None = None
     statuses: Counter[int] = field(default_factory=Counter)
+    adapters: dict[str, Quantiles] = field(default_factory=dict)
+    confidence: dict[str | None, list[int]] = field(default_factory=dict)
+
+    def note_adapter(self, adapter: str | None, total_ms: float, results: Sequence[Mapping[str, Any]]) -> None:
+        """The same answer, counted by adapter (None: the model alone)."""
+        if adapter is not None:
+            self.adapters.setdefault(adapter, Quantiles()).add(total_ms)
+        scores = [result["score"] for result in results if "score" in result]
+        if scores:
+            before = self.confidence.get(adapter, [0] * CONFIDENCE_BINS)
+            self.confidence[adapter] = [one + more for one, more in zip(before, histogram(scores), strict=True)]
 
     def note_answer(
         self,
@@ -56,6 +92,7 @@ class Stats:
 
     models: dict[str, ModelStats] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
     expired: int = 0
     duplicates: int = 0
     energy_method: str | None = None
@@ -64,9 +101,15 @@ class Stats:
         """That model's share, begun when first asked for. Callers pass installed names only, which bounds it."""
         return self.models.setdefault(name, ModelStats())
 
+    def refused(self, status: int, reason: str) -> None:
+        """A request was not served, for this reason."""
+        self.statuses[status] += 1
+        self.causes[cause_of(status, reason)] += 1
+
     def take(self) -> Stats:
         """What was gathered, leaving a fresh start behind: a report covers one interval."""
-        taken = Stats(self.models, self.statuses, self.expired, self.duplicates, self.energy_method)
-        self.models, self.statuses, self.expired, self.duplicates = {}, Counter(), 0, 0
-        self.energy_method = None
+        taken = replace(self)
+        fresh = Stats()
+        for item in fields(self):
+            setattr(self, item.name, getattr(fresh, item.name))
         return taken

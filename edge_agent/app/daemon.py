@@ -18,6 +18,7 @@ from typing import Any
 from edge_agent import __version__
 from edge_agent.actuators.clocks import ClockCap
 from edge_agent.agent.acks import AckWindow
+from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.dispatch import Dispatcher
@@ -174,7 +175,8 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         context, IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings)), fleet, dispatcher, commands.take
     )
     loop = LoopOptions(settings.telemetry.interval_s, settings.telemetry.heartbeat_s, settings.models.resident)
-    agent = Agent(context, loop, Parts(fleet, dispatcher, intake, commands, watch, host, reporter))
+    canary = Canary(context, fleet, library.probes, settings.telemetry.canary_s)
+    agent = Agent(context, loop, Parts(fleet, dispatcher, intake, commands, watch, host, reporter, canary))
     agent.find_runtimes = lambda: _runtimes(settings)
     agent.rss_bytes = _rss_bytes
     return agent

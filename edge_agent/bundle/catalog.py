@@ -74,6 +74,7 @@ class Adapter:
     rank: int
     size_bytes: int
     version: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,8 +323,29 @@ class Quantiles(Struct, frozen=True):
     p99: float
 
 
+class AdapterTelemetry(Struct, frozen=True, kw_only=True):
+    """What one adapter answered in the interval; quantiles over arrival to answer."""
+
+    requests: int
+    total_ms: Quantiles | None
+
+
+class Drift(Struct, frozen=True, kw_only=True):
+    """How far the answers of this interval are from the package's test set, per adapter or the model alone.
+
+    `confidence_psi`: population stability index of the top score in ten bins (above 0.25: look at it), null with the
+    `reason`. `out_of_vocabulary` is null where the tokenizer does not tell.
+    """
+
+    confidence_psi: float | None
+    texts: int
+    out_of_vocabulary: float | None = None
+    reason: str | None = None
+
+
 class ModelTelemetry(Struct, frozen=True, kw_only=True):
-    """What one model did in the interval; quantiles are null when it did nothing."""
+    """What one model did in the interval; quantiles are null when it did nothing. `adapters`: the sixteen that
+    answered most; `drift` by adapter, '' is the model alone."""
 
     requests: int
     failed: int
@@ -335,10 +356,21 @@ class ModelTelemetry(Struct, frozen=True, kw_only=True):
     truncated: int = 0
     out_of_scope: int = 0
     confidence_mean: float | None = None
+    adapters: dict[str, AdapterTelemetry] = msgspec.field(default_factory=dict)
+    drift: dict[str, Drift] = msgspec.field(default_factory=dict)
+
+
+class Canary(Struct, frozen=True, kw_only=True):
+    """The golden probes of a model, run again in its worker while it was idle. `ok` is null before the first time."""
+
+    ok: bool | None
+    reason: str
+    age_s: float | None = None
 
 
 class Telemetry(Struct, frozen=True, kw_only=True):
-    """The last interval in figures. `refusals` counts by status word; `sensors` is by reading key.
+    """The last interval in figures. `refusals` counts by status word, `refusal_reasons` by what they were
+    about; `expired` had no answer; `sensors` is by reading key; `canaries` is by model.
 
     `memory`: stage of shortage, bytes available and to stay free, bytes promised and not taken yet, and by model what
     was promised, is held, and of that is mapped from files.
@@ -359,3 +391,7 @@ class Telemetry(Struct, frozen=True, kw_only=True):
     memory: dict[str, Any]
     events_waiting: int
     events_lost: int
+    refusal_reasons: dict[str, int] = msgspec.field(default_factory=dict)
+    expired: int = 0
+    duplicates: int = 0
+    canaries: dict[str, Canary] = msgspec.field(default_factory=dict)

@@ -17,7 +17,8 @@ import msgspec
 
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.contents import AdapterItem, read_item
+from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
+from edge_agent.bundle.probes import ProbeFile
 from edge_agent.store import shelf
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.disk import translated
@@ -81,6 +82,16 @@ class Library:
     def problems(self) -> tuple[str, ...]:
         """One sentence for every installed model that is not active because a file of it is damaged."""
         return self._read()[1]
+
+    def probes(self, model: InstalledModel) -> ProbeFile | None:
+        """The golden probes of the variant that runs; None when another version is current by now.
+
+        Raises StoreError, PackageError for what cannot be read any more.
+        """
+        record = self._journal.read().models.get(model.name)
+        variants = record.current.variants if record is not None else ()
+        chosen = next((ref for ref in variants if ref.digest == model.variant.digest), None)
+        return None if chosen is None else read_probes(shelf.variant_item(chosen, self._blobs.fetch), self._blobs.fetch)
 
     def generation(self) -> int:
         """A number that changes whenever `active()` may have changed; one stat."""

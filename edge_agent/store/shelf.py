@@ -117,4 +117,5 @@ def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:
         rank=item.config.rank,
         size_bytes=item.weight.size,
         version=record.counter,
+        metrics=item.config.metrics,
     )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from edge_agent.agent.acks import AckWindow
+from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.dispatch import Dispatcher
@@ -24,6 +25,7 @@ from edge_agent.agent.seat import Seat
 from edge_agent.agent.watch import SensedHost, Watch
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core import governor
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.envelope import Inbound
@@ -77,6 +79,7 @@ class Device:
         soft_limit_c: float | None = 80.0,
         resident: tuple[str, ...] = (),
         ports: Mapping[str, Any] | None = None,
+        canary_s: float = 0.0,
     ) -> None:
         """`ports` replaces fakes by name: transport, library, sensors, spawner, operator; ledger likewise."""
         given = ports or {}
@@ -109,7 +112,10 @@ class Device:
         self.commands = Commands(self.context, self.fleet, self.operator, dict)
         options = IntakeOptions(queue_jobs, Bounds())
         self.intake = Intake(self.context, options, self.fleet, self.dispatcher, self.commands.take)
-        parts = Parts(self.fleet, self.dispatcher, self.intake, self.commands, self.watch, self.host, self.reporter)
+        self.probes: dict[str, ProbeFile] = {}
+        self.canary = Canary(self.context, self.fleet, lambda model: self.probes.get(model.name), canary_s)
+        parts = Parts(self.fleet, self.dispatcher, self.intake, self.commands, self.watch, self.host, self.reporter,
+                      self.canary)  # fmt: skip
         self.agent = Agent(self.context, LoopOptions(10.0, 60.0, resident), parts)
         self._acks = 0
 

@@ -64,9 +64,11 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
             0,
             123,
             Guard(device.context, device.fleet, device.host).summary(),
+            device.fleet.seats,
         )
         report = device.transport.bodies("/telemetry")[-1]
         assert report["refusals"] == {"404": 1}
+        assert report["refusal_reasons"] == {"unknown-model": 1}
         assert report["models"]["m"]["requests"] == 1
         assert report["sensors"]["temperature"]["value"] == 50.0
         assert report["sensors"]["power"]["value"] is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.agent.stats import ModelStats, Stats
+from edge_agent.agent.stats import ModelStats, Stats, cause_of
+from edge_agent.core import admission
 
 
 def test_answers_add_up() -> None:
@@ -40,3 +41,28 @@ def test_every_count_is_reported_in_exactly_one_interval(steps: list[str]) -> No
             answers += sum(share.answered for share in taken.models.values())
             statuses += taken.statuses[429]
     assert (answers, statuses) == (given_answers, given_statuses)
+
+
+def test_every_refusal_has_a_cause_by_its_sentence() -> None:
+    """The sentences come from where they are made, so that a change there is noticed here."""
+    full = admission.decide(admission.Load(4, 4, None, None), 10.0, 0.0, None)
+    share = admission.decide(admission.Load(9, 10, None, None, own_jobs=9), 10.0, 0.0, None)
+    late = admission.decide(admission.Load(0, 4, 3.0, 9.0), 10.0, 0.0, None)
+    assert [cause_of(one.status, one.reason) for one in (full, share, late) if one is not None] == [
+        "queue-full", "client-share", "deadline",
+    ]  # fmt: skip
+    assert cause_of(503, "81.0 °C, soft limit 80.0 °C") == "heat"
+    assert cause_of(503, "no memory for model 'm': needs 3 GiB") == "memory"
+    assert cause_of(503, "model 'm' is quarantined after repeated worker deaths") == "quarantined"
+    assert cause_of(500, "the worker died twice with this request: x") == "worker-died"
+    assert cause_of(503, "the device is stopping") == "unavailable"
+    assert cause_of(422, "text: too long") == "invalid"
+
+
+def test_adapters_and_confidence_are_counted_apart() -> None:
+    share = ModelStats()
+    share.note_adapter("a", 5.0, [{"score": 0.95}, {"score": 0.31}])
+    share.note_adapter(None, 7.0, [{"embedding": [0.0]}])
+    assert share.adapters["a"].count == 1
+    assert share.confidence["a"][9] == share.confidence["a"][3] == 1
+    assert None not in share.confidence
