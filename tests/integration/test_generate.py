@@ -198,3 +198,41 @@ def test_rows_longer_than_the_base_takes_are_refused_at_once(folder, built):
     done = forge("train", folder / "long", "--build", folder / "build")
     assert done.returncode == 1
     assert "512 tokens are more than the base takes (96)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "data"), [("tuned", "full", "rows.jsonl"), ("read", "lora", "text.txt")], ids=["full", "texts"]
+)
+def test_full_tuning_and_continued_pre_training(folder, built, name, method, data):
+    place = folder / name
+    place.mkdir()
+    source = folder / ("commands" if data == "rows.jsonl" else "base") / data
+    (place / data).write_bytes(source.read_bytes())
+    text = ADAPTER.replace('"commands"', f'"{name}"').replace("rows.jsonl", data).replace("epochs = 40", "epochs = 8")
+    text = text.replace("learning_rate = 1e-2", "learning_rate = 2e-3").replace('["f16", "q8_0"]', '["f16"]')
+    (place / "recipe.toml").write_text(text + f'[method]\nname = "{method}"\n[gguf]\nadapter = false\n')
+    done = forge("build", place, "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [Path(path).name for path in json.loads(done.stdout)["packages"]] == [f"{name}-merged-v1.tar"]
+    scores = json.loads((folder / "build" / "reports" / f"{name}.json").read_text())["scores"]
+    assert scores["tuned"]["perplexity"] < scores["base"]["perplexity"]
+    assert ("answers" in scores["tuned"]) == (data == "rows.jsonl")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_packed_rows_do_not_see_each_other(tmp_path, family):
+    import torch
+
+    from edge_forge.generate.model import open_model
+    from tests.support import tiny_generators
+
+    model = open_model(tiny_generators.write(tmp_path, family))
+    one, other = torch.arange(3, 20)[None], torch.arange(40, 70)[None]
+    with torch.inference_mode():
+        packed = model(
+            input_ids=torch.cat([one, other], dim=1),
+            position_ids=torch.cat([torch.arange(17), torch.arange(30)])[None],
+            use_cache=False,
+        ).logits
+        alone = [model(input_ids=row, use_cache=False).logits for row in (one, other)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), atol=1e-4, rtol=1e-3)

@@ -180,7 +180,7 @@ def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
     """The configuration and the weight files of a base folder. Raises when a file is missing, broken or pickled."""
     config = _read_json(directory / "config.json")
     if not isinstance(config.get("model_type"), str) or not isinstance(config.get("hidden_size"), int):
-        raise _NotHere("config.json lacks model_type or hidden_size: it is no transformer encoder")
+        raise _NotHere("config.json lacks model_type or hidden_size: it is no transformer")
     if not (directory / "tokenizer.json").is_file():
         raise _NotHere("no tokenizer.json (the fast tokenizer, which is what runs on the device)")
     weights = _weight_files(directory)
