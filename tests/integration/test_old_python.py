@@ -17,6 +17,8 @@ import edge_agent.base.errors, edge_agent.base.limits
 import edge_agent.backends.api, edge_agent.backends.bank, edge_agent.backends.onnx, edge_agent.backends.queue
 import edge_agent.backends.slots, edge_agent.backends.tensors
 import edge_agent.tasks.classify, edge_agent.tasks.embed, edge_agent.tasks.tokens
+import edge_agent.tasks.chat, edge_agent.tasks.generate, edge_agent.tasks.sampling, edge_agent.tasks.textstream
+import edge_agent.worker.flow
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Job, Limits, Unavailable
 from edge_agent.tasks import api

@@ -1,0 +1,325 @@
+"""A generated answer's whole way: a real broker, the real daemon, llama.cpp in a real worker, a real client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_agent.mqtt.client import RequestClient
+from edge_agent.protocol.messages import Reply, StreamChunk
+from tests.support import asyncapi, generators, tiny_gguf
+from tests.support.agents import AgentProcess, running
+from tests.support.mosquitto import Mosquitto
+from tests.support.needs import need
+
+DOCUMENT = asyncapi.load()
+LONG = {"max_tokens": 400, "temperature": 1.5, "seed": 7, "grammar": "root ::= [a-z ] root"}
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    need("llama_cpp", "gguf")
+    folder = tmp_path_factory.mktemp("generator")
+    with Mosquitto(folder) as broker:
+        found = AgentProcess(folder / "device", broker.port, backends=("llamacpp",))
+        text = found.config.read_text().replace("[worker]\n", "[worker]\nthreads = 1\n") + "[stream]\nflush_ms = 20\n"
+        found.config.write_text(text)
+        base = generators.base_package(folder)
+        found.install(base)
+        for seed, name in enumerate(("one", "two"), start=1):
+            found.install(generators.adapter_package(folder, base, name, seed))
+        found.broker = broker  # type: ignore[attr-defined]
+        with running(found):
+            yield found
+
+
+@asynccontextmanager
+async def client(agent: AgentProcess, name: str = "tester") -> AsyncIterator[RequestClient]:
+    async with RequestClient(agent.broker.options(name), devices=[agent.device]) as asker:  # type: ignore[attr-defined]
+        yield asker
+
+
+def run(agent: AgentProcess, body: Callable[[RequestClient], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with client(agent) as asker:
+            await body(asker)
+
+    asyncio.run(whole())
+
+
+async def collect(
+    asker: RequestClient, agent: AgentProcess, body: dict[str, Any], deadline_s: float = 20.0
+) -> list[StreamChunk | Reply]:
+    found = [part async for part in asker.stream(agent.device, "tiny", {"stream": True, **body}, deadline_s)]
+    for part in found:
+        asyncapi.check(DOCUMENT, "reply" if isinstance(part, Reply) else "streamChunk", msgspec.json.encode(part))
+    seqs = [part.seq for part in found if isinstance(part, StreamChunk)]
+    assert seqs == list(range(len(seqs)))
+    assert sum(isinstance(part, Reply) or part.done for part in found) == 1, "exactly one final message"
+    return found
+
+
+def text_of(parts: list[StreamChunk | Reply]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, StreamChunk))
+
+
+def prompt(**params: Any) -> dict[str, Any]:
+    return {"prompt": "Once upon a time", "params": {"max_tokens": 24, "seed": 1, **params}}
+
+
+def test_a_prompt_is_answered_whole_with_what_it_took(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        reply = await asker.infer(agent.device, "tiny", prompt(), 20)
+        assert (reply.status, reply.variant) == (200, "f16")
+        assert reply.result["finish_reason"] in {"length", "stop"}
+        assert reply.result["usage"]["prompt_tokens"] == len("Once upon a time") + 1
+        assert reply.result["usage"]["completion_tokens"] <= 24
+        assert reply.timing is not None
+        assert isinstance(reply.timing.first_token_ms, float)
+        assert reply.timing.total_ms >= reply.timing.first_token_ms >= (reply.timing.prompt_ms or 0.0)  # type: ignore[operator]
+
+    run(agent, body)
+
+
+def test_the_parts_of_a_stream_are_the_whole_answer(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        whole = await asker.infer(agent.device, "tiny", {"prompt": "Hi", "params": LONG}, 20)
+        parts = await collect(asker, agent, {"prompt": "Hi", "params": LONG})
+        assert text_of(parts) == whole.result["text"]
+        assert len(parts) > 2
+        last = parts[-1]
+        assert isinstance(last, StreamChunk)
+        assert (last.finish_reason, last.seed) == ("length", 7)
+        assert last.usage.completion_tokens == 400  # type: ignore[union-attr]
+        assert last.energy.joules is None  # type: ignore[union-attr]
+
+    run(agent, body)
+
+
+def test_an_answered_stream_that_is_asked_for_again_comes_in_one_reply(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        first = await collect(asker, agent, {**prompt(), "id": "again"}, 60)
+        again = await collect(asker, agent, {**prompt(), "id": "again"}, 60)
+        assert isinstance(again[0], Reply)
+        assert again[0].result["text"] == text_of(first)
+
+    run(agent, body)
+
+
+def test_messages_go_through_the_models_template_and_an_adapter_answers_otherwise(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "params": {"max_tokens": 16}}
+        texts = []
+        for adapter in (None, "one", "two", None):
+            reply = await asker.infer(agent.device, "tiny", {**asked, "adapter": adapter}, 20)
+            assert reply.status == 200, reply
+            assert reply.result["usage"]["prompt_tokens"] == len("\x01user\nHello\x01\n\x01assistant\n") + 1
+            texts.append(reply.result["text"])
+        assert texts[0] == texts[3]
+        assert len(set(texts)) == 3
+
+    run(agent, body)
+
+
+def test_many_streams_at_once_each_get_their_own_answer(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        def wanted(number: int) -> dict[str, Any]:
+            params = {"max_tokens": 60, "grammar": f'root ::= "{number}" [a-z] [a-z]+'}
+            return {"prompt": f"Number {number}", "adapter": (None, "one", "two")[number % 3], "params": params}
+
+        streams = await asyncio.gather(*(collect(asker, agent, wanted(number), 60) for number in range(12)))
+        for number, parts in enumerate(streams):
+            assert text_of(parts).startswith(str(number))
+        assert max(getattr(parts[-1], "batch", 1) for parts in streams) > 1, "sequences share a batch"
+
+    run(agent, body)
+
+
+def test_json_is_what_the_schema_says_and_a_stop_string_never_shows(agent: AgentProcess) -> None:
+    schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+
+    async def body(asker: RequestClient) -> None:
+        reply = await asker.infer(agent.device, "tiny", prompt(json_schema=schema, max_tokens=200), 20)
+        assert isinstance(json.loads(reply.result["text"])["on"], bool)
+        abc = prompt(grammar='root ::= "abcdefgh" [x]*', stop=["ef", "zz"])
+        for parts in [await collect(asker, agent, abc)]:
+            assert text_of(parts) == "abcd"
+            assert getattr(parts[-1], "finish_reason", "") == "stop"
+
+    run(agent, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"text": "x"}, 422, "takes prompt or messages"),
+        ({"prompt": "x", "adapter": "nobody"}, 404, "no adapter 'nobody'"),
+        ({"prompt": "x" * 600}, 422, "601 tokens and 1 are to come, 602 in all; the context holds 512"),
+        ({"prompt": "x" * 400, "params": {"max_tokens": 200}}, 422, "601 in all; the context holds 512"),
+        ({"prompt": "x", "params": {"temperature": 9}}, 422, "temperature is 9; 0 to 2"),
+        ({"prompt": "x", "params": {"beams": 2}}, 422, "unknown parameter 'beams'"),
+        ({"prompt": "x", "params": {"grammar": "root ::= ((("}}, 422, "does not parse"),
+        ({"prompt": "x", "params": {"json_schema": {"type": "robot"}}}, 422, "no schema that can be followed"),
+        ({"prompt": "x", "params": {"json_schema": "{}"}}, 422, "json_schema"),
+        ({"messages": []}, 422, "messages: the list is empty"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 422, "robot"),
+        ({"messages": [{"role": "user", "content": f"x{tiny_gguf.END}"}]}, 422, "control token"),
+    ],
+)
+def test_bad_questions_get_a_status_and_a_sentence(
+    agent: AgentProcess, body: dict[str, Any], status: int, words: str
+) -> None:
+    async def ask(asker: RequestClient) -> None:
+        for question in (body, {**body, "stream": True}) if "text" not in body else (body,):
+            reply = await asker.infer(agent.device, "tiny", question, 10)
+            assert (reply.status, words in str(reply.reason)) == (status, True), reply
+        assert (await asker.infer(agent.device, "tiny", prompt(), 20)).status == 200
+
+    run(agent, ask)
+
+
+def edge_agent(agent: AgentProcess, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_agent", arguments[0], "--config", str(agent.config), *arguments[1:]]
+    return subprocess.run(command, input=said, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_command_line_shows_an_answer_as_it_comes(agent: AgentProcess) -> None:
+    streamed = edge_agent(agent, "infer", "tiny", "--stream", "--seed", "1", "--max-tokens", "9", "Once")
+    whole = edge_agent(agent, "infer", "tiny", "--prompt", "--seed", "1", "--max-tokens", "9", "Once", "--json")
+    assert (streamed.returncode, whole.returncode) == (0, 0), streamed.stderr + whole.stderr
+    assert streamed.stdout.startswith(json.loads(whole.stdout)["result"]["text"])
+    assert "tokens; prompt of 5, first token after" in streamed.stdout
+    wrong = edge_agent(agent, "infer", "tiny", "--stream", "--temperature", "7", "Once")
+    assert (wrong.returncode, "temperature is 7.0; 0 to 2" in wrong.stderr) == (1, True), wrong.stderr
+    assert edge_agent(agent, "infer", "tiny", "--stream", "one", "two").returncode == 2
+
+
+def test_a_conversation_remembers_what_was_said(agent: AgentProcess) -> None:
+    once = edge_agent(agent, "chat", "tiny", "--max-tokens", "6", "--system", "Be brief.", said="Hello\n")
+    assert once.returncode == 0, once.stderr
+    said = "Hello\nAnd now?\n/new\nHello\n"
+    talk = edge_agent(agent, "chat", "tiny", "--max-tokens", "6", "--system", "Be brief.", said=said)
+    assert talk.stdout.startswith(once.stdout)
+    assert talk.stdout.endswith(once.stdout)
+    assert len(talk.stdout) > 2 * len(once.stdout)
+    assert edge_agent(agent, "chat", "nobody", said="Hello\n").stderr.startswith("404: no model 'nobody'")
+
+
+def test_a_cancelled_stream_ends_at_once_and_frees_its_sequence(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        asked = {"prompt": "Hi", "params": LONG, "stream": True, "id": "to-cancel"}
+        parts = []
+        async for part in asker.stream(agent.device, "tiny", asked, 20):
+            parts.append(part)
+            if len(parts) == 1:
+                assert asker.cancel(agent.device, "to-cancel")
+        assert isinstance(parts[-1], Reply)
+        assert parts[-1].status == 499
+        replies = await asyncio.gather(*(asker.infer(agent.device, "tiny", prompt(), 20) for _ in range(8)))
+        assert {reply.status for reply in replies} == {200}
+
+    run(agent, body)
+
+
+def test_a_deadline_in_mid_stream_ends_it_with_what_there_is(tmp_path: Path) -> None:
+    need("llama_cpp", "gguf")
+    shape = tiny_gguf.Shape(width=512, layers=8, heads=8, kv_heads=4, feed_forward=1536, context=4096)
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port, backends=("llamacpp",))
+        agent.install(generators.base_package(tmp_path, shape=shape, context=4096))
+        agent.broker = broker  # type: ignore[attr-defined]
+        with running(agent):
+            params = {"max_tokens": 4000, "grammar": "root ::= [a-z ] root"}
+
+            async def body(asker: RequestClient) -> None:
+                parts = await collect(asker, agent, {"prompt": "Hi", "params": params}, 1.5)
+                assert getattr(parts[-1], "finish_reason", None) == "deadline", parts[-1]
+                assert getattr(parts[-1], "usage", None).completion_tokens > 0  # type: ignore[union-attr]
+
+            run(agent, body)
+            assert "stream-stopped" in agent.log
+            vanished(agent, params)
+
+
+def vanished(agent: AgentProcess, params: dict[str, Any]) -> None:
+    """A client that asks and leaves: the broker says that nobody listens, and the sequence stops."""
+
+    async def whole() -> None:
+        before = agent.log.count("stream-stopped")
+        async with client(agent, "leaver") as asker:
+            asked = {"prompt": "Hi", "params": params, "stream": True}
+            async for _ in asker.stream(agent.device, "tiny", asked, 60):
+                break
+        until_s = time.monotonic() + 20
+        while agent.log.count("stream-stopped") == before and time.monotonic() < until_s:
+            await asyncio.sleep(0.05)
+        assert "nobody listens there" in agent.log
+
+    asyncio.run(whole())
+
+
+def test_a_worker_killed_in_mid_stream_ends_the_stream_once_and_serves_the_others(agent: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        killed = 0
+        for _ in range(5):
+            parts = []
+            asked = {"prompt": "Hi", "params": LONG, "stream": True}
+            other = asyncio.create_task(asker.infer(agent.device, "tiny", prompt(), 30))
+            async for part in asker.stream(agent.device, "tiny", asked, 30):
+                parts.append(part)
+                if len(parts) == 1:
+                    for pid in agent.workers():
+                        os.kill(pid, signal.SIGKILL)
+            last = parts[-1]
+            if isinstance(last, Reply):
+                killed += 1
+                assert last.status == 500
+                assert "died" in str(last.reason)
+            assert (await other).status in {200, 500}
+        assert killed > 0
+        assert (await asker.infer(agent.device, "tiny", prompt(), 30)).status == 200
+
+    run(agent, body)
+
+
+def test_a_thousand_short_requests_leave_nothing_behind(agent: AgentProcess) -> None:
+    def held(pid: int) -> tuple[int, int]:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    async def body(asker: RequestClient) -> None:
+        async def burst(count: int) -> None:
+            for start in range(0, count, 20):
+                asks = [
+                    asker.infer(agent.device, "tiny", {**question(number), "params": {"max_tokens": 2}}, 60)
+                    for number in range(start, start + 20)
+                ]
+                assert {reply.status for reply in await asyncio.gather(*asks)} == {200}
+
+        def question(number: int) -> dict[str, Any]:
+            return {"prompt": f"Request {number}", "adapter": (None, "one", "two")[number % 3]}
+
+        await burst(400)
+        (worker,) = agent.workers()
+        before, daemon = held(worker), held(agent.pid)
+        await burst(600)
+        assert agent.workers() == [worker]
+        after, daemon_after = held(worker), held(agent.pid)
+        assert after[0] - before[0] < 2 << 20, "the worker's memory stays flat"
+        assert daemon_after[0] - daemon[0] < 4 << 20
+        assert after[1] <= before[1]
+        assert daemon_after[1] <= daemon[1]
+
+    run(agent, body)
