@@ -312,6 +312,8 @@ def test_a_thousand_short_requests_leave_nothing_behind(agent: AgentProcess) -> 
             return {"prompt": f"Request {number}", "adapter": (None, "one", "two")[number % 3]}
 
         await burst(400)
+        while len(agent.workers()) > 1:  # the child that is asked for the runtimes at the start
+            await asyncio.sleep(0.05)
         (worker,) = agent.workers()
         before, daemon = held(worker), held(agent.pid)
         await burst(600)
