@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_demo(verbs)
     _add_infer(verbs)
+    _add_monitoring(verbs)
     _add_orders(verbs)
     _add_packages(verbs)
     _add_operating(verbs)
@@ -127,6 +128,21 @@ def _add_orders(verbs: Any) -> None:
         _broker_options(verb)
         verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
         verb.set_defaults(verb=_order, order=name)
+
+
+def _add_monitoring(verbs: Any) -> None:
+    verb = verbs.add_parser("top", help="what a device does now, live in the terminal")
+    _config_option(verb)
+    _broker_options(verb)
+    verb.add_argument("--once", action="store_true", help="print the next report and end")
+    verb.add_argument("--seconds", type=float, help="end after so long")
+    verb.set_defaults(verb=_top, model="any")
+    verb = verbs.add_parser("record", help="write a device's reports to a CSV file")
+    _config_option(verb)
+    verb.add_argument("file", type=Path, help="the table; rows are added to one that exists")
+    verb.add_argument("--seconds", type=float, default=3600.0)
+    _broker_options(verb)
+    verb.set_defaults(verb=_record, model="any")
 
 
 def _add_packages(verbs: Any) -> None:
@@ -280,6 +296,18 @@ def _order(options: argparse.Namespace) -> int:
     else:
         print(texts.answer_text(reply), file=sys.stderr)
     return 0 if done else 1
+
+
+def _top(options: argparse.Namespace) -> int:
+    from edge_agent.app.top import top
+
+    return top(options)
+
+
+def _record(options: argparse.Namespace) -> int:
+    from edge_agent.app.top import record
+
+    return record(options)
 
 
 def _install(options: argparse.Namespace) -> int:

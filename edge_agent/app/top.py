@@ -1,0 +1,121 @@
+"""`edge-agent top` and `record`: what a device says of itself over MQTT, live in a terminal or as a table on disk."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edge_agent.app import top_view
+from edge_agent.app.ask import CONNECT_S, Target, target
+from edge_agent.base.errors import BrokerError, UsageError
+from edge_agent.mqtt.link import LinkChange, MqttTransport
+from edge_agent.protocol.topics import Subscription
+
+KINDS = ("status", "telemetry", "event")
+REDRAW_S = 1.0
+CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
+
+
+async def _hear(place: Target) -> AsyncIterator[tuple[str, Any]]:
+    """(kind, body) of the device's messages; ('', None) about every second without one. Raises BrokerError."""
+    said: list[LinkChange] = []
+    own = f"{place.prefix}/{place.device}"
+    link = MqttTransport(
+        replace(place.options, client_id=f"top-{secrets.token_hex(6)}", session_expiry_s=0),
+        [Subscription(f"{own}/{kind}", qos=0 if kind == "telemetry" else 1, replay=kind == "status") for kind in KINDS],
+        on_change=said.append,
+    )
+    await link.start()
+    try:
+        until_s = time.monotonic() + CONNECT_S
+        while not link.connected:
+            await asyncio.sleep(0.01)
+            if time.monotonic() > until_s:
+                raise BrokerError(said[-1].text if said else "no answer from the broker")
+        stream = link.messages().__aiter__()
+        coming = asyncio.ensure_future(stream.__anext__())
+        while True:
+            await asyncio.wait({coming}, timeout=REDRAW_S)
+            if not coming.done():
+                yield "", None
+                continue
+            message = coming.result()
+            link.ack(message)
+            coming = asyncio.ensure_future(stream.__anext__())
+            if message.payload:
+                yield message.topic.rsplit("/", 1)[-1], json.loads(message.payload)
+    finally:
+        await link.stop([])
+
+
+def top(arguments: argparse.Namespace) -> int:
+    """Show the device until Ctrl-C, or with `once` until its first report. Exit code 1 when none came in `seconds`."""
+    place = target(arguments)
+    live = sys.stdout.isatty() and not arguments.once
+    seen = top_view.Seen(place.device)
+
+    async def show() -> int:
+        until_s = time.monotonic() + arguments.seconds if arguments.seconds else None
+        async for kind, body in _hear(place):
+            now_s = time.monotonic()
+            if body is not None:
+                seen.take(kind, body, now_s)
+            if live:
+                size = shutil.get_terminal_size()
+                screen = top_view.lines(seen, now_s, size.columns)[: size.lines - 1]
+                print(CLEAR + "\n".join(screen), end="", flush=True)
+            elif kind == "telemetry":
+                print("\n".join(top_view.lines(seen, now_s, 120)), flush=True)
+            if (arguments.once and seen.report is not None) or (until_s is not None and now_s >= until_s):
+                break
+        return 0 if seen.report is not None else 1
+
+    try:
+        if live:
+            print(HIDE, end="")
+        return asyncio.run(show())
+    finally:
+        if live:
+            print(SHOW)
+
+
+def record(arguments: argparse.Namespace) -> int:
+    """Write a row per report and model to a CSV file for so many seconds; what is there is kept, so that a recording
+    can be taken up again. Exit code 1 when no report came."""
+    place = target(arguments)
+    path: Path = arguments.file
+    if not 0 < arguments.seconds <= 31 * 86_400:
+        raise UsageError(f"--seconds is {arguments.seconds:g}; more than 0 and at most a month are possible")
+
+    async def write() -> int:
+        until_s = time.monotonic() + arguments.seconds
+        count = 0
+        with path.open("a", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, top_view.COLUMNS, restval="")
+            if file.tell() == 0:
+                table.writeheader()
+            async for kind, body in _hear(place):
+                if kind == "telemetry":
+                    table.writerows(top_view.rows(place.device, body))
+                    file.flush()
+                    count += 1
+                if time.monotonic() >= until_s:
+                    break
+        return count
+
+    try:
+        count = asyncio.run(write())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    print(f"{count} reports of {place.device} in {path}")
+    return 0 if count else 1

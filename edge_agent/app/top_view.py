@@ -1,0 +1,193 @@
+"""A device's last report as lines for a terminal, and as rows for a table. Pure: reports come in as plain values."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_agent.base.units import bytes_text, duration_text
+
+Report = Mapping[str, Any]
+HISTORY = 60
+EVENTS = 6
+BARS = "▁▂▃▄▅▆▇█"
+MODELS_SHOWN = 8
+COLUMNS = (
+    "time", "device", "interval_s", "model", "requests", "failed", "p50_ms", "p95_ms", "p99_ms", "compute_p50_ms",
+    "batch_mean", "model_joules", "confidence_mean", "confidence_psi", "held_bytes", "queue_jobs", "refused", "expired",
+    "temperature_c", "forecast_c", "headroom_c", "governor_level", "busy_share", "power_w", "joules", "energy_method",
+    "ram_available_bytes", "memory_stage", "rss_bytes",
+)  # fmt: skip
+"""Of the table that `edge-agent record` writes: one row per report and model; a device without work has one row."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was heard of a device so far. `heard_s` is when the last report came, monotonic."""
+
+    device: str
+    status: Report | None = None
+    report: Report | None = None
+    heard_s: float | None = None
+    events: deque[Report] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    temperature: deque[float | None] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    rate: deque[float | None] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    def take(self, kind: str, body: Report, now_s: float) -> None:
+        """A message of the device: status, telemetry or event; other kinds are no concern of this view."""
+        if kind == "status":
+            self.status = body
+        elif kind == "event":
+            self.events.append(body)
+        elif kind == "telemetry":
+            self.report, self.heard_s = body, now_s
+            self.temperature.append(_sensor(body, "temperature"))
+            self.rate.append(sum(model["requests"] for model in body["models"].values()) / body["interval_s"])
+
+
+def lines(seen: Seen, now_s: float, width: int = 80) -> list[str]:
+    """One screen, no line longer than `width`."""
+    report = seen.report
+    if report is None or seen.heard_s is None:
+        return [_cut(line, width) for line in (_head(seen, None), "waiting for the next report ...")]
+    found = [_head(seen, now_s - seen.heard_s), "", _heat(report), _memory(report), _energy(report), ""]
+    found += [f"  °C  {spark(seen.temperature)}", f"  1/s {spark(seen.rate)}", ""]
+    found += [*_models(report), "", _refusals(report)]
+    if seen.events:
+        found += ["", "events", *(f"  {event['severity']:<8}{event['message']}" for event in seen.events)]
+    return [_cut(line, width) for line in found]
+
+
+def spark(values: Sequence[float | None]) -> str:
+    """A row of bars from the least to the largest value, with both; a gap where there was none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "no value"
+    low, high = min(known), max(known)
+    span = high - low or 1.0
+    bars = "".join(" " if value is None else BARS[min(7, int(8 * (value - low) / span))] for value in values)
+    return f"{bars}  {low:.1f} to {high:.1f}, now {known[-1]:.1f}"
+
+
+def rows(device: str, report: Report) -> Iterator[dict[str, Any]]:
+    """One report as rows of `COLUMNS`; what is not known stays empty."""
+    governor, memory = report["governor"], report["memory"]
+    shared = {
+        "time": report["ts"],
+        "device": device,
+        "interval_s": report["interval_s"],
+        "queue_jobs": report["queue_jobs"],
+        "refused": sum(report["refusals"].values()),
+        "expired": report["expired"],
+        "temperature_c": _sensor(report, "temperature"),
+        "forecast_c": governor["forecast_c"],
+        "headroom_c": governor["headroom_c"],
+        "governor_level": governor["level"],
+        "busy_share": governor["busy_share"],
+        "power_w": _sensor(report, "power"),
+        "joules": report["energy"]["joules"],
+        "energy_method": report["energy"]["method"],
+        "ram_available_bytes": _sensor(report, "ram_available"),
+        "memory_stage": memory["stage"],
+        "rss_bytes": report["rss_bytes"],
+    }
+    for name, model in (report["models"] or {"": None}).items():
+        yield shared | {"model": name} | (_model_row(model, memory["models"].get(name)) if model is not None else {})
+
+
+def _model_row(model: Report, account: Report | None) -> dict[str, Any]:
+    total, compute = model["total_ms"] or {}, model["compute_ms"] or {}
+    drift = [one["confidence_psi"] for one in model["drift"].values() if one["confidence_psi"] is not None]
+    return {
+        "requests": model["requests"],
+        "failed": model["failed"],
+        "p50_ms": total.get("p50"),
+        "p95_ms": total.get("p95"),
+        "p99_ms": total.get("p99"),
+        "compute_p50_ms": compute.get("p50"),
+        "batch_mean": model["batch_mean"],
+        "model_joules": model["joules"],
+        "confidence_mean": model["confidence_mean"],
+        "confidence_psi": max(drift, default=None),
+        "held_bytes": account["held_bytes"] if account else None,
+    }
+
+
+def _head(seen: Seen, age_s: float | None) -> str:
+    state = seen.status["state"] if seen.status else "no status yet"
+    late = "" if age_s is None else f"   report {duration_text(age_s)} old"
+    up = "" if seen.report is None else f"   up {duration_text(seen.report['uptime_s'])}"
+    return f"{seen.device}   {state}{up}{late}"
+
+
+def _heat(report: Report) -> str:
+    governor, celsius = report["governor"], _sensor(report, "temperature")
+    shown = "no temperature" if celsius is None else f"{celsius:.1f} °C"
+    forecast = "" if governor["forecast_c"] is None else f", {governor['forecast_c']:.1f} in ten seconds"
+    room = "" if governor["headroom_c"] is None else f", {governor['headroom_c']:.1f} to the soft limit"
+    limits = f"{governor['max_rows']} rows, {governor['threads']} threads, {governor['busy_share']:.0%} busy"
+    return f"heat    {shown}{forecast}{room}   governor {governor['level']}: {limits}"
+
+
+def _memory(report: Report) -> str:
+    memory = report["memory"]
+    if memory["available_bytes"] is None:
+        return "memory  not known"
+    held = sum(one["held_bytes"] for one in memory["models"].values())
+    free, kept = bytes_text(memory["available_bytes"]), bytes_text(memory["reserve_bytes"] or 0)
+    models = f"models hold {bytes_text(held)}, {bytes_text(memory['outstanding_bytes'])} more promised"
+    return f"memory  {memory['stage']}: {free} available, {kept} stay free; {models}"
+
+
+def _energy(report: Report) -> str:
+    power, joules = _sensor(report, "power"), report["energy"]["joules"]
+    shown = "no power sensor" if power is None else f"{power:.1f} W"
+    used = "" if joules is None else f"; requests took {joules:.2f} J in {report['interval_s']:.0f} s"
+    return f"power   {shown}{used} ({report['energy']['method']})"
+
+
+def _models(report: Report) -> list[str]:
+    found = [f"{'model':<24}{'req/s':>8}{'p50':>10}{'p99':>10}{'batch':>7}{'drift':>8}{'probes':>8}"]
+    busiest = sorted(report["models"].items(), key=lambda item: -item[1]["requests"])
+    for name, model in busiest[:MODELS_SHOWN]:
+        found.append(_model_line(name, model["requests"], model["total_ms"], report["interval_s"], model["batch_mean"])
+                     + _drift_text(model) + _canary_text(report["canaries"].get(name)))  # fmt: skip
+        adapters = sorted(model["adapters"].items(), key=lambda item: -item[1]["requests"])[:MODELS_SHOWN]
+        found += [_model_line(f"  + {one}", of["requests"], of["total_ms"], report["interval_s"], None)
+                  for one, of in adapters]  # fmt: skip
+    idle = sorted(set(report["memory"]["models"]) - set(report["models"]))
+    found += [f"{name:<24}{'idle':>8}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
+    return found if len(found) > 1 else [*found, "no requests in this interval"]
+
+
+def _model_line(name: str, requests: int, total_ms: Report | None, interval_s: float, batch: float | None) -> str:
+    p50, p99 = (f"{total_ms[at]:.1f} ms" if total_ms else "-" for at in ("p50", "p99"))
+    return f"{name:<24}{requests / interval_s:>8.1f}{p50:>10}{p99:>10}{'' if batch is None else f'{batch:.1f}':>7}"
+
+
+def _drift_text(model: Report) -> str:
+    known = [one["confidence_psi"] for one in model["drift"].values() if one["confidence_psi"] is not None]
+    return f"{max(known):>8.2f}" if known else f"{'-':>8}"
+
+
+def _canary_text(canary: Report | None) -> str:
+    words = {True: "hold", False: "FAIL", None: "-"}
+    return f"{words[canary['ok'] if canary else None]:>8}"
+
+
+def _refusals(report: Report) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report["refusal_reasons"].items()))
+    return f"open {report['queue_jobs']}   refused {reasons or 'none'}   expired {report['expired']}"
+
+
+def _sensor(report: Report, key: str) -> float | None:
+    sensor = report["sensors"].get(key)
+    return sensor["value"] if sensor else None
+
+
+def _cut(line: str, width: int) -> str:
+    """What a device sends is text for a terminal only without its control characters."""
+    line = "".join(char if char.isprintable() else "?" for char in line)
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"

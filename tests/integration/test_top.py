@@ -1,0 +1,39 @@
+"""`edge-agent top` and `record` against a real agent behind a real broker."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import telemetry_plot
+from tests.support.agents import AgentProcess, echo_package, running
+from tests.support.desk import cli, said
+from tests.support.mosquitto import Mosquitto
+
+
+def test_an_operator_sees_the_device_and_keeps_a_table_of_it(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        agent.install(echo_package(tmp_path))
+        with running(agent):
+            table = tmp_path / "hour.csv"
+            recording = subprocess.Popen(
+                [sys.executable, "-m", "edge_agent", "record", str(table), "--seconds", "5", "--config",
+                 str(agent.config)], stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert "on" not in said(cli("infer", "echo", "hello", "--config", agent.config))[:2]
+            shown = said(cli("top", "--once", "--config", agent.config))
+            assert recording.communicate(timeout=60)[0].endswith(f"reports of dev1 in {table}\n")
+        assert shown.startswith("dev1   online")
+        assert "governor" in shown
+        assert "echo" in shown
+        with table.open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert len(found) >= 3
+        assert {row["device"] for row in found} == {"dev1"}
+        assert any(row["model"] == "echo" and row["requests"] == "1" for row in found)
+        assert telemetry_plot.main([str(table), str(tmp_path / "hour.png")]) == 0
+        assert (tmp_path / "hour.png").read_bytes().startswith(b"\x89PNG")
+        assert cli("top", "--once", "--config", agent.config, "--port", 1).returncode == 1

@@ -1,0 +1,72 @@
+"""What a terminal and a table show of a report that the real reporter made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_agent.app.top_view import COLUMNS, Seen, lines, rows, spark
+from tests.support.fakes import a_model
+from tests.support.in_process import Device
+from tests.support.virtual_time import later
+
+
+def reports() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Telemetry and events of a device that answered, refused, and lost a sensor."""
+
+    async def scenario(device: Device) -> None:
+        import asyncio
+
+        from tests.support.fakes import RecordingNotifier
+
+        running = asyncio.create_task(device.agent.run(RecordingNotifier()))
+        device.sensors.set(temperature=61.5, power=4.2)
+        for number in range(60):
+            device.transport.deliver(device.message(str(number), {"text": "x", "adapter": "a"}))
+        device.transport.deliver(device.message("bad", model="nobody"))
+        await later(5.0)
+        device.sensors.lose("power", "the rail is gone")
+        await later(26.0)
+        device.agent.stop("done")
+        await running
+
+    device = Device.run(scenario, a_model(adapters=["a"]))
+    return device.transport.bodies("/telemetry"), device.transport.bodies("/event")
+
+
+def test_a_screen_shows_what_an_operator_asks_first() -> None:
+    told, events = reports()
+    seen = Seen("dev")
+    assert lines(seen, 0.0) == ["dev   no status yet", "waiting for the next report ..."]
+    seen.take("status", {"state": "online"}, 0.0)
+    for event in events:
+        seen.take("event", event, 0.0)
+    seen.take("telemetry", told[0], 100.0)
+    screen = "\n".join(lines(seen, 103.0, 200))
+    for part in ("dev   online", "report 3.0 s old", "61.5 °C", "governor normal", "memory  calm", "m ", "  + a",
+                 "refused 1 unknown-model", "sensor 'power' is lost"):  # fmt: skip
+        assert part in screen, f"{part!r} is not in\n{screen}"
+    assert max(map(len, lines(seen, 103.0, 40))) <= 40
+
+
+def test_a_device_s_text_cannot_command_the_terminal() -> None:
+    told, _ = reports()
+    seen = Seen("dev")
+    seen.take("telemetry", told[0], 0.0)
+    seen.take("event", {"severity": "error", "message": "\x1b[2J gone\x07"}, 0.0)
+    assert "\x1b" not in "".join(lines(seen, 1.0, 100))
+
+
+def test_a_row_per_model_with_every_column_known() -> None:
+    told, _ = reports()
+    (first,) = rows("dev", told[0])
+    assert set(first) <= set(COLUMNS)
+    assert (first["model"], first["requests"], first["temperature_c"], first["refused"]) == ("m", 60, 61.5, 1)
+    assert first["p50_ms"] <= first["p99_ms"]
+    (idle,) = rows("dev", told[-1])
+    assert (idle["model"], idle.get("requests"), idle["power_w"]) == ("", None, None)
+
+
+def test_a_spark_line_shows_range_and_last_value() -> None:
+    assert spark([1.0, None, 3.0, 2.0]) == "▁ █▅  1.0 to 3.0, now 2.0"
+    assert spark([None]) == "no value"
+    assert spark([5.0, 5.0]) == "▁▁  5.0 to 5.0, now 5.0"
