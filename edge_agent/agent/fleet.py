@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
+from edge_agent.agent.books import MemoryBooks
 from edge_agent.agent.context import Announce
-from edge_agent.agent.ports import Figures, Library, Spawner, WorkerEvent
+from edge_agent.agent.ports import Figures, Host, Library, Spawner, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core import residency, variants
-from edge_agent.core.footprints import ByteLedger
 
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
 ROOM_LOOK_S = 0.5
 """A waiting model looks again so often: memory also comes free without our doing."""
 GIVE_WAY_S = 2.0
-MEASURE_EVERY_S = 10.0
-SETTLED_S = 60.0
 
 
 class NoRoom(RequestError):
@@ -38,22 +35,6 @@ class NoRoom(RequestError):
 
 class InUse(RequestError):
     """An adapter is to be exchanged for its newer version, and the old one is at work."""
-
-
-class Host(Protocol):
-    """What the fleet asks about its machine; `agent.watch.Watch`."""
-
-    def memory(self, mapped_bytes: int = 0) -> residency.Memory:
-        """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""
-        ...
-
-    def process_bytes(self, pid: int) -> tuple[int, int] | None:
-        """What a process holds (PSS) and the part of it mapped from files; None where that cannot be read."""
-        ...
-
-    def worker_limits(self) -> Mapping[str, int]:
-        """max_rows and threads as the governor grants them now."""
-        ...
 
 
 class Fleet:
@@ -74,15 +55,14 @@ class Fleet:
         self._clock = clock
         self._host = host
         self._announce = announce
-        self._figures = figures
         self._shrink_context = shrink_context
-        self.ledger = ByteLedger(figures.read() if figures is not None else {})
+        self.books = MemoryBooks(host, figures)
+        self.ledger = self.books.ledger
         self.closed_because: str | None = None
         self.accuracy_loss_limit = 0.01
         self._tier = 0
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
-        self._measured_s: dict[str, float] = {}
         self.seats: dict[str, Seat] = {}
         self._leaving: dict[str, Seat] = {}
         self.on_event: Callable[[Seat, WorkerEvent], None] = lambda _seat, _event: None
@@ -247,30 +227,8 @@ class Fleet:
             seat.worker.kill()
 
     def measure(self) -> None:
-        """Look at what the workers hold, each at most every ten seconds while it is used; keep figures that changed."""
-        now_s = self._clock.monotonic_s()
-        for seat in self.seats.values():
-            asked_s = self._measured_s.get(seat.name, seat.loaded_s)
-            # One that still loads holds a part of what it will.
-            ready = seat.worker is not None and seat.phase is Phase.READY
-            if not ready or seat.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
-                continue
-            self._measured_s[seat.name] = now_s
-            self._measure(seat)
-            if now_s - seat.loaded_s >= SETTLED_S:
-                self.ledger.settle(seat.name)
-        self._keep_figures()
-
-    def _measure(self, seat: Seat, fallback_bytes: int = 0, load_s: float | None = None) -> None:
-        held = self._host.process_bytes(seat.worker.pid) if seat.worker is not None else None
-        held_bytes, mapped_bytes = held if held is not None else (fallback_bytes, 0)
-        if held_bytes:
-            seat.footprint_bytes = held_bytes
-            self.ledger.hold(seat.name, held_bytes, mapped_bytes, load_s)
-
-    def _keep_figures(self) -> None:
-        if self._figures is not None and self.ledger.worth_keeping():
-            self._figures.write(self.ledger.figures())
+        """Look at what the workers hold; see `books`."""
+        self.books.measure(self.seats.values(), self._clock.monotonic_s())
 
     async def ensure_attached(self, seat: Seat, name: str) -> None:
         """Make an adapter resident on the seat's worker; the least recently used one leaves when there are too many.
@@ -361,7 +319,7 @@ class Fleet:
         return True
 
     async def _load(self, seat: Seat) -> None:
-        started_s = self._clock.monotonic_s()
+        started_s, gpu_bytes = self._clock.monotonic_s(), self._host.gpu_bytes()
         variant = seat.model.variant
         try:
             seat.worker = worker = await self._spawn(
@@ -379,8 +337,6 @@ class Fleet:
         seat.capabilities = answer
         seat.load_s = self._clock.monotonic_s() - started_s
         seat.loaded_s = seat.last_used_s = seat.heard_s = self._clock.monotonic_s()
-        self._measured_s.pop(seat.name, None)
-        self._measure(seat, sum(answer["footprint"].values()), seat.load_s)
-        self._keep_figures()
+        self.books.loaded(seat, gpu_bytes, sum(answer["footprint"].values()))
         seat.loaded_digest = variant.digest
         seat.phase = Phase.READY

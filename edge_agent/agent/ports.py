@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.core.footprints import Figure
+from edge_agent.core.residency import Memory
 from edge_agent.protocol.envelope import Inbound, Outbound
 
 WorkerEvent = Mapping[str, Any]
@@ -76,6 +77,26 @@ class Sensors(Protocol):
 
     def process_bytes(self, pid: int) -> Mapping[str, Reading]:
         """Bytes that a process holds: `pss`, and `mapped`, the part that is mapped from files."""
+        ...
+
+
+class Host(Protocol):
+    """What the fleet asks about its machine. Implemented by `agent.watch.SensedHost`."""
+
+    def memory(self, mapped_bytes: int = 0) -> Memory:
+        """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""
+        ...
+
+    def process_bytes(self, pid: int) -> tuple[int, int] | None:
+        """What a process holds (PSS) and the part of it mapped from files; None where that cannot be read."""
+        ...
+
+    def gpu_bytes(self) -> int:
+        """What a Jetson's GPU holds of the shared memory for all processes; 0 elsewhere."""
+        ...
+
+    def worker_limits(self) -> Mapping[str, int]:
+        """max_rows and threads as the governor grants them now."""
         ...
 
 

@@ -30,10 +30,11 @@ class Budget:
 
 
 NO_BUDGET = Budget()
+NO_READING = unavailable("bytes", "NvMapMemUsed", 0.0, "this kernel does not tell")
 
 
 class SensedHost:
-    """The machine as last sampled. Implements `fleet.Host`."""
+    """The machine as last sampled. Implements `ports.Host`."""
 
     def __init__(self, context: Context, sensors: Sensors, budget: Budget = NO_BUDGET) -> None:
         self._context = context
@@ -82,6 +83,10 @@ class SensedHost:
         held = self._sensors.process_bytes(pid)
         pss, mapped = held["pss"].value, held["mapped"].value
         return None if pss is None else (int(pss), int(mapped or 0.0))
+
+    def gpu_bytes(self) -> int:
+        """Memory that a Jetson's GPU has mapped (NvMap), of all processes; 0 where the kernel does not tell."""
+        return int(self._sensors.sample_memory().get("nvmap_used", NO_READING).value or 0.0)
 
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now."""

@@ -45,6 +45,17 @@ def read_meminfo(root: Path, taken_s: float) -> dict[str, Reading]:
     return found
 
 
+def read_faults(root: Path, taken_s: float) -> dict[str, Reading]:
+    """`major_faults`: page faults since boot that had to wait for the disk. Its growth shows weights that were dropped
+    and are read again, on kernels without PSI too."""
+    path = str(root / "proc/vmstat")
+    text, reason = read_text(path)
+    found = re.search(r"^pgmajfault (\d{1,19})$", text or "", re.MULTILINE)
+    if found is None:
+        return {"major_faults": unavailable("count", "vmstat", taken_s, reason or f"{path}: has no pgmajfault")}
+    return {"major_faults": Reading(float(found[1]), "count", "vmstat", taken_s)}
+
+
 def parse_pressure(text: str) -> dict[str, float]:
     """Percent of the last 10 s in which 'some' or all ('full') tasks waited for memory."""
     found = re.findall(r"^(some|full) avg10=(\d{1,3}(?:\.\d{1,4})?) ", text, re.MULTILINE)

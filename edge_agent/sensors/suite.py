@@ -37,7 +37,7 @@ class SensorSuite:
     def sample(self) -> Mapping[str, Reading]:
         """One reading per key.
 
-        Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
+        Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free, major_faults,
         memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
         Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
         temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop,
@@ -58,6 +58,7 @@ class SensorSuite:
         readings["over_current"] = throttle.read_over_current(self._over_current, now_s)
         readings.update(self._power(now_s))
         readings.update(self.sample_memory())
+        readings.update(memory.read_faults(self._root, now_s))
         if self.jtop is not None:
             _stand_in(readings, self.jtop.read(now_s))
         readings["cpu_clock"] = clocks.read_clock(self._root, now_s)

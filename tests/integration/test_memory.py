@@ -64,8 +64,7 @@ def test_churn_over_three_times_the_budget_under_a_real_limit(tmp_path: Path) ->
             print(f"kernel kills in the group: {limit.kills()}")
         events = [line for line in agent.log.splitlines() if "evicted" in line]
         assert len(events) > len(NAMES), "nothing had to leave: the limit was none"
-        figures = json.loads((tmp_path / "device/state/footprints.json").read_text())["figures"]
-        assert len(figures) == len(NAMES)
+        assert len(_figures(agent)) == len(NAMES)
 
 
 async def _churn(broker: Mosquitto, agent: AgentProcess, limit: MemoryLimit) -> tuple[Counter[int], int]:
@@ -106,12 +105,16 @@ async def _churn(broker: Mosquitto, agent: AgentProcess, limit: MemoryLimit) -> 
 async def _everything_comes_back(broker: Mosquitto, agent: AgentProcess) -> None:
     """Unload all: the bytes that come free are those that the models were said to hold."""
     async with desk(broker) as table:
+        predicted = _figures(agent)
         answers: dict[str, dict[str, Any]] = {}
         for name in NAMES[:2]:
             answers[name] = await table.order(f"load-{name}", "load", {"model": name})
             assert answers[name]["status"] == 200, answers[name]
         diagnosis = await table.order("diag", "diag", {})
         resident = [model for model in diagnosis["result"]["models"] if model["resident"]]
+        off = [abs(predicted[model["variant"]] / model["footprint_bytes"] - 1.0) for model in resident]
+        print(f"predictions after the first load are off by {100 * max(off):.1f} % at most")
+        assert max(off) <= 0.1
         said_mib = sum(model["footprint_bytes"] for model in resident) / MIB
         before_mib = _held_mib(agent)
         for name in NAMES:
@@ -120,6 +123,12 @@ async def _everything_comes_back(broker: Mosquitto, agent: AgentProcess) -> None
         print(f"{len(resident)} models were said to hold {said_mib:.0f} MiB, {freed_mib} MiB came back")
         assert agent.workers() == []
         assert abs(freed_mib - said_mib) <= 0.1 * said_mib
+
+
+def _figures(agent: AgentProcess) -> dict[str, int]:
+    """What the daemon has kept on disk: bytes by variant."""
+    book = json.loads((agent.folder / "state/footprints.json").read_text())
+    return {digest: entry["held_bytes"] for digest, entry in book["figures"].items()}
 
 
 def _held_mib(agent: AgentProcess) -> int:

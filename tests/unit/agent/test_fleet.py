@@ -324,3 +324,17 @@ def test_a_model_that_grows_is_measured_again_and_its_figure_kept() -> None:
         assert device.seat().footprint_bytes == 130 * MIB
 
     Device.run(scenario, a_model())
+
+
+def test_what_the_gpu_took_during_a_load_is_the_model_s() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(nvmap_used=50.0 * MIB)
+        device.sensors.pss[4000] = 100 * MIB
+        await device.ask("1")
+        await later(0.5)
+        device.sensors.set(nvmap_used=350.0 * MIB)
+        await later(1.0)
+        assert device.seat().footprint_bytes == 400 * MIB
+        assert device.fleet.ledger.predict(device.seat().claim) == 400 * MIB
+
+    Device.run(scenario, a_model(), plan=Plan(load_s=1.0))

@@ -16,6 +16,8 @@ from edge_agent.sensors.memory import (
     parse_pressure,
     parse_reclaimable,
     read_cgroup,
+    read_faults,
+    read_held,
     read_meminfo,
     read_pressure,
     read_pss,
@@ -117,3 +119,17 @@ def test_no_text_breaks_a_parser(text: str) -> None:
 def test_meminfo_round_trip(table: dict[str, int]) -> None:
     text = "".join(f"{name + ':':<16}{kib:>8} kB\n" for name, kib in table.items())
     assert parse_meminfo(text) == {name: kib * 1024 for name, kib in table.items()}
+
+
+def test_major_faults_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    assert read_faults(tmp_path, 1.0)["major_faults"].value is None
+    (tmp_path / "proc/vmstat").write_text("pgfault 99\npgmajfault 17\n")
+    assert read_faults(tmp_path, 1.0)["major_faults"].value == 17.0
+    assert read_faults(Path("/"), 1.0)["major_faults"].value is not None
+
+
+def test_what_is_mapped_is_a_part_of_what_is_held() -> None:
+    held = read_held(Path("/"), os.getpid(), 1.0)
+    assert 0 < (held["mapped"].value or 0.0) < (held["pss"].value or 0.0)
+    assert read_held(Path("/"), 2**22 + 1, 1.0)["mapped"].value is None
