@@ -37,8 +37,8 @@ class SensorSuite:
     def sample(self) -> Mapping[str, Reading]:
         """One reading per key.
 
-        Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free, major_faults,
-        memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
+        Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
+        major_faults, memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
         Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
         temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop,
         nvmap_jtop, which stand in for what sysfs does not show, and are the second temperature.
