@@ -1,6 +1,6 @@
 """What a model is for, as a pair of functions around a backend: texts to rows, outputs to results.
 
-    task = build(spec, tokenizer_path, vocabulary)
+    task = registry.build(spec, tokenizer_path, vocabulary)
     prepared = task.prepare(texts, params)          rows for the session; refuses bad parameters
     reader = task.reader(prepared, params)          where the answer comes in chunks: what they say so far
     results = task.answer(outputs, prepared, params)    one plain map per text
@@ -11,8 +11,8 @@ A task knows no backend and no message format. It runs in the worker child; impo
 import abc
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from edge_agent.backends.api import Chunk, Vocabulary
-from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.backends.api import Chunk
+from edge_agent.base.errors import RequestError
 
 
 class Prepared(NamedTuple):
@@ -84,24 +84,6 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
         """One result per text from the session's outputs (and the reader's)."""
-
-
-def build(spec: Mapping[str, Any], tokenizer_path: Optional[str], vocabulary: Optional[Vocabulary] = None) -> Task:
-    """The task of a spec (`bundle.catalog.TaskSpec` as a map). Raises BackendError for a kind that is not known."""
-    if spec["kind"] == "generate":
-        from edge_agent.tasks.generate import Generate
-
-        return Generate(vocabulary)
-    from edge_agent.tasks.classify import Classify
-    from edge_agent.tasks.embed import Embed
-    from edge_agent.tasks.tokens import open_tokenizer
-
-    tokenizer = open_tokenizer(tokenizer_path, int(spec["max_tokens"]))
-    if spec["kind"] == "classify":
-        return Classify(tokenizer, spec)
-    if spec["kind"] == "embed":
-        return Embed(tokenizer)
-    raise BackendError("there is no task {!r}".format(spec["kind"]), "task", "there are: classify, embed, generate")
 
 
 def refuse_unknown(params: Mapping[str, Any], known: Sequence[str]) -> None:

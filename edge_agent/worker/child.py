@@ -32,6 +32,7 @@ from edge_agent.backends.api import (
 )
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.tasks import api as tasks
+from edge_agent.tasks import registry as kinds
 from edge_agent.worker.flow import BEAT_S, Flow
 from edge_agent.worker.listen import Listener
 from edge_agent.worker.wire import Channel
@@ -141,7 +142,7 @@ class Child:
         return answer
 
     def _build_task(self, spec: Dict[str, Any]) -> tasks.Task:
-        return tasks.build(spec, self._tokenizer_path, self._loaded().vocabulary())
+        return kinds.build(spec, self._tokenizer_path, self._loaded().vocabulary())
 
     def _attach(self, message: Dict[str, Any]) -> Dict[str, Any]:
         started_s = time.monotonic()

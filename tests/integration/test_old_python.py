@@ -21,10 +21,10 @@ import edge_agent.tasks.chat, edge_agent.tasks.generate, edge_agent.tasks.sampli
 import edge_agent.worker.flow
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Job, Limits, Unavailable
-from edge_agent.tasks import api
+from edge_agent.tasks import registry as kinds
 
 spec = {"kind": "classify", "labels": ["a", "b"], "max_tokens": 8, "threshold": 0.0, "out_of_scope": None}
-task = api.build(spec, None)
+task = kinds.build(spec, None)
 session = registry.create("echo").load({}, {})
 session.attach(AdapterSource("x", "", ""))
 prepared = task.prepare(["hello", "a text that is far too long"], {"top_k": 2})

@@ -30,7 +30,7 @@ from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.sensors.memory import read_pss
 from edge_agent.store.library import Library
-from edge_agent.tasks import api as tasks
+from edge_agent.tasks import registry as tasks
 
 DEVICE, MODEL, ADAPTER = "bench", "minilm", "home-intents"
 TEXT = "could you please turn off the lamp in the corner of the living room"

@@ -8,7 +8,7 @@ import pytest
 
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.errors import BackendError, RequestError
-from edge_agent.tasks import api
+from edge_agent.tasks import api, registry
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[you]{% endif %}"
@@ -36,7 +36,7 @@ class Bytes(Vocabulary):
 
 
 def task(template: str | None = TEMPLATE) -> api.Task:
-    return api.build(GENERATE, None, Bytes(template))
+    return registry.build(GENERATE, None, Bytes(template))
 
 
 def user(text: str) -> dict[str, str]:
@@ -45,7 +45,7 @@ def user(text: str) -> dict[str, str]:
 
 def test_a_model_without_a_tokenizer_of_its_own_generates_nothing() -> None:
     with pytest.raises(BackendError, match="carries its tokenizer"):
-        api.build(GENERATE, None, None)
+        registry.build(GENERATE, None, None)
 
 
 def test_a_prompt_stands_as_it_is_and_begins_once() -> None:
@@ -125,4 +125,4 @@ def test_probes_are_rows_without_parameters() -> None:
 
 def test_encoders_take_no_messages() -> None:
     with pytest.raises(RequestError, match="takes texts, not messages"):
-        api.build({**GENERATE, "kind": "embed"}, None).prepare_chat([user("x")], {})
+        registry.build({**GENERATE, "kind": "embed"}, None).prepare_chat([user("x")], {})

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.tasks import tokens
-from edge_agent.tasks.api import Prepared, build
+from edge_agent.tasks.api import Prepared
 from edge_agent.tasks.classify import softmax
+from edge_agent.tasks.registry import build
 
 LABELS = ("on", "off", "other")
 CLASSIFY = {"kind": "classify", "labels": LABELS, "max_tokens": 8, "threshold": 0.5, "out_of_scope": "other"}
