@@ -26,8 +26,10 @@ def blocks(language: str) -> list[str]:
 def test_the_commands_work_as_printed(tmp_path: Path) -> None:
     async def run() -> None:
         find("mosquitto_pub")
-        commands = [block for block in blocks("sh") if block.startswith("mosquitto_pub")]
-        assert len(commands) == 2
+        asked = [block for block in blocks("sh") if block.startswith("mosquitto_pub")]
+        # What is generated needs a model that generates: tests/integration/test_generation*.py ask one.
+        commands = [block for block in asked if '"stream"' not in block]
+        assert (len(asked), len(commands)) == (3, 2)
         with Mosquitto(tmp_path) as broker:
             async with (
                 device(broker),
