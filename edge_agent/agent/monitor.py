@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from edge_agent.agent.seat import Seat
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats
+from edge_agent.bundle.reference import reference
 from edge_agent.core import drift
 from edge_agent.core.latency import Quantiles as Window
 from edge_agent.protocol import messages
@@ -68,7 +69,7 @@ def _drift(counts: list[int], adapter: str | None, seat: Seat | None) -> message
     if seat is not None:
         owner = seat.model.variant if adapter is None else seat.model.adapter(adapter)
         metrics = owner.metrics if owner is not None else {}
-    expected = drift.reference(metrics)
+    expected = reference(metrics)
     if expected is None:
         reason = f"the package carries no histogram of its test set; {NO_VOCABULARY}"
         return messages.Drift(confidence_psi=None, texts=texts, reason=reason)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edge_agent.core.drift import CONFIDENCE_BINS, histogram
+from edge_agent.bundle.reference import CONFIDENCE_BINS, histogram
 from edge_agent.core.latency import Quantiles
 
 ADAPTERS_TOLD = 16

@@ -8,33 +8,12 @@ used so in credit scoring, where 0.1 is taken for a small shift and 0.25 for a l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-CONFIDENCE_BINS = 10
 LEAST_TEXTS = 50
 """Below that the bins are mostly noise and the index says nothing."""
 FLOOR = 0.001
 """An empty bin counts as this share, so that one text in it does not make the index infinite."""
-
-
-def reference_key(index: int) -> str:
-    """The name of a bin's share in a package's metrics; bin i holds top scores from i/10 to (i+1)/10."""
-    return f"confidence-bin-{index}"
-
-
-def reference(metrics: Mapping[str, float]) -> tuple[float, ...] | None:
-    """The package's histogram, None where it has none."""
-    found = [metrics.get(reference_key(index)) for index in range(CONFIDENCE_BINS)]
-    shares = [value for value in found if value is not None and value >= 0.0]
-    return tuple(shares) if len(shares) == CONFIDENCE_BINS and sum(shares) > 0.0 else None
-
-
-def histogram(scores: Sequence[float]) -> list[int]:
-    """Counts of top scores, from 0 to 1, by bin."""
-    counts = [0] * CONFIDENCE_BINS
-    for score in scores:
-        counts[max(0, min(CONFIDENCE_BINS - 1, int(score * CONFIDENCE_BINS)))] += 1
-    return counts
 
 
 def psi(counts: Sequence[int], expected: Sequence[float]) -> float | None:

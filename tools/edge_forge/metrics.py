@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.bundle.reference import histogram
 
 # Guo et al. 2017 use 15 equal-width bins in every table; fewer hides errors, more starves the bins.
 ECE_BINS = 15
@@ -46,6 +47,14 @@ class Metrics:
     def as_dict(self) -> dict[str, object]:
         """The same as plain JSON values."""
         return asdict(self)
+
+
+def confidence_shares(logits: NDArray[np.floating]) -> list[float]:
+    """Shares of rows by their top probability in ten bins: what a device compares its own answers with (drift)."""
+    scores = np.asarray(logits, dtype=np.float64)
+    top = np.exp(scores - _log_sum_exp(scores)).max(axis=1)
+    counts = histogram([float(value) for value in top])
+    return [count / max(1, len(top)) for count in counts]
 
 
 def evaluate(logits: NDArray[np.floating], gold: Sequence[str] | Sequence[int], labels: Sequence[str]) -> Metrics:

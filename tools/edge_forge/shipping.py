@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.bundle.layout import open_package
+from edge_agent.bundle.reference import to_metrics
 from edge_agent.bundle.statement import Now, check_time
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_forge.packaging.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
@@ -84,8 +85,8 @@ def task_of(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def variants(graphs: Sequence[Graph]) -> list[VariantSource]:
-    """The variants of a model, with what was measured."""
+def variants(graphs: Sequence[Graph], answers: bool = False) -> list[VariantSource]:
+    """The variants of a model, with what was measured; where it `answers` by itself, also how sure it was."""
     return [
         VariantSource(
             weights=graph.path,
@@ -93,7 +94,7 @@ def variants(graphs: Sequence[Graph]) -> list[VariantSource]:
             dtype=graph.dtype,
             peak_bytes=int((graph.figures or {}).get("peak_bytes") or 3 * graph.path.stat().st_size),
             accuracy=(graph.figures or {}).get("accuracy"),
-            metrics=numbers(graph),
+            metrics=numbers(graph) | (sureness(graph) if answers else {}),
         )
         for graph in graphs
     ]
@@ -104,6 +105,12 @@ def numbers(graph: Graph) -> dict[str, float]:
     wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes")
     figures = graph.figures or {}
     return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None}
+
+
+def sureness(graph: Graph) -> dict[str, float]:
+    """The histogram of top scores on the test set, for the device to see drift; empty where none was measured."""
+    shares = (graph.figures or {}).get("confidence")
+    return to_metrics(shares) if shares else {}
 
 
 def base_model(
@@ -132,7 +139,7 @@ def merged_model(
         name=merged_name(recipe),
         base_id=f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
         task=task_of(recipe, labels),
-        variants=variants(graphs),
+        variants=variants(graphs, answers=True),
         probes=files["probes"],
         tokenizer=files["tokenizer"],
         licences=[recipe.package.licence] if recipe.package.licence else (),
@@ -169,7 +176,7 @@ def adapter(
         task=task_of(recipe, labels),
         probes=files["probes"],
         accuracy=(reference.figures or {}).get("accuracy"),
-        metrics=metrics,
+        metrics=metrics | sureness(reference),
         docs=_docs(files),
     )
 

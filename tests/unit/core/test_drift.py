@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.drift import CONFIDENCE_BINS, LEAST_TEXTS, histogram, psi, reference, reference_key
+from edge_agent.bundle.reference import CONFIDENCE_BINS, histogram, reference, reference_key, to_metrics
+from edge_agent.core.drift import LEAST_TEXTS, psi
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=CONFIDENCE_BINS, max_size=CONFIDENCE_BINS)
 
@@ -42,7 +43,7 @@ def test_scores_fall_into_ten_bins() -> None:
 
 
 def test_a_package_has_all_bins_or_no_reference() -> None:
-    metrics = {reference_key(index): 0.1 for index in range(CONFIDENCE_BINS)}
+    metrics = to_metrics([0.1] * CONFIDENCE_BINS)
     assert reference(metrics) == (0.1,) * CONFIDENCE_BINS
     assert reference({**metrics, "latency": 3.0}) == (0.1,) * CONFIDENCE_BINS
     del metrics[reference_key(3)]

@@ -88,3 +88,8 @@ def test_one_predicted_label_has_no_correlation():
 def test_bad_input_is_named(logits, gold, said):
     with pytest.raises(ConfigError, match=said):
         metrics.evaluate(logits, gold, LABELS)
+
+
+def test_confidence_shares_are_the_histogram_of_the_top_probability():
+    sure, half = [10.0, -10.0], [0.0, 0.0]
+    assert metrics.confidence_shares(np.array([sure, sure, sure, half])) == [0, 0, 0, 0, 0, 0.25, 0, 0, 0, 0.75]
