@@ -359,7 +359,8 @@ class Dispatcher:
         seat.idle.set()
         seat.wake.set()
         if quarantined:
-            text = f"model {seat.name!r} is left alone after {len(seat.deaths_s)} worker deaths; `cmd/load` lifts this"
+            deaths = len(seat.deaths_s)
+            text = f"model {seat.name!r} is left alone after {deaths} worker deaths; `edge-agent load` lifts this"
             self._context.announce("quarantined", text, {"model": seat.name})
 
     def abandon(self, reason: str) -> None:

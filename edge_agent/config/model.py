@@ -122,8 +122,8 @@ class Models:
     """Which models are served, and in which variant."""
 
     resident: Annotated[tuple[str, ...], NAME] = ("all",)
-    """Names of the models to hold in memory from the start, or ["all"] for every installed one. Others are loaded when
-    they are first asked for."""
+    """Names of the models to hold in memory from the start, or ["all"] for every installed one, as far as
+    there is room: nobody is evicted for a model that was not asked yet. Others are loaded when they are first asked."""
 
     policy: Literal["balanced", "fastest", "smallest", "most-accurate"] = "balanced"
     """Which variant of a package to run. 'balanced' takes the fastest one within `accuracy_loss_limit` that fits."""

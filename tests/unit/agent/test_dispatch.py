@@ -294,6 +294,8 @@ def test_an_order_to_load_lifts_the_quarantine() -> None:
         await device.ask("2")
         await later(1.0)
         assert device.status("2") == 200
+        kinds = device.kinds()
+        assert kinds.index("quarantined") < kinds.index("quarantine-lifted")
 
     Device.run(scenario, a_model())
 
