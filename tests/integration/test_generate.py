@@ -236,3 +236,25 @@ def test_packed_rows_do_not_see_each_other(tmp_path, family):
         ).logits
         alone = [model(input_ids=row, use_cache=False).logits for row in (one, other)]
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), atol=1e-4, rtol=1e-3)
+
+
+def test_recipes_that_are_each_others_base_are_refused(folder):
+    for name, other in (("egg", "hen"), ("hen", "egg")):
+        place = folder / name
+        place.mkdir()
+        (place / "rows.jsonl").write_bytes((folder / "commands" / "rows.jsonl").read_bytes())
+        text = ADAPTER.replace("../base", f"../{other}").replace('"commands"', f'"{name}"')
+        (place / "recipe.toml").write_text(text + '[method]\nname = "full"\n')
+    done = forge("train", folder / "egg", "--build", folder / "build")
+    assert done.returncode == 1
+    assert "cannot be its own base" in done.stderr
+
+
+def test_an_adapter_is_no_base(folder):
+    place = folder / "above"
+    place.mkdir()
+    (place / "rows.jsonl").write_bytes((folder / "commands" / "rows.jsonl").read_bytes())
+    (place / "recipe.toml").write_text(ADAPTER.replace("../base", "../commands"))
+    done = forge("train", place, "--build", folder / "build")
+    assert done.returncode == 1
+    assert "which is no base" in done.stderr

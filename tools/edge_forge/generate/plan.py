@@ -62,6 +62,8 @@ class TrainPlan(SigningSteps):
 
     recipe: GenerateRecipe
     code = CODE
+    above: tuple[Path, ...] = ()
+    """Folders of the recipes whose base this one makes."""
 
     @cached_property
     def data_step(self) -> Entry:
@@ -136,10 +138,12 @@ class TrainPlan(SigningSteps):
         found = recipe.load(file)
         if found.training.method != "full":
             raise ConfigError("it trains an adapter, which is no base", str(file), "name a recipe of method full")
-        if (found.base.name if not found.is_new else found.name) == self.recipe.name:
-            raise ConfigError("a recipe cannot be its own base", "base.source")
+        folder = file.resolve().parent
+        if folder in (self.recipe_dir, *self.above):
+            raise ConfigError("a recipe cannot be its own base, not by way of others either", str(file))
         self.progress.say(f"base: made by {file.parent.name} ...")
-        other = type(self)(found, file.resolve().parent, self.cache, self.progress)
+        other = type(self)(found, folder, self.cache, self.progress)
+        other.above = (self.recipe_dir, *self.above)
         base = bases.resolve([f"dir:{other.tuned_folder}"], self.recipe_dir, language=True)
         return dataclasses.replace(base, source=source)
 
