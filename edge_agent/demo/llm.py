@@ -45,13 +45,19 @@ def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
     with steps.serving(build / "demo-llm", steps.Built(kept, built.root), port, "llamacpp") as served:
         asyncio.run(_converse(served.broker))
         steps.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
-        print(f"""
-What next:
-  the reports     {build}/reports (open the .html)
-  your own data   edge-forge init my-task --task generate && edge-forge build my-task/recipe.toml""")
+        print(_next_steps(build, served.config, stay))
         if stay:
             steps.stay(served.broker)
     return 0
+
+
+def _next_steps(build: Path, config: Path, stay: bool) -> str:
+    first = "" if stay else "  keep it running edge-agent demo --llm --stay     (then ask it from another terminal)\n"
+    return f"""
+What next:
+{first}  talk to it      edge-agent chat --config {config} {MODEL} --adapter home-commands
+  the reports     {build}/reports (open the .html)
+  your own data   edge-forge init my-task --task generate && edge-forge build my-task/recipe.toml"""
 
 
 async def _converse(broker: stage.Broker) -> None:
