@@ -73,20 +73,27 @@ def over_mqtt(folder: Path, model: Path, options: argparse.Namespace) -> list[Ro
         config.write_text(text)
         command = [sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        stack.enter_context(stage.daemon(config, folder))
+        daemon = stack.enter_context(stage.daemon(config, folder))
         direct = Direct(model, CONTEXT, int(DEFAULTS["batch"]), options.threads)
-        return asyncio.run(
-            _asked(MqttOptions(host="127.0.0.1", port=broker.port, client_id="bench-client"), direct, options.rounds)
-        )
+        stack.callback(direct.close)
+        asked = MqttOptions(host="127.0.0.1", port=broker.port, client_id="bench-client")
+        return asyncio.run(_asked(asked, direct, options.rounds, daemon.pid))
 
 
-async def _asked(options: MqttOptions, direct: Direct, rounds: int) -> list[Row]:
+async def _asked(options: MqttOptions, direct: Direct, rounds: int, daemon: int) -> list[Row]:
     ratios: dict[str, list[float]] = {name: [] for name in ("decode", "prompt", "worker", "first")}
     async with RequestClient(options) as client:
         await _stream(client, 0)
+        workers = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+        cpu_s = {"alone": 0.0, "worker": 0.0, "daemon": 0.0}
         for turn in range(1, rounds + 1):
+            used_s = time.process_time()
             alone = direct.run([256, *_prompt(turn).encode()], ANSWER_TOKENS)
+            cpu_s["alone"] += time.process_time() - used_s
+            before = {"worker": _cpu_s(workers), "daemon": _cpu_s([daemon])}
             last, first_s, elapsed_s = await _stream(client, turn)
+            cpu_s["worker"] += _cpu_s(workers) - before["worker"]
+            cpu_s["daemon"] += _cpu_s([daemon]) - before["daemon"]
             timing, usage = last.timing, last.usage
             if not isinstance(timing, Timing) or not isinstance(usage, Usage):
                 raise SystemExit("bench: the last part has no timing")
@@ -101,6 +108,7 @@ async def _asked(options: MqttOptions, direct: Direct, rounds: int) -> list[Row]
         ("decode tokens/s at the client, share of llama.cpp alone", _median(ratios["decode"])),
         ("decode tokens/s in the worker, share of llama.cpp alone", _median(ratios["worker"])),
         ("prompt tokens/s in the worker, share of llama.cpp alone", _median(ratios["prompt"])),
+        ("CPU time of the worker; of the daemon; share of llama.cpp alone", _shares(cpu_s)),
         ("first token at the client, later than llama.cpp alone, ms", _median(ratios["first"])),
     ]
     title = f"streams at once, {PROMPT_TOKENS} tokens in, {ANSWER_TOKENS} out: tokens/s out; first token p50, max; s"
@@ -254,6 +262,21 @@ def _prompt(turn: int) -> str:
     return f"{turn:06d} ".ljust(PROMPT_TOKENS - 1, "x")
 
 
+def _cpu_s(pids: Sequence[object]) -> float:
+    """Seconds of CPU time that processes have used, ended ones left out."""
+    used = 0
+    for pid in pids:
+        place = Path(f"/proc/{pid}/stat")
+        if place.exists():
+            fields = place.read_text().rsplit(")", 1)[1].split()
+            used += int(fields[11]) + int(fields[12])
+    return used / os.sysconf("SC_CLK_TCK")
+
+
+def _shares(cpu_s: dict[str, float]) -> str:
+    return f"{cpu_s['worker'] / cpu_s['alone']:.3f}; {cpu_s['daemon'] / cpu_s['alone']:.3f}"
+
+
 def _number(value: object) -> float:
     if not isinstance(value, float):
         raise SystemExit("bench: the worker did not say how long it took")
@@ -265,9 +288,10 @@ def _median(values: Sequence[float]) -> str:
 
 
 PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], list[Row]]] = {
+    # Memory first: later this process maps the model as well, and each would count for half.
+    "memory": memory,
     "mqtt": over_mqtt,
     "adapters": adapters,
-    "memory": memory,
 }
 
 

@@ -33,6 +33,12 @@ class Direct:
         self._context.use_threads(threads, threads)
         self._sampler = self._api.llama_sampler_init_greedy()
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self._api.llama_sampler_free(self._sampler)
+        self._context.close()
+        self._model.close()
+
     def run(self, prompt: list[int], answer: int) -> Speed:
         """Read a prompt, then choose `answer` tokens."""
         self._context.cut(0, 0)
