@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import Reply, StreamChunk
 from tests.support import asyncapi, generators, tiny_gguf
@@ -251,6 +252,38 @@ def test_a_deadline_in_mid_stream_ends_it_with_what_there_is(tmp_path: Path) -> 
             run(agent, body)
             assert "stream-stopped" in agent.log
             vanished(agent, params)
+            broker_gone(agent, broker, params)
+
+
+def broker_gone(agent: AgentProcess, broker: Mosquitto, params: dict[str, Any]) -> None:
+    """The broker is killed in mid-stream: the sequence stops, and the next question after its return is answered."""
+
+    async def whole() -> None:
+        before = agent.log.count("the broker went away")
+        async with client(agent, "listener") as asker:
+            asked = {"prompt": "Hi", "params": params, "stream": True}
+            async for _ in asker.stream(agent.device, "tiny", asked, 60):
+                broker.kill()
+                break
+            until_s = time.monotonic() + 20
+            while agent.log.count("the broker went away") == before and time.monotonic() < until_s:
+                await asyncio.sleep(0.05)
+        assert agent.log.count("the broker went away") > before
+        broker.start()
+
+    asyncio.run(whole())
+    run(agent, lambda asker: _answered(asker, agent))
+
+
+async def _answered(asker: RequestClient, agent: AgentProcess) -> None:
+    for _ in range(40):
+        try:
+            assert (await asker.infer(agent.device, "tiny", prompt(), 5)).status == 200
+        except RequestError:  # the agent is not back at the broker yet
+            await asyncio.sleep(0.25)
+        else:
+            return
+    raise AssertionError("no answer after the broker's return")
 
 
 def vanished(agent: AgentProcess, params: dict[str, Any]) -> None:

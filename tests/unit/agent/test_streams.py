@@ -221,6 +221,30 @@ def test_a_new_version_waits_until_the_sequences_have_ended() -> None:
     run(scenario)
 
 
+def test_a_context_shrinks_only_where_the_operator_lets_it() -> None:
+    variant = a_variant("large", peak_mib=8 * 1024)
+
+    async def refused(device: Device) -> None:
+        await device.ask("1", {"prompt": "x"})
+        await later(0.1)
+        reply = device.transport.reply("1")
+        assert (reply["status"], "needs 8.0 GiB, this board can give" in reply["reason"]) == (503, True)
+
+    async def shrunk(device: Device) -> None:
+        device.fleet._shrink_context = True
+        device.sensors.set(ram_available=4.0 * 2**30)
+        await device.ask("1", {"prompt": "x"})
+        await later(0.1)
+        (load,) = [what for operation, what in device.spawner.last.heard if operation == "load"]
+        assert load[1]["shrink"] is True
+        assert 0 < load[1]["memory_bytes"] < 4 * 2**30
+        assert "context-shrunk" in device.kinds()
+
+    model = replace(generator(), variant=variant, variants=(variant,))
+    for scenario in (refused, shrunk):
+        Device.run(scenario, model, plan=Plan(compute_s=None, sequences=2))
+
+
 def test_a_retry_of_an_answered_stream_gets_the_whole_text_in_one_reply() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", asked())
