@@ -16,7 +16,7 @@ from edge_agent.bundle.probes import Measured
 from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
-from edge_agent.core.residency import reserve_bytes
+from edge_agent.core.residency import Memory
 from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
@@ -64,7 +64,8 @@ def open_library(settings: Settings) -> Library:
     backends = workers.available_backends(wiring.spawn_options(settings), names)
     runtimes = tuple(name for name in names if backends[name]["available"])
     total_bytes = int(suite.sample()["ram_total"].value or 0)
-    ram_bytes = total_bytes - reserve_bytes(total_bytes) if total_bytes else None
+    memory = Memory(total_bytes, total_bytes, settings.memory.reserve_bytes, settings.memory.models_bytes)
+    ram_bytes = memory.ceiling_bytes if total_bytes else None
     features = read_cpu_features(settings.sensors.sysroot) or None
     setup = Setup(
         prober=WorkerProber(settings),

@@ -74,3 +74,14 @@ def test_without_trials_the_table_of_formats_decides(tmp_path: Path) -> None:
     (model,) = json.loads(said(cli("models", "--json", "--config", agent.config)))
     assert model["variant"] == "echo/int8"
     assert [one["measured"] is None for one in model["variants"]] == [False, True], "the chosen one was probed"
+
+
+def test_a_budget_that_only_one_variant_fits_decides(tmp_path: Path) -> None:
+    """As the policy would have it the quick one wins; its measured 50 MiB are more than all models may have."""
+    budget = "[memory]\nmodels_bytes = 31457280\n"
+    agent = AgentProcess(tmp_path / "device", 1, extra=f'[models]\npolicy = "fastest"\n{budget}')
+    lines = said(cli("install", two_variants(tmp_path), "--config", agent.config))
+    (model,) = json.loads(said(cli("models", "--json", "--config", agent.config)))
+    assert model["variant"] == "echo/int8"
+    assert "not echo/fp32: it needs" in lines
+    assert "of memory, 30.0 MiB may be used" in lines
