@@ -34,9 +34,12 @@ $(STAMP): pyproject.toml tools/constraints.txt
 llamacpp: $(LLAMA)
 
 $(LLAMA): $(STAMP)
-	@echo "Compiling llama.cpp into $(VENV) (3 to 10 minutes on two cores; once) ..."
+	@echo "Compiling llama.cpp into $(VENV) (3 to 10 minutes on two cores; once). The whole log: $(VENV)/llamacpp.log"
 	@CMAKE_ARGS="$(LLAMA_FLAGS)" CMAKE_BUILD_PARALLEL_LEVEL="$$(nproc)" \
-	  $(BIN)/python -m pip install --progress-bar on --editable '.[llamacpp]'
+	  $(BIN)/python -m pip install --verbose --editable '.[llamacpp]' 2>&1 | tee $(VENV)/llamacpp.log | \
+	  awk '/^ *\[[0-9]+\/[0-9]+\]/ && match($$0, /[0-9]+\/[0-9]+/) \
+	    { printf "\r  file %s", substr($$0, RSTART, RLENGTH); fflush() } END { print "" }'
+	@$(BIN)/python -c "import llama_cpp" || { tail -n 30 $(VENV)/llamacpp.log; exit 1; }
 	@touch $@
 
 demo: setup
