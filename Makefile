@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml tools/constraints.txt
 llamacpp: $(LLAMA)
 
 $(LLAMA): $(STAMP)
+	@command -v c++ > /dev/null || { echo "llama.cpp needs a C++ compiler: install g++"; exit 1; }
 	@echo "Compiling llama.cpp into $(VENV) (3 to 10 minutes on two cores; once). The whole log: $(VENV)/llamacpp.log"
 	@CMAKE_ARGS="$(LLAMA_FLAGS)" CMAKE_BUILD_PARALLEL_LEVEL="$$(nproc)" \
 	  $(BIN)/python -m pip install --verbose --editable '.[llamacpp]' 2>&1 | tee $(VENV)/llamacpp.log | \

@@ -48,6 +48,17 @@ def test_an_interrupt_is_130_with_one_sentence(capsys, monkeypatch):
     assert capsys.readouterr().err.strip() == "edge-forge: stopped; finished steps are kept, nothing half-written is"
 
 
+def test_init_writes_a_generators_recipe_whose_rows_load(tmp_path, capsys):
+    from edge_forge.generate import data
+    from edge_forge.generate import recipe as generators
+
+    assert cli.main(["init", "toy", "--task", "generate", "--dir", str(tmp_path)]) == 0
+    assert "train.jsonl" in capsys.readouterr().out
+    recipe = generators.load(tmp_path / "toy" / "recipe.toml", {})
+    assert recipe.base.sources == ("HuggingFaceTB/SmolLM2-135M-Instruct",)
+    assert data.load(recipe.data, tmp_path / "toy").answers
+
+
 def test_init_writes_a_recipe_that_loads_and_never_overwrites(tmp_path, capsys):
     assert cli.main(["init", "toy", "--dir", str(tmp_path)]) == 0
     assert "edge-forge build" in capsys.readouterr().out
