@@ -5,6 +5,7 @@
     context    the cache and the decode call
     slots      which sequence lies where in the cache, and what of a new prompt is there already (pure)
     plan       what the next decode call computes, and for which adapter (pure)
+    calls      whether sequences decode in one call or one after the other: as measured (pure)
     sampler    from logits to a token
     session    the seam: jobs in, events out
 

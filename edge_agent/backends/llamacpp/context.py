@@ -83,11 +83,13 @@ class Context:
         settings.no_perf = True
         return settings
 
-    def use_threads(self, decode: int, prompt: int) -> None:
-        """Threads for a call of one token, and for any other; they hold from the next call."""
-        if (decode, prompt) != self._threads:
+    def use_threads(self, decode: int, prompt: int) -> bool:
+        """Threads for a call of one token, and for any other, from the next call on; True when `decode` changes."""
+        before = self._threads
+        if (decode, prompt) != before:
             self._api.llama_set_n_threads(self.handle, decode, prompt)
             self._threads = (decode, prompt)
+        return decode != before[0]
 
     def use_adapter(self, adapter: Any) -> bool:
         """Compute with this adapter from now on, with none for None; True when that is a change."""

@@ -22,6 +22,7 @@ from edge_agent.backends.api import (
     Vocabulary,
 )
 from edge_agent.backends.gguf import GgufHeader, read_header
+from edge_agent.backends.llamacpp.calls import Calls
 from edge_agent.backends.llamacpp.context import Context, Outcome, Part, Sizes
 from edge_agent.backends.llamacpp.features import FeatureRun
 from edge_agent.backends.llamacpp.model import LlamaVocabulary, Model
@@ -68,6 +69,7 @@ class LlamaSession(Session):
         self._owners = 0
         self._slots = Slots(settings.sequences)
         self._turns = Turns(settings.turn_steps)
+        self._calls = Calls()
         self._waiting: deque[tuple[Job, Sampler, float]] = deque()
         self._active: dict[str, Strand] = {}
         self._reading: frozenset[str] = frozenset()
@@ -139,7 +141,7 @@ class LlamaSession(Session):
         self._waiting.append((job, Sampler(self._model, job.params, job.rows[0]), time.monotonic()))
 
     def step(self, limits: Limits) -> list[Event]:
-        """See `Session.step`: one decode call for every sequence whose adapter has its turn."""
+        """See `Session.step`: a token for every sequence whose adapter has its turn, or a part of its prompt."""
         if len(self._features) and self._slots.free:
             rows = min(limits.max_rows, self._slots.free)
             pieces = self._features.take(rows, one_adapter=True)
@@ -157,15 +159,13 @@ class LlamaSession(Session):
         portions = plan(group[: max(1, limits.max_rows)], self._settings.batch, self._settings.prompt_chunk)
         prompts = [portion.strand.job_id for portion in portions if not portion.strand.decoding]
         self._use(adapter, limits, bool(prompts))
-        self._reading = frozenset(prompts)
-        started_s = time.monotonic()
-        try:
-            done = self._decode([_part(portion) for portion in portions])
-        except BackendError as error:
-            return [self._fail(portion.strand, error.what) for portion in portions]
-        finally:
-            self._reading = frozenset()
-        return self._advance(portions, started_s) if done else []
+        if prompts:
+            return self._call(portions, frozenset(prompts), len(portions))
+        rows = self._calls.rows(len(portions))
+        found: list[Event] = []
+        for start in range(0, len(portions), rows):
+            found += self._call(portions[start : start + rows], frozenset(), len(portions))
+        return found
 
     def cancel(self, job_id: str) -> bool:
         """See `Session.cancel`."""
@@ -235,7 +235,8 @@ class LlamaSession(Session):
         context = self._live()
         decode = min(limits.threads, self._settings.decode_threads or limits.threads)
         # llama.cpp takes the second count for any call of more than one token, also one that only decodes.
-        context.use_threads(decode, limits.threads if prompts else decode)
+        if context.use_threads(decode, limits.threads if prompts else decode):
+            self._calls.forget()
         self.switches += context.use_adapter(None if adapter is None else self._adapters[adapter].handle)
 
     def _admit(self, limits: Limits) -> None:
@@ -257,6 +258,20 @@ class LlamaSession(Session):
             strand.submitted_s, strand.started_s = submitted_s, time.monotonic()
             self._active[job.job_id] = strand
 
+    def _call(self, portions: list[Portion], reading: frozenset[str], rows: int) -> list[Event]:
+        """One decode call of a step that `rows` sequences share, and what came of it; nothing when it was cut off."""
+        self._reading = reading
+        started_s = time.monotonic()
+        try:
+            done = self._decode([_part(portion) for portion in portions])
+        except BackendError as error:
+            return [self._fail(portion.strand, error.what) for portion in portions]
+        finally:
+            self._reading = frozenset()
+        if done and not reading:
+            self._calls.learn(len(portions), time.monotonic() - started_s)
+        return self._advance(portions, started_s, rows) if done else []
+
     def _decode(self, parts: list[Part]) -> bool:
         """One call; False when it was cut off: then the cache is as it was before."""
         context = self._live()
@@ -266,7 +281,7 @@ class LlamaSession(Session):
             context.cut(part.slot, part.start)
         return False
 
-    def _advance(self, portions: list[Portion], started_s: float) -> list[Event]:
+    def _advance(self, portions: list[Portion], started_s: float, rows: int) -> list[Event]:
         now_s = time.monotonic()
         events: list[Event] = []
         place = -1
@@ -277,7 +292,7 @@ class LlamaSession(Session):
             strand.cached = portion.stop
             self._slots.computed(strand.slot, strand.tokens, strand.cached)
             strand.compute_s += now_s - started_s
-            strand.batch_rows = max(strand.batch_rows, len(portions))
+            strand.batch_rows = max(strand.batch_rows, rows)
             if portion.last:
                 events += self._sample(strand, place)
         return events
