@@ -20,9 +20,10 @@ from edge_agent.base.limits import MIB
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.sensors.memory import read_pss
 from tests.support.agents import AgentProcess, echo_package, running
-from tests.support.desk import cli, desk, said
+from tests.support.desk import Desk, cli, desk, said
 from tests.support.memory_limit import MemoryLimit, memory_limit
 from tests.support.mosquitto import Mosquitto
+from tests.support.mqtt import until
 
 NAMES = tuple(f"m{index}" for index in range(6))
 HOLD_MIB = 60
@@ -34,6 +35,11 @@ LIMIT_MIB = BUDGET_MIB + RESERVE_MIB + DAEMON_MIB
 CHURN_S = 15.0
 DEADLINE_S = 8.0
 SEED = 7
+STEPS = (
+    "import sys, time; held = []\n"
+    "for _ in range(int(sys.argv[1])): held.append(bytearray(b'1') * (1 << 20)); time.sleep(0.05)\n"
+    "time.sleep(60)"
+)
 BALLAST = (
     "import sys, time; held = bytearray(b'1') * (int(sys.argv[1]) << 20); print('holds', flush=True); time.sleep(60)"
 )
@@ -65,6 +71,45 @@ def test_churn_over_three_times_the_budget_under_a_real_limit(tmp_path: Path) ->
         events = [line for line in agent.log.splitlines() if "evicted" in line]
         assert len(events) > len(NAMES), "nothing had to leave: the limit was none"
         assert len(_figures(agent)) == len(NAMES)
+
+
+def test_a_neighbour_that_grows_is_noticed_before_the_kernel_acts(tmp_path: Path) -> None:
+    """Two idle models and a program that takes what is left: they leave, nobody is killed, all is well after."""
+    with Mosquitto(tmp_path) as broker, memory_limit(300 * MIB) as limit:
+        agent = AgentProcess(tmp_path / "device", broker.port, extra=f"[memory]\nreserve_bytes = {RESERVE_MIB * MIB}\n")
+        for name in NAMES[:2]:
+            agent.install(echo_package(tmp_path / name, name, peak_bytes=WORKER_MIB * MIB, hold_mib=HOLD_MIB))
+        with running(agent, EDGE_AGENT__MODELS__RESIDENT=""):
+            limit.add(agent.pid)
+            asyncio.run(_squeeze(broker, agent, limit))
+            print(f"\nkernel kills in the group: {limit.kills()}")
+            assert limit.kills() == 0
+        stages = [line.split("memory-pressure: ")[1] for line in agent.log.splitlines() if "memory-pressure: " in line]
+        print("\n".join(stages))
+        assert "calm" in stages[-1]
+
+
+async def _squeeze(broker: Mosquitto, agent: AgentProcess, limit: MemoryLimit) -> None:
+    async with desk(broker) as table:
+        for name in NAMES[:2]:
+            assert (await table.order(f"load-{name}", "load", {"model": name}))["status"] == 200
+        left_mib = 300 - limit.used_bytes() // MIB
+        ballast = subprocess.Popen([sys.executable, "-c", STEPS, str(left_mib - 10)], stdout=subprocess.PIPE)
+        limit.add(ballast.pid)
+        try:
+            await until(lambda: agent.workers() == [], 20.0)
+            assert ballast.poll() is None
+            refused = await table.ask("short", {"text": "now?"}, NAMES[0])
+            assert refused["status"] in {200, 503}
+        finally:
+            ballast.kill()
+            ballast.communicate()
+        await until(lambda: len(table.events("memory-pressure")) >= 2 and _calm(table), 20.0)
+        assert (await table.ask("after", {"text": "and now?"}, NAMES[0]))["status"] == 200
+
+
+def _calm(table: Desk) -> bool:
+    return bool(table.events("memory-pressure")[-1]["data"]["stage"] == "calm")
 
 
 async def _churn(broker: Mosquitto, agent: AgentProcess, limit: MemoryLimit) -> tuple[Counter[int], int]:
