@@ -8,6 +8,7 @@ to the end of the process.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 
 CALL_TIMEOUT_S = 30.0
 EXIT_S = 0.004
+SEQUENCES = 3
 ROOM_C = 25.0
 HEATING_C = 75.0
 TIME_CONSTANT_S = 25.0
@@ -145,6 +147,10 @@ class SimWorker:
         self._attached: set[str] = set()
         self._waiting: deque[Mapping[str, Any]] = deque(maxlen=10_000)
         self._inside: list[Mapping[str, Any]] = []
+        self.sequences = 0
+        self.most_at_once = 0
+        # A generator's jobs that are under way, and how many words of the answer are out.
+        self._talking: dict[str, int] = {}
         self._limits: Mapping[str, int] = {"max_rows": 1}
         self._calls: set[asyncio.Future[None]] = set()
         self._closing = False
@@ -155,6 +161,7 @@ class SimWorker:
         """See `ports.Worker`."""
         self._limits = dict(limits)
         self.variant = variant.digest
+        self.sequences = SEQUENCES if task.kind == "generate" else 0
         moods, dice = self._moods, self._dice
         self.held_bytes = variant.size_bytes // 2
         if dice.random() < moods.load_dies:
@@ -166,7 +173,8 @@ class SimWorker:
         if self.alive:  # else it died right after it said that it is loaded
             self.held_bytes = int(variant.peak_bytes * (0.8 + 0.2 * dice.random()))
         footprint = {"weights_bytes": variant.size_bytes, "adapters_bytes": 0, "cache_bytes": 0, "arena_bytes": MIB}
-        return {"mixed_adapters": moods.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid}
+        return {"mixed_adapters": moods.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid,
+                "sequences": self.sequences}  # fmt: skip
 
     async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
         """See `ports.Worker`."""
@@ -187,13 +195,19 @@ class SimWorker:
             found = [job for job in self._waiting if job["id"] == fields["id"]]
             for job in found:
                 self._waiting.remove(job)
-            return {"cancelled": bool(found)}
+            talked = self._talking.pop(fields["id"], None) is not None
+            return {"cancelled": bool(found) or talked}
         return {}
 
     def submit(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         """See `ports.Worker`."""
         self.largest_rows = max(self.largest_rows, sum(len(job["texts"]) for job in jobs))
-        if self.alive:
+        if self.alive and self.sequences:
+            for job in jobs:
+                self._talking[job["id"]] = 0
+                self._loop.call_later(5 * self._moods.row_s, self._talk, job, said(job["texts"][0]))
+            self.most_at_once = max(self.most_at_once, len(self._talking))
+        elif self.alive:
             self._waiting.extend(jobs)
             self._step()
 
@@ -243,6 +257,28 @@ class SimWorker:
         if not call.done() and not self.hangs:
             call.set_result(None)
 
+    def _talk(self, job: Mapping[str, Any], words: list[str]) -> None:
+        """The next word of a generator's answer; a part of it goes out at once where it streams."""
+        name = job["id"]
+        if not self.alive or self.hangs or name not in self._talking:
+            return
+        self._board.busy_s += 5 * self._moods.row_s / self.sequences
+        number = self._talking[name]
+        self._talking[name] += 1
+        if number < len(words) - 1:
+            if job["stream"]:
+                self._on_event({"ev": "chunk", "id": name, "text": words[number]})
+            self._loop.call_later(5 * self._moods.row_s, self._talk, job, words)
+            return
+        del self._talking[name]
+        usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": len(words)}
+        result = {"text": "".join(words), "finish_reason": "stop", "usage": usage, "seed": 1}
+        compute_ms = 5000.0 * self._moods.row_s * len(words)
+        self._on_event({
+            "ev": "done", "id": name, "results": [result], "tokenize_ms": 0.1, "batch": 1, "text": words[-1],
+            "compute_ms": compute_ms, "wait_ms": 0.0, "prompt_ms": 1.0, "tokens_per_s": 9.0,
+        })  # fmt: skip
+
     def _step(self) -> None:
         """Begin the next step, unless one runs: as many rows as the limits allow, one job at least."""
         if self._inside or not self._waiting or self.hangs:
@@ -277,6 +313,11 @@ class SimWorker:
             "ev": "done", "id": job["id"], "results": results, "tokenize_ms": 0.1, "compute_ms": seconds * 1000.0,
             "batch": rows,
         }  # fmt: skip
+
+
+def said(prompt: str) -> list[str]:
+    """What a simulated generator answers: a few words that follow from the prompt."""
+    return [f"{prompt}.{number} " for number in range(1 + zlib.crc32(prompt.encode()) % 12)]
 
 
 @dataclass(slots=True)

@@ -64,6 +64,10 @@ class Clients:
         wait_s = wait_s or dice.choice((0.05, 0.5, 2.0, 8.0) if self._hurried else (2.0, 8.0, 30.0))
         client = f"c{dice.randrange(4)}"
         ask = self._note(client, texts, adapter, wait_s)
+        if chosen.startswith("g"):
+            ask.texts, ask.prompt = texts[:1], True
+            shape = {key: body[key] for key in ("adapter", "priority") if key in body}
+            body = {"prompt": texts[0], "stream": dice.random() < 0.7} | shape
         old = dice.random() < 0.2
         if old:
             body |= {"id": ask.key[1], "reply_to": f"{PREFIX}/client/{client}/reply/x", "deadline_s": wait_s}

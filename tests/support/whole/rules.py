@@ -91,6 +91,9 @@ class Rules:
         world = self._world
         owned = {id(seat.worker) for seat in world.device.fleet.every_seat() if seat.worker is not None}
         strays = [worker for worker in world.spawner.alive() if id(worker) not in owned and not worker._closing]
+        for worker in world.spawner.alive():
+            if worker.most_at_once > worker.sequences:
+                self._say("sequences", f"{worker.most_at_once} answers at once on {worker.sequences} sequences")
         if len(strays) > 1:
             self._say("strays", f"workers that belong to nobody: {[worker.pid for worker in strays]}")
 

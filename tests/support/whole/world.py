@@ -14,14 +14,14 @@ import random
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.limits import WORKER_SILENCE_S
-from edge_agent.bundle.catalog import InstalledModel, Variant
+from edge_agent.bundle.catalog import InstalledModel, TaskSpec, Variant
 from edge_agent.core.job import State
 from edge_agent.mqtt import link
 from edge_agent.mqtt import spool as spool_module
@@ -112,7 +112,8 @@ class World:
         self.board = SimBoard(clock, self._dice("board"))
         dice = self._dice("models")
         self.spawner = SimSpawner(self.board, self._dice("workers"), Moods(mixed=dice.random() < 0.7))
-        self.installed = tuple(_model(index, dice) for index in range(dice.choice((1, 2, 4))))
+        classifiers = tuple(_model(index, dice) for index in range(dice.choice((1, 2, 4))))
+        self.installed = (*classifiers, *_generators(dice))
         self.library = FakeLibrary(*self.installed)
         self.spool = Spool(folder)
         self.transport = MqttTransport(
@@ -120,6 +121,7 @@ class World:
             Topics(PREFIX, DEVICE).subscriptions(),
             spool=self.spool,
             on_change=lambda change: self.device.reporter.link_changed(change.connected, change.text),
+            on_unheard=self._unheard,
             random01=self._dice("link").random,
         )
         self._link_publish = self.transport.publish
@@ -139,6 +141,7 @@ class World:
                 "ledger": self.ledger,
             },
         )
+        self.device.reporter.on_unheard = self.device.dispatcher.stop_streams
         self.notifier = RecordingNotifier()
         self.clients = Clients(self, self._dice("clients"))
         self.rules = Rules(self)
@@ -246,6 +249,9 @@ class World:
             self.complain(f"the link does not take an answer: {message.payload[:80]!r}")
         return taken
 
+    def _unheard(self, message: Outbound, why: str) -> None:
+        self.device.reporter.unheard(message, why)
+
     def _heard(self, message: Outbound, now_s: float) -> None:
         if not message.topic.endswith(("/telemetry", "/models", "/info")):
             self.trace.append(f"{now_s:.4f} <- {message.topic} {message.payload[:140]!r}")
@@ -343,6 +349,14 @@ def _model(index: int, dice: random.Random) -> InstalledModel:
     return a_model(
         f"m{index}", a_variant(f"m{index}-v1", size_mib, size_mib + 60), ("a", "b", "c")[: dice.choice((0, 2, 3, 3))]
     )
+
+
+def _generators(dice: random.Random) -> tuple[InstalledModel, ...]:
+    """In every third run a model that answers word by word."""
+    if dice.random() > 0.34:
+        return ()
+    model = a_model("g0", a_variant("g0-v1", 200, 260, runtime="llamacpp"), ("a", "b"))
+    return (replace(model, task=TaskSpec("generate", max_tokens=512)),)
 
 
 def _replace(spawner: SimSpawner, moods: Moods) -> Moods:
