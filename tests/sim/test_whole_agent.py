@@ -27,8 +27,9 @@ def test_a_seed_is_the_same_run_every_time() -> None:
     assert (one.digest, one.steps, one.statuses, one.trace) == (again.digest, again.steps, again.statuses, again.trace)
 
 
-# What earlier versions got wrong. A seed's story changes with the simulation: `tests/unit/agent/test_found_by_simulation`
-# holds each as a scenario that stays.
+# What earlier versions got wrong. A seed's story changes with the simulation;
+# `tests/unit/agent/test_found_by_simulation`
+# holds each as a scenario.
 REGRESSIONS = {
     13: "models that waited for memory woke each other for ever, in no time (ran at 100 % of a core)",
     16: "an answer left up to a second after its deadline: the outbox counted in whole seconds",
