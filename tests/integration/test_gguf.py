@@ -102,6 +102,7 @@ def test_llamas_of_other_shapes(tmp_path, shape):
         ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, "sliding window"),
         ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
         ("llama", {"vocab_size": 100}, "rows for 100"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer 1 has 'full_attention'"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(made, tmp_path, family, change, words):

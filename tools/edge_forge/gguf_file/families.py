@@ -141,14 +141,23 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_gemma2(config: Mapping[str, Any]) -> None:
+    _check_layers(config, 2)
     due = config["hidden_size"] // config["num_attention_heads"] if _is_27b(config) else head_dim(config)
     if float(config.get("query_pre_attn_scalar") or due) != due:
         raise ConfigError(f"its query_pre_attn_scalar is not the {due} that llama.cpp computes with", "base.source")
 
 
 def _check_gemma3(config: Mapping[str, Any]) -> None:
+    _check_layers(config, 6)
     if float(config.get("query_pre_attn_scalar") or head_dim(config)) != head_dim(config):
         raise ConfigError("its query_pre_attn_scalar is not its head_dim, which llama.cpp computes with", "base.source")
+
+
+def _check_layers(config: Mapping[str, Any], period: int) -> None:
+    """llama.cpp takes every `period`th layer of the family to see everything, and the others a window."""
+    for place, kind in enumerate(config.get("layer_types") or (), 1):
+        if (kind == "full_attention") != (place % period == 0):
+            raise ConfigError(f"layer {place} has {kind!r}, which llama.cpp would compute otherwise", "base.source")
 
 
 def _is_27b(config: Mapping[str, Any]) -> bool:
