@@ -1,0 +1,36 @@
+"""What of a graph's figures travels in its package, so that the device can tell drift from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent.bundle.reference import reference
+from edge_forge import shipping
+from edge_forge.exports import Graph
+
+SHARES = [0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.05, 0.1, 0.2, 0.6]
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    """A measured graph."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"x" * 100)
+    figures = {"accuracy": 0.91, "latency_ms": 3.25, "peak_bytes": 1000, "confidence": SHARES}
+    return Graph("merged", "int8", path, "sha256:0", figures=figures)
+
+
+def test_a_model_that_answers_carries_how_sure_it_was(graph: Graph) -> None:
+    (variant,) = shipping.variants([graph], answers=True)
+    assert reference(variant.metrics) == tuple(SHARES)
+    assert variant.metrics["accuracy"] == 0.91
+    (base,) = shipping.variants([graph])
+    assert reference(base.metrics) is None, "a base answers embeddings: it is never sure of anything"
+
+
+def test_a_graph_without_a_test_set_has_no_histogram(graph: Graph) -> None:
+    bare = Graph("merged", "int8", graph.path, "sha256:0", figures={"accuracy": 0.5})
+    assert shipping.sureness(bare) == {}
+    assert shipping.sureness(Graph("merged", "int8", graph.path, "sha256:0")) == {}
