@@ -16,12 +16,13 @@ Report = Callable[[str, float], None]
 
 # oneDNN keeps a compiled product per shape, 1024 of them by default; batches of many lengths make that a gigabyte.
 # With 16 an epoch of home-intents in bf16 peaks at 812 instead of 1000 MB and takes as long.
-_PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+# OpenMP threads that wait by spinning keep the core from the thread they wait for as soon as another program runs.
+_ENVIRONMENT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "OMP_WAIT_POLICY": "passive"}
 
 
 def serve(run: Callable[[Report], object]) -> int:
     """Let `run` report its phases to standard output, and say there what it fails with; 0 done, 1 failed."""
-    for name, value in _PRIMITIVES.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before the tensor library is imported
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
