@@ -134,7 +134,7 @@ def test_a_host_without_sysusers_leaves_it_to_the_first_boot(image: Path) -> Non
 
 
 def test_what_is_refused_before_anything_is_written(image: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown drop-in 'jetsn' \(known: cpu-strict, jetson"):
+    with pytest.raises(UsageError, match=r"unknown drop-in 'jetsn' \(known: clock, cpu-strict, jetson"):
         install(Target(image, IMAGE_PYTHON, Recorder()), ["jetsn"])
     with pytest.raises(UsageError, match="is no root file system"):
         install(Target(image / "usr", IMAGE_PYTHON, Recorder()))
