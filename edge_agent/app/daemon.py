@@ -29,7 +29,6 @@ from edge_agent.agent.report import Identity, Reporter
 from edge_agent.agent.respond import Responder
 from edge_agent.agent.watch import Budget, SensedHost, Watch
 from edge_agent.app import wiring
-from edge_agent.app.packages import store_dir
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.config.load import device_id, load
@@ -145,7 +144,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     reporter.connect(transport, lambda: (len(spool), spool.lost))
     context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
     context.energy = EnergyMeter(wiring.utilisation(sensors.board))
-    library = Library(store_dir(settings))
+    library = Library(wiring.store_dir(settings))
     host = SensedHost(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
     responder = Responder(context, host.reading)
     options = wiring.spawn_options(settings)

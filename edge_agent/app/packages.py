@@ -42,11 +42,6 @@ class WorkerProber:
         return ProbeOutcome(measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes)
 
 
-def store_dir(settings: Settings) -> Path:
-    """Where packages lie."""
-    return settings.store.state_dir / "store"
-
-
 def trust(settings: Settings) -> Trust | None:
     """The operator's trust root, None where the file does not exist. Raises PackageError for one that is not sound."""
     try:
@@ -78,7 +73,7 @@ def open_library(settings: Settings) -> Library:
         keep_all=settings.models.keep == "all",
         measure=settings.models.measure,
     )
-    return Library(store_dir(settings), setup)
+    return Library(wiring.store_dir(settings), setup)
 
 
 def install(config: Path | None, package: Path, progress: Progress = silent) -> dict[str, Any]:
@@ -121,7 +116,7 @@ def report_fields(report: InstallReport) -> dict[str, Any]:
 
 def rollback(config: Path | None, model: str) -> dict[str, Any]:
     """Return a model to the version before."""
-    returned = Library(store_dir(_settings_of_owner(config))).rollback(model)
+    returned = Library(wiring.store_dir(_settings_of_owner(config))).rollback(model)
     return {
         "text": f"{model} is back at version {returned.version} ({returned.variant.name})",
         "model": model,
@@ -131,14 +126,14 @@ def rollback(config: Path | None, model: str) -> dict[str, Any]:
 
 def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, Any]:
     """Remove a model, or one of its adapters."""
-    Library(store_dir(_settings_of_owner(config))).remove(model, adapter)
+    Library(wiring.store_dir(_settings_of_owner(config))).remove(model, adapter)
     what = f"adapter {adapter} of {model}" if adapter else model
     return {"text": f"removed {what}", "model": model, "adapter": adapter}
 
 
 def models(config: Path | None) -> list[dict[str, Any]]:
     """What is installed and active, and what is damaged."""
-    library = Library(store_dir(load(config)))
+    library = Library(wiring.store_dir(load(config)))
     reasons = {history.name: history.why for history in library.models()}
     return [_model_fields(model, reasons.get(model.name, "")) for model in library.active()] + [
         {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "choice": "", "adapters": []}

@@ -100,3 +100,8 @@ def hardware(
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def store_dir(settings: Settings) -> Path:
+    """Where packages lie."""
+    return settings.store.state_dir / "store"

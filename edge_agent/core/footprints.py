@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 
 LEAST_RATIO, HIGHEST_RATIO = 0.5, 3.0
 """Bounds on a runtime's correction: beyond them a measurement or a package is wrong, not a rule."""
@@ -84,13 +83,13 @@ class ByteLedger:
         return known.load_s if known else None
 
     def ratio(self, runtime: str) -> float:
-        """Measured over stated bytes, the median over the runtime's variants; 1 before the first."""
+        """Measured over stated bytes, the (upper) median over the runtime's variants; 1 before the first."""
         found = [
             figure.held_bytes / figure.stated_bytes
             for figure in self._figures.values()
             if figure.runtime == runtime and figure.stated_bytes > 0
         ]
-        return max(LEAST_RATIO, min(median(found), HIGHEST_RATIO)) if found else 1.0
+        return max(LEAST_RATIO, min(sorted(found)[len(found) // 2], HIGHEST_RATIO)) if found else 1.0
 
     def promise(self, name: str, claim: Claim) -> int:
         """Set a model's prediction aside and return it. A name that has an account already is a ValueError."""

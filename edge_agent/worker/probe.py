@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from edge_agent.base.errors import WorkerError
@@ -106,7 +105,7 @@ async def _latency_ms(worker: WorkerProcess, text: str) -> float:
     while len(times) < TIMED_RUNS and sum(times) < TIMED_MS:
         answer = await worker.call("measure", MEASURE_TIMEOUT_S, adapter=None, texts=[text])
         times.append(answer["compute_ms"])
-    return median(times)
+    return sorted(times)[len(times) // 2]
 
 
 async def _spawn(options: SpawnOptions) -> WorkerProcess:
