@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.base.errors import RequestError
-from edge_agent.base.units import duration_text
+from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.demo import stage, steps
 from edge_agent.demo.steps import DEVICE
 from edge_agent.mqtt.client import RequestClient
@@ -83,11 +83,17 @@ async def _show_board(client: RequestClient, reply: dict[str, Any]) -> None:
     steps.say("board", f"{found['board']}, agent {found['agent']}")
     for key in ("temperature", "power", "ram_available", "throttle"):
         reading = sensors[key]
-        value = "null" if reading["value"] is None else f"{reading['value']:g} {reading['unit']}"
+        value = _value(reading)
         print(f"    {key:<14} {value:<22} {reading['reason'] or reading['source']}")
     energy = reply["energy"]
     joules = "null" if energy["joules"] is None else f"{energy['joules']:.3f} J"
     print(f"    {'energy/request':<14} {joules:<22} {energy['method']}")
+
+
+def _value(reading: dict[str, Any]) -> str:
+    if reading["value"] is None:
+        return "null"
+    return bytes_text(reading["value"]) if reading["unit"] == "bytes" else f"{reading['value']:g} {reading['unit']}"
 
 
 def _next_steps(build: Path, config: Path, stay: bool) -> str:
