@@ -7,10 +7,11 @@ process of its own (`Operator`), so that the daemon never loads the signature li
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,21 +153,21 @@ class Commands:
             seat.deaths_s.clear()
             text = f"model {seat.name!r} may be loaded again: quarantine lifted by cmd/load"
             self._context.announce("quarantine-lifted", text, {"model": seat.name}, "info")
-        async with seat.lock:
+        async with _at_rest(seat):
             await self._fleet.ensure_loaded(seat)
         seat.wake.set()
         return {"footprint_bytes": seat.footprint_bytes, "load_s": round(seat.load_s, 3)}
 
     async def _unload(self, command: Command) -> Mapping[str, Any]:
         seat = self._seat(_body(command, ModelOrder).model)
-        async with seat.lock:
+        async with _at_rest(seat):
             await self._fleet.unload(seat)
         return {}
 
     async def _attach(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, AdapterOrder)
         seat = self._seat(body.model)
-        async with seat.lock:
+        async with _at_rest(seat):
             await self._fleet.ensure_loaded(seat)
             await self._fleet.ensure_attached(seat, body.adapter)
         return {"attached": list(seat.attached)}
@@ -174,7 +175,7 @@ class Commands:
     async def _detach(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, AdapterOrder)
         seat = self._seat(body.model)
-        async with seat.lock:
+        async with _at_rest(seat):
             if seat.worker is not None and body.adapter in seat.attached:
                 await seat.worker.call("detach", name=body.adapter)
                 del seat.attached[body.adapter]
@@ -209,6 +210,18 @@ class Commands:
         if key in self._taken and status != 429:
             self._taken[key].answer = message
         self._context.transport.publish(message)
+
+
+@contextlib.asynccontextmanager
+async def _at_rest(seat: Seat) -> AsyncIterator[None]:
+    """The seat's lock. A generator that is always asked would never give it back: it takes no new jobs meanwhile."""
+    seat.orders += 1
+    try:
+        async with seat.lock:
+            yield
+    finally:
+        seat.orders -= 1
+        seat.wake.set()
 
 
 def _body(command: Command, kind: type[Any]) -> Any:

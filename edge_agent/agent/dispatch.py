@@ -281,7 +281,7 @@ class Dispatcher:
     def _may_join(self, seat: Seat) -> bool:
         """Not when its worker is to end soon: for another version, for a model whose turn it is, for the heat."""
         current = seat.loaded_digest == seat.model.variant.digest and seat.worker is not None and not seat.gone
-        open_ = self._context.grant.busy_share > 0.0 and not self._fleet.turn_is_over(seat)
+        open_ = not seat.orders and self._context.grant.busy_share > 0.0 and not self._fleet.turn_is_over(seat)
         return len(seat.running) > 0 and len(seat.queue) > 0 and current and open_
 
     def _hand_over(self, seat: Seat, batch: list[Job]) -> None:

@@ -37,7 +37,8 @@ class Seat:
     use. `loaded_s`: since when it is in memory; `short_of_room`: it waits for memory; `yielding`: it lets a waiting
     model in between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
     `sequences`: jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a
-    time); `budget_bytes`: what its context has to shrink to (0: it need not).
+    time); `budget_bytes`: what its context has to shrink to (0: it need not). `orders`: orders that wait for it; a
+    generator takes no new jobs meanwhile.
     """
 
     model: InstalledModel
@@ -58,6 +59,7 @@ class Seat:
     short_of_room: bool = False
     yielding: bool = False
     spared: bool = False
+    orders: int = 0
     heard_s: float = 0.0
     loaded_digest: str | None = None
     capabilities: Mapping[str, Any] = field(default_factory=dict)

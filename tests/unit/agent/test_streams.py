@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.protocol.envelope import Outbound
 from tests.support.fakes import Plan, a_model, a_variant
@@ -258,3 +260,22 @@ def test_a_retry_of_an_answered_stream_gets_the_whole_text_in_one_reply() -> Non
         assert (again["status"], again["result"]["text"]) == (200, "Once upon")
 
     Device.run(scenario, generator(), plan=Plan(compute_s=None, sequences=2))
+
+
+@pytest.mark.parametrize("order", ["load", "unload"])
+def test_an_order_comes_to_its_turn_beside_a_generator_that_is_always_asked(order: str) -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("0", asked(deadline_s=600.0))
+        await settle()
+        await device.order(order, {"model": "m"}, "order")
+        for number in range(1, 20):
+            await device.ask(str(number), asked(deadline_s=600.0))
+            await later(1.0)
+            for worker in device.spawner.running():
+                for name in list(worker.inside)[:1]:
+                    worker.end(name, "x")
+            await settle()
+        assert device.status("order") == 200
+        assert said(device, "15")[-1]["done"], "requests went on"
+
+    run(scenario)
