@@ -149,6 +149,7 @@ def _add_packages(verbs: Any) -> None:
     verb = verbs.add_parser("install", help="verify, probe and activate a package")
     _config_option(verb)
     verb.add_argument("package", type=Path, help="a package: .tar or folder")
+    verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(verb=_install)
     verb = verbs.add_parser("models", help="what is installed")
@@ -313,7 +314,7 @@ def _record(options: argparse.Namespace) -> int:
 def _install(options: argparse.Namespace) -> int:
     from edge_agent.app.packages import install
 
-    return _print_report(install(options.config, options.package), options.json)
+    return _print_report(install(options.config, options.package, again=options.again), options.json)
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from edge_agent.lifecycle import service as units
 from edge_agent.lifecycle.facts import BrokerProbe, RuntimeProbe
 from edge_agent.lifecycle.service import IMAGE_PYTHON, Target
 from edge_agent.lifecycle.service_status import status
-from edge_agent.lifecycle.survey import survey
+from edge_agent.lifecycle.survey import runtime_probes, survey
 from edge_agent.mqtt.link import LinkChange, MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
@@ -71,12 +71,7 @@ def _runtimes(settings: Settings) -> tuple[RuntimeProbe, ...]:
         found = available_backends(wiring.spawn_options(settings), names)
     except WorkerError as error:
         return tuple(RuntimeProbe(name, None, reason=str(error), remedy=error.remedy or "") for name in names)
-    return tuple(
-        RuntimeProbe(name, found[name]["version"], tuple(found[name]["devices"]))
-        if found[name]["available"]
-        else RuntimeProbe(name, None, reason=found[name]["reason"], remedy=found[name]["remedy"])
-        for name in names
-    )
+    return runtime_probes(found)
 
 
 def _broker(settings: Settings) -> BrokerProbe:

@@ -52,7 +52,7 @@ def trust(settings: Settings) -> Trust | None:
         raise PackageError(f"cannot be read: {error.strerror}", str(settings.store.trust_root)) from error
 
 
-def open_library(settings: Settings) -> Library:
+def open_library(settings: Settings, again: bool = False) -> Library:
     """The store, ready to be changed: with trust, board, runtimes and a prober."""
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
     names = list(settings.worker.backends)
@@ -72,11 +72,12 @@ def open_library(settings: Settings) -> Library:
         wishes=wiring.wishes(settings),
         keep_all=settings.models.keep == "all",
         measure=settings.models.measure,
+        again=again,
     )
     return Library(wiring.store_dir(settings), setup)
 
 
-def install(config: Path | None, package: Path, progress: Progress = silent) -> dict[str, Any]:
+def install(config: Path | None, package: Path, progress: Progress = silent, again: bool = False) -> dict[str, Any]:
     """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
     settings = _settings_of_owner(config)
     if not package.exists():
@@ -86,7 +87,7 @@ def install(config: Path | None, package: Path, progress: Progress = silent) -> 
         raise PackageError(
             "is missing, so no signature can be checked", str(root), "put the root.json of `edge-forge keygen` there"
         )
-    report = open_library(settings).install(package, progress)
+    report = open_library(settings, again).install(package, progress)
     fields = report_fields(report)
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes]), **fields}

@@ -126,10 +126,10 @@ class Installer:
 
     def _check_trials(self, package: str) -> None:
         cut_off = self._journal.trials(package)
-        if cut_off >= limits.INSTALL_TRIALS:
+        if cut_off >= limits.INSTALL_TRIALS and not self._setup.again:
             raise StoreError(
                 f"the trial of this package was cut off {cut_off} times on this device (power, or the kernel)",
-                remedy="look at `dmesg`, then forget its trials and install again",
+                remedy="look at `dmesg`, then `edge-agent install --again PACKAGE`",
             )
 
     def _needed(self, package: Package, steps: Plan) -> int:

@@ -66,7 +66,8 @@ class Setup:
     `trust` is the operator's root, None where there is none (then only `allow_unsigned` lets a package in).
     `time_trusted` says whether the wall clock is synchronised. `reserve_bytes` stay free on the file system. `keep_all`
     keeps the weights of every variant that passed its trial, not only the chosen one's. `measure` tries all variants
-    that can run here, to choose by what was measured. `at` and `free_bytes` are for tests.
+    that can run here, to choose by what was measured. `again` tries a package whose trials were cut off too often. `at`
+    and `free_bytes` are for tests.
     """
 
     prober: Prober
@@ -79,5 +80,6 @@ class Setup:
     wishes: Wishes = field(default_factory=Wishes)
     keep_all: bool = False
     measure: bool = False
+    again: bool = False
     free_bytes: FreeBytes = free_bytes
     at: At = nowhere
