@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.base.units import bytes_text
+from edge_agent.core.pressure import BELOW_RESERVE, Stage
+from edge_agent.core.residency import reserve_bytes
 from edge_agent.lifecycle.facts import BrokerProbe, Facts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
 
@@ -18,9 +20,6 @@ Verdict = Literal["ok", "warn", "fail", "skip"]
 
 OLDEST_PYTHON = (3, 10)
 STOCK_NAMES = frozenset({"raspberrypi", "jetson", "nano", "nvidia", "ubuntu", "debian", "dietpi", "tegra-ubuntu", "pi"})
-LOW_MEMORY, NO_MEMORY = 0.15, 0.08
-"""Shares of RAM below which the agent sheds models, and admits nothing (DESIGN 8)."""
-
 YEAR_2025_S = 1735689600.0
 """No clock that was ever set is before this; boards without a battery start in 1970 or at their image's date."""
 
@@ -273,13 +272,14 @@ def _memory(facts: Facts) -> Iterator[Check]:
         yield Check("memory", "fail", f"unknown: {available.reason or total.reason}", "mount /proc")
         return
     text = f"{bytes_text(available.value)} of {bytes_text(total.value)} available"
-    share = available.value / total.value
-    if share < NO_MEMORY:
+    reserve = reserve_bytes(int(total.value)) if facts.reserve_bytes is None else facts.reserve_bytes
+    if available.value < BELOW_RESERVE[Stage.SHORT] * reserve:
         yield Check(
             "memory", "fail", f"{text}: no request is admitted", "stop other programs, or keep fewer models resident"
         )
-    elif share < LOW_MEMORY:
-        yield Check("memory", "warn", f"{text}: idle models are put away", "stop other programs, or keep fewer models")
+    elif available.value < reserve:
+        text += f", less than the reserve of {bytes_text(reserve)}: no model is loaded"
+        yield Check("memory", "warn", text, "stop other programs, or keep fewer models resident")
     else:
         yield Check("memory", "ok", text)
 

@@ -70,6 +70,7 @@ class Facts:
     board: Board | None = None
     cpu_features: frozenset[str] | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    reserve_bytes: int | None = None
     memory_controller: bool | None = None
     pressure: bool | None = None
     device_files: tuple[DeviceFile, ...] = ()

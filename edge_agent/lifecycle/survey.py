@@ -57,6 +57,7 @@ def survey(
         board=suite.board,
         cpu_features=read_cpu_features(root),
         readings=readings,
+        reserve_bytes=settings.memory.reserve_bytes,
         memory_controller=memory_controller(root),
         pressure=readings["memory_pressure_some"].value is not None,
         device_files=_devices(root),

@@ -127,7 +127,7 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
         (sensed("power", LOST_POWER), "power", "warn", "permission denied", "usermod -aG video"),
         (sensed("power", LOST_POWER, but(board=PI4)), "power", "skip", "no power sensor", None),
         (sensed("ram_available", reading(GIB, "bytes")), "memory", "warn", "1.0 GiB of 8.0 GiB", "fewer models"),
-        (sensed("ram_available", reading(GIB / 2, "bytes")), "memory", "fail", "no request is admitted", "stop other"),
+        (sensed("ram_available", reading(GIB / 4, "bytes")), "memory", "fail", "no request is admitted", "stop other"),
         (sensed("ram_total", unavailable("bytes", "m", 0.0, "gone")), "memory", "fail", "gone", "/proc"),
         (but(memory_controller=False), "memory guard", "warn", "MemoryMax does nothing", "cgroup_enable=memory"),
         (but(pressure=False), "pressure", "warn", "polled instead", "psi=1"),
