@@ -107,3 +107,9 @@ def test_a_queue_of_large_bodies_is_full_before_its_places_are() -> None:
     refused = decide(Load(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES + 1024), 100.0, 0.0, None)
     assert refused == Refused(429, "queue full: with this request 8.0 MiB would wait, at most 8.0 MiB", 0.5)
     assert decide(Load(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES), 100.0, 0.0, None) is None
+
+
+def test_a_client_with_exactly_four_times_what_is_free_is_refused() -> None:
+    assert decide(Load(8, 10, 0.1, 0.1, own_jobs=7), 10.0, 0.0, None) is None
+    refused = decide(Load(8, 10, 0.1, 0.1, own_jobs=8), 10.0, 0.0, None)
+    assert refused is not None and refused.status == 429

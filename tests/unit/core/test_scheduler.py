@@ -373,3 +373,11 @@ class Clients(RuleBasedStateMachine):
 
 Clients.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestClients = Clients.TestCase
+
+
+def test_the_length_that_counts_is_that_of_one_text() -> None:
+    one = a_job("one", deadline_s=NOW_S + 3.0)
+    many = a_job("many", deadline_s=190.0, rows=4)
+    per_text = max(job.size_bytes // job.rows for job in (one, many))
+    limits = BatchLimits(max_rows=8, mixed=True, takes_s=lambda _rows, size: 1.0 if size <= per_text else 9.0)
+    assert names(filled(one, many).next_batch(limits, NOW_S)) == ["one", "many"]

@@ -136,3 +136,9 @@ def test_what_was_on_its_way_at_three_ends_is_given_up_and_goes_alone_until_then
     assert [one.message.topic for one in box.returned([item])] == ["bad"]
     assert [one.topic for one in drain(box)] == ["good"]
     assert box.lost == 0
+
+
+def test_a_message_is_late_at_its_due_time() -> None:
+    box = Outbox()
+    box.put(Outbound("t", b"x", qos=1, expiry_s=5.0), 0.0)
+    assert box.take(5.0, True) is None and box.expired == 1

@@ -71,3 +71,9 @@ def test_half_a_character_at_the_end_is_left_out() -> None:
 def test_what_might_become_a_stop_string_is_given_out_when_it_did_not() -> None:
     stream = TextStream(["END"])
     assert [stream.take(b"xEN"), stream.take(b"x"), stream.take(b"E"), stream.end()] == ["x", "ENx", "", "E"]
+
+
+def test_an_end_is_given_once() -> None:
+    stream = TextStream(["stop"])
+    stream.take(b"st")
+    assert (stream.end(), stream.end()) == ("st", "")
