@@ -154,10 +154,10 @@ class Worker:
     """The child processes that run the models."""
 
     python: Annotated[Path | None, Example("/usr/bin/python3")] = None
-    """The interpreter of the workers. Unset: the daemon's own. A JetPack 4 board names its system Python here, because
-    only that one has TensorRT."""
+    """The interpreter of the workers. Unset: the daemon's own. A plug-in that needs a board's system Python (as
+    TensorRT on JetPack 4 does) names that one here."""
 
-    backends: Annotated[tuple[str, ...], NAME] = ("onnx", "llamacpp", "tensorrt")
+    backends: Annotated[tuple[str, ...], NAME] = ("onnx", "llamacpp")
     """Backends that may be used; a plug-in that is merely installed never runs until it is named here."""
 
     threads: Annotated[int | None, Between(1, 256), Example(4)] = None

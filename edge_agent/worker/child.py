@@ -1,4 +1,5 @@
-"""The worker child: one process, one thread, one resident model.
+"""The worker child: one process, one resident model. One thread computes; a generator's channel is read by a second
+(`listen`).
 
 It loads a backend session, turns texts into rows with the model's tasks, steps the session while there is work,
 and reports; what a session streams it joins to parts before it sends them. It keeps no queue of its own beyond what
