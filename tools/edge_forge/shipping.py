@@ -134,10 +134,9 @@ def merged_model(
     files: Mapping[str, Path],
 ) -> ModelSource:  # fmt: skip
     """Base and adapter in one graph; `merged_from` names the base_id and the digest of what was folded in."""
-    text = "edge-merged/1\n" + "".join(f"{key}={value}\n" for key, value in sorted(merged_from.items()))
     return ModelSource(
         name=merged_name(recipe),
-        base_id=f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+        base_id=merged_id(merged_from),
         task=task_of(recipe, labels),
         variants=variants(graphs, answers=True),
         probes=files["probes"],
@@ -146,6 +145,12 @@ def merged_model(
         merged_from=merged_from,
         docs=_docs(files),
     )
+
+
+def merged_id(merged_from: Mapping[str, str]) -> str:
+    """The base_id of folded weights: a digest of what was folded, the same for classifiers and generators."""
+    text = "edge-merged/1\n" + "".join(f"{key}={value}\n" for key, value in sorted(merged_from.items()))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def merged_name(recipe: Recipe) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_forge import probes
+from edge_forge import probes, shipping
 from edge_forge.cache import Entry, write_json
 from edge_forge.generate.files import RUNTIME, File, FilesPlan
 from edge_forge.generate.recipe import GenerateRecipe
@@ -87,8 +86,7 @@ class GeneratePlan(FilesPlan):
         merged_from = {"base": self.base.base_id}
         weights = {Path(key).name: value for key, value in self.trained_digests.items() if key.endswith(".safetensors")}
         merged_from |= dict(sorted(weights.items()))
-        text = "edge-merged/1\n" + "".join(f"{key}={value}\n" for key, value in sorted(merged_from.items()))
-        base_id = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        base_id = shipping.merged_id(merged_from)
         golden = self._probes("merged", files, self._texts(), "")
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
