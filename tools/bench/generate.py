@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import random_gguf
+from bench import generate_server, random_gguf
 from bench.generate_direct import Direct
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Job, Limits, Session
 from edge_agent.backends.gguf import predict, read_header
@@ -66,18 +66,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def over_mqtt(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
     """Speed and first token against llama.cpp driven directly; several streams at once."""
     with ExitStack() as stack:
-        broker = stack.enter_context(stage.broker(folder))
-        root, package = _package(folder, model)
-        config = stage.write_config(folder, broker, root, DEVICE, "llamacpp")
-        text = config.read_text().replace("[worker]\n", f"[worker]\nthreads = {options.threads}\nnice = 0\n")
-        config.write_text(text)
-        command = [sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        daemon = stack.enter_context(stage.daemon(config, folder))
+        asked, daemon = _agent(stack, folder, model, options.threads)
         direct = Direct(model, CONTEXT, int(DEFAULTS["batch"]), options.threads)
         stack.callback(direct.close)
-        asked = MqttOptions(host="127.0.0.1", port=broker.port, client_id="bench-client")
-        return asyncio.run(_asked(asked, direct, options.rounds, daemon.pid))
+        return asyncio.run(_asked(asked, direct, options.rounds, daemon))
+
+
+def _agent(stack: ExitStack, folder: Path, model: Path, threads: int) -> tuple[MqttOptions, int]:
+    """How to reach an agent that serves the model, and its process id; both end with the stack."""
+    broker = stack.enter_context(stage.broker(folder))
+    root, package = _package(folder, model)
+    config = stage.write_config(folder, broker, root, DEVICE, "llamacpp")
+    text = config.read_text().replace("[worker]\n", f"[worker]\nthreads = {threads}\nnice = 0\n")
+    config.write_text(text)
+    command = [sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    daemon = stack.enter_context(stage.daemon(config, folder))
+    return MqttOptions(host="127.0.0.1", port=broker.port, client_id="bench-client"), daemon.pid
+
+
+def against_server(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
+    """Clients that ask one request after the other: llama_cpp.server over HTTP, then the agent over MQTT."""
+    if not generate_server.installed():
+        return [("llama_cpp.server", "not measured: pip install 'llama-cpp-python[server]'")]
+    title = f"{PROMPT_TOKENS} tokens in, {ANSWER_TOKENS} out: tokens/s out; a request's p50, slowest; s"
+    rows: list[Row] = []
+    with generate_server.server(model, CONTEXT, options.threads, folder / "server.log") as port:
+        for clients in (1, 4, 8):
+            found = generate_server.load(port, clients, options.rounds, _prompt, ANSWER_TOKENS)
+            rows.append((f"llama_cpp.server, {clients} clients, {title}", str(found)))
+    with ExitStack() as stack:
+        asked, _ = _agent(stack, folder, model, options.threads)
+        for clients in (1, 4, 8):
+            found = asyncio.run(_clients(asked, clients, options.rounds))
+            rows.append((f"edge-agent, {clients} clients, {title}", str(found)))
+    return rows
+
+
+async def _clients(options: MqttOptions, clients: int, requests: int) -> generate_server.Load:
+    taken_s: list[float] = []
+    tokens = 0
+    async with RequestClient(options) as client:
+        await _stream(client, 0)
+        started_s = time.perf_counter()
+
+        async def one(number: int) -> None:
+            nonlocal tokens
+            for turn in range(requests):
+                last, _, elapsed_s = await _stream(client, 10_000 * clients + 100 * number + turn)
+                taken_s.append(elapsed_s)
+                tokens += last.usage.completion_tokens if isinstance(last.usage, Usage) else 0
+
+        await asyncio.gather(*(one(number) for number in range(clients)))
+        return generate_server.summary(tokens, time.perf_counter() - started_s, taken_s)
 
 
 async def _asked(options: MqttOptions, direct: Direct, rounds: int, daemon: int) -> list[Row]:
@@ -291,6 +332,7 @@ PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], list[Row]]] = {
     # Memory first: later this process maps the model as well, and each would count for half.
     "memory": memory,
     "mqtt": over_mqtt,
+    "server": against_server,
     "adapters": adapters,
 }
 
