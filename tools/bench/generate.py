@@ -51,13 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as workers have it; read when the library is loaded
     rows: dict[str, object] = {"model": NOTE, "threads": options.threads}
+    print(f"{NOTE}; {options.threads} threads", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = random_gguf.write_model(folder / "model.gguf", random_gguf.SMOLLM2_135M, dtype="q8_0")
         for part in options.only:
-            rows |= dict(PARTS[part](folder, model, options))
-    for title, value in rows.items():
-        print(f"{title:<72} {value}")
+            place = folder / part
+            place.mkdir()
+            found = dict(PARTS[part](place, model, options))
+            rows |= found
+            for title, value in found.items():
+                print(f"{title:<72} {value}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
     return 0
