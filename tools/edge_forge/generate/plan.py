@@ -103,7 +103,7 @@ class TrainPlan(SigningSteps):
         """The base model where it is on this machine, made before where the recipe says so."""
         sources = self.recipe.base.sources
         if self.recipe.is_new:
-            base = bases.resolve([f"dir:{self._new_base.path('base')}"], self.recipe_dir, language=True)
+            base = bases.resolve([f"dir:{self._new_base.path('base').absolute()}"], self.recipe_dir, language=True)
             base = dataclasses.replace(base, source=NEW)
         elif sources[0].startswith(OF_RECIPE):
             base = self._other(sources[0])
@@ -144,7 +144,7 @@ class TrainPlan(SigningSteps):
         self.progress.say(f"base: made by {file.parent.name} ...")
         other = type(self)(found, folder, self.cache, self.progress)
         other.above = (self.recipe_dir, *self.above)
-        base = bases.resolve([f"dir:{other.tuned_folder}"], self.recipe_dir, language=True)
+        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.recipe_dir, language=True)
         return dataclasses.replace(base, source=source)
 
     @cached_property
