@@ -174,6 +174,8 @@ def test_a_second_build_does_nothing_and_the_bases_own_shares_its_steps(folder, 
     assert json.loads(done.stdout) == built[0]
     steps = [line for line in done.stderr.splitlines() if not line.startswith(("base:", "warning:"))]
     assert steps and all(line.endswith(": cached") for line in steps), done.stderr
+    near = forge("build", "commands", "--build", "build", "--json", cwd=folder)
+    assert near.returncode == 0, near.stderr
     own = forge("build", folder / "base", "--build", folder / "build", "--json")
     assert own.returncode == 0, own.stderr
     assert "train: cached" in own.stderr
