@@ -78,9 +78,9 @@ def environment():
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def forge(*arguments):
+def forge(*arguments, **options):
     command = [sys.executable, "-m", "edge_forge.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), **options)
 
 
 @pytest.fixture(scope="module")
