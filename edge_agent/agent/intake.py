@@ -16,7 +16,7 @@ from edge_agent.agent.respond import Origin
 from edge_agent.agent.seat import Seat
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
-from edge_agent.core.forecast import Station, batched, remaining_s
+from edge_agent.core.forecast import Station, batched, remaining_s, work_s
 from edge_agent.core.job import Job
 from edge_agent.core.ledger import Seen
 from edge_agent.protocol import encode
@@ -101,6 +101,7 @@ class Intake:
             self._context.acks.release(message)
             return
         self._context.ledger.open(job)
+        seat.overtaking.note(job.priority, job.deadline_s - now_s, self._work_s(job, seat), now_s)
         self._dispatcher.add(seat, job)
 
     def _closed_because(self) -> str | None:
@@ -124,6 +125,8 @@ class Intake:
         at = Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share, load_s=load_s)
         at = replace(at, running_s=remaining_s(seat.running.values(), costs, at, now_s))
         wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
+        if wait_s is not None:
+            wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         ledger = self._context.ledger
         own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
         return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, own_jobs, held_bytes)
@@ -139,8 +142,17 @@ class Intake:
             ahead = seat.queue.rows_ahead(job, now_s) + len(seat.running) - sequences + 1
             wait_s = max(0, ahead) / sequences * whole_s / max(0.01, grant.busy_share)
             wait_s += seat.load_s if seat.worker is None else 0.0
+            wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
         return admission.Load(len(ledger), self._options.queue_jobs, wait_s, first_s, own_jobs, held_bytes)
+
+    def _work_s(self, job: Job, seat: Seat) -> float:
+        """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
+        grant, costs = self._context.grant, self._context.costs
+        if not seat.generates:
+            return work_s(job, costs, Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share))
+        whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
+        return whole_s / max(1, seat.sequences) / max(0.01, grant.busy_share)
 
     def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
         remaining_s = request.deadline_s - now_s

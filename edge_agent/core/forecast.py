@@ -33,7 +33,8 @@ class Station:
 def batched(queue: Queue, job: Job, costs: CostModel, at: Station, now_s: float) -> tuple[float | None, float | None]:
     """(seconds until its batch begins, seconds that this takes), None for both while nothing is known.
 
-    Ahead are whole batches and the one inside; its own batch it shares with whoever waits beside it.
+    Ahead are whole batches and the one inside; its own batch it shares with whoever waits beside it. What comes later
+    and goes first is not among them: see `overtaking`.
     """
     row_bytes = max(1, job.size_bytes // job.rows)
     own_rows = min(at.max_rows, job.rows + queue.rows)
@@ -44,6 +45,13 @@ def batched(queue: Queue, job: Job, costs: CostModel, at: Station, now_s: float)
     batch_s /= max(0.01, at.busy_share)  # pauses between steps
     wait_s = queue.rows_ahead(job, now_s) // at.max_rows * batch_s + at.running_s + at.load_s
     return wait_s, compute_s * max(1, -(-job.rows // at.max_rows))
+
+
+def work_s(job: Job, costs: CostModel, at: Station) -> float:
+    """Seconds of the worker's time that a request costs: its share of full batches; 0 while nothing is known."""
+    row_bytes = max(1, job.size_bytes // job.rows)
+    full_s = costs.predict_s(at.key, at.max_rows, at.max_rows * row_bytes, at.threads) or 0.0
+    return full_s / at.max_rows * job.rows / max(0.01, at.busy_share)
 
 
 def batch_s(costs: CostModel, at: Station, rows: int, row_bytes: int) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,23 +77,28 @@ def figures(record: Record, offered: Sequence[Offer], seconds: float) -> dict[st
     counted = [offer for offer in offered if offer.arrival_s >= SETTLE_S]
     span_s = seconds - SETTLE_S
     in_time = [(o, end_s) for o, end_s in record.served if end_s <= o.deadline_s and o.arrival_s >= SETTLE_S]
-    work_s = sum(offer.work_s for offer, end_s in in_time if end_s <= seconds)
+    work_s = sum(o.work_s for o, end_s in record.served if end_s <= o.deadline_s and SETTLE_S < end_s <= seconds)
     refused = [(offer, after_s) for offer, _, after_s in record.refused if offer.arrival_s >= SETTLE_S]
     delays_s = sorted(after_s for _, after_s in refused)
-    by_priority: dict[int, list[float]] = defaultdict(list)
+    by_priority: dict[int, list[float]] = {offer.priority: [] for offer in counted}
+    asked = Counter(offer.priority for offer in counted)
     for offer, end_s in in_time:
         by_priority[offer.priority].append((end_s - offer.arrival_s) * 1000.0)
     return {
         "goodput": work_s / span_s,
-        "of_best": work_s / best_s(counted, seconds),
+        "of_best": work_s / best_s(offered, SETTLE_S, seconds),
         "answered": len(in_time) / len(counted),
         "refused": len(refused) / len(counted),
         "refused_at_once": sum(after_s == 0.0 for after_s in delays_s) / max(1, len(delays_s)),
         "refusal_delay_p99_ms": _at(delays_s, 0.99) * 1000.0,
         "late_sent": record.late,
         "fairness": _fairness(counted, in_time),
-        "latency_ms": {
-            str(priority): {"p50": _at(sorted(found), 0.5), "p99": _at(sorted(found), 0.99)}
+        "by_priority": {
+            str(priority): {
+                "p50": _at(sorted(found), 0.5),
+                "p99": _at(sorted(found), 0.99),
+                "answered": len(found) / asked[priority],
+            }
             for priority, found in sorted(by_priority.items())
         },
     }
@@ -155,11 +160,14 @@ def table(rows: Mapping[str, Any]) -> str:
             f"{row['refused']:.0%} | {row['refused_at_once']:.0%} | {row['refusal_delay_p99_ms']:.0f} ms | "
             f"{row['late_sent']:.0f} | {row['fairness']:.3f} |"
         )
-    lines += ["", "| load | order | priority | p50 | p99 |", "|" + "---|" * 5]
+    lines += ["", "| load | order | priority | answered | p50 | p99 |", "|" + "---|" * 6]
     for name, row in rows.items():
         order, load = name.split(" @ ")
-        for priority, latency in row["latency_ms"].items():
-            lines.append(f"| {load}× | {order} | {priority} | {latency['p50']:.0f} ms | {latency['p99']:.0f} ms |")
+        for priority, latency in row["by_priority"].items():
+            answered = f"{latency['answered']:.0%}"
+            lines.append(
+                f"| {load}× | {order} | {priority} | {answered} | {latency['p50']:.0f} ms | {latency['p99']:.0f} ms |"
+            )
     return "\n".join(lines)
 
 

@@ -11,15 +11,17 @@ import functools
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from bench.deadlines_load import MAX_ROWS, Offer
 from edge_agent.base.limits import QUEUE_JOBS
 from edge_agent.core import admission
-from edge_agent.core.forecast import Station, batch_s, batched, least_s, remaining_s, take_hopeless
+from edge_agent.core.forecast import Station, batch_s, batched, least_s, remaining_s, take_hopeless, work_s
 from edge_agent.core.job import Job, State
 from edge_agent.core.latency import CostModel
 from edge_agent.core.ledger import Ledger
+from edge_agent.core.overtaking import Overtaking
 from edge_agent.core.scheduler import BatchLimits, Queue
 
 MODEL, THREADS = ("m", "variant"), 4
@@ -51,6 +53,7 @@ class Core:
         self._refuse = refuse
         self._ledger = Ledger()
         self._queue = Queue()
+        self._overtaking = Overtaking()
         self._costs = CostModel()
         self._jobs: dict[int, Job] = {}
 
@@ -66,13 +69,16 @@ class Core:
             self._refuse(offer, refused.status, now_s)
             return
         self._ledger.open(job)
+        self._overtaking.note(job.priority, job.deadline_s - now_s, work_s(job, self._costs, AT), now_s)
         self._queue.add(job)
 
     def _load(self, job: Job, now_s: float, busy: bool) -> admission.Load:
         """See `agent.intake.Intake._load`."""
         running = self._jobs.values() if busy else ()
-        at = Station(MODEL, MAX_ROWS, THREADS, running_s=remaining_s(running, self._costs, AT, now_s))
+        at = replace(AT, running_s=remaining_s(running, self._costs, AT, now_s))
         wait_s, compute_s = batched(self._queue, job, self._costs, at, now_s)
+        if wait_s is not None:
+            wait_s = self._overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         own_jobs = self._ledger.open_of(job.key[0])
         return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, self._ledger.held_bytes)
 
@@ -146,8 +152,8 @@ class Fifo:
         return batch
 
 
-def best_s(offered: Sequence[Offer], end_s: float) -> float:
-    """Seconds of work that the best order can do in time and before `end_s`, knowing all arrivals beforehand.
+def best_s(offered: Sequence[Offer], begin_s: float, end_s: float) -> float:
+    """Seconds of work that the best order can do in time from `begin_s` to `end_s`, knowing all arrivals beforehand.
 
     Every piece of work counts (a request may be left half done), batches are always full and attaching is free. Then
     taking, at every moment, the piece with the earliest deadline that is still in time does the most: unit pieces with
@@ -158,7 +164,7 @@ def best_s(offered: Sequence[Offer], end_s: float) -> float:
     now_s = done_s = 0.0
     arrivals = [*offered, None]
     for offer in arrivals:
-        until_s = offer.arrival_s if offer is not None else end_s
+        until_s = max(begin_s, offer.arrival_s) if offer is not None else end_s
         while waiting and now_s < until_s:
             deadline_s, number, left_s = heapq.heappop(waiting)
             piece_s = min(left_s, until_s - now_s, max(0.0, deadline_s - now_s))

@@ -52,8 +52,8 @@ def _latency(axes: Any, rows: Mapping[str, Any]) -> None:
     place, ticks = 0.0, []
     for priority, name in PRIORITIES.items():
         for order, colour in COLOURS.items():
-            latency = rows[f"{order} @ {STORY_LOAD}"]["latency_ms"].get(priority)
-            if latency is not None:
+            latency = rows[f"{order} @ {STORY_LOAD}"]["by_priority"].get(priority)
+            if latency is not None and latency["p99"] > 0.0:
                 p50_s, p99_s = latency["p50"] / 1000.0, latency["p99"] / 1000.0
                 axes.plot((p50_s, p99_s), (place, place), color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
                 axes.plot(p50_s, place, "o", color=colour, markersize=8)

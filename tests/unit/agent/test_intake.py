@@ -49,6 +49,26 @@ def test_a_full_queue_is_429_and_a_later_retry_is_asked_anew() -> None:
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=2)
 
 
+def test_who_would_be_overtaken_is_refused_at_the_door_and_the_urgent_are_not() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("first")
+        await later(5.0)
+        seat = device.fleet.seats["m"]
+        for _ in range(20):
+            device.context.costs.learn(seat.cost_key, 1, 1, 1.0, device.context.grant.threads)
+        for index in range(4):
+            await device.ask(f"urgent{index}", {"text": "x", "priority": 1}, client=f"c{index}")
+        body = {"text": "x", "deadline_s": 8.0}
+        await device.ask("background", {**body, "priority": 9})
+        await device.ask("urgent", {**body, "priority": 0})
+        await settle()
+        reason = device.transport.reply("background")["reason"]
+        assert reason.startswith("cannot meet the deadline: ")
+        assert "urgent" not in device.transport.statuses()
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=1.0), max_rows=1)
+
+
 def test_large_bodies_fill_the_queue_before_its_places_are_taken() -> None:
     async def scenario(device: Device) -> None:
         texts = ["x" * 30_000] * 4
