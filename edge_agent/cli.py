@@ -143,6 +143,10 @@ def _add_monitoring(verbs: Any) -> None:
     verb.add_argument("--seconds", type=float, default=3600.0)
     _broker_options(verb)
     verb.set_defaults(verb=_record, model="any")
+    verb = verbs.add_parser("plot", help="draw what was recorded")
+    verb.add_argument("table", type=Path, help="as `record` wrote it")
+    verb.add_argument("picture", type=Path, help="to write: .png, .svg or .pdf")
+    verb.set_defaults(verb=_plot)
 
 
 def _add_packages(verbs: Any) -> None:
@@ -309,6 +313,12 @@ def _record(options: argparse.Namespace) -> int:
     from edge_agent.app.top import record
 
     return record(options)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from edge_agent.app.telemetry_plot import plot
+
+    return plot(options)
 
 
 def _install(options: argparse.Namespace) -> int:

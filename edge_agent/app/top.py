@@ -104,6 +104,8 @@ def record(arguments: argparse.Namespace) -> int:
             table = csv.DictWriter(file, top_view.COLUMNS, restval="")
             if file.tell() == 0:
                 table.writeheader()
+            else:
+                _check_columns(path)
             async for kind, body in _hear(place):
                 if kind == "telemetry":
                     table.writerows(top_view.rows(place.device, body))
@@ -119,3 +121,10 @@ def record(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     print(f"{count} reports of {place.device} in {path}")
     return 0 if count else 1
+
+
+def _check_columns(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        found = next(csv.reader(file), [])
+    if found != list(top_view.COLUMNS):
+        raise UsageError(f"{path} has other columns than this version writes", "record", "name a new file")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import telemetry_plot
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import cli, said
 from tests.support.mosquitto import Mosquitto
@@ -34,6 +33,21 @@ def test_an_operator_sees_the_device_and_keeps_a_table_of_it(tmp_path: Path) -> 
         assert len(found) >= 3
         assert {row["device"] for row in found} == {"dev1"}
         assert any(row["model"] == "echo" and row["requests"] == "1" for row in found)
-        assert telemetry_plot.main([str(table), str(tmp_path / "hour.png")]) == 0
+        drawn = cli("plot", table, tmp_path / "hour.png")
+        assert said(drawn).startswith(f"{tmp_path / 'hour.png'}: "), said(drawn)
         assert (tmp_path / "hour.png").read_bytes().startswith(b"\x89PNG")
         assert cli("top", "--once", "--config", agent.config, "--port", 1).returncode == 1
+
+
+def test_what_cannot_be_drawn_or_recorded_is_said(tmp_path: Path) -> None:
+    other, picture = tmp_path / "other.csv", tmp_path / "p.png"
+    assert "cannot be read" in said(cli("plot", other, picture))
+    other.write_text("time,device\n")
+    assert "has no rows" in said(cli("plot", other, picture))
+    other.write_text("time,device\n1,pi\n")
+    assert "no table of `edge-agent record`: interval_s is missing" in said(cli("plot", other, picture))
+    assert not picture.exists()
+    kept = other.read_bytes()
+    recorded = cli("record", other, "--seconds", 1, "--host", "127.0.0.1", "--port", 1, "--device", "pi")
+    assert "other columns than this version writes" in said(recorded)
+    assert other.read_bytes() == kept

@@ -1,4 +1,4 @@
-"""A recorded hour as a plot: `python -m bench.telemetry_plot HOUR.csv HOUR.png`, from `edge-agent record HOUR.csv`.
+"""`edge-agent plot`: a recorded hour as a picture, from the table that `edge-agent record` writes.
 
 Heat and the governor's forecast, requests and refusals, latencies by model; lines are named where they end.
 """
@@ -11,27 +11,46 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_agent.base.errors import UsageError
+
 Row = Mapping[str, str]
+COLUMNS = (
+    "time", "device", "interval_s", "model", "requests", "refused", "p50_ms", "p99_ms", "temperature_c", "forecast_c",
+)  # fmt: skip
+"""Of the recorded table, those that are drawn; an older one need not have the others."""
 COLOURS = ("#1b7837", "#2166ac", "#8073ac", "#e08214", "#35978f", "#b2182b")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the table, write the plot; 1 when the table has no rows."""
-    parser = argparse.ArgumentParser(prog="bench.telemetry_plot", description=__doc__)
-    parser.add_argument("table", type=Path)
-    parser.add_argument("plot", type=Path)
-    options = parser.parse_args(arguments)
-    with options.table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        print(f"{options.table}: no rows")
-        return 1
-    draw(rows, options.plot)
+def plot(arguments: argparse.Namespace) -> int:
+    """Read the table, write the picture in the format that its name ends in. Raises UsageError for what cannot be."""
+    rows = read(arguments.table)
+    try:
+        draw(rows, arguments.picture)
+    except ImportError as error:
+        raise UsageError("matplotlib draws, and is not installed", "plot", "pip install 'edge-agent[plot]'") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{arguments.picture} cannot be written: {error}") from error
+    print(f"{arguments.picture}: {len({row['time'] for row in rows})} reports of {rows[0]['device']}")
     return 0
 
 
+def read(table: Path) -> Sequence[Row]:
+    """The rows of a recorded table. Raises UsageError for a file that is none, or has no rows."""
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{table} cannot be read: {error}") from error
+    if not rows:
+        raise UsageError(f"{table} has no rows", "plot", "`edge-agent record` writes one per report")
+    missing = [column for column in COLUMNS if column not in rows[0]]
+    if missing:
+        raise UsageError(f"{table} is no table of `edge-agent record`: {missing[0]} is missing")
+    return rows
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Three panels over the minutes since the first report."""
+    """Three panels over the minutes since the first report. Raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -78,7 +97,3 @@ def _number(row: Row, column: str) -> float | None:
 def _rate(row: Row, column: str) -> float | None:
     number = _number(row, column)
     return None if number is None else number / float(row["interval_s"])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
