@@ -24,6 +24,7 @@ from edge_agent.core import backoff
 from edge_agent.core.forecast import Station, batch_s, least_s, take_hopeless
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
+from edge_agent.core.suspects import brings_program
 
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
@@ -340,16 +341,21 @@ class Dispatcher:
         now_s = self._context.clock.monotonic_s()
         self._fleet.forget_worker(seat)
         spared, seat.spared = seat.spared, False
-        quarantined = not spared and seat.died(now_s, self._quarantine_deaths)
+        jobs = list(seat.running.values())
+        blamed = [job for job in jobs if brings_program(job.params)]
+        quarantined = not (spared or blamed) and seat.died(now_s, self._quarantine_deaths)
         seat.deaths_in_a_row += 0 if spared else 1
         seat.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
-        jobs = list(seat.running.values())
+        for job in blamed if not spared else ():
+            seat.suspects.note(job.key[0], now_s)
         self._context.announce("worker-died", f"model {seat.name!r}: {reason}", {"model": seat.name, "jobs": len(jobs)})
         for job in jobs:
             if job.state is not State.RUNNING:
                 continue
             if job.parts:
                 self._stop(seat, job, 500, f"its worker died: {reason}")
+            elif job in blamed and not spared:
+                self._answers.refuse(job, 500, f"the worker died with this request's grammar or schema: {reason}")
             elif job.attempts >= MAX_ATTEMPTS and not spared:
                 self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")
             else:

@@ -19,6 +19,7 @@ from edge_agent.core import admission
 from edge_agent.core.forecast import Station, batched, remaining_s, work_s
 from edge_agent.core.job import Job
 from edge_agent.core.ledger import Seen
+from edge_agent.core.suspects import brings_program
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound
@@ -92,6 +93,7 @@ class Intake:
         try:
             seat = self._seat(request)
             check_form(request, seat)
+            check_program(request, seat, now_s)
             job = _job(request, message)
             refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, self._closed_because())
         except RequestError as error:
@@ -195,6 +197,14 @@ def check_form(request: Request, seat: Seat) -> None:
     takes = "prompt or messages" if seat.generates else "text or texts"
     kind = "generates" if seat.generates else "does not generate"
     raise RequestError(422, f"model {seat.name!r} {kind}: it takes {takes}, not {request.form}")
+
+
+def check_program(request: Request, seat: Seat, now_s: float) -> None:
+    """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker."""
+    left_s = seat.suspects.left_s(request.client, now_s)
+    if left_s > 0.0 and brings_program(request.params):
+        reason = f"a grammar or schema of this client ended the worker of model {seat.name!r}; ask without one"
+        raise RequestError(503, reason, round(left_s, 1))
 
 
 def _job(request: Request, message: Inbound) -> Job:

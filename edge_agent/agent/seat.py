@@ -16,6 +16,7 @@ from edge_agent.core.job import Job
 from edge_agent.core.overtaking import Overtaking
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
+from edge_agent.core.suspects import Suspects
 
 QUARANTINE_WINDOW_S = 900.0
 
@@ -33,18 +34,20 @@ class Phase(Enum):
 class Seat:
     """One installed model.
 
-    `overtaking`: what was admitted to it lately. `gone` is set for good when it was removed from the device. `wake`
-    is set when there is something to do, `idle` when the worker has answered everything, `settled` when the first
-    load was tried; `lock` is held while the worker is in use. `loaded_s`: since when it is in memory;
-    `short_of_room`: it waits for memory; `yielding`: it lets a waiting model in between two batches; `spared`: its
-    worker is ended for the sake of the host, which is no fault of its own. `sequences`: jobs that a generator works
-    on at once, each ending by itself (0: a model that answers a batch at a time); `budget_bytes`: what its context
-    has to shrink to (0: it need not). `orders`: orders that wait for it; a generator takes no new jobs meanwhile.
+    `overtaking`: what was admitted to it lately; `suspects`: whose grammars ended its workers. `gone` is set for good
+    when it was removed from the device. `wake` is set when there is something to do, `idle` when the worker has
+    answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use.
+    `loaded_s`: since when it is in memory; `short_of_room`: it waits for memory; `yielding`: it lets a waiting model
+    in between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
+    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a
+    time); `budget_bytes`: what its context has to shrink to (0: it need not). `orders`: orders that wait for it; a
+    generator takes no new jobs meanwhile.
     """
 
     model: InstalledModel
     queue: Queue = field(default_factory=Queue)
     overtaking: Overtaking = field(default_factory=Overtaking)
+    suspects: Suspects = field(default_factory=Suspects)
     phase: Phase = Phase.ABSENT
     gone: bool = False
     worker: Worker | None = None

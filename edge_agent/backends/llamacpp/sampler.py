@@ -8,21 +8,22 @@ the grammar only when the grammar refuses the token drawn (llama.cpp common/samp
 from __future__ import annotations
 
 import ctypes
-import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.backends.llamacpp import grammar
 from edge_agent.backends.llamacpp.context import Context
-from edge_agent.backends.llamacpp.library import present
 from edge_agent.backends.llamacpp.model import Model
 from edge_agent.base.errors import BackendError
 
 PENALTY_WINDOW = 64
-ROOT = b"root"
+GRAMMAR_STEP_S = 1.0
+"""A grammar that takes longer than this for one token holds everybody up: ambiguous ones grow without bound."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 # The task gives all of these; what it leaves out has no effect.
@@ -37,7 +38,7 @@ NEUTRAL: Mapping[str, Any] = {
 
 
 class DeadEnd(BackendError):
-    """The grammar allows no token at all."""
+    """The grammar allows no token at all, or takes too long to say which."""
 
 
 class Sampler:
@@ -48,7 +49,7 @@ class Sampler:
         self._vocab_size = model.vocab_size
         settings = {**NEUTRAL, **{name: params[name] for name in NEUTRAL if name in params}}
         # The grammar first: it is the only part that can fail, and nothing else is to be freed then.
-        self._grammar = _grammar(model, params)
+        self._grammar = grammar.build(model, params)
         self._chain = self._build(settings)
         if settings["repeat_penalty"] != 1.0:
             for token in prompt[-PENALTY_WINDOW:]:
@@ -61,11 +62,17 @@ class Sampler:
             token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
             return token
         logits = context.logits(place)
+        began_s = time.monotonic()
         token = self._choose(logits, ruled=False)
         if not self._allowed(token):
             token = self._choose(logits, ruled=True)
         self._api.llama_sampler_accept(self._chain, token)
         self._api.llama_sampler_accept(self._grammar, token)
+        took_s = time.monotonic() - began_s
+        if took_s > GRAMMAR_STEP_S:
+            raise DeadEnd(
+                f"the grammar takes {took_s:.1f} s for one token; {GRAMMAR_STEP_S:g} s are possible", "grammar"
+            )
         return token
 
     def close(self) -> None:
@@ -127,35 +134,3 @@ def logprob(logits: npt.NDArray[np.float32], token: int) -> float:
     """The natural logarithm of the token's probability under the model itself, before any sampling parameter."""
     highest = float(logits.max())
     return float(logits[token]) - highest - math.log(float(np.exp(logits - highest, dtype=np.float64).sum()))
-
-
-def _grammar(model: Model, params: Mapping[str, Any]) -> Any:
-    if "json_schema" in params:
-        text = schema_grammar(params["json_schema"])
-    elif "grammar" in params:
-        text = params["grammar"]
-    else:
-        return None
-    log = model.library.log
-    log.begin()
-    handle = model.library.api.llama_sampler_init_grammar(model.vocab, text.encode(), ROOT)
-    if not present(handle):
-        raise BackendError(
-            f"the grammar does not parse: {log.reason()}", "grammar", "GBNF with a rule `root` is needed"
-        )
-    return handle
-
-
-def schema_grammar(schema: Mapping[str, Any]) -> str:
-    """The GBNF of a JSON schema, by llama-cpp-python's converter. Raises BackendError for one that it cannot read.
-
-    Its import costs nothing here: the package, which imports it, is loaded with the library.
-    """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
-        raise BackendError(
-            f"json_schema is no schema that can be followed: {type(error).__name__} {str(error)[:120]}", "json_schema"
-        ) from error

@@ -279,3 +279,30 @@ def test_an_order_comes_to_its_turn_beside_a_generator_that_is_always_asked(orde
         assert said(device, "15")[-1]["done"], "requests went on"
 
     run(scenario)
+
+
+def test_a_grammar_that_ends_the_worker_is_its_clients_affair_alone() -> None:
+    async def scenario(device: Device) -> None:
+        program = {"prompt": "x", "params": {"grammar": 'root ::= "a"'}}
+        for number in range(4):
+            await device.ask(f"bad{number}", program, client=f"c{number}")
+            await device.ask(f"good{number}", {"prompt": "x"}, client="other")
+            await settle()
+            device.spawner.last.die()
+            await later(40.0)
+            assert device.transport.statuses()[f"bad{number}"] == [500]
+            assert "this request's grammar or schema" in device.transport.reply(f"bad{number}")["reason"]
+            assert f"good{number}" not in device.transport.statuses(), "it waits for the successor"
+            device.spawner.last.end(f"other/good{number}", "x")
+            await settle()
+        assert device.seat().phase.value == "ready", "four deaths in two minutes, and none of them the model's"
+        await device.ask("again", program, client="c1")
+        reply = device.transport.reply("again")
+        assert (reply["status"], reply["retry_after_s"] > 0.0) == (503, True)
+        assert "ask without one" in reply["reason"]
+        await device.ask("plain", {"prompt": "x"}, client="c1")
+        await device.ask("schema", {"prompt": "x", "params": {"json_schema": {"type": "object"}}}, client="new")
+        await settle()
+        assert set(device.spawner.last.inside) == {"c1/plain", "new/schema"}
+
+    run(scenario, quarantine_deaths=3)

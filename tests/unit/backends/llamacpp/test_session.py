@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource, Chunk, Done, Job, Limits, Session
+from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Job, Limits, Session
+from edge_agent.backends.llamacpp import sampler
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import tiny_gguf
 from tests.support.needs import need
@@ -182,6 +183,18 @@ def test_finish_ends_an_answer_as_it_stands(session: Session) -> None:
     assert session.step(LIMITS) == []
 
 
+def test_a_grammar_that_takes_too_long_ends_its_own_answer_and_no_other(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "GRAMMAR_STEP_S", 0.0)
+    ended = run(session, job("slow", grammar='root ::= ("a"|"b")*'), job("plain"))
+    slow, plain = ended["slow"][1], ended["plain"][1]
+    assert isinstance(slow, Failed)
+    assert "the grammar takes 0.0 s for one token" in slow.reason
+    assert isinstance(plain, Done)
+    assert len(ended["plain"][0]) == 20
+
+
 def test_a_schema_and_a_grammar_are_followed(session: Session) -> None:
     vocabulary = session.vocabulary()
     assert vocabulary is not None
@@ -213,7 +226,8 @@ def test_logprobs_are_those_of_the_model(session: Session) -> None:
         ([256] * 500, {"max_tokens": 20}, "500 tokens with 20 to come cannot run: a sequence holds 512"),
         ([9999], {"max_tokens": 1}, "token ids go to 319"),
         ([-1], {"max_tokens": 1}, "token ids"),
-        ([256], {"max_tokens": 1, "grammar": "nonsense"}, "does not parse"),
+        ([256], {"max_tokens": 1, "grammar": "nonsense"}, "does not parse: error parsing grammar: expecting "),
+        ([256], {"max_tokens": 1, "json_schema": {"type": "string", "maxLength": 20_000}}, "at most 1000"),
         ([256], {"max_tokens": 1, "json_schema": {"$ref": "#/x"}}, "no schema"),
     ],
 )

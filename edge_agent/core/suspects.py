@@ -1,0 +1,38 @@
+"""Clients whose grammars a worker did not survive: they bring no more for a while, and nobody else pays for it.
+
+A grammar or a JSON schema is a program that llama.cpp runs. What it costs cannot be told beforehand, and there are some
+that do not end. So a worker that dies or hangs with such a request inside is put down to the request, not to the model.
+Pure: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+BARRED_S = 900.0
+KEPT = 64
+"""Clients remembered; the oldest is forgotten first."""
+PROGRAMS = ("grammar", "json_schema")
+
+
+def brings_program(params: Mapping[str, object]) -> bool:
+    """Whether a request's parameters hold something that the worker has to execute."""
+    return any(name in params for name in PROGRAMS)
+
+
+class Suspects:
+    """Of one model."""
+
+    def __init__(self) -> None:
+        self._until_s: dict[str, float] = {}
+
+    def note(self, client: str, now_s: float) -> None:
+        """A worker ended with this client's program inside."""
+        self._until_s.pop(client, None)
+        self._until_s[client] = now_s + BARRED_S
+        while len(self._until_s) > KEPT:
+            del self._until_s[next(iter(self._until_s))]
+
+    def left_s(self, client: str, now_s: float) -> float:
+        """Seconds until its programs are taken again; 0 for everybody else."""
+        return max(0.0, self._until_s.get(client, now_s) - now_s)

@@ -1,0 +1,33 @@
+"""Whose grammars are not taken for a while, and that memory of it is bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_agent.core.suspects import BARRED_S, KEPT, Suspects, brings_program
+
+
+@pytest.mark.parametrize(
+    ("params", "brings"),
+    [({}, False), ({"max_tokens": 3}, False), ({"grammar": "x"}, True), ({"json_schema": {}}, True)],
+)
+def test_a_grammar_and_a_schema_are_programs(params: dict[str, object], brings: bool) -> None:
+    assert brings_program(params) is brings
+
+
+def test_a_client_is_barred_for_a_while_and_nobody_else() -> None:
+    suspects = Suspects()
+    suspects.note("a", 100.0)
+    assert suspects.left_s("a", 100.0) == BARRED_S
+    assert suspects.left_s("a", 100.0 + BARRED_S) == 0.0
+    assert suspects.left_s("b", 100.0) == 0.0
+
+
+def test_the_oldest_is_forgotten_first() -> None:
+    suspects = Suspects()
+    for index in range(KEPT):
+        suspects.note(str(index), 0.0)
+    suspects.note("0", 1.0)
+    suspects.note("new", 1.0)
+    assert suspects.left_s("0", 1.0) == BARRED_S
+    assert suspects.left_s("1", 1.0) == 0.0
