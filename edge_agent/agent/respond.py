@@ -11,6 +11,7 @@ from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.seat import Seat
 from edge_agent.agent.stats import cause_of
 from edge_agent.base.reading import Reading
+from edge_agent.base.units import bytes_text
 from edge_agent.core.job import Job, State
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Request
@@ -80,6 +81,13 @@ class Responder:
         if job.stream:
             kept = message.payload
             message = streams.last_part(job, request.reply, body, event["text"], remaining_s)
+            size, most = len(message.payload), self._context.transport.max_payload_bytes
+            if size > most:
+                text = (
+                    f"the end of the answer has {bytes_text(size)}, more than the {bytes_text(most)} that fit a message"
+                )
+                self.refuse(job, 413, f"{text}; ask for fewer tokens, or without logprobs")
+                return
             self._finish(job, State.DONE, 200, message, kept)
         else:
             self._finish(job, State.DONE, 200, message)

@@ -5,7 +5,8 @@ reach attributes that begin with an underscore, loops over at most 100,000 items
 One that never ends keeps the worker silent and is ended with it (limits.WORKER_SILENCE_S).
 """
 
-from typing import Any, List, Mapping, Sequence
+import json
+from typing import Any, List, Mapping, Optional, Sequence
 
 from edge_agent.backends.api import Vocabulary
 from edge_agent.base.errors import BackendMissing, RequestError
@@ -73,7 +74,13 @@ def _compile(source: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
+    # Jinja's own writes for HTML: an apostrophe would reach the model as \u0027.
+    environment.filters["tojson"] = _to_json
     return environment.from_string(source)
+
+
+def _to_json(value: Any, indent: Optional[int] = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(text: str) -> None:

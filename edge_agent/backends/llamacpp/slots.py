@@ -48,20 +48,23 @@ class Slots:
     def take(self, owner: int, prompt: Sequence[int]) -> Place:
         """A slot for a new sequence; at least one must be free. The last token of a prompt is always computed.
 
-        A free slot that holds the longest prefix is continued; where a busy one holds a longer one, its cells are
-        shared with the slot that was unused for the longest time.
+        A free slot is continued where that loses no more of it than is used. Else the prefix is shared with the slot
+        that was unused for the longest time, and its holder keeps the rest: two conversations that have little more
+        than their beginning in common do not drive each other out.
         """
-        best, source = 0, None
+        best, source = 0, -1
         for number, slot in enumerate(self._slots):
             if slot.owner == owner:
                 common = min(_common(slot.tokens, prompt, slot.count), len(prompt) - 1)
                 if common > best or (common == best and common and not slot.busy):
                     best, source = common, number
         idle = [number for number, slot in enumerate(self._slots) if not slot.busy]
-        chosen = source if source in idle else min(idle, key=lambda number: self._slots[number].used)
+        chosen = min(idle, key=lambda number: self._slots[number].used)
+        if source in idle and self._slots[source].count - best <= best:
+            chosen = source
         self._clock += 1
         self._slots[chosen] = _Slot(owner, prompt, best, True, self._clock)
-        return Place(chosen, best, chosen if source is None else source)
+        return Place(chosen, best, chosen if source < 0 else source)
 
     def computed(self, slot: int, tokens: Sequence[int], count: int) -> None:
         """The slot's cache now holds the first `count` of `tokens`."""

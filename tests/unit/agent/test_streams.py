@@ -306,3 +306,19 @@ def test_a_grammar_that_ends_the_worker_is_its_clients_affair_alone() -> None:
         assert set(device.spawner.last.inside) == {"c1/plain", "new/schema"}
 
     run(scenario, quarantine_deaths=3)
+
+
+def test_a_stream_whose_end_does_not_fit_a_message_is_told_so() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", asked(params={"logprobs": True}))
+        await settle()
+        worker = device.spawner.last
+        worker.say("tester/1", "Once ")
+        worker.end("tester/1", "Once upon a time", rest="x" * device.transport.max_payload_bytes)
+        await settle()
+        part, end = said(device, "1")
+        assert (part["done"], end["status"]) == (False, 413)
+        assert end["reason"].endswith("that fit a message; ask for fewer tokens, or without logprobs")
+        assert len(device.context.ledger) == 0
+
+    run(scenario)

@@ -123,6 +123,24 @@ def test_a_device_makes_the_same_prompt(folder):
     assert ChatTemplate(Words()).render(messages) == Codec(folder, "auto").prompt(row)
 
 
+def test_json_in_a_template_is_the_same_on_the_device():
+    from edge_agent.tasks.chat import ChatTemplate
+    from edge_forge.generate.template import Template
+
+    text = "{% for message in messages %}{{ message | tojson }}{{ message.content | tojson(indent=1) }}{% endfor %}"
+
+    class Words:
+        chat_template, bos, eos = text, "<s>", "</s>"
+
+        def control_in(self, text):
+            return None
+
+    content = "it's <b>h\u00fcbsch</b> & 5\u00b0"
+    made = ChatTemplate(Words()).render([{"role": "user", "content": content}])
+    assert made == Template(text, {}, "here").render([("user", content)], ask=True)
+    assert content in made
+
+
 def test_without_a_template_the_answer_follows_the_prompt(folder):
     codec = Codec(folder, "no")
     found = codec.encode(DIALOGUE)

@@ -33,6 +33,35 @@ def test_a_busy_slots_prefix_is_shared_with_another() -> None:
     assert place.slot != busy.slot
 
 
+def test_conversations_that_only_begin_alike_keep_their_caches() -> None:
+    slots = Slots(2)
+    talks = {"a": [0, *range(10, 30)], "b": [0, *range(40, 60)]}
+    cached: dict[str, list[int]] = {"a": [], "b": []}
+    for _turn in range(3):
+        for name, tokens in talks.items():
+            place = slots.take(0, tokens)
+            cached[name].append(place.cached)
+            talks[name] = [*tokens, len(tokens)]
+            slots.computed(place.slot, tokens, len(tokens))
+            slots.leave(place.slot)
+    assert cached == {"a": [0, 21, 22], "b": [1, 21, 22]}
+
+
+def test_questions_with_a_long_common_beginning_take_one_slot_by_turns() -> None:
+    slots = Slots(2)
+    system = list(range(20))
+    slots.computed(slots.take(0, [99, 98, 97]).slot, [99, 98, 97], 3)
+    slots.leave(0)
+    places = []
+    for question in range(4):
+        prompt = [*system, 100 + question]
+        places.append(slots.take(0, prompt))
+        slots.computed(places[-1].slot, prompt, len(prompt))
+        slots.leave(places[-1].slot)
+    assert {place.slot for place in places} == {1}, "the other conversation stays"
+    assert [place.cached for place in places] == [0, 20, 20, 20]
+
+
 def test_what_another_adapter_computed_is_no_prefix() -> None:
     slots = Slots(2)
     slots.computed(slots.take(1, [1, 2, 3]).slot, [1, 2, 3], 3)
