@@ -200,7 +200,8 @@ class Dispatcher:
         if seat.sequences:
             # Whose adapters are whose turn is the session's affair: it switches between two tokens.
             free = min(seat.sequences, self._context.grant.max_rows) - len(seat.running)
-            return seat.queue.next_batch(BatchLimits(free, mixed=True), now_s) if free > 0 else []
+            near = frozenset(job.adapter for job in seat.running.values())
+            return seat.queue.next_batch(BatchLimits(free, mixed=True, near=near), now_s) if free > 0 else []
         costs, at = self._context.costs, self._station(seat)
         limits = BatchLimits(at.max_rows, seat.mixed, takes_s=functools.partial(batch_s, costs, at))
         batch = seat.queue.next_batch(limits, now_s)

@@ -139,7 +139,7 @@ class Fleet:
             await self.unload(seat)
             await self._make_room(seat, evict)
             self.ledger.promise(seat.name, seat.claim)
-            seat.phase = Phase.LOADING
+            seat.phase, seat.loading_s = Phase.LOADING, self._clock.monotonic_s()
             try:
                 await self._load(seat)
             except WorkerError:

@@ -122,9 +122,8 @@ class Intake:
         if seat.generates:
             return self._generator_load(job, seat, now_s)
         grant = self._context.grant
-        load_s = seat.load_s if seat.worker is None else 0.0
         costs = self._context.costs
-        at = Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share, load_s=load_s)
+        at = Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share, load_s=seat.load_left_s(now_s))
         at = replace(at, running_s=remaining_s(seat.running.values(), costs, at, now_s))
         wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
         if wait_s is not None:
@@ -143,7 +142,7 @@ class Intake:
         if whole_s is not None:
             ahead = seat.queue.rows_ahead(job, now_s) + len(seat.running) - sequences + 1
             wait_s = max(0, ahead) / sequences * whole_s / max(0.01, grant.busy_share)
-            wait_s += seat.load_s if seat.worker is None else 0.0
+            wait_s += seat.load_left_s(now_s)
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
         return admission.Load(len(ledger), self._options.queue_jobs, wait_s, first_s, own_jobs, held_bytes)

@@ -36,12 +36,12 @@ class Seat:
 
     `overtaking`: what was admitted to it lately; `suspects`: whose grammars ended its workers. `gone` is set for good
     when it was removed from the device. `wake` is set when there is something to do, `idle` when the worker has
-    answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use.
-    `loaded_s`: since when it is in memory; `short_of_room`: it waits for memory; `yielding`: it lets a waiting model
-    in between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
-    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a
-    time); `budget_bytes`: what its context has to shrink to (0: it need not). `orders`: orders that wait for it; a
-    generator takes no new jobs meanwhile.
+    answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use. `load_s`:
+    how long a load takes, `loading_s`: when the last one began, `loaded_s`: since when it is in memory;
+    `short_of_room`: it waits for memory; `yielding`: it lets a waiting model in between two batches; `spared`: its
+    worker is ended for the sake of the host, which is no fault of its own. `sequences`: jobs that a generator works
+    on at once, each ending by itself (0: a model that answers a batch at a time); `budget_bytes`: what its context
+    has to shrink to (0: it need not). `orders`: orders that wait for it; a generator takes no new jobs meanwhile.
     """
 
     model: InstalledModel
@@ -58,6 +58,7 @@ class Seat:
     attached: OrderedDict[str, str] = field(default_factory=OrderedDict)
     footprint_bytes: int = 0
     load_s: float = 1.0
+    loading_s: float = 0.0
     loaded_s: float = 0.0
     last_used_s: float = 0.0
     uses: Popularity = field(default_factory=Popularity)
@@ -99,6 +100,12 @@ class Seat:
     def whole_cost_key(self) -> tuple[str, str]:
         """The same of whole answers of a generator, whose `cost_key` is for the time to the first token."""
         return self.model.name, f"{self.model.variant.digest} whole"
+
+    def load_left_s(self, now_s: float) -> float:
+        """Seconds until it is in memory, as far as is known: all of a load, or what is left of the one under way."""
+        if self.phase is Phase.READY:
+            return 0.0
+        return max(0.0, self.load_s - (now_s - self.loading_s)) if self.phase is Phase.LOADING else self.load_s
 
     @property
     def claim(self) -> Claim:

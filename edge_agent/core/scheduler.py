@@ -2,7 +2,9 @@
 
 An idle worker never waits for a batch to fill: `next_batch` takes what is there. A job's priority rises by one class
 for every `AGEING_S` it has waited, so that low priority is late, not starved. Where the runtime can mix adapters in a
-batch, rows are taken in order; where it cannot, only jobs with the first one's adapter join it.
+batch, rows are taken in order; where it cannot, only jobs with the first one's adapter join it. A generator computes
+with one adapter at a time: within a priority those with an adapter that is at work go first, and ageing bounds the wait
+of the others to `AGEING_S` a class.
 
 Clients take turns where several wait: each may have `TURN_ROWS` rows run ahead of what the others were served
 (start-time fair queueing by rows); what lies beyond is behind them within its priority, and does not age until its
@@ -31,7 +33,8 @@ class BatchLimits:
 
     `max_chars` keeps a batch well inside one frame to the worker (a character has at most four bytes of UTF-8).
     `takes_s` predicts the seconds of a batch from its rows and its longest text's bytes (None: not known): a batch does
-    not grow beyond what its most urgent job has time for.
+    not grow beyond what its most urgent job has time for. `near`: the adapters at work in a runtime that computes with
+    one at a time; jobs with one of these go first within their priority (None: whichever adapter, all the same).
     """
 
     max_rows: int
@@ -39,6 +42,7 @@ class BatchLimits:
     max_adapters: int = ADAPTERS_RESIDENT
     max_chars: int = FRAME_BYTES // 8
     takes_s: Callable[[int, int], float | None] | None = None
+    near: frozenset[str | None] | None = None
 
 
 def urgency(job: Job, now_s: float) -> tuple[int, float]:
@@ -96,7 +100,7 @@ class Queue:
         """
         batch: list[Job] = []
         rows = 0
-        for job in self._ordered(self.jobs(), now_s):
+        for job in self._ordered(self.jobs(), now_s, self._near(limits, now_s)):
             if batch and not (_fits(job, batch, rows, limits) and _has_time(job, batch, rows, limits, now_s)):
                 continue
             batch.append(job)
@@ -117,19 +121,28 @@ class Queue:
             rows += other.rows
         return rows
 
-    def _ordered(self, jobs: Sequence[Job], now_s: float) -> list[Job]:
+    def _near(self, limits: BatchLimits, now_s: float) -> frozenset[str | None] | None:
+        """Where no adapter is at work, the one of the most urgent job will be."""
+        if limits.near is None or limits.near or not self._jobs:
+            return limits.near
+        return frozenset({self._ordered(self.jobs(), now_s)[0].adapter})
+
+    def _ordered(self, jobs: Sequence[Job], now_s: float, near: frozenset[str | None] | None = None) -> list[Job]:
+        def far(job: Job) -> bool:
+            return near is not None and job.adapter not in near
+
         by_urgency = sorted(jobs, key=lambda job: urgency(job, now_s))
         if len({job.key[0] for job in jobs}) < 2:
-            return by_urgency
+            return by_urgency if near is None else sorted(jobs, key=lambda job: _grouped(urgency(job, now_s), far(job)))
         taken: dict[str, float] = {}
-        ranks: dict[tuple[str, str], tuple[int, int, float]] = {}
+        ranks: dict[tuple[str, str], tuple[int, int, bool, float]] = {}
         for job in by_urgency:
             client = job.key[0]
             ahead = taken.setdefault(client, max(0.0, self._served.get(client, self._level) - self._level))
             taken[client] = ahead + job.rows
             turn = int(ahead // TURN_ROWS)
             aged, deadline_s = urgency(job, now_s)
-            ranks[job.key] = (aged if turn == 0 else max(aged, job.priority), turn, deadline_s)
+            ranks[job.key] = (aged if turn == 0 else max(aged, job.priority), turn, far(job), deadline_s)
         return sorted(by_urgency, key=lambda job: ranks[job.key])
 
     def _note_served(self, batch: Sequence[Job]) -> None:
@@ -141,6 +154,10 @@ class Queue:
         if len(self._served) > CLIENTS_KEPT:
             kept = {client: rows for client, rows in self._served.items() if client in waiting or rows > self._level}
             self._served = dict(sorted(kept.items(), key=lambda item: -item[1])[:CLIENTS_KEPT])
+
+
+def _grouped(rank: tuple[int, float], far: bool) -> tuple[int, bool, float]:
+    return rank[0], far, rank[1]
 
 
 def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:

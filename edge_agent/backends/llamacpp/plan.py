@@ -32,6 +32,7 @@ class Strand:
     started_s: float = 0.0
     first_s: float | None = None
     last_s: float = 0.0
+    worked_s: float = 0.0
     compute_s: float = 0.0
     batch_rows: int = 1
 
@@ -82,6 +83,12 @@ def plan(sequences: Sequence[Strand], batch: int, prompt_chunk: int) -> list[Por
             portions.append(Portion(one, one.cached + count))
             room -= count
     return portions
+
+
+def by_turns(sequences: Sequence[Strand], rows: int) -> list[Strand]:
+    """At most `rows` of them, those that computed longest ago; in their own order."""
+    chosen = {one.job_id for one in sorted(sequences, key=lambda one: one.worked_s)[:rows]}
+    return [one for one in sequences if one.job_id in chosen]
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from edge_agent.backends.llamacpp.calls import Calls
 from edge_agent.backends.llamacpp.context import Context, Outcome, Part, Sizes
 from edge_agent.backends.llamacpp.features import FeatureRun
 from edge_agent.backends.llamacpp.model import LlamaVocabulary, Model
-from edge_agent.backends.llamacpp.plan import Portion, Strand, Turns, plan
+from edge_agent.backends.llamacpp.plan import Portion, Strand, Turns, by_turns, plan
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
 from edge_agent.backends.llamacpp.slots import Slots
 from edge_agent.backends.queue import JobQueue
@@ -156,7 +156,7 @@ class LlamaSession(Session):
             return []
         adapter = self._turns.next([strand.adapter for strand in self._active.values()])
         group = [strand for strand in self._active.values() if strand.adapter == adapter]
-        portions = plan(group[: max(1, limits.max_rows)], self._settings.batch, self._settings.prompt_chunk)
+        portions = plan(by_turns(group, max(1, limits.max_rows)), self._settings.batch, self._settings.prompt_chunk)
         prompts = [portion.strand.job_id for portion in portions if not portion.strand.decoding]
         self._use(adapter, limits, bool(prompts))
         if prompts:
@@ -289,7 +289,7 @@ class LlamaSession(Session):
             strand = portion.strand
             count = portion.stop - strand.cached
             place += count
-            strand.cached = portion.stop
+            strand.cached, strand.worked_s = portion.stop, now_s
             self._slots.computed(strand.slot, strand.tokens, strand.cached)
             strand.compute_s += now_s - started_s
             strand.batch_rows = max(strand.batch_rows, rows)

@@ -69,6 +69,26 @@ def test_who_would_be_overtaken_is_refused_at_the_door_and_the_urgent_are_not() 
     Device.run(scenario, a_model(), plan=Plan(compute_s=1.0), max_rows=1)
 
 
+def test_a_load_under_way_counts_with_what_is_left_of_it() -> None:
+    async def scenario(device: Device) -> None:
+        seat = device.fleet.seats["m"]
+        seat.load_s = 6.0
+        device.context.costs.learn(seat.cost_key, 1, 1, 0.1, device.context.grant.threads)
+        await device.ask("begins")
+        await later(2.0)
+        assert seat.phase.value == "loading"
+        await device.ask("short", {"text": "x", "deadline_s": 3.0})
+        await device.ask("long", {"text": "x", "deadline_s": 5.0})
+        assert device.transport.reply("short")["reason"].startswith("cannot meet the deadline: 4.1 s of queue")
+        assert "long" not in device.transport.statuses()
+        await later(10.0)
+        await device.ask("loaded", {"text": "x", "deadline_s": 0.5})
+        await later(1.0)
+        assert device.status("loaded") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(load_s=6.0), max_rows=1)
+
+
 def test_large_bodies_fill_the_queue_before_its_places_are_taken() -> None:
     async def scenario(device: Device) -> None:
         texts = ["x" * 30_000] * 4

@@ -322,3 +322,18 @@ def test_a_stream_whose_end_does_not_fit_a_message_is_told_so() -> None:
         assert len(device.context.ledger) == 0
 
     run(scenario)
+
+
+def test_who_waits_with_the_adapter_at_work_goes_before_another_adapters() -> None:
+    async def scenario(device: Device) -> None:
+        for name, adapter in (("first", "a"), ("second", "a"), ("other", "b"), ("same", "a")):
+            await device.ask(name, asked(adapter=adapter))
+        await settle()
+        device.spawner.last.end("tester/first", "x")
+        await settle()
+        assert set(device.spawner.last.inside) == {"tester/second", "tester/same"}
+        device.spawner.last.end("tester/same", "x")
+        await settle()
+        assert set(device.spawner.last.inside) == {"tester/second", "tester/other"}
+
+    run(scenario, adapters=("a", "b"))

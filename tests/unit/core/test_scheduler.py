@@ -108,6 +108,35 @@ def test_earliest_deadline_first_within_a_priority() -> None:
     assert names(queue.next_batch(MIXED, NOW_S)) == ["first", "soon", "late"]
 
 
+GROUPED = BatchLimits(max_rows=1, mixed=True, near=frozenset({"a"}))
+
+
+def test_an_adapter_at_work_goes_first_within_a_priority() -> None:
+    jobs = [a_job("soon", deadline_s=120, adapter="b"), a_job("near", deadline_s=190, adapter="a")]
+    urgent = a_job("urgent", 0, deadline_s=195, adapter="b")
+    order = filled(*jobs, urgent)
+    assert [names(order.next_batch(GROUPED, NOW_S)) for _ in range(3)] == [["urgent"], ["near"], ["soon"]]
+    of_two = filled(a_job("soon", deadline_s=120, adapter="b"), a_job("near", adapter="a", client="d"))
+    assert names(of_two.next_batch(GROUPED, NOW_S)) == ["near"]
+
+
+def test_where_none_is_at_work_the_most_urgent_ones_adapter_is() -> None:
+    queue = filled(*(a_job(f"{index}", deadline_s=120 + index, adapter="ab"[index % 2]) for index in range(6)))
+    assert names(queue.next_batch(BatchLimits(3, mixed=True, near=frozenset()), NOW_S)) == ["0", "2", "4"]
+
+
+@settings(max_examples=40)
+@given(job_lists())
+def test_who_waits_for_another_adapter_is_passed_for_an_ageing_period_at_most(jobs: list[Job]) -> None:
+    queue = filled(*jobs, a_job("other", 5, deadline_s=290.0, received_s=NOW_S - AGEING_S, adapter="z"))
+    for index in range(20):
+        queue.add(a_job(f"new{index}", 5, deadline_s=200.0, received_s=NOW_S, adapter="a"))
+    served: list[str] = []
+    while "other" not in served:
+        served += names(queue.next_batch(GROUPED, NOW_S))
+    assert not any(name.startswith("new") for name in served)
+
+
 def test_equal_urgency_keeps_the_order_of_arrival() -> None:
     queue = filled(*(a_job(str(index)) for index in range(5)))
     assert names(queue.next_batch(MIXED, NOW_S)) == ["0", "1", "2", "3", "4"]

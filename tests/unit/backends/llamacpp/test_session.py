@@ -195,6 +195,22 @@ def test_a_grammar_that_takes_too_long_ends_its_own_answer_and_no_other(
     assert len(ended["plain"][0]) == 20
 
 
+def test_with_fewer_rows_than_sequences_all_of_them_go_on(session: Session) -> None:
+    for name in "abc":
+        session.submit(job(name, max_tokens=200))
+    session.step(LIMITS)
+    for _ in range(8):
+        session.step(LIMITS)
+    counts = dict.fromkeys("abc", 0)
+    for _ in range(30):
+        for event in session.step(Limits(1, 1)):
+            assert isinstance(event, Chunk)
+            counts[event.job_id] += 1
+    assert counts == {"a": 10, "b": 10, "c": 10}
+    for name in "abc":
+        session.cancel(name)
+
+
 def test_a_schema_and_a_grammar_are_followed(session: Session) -> None:
     vocabulary = session.vocabulary()
     assert vocabulary is not None
