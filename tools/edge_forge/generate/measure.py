@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import BackendError, EdgeError
+from edge_forge.gguf_file.engine import environment
 
 _ADAPTER = "adapter"
 _BACKEND = "llamacpp"
@@ -61,7 +62,7 @@ def _call(operation: str, served: Served, **values: Any) -> Any:
     }  # fmt: skip
     ended = subprocess.run(
         [sys.executable, "-m", "edge_forge.generate.measure"],
-        input=json.dumps(request), capture_output=True, text=True, check=False,
+        input=json.dumps(request), capture_output=True, text=True, check=False, env=environment(),
     )  # fmt: skip
     if ended.returncode != 0:
         reason = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no reason given")
