@@ -48,7 +48,7 @@ def figures(method, *, name="toy", tuned=1.25, base=8.0, **changed):
     merged = [a_file("merged", "f16", tuned, 4, 100.0), a_file("merged", "q8_0", tuned + 0.25, 2, 150.0)]
     adapter = [a_file("adapter", "f16", tuned, 4, 80.0), a_file("adapter", "q8_0", tuned, 2, 100.0)]
     return {
-        "recipe": {"name": name}, "train": record, "split": "test",
+        "recipe": {"name": name}, "train": record, "split": "test", "exam": {"rows": name, "tokenizer": "t"},
         "scores": {"tuned": scores(tuned, 0.9), "base": scores(base, 0.1)},
         "files": [a_file("base", "f16", base, 4, 110.0, 0.1), *(adapter if method == "lora" else []), *merged],
         "adapter": {"size_bytes": MIB} if method == "lora" else None, **changed,
@@ -112,7 +112,16 @@ def test_recipes_of_their_own_keep_their_names_and_bases():
     quality, _, devices = comparison.tables(runs)
     assert [row[0] for row in quality.rows] == ["toy base", "toy lora", "tickets base", "tickets lora"]
     assert {"tickets base f16", "tickets lora merged q8_0"} <= {row[0] for row in devices.rows}
-    assert "set each beside its base" in markdown(comparison.report(runs))
+    text = markdown(comparison.report(runs))
+    assert "set each beside its base" in text
+    assert "| tickets lora | – | – | +0 % |" in text, "other rows: no difference is a difference"
+
+
+def test_perplexities_of_other_tokenizers_are_not_compared():
+    other = figures("lora", name="other", exam={"rows": "toy", "tokenizer": "u"})
+    text = markdown(comparison.report({"toy lora": figures("lora"), "other lora": other}))
+    assert "Perplexities of different tokenizers say nothing" in text
+    assert "| other lora | – | +0.0 | +0 % |" in text
 
 
 def test_the_same_recipe_on_another_base_has_that_base_beside_it():

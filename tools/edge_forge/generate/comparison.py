@@ -85,9 +85,16 @@ def _reading(runs: Runs) -> str:
             f" With {scores['rows']} rows an exact match like the first run's is known to "
             f"{percent((high - low) / 2)} either way (95 %); what is smaller is noise."
         )
-    if len({figures["recipe"]["name"] for figures in runs.values()}) > 1:
-        text += " Recipes have rows of their own: set each beside its base, not beside another recipe."
+    if not all(_same(figures, first, "rows") for figures in runs.values()):
+        text += " Not all runs are scored on the same rows: set each beside its base."
+    elif not all(_same(figures, first, "tokenizer") for figures in runs.values()):
+        text += " Perplexities of different tokenizers say nothing about each other."
     return text
+
+
+def _same(figures: Mapping[str, Any], other: Mapping[str, Any], what: str) -> bool:
+    """Whether both are scored on the same rows, or in the tokens of the same tokenizer."""
+    return bool(figures["exam"][what] == other["exam"][what])
 
 
 def _timing(runs: Runs) -> str:
@@ -190,18 +197,21 @@ def _speed(one: _Model) -> list[str]:
 
 def _differences(runs: Runs, keys: list[str], quality: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
     short, names = _short(runs), list(runs)
-    first, matched = runs[names[0]]["train"], "exact_match" in keys
+    first, matched = runs[names[0]], "exact_match" in keys
     start = quality[short[names[0]]]
 
     def change(name: str) -> list[str]:
-        own = quality[short[name]]
-        points = f"{100 * ((own.get('exact_match') or 0.0) - (start.get('exact_match') or 0.0)):+.1f}"
-        return [f"{own['perplexity'] / start['perplexity']:.3f}×", *([points] if matched else [])]
+        """What can be compared: exact match on the same rows, perplexity in the same tokens as well."""
+        own, asked = quality[short[name]], _same(runs[name], first, "rows")
+        ratio = f"{own['perplexity'] / start['perplexity']:.3f}×"
+        known = None not in (own.get("exact_match"), start.get("exact_match"))
+        points = f"{100 * (own['exact_match'] - start['exact_match']):+.1f}" if asked and known else "–"
+        return [ratio if asked and _same(runs[name], first, "tokenizer") else "–", *([points] if matched else [])]
 
     yield Heading("Differences to the first run")
     yield Table(
         ("run", "perplexity", *(["exact match, points"] if matched else []), *COSTS),
-        [[short[name], *change(name), *cost_changes(runs[name]["train"], first)] for name in names[1:]],
+        [[short[name], *change(name), *cost_changes(runs[name]["train"], first["train"])] for name in names[1:]],
     )
 
 

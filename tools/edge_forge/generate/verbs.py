@@ -27,6 +27,7 @@ def gather(plan: GeneratePlan, ship: bool = True) -> dict[str, Any]:
                  "size_bytes": base.size_bytes},
         "train": dict(plan.trained.facts),
         "split": plan.data.measured[0],
+        "exam": {"rows": _rows_digest(plan), "tokenizer": plan.tokenizer_digest},
         "scores": dict(plan.evaluated.facts),
         "task": {"max_tokens": recipe.task.max_tokens, "sequences": recipe.gguf.sequences},
         "adapter": dict(plan.adapter_file.facts) if plan.has_adapter else None,
@@ -35,6 +36,12 @@ def gather(plan: GeneratePlan, ship: bool = True) -> dict[str, Any]:
             for name, entry in plan.entries.items()
         ],
     }  # fmt: skip
+
+
+def _rows_digest(plan: GeneratePlan) -> str:
+    """What tells whether two plans are scored on the same rows."""
+    name = f"{plan.data.measured[0]}.jsonl"
+    return f"{plan.data_step.digests(name)[name]}, {len(plan.scored_rows)}"
 
 
 def _shipped(plan: GeneratePlan) -> dict[str, Any]:
