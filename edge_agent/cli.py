@@ -109,8 +109,12 @@ def _add_infer(verbs: Any) -> None:
     verb.add_argument("model")
     verb.add_argument("--adapter", action="append", default=[], help="repeat for several, used in turn")
     verb.add_argument("--text", default="turn off the light in the hallway")
+    verb.add_argument("--prompt", action="store_true", help="a generator: the text is a prompt, answers are streamed")
+    verb.add_argument("--chat", action="store_true", help="a generator: the text is what a user says to it")
     verb.add_argument("--clients", type=int, default=8, help="requests open at once")
     verb.add_argument("--seconds", type=float, default=5.0)
+    verb.add_argument("--deadline", type=float, metavar="S", help="seconds for one answer (30; streams 60)")
+    _generation_options(verb)
     _broker_options(verb)
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(verb=_bench)
@@ -280,7 +284,7 @@ def _write(text: str) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     from edge_agent.app import texts
-    from edge_agent.app.ask import load_test
+    from edge_agent.app.bench import load_test
 
     figures = load_test(options)
     print(json.dumps(figures, ensure_ascii=False) if options.json else texts.bench_text(figures))

@@ -1,13 +1,10 @@
-"""`edge-agent infer` and `bench`: ask a running agent over MQTT, as any client would."""
+"""`edge-agent infer` and orders: ask a running agent over MQTT, as any client would."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import itertools
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +16,6 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.config.load import device_id, load
-from edge_agent.core.latency import Quantiles
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.topics import NAME
@@ -103,45 +99,3 @@ def order(arguments: argparse.Namespace, name: str, body: Mapping[str, Any]) -> 
         return asyncio.run(run())
     except RequestError as error:
         return {"status": error.status, "reason": error.reason}
-
-
-def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keep `clients` requests open for `seconds`: answers per second, latency of what was served as the client sees
-    it, statuses, and of every status but 200 the first reason."""
-    place = target(arguments)
-    adapters = itertools.cycle(arguments.adapter or [None])
-    latency_ms = Quantiles(1_000_000)
-    statuses: Counter[int] = Counter()
-    reasons: dict[str, str] = {}
-
-    async def client_loop(client: RequestClient, until_s: float) -> None:
-        while time.monotonic() < until_s:
-            body = {"text": arguments.text, "adapter": next(adapters)}
-            started_s = time.monotonic()
-            try:
-                reply = await client.infer(place.device, arguments.model, body, 30.0)
-            except RequestError as error:
-                statuses[error.status] += 1
-                reasons.setdefault(str(error.status), error.reason)
-                continue
-            statuses[reply.status] += 1
-            if reply.status == 200:
-                latency_ms.add((time.monotonic() - started_s) * 1000.0)
-            else:
-                reasons.setdefault(str(reply.status), str(reply.reason))
-
-    async def run() -> float:
-        async with connected(place) as client:
-            started_s = time.monotonic()
-            until_s = started_s + arguments.seconds
-            await asyncio.gather(*(client_loop(client, until_s) for _ in range(arguments.clients)))
-            return time.monotonic() - started_s
-
-    elapsed_s = asyncio.run(run())
-    return {
-        "requests": sum(statuses.values()),
-        "per_second": round(statuses[200] / elapsed_s, 1),
-        **{f"{name}_ms": None if value is None else round(value, 2) for name, value in latency_ms.summary().items()},
-        "statuses": {str(status): count for status, count in sorted(statuses.items())},
-        "reasons": reasons,
-    }

@@ -176,6 +176,7 @@ def test_a_second_build_does_nothing_and_the_bases_own_shares_its_steps(folder, 
     assert steps and all(line.endswith(": cached") for line in steps), done.stderr
     near = forge("build", "commands", "--build", "build", "--json", cwd=folder)
     assert near.returncode == 0, near.stderr
+    assert not list((folder / "build" / "packages").glob(".*")), "placing the same file again leaves nothing"
     own = forge("build", folder / "base", "--build", folder / "build", "--json")
     assert own.returncode == 0, own.stderr
     assert "train: cached" in own.stderr
@@ -191,6 +192,48 @@ def test_a_conversion_beyond_its_tolerance_fails(folder, built):
     done = forge("export", folder / "strict", "--build", folder / "build")
     assert done.returncode == 1
     assert "differs from PyTorch by" in done.stderr and "1e-09 is allowed" in done.stderr
+
+
+def test_methods_are_compared_beside_the_base(folder, built):
+    packages = set((folder / "build" / "packages").iterdir())
+    arguments = ("compare", folder / "commands", "--methods", "lora,full", "--build", folder / "build")
+    done = forge(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "train: cached" in done.stderr, "the build's own steps are taken"
+    found = json.loads(done.stdout)
+    lora, full = (found["runs"][f"commands {method}"] for method in ("lora", "full"))
+    assert full["train"]["trainable_parameters"] > lora["train"]["trainable_parameters"] > 0
+    assert full["train"]["settings"]["learning_rate"] == pytest.approx(1e-3), "50 times its preset, as the recipe's own"
+    assert max(run["scores"]["tuned"]["perplexity"] for run in (lora, full)) < lora["scores"]["base"]["perplexity"]
+    assert {one["form"] for one in lora["files"]} == {"base", "adapter", "merged"}
+    assert [(one["form"], one["dtype"]) for one in full["files"][1:]] == [("merged", "f16"), ("merged", "q8_0")]
+    for one in (*lora["files"], *full["files"]):
+        assert one["speed"]["tokens_per_s"] > 0 < one["speed"]["first_token_ms"], one
+        assert one["peak_bytes"] > one["size_bytes"]
+    assert set((folder / "build" / "packages").iterdir()) == packages, "a comparison ships nothing"
+    text = Path(found["report"][0]).read_text()
+    for name in ("quality", "cost", "files"):
+        assert (Path(found["report"][0]).parent / f"compare-commands-figures/{name}.svg").is_file()
+    assert "| lora q8_0 |" in text
+    shown = forge(*arguments, "--quiet")
+    assert shown.returncode == 0, shown.stderr
+    heads = [line.split()[0] for line in shown.stdout.splitlines() if line]
+    assert heads == ["quality", "base", "lora", "full", "training", "lora", "full", "on", "base", *["lora"] * 4,
+                     *["full"] * 2, "report:"]  # fmt: skip
+
+
+def test_a_model_from_nothing_is_compared_on_its_own_texts(folder, built):
+    done = forge("compare", folder / "base", folder / "commands", "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert list(runs) == ["tiny full", "commands lora"]
+    assert [one["form"] for one in runs["tiny full"]["files"]] == ["base"]
+    assert runs["tiny full"]["files"][0]["perplexity"] == pytest.approx(
+        runs["tiny full"]["scores"]["tuned"]["perplexity"], rel=0.02
+    )
+    wrong = forge("compare", folder / "base", "--methods", "lora,full", "--build", folder / "build")
+    assert wrong.returncode == 1
+    assert "random weights are trained as a whole" in wrong.stderr
 
 
 def test_rows_longer_than_the_base_takes_are_refused_at_once(folder, built):

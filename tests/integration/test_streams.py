@@ -207,6 +207,34 @@ def test_the_command_line_shows_an_answer_as_it_comes(agent: AgentProcess) -> No
     assert edge_agent(agent, "infer", "tiny", "--stream", "one", "two").returncode == 2
 
 
+def test_a_load_of_streams_says_how_fast_tokens_come(agent: AgentProcess) -> None:
+    asked = ("--seconds", "1.5", "--clients", "3", "--max-tokens", "24", "--seed", "3", "--json")
+    done = edge_agent(agent, "bench", "tiny", "--prompt", "--text", "Once upon", *asked)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert set(figures["statuses"]) == {"200"}
+    assert figures["requests"] == sum(figures["finished"].values()) >= 3
+    assert 0 < figures["first_token_ms"]["p50"] <= figures["p50_ms"] <= figures["p99_ms"]
+    assert figures["decode_tokens_per_s"]["p50"] >= figures["decode_tokens_per_s"]["p5"] > 0
+    assert 1 <= figures["completion_tokens"] <= 24
+    assert len("1: Once upon") < figures["prompt_tokens"] < len("1000000: Once upon")
+    assert figures["cached_tokens"] < 6, "no request finds the prompt of another one"
+    seconds = figures["requests"] / figures["per_second"]
+    assert figures["tokens_per_s"] * seconds == pytest.approx(
+        figures["completion_tokens"] * figures["requests"], rel=0.1
+    )
+    mixed = edge_agent(agent, "bench", "tiny", "--chat", *asked, "--adapter", "one", "--adapter", "nobody")
+    counted = json.loads(mixed.stdout)
+    assert set(counted["statuses"]) == {"200", "404"}, "what was refused is counted, what was served is timed"
+    assert "no adapter 'nobody'" in counted["reasons"]["404"]
+    assert counted["prompt_tokens"] > figures["prompt_tokens"], "messages go through the template"
+    shown = edge_agent(agent, "bench", "tiny", "--prompt", "--seconds", "0.5", "--max-tokens", "9", "--deadline", "20")
+    assert "first token at the client: p50 " in shown.stdout
+    assert "ended by: " in shown.stdout
+    wrong = edge_agent(agent, "bench", "tiny", "--seconds", "0.2", "--clients", "1")
+    assert (wrong.returncode, "422: " in wrong.stdout) == (1, True), "a text is nothing for a generator"
+
+
 def test_a_conversation_remembers_what_was_said(agent: AgentProcess) -> None:
     once = edge_agent(agent, "chat", "tiny", "--max-tokens", "6", "--system", "Be brief.", said="Hello\n")
     assert once.returncode == 0, once.stderr

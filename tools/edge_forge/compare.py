@@ -11,6 +11,9 @@ import msgspec
 
 from edge_agent.base.errors import UsageError
 from edge_forge.cache import write_json
+from edge_forge.generate import recipe as generators
+from edge_forge.generate.recipe import GenerateRecipe
+from edge_forge.generate.ship import GeneratePlan
 from edge_forge.packages import ShipPlan
 from edge_forge.recipe import Recipe
 from edge_forge.run import AnyPlan, make, open_plan, print_table
@@ -23,16 +26,19 @@ _NEUTRAL = ("epochs", "seed", "threads", "precision", "processes", "class_weight
 
 def compare(arguments: argparse.Namespace) -> int:
     """Build every recipe in every wanted way, then print, write and draw them beside each other."""
-    from edge_forge.report.comparison import columns, report, rows
-    from edge_forge.report.write import write
-
     plans = [
         with_method(plan, wanted)
-        for plan in (_classifier(open_plan(arguments, path)) for path in arguments.recipe)
+        for plan in _of_one_kind([open_plan(arguments, path) for path in arguments.recipe])
         for wanted in (methods(arguments.methods) if arguments.methods else [""])
     ]
     if len(plans) < 2:
         raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
+    if isinstance(plans[0], GeneratePlan):
+        from edge_forge.generate.comparison import report, tables
+    else:
+        from edge_forge.report.comparison import report, tables
+    from edge_forge.report.write import write
+
     runs: dict[str, Mapping[str, Any]] = {}
     names = unique([title(plan.recipe) for plan in plans])
     with plans[0].cache.locked():
@@ -47,15 +53,22 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
     else:
-        print_table(columns(), rows(runs))
+        for table in tables(runs):
+            print_table(table.columns, table.rows)
+            print()
         print(f"report: {written[1]}")
     return 0
 
 
-def _classifier(plan: AnyPlan) -> ShipPlan:
-    if isinstance(plan, ShipPlan):
-        return plan
-    raise UsageError("generators are not compared yet", plan.recipe.name, "their reports stand beside each other")
+def _of_one_kind(plans: Sequence[AnyPlan]) -> Sequence[AnyPlan]:
+    generate = [plan.recipe.name for plan in plans if isinstance(plan, GeneratePlan)]
+    if generate and len(generate) < len(plans):
+        others = [plan.recipe.name for plan in plans if not isinstance(plan, GeneratePlan)]
+        raise UsageError(
+            f"{', '.join(generate)} generate and {', '.join(others)} classify: they have no score in common",
+            "compare", "compare recipes of one kind",
+        )  # fmt: skip
+    return plans
 
 
 def methods(text: str) -> list[str]:
@@ -71,22 +84,25 @@ def methods(text: str) -> list[str]:
     return wanted
 
 
-def with_method(plan: ShipPlan, wanted: str) -> ShipPlan:
-    """The plan with another method or preset; '' leaves the recipe as it is.
+def with_method(plan: AnyPlan, wanted: str) -> AnyPlan:
+    """The plan with another method or preset; '' leaves the recipe as it is. Raises UsageError, ConfigError.
 
-    Values that the recipe sets for its own method say nothing about another one, which therefore starts from its
-    preset; keys that concern every method stay.
+    What stays of a generator's values: see `generate.recipe.with_method`. Of a classifier's those keys of [train] stay
+    that concern every method; the others say nothing about another one, which starts from its preset.
     """
     name, _, preset = wanted.partition(":")
-    recipe = plan.recipe
-    if not wanted or (name == recipe.training.method and not preset):
+    if preset and isinstance(plan, GeneratePlan):
+        raise UsageError(f"{wanted!r}: generators have no presets", "--methods", f"use {', '.join(METHODS)}")
+    if not wanted or (name == plan.recipe.training.method and not preset):
         return plan
-    train = {key: value for key, value in recipe.train.items() if key in _NEUTRAL}
-    changed = msgspec.structs.replace(recipe, method={"name": name, "preset": preset or "best"}, train=train)
+    if isinstance(plan, GeneratePlan):
+        return GeneratePlan(generators.with_method(plan.recipe, name), plan.recipe_dir, plan.cache, plan.progress)
+    train = {key: value for key, value in plan.recipe.train.items() if key in _NEUTRAL}
+    changed = msgspec.structs.replace(plan.recipe, method={"name": name, "preset": preset or "best"}, train=train)
     return ShipPlan(changed, plan.recipe_dir, plan.cache, plan.progress)
 
 
-def title(recipe: Recipe) -> str:
+def title(recipe: Recipe | GenerateRecipe) -> str:
     """How a run is named beside others: recipe, method, and the preset unless it is the usual one."""
     training = recipe.training
     return f"{recipe.name} {training.method}{'' if training.preset == 'best' else ':' + training.preset}"

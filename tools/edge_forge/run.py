@@ -65,10 +65,13 @@ def results(plan: AnyPlan, verb: str) -> Mapping[str, Any]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on standard output."""
+    """A plain table on standard output; columns of numbers stand to the right."""
+    from edge_forge.report.blocks import Table, numeric
+
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    place = [str.rjust if right else str.ljust for right in numeric(Table(columns, rows))]
     for row in (columns, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(put(cell, width) for put, cell, width in zip(place, row, widths, strict=True)).rstrip())
 
 
 def _train(plan: ShipPlan) -> Mapping[str, Any]:
@@ -121,7 +124,7 @@ def make(plan: AnyPlan, ship: bool = True) -> dict[str, Any]:
         return gather(plan, ship)
     from edge_forge.generate.verbs import gather as gather_generator
 
-    return gather_generator(plan)
+    return gather_generator(plan, ship)
 
 
 def write_report(plan: AnyPlan, figures: Mapping[str, Any]) -> tuple[Path, Path]:

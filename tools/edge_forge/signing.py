@@ -124,3 +124,4 @@ def _place(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # two names of one file: then a rename does nothing

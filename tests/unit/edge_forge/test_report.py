@@ -140,6 +140,7 @@ def test_bars_of_close_shares_begin_near_them_and_say_so():
     text = plots.bars([("Accuracy", "{:.3f}", {"a": 0.93, "b": 0.92})])
     assert "(from 0.9)" in text
     assert "not measured" in plots.bars([("Latency", "{:.1f}", {"a": 2.0, "b": None})])
+    assert "(from" not in plots.bars([("Train time, s", "{:.1f}", {"a": 0.93, "b": 0.92})]), "0.9 s are no share"
 
 
 def test_wilson_gives_the_textbook_interval():

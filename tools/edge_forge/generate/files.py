@@ -15,6 +15,7 @@ from edge_forge.generate.plan import TrainPlan
 from edge_forge.gguf_file import ADAPTER_FILE, MODEL_FILE
 
 RUNTIME = "llamacpp"
+_PROMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,44 @@ class FilesPlan(TrainPlan):
         facts = self.run("gguf-measure", inputs, self.exam_settings, work, title).facts
         figures = {"perplexity": facts["perplexity"], **facts.get("answers", {})}
         return replace(file, figures={**file.figures, **figures, "samples": facts.get("samples", [])})
+
+    @cached_property
+    def compared(self) -> tuple[File, ...]:
+        """What a comparison sets side by side, measured and timed: the base alone in F16, and all that was made."""
+        if self.recipe.is_new:
+            return tuple(self._timed(self._measured(file, None), None) for file in self.base_files)
+        return (
+            self._timed(self.bare, None),
+            *(self._timed(file, self.adapter_file) for file in self.adapter_files),
+            *(self._timed(file, None) for file in self.merged_files),
+        )
+
+    def _timed(self, file: File, adapter: Entry | None) -> File:
+        """The file with how fast it answers the first of the scored rows, one after the other."""
+        task, section, answer_tokens = self.recipe.task, self.recipe.gguf, self.recipe.evaluate.answer_tokens
+        options = {"max_tokens": task.max_tokens, "kv_type": section.kv_type, "sequences": section.sequences}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.generate.measure import Served, speed
+            from edge_forge.generate.tokens import to_score
+
+            exam = self.exam(self.base.directory)
+            encoded = to_score(exam.codec, exam.rows, task.max_tokens)[1]
+            # Of a text its beginning is the prompt.
+            prompts = [one.ids[: one.answer or max(1, len(one.ids) // 2)] for one in encoded[:_PROMPTS]]
+            path = None if adapter is None else adapter.path(ADAPTER_FILE)
+            served = Served(file.path, self.base_folder[1] if adapter else "", path, options)
+            return speed(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
+
+        inputs = {
+            "model": file.digest, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+        }  # fmt: skip
+        if adapter is not None:
+            inputs |= adapter.digests(ADAPTER_FILE)
+        title = f"speed of {file.form} {file.dtype}"
+        found = self.run("gguf-speed", inputs, {**self.exam_settings, **options}, work, title)
+        return replace(file, figures={**file.figures, "speed": dict(found.facts)})
 
     @cached_property
     def judged(self) -> tuple[tuple[Gate, ...], tuple[File, ...]]:

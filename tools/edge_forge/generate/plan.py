@@ -47,6 +47,10 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("edge_forge.generate.evaluate", "edge_forge.generate.convert", _NATIVE),
         (*_LLAMA, *_SCORES, "tokenizers"),
     ),
+    "gguf-speed": (
+        ("edge_forge.generate.measure", "edge_forge.generate.tokens", "edge_agent.backends.llamacpp.backend"),
+        (*_LLAMA, "tokenizers"),
+    ),
     "gguf-memory": (("edge_forge.generate.measure", "edge_agent.backends.gguf"), ()),
     "gguf-probes": (
         ("edge_forge.generate.measure", "edge_forge.probes", "edge_agent.backends.llamacpp.backend"),

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_agent.base.errors import ConfigError
 from edge_forge import recipe_form
-from edge_forge.generate.settings import GenerateSettings
+from edge_forge.generate.settings import PRESETS, GenerateSettings
 from edge_forge.generate.settings import settings as training_settings
 from edge_forge.recipe_form import CommonRecipe, Form, Positive, Section
 
@@ -162,6 +162,22 @@ def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) ->
     recipe = recipe_form.convert(raw, where, environment, FORM, GenerateRecipe)
     _check_relations(recipe, where, "new" in raw)
     return recipe
+
+
+def with_method(recipe: GenerateRecipe, method: str) -> GenerateRecipe:
+    """The recipe by another method of adapting. Raises ConfigError where it has no form.
+
+    [method] belongs to the one it was written for. [train] stays, since presets differ in the step size alone, and a
+    step size keeps its ratio to the preset's: how far it is from usual depends on the base, not on the method.
+    """
+    own = recipe.training
+    train = dict(recipe.train)
+    if "learning_rate" in train:
+        usual = PRESETS[own.method].learning_rate, PRESETS[method].learning_rate
+        train["learning_rate"] = float(f"{own.learning_rate / usual[0] * usual[1]:.6g}")
+    changed = msgspec.structs.replace(recipe, method={"name": method}, train=train)
+    _check_relations(changed, f"{recipe.name} by method {method}", has_new=False)
+    return changed
 
 
 def _check_relations(recipe: GenerateRecipe, where: str, has_new: bool) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 from edge_forge.progress import duration, size
 from edge_forge.report.blocks import Block, Heading, Items, Table, Text
 
-_SCORES = {
+SCORES = {
     "perplexity": ("perplexity", "{:.3f}"),
     "exact_match": ("exact match", "{:.1%}"),
     "json_match": ("same JSON", "{:.1%}"),
     "bleu": ("BLEU", "{:.1f}"),
     "rouge_l": ("ROUGE-L", "{:.3f}"),
 }
+"""Scores as people read them: key to (title, format)."""
 
 
 def report(figures: Mapping[str, Any]) -> list[Block]:
@@ -33,9 +34,9 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
         f"By PyTorch in float32 on {scores['tuned']['rows']} {figures['split']} rows ({scores['tuned']['tokens']} "
         "tokens of answers). Answers are greedy; BLEU and ROUGE-L compare words, exact match the whole answer."
     )
-    found = {who: {**one, **(one.get("answers") or {})} for who, one in scores.items()}
+    found = {who: flat(one) for who, one in scores.items()}
     yield Table(("", *found), [
-        [title, *(_cell(one, key) for one in found.values())] for key, (title, _) in _SCORES.items()
+        [title, *(cell(one, key) for one in found.values())] for key, (title, _) in SCORES.items()
     ])  # fmt: skip
     if figures["packages"]:
         yield Heading("Packages")
@@ -46,8 +47,14 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
         )  # fmt: skip
 
 
-def _cell(one: Mapping[str, Any], key: str) -> str:
-    return _SCORES[key][1].format(one[key]) if one.get(key) is not None else "–"
+def flat(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of an exam (`evaluate.by_torch`) with those of its answers beside the perplexity."""
+    return {**scores, **(scores.get("answers") or {})}
+
+
+def cell(one: Mapping[str, Any], key: str) -> str:
+    """One of `SCORES` as text; '–' where it was not taken."""
+    return SCORES[key][1].format(one[key]) if one.get(key) is not None else "–"
 
 
 def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
@@ -58,8 +65,8 @@ def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
         "`merged` both in one file. Against PyTorch: relative distance of logits, the worst token of the samples."
     )
     yield Table(
-        ("model", *(title for title, _ in _SCORES.values()), "size", "against PyTorch"),
-        [[f"{one['form']} {one['dtype']}", *(_cell(one, key) for key in _SCORES), size(one["size_bytes"]),
+        ("model", *(title for title, _ in SCORES.values()), "size", "against PyTorch"),
+        [[f"{one['form']} {one['dtype']}", *(cell(one, key) for key in SCORES), size(one["size_bytes"]),
           f"{one['parity']:.2g}" if one.get("parity") is not None else "–"] for one in files],
     )  # fmt: skip
     adapter = figures["adapter"]

@@ -12,17 +12,14 @@ from edge_forge.progress import size
 from edge_forge.signing import PACKAGE
 
 
-def gather(plan: GeneratePlan) -> dict[str, Any]:
-    """Run what is left of the plan and gather its figures; see `generate.report` for the keys."""
+def gather(plan: GeneratePlan, ship: bool = True) -> dict[str, Any]:
+    """Run what is left of the plan and gather its figures; see `generate.report` for the keys.
+
+    Without `ship` nothing is judged or packed, and what was made is timed.
+    """
     recipe, base = plan.recipe, plan.base
-    gates, passed = plan.judged
-    measured = (*plan.adapter_files, *plan.merged_files)
-    bare = () if recipe.is_new else (plan.bare,)
-    packages = [
-        {"file": one.file.name, "what": one.what, "size_bytes": one.size_bytes, "digest": one.digest}
-        for one in plan.shipped()
-    ]
     return {
+        **(_shipped(plan) if ship else {"files": list(rows_of(plan.compared))}),
         "kind": "generate",
         "recipe": {"name": recipe.name, "description": recipe.description},
         "data": {"statistics": dict(plan.data.statistics), "warnings": list(plan.data.warnings)},
@@ -30,18 +27,37 @@ def gather(plan: GeneratePlan) -> dict[str, Any]:
                  "size_bytes": base.size_bytes},
         "train": dict(plan.trained.facts),
         "split": plan.data.measured[0],
+        "exam": {"rows": _rows_digest(plan), "tokenizer": plan.tokenizer_digest},
         "scores": dict(plan.evaluated.facts),
         "task": {"max_tokens": recipe.task.max_tokens, "sequences": recipe.gguf.sequences},
-        "files": list(rows_of((*bare, *measured) if measured else plan.base_files)),
         "adapter": dict(plan.adapter_file.facts) if plan.has_adapter else None,
-        "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
-        "left_out": [[file.form, file.dtype] for file in measured if file not in passed],
-        "packages": packages,
         "steps": [
             {"name": name, "took_s": entry.record["took_s"], "cached": entry.cached}
             for name, entry in plan.entries.items()
         ],
     }  # fmt: skip
+
+
+def _rows_digest(plan: GeneratePlan) -> str:
+    """What tells whether two plans are scored on the same rows."""
+    name = f"{plan.data.measured[0]}.jsonl"
+    return f"{plan.data_step.digests(name)[name]}, {len(plan.scored_rows)}"
+
+
+def _shipped(plan: GeneratePlan) -> dict[str, Any]:
+    """Files, verdicts and packages."""
+    gates, passed = plan.judged
+    measured = (*plan.adapter_files, *plan.merged_files)
+    bare = () if plan.recipe.is_new else (plan.bare,)
+    return {
+        "files": list(rows_of((*bare, *measured) if measured else plan.base_files)),
+        "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
+        "left_out": [[file.form, file.dtype] for file in measured if file not in passed],
+        "packages": [
+            {"file": one.file.name, "what": one.what, "size_bytes": one.size_bytes, "digest": one.digest}
+            for one in plan.shipped()
+        ],
+    }
 
 
 def _train(plan: GeneratePlan) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUANTISED = ("q8_0", "q4_k_m", "q4_0")
+# As workers have it: spinning threads of a busy machine take the core that the last one needs (decision 0094).
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive"}
 _REMEDY = "pip install 'edge-agent[llamacpp]' (it compiles llama.cpp, some ten minutes on two cores)"
 
 
@@ -31,6 +33,11 @@ def require() -> None:
     """Raise BackendMissing where llama.cpp is not installed, before anything long begins."""
     if not available():
         raise BackendMissing("llama-cpp-python is not installed", "gguf", _REMEDY)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process that runs llama.cpp."""
+    return {**os.environ, **_ENVIRONMENT}
 
 
 def quantize(source: Path, target: Path, dtype: str) -> int:
@@ -80,7 +87,7 @@ def _call(operation: str, **request: Any) -> Any:
     ended = subprocess.run(
         [sys.executable, "-m", "edge_forge.gguf_file.llama"],
         input=json.dumps({"op": operation, **request}), capture_output=True, text=True, check=False,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        env=environment(),
     )  # fmt: skip
     where = str(request.get("model") or request.get("source"))
     if ended.returncode != 0 or not ended.stdout:

@@ -78,7 +78,7 @@ def _markdown(block: Block, figures: str) -> str:
         return "\n".join(f"- {item}" for item in block.items)
     if isinstance(block, Figure):
         return f"![{block.caption}]({figures}/{block.name}.svg)\n\n*{block.caption}*"
-    lines = [_row(block.columns), _row([":---" if not right else "---:" for right in _right(block)])]
+    lines = [_row(block.columns), _row([":---" if not right else "---:" for right in numeric(block)])]
     return "\n".join([*lines, *(_row([cell.replace("|", "\\|") for cell in row]) for row in block.rows)])
 
 
@@ -86,7 +86,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _right(table: Table) -> list[bool]:
+def numeric(table: Table) -> list[bool]:
     """Which columns hold numbers only."""
     return [
         bool(table.rows) and all(_NUMBER.match(row[column].replace("**", "")) for row in table.rows)
@@ -114,7 +114,7 @@ def _html(block: Block) -> str:
     if isinstance(block, Figure):
         drawing = block.svg[block.svg.index("<svg") :]
         return f"<figure>{drawing}<figcaption>{_inline(block.caption)}</figcaption></figure>"
-    right = _right(block)
+    right = numeric(block)
     head = "".join(f"<th>{_inline(column)}</th>" for column in block.columns)
     opening = ["<td class=n>" if number else "<td>" for number in right]
     rows = "".join(

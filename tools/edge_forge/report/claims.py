@@ -49,8 +49,9 @@ def _against(found: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def training_claims(records: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float]) -> list[list[str]]:
-    """Rows on training, from the records of runs by method; `accuracy` is on the measured split, by method."""
+def training_claims(records: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float] | None) -> list[list[str]]:
+    """Rows on training, from the records of runs by method; `accuracy` is on the measured split, by method, or None
+    where answers are no labels."""
     lora, full = records.get("lora"), records.get("full")
     both = lora is not None and full is not None
     rows = [
@@ -58,10 +59,13 @@ def training_claims(records: Mapping[str, Mapping[str, Any]], accuracy: Mapping[
          "theirs is a GPU with large models; here the frozen layers' forward pass weighs more"],
         ["B", "LoRA trains in 35 % less memory", _change(lora, full, "peak_bytes") if both else _OPEN,
          "optimiser state shrinks, activations do not; of a small model they are most"],
-        ["B", "SST-2: LoRA 92.3 %, full 92.5 % (BERT-base)",
-         f"LoRA {100 * accuracy['lora']:.1f} %, full {100 * accuracy['full']:.1f} %" if both else _OPEN,
-         "comparable on SST-2 only; ours is an encoder a fifth of the size, on whole sentences"],
     ]  # fmt: skip
+    if accuracy is not None:
+        rows.append(
+            ["B", "SST-2: LoRA 92.3 %, full 92.5 % (BERT-base)",
+             f"LoRA {100 * accuracy['lora']:.1f} %, full {100 * accuracy['full']:.1f} %" if both else _OPEN,
+             "comparable on SST-2 only; ours is an encoder a fifth of the size, on whole sentences"]
+        )  # fmt: skip
     if full is not None:
         model = 4 * full["total_parameters"]
         rows.append(

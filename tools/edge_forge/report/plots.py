@@ -115,8 +115,8 @@ def reliability(bins: Sequence[Bin], error: float) -> str:
 def bars(panels: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> str:
     """One panel per figure: (title, format of the value, value by name); None is drawn as 'not measured'.
 
-    Names that begin with the same word have one colour. A panel of shares (all values within 0..1 and above 0.5) begins
-    near its smallest value, and its title says so.
+    Names that begin with the same word have one colour. A panel of shares (all values within 0..1 and above 0.5, no
+    unit after a comma in its title) begins near its smallest value, and its title says so.
     """
     names = list(panels[0][2])
     figure, axes = _figure(max(_WIDTH, 2.4 * len(panels)), 1.1 + 0.42 * len(names), len(panels))
@@ -124,7 +124,7 @@ def bars(panels: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> str:
     colours = [(BLUE, ORANGE, GREEN, RED, GREY)[kinds.index(name.split(" ")[0]) % 5] for name in names]
     for at, (one, (title, form, values)) in enumerate(zip([axes] if len(panels) == 1 else axes, panels, strict=True)):
         known = [values[name] or 0.0 for name in names]
-        floor = _floor([value for value in values.values() if value is not None])
+        floor = 0.0 if ", " in title else _floor([value for value in values.values() if value is not None])
         widths = [value - floor for value in known]
         one.barh(names, widths, left=floor, height=0.6, color=colours)
         one.set_title(title if not floor else f"{title}\n(from {floor:g})")
