@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge_agent.agent.seat import Seat
-from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats
-from edge_agent.bundle.reference import reference
+from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Seen
+from edge_agent.bundle import reference
 from edge_agent.core import drift
 from edge_agent.core.latency import Quantiles as Window
 from edge_agent.protocol import messages
 
-NO_VOCABULARY = "unknown tokens are not counted by this tokenizer"
+NOT_TOLD: Mapping[reference.Kind, str] = {
+    "confidence": "the answers carry no score",
+    "fragmentation": "the worker does not tell how texts fall apart",
+}
 
 
 def model_telemetry(share: ModelStats, seat: Seat | None) -> messages.ModelTelemetry:
@@ -34,8 +37,8 @@ def model_telemetry(share: ModelStats, seat: Seat | None) -> messages.ModelTelem
             for name in told
         },
         drift={
-            adapter or "": _drift(counts, adapter, seat)
-            for adapter, counts in share.confidence.items()
+            adapter or "": _drift(seen, adapter, seat)
+            for adapter, seen in share.seen.items()
             if adapter is None or adapter in told
         },
     )
@@ -63,18 +66,55 @@ def quantiles(window: Window) -> messages.Quantiles | None:
     return messages.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
 
 
-def _drift(counts: list[int], adapter: str | None, seat: Seat | None) -> messages.Drift:
-    texts = sum(counts)
+def _drift(seen: Seen, adapter: str | None, seat: Seat | None) -> messages.Drift:
     metrics: Mapping[str, float] = {}
     if seat is not None:
         owner = seat.model.variant if adapter is None else seat.model.adapter(adapter)
         metrics = owner.metrics if owner is not None else {}
-    expected = reference(metrics)
-    if expected is None:
-        reason = f"the package carries no histogram of its test set; {NO_VOCABULARY}"
-        return messages.Drift(confidence_psi=None, texts=texts, reason=reason)
-    index = drift.psi(counts, expected)
-    if index is None:
-        reason = f"{texts} texts in this interval, {drift.LEAST_TEXTS} are needed; {NO_VOCABULARY}"
-        return messages.Drift(confidence_psi=None, texts=texts, reason=reason)
-    return messages.Drift(confidence_psi=round(index, 4), texts=texts, reason=NO_VOCABULARY)
+    reasons: dict[str, None] = {}
+    unknown = _unknown(seen, metrics, reasons)
+    return messages.Drift(
+        confidence_psi=_psi(seen.confidence, metrics, "confidence", reasons),
+        texts=max(sum(seen.confidence), sum(seen.fragmentation)),
+        fragmentation_psi=_psi(seen.fragmentation, metrics, "fragmentation", reasons),
+        out_of_vocabulary=unknown,
+        out_of_vocabulary_expected=None if unknown is None else reference.unknown_share(metrics),
+        reason="; ".join(reasons) or None,
+    )
+
+
+def _psi(
+    counts: list[int], metrics: Mapping[str, float], kind: reference.Kind, reasons: dict[str, None]
+) -> float | None:
+    """The index, rounded; None with its reason added to `reasons`, which is used as a set that keeps its order."""
+    texts, expected = sum(counts), reference.reference(metrics, kind)
+    if not texts:
+        reasons[NOT_TOLD[kind]] = None
+    elif expected is None:
+        reasons[f"the package carries no {kind} of its test set"] = None
+    else:
+        index = drift.psi(counts, expected)
+        if index is not None:
+            return round(index, 4)
+        reasons[_too_few(texts)] = None
+    return None
+
+
+def _unknown(seen: Seen, metrics: Mapping[str, float], reasons: dict[str, None]) -> float | None:
+    texts = sum(seen.fragmentation)
+    if not texts:
+        reasons[NOT_TOLD["fragmentation"]] = None
+    elif seen.unknown is None:
+        reasons["this tokenizer has no unknown token"] = None
+    elif reference.unknown_share(metrics) is None:
+        reasons["the package carries no share of unknown tokens of its test set"] = None
+    else:
+        share = drift.unknown_share(seen.unknown, seen.tokens, texts)
+        if share is not None:
+            return round(share, 5)
+        reasons[_too_few(texts)] = None
+    return None
+
+
+def _too_few(texts: int) -> str:
+    return f"{texts} texts in this interval, {drift.LEAST_TEXTS} are needed"

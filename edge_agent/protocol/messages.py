@@ -331,15 +331,18 @@ class AdapterTelemetry(Struct, frozen=True, kw_only=True):
 
 
 class Drift(Struct, frozen=True, kw_only=True):
-    """How far the answers of this interval are from the package's test set, per adapter or the model alone.
+    """How far the texts and answers of this interval are from the package's test set, per adapter or the model alone.
 
-    `confidence_psi`: population stability index of the top score in ten bins (above 0.25: look at it), null with the
-    `reason`. `out_of_vocabulary` is null where the tokenizer does not tell.
+    `confidence_psi`: population stability index of the top score in ten bins (above 0.25: look at it).
+    `fragmentation_psi`: the same of tokens per byte of a text. `out_of_vocabulary`: unknown tokens as a share of
+    all, beside `out_of_vocabulary_expected`, that of the test set. Whatever is null has its `reason`.
     """
 
     confidence_psi: float | None
     texts: int
+    fragmentation_psi: float | None = None
     out_of_vocabulary: float | None = None
+    out_of_vocabulary_expected: float | None = None
     reason: str | None = None
 
 
