@@ -155,8 +155,9 @@ def _models(report: Report) -> list[str]:
         found.append(_model_line(name, model["requests"], model["total_ms"], report["interval_s"], model["batch_mean"])
                      + _drift_text(model) + _canary_text(report["canaries"].get(name)))  # fmt: skip
         adapters = sorted(model["adapters"].items(), key=lambda item: -item[1]["requests"])[:MODELS_SHOWN]
+        probes = (report["canaries"].get(name) or {}).get("adapters", {})
         found += [_model_line(f"  + {one}", of["requests"], of["total_ms"], report["interval_s"], None)
-                  for one, of in adapters]  # fmt: skip
+                  + f"{'':>15}" + _canary_text(probes.get(one)) for one, of in adapters]  # fmt: skip
     idle = sorted(set(report["memory"]["models"]) - set(report["models"]))
     found += [f"{name:<24}{'idle':>8}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
     return found if len(found) > 1 else [*found, "no requests in this interval"]
@@ -180,8 +181,11 @@ def _worst(model: Report, key: str) -> float | None:
 
 
 def _canary_text(canary: Report | None) -> str:
+    """Of a model: it fails, too, where one of its adapters does, which may be among those not shown."""
     words = {True: "hold", False: "FAIL", None: "-"}
-    return f"{words[canary['ok'] if canary else None]:>8}"
+    known = [] if canary is None else [canary, *canary.get("adapters", {}).values()]
+    failed = any(one["ok"] is False for one in known)
+    return f"{words[False if failed else canary['ok'] if canary else None]:>8}"
 
 
 def _refusals(report: Report) -> str:
