@@ -242,7 +242,7 @@ class Telemetry:
 
     canary_s: Annotated[float, Between(0, 604800)] = 3600.0
     """Seconds between two runs of a resident model's golden probes, and of its attached adapters', in its own worker
-    while it is idle; 0: never. They show a board or a runtime that computes something else than when it was installed."""
+    while it is idle; 0: never. They show a board or a runtime that computes something else than at the install."""
 
     home_assistant: bool = False
     """Announce the device to Home Assistant by retained discovery topics. Off, because not everybody has it."""
