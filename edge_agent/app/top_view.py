@@ -157,7 +157,7 @@ def _models(report: Report) -> list[str]:
         adapters = sorted(model["adapters"].items(), key=lambda item: -item[1]["requests"])[:MODELS_SHOWN]
         probes = (report["canaries"].get(name) or {}).get("adapters", {})
         found += [_model_line(f"  + {one}", of["requests"], of["total_ms"], report["interval_s"], None)
-                  + f"{'':>15}" + _canary_text(probes.get(one)) for one, of in adapters]  # fmt: skip
+                  + f"{'':>8}" + _canary_text(probes.get(one)) for one, of in adapters]  # fmt: skip
     idle = sorted(set(report["memory"]["models"]) - set(report["models"]))
     found += [f"{name:<24}{'idle':>8}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
     return found if len(found) > 1 else [*found, "no requests in this interval"]
