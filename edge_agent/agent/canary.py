@@ -1,7 +1,8 @@
 """The golden probes of the package, asked again of an idle worker on a schedule: what computes wrongly is noticed.
 
 A board that overheated, a card that decays or a runtime that was upgraded may change what a model computes after its
-install was judged sound. One look a second; a model that has work, or that is not in memory, is left alone.
+install was judged sound. One look a second, at a model itself or at one of its adapters. A model that has work, or that
+is not in memory, is left alone, and so are adapters that are not attached.
 """
 
 from __future__ import annotations
@@ -9,23 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.seat import Phase, Seat
+from edge_agent.agent.ports import Worker
+from edge_agent.agent.seat import Phase, Probed, Seat
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import Measured, ProbeFile, judge
+from edge_agent.bundle.probes import MISSING, Measured, ProbeFile, judge
 
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
 """No request for so long: the probes take some tens of milliseconds, and whoever comes then waits for them."""
-ReadProbes = Callable[[InstalledModel], ProbeFile | None]
+ReadProbes = Callable[[InstalledModel, str | None], ProbeFile | None]
 
 
 class Canary:
-    """Runs the probes. `read` gives a model's probe file, None where it has none; it may raise EdgeError."""
+    """Runs the probes. `read` gives the probe file of a model or of its adapter, None where there is none; it may
+    raise EdgeError."""
 
     def __init__(self, context: Context, fleet: Fleet, read: ReadProbes, every_s: float) -> None:
         self._context = context
@@ -35,14 +37,18 @@ class Canary:
         self._task: asyncio.Task[None] | None = None
 
     def tick(self) -> None:
-        """Begin with the model that was not probed for longest, if one is due and idle; one at a time. 0: never."""
+        """Begin with what was not probed for longest, if something is due and idle; one at a time. 0: never."""
         if self._every_s <= 0.0 or (self._task is not None and not self._task.done()):
             return
         now_s = self._context.clock.monotonic_s()
-        due = [seat for seat in self._fleet.seats.values() if self._due(seat, now_s)]
+        due: list[tuple[float, Seat, str | None]] = []
+        for seat in self._fleet.seats.values():
+            if self._idle(seat, now_s):
+                ages = [(_since_s(seat, name), seat, name) for name in seat.in_worker()]
+                due.extend(one for one in ages if now_s - one[0] >= self._every_s)
         if due:
-            seat = min(due, key=lambda one: one.canary_s if one.canary_s is not None else one.loaded_s)
-            self._task = asyncio.create_task(self._probe(seat), name=f"canary-{seat.name}")
+            _, seat, name = min(due, key=lambda one: one[0])
+            self._task = asyncio.create_task(self._probe(seat, name), name=f"canary-{seat.name}")
 
     async def close(self) -> None:
         """Give up a probe under way."""
@@ -50,34 +56,45 @@ class Canary:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _due(self, seat: Seat, now_s: float) -> bool:
+    def _idle(self, seat: Seat, now_s: float) -> bool:
         if seat.worker is None or seat.phase is not Phase.READY or seat.lock.locked() or len(seat.queue):
             return False
-        before_s = seat.canary_s if seat.canary_s is not None else seat.loaded_s
-        return now_s - before_s >= self._every_s and now_s - seat.last_used_s >= IDLE_S
+        return now_s - seat.last_used_s >= IDLE_S
 
-    async def _probe(self, seat: Seat) -> None:
+    async def _probe(self, seat: Seat, adapter: str | None) -> None:
         async with seat.lock:
-            worker = seat.worker
-            if worker is None:
-                return
-            was_ok = seat.canary_ok
+            subject = seat.subject(adapter)
+            if subject is None or adapter not in seat.in_worker() or seat.worker is None:
+                return  # it left, or was replaced, since the look
+            before = seat.last_probed(adapter)
             try:
-                file = self._read(seat.model)
-                if file is None:
-                    seat.canary_ok, seat.canary_reason = None, "the package has no golden probes for this variant"
-                else:
-                    answer = await worker.call("measure", adapter=None, texts=list(file.texts))
-                    verdict = judge(file, seat.model.variant.name, _measured(answer))
-                    seat.canary_ok, seat.canary_reason = verdict.code is None, verdict.reason
+                ok, reason = await self._verdict(seat, seat.worker, adapter)
             except EdgeError as error:
                 # The worker died or the store cannot be read: others say that; it is tried again at the next date.
-                seat.canary_ok, seat.canary_reason = None, f"the probes could not be run: {error}"
-            seat.canary_s = self._context.clock.monotonic_s()
-        if seat.canary_ok is False and was_ok is not False:
-            text = f"model {seat.name!r} computes something else than it did: {seat.canary_reason}"
-            self._context.announce("verify-failed", text, {"model": seat.name}, "error")
+                ok, reason = None, f"the probes could not be run: {error}"
+            seat.probed[adapter] = Probed(subject, ok, reason, self._context.clock.monotonic_s())
+        if ok is False and (before is None or before.ok is not False):
+            what = f"model {seat.name!r}" if adapter is None else f"adapter {adapter!r} of model {seat.name!r}"
+            data = {"model": seat.name} | ({} if adapter is None else {"adapter": adapter})
+            text = f"{what} computes something else than it did: {reason}"
+            self._context.announce("verify-failed", text, data, "error")
+
+    async def _verdict(self, seat: Seat, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
+        file = self._read(seat.model, adapter)
+        if file is None:
+            return None, "the package has no golden probes for this variant"
+        own = await _measure(worker, adapter, file)
+        # An adapter that silently does nothing gives what the model gives without it.
+        base = None if adapter is None else await _measure(worker, None, file)
+        verdict = judge(file, seat.model.variant.name, own, base)
+        return None if verdict.code == MISSING else verdict.code is None, verdict.reason
 
 
-def _measured(answer: Any) -> Measured:
+def _since_s(seat: Seat, adapter: str | None) -> float:
+    last = seat.last_probed(adapter)
+    return seat.loaded_s if last is None else last.at_s
+
+
+async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> Measured:
+    answer = await worker.call("measure", adapter=adapter, texts=list(file.texts))
     return Measured(answer["features"], answer.get("logits"))

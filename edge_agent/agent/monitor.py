@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge_agent.agent.seat import Seat
-from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats
-from edge_agent.bundle.reference import reference
+from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Seen
+from edge_agent.bundle import reference
 from edge_agent.core import drift
 from edge_agent.core.latency import Quantiles as Window
-from edge_agent.protocol import messages
+from edge_agent.protocol import telemetry
 
-NO_VOCABULARY = "unknown tokens are not counted by this tokenizer"
+NOT_TOLD: Mapping[reference.Kind, str] = {
+    "confidence": "the answers carry no score",
+    "fragmentation": "the worker does not tell how texts fall apart",
+}
 
 
-def model_telemetry(share: ModelStats, seat: Seat | None) -> messages.ModelTelemetry:
+def model_telemetry(share: ModelStats, seat: Seat | None) -> telemetry.ModelTelemetry:
     """One model's interval as a message part; `seat` is None for one that was removed meanwhile."""
     told = sorted(share.adapters, key=lambda name: -share.adapters[name].count)[:ADAPTERS_TOLD]
-    return messages.ModelTelemetry(
+    return telemetry.ModelTelemetry(
         requests=share.answered,
         failed=sum(count for status, count in share.statuses.items() if status != 200),
         total_ms=quantiles(share.total_ms),
@@ -28,53 +31,103 @@ def model_telemetry(share: ModelStats, seat: Seat | None) -> messages.ModelTelem
         out_of_scope=share.out_of_scope,
         confidence_mean=round(share.confidence_sum / share.classified, 4) if share.classified else None,
         adapters={
-            name: messages.AdapterTelemetry(
+            name: telemetry.AdapterTelemetry(
                 requests=share.adapters[name].count, total_ms=quantiles(share.adapters[name])
             )
             for name in told
         },
         drift={
-            adapter or "": _drift(counts, adapter, seat)
-            for adapter, counts in share.confidence.items()
+            adapter or "": _drift(seen, adapter, seat)
+            for adapter, seen in share.seen.items()
             if adapter is None or adapter in told
         },
     )
 
 
-def canaries(seats: Mapping[str, Seat], now_s: float) -> dict[str, messages.Canary]:
-    """The golden probes of every model that is in memory, as they last were."""
-    return {
-        seat.name: messages.Canary(
-            ok=seat.canary_ok,
-            reason=seat.canary_reason,
-            age_s=None if seat.canary_s is None else round(now_s - seat.canary_s, 1),
-        )
-        for seat in seats.values()
-        if seat.worker is not None or seat.canary_ok is False
-    }
+def canaries(seats: Mapping[str, Seat], now_s: float) -> dict[str, telemetry.Canary]:
+    """The golden probes of every model that is in memory and of its attached adapters, as they last were; also of what
+    has left the memory after they failed."""
+    found = {}
+    for seat in seats.values():
+        own = _canary(seat, None, now_s)
+        held = {name for name in seat.in_worker() if name is not None}
+        told = [one.name for one in seat.model.adapters if one.name in held or _failed(seat, one.name)]
+        adapters = {name: _canary(seat, name, now_s) for name in told}
+        if seat.worker is not None or own.ok is False or adapters:
+            found[seat.name] = telemetry.Canary(own.ok, own.reason, own.age_s, adapters)
+    return found
 
 
-def quantiles(window: Window) -> messages.Quantiles | None:
+def _failed(seat: Seat, adapter: str) -> bool:
+    last = seat.last_probed(adapter)
+    return last is not None and last.ok is False
+
+
+def _canary(seat: Seat, adapter: str | None, now_s: float) -> telemetry.AdapterCanary:
+    last = seat.last_probed(adapter)
+    if last is None:
+        return telemetry.AdapterCanary(None, f"not probed since it was {'loaded' if adapter is None else 'attached'}")
+    return telemetry.AdapterCanary(last.ok, last.reason, round(now_s - last.at_s, 1))
+
+
+def quantiles(window: Window) -> telemetry.Quantiles | None:
     """p50, p95 and p99 as a message part; None without samples."""
     summary = window.summary()
     p50, p95, p99 = (summary[name] for name in ("p50", "p95", "p99"))
     if p50 is None or p95 is None or p99 is None:
         return None
-    return messages.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
+    return telemetry.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
 
 
-def _drift(counts: list[int], adapter: str | None, seat: Seat | None) -> messages.Drift:
-    texts = sum(counts)
+def _drift(seen: Seen, adapter: str | None, seat: Seat | None) -> telemetry.Drift:
     metrics: Mapping[str, float] = {}
     if seat is not None:
         owner = seat.model.variant if adapter is None else seat.model.adapter(adapter)
         metrics = owner.metrics if owner is not None else {}
-    expected = reference(metrics)
-    if expected is None:
-        reason = f"the package carries no histogram of its test set; {NO_VOCABULARY}"
-        return messages.Drift(confidence_psi=None, texts=texts, reason=reason)
-    index = drift.psi(counts, expected)
-    if index is None:
-        reason = f"{texts} texts in this interval, {drift.LEAST_TEXTS} are needed; {NO_VOCABULARY}"
-        return messages.Drift(confidence_psi=None, texts=texts, reason=reason)
-    return messages.Drift(confidence_psi=round(index, 4), texts=texts, reason=NO_VOCABULARY)
+    reasons: dict[str, None] = {}
+    unknown = _unknown(seen, metrics, reasons)
+    return telemetry.Drift(
+        confidence_psi=_psi(seen.confidence, metrics, "confidence", reasons),
+        texts=max(sum(seen.confidence), sum(seen.fragmentation)),
+        fragmentation_psi=_psi(seen.fragmentation, metrics, "fragmentation", reasons),
+        out_of_vocabulary=unknown,
+        out_of_vocabulary_expected=None if unknown is None else reference.unknown_share(metrics),
+        reason="; ".join(reasons) or None,
+    )
+
+
+def _psi(
+    counts: list[int], metrics: Mapping[str, float], kind: reference.Kind, reasons: dict[str, None]
+) -> float | None:
+    """The index, rounded; None with its reason added to `reasons`, which is used as a set that keeps its order."""
+    texts, expected = sum(counts), reference.reference(metrics, kind)
+    if not texts:
+        reasons[NOT_TOLD[kind]] = None
+    elif expected is None:
+        reasons[f"the package carries no {kind} of its test set"] = None
+    else:
+        index = drift.psi(counts, expected)
+        if index is not None:
+            return round(index, 4)
+        reasons[_too_few(texts)] = None
+    return None
+
+
+def _unknown(seen: Seen, metrics: Mapping[str, float], reasons: dict[str, None]) -> float | None:
+    texts = sum(seen.fragmentation)
+    if not texts:
+        reasons[NOT_TOLD["fragmentation"]] = None
+    elif seen.unknown is None:
+        reasons["this tokenizer has no unknown token"] = None
+    elif reference.unknown_share(metrics) is None:
+        reasons["the package carries no share of unknown tokens of its test set"] = None
+    else:
+        share = drift.unknown_share(seen.unknown, seen.tokens, texts)
+        if share is not None:
+            return round(share, 5)
+        reasons[_too_few(texts)] = None
+    return None
+
+
+def _too_few(texts: int) -> str:
+    return f"{texts} texts in this interval, {drift.LEAST_TEXTS} are needed"

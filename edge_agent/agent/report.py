@@ -21,7 +21,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core.governor import Grant
-from edge_agent.protocol import encode, home_assistant, messages
+from edge_agent.protocol import encode, home_assistant, messages, telemetry
 from edge_agent.protocol.address import correlation_id
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
@@ -168,7 +168,7 @@ class Reporter:
         joules = [share.joules for share in stats.models.values() if share.joules is not None]
         power = readings.get("power")
         events_waiting, events_lost = self._spool_counts()
-        body = messages.Telemetry(
+        body = telemetry.Telemetry(
             boot_id=self._identity.boot_id,
             seq=self._next(),
             ts=self._clock.wall_s(),
@@ -228,10 +228,10 @@ def governor_entry(grant: Grant) -> dict[str, Any]:
     }
 
 
-def measured(reading: Reading) -> messages.Measured:
+def measured(reading: Reading) -> telemetry.Measured:
     """A reading as a message part."""
     value = None if reading.value is None else round(reading.value, 3)
-    return messages.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
+    return telemetry.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
 
 
 def model_entry(seat: Seat) -> messages.ModelEntry:

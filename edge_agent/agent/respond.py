@@ -75,7 +75,7 @@ class Responder:
         self._context.stats.model(job.model).note_answer(
             job.rows, event["batch"], total_ms, compute_ms, results, joules
         )
-        self._context.stats.model(job.model).note_adapter(job.adapter, total_ms, results)
+        self._context.stats.model(job.model).note_adapter(job.adapter, total_ms, results, event.get("wording", ()))
         remaining_s = job.deadline_s - now_s
         message = encode.reply(body, request.reply, remaining_s, self._context.transport.max_payload_bytes)
         if job.stream:

@@ -30,6 +30,17 @@ class Phase(Enum):
     QUARANTINED = "quarantined"
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """How the golden probes last went. `subject` is what was probed, by digest: another version is another subject.
+    `ok` is None where they could not be run or there are none; `at_s` is monotonic."""
+
+    subject: str
+    ok: bool | None
+    reason: str
+    at_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Seat:
     """One installed model.
@@ -42,6 +53,7 @@ class Seat:
     worker is ended for the sake of the host, which is no fault of its own. `sequences`: jobs that a generator works
     on at once, each ending by itself (0: a model that answers a batch at a time); `budget_bytes`: what its context
     has to shrink to (0: it need not). `orders`: orders that wait for it; a generator takes no new jobs meanwhile.
+    `probed`: golden probes of the model (None) and its adapters.
     """
 
     model: InstalledModel
@@ -72,9 +84,7 @@ class Seat:
     wanted: bool = False
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     deaths_in_a_row: int = 0
-    canary_ok: bool | None = None
-    canary_reason: str = "not probed since it was loaded"
-    canary_s: float | None = None
+    probed: dict[str | None, Probed] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -90,6 +100,25 @@ class Seat:
     def generates(self) -> bool:
         """Whether the model continues prompts."""
         return self.model.task.kind == "generate"
+
+    def subject(self, adapter: str | None) -> str | None:
+        """What the golden probes of the model or of one adapter are about; None for an adapter that it has not."""
+        if adapter is None:
+            return self.model.variant.digest
+        found = self.model.adapter(adapter)
+        return None if found is None else f"{self.model.variant.digest} {found.digest}"
+
+    def last_probed(self, adapter: str | None) -> Probed | None:
+        """How the probes of what is installed now went; None where they have not been run since it was."""
+        found = self.probed.get(adapter)
+        return found if found is not None and found.subject == self.subject(adapter) else None
+
+    def in_worker(self) -> tuple[str | None, ...]:
+        """What the worker holds in the version that is installed: the model (None) and its adapters; often nothing."""
+        if self.worker is None or self.loaded_digest != self.model.variant.digest:
+            return ()
+        current = {adapter.name: adapter.digest for adapter in self.model.adapters}
+        return (None, *(name for name, digest in self.attached.items() if current.get(name) == digest))
 
     @property
     def cost_key(self) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edge_agent.bundle.reference import CONFIDENCE_BINS, histogram
+from edge_agent.bundle.reference import BINS, fragmentation_histogram, histogram
 from edge_agent.core.latency import Quantiles
 
 ADAPTERS_TOLD = 16
@@ -35,6 +35,34 @@ def cause_of(status: int, reason: str) -> str:
     return found or _STATUSES.get(status, "unavailable")
 
 
+Wording = Sequence[tuple[int, int, int | None]]
+"""Per text its bytes, its tokens, and the unknown ones among them (None: the tokenizer has no unknown token)."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """How the texts of one adapter looked: counts by bin of `bundle.reference`, tokens, and the unknown ones among
+    them (None: the tokenizer has no unknown token)."""
+
+    confidence: list[int] = field(default_factory=lambda: [0] * BINS)
+    fragmentation: list[int] = field(default_factory=lambda: [0] * BINS)
+    tokens: int = 0
+    unknown: int | None = None
+
+    def note(self, scores: Sequence[float], wording: Wording) -> None:
+        """An answer: the top scores of its texts, where they have any, and how the tokenizer took them."""
+        self.confidence = _added(self.confidence, histogram(scores))
+        self.fragmentation = _added(self.fragmentation, fragmentation_histogram(text[:2] for text in wording))
+        self.tokens += sum(tokens for _, tokens, _ in wording)
+        known = [unknown for _, _, unknown in wording if unknown is not None]
+        if known:
+            self.unknown = (self.unknown or 0) + sum(known)
+
+
+def _added(counts: list[int], more: list[int]) -> list[int]:
+    return [one + other for one, other in zip(counts, more, strict=True)]
+
+
 @dataclass(slots=True)
 class ModelStats:
     """One model's share since the last report. Latencies in milliseconds, answered requests only."""
@@ -51,16 +79,17 @@ class ModelStats:
     joules: float | None = None
     statuses: Counter[int] = field(default_factory=Counter)
     adapters: dict[str, Quantiles] = field(default_factory=dict)
-    confidence: dict[str | None, list[int]] = field(default_factory=dict)
+    seen: dict[str | None, Seen] = field(default_factory=dict)
 
-    def note_adapter(self, adapter: str | None, total_ms: float, results: Sequence[Mapping[str, Any]]) -> None:
+    def note_adapter(
+        self, adapter: str | None, total_ms: float, results: Sequence[Mapping[str, Any]], wording: Wording = ()
+    ) -> None:
         """The same answer, counted by adapter (None: the model alone)."""
         if adapter is not None:
             self.adapters.setdefault(adapter, Quantiles()).add(total_ms)
         scores = [result["score"] for result in results if "score" in result]
-        if scores:
-            before = self.confidence.get(adapter, [0] * CONFIDENCE_BINS)
-            self.confidence[adapter] = [one + more for one, more in zip(before, histogram(scores), strict=True)]
+        if scores or wording:
+            self.seen.setdefault(adapter, Seen()).note(scores, wording)
 
     def note_answer(
         self,

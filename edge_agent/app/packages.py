@@ -17,6 +17,7 @@ from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
 from edge_agent.core.residency import Memory
+from edge_agent.core.trial_energy import estimated
 from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
@@ -30,16 +31,23 @@ from edge_agent.worker import probe as workers
 class WorkerProber:
     """Runs a model that is not active yet in a worker of its own. Implements `store.setup.Prober`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, sensors: SensorSuite) -> None:
         self._options = wiring.spawn_options(settings)
         self._limits = {"max_rows": settings.worker.max_rows, "threads": wiring.threads(settings)}
+        self._sensors = sensors
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
         """See `store.setup.Prober`."""
         questions = [(request.adapter, request.texts) for request in requests]
-        run = workers.trial_run(self._options, model, questions, self._limits)
+        run = workers.trial_run(self._options, model, questions, self._limits, self._sensors.sample_power)
         measured = tuple(Measured(outputs.features, outputs.logits) for outputs in run.outputs)
-        return ProbeOutcome(measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes)
+        energy, board = run.energy, self._sensors.board
+        usual = wiring.utilisation(board)
+        if energy.joules is None and board.power is None and usual is not None:
+            energy = estimated(usual, self._limits["threads"], run.latency_ms / 1000.0)
+        return ProbeOutcome(
+            measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes, energy.joules, energy.method
+        )
 
 
 def trust(settings: Settings) -> Trust | None:
@@ -63,7 +71,7 @@ def open_library(settings: Settings, again: bool = False) -> Library:
     ram_bytes = memory.ceiling_bytes if total_bytes else None
     features = read_cpu_features(settings.sensors.sysroot) or None
     setup = Setup(
-        prober=WorkerProber(settings),
+        prober=WorkerProber(settings, suite),
         hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
         trust=trust(settings),
         allow_unsigned=settings.store.allow_unsigned,

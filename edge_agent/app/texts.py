@@ -87,5 +87,15 @@ def models_text(listed: list[dict[str, Any]], why: bool) -> str:
         )
         if why and model["choice"]:
             lines.append(f"  because: {model['choice']}")
+        lines += _energy_lines(model.get("variants", [])) if why else []
         lines += [f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}" for adapter in model["adapters"]]
     return "\n".join(lines)
+
+
+def _energy_lines(variants: list[dict[str, Any]]) -> list[str]:
+    """By what way the energy of each variant that was tried is known, or why it is not; once where all say the same."""
+    tried = {one["name"]: one["measured"] for one in variants if one["measured"] and one["measured"]["energy_method"]}
+    known = [f"  energy of a text, {name}: {one['energy_method']}" for name, one in tried.items()
+             if one["joules"] is not None]  # fmt: skip
+    reasons = dict.fromkeys(one["energy_method"] for one in tried.values() if one["joules"] is None)
+    return [*known, *(f"  energy of a text is not known: {reason}" for reason in reasons)]

@@ -16,7 +16,8 @@ BARS = "▁▂▃▄▅▆▇█"
 MODELS_SHOWN = 8
 COLUMNS = (
     "time", "device", "interval_s", "model", "requests", "failed", "p50_ms", "p95_ms", "p99_ms", "compute_p50_ms",
-    "batch_mean", "model_joules", "confidence_mean", "confidence_psi", "held_bytes", "queue_jobs", "refused", "expired",
+    "batch_mean", "model_joules", "confidence_mean", "confidence_psi", "fragmentation_psi", "out_of_vocabulary",
+    "held_bytes", "queue_jobs", "refused", "expired",
     "temperature_c", "forecast_c", "headroom_c", "governor_level", "busy_share", "power_w", "joules", "energy_method",
     "ram_available_bytes", "memory_stage", "rss_bytes",
 )  # fmt: skip
@@ -99,7 +100,6 @@ def rows(device: str, report: Report) -> Iterator[dict[str, Any]]:
 
 def _model_row(model: Report, account: Report | None) -> dict[str, Any]:
     total, compute = model["total_ms"] or {}, model["compute_ms"] or {}
-    drift = [one["confidence_psi"] for one in model["drift"].values() if one["confidence_psi"] is not None]
     return {
         "requests": model["requests"],
         "failed": model["failed"],
@@ -110,7 +110,7 @@ def _model_row(model: Report, account: Report | None) -> dict[str, Any]:
         "batch_mean": model["batch_mean"],
         "model_joules": model["joules"],
         "confidence_mean": model["confidence_mean"],
-        "confidence_psi": max(drift, default=None),
+        **{key: _worst(model, key) for key in ("confidence_psi", "fragmentation_psi", "out_of_vocabulary")},
         "held_bytes": account["held_bytes"] if account else None,
     }
 
@@ -155,8 +155,9 @@ def _models(report: Report) -> list[str]:
         found.append(_model_line(name, model["requests"], model["total_ms"], report["interval_s"], model["batch_mean"])
                      + _drift_text(model) + _canary_text(report["canaries"].get(name)))  # fmt: skip
         adapters = sorted(model["adapters"].items(), key=lambda item: -item[1]["requests"])[:MODELS_SHOWN]
+        probes = (report["canaries"].get(name) or {}).get("adapters", {})
         found += [_model_line(f"  + {one}", of["requests"], of["total_ms"], report["interval_s"], None)
-                  for one, of in adapters]  # fmt: skip
+                  + f"{'':>8}" + _canary_text(probes.get(one)) for one, of in adapters]  # fmt: skip
     idle = sorted(set(report["memory"]["models"]) - set(report["models"]))
     found += [f"{name:<24}{'idle':>8}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
     return found if len(found) > 1 else [*found, "no requests in this interval"]
@@ -168,13 +169,23 @@ def _model_line(name: str, requests: int, total_ms: Report | None, interval_s: f
 
 
 def _drift_text(model: Report) -> str:
-    known = [one["confidence_psi"] for one in model["drift"].values() if one["confidence_psi"] is not None]
+    """The larger of both indices, of the adapter where it is largest: they are read on the same scale."""
+    known = [index for key in ("confidence_psi", "fragmentation_psi") if (index := _worst(model, key)) is not None]
     return f"{max(known):>8.2f}" if known else f"{'-':>8}"
 
 
+def _worst(model: Report, key: str) -> float | None:
+    """The largest figure of drift among a model's adapters; an older agent does not know every one."""
+    known = [value for one in model["drift"].values() if (value := one.get(key)) is not None]
+    return max(known, default=None)
+
+
 def _canary_text(canary: Report | None) -> str:
+    """Of a model: it fails, too, where one of its adapters does, which may be among those not shown."""
     words = {True: "hold", False: "FAIL", None: "-"}
-    return f"{words[canary['ok'] if canary else None]:>8}"
+    known = [] if canary is None else [canary, *canary.get("adapters", {}).values()]
+    failed = any(one["ok"] is False for one in known)
+    return f"{words[False if failed else canary['ok'] if canary else None]:>8}"
 
 
 def _refusals(report: Report) -> str:

@@ -23,3 +23,8 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"
+
+
+def energy_text(joules: float) -> str:
+    """Joules with three digits: 0.0123 -> '12.3 mJ', 2.5 -> '2.5 J'."""
+    return f"{joules:.3g} J" if joules >= 0.9995 else f"{1000 * joules:.3g} mJ"

@@ -24,13 +24,15 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a variant did on this device after the install: compute time of one text of `text_bytes`, bytes held by its
-    worker, seconds to load."""
+    """What a variant did on this device at the install: compute time of one text of `text_bytes`, bytes held by its
+    worker, seconds to load, and joules of such a text (None: `energy_method` is the reason)."""
 
     latency_ms: float
     peak_bytes: int
     load_s: float
     text_bytes: int
+    joules: float | None = None
+    energy_method: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,8 +241,8 @@ class Telemetry:
     """Seconds between renewals of the retained status; who sees it older than twice this takes the device for lost."""
 
     canary_s: Annotated[float, Between(0, 604800)] = 3600.0
-    """Seconds between two runs of a resident model's golden probes in its own worker while it is idle; 0: never. They
-    show a board or a runtime that computes something else than on the day of the install."""
+    """Seconds between two runs of a resident model's golden probes, and of its attached adapters', in its own worker
+    while it is idle; 0: never. They show a board or a runtime that computes something else than at the install."""
 
     home_assistant: bool = False
     """Announce the device to Home Assistant by retained discovery topics. Off, because not everybody has it."""

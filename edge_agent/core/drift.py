@@ -1,5 +1,6 @@
 """Whether the texts of today look like those that the model was tested on: the population stability index (PSI) of the
-confidence of its answers against the histogram that the package carries.
+confidence of its answers, and of how its texts fall apart into tokens, against the histograms that the package carries;
+and the share of tokens that its tokenizer does not know.
 
 PSI = sum over bins of (p - q) ln(p / q), the symmetric Kullback-Leibler divergence of two histograms (Jeffreys, 1946;
 used so in credit scoring, where 0.1 is taken for a small shift and 0.25 for a large one). Pure.
@@ -26,3 +27,10 @@ def psi(counts: Sequence[int], expected: Sequence[float]) -> float | None:
         p, q = max(FLOOR, count / total), max(FLOOR, share / mass)
         index += (p - q) * math.log(p / q)
     return index
+
+
+def unknown_share(unknown: int, tokens: int, texts: int) -> float | None:
+    """Unknown tokens as a share of all of them, from 0 to 1; None for too few texts."""
+    if texts < LEAST_TEXTS:
+        return None
+    return unknown / tokens if tokens else 0.0

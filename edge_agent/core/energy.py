@@ -35,11 +35,11 @@ class Utilisation:
         """Watts while so many threads compute at this share of the highest clock."""
         return self.idle_w + self.full_w * min(1.0, threads / max(1, self.cores)) * float(clock**CLOCK_EXPONENT)
 
-    def method(self) -> str:
-        """How an estimate is named in a reply."""
+    def method(self, over: str = "the request's share of the compute") -> str:
+        """How an estimate is named in a reply; `over` is the time that it is taken over."""
         return (
             f"estimated: {self.idle_w:g} W idle + {self.full_w:g} W at full load of a {self.board}, by threads in use, "
-            "over the request's share of the compute"
+            f"over {over}"
         )
 
 

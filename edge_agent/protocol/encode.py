@@ -10,7 +10,8 @@ from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk, Telemetry
+from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk
+from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Topics
 
 REASON_CHARS = 240

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from edge_agent.base.errors import ProbeError
-from edge_agent.bundle.catalog import Measured, Variant
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.plan import Change
 from edge_agent.store.select import Choice, Hardware, Wishes, choose
 from edge_agent.store.setup import Prober
+from edge_agent.store.shelf import measured
 from edge_agent.store.trial import Trial, run_trial
 
 
@@ -52,7 +52,11 @@ def _contest(change: Change, blobs: Blobs, prober: Prober, rules: Rules) -> tupl
             failed.append((variant.name, error.what))
     if not trials:
         raise first if first is not None else ProbeError("there is no variant to try", change.model)
-    passed = [_measured(one, trials[one.digest]) for one in change.candidates if one.digest in trials]
+    passed = [
+        replace(one, measured=measured(trials[one.digest].measured))
+        for one in change.candidates
+        if one.digest in trials
+    ]
     choice = choose(passed, rules.hardware, rules.wishes)
     refused = [] if change.choice is None else list(change.choice.refused)
     known = {name for name, _ in (*choice.refused, *failed)} | {choice.variant.name}
@@ -82,10 +86,3 @@ def _holds(change: Change, blobs: Blobs, prober: Prober) -> bool:
     except ProbeError:
         return False
     return True
-
-
-def _measured(variant: Variant, trial: Trial) -> Variant:
-    found = trial.measured
-    if found.latency_ms is None:
-        return variant
-    return replace(variant, measured=Measured(found.latency_ms, found.peak_bytes or 0, found.load_s, found.text_bytes))

@@ -43,12 +43,14 @@ class AdapterRecord(Document, frozen=True, kw_only=True):
 
 
 class Measurements(Document, frozen=True, kw_only=True):
-    """What the trial measured on this device."""
+    """What the trial measured on this device. `joules` of one text; None: `energy_method` is the reason."""
 
     load_s: float = 0.0
     peak_bytes: int | None = None
     latency_ms: float | None = None
     text_bytes: int = 0
+    joules: float | None = None
+    energy_method: str = ""
 
 
 class Slot(Document, frozen=True, kw_only=True):

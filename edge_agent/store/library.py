@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent.base.errors import PackageError, StoreError
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.store import shelf
@@ -83,15 +83,23 @@ class Library:
         """One sentence for every installed model that is not active because a file of it is damaged."""
         return self._read()[1]
 
-    def probes(self, model: InstalledModel) -> ProbeFile | None:
-        """The golden probes of the variant that runs; None when another version is current by now.
+    def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:
+        """The golden probes of the variant that runs, or of an adapter; None when another version is current by now.
 
         Raises StoreError, PackageError for what cannot be read any more.
         """
         record = self._journal.read().models.get(model.name)
-        variants = record.current.variants if record is not None else ()
-        chosen = next((ref for ref in variants if ref.digest == model.variant.digest), None)
+        if record is None:
+            return None
+        if adapter is not None:
+            return self._adapter_probes(record.current, model.adapter(adapter))
+        chosen = next((ref for ref in record.current.variants if ref.digest == model.variant.digest), None)
         return None if chosen is None else read_probes(shelf.variant_item(chosen, self._blobs.fetch), self._blobs.fetch)
+
+    def _adapter_probes(self, slot: Slot, adapter: Adapter | None) -> ProbeFile | None:
+        wanted = None if adapter is None else adapter.digest
+        found = next((one.manifest for one in slot.adapters if one.manifest.digest == wanted), None)
+        return None if found is None else read_probes(shelf.adapter_item(found, self._blobs.fetch), self._blobs.fetch)
 
     def generation(self) -> int:
         """A number that changes whenever `active()` may have changed; one stat."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.errors import PackageError
-from edge_agent.base.units import bytes_text
-from edge_agent.bundle.catalog import Variant
+from edge_agent.base.units import bytes_text, energy_text
+from edge_agent.bundle.catalog import Measured, Variant
 from edge_agent.bundle.statement import matches_hardware
 
 # Without a measurement: bytes per weight decide how fast an encoder is on a CPU or an embedded GPU, since reading the
@@ -164,8 +164,16 @@ def _position(word: str, prefer: tuple[str, ...]) -> int:
 def _why(chosen: Variant, count: int, wishes: Wishes) -> str:
     reason = "as preferred" if {chosen.dtype, chosen.name} & set(wishes.prefer) else f"by policy {wishes.policy!r}"
     accuracy = "" if chosen.accuracy is None else f", accuracy {chosen.accuracy:.3f}"
-    time = "" if chosen.measured is None else f"{chosen.measured.latency_ms:.3g} ms a text, "
+    time = "" if chosen.measured is None else f"{_a_text(chosen.measured)}, "
     return f"{chosen.name} of {count} {reason}: {time}{bytes_text(_bytes(chosen))} of memory{accuracy}"
+
+
+def _a_text(measured: Measured) -> str:
+    """What one text takes: time, and energy where the board tells."""
+    if measured.joules is None:
+        return f"{measured.latency_ms:.3g} ms a text"
+    about = "about " if measured.energy_method.startswith("estimated") else ""
+    return f"{measured.latency_ms:.3g} ms and {about}{energy_text(measured.joules)} a text"
 
 
 def _beaten(variant: Variant, chosen: Variant) -> str:
@@ -173,4 +181,4 @@ def _beaten(variant: Variant, chosen: Variant) -> str:
     if variant.measured is None or chosen.measured is None:
         return f"{chosen.name} comes first"
     accuracy = "" if variant.accuracy is None else f", accuracy {variant.accuracy:.3f}"
-    return f"{variant.measured.latency_ms:.3g} ms a text, {bytes_text(_bytes(variant))} of memory{accuracy}"
+    return f"{_a_text(variant.measured)}, {bytes_text(_bytes(variant))} of memory{accuracy}"

@@ -26,13 +26,16 @@ class ProbeRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What the worker measured: a `Measured` per request, in order; load time, resident memory, time per text."""
+    """What the worker measured: a `Measured` per request, in order; load time, resident memory, time and energy of a
+    text (`joules` None: `energy_method` is the reason)."""
 
     measured: tuple[Measured, ...]
     load_s: float = 0.0
     peak_bytes: int | None = None
     latency_ms: float | None = None
     text_bytes: int = 0
+    joules: float | None = None
+    energy_method: str = ""
 
 
 class Prober(Protocol):

@@ -10,7 +10,7 @@ from edge_agent.bundle.catalog import Adapter, InstalledModel, Measured, Variant
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
 from edge_agent.bundle.manifest import Descriptor
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.journal import AdapterRecord, Ref, Slot
+from edge_agent.store.journal import AdapterRecord, Measurements, Ref, Slot
 
 
 def descriptor(ref: Ref) -> Descriptor:
@@ -99,9 +99,16 @@ def _heavy(item: VariantItem) -> set[str]:
 def _measured(item: VariantItem, slot: Slot) -> Measured | None:
     digest = item.descriptor.digest
     found = slot.offered.get(digest, slot.measured if digest == slot.chosen else None)
-    if found is None or found.latency_ms is None:
+    return None if found is None else measured(found)
+
+
+def measured(found: Measurements) -> Measured | None:
+    """The catalog's form of what a trial measured; None where it was not timed."""
+    if found.latency_ms is None:
         return None
-    return Measured(found.latency_ms, found.peak_bytes or 0, found.load_s, found.text_bytes)
+    return Measured(
+        found.latency_ms, found.peak_bytes or 0, found.load_s, found.text_bytes, found.joules, found.energy_method
+    )
 
 
 def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:

@@ -45,6 +45,8 @@ def run_trial(change: Change, blobs: Blobs, prober: Prober) -> Trial:
         peak_bytes=outcome.peak_bytes,
         latency_ms=outcome.latency_ms,
         text_bytes=outcome.text_bytes,
+        joules=outcome.joules,
+        energy_method=outcome.energy_method,
     )
     return Trial(model, tuple(verdicts), measured)
 

@@ -13,18 +13,21 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from edge_agent.backends.api import Chunk
 from edge_agent.base.errors import RequestError
+from edge_agent.tasks.tokens import Wording, wording
 
 
 class Prepared(NamedTuple):
     """Token ids per text, with how many tokens each text has in full and whether it was cut.
 
-    `settings` is what the session is to know of the parameters: nothing, where it only computes rows.
+    `settings` is what the session is to know of the parameters: nothing, where it only computes rows. `wording` tells
+    per text how the tokenizer took it, for who looks whether texts have changed; a generator does not tell.
     """
 
     rows: List[List[int]]
     tokens: List[int]
     truncated: List[bool]
     settings: Mapping[str, Any]
+    wording: Sequence[Wording] = ()
 
 
 class Reader(abc.ABC):
@@ -62,7 +65,11 @@ class Task(abc.ABC):
                 raise RequestError(422, "text {} is empty".format(place + 1) if len(texts) > 1 else "the text is empty")
         encoded = self._tokenizer.encode(texts)
         return Prepared(
-            [one.ids for one in encoded], [one.tokens for one in encoded], [one.truncated for one in encoded], {}
+            [one.ids for one in encoded],
+            [one.tokens for one in encoded],
+            [one.truncated for one in encoded],
+            {},
+            wording(texts, encoded),
         )
 
     def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:

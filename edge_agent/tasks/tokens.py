@@ -5,13 +5,31 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from edge_agent.base.errors import BackendError, BackendMissing
 
+UNIGRAM_UNKNOWN = "<unk>"
+FIRST_BYTE = "<0x00>"
+"""In a vocabulary with byte fallback every byte has a token of this form."""
+
 
 class Encoded(NamedTuple):
-    """One text: its ids (at most the bound), how many it would have had, whether it was cut."""
+    """One text: its ids (at most the bound), how many it would have had, whether it was cut.
+
+    `pieces` are the tokens of the whole text without special ones, `unknown` how many of them are the tokenizer's
+    unknown token (None: it has none, whatever it does not know it splits into smaller pieces or bytes).
+    """
 
     ids: List[int]
     tokens: int
     truncated: bool
+    pieces: int
+    unknown: Optional[int]
+
+
+class Wording(NamedTuple):
+    """How one text falls apart: its bytes in UTF-8, its tokens without special ones, the unknown ones among them."""
+
+    size_bytes: int
+    pieces: int
+    unknown: Optional[int]
 
 
 class Tokenizer:
@@ -20,6 +38,8 @@ class Tokenizer:
     def __init__(self, path: str, max_tokens: int) -> None:
         self._library = _opened(path)
         self._max_tokens = max_tokens
+        self._added = self._library.num_special_tokens_to_add(False)
+        self._unknown_id = unknown_id(self._library)
 
     def encode(self, texts: Sequence[str]) -> List[Encoded]:
         """Ids of every text, in order."""
@@ -27,8 +47,13 @@ class Tokenizer:
         self._library.enable_truncation(max_length=self._max_tokens)
         found = []
         for encoding in self._library.encode_batch(list(texts)):
-            cut = sum(len(part.ids) - _specials(part) for part in encoding.overflowing)
-            found.append(Encoded(encoding.ids, len(encoding.ids) + cut, cut > 0))
+            ids, rest = encoding.ids, encoding.overflowing
+            cut = sum(len(part.ids) - _specials(part) for part in rest)
+            tokens = len(ids) + cut
+            unknown = None
+            if self._unknown_id is not None:
+                unknown = ids.count(self._unknown_id) + sum(part.ids.count(self._unknown_id) for part in rest)
+            found.append(Encoded(ids, tokens, cut > 0, max(0, tokens - self._added), unknown))
         return found
 
 
@@ -58,6 +83,19 @@ def _opened(path: str) -> Any:
     return _OPENED[key]
 
 
+def unknown_id(library: Any) -> Optional[int]:
+    """The id that stands for whatever a tokenizer does not know; None where it has none, or falls back to bytes.
+
+    WordPiece, WordLevel and BPE name it. The library does not show a Unigram's: it is `<unk>` in those of
+    SentencePiece, whose byte fallback shows in the vocabulary.
+    """
+    name = getattr(library.model, "unk_token", UNIGRAM_UNKNOWN)
+    if name is None or library.token_to_id(FIRST_BYTE) is not None:
+        return None
+    found: Optional[int] = library.token_to_id(name)
+    return found
+
+
 def _specials(encoding: Any) -> int:
     return int(sum(encoding.special_tokens_mask))
 
@@ -73,8 +111,13 @@ class ByteTokenizer:
         found = []
         for text in texts:
             ids = list(text.encode("utf-8"))
-            found.append(Encoded(ids[: self._max_tokens], len(ids), len(ids) > self._max_tokens))
+            found.append(Encoded(ids[: self._max_tokens], len(ids), len(ids) > self._max_tokens, len(ids), None))
         return found
+
+
+def wording(texts: Sequence[str], encoded: Sequence[Encoded]) -> List[Wording]:
+    """How a tokenizer took these texts."""
+    return [Wording(len(text.encode("utf-8")), one.pieces, one.unknown) for text, one in zip(texts, encoded)]
 
 
 def open_tokenizer(path: Optional[str], max_tokens: int) -> Any:

@@ -307,6 +307,7 @@ class Child:
             "tokenize_ms": pending.tokenize_s * 1000.0,
             "compute_ms": done.compute_s * 1000.0,
             "batch": done.batch_rows,
+            "wording": pending.prepared.wording,
             **figures,
         }
         try:

@@ -6,19 +6,23 @@ Used by installs and by `doctor`, outside the daemon's loop; each call runs a ch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import WorkerError
+from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.core.trial_energy import TextEnergy, enough, per_text
 from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 
 PROBE_TIMEOUT_S = 60.0
 MEASURE_TIMEOUT_S = 300.0
 TIMED_RUNS, TIMED_MS = 20, 2000.0
+SAMPLE_S = 0.05
+Power = Callable[[], Reading]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +35,15 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class TrialRun:
-    """What a model did in a worker of its own: outputs per question, seconds to load, bytes held, and the time of one
-    text by itself, of so many bytes."""
+    """What a model did in a worker of its own: outputs per question, seconds to load, bytes held, and time and energy
+    of one text by itself, of so many bytes."""
 
     outputs: tuple[Outputs, ...]
     load_s: float
     peak_bytes: int
     latency_ms: float
     text_bytes: int
+    energy: TextEnergy
 
 
 async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -62,13 +67,17 @@ def trial_run(
     model: InstalledModel,
     questions: Sequence[tuple[str | None, Sequence[str]]],
     limits: Mapping[str, int],
+    power: Power,
 ) -> TrialRun:
-    """Load a model in a fresh worker and run (adapter, texts) questions. Raises BackendError, WorkerError."""
+    """Load a model in a fresh worker and run (adapter, texts) questions. Raises BackendError, WorkerError.
+
+    `power` reads the whole board's power.
+    """
 
     async def run() -> TrialRun:
         worker = await _spawn(options)
         try:
-            return await _run(worker, model, questions, limits)
+            return await _run(worker, model, questions, limits, power)
         finally:
             await worker.close()
 
@@ -80,6 +89,7 @@ async def _run(
     model: InstalledModel,
     questions: Sequence[tuple[str | None, Sequence[str]]],
     limits: Mapping[str, int],
+    power: Power,
 ) -> TrialRun:
     loaded = await worker.load(model.variant, model.task, limits)
     for wanted in dict.fromkeys(name for name, _ in questions if name is not None):
@@ -93,19 +103,50 @@ async def _run(
         outputs.append(Outputs(answer["features"], answer.get("logits")))
     text = questions[0][1][0]
     latency_ms = await _latency_ms(worker, text)
+    energy = await text_energy(lambda: _one(worker, text), power)
     held = await worker.call("footprint")
     # What the process holds is what the device must find; where the kernel does not tell, what the runtime says.
     peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or sum(held["footprint"].values()))
-    return TrialRun(tuple(outputs), loaded["load_ms"] / 1000.0, peak_bytes, latency_ms, len(text.encode()))
+    return TrialRun(tuple(outputs), loaded["load_ms"] / 1000.0, peak_bytes, latency_ms, len(text.encode()), energy)
 
 
 async def _latency_ms(worker: WorkerProcess, text: str) -> float:
     """The median compute time of one text by itself; a slow board is asked less often."""
     times: list[float] = []
     while len(times) < TIMED_RUNS and sum(times) < TIMED_MS:
-        answer = await worker.call("measure", MEASURE_TIMEOUT_S, adapter=None, texts=[text])
+        answer = await _one(worker, text)
         times.append(answer["compute_ms"])
     return sorted(times)[len(times) // 2]
+
+
+async def _one(worker: WorkerProcess, text: str) -> Mapping[str, Any]:
+    return await worker.call("measure", MEASURE_TIMEOUT_S, adapter=None, texts=[text])
+
+
+async def text_energy(compute: Callable[[], Awaitable[object]], power: Power) -> TextEnergy:
+    """Energy of one `compute()`, which is called over and over while `power` is sampled; at once None where there is no
+    sensor. Raises what `compute` raises."""
+    first = power()
+    if first.value is None:
+        return per_text([first], 0.0, 0)
+    loop = asyncio.get_running_loop()
+    samples, started_s, texts = [first], loop.time(), 0
+    sampling = asyncio.create_task(_sample(samples, power), name="power")
+    try:
+        while not enough(samples, loop.time() - started_s):
+            await compute()
+            texts += 1
+    finally:
+        sampling.cancel()
+        await asyncio.gather(sampling, return_exceptions=True)
+    return per_text(samples, loop.time() - started_s, texts)
+
+
+async def _sample(samples: list[Reading], power: Power) -> None:
+    """Until it is cancelled. A read takes about a millisecond of this loop, which has nothing else to do meanwhile."""
+    while True:
+        await asyncio.sleep(SAMPLE_S)
+        samples.append(power())
 
 
 async def _spawn(options: SpawnOptions) -> WorkerProcess:

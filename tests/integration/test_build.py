@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.bundle.contents import VariantItem
+from edge_agent.bundle.layout import open_package
+from edge_agent.bundle.reference import reference, unknown_share
+from edge_agent.bundle.verify import read_package, read_release
 from tests.support import tiny_base
 
 pytestmark = pytest.mark.slow
@@ -109,6 +113,23 @@ def test_a_device_installs_them_and_its_golden_probes_hold(built, tmp_path):
             capture_output=True, text=True, check=False, env=environment(),
         )  # fmt: skip
         assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
+
+
+def test_adapter_and_merged_model_say_what_the_test_set_was_like_and_the_base_does_not(built):
+    told = []
+    for path in built[0]["packages"]:
+        with open_package(Path(path)) as package:
+            release = read_release(package, None, allow_unsigned=True).release
+            contents = read_package(package, release)
+        owners = [item.info if isinstance(item, VariantItem) else item.config for item in contents.items]
+        for metrics in (owner.metrics for owner in owners):
+            fragmentation, unknown = reference(metrics, "fragmentation"), unknown_share(metrics)
+            told.append((Path(path).name.split("-")[0], fragmentation is not None))
+            if fragmentation is not None:
+                assert sum(fragmentation) == pytest.approx(1.0, abs=1e-3)
+                assert sum(reference(metrics)) == pytest.approx(1.0, abs=1e-3)
+                assert unknown == 0.0, "the tokenizer was made of these very texts"
+    assert set(told) == {("tiny", False), ("lamps", True)}
 
 
 def test_the_report_has_every_part(built):

@@ -112,8 +112,8 @@ class Device:
         self.commands = Commands(self.context, self.fleet, self.operator, dict)
         options = IntakeOptions(queue_jobs, Bounds())
         self.intake = Intake(self.context, options, self.fleet, self.dispatcher, self.commands.take)
-        self.probes: dict[str, ProbeFile] = {}
-        self.canary = Canary(self.context, self.fleet, lambda model: self.probes.get(model.name), canary_s)
+        self.probes: dict[str | tuple[str, str], ProbeFile] = {}
+        self.canary = Canary(self.context, self.fleet, self._probes_of, canary_s)
         parts = Parts(self.fleet, self.dispatcher, self.intake, self.commands, self.watch, self.host, self.reporter,
                       self.canary)  # fmt: skip
         self.agent = Agent(self.context, LoopOptions(10.0, 60.0, resident), parts)
@@ -133,6 +133,9 @@ class Device:
             return device
 
         return run(whole, clock)
+
+    def _probes_of(self, model: InstalledModel, adapter: str | None) -> ProbeFile | None:
+        return self.probes.get(model.name if adapter is None else (model.name, adapter))
 
     def _announce(self, kind: str, message: str, data: Mapping[str, Any], severity: Any = "warning") -> None:
         self.events.append((kind, message))

@@ -140,7 +140,7 @@ class ExportPlan(Plan):
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge import measure
-            from edge_forge.metrics import confidence_shares, evaluate
+            from edge_forge.metrics import confidence_shares, evaluate, fragmentation_shares, unknown_share
 
             subject = measure.Subject(
                 graph.path, tokenizer, task.max_tokens, adapter, self.base.base_id if adapter else ""
@@ -149,11 +149,15 @@ class ExportPlan(Plan):
             for split in ("validation", "test"):
                 gold = rows.splits[split]
                 if gold:
-                    logits = measure.outputs(subject, [row.text for row in gold]).logits
+                    texts = [row.text for row in gold]
+                    logits, wording = measure.outputs(subject, texts).logits, measure.wording(subject, texts)
                     assert logits is not None  # noqa: S101 - a graph with a head was exported
                     own = logits[:, : len(rows.labels)]
                     found = evaluate(own, [row.label for row in gold], rows.labels)
-                    facts[split] = {**found.as_dict(), "confidence": confidence_shares(own)}
+                    facts[split] = {
+                        **found.as_dict(), "confidence": confidence_shares(own),
+                        "fragmentation": fragmentation_shares(wording), "out_of_vocabulary": unknown_share(wording),
+                    }  # fmt: skip
             texts = [row.text for row in rows.measured[1][:_LATENCY_TEXTS]]
             return {**facts, "latency": measure.latency(subject, texts)._asdict(),
                     "memory": measure.memory(subject)._asdict()}  # fmt: skip
@@ -161,7 +165,9 @@ class ExportPlan(Plan):
         how = f" ({graph.how})" if graph.how else ""
         entry = self.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{how}")
         scores = entry.facts[rows.measured[0]]
-        figures = {key: scores[key] for key in ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence")}
+        told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
+                "out_of_vocabulary")  # fmt: skip
+        figures = {key: scores[key] for key in told}
         figures |= {
             "latency_ms": entry.facts["latency"]["p50_ms"], "latency": entry.facts["latency"],
             "peak_bytes": entry.facts["memory"]["peak_bytes"], "memory": entry.facts["memory"],

@@ -78,6 +78,12 @@ def outputs(subject: Subject, texts: Sequence[str]) -> Outputs:
     return Outputs(found["features"], found.get("logits"))
 
 
+def wording(subject: Subject, texts: Sequence[str]) -> list[tokens.Wording]:
+    """How the variant's tokenizer takes `texts`: bytes, tokens, unknown tokens. Raises BackendError."""
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    return tokens.wording(texts, tokenizer.encode(texts))
+
+
 def golden(subject: Subject, texts: Sequence[str]) -> Outputs:
     """As `outputs`, but all texts in one job in their own order, as a worker runs golden probes."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
-from edge_agent.bundle.reference import histogram
+from edge_agent.bundle.reference import fragmentation_histogram, histogram
 
 # Guo et al. 2017 use 15 equal-width bins in every table; fewer hides errors, more starves the bins.
 ECE_BINS = 15
@@ -55,6 +55,19 @@ def confidence_shares(logits: NDArray[np.floating]) -> list[float]:
     top = np.exp(scores - _log_sum_exp(scores)).max(axis=1)
     counts = histogram([float(value) for value in top])
     return [count / max(1, len(top)) for count in counts]
+
+
+def fragmentation_shares(texts: Sequence[tuple[int, int, int | None]]) -> list[float]:
+    """Shares of texts, each (bytes, tokens, unknown ones), by tokens per byte in ten bins: the same for drift."""
+    counts = fragmentation_histogram(text[:2] for text in texts)
+    return [count / max(1, len(texts)) for count in counts]
+
+
+def unknown_share(texts: Sequence[tuple[int, int, int | None]]) -> float | None:
+    """Unknown tokens as a share of all tokens of the texts; None where the tokenizer has no unknown token."""
+    known = [unknown for _, _, unknown in texts if unknown is not None]
+    total = sum(tokens for _, tokens, _ in texts)
+    return sum(known) / total if known and total else None
 
 
 def evaluate(logits: NDArray[np.floating], gold: Sequence[str] | Sequence[int], labels: Sequence[str]) -> Metrics:

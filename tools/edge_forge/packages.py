@@ -168,5 +168,5 @@ class ShipPlan(ExportPlan, SigningSteps):
         inputs = {graph.variant: graph.digest for graph in graphs} | golden.digests(PROBES)
         inputs |= {"tokenizer": self.tokenizer_digest}
         card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.card.items()}
-        figures = [shipping.numbers(graph) for graph in graphs]
+        figures = [shipping.numbers(graph) | shipping.likeness(graph) for graph in graphs]
         return self.packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)

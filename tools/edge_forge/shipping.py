@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edge_agent.bundle.layout import open_package
-from edge_agent.bundle.reference import to_metrics
+from edge_agent.bundle.reference import UNKNOWN_SHARE, Kind, to_metrics
 from edge_agent.bundle.statement import Now, check_time
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_forge.packaging.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
@@ -86,7 +86,7 @@ def task_of(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def variants(graphs: Sequence[Graph], answers: bool = False) -> list[VariantSource]:
-    """The variants of a model, with what was measured; where it `answers` by itself, also how sure it was."""
+    """The variants of a model, with what was measured; where it `answers` by itself, also what its test set is like."""
     return [
         VariantSource(
             weights=graph.path,
@@ -94,7 +94,7 @@ def variants(graphs: Sequence[Graph], answers: bool = False) -> list[VariantSour
             dtype=graph.dtype,
             peak_bytes=int((graph.figures or {}).get("peak_bytes") or 3 * graph.path.stat().st_size),
             accuracy=(graph.figures or {}).get("accuracy"),
-            metrics=numbers(graph) | (sureness(graph) if answers else {}),
+            metrics=numbers(graph) | (likeness(graph) if answers else {}),
         )
         for graph in graphs
     ]
@@ -107,10 +107,16 @@ def numbers(graph: Graph) -> dict[str, float]:
     return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None}
 
 
-def sureness(graph: Graph) -> dict[str, float]:
-    """The histogram of top scores on the test set, for the device to see drift; empty where none was measured."""
-    shares = (graph.figures or {}).get("confidence")
-    return to_metrics(shares) if shares else {}
+def likeness(graph: Graph) -> dict[str, float]:
+    """What the test set is like, for the device to see drift: histograms of top scores and of how texts fall apart, and
+    the share of unknown tokens. Empty where nothing was measured."""
+    figures = graph.figures or {}
+    found: dict[str, float] = {}
+    for kind in get_args(Kind):
+        if figures.get(kind):
+            found |= to_metrics(figures[kind], kind)
+    unknown = figures.get("out_of_vocabulary")
+    return found if unknown is None else {**found, UNKNOWN_SHARE: round(unknown, 6)}
 
 
 def base_model(
@@ -181,7 +187,7 @@ def adapter(
         task=task_of(recipe, labels),
         probes=files["probes"],
         accuracy=(reference.figures or {}).get("accuracy"),
-        metrics=metrics | sureness(reference),
+        metrics=metrics | likeness(reference),
         docs=_docs(files),
     )
 

@@ -64,5 +64,17 @@ def test_adapters_and_confidence_are_counted_apart() -> None:
     share.note_adapter("a", 5.0, [{"score": 0.95}, {"score": 0.31}])
     share.note_adapter(None, 7.0, [{"embedding": [0.0]}])
     assert share.adapters["a"].count == 1
-    assert share.confidence["a"][9] == share.confidence["a"][3] == 1
-    assert None not in share.confidence
+    assert share.seen["a"].confidence[9] == share.seen["a"].confidence[3] == 1
+    assert None not in share.seen
+
+
+def test_how_texts_fall_apart_is_counted_by_adapter() -> None:
+    share = ModelStats()
+    share.note_adapter("a", 5.0, [{"score": 0.95}, {"score": 0.31}], [(20, 4, 1), (40, 20, 0)])
+    share.note_adapter("a", 5.0, [{"score": 0.9}], [(10, 2, 2)])
+    share.note_adapter(None, 7.0, [{"embedding": [0.0]}], [(10, 10, None)])
+    seen = share.seen["a"]
+    assert (seen.fragmentation[4], seen.fragmentation[8], sum(seen.fragmentation)) == (2, 1, 3)
+    assert (seen.tokens, seen.unknown) == (26, 3)
+    assert share.seen[None].unknown is None, "a tokenizer without an unknown token is not one that knows everything"
+    assert sum(share.seen[None].confidence) == 0

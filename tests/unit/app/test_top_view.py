@@ -66,6 +66,38 @@ def test_a_row_per_model_with_every_column_known() -> None:
     assert (idle["model"], idle.get("requests"), idle["power_w"]) == ("", None, None)
 
 
+def test_drift_is_the_larger_index_of_the_adapter_that_is_worst_off() -> None:
+    told, _ = reports()
+    body = told[0]
+    quiet = {"confidence_psi": 0.02, "fragmentation_psi": None, "out_of_vocabulary": None}
+    loud = {"confidence_psi": 0.11, "fragmentation_psi": 1.5, "out_of_vocabulary": 0.25}
+    body["models"]["m"]["drift"] = {"a": quiet, "b": loud, "of an older agent": {"confidence_psi": None}}
+    seen = Seen("dev")
+    seen.take("telemetry", body, 0.0)
+    (line,) = [line for line in lines(seen, 1.0) if line.startswith("m ")]
+    assert "1.50" in line.split()
+    (row,) = rows("dev", body)
+    assert (row["confidence_psi"], row["fragmentation_psi"], row["out_of_vocabulary"]) == (0.11, 1.5, 0.25)
+
+
+def test_an_adapter_whose_probes_fail_shows_on_its_line_and_its_model_s() -> None:
+    told, _ = reports()
+    body = told[0]
+    one = {"ok": True, "reason": "", "age_s": 1.0}
+    body["canaries"]["m"] = {**one, "adapters": {"a": one}}
+    seen = Seen("dev")
+    seen.take("telemetry", body, 0.0)
+    shown = [line for line in lines(seen, 1.0) if line.startswith(("model ", "m ", "  + a"))]
+    assert [line.split()[-1] for line in shown] == ["probes", "hold", "hold"]
+    assert len({len(line) for line in shown}) == 1, "the column is one"
+    body["canaries"]["m"]["adapters"] = {"a": {**one, "ok": False}}
+    ends = [line.split()[-1] for line in lines(seen, 1.0) if line.startswith(("m ", "  + a"))]
+    assert ends == ["FAIL", "FAIL"]
+    body["canaries"]["m"] = one
+    ends = [line.split()[-1] for line in lines(seen, 1.0) if line.startswith(("m ", "  + a"))]
+    assert ends == ["hold", "-"], "an older agent says nothing of adapters"
+
+
 def test_a_spark_line_shows_range_and_last_value() -> None:
     assert spark([1.0, None, 3.0, 2.0]) == "▁ █▅  1.0 to 3.0, now 2.0"
     assert spark([None]) == "no value"

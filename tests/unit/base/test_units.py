@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import GIB, KIB, MIB
-from edge_agent.base.units import bytes_text, duration_text
+from edge_agent.base.units import bytes_text, duration_text, energy_text
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,18 @@ def test_durations_read_back_within_the_last_digit(seconds: float) -> None:
     read_s = 60 * int(minutes or 0) + float(figure) * scale
     assert abs(read_s - seconds) <= (0.501 if minutes else 0.051 * scale)
     assert float(figure) < (1000 if unit == "ms" else 60)
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"),
+    [
+        (0.0, "0 mJ"),
+        (0.0123, "12.3 mJ"),
+        (0.00000123, "0.00123 mJ"),
+        (0.9994, "999 mJ"),
+        (0.9996, "1 J"),
+        (2.5, "2.5 J"),
+    ],
+)
+def test_joules_change_their_unit_at_one(joules: float, text: str) -> None:
+    assert energy_text(joules) == text

@@ -8,10 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.bundle.reference import CONFIDENCE_BINS, histogram, reference, reference_key, to_metrics
+from edge_agent.bundle.reference import (
+    BINS,
+    FRAGMENTATION_EDGES,
+    UNKNOWN_SHARE,
+    fragmentation_histogram,
+    histogram,
+    reference,
+    reference_key,
+    to_metrics,
+    unknown_share,
+)
+from edge_agent.core import drift
 from edge_agent.core.drift import LEAST_TEXTS, psi
 
-COUNTS = st.lists(st.integers(0, 1000), min_size=CONFIDENCE_BINS, max_size=CONFIDENCE_BINS)
+COUNTS = st.lists(st.integers(0, 1000), min_size=BINS, max_size=BINS)
 
 
 def test_the_same_shares_do_not_drift() -> None:
@@ -43,9 +54,46 @@ def test_scores_fall_into_ten_bins() -> None:
 
 
 def test_a_package_has_all_bins_or_no_reference() -> None:
-    metrics = to_metrics([0.1] * CONFIDENCE_BINS)
-    assert reference(metrics) == (0.1,) * CONFIDENCE_BINS
-    assert reference({**metrics, "latency": 3.0}) == (0.1,) * CONFIDENCE_BINS
+    metrics = to_metrics([0.1] * BINS)
+    assert reference(metrics) == (0.1,) * BINS
+    assert reference({**metrics, "latency": 3.0}) == (0.1,) * BINS
     del metrics[reference_key(3)]
     assert reference(metrics) is None
-    assert reference({reference_key(index): 0.0 for index in range(CONFIDENCE_BINS)}) is None
+    assert reference({reference_key(index): 0.0 for index in range(BINS)}) is None
+
+
+TEXTS = st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 8000)), max_size=60)
+
+
+@given(TEXTS)
+def test_every_text_falls_into_one_bin_by_its_tokens_per_byte(texts: list[tuple[int, int]]) -> None:
+    counts = fragmentation_histogram(texts)
+    assert sum(counts) == len(texts)
+    for size_bytes, tokens in texts:
+        (place,) = [index for index, count in enumerate(fragmentation_histogram([(size_bytes, tokens)])) if count]
+        lower = FRAGMENTATION_EDGES[place - 1] if place else 0.0
+        upper = FRAGMENTATION_EDGES[place] if place < BINS - 1 else float("inf")
+        assert lower <= tokens / max(1, size_bytes) < upper
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(2, 50))
+def test_a_text_said_several_times_falls_apart_no_further(size_bytes: int, tokens: int, times: int) -> None:
+    """Length by itself is no drift: the quantity is a ratio."""
+    assert fragmentation_histogram([(size_bytes, tokens)]) == fragmentation_histogram(
+        [(size_bytes * times, tokens * times)]
+    )
+
+
+def test_both_histograms_travel_side_by_side_in_the_metrics() -> None:
+    metrics = {**to_metrics([0.1] * BINS), **to_metrics([0.0] * 9 + [1.0], "fragmentation"), UNKNOWN_SHARE: 0.02}
+    assert reference(metrics) == (0.1,) * BINS
+    assert reference(metrics, "fragmentation") == (0.0,) * 9 + (1.0,)
+    assert unknown_share(metrics) == 0.02
+    assert unknown_share({}) is None
+    assert unknown_share({UNKNOWN_SHARE: 1.5}) is None
+
+
+def test_the_share_of_unknown_tokens_needs_as_many_texts_as_the_index() -> None:
+    assert drift.unknown_share(3, 60, LEAST_TEXTS - 1) is None
+    assert drift.unknown_share(3, 60, LEAST_TEXTS) == 0.05
+    assert drift.unknown_share(0, 0, LEAST_TEXTS) == 0.0

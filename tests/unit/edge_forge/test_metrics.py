@@ -93,3 +93,10 @@ def test_bad_input_is_named(logits, gold, said):
 def test_confidence_shares_are_the_histogram_of_the_top_probability():
     sure, half = [10.0, -10.0], [0.0, 0.0]
     assert metrics.confidence_shares(np.array([sure, sure, sure, half])) == [0, 0, 0, 0, 0, 0.25, 0, 0, 0, 0.75]
+
+
+def test_how_a_test_set_falls_apart_is_counted_as_the_device_counts_it():
+    texts = [(20, 4, 0), (20, 4, 1), (40, 20, 0), (10, 10, 1)]
+    assert metrics.fragmentation_shares(texts) == [0, 0, 0, 0, 0.5, 0, 0, 0, 0.25, 0.25]
+    assert metrics.unknown_share(texts) == 2 / 38
+    assert metrics.unknown_share([(20, 4, None)]) is None, "a tokenizer without an unknown token"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.bundle.reference import reference
+from edge_agent.bundle.reference import reference, unknown_share
 from edge_forge import shipping
 from edge_forge.exports import Graph
 
@@ -18,19 +18,29 @@ def graph(tmp_path: Path) -> Graph:
     """A measured graph."""
     path = tmp_path / "model.onnx"
     path.write_bytes(b"x" * 100)
-    figures = {"accuracy": 0.91, "latency_ms": 3.25, "peak_bytes": 1000, "confidence": SHARES}
+    figures = {"accuracy": 0.91, "latency_ms": 3.25, "peak_bytes": 1000, "confidence": SHARES,
+               "fragmentation": SHARES[::-1], "out_of_vocabulary": 0.0123456789}  # fmt: skip
     return Graph("merged", "int8", path, "sha256:0", figures=figures)
 
 
-def test_a_model_that_answers_carries_how_sure_it_was(graph: Graph) -> None:
+def test_a_model_that_answers_carries_what_its_test_set_was_like(graph: Graph) -> None:
     (variant,) = shipping.variants([graph], answers=True)
     assert reference(variant.metrics) == tuple(SHARES)
+    assert reference(variant.metrics, "fragmentation") == tuple(SHARES[::-1])
+    assert unknown_share(variant.metrics) == 0.012346
     assert variant.metrics["accuracy"] == 0.91
     (base,) = shipping.variants([graph])
     assert reference(base.metrics) is None, "a base answers embeddings: it is never sure of anything"
 
 
+def test_a_tokenizer_without_an_unknown_token_has_no_share_of_it(graph: Graph) -> None:
+    figures = {**(graph.figures or {}), "out_of_vocabulary": None}
+    metrics = shipping.likeness(Graph("merged", "int8", graph.path, "sha256:0", figures=figures))
+    assert unknown_share(metrics) is None
+    assert reference(metrics, "fragmentation") is not None
+
+
 def test_a_graph_without_a_test_set_has_no_histogram(graph: Graph) -> None:
     bare = Graph("merged", "int8", graph.path, "sha256:0", figures={"accuracy": 0.5})
-    assert shipping.sureness(bare) == {}
-    assert shipping.sureness(Graph("merged", "int8", graph.path, "sha256:0")) == {}
+    assert shipping.likeness(bare) == {}
+    assert shipping.likeness(Graph("merged", "int8", graph.path, "sha256:0")) == {}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.protocol import encode, messages
+from edge_agent.protocol import telemetry as forms
 from edge_agent.protocol.home_assistant import discovery, object_id
 from edge_agent.protocol.topics import Topics
 
@@ -25,13 +26,13 @@ def body() -> dict[str, Any]:
     return found
 
 
-def telemetry(temperature: float | None, models: dict[str, messages.ModelTelemetry]) -> dict[str, Any]:
+def telemetry(temperature: float | None, models: dict[str, forms.ModelTelemetry]) -> dict[str, Any]:
     """Telemetry as the encoder puts it out."""
 
-    def sensor(value: float | None, unit: str) -> messages.Measured:
-        return messages.Measured(value=value, unit=unit, source="test", reason=None if value is not None else "none")
+    def sensor(value: float | None, unit: str) -> forms.Measured:
+        return forms.Measured(value=value, unit=unit, source="test", reason=None if value is not None else "none")
 
-    message = messages.Telemetry(
+    message = forms.Telemetry(
         boot_id="b",
         seq=1,
         ts=1.0,
@@ -56,9 +57,9 @@ def telemetry(temperature: float | None, models: dict[str, messages.ModelTelemet
     return found
 
 
-def model(requests: int, p95: float | None) -> messages.ModelTelemetry:
-    quantiles = None if p95 is None else messages.Quantiles(1.0, p95, p95)
-    return messages.ModelTelemetry(
+def model(requests: int, p95: float | None) -> forms.ModelTelemetry:
+    quantiles = None if p95 is None else forms.Quantiles(1.0, p95, p95)
+    return forms.ModelTelemetry(
         requests=requests, failed=0, total_ms=quantiles, compute_ms=quantiles, batch_mean=None, joules=None
     )
 

@@ -98,3 +98,9 @@ def test_the_real_clock_goes_before_the_requested_one(tmp_path: Path) -> None:
     tree.write("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_cur_freq", "1500000\n")
     reading = read_clock(tree.root, 1.0)
     assert (reading.value, reading.source) == (1.5e9, "cpufreq hardware")
+
+
+@pytest.mark.parametrize("build", [sysfs.pi4, sysfs.pi5, sysfs.nano, sysfs.orin_nano])
+def test_power_alone_is_what_a_whole_round_says(tmp_path: Path, build: object) -> None:
+    suite = SensorSuite(build(tmp_path).root, ManualClock().monotonic_s, gencmd=lambda _: sysfs.PMIC_ADC)  # type: ignore[operator]
+    assert suite.sample_power() == suite.sample()["power"]

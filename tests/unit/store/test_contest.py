@@ -25,6 +25,8 @@ class Board(tiny.TinyProber):
 
     figures: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     broken: Sequence[str] = ()
+    joules: Mapping[str, float] = field(default_factory=dict)
+    method: str = "no power sensor was found"
     tried: list[str] = field(default_factory=list)
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
@@ -34,7 +36,8 @@ class Board(tiny.TinyProber):
             raise WorkerError("killed by SIGILL", "worker")
         outcome = super().probe(model, requests)
         latency_ms, peak_bytes = self.figures[model.variant.name]
-        return replace(outcome, latency_ms=latency_ms, peak_bytes=peak_bytes, text_bytes=17)
+        outcome = replace(outcome, latency_ms=latency_ms, peak_bytes=peak_bytes, text_bytes=17)
+        return replace(outcome, joules=self.joules.get(model.variant.name), energy_method=self.method)
 
 
 BALANCED = Wishes(accuracy_loss_limit=0.5)
@@ -73,6 +76,30 @@ def test_the_reasons_carry_the_figures_of_both_sides(tmp_path: Path) -> None:
     why = library.models()[0].why
     assert "onnx/fp32 of 2" in why
     assert "onnx/int8: 8 ms a text" in why
+
+
+def test_energy_is_kept_with_every_variant_and_told_and_decides_nothing(tmp_path: Path) -> None:
+    """The quick one takes more of it here: `balanced` stays with time and memory."""
+    joules = {"onnx/int8": 0.0123, "onnx/fp32": 2.5}
+    library, lines = installed(tmp_path, Board(figures=FIGURES, joules=joules, method="ina3221 VDD_IN, whole board"))
+    assert lines[0].startswith("tiny: onnx/fp32 of 2 by policy 'balanced': 3 ms and 2.5 J a text, 90.0 MiB of memory")
+    assert any(line.startswith("tiny: not onnx/int8: 8 ms and 12.3 mJ a text, 40.0 MiB") for line in lines)
+    (model,) = library.active()
+    found = {one.name: one.measured for one in model.variants}
+    for name, value in joules.items():
+        measured = found[name]
+        assert measured is not None
+        assert (measured.joules, measured.energy_method) == (value, "ina3221 VDD_IN, whole board")
+
+
+def test_an_estimate_is_told_as_one_and_a_missing_figure_has_its_reason(tmp_path: Path) -> None:
+    board = Board(figures=FIGURES, joules={"onnx/fp32": 0.02}, method="estimated: 2.7 W idle")
+    library, lines = installed(tmp_path, board)
+    assert "3 ms and about 20 mJ a text" in lines[0]
+    (model,) = library.active()
+    by_name = {one.name: one.measured for one in model.variants}
+    assert by_name["onnx/int8"] is not None
+    assert (by_name["onnx/int8"].joules, by_name["onnx/int8"].energy_method) == (None, "estimated: 2.7 W idle")
 
 
 def test_what_lost_is_measured_listed_and_not_kept(tmp_path: Path) -> None:

@@ -49,6 +49,46 @@ def test_truncation_is_the_specs_and_is_told(tokenizer_path):
     assert prepared.truncated == [False, False, True, True]
 
 
+def test_how_texts_fall_apart_is_told_of_the_whole_text_without_special_tokens(tokenizer_path):
+    """Also of what is cut: the bound is the model's, the texts are the same."""
+    task = build(CLASSIFY, tokenizer_path)
+    told = task.prepare(["a b", "a zz b", "zz a b c d e f g zz zz", "é"], {}).wording
+    assert told == [(3, 2, 0), (6, 3, 1), (22, 10, 3), (2, 1, 1)]
+    assert build(EMBED, None).prepare(["ab"], {}).wording == [(2, 2, None)], "bytes are all known"
+
+
+def a_library(kind):
+    from tokenizers import Tokenizer, models
+
+    bytes_ = {f"<0x{byte:02X}>": byte + 3 for byte in range(256)}
+    return Tokenizer(
+        {
+            "word level": lambda: models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
+            "wordpiece": lambda: models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"),
+            "bpe": lambda: models.BPE({"a": 0, "b": 1}, []),
+            "bpe with unknown": lambda: models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>"),
+            "bpe with bytes": lambda: models.BPE(
+                {"<unk>": 0, "a": 1, **bytes_}, [], unk_token="<unk>", byte_fallback=True
+            ),
+            "unigram": lambda: models.Unigram([("<pad>", 0.0), ("<unk>", 0.0), ("a", -1.0)], 1, False),
+            "unigram with bytes": lambda: models.Unigram(
+                [("<unk>", 0.0), ("a", -1.0), *((name, -9.0) for name in bytes_)], 0, True
+            ),
+        }[kind]()
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("word level", 0), ("wordpiece", 1), ("bpe", None), ("bpe with unknown", 1), ("bpe with bytes", None),
+     ("unigram", 1), ("unigram with bytes", None)],
+)  # fmt: skip
+def test_the_unknown_token_of_every_kind_of_tokenizer(kind, expected):
+    library = a_library(kind)
+    assert tokens.unknown_id(library) == expected
+    assert (expected in library.encode("z").ids) is (expected is not None), "what the library itself does"
+
+
 def test_tasks_with_different_bounds_share_one_tokenizer(tokenizer_path):
     wide, narrow = build({**EMBED, "max_tokens": 12}, tokenizer_path), build({**EMBED, "max_tokens": 4}, tokenizer_path)
     text = ["a b c d e f g h"]
