@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import cli as agent_cli
+from edge_agent.cli import arguments as agent_arguments
 from edge_agent.config.load import _all_keys
 from edge_agent.config.model import Settings
 from edge_forge import cli as forge_cli
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), ROOT / "systemd" / "README.md", *ROOT.glob("models/*/card.md")])
 TOPS = ("docs", "edge_agent", "models", "systemd", "tests", "tools", ".ci")
-PARSERS = {"edge-agent": agent_cli._parser(), "edge-forge": forge_cli._parser()}
+PARSERS = {"edge-agent": agent_arguments.parser(), "edge-forge": forge_cli._parser()}
 TARGETS = pages.targets(ROOT / "Makefile")
 KEYS = set(_all_keys(Settings))
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}

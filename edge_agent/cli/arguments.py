@@ -1,47 +1,17 @@
-"""`edge-agent`: verbs and their arguments; what they do lives in `app`, `demo` and the rooms.
-
-Exit codes (docs/decisions/0081): 0 done; 1 failed, also a `doctor`, `check-config` or `service status` that finds
-something wrong; 2 called wrongly, also with settings that cannot be used; 130 interrupted. Modules are imported by the
-verb that needs them, so that `--help` answers at once and a verb pays only for itself.
-"""
+"""The verbs of `edge-agent` and their arguments."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
-from edge_agent.base.errors import ConfigError, EdgeError, UsageError
-from edge_agent.base.units import bytes_text
+from edge_agent.cli import actions
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if "verb" not in options:
-        parser.print_help()
-        return 2
-    try:
-        return int(options.verb(options) or 0)
-    except (UsageError, ConfigError) as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return 2
-    except EdgeError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        return 1
-    except KeyboardInterrupt:
-        print("edge-agent: interrupted", file=sys.stderr)
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All verbs; each sets `verb` to its action."""
     parser = argparse.ArgumentParser(
         prog="edge-agent",
         description="Serve small language models with LoRA adapters under RAM, heat and time budgets, over MQTT.",
@@ -63,7 +33,7 @@ def _add_run(verbs: Any) -> None:
     verb = verbs.add_parser("run", help="the daemon")
     _config_option(verb)
     verb.add_argument("--sysroot", type=Path, help="read sensors under this folder instead of /")
-    verb.set_defaults(verb=_run)
+    verb.set_defaults(verb=actions.run)
 
 
 def _add_demo(verbs: Any) -> None:
@@ -73,7 +43,7 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
     verb.add_argument("--llm", action="store_true", help="a language model instead: answers are streamed (llama.cpp)")
-    verb.set_defaults(verb=_demo)
+    verb.set_defaults(verb=actions.demo)
 
 
 def _add_infer(verbs: Any) -> None:
@@ -94,7 +64,7 @@ def _add_infer(verbs: Any) -> None:
     _generation_options(verb)
     _broker_options(verb)
     verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
-    verb.set_defaults(verb=_infer)
+    verb.set_defaults(verb=actions.infer)
     verb = verbs.add_parser("chat", help="talk to a generator over MQTT; /new begins anew, the end of input ends it")
     _config_option(verb)
     verb.add_argument("model")
@@ -103,7 +73,7 @@ def _add_infer(verbs: Any) -> None:
     verb.add_argument("--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer")
     _generation_options(verb)
     _broker_options(verb)
-    verb.set_defaults(verb=_chat)
+    verb.set_defaults(verb=actions.chat)
     verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
     _config_option(verb)
     verb.add_argument("model")
@@ -117,7 +87,7 @@ def _add_infer(verbs: Any) -> None:
     _generation_options(verb)
     _broker_options(verb)
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=_bench)
+    verb.set_defaults(verb=actions.bench)
 
 
 def _add_orders(verbs: Any) -> None:
@@ -131,7 +101,7 @@ def _add_orders(verbs: Any) -> None:
         verb.add_argument("model")
         _broker_options(verb)
         verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
-        verb.set_defaults(verb=_order, order=name)
+        verb.set_defaults(verb=actions.order, order=name)
 
 
 def _add_monitoring(verbs: Any) -> None:
@@ -140,17 +110,17 @@ def _add_monitoring(verbs: Any) -> None:
     _broker_options(verb)
     verb.add_argument("--once", action="store_true", help="print the next report and end")
     verb.add_argument("--seconds", type=float, help="end after so long")
-    verb.set_defaults(verb=_top, model="any")
+    verb.set_defaults(verb=actions.top, model="any")
     verb = verbs.add_parser("record", help="write a device's reports to a CSV file")
     _config_option(verb)
     verb.add_argument("file", type=Path, help="the table; rows are added to one that exists")
     verb.add_argument("--seconds", type=float, default=3600.0)
     _broker_options(verb)
-    verb.set_defaults(verb=_record, model="any")
+    verb.set_defaults(verb=actions.record, model="any")
     verb = verbs.add_parser("plot", help="draw what was recorded")
     verb.add_argument("table", type=Path, help="as `record` wrote it")
     verb.add_argument("picture", type=Path, help="to write: .png, .svg or .pdf")
-    verb.set_defaults(verb=_plot)
+    verb.set_defaults(verb=actions.plot)
 
 
 def _add_packages(verbs: Any) -> None:
@@ -159,34 +129,34 @@ def _add_packages(verbs: Any) -> None:
     verb.add_argument("package", type=Path, help="a package: .tar or folder")
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=_install)
+    verb.set_defaults(verb=actions.install)
     verb = verbs.add_parser("models", help="what is installed")
     _config_option(verb)
     verb.add_argument("--why", action="store_true", help="why this variant of each, with what was measured here")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=_models)
+    verb.set_defaults(verb=actions.models)
     verb = verbs.add_parser("rollback", help="return a model to the version before")
     _config_option(verb)
     verb.add_argument("model")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=_rollback)
+    verb.set_defaults(verb=actions.rollback)
     verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
     _config_option(verb)
     verb.add_argument("model")
     verb.add_argument("--adapter")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=_remove)
+    verb.set_defaults(verb=actions.remove)
 
 
 def _add_operating(verbs: Any) -> None:
     verb = verbs.add_parser("doctor", help="check board, sensors, runtimes, permissions, broker")
     _config_option(verb)
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=_doctor)
+    verb.set_defaults(verb=actions.doctor)
     verb = verbs.add_parser("check-config", help="check a settings file")
     verb.add_argument("file", type=Path, nargs="?")
     verb.add_argument("--example", action="store_true", help="print a commented file with every setting instead")
-    verb.set_defaults(verb=_check_config)
+    verb.set_defaults(verb=actions.check_config)
 
 
 def _add_service(verbs: Any) -> None:
@@ -196,7 +166,7 @@ def _add_service(verbs: Any) -> None:
     verb.add_argument("--python", help="the interpreter of the service, as seen on the device")
     verb.add_argument("--drop-in", action="append", metavar="NAME", help="a drop-in to use; repeat for several")
     verb.add_argument("--purge", action="store_true", help="with uninstall: also remove settings and state")
-    verb.set_defaults(verb=_service)
+    verb.set_defaults(verb=actions.service)
 
 
 def _config_option(verb: argparse.ArgumentParser) -> None:
@@ -216,187 +186,3 @@ def _broker_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--host", help="the broker (default: the settings' own)")
     verb.add_argument("--port", type=int)
     verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"))
-
-
-def _run(options: argparse.Namespace) -> int:
-    from edge_agent.app.daemon import run
-
-    return run(options.config, options.sysroot)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    if options.llm:
-        from edge_agent.demo.llm import run
-    else:
-        from edge_agent.demo.show import run
-    return run(options.build, options.models, port=options.port, stay=options.stay)
-
-
-def _infer(options: argparse.Namespace) -> int:
-    from edge_agent.app import texts
-    from edge_agent.app.ask import ask
-    from edge_agent.app.converse import generation_params, stream
-
-    params = {"top_k": options.top_k, "threshold": options.threshold}
-    body = _question(options)
-    body["params"] = {name: value for name, value in params.items() if value is not None} | generation_params(options)
-    for name in ("adapter", "priority"):
-        if getattr(options, name) is not None:
-            body[name] = getattr(options, name)
-    deadline_s = options.deadline if options.deadline is not None else (60.0 if options.stream else 10.0)
-    if options.stream:
-        show = (lambda _text: None) if options.json else _write
-        reply = stream(options, options.model, body, deadline_s, show)
-    else:
-        reply = ask(options, options.model, body, deadline_s)
-    served = reply["status"] == 200
-    if options.json:
-        print(json.dumps(reply, ensure_ascii=False))
-    else:
-        print(texts.answer_text(reply), file=sys.stdout if served else sys.stderr)
-    return 0 if served else 1
-
-
-def _question(options: argparse.Namespace) -> dict[str, Any]:
-    texts: list[str] = options.text
-    if not (options.prompt or options.chat or options.stream):
-        return {"text": texts[0]} if len(texts) == 1 else {"texts": texts}
-    if len(texts) != 1 or (options.prompt and options.chat):
-        raise UsageError("a generator is asked one thing at a time, by --prompt or by --chat")
-    return {"messages": [{"role": "user", "content": texts[0]}]} if options.chat else {"prompt": texts[0]}
-
-
-def _chat(options: argparse.Namespace) -> int:
-    from edge_agent.app.converse import chat
-
-    def read() -> str | None:
-        try:
-            return input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return None
-
-    return chat(options, read, _write, lambda text: print(text, file=sys.stderr))
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from edge_agent.app import texts
-    from edge_agent.app.bench import load_test
-
-    figures = load_test(options)
-    print(json.dumps(figures, ensure_ascii=False) if options.json else texts.bench_text(figures))
-    return 0 if "200" in figures["statuses"] else 1
-
-
-def _order(options: argparse.Namespace) -> int:
-    from edge_agent.app import texts
-    from edge_agent.app.ask import order
-
-    reply = order(options, options.order, {"model": options.model})
-    done = reply["status"] == 200
-    if options.json:
-        print(json.dumps(reply, ensure_ascii=False))
-    elif done:
-        held = (reply.get("result") or {}).get("footprint_bytes")
-        print(f"{options.order} {options.model}: done" + (f", it holds {bytes_text(held)}" if held else ""))
-    else:
-        print(texts.answer_text(reply), file=sys.stderr)
-    return 0 if done else 1
-
-
-def _top(options: argparse.Namespace) -> int:
-    from edge_agent.app.top import top
-
-    return top(options)
-
-
-def _record(options: argparse.Namespace) -> int:
-    from edge_agent.app.top import record
-
-    return record(options)
-
-
-def _plot(options: argparse.Namespace) -> int:
-    from edge_agent.app.telemetry_plot import plot
-
-    return plot(options)
-
-
-def _install(options: argparse.Namespace) -> int:
-    from edge_agent.app.packages import install
-
-    return _print_report(install(options.config, options.package, again=options.again), options.json)
-
-
-def _models(options: argparse.Namespace) -> int:
-    from edge_agent.app import texts
-    from edge_agent.app.packages import models
-
-    listed = models(options.config)
-    if options.json:
-        print(json.dumps(listed, ensure_ascii=False, indent=2))
-    else:
-        print(texts.models_text(listed, options.why))
-    return 0
-
-
-def _rollback(options: argparse.Namespace) -> int:
-    from edge_agent.app.packages import rollback
-
-    return _print_report(rollback(options.config, options.model), options.json)
-
-
-def _remove(options: argparse.Namespace) -> int:
-    from edge_agent.app.packages import remove
-
-    return _print_report(remove(options.config, options.model, options.adapter), options.json)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from edge_agent.app.operate import doctor
-
-    return doctor(options.config, options.json)
-
-
-def _check_config(options: argparse.Namespace) -> int:
-    from edge_agent.app.wiring import topics
-    from edge_agent.config import load
-
-    if options.example:
-        from edge_agent.config.example import example_toml
-
-        print(example_toml(), end="")
-        return 0
-    settings, problems = load.check(options.file)
-    device = ""
-    if not problems:
-        try:
-            device = topics(settings).device
-        except ConfigError as error:
-            problems = (error,)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        print(f"edge-agent: {count} in the settings", file=sys.stderr)
-        return 1
-    source = options.file or (load.DEFAULT_PATH if load.DEFAULT_PATH.exists() else "no settings file, defaults alone")
-    print(f"{source}: sound; device {device!r}, broker {settings.mqtt.host}:{settings.mqtt.broker_port}")
-    return 0
-
-
-def _service(options: argparse.Namespace) -> int:
-    from edge_agent.app.operate import service
-
-    return service(options.action, options.root, options.python, options.drop_in, options.purge)
-
-
-def _print_report(report: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False))
-    else:
-        print(report["text"])
-    return 0
