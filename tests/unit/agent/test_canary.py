@@ -56,6 +56,28 @@ def test_the_probes_run_when_the_model_is_idle_and_on_their_date(monkeypatch: An
     Device.run(scenario, a_model(), canary_s=60.0)
 
 
+def test_no_probe_runs_while_requests_are_refused_for_heat_or_memory(monkeypatch: Any) -> None:
+    monkeypatch.setattr(FakeWorker, "call", answering([[1.0, 0.0], [0.0, 1.0]]))
+
+    async def scenario(device: Device) -> None:
+        device.probes["m"] = PROBES
+        await device.ask("1")
+        await later(1.0)
+        device.fleet.closed_because = "no memory: 12 MiB are left"
+        await ticks(device, 90)
+        assert verdict(device) == (None, "not yet")
+        device.fleet.closed_because = None
+        grant = device.context.grant
+        device.context.grant = replace(grant, closed_because="too hot: 80.1 °C")
+        await ticks(device, 5)
+        assert verdict(device) == (None, "not yet")
+        device.context.grant = grant
+        await ticks(device, 5)
+        assert verdict(device)[0] is True
+
+    Device.run(scenario, a_model(), canary_s=60.0)
+
+
 def test_a_model_that_computes_something_else_is_an_event_once(monkeypatch: Any) -> None:
     monkeypatch.setattr(FakeWorker, "call", answering([[1.0, 0.5], [0.0, 1.0]]))
 
