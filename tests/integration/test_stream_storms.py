@@ -291,7 +291,6 @@ def test_clients_that_vanish_in_mid_stream_free_their_sequences(agent: AgentProc
             check_ends(storm)
             assert agent.workers() == [worker]
             assert held(agent.pid).files == before.files
-        assert "nobody listens there" in agent.log
 
     asyncio.run(whole())
 

@@ -88,7 +88,7 @@ class Backend:
 
 
 class Wire:
-    """A channel from which the child reads `frames`, and then, with work inside, nothing; without, that it is to end."""
+    """A channel that gives the child `frames`; then, with work inside, nothing, and without, the word to end."""
 
     def __init__(self, frames: list[dict[str, Any]]) -> None:
         self._frames = frames
