@@ -103,18 +103,18 @@ def _agent(stack: ExitStack, folder: Path, model: Path, given: argparse.Namespac
 
 def against_server(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
     """Clients that ask one request after the other: llama_cpp.server over HTTP, then the agent over MQTT."""
-    if not generate_server.installed():
-        return [("llama_cpp.server", "not measured: pip install 'llama-cpp-python[server]'")]
     tokens_in, tokens_out = options.tokens
     title = f"{tokens_in} tokens in, {tokens_out} out: tokens/s out; a request's time, s"
     rows: list[Row] = []
-    counts = {clients: max(1, -(-options.requests // clients)) for clients in CLIENTS}
-    turns = counts if options.requests else dict.fromkeys(CLIENTS, options.rounds)
-    with generate_server.server(model, CONTEXT, options.threads, folder / "server.log") as port:
-        for clients in CLIENTS:
-            asks = partial(_prompt, tokens_in)
-            found = generate_server.load(port, clients, turns[clients], asks, tokens_out)
-            rows.append((f"llama_cpp.server, {clients} clients, {title}", str(found)))
+    turns = {clients: -(-options.requests // clients) or options.rounds for clients in CLIENTS}
+    if generate_server.installed():
+        with generate_server.server(model, CONTEXT, options.threads, folder / "server.log") as port:
+            for clients in CLIENTS:
+                asks = partial(_prompt, tokens_in)
+                found = generate_server.load(port, clients, turns[clients], asks, tokens_out)
+                rows.append((f"llama_cpp.server, {clients} clients, {title}", str(found)))
+    else:
+        rows.append(("llama_cpp.server", "not measured: pip install 'llama-cpp-python[server]'"))
     with ExitStack() as stack:
         asked, _ = _agent(stack, folder, model, options)
         for clients in CLIENTS:
