@@ -33,6 +33,7 @@ _STREAM = 256
 @dataclass(slots=True)
 class _Pending:
     answers: asyncio.Queue[Inbound | RequestError]
+    lost: bool = False
 
 
 class RequestClient:
@@ -141,7 +142,7 @@ class RequestClient:
         try:
             if not self._publish(self._message(topic, request_id, body, deadline_s)):
                 raise RequestError(503, "not connected to the broker, or the request is larger than it takes")
-            while True:
+            while not (pending.lost and pending.answers.empty()):
                 try:
                     answer = await asyncio.wait_for(pending.answers.get(), until_s - loop.time())
                 except asyncio.TimeoutError:
@@ -149,6 +150,7 @@ class RequestClient:
                 if isinstance(answer, RequestError):
                     raise answer
                 yield answer.payload
+            raise RequestError(503, f"the answer came faster than it was read: more than {_STREAM} parts waited here")
         finally:
             del self._pending[request_id]
 
@@ -178,7 +180,10 @@ class RequestClient:
                 self._note_status(message)
                 continue
             pending = self._pending.get(_id_of(message))
-            if pending is not None and not pending.answers.full():
+            if pending is None:
+                continue
+            pending.lost = pending.lost or pending.answers.full()
+            if not pending.lost:
                 pending.answers.put_nowait(message)
 
     def _note_status(self, message: Inbound) -> None:

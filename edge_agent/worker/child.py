@@ -236,7 +236,9 @@ class Child:
         except BackendError as error:
             # The session could not run this batch and cannot say which job is to blame: all of them fail, with the
             # reason, and the worker goes on. A runtime that is beyond use raises something else and ends the child.
-            events = [Failed(job_id, str(error)) for job_id in list(self._pending)]
+            events = [Failed(job_id, str(error)) for job_id in self._pending]
+            for job_id in self._pending:
+                self._loaded().cancel(job_id)
         for event in events:
             # One job's end may be taken from the others' chunks: a stop string, a deadline.
             if event.job_id in self._pending:
@@ -270,7 +272,8 @@ class Child:
             done = self._loaded().finish(chunk.job_id)
             if done is not None:
                 self._conclude(done, text)
-        elif text:
+                return
+        if text:
             self._send({"ev": "chunk", "id": chunk.job_id, "text": text})
 
     def _end_late(self, now_s: float) -> None:

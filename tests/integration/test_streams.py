@@ -34,13 +34,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     need("llama_cpp", "gguf")
     folder = tmp_path_factory.mktemp("generator")
     with Mosquitto(folder) as broker:
-        found = AgentProcess(folder / "device", broker.port, backends=("llamacpp",))
-        text = found.config.read_text().replace("[worker]\n", "[worker]\nthreads = 1\n") + "[stream]\nflush_ms = 20\n"
-        found.config.write_text(text)
-        base = generators.base_package(folder)
-        found.install(base)
-        for seed, name in enumerate(("one", "two"), start=1):
-            found.install(generators.adapter_package(folder, base, name, seed))
+        found = generators.installed(folder, broker)
         found.broker = broker  # type: ignore[attr-defined]
         with running(found):
             yield found
@@ -351,41 +345,5 @@ def test_a_worker_killed_in_mid_stream_ends_the_stream_once_and_serves_the_other
             assert (await other).status in {200, 500}
         assert killed > 0
         assert (await asker.infer(agent.device, "tiny", prompt(), 30)).status == 200
-
-    run(agent, body)
-
-
-def test_a_thousand_short_requests_leave_nothing_behind(agent: AgentProcess) -> None:
-    def held(pid: int) -> tuple[int, int]:
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-    async def body(asker: RequestClient) -> None:
-        async def burst(count: int) -> None:
-            for start in range(0, count, 20):
-                asks = [
-                    asker.infer(agent.device, "tiny", {**question(number), "params": {"max_tokens": 2}}, 60)
-                    for number in range(start, start + 20)
-                ]
-                assert {reply.status for reply in await asyncio.gather(*asks)} == {200}
-
-        def question(number: int) -> dict[str, Any]:
-            return {"prompt": f"Request {number}", "adapter": (None, "one", "two")[number % 3]}
-
-        await burst(400)
-        while len(agent.workers()) > 1:  # the child that is asked for the runtimes at the start
-            await asyncio.sleep(0.05)
-        (worker,) = agent.workers()
-        # A heap breathes by a few MiB; what leaks raises its lows as well.
-        samples = []
-        for _ in range(6):
-            samples.append((*held(worker), *held(agent.pid)))
-            await burst(100)
-        assert agent.workers() == [worker]
-        early, late = (list(map(min, zip(*part, strict=True))) for part in (samples[:3], samples[3:]))
-        assert late[0] - early[0] < 4 << 20, "the worker's memory stays flat"
-        assert late[2] - early[2] < 4 << 20, "the daemon's too"
-        assert late[1] <= early[1], "no file stays open"
-        assert late[3] <= early[3]
 
     run(agent, body)

@@ -12,6 +12,8 @@ from edge_agent.backends.api import Done, Job, Limits
 from edge_forge.packaging.build import base_descriptor, build
 from edge_forge.packaging.sources import AdapterSource, ModelSource, VariantSource
 from tests.support import tiny_gguf
+from tests.support.agents import AgentProcess
+from tests.support.mosquitto import Mosquitto
 from tests.support.packages import keys, release
 
 CONTEXT = 512
@@ -58,9 +60,11 @@ def base_package(
     return build(out, release(name, counter), model, [], None, [keys().release_key]).path
 
 
-def adapter_package(folder: Path, base: Path, name: str, seed: int, counter: int = 1) -> Path:
+def adapter_package(
+    folder: Path, base: Path, name: str, seed: int, counter: int = 1, shape: tiny_gguf.Shape = tiny_gguf.TINY
+) -> Path:
     """A signed package of one adapter of `base_package`'s model."""
-    weights = tiny_gguf.write_adapter(folder / f"{name}.gguf", seed)
+    weights = tiny_gguf.write_adapter(folder / f"{name}.gguf", seed, shape=shape)
     model = base.parent / f"{base.name.rpartition('-')[0]}.gguf"
     adapter = AdapterSource(
         name=name,
@@ -76,3 +80,17 @@ def adapter_package(folder: Path, base: Path, name: str, seed: int, counter: int
     subject = base_descriptor(base, tiny_gguf.BASE_ID)
     out = folder / f"{name}-{counter}.tar"
     return build(out, release(name, counter), None, [adapter], subject, [keys().release_key]).path
+
+
+def installed(
+    folder: Path, broker: Mosquitto, shape: tiny_gguf.Shape = tiny_gguf.TINY, **options: object
+) -> AgentProcess:
+    """An agent, not started yet, that serves `base_package` and its adapters 'one' and 'two', one thread each."""
+    agent = AgentProcess(folder / "device", broker.port, backends=("llamacpp",))
+    text = agent.config.read_text().replace("[worker]\n", "[worker]\nthreads = 1\n") + "[stream]\nflush_ms = 20\n"
+    agent.config.write_text(text)
+    base = base_package(folder, shape=shape, **options)
+    agent.install(base)
+    for seed, name in enumerate(("one", "two"), start=1):
+        agent.install(adapter_package(folder, base, name, seed, shape=shape))
+    return agent

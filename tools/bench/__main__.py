@@ -2,7 +2,7 @@
 
 adapters   mixed adapters, attaching, INT8 against FP32, inside one process
 deadlines  goodput, refusals and waiting under up to three times capacity, simulated
-generate   tokens per second, first token, streams at once, adapters by turns, memory
+generate   tokens per second, first token, streams at once, adapters by turns, switched and merged, memory
 requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import importlib.util
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -19,23 +20,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 READY_S = 60.0
+P99_REQUESTS = 100
+"""Of fewer requests the 99th percentile would only be the slowest one."""
 
 
 class Load(NamedTuple):
-    """What clients saw: tokens a second over all of them, seconds per request (p50, slowest)."""
+    """What clients saw: tokens a second over all of them, seconds per request (p50, p99, slowest)."""
 
     tokens_per_s: float
+    requests: int
     p50_s: float
+    p99_s: float | None
     worst_s: float
 
     def __str__(self) -> str:
-        return f"{self.tokens_per_s:.1f}; {self.p50_s:.2f}, {self.worst_s:.2f}"
+        p99 = f"no p99 of {self.requests}" if self.p99_s is None else f"p99 {self.p99_s:.2f}"
+        return f"{self.tokens_per_s:.1f}; p50 {self.p50_s:.2f}, {p99}, slowest of {self.requests} {self.worst_s:.2f}"
 
 
 def summary(tokens: int, elapsed_s: float, taken_s: list[float]) -> Load:
     """The figures of a run in which `tokens` were generated in `elapsed_s` for requests that took `taken_s` each."""
     ordered = sorted(taken_s)
-    return Load(tokens / elapsed_s, ordered[len(ordered) // 2], ordered[-1])
+    count = len(ordered)
+    p99_s = ordered[math.ceil(0.99 * count) - 1] if count >= P99_REQUESTS else None
+    return Load(tokens / elapsed_s, count, ordered[count // 2], p99_s, ordered[-1])
 
 
 def installed() -> bool:

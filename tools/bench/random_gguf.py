@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 BASE_ID = "sha256:" + "99" * 32
 BOS, EOS, TURN, END = "<s>", "</s>", "<|im_start|>", "<|im_end|>"
@@ -21,10 +22,13 @@ TEMPLATE = (
 )
 ALPHA = 16.0
 
+Matrix = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama architecture: counts of layers, heads and values. The head size is `width / heads`."""
+    """A Llama architecture: counts of layers, heads and values. The head size is `width / heads`; `tied`: the output
+    has the embedding's weights."""
 
     width: int = 128
     layers: int = 2
@@ -33,27 +37,54 @@ class Shape:
     feed_forward: int = 256
     vocab: int = 320
     context: int = 1024
+    tied: bool = True
+
+
+class Lora(NamedTuple):
+    """A random LoRA adapter: the same seed, rank and targets give the same one."""
+
+    seed: int = 1
+    rank: int = 4
+    targets: Sequence[str] = ("attn_q", "attn_v", "ffn_down")
 
 
 TINY = Shape()
 SMOLLM2_135M = Shape(576, 30, 9, 3, 1536, 49152, 8192)
+# Sizes as in the models' config.json. All are written as Llama: of Qwen2.5 the biases of q, k and v are missing.
+SHAPES = {
+    "smollm2-135m": SMOLLM2_135M,
+    "qwen2.5-0.5b": Shape(896, 24, 14, 2, 4864, 151936, 32768),
+    "tinyllama-1.1b": Shape(2048, 22, 32, 4, 5632, 32000, 2048, tied=False),
+}
+# Numbers of the file types as in llama.cpp's `llama_ftype`.
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 
 
 def write_model(
-    path: Path, shape: Shape = TINY, seed: int = 1, dtype: str = "f16", template: str | None = TEMPLATE
+    path: Path,
+    shape: Shape = TINY,
+    seed: int = 1,
+    dtype: str = "f16",
+    template: str | None = TEMPLATE,
+    merged: Lora | None = None,
 ) -> Path:
-    """A model with random weights; `dtype` is 'f32', 'f16' or 'q8_0' (matrices; norms stay float32)."""
+    """A model with random weights; `dtype` is one of `FILE_TYPES` (matrices; norms stay float32). With `merged` that
+    adapter is a part of the weights."""
     gguf = _library()
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, gguf, shape, template)
-    writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[dtype])
+    writer.add_file_type(FILE_TYPES[dtype])
     rng = np.random.default_rng(seed)
+    factors = dict(_factors(merged, shape)) if merged is not None else {}
     for name, size in _tensors(shape):
         if len(size) == 1:
             writer.add_tensor(name, np.ones(size, np.float32))
-        else:
-            weights = rng.standard_normal(size, np.float32) * (size[1] ** -0.5)
-            _add(writer, gguf, name, weights, dtype)
+            continue
+        weights = rng.standard_normal(size, np.float32) * (size[1] ** -0.5)
+        if merged is not None and name in factors:
+            a, b = factors[name]
+            weights += (ALPHA / merged.rank) * (b @ a)
+        _add(writer, gguf, name, weights, dtype)
     return _finish(writer, path)
 
 
@@ -71,15 +102,22 @@ def write_adapter(
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", ALPHA)
-    rng = np.random.default_rng(seed + 1000)
+    for name, (a, b) in _factors(Lora(seed, rank, targets), shape):
+        writer.add_tensor(f"{name}.lora_a", a)
+        writer.add_tensor(f"{name}.lora_b", b)
+    return _finish(writer, path)
+
+
+def _factors(lora: Lora, shape: Shape) -> Iterator[tuple[str, tuple[Matrix, Matrix]]]:
+    """The names of the weights that an adapter changes, with its A [rank, in] and B [out, rank]."""
+    rng = np.random.default_rng(lora.seed + 1000)
     sizes = dict(_tensors(shape))
     for layer in range(shape.layers):
-        for target in targets:
+        for target in lora.targets:
             name = f"blk.{layer}.{target}.weight"
             out, into = sizes[name]
-            writer.add_tensor(f"{name}.lora_a", rng.standard_normal((rank, into), np.float32) * into**-0.5)
-            writer.add_tensor(f"{name}.lora_b", rng.standard_normal((out, rank), np.float32) * 0.5)
-    return _finish(writer, path)
+            a = rng.standard_normal((lora.rank, into), np.float32) * np.float32(into**-0.5)
+            yield name, (a, rng.standard_normal((out, lora.rank), np.float32) * np.float32(0.5))
 
 
 def _library() -> Any:
@@ -129,10 +167,12 @@ def _byte_pieces() -> list[str]:
 
 
 def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and sizes, the output dimension first (numpy's order); the output shares the embedding's weights."""
+    """Names and sizes, the output dimension first (numpy's order)."""
     kv_width = shape.width // shape.heads * shape.kv_heads
     yield "token_embd.weight", (shape.vocab, shape.width)
     yield "output_norm.weight", (shape.width,)
+    if not shape.tied:
+        yield "output.weight", (shape.vocab, shape.width)
     for layer in range(shape.layers):
         block = f"blk.{layer}."
         yield block + "attn_norm.weight", (shape.width,)
@@ -147,8 +187,8 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _add(writer: Any, gguf: Any, name: str, weights: Any, dtype: str) -> None:
-    if dtype == "q8_0":
-        kind = gguf.GGMLQuantizationType.Q8_0
+    if dtype in {"q8_0", "q4_0"}:
+        kind = gguf.GGMLQuantizationType[dtype.upper()]
         writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
     else:
         writer.add_tensor(name, weights.astype(np.float16 if dtype == "f16" else np.float32))

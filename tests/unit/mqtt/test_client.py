@@ -1,0 +1,76 @@
+"""What a client does with parts that come faster than they are read, on a link that brings what the test wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_agent.base.errors import RequestError
+from edge_agent.mqtt import client as module
+from edge_agent.mqtt.client import RequestClient
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.messages import StreamChunk
+
+
+class Link:
+    """A connected transport: each request is answered with `parts` chunks, the last one done."""
+
+    parts = 0
+    connected = True
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._arrived: asyncio.Queue[Inbound | None] = asyncio.Queue(maxsize=4096)
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self, _last_words: Any) -> None:
+        self._arrived.put_nowait(None)
+
+    async def messages(self) -> AsyncIterator[Inbound]:
+        while (message := await self._arrived.get()) is not None:
+            yield message
+
+    def ack(self, _message: Inbound) -> None:
+        pass
+
+    def publish(self, message: Outbound) -> bool:
+        for seq in range(self.parts):
+            body = StreamChunk(id="s", seq=seq, text="x", done=seq == self.parts - 1)
+            topic = message.response_topic or ""
+            self._arrived.put_nowait(Inbound(topic, msgspec.json.encode(body), correlation=message.correlation))
+        return True
+
+
+async def read_slowly(seqs: list[int]) -> None:
+    """Read a stream of which everything has come before its second part is asked for."""
+    async with RequestClient(MqttOptions(host="nowhere", client_id="me")) as asker:
+        async for part in asker.stream("dev", "m", {"prompt": "p"}):
+            assert isinstance(part, StreamChunk)
+            seqs.append(part.seq)
+            for _ in range(2 * Link.parts if len(seqs) == 1 else 0):
+                await asyncio.sleep(0)
+
+
+def test_parts_that_were_not_read_in_time_are_missed_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MqttTransport", Link)
+    monkeypatch.setattr(Link, "parts", 400)
+    seqs: list[int] = []
+    with pytest.raises(RequestError, match="faster than it was read") as caught:
+        asyncio.run(read_slowly(seqs))
+    assert caught.value.status == 503
+    assert seqs == list(range(len(seqs)))
+    assert len(seqs) >= 256
+
+
+def test_a_stream_that_fits_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MqttTransport", Link)
+    monkeypatch.setattr(Link, "parts", 200)
+    seqs: list[int] = []
+    asyncio.run(read_slowly(seqs))
+    assert seqs == list(range(200))
