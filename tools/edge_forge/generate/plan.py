@@ -47,7 +47,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("edge_forge.generate.evaluate", "edge_forge.generate.convert", _NATIVE),
         (*_LLAMA, *_SCORES, "tokenizers"),
     ),
-    "gguf-memory": (("edge_forge.generate.measure", "edge_agent.backends.gguf"), ()),
+    "gguf-memory": (("edge_forge.generate.measure", "edge_agent.backends.gguf", "edge_agent.bundle.generator"), ()),
     "gguf-probes": (
         ("edge_forge.generate.measure", "edge_forge.probes", "edge_agent.backends.llamacpp.backend"),
         _LLAMA,
