@@ -16,10 +16,11 @@ from edge_agent.agent.books import MemoryBooks
 from edge_agent.agent.context import Announce
 from edge_agent.agent.ports import Figures, Host, Library, Spawner, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
+from edge_agent.agent.sizing import Sizer
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.core import residency, variants
 
 RETRY_AFTER_S = 30.0
@@ -48,14 +49,14 @@ class Fleet:
         host: Host,
         announce: Announce,
         figures: Figures | None = None,
-        shrink_context: bool = False,
+        sizer: Sizer | None = None,
     ) -> None:
         self._library = library
         self._spawn = spawner
         self._clock = clock
         self._host = host
         self._announce = announce
-        self._shrink_context = shrink_context
+        self.sizer = sizer or Sizer()
         self.books = MemoryBooks(host, figures)
         self.ledger = self.books.ledger
         self.closed_because: str | None = None
@@ -137,6 +138,7 @@ class Fleet:
             raise RequestError(503, f"model {seat.name!r} is quarantined after repeated worker deaths", 60.0)
         async with self._loading:
             await self.unload(seat)
+            await self.sizer.look(seat)
             await self._make_room(seat, evict)
             self.ledger.promise(seat.name, seat.claim)
             seat.phase, seat.loading_s = Phase.LOADING, self._clock.monotonic_s()
@@ -288,26 +290,18 @@ class Fleet:
                 others = [replace(one, busy=True) for one in others]
             now_s = self._clock.monotonic_s()
             memory = self._host.memory(self.ledger.mapped_bytes)
-            needed_bytes = self._needed_bytes(seat, memory)
+            needed_bytes = self.sizer.decide(seat, self.ledger, memory)
             decision = residency.decide(needed_bytes, memory, self.ledger.outstanding_bytes, others, now_s)
             if isinstance(decision, residency.DoesNotFit):
                 reason = f"no memory for model {seat.name!r}: {decision.reason}"
-                raise RequestError(503, reason) if decision.never else NoRoom(503, reason, NOT_NOW_S)
+                if decision.never:
+                    raise RequestError(503, reason + self.sizer.explained(seat, needed_bytes, memory))
+                raise NoRoom(503, reason, NOT_NOW_S)
             if self.closed_because is not None:
                 raise NoRoom(503, self.closed_because, NOT_NOW_S)
             leaving = [self.seats[name] for name in decision.evict if name in self.seats]
             if all([await self._evict(one, f"model {one.name!r} made room for {seat.name!r}") for one in leaving]):
                 return
-
-    def _needed_bytes(self, seat: Seat, memory: residency.Memory) -> int:
-        """What the seat's model needs; where the operator lets contexts shrink, at most what this board can give."""
-        needed_bytes = self.ledger.predict(seat.claim)
-        seat.budget_bytes = 0
-        if needed_bytes > memory.ceiling_bytes and self._shrink_context and seat.generates:
-            text = f"model {seat.name!r} gets a shorter context: {residency.too_large(needed_bytes, memory)}"
-            seat.budget_bytes = needed_bytes = memory.ceiling_bytes
-            self._announce("context-shrunk", text, {"model": seat.name})
-        return needed_bytes
 
     async def _evict(self, leaving: Seat, text: str) -> bool:
         """False when it works again by now: waiting for it here would hold up every other load."""
@@ -320,7 +314,7 @@ class Fleet:
 
     async def _load(self, seat: Seat) -> None:
         started_s, gpu_bytes = self._clock.monotonic_s(), self._host.gpu_bytes()
-        variant = seat.model.variant
+        variant = seat.to_load
         try:
             seat.worker = worker = await self._spawn(
                 lambda event: self.on_event(seat, event), lambda reason: self.on_death(seat, reason)
@@ -334,9 +328,21 @@ class Fleet:
         else:
             answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
         seat.mixed, seat.sequences = bool(answer["mixed_adapters"]), int(answer.get("sequences", 0))
-        seat.capabilities = answer
+        seat.context, seat.capabilities = int(answer.get("context", 0)), answer
         seat.load_s = self._clock.monotonic_s() - started_s
         seat.loaded_s = seat.last_used_s = seat.heard_s = self._clock.monotonic_s()
         self.books.loaded(seat, gpu_bytes, sum(answer["footprint"].values()))
         seat.loaded_digest = variant.digest
         seat.phase = Phase.READY
+        if seat.budget_bytes or (variant.sizing is not None and variant.sizing.shrunk):
+            self._say_shrunk(seat, variant)
+
+    def _say_shrunk(self, seat: Seat, variant: Variant) -> None:
+        """A generator runs with less than was asked for: with how much, and with how much it would have been."""
+        data: dict[str, object] = {"model": seat.name, "context": seat.context, "sequences": seat.sequences}
+        text = f"model {seat.name!r} has a context of {seat.context} tokens for {seat.sequences} sequences"
+        if variant.sizing is not None:
+            full = variant.sizing.full
+            data.update(wanted_context=full.context, wanted_sequences=full.sequences)
+            text += f" instead of {full.context} for {full.sequences}"
+        self._announce("context-shrunk", f"{text}: memory is too small for more (models.shrink_context)", data)

@@ -96,7 +96,7 @@ class Host(Protocol):
         ...
 
     def worker_limits(self) -> Mapping[str, int]:
-        """max_rows and threads as the governor grants them now."""
+        """max_rows and threads as the governor grants them now; decode_threads where the operator has set them."""
         ...
 
 

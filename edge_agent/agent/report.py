@@ -249,6 +249,8 @@ def model_entry(seat: Seat) -> messages.ModelEntry:
         adapters=[_adapter_entry(adapter, seat) for adapter in model.adapters],
         footprint_bytes=seat.footprint_bytes or None,
         reason=seat.phase.value,
+        context=(seat.context or None) if seat.worker is not None else None,
+        sequences=(seat.sequences or None) if seat.worker is not None else None,
     )
 
 

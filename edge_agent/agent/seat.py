@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Any
 
 from edge_agent.agent.ports import Worker
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.catalog import InstalledModel, Variant
+from edge_agent.bundle.sizing import settings_text
 from edge_agent.core.footprints import Claim
 from edge_agent.core.job import Job
 from edge_agent.core.overtaking import Overtaking
@@ -51,9 +52,10 @@ class Seat:
     how long a load takes, `loading_s`: when the last one began, `loaded_s`: since when it is in memory;
     `short_of_room`: it waits for memory; `yielding`: it lets a waiting model in between two batches; `spared`: its
     worker is ended for the sake of the host, which is no fault of its own. `sequences`: jobs that a generator works
-    on at once, each ending by itself (0: a model that answers a batch at a time); `budget_bytes`: what its context
-    has to shrink to (0: it need not). `orders`: orders that wait for it; a generator takes no new jobs meanwhile.
-    `probed`: golden probes of the model (None) and its adapters.
+    on at once, each ending by itself (0: a model that answers a batch at a time), each in so many tokens of
+    `context`; `sized`: the variant with the options to load it with; `budget_bytes`: where only the worker can tell
+    what fits, the bytes that it may take (0: it need not shrink). `orders`: orders that wait for it; a generator
+    takes no new jobs meanwhile. `probed`: golden probes of the model (None) and its adapters.
     """
 
     model: InstalledModel
@@ -65,6 +67,8 @@ class Seat:
     worker: Worker | None = None
     mixed: bool = False
     sequences: int = 0
+    context: int = 0
+    sized: Variant | None = None
     budget_bytes: int = 0
     running: dict[str, Job] = field(default_factory=dict)
     attached: OrderedDict[str, str] = field(default_factory=OrderedDict)
@@ -138,10 +142,21 @@ class Seat:
 
     @property
     def claim(self) -> Claim:
-        """What the byte ledger is asked for: bytes as tried at the install, else as the package says, else by files."""
+        """What the byte ledger is asked for: bytes as tried at the install, else as the package says, else by files;
+        of a generator whose header was read by that, since the trial may have been made with another context."""
+        variant = self.to_load
+        if self.budget_bytes:
+            return Claim(f"{variant.digest} shrunk", variant.runtime, self.budget_bytes)
+        settings = settings_text(variant, self.model.variant)
+        tried = variant.measured.peak_bytes if variant.measured and variant.sizing is None and not settings else 0
+        stated_bytes = tried or variant.peak_bytes or 2 * variant.size_bytes
+        return Claim(f"{variant.digest} {settings}".rstrip(), variant.runtime, stated_bytes)
+
+    @property
+    def to_load(self) -> Variant:
+        """The current variant with this device's options."""
         variant = self.model.variant
-        tried = variant.measured.peak_bytes if variant.measured is not None else 0
-        return Claim(variant.digest, variant.runtime, tried or variant.peak_bytes or 2 * variant.size_bytes)
+        return self.sized if self.sized is not None and self.sized.digest == variant.digest else variant
 
     def died(self, now_s: float, quarantine_deaths: int) -> bool:
         """Note a death; True when the model is to be left alone: `quarantine_deaths` in fifteen minutes (0: never)."""

@@ -34,7 +34,10 @@ NO_READING = unavailable("bytes", "NvMapMemUsed", 0.0, "this kernel does not tel
 
 
 class SensedHost:
-    """The machine as last sampled. Implements `ports.Host`."""
+    """The machine as last sampled. Implements `ports.Host`.
+
+    `decode_threads`: the operator's, of generators that read no prompt (0: as the package says).
+    """
 
     def __init__(self, context: Context, sensors: Sensors, budget: Budget = NO_BUDGET) -> None:
         self._context = context
@@ -42,6 +45,7 @@ class SensedHost:
         self._budget = budget
         self.readings: Mapping[str, Reading] = {}
         self.last_memory: Memory | None = None
+        self.decode_threads = 0
 
     def sample(self) -> None:
         """One round over all sensors."""
@@ -91,7 +95,10 @@ class SensedHost:
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now."""
         grant = self._context.grant
-        return {"max_rows": grant.max_rows, "threads": grant.threads, "busy_percent": round(100 * grant.busy_share)}
+        limits = {"max_rows": grant.max_rows, "threads": grant.threads, "busy_percent": round(100 * grant.busy_share)}
+        if self.decode_threads:
+            limits["decode_threads"] = min(self.decode_threads, grant.threads)
+        return limits
 
 
 class Watch:

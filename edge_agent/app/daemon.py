@@ -27,10 +27,12 @@ from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
 from edge_agent.agent.report import Identity, Reporter
 from edge_agent.agent.respond import Responder
+from edge_agent.agent.sizing import Sizer
 from edge_agent.agent.watch import Budget, SensedHost, Watch
 from edge_agent.app import wiring
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
+from edge_agent.bundle.ggufheader import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.model import Settings
 from edge_agent.core.energy import EnergyMeter
@@ -146,6 +148,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     context.energy = EnergyMeter(wiring.utilisation(sensors.board))
     library = Library(wiring.store_dir(settings))
     host = SensedHost(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
+    host.decode_threads = settings.worker.decode_threads or 0
     responder = Responder(context, host.reading)
     options = wiring.spawn_options(settings)
     fleet = Fleet(
@@ -155,7 +158,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         host,
         reporter.event,
         FigureFile(settings.store.state_dir),
-        settings.models.shrink_context,
+        Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path)),
     )
     fleet.accuracy_loss_limit = settings.models.accuracy_loss_limit
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)

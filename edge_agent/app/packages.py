@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.generator import RUNTIME
+from edge_agent.bundle.ggufheader import header_at
 from edge_agent.bundle.probes import Measured
+from edge_agent.bundle.sizing import sized
 from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
@@ -29,17 +32,34 @@ from edge_agent.worker import probe as workers
 
 
 class WorkerProber:
-    """Runs a model that is not active yet in a worker of its own. Implements `store.setup.Prober`."""
+    """Runs a model that is not active yet in a worker of its own, as the daemon will. Implements `store.setup.Prober`.
 
-    def __init__(self, settings: Settings, sensors: SensorSuite) -> None:
+    `ram_bytes`: what one model may take in all; None: not known.
+    """
+
+    def __init__(self, settings: Settings, sensors: SensorSuite, ram_bytes: int | None = None) -> None:
         self._options = wiring.spawn_options(settings)
-        self._limits = {"max_rows": settings.worker.max_rows, "threads": wiring.threads(settings)}
+        self._limits = {
+            "max_rows": settings.worker.max_rows,
+            "threads": wiring.threads(settings),
+            "decode_threads": settings.worker.decode_threads or 0,
+        }
+        self._wanted = wiring.generators(settings)
+        self._ram_bytes = ram_bytes
         self._sensors = sensors
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
         """See `store.setup.Prober`."""
         questions = [(request.adapter, request.texts) for request in requests]
-        run = workers.trial_run(self._options, model, questions, self._limits, self._sensors.sample_power)
+        header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
+        variant = sized(model.variant, model.task, header, self._wanted, self._ram_bytes)
+        memory = None
+        generator = model.task.kind == "generate" and variant.runtime == RUNTIME
+        if variant.sizing is None and generator and self._wanted.shrink and self._ram_bytes:
+            memory = {"memory_bytes": self._ram_bytes, "shrink": True}
+        run = workers.trial_run(
+            self._options, replace(model, variant=variant), questions, self._limits, self._sensors.sample_power, memory
+        )
         measured = tuple(Measured(outputs.features, outputs.logits) for outputs in run.outputs)
         energy, board = run.energy, self._sensors.board
         usual = wiring.utilisation(board)
@@ -71,7 +91,7 @@ def open_library(settings: Settings, again: bool = False) -> Library:
     ram_bytes = memory.ceiling_bytes if total_bytes else None
     features = read_cpu_features(settings.sensors.sysroot) or None
     setup = Setup(
-        prober=WorkerProber(settings, suite),
+        prober=WorkerProber(settings, suite, ram_bytes),
         hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
         trust=trust(settings),
         allow_unsigned=settings.store.allow_unsigned,

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge_agent.bundle.generator import Wanted
 from edge_agent.config import secrets
 from edge_agent.config.load import device_id
 from edge_agent.config.model import Settings
@@ -86,7 +87,13 @@ def utilisation(board: Board) -> Utilisation | None:
 def wishes(settings: Settings) -> Wishes:
     """Which variant the operator wants."""
     models = settings.models
-    return Wishes(policy=models.policy, prefer=models.prefer, accuracy_loss_limit=models.accuracy_loss_limit)
+    return Wishes(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))
+
+
+def generators(settings: Settings) -> Wanted:
+    """What the operator wants of generators."""
+    models = settings.models
+    return Wanted(models.context, models.sequences, models.kv_type, models.shrink_context)
 
 
 def hardware(

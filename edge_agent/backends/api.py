@@ -59,10 +59,12 @@ class Job(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the governor grants a step. `max_rows` bounds a micro-batch or the active sequences."""
+    """What the governor grants a step. `max_rows` bounds a micro-batch or the active sequences. `decode_threads` (0: as
+    the session's options say) are a generator's while it reads no prompt, and never more than `threads`."""
 
     max_rows: int
     threads: int
+    decode_threads: int = 0
 
 
 class Done(NamedTuple):
@@ -155,6 +157,8 @@ class Session(abc.ABC):
 
     sequences = 0
     """Jobs that may be inside at once, each advancing by itself; 0: jobs are answered a batch at a time."""
+    context = 0
+    """Tokens that each of them may hold; 0: not for this kind of session."""
 
     def vocabulary(self) -> Optional[Vocabulary]:
         """The model's own tokenizer, or None where its package brings one."""

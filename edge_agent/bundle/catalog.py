@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_agent.bundle.generator import Demand, GgufHeader
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
@@ -36,13 +38,28 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Sizing:
+    """How a generator is to be loaded, by its file's header. `full` is what it would be without `shrink_context`."""
+
+    header: GgufHeader
+    demand: Demand
+    full: Demand
+
+    @property
+    def shrunk(self) -> bool:
+        """Whether it gets less than was asked for."""
+        return self.demand != self.full
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One way to run a model: a runtime, a number format, its files and what the host measured.
 
     `digest` is the manifest's. `files` maps a role ('model', 'tokenizer') to an absolute path; it is empty for a
     variant that the package offered and the device did not keep. `accuracy` is a fraction on the recipe's test set.
     `features` are CPU or GPU features that it needs, `hardware` the boards that it is for (empty: any). `metrics` are
-    the host's figures, `measured` this device's (None: it was not tried here).
+    the host's figures, `measured` this device's (None: it was not tried here). `sizing` is there for a generator whose
+    header was looked at (`bundle.sizing`).
     """
 
     digest: str
@@ -57,6 +74,7 @@ class Variant:
     hardware: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured: Measured | None = None
+    sizing: Sizing | None = None
 
     @property
     def name(self) -> str:

@@ -106,9 +106,12 @@ class GgufTable:
         return found if isinstance(found, (int, float)) else None
 
 
-def read_table(file: BinaryIO, name: str) -> GgufTable:
-    """Keys and tensors of an open file. Raises PackageError that names `name` for one that is cut or damaged."""
-    size = os.fstat(file.fileno()).st_size
+def read_table(file: BinaryIO, name: str, size_bytes: int | None = None) -> GgufTable:
+    """Keys and tensors of an open file of `size_bytes` (None: as the file system says).
+
+    Raises PackageError that names `name` for one that is cut or damaged.
+    """
+    size = os.fstat(file.fileno()).st_size if size_bytes is None else size_bytes
     file.seek(0)
     cursor = _Cursor(file, size, name)
     if size < 16 or cursor.take(4) != MAGIC:

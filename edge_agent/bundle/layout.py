@@ -7,13 +7,14 @@ known before a byte is read; every read is bounded by them.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
@@ -74,6 +75,12 @@ class Package:
                 done += len(chunk)
                 yield chunk
 
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read and seek in, for its head; it ends where `sizes` says."""
+        with self._source.open(name) as (descriptor, offset):
+            yield io.BufferedReader(_Window(descriptor, offset, self.sizes[name]), limits.KIB * 64)
+
     def blobs(self) -> Mapping[str, int]:
         """Digest -> size of every blob that travels in the package."""
         return {f"sha256:{name[len(BLOBS) :]}": size for name, size in self.sizes.items() if name.startswith(BLOBS)}
@@ -91,6 +98,36 @@ def open_package(path: Path) -> Package:
     except OSError as error:
         raise PackageError(f"it cannot be opened: {error.strerror}", str(path)) from error
     raise PackageError("it is neither a file nor a folder", str(path))
+
+
+class _Window(io.RawIOBase):
+    """A part of an open file as a file of its own; the descriptor is its owner's to close."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        super().__init__()
+        self._descriptor, self._offset, self._size, self._at = descriptor, offset, size, 0
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `io.RawIOBase`."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        data = os.pread(self._descriptor, wanted, self._offset + self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 class _Tar:

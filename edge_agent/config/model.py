@@ -144,6 +144,19 @@ class Models:
     """The loss of accuracy, as a fraction, that 'balanced' and 'fastest' accept against the package's best variant. One
     point: INT8 usually costs less than that, and a variant that costs more is broken rather than fast."""
 
+    context: Annotated[int | None, Between(256, limits.CONTEXT_TOKENS), Example(2048)] = None
+    """Tokens that one sequence of a generator holds, prompt and answer together; the cache grows with it. Cut to what a
+    model was trained for. Unset: as each package says."""
+
+    sequences: Annotated[int | None, Between(1, 64), Example(2)] = None
+    """Requests that a generator works on at once, each with a context of its own in the cache. Unset: as each package
+    says."""
+
+    kv_type: Annotated[Literal["f16", "q8_0"] | None, Example("q8_0")] = None
+    """Number format of a generator's cache. 'q8_0' takes 53 % of the memory of 'f16', for models whose heads have a
+    multiple of 32 values; the golden probes say at the install whether the model bears it. Unset: as each package
+    says."""
+
     shrink_context: bool = False
     """Give a generator a shorter context than its package recommends, or fewer sequences, where memory is too small for
     it. Off: it is refused with the arithmetic, since a context that shrinks in silence cuts conversations short."""
@@ -162,6 +175,10 @@ class Worker:
 
     threads: Annotated[int | None, Between(1, 256), Example(4)] = None
     """Compute threads of a worker. Unset: one per core of the board."""
+
+    decode_threads: Annotated[int | None, Between(1, 256), Example(3)] = None
+    """Threads of a generator while it reads no prompt. Decoding waits for memory, which three cores of a small board
+    use up; more only make heat. Never more than the governor grants. Unset: as each package says, else all."""
 
     max_rows: Annotated[int, Between(1, limits.BATCH_ROWS)] = 16
     """The most texts in one step. All texts of a step wait for its end, and a small CPU is kept busy by few."""

@@ -14,7 +14,8 @@ from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, Str
 from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Topics
 
-REASON_CHARS = 240
+REASON_CHARS, REASON_PROPERTY_CHARS = 600, 240
+"""Of a reason in the body, which has room for the arithmetic of memory, and in the user property, which has not."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -30,7 +31,7 @@ def reply(
         payload = _encoder.encode(body)
     user = {"status": str(body.status)}
     if isinstance(body.reason, str):
-        user["reason"] = _one_line(body.reason[:REASON_CHARS])
+        user["reason"] = _one_line(body.reason[:REASON_PROPERTY_CHARS])
     return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
 
 

@@ -282,7 +282,8 @@ class VariantEntry(Struct, frozen=True, kw_only=True):
 
 
 class ModelEntry(Struct, frozen=True, kw_only=True):
-    """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident."""
+    """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident, a
+    resident generator has `sequences` of so many tokens of `context`."""
 
     name: str
     version: int
@@ -295,6 +296,8 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     adapters: list[AdapterEntry]
     footprint_bytes: int | None = None
     reason: str | None = None
+    context: int | None = None
+    sequences: int | None = None
 
 
 class Models(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -14,8 +14,10 @@ from edge_agent.base.units import bytes_text
 from edge_agent.bundle import statement
 from edge_agent.bundle.adapterfile import check_adapter
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.contents import Contents
-from edge_agent.bundle.layout import Package, open_package
+from edge_agent.bundle.contents import Contents, VariantItem
+from edge_agent.bundle.generator import RUNTIME, GgufHeader
+from edge_agent.bundle.ggufheader import header_of
+from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
 from edge_agent.store.blobs import Blobs
@@ -56,6 +58,7 @@ class Installer:
         self._blobs = blobs
         self._setup = setup
         self._progress = progress
+        self._headers: dict[str, GgufHeader | None] = {}
 
     def run(self, path: Path) -> InstallReport:
         """Install a package. Raises PackageError or StoreError; then nothing has changed."""
@@ -104,12 +107,27 @@ class Installer:
 
     def _plan(self, package: Package, contents: Contents, verified: Verified, record: Record) -> Plan:
         """With all variants that can run here, to try them; with the first choice alone where the disk is too small."""
-        steps = plan(contents, self._context(verified, record, self._setup.measure))
+        context = self._context(package, verified, record)
+        steps = plan(contents, context)
         if self._setup.measure and self._lacking(package, steps) > 0:
-            return plan(contents, self._context(verified, record, False))
+            return plan(contents, replace(context, measure=False))
         return steps
 
-    def _context(self, verified: Verified, record: Record, measure: bool) -> Context:
+    def _header(self, package: Package, item: VariantItem) -> GgufHeader | None:
+        """The head of a generator's weights, read before anything is staged; a damaged file is refused later, by its
+        digest."""
+        digest = item.weight.digest
+        if item.info.runtime != RUNTIME or blob_name(digest) not in package:
+            return None
+        if digest not in self._headers:
+            try:
+                with package.file(blob_name(digest)) as file:
+                    self._headers[digest] = header_of(file, digest, item.weight.size)
+            except PackageError:
+                self._headers[digest] = None
+        return self._headers[digest]
+
+    def _context(self, package: Package, verified: Verified, record: Record) -> Context:
         setup = self._setup
         return Context(
             release=verified.release,
@@ -119,9 +137,10 @@ class Installer:
             hardware=setup.hardware,
             wishes=setup.wishes,
             keep_all=setup.keep_all,
-            measure=measure,
+            measure=setup.measure,
             signed=verified.warning is None,
             at_s=setup.clock.wall_s(),
+            header=lambda item: self._header(package, item),
         )
 
     def _check_trials(self, package: str) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import Variant
-from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item
+from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item, VariantItem
+from edge_agent.bundle.generator import GgufHeader
 from edge_agent.bundle.manifest import ModelDoc
+from edge_agent.bundle.sizing import sized
 from edge_agent.bundle.statement import Release
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.journal import AdapterRecord, ModelRecord, Record, Ref, Slot
@@ -47,7 +49,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is planned against: release, record, store, and the board."""
+    """What is planned against: release, record, store, and the board.
+
+    `header` reads the head of a generator's weights out of the package; None where it has none.
+    """
 
     release: Release
     record: Record
@@ -59,6 +64,7 @@ class Context:
     measure: bool
     signed: bool
     at_s: float
+    header: Callable[[VariantItem], GgufHeader | None] = lambda _item: None
 
 
 def plan(contents: Contents, context: Context) -> Plan:
@@ -88,7 +94,7 @@ def base_missing(adapters: Sequence[AdapterItem], record: Record, context: Conte
 
 
 def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Change:
-    variants = tuple(variant(item, context.blobs) for item in contents.variants)
+    variants = tuple(_variant(item, model, context) for item in contents.variants)
     choice = choose(variants, context.hardware, context.wishes)
     existing = context.record.models.get(model.name)
     new = tuple(_adapter_record(item, context.release) for item in contents.adapters)
@@ -108,6 +114,11 @@ def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Chan
     )
     candidates = choice.possible if context.measure or context.keep_all else (choice.variant,)
     return Change(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left, candidates)
+
+
+def _variant(item: VariantItem, model: ModelDoc, context: Context) -> Variant:
+    found, wishes = variant(item, context.blobs), context.wishes.generators
+    return sized(found, model.task.spec(), context.header(item), wishes, context.hardware.ram_bytes)
 
 
 def _carried(

@@ -7,11 +7,13 @@ operator's preference decides, then the policy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text, energy_text
 from edge_agent.bundle.catalog import Measured, Variant
+from edge_agent.bundle.generator import Wanted
+from edge_agent.bundle.sizing import explained
 from edge_agent.bundle.statement import matches_hardware
 
 # Without a measurement: bytes per weight decide how fast an encoder is on a CPU or an embedded GPU, since reading the
@@ -53,16 +55,19 @@ class Wishes:
     """The operator's settings: `prefer` lists number formats or 'runtime/dtype' names ahead of the policy.
 
     `policy` is 'balanced', 'fastest' (both bounded by `accuracy_loss_limit`, a fraction), 'smallest' or 'most-
-    accurate'.
+    accurate'. `generators`: what is wanted of their context and cache.
     """
 
     policy: str = "balanced"
     prefer: tuple[str, ...] = ()
     accuracy_loss_limit: float = 0.01
+    generators: Wanted = field(default_factory=Wanted)
 
     def text(self) -> str:
         """The wishes as one text, to tell whether a choice was made by others."""
-        return f"{self.policy} {','.join(self.prefer)} {self.accuracy_loss_limit:g}"
+        generators = self.generators.text()
+        more = f" {generators}" if generators else ""
+        return f"{self.policy} {','.join(self.prefer)} {self.accuracy_loss_limit:g}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,15 @@ def _cannot_run(variant: Variant, hardware: Hardware) -> str | None:
     if missing:
         return f"it needs the processor feature {', '.join(missing)}"
     if hardware.ram_bytes is not None and _bytes(variant) > hardware.ram_bytes:
-        return f"it needs {bytes_text(_bytes(variant))} of memory, {bytes_text(hardware.ram_bytes)} may be used"
+        return _too_large(variant, hardware.ram_bytes)
     return None
+
+
+def _too_large(variant: Variant, ram_bytes: int) -> str:
+    """The two totals, and for a generator where they come from and what would fit."""
+    text = f"it needs {bytes_text(_bytes(variant))} of memory, {bytes_text(ram_bytes)} may be used"
+    arithmetic = explained(variant, ram_bytes)
+    return f"{text}: {arithmetic}" if arithmetic else text
 
 
 def _too_inaccurate(variant: Variant, best: float | None, wishes: Wishes) -> str | None:
@@ -165,7 +177,9 @@ def _why(chosen: Variant, count: int, wishes: Wishes) -> str:
     reason = "as preferred" if {chosen.dtype, chosen.name} & set(wishes.prefer) else f"by policy {wishes.policy!r}"
     accuracy = "" if chosen.accuracy is None else f", accuracy {chosen.accuracy:.3f}"
     time = "" if chosen.measured is None else f"{_a_text(chosen.measured)}, "
-    return f"{chosen.name} of {count} {reason}: {time}{bytes_text(_bytes(chosen))} of memory{accuracy}"
+    sizing = chosen.sizing
+    shrunk = f", shrunk to {sizing.demand.text()}" if sizing is not None and sizing.shrunk else ""
+    return f"{chosen.name} of {count} {reason}: {time}{bytes_text(_bytes(chosen))} of memory{accuracy}{shrunk}"
 
 
 def _a_text(measured: Measured) -> str:

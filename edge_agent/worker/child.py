@@ -137,7 +137,8 @@ class Child:
         self._tokenizer_path = message["files"].get("tokenizer")
         self._tasks[None] = self._build_task(message["task"])
         answer = _describe(backend)
-        answer.update(self._footprint(message), load_ms=_ms(started_s), sequences=session.sequences)
+        answer.update(self._footprint(message), load_ms=_ms(started_s))
+        answer.update(sequences=session.sequences, context=session.context)
         if answer["streams"]:
             self._inbox = Listener(self._channel, session.interrupt)
         return answer
@@ -337,7 +338,7 @@ class Child:
 
 
 def _limits(fields: Mapping[str, Any]) -> Limits:
-    return Limits(max_rows=int(fields["max_rows"]), threads=int(fields["threads"]))
+    return Limits(int(fields["max_rows"]), int(fields["threads"]), int(fields.get("decode_threads", 0)))
 
 
 def _figures(outputs: Mapping[str, Any]) -> Dict[str, float]:

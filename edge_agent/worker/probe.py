@@ -68,16 +68,18 @@ def trial_run(
     questions: Sequence[tuple[str | None, Sequence[str]]],
     limits: Mapping[str, int],
     power: Power,
+    memory: Mapping[str, int | bool] | None = None,
 ) -> TrialRun:
-    """Load a model in a fresh worker and run (adapter, texts) questions. Raises BackendError, WorkerError.
+    """Load a model in a fresh worker and run (adapter, texts) questions; `memory` as in `WorkerProcess.load`.
 
-    `power` reads the whole board's power.
+    `power` reads the whole board's power. Raises BackendError, WorkerError.
     """
 
     async def run() -> TrialRun:
         worker = await _spawn(options)
         try:
-            return await _run(worker, model, questions, limits, power)
+            loaded = await worker.load(model.variant, model.task, limits, memory)
+            return await _run(worker, model, questions, power, loaded["load_ms"] / 1000.0)
         finally:
             await worker.close()
 
@@ -88,10 +90,9 @@ async def _run(
     worker: WorkerProcess,
     model: InstalledModel,
     questions: Sequence[tuple[str | None, Sequence[str]]],
-    limits: Mapping[str, int],
     power: Power,
+    load_s: float,
 ) -> TrialRun:
-    loaded = await worker.load(model.variant, model.task, limits)
     for wanted in dict.fromkeys(name for name, _ in questions if name is not None):
         adapter = model.adapter(wanted)
         if adapter is None:
@@ -107,7 +108,7 @@ async def _run(
     held = await worker.call("footprint")
     # What the process holds is what the device must find; where the kernel does not tell, what the runtime says.
     peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or sum(held["footprint"].values()))
-    return TrialRun(tuple(outputs), loaded["load_ms"] / 1000.0, peak_bytes, latency_ms, len(text.encode()), energy)
+    return TrialRun(tuple(outputs), load_s, peak_bytes, latency_ms, len(text.encode()), energy)
 
 
 async def _latency_ms(worker: WorkerProcess, text: str) -> float:

@@ -238,6 +238,7 @@ class FakeWorker:
         self.inside: dict[str, Mapping[str, Any]] = {}
         self.attached: list[str] = []
         self.limits: Mapping[str, int] = {}
+        self.variant: Variant | None = None
         self.alive = True
         self.closed = False
         self.largest_batch = 0
@@ -253,6 +254,7 @@ class FakeWorker:
         """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
         self.heard.append(("load", variant.digest if memory is None else (variant.digest, dict(memory))))
         self.held_bytes = variant.size_bytes
+        self.variant = variant
         self.limits = dict(limits)
         if self.plan.load_s:
             await self._alive_for(self.plan.load_s)
@@ -265,7 +267,9 @@ class FakeWorker:
             raise fault
         footprint = {"weights_bytes": variant.size_bytes, "adapters_bytes": 0, "cache_bytes": 0, "arena_bytes": 0}
         answer = {"mixed_adapters": self.plan.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid}
-        return {**answer, "sequences": self.plan.sequences}
+        options = variant.options
+        sequences, context = options.get("sequences", self.plan.sequences), options.get("context", self.plan.context)
+        return {**answer, "sequences": sequences, "context": context}
 
     async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
         """See `ports.Worker`; raises what `plan.refuses` names for this adapter."""
@@ -386,6 +390,7 @@ class Plan:
     close_s: float = 0.0
     mixed: bool = True
     sequences: int = 0
+    context: int = 0
     cancels: bool = True
     frame_bytes: int = 1 << 40
     refuses: dict[str, EdgeError] = field(default_factory=dict)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from edge_agent.backends.api import Backend, Capabilities, Session, Unavailable, checked_options
-from edge_agent.backends.gguf import CONTEXT_STEP, KV_BLOCK, KV_BYTES, GgufHeader, padded, predict, read_header
+from edge_agent.backends.gguf import KV_BLOCK, KV_BYTES, GgufHeader, padded, read_header
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.base.units import bytes_text
+from edge_agent.bundle.generator import BATCH, KV_TYPE, SEQUENCES, Demand, advice, arithmetic, fitted, need
 
 NAME = "llamacpp"
 # max_tokens, context: tokens of one sequence (context 0: as the package's task says). sequences: how many are decoded
@@ -23,9 +24,9 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "base_id": "",
     "threads": 0,
     "context": 0,
-    "sequences": 4,
-    "kv_type": "f16",
-    "batch": 256,
+    "sequences": SEQUENCES,
+    "kv_type": KV_TYPE,
+    "batch": BATCH,
     "prompt_chunk": 64,
     "turn_steps": 4,
     "decode_threads": 0,
@@ -44,7 +45,6 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "threads": (0, 256),
     "decode_threads": (0, 256),
 }
-SMALLEST_CONTEXT = 2 * CONTEXT_STEP
 
 
 class LlamaBackend(Backend):
@@ -126,25 +126,11 @@ def fitting(header: GgufHeader, options: Mapping[str, Any], where: str) -> tuple
         raise BackendError(
             f"a context of {context} tokens is asked for, the model was trained for {header.context_length}", where
         )
-    allowed = options["memory_bytes"]
-    while allowed and sum(predict(header, context, sequences, kv_type, options["batch"])) > allowed:
-        smaller = padded(context // 2)
-        if not options["shrink"] or (smaller < SMALLEST_CONTEXT and sequences == 1):
-            raise BackendError(_arithmetic(header, context, sequences, options), where, _REMEDY)
-        if smaller >= SMALLEST_CONTEXT and smaller < context:
-            context = smaller
-        else:
-            sequences -= 1
-    return context, sequences
-
-
-_REMEDY = "choose a smaller context, fewer sequences or kv_type q8_0; or let it shrink (models.shrink_context)"
-
-
-def _arithmetic(header: GgufHeader, context: int, sequences: int, options: Mapping[str, Any]) -> str:
-    need = predict(header, context, sequences, options["kv_type"], options["batch"])
-    return (
-        f"a context of {context} tokens for {sequences} sequences does not fit: weights "
-        f"{bytes_text(need.weights_bytes)} + cache {bytes_text(need.cache_bytes)} ({options['kv_type']}) + work "
-        f"{bytes_text(need.arena_bytes)} = {bytes_text(sum(need))}, {bytes_text(options['memory_bytes'])} are allowed"
-    )
+    demand, allowed = Demand(context, sequences, kv_type, options["batch"]), options["memory_bytes"]
+    if not allowed or sum(need(header, demand)) <= allowed:
+        return context, sequences
+    smaller = fitted(header, demand, allowed) if options["shrink"] else None
+    if smaller is None:
+        text = f"it does not fit into {bytes_text(allowed)}: {arithmetic(header, demand)}"
+        raise BackendError(text, where, advice(header, demand, allowed))
+    return smaller.context, smaller.sequences

@@ -61,7 +61,7 @@ class LlamaSession(Session):
         self._model = model
         self._header = header
         self._settings = settings
-        self.sequences = settings.sequences
+        self.sequences, self.context = settings.sequences, settings.context
         sizes = Sizes(settings.cells, settings.sequences, settings.batch, settings.kv_type)
         self._context: Context | None = Context(model, sizes)
         self._vocabulary = LlamaVocabulary(model, header, settings.context)
@@ -233,7 +233,7 @@ class LlamaSession(Session):
     def _use(self, adapter: str | None, limits: Limits, prompts: bool) -> None:
         """Adapter and threads of the next call: decoding waits for memory, so its threads may be fewer."""
         context = self._live()
-        decode = min(limits.threads, self._settings.decode_threads or limits.threads)
+        decode = min(limits.threads, limits.decode_threads or self._settings.decode_threads or limits.threads)
         # llama.cpp takes the second count for any call of more than one token, also one that only decodes.
         if context.use_threads(decode, limits.threads if prompts else decode):
             self._calls.forget()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
+from edge_agent.bundle.generator import Wanted
 from edge_agent.protocol.envelope import Outbound
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import PREFIX, Device
@@ -223,8 +224,8 @@ def test_a_new_version_waits_until_the_sequences_have_ended() -> None:
     run(scenario)
 
 
-def test_a_context_shrinks_only_where_the_operator_lets_it() -> None:
-    variant = a_variant("large", peak_mib=8 * 1024)
+def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None:
+    variant = a_variant("large", peak_mib=8 * 1024, runtime="llamacpp")
 
     async def refused(device: Device) -> None:
         await device.ask("1", {"prompt": "x"})
@@ -233,7 +234,7 @@ def test_a_context_shrinks_only_where_the_operator_lets_it() -> None:
         assert (reply["status"], "needs 8.0 GiB, this board can give" in reply["reason"]) == (503, True)
 
     async def shrunk(device: Device) -> None:
-        device.fleet._shrink_context = True
+        device.fleet.sizer.wanted = Wanted(shrink=True)
         device.sensors.set(ram_available=4.0 * 2**30)
         await device.ask("1", {"prompt": "x"})
         await later(0.1)
@@ -241,6 +242,11 @@ def test_a_context_shrinks_only_where_the_operator_lets_it() -> None:
         assert load[1]["shrink"] is True
         assert 0 < load[1]["memory_bytes"] < 4 * 2**30
         assert "context-shrunk" in device.kinds()
+        await device.fleet.unload(device.seat())
+        await device.ask("2", {"prompt": "x"})
+        await later(0.1)
+        (again,) = [what for operation, what in device.spawner.last.heard if operation == "load"]
+        assert again == load, "what it held when it was shrunk is no reason to load it in full"
 
     model = replace(generator(), variant=variant, variants=(variant,))
     for scenario in (refused, shrunk):

@@ -51,7 +51,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("edge_forge.generate.measure", "edge_forge.generate.tokens", "edge_agent.backends.llamacpp.backend"),
         (*_LLAMA, "tokenizers"),
     ),
-    "gguf-memory": (("edge_forge.generate.measure", "edge_agent.backends.gguf"), ()),
+    "gguf-memory": (("edge_forge.generate.measure", "edge_agent.backends.gguf", "edge_agent.bundle.generator"), ()),
     "gguf-probes": (
         ("edge_forge.generate.measure", "edge_forge.probes", "edge_agent.backends.llamacpp.backend"),
         _LLAMA,

@@ -37,8 +37,9 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(header: GgufHeader) ->
     with pytest.raises(BackendError) as refused:
         fitting(header, options(memory_bytes=need(header, 4096, 4) - 1), "m")
     text = str(refused.value)
-    assert "a context of 4096 tokens for 4 sequences does not fit: weights 640 B + cache 256.0 MiB (f16) + work" in text
-    assert "are allowed" in text
+    assert "a context of 4096 tokens for 4 sequences takes weights 640 B + cache 256.0 MiB (2 x 4096 x 4096" in text
+    assert "x 4 x 2 bytes, f16) + work" in text
+    assert "a context of 3840 tokens for 4 sequences would fit (models.context = 3840)" in text
 
 
 def test_with_leave_it_shrinks_to_what_fits_and_no_further(header: GgufHeader) -> None:

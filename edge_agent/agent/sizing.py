@@ -1,0 +1,82 @@
+"""How large a generator's context is on this device: the operator's settings, and what memory leaves of them.
+
+What was held with one context says nothing of another one: the byte ledger knows each by its settings, so that a model
+that was shrunk once is not taken for one that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from edge_agent.agent.seat import Seat
+from edge_agent.bundle.catalog import Variant
+from edge_agent.bundle.generator import RUNTIME, GgufHeader, Wanted
+from edge_agent.bundle.sizing import explained, sized
+from edge_agent.core.footprints import ByteLedger
+from edge_agent.core.residency import Memory
+
+ReadHeader = Callable[[str], Awaitable[GgufHeader | None]]
+HEADERS_KEPT = 16
+
+
+async def no_header(_path: str) -> GgufHeader | None:
+    """For who has no files."""
+    return None
+
+
+class Sizer:
+    """Decides with what a generator is loaded. `read` reads the head of a file without holding up the loop."""
+
+    def __init__(self, wanted: Wanted | None = None, read: ReadHeader = no_header) -> None:
+        self.wanted = wanted or Wanted()
+        self._read = read
+        self._headers: dict[str, GgufHeader | None] = {}
+
+    async def look(self, seat: Seat) -> None:
+        """Read the head of the seat's file, once for each variant; what is no generator has none."""
+        variant = seat.model.variant
+        if not _shrinks(seat) or variant.digest in self._headers:
+            return
+        self._headers[variant.digest] = await self._read(variant.files.get("model", ""))
+        while len(self._headers) > HEADERS_KEPT:
+            del self._headers[next(iter(self._headers))]
+
+    def decide(self, seat: Seat, ledger: ByteLedger, memory: Memory) -> int:
+        """Set what the seat's model is to be loaded with, and return the bytes that it needs then."""
+        seat.budget_bytes = 0
+        seat.sized = full = self._sized(seat, replace(self.wanted, shrink=False), None)
+        needed_bytes, ceiling_bytes = ledger.predict(seat.claim), memory.ceiling_bytes
+        if needed_bytes <= ceiling_bytes or not self.wanted.shrink or not _shrinks(seat):
+            return needed_bytes
+        if full.sizing is None:
+            seat.budget_bytes = ceiling_bytes
+            return ceiling_bytes
+        predicted_bytes = needed_bytes
+        while seat.sized.sizing is not None:
+            # The ledger knows better than the formula by how much that is off.
+            allowed_bytes = seat.sized.peak_bytes * ceiling_bytes / predicted_bytes
+            seat.sized = self._sized(seat, self.wanted, allowed_bytes)
+            if seat.sized.sizing is None or not seat.sized.sizing.shrunk:
+                break
+            predicted_bytes = ledger.predict(seat.claim)
+            if predicted_bytes <= ceiling_bytes:
+                return predicted_bytes
+        seat.sized = full
+        return needed_bytes
+
+    def explained(self, seat: Seat, needed_bytes: int, memory: Memory) -> str:
+        """Where a generator's bytes go and what would fit, as the end of a sentence; empty where that is not known."""
+        if seat.sized is None or not needed_bytes:
+            return ""
+        text = explained(seat.sized, seat.sized.peak_bytes * memory.ceiling_bytes / needed_bytes)
+        return f": {text}" if text else ""
+
+    def _sized(self, seat: Seat, wanted: Wanted, allowed_bytes: float | None) -> Variant:
+        header = self._headers.get(seat.model.variant.digest)
+        return sized(seat.model.variant, seat.model.task, header, wanted, allowed_bytes)
+
+
+def _shrinks(seat: Seat) -> bool:
+    """Whether the seat's model has a context that can be made smaller."""
+    return seat.generates and seat.model.variant.runtime == RUNTIME

@@ -1,0 +1,170 @@
+"""What a generator takes of memory: the arithmetic that package, install, load and worker share. Pure.
+
+weights + cache (2 x layers x kv heads x head size x context x sequences x bytes) + work. What does not fit can be
+asked what would (`fitted`, `advice`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from edge_agent.base.limits import MIB
+from edge_agent.base.units import bytes_text
+
+RUNTIME = "llamacpp"
+KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32}
+"""Bytes per cached value; q8_0 keeps 32 values and one scale in 34 bytes."""
+KV_BLOCK: Final = {"f16": 1, "q8_0": 32}
+CONTEXT_STEP = 256
+"""llama.cpp pads the context of every sequence to this many cells."""
+SMALLEST_CONTEXT = 2 * CONTEXT_STEP
+"""Nothing is shrunk below it: a shorter context holds no conversation."""
+PROCESS_BYTES = 60 * MIB
+"""A worker's interpreter, numpy and llama.cpp's libraries before any model (PSS)."""
+SEQUENCES, KV_TYPE, BATCH = 4, "f16", 256
+"""What holds where neither the operator nor the package says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """A model (or, with `adapter_type`, an adapter) as its file describes it; counts, and bytes for tensors.
+
+    `kv_width` is the sum over the layers of kv heads times head size: what one cell of the cache holds of K, and again
+    of V. `file_type` is llama.cpp's number of the predominant format, `context_length` what the model was trained on.
+    """
+
+    arch: str
+    blocks: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_width: int
+    embedding: int
+    feed_forward: int
+    vocab: int
+    context_length: int
+    tensor_bytes: int
+    file_type: int | None
+    tokenizer: str | None
+    chat_template: str | None
+    adapter_type: str | None
+    adapter_alpha: float | None
+    base_id: str | None
+
+
+class Need(NamedTuple):
+    """Bytes by what they are for; `arena_bytes` is the work: graph, logits, process."""
+
+    weights_bytes: int
+    cache_bytes: int
+    arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the operator wants of generators; None: as the package says. `shrink`: a shorter context, or fewer
+    sequences, rather than none."""
+
+    context: int | None = None
+    sequences: int | None = None
+    kv_type: str | None = None
+    shrink: bool = False
+
+    def text(self) -> str:
+        """As one text, to tell whether a choice was made by others; empty where nothing is set."""
+        found = {"context": self.context, "sequences": self.sequences, "kv_type": self.kv_type}
+        words = [f"{name}={value}" for name, value in found.items() if value is not None]
+        return " ".join([*words, *(["shrink"] if self.shrink else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a generator is to be loaded with: tokens of one sequence, sequences, format of the cache, tokens a call."""
+
+    context: int
+    sequences: int = SEQUENCES
+    kv_type: str = KV_TYPE
+    batch: int = BATCH
+
+    def text(self) -> str:
+        """For sentences."""
+        return f"a context of {self.context} tokens for {self.sequences} sequence{'s' if self.sequences > 1 else ''}"
+
+
+def need(header: GgufHeader, demand: Demand) -> Need:
+    """Bytes that a worker will hold.
+
+    weights: all tensors, mapped from the file and touched by every step.
+    cache: 2 (K and V) x kv_width x cells x bytes per value, cells = sequences x context padded to 256
+    (facts/boards.md E, checked against llama.cpp's own log).
+    arena: llama.cpp's largest graph, that of a full prompt batch: what is alive at its widest point, per token of the
+    batch in float32 the residual stream twice with the widest of attention (4 x embedding) and feed-forward (2 x), and
+    the logits of its `sequences` outputs, kept once in the graph and once for us; plus the process itself.
+    """
+    cells = demand.sequences * padded(demand.context)
+    cache = int(2 * header.kv_width * cells * KV_BYTES[demand.kv_type])
+    widest = max(4 * header.embedding, 2 * header.feed_forward)
+    graph = 4 * min(demand.batch, cells) * (2 * header.embedding + widest)
+    logits = 2 * 4 * demand.sequences * header.vocab
+    return Need(header.tensor_bytes, cache, graph + logits + PROCESS_BYTES)
+
+
+def padded(context: int) -> int:
+    """The cells that llama.cpp takes for a sequence of this context."""
+    return -(-context // CONTEXT_STEP) * CONTEXT_STEP
+
+
+def fitted(header: GgufHeader, demand: Demand, allowed_bytes: float) -> Demand | None:
+    """The demand made smaller until it fits: context halved, then sequences given up. None: it never does."""
+    while sum(need(header, demand)) > allowed_bytes:
+        smaller = padded(demand.context // 2)
+        if SMALLEST_CONTEXT <= smaller < demand.context:
+            demand = replace(demand, context=smaller)
+        elif demand.sequences > 1:
+            demand = replace(demand, sequences=demand.sequences - 1)
+        else:
+            return None
+    return demand
+
+
+def arithmetic(header: GgufHeader, demand: Demand) -> str:
+    """What the demand takes, as a sum with its factors."""
+    found = need(header, demand)
+    even = header.blocks * header.kv_heads * header.head_dim == header.kv_width
+    width = f"{header.blocks} layers x {header.kv_heads} kv heads x {header.head_dim}" if even else f"{header.kv_width}"
+    return (
+        f"{demand.text()} takes weights {bytes_text(found.weights_bytes)} + cache {bytes_text(found.cache_bytes)} "
+        f"(2 x {width} x {padded(demand.context)} tokens x {demand.sequences} x {KV_BYTES[demand.kv_type]:g} bytes, "
+        f"{demand.kv_type}) + work {bytes_text(found.arena_bytes)} = {bytes_text(sum(found))}"
+    )
+
+
+def advice(header: GgufHeader, demand: Demand, allowed_bytes: float) -> str:
+    """What would fit into so many bytes, and the settings that choose it."""
+    for sequences in dict.fromkeys((demand.sequences, 1)):
+        for kv_type in dict.fromkeys(
+            (demand.kv_type, *(k for k, block in KV_BLOCK.items() if header.head_dim % block == 0))
+        ):
+            context = _longest(header, replace(demand, sequences=sequences, kv_type=kv_type), allowed_bytes)
+            if context is None:
+                continue
+            settings = [f"models.context = {context}"]
+            settings += [f"models.sequences = {sequences}"] if sequences != demand.sequences else []
+            settings += [f'models.kv_type = "{kv_type}"'] if kv_type != demand.kv_type else []
+            return f"{replace(demand, context=context, sequences=sequences).text()} would fit ({', '.join(settings)})"
+    return f"no context fits beside its weights: at least {SMALLEST_CONTEXT} tokens are needed"
+
+
+def _longest(header: GgufHeader, demand: Demand, allowed_bytes: float) -> int | None:
+    """The longest context up to the demand's that fits, in steps of the cache; None below the smallest."""
+    low, high = SMALLEST_CONTEXT // CONTEXT_STEP, demand.context // CONTEXT_STEP
+    if high < low or sum(need(header, replace(demand, context=low * CONTEXT_STEP))) > allowed_bytes:
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(need(header, replace(demand, context=middle * CONTEXT_STEP))) <= allowed_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low * CONTEXT_STEP

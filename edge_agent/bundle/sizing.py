@@ -1,0 +1,87 @@
+"""A generator's variant as this device loads it: the operator's settings over the package's, shrunk where he lets it.
+
+Pure. Without a header (a file that cannot be read, another runtime) the settings are passed on and the package's figure
+stays: then only the worker, which reads the file anyway, can say what fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge_agent.bundle.catalog import Sizing, TaskSpec, Variant
+from edge_agent.bundle.generator import (
+    BATCH,
+    KV_BYTES,
+    KV_TYPE,
+    RUNTIME,
+    SEQUENCES,
+    Demand,
+    GgufHeader,
+    Wanted,
+    advice,
+    arithmetic,
+    fitted,
+    need,
+)
+
+SETTINGS = ("context", "sequences", "kv_type")
+
+
+def sized(
+    variant: Variant,
+    task: TaskSpec,
+    header: GgufHeader | None,
+    wanted: Wanted,
+    allowed_bytes: float | None = None,
+) -> Variant:
+    """The variant with the options to load it with, and the bytes that it then needs.
+
+    Unchanged for everything that is no generator. `allowed_bytes`: what it may take (None: not known); what cannot be
+    made to fit stays as it was asked for.
+    """
+    if task.kind != "generate" or variant.runtime != RUNTIME:
+        return variant
+    found = {"context": wanted.context, "sequences": wanted.sequences, "kv_type": wanted.kv_type}
+    options = {**variant.options, **{name: value for name, value in found.items() if value is not None}}
+    if header is None or options.get("kv_type", KV_TYPE) not in KV_BYTES:
+        metric = f"peak_bytes.ctx{wanted.context or task.max_tokens}.kv_{options.get('kv_type', KV_TYPE)}"
+        known = None if wanted.sequences else variant.metrics.get(metric)
+        return replace(variant, options=options, peak_bytes=int(known or variant.peak_bytes))
+    full = _demand(options, task, header)
+    if wanted.context is not None:
+        options["context"] = full.context
+    demand = full
+    if wanted.shrink and allowed_bytes is not None:
+        demand = fitted(header, full, allowed_bytes) or full
+    if demand != full:
+        options.update(context=demand.context, sequences=demand.sequences)
+    peak_bytes = sum(need(header, demand))
+    return replace(variant, options=options, peak_bytes=peak_bytes, sizing=Sizing(header, demand, full))
+
+
+def explained(variant: Variant, allowed_bytes: float) -> str:
+    """Where the bytes of a generator go, and what would fit into the allowed ones; empty where that is not known."""
+    if variant.sizing is None:
+        return ""
+    header, full = variant.sizing.header, variant.sizing.full
+    return f"{arithmetic(header, full)}; {advice(header, full, allowed_bytes)}"
+
+
+def settings_text(variant: Variant, packaged: Variant) -> str:
+    """In what the options differ from the package's; empty where they do not."""
+    changed = [name for name in SETTINGS if variant.options.get(name) != packaged.options.get(name)]
+    return " ".join(f"{name}={variant.options.get(name)}" for name in changed)
+
+
+def _demand(options: dict[str, object], task: TaskSpec, header: GgufHeader) -> Demand:
+    """What the options ask for. A context beyond what the model was trained for is cut to that: the operator's
+    setting is one for all generators."""
+    context = _whole(options, "context", 0) or task.max_tokens
+    kv_type = str(options.get("kv_type", KV_TYPE))
+    sequences = _whole(options, "sequences", SEQUENCES)
+    return Demand(min(context, header.context_length), max(1, sequences), kv_type, _whole(options, "batch", BATCH))
+
+
+def _whole(options: dict[str, object], name: str, default: int) -> int:
+    found = options.get(name, default)
+    return found if isinstance(found, int) else default
