@@ -87,7 +87,7 @@ def test_the_report_says_what_merging_changes_and_how_far_figures_can_be_believe
         "| full | 1.200× | +0.0 | +67 % | +0 % | +0 % | +300 % |",
         "| B | LoRA trains in 40 % less time | -40 % |",
         "| toy full | learning_rate = 0.0001 |",
-        "on 2 threads of this host; medians of 8 rows (in the first line 20 tokens in, 30 out)",
+        "on 2 threads of this host, 8 rows (in the first line 20 tokens in, 30 out)",
         "is known to 6.0 % either way",
     ):
         assert line in text, line

@@ -103,9 +103,10 @@ def _timing(runs: Runs) -> str:
         return "Speed was not measured."
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
-        f"Speed: one request at a time by the code that the device runs, on {threads} of this host; medians of "
+        f"Speed: one request at a time by the code that the device runs, on {threads} of this host, "
         f"{found['prompts']} rows (in the first line {found['prompt_tokens']:g} tokens in, {found['answer_tokens']:g} "
-        "out). Files were timed one after the other."
+        "out): the median first token and the fastest answer's tokens/s. Files are timed one after the other, so "
+        "other work on the host shows."
     )
 
 
