@@ -40,6 +40,7 @@ class Seat:
     worker is ended for the sake of the host, which is no fault of its own. `sequences`: jobs that a generator works
     on at once, each ending by itself (0: a model that answers a batch at a time); `budget_bytes`: what its context
     has to shrink to (0: it need not). `orders`: orders that wait for it; a generator takes no new jobs meanwhile.
+    `limits`: what its worker was told last.
     """
 
     model: InstalledModel
@@ -62,6 +63,7 @@ class Seat:
     yielding: bool = False
     spared: bool = False
     orders: int = 0
+    limits: Mapping[str, int] = field(default_factory=dict)
     heard_s: float = 0.0
     loaded_digest: str | None = None
     capabilities: Mapping[str, Any] = field(default_factory=dict)

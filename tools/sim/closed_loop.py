@@ -133,7 +133,10 @@ class Loop:
             power_w = float(self.plants.power_w[index]) * (
                 1.0 + lane.board.powered * self._power_noise.standard_normal()
             )
-        return Look(float(second), sensor_c, power_w, float(self._busy[index]), None if lane.generator else row_s)
+        flags = int(self.plants.flags[index])
+        return Look(
+            float(second), sensor_c, power_w, float(self._busy[index]), None if lane.generator else row_s, flags
+        )
 
     def _note(self, second: int, index: int, drive: Drive, trace: Trace, marks: list[tuple[int, ...] | None]) -> None:
         before = marks[index]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sim.boards import BoardModel
+from sim.boards import FLAGGED, BoardModel
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -38,6 +38,7 @@ class Plants:
         self._c1, self._r1, self._c2 = (self._each(name) for name in ("c1", "r1", "c2"))
         self._idle_w, self.full_w = self._each("idle_w"), self._each("full_w")
         self._law = np.array([board.law for board in self.boards])
+        self._flagged = np.array([board.law in FLAGGED for board in self.boards])
         self._quantum = np.array([board.sensor.quantum_c for board in self.boards])
         self._noise = np.array([board.sensor.noise_c for board in self.boards])
         self._lowest = np.array([board.clock_shares[0] for board in self.boards])
@@ -114,6 +115,16 @@ class Plants:
         self.sensor_c, self._shown = self._shown, self._read()
         self._turn_fan(self._shown)
         self.firmware_cap = self._firmware(self._shown)
+
+    @property
+    def flags(self) -> npt.NDArray[np.int64]:
+        """The Raspberry Pis' throttle words by the shown temperature: bit 3 from 80 °C, bits 1 and 2 from 85 °C.
+
+        0 on other boards (facts/boards.md A1).
+        """
+        hot = np.where(self.sensor_c >= 85.0, 0b1110, np.where(self.sensor_c >= 80.0, 0b1000, 0))
+        words: npt.NDArray[np.int64] = np.where(self._flagged, hot, 0)
+        return words
 
     def _firmware(self, shown_c: Floats) -> Floats:
         over = shown_c - 80.0

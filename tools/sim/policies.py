@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from edge_agent.base.reading import Reading
 from edge_agent.core import governor
 from edge_agent.core.thermal_model import prior_for
-from sim.boards import BoardModel
+from sim.boards import FLAGGED, BoardModel
 
 SET_POINT_BELOW_SOFT_C = governor.SET_POINT_BELOW_SOFT_C
 
@@ -111,7 +111,9 @@ class Governed:
     def __init__(self, board: BoardModel, rows: int, clocks: bool, generator: bool) -> None:
         """`clocks`: whether the operator lets the agent set the clock."""
         self._clocks = board.clock_shares if clocks else ()
-        self.plan = governor.Plan(board.soft_c, rows, board.cores, board.hard_c, prior_for(board.board), self._clocks)
+        flags_c = board.soft_c if board.law in FLAGGED else None
+        prior = prior_for(board.board)
+        self.plan = governor.Plan(board.soft_c, rows, board.cores, board.hard_c, prior, self._clocks, flags_c)
         self._generator = generator
         self.memory = governor.Memory()
         self.grant: governor.Grant | None = None
