@@ -2,8 +2,8 @@
 
 The board has one power budget, however many models spend it. So where heat limits, models take turns: encoders step one
 at a time and rest together from any of their steps, whoever rested longest goes first. A generator cannot be asked for
-every token: each that is under way is told a part of what is granted, and one more part is the encoders' while they
-step or rest (docs/decisions/0074).
+every token: each that is under way is told its part of the time (`core.ladder.part`), and one more part is the
+encoders' while they step or rest (docs/decisions/0074).
 
 The daemon hands an encoder's worker one micro-batch at a time, so a step is a batch from submission to its last answer.
 Pure but for its books: the clock is an argument.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edge_agent.base.limits import PACED_STEP_S
+from edge_agent.core import ladder
 from edge_agent.core.governor import Grant
 
 REST_LEAST_S = 1e-5
@@ -43,9 +44,14 @@ NEVER = Past(-math.inf, 0.0, 1)
 
 @dataclass(slots=True)
 class Pace:
-    """Books on the steps of all models. `part`: the part of the time that each generator under way was granted last."""
+    """Books on the steps of all models.
 
-    part: float = 1.0
+    `_part`: the part of the time that each generator under way was told last; `_worth`: what a second of a step counts,
+    less than 1 where several models may compute at once and share the cores.
+    """
+
+    _part: float = 1.0
+    _worth: float = 1.0
     _open: dict[str, Step] = field(default_factory=dict)
     _past: dict[str, Past] = field(default_factory=dict)
     _waiting: set[str] = field(default_factory=set)
@@ -91,11 +97,10 @@ class Pace:
     def share_out(self, grant: Grant, now_s: float) -> float:
         """The part of the time in which each generator under way may compute from now on."""
         self._count(now_s)
-        parts = 1
-        if grant.takes_turns and grant.busy_share > 0.0:
-            parts = max(1, self._generators() + self._encoders(grant, now_s))
-        self.part = grant.busy_share / parts
-        return self.part
+        models = max(1, self._generators() + self._encoders(grant, now_s))
+        self._part = _part(grant, models)
+        self._worth = grant.busy_share / models / self._part if grant.takes_turns and self._part > 0.0 else 1.0
+        return self._part
 
     def row_s(self) -> float | None:
         """Seconds per row of the slowest model's last step; None before the first."""
@@ -116,10 +121,11 @@ class Pace:
             self._last = max(self._past.values(), default=NEVER)
 
     def _count(self, now_s: float) -> None:
-        """Book what ran since the last change: encoders wholly, generators by the part that they were granted."""
+        """Book what ran since the last change; a generator computes in its part of the time."""
         since_s, self._counted_s = self._counted_s, now_s
         for step in self._open.values():
-            self._busy_s += max(0.0, now_s - max(step.began_s, since_s)) * (self.part if step.streams else 1.0)
+            ran_s = max(0.0, now_s - max(step.began_s, since_s))
+            self._busy_s += ran_s * self._worth * (self._part if step.streams else 1.0)
 
     def _generators(self) -> int:
         return sum(step.streams for step in self._open.values())
@@ -130,8 +136,10 @@ class Pace:
 
     def _left_s(self, grant: Grant, now_s: float) -> float:
         """What is left of the rest from the last step of any encoder."""
-        pause_s = grant.pause_s(self._last.step_s, self._generators() + 1)
-        return max(0.0, pause_s - (now_s - self._last.ended_s))
+        share = _part(grant, self._generators() + 1)
+        if share <= 0.0:
+            return math.inf
+        return max(0.0, self._last.ended_s + self._last.step_s * (1.0 / share - 1.0) - now_s)
 
     def _stepping(self, now_s: float) -> bool:
         """Whether an encoder is in a step; one whose worker may hang holds nobody up any longer."""
@@ -145,3 +153,9 @@ class Pace:
     def _ended_s(self, model: str) -> float:
         past = self._past.get(model)
         return past.ended_s if past is not None else -math.inf
+
+
+def _part(grant: Grant, models: int) -> float:
+    if not grant.takes_turns or grant.busy_share <= 0.0 or models == 1:
+        return grant.busy_share
+    return ladder.part(models, grant.busy_share, grant.threads, max(grant.threads, grant.of_threads))

@@ -274,7 +274,7 @@ def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
         headroom_c=soft_c - ahead_c,
         derated=belief.lost,
         disagree=belief.disagree,
-        fewer_threads=rung.threads < plan.threads,
+        of_threads=plan.threads,
     )
 
 

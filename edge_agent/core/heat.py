@@ -65,7 +65,7 @@ class Grant:
     """What may be used now. `closed_because` is the sentence of a refusal, None while requests are admitted.
 
     `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start), of all
-    models together. `fewer_threads`: heat has taken some away.
+    models together. `of_threads`: how many threads there are without limits (0: these).
     `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `forecast_c`: in ten seconds at this
     grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed.
     """
@@ -84,21 +84,12 @@ class Grant:
     headroom_c: float | None = None
     derated: str | None = None
     disagree: str | None = None
-    fewer_threads: bool = False
+    of_threads: int = 0
 
     @property
     def takes_turns(self) -> bool:
         """Whether the limits leave no room for two models that compute at once."""
-        return self.busy_share < 1.0 or self.fewer_threads
-
-    def pause_s(self, step_s: float, parts: int = 1) -> float:
-        """Seconds to wait after a step that took `step_s`; infinite while no step may start.
-
-        `parts`: so many share what is granted.
-        """
-        if self.busy_share <= 0.0:
-            return math.inf
-        return step_s * (parts - self.busy_share) / self.busy_share
+        return self.busy_share < 1.0 or self.threads < self.of_threads
 
 
 class Memory(NamedTuple):

@@ -27,7 +27,10 @@ OFF_C = {"pi5": 200.0, "pi4": 200.0, "nano": 102.0, "orin": 104.5}
 
 
 class Plants:
-    """Lanes of boards. `t1`, `t2`: die and board in °C; `clock`: real clock share; `power_w`: at the board's input."""
+    """Lanes of boards. `t1`, `t2`: die and board in °C; `clock`: real clock share; `power_w`: at the board's input.
+
+    `sensor_c`: what the kernel shows; `second_c`: the same sample as a Raspberry Pi's firmware tells it, in tenths.
+    """
 
     def __init__(self, boards: Sequence[BoardModel], ambient_c: Floats, cooling: Floats, seed: int) -> None:
         """`cooling` multiplies the sink's resistance to air. Every lane starts settled at idle."""
@@ -53,7 +56,7 @@ class Plants:
         self.t1 = self.t2 + self._idle_w * self._r1
         self._settle_idle()
         self._shown = self._read()
-        self.sensor_c = self._shown
+        self.sensor_c, self.second_c = self._shown, self._second
 
     def _each(self, name: str) -> Floats:
         values: Floats = np.array([getattr(board, name) for board in self.boards], dtype=np.float64)
@@ -107,11 +110,13 @@ class Plants:
 
     def _read(self) -> Floats:
         noisy = self.t1 + self._noise * self._random.standard_normal(len(self.boards))
+        self._second = np.round(noisy, 1)
         shown: Floats = np.round(noisy / self._quantum) * self._quantum
         return shown
 
     def second(self) -> None:
         """What happens once a second: sensor (the shown sample is a second old), fan, firmware."""
+        self.second_c = self._second
         self.sensor_c, self._shown = self._shown, self._read()
         self._turn_fan(self._shown)
         self.firmware_cap = self._firmware(self._shown)

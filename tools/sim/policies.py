@@ -15,7 +15,7 @@ SET_POINT_BELOW_SOFT_C = governor.SET_POINT_BELOW_SOFT_C
 
 class Look(NamedTuple):
     """What a policy sees: the kernel's temperature and measured watts (None: there are none), the busy part of the
-    second, seconds per row, throttle flags."""
+    second, seconds per row, throttle flags, another source of the temperature (None: there is none)."""
 
     now_s: float
     sensor_c: float | None
@@ -23,6 +23,7 @@ class Look(NamedTuple):
     busy: float
     row_s: float | None = None
     flags: int = 0
+    second_c: float | None = None
 
 
 class Drive(NamedTuple):
@@ -126,7 +127,8 @@ class Governed:
             else Reading(None, "celsius", "sim", look.now_s, "the sensor is lost")
         )
         power = Reading(look.power_w, "watts", "sim", look.now_s) if look.power_w is not None else None
-        seen = governor.Seen(look.busy, look.row_s, power, None, look.flags, self._generator)
+        second = Reading(look.second_c, "celsius", "sim", look.now_s - 1.0) if look.second_c is not None else None
+        seen = governor.Seen(look.busy, look.row_s, power, second, look.flags, self._generator)
         grant, self.memory = governor.decide(self.plan, reading, self.memory, look.now_s, seen)
         self.grant = grant
         closed = grant.closed_because is not None

@@ -126,7 +126,7 @@ def test_at_the_soft_limit_it_closes_with_the_numbers() -> None:
 
 def test_near_the_hard_limit_nothing_starts() -> None:
     grant, memory = decide(PLAN, at(84.2), Memory(), 0.0)
-    assert (grant.level, grant.busy_share, grant.pause_s(1.0)) == (Level.EMERGENCY, 0.0, math.inf)
+    assert (grant.level, grant.busy_share) == (Level.EMERGENCY, 0.0)
     grant, _ = decide(PLAN, at(84.2, 1.0), memory, 1.0)
     assert grant.level is Level.EMERGENCY
 
@@ -137,12 +137,6 @@ def test_a_board_whose_idle_is_too_hot_refuses_and_says_why() -> None:
     assert board.grant.busy_share == 0.0
     assert board.grant.level >= Level.CLOSED
     assert board.grant.closed_because is not None
-
-
-def test_pauses_follow_the_step() -> None:
-    grant = Grant(Level.REDUCED, 1, 1, None, "", busy_share=0.25)
-    assert grant.pause_s(0.1) == pytest.approx(0.3)
-    assert Grant(Level.NORMAL, 1, 1, None, "").pause_s(5.0) == 0.0
 
 
 def test_long_steps_get_fewer_rows_while_they_are_paced_and_only_then() -> None:
