@@ -41,6 +41,8 @@ RIPPLE_SHARE = 0.25
 FREE_FOR_S = 60.0
 """Limits are lifted for good when full power could be kept so long."""
 BUSY_LEAST = 0.01
+PLAY = 0.015
+"""The pace follows the share at this distance, so that it does not turn with every noise of the sensor."""
 STILL_S, PROBE_NEAR_S, PROBE_S, PROBE_PER_S = 5.0, 15.0, 120.0, 0.01
 """See `_unmoved_share`."""
 LOADED_ABOVE, NEAR_C = 0.05, 12.5
@@ -192,13 +194,15 @@ def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float)
     hot = memory.temperature_c >= min(_soft_c(plan), _firmware_c(plan)) - 0.5 or _throttled(seen.throttle_word)
     if hot or belief.lost is not None:
         rung = rungs[ladder.without_clock(rungs, memory.rung)]
-    busy = min(1.0, memory.share / rung.power)
+    busy, play = memory.share / rung.power, PLAY / rung.power
+    if 0.0 < memory.busy < 1.0 and memory.power == rung.power and memory.share > 0.0:
+        busy = max(busy - play, min(memory.busy, busy + play))
     if busy < BUSY_LEAST:
         busy = 0.0
     elif busy >= LIMITED_BELOW:
         busy = 1.0
     idle_since_s = math.inf if busy > 0.0 else min(memory.idle_since_s, now_s)
-    return memory._replace(busy=busy, power=rung.power, idle_since_s=idle_since_s)
+    return memory._replace(busy=min(1.0, busy), power=rung.power, idle_since_s=idle_since_s)
 
 
 def _levelled(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Memory:

@@ -50,7 +50,7 @@ class Trace:
 
     `changes` counts changes of a level, threads or clock; `reversal_s` is the shortest time after which one was taken
     back, per lane. `turns` counts the seconds in which the pace was seen to have turned by `SWING` of full or more;
-    `turn_s` is the shortest time between two such turning points.
+    `turn_s` is the shortest time between two such moments.
     """
 
     die_c: Floats
@@ -71,25 +71,29 @@ class Trace:
 
 
 class Swing:
-    """Finds where a value turns, smaller movements than `SWING` left out."""
+    """Finds where a pace turns, smaller movements than `SWING` left out."""
 
     def __init__(self) -> None:
         self._rising = 0
-        self._extreme = (math.nan, 0.0)
+        self._extreme = math.nan
         self._turn_s = -math.inf
 
+    def shift(self, value: float) -> None:
+        """Other threads or another clock: the pace that makes up for them is no turn (their changes are counted)."""
+        self._extreme = value
+
     def turned(self, now_s: float, value: float) -> float | None:
-        """When the value is seen to have turned: seconds between that turning point and the one before."""
-        if math.isnan(self._extreme[0]):
-            self._extreme = (value, now_s)
+        """Once the value has gone back by `SWING` from its last extreme: seconds since it did so before, else None."""
+        if math.isnan(self._extreme):
+            self._extreme = value
         elif not self._rising:
-            self._rising = 0 if abs(value - self._extreme[0]) < SWING else 1 if value > self._extreme[0] else -1
-            self._extreme = (value, now_s) if self._rising else self._extreme
-        elif self._rising * (value - self._extreme[0]) >= 0.0:
-            self._extreme = (value, now_s)
-        elif abs(value - self._extreme[0]) >= SWING:
-            since_s, self._turn_s = self._extreme[1] - self._turn_s, self._extreme[1]
-            self._rising, self._extreme = -self._rising, (value, now_s)
+            self._rising = 0 if abs(value - self._extreme) < SWING else 1 if value > self._extreme else -1
+            self._extreme = value if self._rising else self._extreme
+        elif self._rising * (value - self._extreme) >= 0.0:
+            self._extreme = value
+        elif abs(value - self._extreme) >= SWING:
+            since_s, self._turn_s = now_s - self._turn_s, now_s
+            self._rising, self._extreme = -self._rising, value
             return since_s
         return None
 
@@ -153,6 +157,8 @@ class Loop:
         row_s = self._step_s / np.maximum(1.0, self._rows_now)
         for index, lane in enumerate(self.lanes):
             drive = lane.policy.limits(self._look(second, index, lane, float(row_s[index])))
+            if (drive.threads, drive.clock) != (self._threads[index], self._cap[index]):
+                self._swings[index].shift(drive.busy)
             self._rows[index], self._threads[index] = drive.rows, drive.threads
             self._cap[index], self._allowed[index] = drive.clock, drive.busy
             closed[index] = drive.closed
