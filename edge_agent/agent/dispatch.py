@@ -17,6 +17,7 @@ from edge_agent.agent.fleet import Fleet, InUse, NoRoom
 from edge_agent.agent.handover import learn, reply_topic, work_fields
 from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
+from edge_agent.agent.turns import Turns
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
@@ -29,9 +30,6 @@ from edge_agent.core.suspects import brings_program
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
-REST_LOOK_S = 0.5
-REST_LEAST_S = 1e-5
-"""What is left of a pause by rounding is none: a timer for it would come at once, again and again."""
 OVERDUE_S = 0.25
 """A worker ends its answers itself a little before their deadlines; only after this is it made to."""
 
@@ -69,6 +67,7 @@ class Dispatcher:
         self._flush_ms = flush_ms
         self.fault: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
+        self._turns = Turns(context)
         fleet.on_event = self._take_event
         fleet.on_death = self._take_death
 
@@ -139,7 +138,7 @@ class Dispatcher:
             await seat.wake.wait()
             seat.wake.clear()
             while not seat.gone and (len(seat.queue) or seat.wanted):
-                await self._rest(seat)
+                await self._turns.wait(seat)
                 await self._fleet.room(seat)
                 await self._fleet.give_way(seat)
                 async with seat.lock:
@@ -148,14 +147,6 @@ class Dispatcher:
                 self._drain(seat, 404, f"model {seat.name!r} was removed")
                 await self._fleet.unload(seat)
 
-    async def _rest(self, seat: Seat) -> None:
-        """The pause since the last step that the governor's pace asks for; looked at again, since the grant changes."""
-        while not seat.gone:
-            rest_s = self._context.pace.rest_s(seat.name, self._context.grant, self._context.clock.monotonic_s())
-            if rest_s <= REST_LEAST_S or (seat.sequences and self._context.grant.busy_share > 0.0):
-                return  # a generator's worker rests between its tokens
-            await asyncio.sleep(min(rest_s, REST_LOOK_S))
-
     async def _serve_once(self, seat: Seat) -> None:
         try:
             await self._pause_after_deaths(seat)
@@ -163,9 +154,13 @@ class Dispatcher:
             await self._fleet.ensure_loaded(seat, evict=len(seat.queue) > 0)
             seat.short_of_room = seat.wanted = False
             seat.settled.set()
-            batch = self._schedule(seat)
-            batch = await self._attach(seat, batch)
-            await self._run(seat, batch)
+            if not self._turns.may_begin(seat):
+                return  # another model began while this one was loaded
+            batch = await self._attach(seat, self._schedule(seat))
+            if self._turns.may_begin(seat):
+                await self._run(seat, batch)
+            else:
+                self._put_back(seat, batch)
         except NoRoom as error:
             self._wait_for_room(seat, error)
         except RequestError as error:
@@ -264,10 +259,11 @@ class Dispatcher:
                 await seat.idle.wait()
         finally:
             seat.last_used_s = self._context.clock.monotonic_s()
-            self._context.pace.end(seat.name, seat.last_used_s, is_step=not seat.sequences)
+            self._context.pace.end(seat.name, seat.last_used_s)
             if seat.worker is not worker:
                 # It died, perhaps after half a minute of silence: its successor need not rest from that.
                 self._context.pace.forget(seat.name)
+            self._turns.over()
 
     async def _keep_fed(self, seat: Seat) -> None:
         """While a generator works: give it what waits, as far as it has sequences free."""
@@ -292,7 +288,8 @@ class Dispatcher:
             raise WorkerError("the worker died before the batch reached it", seat.name)
         now_s = self._context.clock.monotonic_s()
         if not seat.running:
-            self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s)
+            self._context.pace.begin(seat.name, sum(job.rows for job in batch), now_s, seat.sequences > 0)
+            self._fleet.tell_limits()
         for job in batch:
             job.start(now_s)
             seat.running[job.job_id] = job

@@ -105,6 +105,14 @@ class Fleet:
             self._leaving.pop(seat.name, None)
         return done
 
+    def tell_limits(self) -> None:
+        """Hand the limits of the moment to every worker that was told others."""
+        limits = self._host.worker_limits()
+        for seat in self.every_seat():
+            if seat.worker is not None and seat.limits != limits:
+                seat.limits = limits
+                seat.worker.set_limits(limits)
+
     def take_tier(self, tier: int, why: str) -> None:
         """What the governor asks for: 1 is the cheaper variant of every model that has one, 0 the chosen one."""
         if tier == self._tier:
@@ -322,11 +330,12 @@ class Fleet:
         except WorkerError as error:
             # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
             raise BackendError(f"no worker can be started: {error}") from error
+        seat.limits = self._host.worker_limits()
         if seat.budget_bytes:
             memory = {"memory_bytes": seat.budget_bytes, "shrink": True}
-            answer = await worker.load(variant, seat.model.task, self._host.worker_limits(), memory)
+            answer = await worker.load(variant, seat.model.task, seat.limits, memory)
         else:
-            answer = await worker.load(variant, seat.model.task, self._host.worker_limits())
+            answer = await worker.load(variant, seat.model.task, seat.limits)
         seat.mixed, seat.sequences = bool(answer["mixed_adapters"]), int(answer.get("sequences", 0))
         seat.context, seat.capabilities = int(answer.get("context", 0)), answer
         seat.load_s = self._clock.monotonic_s() - started_s

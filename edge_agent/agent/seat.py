@@ -55,7 +55,8 @@ class Seat:
     on at once, each ending by itself (0: a model that answers a batch at a time), each in so many tokens of
     `context`; `sized`: the variant with the options to load it with; `budget_bytes`: where only the worker can tell
     what fits, the bytes that it may take (0: it need not shrink). `orders`: orders that wait for it; a generator
-    takes no new jobs meanwhile. `probed`: golden probes of the model (None) and its adapters.
+    takes no new jobs meanwhile. `probed`: golden probes of the model (None) and its adapters. `limits`: what its
+    worker was told last.
     """
 
     model: InstalledModel
@@ -82,6 +83,7 @@ class Seat:
     yielding: bool = False
     spared: bool = False
     orders: int = 0
+    limits: Mapping[str, int] = field(default_factory=dict)
     heard_s: float = 0.0
     loaded_digest: str | None = None
     capabilities: Mapping[str, Any] = field(default_factory=dict)

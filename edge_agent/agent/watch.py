@@ -93,9 +93,11 @@ class SensedHost:
         return int(self._sensors.sample_memory().get("nvmap_used", NO_READING).value or 0.0)
 
     def worker_limits(self) -> Mapping[str, int]:
-        """What the governor grants now."""
+        """What the governor grants now; `busy_permille` is a generator's part of the time (0: no step at all)."""
         grant = self._context.grant
-        limits = {"max_rows": grant.max_rows, "threads": grant.threads, "busy_percent": round(100 * grant.busy_share)}
+        part = self._context.pace.share_out(grant, self._context.clock.monotonic_s())
+        permille = max(1, round(1000 * part)) if part > 0.0 else 0
+        limits = {"max_rows": grant.max_rows, "threads": grant.threads, "busy_permille": permille}
         if self.decode_threads:
             limits["decode_threads"] = min(self.decode_threads, grant.threads)
         return limits
@@ -158,12 +160,8 @@ class Watch:
         now_s = self._context.clock.monotonic_s()
         seen = self._seen(now_s)
         grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s, seen)
-        limits = self._host.worker_limits()
         before, self._context.grant = self._context.grant, grant
-        if limits != self._host.worker_limits():
-            for seat in self._fleet.seats.values():
-                if seat.worker is not None:
-                    seat.worker.set_limits(self._host.worker_limits())
+        self._fleet.tell_limits()
         self._note_doubts(before, grant)
         self._set_clock(grant.clock)
         self._fleet.take_tier(grant.tier, grant.why)
@@ -191,11 +189,8 @@ class Watch:
         running = [seat for seat in self._fleet.seats.values() if seat.running]
         power, grant = self._host.reading("power"), self._context.grant
         self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
-        busy_share = pace.busy_share(now_s)
-        if busy_share is not None and any(seat.sequences for seat in running):
-            busy_share *= grant.busy_share  # it rests between its tokens, and is under way all the same
         return governor.Seen(
-            busy_share=busy_share,
+            busy_share=pace.busy_share(now_s),
             row_s=pace.row_s(),
             power=power,
             second=self._host.readings.get("temperature_second"),

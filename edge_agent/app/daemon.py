@@ -43,6 +43,7 @@ from edge_agent.lifecycle.signals import Signals
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.spool import Spool
 from edge_agent.protocol.messages import Runtime
+from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.figures import FigureFile
@@ -163,8 +164,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     fleet.accuracy_loss_limit = settings.models.accuracy_loss_limit
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
     reporter.on_unheard = dispatcher.stop_streams
-    soft_limit_c = settings.thermal.soft_limit_c or sensors.board.soft_limit_c
-    plan = Plan(soft_limit_c, max_rows, threads, prior=prior_for(sensors.board.key))
+    plan = heat_plan(settings, sensors.board, max_rows, threads)
     clocks = ClockCap(sysroot, settings.store.state_dir) if settings.thermal.set_clock else None
     watch = Watch(context, plan, host, library, fleet, dispatcher, clocks)
     commands = Commands(
@@ -182,6 +182,18 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     agent.find_runtimes = lambda: _runtimes(settings)
     agent.rss_bytes = _rss_bytes
     return agent
+
+
+def heat_plan(settings: Settings, board: Board, max_rows: int, threads: int) -> Plan:
+    """What the governor is told of this board and of what the operator has set."""
+    return Plan(
+        settings.thermal.soft_limit_c or board.soft_limit_c,
+        max_rows,
+        threads,
+        board.hard_limit_c,
+        prior_for(board.key),
+        firmware_soft_c=board.flags_c,
+    )
 
 
 async def _runtimes(settings: Settings) -> list[Runtime]:

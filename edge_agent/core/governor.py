@@ -41,6 +41,8 @@ RIPPLE_SHARE = 0.25
 FREE_FOR_S = 60.0
 """Limits are lifted for good when full power could be kept so long."""
 BUSY_LEAST = 0.01
+PLAY = 0.015
+"""The pace follows the share at this distance, so that it does not turn with every noise of the sensor."""
 STILL_S, PROBE_NEAR_S, PROBE_S, PROBE_PER_S = 5.0, 15.0, 120.0, 0.01
 """See `_unmoved_share`."""
 LOADED_ABOVE, NEAR_C = 0.05, 12.5
@@ -135,7 +137,7 @@ def _share(plan: Plan, memory: Memory, model: Model, belief: Belief, seen: Seen)
         return _untrusted_share(plan, memory, model, set_point_c)
     now_c = memory.temperature_c
     if _throttled(seen.throttle_word):
-        now_c = max(now_c, _soft_c(plan))
+        now_c = max(now_c, _firmware_c(plan))
     watts = model.fast_w + GAIN * (holding_w(model, now_c, set_point_c, FORECAST_S) - model.fast_w)
     return max(0.0, min((watts - plan.prior.idle_w) / _full_w(plan, memory), 1.0))
 
@@ -161,10 +163,22 @@ def _throttled(word: int) -> bool:
     return bool(word & 0b1000) or (bool(word & 0b0110) and not word & 0b0001)
 
 
+def _firmware_c(plan: Plan) -> float:
+    """What the temperature is at least while the firmware's flags say that it is hot; it stops obeying clocks there."""
+    return plan.firmware_soft_c if plan.firmware_soft_c is not None else _soft_c(plan)
+
+
 def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
-    """Choose the rung: at most one change per dwell; what it spends too much meanwhile is paced."""
+    """Choose the rung: at most one change per dwell; what it spends too much meanwhile is paced.
+
+    Where other clocks may be set than before (a board that refused them), the old rung means nothing: begin anew.
+    """
     rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
-    rung = ladder.choose(rungs, min(memory.rung, len(rungs) - 1), memory.slow_share)
+    if memory.clocks != plan.clocks:
+        rung = ladder.choose(rungs, 0, memory.slow_share)
+        since_s = memory.rung_since_s if rung == memory.rung == 0 else now_s
+        return memory._replace(rung=rung, rung_since_s=since_s, clocks=plan.clocks)
+    rung = ladder.choose(rungs, memory.rung, memory.slow_share)
     if rung == memory.rung or now_s - memory.rung_since_s < DWELL_S:
         return memory
     return memory._replace(rung=rung, rung_since_s=now_s)
@@ -177,16 +191,18 @@ def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float)
     """
     rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
     rung = rungs[memory.rung]
-    hot = memory.temperature_c >= _soft_c(plan) - 0.5 or _throttled(seen.throttle_word)
+    hot = memory.temperature_c >= min(_soft_c(plan), _firmware_c(plan)) - 0.5 or _throttled(seen.throttle_word)
     if hot or belief.lost is not None:
         rung = rungs[ladder.without_clock(rungs, memory.rung)]
-    busy = min(1.0, memory.share / rung.power)
+    busy, play = memory.share / rung.power, PLAY / rung.power
+    if 0.0 < memory.busy < 1.0 and memory.power == rung.power and memory.share > 0.0:
+        busy = max(busy - play, min(memory.busy, busy + play))
     if busy < BUSY_LEAST:
         busy = 0.0
     elif busy >= LIMITED_BELOW:
         busy = 1.0
     idle_since_s = math.inf if busy > 0.0 else min(memory.idle_since_s, now_s)
-    return memory._replace(busy=busy, power=rung.power, idle_since_s=idle_since_s)
+    return memory._replace(busy=min(1.0, busy), power=rung.power, idle_since_s=idle_since_s)
 
 
 def _levelled(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Memory:
@@ -262,6 +278,7 @@ def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
         headroom_c=soft_c - ahead_c,
         derated=belief.lost,
         disagree=belief.disagree,
+        of_threads=plan.threads,
     )
 
 

@@ -30,6 +30,7 @@ class Plan:
 
     `hard_limit_c`: where firmware or kernel cut hard (None: 3.5 °C above the soft limit). `prior`: what is assumed of
     the board until it was watched. `clocks`: shares of the highest clock that the operator lets us set; empty: none.
+    `firmware_soft_c`: the temperature that the firmware's throttle flags stand for (None: the soft limit).
     """
 
     soft_limit_c: float | None
@@ -38,6 +39,7 @@ class Plan:
     hard_limit_c: float | None = None
     prior: Prior = ANY_BOARD
     clocks: tuple[float, ...] = ()
+    firmware_soft_c: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Seen:
 class Grant:
     """What may be used now. `closed_because` is the sentence of a refusal, None while requests are admitted.
 
-    `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start).
+    `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start), of all
+    models together. `of_threads`: how many threads there are without limits (0: these).
     `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `forecast_c`: in ten seconds at this
     grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed.
     """
@@ -81,16 +84,16 @@ class Grant:
     headroom_c: float | None = None
     derated: str | None = None
     disagree: str | None = None
+    of_threads: int = 0
 
-    def pause_s(self, step_s: float) -> float:
-        """Seconds to wait after a step that took `step_s`; infinite while no step may start."""
-        if self.busy_share <= 0.0:
-            return math.inf
-        return step_s * (1.0 - self.busy_share) / self.busy_share
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the limits leave no room for two models that compute at once."""
+        return self.busy_share < 1.0 or self.threads < self.of_threads
 
 
 class Memory(NamedTuple):
-    """What the governor carries from one second to the next."""
+    """What the governor carries from one second to the next. `rung` counts in the ladder that `clocks` make."""
 
     level: Level = Level.NORMAL
     since_s: float = -math.inf
@@ -102,6 +105,7 @@ class Memory(NamedTuple):
     slow_share: float = 1.0
     rung: int = 0
     rung_since_s: float = -math.inf
+    clocks: tuple[float, ...] = ()
     busy: float = 1.0
     power: float = 1.0
     scale: float = 1.0

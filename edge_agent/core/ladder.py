@@ -10,6 +10,7 @@ threads first, because both are almost free for it. Batches are left whole: smal
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 CLOCK_EXPONENT = 1.7
@@ -77,6 +78,29 @@ def choose(rungs: tuple[Rung, ...], current: int, share: float) -> int:
         return 0
     best = max(range(len(rungs)), key=lambda index: work(rungs[index], share))
     return best if work(rungs[best], share) >= CHANGE_GAIN * work(rungs[current], share) else current
+
+
+@functools.lru_cache(maxsize=256)
+def part(models: int, busy: float, threads: int, of_threads: int) -> float:
+    """The part of the time in which each of several models may compute so that all spend what one would that computes
+    for `busy` of it, with as many threads.
+
+    They do not know of each other's steps: now none computes, now several, which then share the cores. So a part is
+    more than an equal share of `busy`, and with all threads and `busy` 1 it is 1.
+    """
+    wanted = busy * _power(threads / of_threads, 1.0)
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2.0
+        spent = sum(
+            math.comb(models, at_once)
+            * middle**at_once
+            * (1.0 - middle) ** (models - at_once)
+            * _power(min(1.0, at_once * threads / of_threads), 1.0)
+            for at_once in range(1, models + 1)
+        )
+        low, high = (middle, high) if spent <= wanted else (low, middle)
+    return high
 
 
 def without_clock(rungs: tuple[Rung, ...], index: int) -> int:

@@ -17,15 +17,16 @@ from edge_agent.sensors.files import read_text
 class Board:
     """What is known about a kind of board.
 
-    `soft_limit_c`: where firmware or kernel begin to slow it down. `zones`: thermal zones that count, hottest governs;
-    empty takes every plausible one. `power`: 'pmic', 'ina3221' or None (no sensor). `family`: 'raspberry-pi', 'jetson'
-    or 'other'.
+    `soft_limit_c`: where firmware or kernel begin to slow it down; `hard_limit_c`: where they cut deeply (None: not
+    known). `zones`: thermal zones that count, hottest governs; empty takes every plausible one. `power`: 'pmic',
+    'ina3221' or None (no sensor). `family`: 'raspberry-pi', 'jetson' or 'other'.
     """
 
     key: str
     name: str
     family: str
     soft_limit_c: float
+    hard_limit_c: float | None
     cores: int
     power: str | None
     zones: tuple[str, ...]
@@ -35,6 +36,11 @@ class Board:
     def set_point_c(self) -> float:
         """Where the governor holds the temperature: 2.5 degrees under the soft limit (DESIGN 8)."""
         return self.soft_limit_c - SET_POINT_BELOW_C
+
+    @property
+    def flags_c(self) -> float | None:
+        """What the board's own throttle flags say that it has reached; None for a board without such flags."""
+        return self.soft_limit_c if self.family == "raspberry-pi" else None
 
     @property
     def known(self) -> bool:
@@ -52,23 +58,23 @@ _ORIN_ZONES = ("tj-thermal", "cpu-thermal", "gpu-thermal", "soc0-thermal", "soc1
 _NANO_ZONES = ("CPU-therm", "GPU-therm", "PLL-therm", "AO-therm")
 
 BOARDS = (
-    Board("pi-zero-2", "Raspberry Pi Zero 2 W", "raspberry-pi", 80.0, 4, None, _PI_ZONES,
+    Board("pi-zero-2", "Raspberry Pi Zero 2 W", "raspberry-pi", 80.0, 85.0, 4, None, _PI_ZONES,
           ("raspberrypi,model-zero-2-w", "raspberrypi,model-zero-2")),
-    Board("pi-3b-plus", "Raspberry Pi 3 Model B+", "raspberry-pi", 60.0, 4, None, _PI_ZONES,
+    Board("pi-3b-plus", "Raspberry Pi 3 Model B+", "raspberry-pi", 60.0, 85.0, 4, None, _PI_ZONES,
           ("raspberrypi,3-model-b-plus", "raspberrypi,3-model-a-plus")),
-    Board("pi-3", "Raspberry Pi 3", "raspberry-pi", 80.0, 4, None, _PI_ZONES,
+    Board("pi-3", "Raspberry Pi 3", "raspberry-pi", 80.0, 85.0, 4, None, _PI_ZONES,
           ("raspberrypi,3-model-b", "brcm,bcm2837")),
-    Board("pi-4", "Raspberry Pi 4", "raspberry-pi", 80.0, 4, None, _PI_ZONES,
+    Board("pi-4", "Raspberry Pi 4", "raspberry-pi", 80.0, 85.0, 4, None, _PI_ZONES,
           ("raspberrypi,4-model-b", "raspberrypi,400", "raspberrypi,4-compute-module", "brcm,bcm2711")),
-    Board("pi-5", "Raspberry Pi 5", "raspberry-pi", 80.0, 4, "pmic", _PI_ZONES,
+    Board("pi-5", "Raspberry Pi 5", "raspberry-pi", 80.0, 85.0, 4, "pmic", _PI_ZONES,
           ("raspberrypi,5-model-b", "raspberrypi,500", "raspberrypi,5-compute-module", "brcm,bcm2712")),
-    Board("jetson-nano", "NVIDIA Jetson Nano", "jetson", 97.0, 4, "ina3221", _NANO_ZONES,
+    Board("jetson-nano", "NVIDIA Jetson Nano", "jetson", 97.0, 100.5, 4, "ina3221", _NANO_ZONES,
           ("nvidia,jetson-nano", "nvidia,p3450-0000", "nvidia,tegra210")),
-    Board("orin-nano", "NVIDIA Jetson Orin Nano", "jetson", 95.0, 6, "ina3221", _ORIN_ZONES,
+    Board("orin-nano", "NVIDIA Jetson Orin Nano", "jetson", 95.0, 99.0, 6, "ina3221", _ORIN_ZONES,
           ("nvidia,p3767-0003", "nvidia,p3767-0004", "nvidia,p3767-0005")),
-    Board("orin-nx", "NVIDIA Jetson Orin NX", "jetson", 95.0, 8, "ina3221", _ORIN_ZONES,
+    Board("orin-nx", "NVIDIA Jetson Orin NX", "jetson", 95.0, 99.0, 8, "ina3221", _ORIN_ZONES,
           ("nvidia,p3767-0000", "nvidia,p3767-0001")),
-    Board("orin", "NVIDIA Jetson Orin", "jetson", 95.0, 12, "ina3221", _ORIN_ZONES, ("nvidia,tegra234",)),
+    Board("orin", "NVIDIA Jetson Orin", "jetson", 95.0, 99.0, 12, "ina3221", _ORIN_ZONES, ("nvidia,tegra234",)),
 )  # fmt: skip
 
 
@@ -83,7 +89,7 @@ def match(compatible: tuple[str, ...], model: str | None = None, cores: int = 1)
         for board in BOARDS:
             if text in board.compatible or any(part in board.compatible for part in _parts(text)):
                 return board
-    return Board("unknown", model or "unknown machine", "other", UNKNOWN_SOFT_LIMIT_C, cores, None, ())
+    return Board("unknown", model or "unknown machine", "other", UNKNOWN_SOFT_LIMIT_C, None, cores, None, ())
 
 
 def _parts(text: str) -> list[str]:

@@ -36,9 +36,8 @@ from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker.flow import BEAT_S, Flow
 from edge_agent.worker.listen import Listener
+from edge_agent.worker.rest import Rest
 from edge_agent.worker.wire import Channel
-
-PAUSE_MAX_S = 1.0
 
 
 class Pending(NamedTuple):
@@ -63,8 +62,7 @@ class Child:
         self._tokenizer_path: Optional[str] = None
         self._pending: Dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
-        self._busy_share = 1.0
-        self._rest_until_s = 0.0
+        self._rest = Rest()
         self._said_s = 0.0
 
     def run(self) -> None:
@@ -76,12 +74,19 @@ class Child:
                     break
                 self._handle(message)
                 continue
-            self._step()
-        self._close()
+            if self._rest.left_s(time.monotonic()) > 0.0:
+                self._look_around()
+            else:
+                self._step()
+        if self._session is not None:
+            self._session.close()
 
     def _patience_s(self) -> Optional[float]:
-        """How long to wait for a message before the next step: for ever without work, else as the pace asks for."""
-        return max(0.0, self._rest_until_s - time.monotonic()) if self._pending else None
+        """How long to wait for a message: for ever without work, else until there is something to do by itself."""
+        if not self._pending:
+            return None
+        ends_s = [pending.flow.ends_s for pending in self._pending.values()]
+        return self._rest.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
 
     def _handle(self, message: Dict[str, Any]) -> None:
         operation = self._operations().get(message["op"])
@@ -125,7 +130,7 @@ class Child:
             raise WorkerError("a model is already loaded; a worker serves one", "worker")
         backend = registry.create(message["backend"])
         started_s = time.monotonic()
-        self._limits = _limits(message["limits"])
+        self._set_limits(message)
         bounds = {
             "max_rows": self._limits.max_rows,
             "max_tokens": message["task"]["max_tokens"],
@@ -134,6 +139,7 @@ class Child:
         }
         bounds.update(message.get("memory", {}))
         session = self._session = backend.load(message["files"], dict(bounds, **message["options"]))
+        self._rest.concerned = session.sequences > 0
         self._tokenizer_path = message["files"].get("tokenizer")
         self._tasks[None] = self._build_task(message["task"])
         answer = _describe(backend)
@@ -218,7 +224,7 @@ class Child:
 
     def _set_limits(self, message: Dict[str, Any]) -> None:
         self._limits = _limits(message["limits"])
-        self._busy_share = max(0.01, float(message["limits"].get("busy_percent", 100)) / 100.0)
+        self._rest.share = message["limits"].get("busy_permille", 1000) / 1000.0
 
     def _footprint(self, _message: Dict[str, Any]) -> Dict[str, Any]:
         return {"footprint": dict(self._loaded().footprint()._asdict()), "pid": os.getpid()}
@@ -245,16 +251,15 @@ class Child:
             if event.job_id in self._pending:
                 self._report(event)
         if self._loaded().sequences:
-            self._between_steps(time.monotonic() - started_s)
+            self._rest.begin(time.monotonic(), started_s)
+            self._look_around()
 
-    def _between_steps(self, step_s: float) -> None:
-        """A generator works for long: deadlines are looked at here, and the pace that the governor asks for is kept."""
+    def _look_around(self) -> None:
+        """A generator works for long: between its steps, and while it rests, deadlines are looked at, and it beats."""
         now_s = time.monotonic()
         self._end_late(now_s)
         if self._pending and now_s - self._said_s >= BEAT_S:
             self._send({"ev": "beat"})
-        if self._busy_share < 1.0:
-            self._rest_until_s = now_s + min(PAUSE_MAX_S, step_s * (1.0 / self._busy_share - 1.0))
 
     def _report(self, event: Event) -> None:
         if isinstance(event, Chunk):
@@ -331,10 +336,6 @@ class Child:
         if self._session is None:
             raise WorkerError("no model is loaded", "worker")
         return self._session
-
-    def _close(self) -> None:
-        if self._session is not None:
-            self._session.close()
 
 
 def _limits(fields: Mapping[str, Any]) -> Limits:

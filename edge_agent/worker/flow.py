@@ -1,5 +1,6 @@
 """When a part of an answer leaves the worker: the first at once, the others joined. Pure; importable on Python 3.6."""
 
+import math
 from typing import List, Optional
 
 BEAT_S = 1.0
@@ -33,6 +34,11 @@ class Flow:
         parts, self._parts = self._parts, []
         return "".join(parts)
 
+    @property
+    def ends_s(self) -> float:
+        """When the answer is to end as it stands; infinite without a deadline."""
+        return math.inf if self._until_s is None else self._until_s - DEADLINE_MARGIN_S
+
     def late(self, now_s: float) -> bool:
         """Whether the answer is to end now."""
-        return self._until_s is not None and now_s >= self._until_s - DEADLINE_MARGIN_S
+        return now_s >= self.ends_s

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent.app.daemon import heat_plan
+from edge_agent.config.model import Settings
 from edge_agent.sensors.suite import SensorSuite
 from sim.board import LiveBoard
 from sim.boards import BOARDS
 from sim.plant import Plants
+from sim.policies import Governed
 from sim.sysfs import BoardTree, Shown
 
 
@@ -23,6 +26,7 @@ def test_the_agent_recognises_every_board_and_reads_its_temperature(key: str, tm
         readings = suite.sample()
         assert suite.board.key == model.board
         assert suite.board.soft_limit_c == model.soft_c
+        assert heat_plan(Settings(), suite.board, 16, model.cores) == Governed(model, 16, False, False).plan
         assert readings["temperature"].value == pytest.approx(61.5, abs=6.1)
         assert (readings["fan"].value is not None) == bool(model.fan.trips_c)
 

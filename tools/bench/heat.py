@@ -26,7 +26,7 @@ WORDS = {
 }
 HEADS = (
     "control", "work", "of best", "worst", ">= 95 %", "s >= soft", "settled", "overshoot", "J/work", "p99", "changes/h",
-    "reversal",
+    "reversal", "turns/h", "turn",
 )  # fmt: skip
 SERVABLE = 0.05
 """Cases in which even the best limit leaves less than a twentieth of full speed are named, not averaged."""
@@ -99,7 +99,8 @@ def _case(row: Row) -> tuple[str, str, float, float]:
 def _line(control: str, rows: list[Row]) -> tuple[str, ...]:
     mine = [row for row in rows if row.control == control]
     late = [row.p99_s for row in mine if row.p99_s is not None]
-    turns = [row.fastest_reversal_s for row in mine if row.fastest_reversal_s is not None]
+    backs = [row.fastest_reversal_s for row in mine if row.fastest_reversal_s is not None]
+    turns = [row.fastest_turn_s for row in mine if row.fastest_turn_s is not None]
     return (
         WORDS[control],
         f"{fmean(row.throughput for row in mine):.3f}",
@@ -112,6 +113,8 @@ def _line(control: str, rows: list[Row]) -> tuple[str, ...]:
         f"{fmean(row.joules_per_work for row in mine):.1f}",
         f"{median(late):.0f} s" if late else "",
         f"{fmean(row.changes_per_h for row in mine):.0f}",
+        f"{min(backs):.0f} s" if backs else "none",
+        f"{fmean(row.turns_per_h for row in mine):.0f}",
         f"{min(turns):.0f} s" if turns else "none",
     )
 

@@ -49,6 +49,8 @@ class Row(NamedTuple):
     joules_per_work: float
     changes_per_h: float
     fastest_reversal_s: float | None
+    turns_per_h: float
+    fastest_turn_s: float | None
     p50_s: float | None
     p99_s: float | None
     refused: int
@@ -148,7 +150,7 @@ def _row(lane: Lane, trace: Trace, places: tuple[int, int], speeds: tuple[float,
     joules, work = float(trace.joules[settled_s:, full].sum()), float(served[settled_s:].sum())
     hot = die_c >= board.soft_c
     late = trace.latencies[stream]
-    reversal = float(trace.reversal_s[full])
+    reversal, turn_s = float(trace.reversal_s[full]), float(trace.turn_s[full])
     return Row(
         board=board.key,
         load="generator" if lane.generator else "encoder",
@@ -167,6 +169,8 @@ def _row(lane: Lane, trace: Trace, places: tuple[int, int], speeds: tuple[float,
         joules_per_work=joules / work if work > 0 else float("nan"),
         changes_per_h=float(trace.changes[:, full].sum()) * 3600.0 / seconds,
         fastest_reversal_s=reversal if np.isfinite(reversal) else None,
+        turns_per_h=float(trace.turns[settled_s:, full].sum()) * 3600.0 / (seconds - settled_s),
+        fastest_turn_s=turn_s if np.isfinite(turn_s) else None,
         p50_s=float(np.quantile(late, 0.5)) if late.size else None,
         p99_s=float(np.quantile(late, 0.99)) if late.size else None,
         refused=int(trace.refused[:, stream].sum()),

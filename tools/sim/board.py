@@ -62,13 +62,8 @@ class LiveBoard:
         )
 
     def _flags(self) -> int:
-        """Bits 3 from 80 °C, 1 and 2 from 85 °C, each with its 'since boot' bit (facts/boards.md A1)."""
-        if not self.model.board.startswith("pi"):
-            return 0
-        shown_c = float(self.plant.sensor_c[0])
-        now = 0b0110 if shown_c >= 85.0 else 0b1000 if shown_c >= 80.0 else 0
-        if shown_c >= 85.0:
-            now |= 0b1000
+        """What the firmware says now, each bit with its 'since boot' bit (facts/boards.md A1)."""
+        now = int(self.plant.flags[0])
         self._seen_flags |= now << 16
         return now | self._seen_flags
 

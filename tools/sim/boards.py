@@ -11,6 +11,8 @@ from typing import Literal
 
 Law = Literal["pi5", "pi4", "nano", "orin"]
 """Whose firmware throttles, and how; see `plant.Plants`."""
+FLAGGED = frozenset({"pi5", "pi4"})
+"""Laws of boards that tell by throttle flags what their firmware does."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ them at their next step; shorter ones are averaged. The queue is first come, fir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import load
-from sim.boards import BoardModel
+from sim.boards import FLAGGED, BoardModel
 from sim.plant import Plants
 from sim.policies import Drive, Look, Policy
 
@@ -24,6 +25,8 @@ DT_S = 0.25
 PER_SECOND = 4
 FLUID_BELOW_S = 0.5
 CV2 = 1.5**2
+SWING = 0.1
+"""A pace that goes back by a tenth of full speed has turned; less is a correction."""
 
 
 @dataclass
@@ -45,7 +48,9 @@ class Lane:
 class Trace:
     """What happened, second by second: arrays [seconds, lanes]. `served`, `joules` are of that second.
 
-    `changes` counts changes of a setting; `reversal_s` is the shortest time after which one was taken back, per lane.
+    `changes` counts changes of a level, threads or clock; `reversal_s` is the shortest time after which one was taken
+    back, per lane. `turns` counts the seconds in which the pace was seen to have turned by `SWING` of full or more;
+    `turn_s` is the shortest time between two such moments.
     """
 
     die_c: Floats
@@ -60,7 +65,37 @@ class Trace:
     refused: npt.NDArray[np.int64]
     latencies: list[Floats]
     off: npt.NDArray[np.bool_]
+    turns: npt.NDArray[np.int64]
+    turn_s: Floats
     hottest_c: Floats
+
+
+class Swing:
+    """Finds where a pace turns, smaller movements than `SWING` left out."""
+
+    def __init__(self) -> None:
+        self._rising = 0
+        self._extreme = math.nan
+        self._turn_s = -math.inf
+
+    def shift(self, value: float) -> None:
+        """Other threads or another clock: the pace that makes up for them is no turn (their changes are counted)."""
+        self._extreme = value
+
+    def turned(self, now_s: float, value: float) -> float | None:
+        """Once the value has gone back by `SWING` from its last extreme: seconds since it did so before, else None."""
+        if math.isnan(self._extreme):
+            self._extreme = value
+        elif not self._rising:
+            self._rising = 0 if abs(value - self._extreme) < SWING else 1 if value > self._extreme else -1
+            self._extreme = value if self._rising else self._extreme
+        elif self._rising * (value - self._extreme) >= 0.0:
+            self._extreme = value
+        elif abs(value - self._extreme) >= SWING:
+            since_s, self._turn_s = now_s - self._turn_s, now_s
+            self._rising, self._extreme = -self._rising, value
+            return since_s
+        return None
 
 
 Fault = Callable[[int, int, float], float | None]
@@ -93,6 +128,9 @@ class Loop:
         self._busy = np.zeros(count)
         self._step_s = np.zeros(count)
         self._turns: dict[tuple[int, int], tuple[float, bool]] = {}
+        self._swings = [Swing() for _ in self.lanes]
+        self._flags = self.plants.flags
+        self._flagged = [board.law in FLAGGED for board in boards]
 
     def run(self, seconds: int) -> Trace:
         """Simulate; lanes keep their state, so that runs can be continued."""
@@ -115,9 +153,12 @@ class Loop:
 
     def _decide(self, second: int, trace: Trace, marks: list[tuple[int, ...] | None]) -> npt.NDArray[np.bool_]:
         closed = np.zeros(len(self.lanes), dtype=bool)
+        self._flags = self.plants.flags
         row_s = self._step_s / np.maximum(1.0, self._rows_now)
         for index, lane in enumerate(self.lanes):
             drive = lane.policy.limits(self._look(second, index, lane, float(row_s[index])))
+            if (drive.threads, drive.clock) != (self._threads[index], self._cap[index]):
+                self._swings[index].shift(drive.busy)
             self._rows[index], self._threads[index] = drive.rows, drive.threads
             self._cap[index], self._allowed[index] = drive.clock, drive.busy
             closed[index] = drive.closed
@@ -133,9 +174,21 @@ class Loop:
             power_w = float(self.plants.power_w[index]) * (
                 1.0 + lane.board.powered * self._power_noise.standard_normal()
             )
-        return Look(float(second), sensor_c, power_w, float(self._busy[index]), None if lane.generator else row_s)
+        return Look(
+            float(second),
+            sensor_c,
+            power_w,
+            float(self._busy[index]),
+            None if lane.generator else row_s,
+            int(self._flags[index]),
+            float(self.plants.second_c[index]) if self._fault is None and self._flagged[index] else None,
+        )
 
     def _note(self, second: int, index: int, drive: Drive, trace: Trace, marks: list[tuple[int, ...] | None]) -> None:
+        since_s = self._swings[index].turned(second, drive.busy)
+        if since_s is not None:
+            trace.turns[second, index] = 1
+            trace.turn_s[index] = min(trace.turn_s[index], since_s)
         before = marks[index]
         marks[index] = drive.mark
         if before is None or before == drive.mark:
@@ -227,7 +280,7 @@ def _empty(seconds: int, count: int) -> Trace:
     whole = np.zeros((seconds, count), dtype=np.int64)
     return Trace(
         zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), whole, np.full(count, np.inf), whole.copy(), [],
-        np.zeros(count, dtype=bool), np.full(count, -np.inf),
+        np.zeros(count, dtype=bool), whole.copy(), np.full(count, np.inf), np.full(count, -np.inf),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sim.boards import BoardModel
+from sim.boards import FLAGGED, BoardModel
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -27,7 +27,10 @@ OFF_C = {"pi5": 200.0, "pi4": 200.0, "nano": 102.0, "orin": 104.5}
 
 
 class Plants:
-    """Lanes of boards. `t1`, `t2`: die and board in °C; `clock`: real clock share; `power_w`: at the board's input."""
+    """Lanes of boards. `t1`, `t2`: die and board in °C; `clock`: real clock share; `power_w`: at the board's input.
+
+    `sensor_c`: what the kernel shows; `second_c`: the same sample as a Raspberry Pi's firmware tells it, in tenths.
+    """
 
     def __init__(self, boards: Sequence[BoardModel], ambient_c: Floats, cooling: Floats, seed: int) -> None:
         """`cooling` multiplies the sink's resistance to air. Every lane starts settled at idle."""
@@ -38,6 +41,7 @@ class Plants:
         self._c1, self._r1, self._c2 = (self._each(name) for name in ("c1", "r1", "c2"))
         self._idle_w, self.full_w = self._each("idle_w"), self._each("full_w")
         self._law = np.array([board.law for board in self.boards])
+        self._flagged = np.array([board.law in FLAGGED for board in self.boards])
         self._quantum = np.array([board.sensor.quantum_c for board in self.boards])
         self._noise = np.array([board.sensor.noise_c for board in self.boards])
         self._lowest = np.array([board.clock_shares[0] for board in self.boards])
@@ -52,7 +56,7 @@ class Plants:
         self.t1 = self.t2 + self._idle_w * self._r1
         self._settle_idle()
         self._shown = self._read()
-        self.sensor_c = self._shown
+        self.sensor_c, self.second_c = self._shown, self._second
 
     def _each(self, name: str) -> Floats:
         values: Floats = np.array([getattr(board, name) for board in self.boards], dtype=np.float64)
@@ -106,14 +110,26 @@ class Plants:
 
     def _read(self) -> Floats:
         noisy = self.t1 + self._noise * self._random.standard_normal(len(self.boards))
+        self._second = np.round(noisy, 1)
         shown: Floats = np.round(noisy / self._quantum) * self._quantum
         return shown
 
     def second(self) -> None:
         """What happens once a second: sensor (the shown sample is a second old), fan, firmware."""
+        self.second_c = self._second
         self.sensor_c, self._shown = self._shown, self._read()
         self._turn_fan(self._shown)
         self.firmware_cap = self._firmware(self._shown)
+
+    @property
+    def flags(self) -> npt.NDArray[np.int64]:
+        """The Raspberry Pis' throttle words by the shown temperature: bit 3 from 80 °C, bits 1 and 2 from 85 °C.
+
+        0 on other boards (facts/boards.md A1).
+        """
+        hot = np.where(self.sensor_c >= 85.0, 0b1110, np.where(self.sensor_c >= 80.0, 0b1000, 0))
+        words: npt.NDArray[np.int64] = np.where(self._flagged, hot, 0)
+        return words
 
     def _firmware(self, shown_c: Floats) -> Floats:
         over = shown_c - 80.0

@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol
 from edge_agent.base.reading import Reading
 from edge_agent.core import governor
 from edge_agent.core.thermal_model import prior_for
-from sim.boards import BoardModel
+from sim.boards import FLAGGED, BoardModel
 
 SET_POINT_BELOW_SOFT_C = governor.SET_POINT_BELOW_SOFT_C
 
 
 class Look(NamedTuple):
     """What a policy sees: the kernel's temperature and measured watts (None: there are none), the busy part of the
-    second, seconds per row, throttle flags."""
+    second, seconds per row, throttle flags, another source of the temperature (None: there is none)."""
 
     now_s: float
     sensor_c: float | None
@@ -23,6 +23,7 @@ class Look(NamedTuple):
     busy: float
     row_s: float | None = None
     flags: int = 0
+    second_c: float | None = None
 
 
 class Drive(NamedTuple):
@@ -111,7 +112,9 @@ class Governed:
     def __init__(self, board: BoardModel, rows: int, clocks: bool, generator: bool) -> None:
         """`clocks`: whether the operator lets the agent set the clock."""
         self._clocks = board.clock_shares if clocks else ()
-        self.plan = governor.Plan(board.soft_c, rows, board.cores, board.hard_c, prior_for(board.board), self._clocks)
+        flags_c = board.soft_c if board.law in FLAGGED else None
+        prior = prior_for(board.board)
+        self.plan = governor.Plan(board.soft_c, rows, board.cores, board.hard_c, prior, self._clocks, flags_c)
         self._generator = generator
         self.memory = governor.Memory()
         self.grant: governor.Grant | None = None
@@ -124,7 +127,8 @@ class Governed:
             else Reading(None, "celsius", "sim", look.now_s, "the sensor is lost")
         )
         power = Reading(look.power_w, "watts", "sim", look.now_s) if look.power_w is not None else None
-        seen = governor.Seen(look.busy, look.row_s, power, None, look.flags, self._generator)
+        second = Reading(look.second_c, "celsius", "sim", look.now_s - 1.0) if look.second_c is not None else None
+        seen = governor.Seen(look.busy, look.row_s, power, second, look.flags, self._generator)
         grant, self.memory = governor.decide(self.plan, reading, self.memory, look.now_s, seen)
         self.grant = grant
         closed = grant.closed_because is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_agent.agent.pace import LONGEST_STEP_S, Pace
-from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.agent.pace import Pace, Past
+from edge_agent.base.limits import PACED_STEP_S, WORKER_SILENCE_S
 from edge_agent.core.governor import Grant, Level
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.protocol import encode
@@ -144,7 +144,7 @@ def test_a_step_that_a_stopped_process_made_long_is_rested_from_for_seconds() ->
     pace = Pace()
     pace.begin("m", 1, 0.0)
     pace.end("m", 40.0)
-    assert pace.rest_s("m", HALF, 40.0) == LONGEST_STEP_S
+    assert pace.rest_s("m", HALF, 40.0) == PACED_STEP_S
 
 
 def test_what_rounding_leaves_of_a_rest_is_none() -> None:
@@ -154,7 +154,7 @@ def test_what_rounding_leaves_of_a_rest_is_none() -> None:
         device.context.grant = HALF
         device.context.pace.begin("m", 1, 0.0)
         device.context.pace.end("m", device.clock.monotonic_s() - 1.0)
-        device.context.pace._last["m"] = (device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
+        device.context.pace._last = Past(device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
         await device.ask("1")
         await asyncio.wait_for(later(1.0), 5.0)
         assert device.status("1") == 200

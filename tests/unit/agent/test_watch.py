@@ -64,16 +64,16 @@ def test_the_governors_limits_reach_the_workers_and_are_told_on_a_change_of_leve
     async def scenario(device: Device) -> None:
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_percent": 100}
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_permille": 1000}
         device.sensors.set(temperature=79.0)
         for _ in range(3):
             device.watch.tick()
-        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_percent": 100}
+        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_permille": 1000}
         assert [operation for operation, _ in device.spawner.last.heard].count("limits") == 1
         assert device.events == [("throttled", "governor normal -> reduced: 79.0 °C")]
         device.sensors.set(temperature=50.0)
         device.watch.tick()
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_percent": 100}
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_permille": 1000}
         assert device.kinds() == ["throttled", "throttled"]
 
     Device.run(scenario, a_model())
@@ -86,7 +86,7 @@ def test_a_new_worker_starts_with_the_limits_of_the_moment() -> None:
         device.watch.tick()
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_percent": 100}
+        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_permille": 1000}
 
     Device.run(scenario, a_model())
 
@@ -262,5 +262,26 @@ def test_the_clock_follows_the_governor_and_is_given_back(monkeypatch: pytest.Mo
         assert device.events[-1] == ("clock-refused", "the clock cannot be set: permission denied")
         assert plans[-1] == (), "the governor does not count on it any longer"
         assert device.kinds().count("clock-refused") == 1
+
+    Device.run(scenario, a_model())
+
+
+def test_a_board_that_refuses_its_clock_while_it_is_hot_is_governed_on() -> None:
+    """With the governor itself: the rung that it held is none of the ladder without clocks."""
+
+    async def scenario(device: Device) -> None:
+        clocks = FakeClocks()
+        plan = governor.Plan(80.0, 8, 4)
+        watch = Watch(device.context, plan, device.host, device.library, device.fleet, device.dispatcher, clocks)
+        device.context.pace.begin("m", 8, device.clock.monotonic_s())
+        for second in range(120):
+            device.sensors.set(temperature=70.0 + 0.5 * (second % 2) + min(8.5, second / 8))
+            if device.context.grant.clock < 1.0:
+                clocks.refuses = "permission denied"
+            watch.tick()
+            await later(1.0)
+        assert device.kinds().count("clock-refused") == 1
+        assert device.context.grant.clock == 1.0
+        assert device.context.grant.level >= governor.Level.REDUCED
 
     Device.run(scenario, a_model())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -125,7 +126,7 @@ def test_at_the_soft_limit_it_closes_with_the_numbers() -> None:
 
 def test_near_the_hard_limit_nothing_starts() -> None:
     grant, memory = decide(PLAN, at(84.2), Memory(), 0.0)
-    assert (grant.level, grant.busy_share, grant.pause_s(1.0)) == (Level.EMERGENCY, 0.0, math.inf)
+    assert (grant.level, grant.busy_share) == (Level.EMERGENCY, 0.0)
     grant, _ = decide(PLAN, at(84.2, 1.0), memory, 1.0)
     assert grant.level is Level.EMERGENCY
 
@@ -136,12 +137,6 @@ def test_a_board_whose_idle_is_too_hot_refuses_and_says_why() -> None:
     assert board.grant.busy_share == 0.0
     assert board.grant.level >= Level.CLOSED
     assert board.grant.closed_because is not None
-
-
-def test_pauses_follow_the_step() -> None:
-    grant = Grant(Level.REDUCED, 1, 1, None, "", busy_share=0.25)
-    assert grant.pause_s(0.1) == pytest.approx(0.3)
-    assert Grant(Level.NORMAL, 1, 1, None, "").pause_s(5.0) == 0.0
 
 
 def test_long_steps_get_fewer_rows_while_they_are_paced_and_only_then() -> None:
@@ -177,6 +172,37 @@ def test_throttle_flags_count_as_the_soft_limit() -> None:
     for _ in range(10):
         grant = board.second(seen=Seen(1.0, throttle_word=0x50005))
     assert grant.share > 0.95, "under-voltage is not heat"
+
+
+def test_a_raised_soft_limit_holds_although_the_firmware_says_that_its_own_was_reached() -> None:
+    """A Pi's flag means 80 °C; whoever sets 83 wants to be above."""
+    means = {}
+    for firmware_soft_c in (80.0, None):
+        board = Board(replace(PLAN, soft_limit_c=83.0, firmware_soft_c=firmware_soft_c))
+        for second in range(1500):
+            board.second(seen=Seen(board.grant.busy_share, throttle_word=0x8 if board.t1 >= 80.0 else 0))
+            assert board.t1 < 83.0
+            means[firmware_soft_c] = means.get(firmware_soft_c, 0.0) + (board.t1 / 600 if second >= 900 else 0.0)
+    assert means[80.0] == pytest.approx(80.5, abs=0.8)
+    assert means[None] < 80.0, "taken for the soft limit, the flag would hold the board under 80"
+
+
+def test_where_the_firmware_ignores_a_clock_no_cap_counts_also_under_a_raised_soft_limit() -> None:
+    board = Board(replace(PLAN, soft_limit_c=83.0, firmware_soft_c=80.0, clocks=CLOCKS))
+    board.run(1500)
+    assert board.grant.clock < 1.0
+    assert board.memory.power == 1.0, "its 80.5 °C are in the zone where a Pi runs as fast as it likes"
+
+
+def test_a_clock_that_is_refused_later_leaves_the_governor_able_to_go_on() -> None:
+    """The rung of a ladder with clocks is none of the ladder without."""
+    board = Board(replace(PLAN, clocks=CLOCKS))
+    board.run(600)
+    assert board.memory.rung >= 4, "more than the ladder without clocks has"
+    board.plan = replace(PLAN, clocks=())
+    grant = board.second()
+    assert (grant.clock, grant.threads) == (1.0, 4)
+    assert max(board.run(600)) < 80.0
 
 
 def test_the_forecast_is_what_happens() -> None:

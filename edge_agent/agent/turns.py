@@ -1,0 +1,44 @@
+"""Waiting for one's turn to compute: the rests of `pace`, waited for. No lock is held meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.pace import REST_LEAST_S
+from edge_agent.agent.seat import Seat
+
+REST_LOOK_S = 0.5
+
+
+class Turns:
+    """Lets seats wait until their next step may begin."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._over = asyncio.Event()
+
+    def may_begin(self, seat: Seat) -> bool:
+        """Whether the seat's next step may begin now."""
+        return self._rest_s(seat) <= REST_LEAST_S
+
+    async def wait(self, seat: Seat) -> None:
+        """Return when the seat's next step may begin. Looked at again twice a second, since the grant changes."""
+        self._context.pace.wait(seat.name)
+        try:
+            while not seat.gone and (rest_s := self._rest_s(seat)) > REST_LEAST_S:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._over.wait(), min(rest_s, REST_LOOK_S))
+        finally:
+            self._context.pace.leave(seat.name)
+            self.over()
+
+    def over(self) -> None:
+        """A turn is over, or was not taken: who waits looks again."""
+        self._over.set()
+        self._over = asyncio.Event()
+
+    def _rest_s(self, seat: Seat) -> float:
+        now_s = self._context.clock.monotonic_s()
+        return self._context.pace.rest_s(seat.name, self._context.grant, now_s, seat.sequences > 0)

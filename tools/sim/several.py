@@ -1,0 +1,152 @@
+"""Several models on one board: the agent's turns (`agent.pace`), the workers' rests (`worker.rest`), the governor.
+
+`closed_loop` averages one load; here every step of every model is simulated in slices of 50 ms, because what matters is
+whether steps of different models coincide and whether their sum keeps to the grant. All models always have work. Models
+that compute at once share the cores: each is slowed down in proportion, and the board spends what all cores spend.
+`shared=False` gives every model a pace of its own, as if it were alone: what to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.agent.pace import REST_LEAST_S, Pace
+from edge_agent.base.reading import Reading
+from edge_agent.core import governor
+from edge_agent.core.heat import Grant
+from edge_agent.worker.rest import Rest
+from sim import load
+from sim.boards import BoardModel
+from sim.plant import Plants
+from sim.policies import Governed
+
+Floats = npt.NDArray[np.float64]
+SLICE_S = 0.05
+SLICES = 20
+
+
+@dataclass
+class Work:
+    """One model. `size`: its steps against those of the board's table; `left_s`: of its step, at full speed."""
+
+    name: str
+    generator: bool
+    size: float = 1.0
+    pace: Pace = field(default_factory=Pace)
+    rest: Rest = field(default_factory=Rest)
+    stepping: bool = False
+    began_s: float = 0.0
+    left_s: float = 0.0
+    threads: int = 1
+    served: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """Second by second: the die in °C at its hottest, work of all models (1: full speed), and the granted pace."""
+
+    die_c: Floats
+    served: Floats
+    busy: Floats
+    by_model: dict[str, float]
+
+
+class Several:
+    """A board and its models; `run` simulates seconds."""
+
+    def __init__(
+        self,
+        board: BoardModel,
+        models: Sequence[tuple[str, bool, float]],
+        ambient_c: float = 25.0,
+        shared: bool = True,
+        clocks: bool = False,
+    ) -> None:
+        """`models`: (name, whether it generates, size of its steps against the board's table)."""
+        self.board, self._shared = board, shared
+        self.plants = Plants([board], np.array([ambient_c]), np.array([1.0]), 1)
+        generates = any(generator for _, generator, _ in models)
+        self.policy = Governed(board, 16, clocks, generates)
+        self.memory = governor.Memory()
+        self.grant = Grant(governor.Level.NORMAL, 16, board.cores, None, "")
+        common = Pace()
+        self.models = [Work(name, gen, size, common if shared else Pace()) for name, gen, size in models]
+        for model in self.models:
+            model.rest.concerned = model.generator
+            if model.generator:
+                model.pace.begin(model.name, 1, 0.0, streams=True)
+
+    def run(self, seconds: int) -> Outcome:
+        """Simulate from the start."""
+        die_c, served, busy = np.zeros(seconds), np.zeros(seconds), np.zeros(seconds)
+        for second in range(seconds):
+            self.plants.second()
+            self._decide(float(second))
+            busy[second] = self.grant.busy_share
+            before = sum(model.served for model in self.models)
+            for part in range(SLICES):
+                self._slice(second + part * SLICE_S)
+                die_c[second] = max(die_c[second], float(self.plants.t1[0]))
+            served[second] = sum(model.served for model in self.models) - before
+        return Outcome(die_c, served, busy, {model.name: model.served for model in self.models})
+
+    def _decide(self, now_s: float) -> None:
+        paces = {id(model.pace): model.pace for model in self.models}.values()
+        shares = [share for pace in paces if (share := pace.busy_share(now_s)) is not None]
+        row_s = max((found for pace in paces if (found := pace.row_s()) is not None), default=None)
+        reading = Reading(float(self.plants.sensor_c[0]), "celsius", "sim", now_s - 1.0)
+        bound = any(model.generator for model in self.models)
+        flags = int(self.plants.flags[0])
+        busy = min(1.0, sum(shares)) if shares else None
+        seen = governor.Seen(busy, row_s, None, None, flags, bound)
+        self.grant, self.memory = governor.decide(self.policy.plan, reading, self.memory, now_s, seen)
+        self._tell(now_s)
+
+    def _tell(self, now_s: float) -> None:
+        for model in self.models:
+            model.rest.share = model.pace.share_out(self.grant, now_s)
+
+    def _slice(self, now_s: float) -> None:
+        for model in self.models:
+            if not model.stepping and self._may(model, now_s):
+                self._begin(model, now_s)
+        running = [model for model in self.models if model.stepping]
+        asked = sum(model.threads for model in running)
+        slowed = min(1.0, self.board.cores / asked) if asked else 1.0
+        share = 0.0
+        if running:
+            cores, threads = float(self.board.cores), min(float(asked), float(self.board.cores))
+            share = float(load.power_share(all(model.generator for model in running), cores, 16.0, threads))
+        self.plants.step(np.array([share]), np.array([self.grant.clock]), SLICE_S)
+        for model in running:
+            speed = float(load.speed(model.generator, self.board.cores, 1.0, 1.0, model.threads, self.plants.clock[0]))
+            model.left_s -= SLICE_S * speed * slowed
+            model.served += SLICE_S * speed * slowed
+            if model.left_s <= 0.0:
+                self._end(model, now_s + SLICE_S)
+
+    def _may(self, model: Work, now_s: float) -> bool:
+        if model.generator:
+            return model.rest.left_s(now_s) <= 0.0
+        model.pace.wait(model.name)
+        return model.pace.rest_s(model.name, self.grant, now_s) <= REST_LEAST_S
+
+    def _begin(self, model: Work, now_s: float) -> None:
+        model.stepping, model.began_s, model.threads = True, now_s, self.grant.threads
+        rows = self.grant.max_rows
+        model.left_s = model.size * (self.board.token_s if model.generator else self.board.row_s * rows)
+        if not model.generator:
+            model.pace.leave(model.name)
+            model.pace.begin(model.name, rows, now_s)
+            self._tell(now_s)
+
+    def _end(self, model: Work, now_s: float) -> None:
+        model.stepping = False
+        if model.generator:
+            model.rest.begin(now_s, model.began_s)
+        else:
+            model.pace.end(model.name, now_s)
