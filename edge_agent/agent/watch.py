@@ -11,7 +11,7 @@ from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Clocks, Library, Sensors
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor, heldclock, variants
-from edge_agent.core.pressure import Signs
+from edge_agent.core.pressure import Counts, Signs
 from edge_agent.core.residency import Memory
 
 PERIOD_S = 1.0
@@ -76,7 +76,15 @@ class SensedHost:
             memory.kept_bytes,
             self.reading("memory_pressure_some").value,
             self.reading("memory_pressure_full").value,
+            self._counts(),
         )
+
+    def _counts(self) -> Counts | None:
+        """What stands in for the pressure figures; None where the kernel has them, or has neither."""
+        faults, swapped = self.reading("major_faults").value, self.reading("swapped_in").value
+        if self.reading("memory_pressure_some").value is not None or faults is None or swapped is None:
+            return None
+        return Counts(faults, swapped, self.reading("refaults").value)
 
     def process_bytes(self, pid: int) -> tuple[int, int] | None:
         """PSS of a process, and the part of it mapped from files (0 where the kernel does not tell)."""

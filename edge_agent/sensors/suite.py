@@ -38,8 +38,8 @@ class SensorSuite:
         """One reading per key.
 
         Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
-        major_faults, memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock (the real one),
-        cpu_clock_requested, fan, fan_rpm.
+        major_faults, swapped_in, refaults, memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used,
+        cpu_clock (the real one), cpu_clock_requested, fan, fan_rpm.
         Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
         temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop,
         nvmap_jtop, which stand in for what sysfs does not show, and are the second temperature.
@@ -70,9 +70,14 @@ class SensorSuite:
         return readings
 
     def sample_memory(self) -> Mapping[str, Reading]:
-        """The part of `sample()` that tells how much memory there is: four small files, quick enough for any moment."""
+        """The part of `sample()` that tells how much memory there is: four small files, quick enough for any moment.
+
+        Where the kernel has no pressure figures, the counts that stand in for them are among it.
+        """
         now_s = self._clock_s()
         pressure = memory.read_pressure(self._root, now_s)
+        if pressure["memory_pressure_some"].value is None:
+            pressure |= memory.read_faults(self._root, now_s)
         return {**memory.read_meminfo(self._root, now_s), **pressure, **memory.read_cgroup(self._root, now_s)}
 
     def process_bytes(self, pid: int) -> Mapping[str, Reading]:

@@ -87,6 +87,14 @@ def test_a_sensor_that_comes_late_is_found(tmp_path: Path) -> None:
     assert suite.sample()["temperature"].value == 40.0
 
 
+def test_the_quick_round_counts_waits_only_where_the_kernel_has_no_pressure_figures(tmp_path: Path) -> None:
+    with_psi, without = sysfs.pi5(tmp_path / "5"), sysfs.pi4(tmp_path / "4")
+    without.write("proc/vmstat", "pgmajfault 17\npswpin 3\nworkingset_refault_file 4\n")
+    assert "swapped_in" not in SensorSuite(with_psi.root, ManualClock().monotonic_s).sample_memory()
+    found = SensorSuite(without.root, ManualClock().monotonic_s).sample_memory()
+    assert (found["major_faults"].value, found["swapped_in"].value, found["refaults"].value) == (17.0, 3.0, 4.0)
+
+
 def test_losing_everything_raises_nothing(tmp_path: Path) -> None:
     tree = sysfs.orin_nano(tmp_path / "root")
     suite = SensorSuite(tree.root, ManualClock().monotonic_s)
