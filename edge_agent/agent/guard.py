@@ -70,12 +70,12 @@ class Guard:
         if self.stage is not before:
             await self._change(before, signs)
         closed = self.stage >= Stage.SHORT
-        self._fleet.closed_because = f"no memory: {pressure.reason(signs)}" if closed else None
+        self._fleet.closed_because = f"no memory: {pressure.reason(signs, self._state.waits)}" if closed else None
         if self.stage is not Stage.CALM:
             await self._make_room(signs, now_s)
 
     async def _change(self, before: Stage, signs: Signs) -> None:
-        text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {pressure.reason(signs)}"
+        text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {pressure.reason(signs, self._state.waits)}"
         severity: Severity = "info" if self.stage < before else "warning"
         self._context.announce("memory-pressure", text, {"stage": self.stage.name.lower()}, severity)
         if before is Stage.CALM:
@@ -94,9 +94,9 @@ class Guard:
     async def _make_room(self, signs: Signs, now_s: float) -> None:
         if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= Stage.SHORT:
             self._shed_s = now_s
-            if await self._fleet.shed(pressure.reason(signs)):
+            if await self._fleet.shed(pressure.reason(signs, self._state.waits)):
                 self._ended_s = now_s
                 return
         if self.stage is Stage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
             self._ended_s = now_s
-            self._fleet.end_largest(pressure.reason(signs))
+            self._fleet.end_largest(pressure.reason(signs, self._state.waits))

@@ -224,6 +224,7 @@ def governor_entry(grant: Grant) -> dict[str, Any]:
         "forecast_c": None if grant.forecast_c is None else round(grant.forecast_c, 1),
         "headroom_c": None if grant.headroom_c is None else round(grant.headroom_c, 1),
         "derated": grant.derated,
+        "disagree": grant.disagree,
         "why": grant.why,
     }
 

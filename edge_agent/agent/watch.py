@@ -10,15 +10,15 @@ from edge_agent.agent.dispatch import Dispatcher
 from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Clocks, Library, Sensors
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core import governor, variants
-from edge_agent.core.pressure import Signs
+from edge_agent.core import governor, heldclock, variants
+from edge_agent.core.pressure import Counts, Signs
 from edge_agent.core.residency import Memory
 
 PERIOD_S = 1.0
 BANDWIDTH_BOUND = frozenset({"llamacpp"})
 """Runtimes whose steps wait for memory rather than compute: token generation."""
 # Zones of an Orin go to sleep with what they measure; only what decides something is worth an event when it is lost.
-WATCHED = ("temperature", "throttle", "power", "ram_available")
+WATCHED = ("temperature", "temperature_firmware", "temperature_jtop", "throttle", "power", "ram_available")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,15 @@ class SensedHost:
             memory.kept_bytes,
             self.reading("memory_pressure_some").value,
             self.reading("memory_pressure_full").value,
+            self._counts(),
         )
+
+    def _counts(self) -> Counts | None:
+        """What stands in for the pressure figures; None where the kernel has them, or has neither."""
+        faults, swapped = self.reading("major_faults").value, self.reading("swapped_in").value
+        if self.reading("memory_pressure_some").value is not None or faults is None or swapped is None:
+            return None
+        return Counts(faults, swapped, self.reading("refaults").value)
 
     def process_bytes(self, pid: int) -> tuple[int, int] | None:
         """PSS of a process, and the part of it mapped from files (0 where the kernel does not tell)."""
@@ -127,12 +135,14 @@ class Watch:
         self._generation = -1
         self._had: set[str] = set()
         self._clock = 1.0
+        self._held_clock = heldclock.State()
         self.changed = False
 
     def tick(self) -> None:
         """One look. Sets `changed` when the installed models are not what they were."""
         self._host.sample()
         self._note_lost_sensors()
+        self._note_held_clock()
         self._govern()
         self._dispatcher.end_silent()
         self._dispatcher.expire_late()
@@ -213,3 +223,19 @@ class Watch:
             text = f"sensor {key!r} is lost: {self._host.reading(key).reason}"
             self._context.announce("sensor-lost", text, {"sensor": key})
         self._had = have
+
+    def _note_held_clock(self) -> None:
+        """The firmware holds the clock below what the kernel asks for, or has let go of it."""
+        real, requested = self._host.reading("cpu_clock"), self._host.reading("cpu_clock_requested")
+        before = self._held_clock.held
+        self._held_clock = heldclock.judge(
+            real.value, requested.value, self._held_clock, self._context.clock.monotonic_s()
+        )
+        if self._held_clock.held is before or real.value is None or requested.value is None:
+            return
+        megahertz = f"{real.value / 1e6:.0f} MHz, {requested.value / 1e6:.0f} MHz are requested"
+        data = {"real_hz": real.value, "requested_hz": requested.value, "held": not before}
+        if before:
+            self._context.announce("clock-held", f"the firmware has let go of the clock: {megahertz}", data, "info")
+        else:
+            self._context.announce("clock-held", f"the firmware holds the clock down: {megahertz}", data)

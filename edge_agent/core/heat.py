@@ -67,7 +67,8 @@ class Grant:
     `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start), of all
     models together. `of_threads`: how many threads there are without limits (0: these).
     `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `forecast_c`: in ten seconds at this
-    grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed.
+    grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed;
+    `disagree`: what two sensors say that contradict each other, of which the hotter one counts.
     """
 
     level: Level

@@ -5,8 +5,10 @@ SHORT     no request is admitted, no model loaded
 CRITICAL  a worker is ended
 
 A stage follows from MemAvailable against the reserve that residency leaves to the host, and from the kernel's pressure
-figures (PSI) where there are any: they see what the bytes do not, a host that is busy reclaiming. It rises at once and
-falls when there has been more again for a while. Pure: `agent.guard` looks several times a second, and acts.
+figures (PSI) where there are any: they see what the bytes do not, a host that is busy reclaiming. Where there are none
+(stock Raspberry Pi OS, Jetson Nano) the rate at which tasks wait for pages that were dropped before stands in for them.
+A stage rises at once and falls when there has been more again for a while. Pure: `agent.guard` looks several times a
+second, and acts.
 """
 
 from __future__ import annotations
@@ -24,6 +26,14 @@ admitted to the last byte does not raise an alarm."""
 SOME_PERCENT = 5.0
 """Tasks waited for memory in 5 % of the last ten seconds (facts/boards.md E; systemd-oomd's 60 % is too late here)."""
 FULL_PERCENT = 5.0
+WAITS_PER_S = {1: 75.0, 2: 500.0}
+"""Pages a second that had to come back from the disk, by stage, without PSI. A memory card of class A1 reads at least
+1,500 random pages a second: 75 take 5 % of a second, as in `SOME_PERCENT`; 500 take a third of it."""
+WAITS_BELOW_RESERVE = {1: 1.5, 2: 1.0}
+"""Shares of the reserve below which these rates count. With plenty available it is a model that is loaded once more
+from a file that had been dropped; a load that was admitted leaves the reserve, so that it never closes the door."""
+WAITS_WINDOW_S = 2.0
+"""Rates are taken over so long: at 75 a second the count is some 150, far from chance."""
 CALM_AFTER_S = 5.0
 CALM_FACTOR = 1.25
 
@@ -37,45 +47,93 @@ class Stage(IntEnum):
     CRITICAL = 3
 
 
+class Counts(NamedTuple):
+    """Pages since boot that somebody waited for: `major_faults` on the disk, `swapped_in` from swap, and `refaults` of
+    files' pages that had been dropped (None: the kernel does not count them)."""
+
+    major_faults: float
+    swapped_in: float
+    refaults: float | None = None
+
+
+class Waits(NamedTuple):
+    """The rate of `Counts` that `rate` keeps: the counts at the window's beginning, and the last window's result."""
+
+    since_s: float = -math.inf
+    counts: Counts | None = None
+    per_s: float | None = None
+
+
+NO_WAITS = Waits()
+
+
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What was read: MemAvailable less what models have mapped, the reserve, and PSI (None: the kernel has none)."""
+    """What was read: MemAvailable less what models have mapped, the reserve, and PSI (None: the kernel has none).
+
+    `counts` stand in where there is no PSI; the same counts are looked at by nobody where there is.
+    """
 
     available_bytes: int
     reserve_bytes: int
     some_percent: float | None = None
     full_percent: float | None = None
+    counts: Counts | None = None
 
 
 class State(NamedTuple):
-    """What is remembered: the stage, and since when the signs are those of a lower one."""
+    """What is remembered: the stage, since when the signs are those of a lower one, and the rate of waits."""
 
     stage: Stage = Stage.CALM
     lower_since_s: float = math.inf
+    waits: Waits = NO_WAITS
+
+
+def rate(counts: Counts, waits: Waits, now_s: float) -> Waits:
+    """Waits a second over the last whole window; None before the first one has passed.
+
+    A first reading of a file is a major fault and no refault; a page from swap may be both a fault and a swap-in. So
+    the larger of swap-ins and of those faults that can have been refaults counts, and none is counted twice.
+    """
+    begun = waits.counts
+    if begun is None or any(now < then for now, then in zip(counts[:2], begun[:2], strict=True)):
+        return Waits(now_s, counts)
+    elapsed_s = now_s - waits.since_s
+    if elapsed_s < WAITS_WINDOW_S:
+        return waits
+    faults = counts.major_faults - begun.major_faults
+    if counts.refaults is not None and begun.refaults is not None:
+        faults = min(faults, max(0.0, counts.refaults - begun.refaults))
+    return Waits(now_s, counts, max(faults, counts.swapped_in - begun.swapped_in) / elapsed_s)
 
 
 def decide(signs: Signs, state: State, now_s: float) -> State:
     """The stage now. It falls to what the signs say after they have been clearly better for `CALM_AFTER_S`."""
-    wanted = _stage(signs, 1.0)
+    waits = Waits()
+    if signs.some_percent is None and signs.counts is not None:
+        waits = rate(signs.counts, state.waits, now_s)
+    wanted = _stage(signs, waits.per_s, 1.0)
     if wanted >= state.stage:
-        return State(wanted)
-    if _stage(signs, CALM_FACTOR) >= state.stage:
-        return State(state.stage)
+        return State(wanted, waits=waits)
+    if _stage(signs, waits.per_s, CALM_FACTOR) >= state.stage:
+        return State(state.stage, waits=waits)
     since_s = min(state.lower_since_s, now_s)
-    return State(wanted) if now_s - since_s >= CALM_AFTER_S else State(state.stage, since_s)
+    return State(wanted, waits=waits) if now_s - since_s >= CALM_AFTER_S else State(state.stage, since_s, waits)
 
 
-def reason(signs: Signs) -> str:
+def reason(signs: Signs, waits: Waits = NO_WAITS) -> str:
     """The figures, for refusals and events."""
     said = (
         f"{bytes_text(max(0, signs.available_bytes))} are available, {bytes_text(signs.reserve_bytes)} are to stay free"
     )
-    if signs.full_percent is None or signs.some_percent is None:
-        return said
-    return f"{said}, tasks waited for memory in {signs.some_percent:.0f} % of the last ten seconds"
+    if signs.full_percent is not None and signs.some_percent is not None:
+        return f"{said}, tasks waited for memory in {signs.some_percent:.0f} % of the last ten seconds"
+    if waits.per_s is not None and waits.per_s >= WAITS_PER_S[1]:
+        return f"{said}, tasks waited for {waits.per_s:.0f} pages a second to come back from the disk"
+    return said
 
 
-def _stage(signs: Signs, factor: float) -> Stage:
+def _stage(signs: Signs, waits_per_s: float | None, factor: float) -> Stage:
     """`factor` above 1 asks for a stage that has more than just ended."""
     share = signs.available_bytes / max(1, factor * signs.reserve_bytes)
     by_bytes = Stage(max((stage for stage, below in BELOW_RESERVE.items() if share < below), default=0))
@@ -84,4 +142,8 @@ def _stage(signs: Signs, factor: float) -> Stage:
         by_pressure = Stage.TIGHT
     if signs.full_percent is not None and factor * signs.full_percent > FULL_PERCENT:
         by_pressure = Stage.SHORT
+    if waits_per_s is not None:
+        for stage, most in WAITS_PER_S.items():
+            if factor * waits_per_s > most and share < WAITS_BELOW_RESERVE[stage]:
+                by_pressure = Stage(stage)
     return max(by_bytes, by_pressure)

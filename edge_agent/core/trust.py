@@ -1,7 +1,8 @@
 """Whether a temperature can be believed: present, a number, fresh, moving when the load must move it.
 
 A sensor that is merely late is bridged by the model for `STALE_S`. One that stays lost or is frozen is not believed
-again until it has behaved for `BACK_S`. Of two sources the hotter one counts; when they disagree, that is said.
+again until it has behaved for `BACK_S`. Of two sources the hotter one counts, whichever it is. When they disagree, it
+cannot be told which is wrong: that is said, and nothing else is derated, since the hotter one is the cautious one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ FROZEN_AFTER_S = 10.0
 FROZEN_MOVE_C = 2.0
 """A reading that has not changed for `FROZEN_AFTER_S` although the die must have moved by this much is frozen."""
 DISAGREE_C = 10.0
+AGREE_C = 8.0
+"""They agree again below this, so that two which lie at the edge are not said to disagree again and again."""
 
 
 class Trust(NamedTuple):
@@ -25,7 +28,7 @@ class Trust(NamedTuple):
 
     `same_since_s`: since when it repeats `last_c`; `die_w`: the die's watts at that moment; `good_s`: when it was last
     believed; `bad`: why it is not believed; `behaves_since_s`: since when it behaves again; `frozen_c`: the value at
-    which it was found frozen, which it must leave to be believed again.
+    which it was found frozen, which it must leave to be believed again; `disagree`: the two sources did the last time.
     """
 
     seen: bool = False
@@ -36,6 +39,7 @@ class Trust(NamedTuple):
     bad: str | None = None
     behaves_since_s: float | None = None
     frozen_c: float | None = None
+    disagree: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,10 @@ def believe(first: Reading, second: Reading | None, trust: Trust, die: Die, now_
     reading, problem = first, _problem(first, now_s)
     disagree = None
     if second is not None and _problem(second, now_s) is None:
-        disagree = _disagreement(first, second) if problem is None else None
+        disagree = _disagreement(first, second, trust.disagree) if problem is None else None
         if problem is not None or _value(second) > _value(first):
             reading, problem = second, None
+    trust = trust._replace(disagree=disagree is not None)
     if problem is not None:
         if not trust.seen:
             return Belief(None), trust
@@ -94,8 +99,8 @@ def _value(reading: Reading) -> float:
     return reading.value if reading.value is not None else math.nan
 
 
-def _disagreement(first: Reading, second: Reading) -> str | None:
-    if abs(_value(first) - _value(second)) <= DISAGREE_C:
+def _disagreement(first: Reading, second: Reading, before: bool) -> str | None:
+    if abs(_value(first) - _value(second)) <= (AGREE_C if before else DISAGREE_C):
         return None
     return f"{first.source} says {first.value:.1f} °C, {second.source} {second.value:.1f} °C"
 

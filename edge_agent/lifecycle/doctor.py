@@ -273,13 +273,15 @@ def _memory(facts: Facts) -> Iterator[Check]:
         return
     text = f"{bytes_text(available.value)} of {bytes_text(total.value)} available"
     reserve = reserve_bytes(int(total.value)) if facts.reserve_bytes is None else facts.reserve_bytes
+    remedy = "stop other programs, or keep fewer models resident"
+    if facts.largest:
+        held = ", ".join(f"{one.name} ({one.pid}) {bytes_text(one.rss_bytes)}" for one in facts.largest)
+        remedy += f"; most is held by {held}"
     if available.value < BELOW_RESERVE[Stage.SHORT] * reserve:
-        yield Check(
-            "memory", "fail", f"{text}: no request is admitted", "stop other programs, or keep fewer models resident"
-        )
+        yield Check("memory", "fail", f"{text}: no request is admitted", remedy)
     elif available.value < reserve:
         text += f", less than the reserve of {bytes_text(reserve)}: no model is loaded"
-        yield Check("memory", "warn", text, "stop other programs, or keep fewer models resident")
+        yield Check("memory", "warn", text, remedy)
     else:
         yield Check("memory", "ok", text)
 
@@ -304,7 +306,7 @@ def _pressure(facts: Facts) -> Iterator[Check]:
     if facts.pressure:
         yield Check("pressure", "ok", "the kernel reports memory pressure")
     else:
-        text = "the kernel does not report memory pressure; available memory is polled instead"
+        text = "the kernel does not report memory pressure; available memory and dropped pages are polled instead"
         yield Check("pressure", "warn", text, f"on a Raspberry Pi append psi=1 to {CMDLINE}")
 
 

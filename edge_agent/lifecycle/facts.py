@@ -58,6 +58,15 @@ class DeviceFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A process of this machine and its resident memory, shared pages included."""
+
+    name: str
+    pid: int
+    rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that `doctor.examine` looks at."""
 
@@ -71,6 +80,7 @@ class Facts:
     cpu_features: frozenset[str] | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
     reserve_bytes: int | None = None
+    largest: tuple[Program, ...] = ()
     memory_controller: bool | None = None
     pressure: bool | None = None
     device_files: tuple[DeviceFile, ...] = ()

@@ -12,7 +12,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.load import device_id
 from edge_agent.config.model import Settings
-from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, Program, RuntimeProbe, StateFolder
 from edge_agent.lifecycle.service_status import ServiceStatus
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.memory import memory_controller
@@ -24,6 +24,8 @@ DEVICES = (
     ("dev/nvmap", "video"),
     ("dev/dri/renderD128", "render"),
 )
+LARGEST = 3
+"""Programs that a finding about memory names."""
 SYNCHRONISED = ("run/systemd/timesync/synchronized", "run/chrony")
 """timesyncd's mark; chrony's folder is taken for a running chrony, which sets the clock when it can."""
 
@@ -58,6 +60,7 @@ def survey(
         cpu_features=read_cpu_features(root),
         readings=readings,
         reserve_bytes=settings.memory.reserve_bytes,
+        largest=_largest() if root == Path("/") else (),
         memory_controller=memory_controller(root),
         pressure=readings["memory_pressure_some"].value is not None,
         device_files=_devices(root),
@@ -82,6 +85,18 @@ def runtime_probes(answers: Mapping[str, Mapping[str, Any]]) -> tuple[RuntimePro
         else RuntimeProbe(name, None, (), answer["reason"], answer["remedy"])
         for name, answer in answers.items()
     )
+
+
+def _largest() -> tuple[Program, ...]:
+    """The programs that hold most, largest first; those that end meanwhile or may not be asked are left out."""
+    import psutil  # costs a megabyte: only doctor needs it, and the daemon never does
+
+    found = [
+        Program(process.info["name"] or "?", process.info["pid"], process.info["memory_info"].rss)
+        for process in psutil.process_iter(["name", "pid", "memory_info"])
+        if process.info["memory_info"] is not None
+    ]
+    return tuple(sorted(found, key=lambda program: -program.rss_bytes)[:LARGEST])
 
 
 def _devices(root: Path) -> tuple[DeviceFile, ...]:

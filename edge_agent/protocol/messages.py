@@ -196,6 +196,7 @@ EVENT_KINDS = (
     "memory-pressure",
     "variant-changed",
     "clock-refused",
+    "clock-held",
     "command-failed",
     "adapter-ineffective",
     "verify-failed",

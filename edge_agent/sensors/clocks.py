@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.sensors.files import read_number, read_text
+from edge_agent.sensors.power import Gencmd
 
 FAN_NAMES = frozenset({"pwmfan", "pwm-fan", "pwm_fan", "cooling_fan", "gpio_fan"})
 TACH_NAMES = frozenset({"pwm_tach", "pwmfan", "cooling_fan", "gpio_fan"})
+LEAST_HZ, HIGHEST_HZ = 1e7, 1e10
 _CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
 
 
-def read_clock(root: Path, taken_s: float) -> Reading:
-    """The clock of core 0 in hertz: the hardware's where it may be read, else the requested one; the source says which.
+def read_clocks(root: Path, family: str, taken_s: float, gencmd: Gencmd | None = None) -> dict[str, Reading]:
+    """`cpu_clock`, the real clock of core 0 in hertz, and `cpu_clock_requested`, what the kernel asks for.
 
-    A Raspberry Pi's firmware can hold the real clock below the requested one without the kernel's knowledge.
+    They differ on a Raspberry Pi, whose firmware holds the clock down without the kernel's knowledge: there the real
+    one comes from the firmware or not at all. `family` is the board's.
     """
-    for name, source in (("cpuinfo_cur_freq", "cpufreq hardware"), ("scaling_cur_freq", "cpufreq requested")):
-        kilohertz, reason = read_number(str(root / _CPUFREQ / name))
-        if kilohertz is not None:
-            return Reading(kilohertz * 1000.0, "hertz", source, taken_s)
-    return unavailable("hertz", "cpufreq", taken_s, reason)
+    if gencmd is not None:
+        real = _measured(gencmd, taken_s)
+    elif family == "raspberry-pi":
+        reason = "only the firmware knows it, and there is no /dev/vcio to ask it"
+        real = unavailable("hertz", "firmware measure_clock arm", taken_s, reason)
+    else:
+        real = _cpufreq(root, "cpuinfo_cur_freq", "cpufreq hardware", taken_s)
+    return {
+        "cpu_clock": real,
+        "cpu_clock_requested": _cpufreq(root, "scaling_cur_freq", "cpufreq requested", taken_s),
+    }
+
+
+def parse_measured_clock(text: str) -> float | str:
+    """Hertz of the firmware's `measure_clock arm` ("frequency(48)=1500345728"), or why they cannot be believed."""
+    found = re.fullmatch(r"frequency\(\d{1,3}\)=(\d{1,11})", text.strip())
+    if found is None:
+        return f"{text[:40]!r} is not a clock"
+    hertz = float(found[1])
+    return hertz if LEAST_HZ <= hertz <= HIGHEST_HZ else f"{hertz:g} Hz cannot be true"
+
+
+def _measured(gencmd: Gencmd, taken_s: float) -> Reading:
+    source = "firmware measure_clock arm"
+    try:
+        value = parse_measured_clock(gencmd("measure_clock arm"))
+    except OSError as problem:
+        reason = f"{problem.filename or '/dev/vcio'}: {problem.strerror}; the user must be in the group video"
+        return unavailable("hertz", source, taken_s, reason)
+    if isinstance(value, str):
+        return unavailable("hertz", source, taken_s, value)
+    return Reading(value, "hertz", source, taken_s)
+
+
+def _cpufreq(root: Path, name: str, source: str, taken_s: float) -> Reading:
+    kilohertz, reason = read_number(str(root / _CPUFREQ / name))
+    if kilohertz is None:
+        return unavailable("hertz", source, taken_s, reason)
+    return Reading(kilohertz * 1000.0, "hertz", source, taken_s)
 
 
 def find_fan(root: Path) -> dict[str, str]:

@@ -45,15 +45,39 @@ def read_meminfo(root: Path, taken_s: float) -> dict[str, Reading]:
     return found
 
 
+VMSTAT_KEYS = {
+    "major_faults": ("pgmajfault",),
+    "swapped_in": ("pswpin",),
+    "refaults": ("workingset_refault_file", "workingset_refault"),
+}
+"""Kernels before 5.9 do not tell refaults of files from those of anonymous memory."""
+_VMSTAT = re.compile(
+    rf"^({'|'.join(name for names in VMSTAT_KEYS.values() for name in names)}) (\d{{1,19}})$", re.MULTILINE
+)
+
+
+def parse_vmstat(text: str) -> dict[str, float]:
+    """Counts since boot by name of /proc/vmstat, those of `VMSTAT_KEYS` alone."""
+    return {name: float(count) for name, count in _VMSTAT.findall(text)}
+
+
 def read_faults(root: Path, taken_s: float) -> dict[str, Reading]:
-    """`major_faults`: page faults since boot that had to wait for the disk. Its growth shows weights that were dropped
-    and are read again, on kernels without PSI too."""
+    """Counts since boot whose growth shows thrashing, on kernels without PSI too.
+
+    `major_faults`: page faults that had to wait for the disk, a file's first reading included; `swapped_in`: pages that
+    came back from swap; `refaults`: pages of files that were dropped not long ago and are read again.
+    """
     path = str(root / "proc/vmstat")
     text, reason = read_text(path)
-    found = re.search(r"^pgmajfault (\d{1,19})$", text or "", re.MULTILINE)
-    if found is None:
-        return {"major_faults": unavailable("count", "vmstat", taken_s, reason or f"{path}: has no pgmajfault")}
-    return {"major_faults": Reading(float(found[1]), "count", "vmstat", taken_s)}
+    table = parse_vmstat(text or "")
+    found: dict[str, Reading] = {}
+    for key, names in VMSTAT_KEYS.items():
+        value = next((table[name] for name in names if name in table), None)
+        if value is None:
+            found[key] = unavailable("count", "vmstat", taken_s, reason or f"{path}: has no {names[0]}")
+        else:
+            found[key] = Reading(value, "count", "vmstat", taken_s)
+    return found
 
 
 def parse_pressure(text: str) -> dict[str, float]:

@@ -38,7 +38,8 @@ class SensorSuite:
         """One reading per key.
 
         Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
-        major_faults, memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used, cpu_clock, fan, fan_rpm.
+        major_faults, swapped_in, refaults, memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used,
+        cpu_clock (the real one), cpu_clock_requested, fan, fan_rpm.
         Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
         temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop,
         nvmap_jtop, which stand in for what sysfs does not show, and are the second temperature.
@@ -54,14 +55,14 @@ class SensorSuite:
             second = thermal.second_source(readings["temperature"], firmware)
             if second is not None:
                 readings["temperature_second"] = second
-        readings["throttle"] = throttle.read_throttled(self._throttled, self._under_voltage, now_s)
+        readings["throttle"] = throttle.read_throttled(self._throttled, self._under_voltage, now_s, self._gencmd)
         readings["over_current"] = throttle.read_over_current(self._over_current, now_s)
         readings.update(self._power(now_s))
         readings.update(self.sample_memory())
         readings.update(memory.read_faults(self._root, now_s))
         if self.jtop is not None:
             _stand_in(readings, self.jtop.read(now_s))
-        readings["cpu_clock"] = clocks.read_clock(self._root, now_s)
+        readings.update(clocks.read_clocks(self._root, self.board.family, now_s, self._gencmd))
         readings.update(clocks.read_fan(self._fan, now_s))
         if readings["temperature"].value is None and now_s - self._searched_s >= SEARCH_AGAIN_S:
             self._searched_s = now_s
@@ -69,9 +70,14 @@ class SensorSuite:
         return readings
 
     def sample_memory(self) -> Mapping[str, Reading]:
-        """The part of `sample()` that tells how much memory there is: four small files, quick enough for any moment."""
+        """The part of `sample()` that tells how much memory there is: four small files, quick enough for any moment.
+
+        Where the kernel has no pressure figures, the counts that stand in for them are among it.
+        """
         now_s = self._clock_s()
         pressure = memory.read_pressure(self._root, now_s)
+        if pressure["memory_pressure_some"].value is None:
+            pressure |= memory.read_faults(self._root, now_s)
         return {**memory.read_meminfo(self._root, now_s), **pressure, **memory.read_cgroup(self._root, now_s)}
 
     def sample_power(self) -> Reading:

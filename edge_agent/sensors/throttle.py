@@ -1,6 +1,7 @@
 """Raspberry Pi's throttle word, decoded; Jetson's over-current counters.
 
-The word comes from sysfs (hex without 0x; the kernel refreshes it every 2 s) or from `get_throttled` (0x...).
+The word comes from sysfs (hex without 0x; the kernel refreshes it every 2 s) or, where a kernel has no such file, from
+the firmware's mailbox (`get_throttled`, 0x...). Without either the hwmon alarm tells under-voltage alone.
 Bits: raspberrypi/documentation, get_throttled. Bits 16-19 repeat bits 0-3 as 'has happened since boot'.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.sensors.files import read_number, read_text
+from edge_agent.sensors.power import Gencmd
 
 FLAGS = {0: "under-voltage", 1: "clock-capped", 2: "throttled", 3: "soft-temperature-limit"}
 REMEDIES = {
@@ -64,22 +66,46 @@ def find_over_current(root: Path) -> tuple[str, ...]:
     return tuple(str(path) for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")))
 
 
-def read_throttled(word_path: str | None, alarm_path: str | None, taken_s: float) -> Reading:
-    """The throttle word as a reading of unit 'flags'; the alarm alone tells bit 0 only, and its source says so."""
+def read_throttled(
+    word_path: str | None, alarm_path: str | None, taken_s: float, gencmd: Gencmd | None = None
+) -> Reading:
+    """The throttle word as a reading of unit 'flags'; the alarm alone tells bit 0 only, and its source says so.
+
+    A word that cannot be read where it should be is a reading without a value, unless another way tells it.
+    """
+    word: Reading | None = None
     if word_path is not None:
         text, reason = read_text(word_path)
-        if text is None:
-            return unavailable("flags", "get_throttled", taken_s, reason)
-        word = parse_word(text)
-        if word is None:
-            return unavailable("flags", "get_throttled", taken_s, f"{word_path}: {text[:40]!r} is not a throttle word")
-        return Reading(float(word), "flags", "get_throttled", taken_s)
+        word = _word(text, reason, word_path, "get_throttled", taken_s)
+    if (word is None or word.value is None) and gencmd is not None:
+        asked = _ask_word(gencmd, taken_s)
+        word = asked if word is None or asked.value is not None else word
+    if word is not None and (word.value is not None or alarm_path is None):
+        return word
     if alarm_path is not None:
         value, reason = read_number(alarm_path)
         if value is None:
             return unavailable("flags", "rpi_volt", taken_s, reason)
         return Reading(float(UNDER_VOLTAGE_NOW if value else 0), "flags", "rpi_volt (under-voltage only)", taken_s)
     return unavailable("flags", "get_throttled", taken_s, "this board does not report throttling")
+
+
+def _ask_word(gencmd: Gencmd, taken_s: float) -> Reading:
+    source = "firmware get_throttled"
+    try:
+        return _word(gencmd("get_throttled"), "", "the mailbox", source, taken_s)
+    except OSError as problem:
+        reason = f"{problem.filename or '/dev/vcio'}: {problem.strerror}; the user must be in the group video"
+        return unavailable("flags", source, taken_s, reason)
+
+
+def _word(text: str | None, reason: str, place: str, source: str, taken_s: float) -> Reading:
+    if text is None:
+        return unavailable("flags", source, taken_s, reason)
+    word = parse_word(text)
+    if word is None:
+        return unavailable("flags", source, taken_s, f"{place}: {text[:40]!r} is not a throttle word")
+    return Reading(float(word), "flags", source, taken_s)
 
 
 def read_over_current(paths: tuple[str, ...], taken_s: float) -> Reading:

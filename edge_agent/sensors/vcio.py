@@ -1,15 +1,18 @@
 """Asking the Raspberry Pi's firmware a text command through its mailbox device, as `vcgencmd` does, without a process.
 
 Message layout and ioctl number: raspberrypi/utils, vcgencmd.c (property tag 0x00030080, a buffer of 1024 bytes).
-The device belongs to the group `video`. Mainline kernels have none; then sysfs is all there is.
+The device belongs to the group `video`. Mainline kernels have none; then sysfs is all there is. A simulated board has a
+folder in the device's place, with one answer per file, named like the command.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from pathlib import Path
 
+from edge_agent.sensors.files import read_text
 from edge_agent.sensors.power import Gencmd
 
 DEVICES = ("dev/vcio_gencmd", "dev/vcio")
@@ -45,6 +48,8 @@ def find_gencmd(root: Path) -> Gencmd | None:
     path = next((str(root / device) for device in DEVICES if (root / device).exists()), None)
     if path is None:
         return None
+    if Path(path).is_dir():
+        return _answers(Path(path))
 
     def gencmd(command: str) -> str:
         import fcntl  # only on a Raspberry Pi
@@ -58,6 +63,18 @@ def find_gencmd(root: Path) -> Gencmd | None:
         error, text = decode(message)
         if error:
             raise OSError(error, f"the firmware refused {command!r} with error {error}", path)
+        return text
+
+    return gencmd
+
+
+def _answers(folder: Path) -> Gencmd:
+    """A simulated firmware: it refuses what it has no answer to, as the real one does an unknown command."""
+
+    def gencmd(command: str) -> str:
+        text, reason = read_text(str(folder / command))
+        if text is None:
+            raise OSError(errno.EINVAL, f"the firmware refused {command!r}: {reason}", str(folder))
         return text
 
     return gencmd

@@ -194,7 +194,7 @@ class FakeSensors:
 
     def sample_memory(self) -> Mapping[str, Reading]:
         """See `ports.Sensors`."""
-        wanted = ("ram_", "swap_", "memory_", "cgroup_", "nvmap_")
+        wanted = ("ram_", "swap", "memory_", "cgroup_", "nvmap_", "major_faults", "refaults")
         return {key: self._reading(key, value) for key, value in self._values.items() if key.startswith(wanted)}
 
     def process_bytes(self, pid: int) -> Mapping[str, Reading]:

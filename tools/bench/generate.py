@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -23,6 +24,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from bench import generate_adapters, generate_server, random_gguf
 from bench.generate_direct import Direct
@@ -146,7 +149,7 @@ async def _asked(options: MqttOptions, direct: Direct, given: argparse.Namespace
     ratios: dict[str, list[float]] = {name: [] for name in ("decode", "prompt", "worker", "first")}
     async with RequestClient(options) as client:
         await _stream(client, 0, given.tokens)
-        workers = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+        workers = [child.pid for child in psutil.Process(daemon).children()]
         cpu_s = {"alone": 0.0, "worker": 0.0, "daemon": 0.0}
         for turn in range(1, given.rounds + 1):
             used_s = time.process_time()
@@ -273,15 +276,14 @@ def _prompt(tokens: int, turn: int) -> str:
     return f"{turn:06d} ".ljust(tokens - 1, "x")
 
 
-def _cpu_s(pids: Sequence[object]) -> float:
+def _cpu_s(pids: Sequence[int]) -> float:
     """Seconds of CPU time that processes have used, ended ones left out."""
-    used = 0
+    used_s = 0.0
     for pid in pids:
-        place = Path(f"/proc/{pid}/stat")
-        if place.exists():
-            fields = place.read_text().rsplit(")", 1)[1].split()
-            used += int(fields[11]) + int(fields[12])
-    return used / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            used_s += times.user + times.system
+    return used_s
 
 
 def _shares(cpu_s: dict[str, float]) -> str:

@@ -21,6 +21,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from edge_agent.backends.api import AdapterSource, Job, Limits, Session
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.bundle.catalog import InstalledModel
@@ -141,13 +143,11 @@ def _timed_direct(session: Session, row: list[int]) -> float:
 
 
 def _cpu_share(pid: int, seconds: float) -> float:
-    def used_s() -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / 100.0
-
-    before_s = used_s()
+    process = psutil.Process(pid)
+    before = process.cpu_times()
     time.sleep(seconds)
-    return (used_s() - before_s) / seconds
+    after = process.cpu_times()
+    return float(after.user + after.system - before.user - before.system) / seconds
 
 
 def _text(samples: Quantiles) -> str:

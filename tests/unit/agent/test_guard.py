@@ -46,6 +46,21 @@ def test_idle_models_leave_one_by_one_and_workers_shrink() -> None:
     Device.run(scenario, *MODELS)
 
 
+def test_a_board_without_pressure_figures_that_swaps_lets_an_idle_model_go() -> None:
+    async def scenario(device: Device) -> None:
+        guard = await both_loaded(device)
+        available(device, 260)
+        for second in range(3):
+            device.sensors.set(major_faults=0.0, swapped_in=300.0 * second, refaults=0.0)
+            await guard.look()
+            await later(1.0)
+        assert guard.stage is Stage.TIGHT
+        assert device.kinds() == ["memory-pressure", "evicted"]
+        assert "tasks waited for 300 pages a second" in device.events[0][1]
+
+    Device.run(scenario, *MODELS)
+
+
 def test_nothing_is_admitted_while_memory_is_short_and_all_is_well_afterwards() -> None:
     async def scenario(device: Device) -> None:
         guard = await both_loaded(device)

@@ -173,6 +173,43 @@ def test_a_temperature_that_is_there_and_not_believed_is_said_once(monkeypatch: 
     Device.run(scenario, a_model())
 
 
+def test_a_lost_second_temperature_is_an_event() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(temperature=50.0, temperature_firmware=50.5)
+        device.watch.tick()
+        device.sensors.lose("temperature_firmware", "/dev/vcio: Permission denied")
+        device.watch.tick()
+        device.watch.tick()
+        said = "sensor 'temperature_firmware' is lost: /dev/vcio: Permission denied"
+        assert device.events == [("sensor-lost", said)]
+
+    Device.run(scenario, a_model())
+
+
+def test_a_clock_that_the_firmware_holds_down_is_said_when_it_begins_and_ends() -> None:
+    async def scenario(device: Device) -> None:
+        async def pass_s(seconds: int, real_hz: float, requested_hz: float) -> None:
+            device.sensors.set(cpu_clock=real_hz, cpu_clock_requested=requested_hz)
+            for _ in range(seconds):
+                await later(1.0)
+                device.watch.tick()
+
+        await pass_s(20, 2.4e9, 2.4e9)
+        await pass_s(20, 1.5e9, 1.5e9)
+        assert device.events == [], "a lower clock that was asked for is a cap, not a throttled board"
+        await pass_s(3, 1.5e9, 2.4e9)
+        await pass_s(1, 2.4e9, 2.4e9)
+        assert device.events == [], "it did not last"
+        await pass_s(20, 1.5e9, 2.4e9)
+        await pass_s(20, 2.4e9, 2.4e9)
+        assert device.events == [
+            ("clock-held", "the firmware holds the clock down: 1500 MHz, 2400 MHz are requested"),
+            ("clock-held", "the firmware has let go of the clock: 2400 MHz, 2400 MHz are requested"),
+        ]
+
+    Device.run(scenario, a_model())
+
+
 def test_a_second_temperature_reaches_the_governor(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 

@@ -7,7 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
-from edge_agent.core.pressure import CALM_AFTER_S, Signs, Stage, State, decide, reason
+from edge_agent.core.pressure import (
+    CALM_AFTER_S,
+    CALM_FACTOR,
+    NO_WAITS,
+    WAITS_BELOW_RESERVE,
+    WAITS_PER_S,
+    WAITS_WINDOW_S,
+    Counts,
+    Signs,
+    Stage,
+    State,
+    decide,
+    rate,
+    reason,
+)
 
 RESERVE = 200 * MIB
 
@@ -59,3 +73,90 @@ def test_it_never_says_less_than_is_seen(looks: list[tuple[float, float]]) -> No
         now_s += passed_s
         state = decide(signs(mib), state, now_s)
         assert state.stage >= decide(signs(mib), State(), now_s).stage
+
+
+# ---- boards without PSI ----------------------------------------------------------------------------------------------
+
+LOOK_S = 0.25
+
+
+def waiting(mib: float, per_s: float, seconds: float = 4.0, some: float | None = None) -> State:
+    """The state after so many seconds at this rate of swap-ins."""
+    state = State()
+    for look in range(int(seconds / LOOK_S) + 1):
+        now_s = look * LOOK_S
+        seen = Signs(int(mib * MIB), RESERVE, some, some, Counts(0.0, per_s * now_s, 0.0))
+        state = decide(seen, state, now_s)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("mib", "per_s", "stage"),
+    [
+        (290, 70, Stage.CALM),
+        (290, 80, Stage.TIGHT),
+        (290, 900, Stage.TIGHT),
+        (190, 900, Stage.SHORT),
+        (190, 490, Stage.TIGHT),
+        (310, 900, Stage.CALM),
+        (40, 0, Stage.CRITICAL),
+    ],
+)
+def test_waits_for_pages_stand_in_for_psi_where_memory_is_near_its_end(mib: float, per_s: float, stage: Stage) -> None:
+    assert waiting(mib, per_s).stage is stage
+    assert waiting(mib, 0.0).stage <= stage
+
+
+def test_where_there_is_psi_the_counts_say_nothing() -> None:
+    assert waiting(190, 900, some=0.0).stage is Stage.CALM
+
+
+def test_a_model_that_is_read_for_the_first_time_is_no_thrashing() -> None:
+    """Every page of a mapped file is a major fault the first time; it is a refault only when it had been dropped."""
+    first = rate(Counts(700.0, 0.0, 0.0), rate(Counts(0.0, 0.0, 0.0), NO_WAITS, 0.0), WAITS_WINDOW_S)
+    again = rate(Counts(700.0, 0.0, 9000.0), rate(Counts(0.0, 0.0, 0.0), NO_WAITS, 0.0), WAITS_WINDOW_S)
+    unknown = rate(Counts(700.0, 0.0), rate(Counts(0.0, 0.0), NO_WAITS, 0.0), WAITS_WINDOW_S)
+    assert (first.per_s, again.per_s, unknown.per_s) == (0.0, 350.0, 350.0)
+
+
+def test_the_reason_tells_the_rate() -> None:
+    state = waiting(190, 900)
+    assert reason(signs(190), state.waits).endswith("tasks waited for 900 pages a second to come back from the disk")
+    assert reason(signs(190), NO_WAITS).endswith("to stay free")
+
+
+def test_counters_that_begin_again_are_no_rate() -> None:
+    """The tree under `sysroot` was replaced, or a counter went back: a new window, and no negative rate."""
+    waits = rate(Counts(1000.0, 1000.0, 1000.0), NO_WAITS, 0.0)
+    assert rate(Counts(0.0, 0.0, 0.0), waits, 10.0).per_s is None
+
+
+steps = st.tuples(st.floats(0.0, 5.0), st.integers(0, 5000), st.integers(0, 5000), st.none() | st.integers(0, 5000))
+
+
+@given(st.lists(steps, max_size=60))
+def test_a_rate_is_what_was_counted_over_a_whole_window(course: list[tuple[float, int, int, int | None]]) -> None:
+    """Whatever the counters do: no rate is negative, none comes from less than a window, and none exceeds what the
+    faults and the swap-ins of the window add up to."""
+    waits, now_s, faults, swapped, refaults = NO_WAITS, 0.0, 0, 0, 0
+    for passed_s, more_faults, more_swapped, more_refaults in course:
+        now_s, faults, swapped = now_s + passed_s, faults + more_faults, swapped + more_swapped
+        refaults += more_refaults or 0
+        counts = Counts(faults, swapped, None if more_refaults is None else refaults)
+        before, waits = waits, rate(counts, waits, now_s)
+        if before.counts is not None and waits.since_s != before.since_s:
+            elapsed_s = waits.since_s - before.since_s
+            assert elapsed_s >= WAITS_WINDOW_S
+            grown = (counts.major_faults - before.counts.major_faults, counts.swapped_in - before.counts.swapped_in)
+            assert waits.per_s is not None
+            assert grown[1] / elapsed_s <= waits.per_s <= max(grown) / elapsed_s
+
+
+@given(st.floats(-100, 500), st.floats(0, 5000))
+def test_waits_only_ever_raise_the_stage_and_never_end_a_worker(mib: float, per_s: float) -> None:
+    without, found = decide(signs(mib), State(), 1.0).stage, waiting(mib, per_s).stage
+    assert without <= found <= max(without, Stage.SHORT)
+    share = mib / 200.0
+    if found > without:
+        assert share < CALM_FACTOR * WAITS_BELOW_RESERVE[found]
+        assert per_s > WAITS_PER_S[found] * 0.99

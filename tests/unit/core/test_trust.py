@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core.trust import BACK_S, FROZEN_AFTER_S, STALE_S, Belief, Die, Trust, believe
+from edge_agent.core.trust import BACK_S, DISAGREE_C, FROZEN_AFTER_S, STALE_S, Belief, Die, Trust, believe
 
 COLD = Die(3.2, 2.2)
 
@@ -87,6 +92,36 @@ def test_the_second_source_stands_in_and_the_hotter_counts() -> None:
     assert believe(lost(0.0), second, Trust(), COLD, 0.0)[0].value_c == 55.0
     assert believe(at(50.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(55.0)
     assert believe(at(70.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(70.0, None, "cpu says 70.0 °C, jtop 55.0 °C")
+    assert believe(at(40.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(55.0, None, "cpu says 40.0 °C, jtop 55.0 °C")
+
+
+def test_a_disagreement_at_the_edge_does_not_flicker() -> None:
+    trust, said = Trust(), []
+    for second, off_c in enumerate((9.9, 10.1, 9.9, 10.1, 8.1, 7.9, 9.9)):
+        now_s = float(second)
+        other = Reading(50.0 + off_c, "celsius", "jtop", now_s)
+        belief, trust = believe(at(50.0, now_s), other, trust, COLD, now_s)
+        said.append(belief.disagree is not None)
+    assert said == [False, True, True, True, True, False, False]
+
+
+temperatures = st.none() | st.floats(-30.0, 120.0) | st.just(math.nan)
+
+
+@given(st.lists(st.tuples(temperatures, temperatures), max_size=40))
+def test_what_is_believed_is_never_below_either_source(pairs: list[tuple[float | None, float | None]]) -> None:
+    """Whatever the two say: a value that is believed is the hotter of those that are numbers, and a gap of more than
+    ten degrees between two numbers is said, whichever is the hotter one."""
+    trust = Trust()
+    for second, values in enumerate(pairs):
+        now_s = float(second)
+        first, other = (lost(now_s) if value is None else at(value, now_s) for value in values)
+        belief, trust = believe(first, other, trust, COLD, now_s)
+        numbers = [value for value in values if value is not None and math.isfinite(value)]
+        if belief.value_c is not None:
+            assert belief.value_c == max(numbers)
+        if len(numbers) == 2 and abs(numbers[0] - numbers[1]) > DISAGREE_C:
+            assert belief.disagree is not None
 
 
 def test_a_broken_second_source_changes_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.lifecycle.doctor import Check, examine, failed, summary
-from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, Program, RuntimeProbe, StateFolder
 from edge_agent.lifecycle.service_status import ServiceStatus
 from edge_agent.sensors.boards import match
 
@@ -128,6 +128,8 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
         (sensed("power", LOST_POWER, but(board=PI4)), "power", "skip", "no power sensor", None),
         (sensed("ram_available", reading(GIB, "bytes")), "memory", "warn", "1.0 GiB of 8.0 GiB", "fewer models"),
         (sensed("ram_available", reading(GIB / 4, "bytes")), "memory", "fail", "no request is admitted", "stop other"),
+        (sensed("ram_available", reading(GIB, "bytes"), but(largest=(Program("chromium", 812, 2 * GIB),))),
+         "memory", "warn", "1.0 GiB of 8.0 GiB", "most is held by chromium (812) 2.0 GiB"),
         (sensed("ram_total", unavailable("bytes", "m", 0.0, "gone")), "memory", "fail", "gone", "/proc"),
         (but(memory_controller=False), "memory guard", "warn", "MemoryMax does nothing", "cgroup_enable=memory"),
         (but(pressure=False), "pressure", "warn", "polled instead", "psi=1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edge_agent.base.clock import ManualClock
@@ -38,6 +39,16 @@ def test_a_stock_raspberry_pi_4(tmp_path: Path) -> None:
     assert not facts.trust_root_exists
     warned = {check.name for check in examine(facts) if check.verdict == "warn"}
     assert warned == {"memory guard", "pressure"}
+
+
+def test_the_programs_that_hold_most_are_those_of_this_machine(tmp_path: Path) -> None:
+    assert survey(settings(tmp_path), (), "defaults", ManualClock()).largest == (), "a simulated board has no programs"
+    here = settings(Path("/"), store=Store(state_dir=tmp_path, trust_root=tmp_path / "root.json"))
+    largest = survey(here, (), "defaults", ManualClock()).largest
+    sizes = [program.rss_bytes for program in largest]
+    assert 0 < len(largest) <= 3
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] >= int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def test_nothing_there_raises_nothing(tmp_path: Path) -> None:

@@ -124,9 +124,14 @@ def test_meminfo_round_trip(table: dict[str, int]) -> None:
 def test_major_faults_are_counted(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     assert read_faults(tmp_path, 1.0)["major_faults"].value is None
-    (tmp_path / "proc/vmstat").write_text("pgfault 99\npgmajfault 17\n")
-    assert read_faults(tmp_path, 1.0)["major_faults"].value == 17.0
-    assert read_faults(Path("/"), 1.0)["major_faults"].value is not None
+    (tmp_path / "proc/vmstat").write_text("pgfault 99\npgmajfault 17\npswpin 3\nworkingset_refault 4\n")
+    found = read_faults(tmp_path, 1.0)
+    assert [found[key].value for key in ("major_faults", "swapped_in", "refaults")] == [17.0, 3.0, 4.0]
+    (tmp_path / "proc/vmstat").write_text("workingset_refault_anon 1\nworkingset_refault_file 5\npswpin_x 8\n")
+    found = read_faults(tmp_path, 1.0)
+    assert (found["refaults"].value, found["swapped_in"].value) == (5.0, None)
+    here = read_faults(Path("/"), 1.0)
+    assert here["major_faults"].value is not None
 
 
 def test_what_is_mapped_is_a_part_of_what_is_held() -> None:

@@ -9,13 +9,14 @@ import pytest
 
 from edge_agent.agent.ports import Sensors
 from edge_agent.base.clock import ManualClock
-from edge_agent.sensors.clocks import read_clock
+from edge_agent.sensors.clocks import parse_measured_clock, read_clocks
 from edge_agent.sensors.suite import SEARCH_AGAIN_S, SensorSuite
 from tests.support import sysfs
 
 ALWAYS = {
     "temperature", "throttle", "over_current", "power", "ram_total", "ram_available", "swap_total", "swap_free",
-    "memory_pressure_some", "memory_pressure_full", "cgroup_limit", "cgroup_used", "cpu_clock", "fan", "fan_rpm",
+    "memory_pressure_some", "memory_pressure_full", "cgroup_limit", "cgroup_used", "cpu_clock",
+    "cpu_clock_requested", "major_faults", "fan", "fan_rpm",
 }  # fmt: skip
 
 
@@ -39,7 +40,8 @@ def test_a_raspberry_pi_4(tmp_path: Path) -> None:
     assert (found["temperature"].value, found["throttle"].value) == (48.2, 0.0)
     assert found["power"].reason == "no power sensor was found"
     assert found["cgroup_limit"].reason == "the kernel runs without the memory cgroup"
-    assert found["cpu_clock"].value == 1.5e9
+    assert found["cpu_clock_requested"].value == 1.5e9
+    assert found["cpu_clock"].reason == "only the firmware knows it, and there is no /dev/vcio to ask it"
 
 
 def test_a_raspberry_pi_5(tmp_path: Path) -> None:
@@ -85,6 +87,14 @@ def test_a_sensor_that_comes_late_is_found(tmp_path: Path) -> None:
     assert suite.sample()["temperature"].value == 40.0
 
 
+def test_the_quick_round_counts_waits_only_where_the_kernel_has_no_pressure_figures(tmp_path: Path) -> None:
+    with_psi, without = sysfs.pi5(tmp_path / "5"), sysfs.pi4(tmp_path / "4")
+    without.write("proc/vmstat", "pgmajfault 17\npswpin 3\nworkingset_refault_file 4\n")
+    assert "swapped_in" not in SensorSuite(with_psi.root, ManualClock().monotonic_s).sample_memory()
+    found = SensorSuite(without.root, ManualClock().monotonic_s).sample_memory()
+    assert (found["major_faults"].value, found["swapped_in"].value, found["refaults"].value) == (17.0, 3.0, 4.0)
+
+
 def test_losing_everything_raises_nothing(tmp_path: Path) -> None:
     tree = sysfs.orin_nano(tmp_path / "root")
     suite = SensorSuite(tree.root, ManualClock().monotonic_s)
@@ -93,11 +103,38 @@ def test_losing_everything_raises_nothing(tmp_path: Path) -> None:
     assert values(suite) == {}
 
 
-def test_the_real_clock_goes_before_the_requested_one(tmp_path: Path) -> None:
-    tree = sysfs.pi5(tmp_path)
+def test_a_jetson_tells_its_real_clock_by_file(tmp_path: Path) -> None:
+    tree = sysfs.orin_nano(tmp_path)
     tree.write("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_cur_freq", "1500000\n")
-    reading = read_clock(tree.root, 1.0)
-    assert (reading.value, reading.source) == (1.5e9, "cpufreq hardware")
+    found = read_clocks(tree.root, "jetson", 1.0)
+    assert (found["cpu_clock"].value, found["cpu_clock"].source) == (1.5e9, "cpufreq hardware")
+    assert (found["cpu_clock_requested"].value, found["cpu_clock_requested"].source) == (1.728e9, "cpufreq requested")
+
+
+def test_a_raspberry_pis_real_clock_is_its_firmwares(tmp_path: Path) -> None:
+    tree = sysfs.pi5(tmp_path)
+    tree.write("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_cur_freq", "2400000\n")
+    tree.write("dev/vcio/measure_clock arm", "frequency(0)=1500345728\n")
+    found = SensorSuite(tree.root, ManualClock().monotonic_s).sample()
+    assert found["cpu_clock"].value == 1_500_345_728.0
+    assert found["cpu_clock_requested"].value == 2.4e9
+    (tmp_path / "dev/vcio/measure_clock arm").unlink()
+    refused = SensorSuite(tree.root, ManualClock().monotonic_s).sample()["cpu_clock"]
+    assert refused.value is None
+    assert "the firmware refused 'measure_clock arm'" in str(refused.reason)
+
+
+@pytest.mark.parametrize("text", ["", "frequency(0)=", "frequency(0)=0", "frequency(0)=99999999999", "error=1"])
+def test_what_is_not_a_clock_is_none(text: str) -> None:
+    assert isinstance(parse_measured_clock(text), str)
+
+
+def test_the_mailbox_tells_the_throttle_word_where_no_file_does(tmp_path: Path) -> None:
+    tree = sysfs.Tree(tmp_path)
+    tree.device_tree("Raspberry Pi 4 Model B Rev 1.4", "raspberrypi,4-model-b", "brcm,bcm2711")
+    tree.write("dev/vcio/get_throttled", "throttled=0x50005\n")
+    reading = SensorSuite(tree.root, ManualClock().monotonic_s).sample()["throttle"]
+    assert (reading.value, reading.source) == (float(0x50005), "firmware get_throttled")
 
 
 @pytest.mark.parametrize("build", [sysfs.pi4, sysfs.pi5, sysfs.nano, sysfs.orin_nano])

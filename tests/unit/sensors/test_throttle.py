@@ -83,6 +83,31 @@ def test_other_boards_and_broken_files_have_reasons(tmp_path: Path) -> None:
     assert "does not have it" in str(read_throttled(None, str(tmp_path / "gone"), 1.0).reason)
 
 
+def test_the_mailbox_is_asked_where_the_file_says_nothing(tmp_path: Path) -> None:
+    def gencmd(command: str) -> str:
+        asked.append(command)
+        return "throttled=0x80008"
+
+    asked: list[str] = []
+    file = sysfs.Tree(tmp_path).write("word", "0")
+    assert read_throttled(str(file), None, 1.0, gencmd).value == 0.0
+    assert asked == [], "the file is there: the mailbox is left alone"
+    assert read_throttled(None, str(tmp_path / "alarm"), 1.0, gencmd).value == float(0x80008)
+    assert read_throttled(str(tmp_path / "gone"), None, 1.0, gencmd).source == "firmware get_throttled"
+    assert asked == ["get_throttled", "get_throttled"]
+
+
+def test_a_mailbox_that_refuses_leaves_the_alarm_or_the_reason(tmp_path: Path) -> None:
+    def gencmd(command: str) -> str:
+        raise PermissionError(13, "Permission denied", "/dev/vcio")
+
+    alarm = sysfs.Tree(tmp_path).write("alarm", "1")
+    assert read_throttled(None, str(alarm), 1.0, gencmd).source == "rpi_volt (under-voltage only)"
+    reason = read_throttled(None, None, 1.0, gencmd).reason
+    assert reason == "/dev/vcio: Permission denied; the user must be in the group video"
+    assert "not a throttle word" in str(read_throttled(None, None, 1.0, lambda _: "what?").reason)
+
+
 def test_over_current_counters_are_summed(tmp_path: Path) -> None:
     tree = sysfs.orin_nano(tmp_path)
     assert read_over_current(find_over_current(tree.root), 1.0).value == 2.0
