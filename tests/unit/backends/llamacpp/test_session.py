@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Job, Limits, Session
+from edge_agent.backends.llamacpp.context import Context, Outcome, Part
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import tiny_gguf
 from tests.support.needs import need
@@ -138,37 +140,104 @@ def test_nobody_waits_longer_for_its_adapters_turn_than_the_others_turns(folder:
     session.close()
 
 
-def test_a_cancel_within_a_step_ends_the_step_and_harms_no_other(folder: Path) -> None:
-    """Asked from another thread while the prompt is read; whether it comes in time or not, the others' answers stay."""
-    session, fresh = load(folder, batch=512), load(folder, batch=512)
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes a noticeable part of a second to read a long prompt: there is a step to interrupt."""
+    need("llama_cpp", "gguf")
+    folder = tmp_path_factory.mktemp("slow")
+    shape = tiny_gguf.Shape(width=512, layers=8, heads=8, kv_heads=4, feed_forward=1536)
+    tiny_gguf.write_model(folder / "model.gguf", shape)
+    for seed in (1, 2):
+        tiny_gguf.write_adapter(folder / f"{seed}.gguf", seed, shape=shape)
+    return folder
+
+
+def outcomes_of(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
+    """How every decode call from now on ended."""
+    found: list[Outcome] = []
+    decode = Context.decode
+
+    def recorded(context: Context, parts: Sequence[Part]) -> Outcome:
+        found.append(decode(context, parts))
+        return found[-1]
+
+    monkeypatch.setattr(Context, "decode", recorded)
+    return found
+
+
+def interrupted_step(session: Session, job_id: str) -> list[Any]:
+    """One step, with another thread that asks for its end all the while: also after the call has cleared the flag."""
+    over = threading.Event()
+
+    def nag() -> None:
+        while not over.is_set():
+            session.interrupt(job_id)
+            time.sleep(0)  # give the lock up, no more
+
+    thread = threading.Thread(target=nag)
+    thread.start()
+    try:
+        return session.step(LIMITS)
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_cancel_within_a_step_cuts_it_off_and_harms_no_other(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, fresh = load(slow, batch=512, prompt_chunk=512), load(slow)
     alone = run(fresh, job("other"))["other"][0]
     fresh.close()
-    long = job("long", None, [256, *b"y" * 480])
-    for attempt in range(5):
-        session.submit(job("other"))
-        session.submit(long)
-        timer = threading.Timer(0.0005 * attempt, session.interrupt, ["long"])
-        timer.start()
-        session.step(LIMITS)
-        timer.join()
-        assert session.cancel("long")
-        tokens: list[int] = []
-        ended = False
-        while not ended:
-            for event in session.step(LIMITS):
-                ended = isinstance(event, Done)
-                tokens += event.tokens if isinstance(event, Chunk) else []
-        assert tokens[-10:] == alone[-10:]
+    outcomes = outcomes_of(monkeypatch)
+    session.submit(job("other"))
+    while not any(isinstance(event, Chunk) for event in session.step(LIMITS)):
+        pass
+    outcomes.clear()
+    session.submit(job("long", None, [256, *b"y" * 480]))
+    assert interrupted_step(session, "long") == [], "a step that was cut off answers nobody"
+    assert outcomes == [Outcome.ABORTED]
+    assert session.cancel("long")
+    tokens: list[int] = []
+    while len(tokens) < len(alone) - 1:
+        tokens += [token for event in session.step(LIMITS) if isinstance(event, Chunk) for token in event.tokens]
+    assert tokens == alone[1:]
+    assert set(outcomes[1:]) == {Outcome.DONE}
     session.close()
 
 
-def test_an_interrupted_step_does_nothing_and_the_next_one_does_it(folder: Path) -> None:
-    session = load(folder)
-    fresh = run(session, job("x"))["x"][0]
-    assert not session.interrupt("x"), "nothing to interrupt between two steps"
+@pytest.mark.parametrize("adapter", [None, "1"])
+def test_what_was_cut_off_is_done_again_as_if_nothing_had_been(
+    slow: Path, monkeypatch: pytest.MonkeyPatch, adapter: str | None
+) -> None:
+    session, fresh = load(slow, batch=512), load(slow, batch=512)
+    long = job("long", adapter, [256, *b"y" * 480])
+    wanted = run(fresh, long)["long"][0]
+    fresh.close()
+    outcomes = outcomes_of(monkeypatch)
+    session.submit(long)
+    for _ in range(3):
+        assert interrupted_step(session, "long") == []
+    assert outcomes == [Outcome.ABORTED] * 3
+    tokens: list[int] = []
+    ended = False
+    while not ended:
+        for event in session.step(LIMITS):
+            tokens += event.tokens if isinstance(event, Chunk) else []
+            ended = isinstance(event, Done)
+    assert tokens == wanted
+    again, end = run(session, long)["long"]
+    assert (again, end.outputs["cached_tokens"]) == (wanted, 480), "and what it left in the cache is whole"
+    session.close()
+
+
+def test_between_two_steps_there_is_nothing_to_interrupt(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = outcomes_of(monkeypatch)
+    session.submit(job("x"))
+    assert not session.interrupt("x")
+    session.step(LIMITS)
+    assert not session.interrupt("x")
     session._context.stop()  # type: ignore[attr-defined]  # what `interrupt` does within a step: too late, so forgotten
-    assert run(session, job("x"))["x"][0] == fresh
-    session.close()
+    session.step(LIMITS)
+    assert outcomes == [Outcome.DONE] * 2
 
 
 def test_finish_ends_an_answer_as_it_stands(session: Session) -> None:
