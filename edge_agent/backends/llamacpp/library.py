@@ -21,8 +21,8 @@ from edge_agent.base.errors import BackendError, BackendMissing
 CPU_PART, CPU_PARTS = "libggml-cpu.so", "libggml-cpu-*.so"
 LOG_LINES = 12
 LINE_CHARS = 300
-# GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR of ggml.h.
-_REASONS = frozenset({2, 3})
+# GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR of ggml.h (2 is INFO).
+_REASONS = frozenset({3, 4})
 _NOISE = ("llama_graph_n_input_tensors",)
 _BUFFER = re.compile(r"(KV|compute|output|LoRA)\s+buffer size\s*=\s*([0-9.]+) MiB")
 
