@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.client import RequestClient
-from edge_agent.protocol.messages import Reply, StreamChunk
+from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
 from tests.support import asyncapi, generators, tiny_gguf
 from tests.support.agents import AgentProcess, running
 from tests.support.mosquitto import Mosquitto
@@ -105,6 +106,37 @@ def test_the_parts_of_a_stream_are_the_whole_answer(agent: AgentProcess) -> None
         assert (last.finish_reason, last.seed) == ("length", 7)
         assert last.usage.completion_tokens == 400  # type: ignore[union-attr]
         assert last.energy.joules is None  # type: ignore[union-attr]
+
+    run(agent, body)
+
+
+def test_the_last_part_says_what_the_answer_took(agent: AgentProcess) -> None:
+    asked = "The last part of a stream"
+
+    async def body(asker: RequestClient) -> None:
+        for cached, count in ((0, 400), (len(asked), 400), (len(asked), 1)):
+            started_s = time.monotonic()
+            parts = await collect(asker, agent, {"prompt": asked, "params": {**LONG, "max_tokens": count}})
+            elapsed_ms = (time.monotonic() - started_s) * 1000.0
+            last = parts[-1]
+            assert isinstance(last, StreamChunk)
+            assert last.usage == Usage(prompt_tokens=len(asked) + 1, cached_tokens=cached, completion_tokens=count)
+            for part in parts[:-1]:
+                assert isinstance(part, StreamChunk)
+                assert (part.usage, part.timing, part.finish_reason) == (UNSET, UNSET, UNSET)
+            timing = last.timing
+            assert isinstance(timing, Timing)
+            assert 0.0 <= timing.queue_ms < timing.first_token_ms <= timing.total_ms < elapsed_ms  # type: ignore[operator]
+            assert 0.0 < timing.prompt_ms < timing.first_token_ms  # type: ignore[operator]
+            whole_ms = timing.queue_ms + timing.tokenize_ms + timing.prompt_ms  # type: ignore[operator]
+            assert timing.first_token_ms == pytest.approx(whole_ms, abs=0.01)
+            if count == 1:
+                assert timing.tokens_per_s is UNSET, "one token has no speed"
+                continue
+            assert isinstance(timing.tokens_per_s, float)
+            decode_ms = (count - 1) / timing.tokens_per_s * 1000.0
+            assert 0.0 < timing.compute_ms < timing.total_ms
+            assert timing.first_token_ms + decode_ms <= timing.total_ms + 1.0  # type: ignore[operator]
 
     run(agent, body)
 

@@ -12,6 +12,7 @@ import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Job, Limits, Session
+from edge_agent.backends.llamacpp.calls import Calls
 from edge_agent.backends.llamacpp.context import Context, Outcome, Part
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import tiny_gguf
@@ -115,6 +116,59 @@ def test_neighbours_with_other_adapters_and_long_prompts_change_no_answer(sessio
     for one in jobs:
         assert run(fresh, one)[one.job_id][0] == together[one.job_id][0], one.job_id
     fresh.close()
+
+
+SAMPLED = {"temperature": 1.2, "top_k": 4, "seed": 11, "logprobs": True, "max_tokens": 60}
+
+
+def drawn(session: Session, *jobs: Job) -> dict[str, tuple[list[int], list[float]]]:
+    """Tokens and their logprobs of each job."""
+    for one in jobs:
+        session.submit(one)
+    found: dict[str, tuple[list[int], list[float]]] = {one.job_id: ([], []) for one in jobs}
+    left = len(jobs)
+    while left:
+        for event in session.step(LIMITS):
+            if isinstance(event, Chunk):
+                found[event.job_id][0].extend(event.tokens)
+                found[event.job_id][1].extend(event.logprobs)
+            else:
+                assert isinstance(event, Done), event
+                left -= 1
+    return found
+
+
+def sampled(count: int) -> list[Job]:
+    return [
+        job(str(number), (None, "1", "2")[number % 3], [256, *f"Question {number}".encode()], **SAMPLED)
+        for number in range(count)
+    ]
+
+
+def test_a_seed_draws_the_same_when_the_same_work_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled answers side by side, to the last bit. How many share a call is measured otherwise: here it is fixed."""
+    for rows in (1, 8):
+        monkeypatch.setattr(Calls, "rows", lambda _self, count, most=rows: min(count, most))
+        first, second = (drawn(load(folder), *sampled(6)) for _ in range(2))
+        assert first == second
+        assert len({tuple(tokens) for tokens, _ in first.values()}) == 6
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_seed_draws_the_same_alone_and_beside_others_but_for_rounding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Other kernels round otherwise: probabilities agree closely, and tokens as long as no draw lay on the edge."""
+    monkeypatch.setattr(Calls, "rows", lambda _self, count: min(count, rows))
+    together = drawn(load(folder), *sampled(6))
+    agreed = 0
+    for one in sampled(6):
+        (tokens, chances) = drawn(load(folder), one)[one.job_id]
+        others, other_chances = together[one.job_id]
+        same = next((place for place, pair in enumerate(zip(tokens, others, strict=False)) if pair[0] != pair[1]), 60)
+        assert chances[:same] == pytest.approx(other_chances[:same], abs=0.02), one.job_id
+        agreed += same
+    assert agreed > 6 * 60 * 0.75, "a draw on the edge is rare"
 
 
 def test_a_long_prompt_does_not_stall_those_who_decode(folder: Path) -> None:
@@ -334,3 +388,40 @@ def test_memory_is_as_predicted_within_a_tenth(tmp_path: Path, kv_type: str) -> 
     session.close()
     assert told.cache_bytes == pytest.approx(predicted.cache_bytes, rel=0.01)
     assert sum(told) == pytest.approx(sum(predicted) - PROCESS_BYTES, rel=0.1)
+
+
+def mapped(path: Path) -> dict[str, int]:
+    """KiB of this process's mappings of a file: all, resident, and copied."""
+    found = dict.fromkeys(("Size", "Rss", "Anonymous"), 0)
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            inside = bool(rest) and rest[-1] == str(path)
+        elif inside and name[:-1] in found:
+            found[name[:-1]] += int(rest[0])
+    return found
+
+
+def anonymous_kib() -> int:
+    """What this process holds that is no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def test_the_weights_stay_the_files_pages_with_adapters_attached(slow: Path) -> None:
+    """Used with two adapters and without: nothing of the weights is copied, and an adapter costs its own tensors."""
+    model = slow / "model.gguf"
+    weights_kib = model.stat().st_size // 1024
+    before_kib = anonymous_kib()
+    session = load(slow)
+    for number, adapter in enumerate((None, "1", "2", None)):
+        run(session, job(str(number), adapter, [256, *b"z" * 200]))
+    found, told = mapped(model), session.footprint()
+    assert found["Rss"] > 0.9 * weights_kib, "they are used where they are mapped"
+    assert found["Anonymous"] == 0, "and no page of them was copied"
+    own_kib = (told.adapters_bytes + told.cache_bytes + told.arena_bytes) / 1024
+    assert anonymous_kib() - before_kib < own_kib + weights_kib / 2, "nor are there others beside them"
+    assert 0 < told.adapters_bytes < told.weights_bytes / 20
+    session.close()
+    assert mapped(model)["Size"] == 0, "and are unmapped with the session"
