@@ -204,7 +204,12 @@ async def _runtimes(settings: Settings) -> list[Runtime]:
     except WorkerError as error:
         return [Runtime(name=name, version=None, devices=[], reason=str(error)) for name in names]
     return [
-        Runtime(name=name, version=found[name]["version"], devices=list(found[name]["devices"]))
+        Runtime(
+            name=name,
+            version=found[name]["version"],
+            devices=list(found[name]["devices"]),
+            reason=found[name].get("unchecked") or None,
+        )
         if found[name]["available"]
         else Runtime(name=name, version=None, devices=[], reason=found[name]["reason"])
         for name in names

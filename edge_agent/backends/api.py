@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 
 class Capabilities(NamedTuple):
-    """What a runtime can do on this machine."""
+    """What a runtime can do on this machine; `unchecked` says what could not be found out about it, if anything."""
 
     runtime: str
     version: str
@@ -29,6 +29,7 @@ class Capabilities(NamedTuple):
     adapters: bool
     mixed_adapters: bool
     streams: bool
+    unchecked: str = ""
 
 
 class Unavailable(NamedTuple):

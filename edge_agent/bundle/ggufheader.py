@@ -32,6 +32,8 @@ def _header(table: GgufTable, where: str) -> GgufHeader:
     if adapter_type is not None:
         return _adapter(table, arch, adapter_type)
     blocks, embedding = _count(table, f"{arch}.block_count", where), _count(table, f"{arch}.embedding_length", where)
+    if blocks > len(table.tensors):
+        raise PackageError(f"{blocks} blocks cannot be made of {len(table.tensors)} tensors", where, "copy it again")
     heads = _per_block(table, f"{arch}.attention.head_count", blocks, where)
     key = f"{arch}.attention.head_count_kv"
     kv_heads = _per_block(table, key, blocks, where) if key in table.keys else heads

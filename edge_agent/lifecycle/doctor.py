@@ -180,7 +180,10 @@ def _runtimes(facts: Facts) -> Iterator[Check]:
 
 def _runtime(probe: RuntimeProbe, needed: bool) -> Check:
     if probe.version is not None:
-        return Check("runtimes", "ok", f"{probe.backend}: {probe.version} ({', '.join(probe.devices) or 'cpu'})")
+        text = f"{probe.backend}: {probe.version} ({', '.join(probe.devices) or 'cpu'})"
+        if probe.reason:
+            return Check("runtimes", "warn", f"{text}; {probe.reason}", "build it on this board if its workers die")
+        return Check("runtimes", "ok", text)
     return Check("runtimes", "fail" if needed else "skip", f"{probe.backend}: {probe.reason}", probe.remedy or None)
 
 

@@ -27,7 +27,10 @@ class StateFolder:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeProbe:
-    """What a worker child said of a backend: its version, or why it cannot be used and how to change that."""
+    """What a worker child said of a backend: its version, or why it cannot be used and how to change that.
+
+    With a version, `reason` is what could not be found out about it, '' for nothing.
+    """
 
     backend: str
     version: str | None

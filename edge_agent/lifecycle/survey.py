@@ -80,7 +80,9 @@ def survey(
 def runtime_probes(answers: Mapping[str, Mapping[str, Any]]) -> tuple[RuntimeProbe, ...]:
     """What a worker child answered for each backend (`worker.probe.available_backends`), as facts."""
     return tuple(
-        RuntimeProbe(name, f"{answer['runtime']} {answer['version']}", tuple(answer["devices"]))
+        RuntimeProbe(
+            name, f"{answer['runtime']} {answer['version']}", tuple(answer["devices"]), answer.get("unchecked", "")
+        )
         if answer["available"]
         else RuntimeProbe(name, None, (), answer["reason"], answer["remedy"])
         for name, answer in answers.items()

@@ -239,7 +239,7 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class Runtime(Struct, frozen=True, kw_only=True):
-    """A backend as found on this device; `reason` says why it cannot be used, where it cannot."""
+    """A backend as found on this device; `reason` says why it cannot be used, or else what could not be found out."""
 
     name: str
     version: str | None

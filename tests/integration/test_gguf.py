@@ -1,11 +1,13 @@
 """Models and adapters as GGUF: computed by llama.cpp and by PyTorch, compared."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from edge_agent.base.errors import BackendError, ConfigError
+from edge_forge.generate import convert
 from edge_forge.gguf_file import engine, lora, model
 from tests.support import tiny_generators
 from tests.support.llama import needs_llama
@@ -43,11 +45,11 @@ def torch_logits(loaded, rows):
         return np.concatenate([loaded(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in rows])
 
 
-def opened(folder):
+def opened(folder, **changes):
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **changes).eval()
 
 
 def off(found, wanted):
@@ -69,6 +71,22 @@ def test_llama_cpp_computes_what_pytorch_computes(made, tmp_path, family):
     shares = wanted[: len(rows[0])] - np.log(np.exp(wanted[: len(rows[0])]).sum(axis=1, keepdims=True))
     due = -sum(shares[place - 1, rows[0][place]] for place in range(3, len(rows[0])))
     assert loss == pytest.approx(due, rel=1e-2)
+
+
+@needs_llama
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_texts_longer_than_a_sliding_window(made, tmp_path, family):
+    """Three windows long: what a token may no longer see differs by layer, and by position in a layer that slides."""
+    folder = made(family)
+    config = json.loads((folder / "config.json").read_text())
+    window = config["sliding_window"]
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    rows = [[2, *(place * 7 % 400 + 10 for place in range(3 * window))]]
+    wanted, found = torch_logits(opened(folder), rows), engine.logits(tmp_path / "model.gguf", rows)
+    assert off(found, wanted) < 0.006
+    endless = torch_logits(opened(folder, sliding_window=4 * window), rows)
+    assert off(endless[:window], wanted[:window]) < 1e-4
+    assert off(endless[2 * window :], wanted[2 * window :]) > 0.02, "without a window nothing would differ"
 
 
 LLAMA3 = {
@@ -139,8 +157,8 @@ def test_pieces_with_a_space_put_before(made, tmp_path):
     assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
 
 
-def adapted(folder, out, **settings):
-    """A peft adapter with random A and B, saved to `out`; returns the model with it."""
+def adapted(folder, out, scale=0.1, **settings):
+    """A peft adapter with random A, and B of that standard deviation, saved to `out`; returns the model with it."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -151,7 +169,7 @@ def adapted(folder, out, **settings):
     with torch.no_grad():
         for name, parameter in found.named_parameters():
             if ".lora_B." in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.1)
+                parameter.copy_(torch.randn_like(parameter) * scale)
     found.save_pretrained(str(out))
     return found
 
@@ -181,6 +199,24 @@ def test_an_adapter_has_the_same_effect_in_llama_cpp(made, tmp_path, family, set
     with lora.deltas(tmp_path / "peft") as delta:
         model.convert(folder, tmp_path / "merged.gguf", "merged", BASE_ID, delta)
     assert off(engine.logits(tmp_path / "merged.gguf", rows), wanted) < 0.01
+
+
+@needs_llama
+@pytest.mark.parametrize("scale", [0.0, 1e-5])
+def test_an_adapter_without_effect_is_refused_with_both_figures(made, tmp_path, scale):
+    folder = made("llama")
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    adapted(folder, tmp_path / "peft", scale)
+    base = tmp_path / "model.gguf"
+    with pytest.raises(BackendError) as refused:
+        convert.convert_adapter(folder, tmp_path / "peft", base, tmp_path, "silent", BASE_ID, 0.01)
+    says = r"the adapter changes the logits by (\S+), hardly more than the conversion itself \((\S+)\)"
+    effect, parity = map(float, re.fullmatch(says, refused.value.what).groups())
+    assert effect <= 2 * parity and (effect == 0.0) == (scale == 0.0) and 0.0 < parity < 0.01
+    assert (refused.value.where, refused.value.remedy) == ("silent", "train longer, or with a larger learning_rate")
+    adapted(folder, tmp_path / "peft")
+    facts = convert.convert_adapter(folder, tmp_path / "peft", base, tmp_path, "loud", BASE_ID, 0.01)
+    assert facts["effect"] > 10 * facts["parity"] > 0.0
 
 
 @pytest.mark.parametrize(

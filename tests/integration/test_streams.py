@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.client import RequestClient
-from edge_agent.protocol.messages import Reply, StreamChunk
+from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
 from tests.support import asyncapi, generators, tiny_gguf
 from tests.support.agents import AgentProcess, running
 from tests.support.mosquitto import Mosquitto
@@ -99,6 +100,37 @@ def test_the_parts_of_a_stream_are_the_whole_answer(agent: AgentProcess) -> None
         assert (last.finish_reason, last.seed) == ("length", 7)
         assert last.usage.completion_tokens == 400  # type: ignore[union-attr]
         assert last.energy.joules is None  # type: ignore[union-attr]
+
+    run(agent, body)
+
+
+def test_the_last_part_says_what_the_answer_took(agent: AgentProcess) -> None:
+    asked = "The last part of a stream"
+
+    async def body(asker: RequestClient) -> None:
+        for cached, count in ((0, 400), (len(asked), 400), (len(asked), 1)):
+            started_s = time.monotonic()
+            parts = await collect(asker, agent, {"prompt": asked, "params": {**LONG, "max_tokens": count}})
+            elapsed_ms = (time.monotonic() - started_s) * 1000.0
+            last = parts[-1]
+            assert isinstance(last, StreamChunk)
+            assert last.usage == Usage(prompt_tokens=len(asked) + 1, cached_tokens=cached, completion_tokens=count)
+            for part in parts[:-1]:
+                assert isinstance(part, StreamChunk)
+                assert (part.usage, part.timing, part.finish_reason) == (UNSET, UNSET, UNSET)
+            timing = last.timing
+            assert isinstance(timing, Timing)
+            assert 0.0 <= timing.queue_ms < timing.first_token_ms <= timing.total_ms < elapsed_ms  # type: ignore[operator]
+            assert 0.0 < timing.prompt_ms < timing.first_token_ms  # type: ignore[operator]
+            whole_ms = timing.queue_ms + timing.tokenize_ms + timing.prompt_ms  # type: ignore[operator]
+            assert timing.first_token_ms == pytest.approx(whole_ms, abs=0.01)
+            if count == 1:
+                assert timing.tokens_per_s is UNSET, "one token has no speed"
+                continue
+            assert isinstance(timing.tokens_per_s, float)
+            decode_ms = (count - 1) / timing.tokens_per_s * 1000.0
+            assert 0.0 < timing.compute_ms < timing.total_ms
+            assert timing.first_token_ms + decode_ms <= timing.total_ms + 1.0  # type: ignore[operator]
 
     run(agent, body)
 
@@ -240,61 +272,124 @@ def test_a_conversation_remembers_what_was_said(agent: AgentProcess) -> None:
     assert edge_agent(agent, "chat", "nobody", said="Hello\n").stderr.startswith("404: no model 'nobody'")
 
 
-def test_a_cancelled_stream_ends_at_once_and_frees_its_sequence(agent: AgentProcess) -> None:
-    async def body(asker: RequestClient) -> None:
-        asked = {"prompt": "Hi", "params": LONG, "stream": True, "id": "to-cancel"}
-        parts = []
-        async for part in asker.stream(agent.device, "tiny", asked, 20):
-            parts.append(part)
-            if len(parts) == 1:
-                assert asker.cancel(agent.device, "to-cancel")
-        assert isinstance(parts[-1], Reply)
-        assert parts[-1].status == 499
-        replies = await asyncio.gather(*(asker.infer(agent.device, "tiny", prompt(), 20) for _ in range(8)))
-        assert {reply.status for reply in replies} == {200}
-
-    run(agent, body)
+ENDLESS = {"max_tokens": 4000, "grammar": "root ::= [a-z ] root"}
+COUNTED = 100
 
 
-def test_a_deadline_in_mid_stream_ends_it_with_what_there_is(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    """A model with one sequence, in which an answer of `ENDLESS` takes seconds: whoever comes next waits for it."""
     need("llama_cpp", "gguf")
+    folder = tmp_path_factory.mktemp("lone")
     shape = tiny_gguf.Shape(width=512, layers=8, heads=8, kv_heads=4, feed_forward=1536, context=4096)
-    with Mosquitto(tmp_path) as broker:
-        agent = AgentProcess(tmp_path / "device", broker.port, backends=("llamacpp",))
-        agent.install(generators.base_package(tmp_path, shape=shape, context=4096))
+    with Mosquitto(folder) as broker:
+        agent = AgentProcess(folder / "device", broker.port, backends=("llamacpp",))
+        agent.config.write_text(agent.config.read_text().replace("[worker]\n", "[worker]\nthreads = 1\n"))
+        agent.install(generators.base_package(folder, shape=shape, context=4096, sequences=1))
         agent.broker = broker  # type: ignore[attr-defined]
         with running(agent):
-            params = {"max_tokens": 4000, "grammar": "root ::= [a-z ] root"}
-
-            async def body(asker: RequestClient) -> None:
-                parts = await collect(asker, agent, {"prompt": "Hi", "params": params}, 1.5)
-                assert getattr(parts[-1], "finish_reason", None) == "deadline", parts[-1]
-                assert getattr(parts[-1], "usage", None).completion_tokens > 0  # type: ignore[union-attr]
-
-            run(agent, body)
-            assert "stream-stopped" in agent.log
-            vanished(agent, params)
-            broker_gone(agent, broker, params)
+            run(agent, lambda asker: _answered(asker, agent))
+            while len(agent.workers()) > 1:  # the child that is asked for the runtimes at the start
+                time.sleep(0.05)
+            yield agent
 
 
-def broker_gone(agent: AgentProcess, broker: Mosquitto, params: dict[str, Any]) -> None:
-    """The broker is killed in mid-stream: the sequence stops, and the next question after its return is answered."""
+def compute_s(agent: AgentProcess) -> float:
+    """Processor time of the worker so far: what it computes shows here, however busy the machine is."""
+    (worker,) = agent.workers()
+    fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    async def whole() -> None:
-        before = agent.log.count("the broker went away")
-        async with client(agent, "listener") as asker:
-            asked = {"prompt": "Hi", "params": params, "stream": True}
-            async for _ in asker.stream(agent.device, "tiny", asked, 60):
+
+async def endless_s(asker: RequestClient, agent: AgentProcess) -> float:
+    """Processor time that an answer of `ENDLESS` would take, by a part of one."""
+    before_s = compute_s(agent)
+    counted = {**ENDLESS, "max_tokens": COUNTED}
+    assert (await asker.infer(agent.device, "tiny", {"prompt": "Hi", "params": counted}, 60)).status == 200
+    return (compute_s(agent) - before_s) * ENDLESS["max_tokens"] / COUNTED  # type: ignore[operator]
+
+
+def test_a_cancelled_stream_ends_at_once_and_its_sequence_is_the_next_ones(lone: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        whole_s = await endless_s(asker, lone)
+        asked = {"prompt": "Hi", "params": ENDLESS, "stream": True, "id": "to-cancel"}
+        parts: list[StreamChunk | Reply] = []
+        waits: list[asyncio.Task[Reply]] = []
+        async for part in asker.stream(lone.device, "tiny", asked, 60):
+            parts.append(part)
+            if len(parts) == 1:
+                waits = [asyncio.create_task(asker.infer(lone.device, "tiny", prompt(), 60)) for _ in range(3)]
+                await asyncio.sleep(0.1)
+                assert not any(task.done() for task in waits), "the only sequence is taken"
+                before_s = compute_s(lone)
+                assert asker.cancel(lone.device, "to-cancel")
+        assert isinstance(parts[-1], Reply)
+        assert parts[-1].status == 499
+        assert {reply.status for reply in await asyncio.gather(*waits)} == {200}
+        assert compute_s(lone) - before_s < whole_s / 4, "the worker went on with what nobody waits for"
+
+    run(lone, body)
+
+
+def test_a_deadline_in_mid_stream_ends_it_with_what_there_is(lone: AgentProcess) -> None:
+    async def body(asker: RequestClient) -> None:
+        whole_s = await endless_s(asker, lone)
+        before_s = compute_s(lone)
+        stopped = lone.log.count("stream-stopped")
+        parts = await collect(asker, lone, {"prompt": "Hi", "params": ENDLESS}, 1.5)
+        assert getattr(parts[-1], "finish_reason", None) == "deadline", parts[-1]
+        assert getattr(parts[-1], "usage", None).completion_tokens > 0  # type: ignore[union-attr]
+        assert lone.log.count("stream-stopped") == stopped + 1
+        assert (await asker.infer(lone.device, "tiny", prompt(), 60)).status == 200
+        assert compute_s(lone) - before_s < 1.5 + whole_s / 4, "the worker went on after the deadline"
+
+    run(lone, body)
+
+
+def test_a_client_that_leaves_frees_its_sequence_for_who_waits(lone: AgentProcess) -> None:
+    """The broker says that nobody listens, and the sequence stops."""
+
+    async def body(asker: RequestClient) -> None:
+        whole_s = await endless_s(asker, lone)
+        before = lone.log.count("nobody listens there")
+        async with client(lone, "leaver") as leaver:
+            asked = {"prompt": "Hi", "params": ENDLESS, "stream": True}
+            async for _ in leaver.stream(lone.device, "tiny", asked, 60):
+                break
+            waits = asyncio.create_task(asker.infer(lone.device, "tiny", prompt(), 60))
+            await asyncio.sleep(0.1)
+            assert not waits.done(), "the only sequence is taken"
+            before_s = compute_s(lone)
+        assert (await waits).status == 200
+        assert compute_s(lone) - before_s < whole_s / 4, "the worker went on with what nobody hears"
+        assert lone.log.count("nobody listens there") > before
+
+    run(lone, body)
+
+
+def test_a_broker_that_goes_away_frees_the_sequence_and_is_served_on_its_return(lone: AgentProcess) -> None:
+    broker: Mosquitto = lone.broker  # type: ignore[attr-defined]
+
+    async def listen() -> tuple[float, float]:
+        """Processor times: of a whole answer, and of the worker when the broker was killed."""
+        before = lone.log.count("the broker went away")
+        async with client(lone, "listener") as asker:
+            whole_s = await endless_s(asker, lone)
+            asked = {"prompt": "Hi", "params": ENDLESS, "stream": True}
+            async for _ in asker.stream(lone.device, "tiny", asked, 60):
                 broker.kill()
                 break
+            killed_s = compute_s(lone)
             until_s = time.monotonic() + 20
-            while agent.log.count("the broker went away") == before and time.monotonic() < until_s:
+            while lone.log.count("the broker went away") == before and time.monotonic() < until_s:
                 await asyncio.sleep(0.05)
-        assert agent.log.count("the broker went away") > before
-        broker.start()
+        assert lone.log.count("the broker went away") > before
+        return whole_s, killed_s
 
-    asyncio.run(whole())
-    run(agent, lambda asker: _answered(asker, agent))
+    whole_s, killed_s = asyncio.run(listen())
+    broker.start()
+    run(lone, lambda asker: _answered(asker, lone))
+    assert compute_s(lone) - killed_s < whole_s / 4, "the worker went on with what nobody hears"
 
 
 async def _answered(asker: RequestClient, agent: AgentProcess) -> None:
@@ -306,23 +401,6 @@ async def _answered(asker: RequestClient, agent: AgentProcess) -> None:
         else:
             return
     raise AssertionError("no answer after the broker's return")
-
-
-def vanished(agent: AgentProcess, params: dict[str, Any]) -> None:
-    """A client that asks and leaves: the broker says that nobody listens, and the sequence stops."""
-
-    async def whole() -> None:
-        before = agent.log.count("stream-stopped")
-        async with client(agent, "leaver") as asker:
-            asked = {"prompt": "Hi", "params": params, "stream": True}
-            async for _ in asker.stream(agent.device, "tiny", asked, 60):
-                break
-        until_s = time.monotonic() + 20
-        while agent.log.count("stream-stopped") == before and time.monotonic() < until_s:
-            await asyncio.sleep(0.05)
-        assert "nobody listens there" in agent.log
-
-    asyncio.run(whole())
 
 
 def test_a_worker_killed_in_mid_stream_ends_the_stream_once_and_serves_the_others(agent: AgentProcess) -> None:

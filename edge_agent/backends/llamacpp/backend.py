@@ -66,6 +66,7 @@ class LlamaBackend(Backend):
             adapters=True,
             mixed_adapters=False,
             streams=True,
+            unchecked=library.unchecked,
         )
 
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import os
 import re
 from collections import deque
@@ -17,10 +18,11 @@ from typing import Any, Final
 
 from edge_agent.base.errors import BackendError, BackendMissing
 
+CPU_PART, CPU_PARTS = "libggml-cpu.so", "libggml-cpu-*.so"
 LOG_LINES = 12
 LINE_CHARS = 300
-# GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR of ggml.h.
-_REASONS = frozenset({2, 3})
+# GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR of ggml.h (2 is INFO).
+_REASONS = frozenset({3, 4})
 _NOISE = ("llama_graph_n_input_tensors",)
 _BUFFER = re.compile(r"(KV|compute|output|LoRA)\s+buffer size\s*=\s*([0-9.]+) MiB")
 
@@ -75,11 +77,15 @@ class Log:
 
 
 class Library:
-    """llama.cpp's functions (`api`, the low-level module of llama-cpp-python) and its log."""
+    """llama.cpp's functions (`api`, the low-level module of llama-cpp-python) and its log.
 
-    def __init__(self, api: Any, version: str) -> None:
+    `unchecked` says why it is not known whether this CPU has the instructions of this build; '' where it is known.
+    """
+
+    def __init__(self, api: Any, version: str, unchecked: str) -> None:
         self.api = api
         self.version = version
+        self.unchecked = unchecked
         self.log = Log()
         # The library keeps the pointer: this object must live as long as the process.
         self._callback = api.llama_log_callback(self.log.take)
@@ -96,21 +102,50 @@ def open_library() -> Library:
         # An assertion inside it must end the process at once, not start a debugger for a backtrace.
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         try:
+            unchecked = _demand_instructions(library_folder(), cpu_words())
             module = importlib.import_module("llama_cpp")
             api = importlib.import_module("llama_cpp.llama_cpp")
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendMissing(
                 f"llama-cpp-python cannot be imported: {error}", "llamacpp", "pip install edge-agent[llamacpp]"
             ) from error
-        missing = missing_instructions(_built_for(Path(str(module.__file__)).parent / "lib"), cpu_words())
-        if missing:
-            raise BackendMissing(
-                f"this build of llama.cpp needs {', '.join(missing)}, which this CPU does not have",
-                "llamacpp",
-                "build it on this board: CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary :all: llama-cpp-python",
-            )
-        _opened.append(Library(api, str(module.__version__)))
+        _opened.append(Library(api, str(module.__version__), unchecked))
     return _opened[0]
+
+
+def library_folder() -> Path:
+    """Where llama-cpp-python will look for its libraries; found without importing it. Raises ImportError."""
+    other = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if other is not None:
+        return Path(other)
+    found = importlib.util.find_spec("llama_cpp")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("No module named 'llama_cpp'")
+    return Path(found.submodule_search_locations[0]) / "lib"
+
+
+def _demand_instructions(folder: Path, has: frozenset[str]) -> str:
+    """Refuse a build that this CPU cannot run, before anything of it is loaded but the part that knows.
+
+    Returns why that could not be found out, '' where it was. Opening the CPU part by itself runs no code of it: it has
+    no initialisers of its own. What is loaded with llama.cpp has some, and comes after.
+    """
+    if not has:
+        return "the kernel does not say which instructions this CPU has"
+    if not (folder / CPU_PART).exists() and any(folder.glob(CPU_PARTS)):
+        return ""  # one part for every kind of CPU, of which llama.cpp itself takes the one that fits
+    try:
+        built_for = _built_for(folder)
+    except OSError as error:
+        return f"its CPU part cannot be asked which instructions it needs: {error}"
+    missing = missing_instructions(built_for, has)
+    if missing:
+        raise BackendMissing(
+            f"this build of llama.cpp needs {', '.join(missing)}, which this CPU does not have",
+            "llamacpp",
+            "build it on this board: CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary :all: llama-cpp-python",
+        )
+    return ""
 
 
 def present(pointer: Any) -> bool:
@@ -134,19 +169,17 @@ def cpu_words(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def _built_for(folder: Path) -> list[str]:
-    """Instruction sets that the CPU part was compiled with; its `ggml_cpu_has_*` return constants of the build."""
-    path = folder / "libggml-cpu.so"
-    try:
-        part = ctypes.CDLL(str(path))
-    except OSError:
-        # Linked in one piece or built with one part per CPU: the latter chooses for itself.
-        return []
-    found = []
-    for name in INSTRUCTIONS:
-        ask: Callable[[], int] | None = getattr(part, f"ggml_cpu_has_{name}", None)
-        if ask is not None and ask():
-            found.append(name)
-    return found
+    """Instruction sets that the CPU part was compiled with; its `ggml_cpu_has_*` return constants of the build.
+
+    Raises OSError where there is no such part, or one without those functions.
+    """
+    part = ctypes.CDLL(str(folder / CPU_PART))
+    asked: dict[str, Callable[[], int] | None] = {
+        name: getattr(part, f"ggml_cpu_has_{name}", None) for name in INSTRUCTIONS
+    }
+    if not any(asked.values()):
+        raise OSError(f"{CPU_PART} has no ggml_cpu_has_*")
+    return [name for name, ask in asked.items() if ask is not None and ask()]
 
 
 def never(what: str, where: str, log: Log) -> BackendError:

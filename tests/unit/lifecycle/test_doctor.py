@@ -177,3 +177,9 @@ def test_secrets_that_everybody_can_read() -> None:
         "warn settings     every user of this system can read the secret /etc/pw\n"
         "                  -> chmod o-rwx /etc/pw"
     )
+
+
+def test_what_could_not_be_found_out_about_a_runtime_is_said() -> None:
+    probe = RuntimeProbe("llamacpp", "llama.cpp 0.3", ("cpu",), "its CPU part cannot be asked")
+    (check,) = found(but(runtimes=(probe,)), "runtimes")
+    assert (check.verdict, check.text) == ("warn", "llamacpp: llama.cpp 0.3 (cpu); its CPU part cannot be asked")

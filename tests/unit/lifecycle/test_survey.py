@@ -79,8 +79,16 @@ def test_what_a_worker_says_of_backends() -> None:
     answers = {
         "onnx": {"available": True, "runtime": "onnxruntime", "version": "1.31.1", "devices": ["cpu"], "dtypes": []},
         "tensorrt": {"available": False, "reason": "no module", "remedy": "install it"},
+        "llamacpp": {
+            "available": True,
+            "runtime": "llama.cpp",
+            "version": "0.3",
+            "devices": [],
+            "unchecked": "who knows",
+        },
     }
     assert runtime_probes(answers) == (
         RuntimeProbe("onnx", "onnxruntime 1.31.1", ("cpu",)),
         RuntimeProbe("tensorrt", None, (), "no module", "install it"),
+        RuntimeProbe("llamacpp", "llama.cpp 0.3", (), "who knows"),
     )

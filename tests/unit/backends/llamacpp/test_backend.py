@@ -91,10 +91,11 @@ def test_instructions_that_a_cpu_lacks_are_named(tmp_path: Path) -> None:
 
 def test_the_log_keeps_reasons_and_sizes() -> None:
     log = Log()
-    log.take(1, b"llama_kv_cache:  CPU KV buffer size =     6.00 MiB\n", None)
+    log.take(2, b"llama_kv_cache:  CPU KV buffer size =     6.00 MiB\n", None)
     log.take(3, b"cannot \xff\n", None)
-    log.take(2, b"llama_graph_n_input_tensors: noise\n", None)
+    log.take(3, b"llama_graph_n_input_tensors: noise\n", None)
     assert log.buffer_mib == {"KV": 6.0}
-    assert log.reason() == "cannot \ufffd"
+    log.take(4, b"failed\n", None)
+    assert log.reason() == "cannot \ufffd; failed"
     log.begin()
     assert log.reason() == "it gives no reason"
