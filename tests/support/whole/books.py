@@ -46,6 +46,7 @@ class Ask:
     order: bool = False
     cancelled: bool = False
     deliveries: int = 0
+    earlier: bool = False
     sends: int = 0
     answers: dict[bytes, int] = field(default_factory=dict)
     said: list[tuple[float, int]] = field(default_factory=list)
@@ -90,12 +91,14 @@ class Books:
         self.waiting: dict[Key, float] = {}
         # By (boot_id, seq): what was said, and which events are on the disk.
         self.numbered: dict[tuple[str, int], bytes] = {}
+        self.answered_again: set[Key] = set()
         self.spooled: set[tuple[str, int]] = set()
 
     def turn_page(self) -> None:
         """The daemon's process has ended: what it knew of requests went with it."""
         self.waiting.clear()
         for ask in self.asks.values():
+            ask.earlier = bool(ask.answers) or ask.earlier
             ask.answers.clear()
             ask.parts.clear()
             ask.deliveries, ask.ended, ask.told = 0, False, False
@@ -108,7 +111,8 @@ class Books:
 
     def answered_but_held(self, held: Iterable[Inbound]) -> list[str]:
         """Requests that were delivered once, answered, and would be delivered again. Not those sent several times."""
-        keys = Counter(_key(message.response_topic, message.payload, message.correlation) for message in held)
+        requests = [message for message in held if "/infer/" in message.topic]
+        keys = [_key(message.response_topic, message.payload, message.correlation) for message in requests]
         asks = [self.asks[key] for key in keys if key in self.asks]
         once = [ask for ask in asks if ask.deliveries == 1 and ask.sends == 1]
         return [f"{ask.key} with {list(ask.answers.values())}" for ask in once if ask.answers]
@@ -155,6 +159,8 @@ class Books:
         key = (message.topic.split("/")[3], str(body["id"]))
         self.waiting.pop(key, None)
         ask = self.asks.get(key)
+        if ask is not None and ask.earlier and ask.sends == 1:
+            self.answered_again.add(key)
         if ask is None or not ask.deliveries:
             self._complain(f"an answer to {key}, which nobody asked: {body}")
             return

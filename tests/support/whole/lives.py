@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge_agent.base.errors import StoreError
 from edge_agent.core.footprints import Figure
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 STOP_S = 60.0
 REAP_ROUNDS = 500
 DOOM_S = 3.0
+# RestartSec of systemd/edge-agent.service.
+RESTART_S = 2.0
 T = TypeVar("T")
 
 
@@ -197,8 +200,7 @@ class Lives:
         """An orderly stop, as for an upgrade, and a start."""
         async with self._one:
             await self.stop("restart")
-            await asyncio.sleep(pause_s)
-            self.begin()
+            await self._start(pause_s)
 
     async def kill(self, after: int, pause_s: float) -> None:
         """kill -9 after so many effects (or a while, when it is idle), and a start."""
@@ -212,8 +214,20 @@ class Lives:
                 waiting.cancel()
             life.die()
             await self._reap(life)
-            await asyncio.sleep(pause_s)
+            await self._start(pause_s)
+
+    async def _start(self, pause_s: float) -> None:
+        """After a pause; a start that fails because the store cannot be read is tried again, as systemd does."""
+        world = self._world
+        await asyncio.sleep(pause_s)
+        self.begin()
+        await asyncio.sleep(0)
+        while world.life.running.done() and isinstance(world.life.running.exception(), StoreError):
+            world.life.over()
+            await self._reap(world.life)
+            await asyncio.sleep(RESTART_S)
             self.begin()
+            await asyncio.sleep(0)
 
     async def stop(self, why: str) -> None:
         """An orderly end, and what must be true after it."""

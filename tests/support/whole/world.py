@@ -85,6 +85,7 @@ class Outcome:
     steps: int = 0
     virtual_s: float = 0.0
     digest: int = 0
+    answered_again: int = 0
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {len(self.complaints)} rules broken", *self.complaints]
@@ -292,6 +293,7 @@ def simulate(seed: int) -> Outcome:
         world.rules.steps,
         clock.monotonic_s() - 1000.0,
         world.rules.digest,
+        len(world.books.answered_again),
     )
 
 
