@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,11 +117,13 @@ class Books:
         once = [ask for ask in asks if ask.deliveries == 1 and ask.sends == 1]
         return [f"{ask.key} with {list(ask.answers.values())}" for ask in once if ask.answers]
 
-    def acknowledged(self, message: Inbound, held: int, is_open: Callable[[Key], bool]) -> None:
+    def acknowledged(self, message: Inbound, held: int, closed: Container[Key]) -> None:
         """The device acknowledges a message while `held` are unacknowledged, this one included."""
         key = _key(message.response_topic, message.payload, message.correlation)
         ask = self.asks.get(key) if key and "/infer/" in message.topic else None
-        if ask is not None and key is not None and ask.deliveries == 1 and held <= HELD and is_open(key):
+        if ask is None or not ask.well_formed or ask.deliveries != 1 or held > HELD:
+            return
+        if not ask.told and ask.key not in closed:
             self._complain(f"{key} is acknowledged before its answer, with {held} unacknowledged")
 
     def delivered(self, message: Inbound) -> None:

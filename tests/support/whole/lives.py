@@ -194,6 +194,7 @@ class Lives:
         world = self._world
         world.life = Life(world, self.count, world.dice(f"link {self.count}"))
         self.count += 1
+        world.states.clear()
         world.rules.reborn()
 
     async def restart(self, pause_s: float) -> None:

@@ -253,7 +253,7 @@ class World:
         self.books.delivered(message)
 
     def _acknowledged(self, message: Inbound, held: int) -> None:
-        self.books.acknowledged(message, held, lambda key: any(job.key == key for job in self.ledger.open_jobs()))
+        self.books.acknowledged(message, held, self.states)
 
     def serving(self) -> bool:
         """Whether any job is with a worker."""
