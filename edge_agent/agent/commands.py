@@ -85,7 +85,7 @@ class Commands:
         self._running.add_done_callback(functools.partial(self._ended, command))
 
     async def close(self) -> None:
-        """Give up waiting for the running command; what another process does for it goes on by itself."""
+        """Give up waiting for the running command, and say so; what another process does for it goes on by itself."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -103,8 +103,11 @@ class Commands:
             self._answer(command, 200, None, result=result)
 
     def _ended(self, command: Command, task: asyncio.Task[None]) -> None:
-        """An order that ends by an error nobody foresaw is answered all the same."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        """An order that ends by an error nobody foresaw, or because the device stops, is answered all the same."""
+        if task.cancelled():
+            self._answer(command, 503, "the device is stopping; diag says afterwards whether the order was carried out")
+            return
+        if (error := task.exception()) is not None:
             self._answer(command, 500, f"{command.name} ended by an error of the agent: {type(error).__name__}")
             log.error("%s ended: %r", task.get_name(), error, exc_info=error)
 

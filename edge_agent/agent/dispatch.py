@@ -371,6 +371,8 @@ class Dispatcher:
         """Answer everything that is open with 503: the agent stops."""
         for job in self._context.ledger.open_jobs():
             self._answers.refuse(job, 503, reason)
+        for seat in self._fleet.every_seat():
+            seat.queue.take(lambda _job: True)
 
     def end_silent(self) -> None:
         """Kill workers that have jobs and have reported nothing for too long; called by the watch."""

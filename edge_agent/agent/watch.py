@@ -155,8 +155,9 @@ class Watch:
         generation = self._library.generation()
         if generation == self._generation:
             return
-        self._generation = generation
         new, _ = self._fleet.sync()
+        # Not before: a store that could not be read is read again at the next look.
+        self._generation = generation
         for seat in self._fleet.seats.values():
             for variant in seat.model.variants:
                 expected = variants.expected_row(seat.model, variant)

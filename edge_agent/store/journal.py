@@ -18,7 +18,7 @@ from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError, StoreError
 from edge_agent.bundle.jsonio import Document, decode, encode
 from edge_agent.bundle.manifest import Digest, Name
-from edge_agent.store.disk import remove_file, replace_file
+from edge_agent.store.disk import remove_file, replace_file, translated
 
 RECORD_FILE = "record.json"
 TRIALS_FILE = "trials.json"
@@ -141,11 +141,12 @@ class Journal:
         replace_file(self._record, _sealed(encode(record)), written)
 
     def generation(self) -> int:
-        """Changes with every `write`; one stat."""
-        try:
-            found = self._record.stat()
-        except FileNotFoundError:
-            return 0
+        """Changes with every `write`; one stat. Raises StoreError when the disk does not answer."""
+        with translated(self._record):
+            try:
+                found = self._record.stat()
+            except FileNotFoundError:
+                return 0
         return found.st_mtime_ns * 65_537 + found.st_ino
 
     def trials(self, package: str) -> int:

@@ -34,6 +34,7 @@ from edge_agent.backends.api import (
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
+from edge_agent.worker import standing
 from edge_agent.worker.flow import BEAT_S, Flow
 from edge_agent.worker.listen import Listener
 from edge_agent.worker.rest import Rest
@@ -370,20 +371,11 @@ def _describe(backend: Backend) -> Dict[str, Any]:
     return dict(found._asdict(), available=True)
 
 
-def _step_back(oom_score_adj: int, nice: int) -> None:
-    """Ask the kernel to take this process before the daemon when memory runs out, and to let others run first."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
-            stream.write(str(oom_score_adj))
-        os.nice(nice)
-    except OSError as error:
-        sys.stderr.write("worker: cannot lower its own standing: {}\n".format(error))
-
-
 def main(arguments: List[str]) -> int:
     """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by the supervisor only."""
     fd, oom_score_adj, nice = (int(argument) for argument in arguments)
-    _step_back(oom_score_adj, nice)
+    standing.die_with_the_daemon()
+    standing.step_back(oom_score_adj, nice)
     channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd))
     try:
         Child(channel).run()

@@ -428,6 +428,8 @@ async def main():
     await worker.load(slow, TaskSpec("embed"), {"max_rows": 1, "threads": 1})
     if sys.argv[1] == "busy":
         worker.submit([{"id": str(i), "adapter": None, "texts": ["x"], "params": {}} for i in range(100)])
+    if sys.argv[1] == "stopped":  # as one whose native call never returns: it reads nothing any more
+        os.kill(worker.pid, signal.SIGSTOP)
     print(worker.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -435,7 +437,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("state", ["idle", "busy"])
+@pytest.mark.parametrize("state", ["idle", "busy", "stopped"])
 def test_no_orphan_survives_the_daemon(state: str) -> None:
     daemon = subprocess.run([sys.executable, "-c", DAEMON, state], stdout=subprocess.PIPE, timeout=60, check=False)
     assert daemon.returncode == -signal.SIGKILL

@@ -80,8 +80,9 @@ class Device:
         resident: tuple[str, ...] = (),
         ports: Mapping[str, Any] | None = None,
         canary_s: float = 0.0,
+        boot_id: str = "boot",
     ) -> None:
-        """`ports` replaces fakes by name: transport, library, sensors, spawner, operator; ledger likewise."""
+        """`ports` replaces fakes by name: transport, library, sensors, spawner, operator; so do ledger, figures."""
         given = ports or {}
         self.clock = clock
         self.queue_jobs = queue_jobs
@@ -94,7 +95,7 @@ class Device:
         self.operator = given.get("operator") or FakeOperator()
         self.events: list[tuple[str, str]] = []
         topics = Topics(PREFIX, NAME)
-        identity = Identity(NAME, "boot", "0.1", "no board", "3.11", {}, heartbeat_s=60.0, interval_s=10.0)
+        identity = Identity(NAME, boot_id, "0.1", "no board", "3.11", {}, heartbeat_s=60.0, interval_s=10.0)
         self.reporter = Reporter(identity, topics, clock)
         self.reporter.connect(self.transport, lambda: (0, 0))
         self.context = Context(
@@ -105,7 +106,7 @@ class Device:
         self.host = SensedHost(self.context, self.sensors)
         self.host.sample()
         responder = Responder(self.context, self.host.reading)
-        self.fleet = Fleet(self.library, self.spawner, clock, self.host, self._announce)
+        self.fleet = Fleet(self.library, self.spawner, clock, self.host, self._announce, given.get("figures"))
         self.dispatcher = Dispatcher(self.context, self.fleet, responder, quarantine_deaths)
         plan_c = governor.Plan(soft_limit_c, max_rows, 4)
         self.watch = Watch(self.context, plan_c, self.host, self.library, self.fleet, self.dispatcher)

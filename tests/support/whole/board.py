@@ -219,6 +219,12 @@ class SimWorker:
         """See `ports.Worker`: the process is gone a moment later."""
         self._loop.call_later(EXIT_S, self.die, "killed by SIGKILL")
 
+    def orphan(self) -> None:
+        """The daemon was killed: the kernel ends its children (`worker.child` asks it to), whatever they are doing."""
+        self._on_event = self._on_death = lambda _what: None
+        self._closing = True
+        self.kill()
+
     async def close(self) -> None:
         """See `ports.Worker`. A child that hangs is killed after two seconds."""
         self._closing = True

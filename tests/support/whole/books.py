@@ -5,6 +5,10 @@
   the door (404, 429, 503) is not remembered, so a message that the broker delivers again is decided anew.
 - No packet with an answer leaves after the deadline, but for a 408, which says just that, and answers to orders.
 - A stream's parts come in order and once, end once, and together are the answer.
+- A process that is killed may have answered what it did not acknowledge: the next one is given it again and answers
+  again. So each life of the daemon answers once what was delivered to it, and nothing that was not.
+- Nothing is acknowledged before its answer while no more wait than the window holds.
+- (boot_id, seq) stands for one message, and an event that reached the disk reaches the broker.
 - In the end each delivered request was answered, or its deadline passed.
 """
 
@@ -12,10 +16,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from edge_agent.agent.acks import HELD
 from edge_agent.core.job import Job
 from edge_agent.core.ledger import GRACE_S, Ledger
 from edge_agent.protocol.envelope import Inbound, Outbound
@@ -39,6 +46,8 @@ class Ask:
     order: bool = False
     cancelled: bool = False
     deliveries: int = 0
+    earlier: bool = False
+    sends: int = 0
     answers: dict[bytes, int] = field(default_factory=dict)
     said: list[tuple[float, int]] = field(default_factory=list)
     told: bool = False
@@ -50,10 +59,10 @@ class Ask:
 class WatchedLedger(Ledger):
     """The real ledger, watched: every job is opened once and closed once, in a state that is final."""
 
-    def __init__(self, complain: Callable[[str], None]) -> None:
+    def __init__(self, complain: Callable[[str], None], states: dict[Key, list[str]]) -> None:
         super().__init__()
         self._complain = complain
-        self.states: dict[Key, list[str]] = {}
+        self.states = states
         self._jobs: dict[int, Job] = {}
 
     def open(self, job: Job) -> None:
@@ -80,6 +89,42 @@ class Books:
         self.kinds: Counter[str] = Counter()
         # Answers that the link has taken and not sent yet, and since when.
         self.waiting: dict[Key, float] = {}
+        # By (boot_id, seq): what was said, and which events are on the disk.
+        self.numbered: dict[tuple[str, int], bytes] = {}
+        self.answered_again: set[Key] = set()
+        self.spooled: set[tuple[str, int]] = set()
+
+    def turn_page(self) -> None:
+        """The daemon's process has ended: what it knew of requests went with it."""
+        self.waiting.clear()
+        for ask in self.asks.values():
+            ask.earlier = bool(ask.answers) or ask.earlier
+            ask.answers.clear()
+            ask.parts.clear()
+            ask.deliveries, ask.ended, ask.told = 0, False, False
+
+    def written(self, record: bytes) -> None:
+        """An event is on the disk."""
+        _, payload, _ = msgspec.msgpack.decode(record)
+        body = json.loads(payload)
+        self.spooled.add((body["boot_id"], body["seq"]))
+
+    def answered_but_held(self, held: Iterable[Inbound]) -> list[str]:
+        """Requests that were delivered once, answered, and would be delivered again. Not those sent several times."""
+        requests = [message for message in held if "/infer/" in message.topic]
+        keys = [_key(message.response_topic, message.payload, message.correlation) for message in requests]
+        asks = [self.asks[key] for key in keys if key in self.asks]
+        once = [ask for ask in asks if ask.deliveries == 1 and ask.sends == 1]
+        return [f"{ask.key} with {list(ask.answers.values())}" for ask in once if ask.answers]
+
+    def acknowledged(self, message: Inbound, held: int, closed: Container[Key]) -> None:
+        """The device acknowledges a message while `held` are unacknowledged, this one included."""
+        key = _key(message.response_topic, message.payload, message.correlation)
+        ask = self.asks.get(key) if key and "/infer/" in message.topic else None
+        if ask is None or not ask.well_formed or ask.deliveries != 1 or held > HELD:
+            return
+        if not ask.told and ask.key not in closed:
+            self._complain(f"{key} is acknowledged before its answer, with {held} unacknowledged")
 
     def delivered(self, message: Inbound) -> None:
         """The device gets a message."""
@@ -107,11 +152,17 @@ class Books:
         """A packet of the device leaves for the broker."""
         body = json.loads(message.payload)
         self.kinds[message.topic.rsplit("/", 1)[-1]] += 1
+        if "boot_id" in body and "seq" in body:
+            number = (body["boot_id"], body["seq"])
+            if self.numbered.setdefault(number, message.payload) != message.payload:
+                self._complain(f"{number} stands for two messages: {self.numbered[number]!r} and {message.payload!r}")
         if "/reply" not in message.topic:
             return
         key = (message.topic.split("/")[3], str(body["id"]))
         self.waiting.pop(key, None)
         ask = self.asks.get(key)
+        if ask is not None and ask.earlier and ask.sends == 1:
+            self.answered_again.add(key)
         if ask is None or not ask.deliveries:
             self._complain(f"an answer to {key}, which nobody asked: {body}")
             return

@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Protocol
 
 from edge_agent.mqtt.connection import Listener, Welcome
 from edge_agent.mqtt.reasons import Reason
@@ -32,6 +33,15 @@ class Held:
     due_s: float
 
 
+class Process(Protocol):
+    """The daemon's process, as its sockets see it: `effect` raises when it is gone before the packet left."""
+
+    dead: bool
+
+    def effect(self) -> None:
+        """See `lives.Life.effect`."""
+
+
 class SimBroker:
     """`send` hands it a client's message; `heard` is called with whatever the device's packets bring, when sent."""
 
@@ -43,6 +53,9 @@ class SimBroker:
         self.refuses_events = False
         self.connection: SimConnection | None = None
         self.delivered: Callable[[Inbound], None] = lambda _message: None
+        self.on_ack: Callable[[Inbound, int], None] = lambda _message, _held: None
+        # Retained, by topic; the last will goes here, too.
+        self.retained: dict[str, Outbound] = {}
         self._session = False
         self._queue: deque[Held] = deque(maxlen=QUEUE_MESSAGES)
         self._inflight: OrderedDict[int, Held] = OrderedDict()
@@ -88,17 +101,28 @@ class SimBroker:
             self._complain(f"the device acknowledged packet {mid}, which it did not get or acknowledged before")
         elif mid != next(iter(self._inflight)):
             self._complain("MQTT wants acknowledgements in order")
+        held = self._inflight.get(mid)
+        if held is not None:
+            self.on_ack(held.message, len(self._inflight))
         self._inflight.pop(mid, None)
         self.flush()
 
     def took(self, message: Outbound) -> None:
         """A packet of the device arrived."""
+        if message.retain:
+            self.retained[message.topic] = message
         self._heard(message, asyncio.get_running_loop().time())
 
     def left(self, connection: SimConnection) -> None:
-        """A connection is gone."""
+        """A connection is gone; whoever did not say goodbye left a will."""
         if self.connection is connection:
             self.connection = None
+            if connection.will is not None and not connection.said_goodbye:
+                self.retained[connection.will.topic] = connection.will
+
+    def held_messages(self) -> list[Inbound]:
+        """What the device did not acknowledge."""
+        return [held.message for held in self._inflight.values()]
 
     def break_connection(self, forget_session: bool = False) -> None:
         """The connection ends here and now; a broker that lost its state forgets the session, too."""
@@ -118,8 +142,15 @@ class SimBroker:
 class SimConnection:
     """See `mqtt.connection.Connection`: one connection, used once."""
 
-    def __init__(self, broker: SimBroker, dice: Random, listener: Listener, epoch: int) -> None:
+    def __init__(
+        self, broker: SimBroker, dice: Random, listener: Listener, epoch: int, will: Outbound | None, process: Process
+    ) -> None:
         self._broker = broker
+        self.will = will
+        self._process = process
+        self.said_goodbye = False
+        # Whatever was sent on it arrived.
+        self.never_troubled = True
         self._dice = dice
         self._listener = listener
         self._epoch = epoch
@@ -136,6 +167,7 @@ class SimConnection:
 
     async def open(self) -> Welcome | Reason:
         """See `Connection.open`."""
+        self._process.effect()
         await asyncio.sleep(self._latency_s)
         if not self._broker.up:
             if self._dice.random() < 0.3:
@@ -163,6 +195,7 @@ class SimConnection:
 
     def publish(self, message: Outbound) -> int | None:
         """See `Connection.publish`."""
+        self._process.effect()
         if self.closed.done():
             return None
         self._mid = self._mid % 65_000 + 1
@@ -174,6 +207,7 @@ class SimConnection:
 
     def ack(self, mid: int) -> None:
         """See `Connection.ack`."""
+        self._process.effect()
         if not self.closed.done() and self.mute_since_s is None:
             self._broker.acknowledged(mid)
 
@@ -195,6 +229,7 @@ class SimConnection:
     async def close(self, timeout_s: float) -> None:
         """See `Connection.close`."""
         await asyncio.sleep(self._latency_s)
+        self.said_goodbye = not self.closed.done() and self.mute_since_s is None
         self.drop()
 
     def drop(self) -> None:
@@ -217,11 +252,12 @@ class SimConnection:
     def congest(self, seconds: float) -> None:
         """The socket takes nothing for a while."""
         self.congested = True
+        self.never_troubled = False
         self._loop.call_later(seconds, self._relieve)
 
     def _relieve(self) -> None:
         self.congested = False
-        if not self.closed.done():
+        if not self.closed.done() and not self._process.dead:
             self._listener.writable()
 
     def _arrive(self, mid: int, sent: Inbound, left_s: float) -> None:
@@ -239,5 +275,5 @@ class SimConnection:
         self._loop.call_at(self._busy_until_s, self._unless_gone, what)
 
     def _unless_gone(self, what: Callable[[], None]) -> None:
-        if not self.closed.done() and self.mute_since_s is None:
+        if not self.closed.done() and self.mute_since_s is None and not self._process.dead:
             what()

@@ -95,6 +95,7 @@ class Clients:
             key, message = self._dice.choice(recent)
             ask = self._world.books.asks[key]
             if not ask.order and ask.due_s > self._world.clock.monotonic_s():
+                ask.sends += 1
                 self._world.broker.send(message, ask.due_s)
 
     def _cancel(self) -> None:
@@ -142,4 +143,5 @@ class Clients:
         message = Inbound(f"{PREFIX}/{DEVICE}/{tail}", payload, **(fields | more))
         if ask.well_formed and not ask.order:
             self._world.sent[ask.key] = message
+        ask.sends += 1
         self._world.broker.send(message, ask.due_s)

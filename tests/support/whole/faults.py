@@ -163,8 +163,19 @@ async def models_change(world: World, dice: random.Random) -> None:
     world.library.install(models[name])
 
 
+async def daemon_restarts(world: World, dice: random.Random) -> None:
+    """An upgrade: the daemon is stopped in order, and started again."""
+    await world.lives.restart(dice.choice((0.1, 1.0, 6.0)))
+
+
+async def daemon_killed(world: World, dice: random.Random) -> None:
+    """kill -9, at once or a few packets on; the next process starts after a while, and sometimes fares no better."""
+    for _ in range(dice.choice((1, 1, 2))):
+        await world.lives.kill(dice.choice((0, 1, 2, 3, 8, 30)), dice.choice((0.05, 1.0, 5.0, 20.0)))
+
+
 ALL: tuple[Fault, ...] = (
     sensor_lost, sensor_frozen, fever, memory_pressure, worker_killed, worker_hangs, bad_workers, slow_workers,
     broker_gone, connection_lost, connection_mute, congestion, events_refused, wall_clock_jumps, process_stalls,
-    disk_full, store_unreadable, models_change,
+    disk_full, store_unreadable, models_change, daemon_restarts, daemon_killed,
 )  # fmt: skip

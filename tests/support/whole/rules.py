@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from edge_agent.agent.acks import HELD
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
 from edge_agent.core.job import State
 from edge_agent.core.ledger import ANSWERS_BYTES
+from tests.support.whole.clients import DEVICE, PREFIX
+from tests.support.whole.lives import outlived
 
 if TYPE_CHECKING:
     from tests.support.whole.world import World
@@ -33,11 +36,19 @@ class Rules:
         world = self._world
         self.steps += 1
         self.digest = zlib.crc32(f"{world.clock.monotonic_s():.6f} {len(world.ledger)}".encode(), self.digest)
+        for pid in outlived(world):
+            self._say("outlived", f"worker {pid} outlives the daemon that was killed")
+        if world.life.dead:
+            return
         self._bounds()
         self._jobs()
         self._workers()
         self._answers()
         self._agent()
+
+    def reborn(self) -> None:
+        """A new process has its own service manager's patience."""
+        self._beats, self._beat_s = 0, self._world.clock.monotonic_s()
 
     def peaceful(self) -> None:
         """After a long peace: nothing is open, nothing is unacknowledged, everything was answered or has expired."""
@@ -50,8 +61,21 @@ class Rules:
             self._say("disconnected", "the link is down though the broker is up")
         if len(world.spool):
             self._say("events", f"{len(world.spool)} events are still in the spool: {world.spool.trouble}")
-        for text in world.books.unanswered(world.ledger.states):
+        for text in world.books.unanswered(world.states):
             self._say(text, f"neither answered nor expired: {text}")
+
+        self._kept()
+
+    def _kept(self) -> None:
+        """The retained status is that of this life, and no event that reached the disk is missing."""
+        world = self._world
+        status = json.loads(world.broker.retained[f"{PREFIX}/{DEVICE}/status"].payload)
+        well = {"online", "degraded"} if world.lifted else {"online"}
+        if status["state"] not in well or status["boot_id"] != world.life.boot_id:
+            self._say("status", f"after a long peace the status is {status}")
+        missing = sorted(world.books.spooled - world.books.numbered.keys())
+        if missing and not world.spool.lost:
+            self._say("missing", f"events that were on the disk never arrived: {missing[:5]} of {len(missing)}")
 
     def _say(self, rule: str, text: str) -> None:
         if rule not in self._said:
@@ -114,8 +138,8 @@ class Rules:
         world = self._world
         if world.device.dispatcher.fault is not None:
             self._say("fault", world.device.dispatcher.fault)
-        if world.running is not None and world.running.done() and not world.device.agent._stopping.is_set():
-            self._say("ended", f"the agent ended by itself: {world.running!r}")
+        if world.life.running.done() and not world.device.agent._stopping.is_set():
+            self._say("ended", f"the agent ended by itself: {world.life.running!r}")
         beats = len(world.notifier.calls)
         now_s = world.clock.monotonic_s()
         if beats != self._beats or world.stalled_until_s > self._beat_s or world.device.agent._stopping.is_set():

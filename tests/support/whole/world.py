@@ -26,26 +26,24 @@ from edge_agent.core.job import State
 from edge_agent.mqtt import link
 from edge_agent.mqtt import spool as spool_module
 from edge_agent.mqtt.link import MqttTransport
-from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.segment import Segment
 from edge_agent.mqtt.spool import Spool
 from edge_agent.protocol.envelope import Inbound, Outbound
-from edge_agent.protocol.topics import Topics
 from tests.support.fakes import FakeLibrary, RecordingNotifier, a_model, a_variant
-from tests.support.in_process import Device, FakeOperator
+from tests.support.in_process import Device
 from tests.support.virtual_time import Stuck, VirtualLoop
 from tests.support.whole import faults
 from tests.support.whole.board import Moods, SimBoard, SimSpawner
 from tests.support.whole.books import Books, Key, WatchedLedger
 from tests.support.whole.broker import SimBroker, SimConnection
 from tests.support.whole.clients import DEVICE, PREFIX, Clients
+from tests.support.whole.lives import Killed, Life, Lives
 from tests.support.whole.rules import Rules
 
 TROUBLE_S = (5.0, 15.0, 30.0)
 PEACE_S = 75.0
 # A worker that hangs is noticed by its silence under a job (WORKER_SILENCE_S); then it must be loaded again.
 AGAIN_S = WORKER_SILENCE_S + 15.0
-STOP_S = 60.0
 COMPLAINTS = 20
 
 
@@ -87,6 +85,7 @@ class Outcome:
     steps: int = 0
     virtual_s: float = 0.0
     digest: int = 0
+    answered_again: int = 0
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {len(self.complaints)} rules broken", *self.complaints]
@@ -106,49 +105,56 @@ class World:
         self.sent: dict[Key, Inbound] = {}
         self.disk = Disk()
         self.books = Books(self.complain)
-        self.ledger = WatchedLedger(self.complain)
-        self.broker = SimBroker(self._dice("broker"), self._heard, self.complain)
+        self.states: dict[Key, list[str]] = {}
+        self.folder = folder
+        self.broker = SimBroker(self.dice("broker"), self._heard, self.complain)
         self.broker.delivered = self._delivered
-        self.board = SimBoard(clock, self._dice("board"))
-        dice = self._dice("models")
-        self.spawner = SimSpawner(self.board, self._dice("workers"), Moods(mixed=dice.random() < 0.7))
+        self.broker.on_ack = self._acknowledged
+        self.board = SimBoard(clock, self.dice("board"))
+        dice = self.dice("models")
+        self.spawner = SimSpawner(self.board, self.dice("workers"), Moods(mixed=dice.random() < 0.7))
         classifiers = tuple(_model(index, dice) for index in range(dice.choice((1, 2, 4))))
         self.installed = (*classifiers, *_generators(dice))
         self.library = FakeLibrary(*self.installed)
-        self.spool = Spool(folder)
-        self.transport = MqttTransport(
-            MqttOptions(host="sim", client_id=DEVICE, protocol=5, reconnect_cap_s=8.0),
-            Topics(PREFIX, DEVICE).subscriptions(),
-            spool=self.spool,
-            on_change=lambda change: self.device.reporter.link_changed(change.connected, change.text),
-            on_unheard=self._unheard,
-            random01=self._dice("link").random,
-        )
-        self._link_publish = self.transport.publish
-        self.transport.publish = self._publish  # type: ignore[method-assign]
-        self.device = Device(
-            clock,
-            queue_jobs=dice.choice((4, 32, 256)),
-            max_rows=dice.choice((1, 8, 32)),
-            quarantine_deaths=dice.choice((0, 3, 8)),
-            resident=dice.choice(((), ("all",), ("m0",))),
-            ports={
-                "transport": self.transport,
-                "sensors": self.board,
-                "spawner": self.spawner,
-                "library": self.library,
-                "operator": FakeOperator(),
-                "ledger": self.ledger,
-            },
-        )
-        self.device.reporter.on_unheard = self.device.dispatcher.stop_streams
-        self.notifier = RecordingNotifier()
-        self.clients = Clients(self, self._dice("clients"))
+        self.settings: dict[str, Any] = {
+            "queue_jobs": dice.choice((4, 32, 256)),
+            "max_rows": dice.choice((1, 8, 32)),
+            "quarantine_deaths": dice.choice((0, 3, 8)),
+            "resident": dice.choice(((), ("all",), ("m0",))),
+        }
+        self.clients = Clients(self, self.dice("clients"))
         self.rules = Rules(self)
         self.stalled_until_s = clock.monotonic_s()
-        self.running: asyncio.Task[None] | None = None
+        self.lifted = False
+        self.lives = Lives(self)
+        self.life: Life
 
-    def _dice(self, what: str) -> random.Random:
+    @property
+    def device(self) -> Device:
+        """The parts of the process that lives now, or lived last."""
+        return self.life.device
+
+    @property
+    def transport(self) -> MqttTransport:
+        """Its link."""
+        return self.life.transport
+
+    @property
+    def ledger(self) -> WatchedLedger:
+        """Its ledger."""
+        return self.life.ledger
+
+    @property
+    def spool(self) -> Spool:
+        """Its spool."""
+        return self.life.spool
+
+    @property
+    def notifier(self) -> RecordingNotifier:
+        """What it told the service manager."""
+        return self.life.notifier
+
+    def dice(self, what: str) -> random.Random:
         """Each part has dice of its own, so that one more throw here changes nothing there."""
         return random.Random(f"{self.seed}/{what}")
 
@@ -156,22 +162,24 @@ class World:
 
     async def play(self) -> None:
         """Trouble, then peace in which everything must come right again, then the end."""
-        self.running = asyncio.create_task(self.device.agent.run(self.notifier))
-        dice = self._dice("faults")
+        self.lives.begin()
+        dice = self.dice("faults")
         trouble_s = dice.choice(TROUBLE_S)
         chosen = dice.sample(faults.ALL, dice.randrange(0, 7))
         troubles = [asyncio.create_task(self._trouble(kind, trouble_s)) for kind in chosen]
+        self.lives.own |= {task for task in (asyncio.current_task(), *troubles) if task is not None}
         await self.clients.traffic(trouble_s)
         await asyncio.gather(*troubles)
         self._heal()
         await asyncio.sleep(PEACE_S)
         await self._ask_again()
         self.rules.peaceful()
-        await self._stop()
+        await self.lives.stop("the run is over")
+        self._last_words()
 
     async def _trouble(self, kind: faults.Fault, seconds: float) -> None:
         name = kind.__name__
-        dice = self._dice(name)
+        dice = self.dice(name)
         until_s = self.clock.monotonic_s() + seconds
         while True:
             await asyncio.sleep(dice.expovariate(1.0 / 6.0))
@@ -197,6 +205,7 @@ class World:
         """After the trouble: every model serves, once whoever operates the device has lifted what was quarantined."""
         for seat in list(self.device.fleet.seats.values()):
             if seat.phase.value == "quarantined":
+                self.lifted = True
                 self.clients.order("load", {"model": seat.name})
                 await asyncio.sleep(30.0)
         for model in self.installed:
@@ -206,18 +215,10 @@ class World:
             if 200 not in statuses:
                 self.complain(f"after the trouble {model.name} answers {statuses or 'nothing'}")
 
-    async def _stop(self) -> None:
-        open_keys = [job.key for job in self.ledger.open_jobs()]
-        self.device.agent.stop("the run is over")
-        done, _ = await asyncio.wait({self.running or asyncio.current_task()}, timeout=STOP_S)
-        if not done:
-            self.complain(f"the agent did not end within {STOP_S:.0f} s of being stopped")
-        elif self.running is not None and self.running.exception() is not None:
-            self.complain(f"the agent ended with {self.running.exception()!r}")
-        for worker in self.spawner.alive():
-            self.complain(f"worker {worker.pid} outlives the agent")
-        if len(self.ledger):
-            self.complain(f"open after the end: {[job.key for job in self.ledger.open_jobs()]} of {open_keys}")
+    def _last_words(self) -> None:
+        status = self.broker.retained[f"{PREFIX}/{DEVICE}/status"].payload
+        if b"stopped in order" not in status:
+            self.complain(f"stopped in order, and the status is {status!r}")
 
     def stalled(self, seconds: float) -> None:
         """The process does not run for so long."""
@@ -242,16 +243,6 @@ class World:
         """Something happened."""
         self.trace.append(f"{self.clock.monotonic_s():.4f} {text}")
 
-    def _publish(self, message: Outbound) -> bool:
-        self.books.told(message, self.clock.monotonic_s())
-        taken = self._link_publish(message)
-        if not taken and "/reply" in message.topic:
-            self.complain(f"the link does not take an answer: {message.payload[:80]!r}")
-        return taken
-
-    def _unheard(self, message: Outbound, why: str) -> None:
-        self.device.reporter.unheard(message, why)
-
     def _heard(self, message: Outbound, now_s: float) -> None:
         if not message.topic.endswith(("/telemetry", "/models", "/info")):
             self.trace.append(f"{now_s:.4f} <- {message.topic} {message.payload[:140]!r}")
@@ -260,6 +251,9 @@ class World:
     def _delivered(self, message: Inbound) -> None:
         self.trace.append(f"{self.clock.monotonic_s():.4f} -> {message.topic} {message.correlation} {message.expiry_s}")
         self.books.delivered(message)
+
+    def _acknowledged(self, message: Inbound, held: int) -> None:
+        self.books.acknowledged(message, held, self.states)
 
     def serving(self) -> bool:
         """Whether any job is with a worker."""
@@ -271,7 +265,12 @@ def simulate(seed: int) -> Outcome:
     clock = ManualClock()
     loop = Loop(clock)
     strays: list[str] = []
-    loop.set_exception_handler(lambda _loop, context: strays.append(str(context.get("exception") or context)))
+
+    def stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), Killed):
+            strays.append(str(context.get("exception") or context))
+
+    loop.set_exception_handler(stray)
     with tempfile.TemporaryDirectory(dir=_memory_folder()) as folder, _surroundings():
         world = loop.run_until_complete(_begin(seed, clock, Path(folder)))
         try:
@@ -294,6 +293,7 @@ def simulate(seed: int) -> Outcome:
         world.rules.steps,
         clock.monotonic_s() - 1000.0,
         world.rules.digest,
+        len(world.books.answered_again),
     )
 
 
@@ -304,12 +304,20 @@ async def _begin(seed: int, clock: ManualClock, folder: Path) -> World:
 async def _run(world: World, loop: Loop) -> None:
     class SimSegment(Segment):
         def append(self, record: bytes) -> None:
+            try:
+                world.life.effect()
+            except Killed:
+                world.life.tear(self, record)
+                raise
             if world.disk.full:
                 raise OSError(28, "No space left on device")
             super().append(record)
+            world.books.written(record)
 
-    def connect(_options: object, _version: int, _will: object, listener: Any, epoch: int) -> SimConnection:
-        return SimConnection(world.broker, world._dice(f"connection {epoch}"), listener, epoch)
+    def connect(_options: object, _version: int, will: Any, listener: Any, epoch: int) -> SimConnection:
+        return SimConnection(
+            world.broker, world.dice(f"connection {world.lives.count} {epoch}"), listener, epoch, will, world.life
+        )
 
     loop.before_time_passes = world.rules.look
     with mock.patch.object(link, "Connection", connect), mock.patch.object(spool_module, "Segment", SimSegment):

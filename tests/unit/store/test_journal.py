@@ -22,6 +22,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert Journal(tmp_path).read() == record(3)
 
 
+def test_a_disk_that_does_not_answer_is_an_error_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon goes on without the store; an OSError ended it."""
+
+    def stat(_path: Path) -> os.stat_result:
+        raise OSError(5, "Input/output error")
+
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(StoreError, match="Input/output error"):
+        journal.generation()
+
+
 def test_every_write_changes_the_generation_whatever_the_clock_says(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     seen = [journal.generation()]
