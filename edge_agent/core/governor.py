@@ -92,7 +92,7 @@ def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, see
     if belief.value_c is not None:
         if model is None:
             model, predicted_c = start_model(plan.prior, belief.value_c), belief.value_c
-        predicted_c += FILTER * (belief.value_c - predicted_c)
+        predicted_c += FILTER * (max(belief.value_c, _flagged_c(plan, seen)) - predicted_c)
         model = learn(model, plan.prior, belief.value_c, elapsed_s)
     return belief, memory._replace(trust=trust, model=model, temperature_c=predicted_c)
 
@@ -136,8 +136,6 @@ def _share(plan: Plan, memory: Memory, model: Model, belief: Belief, seen: Seen)
     if belief.lost is not None:
         return _untrusted_share(plan, memory, model, set_point_c)
     now_c = memory.temperature_c
-    if _throttled(seen.throttle_word):
-        now_c = max(now_c, _firmware_c(plan))
     watts = model.fast_w + GAIN * (holding_w(model, now_c, set_point_c, FORECAST_S) - model.fast_w)
     return max(0.0, min((watts - plan.prior.idle_w) / _full_w(plan, memory), 1.0))
 
@@ -159,13 +157,22 @@ def _untrusted_share(plan: Plan, memory: Memory, model: Model, set_point_c: floa
 
 
 def _throttled(word: int) -> bool:
-    """The soft temperature limit, or a cap or throttling that under-voltage does not explain."""
+    """The firmware's own soft limit was reached, or it caps or throttles and under-voltage does not explain that.
+
+    A flag comes and goes with the noise of the firmware's sensor: it counts as a sample of at least that temperature.
+    """
     return bool(word & 0b1000) or (bool(word & 0b0110) and not word & 0b0001)
 
 
 def _firmware_c(plan: Plan) -> float:
-    """What the temperature is at least while the firmware's flags say that it is hot; it stops obeying clocks there."""
+    """The temperature that the flags stand for; from there on the firmware obeys no clock."""
     return plan.firmware_soft_c if plan.firmware_soft_c is not None else _soft_c(plan)
+
+
+def _flagged_c(plan: Plan, seen: Seen) -> float:
+    """What the flags say that the temperature is at least."""
+    known = plan.soft_limit_c is not None and _throttled(seen.throttle_word)
+    return _firmware_c(plan) if known else -math.inf
 
 
 def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:

@@ -5,16 +5,23 @@ A part of the sweep of `bench.heat`, small enough for every run; the corners are
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sim.boards import BOARDS
-from sim.closed_loop import Fault, Lane, Loop
+from sim.closed_loop import Fault, Lane, Loop, Swing
 from sim.policies import Constant, Governed, OnOff
 from sim.search import Case, best_constant
+from sim.several import Several
 
-CORNERS = ((10.0, 1.0), (40.0, 1.4))
-KEYS = ("pi-4", "pi-5-bare", "orin-nano")
+PLACES = (
+    ("pi-4", 25.0, 1.4), ("pi-4", 40.0, 1.0), ("pi-5-bare", 10.0, 1.0), ("pi-5-bare", 25.0, 1.4),
+    ("pi-5-sink", 25.0, 1.4), ("pi-5-sink", 40.0, 1.0), ("jetson-nano", 50.0, 1.4),
+)  # fmt: skip
+"""Board, room, and factor on the sink's resistance; left alone, each passes its soft limit (asserted)."""
+KEYS = ("pi-4", "pi-5-bare", "pi-5-sink")
 
 
 def governed(key: str, ambient_c: float, cooling: float, generator: bool, clocks: bool) -> Lane:
@@ -23,19 +30,23 @@ def governed(key: str, ambient_c: float, cooling: float, generator: bool, clocks
     return Lane(board, ambient_c, cooling, generator, Governed(board, rows, clocks, generator), rows)
 
 
-def lanes_of(keys: tuple[str, ...]) -> list[Lane]:
-    return [
-        governed(key, ambient_c, cooling, generator, clocks)
-        for key in keys
-        for ambient_c, cooling in CORNERS
-        for generator in (False, True)
-        for clocks in (False, True)
-    ]
+def left_alone(lane: Lane) -> Lane:
+    return replace(lane, policy=Constant(lane.rows, lane.board.cores))
+
+
+def named(lane: Lane) -> str:
+    return f"{lane.board.key} {lane.ambient_c} x{lane.cooling} generator={lane.generator}"
 
 
 def test_no_second_at_the_soft_limit_and_nearly_the_best_throughput() -> None:
-    lanes = lanes_of(KEYS)
+    lanes = [
+        governed(*place, generator, clocks)
+        for place in PLACES
+        for generator in (False, True)
+        for clocks in (False, True)
+    ]
     trace = Loop(lanes, 3).run(1000)
+    alone = Loop([left_alone(lane) for lane in lanes], 3).run(1000)
     best = {}
     cases = [
         Case(lane.board, lane.ambient_c, lane.cooling, lane.generator, lane.rows, lane.board.soft_c - 2.5)
@@ -46,10 +57,12 @@ def test_no_second_at_the_soft_limit_and_nearly_the_best_throughput() -> None:
     for index, lane in enumerate(lanes):
         clocks = bool(isinstance(lane.policy, Governed) and lane.policy.plan.clocks)
         reached = trace.served[600:, index].mean()
-        where = f"{lane.board.key} {lane.ambient_c} x{lane.cooling} generator={lane.generator} clocks={clocks}"
+        where = f"{named(lane)} clocks={clocks}"
+        assert alone.hottest_c[index] >= lane.board.soft_c, f"{where}: nothing to govern"
         assert not (trace.die_c[:, index] >= lane.board.soft_c).any(), where
-        assert reached >= 0.95 * best[clocks][index] or best[clocks][index] < 0.05, where
+        assert reached >= 0.95 * best[clocks][index], where
         assert trace.reversal_s[index] >= 10.0, where
+        assert trace.turn_s[index] >= 10.0, where
 
 
 MOMENTS_S = (1, 5, 20, 45, 90, 200, 400)
@@ -77,21 +90,53 @@ def test_a_sensor_that_fails_at_any_moment_never_leads_above_the_hard_limit() ->
                 kinds.append(kind)
                 moments_s.append(at_s)
     trace = Loop(lanes, 4, hurt(kinds, moments_s)).run(700)
-    over = trace.hottest_c - np.array([lane.board.hard_c for lane in lanes])
+    hard_c = np.array([lane.board.hard_c for lane in lanes])
+    alone = Loop([left_alone(lane) for lane in lanes], 4).run(700)
+    assert (alone.hottest_c >= hard_c).all(), "left alone, every one of them passes it"
+    over = trace.hottest_c - hard_c
     worst = int(over.argmax())
     assert over.max() < 0.0, f"{lanes[worst].board.key} {kinds[worst]} at {moments_s[worst]} s"
 
 
-def test_without_control_the_same_board_gets_hotter_than_its_hard_limit() -> None:
-    """The test above could fail: the board itself does not prevent it."""
+def test_two_thresholds_react_too_late_for_a_bare_board() -> None:
     board = BOARDS["pi-5-bare"]
-    lanes = [
-        Lane(board, 40.0, 1.0, False, Constant(16, 4), 16),
-        Lane(board, 40.0, 1.0, False, OnOff(16, 4, 77.5, 74.5), 16),
-    ]
-    trace = Loop(lanes, 1).run(600)
-    assert trace.hottest_c[0] > board.hard_c
-    assert (trace.die_c[:, 1] >= board.soft_c).any(), "two thresholds react too late for a bare Pi 5"
+    trace = Loop([Lane(board, 40.0, 1.0, False, OnOff(16, 4, 77.5, 74.5), 16)], 1).run(600)
+    assert (trace.die_c >= board.soft_c).any()
+
+
+def test_a_pace_that_turns_is_counted_and_its_noise_is_not() -> None:
+    swing = Swing()
+    paces = [0.5, 0.55, 0.5, 0.7, 0.65, 0.7, 0.59, 0.5, 0.62, 0.7]
+    found = [swing.turned(float(second), pace) for second, pace in enumerate(paces)]
+    assert [second for second, since_s in enumerate(found) if since_s is not None] == [6, 8]
+    assert found[8] == 2.0
+    swing.shift(0.2)
+    assert swing.turned(10.0, 0.25) is None, "other threads or another clock"
+    assert swing.turned(11.0, 0.14) == 3.0
+
+
+ENCODERS = [("a", False, 1.0), ("b", False, 3.0)]
+GENERATORS = [("g", True, 1.0), ("h", True, 1.37)]
+
+
+@pytest.mark.parametrize("clocks", [False, True])
+@pytest.mark.parametrize(
+    "models", [ENCODERS, GENERATORS, [ENCODERS[0], GENERATORS[0]], [*ENCODERS, *GENERATORS]],
+    ids=["encoders", "generators", "one of each", "two of each"],
+)  # fmt: skip
+def test_several_models_spend_together_what_one_may(models: list[tuple[str, bool, float]], clocks: bool) -> None:
+    board = BOARDS["pi-5-bare"]
+    found = Several(board, models, clocks=clocks).run(900)
+    assert found.die_c.max() < board.soft_c
+    assert found.die_c[600:].mean() > board.soft_c - 4.5, "they leave no heat unused either"
+    assert min(found.by_model.values()) > 0.2 * max(found.by_model.values()), "each has its turn"
+
+
+@pytest.mark.parametrize("models", [ENCODERS, GENERATORS, [ENCODERS[0], GENERATORS[0]]])
+def test_with_a_pace_of_its_own_each_they_pass_the_soft_limit(models: list[tuple[str, bool, float]]) -> None:
+    """The test above could fail: so it was before models shared one pace."""
+    board = BOARDS["pi-5-bare"]
+    assert (Several(board, models, shared=False).run(600).die_c[300:] >= board.soft_c).sum() > 60
 
 
 def test_a_stream_is_answered_in_time_while_the_governor_holds() -> None:

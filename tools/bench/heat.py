@@ -84,7 +84,7 @@ def report(rows: list[Row]) -> str:
         f"{len({_case(row) for row in rows})} cases; heat limits {len(best)}, of which {len(hopeless)} leave less than "
         f"{SERVABLE:.0%} of full speed and are listed apart. Mean over the other {len(best) - len(hopeless)}:",
         "",
-        _markdown([HEADS, *(_line(control, counted) for control in CONTROLS)]),
+        markdown([HEADS, *(_line(control, counted) for control in CONTROLS)]),
         "",
         *_targets(counted),
         *_hopeless([row for row in limited if _case(row) in hopeless]),
@@ -119,7 +119,8 @@ def _line(control: str, rows: list[Row]) -> tuple[str, ...]:
     )
 
 
-def _markdown(lines: list[tuple[str, ...]]) -> str:
+def markdown(lines: list[tuple[str, ...]]) -> str:
+    """Lines of cells, the first the heads, as a table whose columns are aligned in the text, too."""
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
