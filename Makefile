@@ -11,13 +11,14 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo demo-llm llamacpp test check format bench simulate clean setup
+.PHONY: help demo demo-llm llamacpp test check format bench simulate nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (about 5 minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once)"
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
+	@echo "make nightly  the same with 10,000 seeds, going on after a failing one (half an hour on two cores)"
 	@echo "make bench   the figures of the README, measured here"
 
 setup: $(STAMP)
@@ -69,6 +70,9 @@ bench: setup
 
 simulate: setup
 	@$(BIN)/python -m tests.support.whole --seeds $(SEEDS)
+
+nightly: setup
+	@$(BIN)/python -m tests.support.whole --seeds 10000 --going
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -18,15 +18,9 @@ PATIENCE_S = 45.0
 
 
 def pi_4(root: Path) -> tuple[BoardTree, Path]:
-    """A Raspberry Pi 4 as files, with a clock policy that can be capped."""
+    """A Raspberry Pi 4 as files, and the file of its clock cap."""
     model = next(model for model in BOARDS.values() if model.board == "pi-4")
-    policy = root / "sys/devices/system/cpu/cpufreq/policy0"
-    policy.mkdir(parents=True)
-    (policy / "scaling_available_frequencies").write_text(" ".join(map(str, STEPS_KHZ)))
-    (policy / "cpuinfo_min_freq").write_text(f"{STEPS_KHZ[0]}\n")
-    cap = policy / "scaling_max_freq"
-    cap.write_text(f"{HIGHEST_KHZ}\n")
-    return BoardTree(root, model), cap
+    return BoardTree(root, model), root / "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq"
 
 
 def test_a_hot_board_is_slowed_by_its_clock_and_energy_is_an_estimate(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_the_agent_recognises_every_board_and_reads_its_temperature(key: str, tm
     model = BOARDS[key]
     with BoardTree(tmp_path, model) as tree:
         tree.update(Shown(61.5, 7.0, 0.8, 1.0, 0.5))
-        suite = SensorSuite(tmp_path, lambda: 1.0, tree.gencmd if model.board == "pi-5" else None)
+        suite = SensorSuite(tmp_path, lambda: 1.0)
         readings = suite.sample()
         assert suite.board.key == model.board
         assert suite.board.soft_limit_c == model.soft_c
@@ -35,7 +35,7 @@ def test_the_agent_recognises_every_board_and_reads_its_temperature(key: str, tm
 def test_power_is_read_where_the_board_measures_it(key: str, tmp_path: Path) -> None:
     with BoardTree(tmp_path, BOARDS[key]) as tree:
         tree.update(Shown(50.0, 7.25, 1.0, 1.0))
-        suite = SensorSuite(tmp_path, lambda: 1.0, tree.gencmd if key.startswith("pi") else None)
+        suite = SensorSuite(tmp_path, lambda: 1.0)
         assert suite.sample()["power"].value == pytest.approx(7.25, abs=0.02)
 
 
@@ -50,7 +50,7 @@ def test_a_switched_off_zone_and_a_constant_one_do_not_disturb(tmp_path: Path) -
 
 def test_a_hot_pi_raises_its_flags_and_remembers_them(tmp_path: Path) -> None:
     live = LiveBoard(BOARDS["pi-5-bare"], tmp_path, ambient_c=40.0)
-    suite = SensorSuite(tmp_path, lambda: 1.0, live.tree.gencmd)
+    suite = SensorSuite(tmp_path, lambda: 1.0)
     assert suite.sample()["throttle"].value == 0.0
     for _ in range(120):
         live.second(1.0)

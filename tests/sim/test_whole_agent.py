@@ -5,10 +5,16 @@ A failing seed is reproduced by `python -m tests.support.whole --seed N`; 10,000
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.support.whole.world import Outcome, simulate
 
+ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 300
 BLOCK = 50
 # Its daemon is killed and restarted several times.
@@ -37,6 +43,28 @@ def test_a_seed_is_the_same_run_every_time() -> None:
 def test_what_the_daemon_answered_and_did_not_acknowledge_is_answered_by_the_next_life() -> None:
     """The exception that docs/mqtt.md names does happen in the runs, so that the rules around it are tried."""
     assert sum(simulate(seed).answered_again for seed in range(BLOCK)) > 0
+
+
+def test_a_seed_is_the_same_run_whatever_the_hash_seed() -> None:
+    """Sets and dictionaries of texts are ordered by a number that each interpreter draws: nothing may depend on it."""
+    code = (
+        "from tests.support.whole.world import simulate; outcome = simulate(11); "
+        "print(outcome.digest, outcome.steps, sorted(outcome.statuses.items()), sorted(outcome.faults.items())); "
+        "print(*outcome.trace, sep='\\n')"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": number},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for number in ("0", "1", "4711")
+    ]
+    assert len(runs[0].splitlines()) > 10, "the run is not idle"
+    assert runs[0] == runs[1] == runs[2]
 
 
 # What earlier versions got wrong. A seed's story changes with the simulation;

@@ -2,7 +2,8 @@
 
 It moves the files under DIR (see `sim.sysfs`) by a thermal plant, and with --jtop serves the jtop protocol. The load
 is the number in DIR/load (0 to 1, edit it at any time) or, with --follow PID, the processor time of that process and
-its children against the cores of this machine, so that a running agent heats the board it believes to be on. While
+its children against the cores of this machine, so that a running agent heats the board it believes to be on; what they
+hold is missing in the board's memory, and so are the MiB in DIR/others, which stand for other programs. While
 there is a file DIR/jtop-frozen, the jtop service hands out its last sample again and again.
 
     python -m sim.board --board orin-nano --root /tmp/board --run edge-agent run --config agent.toml
@@ -13,6 +14,7 @@ starts the command with `--sysroot DIR` on the board that it heats, and ends wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import threading
@@ -21,11 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.sensors.memory import parse_meminfo
 from sim.boards import BOARDS, BoardModel
 from sim.plant import Plants
+from sim.procfs import Used
 from sim.sysfs import BoardTree, Shown
 
 STEPS = 4
+NOTHING = Used()
 
 
 class LiveBoard:
@@ -41,13 +46,15 @@ class LiveBoard:
         self.shown = self._show(1.0)
         self.tree.update(self.shown)
 
-    def second(self, load: float, requested: float = 1.0) -> Shown:
-        """One second at this share of full dynamic power and this requested clock."""
+    def second(self, load: float, requested: float = 1.0, used: Used = NOTHING) -> Shown:
+        """One second at this share of full dynamic power, this requested clock (or the cap's) and this memory held."""
+        requested = min(requested, self.tree.cap())
         self.plant.second()
         for _ in range(STEPS):
             self.plant.step(np.array([load]), np.array([requested]), 1.0 / STEPS)
         self.shown = self._show(requested)
         self.tree.update(self.shown)
+        self.tree.proc.pass_time(used, 1.0)
         return self.shown
 
     def _show(self, requested: float) -> Shown:
@@ -68,15 +75,15 @@ class LiveBoard:
         return now | self._seen_flags
 
 
-def _read_load(path: Path) -> float:
+def _read_figure(path: Path, most: float) -> float:
     try:
-        return max(0.0, min(float(path.read_text()), 1.0))
+        return max(0.0, min(float(path.read_text()), most))
     except (OSError, ValueError):
         return 0.0
 
 
 class Follower:
-    """The load of a process tree on this machine, 0 to 1 of all cores."""
+    """The load of a process tree on this machine, 0 to 1 of all cores, and what it holds."""
 
     def __init__(self, pid: int) -> None:
         import psutil
@@ -100,6 +107,14 @@ class Follower:
         share = spent_s / max(1e-3, now_s - self._at_s) / (self._psutil.cpu_count() or 1)
         self._used, self._at_s = used, now_s
         return float(max(0.0, min(share, 1.0)))
+
+    def held(self) -> Used:
+        """PSS of the processes as the real kernel tells it; those that `load` saw last."""
+        texts: dict[int, str] = {}
+        for pid in self._used:
+            with contextlib.suppress(OSError):
+                texts[pid] = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return Used(sum(int(parse_meminfo(text).get("Pss", 0.0)) // 1024 for text in texts.values()), texts)
 
 
 def main() -> int:
@@ -125,8 +140,10 @@ def main() -> int:
     def beat() -> None:
         while started is None or started.poll() is None:
             time.sleep(1.0 / options.speed)
-            load = follower.load() if follower else _read_load(options.root / "load")
-            shown = live.second(load)
+            load = follower.load() if follower else _read_figure(options.root / "load", 1.0)
+            held = follower.held() if follower else NOTHING
+            others_kib = int(1024 * _read_figure(options.root / "others", 1e6))
+            shown = live.second(load, used=held._replace(kib=held.kib + others_kib))
             print(
                 f"load {load:.2f}  {shown.temperature_c:.1f} °C  {shown.power_w:.1f} W  clock {shown.clock:.2f}",
                 flush=True,

@@ -2,8 +2,9 @@
 
 `BoardTree(root, model)` builds the tree; `update(...)` writes what the sensors show now. Point an agent's
 `sensors.sysroot` (or `edge-agent run --sysroot`) at it. Names and forms: facts/boards.md A1 and B1. What a file cannot
-be is said: the Pi 5's PMIC answers by ioctl on a device, so its text is handed out by `gencmd`. A Jetson's
-switched-off zone is a FIFO that is held open: reading it without blocking gives EAGAIN, as the kernel does.
+be is said: a Raspberry Pi's firmware answers by ioctl on `/dev/vcio`, so that a folder stands there, with an answer per
+command (`sensors.vcio`). A Jetson's switched-off zone is a FIFO that is held open: reading it without blocking gives
+EAGAIN, as the kernel does. `proc` is `sim.procfs`'s.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from types import TracebackType
 from typing import NamedTuple
 
 from sim.boards import BoardModel
+from sim.procfs import ProcFiles, Used
 
-_CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
+_POLICY = "sys/devices/system/cpu/cpufreq/policy0"
+_VCIO = "dev/vcio"
+_ARM_CLOCK = {"pi-5": 0}
 _PI_SOC = {"pi-5": "soc@107c000000/soc@107c000000:firmware"}
 _ORIN_RAILS = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
 _NANO_RAILS = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
@@ -67,6 +71,10 @@ _OFFSETS_C = {"AO-therm": 6.0, "GPU-therm": -0.5, "PLL-therm": -1.5, "thermal-fa
               "soc0-thermal": -1.0, "cpu-thermal": 0.0}  # fmt: skip
 SWITCHED_OFF = ("cv0-thermal",)
 CONSTANT_C = {"PMIC-Die": 100.0}
+WITH_PRESSURE = ("orin-nano",)
+"""Boards whose stock kernel reports PSI: a Raspberry Pi needs `psi=1`, a Nano's 4.9 has none."""
+PMIC_COOLER_C = 4.0
+"""The power chip lies beside the die [E]."""
 
 
 class BoardTree:
@@ -76,7 +84,7 @@ class BoardTree:
         self.root, self.model = root, model
         self._identity = IDENTITIES[model.board]
         self._held: list[int] = []
-        self._power_w = model.idle_w
+        self.proc = ProcFiles(root, self._write, self._identity.total_kib, model.board in WITH_PRESSURE)
         self._build()
 
     def __enter__(self) -> BoardTree:
@@ -95,30 +103,49 @@ class BoardTree:
 
     def update(self, shown: Shown) -> None:
         """Write what the sensors show now."""
-        self._power_w = shown.power_w
         for number, kind in enumerate(self._identity.zones):
             if kind in SWITCHED_OFF:
                 continue
             celsius = CONSTANT_C.get(kind, shown.temperature_c + _OFFSETS_C.get(kind, 0.0))
             self._write(f"sys/class/thermal/thermal_zone{number}/temp", f"{round(celsius * 1000)}\n")
         highest_khz = self.model.clocks_mhz[-1] * 1000
-        self._write(f"{_CPUFREQ}/scaling_cur_freq", f"{round(highest_khz * shown.requested)}\n")
-        if not self.model.board.startswith("pi"):
-            self._write(f"{_CPUFREQ}/cpuinfo_cur_freq", f"{round(highest_khz * shown.clock)}\n")
+        self._write(f"{_POLICY}/scaling_cur_freq", f"{round(highest_khz * shown.requested)}\n")
+        real = shown.requested if self.model.board.startswith("pi") else shown.clock
+        self._write(f"{_POLICY}/cpuinfo_cur_freq", f"{round(highest_khz * real)}\n")
         self._write_power(shown)
         self._write_fan(shown.fan)
         if self.model.board.startswith("pi"):
             soc = _PI_SOC.get(self.model.board, "soc/soc:firmware")
             self._write(f"sys/devices/platform/{soc}/get_throttled", f"{shown.flags:x}\n")
             self._write("sys/class/hwmon/hwmon1/in0_lcrit_alarm", f"{shown.flags & 1}\n")
+            self._answer(shown)
 
-    def gencmd(self, command: str) -> str:
-        """The Pi 5 firmware's answer to `pmic_read_adc`: one loaded rail that carries the board's power."""
-        if self.model.board != "pi-5" or command != "pmic_read_adc":
-            raise OSError(22, f"the firmware does not know {command!r} here")
-        watts = max(0.0, (self._power_w - PMIC_OFFSET_W) / PMIC_SLOPE)
-        volts = 0.897
-        return f"        VDD_CORE_A current(7)={watts / volts:.8f}A\n        VDD_CORE_V volt(15)={volts:.8f}V\n"
+    def cap(self) -> float:
+        """The share of the highest clock that whoever wrote `scaling_max_freq` allows."""
+        try:
+            khz = int((self.root / _POLICY / "scaling_max_freq").read_text())
+        except (OSError, ValueError):
+            return 1.0
+        return max(self.model.clock_shares[0], min(khz / (self.model.clocks_mhz[-1] * 1000), 1.0))
+
+    def _answer(self, shown: Shown) -> None:
+        """What the firmware says; only a Pi 5's knows the rails: one loaded rail carries the board's power."""
+        hertz = round(self.model.clocks_mhz[-1] * 1e6 * shown.clock)
+        answers = {
+            "measure_temp": f"temp={shown.temperature_c:.1f}'C",
+            "measure_clock arm": f"frequency({_ARM_CLOCK.get(self.model.board, 48)})={hertz}",
+            "get_throttled": f"throttled=0x{shown.flags:x}",
+        }
+        if self.model.board in ("pi-4", "pi-5"):
+            answers["measure_temp pmic"] = f"temp={shown.temperature_c - PMIC_COOLER_C:.1f}'C"
+        if self.model.board == "pi-5":
+            watts = max(0.0, (shown.power_w - PMIC_OFFSET_W) / PMIC_SLOPE)
+            volts = 0.897
+            answers["pmic_read_adc"] = (
+                f"        VDD_CORE_A current(7)={watts / volts:.8f}A\n        VDD_CORE_V volt(15)={volts:.8f}V"
+            )
+        for command, text in answers.items():
+            self._write(f"{_VCIO}/{command}", f"{text}\n")
 
     def _build(self) -> None:
         base = "sys/firmware/devicetree/base"
@@ -128,21 +155,31 @@ class BoardTree:
             self._write(f"sys/class/thermal/thermal_zone{number}/type", f"{kind}\n")
             if kind in SWITCHED_OFF:
                 self._hold(f"sys/class/thermal/thermal_zone{number}/temp")
-        total = self._identity.total_kib
-        figures = {
-            "MemTotal": total,
-            "MemFree": total // 2,
-            "MemAvailable": total * 3 // 4,
-            "SwapTotal": 0,
-            "SwapFree": 0,
-        }
-        self._write("proc/meminfo", "".join(f"{name}:  {value:>12} kB\n" for name, value in figures.items()))
+        self._policy()
+        self.proc.pass_time(Used(), 0.0)
+        enforced = "" if self.model.board.startswith("pi") else "memory "  # stock Raspberry Pi OS switches it off
+        self._write("sys/fs/cgroup/cgroup.controllers", f"cpuset cpu io {enforced}pids\n")
+        self._write("proc/self/cgroup", "0::/system.slice/edge-agent.service\n")
         self._write("sys/devices/system/cpu/online", f"0-{self.model.cores - 1}\n")
         cpu = f"Features\t: {self._identity.features}\nCPU architecture: 8\n\n"
         self._write("proc/cpuinfo", "".join(f"processor\t: {index}\n{cpu}" for index in range(self.model.cores)))
         if self.model.board.startswith("pi"):
             self._write("sys/class/hwmon/hwmon1/name", "rpi_volt\n")
         self.update(Shown(40.0, self.model.idle_w, 1.0, 1.0))
+
+    def _policy(self) -> None:
+        """The clock policy of all cores, and the way to it by core 0."""
+        clocks_khz = [clock * 1000 for clock in self.model.clocks_mhz]
+        self._write(f"{_POLICY}/scaling_available_frequencies", " ".join(map(str, clocks_khz)) + " \n")
+        self._write(f"{_POLICY}/cpuinfo_min_freq", f"{clocks_khz[0]}\n")
+        self._write(f"{_POLICY}/cpuinfo_max_freq", f"{clocks_khz[-1]}\n")
+        cap = self.root / _POLICY / "scaling_max_freq"
+        if not cap.exists():
+            cap.write_text(f"{clocks_khz[-1]}\n")
+        link = self.root / "sys/devices/system/cpu/cpu0/cpufreq"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(Path("../cpufreq/policy0"))
 
     def _write_power(self, shown: Shown) -> None:
         milliwatts = round(shown.power_w * 1000)
