@@ -108,13 +108,16 @@ def test_the_last_part_says_what_the_answer_took(agent: AgentProcess) -> None:
     asked = "The last part of a stream"
 
     async def body(asker: RequestClient) -> None:
-        for cached, count in ((0, 400), (len(asked), 400), (len(asked), 1)):
+        # Every text begins with the same token, so one of a new prompt's may be known.
+        for cached, count in (({0, 1}, 400), ({len(asked)}, 400), ({len(asked)}, 1)):
             started_s = time.monotonic()
             parts = await collect(asker, agent, {"prompt": asked, "params": {**LONG, "max_tokens": count}})
             elapsed_ms = (time.monotonic() - started_s) * 1000.0
             last = parts[-1]
             assert isinstance(last, StreamChunk)
-            assert last.usage == Usage(prompt_tokens=len(asked) + 1, cached_tokens=cached, completion_tokens=count)
+            assert isinstance(last.usage, Usage)
+            assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(asked) + 1, count)
+            assert last.usage.cached_tokens in cached
             for part in parts[:-1]:
                 assert isinstance(part, StreamChunk)
                 assert (part.usage, part.timing, part.finish_reason) == (UNSET, UNSET, UNSET)
