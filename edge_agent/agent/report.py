@@ -15,7 +15,7 @@ import msgspec
 from edge_agent.agent import monitor
 from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Transport
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.seat import Phase, Seat
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
@@ -237,7 +237,7 @@ def measured(reading: Reading) -> telemetry.Measured:
 
 def model_entry(seat: Seat) -> messages.ModelEntry:
     """A seat as a message part."""
-    model = seat.model
+    model, ready = seat.model, seat.worker is not None and seat.phase is Phase.READY
     return messages.ModelEntry(
         name=model.name,
         version=model.version,
@@ -250,8 +250,8 @@ def model_entry(seat: Seat) -> messages.ModelEntry:
         adapters=[_adapter_entry(adapter, seat) for adapter in model.adapters],
         footprint_bytes=seat.footprint_bytes or None,
         reason=seat.phase.value,
-        context=(seat.context or None) if seat.worker is not None else None,
-        sequences=(seat.sequences or None) if seat.worker is not None else None,
+        context=(seat.context or None) if ready else None,
+        sequences=(seat.sequences or None) if ready else None,
     )
 
 

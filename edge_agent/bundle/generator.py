@@ -142,6 +142,8 @@ def arithmetic(header: GgufHeader, demand: Demand) -> str:
 
 def advice(header: GgufHeader, demand: Demand, allowed_bytes: float) -> str:
     """What would fit into so many bytes, and the settings that choose it."""
+    shrinks = fitted(header, demand, allowed_bytes) is not None
+    by_itself = "; models.shrink_context = true finds one by itself" if shrinks else ""
     for sequences in dict.fromkeys((demand.sequences, 1)):
         for kv_type in dict.fromkeys(
             (demand.kv_type, *(k for k, block in KV_BLOCK.items() if header.head_dim % block == 0))
@@ -152,7 +154,8 @@ def advice(header: GgufHeader, demand: Demand, allowed_bytes: float) -> str:
             settings = [f"models.context = {context}"]
             settings += [f"models.sequences = {sequences}"] if sequences != demand.sequences else []
             settings += [f'models.kv_type = "{kv_type}"'] if kv_type != demand.kv_type else []
-            return f"{replace(demand, context=context, sequences=sequences).text()} would fit ({', '.join(settings)})"
+            smaller = replace(demand, context=context, sequences=sequences)
+            return f"{smaller.text()} would fit ({', '.join(settings)}){by_itself}"
     return f"no context fits beside its weights: at least {SMALLEST_CONTEXT} tokens are needed"
 
 

@@ -27,7 +27,11 @@ FIGURES_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a variant says of itself: `digest` names it, `stated_bytes` is the package's figure."""
+    """What a variant says of itself: `digest` names it, `stated_bytes` is the package's figure.
+
+    A generator with other settings than its package's holds other bytes: then the settings follow the digest, after a
+    space.
+    """
 
     digest: str
     runtime: str
@@ -78,9 +82,10 @@ class ByteLedger:
         return known.held_bytes if known else int(claim.stated_bytes * self.ratio(claim.runtime))
 
     def load_s(self, digest: str) -> float | None:
-        """Seconds that the variant's last load took here; None before the first."""
-        known = self._figures.get(digest)
-        return known.load_s if known else None
+        """Seconds that the variant's last load took here, with whatever settings; None before the first."""
+        return next(
+            (one.load_s for name, one in reversed(self._figures.items()) if name.partition(" ")[0] == digest), None
+        )
 
     def ratio(self, runtime: str) -> float:
         """Measured over stated bytes, the (upper) median over the runtime's variants; 1 before the first."""

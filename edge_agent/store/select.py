@@ -103,7 +103,10 @@ def choose(variants: Sequence[Variant], hardware: Hardware, wishes: Wishes) -> C
     if not possible:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
         raise PackageError(
-            f"no variant can run on {hardware.board}: {reasons}", remedy="build a variant for this board"
+            f"no variant can run on {hardware.board}: {reasons}",
+            remedy="choose a context that fits, or build a smaller variant"
+            if any(one.sizing is not None for one in variants)
+            else "build a variant for this board",
         )
     fastest_ms = _fastest_ms(possible)
     ranked = sorted(possible, key=lambda variant: _rank(variant, wishes, fastest_ms))

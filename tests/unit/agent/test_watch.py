@@ -322,3 +322,14 @@ def test_a_board_that_refuses_its_clock_while_it_is_hot_is_governed_on() -> None
         assert device.context.grant.level >= governor.Level.REDUCED
 
     Device.run(scenario, a_model())
+
+
+def test_the_operators_decode_threads_are_passed_on_and_capped_by_the_grant() -> None:
+    async def scenario(device: Device) -> None:
+        device.host.decode_threads = 3
+        assert device.host.worker_limits()["decode_threads"] == 3
+        device.context.grant = replace(device.context.grant, threads=2)
+        limits = device.host.worker_limits()
+        assert limits["threads"] == limits["decode_threads"] == 2
+
+    Device.run(scenario, a_model())

@@ -213,3 +213,19 @@ def test_no_default_breaks_its_own_rule() -> None:
                 spec.checked(spec.example, Path("/"))
 
     visit(Settings())
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("[models]\ncontext = 100", "from 256 to"),
+        ("[models]\nsequences = 0", "from 1 to 64"),
+        ('[models]\nkv_type = "q4_0"', "f16"),
+        ("[worker]\ndecode_threads = 0", "from 1 to 256"),
+    ],
+)
+def test_a_generators_settings_are_checked(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(line)
+    with pytest.raises(ConfigError, match=says):
+        load(path, {})

@@ -175,3 +175,14 @@ def test_popularity_fades_and_counts_against_the_cost_of_a_reload() -> None:
     often = Resident("often", GIB, False, 100.0, load_s=1.0, uses=20.0)
     costly = Resident("costly", GIB, False, 100.0, load_s=100.0, uses=0.5)
     assert sorted((rare, often, costly), key=lambda one: residency.worth(one, 1000.0)) == [rare, often, costly]
+
+
+def test_the_seconds_of_a_load_are_known_whatever_the_settings_were() -> None:
+    ledger = ByteLedger()
+    assert ledger.load_s("sha256:g") is None
+    for digest, load_s in (("sha256:g", 3.0), ("sha256:g context=512", 2.0), ("sha256:gg", 9.0)):
+        ledger.promise("m", Claim(digest, "llamacpp", 100))
+        ledger.hold("m", 100, load_s=load_s)
+        ledger.release("m")
+    assert ledger.load_s("sha256:g") == 2.0, "the last one"
+    assert ledger.predict(Claim("sha256:g context=1024", "llamacpp", 400)) == 400, "others' bytes say nothing of it"

@@ -14,6 +14,7 @@ import pytest
 
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, StoreError, WorkerError
+from edge_agent.bundle.generator import Wanted
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.journal import Journal
 from edge_agent.store.library import Library
@@ -23,7 +24,9 @@ from edge_agent.store.select import Wishes
 from edge_agent.store.setup import Setup
 from edge_forge.packaging.build import base_descriptor, build
 from edge_forge.packaging.keys import keygen, rotate, sign_package
+from edge_forge.packaging.sources import ModelSource, VariantSource
 from tests.support import packages as tiny
+from tests.support.gguf_bytes import LLAMA, WEIGHTS, gguf_bytes
 
 
 def make_setup(**changes: Any) -> Setup:
@@ -407,3 +410,32 @@ def test_the_daemon_reads_the_store_without_what_installs() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     heavy = ("cryptography", "numpy", "edge_agent.bundle.sign", "edge_agent.bundle.verify", "edge_agent.store.install")
     assert [name for name in heavy if f"'{name}'" in found] == []
+
+
+def generator_package(folder: Path, as_folder: bool) -> Path:
+    """A generator with weights of a kilobyte and a cache of 32 MiB: its head alone says so."""
+    weights = folder / "model.gguf"
+    weights.write_bytes(
+        gguf_bytes({**LLAMA, "llama.attention.key_length": 2048, "llama.context_length": 4096}, WEIGHTS)
+    )
+    variant = VariantSource(weights, "llamacpp", "f16", peak_bytes=1 << 20, accuracy=0.9, options={"sequences": 1})
+    task = {"kind": "generate", "max_tokens": 1024}
+    model = ModelSource("tiny", tiny.BASE_ID, task, [variant], tiny.probe_file(folder, ["llamacpp/f16"]))
+    out = folder / ("package" if as_folder else "package.tar")
+    return build(out, tiny.release("tiny"), model, keys=[tiny.keys().release_key]).path
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_generators_memory_is_judged_by_its_file_before_anything_is_written(tmp_path: Path, as_folder: bool) -> None:
+    package = generator_package(tmp_path, as_folder)
+    hardware = replace(tiny.HARDWARE, runtimes=("llamacpp",), ram_bytes=80 << 20)
+    library = Library(tmp_path / "store", make_setup(hardware=hardware))
+    before = snapshot(tmp_path / "store")
+    with pytest.raises(
+        PackageError, match=r"2 layers x 2 kv heads x 2048 x 1024 tokens x 1 x 2 bytes, f16\).*context = 512\)"
+    ):
+        library.install(package)
+    assert snapshot(tmp_path / "store") == before
+    lenient = make_setup(hardware=hardware, wishes=Wishes(generators=Wanted(shrink=True)))
+    report = Library(tmp_path / "store", lenient).install(package)
+    assert "shrunk to a context of 512 tokens for 1 sequence" in report.lines[0]

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
 from edge_agent.base.limits import MIB
-from edge_agent.bundle.catalog import Variant
+from edge_agent.bundle.catalog import TaskSpec, Variant
+from edge_agent.bundle.generator import Wanted
+from edge_agent.bundle.sizing import sized
 from edge_agent.store.select import Hardware, Wishes, choose
+from tests.support.generator_headers import SMOL
 
 BOARD = Hardware(names=("pi5", "raspberrypi,5-model-b", "aarch64"), runtimes=("onnx",), ram_bytes=200 * MIB)
 
@@ -107,3 +110,20 @@ def test_the_order_in_the_package_decides_nothing_but_ties(pair: tuple[list[Vari
         except PackageError:
             found.append(None)
     assert found[0] == found[1]
+
+
+def test_a_generator_that_is_too_large_is_refused_with_its_arithmetic() -> None:
+    board = Hardware(names=("pi5",), runtimes=("llamacpp",), ram_bytes=400 * MIB)
+    packaged = variant("q8_0", None, 0, "llamacpp")
+    task = TaskSpec("generate", max_tokens=8192)
+    with pytest.raises(PackageError) as refused:
+        choose([sized(packaged, task, SMOL, Wanted(), board.ram_bytes)], board, Wishes())
+    assert "it needs 922.2 MiB of memory, 400.0 MiB may be used: a context of 8192 tokens" in str(refused.value)
+    assert "would fit (models.context = " in str(refused.value)
+    choice = choose([sized(packaged, task, SMOL, Wanted(shrink=True), board.ram_bytes)], board, Wishes())
+    assert choice.why.endswith("shrunk to a context of 2048 tokens for 4 sequences")
+
+
+def test_wishes_for_generators_are_wishes_too() -> None:
+    assert Wishes().text() == "balanced  0.01", "as it was recorded before there were any"
+    assert Wishes(generators=Wanted(context=512, shrink=True)).text() == "balanced  0.01 context=512 shrink"

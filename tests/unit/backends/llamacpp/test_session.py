@@ -455,3 +455,33 @@ def test_the_weights_stay_the_files_pages_with_adapters_attached(slow: Path) -> 
     assert 0 < told.adapters_bytes < told.weights_bytes / 20
     session.close()
     assert mapped(model)["Size"] == 0, "and are unmapped with the session"
+
+
+@pytest.mark.parametrize(
+    ("option", "limits", "expected"),
+    [
+        (0, Limits(8, 4), (4, 4)),
+        (2, Limits(8, 4), (2, 4)),
+        (2, Limits(8, 4, decode_threads=3), (3, 4)),
+        (0, Limits(8, 4, decode_threads=1), (1, 4)),
+        (3, Limits(8, 2, decode_threads=3), (2, 2)),
+    ],
+)
+def test_threads_of_prompt_and_decode_are_set_apart_and_the_grant_caps_both(
+    folder: Path, option: int, limits: Limits, expected: tuple[int, int]
+) -> None:
+    session = load(folder, decode_threads=option)
+    session.submit(job("a", prompt=PROMPT))
+    session.step(limits)
+    assert threads(session) == expected, "while the prompt is read"
+    session.step(limits)
+    assert threads(session) == (expected[0], expected[0]), "a call of several tokens that only decodes"
+    session.step(Limits(8, 1, limits.decode_threads))
+    assert threads(session) == (1, 1), "lowered in mid-answer, without a reload"
+    session.close()
+
+
+def threads(session: Session) -> tuple[int, int]:
+    """(decode, prompt) as llama.cpp has them."""
+    context = session._context  # type: ignore[attr-defined]
+    return context._api.llama_n_threads(context.handle), context._api.llama_n_threads_batch(context.handle)
