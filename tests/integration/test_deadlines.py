@@ -75,5 +75,5 @@ def _judge(table: Desk, sent: dict[str, tuple[float, float]]) -> None:
     print(f", {sum(not found for found in answers.values())} expired, {len(late)} late")
     assert not late
     assert all(len(found) <= 1 for found in answers.values())
-    assert len(served) > 0.3 * CAPACITY_PER_S * SECONDS, "a busy machine computes less, but not nothing"
+    assert len(served) > 0.5 * CAPACITY_PER_S * SECONDS, "with half of two cores taken by others; 94 % alone"
     assert refused

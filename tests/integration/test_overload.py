@@ -19,6 +19,8 @@ PLACES = 16
 ASKERS = 50
 FLOOD_S = 3.0
 DEADLINE_S = 10.0
+REFUSED_MS = 500.0
+"""Twenty times what is measured on two cores (23 ms): broker, daemon, worker and fifty askers may have to share one."""
 
 
 def test_a_queue_that_is_full_for_a_client_refuses_at_once_and_says_when_to_come_back(tmp_path: Path) -> None:
@@ -34,7 +36,7 @@ def test_a_queue_that_is_full_for_a_client_refuses_at_once_and_says_when_to_come
     assert set(statuses) <= {200, 429}, "all were within their deadline, so none may be unanswered"
     assert statuses[200] >= PLACES
     assert refused_ms, "it never was full"
-    assert _at(refused_ms, 0.99) < 1000 * DEADLINE_S / 2
+    assert _at(refused_ms, 0.99) < REFUSED_MS
 
 
 async def _flood(broker: Mosquitto) -> tuple[Counter[int], list[float]]:

@@ -8,6 +8,7 @@ to the end of the process.
 from __future__ import annotations
 
 import asyncio
+import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -153,6 +154,7 @@ class SimWorker:
         self._talking: dict[str, int] = {}
         self._limits: Mapping[str, int] = {"max_rows": 1}
         self._calls: set[asyncio.Future[None]] = set()
+        self.handed_s = -math.inf
         self._closing = False
         self._ended = self._loop.create_future()
         self._reason = ""
@@ -201,6 +203,7 @@ class SimWorker:
 
     def submit(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         """See `ports.Worker`."""
+        self.handed_s = self._loop.time()
         self.largest_rows = max(self.largest_rows, sum(len(job["texts"]) for job in jobs))
         if self.alive and self.sequences:
             for job in jobs:

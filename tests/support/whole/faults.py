@@ -33,7 +33,7 @@ async def sensor_frozen(world: World, dice: random.Random) -> None:
 
 async def fever(world: World, dice: random.Random) -> None:
     """Heat from outside, up to where nothing may be computed."""
-    world.board.fever_c = dice.choice((20.0, 40.0, 70.0))
+    world.board.fever_c = dice.choice((20.0, 40.0, 70.0, 120.0))
     await asyncio.sleep(dice.uniform(1.0, 12.0))
     world.board.fever_c = 0.0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.agent.acks import HELD
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
+from edge_agent.core.heat import Level
 from edge_agent.core.job import State
 from edge_agent.core.ledger import ANSWERS_BYTES
 from tests.support.whole.clients import DEVICE, PREFIX
@@ -30,6 +31,11 @@ class Rules:
         self._beats = 0
         self._beat_s = world.clock.monotonic_s()
         self._said: set[str] = set()
+        self._promised: dict[str, int] = {}
+        self._others_bytes = world.board.others_bytes
+        self._emergency_s: float | None = None
+        self.promises = 0
+        self.emergencies = 0
 
     def look(self) -> None:
         """One look; each rule is complained about once."""
@@ -43,6 +49,8 @@ class Rules:
         self._bounds()
         self._jobs()
         self._workers()
+        self._memory()
+        self._heat()
         self._answers()
         self._agent()
 
@@ -111,7 +119,7 @@ class Rules:
                 self._say("queue", f"a job that does not wait stands in the queue of {seat.name}")
 
     def _workers(self) -> None:
-        """A process belongs to a seat, is being started, or is being ended; and memory is not promised twice."""
+        """A process belongs to a seat, is being started, or is being ended."""
         world = self._world
         owned = {id(seat.worker) for seat in world.device.fleet.every_seat() if seat.worker is not None}
         strays = [worker for worker in world.spawner.alive() if id(worker) not in owned and not worker._closing]
@@ -120,6 +128,35 @@ class Rules:
                 self._say("sequences", f"{worker.most_at_once} answers at once on {worker.sequences} sequences")
         if len(strays) > 1:
             self._say("strays", f"workers that belong to nobody: {[worker.pid for worker in strays]}")
+
+    def _memory(self) -> None:
+        """No byte is promised twice: all that models hold or were promised fits into the board less the reserve, and a
+        new promise also into what other programs left of it."""
+        world = self._world
+        memory, board = world.device.host.last_memory, world.board
+        accounts = world.device.fleet.ledger.accounts()
+        promised = {name: account.promised_bytes for name, account in accounts.items()}
+        reserved = sum(account.reserved_bytes for account in accounts.values())
+        new = [name for name, size in promised.items() if size > self._promised.get(name, 0)]
+        others_bytes = min(self._others_bytes, board.others_bytes) if new else 0
+        self._promised, self._others_bytes = promised, board.others_bytes
+        self.promises += len(new)
+        if memory is not None and reserved > board.total_bytes - memory.kept_bytes - others_bytes:
+            self._say("memory", f"{reserved} bytes are held or promised to {accounts}, others hold {others_bytes}")
+
+    def _heat(self) -> None:
+        """No work is handed out while the governor has closed the board for heat; a worker may end what it has."""
+        world = self._world
+        if world.device.context.grant.level is not Level.EMERGENCY:
+            self._emergency_s = None
+            return
+        if self._emergency_s is None:
+            self._emergency_s = world.clock.monotonic_s()
+            self.emergencies += 1
+        for worker in world.spawner.alive():
+            late_s = worker.handed_s - self._emergency_s
+            if late_s > 0.0:
+                self._say("heat", f"worker {worker.pid} was handed work {late_s:.3f} s into an emergency")
 
     def _answers(self) -> None:
         """On a sound connection no answer waits; what was given while there was none may expire in the outbox."""
