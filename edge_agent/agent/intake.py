@@ -123,7 +123,8 @@ class Intake:
             return self._generator_load(job, seat, now_s)
         grant = self._context.grant
         costs = self._context.costs
-        at = Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share, load_s=seat.load_left_s(now_s))
+        part = self._context.pace.part_of(seat.name, grant)
+        at = Station(seat.cost_key, grant.max_rows, grant.threads, part, load_s=seat.load_left_s(now_s))
         at = replace(at, running_s=remaining_s(seat.running.values(), costs, at, now_s))
         wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
         if wait_s is not None:
@@ -141,7 +142,7 @@ class Intake:
         wait_s = None
         if whole_s is not None:
             ahead = seat.queue.rows_ahead(job, now_s) + len(seat.running) - sequences + 1
-            wait_s = max(0, ahead) / sequences * whole_s / max(0.01, grant.busy_share)
+            wait_s = max(0, ahead) / sequences * whole_s / max(0.01, self._context.pace.part_of(seat.name, grant))
             wait_s += seat.load_left_s(now_s)
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
@@ -150,10 +151,11 @@ class Intake:
     def _work_s(self, job: Job, seat: Seat) -> float:
         """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
         grant, costs = self._context.grant, self._context.costs
+        part = self._context.pace.part_of(seat.name, grant)
         if not seat.generates:
-            return work_s(job, costs, Station(seat.cost_key, grant.max_rows, grant.threads, grant.busy_share))
+            return work_s(job, costs, Station(seat.cost_key, grant.max_rows, grant.threads, part))
         whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
-        return whole_s / max(1, seat.sequences) / max(0.01, grant.busy_share)
+        return whole_s / max(1, seat.sequences) / max(0.01, part)
 
     def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
         remaining_s = request.deadline_s - now_s

@@ -94,6 +94,11 @@ class Pace:
             return math.inf
         return self._left_s(grant, now_s)
 
+    def part_of(self, model: str, grant: Grant) -> float:
+        """The part of the time that a model can count on beside those that step or wait now."""
+        others = {*self._open, *self._waiting} - {model}
+        return _part(grant, len(others) + 1)
+
     def share_out(self, grant: Grant, now_s: float) -> float:
         """The part of the time in which each generator under way may compute from now on."""
         self._count(now_s)

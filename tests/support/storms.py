@@ -15,7 +15,8 @@ import msgspec
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import Reply, StreamChunk, Telemetry
+from edge_agent.protocol.messages import Reply, StreamChunk
+from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Subscription, Topics
 
 Part = StreamChunk | Reply

@@ -56,6 +56,18 @@ def test_the_rest_follows_the_step_and_runs_from_its_end() -> None:
     assert pace.rest_s("a", paced(0.0), 10.2) == math.inf
 
 
+def test_a_model_can_count_on_its_part_beside_those_that_step_or_wait() -> None:
+    pace = Pace()
+    assert pace.part_of("a", paced(0.5)) == 0.5
+    pace.begin("b", 1, 0.0)
+    pace.wait("a")
+    shared = pace.part_of("a", paced(0.5))
+    assert shared < 0.5, "it shares the board's budget"
+    pace.wait("c")
+    assert pace.part_of("a", paced(0.5)) < shared
+    assert pace.part_of("a", full_grant(8, 4)) == 1.0, "without a limit nobody takes turns"
+
+
 def test_the_slowest_models_row_counts() -> None:
     pace = Pace()
     assert pace.row_s() is None
