@@ -100,13 +100,15 @@ def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, see
 def _unmoved_share(plan: Plan, memory: Memory, belief: Belief, elapsed_s: float) -> float:
     """A reading that does not move is no reason to spend more; after a while it is probed by spending a little less.
 
-    A calm sensor moves then and all goes on; a frozen one is found out by it (`trust`).
+    A calm sensor moves then and all goes on; a frozen one is found out by it (`trust`). Where nothing is spent, nothing
+    moves: far from the limit a calm sensor may be probed by the little that is allowed without any.
     """
-    if belief.value_c is None or belief.still_s >= STILL_S:
-        near = memory.temperature_c >= _soft_c(plan) - NEAR_C
-        probing = belief.still_s >= (PROBE_NEAR_S if near else PROBE_S) and memory.busy * memory.power > LOADED_ABOVE
-        return max(0.0, memory.share - (PROBE_PER_S * elapsed_s if probing else 0.0))
-    return 1.0
+    if belief.value_c is not None and belief.still_s < STILL_S:
+        return 1.0
+    near = memory.temperature_c >= _soft_c(plan) - NEAR_C
+    probing = belief.still_s >= (PROBE_NEAR_S if near else PROBE_S) and memory.busy * memory.power > LOADED_ABOVE
+    held = max(0.0, memory.share - (PROBE_PER_S * elapsed_s if probing else 0.0))
+    return held if near or belief.value_c is None else max(held, UNTRUSTED_SHARE)
 
 
 def _full_w(plan: Plan, memory: Memory) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor
-from edge_agent.core.governor import DWELL_S, Grant, Level, Memory, Plan, Seen, decide
+from edge_agent.core.governor import DWELL_S, UNTRUSTED_SHARE, Grant, Level, Memory, Plan, Seen, decide
 from edge_agent.core.thermal_model import prior_for
 from edge_agent.core.trust import STALE_S
 
@@ -68,6 +68,17 @@ def test_cool_gives_everything() -> None:
     assert (grant.level, grant.max_rows, grant.threads, grant.closed_because) == (Level.NORMAL, 16, 4, None)
     assert (grant.busy_share, grant.clock, grant.tier, grant.derated) == (1.0, 1.0, 0, None)
     assert "set point 77.5 °C, soft limit 80.0 °C" in grant.why
+
+
+def test_a_board_that_has_cooled_down_opens_again_although_its_sensor_repeats_itself() -> None:
+    """With nothing spent nothing moves: a calm sensor must not keep a cold board closed for ever."""
+    board = Board()
+    for second in range(30):
+        board.second(at(82.0 + 0.5 * (second % 2), board.now_s + 1.0))
+    assert board.grant.level >= Level.CLOSED
+    opened = next((n for n in range(240) if board.second(at(25.0, board.now_s + 1.0)).closed_because is None), None)
+    assert opened is not None
+    assert 0.0 < board.grant.share <= UNTRUSTED_SHARE, "no more than what is allowed without a temperature"
 
 
 @pytest.mark.parametrize("ambient_c", [10.0, 25.0, 40.0])
