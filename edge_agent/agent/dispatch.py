@@ -340,11 +340,15 @@ class Dispatcher:
         self._fleet.forget_worker(seat)
         spared, seat.spared = seat.spared, False
         jobs = list(seat.running.values())
-        blamed = [job for job in jobs if brings_program(job.params)]
-        quarantined = not (spared or blamed) and seat.died(now_s, self._quarantine_deaths)
+        programs = [job for job in jobs if brings_program(job.params)]
+        # Of several it cannot be told which it was: nobody is barred then.
+        blamed = programs if len(programs) == 1 and not spared else []
+        quarantined = not (spared or programs) and seat.died(now_s, self._quarantine_deaths)
         seat.deaths_in_a_row += 0 if spared else 1
         seat.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
-        for job in blamed if not spared else ():
+        if programs and not spared:
+            seat.suspects.count(now_s)
+        for job in blamed:
             seat.suspects.note(job.key[0], now_s)
         self._context.announce("worker-died", f"model {seat.name!r}: {reason}", {"model": seat.name, "jobs": len(jobs)})
         for job in jobs:
@@ -352,7 +356,7 @@ class Dispatcher:
                 continue
             if job.parts:
                 self._stop(seat, job, 500, f"its worker died: {reason}")
-            elif job in blamed and not spared:
+            elif job in programs and not spared:
                 self._answers.refuse(job, 500, f"the worker died with this request's grammar or schema: {reason}")
             elif job.attempts >= MAX_ATTEMPTS and not spared:
                 self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")

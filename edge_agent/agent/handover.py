@@ -14,7 +14,7 @@ def work_fields(seat: Seat, job: Job, now_s: float, flush_ms: float) -> dict[str
     fields: dict[str, object] = {"id": job.job_id, "adapter": job.adapter, "params": job.params}
     fields.update({"messages": job.messages} if job.messages else {"texts": job.texts})
     if seat.sequences:
-        fields.update(stream=job.stream, flush_ms=flush_ms, left_s=job.deadline_s - now_s)
+        fields.update(client=job.key[0], stream=job.stream, flush_ms=flush_ms, left_s=job.deadline_s - now_s)
     return fields
 
 

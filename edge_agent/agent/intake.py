@@ -201,10 +201,10 @@ def check_form(request: Request, seat: Seat) -> None:
 
 
 def check_program(request: Request, seat: Seat, now_s: float) -> None:
-    """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker."""
+    """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker, or after many did."""
     left_s = seat.suspects.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
-        reason = f"a grammar or schema of this client ended the worker of model {seat.name!r}; ask without one"
+        reason = f"grammars or schemas ended the worker of model {seat.name!r} and are not taken now; ask without one"
         raise RequestError(503, reason, round(left_s, 1))
 
 

@@ -50,6 +50,7 @@ class AdapterSource(NamedTuple):
 class Job(NamedTuple):
     """One request's rows. `rows` are token ids, one list per text; `params` is what the task has for the session.
 
+    `client`: whose it is; what one client's prompts left in a cache is for that client alone.
     A generator continues the one row of a job whose params have `max_tokens`; of any other it gives the features.
     """
 
@@ -57,6 +58,7 @@ class Job(NamedTuple):
     adapter: Optional[str]
     rows: Sequence[Sequence[int]]
     params: Mapping[str, Any]
+    client: str = ""
 
 
 class Limits(NamedTuple):

@@ -3,8 +3,8 @@
 An idle worker never waits for a batch to fill: `next_batch` takes what is there. A job's priority rises by one class
 for every `AGEING_S` it has waited, so that low priority is late, not starved. Where the runtime can mix adapters in a
 batch, rows are taken in order; where it cannot, only jobs with the first one's adapter join it. A generator computes
-with one adapter at a time: within a priority those with an adapter that is at work go first, and ageing bounds the wait
-of the others to `AGEING_S` a class.
+with one adapter at a time: within a priority those with an adapter that is at work go first, for as long as the others
+have not waited `AGEING_S`.
 
 Clients take turns where several wait: each may have `TURN_ROWS` rows run ahead of what the others were served
 (start-time fair queueing by rows); what lies beyond is behind them within its priority, and does not age until its
@@ -129,7 +129,7 @@ class Queue:
 
     def _ordered(self, jobs: Sequence[Job], now_s: float, near: frozenset[str | None] | None = None) -> list[Job]:
         def far(job: Job) -> bool:
-            return near is not None and job.adapter not in near
+            return near is not None and job.adapter not in near and now_s - job.received_s < AGEING_S
 
         by_urgency = sorted(jobs, key=lambda job: urgency(job, now_s))
         if len({job.key[0] for job in jobs}) < 2:

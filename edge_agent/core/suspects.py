@@ -7,9 +7,13 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 BARRED_S = 900.0
+ENOUGH = 5
+"""So many deaths with programs inside within `BARRED_S`, and nobody's are taken until the first is that long ago: names
+are easily changed, and who asks without a grammar shall not lose the worker again and again."""
 KEPT = 64
 """Clients remembered; the oldest is forgotten first."""
 PROGRAMS = ("grammar", "json_schema")
@@ -25,14 +29,20 @@ class Suspects:
 
     def __init__(self) -> None:
         self._until_s: dict[str, float] = {}
+        self._deaths_s: deque[float] = deque(maxlen=ENOUGH)
+
+    def count(self, now_s: float) -> None:
+        """A worker ended with at least one program inside."""
+        self._deaths_s.append(now_s)
 
     def note(self, client: str, now_s: float) -> None:
-        """A worker ended with this client's program inside."""
+        """A worker ended with this client's program inside, and no other one's."""
         self._until_s.pop(client, None)
         self._until_s[client] = now_s + BARRED_S
         while len(self._until_s) > KEPT:
             del self._until_s[next(iter(self._until_s))]
 
     def left_s(self, client: str, now_s: float) -> float:
-        """Seconds until its programs are taken again; 0 for everybody else."""
-        return max(0.0, self._until_s.get(client, now_s) - now_s)
+        """Seconds until this client's programs are taken again; 0 where they are now."""
+        all_s = self._deaths_s[0] + BARRED_S if len(self._deaths_s) == ENOUGH else now_s
+        return max(0.0, self._until_s.get(client, now_s) - now_s, all_s - now_s)

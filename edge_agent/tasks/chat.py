@@ -46,7 +46,15 @@ class ChatTemplate:
                 if size > PROMPT_CHARS:
                     raise RequestError(413, "the chat template makes more than {} characters".format(PROMPT_CHARS))
                 parts.append(part)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             text = "{}: {}".format(type(error).__name__, str(error)[:160])
             raise RequestError(
                 422, "the chat template cannot make a prompt of these messages: {}".format(text)

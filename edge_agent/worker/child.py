@@ -40,6 +40,8 @@ from edge_agent.worker.listen import Listener
 from edge_agent.worker.rest import Rest
 from edge_agent.worker.wire import Channel
 
+BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
 
 class Pending(NamedTuple):
     """A job inside the session, with what its answer needs."""
@@ -177,6 +179,9 @@ class Child:
                 self._fail(job_id, 404, str(error))
             except BackendError as error:
                 self._fail(job_id, 422, str(error))
+            except BY_A_REQUEST as error:
+                # Whatever a request can still bring about ends it, and not its neighbours.
+                self._fail(job_id, 500, "the request broke the worker's preparation: {!r}".format(error)[:200])
 
     def _submit_one(self, job_id: str, fields: Dict[str, Any]) -> None:
         adapter = fields.get("adapter")
@@ -197,7 +202,7 @@ class Child:
         )
         tokenize_s = time.monotonic() - started_s
         pending = Pending(task, prepared, params, tokenize_s, task.reader(prepared, params), flow)
-        self._loaded().submit(Job(job_id, adapter, prepared.rows, prepared.settings))
+        self._loaded().submit(Job(job_id, adapter, prepared.rows, prepared.settings, fields.get("client", "")))
         self._pending[job_id] = pending
 
     def _measure(self, message: Dict[str, Any]) -> Dict[str, Any]:

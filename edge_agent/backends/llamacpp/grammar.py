@@ -8,7 +8,6 @@ them. How much a grammar costs per token cannot be told from its text: `sampler`
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -29,11 +28,14 @@ COUNT = 1000
 COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 PATTERN_REPEATS = 10_000
 """Of a pattern's {m,n}, multiplied: the converter may write them out inside each other."""
+GRAMMAR_REPEATS = 5000
+"""Of a grammar's {m,n}, added: the parser writes every one out; a thousand of {0,2000} took 570 MiB."""
 REASON_CHARS = 200
 
 _BRACES = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
 # What of GBNF may hold a parenthesis that opens nothing: a literal, a class of characters, a comment.
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
+# Its ends may be missing, so that it never has to look twice at the same text.
+_QUOTED = re.compile(r'"(?:[^"\\]+|\\.)*"?|\[(?:[^\]\\]+|\\.)*\]?|#[^\n]*', re.DOTALL)
 
 
 def build(model: Model, params: Mapping[str, Any]) -> Any:
@@ -73,13 +75,12 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         if key in COUNTS and isinstance(value, (int, float)) and value > COUNT:
             raise BackendError(f"{place}.{key} is {value:g}; at most {COUNT} are possible", "json_schema")
         if key == "pattern" and isinstance(value, str):
-            counts = (max(int(low or 1), int(high or 1), 1) for low, high in _BRACES.findall(value))
-            repeats = math.prod(counts)
-            if repeats > PATTERN_REPEATS:
-                raise BackendError(
-                    f"{place}.pattern repeats {repeats} times in all; at most {PATTERN_REPEATS} are possible",
-                    "json_schema",
-                )
+            repeats = 1
+            for count in _counts(value):
+                repeats *= count
+                if repeats > PATTERN_REPEATS:
+                    what = f"{place}.pattern repeats more than {PATTERN_REPEATS} times in all"
+                    raise BackendError(what, "json_schema", "shorten its {m,n}")
 
 
 def check(text: str) -> None:
@@ -91,6 +92,8 @@ def check(text: str) -> None:
         raise BackendError(
             f"the grammar has {bare.count('|')} alternatives; at most {ALTERNATIVES} are possible", "grammar"
         )
+    if sum(_counts(bare)) > GRAMMAR_REPEATS:
+        raise BackendError(f"the grammar's {{m,n}} add up to more than {GRAMMAR_REPEATS} repetitions", "grammar")
     depth = deepest = 0
     for sign in bare:
         if sign == "(":
@@ -100,6 +103,11 @@ def check(text: str) -> None:
             depth -= 1
     if deepest > NESTING:
         raise BackendError(f"the grammar is nested {deepest} deep; at most {NESTING} are possible", "grammar")
+
+
+def _counts(text: str) -> Iterator[int]:
+    """The larger number of every {m,n}, at least 1."""
+    return (max(int(low or 1), int(high or 1), 1) for low, high in _BRACES.findall(text))
 
 
 def _entries(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:

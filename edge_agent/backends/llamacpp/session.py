@@ -245,7 +245,7 @@ class LlamaSession(Session):
             job, sampler, submitted_s = self._waiting.popleft()
             prompt = list(job.rows[0])
             owner = 0 if job.adapter is None else self._adapters[job.adapter].owner
-            place = self._slots.take(owner, prompt)
+            place = self._slots.take(owner, prompt, job.client)
             context = self._live()
             if place.source == place.slot:
                 context.cut(place.slot, place.cached)

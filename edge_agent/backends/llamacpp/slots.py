@@ -2,7 +2,8 @@
 
 A slot keeps its tokens after its job has ended, until another job needs it. What a cached token means depends on the
 adapter that computed it, so a prefix is found only under the same adapter: `owner` is a number that each attachment
-gets anew (0: the base), so a re-attached adapter of the same name never meets its predecessor's cache.
+gets anew (0: the base), so a re-attached adapter of the same name never meets its predecessor's cache. Nor does one
+client's prompt meet another's: how much of a prompt was there already tells what others asked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Place(NamedTuple):
 @dataclass(slots=True)
 class _Slot:
     owner: int = 0
+    client: str = ""
     tokens: Sequence[int] = ()
     count: int = 0
     busy: bool = False
@@ -45,7 +47,7 @@ class Slots:
         """Slots without a job."""
         return sum(not slot.busy for slot in self._slots)
 
-    def take(self, owner: int, prompt: Sequence[int]) -> Place:
+    def take(self, owner: int, prompt: Sequence[int], client: str = "") -> Place:
         """A slot for a new sequence; at least one must be free. The last token of a prompt is always computed.
 
         A free slot is continued where that loses no more of it than is used. Else the prefix is shared with the slot
@@ -54,7 +56,7 @@ class Slots:
         """
         best, source = 0, -1
         for number, slot in enumerate(self._slots):
-            if slot.owner == owner:
+            if slot.owner == owner and slot.client == client:
                 common = min(_common(slot.tokens, prompt, slot.count), len(prompt) - 1)
                 if common > best or (common == best and common and not slot.busy):
                     best, source = common, number
@@ -63,7 +65,7 @@ class Slots:
         if source in idle and self._slots[source].count - best <= best:
             chosen = source
         self._clock += 1
-        self._slots[chosen] = _Slot(owner, prompt, best, True, self._clock)
+        self._slots[chosen] = _Slot(owner, client, prompt, best, True, self._clock)
         return Place(chosen, best, chosen if source < 0 else source)
 
     def computed(self, slot: int, tokens: Sequence[int], count: int) -> None:

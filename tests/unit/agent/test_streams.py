@@ -343,3 +343,20 @@ def test_who_waits_with_the_adapter_at_work_goes_before_another_adapters() -> No
         assert set(device.spawner.last.inside) == {"tester/second", "tester/other"}
 
     run(scenario, adapters=("a", "b"))
+
+
+def test_of_several_grammars_inside_nobodys_client_is_barred() -> None:
+    async def scenario(device: Device) -> None:
+        program = {"prompt": "x", "params": {"grammar": 'root ::= "a"'}}
+        for client in ("one", "two"):
+            await device.ask(f"by-{client}", program, client=client)
+        await settle()
+        device.spawner.last.die()
+        await later(5.0)
+        assert [device.transport.reply(f"by-{client}")["status"] for client in ("one", "two")] == [500, 500]
+        for client in ("one", "two"):
+            await device.ask(f"again-{client}", program, client=client)
+        await settle()
+        assert set(device.spawner.last.inside) == {"one/again-one", "two/again-two"}
+
+    run(scenario)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.core.suspects import BARRED_S, KEPT, Suspects, brings_program
+from edge_agent.core.suspects import BARRED_S, ENOUGH, KEPT, Suspects, brings_program
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,12 @@ def test_the_oldest_is_forgotten_first() -> None:
     suspects.note("new", 1.0)
     assert suspects.left_s("0", 1.0) == BARRED_S
     assert suspects.left_s("1", 1.0) == 0.0
+
+
+def test_after_many_deaths_nobodys_are_taken_until_the_first_is_long_ago() -> None:
+    suspects = Suspects()
+    for number in range(ENOUGH):
+        assert suspects.left_s("anybody", 100.0 + number) == 0.0
+        suspects.count(100.0 + number)
+    assert suspects.left_s("anybody", 110.0) == BARRED_S - 10.0
+    assert suspects.left_s("anybody", 100.0 + BARRED_S) == 0.0

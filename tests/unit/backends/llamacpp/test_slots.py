@@ -71,6 +71,14 @@ def test_what_another_adapter_computed_is_no_prefix() -> None:
     assert slots.take(1, [1, 2, 3, 4]).cached == 0
 
 
+def test_what_another_clients_prompt_left_is_no_prefix() -> None:
+    slots = Slots(2)
+    slots.computed(slots.take(0, [1, 2, 3], "a").slot, [1, 2, 3], 3)
+    slots.leave(0)
+    assert slots.take(0, [1, 2, 3, 4], "b").cached == 0
+    assert slots.take(0, [1, 2, 3, 4], "a").cached == 3
+
+
 @given(st.lists(st.tuples(st.integers(0, 2), PROMPTS, st.booleans()), max_size=30))
 def test_a_prefix_is_always_what_the_source_really_holds(jobs: list[tuple[int, list[int], bool]]) -> None:
     """The cache itself, imitated: per slot the (owner, tokens) that its cells were computed from."""
