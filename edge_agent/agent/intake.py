@@ -141,7 +141,8 @@ class Intake:
         whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads)
         wait_s = None
         if whole_s is not None:
-            ahead = seat.queue.rows_ahead(job, now_s) + len(seat.running) - sequences + 1
+            near = frozenset(one.adapter for one in seat.running.values())
+            ahead = seat.queue.rows_ahead(job, now_s, near) + len(seat.running) - sequences + 1
             wait_s = max(0, ahead) / sequences * whole_s / max(0.01, self._context.pace.part_of(seat.name, grant))
             wait_s += seat.load_left_s(now_s)
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)

@@ -19,6 +19,8 @@ from edge_agent.base.limits import PACED_STEP_S
 from edge_agent.core import ladder
 from edge_agent.core.governor import Grant
 
+LATELY_S = 60.0
+"""A model that stepped longer ago than this before the last step of any limits nobody by the length of its rows."""
 REST_LEAST_S = 1e-5
 """What is left of a pause by rounding is none: a timer for it would come at once, again and again."""
 
@@ -108,8 +110,9 @@ class Pace:
         return self._part
 
     def row_s(self) -> float | None:
-        """Seconds per row of the slowest model's last step; None before the first."""
-        return max((past.step_s / max(1, past.rows) for past in self._past.values()), default=None)
+        """Seconds per row of the slowest model's last step, of those that stepped lately; None before the first."""
+        lately = [past for past in self._past.values() if self._last.ended_s - past.ended_s <= LATELY_S]
+        return max((past.step_s / max(1, past.rows) for past in lately), default=None)
 
     def busy_share(self, now_s: float) -> float | None:
         """The part of the time since the last call in which steps ran, at most 1; None at the first call."""
@@ -121,7 +124,7 @@ class Pace:
         return min(1.0, busy_s / (now_s - asked_s))
 
     def forget(self, model: str) -> None:
-        """The model was removed, or its worker died: nobody rests from its last step."""
+        """Its worker died: nobody rests from its last step."""
         if self._past.pop(model, None) == self._last:
             self._last = max(self._past.values(), default=NEVER)
 

@@ -12,7 +12,7 @@ from typing import Any
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.sizing import settings_text
-from edge_agent.core.footprints import Claim
+from edge_agent.core.footprints import BOUNDED, Claim
 from edge_agent.core.job import Job
 from edge_agent.core.overtaking import Overtaking
 from edge_agent.core.residency import Popularity
@@ -148,7 +148,7 @@ class Seat:
         of a generator whose header was read by that, since the trial may have been made with another context."""
         variant = self.to_load
         if self.budget_bytes:
-            return Claim(f"{variant.digest} shrunk", variant.runtime, self.budget_bytes)
+            return Claim(f"{variant.digest}{BOUNDED}", variant.runtime, self.budget_bytes)
         settings = settings_text(variant, self.model.variant)
         tried = variant.measured.peak_bytes if variant.measured and variant.sizing is None and not settings else 0
         stated_bytes = tried or variant.peak_bytes or 2 * variant.size_bytes

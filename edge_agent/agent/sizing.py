@@ -38,7 +38,10 @@ class Sizer:
         variant = seat.model.variant
         if not _shrinks(seat) or variant.digest in self._headers:
             return
-        self._headers[variant.digest] = await self._read(variant.files.get("model", ""))
+        header = await self._read(variant.files.get("model", ""))
+        if header is None:
+            return  # it may be there the next time
+        self._headers[variant.digest] = header
         while len(self._headers) > HEADERS_KEPT:
             del self._headers[next(iter(self._headers))]
 

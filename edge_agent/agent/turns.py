@@ -41,4 +41,4 @@ class Turns:
 
     def _rest_s(self, seat: Seat) -> float:
         now_s = self._context.clock.monotonic_s()
-        return self._context.pace.rest_s(seat.name, self._context.grant, now_s, seat.sequences > 0)
+        return self._context.pace.rest_s(seat.name, self._context.grant, now_s, seat.generates)

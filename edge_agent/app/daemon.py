@@ -54,6 +54,8 @@ from edge_agent.worker.supervisor import spawn
 
 log = logging.getLogger("edge_agent")
 JTOP_RETRY_S = 30.0
+SOFT_BELOW_HARD_C = 2.0
+"""An operator's soft limit nearer to the board's hard one would be met by stops instead of by control."""
 
 
 class StoreProcess:
@@ -185,9 +187,12 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
 
 
 def heat_plan(settings: Settings, board: Board, max_rows: int, threads: int) -> Plan:
-    """What the governor is told of this board and of what the operator has set."""
+    """What the governor is told of this board and of what the operator has set: a soft limit lies below the hard one."""
+    own_c = settings.thermal.soft_limit_c
+    if own_c is not None and board.hard_limit_c is not None:
+        own_c = min(own_c, board.hard_limit_c - SOFT_BELOW_HARD_C)
     return Plan(
-        settings.thermal.soft_limit_c or board.soft_limit_c,
+        own_c or board.soft_limit_c,
         max_rows,
         threads,
         board.hard_limit_c,

@@ -239,7 +239,8 @@ class Thermal:
 
     soft_limit_c: Annotated[float | None, Between(40, 110), Example(75.0)] = None
     """Degrees Celsius at which the board begins to slow itself down. Unset: the value known for the board. Set it lower
-    for a closed case or for a surface that people touch."""
+    for a closed case or for a surface that people touch. Higher than 2 below the board's hard limit (a Pi's is 85) it
+    has no effect."""
 
     set_clock: bool = False
     """Let the governor cap the clock of processor and GPU, which brings about a fifth more work at the same temperature

@@ -68,6 +68,10 @@ class Account:
         return max(self.promised_bytes, self.held_bytes)
 
 
+BOUNDED = " shrunk"
+"""Ends the name of a variant that was loaded into the bytes there were: its stated bytes are a bound."""
+
+
 class ByteLedger:
     """The accounts of all models in memory, and the figures of all variants that ever were."""
 
@@ -88,11 +92,14 @@ class ByteLedger:
         )
 
     def ratio(self, runtime: str) -> float:
-        """Measured over stated bytes, the (upper) median over the runtime's variants; 1 before the first."""
+        """Measured over stated bytes, the (upper) median over the runtime's variants; 1 before the first.
+
+        What was stated as a bound, and not as a need, says nothing about needs.
+        """
         found = [
             figure.held_bytes / figure.stated_bytes
-            for figure in self._figures.values()
-            if figure.runtime == runtime and figure.stated_bytes > 0
+            for name, figure in self._figures.items()
+            if figure.runtime == runtime and figure.stated_bytes > 0 and not name.endswith(BOUNDED)
         ]
         return max(LEAST_RATIO, min(sorted(found)[len(found) // 2], HIGHEST_RATIO)) if found else 1.0
 

@@ -112,10 +112,10 @@ class Queue:
             del self._jobs[job.key]
         return batch
 
-    def rows_ahead(self, job: Job, now_s: float) -> int:
-        """Texts that would run before `job`, which does not wait yet, if nothing else came."""
+    def rows_ahead(self, job: Job, now_s: float, near: frozenset[str | None] | None = None) -> int:
+        """Texts that would run before `job`, which does not wait yet, if nothing else came; `near` as in the limits."""
         rows = 0
-        for other in self._ordered((*self._jobs.values(), job), now_s):
+        for other in self._ordered((*self._jobs.values(), job), now_s, near or None):
             if other is job:
                 break
             rows += other.rows

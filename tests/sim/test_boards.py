@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_agent.app.daemon import heat_plan
-from edge_agent.config.model import Settings
+from edge_agent.config.model import Settings, Thermal
 from edge_agent.sensors.suite import SensorSuite
 from sim.board import LiveBoard
 from sim.boards import BOARDS
 from sim.plant import Plants
 from sim.policies import Governed
 from sim.sysfs import BoardTree, Shown
+from tests.support import sysfs
 
 
 @pytest.mark.parametrize("key", sorted(BOARDS))
@@ -112,3 +114,12 @@ def test_the_same_seed_gives_the_same_board() -> None:
     one, other = settle("pi-4", 1.0, 25.0, 60), settle("pi-4", 1.0, 25.0, 60)
     assert (one.t1 == other.t1).all()
     assert (one.sensor_c == other.sensor_c).all()
+
+
+@pytest.mark.parametrize(("wanted_c", "taken_c"), [(None, 80.0), (70.0, 70.0), (83.0, 83.0), (90.0, 83.0)])
+def test_an_operators_soft_limit_stays_below_the_boards_hard_one(
+    tmp_path: Path, wanted_c: float, taken_c: float
+) -> None:
+    board = SensorSuite(sysfs.pi5(tmp_path).root, lambda: 0.0).board
+    plan = heat_plan(replace(Settings(), thermal=Thermal(soft_limit_c=wanted_c)), board, 16, 4)
+    assert (plan.soft_limit_c, plan.hard_limit_c, plan.firmware_soft_c) == (taken_c, 85.0, 80.0)

@@ -56,6 +56,18 @@ def test_the_rest_follows_the_step_and_runs_from_its_end() -> None:
     assert pace.rest_s("a", paced(0.0), 10.2) == math.inf
 
 
+def test_a_model_that_stepped_long_ago_limits_nobody() -> None:
+    pace = Pace()
+    pace.begin("slow", 1, 0.0)
+    pace.end("slow", 9.0)
+    pace.begin("quick", 4, 20.0)
+    pace.end("quick", 20.4)
+    assert pace.row_s() == pytest.approx(9.0)
+    pace.begin("quick", 4, 80.0)
+    pace.end("quick", 80.4)
+    assert pace.row_s() == pytest.approx(0.1)
+
+
 def test_a_model_can_count_on_its_part_beside_those_that_step_or_wait() -> None:
     pace = Pace()
     assert pace.part_of("a", paced(0.5)) == 0.5

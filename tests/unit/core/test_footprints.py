@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.core import residency
-from edge_agent.core.footprints import FIGURES_KEPT, ByteLedger, Claim, Figure
+from edge_agent.core.footprints import BOUNDED, FIGURES_KEPT, ByteLedger, Claim, Figure
 from edge_agent.core.residency import Fits, Memory, Resident
 
 CLAIM = Claim("sha256:a", "onnx", 100 * MIB)
@@ -30,6 +30,13 @@ def test_a_smaller_stay_corrects_downwards() -> None:
     ledger.promise("m", CLAIM)
     ledger.hold("m", 90 * MIB)
     assert ledger.predict(CLAIM) == 90 * MIB
+
+
+def test_a_bound_that_was_not_needed_corrects_nobody() -> None:
+    bound = "sha256:a" + BOUNDED
+    figures = {bound: Figure("llamacpp", 3000, 1200, 1.0), "sha256:b": Figure("llamacpp", 100, 110, 1.0)}
+    assert ByteLedger(figures).ratio("llamacpp") == 1.1
+    assert ByteLedger({bound: figures[bound]}).ratio("llamacpp") == 1.0
 
 
 def test_an_unknown_variant_is_corrected_as_its_runtime_s_others_were() -> None:

@@ -120,6 +120,12 @@ def test_an_adapter_at_work_goes_first_within_a_priority() -> None:
     assert names(of_two.next_batch(GROUPED, NOW_S)) == ["near"]
 
 
+def test_what_is_grouped_before_a_job_counts_as_ahead_of_it() -> None:
+    queue = filled(*(a_job(str(index), deadline_s=190.0, adapter="a") for index in range(6)))
+    other = a_job("other", deadline_s=101.5, adapter="b")
+    assert (queue.rows_ahead(other, NOW_S), queue.rows_ahead(other, NOW_S, frozenset({"a"}))) == (0, 6)
+
+
 def test_where_none_is_at_work_the_most_urgent_ones_adapter_is() -> None:
     queue = filled(*(a_job(f"{index}", deadline_s=120 + index, adapter="ab"[index % 2]) for index in range(6)))
     assert names(queue.next_batch(BatchLimits(3, mixed=True, near=frozenset()), NOW_S)) == ["0", "2", "4"]
