@@ -187,7 +187,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
 
 
 def heat_plan(settings: Settings, board: Board, max_rows: int, threads: int) -> Plan:
-    """What the governor is told of this board and of what the operator has set: a soft limit lies below the hard one."""
+    """What the governor is told of this board, and of what the operator has set: a soft limit below the hard one."""
     own_c = settings.thermal.soft_limit_c
     if own_c is not None and board.hard_limit_c is not None:
         own_c = min(own_c, board.hard_limit_c - SOFT_BELOW_HARD_C)
