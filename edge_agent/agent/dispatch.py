@@ -25,7 +25,7 @@ from edge_agent.core import backoff
 from edge_agent.core.forecast import Station, batch_s, least_s, take_hopeless
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
-from edge_agent.core.suspects import brings_program
+from edge_agent.core.suspects import brings_program, by_itself
 
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
@@ -340,7 +340,8 @@ class Dispatcher:
         self._fleet.forget_worker(seat)
         spared, seat.spared = seat.spared, False
         jobs = list(seat.running.values())
-        programs = [job for job in jobs if brings_program(job.params)]
+        suspect, seat.hung = seat.hung or by_itself(reason), False
+        programs = [job for job in jobs if suspect and brings_program(job.params)]
         # Of several it cannot be told which it was: nobody is barred then.
         blamed = programs if len(programs) == 1 and not spared else []
         quarantined = not (spared or programs) and seat.died(now_s, self._quarantine_deaths)
@@ -384,6 +385,7 @@ class Dispatcher:
         for seat in self._fleet.every_seat():
             if seat.running and seat.worker is not None and now_s - seat.heard_s > WORKER_SILENCE_S:
                 self._context.announce("worker-hung", f"model {seat.name!r} is silent; ending it", {"model": seat.name})
+                seat.hung = True
                 seat.worker.kill()
 
     def _leave(self, seat: Seat, job_id: str) -> None:

@@ -51,12 +51,12 @@ class Seat:
     answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use. `load_s`:
     how long a load takes, `loading_s`: when the last one began, `loaded_s`: since when it is in memory;
     `short_of_room`: it waits for memory; `yielding`: it lets a waiting model in between two batches; `spared`: its
-    worker is ended for the sake of the host, which is no fault of its own. `sequences`: jobs that a generator works
-    on at once, each ending by itself (0: a model that answers a batch at a time), each in so many tokens of
-    `context`; `sized`: the variant with the options to load it with; `budget_bytes`: where only the worker can tell
-    what fits, the bytes that it may take (0: it need not shrink). `orders`: orders that wait for it; a generator
-    takes no new jobs meanwhile. `probed`: golden probes of the model (None) and its adapters. `limits`: what its
-    worker was told last.
+    worker is ended for the sake of the host, which is no fault of its own; `hung`: it is ended for its silence.
+    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a
+    time), each in so many tokens of `context`; `sized`: the variant with the options to load it with; `budget_bytes`:
+    where only the worker can tell what fits, the bytes that it may take (0: it need not shrink). `orders`: orders
+    that wait for it; a generator takes no new jobs meanwhile. `probed`: golden probes of the model (None) and its
+    adapters. `limits`: what its worker was told last.
     """
 
     model: InstalledModel
@@ -82,6 +82,7 @@ class Seat:
     short_of_room: bool = False
     yielding: bool = False
     spared: bool = False
+    hung: bool = False
     orders: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
     heard_s: float = 0.0

@@ -17,11 +17,18 @@ are easily changed, and who asks without a grammar shall not lose the worker aga
 KEPT = 64
 """Clients remembered; the oldest is forgotten first."""
 PROGRAMS = ("grammar", "json_schema")
+FROM_OUTSIDE = ("killed by SIGKILL", "killed by SIGTERM")
+"""How the words begin for a worker that somebody else ended: the kernel for want of memory, or a person."""
 
 
 def brings_program(params: Mapping[str, object]) -> bool:
     """Whether a request's parameters hold something that the worker has to execute."""
     return any(name in params for name in PROGRAMS)
+
+
+def by_itself(reason: str) -> bool:
+    """Whether a worker that ended with these words ended by what it computed."""
+    return not reason.startswith(FROM_OUTSIDE)
 
 
 class Suspects:

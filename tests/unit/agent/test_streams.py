@@ -294,7 +294,7 @@ def test_a_grammar_that_ends_the_worker_is_its_clients_affair_alone() -> None:
             await device.ask(f"bad{number}", program, client=f"c{number}")
             await device.ask(f"good{number}", {"prompt": "x"}, client="other")
             await settle()
-            device.spawner.last.die()
+            device.spawner.last.die("killed by SIGSEGV")
             await later(40.0)
             assert device.transport.statuses()[f"bad{number}"] == [500]
             assert "this request's grammar or schema" in device.transport.reply(f"bad{number}")["reason"]
@@ -351,12 +351,30 @@ def test_of_several_grammars_inside_nobodys_client_is_barred() -> None:
         for client in ("one", "two"):
             await device.ask(f"by-{client}", program, client=client)
         await settle()
-        device.spawner.last.die()
+        device.spawner.last.die("killed by SIGABRT")
         await later(5.0)
         assert [device.transport.reply(f"by-{client}")["status"] for client in ("one", "two")] == [500, 500]
         for client in ("one", "two"):
             await device.ask(f"again-{client}", program, client=client)
         await settle()
         assert set(device.spawner.last.inside) == {"one/again-one", "two/again-two"}
+
+    run(scenario)
+
+
+def test_a_worker_that_others_end_is_no_fault_of_the_grammar_inside_but_one_that_hangs_is() -> None:
+    async def scenario(device: Device) -> None:
+        program = {"prompt": "x", "deadline_s": 600.0, "params": {"grammar": 'root ::= "a"'}}
+        await device.ask("1", program, expiry_s=600)
+        await settle()
+        device.spawner.last.die("killed by SIGKILL")
+        await later(1.0)
+        assert "tester/1" in device.spawner.last.inside, "it is tried again"
+        await later(60.0)
+        device.dispatcher.end_silent()
+        await later(1.0)
+        assert "this request's grammar or schema" in device.transport.reply("1")["reason"]
+        await device.ask("2", program)
+        assert device.transport.reply("2")["status"] == 503
 
     run(scenario)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections import deque
@@ -60,9 +61,11 @@ def _events(process: subprocess.Popen[str], progress: Callable[[str, float], Non
 
 
 def _drain(stream: IO[str] | None, file: IO[str], tail: deque[str]) -> None:
-    for line in stream or ():
-        file.write(line)
-        tail.append(line)
+    # Who inherited the stream may hold it open after the process has ended; it is closed under us then.
+    with contextlib.suppress(ValueError):
+        for line in stream or ():
+            file.write(line)
+            tail.append(line)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
