@@ -365,7 +365,7 @@ def test_of_several_grammars_inside_nobodys_client_is_barred() -> None:
 def test_a_worker_that_others_end_is_no_fault_of_the_grammar_inside_but_one_that_hangs_is() -> None:
     async def scenario(device: Device) -> None:
         program = {"prompt": "x", "deadline_s": 600.0, "params": {"grammar": 'root ::= "a"'}}
-        await device.ask("1", program, expiry_s=600)
+        await device.ask("1", program, deadline_s=600.0)
         await settle()
         device.spawner.last.die("killed by SIGKILL")
         await later(1.0)
