@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ COLUMNS = (
     "time", "device", "interval_s", "model", "requests", "refused", "p50_ms", "p99_ms", "temperature_c", "forecast_c",
 )  # fmt: skip
 """Of the recorded table, those that are drawn; an older one need not have the others."""
+ALWAYS = ("time", "interval_s")
+"""Columns that every row has, above 0."""
+NUMBERS = tuple(column for column in COLUMNS if column not in {"device", "model"})
 COLOURS = ("#1b7837", "#2166ac", "#8073ac", "#e08214", "#35978f", "#b2182b")
 
 
@@ -30,7 +34,7 @@ def plot(arguments: argparse.Namespace) -> int:
         raise UsageError("matplotlib draws, and is not installed", "plot", "pip install 'edge-agent[plot]'") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{arguments.picture} cannot be written: {error}") from error
-    print(f"{arguments.picture}: {len({row['time'] for row in rows})} reports of {rows[0]['device']}")
+    print(f"{arguments.picture}: {len({row['time'] for row in rows})} reports of {_plain(rows[0]['device'])}")
     return 0
 
 
@@ -39,14 +43,28 @@ def read(table: Path) -> Sequence[Row]:
     try:
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UsageError(f"{table} cannot be read: {error}") from error
     if not rows:
         raise UsageError(f"{table} has no rows", "plot", "`edge-agent record` writes one per report")
     missing = [column for column in COLUMNS if column not in rows[0]]
     if missing:
         raise UsageError(f"{table} is no table of `edge-agent record`: {missing[0]} is missing")
+    for number, row in enumerate(rows, 2):
+        for column in NUMBERS:
+            if not _is_number(row[column], column in ALWAYS):
+                raise UsageError(f"{table}, line {number}: {column} is {row[column]!r}, no number that is drawn")
     return rows
+
+
+def _is_number(text: str | None, needed: bool) -> bool:
+    if not text:
+        return not needed
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(value) and (value > 0.0 or not needed)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -61,7 +79,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     reports = list({row["time"]: row for row in rows}.values())
     _line(axes[0], reports, begin_s, lambda row: _number(row, "temperature_c"), "temperature", COLOURS[5])
     _line(axes[0], reports, begin_s, lambda row: _number(row, "forecast_c"), "in ten seconds", COLOURS[3])
-    axes[0].set_title(f"{rows[0]['device']}: temperature, °C", loc="left")
+    axes[0].set_title(f"{_plain(rows[0]['device'])}: temperature, °C", loc="left")
+    rows = [{**row, "device": _plain(row["device"]), "model": _plain(row["model"])} for row in rows]
     models = sorted({row["model"] for row in rows if row["model"]})
     for colour, model in zip(COLOURS * len(models), models, strict=False):
         own = [row for row in rows if row["model"] == model]
@@ -88,6 +107,11 @@ def _line(axes: Any, rows: Sequence[Row], begin_s: float, value: Callable[[Row],
     axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, linestyle=style)
     axes.annotate(name, points[-1], xytext=(5, 0), textcoords="offset points", color=colour, va="center", fontsize=9,
                   annotation_clip=False)  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    """A name without what a terminal or matplotlib's formulas would act on."""
+    return "".join(letter for letter in name if letter.isprintable()).replace("$", "")
 
 
 def _number(row: Row, column: str) -> float | None:

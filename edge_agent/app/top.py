@@ -10,18 +10,26 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edge_agent.app import top_view
 from edge_agent.app.ask import CONNECT_S, Target, target
 from edge_agent.base.errors import BrokerError, UsageError
 from edge_agent.mqtt.link import LinkChange, MqttTransport
+from edge_agent.protocol.messages import Event, Status
+from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Subscription
 
-KINDS = ("status", "telemetry", "event")
+KINDS: Mapping[str, type[Status] | type[Telemetry] | type[Event]] = {
+    "status": Status,
+    "telemetry": Telemetry,
+    "event": Event,
+}
 REDRAW_S = 1.0
 CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
 
@@ -52,10 +60,21 @@ async def _hear(place: Target) -> AsyncIterator[tuple[str, Any]]:
             message = coming.result()
             link.ack(message)
             coming = asyncio.ensure_future(stream.__anext__())
-            if message.payload:
-                yield message.topic.rsplit("/", 1)[-1], json.loads(message.payload)
+            kind = message.topic.rsplit("/", 1)[-1]
+            if message.payload and is_report(kind, message.payload):
+                yield kind, json.loads(message.payload)
     finally:
         await link.stop([])
+
+
+def is_report(kind: str, payload: bytes) -> bool:
+    """Whether a message is what a device of this version says under that topic: anybody may publish where no access
+    list forbids it, and what is none must not end a recording of weeks."""
+    try:
+        msgspec.json.decode(payload, type=KINDS[kind])
+    except (msgspec.MsgspecError, KeyError, RecursionError):
+        return False
+    return True
 
 
 def top(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edge_agent.app.top import KINDS, is_report
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import cli, said
 from tests.support.mosquitto import Mosquitto
@@ -46,8 +47,21 @@ def test_what_cannot_be_drawn_or_recorded_is_said(tmp_path: Path) -> None:
     assert "has no rows" in said(cli("plot", other, picture))
     other.write_text("time,device\n1,pi\n")
     assert "no table of `edge-agent record`: interval_s is missing" in said(cli("plot", other, picture))
+    head = "time,device,interval_s,model,requests,refused,p50_ms,p99_ms,temperature_c,forecast_c\n"
+    for row, said_of in (("1,pi,0,m,1,0,1,1,,", "interval_s is '0'"), ("1,pi,10,m,many,0,1,1,,", "requests is 'many'")):
+        other.write_text(head + row + "\n")
+        assert f"line 2: {said_of}, no number that is drawn" in said(cli("plot", other, picture))
     assert not picture.exists()
+    other.write_text(head + "1,p\x1b[31mi,10,$\\frac{$,1,0,1,1,,\n11,pi,10,$\\frac{$,1,0,1,1,,\n")
+    drawn = said(cli("plot", other, picture))
+    assert "2 reports of p[31mi" in drawn, drawn
+    other.write_text("time,device\n1,pi\n")
     kept = other.read_bytes()
     recorded = cli("record", other, "--seconds", 1, "--host", "127.0.0.1", "--port", 1, "--device", "pi")
     assert "other columns than this version writes" in said(recorded)
     assert other.read_bytes() == kept
+
+
+def test_what_is_no_report_is_passed_over() -> None:
+    assert not any(is_report(kind, text) for kind in KINDS for text in (b"{", b"[]", b'{"a":1}', b"\xff", b"[" * 5000))
+    assert not is_report("infer", b"{}")
