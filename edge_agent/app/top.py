@@ -97,6 +97,8 @@ def top(arguments: argparse.Namespace) -> int:
                 print("\n".join(top_view.lines(seen, now_s, 120)), flush=True)
             if (arguments.once and seen.report is not None) or (until_s is not None and now_s >= until_s):
                 break
+        if seen.report is None:
+            print(f"nothing heard from {place.device!r}: is the name right, and does it run?", file=sys.stderr)
         return 0 if seen.report is not None else 1
 
     try:

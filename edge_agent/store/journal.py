@@ -182,7 +182,9 @@ def _read(path: Path, kind: type[T]) -> T:
     body, _, seal = data.rstrip(b"\n").rpartition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != seal:
         raise StoreError(
-            "the record is damaged (its checksum does not fit)", str(path), "check the disk, then install again"
+            "the record is damaged (its checksum does not fit)",
+            str(path),
+            "check the disk, move it aside, and install the packages again",
         )
     try:
         return decode(body, kind, str(path), RECORD_BYTES)

@@ -38,6 +38,8 @@ def test_an_operator_sees_the_device_and_keeps_a_table_of_it(tmp_path: Path) -> 
         assert said(drawn).startswith(f"{tmp_path / 'hour.png'}: "), said(drawn)
         assert (tmp_path / "hour.png").read_bytes().startswith(b"\x89PNG")
         assert cli("top", "--once", "--config", agent.config, "--port", 1).returncode == 1
+        nobody = cli("top", "--seconds", 2, "--config", agent.config, "--device", "nobody")
+        assert (nobody.returncode, "nothing heard from 'nobody'" in said(nobody)) == (1, True)
 
 
 def test_what_cannot_be_drawn_or_recorded_is_said(tmp_path: Path) -> None:

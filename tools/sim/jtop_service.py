@@ -48,6 +48,7 @@ class JtopService:
         _Manager.register("get_queue", callable=lambda: self._queue)
         _Manager.register("sync_data", callable=lambda: self._data)
         _Manager.register("sync_event", callable=lambda: self._event)
+        socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)
         self._server = _Manager(address=str(socket), authkey=get_key().encode()).get_server()
 

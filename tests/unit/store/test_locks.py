@@ -47,3 +47,12 @@ def test_two_changes_at_once_even_in_one_process(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="the lock cannot be opened"), daemon_lock(tmp_path / "absent"):
         raise AssertionError("there is no folder")
+
+
+def test_a_full_disk_is_no_reason_not_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with daemon_lock(tmp_path), pytest.raises(StoreError), daemon_lock(tmp_path):
+        pass
