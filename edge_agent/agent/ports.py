@@ -168,7 +168,7 @@ class Worker(Protocol):
         ...
 
     async def close(self) -> None:
-        """End it in order, within a bounded time."""
+        """End it in order, within a bounded time; at once when this is cancelled."""
         ...
 
 

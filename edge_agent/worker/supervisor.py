@@ -152,7 +152,10 @@ class WorkerProcess:
             self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """End the child: ask, wait a bounded time, kill. `on_death` is not called for an end that was asked for."""
+        """End the child: ask, wait a bounded time, kill. `on_death` is not called for an end that was asked for.
+
+        Cancelled, it kills at once: nobody else may know of the child any more.
+        """
         self._closing = True
         self._send({"op": "close"})
         try:
@@ -160,6 +163,9 @@ class WorkerProcess:
         except asyncio.TimeoutError:
             self.kill()
             await self._process.wait()
+        except asyncio.CancelledError:
+            self.kill()
+            raise
         await asyncio.gather(self._task, return_exceptions=True)
 
     def _send(self, message: Mapping[str, object]) -> None:

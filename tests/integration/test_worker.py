@@ -317,6 +317,27 @@ def test_close_is_bounded_and_no_death(busy: bool) -> None:
     run(body)
 
 
+def test_a_close_that_is_cancelled_leaves_no_child() -> None:
+    """Seed 4224: the daemon stopped while a model's removal waited for its worker to end."""
+
+    async def body() -> None:
+        async with child(load=variant(delay_s=60.0)) as seat:
+            seat.worker.submit([job("1")])
+            await asyncio.sleep(0.1)
+            closing = asyncio.create_task(seat.worker.close())
+            await asyncio.sleep(0.1)
+            closing.cancel()
+            started_s = time.monotonic()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            while exists(seat.worker.pid) and time.monotonic() - started_s < CLOSE_TIMEOUT_S:
+                await asyncio.sleep(0.01)
+            assert time.monotonic() - started_s < CLOSE_TIMEOUT_S, "it was still waited for in order"
+        assert seat.deaths == []
+
+    run(body)
+
+
 def test_a_frame_over_the_limit_is_refused_here_and_the_child_goes_on() -> None:
     async def body() -> None:
         async with child(load=variant()) as seat:

@@ -232,7 +232,11 @@ class SimWorker:
         """See `ports.Worker`. A child that hangs is killed after two seconds."""
         self._closing = True
         self._loop.call_later(2.0 if self.hangs else 0.02, self.die, "exit code 0")
-        await asyncio.wait({self._ended})
+        try:
+            await asyncio.wait({self._ended})
+        except asyncio.CancelledError:
+            self.kill()
+            raise
 
     def die(self, reason: str) -> None:
         """The process is gone: calls fail, then the death is told, once and only when nobody asked for it."""
