@@ -5,7 +5,8 @@
 
 Random weights in the shape of known models: what is said is noise, what it costs is not. llama.cpp driven directly and
 the agent over a local broker take turns, so that a busy machine slows both alike; what counts are ratios.
-Parts: memory, mqtt, server (llama_cpp.server beside the agent), adapters, switch (of an adapter), merged.
+Parts: memory, mqtt, server (llama_cpp.server beside the agent), kept (what other conversations' cells cost),
+adapters, switch (of an adapter), merged.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 import psutil
 
 from bench import generate_adapters, generate_server, random_gguf
-from bench.generate_direct import Direct
+from bench.generate_direct import Direct, kept
 from edge_agent.backends.api import Done, Job, Limits
 from edge_agent.backends.gguf import predict, read_header
 from edge_agent.backends.llamacpp.backend import DEFAULTS, LlamaBackend
@@ -40,6 +41,8 @@ from edge_agent.sensors.memory import read_pss
 
 DEVICE, MODEL, CONTEXT = "bench", "random", 1024
 CLIENTS = (1, 4, 8)
+# So many prompts that share nothing, and the agent keeps no cells for anybody (decision 0133): as the direct one does.
+STRANGERS = 16
 
 Row = tuple[str, object]
 
@@ -148,7 +151,8 @@ async def _asked(options: MqttOptions, direct: Direct, given: argparse.Namespace
     tokens_in, tokens_out = given.tokens
     ratios: dict[str, list[float]] = {name: [] for name in ("decode", "prompt", "worker", "first")}
     async with RequestClient(options) as client:
-        await _stream(client, 0, given.tokens)
+        for turn in range(STRANGERS):
+            await _stream(client, 100_000 + turn, (tokens_in, 2))
         workers = [child.pid for child in psutil.Process(daemon).children()]
         cpu_s = {"alone": 0.0, "worker": 0.0, "daemon": 0.0}
         for turn in range(1, given.rounds + 1):
@@ -305,6 +309,7 @@ PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], list[Row]]] = {
     "memory": memory,
     "mqtt": over_mqtt,
     "server": against_server,
+    "kept": kept,
     "adapters": generate_adapters.by_turns,
     "switch": generate_adapters.switching,
     "merged": generate_adapters.merged,

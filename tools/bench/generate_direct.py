@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,11 @@ from edge_agent.backends.gguf import padded
 from edge_agent.backends.llamacpp.context import Context, Part, Sizes
 from edge_agent.backends.llamacpp.library import open_library
 from edge_agent.backends.llamacpp.model import Model
+
+
+KEPT_SEQUENCES, KEPT_TOKENS, KEPT_CELLS = 8, 220, 256
+
+Row = tuple[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +31,12 @@ class Speed:
 class Direct:
     """A model and one sequence: `llama_decode` and the greedy sampler in a loop."""
 
-    def __init__(self, model: Path, context: int, batch: int, threads: int) -> None:
+    def __init__(self, model: Path, context: int, batch: int, threads: int, sequences: int = 1) -> None:
         library = open_library()
         self._api = library.api
         self._batch = batch
         self._model = Model(library, str(model), repack=False)
-        self._context = Context(self._model, Sizes(padded(context), 1, batch, "f16"))
+        self._context = Context(self._model, Sizes(padded(context), sequences, batch, "f16"))
         self._context.use_threads(threads, threads)
         self._sampler = self._api.llama_sampler_init_greedy()
 
@@ -38,6 +45,16 @@ class Direct:
         self._api.llama_sampler_free(self._sampler)
         self._context.close()
         self._model.close()
+
+    def empty(self, sequences: int) -> None:
+        """Forget all sequences."""
+        for sequence in range(sequences):
+            self._context.cut(sequence, 0)
+
+    def fill(self, sequence: int, prompt: list[int]) -> None:
+        """Read a prompt into another sequence, where it stays."""
+        self._context.cut(sequence, 0)
+        self._context.decode([Part(sequence, 0, prompt, True)])
 
     def run(self, prompt: list[int], answer: int) -> Speed:
         """Read a prompt, then choose `answer` tokens."""
@@ -53,3 +70,28 @@ class Direct:
             token = self._api.llama_sampler_sample(self._sampler, self._context.handle, 0)
         ended_s = time.perf_counter()
         return Speed(first_s - started_s, len(prompt) / (first_s - started_s), (answer - 1) / (ended_s - first_s))
+
+
+def kept(_folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
+    """What cells that other conversations keep in the pool cost a prompt and its answer, in turns without and with."""
+    direct = Direct(model, KEPT_SEQUENCES * KEPT_CELLS, KEPT_CELLS, options.threads, KEPT_SEQUENCES)
+    prompt = [65 + place % 23 for place in range(KEPT_TOKENS)]
+    answer = KEPT_CELLS - KEPT_TOKENS
+    prompts: list[float] = []
+    tokens: list[float] = []
+    for _ in range(options.rounds):
+        direct.empty(KEPT_SEQUENCES)
+        alone = direct.run(prompt, answer)
+        direct.empty(KEPT_SEQUENCES)
+        for sequence in range(1, KEPT_SEQUENCES):
+            direct.fill(sequence, prompt)
+        beside = direct.run(prompt, answer)
+        prompts.append(beside.prompt_s / alone.prompt_s)
+        tokens.append(alone.decode_per_s / beside.decode_per_s)
+    direct.close()
+    title = f"beside {KEPT_SEQUENCES - 1} kept prompts of {KEPT_TOKENS} tokens, times as long:"
+    found = (("a prompt", prompts), ("a token of the answer", tokens))
+    return [
+        (f"{title} {what}", f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f})")
+        for what, times in found
+    ]

@@ -43,6 +43,7 @@ class FeatureRun:
         finally:
             for strand in strands:
                 self._slots.leave(strand.slot)
+            self._slots.sweep(self._context().cut)
         return self._events(pieces, rows, time.monotonic() - started_s)
 
     def forget(self, job_id: str) -> None:

@@ -114,6 +114,7 @@ class LlamaSession(Session):
         if found is not None:
             self._live().use_adapter(None)
             self._slots.forget(found.owner)
+            self._slots.sweep(self._live().cut)
             self._turns.forget(name)
             self._model.free_adapter(found.handle)
 
@@ -335,6 +336,7 @@ class LlamaSession(Session):
     def _leave(self, strand: Strand) -> None:
         del self._active[strand.job_id]
         self._slots.leave(strand.slot)
+        self._slots.sweep(self._live().cut)
         strand.sampler.close()
 
 

@@ -4,13 +4,23 @@ A slot keeps its tokens after its job has ended, until another job needs it. Wha
 adapter that computed it, so a prefix is found only under the same adapter: `owner` is a number that each attachment
 gets anew (0: the base), so a re-attached adapter of the same name never meets its predecessor's cache. Nor does one
 client's prompt meet another's: how much of a prompt was there already tells what others asked.
+
+Cells that are kept cost something: every token computed beside them is masked against them (docs/decisions/0133). So
+they are kept while prompts do begin with what is there. Where few do, a slot that is left keeps the memory of its tokens
+alone, without cells, by which it is seen when prompts begin alike again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+
+# What part of a prompt must have been there already, on average, for kept cells to be worth their price; and how fast the
+# average forgets. It starts in the middle: a first conversation is kept, a dozen prompts that share nothing end it.
+_WORTH_SHARE = 0.1
+_FIRST_SHARE, _FORGET = 0.5, 1 / 8
 
 
 class Place(NamedTuple):
@@ -29,6 +39,7 @@ class _Slot:
     count: int = 0
     busy: bool = False
     used: int = 0
+    cells: bool = False
 
 
 @dataclass(slots=True)
@@ -38,6 +49,7 @@ class Slots:
     count: int
     _slots: list[_Slot] = field(init=False)
     _clock: int = 0
+    _share: float = _FIRST_SHARE
 
     def __post_init__(self) -> None:
         self._slots = [_Slot() for _ in range(self.count)]
@@ -54,18 +66,21 @@ class Slots:
         that was unused for the longest time, and its holder keeps the rest: two conversations that have little more
         than their beginning in common do not drive each other out.
         """
-        best, source = 0, -1
+        best, source, known = 0, -1, 0
         for number, slot in enumerate(self._slots):
             if slot.owner == owner and slot.client == client:
                 common = min(_common(slot.tokens, prompt, slot.count), len(prompt) - 1)
-                if common > best or (common == best and common and not slot.busy):
+                known = max(known, common)
+                if slot.cells and (common > best or (common == best and common and not slot.busy)):
                     best, source = common, number
+        if prompt and owner >= 0:
+            self._share += (known / len(prompt) - self._share) * _FORGET
         idle = [number for number, slot in enumerate(self._slots) if not slot.busy]
         chosen = min(idle, key=lambda number: self._slots[number].used)
         if source in idle and self._slots[source].count - best <= best:
             chosen = source
         self._clock += 1
-        self._slots[chosen] = _Slot(owner, client, prompt, best, True, self._clock)
+        self._slots[chosen] = _Slot(owner, client, prompt, best, True, self._clock, True)
         return Place(chosen, best, chosen if source < 0 else source)
 
     def computed(self, slot: int, tokens: Sequence[int], count: int) -> None:
@@ -74,7 +89,7 @@ class Slots:
         self._slots[slot].count = count
 
     def leave(self, slot: int) -> None:
-        """The slot's job has ended; what it computed stays for whoever begins alike."""
+        """The slot's job has ended; what it computed stays for whoever begins alike, while that pays."""
         self._slots[slot].busy = False
 
     def clear(self, slot: int) -> None:
@@ -83,9 +98,16 @@ class Slots:
 
     def forget(self, owner: int) -> None:
         """An adapter was detached."""
-        for slot in self._slots:
+        for number, slot in enumerate(self._slots):
             if slot.owner == owner and not slot.busy:
-                slot.tokens, slot.count = (), 0
+                self.clear(number)
+
+    def sweep(self, cut: Callable[[int, int], None]) -> None:
+        """Give the cells back that nobody needs any more: `cut(slot, start)` forgets a slot from a position on."""
+        for number, slot in enumerate(self._slots):
+            if slot.cells and not slot.busy and (not slot.count or self._share < _WORTH_SHARE):
+                slot.cells = False
+                cut(number, 0)
 
 
 def _common(held: Sequence[int], prompt: Sequence[int], count: int) -> int:

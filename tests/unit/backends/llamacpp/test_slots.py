@@ -79,15 +79,69 @@ def test_what_another_clients_prompt_left_is_no_prefix() -> None:
     assert slots.take(0, [1, 2, 3, 4], "a").cached == 3
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), PROMPTS, st.booleans()), max_size=30))
+def _serve(slots: Slots, prompt: list[int], cut: list[int]) -> int:
+    """One request from beginning to end; how many of its tokens were there already."""
+    place = slots.take(0, prompt)
+    slots.computed(place.slot, prompt, len(prompt))
+    slots.leave(place.slot)
+    slots.sweep(lambda slot, _start: cut.append(slot))
+    return place.cached
+
+
+def test_cells_are_kept_no_longer_when_prompts_share_nothing() -> None:
+    slots, cut = Slots(4), list[int]()
+    for turn in range(12):
+        _serve(slots, [turn] * 9, cut)
+    assert not cut, "a few strangers drive no conversation out"
+    for turn in range(12, 16):
+        _serve(slots, [turn] * 9, cut)
+    assert sorted(cut[:4]) == [0, 1, 2, 3], "then nobody's cells are in the way"
+    assert _serve(slots, [*[15] * 9, 1], cut) == 0, "the cells are gone"
+
+
+def test_cells_are_kept_again_once_prompts_begin_alike() -> None:
+    slots, cut = Slots(2), list[int]()
+    for turn in range(20):
+        _serve(slots, [turn] * 9, cut)
+    talk = [7] * 9
+    cached = []
+    for turn in range(4):
+        talk = [*talk, turn]
+        cached.append(_serve(slots, talk, cut))
+    assert cached[0] == 0
+    assert cached[-1] == len(talk) - 1, "what was only remembered is computed once more and then kept"
+
+
+def test_cells_of_no_use_are_given_back_at_once() -> None:
+    slots, cut = Slots(2), list[int]()
+    failed = slots.take(0, [1, 2, 3])
+    slots.clear(failed.slot)
+    slots.leave(failed.slot)
+    slots.sweep(lambda slot, _start: cut.append(slot))
+    detached = slots.take(5, [1, 2, 3])
+    slots.computed(detached.slot, [1, 2, 3], 3)
+    slots.leave(detached.slot)
+    slots.forget(5)
+    slots.sweep(lambda slot, _start: cut.append(slot))
+    slots.sweep(lambda slot, _start: cut.append(slot))
+    assert cut == [failed.slot, detached.slot]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), PROMPTS, st.booleans()), max_size=60))
 def test_a_prefix_is_always_what_the_source_really_holds(jobs: list[tuple[int, list[int], bool]]) -> None:
     """The cache itself, imitated: per slot the (owner, tokens) that its cells were computed from."""
     slots = Slots(3)
     cells: dict[int, tuple[int, list[int]]] = {}
     busy: list[int] = []
+
+    def cut(slot: int, start: int) -> None:
+        assert (slot in busy, start) == (False, 0)
+        del cells[slot]
+
     for owner, prompt, leaves in jobs:
         if not slots.free:
             slots.leave(busy.pop(0))
+            slots.sweep(cut)
         place = slots.take(owner, prompt)
         assert place.slot not in busy
         assert place.cached < len(prompt)
@@ -100,3 +154,4 @@ def test_a_prefix_is_always_what_the_source_really_holds(jobs: list[tuple[int, l
         busy.append(place.slot)
         if leaves:
             slots.leave(busy.pop())
+            slots.sweep(cut)
