@@ -13,7 +13,6 @@ from edge_agent.backends.llamacpp.context import Context, Part, Sizes
 from edge_agent.backends.llamacpp.library import open_library
 from edge_agent.backends.llamacpp.model import Model
 
-
 KEPT_SEQUENCES, KEPT_TOKENS, KEPT_CELLS = 8, 220, 256
 
 Row = tuple[str, object]

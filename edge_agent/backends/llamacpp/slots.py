@@ -6,8 +6,8 @@ gets anew (0: the base), so a re-attached adapter of the same name never meets i
 client's prompt meet another's: how much of a prompt was there already tells what others asked.
 
 Cells that are kept cost something: every token computed beside them is masked against them (docs/decisions/0133). So
-they are kept while prompts do begin with what is there. Where few do, a slot that is left keeps the memory of its tokens
-alone, without cells, by which it is seen when prompts begin alike again.
+they are kept while prompts do begin with what is there. Where few do, a slot that is left remembers its tokens alone,
+without cells, by which it is seen when prompts begin alike again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-
-# What part of a prompt must have been there already, on average, for kept cells to be worth their price; and how fast the
-# average forgets. It starts in the middle: a first conversation is kept, a dozen prompts that share nothing end it.
+# What part of a prompt must have been there already, on average, for kept cells to be worth their price; and how fast
+# the average forgets. It starts in the middle: a first conversation is kept, a dozen that share nothing end it.
 _WORTH_SHARE = 0.1
 _FIRST_SHARE, _FORGET = 0.5, 1 / 8
 
