@@ -178,7 +178,8 @@ class Worker:
 
     decode_threads: Annotated[int | None, Between(1, 256), Example(3)] = None
     """Threads of a generator while it reads no prompt. Decoding waits for memory, which three cores of a small board
-    use up; more only make heat. Never more than the governor grants. Unset: as each package says, else all."""
+    use up; more only make heat. Never more than the governor grants. Unset: as each package says, else as many as are
+    found to be worth it while it decodes."""
 
     max_rows: Annotated[int, Between(1, limits.BATCH_ROWS)] = 16
     """The most texts in one step. All texts of a step wait for its end, and a small CPU is kept busy by few."""

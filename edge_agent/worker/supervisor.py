@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_agent.base import openmp
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
 from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
@@ -258,7 +259,4 @@ def _environment(options: SpawnOptions) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "GGML_NO_BACKTRACE": "1"}
-    # Threads that spin while they wait burn power, and stand still for milliseconds wherever another process has their
-    # core: with every core shared, llama.cpp took 230 times as long with them (docs/decisions/0094).
-    quiet["OMP_WAIT_POLICY"] = "passive"
-    return {**os.environ, **quiet, "PYTHONPATH": path, **options.environment}
+    return {**os.environ, **quiet, **openmp.ENVIRONMENT, "PYTHONPATH": path, **options.environment}

@@ -33,6 +33,7 @@ from bench.generate_direct import Direct, kept
 from edge_agent.backends.api import Done, Job, Limits
 from edge_agent.backends.gguf import predict, read_header
 from edge_agent.backends.llamacpp.backend import DEFAULTS, LlamaBackend
+from edge_agent.base import openmp
 from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as workers have it; read when the library is loaded
+    os.environ.update(openmp.ENVIRONMENT)  # as workers have it; read when the library is loaded
     found = {shape: _measure(shape, options) for shape in options.shape}
     if options.json:
         conditions = {"threads": options.threads, "dtype": options.dtype, "rounds": options.rounds}
@@ -88,18 +89,22 @@ def _measure(shape: str, options: argparse.Namespace) -> dict[str, object]:
 def over_mqtt(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
     """Speed and first token against llama.cpp driven directly; several streams at once."""
     with ExitStack() as stack:
-        asked, daemon = _agent(stack, folder, model, options)
+        asked, daemon = _agent(stack, folder, model, options, same_threads=True)
         direct = Direct(model, CONTEXT, int(DEFAULTS["batch"]), options.threads)
         stack.callback(direct.close)
         return asyncio.run(_asked(asked, direct, options, daemon))
 
 
-def _agent(stack: ExitStack, folder: Path, model: Path, given: argparse.Namespace) -> tuple[MqttOptions, int]:
-    """How to reach an agent that serves the model, and its process id; both end with the stack."""
+def _agent(
+    stack: ExitStack, folder: Path, model: Path, given: argparse.Namespace, same_threads: bool = False
+) -> tuple[MqttOptions, int]:
+    """How to reach an agent that serves the model, and its process id; both end with the stack. With `same_threads` it
+    decodes by as many as llama.cpp driven directly, instead of those that it finds worth it (decision 0135)."""
     broker = stack.enter_context(stage.broker(folder))
     root, package = _package(folder, model, given.dtype)
     config = stage.write_config(folder, broker, root, DEVICE, "llamacpp")
-    text = config.read_text().replace("[worker]\n", f"[worker]\nthreads = {given.threads}\nnice = 0\n")
+    decode = f"decode_threads = {given.threads}\n" if same_threads else ""
+    text = config.read_text().replace("[worker]\n", f"[worker]\nthreads = {given.threads}\nnice = 0\n{decode}")
     config.write_text(text)
     command = [sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

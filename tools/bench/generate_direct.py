@@ -36,7 +36,7 @@ class Direct:
         self._batch = batch
         self._model = Model(library, str(model), repack=False)
         self._context = Context(self._model, Sizes(padded(context), sequences, batch, "f16"))
-        self._context.use_threads(threads, threads)
+        self._context.use_threads(threads)
         self._sampler = self._api.llama_sampler_init_greedy()
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Context:
         self._memory = self._api.llama_get_memory(self.handle)
         self._api.llama_set_abort_callback(self.handle, self._poll, ctypes.cast(self._stop, ctypes.c_void_p))
         self._batch = _Batch(self._api, min(sizes.batch, self._api.llama_n_batch(self.handle)))
-        self._threads = (0, 0)
+        self._threads = 0
         self._adapter: Any = None
 
     def _settings(self, sizes: Sizes) -> Any:
@@ -83,13 +83,11 @@ class Context:
         settings.no_perf = True
         return settings
 
-    def use_threads(self, decode: int, prompt: int) -> bool:
-        """Threads for a call of one token, and for any other, from the next call on; True when `decode` changes."""
-        before = self._threads
-        if (decode, prompt) != before:
-            self._api.llama_set_n_threads(self.handle, decode, prompt)
-            self._threads = (decode, prompt)
-        return decode != before[0]
+    def use_threads(self, count: int) -> None:
+        """Threads from the next call on. llama.cpp tells calls of one token from others; who calls knows better."""
+        if count != self._threads:
+            self._api.llama_set_n_threads(self.handle, count, count)
+            self._threads = count
 
     def use_adapter(self, adapter: Any) -> bool:
         """Compute with this adapter from now on, with none for None; True when that is a change."""

@@ -29,6 +29,7 @@ from edge_agent.backends.llamacpp.model import LlamaVocabulary, Model
 from edge_agent.backends.llamacpp.plan import Portion, Strand, Turns, by_turns, plan
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
 from edge_agent.backends.llamacpp.slots import Slots
+from edge_agent.backends.llamacpp.threads import DecodeThreads
 from edge_agent.backends.queue import JobQueue
 from edge_agent.base.errors import AdapterRefused, BackendError
 
@@ -70,6 +71,7 @@ class LlamaSession(Session):
         self._slots = Slots(settings.sequences)
         self._turns = Turns(settings.turn_steps)
         self._calls = Calls()
+        self._threads = DecodeThreads(0)
         self._waiting: deque[tuple[Job, Sampler, float]] = deque()
         self._active: dict[str, Strand] = {}
         self._reading: frozenset[str] = frozenset()
@@ -146,7 +148,7 @@ class LlamaSession(Session):
         if len(self._features) and self._slots.free:
             rows = min(limits.max_rows, self._slots.free)
             pieces = self._features.take(rows, one_adapter=True)
-            self._use(pieces[0].job.adapter, limits, True)
+            self._use(pieces[0].job.adapter, limits.threads)
             events = self._feature_run.run(pieces, self._settings.batch)
             for event in events:
                 if isinstance(event, Failed):
@@ -159,13 +161,13 @@ class LlamaSession(Session):
         group = [strand for strand in self._active.values() if strand.adapter == adapter]
         portions = plan(by_turns(group, max(1, limits.max_rows)), self._settings.batch, self._settings.prompt_chunk)
         prompts = [portion.strand.job_id for portion in portions if not portion.strand.decoding]
-        self._use(adapter, limits, bool(prompts))
         if prompts:
+            self._use(adapter, limits.threads)
             return self._call(portions, frozenset(prompts), len(portions))
         rows = self._calls.rows(len(portions))
         found: list[Event] = []
         for start in range(0, len(portions), rows):
-            found += self._call(portions[start : start + rows], frozenset(), len(portions))
+            found += self._decode_once(portions[start : start + rows], adapter, limits, len(portions))
         return found
 
     def cancel(self, job_id: str) -> bool:
@@ -231,14 +233,29 @@ class LlamaSession(Session):
             or self._features.uses(adapter)
         )
 
-    def _use(self, adapter: str | None, limits: Limits, prompts: bool) -> None:
-        """Adapter and threads of the next call: decoding waits for memory, so its threads may be fewer."""
+    def _use(self, adapter: str | None, threads: int) -> None:
+        """Adapter and threads of the next call."""
         context = self._live()
-        decode = min(limits.threads, limits.decode_threads or self._settings.decode_threads or limits.threads)
-        # llama.cpp takes the second count for any call of more than one token, also one that only decodes.
-        if context.use_threads(decode, limits.threads if prompts else decode):
-            self._calls.forget()
+        context.use_threads(threads)
         self.switches += context.use_adapter(None if adapter is None else self._adapters[adapter].handle)
+
+    def _decode_once(self, portions: list[Portion], adapter: str | None, limits: Limits, rows: int) -> list[Event]:
+        """A call that only decodes: its threads are those that were set, or as many as are worth it."""
+        wanted = limits.decode_threads or self._settings.decode_threads
+        granted = min(limits.threads, wanted or limits.threads)
+        if self._threads.granted != granted:
+            self._threads = DecodeThreads(granted)
+            self._calls.forget()
+        kind = (len(portions), adapter is not None)
+        self._use(adapter, granted if wanted else self._threads.count(kind))
+        started_s = time.monotonic()
+        found = self._call(portions, frozenset(), rows)
+        call_s = time.monotonic() - started_s
+        if wanted or self._threads.settled(kind):
+            self._calls.learn(len(portions), call_s)
+        if not wanted and self._threads.learn(kind, call_s):
+            self._calls.forget()
+        return found
 
     def _admit(self, limits: Limits) -> None:
         """Give waiting jobs a slot, with what the cache holds of their prompts."""
@@ -269,8 +286,6 @@ class LlamaSession(Session):
             return [self._fail(portion.strand, error.what) for portion in portions]
         finally:
             self._reading = frozenset()
-        if done and not reading:
-            self._calls.learn(len(portions), time.monotonic() - started_s)
         return self._advance(portions, started_s, rows) if done else []
 
     def _decode(self, parts: list[Part]) -> bool:

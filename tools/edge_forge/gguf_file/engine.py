@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.base import openmp
 from edge_agent.base.errors import BackendError, BackendMissing
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUANTISED = ("q8_0", "q4_k_m", "q4_0")
-# As workers have it: spinning threads of a busy machine take the core that the last one needs (decision 0094).
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive"}
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", **openmp.ENVIRONMENT}  # as workers have it
 _REMEDY = "pip install 'edge-agent[llamacpp]' (it compiles llama.cpp, some ten minutes on two cores)"
 
 

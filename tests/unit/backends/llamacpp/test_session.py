@@ -460,25 +460,44 @@ def test_the_weights_stay_the_files_pages_with_adapters_attached(slow: Path) -> 
 @pytest.mark.parametrize(
     ("option", "limits", "expected"),
     [
-        (0, Limits(8, 4), (4, 4)),
-        (2, Limits(8, 4), (2, 4)),
-        (2, Limits(8, 4, decode_threads=3), (3, 4)),
-        (0, Limits(8, 4, decode_threads=1), (1, 4)),
-        (3, Limits(8, 2, decode_threads=3), (2, 2)),
+        (0, Limits(8, 4), 4),
+        (2, Limits(8, 4), 2),
+        (2, Limits(8, 4, decode_threads=3), 3),
+        (0, Limits(8, 4, decode_threads=1), 1),
+        (3, Limits(8, 2, decode_threads=3), 2),
     ],
 )
 def test_threads_of_prompt_and_decode_are_set_apart_and_the_grant_caps_both(
-    folder: Path, option: int, limits: Limits, expected: tuple[int, int]
+    folder: Path, option: int, limits: Limits, expected: int
 ) -> None:
     session = load(folder, decode_threads=option)
     session.submit(job("a", prompt=PROMPT))
     session.step(limits)
-    assert threads(session) == expected, "while the prompt is read"
+    assert threads(session) == (limits.threads, limits.threads), "while the prompt is read"
     session.step(limits)
-    assert threads(session) == (expected[0], expected[0]), "a call of several tokens that only decodes"
+    assert threads(session) == (expected, expected), "a call that only decodes, of one token or several"
     session.step(Limits(8, 1, limits.decode_threads))
     assert threads(session) == (1, 1), "lowered in mid-answer, without a reload"
     session.close()
+
+
+def test_decoding_takes_the_threads_that_are_worth_it_and_says_the_same(folder: Path) -> None:
+    """A tiny model's threads only wait for each other; whatever count is tried, the answer is what it was."""
+    answers = []
+    for wanted in (0, 1, 4):
+        session = load(folder, decode_threads=wanted)
+        session.submit(job("a", max_tokens=40, temperature=0.0))
+        used, tokens, done = set(), list[int](), False
+        while not done:
+            for event in session.step(Limits(8, 4)):
+                tokens += event.tokens if isinstance(event, Chunk) else []
+                done = done or isinstance(event, Done)
+            used.add(threads(session)[0])
+        answers.append((tokens, used))
+        session.close()
+    assert answers[0][0] == answers[1][0] == answers[2][0]
+    assert len(answers[0][1]) > 1, "others were tried"
+    assert answers[1][1] == {4, 1}, "the prompt's and the set one"
 
 
 def threads(session: Session) -> tuple[int, int]:
