@@ -30,7 +30,9 @@ class MemoryBooks:
         """A model has just been loaded: `fallback_bytes` is the runtime's own figure, where the kernel has none."""
         self._measured_s.pop(seat.name, None)
         self._gpu_bytes[seat.name] = max(0, self._host.gpu_bytes() - gpu_before_bytes)
-        self._measure(seat, fallback_bytes, seat.load_s)
+        if not self._measure(seat, seat.load_s) and fallback_bytes:
+            seat.footprint_bytes = fallback_bytes + self._gpu_bytes[seat.name]
+            self.ledger.state(seat.name, seat.footprint_bytes, seat.load_s)
         self._keep()
 
     def measure(self, seats: Iterable[Seat], now_s: float) -> None:
@@ -47,12 +49,15 @@ class MemoryBooks:
                 self.ledger.settle(seat.name)
         self._keep()
 
-    def _measure(self, seat: Seat, fallback_bytes: int = 0, load_s: float | None = None) -> None:
+    def _measure(self, seat: Seat, load_s: float | None = None) -> bool:
+        """Book what the kernel says that the worker holds; False when it says nothing."""
         held = self._host.process_bytes(seat.worker.pid) if seat.worker is not None else None
-        held_bytes, mapped_bytes = held if held is not None else (fallback_bytes, 0)
-        if held_bytes:
-            seat.footprint_bytes = held_bytes + self._gpu_bytes.get(seat.name, 0)
-            self.ledger.hold(seat.name, seat.footprint_bytes, mapped_bytes, load_s)
+        if held is None or not held[0]:
+            return False
+        held_bytes, mapped_bytes = held
+        seat.footprint_bytes = held_bytes + self._gpu_bytes.get(seat.name, 0)
+        self.ledger.hold(seat.name, seat.footprint_bytes, mapped_bytes, load_s)
+        return True
 
     def _keep(self) -> None:
         if self._figures is not None and self.ledger.worth_keeping():

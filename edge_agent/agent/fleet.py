@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from edge_agent.agent.books import MemoryBooks
@@ -21,7 +21,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import InstalledModel, Variant
-from edge_agent.core import residency, variants
+from edge_agent.core import forms, residency, variants
 
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
@@ -60,7 +60,8 @@ class Fleet:
         self.books = MemoryBooks(host, figures)
         self.ledger = self.books.ledger
         self.closed_because: str | None = None
-        self.accuracy_loss_limit = 0.01
+        self.rules = forms.Rules()
+        self._forms: Mapping[forms.Key, forms.Form] = {}
         self._tier = 0
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
@@ -92,7 +93,18 @@ class Fleet:
         for name, model in active.items():
             self.seats[name].model = model
             self.seats[name].wake.set()
+        self._forms = forms.forms(tuple(active.values()), self.rules, self._ceiling_bytes)
         return new, gone
+
+    def _ceiling_bytes(self) -> int | None:
+        memory = self._host.memory()
+        return memory.ceiling_bytes if memory.total_bytes else None
+
+    def runs(self, seat: Seat, adapter: str | None) -> Seat:
+        """Where requests for an adapter of that seat's model run: there, or on the merged model (`core.forms`)."""
+        form = self._forms.get((seat.name, adapter)) if adapter is not None else None
+        merged = self.seats.get(form.merged) if form is not None and form.merged is not None else None
+        return seat if merged is None or merged.phase is Phase.QUARANTINED else merged
 
     def every_seat(self) -> tuple[Seat, ...]:
         """Also those whose model was removed and whose worker still finishes what it has."""
@@ -130,7 +142,7 @@ class Fleet:
             self._announce("variant-changed", text, {"model": seat.name, "variant": variant.name}, "info")
 
     def _tiered(self, model: InstalledModel) -> InstalledModel:
-        found = variants.cheaper(model, self.accuracy_loss_limit) if self._tier else None
+        found = variants.cheaper(model, self.rules.accuracy_loss_limit) if self._tier else None
         return model if found is None else replace(model, variant=found)
 
     async def ensure_loaded(self, seat: Seat, evict: bool = True) -> None:
@@ -291,7 +303,11 @@ class Fleet:
         await asyncio.gather(*(self.unload(seat) for seat in self.every_seat()))
 
     async def _make_room(self, seat: Seat, evict: bool) -> None:
-        """Send idle models away until the seat's model fits; what began to work meanwhile is asked about anew."""
+        """Send idle models away until the seat's model fits into what is there then.
+
+        Others go on meanwhile: a model sent for begins to work, another program grows while one ends. So after every
+        departure memory is read anew, and only room that is there is promised.
+        """
         while True:
             others = [resident for resident in self.residents() if resident.name != seat.name]
             if not evict:
@@ -308,8 +324,10 @@ class Fleet:
             if self.closed_because is not None:
                 raise NoRoom(503, self.closed_because, NOT_NOW_S)
             leaving = [self.seats[name] for name in decision.evict if name in self.seats]
-            if all([await self._evict(one, f"model {one.name!r} made room for {seat.name!r}") for one in leaving]):
+            if not leaving:
                 return
+            for one in leaving:
+                await self._evict(one, f"model {one.name!r} made room for {seat.name!r}")
 
     async def _evict(self, leaving: Seat, text: str) -> bool:
         """False when it works again by now: waiting for it here would hold up every other load."""

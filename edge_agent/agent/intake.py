@@ -94,7 +94,7 @@ class Intake:
             seat = self._seat(request)
             check_form(request, seat)
             check_program(request, seat, now_s)
-            job = _job(request, message)
+            job = _job(request, message, seat)
             refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, self._closed_because())
         except RequestError as error:
             refused = admission.Refused(error.status, error.reason, error.retry_after_s)
@@ -116,7 +116,7 @@ class Intake:
         if request.adapter is not None and seat.model.adapter(request.adapter) is None:
             names = _names({adapter.name: adapter for adapter in seat.model.adapters})
             raise RequestError(404, f"model {seat.name!r} has no adapter {request.adapter!r}; {names}")
-        return seat
+        return self._fleet.runs(seat, request.adapter)
 
     def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
         if seat.generates:
@@ -209,11 +209,12 @@ def check_program(request: Request, seat: Seat, now_s: float) -> None:
         raise RequestError(503, reason, round(left_s, 1))
 
 
-def _job(request: Request, message: Inbound) -> Job:
+def _job(request: Request, message: Inbound, seat: Seat) -> Job:
     return Job(
         key=(request.client, request.id),
-        model=request.model,
-        adapter=request.adapter,
+        model=seat.name,
+        # On its merged model an adapter is a part of the weights.
+        adapter=request.adapter if seat.name == request.model else None,
         texts=request.texts,
         params=request.params,
         priority=request.priority,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from edge_agent.agent import streams
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
@@ -55,8 +57,9 @@ class Responder:
         body = Reply(
             id=request.id,
             status=200,
-            model=job.model,
-            adapter=job.adapter,
+            model=request.model,
+            adapter=request.adapter,
+            merged=UNSET if job.model == request.model else job.model,
             variant=seat.model.variant.dtype,
             result=results[0] if request.single else results,
             timing=streams.timed(

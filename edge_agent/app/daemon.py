@@ -163,7 +163,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         FigureFile(settings.store.state_dir),
         Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path)),
     )
-    fleet.accuracy_loss_limit = settings.models.accuracy_loss_limit
+    fleet.rules = wiring.form_rules(settings)
     dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
     reporter.on_unheard = dispatcher.stop_streams
     plan = heat_plan(settings, sensors.board, max_rows, threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from edge_agent.bundle.sizing import sized
 from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
+from edge_agent.core import forms
 from edge_agent.core.residency import Memory
 from edge_agent.core.trial_energy import estimated
 from edge_agent.lifecycle.owner import become_owner
@@ -66,8 +67,9 @@ class WorkerProber:
         if energy.joules is None and board.power is None and usual is not None:
             energy = estimated(usual, self._limits["threads"], run.latency_ms / 1000.0)
         return ProbeOutcome(
-            measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes, energy.joules, energy.method
-        )
+            measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes, energy.joules, energy.method,
+            run.adapters,
+        )  # fmt: skip
 
 
 def trust(settings: Settings) -> Trust | None:
@@ -86,9 +88,7 @@ def open_library(settings: Settings, again: bool = False) -> Library:
     names = list(settings.worker.backends)
     backends = workers.available_backends(wiring.spawn_options(settings), names)
     runtimes = tuple(name for name in names if backends[name]["available"])
-    total_bytes = int(suite.sample()["ram_total"].value or 0)
-    memory = Memory(total_bytes, total_bytes, settings.memory.reserve_bytes, settings.memory.models_bytes)
-    ram_bytes = memory.ceiling_bytes if total_bytes else None
+    ram_bytes = _ceiling_bytes(settings, suite)
     features = read_cpu_features(settings.sensors.sysroot) or None
     setup = Setup(
         prober=WorkerProber(settings, suite, ram_bytes),
@@ -103,6 +103,13 @@ def open_library(settings: Settings, again: bool = False) -> Library:
         again=again,
     )
     return Library(wiring.store_dir(settings), setup)
+
+
+def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
+    """What all models together may take on this board; None where its memory is not known."""
+    total_bytes = int(suite.sample()["ram_total"].value or 0)
+    memory = Memory(total_bytes, total_bytes, settings.memory.reserve_bytes, settings.memory.models_bytes)
+    return memory.ceiling_bytes if total_bytes else None
 
 
 def install(config: Path | None, package: Path, progress: Progress = silent, again: bool = False) -> dict[str, Any]:
@@ -162,15 +169,24 @@ def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, An
 
 def models(config: Path | None) -> list[dict[str, Any]]:
     """What is installed and active, and what is damaged."""
-    library = Library(wiring.store_dir(load(config)))
+    settings = load(config)
+    library = Library(wiring.store_dir(settings))
     reasons = {history.name: history.why for history in library.models()}
-    return [_model_fields(model, reasons.get(model.name, "")) for model in library.active()] + [
+    active = library.active()
+    suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
+    found = forms.forms(active, wiring.form_rules(settings), lambda: _ceiling_bytes(settings, suite))
+    return [_model_fields(model, reasons.get(model.name, ""), found) for model in active] + [
         {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "choice": "", "adapters": []}
         for problem in library.problems()
     ]
 
 
-def _model_fields(model: InstalledModel, choice: str) -> dict[str, Any]:
+def _form_fields(form: forms.Form | None) -> dict[str, Any]:
+    """Where an adapter is installed merged as well: which of the two runs, and why."""
+    return {} if form is None else {"merged": form.merged, "form": form.why}
+
+
+def _model_fields(model: InstalledModel, choice: str, found: Mapping[forms.Key, forms.Form]) -> dict[str, Any]:
     variant = model.variant
     return {
         "name": model.name,
@@ -196,6 +212,7 @@ def _model_fields(model: InstalledModel, choice: str) -> dict[str, Any]:
                 "rank": adapter.rank,
                 "digest": adapter.digest,
                 "task": f"{adapter.task.kind}, {len(adapter.task.labels)} labels",
+                **_form_fields(found.get((model.name, adapter.name))),
             }
             for adapter in model.adapters
         ],

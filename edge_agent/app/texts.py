@@ -88,7 +88,11 @@ def models_text(listed: list[dict[str, Any]], why: bool) -> str:
         if why and model["choice"]:
             lines.append(f"  because: {model['choice']}")
         lines += _energy_lines(model.get("variants", [])) if why else []
-        lines += [f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}" for adapter in model["adapters"]]
+        for adapter in model["adapters"]:
+            runs = f"  runs as {adapter['merged']}" if adapter.get("merged") else ""
+            lines.append(f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}{runs}")
+            if why and adapter.get("form"):
+                lines.append(f"    because: {adapter['form']}")
     return "\n".join(lines)
 
 

@@ -84,7 +84,11 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An unmerged adapter of a base: `base_id` must equal the model's. `version` is its release's counter."""
+    """An unmerged adapter of a base: `base_id` must equal the model's. `version` is its release's counter.
+
+    `digest` is its manifest's, `file_digest` its weights'. `measured` is what a text took with it here, on the variant
+    of the base that was chosen.
+    """
 
     name: str
     digest: str
@@ -95,6 +99,9 @@ class Adapter:
     size_bytes: int
     version: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    file_digest: str = ""
+    accuracy: float | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,8 @@ class InstalledModel:
     """A model as it is active on this device, with the one variant that was chosen and its adapters.
 
     `version` rises with every change of the model on this device (install, adapter, removal); a rollback returns to an
-    older one. `kind` is 'base' (takes adapters of its `base_id`) or 'merged' (takes none).
+    older one. `kind` is 'base' (takes adapters of its `base_id`) or 'merged' (takes none; `merged_from` names what was
+    folded, by digests).
     """
 
     name: str
@@ -113,6 +121,7 @@ class InstalledModel:
     task: TaskSpec
     adapters: tuple[Adapter, ...] = ()
     kind: str = "base"
+    merged_from: Mapping[str, str] = field(default_factory=dict)
 
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that name, or None."""

@@ -2,6 +2,7 @@
 
     needed = ledger.promise(name, claim)      before the load: asked of `residency` and set aside
     ledger.hold(name, held, mapped)           measured after the load and while it works
+    ledger.state(name, stated, load_s)        where the kernel lets nothing be measured
     ledger.release(name)                      its worker has ended
 
 A model grows after its load (arenas, caches), so what it was promised and does not hold yet stays spoken for. Weights
@@ -22,6 +23,8 @@ LEAST_RATIO, HIGHEST_RATIO = 0.5, 3.0
 """Bounds on a runtime's correction: beyond them a measurement or a package is wrong, not a rule."""
 WORTH_KEEPING = 0.05
 """A figure is worth a write to the card when it moved by more than a twentieth."""
+TAKEN_AT_LOAD = 0.9
+"""What is held of a runtime's own figure right after the load at least: the rest comes with the first use."""
 FIGURES_KEPT = 64
 
 
@@ -126,6 +129,18 @@ class ByteLedger:
         self._figures[claim.digest] = Figure(claim.runtime, claim.stated_bytes, account.most_bytes, took_s)
         while len(self._figures) > FIGURES_KEPT:
             del self._figures[next(iter(self._figures))]
+
+    def state(self, name: str, stated_bytes: int, load_s: float) -> None:
+        """A model was loaded and cannot be measured: the runtime's own figure, of which a part may come with its use.
+
+        That part stays spoken for until a measurement says otherwise.
+        """
+        account = self._accounts.get(name)
+        if account is None:
+            return
+        self.hold(name, stated_bytes, 0, load_s)
+        account.promised_bytes = max(account.promised_bytes, stated_bytes)
+        account.held_bytes = int(stated_bytes * TAKEN_AT_LOAD)
 
     def settle(self, name: str) -> None:
         """The model has worked for a while: what it never took is not promised to it any longer."""

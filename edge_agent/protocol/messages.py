@@ -134,7 +134,8 @@ class Energy(Struct, frozen=True):
 
 class Reply(Struct, frozen=True, kw_only=True):
     """The one answer to a request. `status` is 200 or says why there is no `result` (DESIGN 5); `reason` and
-    `retry_after_s` are there only when they say something."""
+    `retry_after_s` are there only when they say something. `merged` names the merged model that answered for the
+    adapter, where the device chose it."""
 
     id: str
     status: int
@@ -142,6 +143,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     retry_after_s: float | UnsetType = UNSET
     model: str | None = None
     adapter: str | None = None
+    merged: str | UnsetType = UNSET
     variant: str | None = None
     result: Any = None
     timing: Timing | None = None

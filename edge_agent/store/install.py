@@ -260,7 +260,11 @@ def _after(record: Record, verified: Verified, trials: tuple[tuple[Change, Trial
     models = dict(record.models)
     for change, trial in trials:
         before = models.get(change.model)
-        tried = msgspec.structs.replace(change.slot, measured=trial.measured)
+        adapters = tuple(
+            msgspec.structs.replace(one, measured=trial.adapters.get(one.name, one.measured))
+            for one in change.slot.adapters
+        )
+        tried = msgspec.structs.replace(change.slot, measured=trial.measured, adapters=adapters)
         models[change.model] = ModelRecord(
             current=tried, previous=None if before is None else before.current, last_version=change.slot.version
         )

@@ -33,15 +33,6 @@ class Ref(Document, frozen=True, kw_only=True):
     size: int
 
 
-class AdapterRecord(Document, frozen=True, kw_only=True):
-    """An adapter in a slot, with the release that brought it."""
-
-    name: Name
-    manifest: Ref
-    counter: int
-    package: Digest
-
-
 class Measurements(Document, frozen=True, kw_only=True):
     """What the trial measured on this device. `joules` of one text; None: `energy_method` is the reason."""
 
@@ -51,6 +42,16 @@ class Measurements(Document, frozen=True, kw_only=True):
     text_bytes: int = 0
     joules: float | None = None
     energy_method: str = ""
+
+
+class AdapterRecord(Document, frozen=True, kw_only=True):
+    """An adapter in a slot, with the release that brought it, and what a text took with it on the chosen variant."""
+
+    name: Name
+    manifest: Ref
+    counter: int
+    package: Digest
+    measured: Measurements = Measurements()
 
 
 class Slot(Document, frozen=True, kw_only=True):
@@ -83,8 +84,11 @@ class Slot(Document, frozen=True, kw_only=True):
         """True where `other` runs the same files, whatever its version."""
         if other is None:
             return False
-        mine = (self.package, self.chosen, self.variants, self.adapters)
-        return mine == (other.package, other.chosen, other.variants, other.adapters)
+        return self._contents() == other._contents()
+
+    def _contents(self) -> tuple[object, ...]:
+        adapters = [(one.name, one.manifest, one.counter, one.package) for one in self.adapters]
+        return (self.package, self.chosen, self.variants, adapters)
 
 
 class ModelRecord(Document, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class ProbeRequest:
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
     """What the worker measured: a `Measured` per request, in order; load time, resident memory, time and energy of a
-    text (`joules` None: `energy_method` is the reason)."""
+    text (`joules` None: `energy_method` is the reason); `adapters`: (milliseconds, bytes) of a text with each one."""
 
     measured: tuple[Measured, ...]
     load_s: float = 0.0
@@ -36,6 +36,7 @@ class ProbeOutcome:
     text_bytes: int = 0
     joules: float | None = None
     energy_method: str = ""
+    adapters: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 class Prober(Protocol):

@@ -75,6 +75,7 @@ def installed(slot: Slot, blobs: Blobs, fetch: Fetch | None = None) -> Installed
         task=model.task.spec(),
         adapters=tuple(_adapter(one, blobs, fetch) for one in slot.adapters),
         kind=model.kind,
+        merged_from=model.merged_from,
     )
 
 
@@ -125,4 +126,7 @@ def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:
         size_bytes=item.weight.size,
         version=record.counter,
         metrics=item.config.metrics,
+        file_digest=item.weight.digest,
+        accuracy=item.config.accuracy,
+        measured=measured(record.measured),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_agent.base.errors import BackendError, ProbeError, WorkerError
@@ -17,11 +18,13 @@ from edge_agent.store.shelf import adapter_item, installed, variant_item
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial that held: the model as it will be, a verdict per adapter (None: the model), what was measured."""
+    """A trial that held: the model as it will be, a verdict per adapter (None: the model), what was measured, also of
+    each adapter."""
 
     model: InstalledModel
     verdicts: tuple[tuple[str | None, Verdict], ...]
     measured: Measurements
+    adapters: Mapping[str, Measurements]
 
 
 def run_trial(change: Change, blobs: Blobs, prober: Prober) -> Trial:
@@ -48,7 +51,8 @@ def run_trial(change: Change, blobs: Blobs, prober: Prober) -> Trial:
         joules=outcome.joules,
         energy_method=outcome.energy_method,
     )
-    return Trial(model, tuple(verdicts), measured)
+    adapters = {name: Measurements(latency_ms=ms, text_bytes=size) for name, (ms, size) in outcome.adapters.items()}
+    return Trial(model, tuple(verdicts), measured, adapters)
 
 
 def _probe(model: InstalledModel, files: dict[str | None, ProbeFile], prober: Prober) -> ProbeOutcome:

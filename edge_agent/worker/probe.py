@@ -36,7 +36,7 @@ class Outputs:
 @dataclass(frozen=True, slots=True)
 class TrialRun:
     """What a model did in a worker of its own: outputs per question, seconds to load, bytes held, and time and energy
-    of one text by itself, of so many bytes."""
+    of one text by itself, of so many bytes. `adapters`: (milliseconds, bytes) of one text with each of them."""
 
     outputs: tuple[Outputs, ...]
     load_s: float
@@ -44,6 +44,7 @@ class TrialRun:
     latency_ms: float
     text_bytes: int
     energy: TextEnergy
+    adapters: Mapping[str, tuple[float, int]]
 
 
 async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -104,24 +105,26 @@ async def _run(
         outputs.append(Outputs(answer["features"], answer.get("logits")))
     text = questions[0][1][0]
     latency_ms = await _latency_ms(worker, text)
+    own = {name: asked[0] for name, asked in questions if name is not None}
+    adapters = {name: (await _latency_ms(worker, one, name), len(one.encode())) for name, one in own.items()}
     energy = await text_energy(lambda: _one(worker, text), power)
     held = await worker.call("footprint")
     # What the process holds is what the device must find; where the kernel does not tell, what the runtime says.
     peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or sum(held["footprint"].values()))
-    return TrialRun(tuple(outputs), load_s, peak_bytes, latency_ms, len(text.encode()), energy)
+    return TrialRun(tuple(outputs), load_s, peak_bytes, latency_ms, len(text.encode()), energy, adapters)
 
 
-async def _latency_ms(worker: WorkerProcess, text: str) -> float:
+async def _latency_ms(worker: WorkerProcess, text: str, adapter: str | None = None) -> float:
     """The median compute time of one text by itself; a slow board is asked less often."""
     times: list[float] = []
     while len(times) < TIMED_RUNS and sum(times) < TIMED_MS:
-        answer = await _one(worker, text)
+        answer = await _one(worker, text, adapter)
         times.append(answer["compute_ms"])
     return sorted(times)[len(times) // 2]
 
 
-async def _one(worker: WorkerProcess, text: str) -> Mapping[str, Any]:
-    return await worker.call("measure", MEASURE_TIMEOUT_S, adapter=None, texts=[text])
+async def _one(worker: WorkerProcess, text: str, adapter: str | None = None) -> Mapping[str, Any]:
+    return await worker.call("measure", MEASURE_TIMEOUT_S, adapter=adapter, texts=[text])
 
 
 async def text_energy(compute: Callable[[], Awaitable[object]], power: Power) -> TextEnergy:

@@ -15,6 +15,10 @@ from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.reference import reference, unknown_share
 from edge_agent.bundle.verify import read_package, read_release
 from tests.support import tiny_base
+from tests.support.agents import AgentProcess
+from tests.support.desk import cli, said
+from tests.support.mosquitto import Mosquitto
+from tests.support.packages import keys
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -113,6 +117,28 @@ def test_a_device_installs_them_and_its_golden_probes_hold(built, tmp_path):
             capture_output=True, text=True, check=False, env=environment(),
         )  # fmt: skip
         assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("form", ["merged", "unmerged"])
+def test_an_adapter_and_its_merged_model_answer_alike_for_who_asks_for_the_adapter(built, tmp_path, form):
+    found, _ = built
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / form, broker.port, extra=f'[models]\nprefer = ["{form}"]\n', backends=("onnx",))
+        agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), found["trust_root"]))
+        for path in found["packages"]:
+            agent.install(Path(path))
+        shown = said(cli("models", "--why", "--config", agent.config))
+        assert f"because: {form} as preferred: on tiny" in shown and " ms a text, accuracy " in shown, shown
+        assert "not measured" not in shown
+        agent.start()
+        replies = [
+            json.loads(said(cli("infer", "tiny", text, "--adapter", "lamps", "--json", "--config", agent.config)))
+            for text, _ in tiny_base.ROWS[:6]
+        ]
+        assert agent.stop() == 0
+    assert {(one["status"], one["model"], one["adapter"]) for one in replies} == {(200, "tiny", "lamps")}
+    assert {one.get("merged") for one in replies} == {"lamps-merged" if form == "merged" else None}
+    assert [one["result"][0]["label"] for one in replies] == [label for _, label in tiny_base.ROWS[:6]]
 
 
 def test_adapter_and_merged_model_say_what_the_test_set_was_like_and_the_base_does_not(built):

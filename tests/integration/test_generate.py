@@ -166,6 +166,12 @@ def test_a_device_installs_base_and_adapter(built, tmp_path):
             capture_output=True, text=True, check=False, env=environment(),
         )  # fmt: skip
         assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "models", "--config", config, "--json"],
+        capture_output=True, text=True, check=True, env=environment(),
+    )  # fmt: skip
+    (adapter,) = (one for model in json.loads(done.stdout) for one in model["adapters"])
+    assert "commands-merged" in adapter["form"] and "not measured" not in adapter["form"], adapter
 
 
 def test_a_second_build_does_nothing_and_the_bases_own_shares_its_steps(folder, built):

@@ -61,7 +61,8 @@ def test_a_board_is_watched_whole(board: str, power: str, clock: str, throttle: 
         assert 35.0 < sensors["temperature"]["value"] < 110.0
         assert (sensors["power"]["source"], sensors["cpu_clock"]["source"]) == (power, clock)
         assert 1.5 < sensors["power"]["value"] < 12.0
-        assert report["energy"]["method"] == power
+        # A report of a second in which a request was answered says over what it was integrated.
+        assert report["energy"]["method"] in (power, f"{power} over the request's share of the compute")
         assert sensors["cpu_clock"]["value"] > 5e8
         assert sensors["cpu_clock_requested"]["value"] > 5e8
         assert sensors["throttle"]["value"] == throttle

@@ -56,6 +56,27 @@ def test_an_idle_model_leaves_for_another() -> None:
     Device.run(scenario, model("a", 400), model("b", 400))
 
 
+def test_only_room_that_is_there_after_a_departure_is_promised() -> None:
+    """Seed 3175: another program took what the leaving model gave back, and it was promised all the same."""
+
+    async def scenario(device: Device) -> None:
+        free(device, 700)
+        await device.ask("1", model="a")
+        await later(0.1)
+        device.spawner.plan.close_s = 1.0
+        await device.ask("2", model="b", deadline_s=60.0)
+        await later(0.5)
+        free(device, 500)
+        await later(1.0)
+        assert device.fleet.ledger.account("b") is None
+        assert resident(device) == set()
+        free(device, 700)
+        await later(3.0)
+        assert device.status("2") == 200
+
+    Device.run(scenario, model("a", 400), model("b", 400))
+
+
 def test_a_busy_model_stays_and_who_cannot_wait_is_told_the_arithmetic() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)

@@ -25,6 +25,21 @@ def test_a_first_load_is_predicted_by_the_package_and_the_next_by_what_was_held(
     assert ledger.load_s("sha256:a") == 2.0
 
 
+def test_what_cannot_be_measured_keeps_a_part_spoken_for_until_it_can() -> None:
+    """Seed 5089: the runtime's figure was taken for held; what came with the first use was promised to others."""
+    ledger = ByteLedger()
+    ledger.promise("m", CLAIM)
+    ledger.state("m", 120 * MIB, load_s=2.0)
+    assert ledger.outstanding_bytes == 12 * MIB
+    ledger.settle("m")
+    assert ledger.outstanding_bytes == 12 * MIB, "nothing was learned since"
+    assert ledger.predict(CLAIM) == 120 * MIB
+    ledger.hold("m", 110 * MIB)
+    ledger.settle("m")
+    assert (ledger.outstanding_bytes, ledger.reserved_bytes) == (10 * MIB, 120 * MIB)
+    ledger.state("nobody", 1, load_s=0.0)
+
+
 def test_a_smaller_stay_corrects_downwards() -> None:
     ledger = ByteLedger({"sha256:a": Figure("onnx", 100 * MIB, 150 * MIB, 1.0)})
     ledger.promise("m", CLAIM)

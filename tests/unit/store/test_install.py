@@ -85,6 +85,9 @@ def test_an_adapter_ships_alone_and_rolls_back(library: Library, tmp_path: Path)
     (adapter,) = model.adapters
     assert (model.version, adapter.name, adapter.rank, adapter.version) == (2, "intents", 4, 7)
     assert adapter.task.labels == ("light", "heat") and Path(adapter.path).stat().st_size == adapter.size_bytes
+    assert adapter.measured is not None and adapter.measured.latency_ms == 2.5, "what a text takes with it is kept"
+    assert adapter.file_digest.removeprefix("sha256:") == Path(adapter.path).name
+    assert not library.install(tmp_path / "intents-7.tar").changed, "what was measured is no change of its own"
     assert library.rollback("tiny").adapters == ()
     assert library.active()[0].version == 1
     assert library.rollback("tiny").version == 2, "two slots: back and forth"

@@ -86,6 +86,9 @@ class GeneratePlan(FilesPlan):
         merged_from = {"base": self.base.base_id}
         weights = {Path(key).name: value for key, value in self.trained_digests.items() if key.endswith(".safetensors")}
         merged_from |= dict(sorted(weights.items()))
+        if self.adapter_folder is not None:
+            # The adapter as devices have it: by this one knows that the two do the same.
+            merged_from |= self.adapter_file.digests(ADAPTER_FILE)
         base_id = shipping.merged_id(merged_from)
         golden = self._probes("merged", files, self._texts(), "")
 

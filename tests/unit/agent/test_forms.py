@@ -1,0 +1,73 @@
+"""Requests for an adapter that is installed merged as well run where `core.forms` says, and are answered alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge_agent.agent.seat import Phase
+from edge_agent.bundle.catalog import InstalledModel, Measured
+from edge_agent.core.forms import Rules
+from tests.support.fakes import Plan, a_model, a_variant, an_adapter
+from tests.support.in_process import Device
+from tests.support.virtual_time import later
+
+
+def both() -> tuple[InstalledModel, InstalledModel]:
+    adapters = tuple(
+        replace(an_adapter(name), file_digest=f"sha256:{name}{name}", measured=Measured(9.0, 0, 0.0, 20))
+        for name in ("a", "b")
+    )
+    variant = replace(a_variant("merged"), measured=Measured(3.0, 0, 0.0, 20))
+    merged = replace(a_model("a-merged", variant), kind="merged", merged_from={"base": "sha256:base", "x": "aa"})
+    return replace(a_model("m"), adapters=adapters), merged
+
+
+def test_the_faster_merged_model_answers_for_the_adapter() -> None:
+    async def scenario(device: Device) -> None:
+        for name, adapter in (("1", "a"), ("2", "b"), ("3", None)):
+            await device.ask(name, {"text": "x", "adapter": adapter} if adapter else {"text": "x"})
+            await later(0.5)
+        replies = [device.transport.reply(name) for name in ("1", "2", "3")]
+        assert [(one["status"], one["model"], one["adapter"], one.get("merged")) for one in replies] == [
+            (200, "m", "a", "a-merged"),
+            (200, "m", "b", None),
+            (200, "m", None, None),
+        ]
+        by_hand = device.fleet.seats["a-merged"].model.name
+        await device.ask("4", model=by_hand)
+        await later(0.5)
+        reply = device.transport.reply("4")
+        assert (reply["model"], reply["adapter"], reply.get("merged")) == ("a-merged", None, None)
+
+    Device.run(scenario, *both())
+
+
+def test_a_quarantined_merged_model_is_passed_by_and_a_cancel_finds_the_job() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"text": "x", "adapter": "a"})
+        await later(0.5)
+        assert [job.model for job in device.context.ledger.open_jobs()] == ["a-merged"]
+        await device.cancel("1")
+        await later(0.5)
+        assert device.status("1") == 499
+        device.fleet.seats["a-merged"].phase = Phase.QUARANTINED
+        await device.ask("2", {"text": "x", "adapter": "a"})
+        await later(0.5)
+        assert [job.model for job in device.context.ledger.open_jobs()] == ["m"]
+
+    Device.run(scenario, *both(), plan=Plan(compute_s=None))
+
+
+def test_the_choice_follows_what_is_installed_and_what_the_operator_prefers() -> None:
+    async def scenario(device: Device) -> None:
+        base = device.fleet.seats["m"]
+        assert device.fleet.runs(base, "a").name == "a-merged"
+        device.fleet.rules = Rules(prefer=("unmerged",))
+        device.fleet.sync()
+        assert device.fleet.runs(base, "a") is base
+        device.fleet.rules = Rules()
+        device.library.remove("a-merged")
+        device.fleet.sync()
+        assert device.fleet.runs(base, "a") is base
+
+    Device.run(scenario, *both())

@@ -1,0 +1,92 @@
+"""Merged or unmerged: by what was measured here, by the operator's policy, and always with both sides' figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edge_agent.base.limits import MIB
+from edge_agent.bundle.catalog import InstalledModel, Measured
+from edge_agent.core.forms import Form, Rules, forms
+from tests.support.fakes import a_model, a_variant, an_adapter
+
+FILE = "sha256:f11e"
+
+
+def base(ms: float | None = 2.0, accuracy: float | None = 0.9, text_bytes: int = 40) -> InstalledModel:
+    measured = None if ms is None else Measured(ms, 0, 0.0, text_bytes)
+    adapter = replace(an_adapter("a"), file_digest=FILE, measured=measured, metrics={}, accuracy=accuracy)
+    return replace(a_model("m", a_variant("m", peak_mib=100)), adapters=(adapter,))
+
+
+def folded(ms: float | None = 1.0, accuracy: float | None = 0.9, file: str = "f11e") -> InstalledModel:
+    measured = None if ms is None else Measured(ms, 120 * MIB, 0.0, 40)
+    variant = replace(a_variant("merged"), measured=measured, accuracy=accuracy)
+    model = a_model("a-merged", variant)
+    return replace(model, kind="merged", merged_from={"base": "sha256:base", "adapter.safetensors": file})
+
+
+def chosen(one: InstalledModel, other: InstalledModel, rules: Rules | None = None, ceiling: int | None = 10**9) -> Form:
+    (found,) = forms([one, other], rules or Rules(), lambda: ceiling).values()
+    return found
+
+
+def test_the_sentence_has_the_figures_of_both() -> None:
+    assert chosen(base(), folded()) == Form(
+        "a-merged",
+        "merged by policy 'balanced', 2.00 times as fast: on m 2 ms a text, accuracy 0.900, 1.0 MiB beside the base; "
+        "a-merged 1 ms a text, accuracy 0.900, 120.0 MiB",
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rules", "ceiling", "merged", "reason"),
+    [
+        (base(1.05), folded(), Rules(), None, False, "would not be a tenth faster"),
+        (base(1.05), folded(), Rules("fastest"), None, True, "the faster one"),
+        (base(0.95), folded(), Rules("fastest"), None, False, "the faster one"),
+        (base(), folded(), Rules("smallest"), None, False, "no second model"),
+        (base(), folded(), Rules(), 200 * MIB, False, "220.0 MiB for both models are more than 200.0 MiB"),
+        (base(), folded(), Rules(), 220 * MIB, True, "2.00 times as fast"),
+        (base(), folded(), Rules("fastest"), 200 * MIB, True, "the faster one"),
+        (base(), folded(accuracy=0.88), Rules(), None, False, "loses too much accuracy"),
+        (base(), folded(accuracy=0.88), Rules(accuracy_loss_limit=0.02), None, True, "2.00 times as fast"),
+        (base(9.0), folded(accuracy=0.89), Rules("most-accurate"), None, False, "the more accurate one"),
+        (base(0.5), folded(accuracy=0.91), Rules("most-accurate"), None, True, "the more accurate one"),
+        (base(0.5), folded(), Rules("most-accurate"), None, False, "the faster one"),
+        (base(None), folded(), Rules(), None, False, "not measured alike"),
+        (base(), folded(None), Rules(), None, False, "not measured alike"),
+        (base(text_bytes=80), folded(), Rules(), None, False, "not measured alike"),
+        (base(accuracy=None), folded(), Rules(), None, True, "2.00 times as fast"),
+        (base(0.1), folded(), Rules(prefer=("int8", "merged")), None, True, "merged as preferred"),
+        (base(), folded(), Rules(prefer=("unmerged",)), None, False, "unmerged as preferred"),
+    ],
+)
+def test_the_policy_decides(
+    one: InstalledModel, other: InstalledModel, rules: Rules, ceiling: int | None, merged: bool, reason: str
+) -> None:
+    found = chosen(one, other, rules, ceiling)
+    assert (found.merged == "a-merged", reason in found.why) == (merged, True), found.why
+
+
+def test_the_accuracy_is_that_of_the_base_variant_that_runs() -> None:
+    one = base(accuracy=0.5)
+    one = replace(one, adapters=(replace(one.adapters[0], metrics={"accuracy.fp32": 0.95, "accuracy.int8": 0.1}),))
+    assert "accuracy 0.950" in chosen(one, folded()).why
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        folded(file="0123"),
+        replace(folded(), merged_from={"base": "sha256:another", "adapter.safetensors": "f11e"}),
+        replace(folded(), merged_from={}),
+    ],
+)
+def test_another_adapter_or_base_is_never_taken_for_it(other: InstalledModel) -> None:
+    assert forms([base(), other], Rules(prefer=("merged",)), lambda: None) == {}
+
+
+def test_memory_is_not_asked_for_without_a_merged_model() -> None:
+    assert forms([base()], Rules(), lambda: pytest.fail("asked")) == {}
