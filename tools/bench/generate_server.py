@@ -10,6 +10,7 @@ import http.client
 import importlib.util
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from edge_agent.base import openmp
 
 READY_S = 60.0
 P99_REQUESTS = 100
@@ -53,14 +56,15 @@ def installed() -> bool:
 
 @contextlib.contextmanager
 def server(model: Path, context: int, threads: int, log: Path) -> Iterator[int]:
-    """The server on a free port of this machine, ready."""
+    """The server on a free port of this machine, ready; its OpenMP threads wait as they do when anybody starts it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     counts = ("--n_threads", str(threads), "--n_threads_batch", str(threads))
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--n_ctx", str(context), *counts]
+    environment = {name: value for name, value in os.environ.items() if name not in openmp.ENVIRONMENT}
     with log.open("wb") as out:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=out)
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=out, env=environment)
     try:
         until_s = time.monotonic() + READY_S
         while True:
