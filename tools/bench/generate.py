@@ -282,7 +282,7 @@ def _package(folder: Path, model: Path, dtype: str) -> tuple[Path, Path]:
 
 def _prompt(tokens: int, turn: int) -> str:
     """A prompt of so many tokens (bytes, and the one that begins a text) that no earlier one begins like."""
-    return f"{turn:06d} ".ljust(tokens - 1, "x")
+    return f"{str(turn)[::-1]:0<6} ".ljust(tokens - 1, "x")
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
