@@ -138,7 +138,7 @@ def test_an_adapter_and_its_merged_model_answer_alike_for_who_asks_for_the_adapt
         assert agent.stop() == 0
     assert {(one["status"], one["model"], one["adapter"]) for one in replies} == {(200, "tiny", "lamps")}
     assert {one.get("merged") for one in replies} == {"lamps-merged" if form == "merged" else None}
-    assert [one["result"][0]["label"] for one in replies] == [label for _, label in tiny_base.ROWS[:6]]
+    assert [one["result"]["label"] for one in replies] == [label for _, label in tiny_base.ROWS[:6]]
 
 
 def test_adapter_and_merged_model_say_what_the_test_set_was_like_and_the_base_does_not(built):
