@@ -139,7 +139,6 @@ class ByteLedger:
         if account is None:
             return
         self.hold(name, stated_bytes, 0, load_s)
-        account.promised_bytes = max(account.promised_bytes, stated_bytes)
         account.held_bytes = int(stated_bytes * TAKEN_AT_LOAD)
 
     def settle(self, name: str) -> None:
@@ -162,8 +161,8 @@ class ByteLedger:
 
     @property
     def outstanding_bytes(self) -> int:
-        """Promised and not taken yet: MemAvailable still counts it."""
-        return sum(max(0, one.promised_bytes - one.held_bytes) for one in self._accounts.values())
+        """Promised, or taken once since the load, and not held now: MemAvailable still counts it."""
+        return sum(max(one.promised_bytes, one.most_bytes) - one.held_bytes for one in self._accounts.values())
 
     @property
     def mapped_bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edge_agent.agent.guard import Guard
 from edge_agent.agent.report import EVENTS_PER_MINUTE
+from edge_agent.core.footprints import TAKEN_AT_LOAD
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -76,7 +77,7 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         assert report["energy"] == {"joules": None, "method": "no rail on this board"}
         assert report["rss_bytes"] == 123
         assert report["memory"]["stage"] == "calm"
-        assert report["memory"]["models"]["m"]["held_bytes"] == device.seat().footprint_bytes
+        assert report["memory"]["models"]["m"]["held_bytes"] == int(device.seat().footprint_bytes * TAKEN_AT_LOAD)
         assert report["memory"]["available_bytes"] > report["memory"]["reserve_bytes"] > 0
 
     Device.run(scenario, a_model())
