@@ -22,6 +22,10 @@ from edge_agent.protocol.messages import StreamChunk
 _WINDOW = 1_000_000
 _TEXT_DEADLINE_S = 30.0
 _STREAM_DEADLINE_S = 60.0
+_WRONG = (400, 404, 413, 422)
+"""Statuses of a request that would get the same answer the next time."""
+_WRONG_AT_MOST = 20
+"""So many without one answer, and the test ends: all of its requests are alike."""
 
 
 def _samples() -> Quantiles:
@@ -76,6 +80,11 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def hopeless(self) -> bool:
+        """True when nothing was served and, from what was refused, nothing will be."""
+        return not self.statuses[200] and sum(self.statuses[status] for status in _WRONG) >= _WRONG_AT_MOST
+
     def served(self, total_s: float) -> None:
         """An answer that was whole after `total_s`, as the client sees it."""
         self.statuses[200] += 1
@@ -119,7 +128,7 @@ def load_test(arguments: argparse.Namespace) -> dict[str, Any]:
     numbers = itertools.count(1)
 
     async def client_loop(client: RequestClient, until_s: float) -> None:
-        while time.monotonic() < until_s:
+        while time.monotonic() < until_s and not tally.hopeless:
             body = {**_question(arguments, next(numbers)), "adapter": next(adapters)}
             try:
                 await ask(client, place, arguments.model, body, deadline_s, tally)

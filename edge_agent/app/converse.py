@@ -36,7 +36,10 @@ def stream(
 
 
 def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> int:
-    """A conversation: lines from `read` until it gives None, answers to `show`, what went wrong to `told`."""
+    """A conversation: lines from `read` until it gives None, answers to `show`, what went wrong to `told`.
+
+    Returns the exit code: 1 when the last question got no answer.
+    """
     check_deadline(arguments.deadline)
     place = target(arguments)
     start: list[dict[str, str]] = []
@@ -44,14 +47,16 @@ def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> i
         start.append({"role": "system", "content": arguments.system})
 
     async def run() -> int:
-        messages = list(start)
+        messages, failed = list(start), False
         async with connected(place) as client:
             while (line := await asyncio.to_thread(read)) is not None:
                 if line.strip() == "/new":
                     messages = list(start)
                 elif line.strip():
+                    asked = len(messages) + 1
                     messages = await _turn(client, [*messages, {"role": "user", "content": line}])
-        return 0
+                    failed = len(messages) < asked
+        return 1 if failed else 0
 
     async def _turn(client: RequestClient, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """The conversation with the answer, or without the question where there was none."""

@@ -260,8 +260,8 @@ def test_a_load_of_streams_says_how_fast_tokens_come(agent: AgentProcess) -> Non
     shown = edge_agent(agent, "bench", "tiny", "--prompt", "--seconds", "0.5", "--max-tokens", "9", "--deadline", "20")
     assert "first token at the client: p50 " in shown.stdout
     assert "ended by: " in shown.stdout
-    wrong = edge_agent(agent, "bench", "tiny", "--seconds", "0.2", "--clients", "1")
-    assert (wrong.returncode, "422: " in wrong.stdout) == (1, True), "a text is nothing for a generator"
+    wrong = edge_agent(agent, "bench", "tiny", "--seconds", "50", "--clients", "1")
+    assert (wrong.returncode, "422: " in wrong.stdout) == (1, True), "a text is nothing for a generator, whatever time"
 
 
 def test_a_conversation_remembers_what_was_said(agent: AgentProcess) -> None:
@@ -272,7 +272,8 @@ def test_a_conversation_remembers_what_was_said(agent: AgentProcess) -> None:
     assert talk.stdout.startswith(once.stdout)
     assert talk.stdout.endswith(once.stdout)
     assert len(talk.stdout) > 2 * len(once.stdout)
-    assert edge_agent(agent, "chat", "nobody", said="Hello\n").stderr.startswith("404: no model 'nobody'")
+    wrong = edge_agent(agent, "chat", "nobody", said="Hello\n")
+    assert (wrong.returncode, wrong.stderr[:22]) == (1, "404: no model 'nobody'")
 
 
 ENDLESS = {"max_tokens": 4000, "grammar": "root ::= [a-z ] root"}
