@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +22,8 @@ from sim.plant import Plants
 from sim.policies import Governed
 from sim.sysfs import BoardTree, Shown
 from tests.support import sysfs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("key", sorted(BOARDS))
@@ -123,3 +130,22 @@ def test_an_operators_soft_limit_stays_below_the_boards_hard_one(
     board = SensorSuite(sysfs.pi5(tmp_path).root, lambda: 0.0).board
     plan = heat_plan(replace(Settings(), thermal=Thermal(soft_limit_c=wanted_c)), board, 16, 4)
     assert (plan.soft_limit_c, plan.hard_limit_c, plan.firmware_soft_c) == (taken_c, 85.0, 80.0)
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_started_on_a_board_ends_with_it(told: signal.Signals, tmp_path: Path) -> None:
+    told_s, place = 20.0, tmp_path / "child"
+    sleeper = [
+        sys.executable,
+        "-c",
+        f"import os, time; open({str(place)!r}, 'w').write(str(os.getpid())); time.sleep(60)",
+    ]
+    command = [sys.executable, "-m", "sim.board", "--root", str(tmp_path / "board"), "--run", *sleeper]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as board:
+        give_up_s = time.monotonic() + told_s
+        while not (place.exists() and place.read_text()) and time.monotonic() < give_up_s:
+            time.sleep(0.05)
+        board.send_signal(told)
+        board.wait(told_s)
+    assert not Path(f"/proc/{place.read_text()}").exists()

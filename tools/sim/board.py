@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -118,7 +120,7 @@ class Follower:
 
 
 def main() -> int:
-    """Run until interrupted."""
+    """Run until interrupted or told to end; what was started ends too."""
     parser = argparse.ArgumentParser(
         prog="sim.board", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -151,6 +153,7 @@ def main() -> int:
         # The jtop service serves for ever: what the command left with is the end of it all.
         os._exit(started.returncode)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"{live.model.name} under {options.root}", flush=True)
     try:
         if options.jtop is None:
