@@ -15,6 +15,9 @@ from tests.support.whole.clients import DEVICE, PREFIX
 from tests.support.whole.lives import outlived
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edge_agent.core.footprints import Account
     from tests.support.whole.world import World
 
 WATCHDOG_S = 5.0
@@ -31,7 +34,7 @@ class Rules:
         self._beats = 0
         self._beat_s = world.clock.monotonic_s()
         self._said: set[str] = set()
-        self._promised: dict[str, int] = {}
+        self._accounts: Mapping[str, Account] = {}
         self._others_bytes = world.board.others_bytes
         self._emergency_s: float | None = None
         self.promises = 0
@@ -135,11 +138,10 @@ class Rules:
         world = self._world
         memory, board = world.device.host.last_memory, world.board
         accounts = world.device.fleet.ledger.accounts()
-        promised = {name: account.promised_bytes for name, account in accounts.items()}
         reserved = sum(account.reserved_bytes for account in accounts.values())
-        new = [name for name, size in promised.items() if size > self._promised.get(name, 0)]
+        new = [name for name, account in accounts.items() if account is not self._accounts.get(name)]
         others_bytes = min(self._others_bytes, board.others_bytes) if new else 0
-        self._promised, self._others_bytes = promised, board.others_bytes
+        self._accounts, self._others_bytes = accounts, board.others_bytes
         self.promises += len(new)
         if memory is not None and reserved > board.total_bytes - memory.kept_bytes - others_bytes:
             self._say("memory", f"{reserved} bytes are held or promised to {accounts}, others hold {others_bytes}")

@@ -173,6 +173,8 @@ class World:
         self._heal()
         await asyncio.sleep(PEACE_S)
         await self._ask_again()
+        if len(self.spool):
+            await asyncio.sleep(1.0)  # something happened at this very moment, and is being told
         self.rules.peaceful()
         await self.lives.stop("the run is over")
         self._last_words()
