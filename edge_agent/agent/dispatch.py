@@ -257,6 +257,9 @@ class Dispatcher:
                 await self._keep_fed(seat)
             else:
                 await seat.idle.wait()
+        except WorkerError:
+            await seat.idle.wait()  # it is being ended, and still holds answers: its death takes them back
+            raise
         finally:
             seat.last_used_s = self._context.clock.monotonic_s()
             self._context.pace.end(seat.name, seat.last_used_s)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.generator import Wanted
 from edge_agent.protocol.envelope import Outbound
@@ -96,6 +97,25 @@ def test_sequences_with_different_adapters_run_together() -> None:
         assert len(device.spawner.last.inside) == 2
 
     run(scenario, adapters=("one", "two"))
+
+
+def test_a_worker_that_is_ended_while_an_adapter_is_attached_keeps_its_answers_to_its_death() -> None:
+    """A call that got no answer kills the worker; its death is told a moment later, and takes back what runs."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("a", asked(), deadline_s=120.0)
+        await settle()
+        worker = device.spawner.last
+        worker.plan = replace(worker.plan, refuses={"one": WorkerError("no answer to 'attach' within 30 s", "worker")})
+        await device.ask("b", asked(adapter="one"), deadline_s=120.0)
+        await later(0.01)
+        assert [what for what, _ in worker.heard].count("attach") == 1, "what dies is not asked again"
+        worker.die("killed by SIGKILL")
+        await later(5.0)
+        assert device.dispatcher.fault is None
+        assert sorted(device.spawner.last.inside) == ["tester/a", "tester/b"], "both go to the successor"
+
+    run(scenario, adapters=("one",))
 
 
 def test_messages_cross_to_the_worker_as_they_are() -> None:
