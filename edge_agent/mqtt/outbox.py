@@ -62,8 +62,9 @@ class Outbox:
 
     @property
     def suspicious(self) -> bool:
-        """The next message was on its way when a connection ended: it goes alone, so that no other pays for it."""
-        return bool(self._queue) and self._queue[0].returns > 0
+        """The next message was on its way when a connection ended, and the next one: it goes alone, so that no other
+        pays for it. After one end, which is nearly always the network's, all go at once again."""
+        return bool(self._queue) and self._queue[0].returns > 1
 
     def returned(self, on_its_way: Sequence[Waiting]) -> list[Waiting]:
         """Put back what was on its way when the connection ended; returns what is given up after `RETURNS` ends."""
