@@ -23,7 +23,7 @@ LEAST_RATIO, HIGHEST_RATIO = 0.5, 3.0
 """Bounds on a runtime's correction: beyond them a measurement or a package is wrong, not a rule."""
 WORTH_KEEPING = 0.05
 """A figure is worth a write to the card when it moved by more than a twentieth."""
-TAKEN_AT_LOAD = 0.9
+TAKEN_AT_LOAD = 0.8
 """What is held of a runtime's own figure right after the load at least: the rest comes with the first use."""
 FIGURES_KEPT = 64
 

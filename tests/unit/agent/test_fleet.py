@@ -205,7 +205,7 @@ BIG_AND_TWO_SMALL = (("a", 400), ("b1", 200), ("b2", 200))
 
 async def being_evicted(device: Device) -> None:
     """b1 and b2 are resident and idle; loading `a` must send both away, b1 first, which takes two seconds."""
-    free(device, 610)
+    free(device, 630)
     for name in ("b1", "b2"):
         await device.ask(name, model=name)
         await later(0.1)
