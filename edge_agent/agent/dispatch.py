@@ -22,7 +22,7 @@ from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core import backoff
-from edge_agent.core.forecast import Station, batch_s, least_s, take_hopeless
+from edge_agent.core.forecast import batch_s, least_s, take_hopeless
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
 from edge_agent.core.suspects import brings_program, by_itself
@@ -197,7 +197,7 @@ class Dispatcher:
             free = min(seat.sequences, self._context.grant.max_rows) - len(seat.running)
             near = frozenset(job.adapter for job in seat.running.values())
             return seat.queue.next_batch(BatchLimits(free, mixed=True, near=near), now_s) if free > 0 else []
-        costs, at = self._context.costs, self._station(seat)
+        costs, at = self._context.costs, seat.station(self._context.grant)
         limits = BatchLimits(at.max_rows, seat.mixed, takes_s=functools.partial(batch_s, costs, at))
         batch = seat.queue.next_batch(limits, now_s)
         self._refuse_hopeless(seat, now_s, now_s + least_s(batch, costs, at))
@@ -212,16 +212,13 @@ class Dispatcher:
 
     def _refuse_hopeless(self, seat: Seat, now_s: float, begins_s: float) -> None:
         """What others overtook and can no longer be computed in time is told so while its client still listens."""
-        for job, needed_s in take_hopeless(seat.queue, self._context.costs, self._station(seat), begins_s):
+        at = seat.station(self._context.grant)
+        for job, needed_s in take_hopeless(seat.queue, self._context.costs, at, begins_s):
             reason = (
                 f"cannot meet the deadline any more: {duration_text(needed_s + begins_s - now_s)} of queue and compute "
                 f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
             )
             self._answers.refuse(job, 503, reason, round(needed_s, 3))
-
-    def _station(self, seat: Seat) -> Station:
-        grant = self._context.grant
-        return Station(seat.cost_key, 1 if seat.generates else grant.max_rows, grant.threads)
 
     async def _attach(self, seat: Seat, batch: list[Job]) -> list[Job]:
         """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""

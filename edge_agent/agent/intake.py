@@ -16,7 +16,7 @@ from edge_agent.agent.respond import Origin
 from edge_agent.agent.seat import Seat
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
-from edge_agent.core.forecast import Station, batched, remaining_s, work_s
+from edge_agent.core.forecast import batched, remaining_s, work_s
 from edge_agent.core.job import Job
 from edge_agent.core.ledger import Seen
 from edge_agent.core.suspects import brings_program
@@ -124,7 +124,7 @@ class Intake:
         grant = self._context.grant
         costs = self._context.costs
         part = self._context.pace.part_of(seat.name, grant)
-        at = Station(seat.cost_key, grant.max_rows, grant.threads, part, load_s=seat.load_left_s(now_s))
+        at = replace(seat.station(grant, part), load_s=seat.load_left_s(now_s))
         at = replace(at, running_s=remaining_s(seat.running.values(), costs, at, now_s))
         wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
         if wait_s is not None:
@@ -154,7 +154,7 @@ class Intake:
         grant, costs = self._context.grant, self._context.costs
         part = self._context.pace.part_of(seat.name, grant)
         if not seat.generates:
-            return work_s(job, costs, Station(seat.cost_key, grant.max_rows, grant.threads, part))
+            return work_s(job, costs, seat.station(grant, part))
         whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
         return whole_s / max(1, seat.sequences) / max(0.01, part)
 

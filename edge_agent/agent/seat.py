@@ -13,6 +13,8 @@ from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.sizing import settings_text
 from edge_agent.core.footprints import BOUNDED, Claim
+from edge_agent.core.forecast import Station
+from edge_agent.core.heat import Grant
 from edge_agent.core.job import Job
 from edge_agent.core.overtaking import Overtaking
 from edge_agent.core.residency import Popularity
@@ -136,6 +138,10 @@ class Seat:
     def whole_cost_key(self) -> tuple[str, str]:
         """The same of whole answers of a generator, whose `cost_key` is for the time to the first token."""
         return self.model.name, f"{self.model.variant.digest} whole"
+
+    def station(self, grant: Grant, busy_share: float = 1.0) -> Station:
+        """The worker as a request finds it under this grant, in its part of the time; a generator reads one prompt."""
+        return Station(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, busy_share)
 
     def load_left_s(self, now_s: float) -> float:
         """Seconds until it is in memory, as far as is known: all of a load, or what is left of the one under way."""
