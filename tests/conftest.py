@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 # A time never fails a test: a loaded machine is not a fault of the code, not even where drawing examples is slow.
@@ -10,3 +12,6 @@ PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("full", **PATIENT)
 settings.register_profile("quick", max_examples=20, **PATIENT)
 settings.load_profile("full")
+
+# What a shell starts in the background ignores Ctrl-C, and so would every child that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)

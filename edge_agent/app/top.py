@@ -43,6 +43,7 @@ async def _hear(place: Target) -> AsyncIterator[tuple[str, Any]]:
         [Subscription(f"{own}/{kind}", qos=0 if kind == "telemetry" else 1, replay=kind == "status") for kind in KINDS],
         on_change=said.append,
     )
+    coming: asyncio.Future[Any] | None = None
     await link.start()
     try:
         until_s = time.monotonic() + CONNECT_S
@@ -64,6 +65,9 @@ async def _hear(place: Target) -> AsyncIterator[tuple[str, Any]]:
             if message.payload and is_report(kind, message.payload):
                 yield kind, json.loads(message.payload)
     finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
         await link.stop([])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from edge_agent.app.top import KINDS, is_report
@@ -25,6 +27,7 @@ def test_an_operator_sees_the_device_and_keeps_a_table_of_it(tmp_path: Path) -> 
             )  # fmt: skip
             assert "on" not in said(cli("infer", "echo", "hello", "--config", agent.config))[:2]
             shown = said(cli("top", "--once", "--config", agent.config))
+            assert _interrupted(agent) == (130, "edge-agent: interrupted\n")
             assert recording.communicate(timeout=60)[0].endswith(f"reports of dev1 in {table}\n")
         assert shown.startswith("dev1   online")
         assert "governor" in shown
@@ -40,6 +43,19 @@ def test_an_operator_sees_the_device_and_keeps_a_table_of_it(tmp_path: Path) -> 
         assert cli("top", "--once", "--config", agent.config, "--port", 1).returncode == 1
         nobody = cli("top", "--seconds", 2, "--config", agent.config, "--device", "nobody")
         assert (nobody.returncode, "nothing heard from 'nobody'" in said(nobody)) == (1, True)
+
+
+def _interrupted(agent: AgentProcess) -> tuple[int, str]:
+    """(exit code, what went to standard error) of a `top` that was left by Ctrl-C after its first report."""
+    command = [sys.executable, "-m", "edge_agent", "top", "--config", str(agent.config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        doom = threading.Timer(30.0, process.kill)
+        doom.start()
+        assert process.stdout is not None and process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
+        doom.cancel()
+    return process.returncode, told
 
 
 def test_what_cannot_be_drawn_or_recorded_is_said(tmp_path: Path) -> None:
