@@ -21,7 +21,9 @@ def init(arguments: argparse.Namespace) -> int:
     name: str = arguments.name
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
         raise UsageError(
-            f"{name!r} cannot be a name", "init", "use lower-case letters, digits, '.', '_' and '-', 63 at most"
+            f"{name!r} cannot be a name",
+            "init",
+            "use lower-case letters, digits, '.', '_' and '-', 63 at most; --dir says where the folder goes",
         )
     folder: Path = arguments.dir / name
     if folder.exists():
