@@ -135,7 +135,24 @@ def main() -> int:
     options = parser.parse_args()
     options.root.mkdir(parents=True, exist_ok=True)
     live = LiveBoard(BOARDS[options.board], options.root, options.ambient, options.cooling)
-    started = subprocess.Popen([*options.run, "--sysroot", str(options.root)]) if options.run else None
+    # Before anything is started: told to end in that moment, this process would leave it behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    started = None
+    try:
+        if options.run:
+            started = subprocess.Popen([*options.run, "--sysroot", str(options.root)])
+        _live_on(live, options, started)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if started is not None:
+            started.terminate()
+            started.wait()
+    return 0
+
+
+def _live_on(live: LiveBoard, options: argparse.Namespace, started: subprocess.Popen[bytes] | None) -> None:
+    """Seconds pass, for as long as what was started runs."""
     followed = started.pid if started else options.follow
     follower = Follower(followed) if followed else None
 
@@ -153,25 +170,16 @@ def main() -> int:
         # The jtop service serves for ever: what the command left with is the end of it all.
         os._exit(started.returncode)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"{live.model.name} under {options.root}", flush=True)
-    try:
-        if options.jtop is None:
-            beat()
-        else:
-            from sim.jtop_service import JtopService
+    if options.jtop is None:
+        beat()
+        return
+    from sim.jtop_service import JtopService
 
-            service = JtopService(options.jtop, live.model, lambda: live.shown, 1.0 / options.speed)
-            service.froze = (options.root / "jtop-frozen").exists
-            threading.Thread(target=beat, daemon=True).start()
-            service.run()
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        if started is not None:
-            started.terminate()
-            started.wait()
-    return 0
+    service = JtopService(options.jtop, live.model, lambda: live.shown, 1.0 / options.speed)
+    service.froze = (options.root / "jtop-frozen").exists
+    threading.Thread(target=beat, daemon=True).start()
+    service.run()
 
 
 if __name__ == "__main__":
