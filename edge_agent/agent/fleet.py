@@ -25,6 +25,8 @@ from edge_agent.core import forms, residency, variants
 
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
+NO_ROOM_S = 60.0
+"""For so long after a merged model found no memory, new requests go to the base that is there."""
 ROOM_LOOK_S = 0.5
 """A waiting model looks again so often: memory also comes free without our doing."""
 GIVE_WAY_S = 2.0
@@ -101,10 +103,14 @@ class Fleet:
         return memory.ceiling_bytes if memory.total_bytes else None
 
     def runs(self, seat: Seat, adapter: str | None) -> Seat:
-        """Where requests for an adapter of that seat's model run: there, or on the merged model (`core.forms`)."""
+        """Where requests for an adapter of that seat's model run: there, or on the merged model (`core.forms`), unless
+        that is quarantined, or found no memory of late while the base is there."""
         form = self._forms.get((seat.name, adapter)) if adapter is not None else None
         merged = self.seats.get(form.merged) if form is not None and form.merged is not None else None
-        return seat if merged is None or merged.phase is Phase.QUARANTINED else merged
+        if merged is None or merged.phase is Phase.QUARANTINED:
+            return seat
+        no_room = merged.worker is None and self._clock.monotonic_s() < merged.no_room_s + NO_ROOM_S
+        return seat if no_room and seat.worker is not None else merged
 
     def every_seat(self) -> tuple[Seat, ...]:
         """Also those whose model was removed and whose worker still finishes what it has."""
@@ -320,8 +326,10 @@ class Fleet:
                 reason = f"no memory for model {seat.name!r}: {decision.reason}"
                 if decision.never:
                     raise RequestError(503, reason + self.sizer.explained(seat, needed_bytes, memory))
+                seat.no_room_s = now_s
                 raise NoRoom(503, reason, NOT_NOW_S)
             if self.closed_because is not None:
+                seat.no_room_s = now_s
                 raise NoRoom(503, self.closed_because, NOT_NOW_S)
             leaving = [self.seats[name] for name in decision.evict if name in self.seats]
             if not leaving:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,13 +53,13 @@ class Seat:
     when it was removed from the device. `wake` is set when there is something to do, `idle` when the worker has
     answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use. `load_s`:
     how long a load takes, `loading_s`: when the last one began, `loaded_s`: since when it is in memory;
-    `short_of_room`: it waits for memory; `yielding`: it lets a waiting model in between two batches; `spared`: its
-    worker is ended for the sake of the host, which is no fault of its own; `hung`: it is ended for its silence.
-    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a
-    time), each in so many tokens of `context`; `sized`: the variant with the options to load it with; `budget_bytes`:
-    where only the worker can tell what fits, the bytes that it may take (0: it need not shrink). `orders`: orders
-    that wait for it; a generator takes no new jobs meanwhile. `probed`: golden probes of the model (None) and its
-    adapters. `limits`: what its worker was told last.
+    `short_of_room`: it waits for memory; `no_room_s`: when it last found none; `yielding`: it lets a waiting model in
+    between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own; `hung`:
+    it is ended for its silence. `sequences`: jobs that a generator works on at once, each ending by itself (0: a model
+    that answers a batch at a time), each in so many tokens of `context`; `sized`: the variant with the options to load
+    it with; `budget_bytes`: where only the worker can tell what fits, the bytes that it may take (0: it need not
+    shrink). `orders`: orders that wait for it; a generator takes no new jobs meanwhile. `probed`: golden probes of the
+    model (None) and its adapters. `limits`: what its worker was told last.
     """
 
     model: InstalledModel
@@ -82,6 +83,7 @@ class Seat:
     last_used_s: float = 0.0
     uses: Popularity = field(default_factory=Popularity)
     short_of_room: bool = False
+    no_room_s: float = -math.inf
     yielding: bool = False
     spared: bool = False
     hung: bool = False

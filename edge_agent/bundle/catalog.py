@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from edge_agent.bundle.generator import Demand, GgufHeader
 
+SAME_ACCURACY = 5e-7
+"""Half a unit in the sixth place: 0.91 - 0.90 must not lose to 0.01 by a rounding of the last bit."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.catalog import Adapter, InstalledModel
+from edge_agent.bundle.catalog import SAME_ACCURACY, Adapter, InstalledModel
 
 MERGED, UNMERGED = "merged", "unmerged"
 """What an operator may name in `models.prefer`."""
@@ -40,19 +40,48 @@ class Form:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One adapter twice on this device: beside its base, and folded into it."""
+
+    base: InstalledModel
+    adapter: Adapter
+    merged: InstalledModel
+
+
 def forms(
     models: Sequence[InstalledModel], rules: Rules, ceiling_bytes: Callable[[], int | None]
 ) -> Mapping[Key, Form]:
     """The choice for every (base, adapter) that is installed merged as well. So many bytes may all models take; who has
-    no merged model is not asked for them."""
+    no merged model is not asked for them.
+
+    A merged model gets the room that all other models leave, those that save most first: two that fit one by one and
+    not together would load by turns.
+    """
+    pairs = sorted(_pairs(models), key=lambda pair: -(_times(pair.adapter, pair.merged) or 0.0))
+    if not pairs:
+        return {}
+    twins = {pair.merged.name for pair in pairs}
+    taken = {model.name: _bytes(model) for model in models if model.name not in twins}
+    may_bytes = ceiling_bytes()
     found: dict[Key, Form] = {}
-    merged = sorted((model for model in models if model.merged_from), key=lambda model: model.name)
-    for base in models:
-        for adapter in base.adapters:
-            same = next((model for model in merged if is_merged_of(model, base, adapter)), None)
-            if same is not None:
-                found[base.name, adapter.name] = choose(base, adapter, same, rules, ceiling_bytes())
+    for pair in pairs:
+        others_bytes = sum(taken.values()) - taken.get(pair.merged.name, 0)
+        room_bytes = None if may_bytes is None else max(0, may_bytes - others_bytes)
+        form = found[pair.base.name, pair.adapter.name] = choose(pair, rules, room_bytes)
+        if form.merged is not None:
+            taken[form.merged] = _bytes(pair.merged)
     return found
+
+
+def _pairs(models: Sequence[InstalledModel]) -> list[Pair]:
+    folded = sorted((model for model in models if model.merged_from), key=lambda model: model.name)
+    return [
+        Pair(base, adapter, same)
+        for base in models
+        for adapter in base.adapters
+        if (same := next((model for model in folded if is_merged_of(model, base, adapter)), None)) is not None
+    ]
 
 
 def is_merged_of(merged: InstalledModel, base: InstalledModel, adapter: Adapter) -> bool:
@@ -61,41 +90,36 @@ def is_merged_of(merged: InstalledModel, base: InstalledModel, adapter: Adapter)
     return {base.base_id.removeprefix("sha256:"), adapter.file_digest.removeprefix("sha256:")} <= folded
 
 
-def choose(
-    base: InstalledModel, adapter: Adapter, merged: InstalledModel, rules: Rules, ceiling_bytes: int | None
-) -> Form:
-    """The form by the operator's preference, else by the policy and what was measured here."""
-    both = f"{_unmerged_text(base, adapter)}; {_merged_text(merged)}"
+def choose(pair: Pair, rules: Rules, room_bytes: int | None) -> Form:
+    """The form by the operator's preference, else by the policy, what was measured here and the room there is."""
+    both = f"{_unmerged_text(pair.base, pair.adapter)}; {_merged_text(pair.merged)}"
     for word in rules.prefer:
         if word in (MERGED, UNMERGED):
-            return Form(merged.name if word == MERGED else None, f"{word} as preferred: {both}")
-    merged_wins, reason = _by_policy(base, adapter, merged, rules, ceiling_bytes)
+            return Form(pair.merged.name if word == MERGED else None, f"{word} as preferred: {both}")
+    merged_wins, reason = _by_policy(pair, rules, room_bytes)
     what = MERGED if merged_wins else UNMERGED
-    return Form(merged.name if merged_wins else None, f"{what} by policy {rules.policy!r}, {reason}: {both}")
+    return Form(pair.merged.name if merged_wins else None, f"{what} by policy {rules.policy!r}, {reason}: {both}")
 
 
-def _by_policy(
-    base: InstalledModel, adapter: Adapter, merged: InstalledModel, rules: Rules, ceiling_bytes: int | None
-) -> tuple[bool, str]:
+def _by_policy(pair: Pair, rules: Rules, room_bytes: int | None) -> tuple[bool, str]:
     """Whether the merged model is chosen, and the reason."""
     if rules.policy == "smallest":
         return False, "the adapter needs no second model"
-    gained = (merged.variant.accuracy or 0.0) - (_accuracy(base, adapter) or 0.0)
-    known = merged.variant.accuracy is not None and _accuracy(base, adapter) is not None
-    if rules.policy == "most-accurate" and known and abs(gained) > 5e-7:
+    merged_accuracy, accuracy = pair.merged.variant.accuracy, _accuracy(pair.base, pair.adapter)
+    gained = 0.0 if merged_accuracy is None or accuracy is None else merged_accuracy - accuracy
+    if rules.policy == "most-accurate" and abs(gained) > SAME_ACCURACY:
         return gained > 0, "the more accurate one"
-    if known and gained < -(rules.accuracy_loss_limit + 5e-7):
+    if gained < -(rules.accuracy_loss_limit + SAME_ACCURACY):
         return False, "merging loses too much accuracy"
-    times = _times(adapter, merged)
+    times = _times(pair.adapter, pair.merged)
     if times is None:
         return False, "the two were not measured alike"
-    if rules.policy != "balanced":
-        return times > 1.0, "the faster one"
-    if times <= WORTH_MEMORY:
+    if rules.policy != "balanced" and times <= 1.0:
+        return False, "the faster one"
+    if rules.policy == "balanced" and times <= WORTH_MEMORY:
         return False, "merging would not be a tenth faster"
-    together_bytes = _bytes(base) + _bytes(merged)
-    if ceiling_bytes is not None and together_bytes > ceiling_bytes:
-        return False, f"{bytes_text(together_bytes)} for both models are more than {bytes_text(ceiling_bytes)}"
+    if room_bytes is not None and _bytes(pair.merged) > room_bytes:
+        return False, f"the other models leave {bytes_text(room_bytes)} for the merged one"
     return True, f"{times:.2f} times as fast"
 
 

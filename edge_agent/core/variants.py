@@ -6,7 +6,7 @@ times what the tried one took here over what it took on the host. Pure; the choi
 
 from __future__ import annotations
 
-from edge_agent.bundle.catalog import InstalledModel, Variant
+from edge_agent.bundle.catalog import SAME_ACCURACY, InstalledModel, Variant
 
 HOST_LATENCY = "latency_ms"
 """The key of the host's figure in `Variant.metrics`: compute time of one text."""
@@ -39,7 +39,7 @@ def cheaper(model: InstalledModel, accuracy_loss_limit: float) -> Variant | None
     best_ms, found = WORTH_SWITCHING * chosen.measured.latency_ms, None
     for variant in model.variants:
         loss = (chosen.accuracy or 0.0) - (variant.accuracy or 0.0)
-        if not variant.files or variant.measured is None or loss > accuracy_loss_limit + 5e-7:
+        if not variant.files or variant.measured is None or loss > accuracy_loss_limit + SAME_ACCURACY:
             continue
         if variant.measured.latency_ms <= best_ms:
             best_ms, found = variant.measured.latency_ms, variant

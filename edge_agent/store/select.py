@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text, energy_text
-from edge_agent.bundle.catalog import Measured, Variant
+from edge_agent.bundle.catalog import SAME_ACCURACY, Measured, Variant
 from edge_agent.bundle.generator import Wanted
 from edge_agent.bundle.sizing import explained
 from edge_agent.bundle.statement import matches_hardware
@@ -145,8 +145,7 @@ def _too_inaccurate(variant: Variant, best: float | None, wishes: Wishes) -> str
     if best is None or variant.accuracy is None or wishes.policy in ("smallest", "most-accurate"):
         return None
     loss = best - variant.accuracy
-    # Half a unit in the sixth place: 0.91 - 0.90 must not lose to 0.01 by a rounding of the last bit.
-    if loss <= wishes.accuracy_loss_limit + 5e-7:
+    if loss <= wishes.accuracy_loss_limit + SAME_ACCURACY:
         return None
     return f"it loses {100 * loss:.2f} points of accuracy, {100 * wishes.accuracy_loss_limit:.2f} are allowed"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edge_agent.agent.fleet import NO_ROOM_S
 from edge_agent.agent.seat import Phase
+from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured
 from edge_agent.core.forms import Rules
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
@@ -17,7 +19,7 @@ def both() -> tuple[InstalledModel, InstalledModel]:
         replace(an_adapter(name), file_digest=f"sha256:{name}{name}", measured=Measured(9.0, 0, 0.0, 20))
         for name in ("a", "b")
     )
-    variant = replace(a_variant("merged"), measured=Measured(3.0, 0, 0.0, 20))
+    variant = replace(a_variant("merged", 400, 400), measured=Measured(3.0, 0, 0.0, 20))
     merged = replace(a_model("a-merged", variant), kind="merged", merged_from={"base": "sha256:base", "x": "aa"})
     return replace(a_model("m"), adapters=adapters), merged
 
@@ -56,6 +58,31 @@ def test_a_quarantined_merged_model_is_passed_by_and_a_cancel_finds_the_job() ->
         assert [job.model for job in device.context.ledger.open_jobs()] == ["m"]
 
     Device.run(scenario, *both(), plan=Plan(compute_s=None))
+
+
+def test_while_memory_is_short_the_base_that_is_there_answers() -> None:
+    """A merged model that found no memory is passed by for a while; who asked it already waits for it, or is told."""
+
+    async def scenario(device: Device) -> None:
+        device.sensors.set(ram_total=float(GIB), ram_available=700.0 * MIB)
+        await device.ask("base", {"text": "x"}, deadline_s=300.0)
+        await later(0.5)
+        await device.ask("1", {"text": "x", "adapter": "a"}, deadline_s=5.0)
+        await later(4.6)
+        assert device.transport.reply("1")["reason"].startswith("no memory for model 'a-merged': needs 400.0 MiB")
+        await device.ask("2", {"text": "x", "adapter": "a"}, deadline_s=300.0)
+        await later(0.5)
+        assert [job.model for job in device.context.ledger.open_jobs()] == ["m", "m"]
+        await device.cancel("base")
+        await device.cancel("2")
+        device.sensors.set(ram_available=1000.0 * MIB)
+        await later(NO_ROOM_S)
+        await device.ask("3", {"text": "x", "adapter": "a"})
+        await later(0.5)
+        assert [job.model for job in device.context.ledger.open_jobs()] == ["a-merged"]
+
+    one, other = both()
+    Device.run(scenario, replace(one, variant=a_variant("m", 400, 400)), other, plan=Plan(compute_s=None))
 
 
 def test_the_choice_follows_what_is_installed_and_what_the_operator_prefers() -> None:

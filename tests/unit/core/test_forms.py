@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured
@@ -44,12 +46,15 @@ def test_the_sentence_has_the_figures_of_both() -> None:
     ("one", "other", "rules", "ceiling", "merged", "reason"),
     [
         (base(1.05), folded(), Rules(), None, False, "would not be a tenth faster"),
-        (base(1.05), folded(), Rules("fastest"), None, True, "the faster one"),
+        (base(1.05), folded(), Rules("fastest"), None, True, "1.05 times as fast"),
         (base(0.95), folded(), Rules("fastest"), None, False, "the faster one"),
         (base(), folded(), Rules("smallest"), None, False, "no second model"),
-        (base(), folded(), Rules(), 200 * MIB, False, "220.0 MiB for both models are more than 200.0 MiB"),
+        (base(), folded(), Rules(), 200 * MIB, False, "the other models leave 100.0 MiB for the merged one"),
+        (base(), folded(), Rules(), 60 * MIB, False, "the other models leave 0 B for the merged one"),
         (base(), folded(), Rules(), 220 * MIB, True, "2.00 times as fast"),
-        (base(), folded(), Rules("fastest"), 200 * MIB, True, "the faster one"),
+        (base(), folded(), Rules("fastest"), 200 * MIB, False, "leave 100.0 MiB"),
+        (base(0.5), folded(accuracy=0.91), Rules("most-accurate"), 200 * MIB, True, "the more accurate one"),
+        (base(), folded(), Rules(prefer=("merged",)), 200 * MIB, True, "merged as preferred"),
         (base(), folded(accuracy=0.88), Rules(), None, False, "loses too much accuracy"),
         (base(), folded(accuracy=0.88), Rules(accuracy_loss_limit=0.02), None, True, "2.00 times as fast"),
         (base(9.0), folded(accuracy=0.89), Rules("most-accurate"), None, False, "the more accurate one"),
@@ -68,6 +73,65 @@ def test_the_policy_decides(
 ) -> None:
     found = chosen(one, other, rules, ceiling)
     assert (found.merged == "a-merged", reason in found.why) == (merged, True), found.why
+
+
+def three(slowest: str) -> list[InstalledModel]:
+    """A base of 100 MiB with three adapters, each merged as well (120 MiB); unmerged, one of them takes longest."""
+    adapters = tuple(
+        replace(
+            an_adapter(name),
+            file_digest=f"sha256:{name}",
+            measured=Measured(9.0 if name == slowest else 2.0, 0, 0.0, 40),
+            metrics={},
+        )
+        for name in "abc"
+    )
+    twins = [replace(folded(file=name), name=f"{name}-merged") for name in "abc"]
+    return [replace(base(), adapters=adapters), *twins]
+
+
+@pytest.mark.parametrize(
+    ("more", "ceiling_mib", "merged"),
+    [
+        (0, 460, {"a", "b", "c"}),
+        (0, 459, {"a", "c"}),
+        (0, 340, {"c", "a"}),
+        (0, 220, {"c"}),
+        (0, 219, set()),
+        (100, 320, {"c"}),
+        (100, 319, set()),
+    ],
+)
+def test_all_that_are_chosen_fit_together_and_what_saves_most_comes_first(
+    more: int, ceiling_mib: int, merged: set[str]
+) -> None:
+    models = three("c") + ([a_model("other", a_variant("other", peak_mib=more))] if more else [])
+    found = forms(models, Rules(), lambda: ceiling_mib * MIB)
+    assert {name for (_, name), form in found.items() if form.merged is not None} == merged
+
+
+@given(
+    peaks=st.lists(st.integers(1, 300), min_size=4, max_size=4),
+    times=st.lists(st.floats(0.5, 9.0), min_size=3, max_size=3),
+    ceiling_mib=st.integers(0, 1200),
+    policy=st.sampled_from(["balanced", "fastest", "most-accurate"]),
+)
+def test_what_speed_chooses_never_needs_more_than_there_is(
+    peaks: list[int], times: list[float], ceiling_mib: int, policy: str
+) -> None:
+    first, *twins = three("a")
+    adapters = tuple(
+        replace(adapter, measured=Measured(ms, 0, 0.0, 40)) for adapter, ms in zip(first.adapters, times, strict=True)
+    )
+    first = replace(first, variant=a_variant("m", peak_mib=peaks[0]), adapters=adapters)
+    twins = [
+        replace(twin, variant=replace(twin.variant, measured=Measured(1.0, mib * MIB, 0.0, 40)))
+        for twin, mib in zip(twins, peaks[1:], strict=True)
+    ]
+    found = forms([first, *twins], Rules(policy), lambda: ceiling_mib * MIB)
+    size = dict(zip(("a-merged", "b-merged", "c-merged"), peaks[1:], strict=True))
+    chosen_mib = [size[form.merged] for form in found.values() if form.merged is not None]
+    assert not chosen_mib or peaks[0] + sum(chosen_mib) <= ceiling_mib
 
 
 def test_the_accuracy_is_that_of_the_base_variant_that_runs() -> None:
