@@ -40,9 +40,7 @@ def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
         )
     started_s = time.monotonic()
     built = steps.build_packages(build, models, RECIPES)
-    # The merged models are for devices with one task; here one base carries both adapters.
-    kept = tuple(path for path in built.packages if "-merged-" not in path.name)
-    with steps.serving(build / "demo-llm", steps.Built(kept, built.root), port, "llamacpp") as served:
+    with steps.serving(build / "demo-llm", built, port, "llamacpp") as served:
         asyncio.run(_converse(served.broker))
         steps.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_next_steps(build, served.config, stay))

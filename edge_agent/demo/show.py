@@ -60,7 +60,7 @@ async def _converse(broker: stage.Broker) -> None:
             result, timing = reply["result"], reply["timing"]
             answer = f"{result['label']:<17} {result['score']:.2f}"
             print(f"    {adapter:<13} {text:<50} {answer}  {timing['total_ms']:6.1f} ms")
-        steps.say("ask", "all at once: one batch, every row with its own adapter")
+        steps.say("ask", "all at once: in one batch every row has its own adapter")
         started_s = time.monotonic()
         replies = await asyncio.gather(*(_ask(client, adapter, text) for adapter, text in QUESTIONS * 4))
         elapsed_s = time.monotonic() - started_s

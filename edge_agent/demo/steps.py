@@ -36,7 +36,10 @@ class Served:
 
 
 def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> Built:
-    """Run the recipes of `models` by their names."""
+    """Run the recipes of `models` by their names; one base is to carry all adapters, so merged models are left out.
+
+    A device that has those too would answer by them where they are faster (`core.forms`), each alone in its batch.
+    """
     packages: list[Path] = []
     root = build / "keys" / "root.json"
     for name in recipes:
@@ -48,7 +51,8 @@ def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> Built:
         say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: the second time it takes seconds)")
         command = [sys.executable, "-m", "edge_forge.cli", "build", str(recipe), "--build", str(build), "--json"]
         built = msgspec.json.decode(call(command, capture=True))
-        packages += [Path(path) for path in built["packages"] if Path(path) not in packages]
+        made = [Path(path) for path in built["packages"] if "-merged-" not in Path(path).name]
+        packages += [path for path in made if path not in packages]
         root = Path(built["trust_root"])
     return Built(tuple(packages), root)
 
