@@ -134,6 +134,8 @@ class Watch:
         self._memory = governor.Memory()
         self._generation = -1
         self._had: set[str] = set()
+        self._lost: set[str] = set()
+        self._doubted = False
         self._clock = 1.0
         self._held_clock = heldclock.State()
         self.changed = False
@@ -210,20 +212,37 @@ class Watch:
         )
 
     def _note_doubts(self, before: governor.Grant, grant: governor.Grant) -> None:
-        """A temperature that is there and not believed, or two that contradict each other: said when it begins."""
-        if grant.derated is not None and before.derated is None and self._host.reading("temperature").value is not None:
+        """A temperature that is there and not believed, or two that contradict each other: when it begins and ends."""
+        if grant.derated is None and self._doubted:
+            self._doubted = False
+            self._say_sensor("sensor-lost", "temperature", "the temperature is believed again", lost=False)
+        elif grant.derated is not None and before.derated is None and self._has("temperature"):
+            self._doubted = True
             text = f"the temperature is not believed, limits are those of a lost sensor: {grant.derated}"
-            self._context.announce("sensor-lost", text, {"sensor": "temperature"})
+            self._say_sensor("sensor-lost", "temperature", text, lost=True)
         if grant.disagree is not None and before.disagree is None:
             text = f"two temperatures disagree, the hotter one counts: {grant.disagree}"
-            self._context.announce("sensors-disagree", text, {"sensor": "temperature"})
+            self._say_sensor("sensors-disagree", "temperature", text, disagree=True)
+        elif grant.disagree is None and before.disagree is not None:
+            text = "the two temperatures agree again, or one of them is gone"
+            self._say_sensor("sensors-disagree", "temperature", text, disagree=False)
 
     def _note_lost_sensors(self) -> None:
-        have = {key for key in WATCHED if self._host.reading(key).value is not None}
+        have = {key for key in WATCHED if self._has(key)}
         for key in sorted(self._had - have):
             text = f"sensor {key!r} is lost: {self._host.reading(key).reason}"
-            self._context.announce("sensor-lost", text, {"sensor": key})
+            self._say_sensor("sensor-lost", key, text, lost=True)
+        for key in sorted(self._lost & have):
+            self._say_sensor("sensor-lost", key, f"sensor {key!r} is back", lost=False)
+        self._lost = (self._lost | self._had) - have
         self._had = have
+
+    def _has(self, key: str) -> bool:
+        return self._host.reading(key).value is not None
+
+    def _say_sensor(self, kind: str, key: str, text: str, **state: bool) -> None:
+        """`state` tells a reader of events whether it begins or ends."""
+        self._context.announce(kind, text, {"sensor": key, **state}, "warning" if any(state.values()) else "info")
 
     def _note_held_clock(self) -> None:
         """The firmware holds the clock below what the kernel asks for, or has let go of it."""

@@ -127,7 +127,8 @@ def _heat(report: Report) -> str:
     shown = "no temperature" if celsius is None else f"{celsius:.1f} °C"
     forecast = "" if governor["forecast_c"] is None else f", {governor['forecast_c']:.1f} in ten seconds"
     room = "" if governor["headroom_c"] is None else f", {governor['headroom_c']:.1f} to the soft limit"
-    limits = f"{governor['max_rows']} rows, {governor['threads']} threads, {governor['busy_share']:.0%} busy"
+    busy = f"busy {governor['busy_share']:.0%} of the time at most"
+    limits = f"{governor['max_rows']} rows, {governor['threads']} threads, {busy}"
     return f"heat    {shown}{forecast}{room}   governor {governor['level']}: {limits}"
 
 

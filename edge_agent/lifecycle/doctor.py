@@ -208,6 +208,10 @@ def _round_trip(probe: BrokerProbe) -> Check:
     return Check("broker", "ok", text)
 
 
+def _is_pi(facts: Facts) -> bool:
+    return facts.board is not None and facts.board.family == "raspberry-pi"
+
+
 def _temperature(facts: Facts) -> Iterator[Check]:
     reading = facts.readings.get("temperature")
     if reading is None or facts.board is None:
@@ -243,7 +247,7 @@ def _throttle(facts: Facts) -> Iterator[Check]:
                 yield Check("throttle", "warn", f"{name} has happened since boot", throttle.REMEDIES[name])
         if not flags.now and not flags.since_boot:
             yield Check("throttle", "ok", "nothing since boot")
-    elif reading is not None and facts.board is not None and facts.board.family == "raspberry-pi":
+    elif reading is not None and _is_pi(facts):
         yield Check("throttle", "warn", str(reading.reason), "use a kernel of Raspberry Pi, or add the user to video")
     over_current = facts.readings.get("over_current")
     if over_current is not None and over_current.value:
@@ -300,7 +304,8 @@ def _memory_guard(facts: Facts) -> Iterator[Check]:
         yield Check("memory guard", "ok", text)
     else:
         text = "the kernel runs without the memory cgroup: MemoryMax does nothing, only the agent's budget holds"
-        yield Check("memory guard", "warn", text, f"on a Raspberry Pi append cgroup_enable=memory to {CMDLINE}")
+        where = CMDLINE if _is_pi(facts) else "the kernel's command line"
+        yield Check("memory guard", "warn", text, f"append cgroup_enable=memory to {where}")
 
 
 def _pressure(facts: Facts) -> Iterator[Check]:
@@ -310,7 +315,10 @@ def _pressure(facts: Facts) -> Iterator[Check]:
         yield Check("pressure", "ok", "the kernel reports memory pressure")
     else:
         text = "the kernel does not report memory pressure; available memory and dropped pages are polled instead"
-        yield Check("pressure", "warn", text, f"on a Raspberry Pi append psi=1 to {CMDLINE}")
+        if _is_pi(facts):
+            yield Check("pressure", "warn", text, f"append psi=1 to {CMDLINE}")
+        else:
+            yield Check("pressure", "skip", text, "a kernel of 4.20 or later that is built with CONFIG_PSI reports it")
 
 
 def _files(facts: Facts) -> Iterator[Check]:

@@ -18,7 +18,7 @@ from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
 
 
-def test_a_lost_sensor_is_reported_once() -> None:
+def test_a_lost_sensor_is_reported_once_and_so_is_its_return() -> None:
     async def scenario(device: Device) -> None:
         device.sensors.set(power=4.0)
         device.watch.tick()
@@ -30,7 +30,10 @@ def test_a_lost_sensor_is_reported_once() -> None:
         device.watch.tick()
         device.sensors.lose("power", "gone again")
         device.watch.tick()
-        assert device.kinds() == ["sensor-lost", "sensor-lost"]
+        assert [text for _, text in device.events[1:]] == [
+            "sensor 'power' is back",
+            "sensor 'power' is lost: gone again",
+        ]
 
     Device.run(scenario, a_model())
 
@@ -150,7 +153,7 @@ def test_a_busy_worker_that_speaks_is_not_taken_for_hung() -> None:
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
 
-def test_a_temperature_that_is_there_and_not_believed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temperature_that_is_not_believed_is_said_when_it_begins_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     doubts = {"derated": None, "disagree": None}
 
     def decide(plan: Any, temperature: Any, memory: Any, now_s: float, *more: Any, **most: Any) -> Any:
@@ -167,8 +170,13 @@ def test_a_temperature_that_is_there_and_not_believed_is_said_once(monkeypatch: 
         doubts.update(derated=None, disagree="a says 50.0 °C, b 71.0 °C")
         device.watch.tick()
         device.watch.tick()
-        assert device.kinds() == ["sensor-lost", "sensors-disagree"]
+        doubts.update(disagree=None)
+        device.watch.tick()
+        device.watch.tick()
+        assert device.kinds() == ["sensor-lost", "sensor-lost", "sensors-disagree", "sensors-disagree"]
         assert "12 s while the load" in device.events[0][1]
+        assert device.events[1][1] == "the temperature is believed again"
+        assert "agree again" in device.events[3][1]
 
     Device.run(scenario, a_model())
 

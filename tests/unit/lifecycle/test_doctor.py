@@ -165,6 +165,12 @@ def test_over_current_on_a_jetson() -> None:
     assert "2 over-current or under-voltage events" in the(facts, "throttle").text
 
 
+def test_a_jetson_is_not_told_to_edit_a_raspberry_pis_boot_file() -> None:
+    facts = but(pressure=False, memory_controller=False, board=match(("nvidia,p3450-0000",)))
+    assert the(facts, "pressure").verdict == "skip"
+    assert "cmdline.txt" not in f"{the(facts, 'pressure').remedy} {the(facts, 'memory guard').remedy}"
+
+
 def test_one_usable_runtime_is_enough() -> None:
     missing = RuntimeProbe("llamacpp", None, (), "not installed", "pip install edge-agent[llamacpp]")
     checks = found(but(runtimes=(*(GOOD.runtimes or ()), missing)), "runtimes")
