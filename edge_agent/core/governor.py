@@ -20,6 +20,7 @@ import math
 from edge_agent.base.reading import Reading
 from edge_agent.core import ladder
 from edge_agent.core.heat import HARD_ABOVE_SOFT_C, SET_POINT_BELOW_SOFT_C, Grant, Level, Memory, Plan, Seen
+from edge_agent.core.swing import calmed
 from edge_agent.core.thermal_model import Model, advance, forecast_c, holding_w, learn, settled_w, start_model
 from edge_agent.core.trust import Belief, Die, believe
 
@@ -43,6 +44,8 @@ FREE_FOR_S = 60.0
 BUSY_LEAST = 0.01
 PLAY = 0.015
 """The pace follows the share at this distance, so that it does not turn with every noise of the sensor."""
+NEAR_SOFT_C = 1.0
+"""A pace that leads so near to the soft limit within ten seconds is taken back at once."""
 STILL_S, PROBE_NEAR_S, PROBE_S, PROBE_PER_S = 5.0, 15.0, 120.0, 0.01
 """See `_unmoved_share`."""
 LOADED_ABOVE, NEAR_C = 0.05, 12.5
@@ -210,8 +213,18 @@ def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float)
         busy = 0.0
     elif busy >= LIMITED_BELOW:
         busy = 1.0
+    near = _ahead_c(plan, memory, rung.power * memory.busy) >= _soft_c(plan) - NEAR_SOFT_C
+    busy, swing = calmed(memory.swing, min(1.0, busy), now_s, memory.rung, urgent=near or belief.lost is not None)
     idle_since_s = math.inf if busy > 0.0 else min(memory.idle_since_s, now_s)
-    return memory._replace(busy=min(1.0, busy), power=rung.power, idle_since_s=idle_since_s)
+    return memory._replace(busy=busy, power=rung.power, idle_since_s=idle_since_s, swing=swing)
+
+
+def _ahead_c(plan: Plan, memory: Memory, share: float) -> float:
+    """The temperature in ten seconds when `share` of full dynamic power is spent (nan: the board is not known yet)."""
+    if memory.model is None:
+        return math.nan
+    watts = plan.prior.idle_w + _full_w(plan, memory) * share
+    return forecast_c(memory.model, memory.temperature_c, watts, FORECAST_S)
 
 
 def _levelled(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Memory:
@@ -268,10 +281,7 @@ def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
     rung = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)[memory.rung]
     soft_c = _soft_c(plan)
     why = _why(memory, belief, soft_c)
-    ahead_c = math.nan
-    if memory.model is not None:
-        watts = plan.prior.idle_w + _full_w(plan, memory) * memory.power * memory.busy
-        ahead_c = forecast_c(memory.model, memory.temperature_c, watts, FORECAST_S)
+    ahead_c = _ahead_c(plan, memory, memory.power * memory.busy)
     return Grant(
         level=memory.level,
         max_rows=_rows(plan, memory, seen),

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from edge_agent.base.reading import Reading
+from edge_agent.core.swing import Swing
 from edge_agent.core.thermal_model import ANY_BOARD, Model, Prior
 from edge_agent.core.trust import Trust
 
@@ -113,3 +114,4 @@ class Memory(NamedTuple):
     idle_since_s: float = math.inf
     tier: int = 0
     tier_since_s: float = -math.inf
+    swing: Swing = Swing()

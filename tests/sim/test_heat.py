@@ -65,6 +65,24 @@ def test_no_second_at_the_soft_limit_and_nearly_the_best_throughput() -> None:
         assert trace.turn_s[index] >= 10.0, where
 
 
+SWINGING = (("pi-zero-2", 40.0, 1.4), ("pi-4", 40.0, 1.4), ("pi-5-sink", 40.0, 1.4))
+"""Hot rooms and bad sinks: little power is left, so that a small correction of it is a large one of the pace."""
+
+
+def test_the_pace_does_not_swing_within_the_dwell_where_little_power_is_left() -> None:
+    lanes = [
+        governed(*place, generator, clocks)
+        for place in SWINGING
+        for generator in (False, True)
+        for clocks in (False, True)
+    ]
+    trace = Loop(lanes, 1).run(1500)
+    assert trace.turns.sum() > 20, "nothing turned: the test proves nothing"
+    for index, lane in enumerate(lanes):
+        assert trace.turn_s[index] >= 10.0, named(lane)
+        assert not (trace.die_c[:, index] >= lane.board.soft_c).any(), named(lane)
+
+
 MOMENTS_S = (1, 5, 20, 45, 90, 200, 400)
 
 

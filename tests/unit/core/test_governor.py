@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor
 from edge_agent.core.governor import DWELL_S, UNTRUSTED_SHARE, Grant, Level, Memory, Plan, Seen, decide
+from edge_agent.core.swing import SWING, Swing
 from edge_agent.core.thermal_model import prior_for
 from edge_agent.core.trust import STALE_S
 
@@ -380,3 +381,31 @@ def test_the_same_arguments_give_the_same_answer(value_c: float, seconds: int) -
         return grants
 
     assert history() == history()
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_a_pace_that_just_turned_up_is_taken_back_at_once_only_near_the_soft_limit(near: bool) -> None:
+    board = Board()
+    board.run(900)
+    steady = board.grant.busy_share
+    high = steady + 0.15
+    board.memory = board.memory._replace(swing=Swing(1, high, board.now_s, board.memory.rung), busy=high)
+    for shift_c in (0.0, 0.05):
+        board.second(at((79.9 if near else 77.5) + shift_c, board.now_s + 1.0))
+    if near:
+        assert board.grant.busy_share < steady + 0.03
+    else:
+        assert board.grant.busy_share == pytest.approx(high - SWING, abs=1e-3), "a tenth at most for ten seconds"
+
+
+def test_a_pace_that_just_turned_up_is_taken_back_at_once_when_the_sensor_is_lost() -> None:
+    board = Board()
+    board.run(900)
+    steady = board.grant.busy_share
+    high = steady + 0.15
+    for second in range(int(STALE_S) + 3):
+        if second == int(STALE_S):
+            board.memory = board.memory._replace(swing=Swing(1, high, board.now_s, board.memory.rung), busy=high)
+        board.second(lost(board.now_s + 1.0))
+    assert board.grant.derated
+    assert board.grant.busy_share < steady
