@@ -16,6 +16,7 @@ from edge_agent.agent.fleet import Fleet
 from edge_agent.agent.ports import Worker
 from edge_agent.agent.seat import Phase, Probed, Seat
 from edge_agent.base.errors import EdgeError
+from edge_agent.base.limits import MEASURE_S
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import MISSING, Measured, ProbeFile, judge
 
@@ -98,5 +99,5 @@ def _since_s(seat: Seat, adapter: str | None) -> float:
 
 
 async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> Measured:
-    answer = await worker.call("measure", adapter=adapter, texts=list(file.texts))
+    answer = await worker.call("measure", MEASURE_S, adapter=adapter, texts=list(file.texts))
     return Measured(answer["features"], answer.get("logits"))

@@ -46,4 +46,4 @@ class Context:
 
 def full_grant(max_rows: int, threads: int) -> Grant:
     """The limits before the first reading."""
-    return Grant(Level.NORMAL, max_rows, threads, None, "no reading yet")
+    return Grant(Level.NORMAL, max_rows, threads, None, "no reading yet", of_threads=threads, of_rows=max_rows)

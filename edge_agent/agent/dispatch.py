@@ -15,14 +15,13 @@ from typing import Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet, InUse, NoRoom
 from edge_agent.agent.handover import learn, reply_topic, work_fields
+from edge_agent.agent.overdue import Overdue
 from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.agent.turns import Turns
 from edge_agent.base.errors import RequestError, WorkerError
-from edge_agent.base.limits import WORKER_SILENCE_S
-from edge_agent.base.units import duration_text
 from edge_agent.core import backoff
-from edge_agent.core.forecast import batch_s, least_s, take_hopeless
+from edge_agent.core.forecast import batch_s, least_s
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
 from edge_agent.core.suspects import brings_program, by_itself
@@ -30,8 +29,6 @@ from edge_agent.core.suspects import brings_program, by_itself
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
-OVERDUE_S = 0.25
-"""A worker ends its answers itself a little before their deadlines; only after this is it made to."""
 
 
 class Answers(Protocol):
@@ -68,6 +65,7 @@ class Dispatcher:
         self.fault: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
         self._turns = Turns(context)
+        self.overdue = Overdue(context, fleet, answers, self.stop)
         fleet.on_event = self._take_event
         fleet.on_death = self._take_death
 
@@ -99,17 +97,10 @@ class Dispatcher:
         for seat in self._fleet.every_seat():
             for job in [job for job in seat.running.values() if job.parts and job.state is State.RUNNING]:
                 if request_id in {None, job.key[1]} and topic in {None, reply_topic(job)}:
-                    self._stop(seat, job, 499, reason)
+                    self.stop(seat, job, 499, reason)
 
-    def end_overdue(self) -> None:
-        """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
-        now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.every_seat():
-            for job in [job for job in seat.running.values() if seat.sequences and job.state is State.RUNNING]:
-                if job.deadline_s + OVERDUE_S <= now_s:
-                    self._stop(seat, job, 408, f"the deadline passed after {job.parts} parts")
-
-    def _stop(self, seat: Seat, job: Job, status: int, reason: str) -> None:
+    def stop(self, seat: Seat, job: Job, status: int, reason: str) -> None:
+        """End a running answer, say so in an event, and take it out of the worker."""
         self._announce_stop(seat, job, reason)
         self._end(seat, job, status, reason)
 
@@ -122,16 +113,16 @@ class Dispatcher:
         seat.queue.remove(job)
         self._answers.refuse(job, status, reason)
         if was_running and seat.worker is not None:
-            task = asyncio.create_task(self._take_back(seat, seat.worker, job.job_id))
+            task = asyncio.create_task(self._take_back(seat, seat.worker, job))
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
 
-    async def _take_back(self, seat: Seat, worker: Worker, job_id: str) -> None:
+    async def _take_back(self, seat: Seat, worker: Worker, job: Job) -> None:
         """Ask the worker to drop a job that was answered already; it hears between two steps, a generator in one."""
         with contextlib.suppress(WorkerError):
-            answer = await worker.call("cancel", id=job_id)
+            answer = await worker.call("cancel", id=job.job_id)
             if answer["cancelled"]:
-                self._leave(seat, job_id)
+                self._leave(seat, job)
 
     async def _serve(self, seat: Seat) -> None:
         while not self._fleet.left(seat):
@@ -189,9 +180,9 @@ class Dispatcher:
             await asyncio.sleep(backoff.delay_s(seat.deaths_in_a_row - 2, RESPAWN_BASE_S, RESPAWN_CAP_S, 1.0))
 
     def _schedule(self, seat: Seat) -> list[Job]:
-        self.expire_late()
+        self.overdue.expire_late()
         now_s = self._context.clock.monotonic_s()
-        self._refuse_hopeless(seat, now_s, now_s)
+        self.overdue.refuse_hopeless(seat, now_s, now_s)
         if seat.sequences:
             # Whose adapters are whose turn is the session's affair: it switches between two tokens.
             free = min(seat.sequences, self._context.grant.max_rows) - len(seat.running)
@@ -200,25 +191,8 @@ class Dispatcher:
         costs, at = self._context.costs, seat.station(self._context.grant)
         limits = BatchLimits(at.max_rows, seat.mixed, takes_s=functools.partial(batch_s, costs, at))
         batch = seat.queue.next_batch(limits, now_s)
-        self._refuse_hopeless(seat, now_s, now_s + least_s(batch, costs, at))
+        self.overdue.refuse_hopeless(seat, now_s, now_s + least_s(batch, costs, at))
         return batch
-
-    def expire_late(self) -> None:
-        """What waited too long leaves, also where a load or a rest holds its seat up; called by the watch, too."""
-        now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.every_seat():
-            for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
-                self._answers.expire(job)
-
-    def _refuse_hopeless(self, seat: Seat, now_s: float, begins_s: float) -> None:
-        """What others overtook and can no longer be computed in time is told so while its client still listens."""
-        at = seat.station(self._context.grant)
-        for job, needed_s in take_hopeless(seat.queue, self._context.costs, at, begins_s):
-            reason = (
-                f"cannot meet the deadline any more: {duration_text(needed_s + begins_s - now_s)} of queue and compute "
-                f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
-            )
-            self._answers.refuse(job, 503, reason, round(needed_s, 3))
 
     async def _attach(self, seat: Seat, batch: list[Job]) -> list[Job]:
         """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""
@@ -292,9 +266,12 @@ class Dispatcher:
             self._fleet.tell_limits()
         for job in batch:
             job.start(now_s)
+            while job.job_id in seat.running:  # an earlier one of this key was answered, and is still inside
+                job.again += 1
             seat.running[job.job_id] = job
             self._context.energy.begin(job.job_id, job.rows, now_s)
         seat.heard_s = seat.last_used_s = now_s
+        seat.learned = None
         seat.uses.note(now_s)
         seat.idle.clear()
         self._submit(seat, seat.worker, batch, now_s)
@@ -308,7 +285,7 @@ class Dispatcher:
                 for job in batch:
                     self._submit(seat, worker, [job], now_s)
                 return
-            self._leave(seat, batch[0].job_id)
+            self._leave(seat, batch[0])
             self._answers.refuse(batch[0], 413, str(error))
 
     def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
@@ -318,9 +295,11 @@ class Dispatcher:
             return
         if event["ev"] == "chunk":
             if job.state is State.RUNNING and not self._answers.part(job, event["text"]):
-                self._stop(seat, job, 503, "a part of it could not be sent")
+                self.stop(seat, job, 503, "a part of it could not be sent")
             return
-        self._leave(seat, job.job_id)
+        if event["ev"] == "done":
+            learn(self._context, seat, job, event)
+        self._leave(seat, job)
         seat.deaths_in_a_row = 0
         if job.state is not State.RUNNING:
             return
@@ -329,7 +308,6 @@ class Dispatcher:
         elif job.deadline_s <= seat.heard_s:
             self._answers.expire(job)
         else:
-            learn(self._context, seat, job, event)
             if seat.sequences and event["results"][0]["finish_reason"] == "deadline":
                 self._announce_stop(seat, job, "its deadline came; what there is of it was sent")
             self._answers.done(job, seat, event)
@@ -347,6 +325,7 @@ class Dispatcher:
         quarantined = not (spared or programs) and seat.died(now_s, self._quarantine_deaths)
         seat.deaths_in_a_row += 0 if spared else 1
         seat.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
+        seat.wanted = seat.resident and not (spared or quarantined)
         if programs and not spared:
             seat.suspects.count(now_s)
         for job in blamed:
@@ -356,7 +335,7 @@ class Dispatcher:
             if job.state is not State.RUNNING:
                 continue
             if job.parts:
-                self._stop(seat, job, 500, f"its worker died: {reason}")
+                self.stop(seat, job, 500, f"its worker died: {reason}")
             elif job in programs and not spared:
                 self._answers.refuse(job, 500, f"the worker died with this request's grammar or schema: {reason}")
             elif job.attempts >= MAX_ATTEMPTS and not spared:
@@ -379,17 +358,9 @@ class Dispatcher:
         for seat in self._fleet.every_seat():
             seat.queue.take(lambda _job: True)
 
-    def end_silent(self) -> None:
-        """Kill workers that have jobs and have reported nothing for too long; called by the watch."""
-        now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.every_seat():
-            if seat.running and seat.worker is not None and now_s - seat.heard_s > WORKER_SILENCE_S:
-                self._context.announce("worker-hung", f"model {seat.name!r} is silent; ending it", {"model": seat.name})
-                seat.hung = True
-                seat.worker.kill()
-
-    def _leave(self, seat: Seat, job_id: str) -> None:
-        seat.running.pop(job_id, None)
+    def _leave(self, seat: Seat, job: Job) -> None:
+        if seat.running.get(job.job_id) is job:
+            del seat.running[job.job_id]
         if seat.sequences:
             seat.wake.set()
         if not seat.running:

@@ -273,14 +273,16 @@ class Fleet:
         worker = seat.worker
         if worker is None:
             raise WorkerError("the worker is gone", seat.name)
+        leaving = None
         if name in seat.attached or len(seat.attached) >= ADAPTERS_RESIDENT:
             used = {job.adapter for job in seat.running.values()}
             leaving = name if name in seat.attached else next((one for one in seat.attached if one not in used), name)
             if leaving in used:
                 raise InUse(503, f"adapter {name!r} cannot be exchanged while its requests run", NOT_NOW_S)
-            await worker.call("detach", name=leaving)
-            del seat.attached[leaving]
         try:
+            if leaving is not None:
+                await worker.call("detach", name=leaving)
+                del seat.attached[leaving]
             await worker.attach(adapter)
         except AdapterRefused as error:
             raise RequestError(404, f"adapter {name!r} was refused: {error.what}") from error
@@ -357,11 +359,13 @@ class Fleet:
             # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
             raise BackendError(f"no worker can be started: {error}") from error
         seat.limits = self._host.worker_limits()
+        # What it takes memory for at the load holds for its life: not the few rows that heat allows at the moment.
+        limits = {**seat.limits, "most_rows": self._host.most_rows()}
         if seat.budget_bytes:
             memory = {"memory_bytes": seat.budget_bytes, "shrink": True}
-            answer = await worker.load(variant, seat.model.task, seat.limits, memory)
+            answer = await worker.load(variant, seat.model.task, limits, memory)
         else:
-            answer = await worker.load(variant, seat.model.task, seat.limits)
+            answer = await worker.load(variant, seat.model.task, limits)
         seat.mixed, seat.sequences = bool(answer["mixed_adapters"]), int(answer.get("sequences", 0))
         seat.context, seat.capabilities = int(answer.get("context", 0)), answer
         seat.load_s = self._clock.monotonic_s() - started_s

@@ -19,7 +19,8 @@ def work_fields(seat: Seat, job: Job, now_s: float, flush_ms: float) -> dict[str
 
 
 def learn(context: Context, seat: Seat, job: Job, event: WorkerEvent) -> None:
-    """Take a finished job's compute time into the cost model."""
+    """Take what a job's answer says of compute time into the cost model, also when nobody waits for it any more: the
+    slow ones are late. A batch is learned once, by its longest text: that is what all its rows were padded to."""
     costs, threads = context.costs, context.grant.threads
     compute_s = event["compute_ms"] / 1000.0
     if seat.sequences:
@@ -28,7 +29,10 @@ def learn(context: Context, seat: Seat, job: Job, event: WorkerEvent) -> None:
         costs.learn(seat.whole_cost_key, 1, job.size_bytes, compute_s, threads)
         return
     rows = event["batch"]
-    costs.learn(seat.cost_key, rows, job.size_bytes // job.rows * rows, compute_s, threads)
+    if seat.learned != (rows, compute_s):
+        seat.learned = rows, compute_s
+        row_bytes = max(inside.size_bytes // inside.rows for inside in (job, *seat.running.values()))
+        costs.learn(seat.cost_key, rows, row_bytes * rows, compute_s, threads)
 
 
 def reply_topic(job: Job) -> str | None:

@@ -182,9 +182,11 @@ class Intake:
         if len(mine) != 1:
             # Nothing open under that id (answered already, most likely), or it is not clear whose: nothing to do.
             return
-        seat = self._fleet.seats.get(mine[0].model)
-        if seat is not None:
-            self._dispatcher.cancel(seat, mine[0])
+        # Also of a model that was removed and whose worker still finishes what it has.
+        for seat in self._fleet.every_seat():
+            if seat.name == mine[0].model:
+                self._dispatcher.cancel(seat, mine[0])
+                return
 
 
 def _fingerprint(message: Inbound) -> bytes:

@@ -97,12 +97,14 @@ class Agent:
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="watch"),
             asyncio.create_task(self._report(), name="report"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._guard_memory(), name="guard"),
+            # Ends by itself: the last one, which `wait` leaves out.
             asyncio.create_task(self._get_ready(notifier), name="ready"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
-            await asyncio.wait([*tasks[:4], stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks[:-1], stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
                     task.result()
@@ -164,14 +166,14 @@ class Agent:
             await asyncio.sleep(LOOK_S)
             await self._guard.look()
 
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.heartbeat_s)
+            self._report_state("online")
+
     async def _report(self) -> None:
-        beat_s = self._context.clock.monotonic_s()
         while True:
             await asyncio.sleep(self._options.telemetry_s)
-            now_s = self._context.clock.monotonic_s()
-            if now_s - beat_s >= self._options.heartbeat_s:
-                beat_s = now_s
-                self._report_state("online")
             context = self._context
             self._reporter.publish_telemetry(
                 context.stats.take(),
@@ -194,7 +196,8 @@ class Agent:
 
     def _want_resident(self) -> None:
         for seat in self._fleet.seats.values():
-            if "all" in self._options.resident or seat.name in self._options.resident:
+            seat.resident = "all" in self._options.resident or seat.name in self._options.resident
+            if seat.resident:
                 seat.wanted = seat.worker is None or seat.loaded_digest != seat.model.variant.digest
                 seat.wake.set()
 

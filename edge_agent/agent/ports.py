@@ -95,6 +95,10 @@ class Host(Protocol):
         """What a Jetson's GPU holds of the shared memory for all processes; 0 elsewhere."""
         ...
 
+    def most_rows(self) -> int:
+        """Rows of a batch while nothing is wrong."""
+        ...
+
     def worker_limits(self) -> Mapping[str, int]:
         """max_rows and threads as the governor grants them now; decode_threads where the operator has set them."""
         ...

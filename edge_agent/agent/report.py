@@ -22,7 +22,6 @@ from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core.governor import Grant
 from edge_agent.protocol import encode, home_assistant, messages, telemetry
-from edge_agent.protocol.address import correlation_id
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
 from edge_agent.protocol.topics import Topics
@@ -77,9 +76,8 @@ class Reporter:
 
     def unheard(self, message: Outbound, reason: str) -> None:
         """The broker says that nobody listens where a message went: no use in going on with an answer in parts."""
-        if message.keep == "queue" and message.correlation is not None:
-            request_id = correlation_id(message.correlation)
-            self.on_unheard(f"{message.topic}: {reason}", request_id, message.topic)
+        if message.request_id is not None:
+            self.on_unheard(f"{message.topic}: {reason}", message.request_id, message.topic)
 
     def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
         """See `context.Announce`. Logged and published, unless too many of its kind came within a minute."""

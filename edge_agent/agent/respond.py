@@ -75,25 +75,25 @@ class Responder:
             energy=Energy(joules=joules, method=method),
             temperature_c=temperature.value if temperature.fresh(now_s, 5.0) else None,
         )
-        self._context.stats.model(job.model).note_answer(
-            job.rows, event["batch"], total_ms, compute_ms, results, joules
-        )
-        self._context.stats.model(job.model).note_adapter(job.adapter, total_ms, results, event.get("wording", ()))
-        remaining_s = job.deadline_s - now_s
-        message = encode.reply(body, request.reply, remaining_s, self._context.transport.max_payload_bytes)
+        remaining_s, most = job.deadline_s - now_s, self._context.transport.max_payload_bytes
+        message = whole = encode.reply(body, request.reply, remaining_s, most)
         if job.stream:
-            kept = message.payload
             message = streams.last_part(job, request.reply, body, event["text"], remaining_s)
-            size, most = len(message.payload), self._context.transport.max_payload_bytes
+            size = len(message.payload)
             if size > most:
                 text = (
                     f"the end of the answer has {bytes_text(size)}, more than the {bytes_text(most)} that fit a message"
                 )
                 self.refuse(job, 413, f"{text}; ask for fewer tokens, or without logprobs")
                 return
-            self._finish(job, State.DONE, 200, message, kept)
-        else:
-            self._finish(job, State.DONE, 200, message)
+        elif encode.status_of(whole) != 200:  # too large: what there is says so instead
+            self._context.stats.causes[cause_of(413, "")] += 1
+            self._finish(job, State.FAILED, 413, whole)
+            return
+        stats = self._context.stats.model(job.model)
+        stats.note_answer(job.rows, event["batch"], total_ms, compute_ms, results, joules)
+        stats.note_adapter(job.adapter, total_ms, results, event.get("wording", ()))
+        self._finish(job, State.DONE, 200, message, whole.payload)
 
     def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
         """A status word other than 200."""
@@ -102,6 +102,8 @@ class Responder:
         if remaining_s <= 0 and not job.parts:
             self.expire(job)
             return
+        if job.parts:
+            remaining_s = streams.waits_s(remaining_s)
         otherwise = State.REFUSED if job.state is State.QUEUED else State.FAILED
         message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
         self._context.stats.causes[cause_of(status, reason)] += 1

@@ -58,8 +58,10 @@ class Seat:
     it is ended for its silence. `sequences`: jobs that a generator works on at once, each ending by itself (0: a model
     that answers a batch at a time), each in so many tokens of `context`; `sized`: the variant with the options to load
     it with; `budget_bytes`: where only the worker can tell what fits, the bytes that it may take (0: it need not
-    shrink). `orders`: orders that wait for it; a generator takes no new jobs meanwhile. `probed`: golden probes of the
-    model (None) and its adapters. `limits`: what its worker was told last.
+    shrink). `wanted`: it is to be loaded although nobody waits, and `resident`: so it is whenever its worker dies.
+    `orders`: orders that wait for it; a generator takes no new jobs meanwhile. `probed`: golden probes of the model
+    (None) and its adapters. `learned`: rows and compute seconds of the batch whose cost was learned last, None when
+    another is handed over. `limits`: what its worker was told last.
     """
 
     model: InstalledModel
@@ -89,10 +91,12 @@ class Seat:
     hung: bool = False
     orders: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
+    learned: tuple[int, float] | None = None
     heard_s: float = 0.0
     loaded_digest: str | None = None
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     wanted: bool = False
+    resident: bool = False
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     deaths_in_a_row: int = 0
     probed: dict[str | None, Probed] = field(default_factory=dict)

@@ -20,6 +20,14 @@ from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
 
+END_S = 5.0
+"""A stream that has begun and cannot be finished is told so, also a little after its deadline."""
+
+
+def waits_s(remaining_s: float) -> float:
+    """For how long the word that ends a stream which cannot be finished may wait to be sent and fetched, seconds."""
+    return max(remaining_s, END_S)
+
 
 def send_part(context: Context, job: Job, to: ReplyAddress, text: str) -> bool:
     """Send a part of a job's answer; False when it cannot be sent now."""
@@ -39,6 +47,10 @@ def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: 
         seq=job.parts,
         text=text,
         done=True,
+        model=whole.model if whole.model is not None else UNSET,
+        adapter=whole.adapter,
+        merged=whole.merged,
+        variant=whole.variant,
         finish_reason=result["finish_reason"],
         usage=Usage(**result["usage"]),
         timing=UNSET if whole.timing is None else whole.timing,

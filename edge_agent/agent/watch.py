@@ -100,6 +100,11 @@ class SensedHost:
         """Memory that a Jetson's GPU has mapped (NvMap), of all processes; 0 where the kernel does not tell."""
         return int(self._sensors.sample_memory().get("nvmap_used", NO_READING).value or 0.0)
 
+    def most_rows(self) -> int:
+        """Rows of a batch while nothing is wrong: what a worker makes room for."""
+        grant = self._context.grant
+        return grant.of_rows or grant.max_rows
+
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now; `busy_permille` is a generator's part of the time (0: no step at all)."""
         grant = self._context.grant
@@ -146,9 +151,7 @@ class Watch:
         self._note_lost_sensors()
         self._note_held_clock()
         self._govern()
-        self._dispatcher.end_silent()
-        self._dispatcher.expire_late()
-        self._dispatcher.end_overdue()
+        self._dispatcher.overdue.look()
         self._fleet.measure()
         self.refresh_models()
 
@@ -190,6 +193,7 @@ class Watch:
         refused = self._clocks.set(share)
         if refused is not None:
             self._plan = replace(self._plan, clocks=())
+            self._clocks.restore()  # it may have been taken by some domains, and nobody counts on a cap any more
             self._context.announce("clock-refused", f"the clock cannot be set: {refused}", {})
 
     def close(self) -> None:

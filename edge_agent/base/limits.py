@@ -45,6 +45,8 @@ WORKER_BACKLOG_FRAMES = 64
 BATCH_ROWS = 64
 # A worker that has jobs and reports on none of them for so long is taken for hung and ended.
 WORKER_SILENCE_S = 30.0
+# The golden probes of a package, on the slowest board.
+MEASURE_S = 300.0
 # A step that takes longer did not compute all the time (a worker that hangs, a process that was stopped); resting in
 # proportion would leave the model unserved for minutes. Where it is really that long, the governor asks for less.
 PACED_STEP_S = 10.0

@@ -70,7 +70,7 @@ def remaining_s(running: Collection[Job], costs: CostModel, at: Station, now_s: 
 
 
 def least_s(batch: Sequence[Job], costs: CostModel, at: Station) -> float:
-    """The shortest time that such a batch ever took; 0 while none was measured."""
+    """The shortest time that such a batch took lately; 0 while none was measured."""
     if not batch:
         return 0.0
     rows, row_bytes = sum(job.rows for job in batch), max(job.size_bytes // job.rows for job in batch)

@@ -298,6 +298,7 @@ def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
         derated=belief.lost,
         disagree=belief.disagree,
         of_threads=plan.threads,
+        of_rows=plan.max_rows,
     )
 
 

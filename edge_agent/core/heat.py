@@ -66,7 +66,7 @@ class Grant:
     """What may be used now. `closed_because` is the sentence of a refusal, None while requests are admitted.
 
     `busy_share`: the part of the time in which steps may run (1: no pause between steps, 0: none may start), of all
-    models together. `of_threads`: how many threads there are without limits (0: these).
+    models together. `of_threads`, `of_rows`: how many threads and rows there are without limits (0: these).
     `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `forecast_c`: in ten seconds at this
     grant; `headroom_c` is what that leaves to the soft limit. `derated`: why the sensor is not believed;
     `disagree`: what two sensors say that contradict each other, of which the hotter one counts.
@@ -87,6 +87,7 @@ class Grant:
     derated: str | None = None
     disagree: str | None = None
     of_threads: int = 0
+    of_rows: int = 0
 
     @property
     def takes_turns(self) -> bool:

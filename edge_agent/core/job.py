@@ -44,10 +44,11 @@ class Job:
     """A request that was accepted.
 
     `key` is (client, request id); times are monotonic seconds; `message_bytes` is the body it came in, `fingerprint`
-    tells its contents from others under the same key, `wire_chars` about what it takes in a frame to the worker:
-    texts, parameters and names (counted once: a queue asks often). `messages` is a conversation, whose words also
-    stand in the one text. `parts` counts what was sent of a streamed answer: such a job cannot begin anew. `origin`
-    is what the answer needs (the request as it arrived); nothing in `core` looks into it.
+    tells its contents from others under the same key, `wire_chars` about what it takes in a frame to the worker: texts,
+    parameters and names (counted once: a queue asks often). `messages` is a conversation, whose words also stand in the
+    one text. `parts` counts what was sent of a streamed answer: such a job cannot begin anew. `again` tells it from an
+    earlier job of the same key that its worker has not dropped yet. `origin` is what the answer needs (the request as
+    it arrived); nothing in `core` looks into it.
     """
 
     key: tuple[str, str]
@@ -68,6 +69,7 @@ class Job:
     messages: Sequence[Mapping[str, str]] = field(repr=False, default=())
     stream: bool = False
     parts: int = 0
+    again: int = 0
 
     def __post_init__(self) -> None:
         self.wire_chars = self.size_bytes + len(str(self.params)) + len(self.job_id) + 64
@@ -84,8 +86,9 @@ class Job:
 
     @property
     def job_id(self) -> str:
-        """The name of this job towards a worker; unique among open jobs."""
-        return f"{self.key[0]}/{self.key[1]}"
+        """The name of this job towards a worker; unique among the jobs inside it (see `again`)."""
+        name = f"{self.key[0]}/{self.key[1]}"
+        return f"{name} ({self.again})" if self.again else name
 
     def to(self, state: State) -> None:
         """Move to `state`. Raises ValueError for a move that the table does not have."""

@@ -92,7 +92,7 @@ class CostModel:
         return slower * self._from_neighbours(_cell(model, rows, size_bytes, nearest))
 
     def least_s(self, model: Hashable, rows: int, size_bytes: int, threads: int = 0) -> float | None:
-        """The shortest time that such a batch ever took, from its own cell alone; None where that has no sample.
+        """The shortest time that one of the last `COST_WINDOW` such batches took; None where its cell has no sample.
 
         What cannot be done even in this time is hopeless; the high quantile would give up what may still succeed.
         """

@@ -35,6 +35,11 @@ def reply(
     return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
 
 
+def status_of(message: Outbound) -> int:
+    """The status that a reply carries."""
+    return int(message.user["status"])
+
+
 class _Said(msgspec.Struct):
     status: int
 
@@ -71,6 +76,7 @@ def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Out
         correlation=to.correlation,
         expiry_s=remaining_s,
         user=user,
+        request_id=to.request_id,
     )
 
 

@@ -34,8 +34,9 @@ class Outbound:
     """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time, in whole seconds rounded
     up; while it waits to be sent here it holds to the fraction.
 
-    `keep` says how it waits while it cannot be sent: 'queue' in order, until its expiry; 'latest' as a state, of
-    which only the newest per topic is worth sending; 'disk' (events) through restarts of agent and broker.
+    `request_id`: whose answer it is or a part of. `keep` says how it waits while it cannot be sent: 'queue' in order,
+    until its expiry; 'latest' as a state, of which only the newest per topic is worth sending; 'disk' (events) through
+    restarts of agent and broker.
     """
 
     topic: str
@@ -48,3 +49,4 @@ class Outbound:
     user: Mapping[str, str] = field(default_factory=dict)
     response_topic: str | None = None
     keep: Literal["queue", "latest", "disk"] = "queue"
+    request_id: str | None = None

@@ -163,6 +163,10 @@ class StreamChunk(Struct, frozen=True, kw_only=True):
     seq: int
     text: str
     done: bool
+    model: str | UnsetType = UNSET
+    adapter: str | UnsetType | None = UNSET
+    merged: str | UnsetType = UNSET
+    variant: str | UnsetType | None = UNSET
     finish_reason: str | UnsetType = UNSET
     usage: Usage | UnsetType = UNSET
     timing: Timing | UnsetType = UNSET

@@ -35,7 +35,7 @@ from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, Requ
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker import standing
-from edge_agent.worker.flow import BEAT_S, Flow
+from edge_agent.worker.flow import BEAT_S, Flow, StepTimes
 from edge_agent.worker.listen import Listener
 from edge_agent.worker.rest import Rest
 from edge_agent.worker.wire import Channel
@@ -66,6 +66,7 @@ class Child:
         self._pending: Dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
         self._rest = Rest()
+        self._steps = StepTimes()
         self._said_s = 0.0
 
     def run(self) -> None:
@@ -88,7 +89,7 @@ class Child:
         """How long to wait for a message: for ever without work, else until there is something to do by itself."""
         if not self._pending:
             return None
-        ends_s = [pending.flow.ends_s for pending in self._pending.values()]
+        ends_s = [pending.flow.ends_s - self._steps.ahead_s for pending in self._pending.values()]
         return self._rest.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
 
     def _handle(self, message: Dict[str, Any]) -> None:
@@ -135,7 +136,7 @@ class Child:
         started_s = time.monotonic()
         self._set_limits(message)
         bounds = {
-            "max_rows": self._limits.max_rows,
+            "max_rows": message["limits"].get("most_rows", self._limits.max_rows),
             "max_tokens": message["task"]["max_tokens"],
             # The first step must not find another number of threads and build the session a second time.
             "threads": self._limits.threads,
@@ -257,7 +258,9 @@ class Child:
             if event.job_id in self._pending:
                 self._report(event)
         if self._loaded().sequences:
-            self._rest.begin(time.monotonic(), started_s)
+            now_s = time.monotonic()
+            self._steps.add(now_s - started_s)
+            self._rest.begin(now_s, started_s)
             self._look_around()
 
     def _look_around(self) -> None:
@@ -290,7 +293,8 @@ class Child:
 
     def _end_late(self, now_s: float) -> None:
         """Answers whose deadline comes end as they stand; one that has not begun is told so."""
-        for job_id in [job_id for job_id, pending in self._pending.items() if pending.flow.late(now_s)]:
+        end_s = now_s + self._steps.ahead_s
+        for job_id in [job_id for job_id, pending in self._pending.items() if pending.flow.late(end_s)]:
             done = self._loaded().finish(job_id)
             if done is None:
                 continue  # it has no place yet: the daemon lets it expire
@@ -309,6 +313,8 @@ class Child:
             held = pending.reader.end()
             figures = {"text": text + pending.flow.rest() + held, **_figures(outputs)}
             outputs = dict(outputs, **pending.reader.outputs())
+            if pending.reader.complete:
+                outputs["finish"] = "stop"  # also where the stop text came with the last token that was allowed
         try:
             results = pending.task.answer(outputs, pending.prepared, pending.params)
         except BackendError as error:
@@ -327,8 +333,7 @@ class Child:
         }
         try:
             self._send(answer)
-        except WorkerError as error:
-            # Larger than a frame, of which nothing was sent: many texts with all of many labels.
+        except WorkerError as error:  # larger than a frame, of which nothing was sent
             self._fail(done.job_id, 413, str(error))
 
     def _send(self, message: Dict[str, Any]) -> None:

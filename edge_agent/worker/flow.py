@@ -1,12 +1,31 @@
 """When a part of an answer leaves the worker: the first at once, the others joined. Pure; importable on Python 3.6."""
 
 import math
-from typing import List, Optional
+from collections import deque
+from typing import Deque, List, Optional
 
 BEAT_S = 1.0
 """A worker that works says so at least this often; what it says may be nothing but that."""
 DEADLINE_MARGIN_S = 0.03
 """So long before its deadline an answer is ended as it stands, so that its end still arrives in time."""
+STEPS_KEPT, STEP_GROWTH = 4, 1.5
+"""A step is expected to take at most so many times the longest of the last few."""
+
+
+class StepTimes:
+    """How long the next step may take: none can be cut short, so an answer ends before one that would outlast it."""
+
+    def __init__(self) -> None:
+        self._last: Deque[float] = deque(maxlen=STEPS_KEPT)
+
+    def add(self, step_s: float) -> None:
+        """A step took so many seconds."""
+        self._last.append(step_s)
+
+    @property
+    def ahead_s(self) -> float:
+        """Seconds that the next step is expected to take at most; 0 before the first."""
+        return STEP_GROWTH * max(self._last, default=0.0)
 
 
 class Flow:

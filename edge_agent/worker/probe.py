@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import WorkerError
+from edge_agent.base.limits import MEASURE_S
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.trial_energy import TextEnergy, enough, per_text
@@ -19,7 +20,6 @@ from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 
 PROBE_TIMEOUT_S = 60.0
-MEASURE_TIMEOUT_S = 300.0
 TIMED_RUNS, TIMED_MS = 20, 2000.0
 SAMPLE_S = 0.05
 Power = Callable[[], Reading]
@@ -101,7 +101,7 @@ async def _run(
         await worker.attach(adapter)
     outputs = []
     for name, asked in questions:
-        answer = await worker.call("measure", MEASURE_TIMEOUT_S, adapter=name, texts=list(asked))
+        answer = await worker.call("measure", MEASURE_S, adapter=name, texts=list(asked))
         outputs.append(Outputs(answer["features"], answer.get("logits")))
     text = questions[0][1][0]
     latency_ms = await _latency_ms(worker, text)
@@ -124,7 +124,7 @@ async def _latency_ms(worker: WorkerProcess, text: str, adapter: str | None = No
 
 
 async def _one(worker: WorkerProcess, text: str, adapter: str | None = None) -> Mapping[str, Any]:
-    return await worker.call("measure", MEASURE_TIMEOUT_S, adapter=adapter, texts=[text])
+    return await worker.call("measure", MEASURE_S, adapter=adapter, texts=[text])
 
 
 async def text_energy(compute: Callable[[], Awaitable[object]], power: Power) -> TextEnergy:

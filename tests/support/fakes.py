@@ -272,7 +272,7 @@ class FakeWorker:
         return {**answer, "sequences": sequences, "context": context}
 
     async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
-        """See `ports.Worker`; raises what `plan.refuses` names for this adapter."""
+        """See `ports.Worker`; raises what `plan.refuses` names for this adapter or operation."""
         self.heard.append(("attach", adapter.name))
         await self._alive_for(self.plan.attach_s)
         if adapter.name in self.plan.refuses:
@@ -286,6 +286,8 @@ class FakeWorker:
         """See `ports.Worker`: detach, cancel, footprint."""
         self.heard.append((operation, dict(fields)))
         await self._alive_for(self.plan.call_s)
+        if operation in self.plan.refuses:
+            raise self.plan.refuses[operation]
         if operation == "detach":
             self.attached.remove(fields["name"])
         if operation == "cancel":
@@ -326,13 +328,13 @@ class FakeWorker:
         await asyncio.sleep(self.plan.close_s)
         self.held_bytes = 0
 
-    def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0) -> None:
+    def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0, label: str = "on") -> None:
         """Answer these jobs (all that are inside, by default)."""
         wanted = list(self.inside) if names is None else [name for name in names if name in self.inside]
         batch = sum(len(self.inside[name]["texts"]) for name in wanted)
         for name in wanted:
             job = self.inside.pop(name)
-            results = [{"label": "on", "score": 0.9, "text": text} for text in job["texts"]]
+            results = [{"label": label, "score": 0.9, "text": text} for text in job["texts"]]
             event = {"ev": "done", "id": name, "results": results, "tokenize_ms": 0.1, "compute_ms": compute_ms}
             self._say({**event, "batch": batch})
 

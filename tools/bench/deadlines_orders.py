@@ -101,14 +101,14 @@ class Core:
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
         """See `agent.dispatch.Dispatcher._take_event`."""
-        rows = sum(offer.rows for offer in batch)
+        rows, row_bytes = sum(offer.rows for offer in batch), max(offer.row_bytes for offer in batch)
+        self._costs.learn(MODEL, rows, row_bytes * rows, compute_s, THREADS)
         answered = []
         for offer in batch:
             job = self._jobs.pop(offer.number)
             if job.deadline_s <= now_s:
                 self._close(job, State.EXPIRED, 408, now_s)
                 continue
-            self._costs.learn(MODEL, rows, job.size_bytes // job.rows * rows, compute_s, THREADS)
             job.to(State.DONE)
             self._ledger.close(job, b"{}")
             answered.append(offer)

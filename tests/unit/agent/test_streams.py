@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.agent.streams import END_S
 from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.generator import Wanted
@@ -185,7 +186,7 @@ def test_a_stream_that_nobody_hears_stops_and_no_other() -> None:
         worker = device.spawner.last
         worker.say("tester/a", "x")
         worker.say("tester/b", "x")
-        device.reporter.unheard(Outbound(TOPIC, b"{}", correlation=b"a"), "nobody listens there")
+        device.reporter.unheard(Outbound(TOPIC, b"{}", request_id="a"), "nobody listens there")
         await later(0.1)
         assert list(worker.inside) == ["tester/b"]
         assert [kind for kind in device.kinds() if kind == "stream-stopped"] == ["stream-stopped"]
@@ -221,6 +222,8 @@ def test_a_worker_that_misses_a_deadline_is_made_to_stop() -> None:
         await later(0.1)
         assert device.spawner.last.inside == {}
         assert said(device, "begun")[-1]["status"] == 408
+        last = [one for one in device.transport.published if b"408" in one.payload][-1]
+        assert last.expiry_s == END_S, "it is late, and yet waits to be sent: a stream is told its end"
         assert said(device, "silent") == [], "what has not begun expires in silence"
 
     run(scenario)
@@ -391,7 +394,7 @@ def test_a_worker_that_others_end_is_no_fault_of_the_grammar_inside_but_one_that
         await later(1.0)
         assert "tester/1" in device.spawner.last.inside, "it is tried again"
         await later(60.0)
-        device.dispatcher.end_silent()
+        device.dispatcher.overdue.end_silent()
         await later(1.0)
         assert "this request's grammar or schema" in device.transport.reply("1")["reason"]
         await device.ask("2", program)

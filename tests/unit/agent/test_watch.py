@@ -67,7 +67,7 @@ def test_the_governors_limits_reach_the_workers_and_are_told_on_a_change_of_leve
     async def scenario(device: Device) -> None:
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_permille": 1000}
+        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_permille": 1000, "most_rows": 8}
         device.sensors.set(temperature=79.0)
         for _ in range(3):
             device.watch.tick()
@@ -89,7 +89,8 @@ def test_a_new_worker_starts_with_the_limits_of_the_moment() -> None:
         device.watch.tick()
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_permille": 1000}
+        limits = {"max_rows": 4, "threads": 2, "busy_permille": 1000}
+        assert device.spawner.last.limits == {**limits, "most_rows": 8}, "and makes room for what comes after"
 
     Device.run(scenario, a_model())
 

@@ -84,6 +84,7 @@ class Backend:
         return Capabilities("script", "0", ("cpu",), ("f32",), False, False, streams=False)
 
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
+        self.options = options
         return self._session
 
 
@@ -129,7 +130,8 @@ def test_a_stop_string_in_the_very_last_token_loses_no_text(monkeypatch: pytest.
     sent = said(monkeypatch, session, job("a", max_tokens=2, stop=["xy", "d"]))
     assert "".join(str(event.get("text", "")) for event in sent) == "x"
     assert [event["ev"] for event in sent][-1] == "done"
-    assert sent[-1]["results"][0]["text"] == "x"
+    result = sent[-1]["results"][0]
+    assert (result["text"], result["finish_reason"]) == ("x", "stop")
 
 
 def test_after_a_step_that_fails_for_all_nobody_is_left_inside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +139,15 @@ def test_after_a_step_that_fails_for_all_nobody_is_left_inside(monkeypatch: pyte
     sent = said(monkeypatch, session, job("a"), job("b"))
     assert [(event["ev"], event["id"], event["status"]) for event in sent] == [("failed", one, 500) for one in "ab"]
     assert session.inside == []
+
+
+def test_a_model_loaded_while_it_is_hot_makes_room_for_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes memory for at the load holds for its life; the rows of a step are limited step by step."""
+    backend = Backend(Script([]))
+    monkeypatch.setattr(child.registry, "create", lambda _name: backend)
+    monkeypatch.setattr(kinds, "build", lambda *_spec: None)
+    task = {"kind": "generate", "max_tokens": 64}
+    limits = {"max_rows": 2, "threads": 1, "most_rows": 16}
+    load = {"op": "load", "n": 1, "backend": "script", "files": {}, "options": {}, "limits": limits, "task": task}
+    child.Child(Wire([load])).run()  # type: ignore[arg-type]
+    assert backend.options["max_rows"] == 16

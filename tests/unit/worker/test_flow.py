@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.worker.flow import DEADLINE_MARGIN_S, Flow
+from edge_agent.worker.flow import DEADLINE_MARGIN_S, STEP_GROWTH, Flow, StepTimes
 
 
 def test_the_first_part_goes_at_once_and_the_next_are_joined() -> None:
@@ -39,3 +40,14 @@ def test_an_answer_ends_a_little_before_its_deadline() -> None:
     assert not flow.late(10.0 - 2 * DEADLINE_MARGIN_S)
     assert flow.late(10.0 - DEADLINE_MARGIN_S / 2)
     assert not Flow(True, 0.1, None).late(1e9)
+
+
+def test_the_next_step_is_expected_to_take_a_little_more_than_the_longest_of_the_last_few() -> None:
+    steps = StepTimes()
+    assert steps.ahead_s == 0.0
+    for step_s in (0.1, 0.4, 0.1):
+        steps.add(step_s)
+    assert steps.ahead_s == pytest.approx(STEP_GROWTH * 0.4)
+    for _ in range(4):
+        steps.add(0.1)
+    assert steps.ahead_s == pytest.approx(STEP_GROWTH * 0.1), "the long one is forgotten"

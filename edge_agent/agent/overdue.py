@@ -1,0 +1,81 @@
+"""Deadlines that pass and workers that fall silent: who waited too long, computes too long, or cannot be in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.seat import Seat
+from edge_agent.base.limits import WORKER_SILENCE_S
+from edge_agent.base.units import duration_text
+from edge_agent.core.forecast import take_hopeless
+from edge_agent.core.job import Job, State
+
+OVERDUE_S = 0.25
+"""A worker ends its answers itself a little before their deadlines; only after this is it made to."""
+
+
+class Answers(Protocol):
+    """What is said of a job; `agent.respond.Responder`."""
+
+    def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
+        """A status word other than 200; the job's state follows from it."""
+        ...
+
+    def expire(self, job: Job) -> None:
+        """The deadline passed: no answer."""
+        ...
+
+
+class Overdue:
+    """Looks at the clock for all seats. `stop` ends a running answer with a status word and a reason."""
+
+    def __init__(
+        self, context: Context, fleet: Fleet, answers: Answers, stop: Callable[[Seat, Job, int, str], None]
+    ) -> None:
+        self._context = context
+        self._fleet = fleet
+        self._answers = answers
+        self._stop = stop
+
+    def look(self) -> None:
+        """Once a second; the seats' own loops are not enough where a load, a rest or a long step holds them up."""
+        self.end_silent()
+        self.expire_late()
+        self.end_overdue()
+
+    def expire_late(self) -> None:
+        """What waited too long leaves, also where a load or a rest holds its seat up."""
+        now_s = self._context.clock.monotonic_s()
+        for seat in self._fleet.every_seat():
+            for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
+                self._answers.expire(job)
+
+    def refuse_hopeless(self, seat: Seat, now_s: float, begins_s: float) -> None:
+        """What others overtook and can no longer be computed in time is told so while its client still listens."""
+        at = seat.station(self._context.grant)
+        for job, needed_s in take_hopeless(seat.queue, self._context.costs, at, begins_s):
+            reason = (
+                f"cannot meet the deadline any more: {duration_text(needed_s + begins_s - now_s)} of queue and compute "
+                f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
+            )
+            self._answers.refuse(job, 503, reason, round(needed_s, 3))
+
+    def end_overdue(self) -> None:
+        """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
+        now_s = self._context.clock.monotonic_s()
+        for seat in self._fleet.every_seat():
+            for job in [job for job in seat.running.values() if seat.sequences and job.state is State.RUNNING]:
+                if job.deadline_s + OVERDUE_S <= now_s:
+                    self._stop(seat, job, 408, f"the deadline passed after {job.parts} parts")
+
+    def end_silent(self) -> None:
+        """Kill workers that have jobs and have reported nothing for too long."""
+        now_s = self._context.clock.monotonic_s()
+        for seat in self._fleet.every_seat():
+            if seat.running and seat.worker is not None and now_s - seat.heard_s > WORKER_SILENCE_S:
+                self._context.announce("worker-hung", f"model {seat.name!r} is silent; ending it", {"model": seat.name})
+                seat.hung = True
+                seat.worker.kill()

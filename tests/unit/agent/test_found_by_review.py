@@ -1,0 +1,169 @@
+"""What reviewers brought about, with fresh eyes, on a fresh clone."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from edge_agent.agent.loop import LoopOptions
+from edge_agent.base.errors import BackendError
+from edge_agent.bundle.catalog import InstalledModel, TaskSpec
+from tests.support.fakes import Plan, RecordingNotifier, a_model, an_adapter
+from tests.support.in_process import Device
+from tests.support.virtual_time import later, settle
+
+TWO_AT_ONCE = Plan(compute_s=None, sequences=2, mixed=False)
+
+
+def generator() -> InstalledModel:
+    return replace(a_model(), task=TaskSpec("generate", max_tokens=64))
+
+
+async def withdrawn_and_asked_again(device: Device) -> None:
+    """The worker has not dropped the first question yet, when another one comes under its id."""
+    await device.ask("1", {"prompt": "first"}, deadline_s=20.0)
+    await settle()
+    device.spawner.last.plan = replace(device.spawner.last.plan, call_s=0.2)
+    await device.cancel("1")
+    await settle()
+    await device.ask("1", {"prompt": "second"}, deadline_s=20.0)
+    await settle()
+
+
+def answers(device: Device) -> list[tuple[int, object]]:
+    return [(one["status"], (one.get("result") or {}).get("text")) for one in device.transport.replies()]
+
+
+def test_a_cancel_under_way_takes_nothing_from_the_next_question_of_that_id() -> None:
+    async def scenario(device: Device) -> None:
+        await withdrawn_and_asked_again(device)
+        await later(0.5)
+        device.spawner.last.end(next(iter(device.spawner.last.inside)), "to the second")
+        await settle()
+        assert answers(device) == [(499, None), (200, "to the second")]
+        assert len(device.context.ledger) == 0
+        device.transport.published.clear()  # each question was answered once, under the same id
+
+    Device.run(scenario, generator(), plan=TWO_AT_ONCE)
+
+
+def test_the_answer_to_a_withdrawn_question_is_not_given_to_the_next_one_of_that_id() -> None:
+    async def scenario(device: Device) -> None:
+        await withdrawn_and_asked_again(device)
+        first, second = device.spawner.last.inside
+        device.spawner.last.end(first, "to the first")
+        device.spawner.last.end(second, "to the second")
+        await later(0.5)
+        assert answers(device) == [(499, None), (200, "to the second")]
+        device.transport.published.clear()
+
+    Device.run(scenario, generator(), plan=TWO_AT_ONCE)
+
+
+def test_what_comes_too_late_is_learned_from() -> None:
+    """Else a board that slows down goes on to promise what it cannot keep."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("quick")
+        await settle()
+        device.spawner.last.finish(compute_ms=5.0)
+        await settle()
+        for number in range(4):
+            await device.ask(f"late-{number}", deadline_s=1.0)
+            await later(2.0)
+            device.spawner.last.finish(compute_ms=2000.0)
+            await settle()
+        assert device.context.stats.expired == 1, "the next ones are refused at the door"
+        assert device.status("late-3") == 503
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_batch_is_learned_once_and_as_long_as_its_longest_text() -> None:
+    async def scenario(device: Device) -> None:
+        learned: list[tuple[object, ...]] = []
+        device.context.costs.learn = lambda *sample: learned.append(sample)  # type: ignore[method-assign]
+        for round_ in "ab":
+            await device.ask(f"first-{round_}", {"text": "x"})
+            await settle()
+            for number in range(3):
+                await device.ask(f"{round_}{number}", {"text": "y" * (10 + number)})
+            await settle()
+            device.spawner.last.finish(compute_ms=5.0)
+            await settle()
+            device.spawner.last.finish(compute_ms=7.0)
+            await settle()
+        assert [sample[1:4] for sample in learned] == 2 * [(1, 1, 0.005), (3, 36, 0.007)]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_an_adapter_that_cannot_be_detached_fails_its_request_alone() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"text": "x", "adapter": "one"})
+        await later(0.1)
+        device.spawner.plan.refuses["detach"] = BackendError("the runtime does not let go of it")
+        device.library.change("m", adapters=(an_adapter("one", "sha256:new"),))
+        device.watch.tick()
+        await device.ask("2", {"text": "y", "adapter": "one"})
+        await later(0.1)
+        assert (device.status("1"), device.status("2"), device.dispatcher.fault) == (200, 500, None)
+
+    Device.run(scenario, a_model(adapters=("one",)))
+
+
+async def running(device: Device, options: LoopOptions) -> asyncio.Task[None]:
+    device.agent._options = options
+    task = asyncio.create_task(device.agent.run(RecordingNotifier()))
+    await later(2.0)
+    return task
+
+
+def test_a_resident_model_that_dies_idle_comes_back() -> None:
+    async def scenario(device: Device) -> None:
+        task = await running(device, LoopOptions(10.0, 60.0, ("all",)))
+        device.spawner.last.die()
+        await later(5.0)
+        assert len(device.spawner.running()) == 1
+        device.agent.stop("enough")
+        await task
+
+    Device.run(scenario, a_model())
+
+
+def test_the_heartbeat_comes_at_its_own_interval() -> None:
+    async def scenario(device: Device) -> None:
+        task = await running(device, LoopOptions(600.0, 60.0, ()))
+        before = len(device.transport.bodies("/status"))
+        await later(600.0)
+        assert len(device.transport.bodies("/status")) - before == 10
+        device.agent.stop("enough")
+        await task
+
+    Device.run(scenario, a_model())
+
+
+def test_a_running_answer_of_a_removed_model_can_be_cancelled() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"prompt": "x"})
+        await settle()
+        device.library.remove("m")
+        device.watch.tick()
+        await device.cancel("1")
+        await settle()
+        assert device.status("1") == 499
+
+    Device.run(scenario, generator(), plan=TWO_AT_ONCE)
+
+
+def test_an_answer_too_large_for_a_message_is_counted_as_what_it_is() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await settle()
+        device.spawner.last.finish(label="z" * 200_000)
+        await settle()
+        stats = device.context.stats
+        assert device.status("1") == 413
+        assert (dict(stats.statuses), dict(stats.causes), stats.model("m").answered) == ({413: 1}, {"too-large": 1}, 0)
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
