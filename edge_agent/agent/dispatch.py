@@ -301,6 +301,8 @@ class Dispatcher:
             learn(self._context, seat, job, event)
         self._leave(seat, job)
         seat.deaths_in_a_row = 0
+        if event.get("costly"):
+            seat.suspects.note(job.key[0], seat.heard_s)
         if job.state is not State.RUNNING:
             return
         if event["ev"] == "failed":

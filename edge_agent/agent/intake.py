@@ -207,7 +207,7 @@ def check_program(request: Request, seat: Seat, now_s: float) -> None:
     """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker, or after many did."""
     left_s = seat.suspects.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
-        reason = f"grammars or schemas ended the worker of model {seat.name!r} and are not taken now; ask without one"
+        reason = f"grammars or schemas cost model {seat.name!r} too much and are not taken now; ask without one"
         raise RequestError(503, reason, round(left_s, 1))
 
 

@@ -113,10 +113,11 @@ class Generated(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A job that this runtime cannot answer; the session stays usable."""
+    """A job that this runtime cannot answer; the session stays usable. `costly`: its own program took too much."""
 
     job_id: str
     reason: str
+    costly: bool = False
 
 
 Event = Union[Chunk, Done, Failed]

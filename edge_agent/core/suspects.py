@@ -1,4 +1,4 @@
-"""Clients whose grammars a worker did not survive: they bring no more for a while, and nobody else pays for it.
+"""Clients whose grammars a worker did not survive, or hardly: they bring no more for a while, and nobody else pays.
 
 A grammar or a JSON schema is a program that llama.cpp runs. What it costs cannot be told beforehand, and there are some
 that do not end. So a worker that dies or hangs with such a request inside is put down to the request, not to the model.
@@ -43,7 +43,7 @@ class Suspects:
         self._deaths_s.append(now_s)
 
     def note(self, client: str, now_s: float) -> None:
-        """A worker ended with this client's program inside, and no other one's."""
+        """A worker ended with this client's program inside, and no other one's; or the program cost too much."""
         self._until_s.pop(client, None)
         self._until_s[client] = now_s + BARRED_S
         while len(self._until_s) > KEPT:

@@ -26,6 +26,7 @@ NUMBERS: Dict[str, Range] = {
     "min_p": Range(0.0, 1.0, 0.05),
     "repeat_penalty": Range(0.5, 2.0, 1.0),
 }
+LEAST_TEMPERATURE = 0.01
 WHOLE = ("top_k",)
 SEED_MAX = 2**32 - 2
 STOPS = 4
@@ -49,6 +50,12 @@ def read(params: Mapping[str, Any], context: int) -> Wishes:
     session: Dict[str, Any] = {}
     for name, limits in NUMBERS.items():
         session[name] = _number(params, name, limits)
+    if 0.0 < session["temperature"] < LEAST_TEMPERATURE:
+        # Divided by so little, logits are no numbers any more.
+        raise RequestError(
+            422,
+            "temperature is {!r}; 0, or {:g} and more, is possible".format(params["temperature"], LEAST_TEMPERATURE),
+        )
     session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
     if "json_schema" in params and "grammar" in params:
         raise RequestError(422, "json_schema and grammar exclude each other: give one of them")

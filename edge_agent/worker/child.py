@@ -31,7 +31,7 @@ from edge_agent.backends.api import (
     Session,
     Unavailable,
 )
-from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
+from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, ProgramCosts, RequestError, WorkerError
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker import standing
@@ -179,7 +179,7 @@ class Child:
             except AdapterRefused as error:
                 self._fail(job_id, 404, str(error))
             except BackendError as error:
-                self._fail(job_id, 422, str(error))
+                self._fail(job_id, 422, str(error), isinstance(error, ProgramCosts))
             except BY_A_REQUEST as error:
                 # Whatever a request can still bring about ends it, and not its neighbours.
                 self._fail(job_id, 500, "the request broke the worker's preparation: {!r}".format(error)[:200])
@@ -275,7 +275,7 @@ class Child:
             self._take_chunk(event, self._pending[event.job_id])
         elif isinstance(event, Failed):
             del self._pending[event.job_id]
-            self._fail(event.job_id, 500, event.reason)
+            self._fail(event.job_id, 500, event.reason, event.costly)
         else:
             self._conclude(event)
 
@@ -340,8 +340,9 @@ class Child:
         self._said_s = time.monotonic()
         self._channel.send(message)
 
-    def _fail(self, job_id: str, status: int, reason: str) -> None:
-        self._send({"ev": "failed", "id": job_id, "status": status, "reason": reason})
+    def _fail(self, job_id: str, status: int, reason: str, costly: bool = False) -> None:
+        said = {"ev": "failed", "id": job_id, "status": status, "reason": reason}
+        self._send(dict(said, costly=True) if costly else said)
 
     def _loaded(self) -> Session:
         if self._session is None:

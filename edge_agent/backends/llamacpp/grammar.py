@@ -7,17 +7,22 @@ them. How much a grammar costs per token cannot be told from its text: `sampler`
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from edge_agent.backends.llamacpp import trial
 from edge_agent.backends.llamacpp.library import present
 from edge_agent.backends.llamacpp.model import Model
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, ProgramCosts
 
 ROOT = b"root"
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 GBNF_CHARS = 64 * 1024
 NESTING = 2000
 """Parentheses; llama.cpp has survived 8,000 of them and died of 20,000."""
@@ -32,10 +37,18 @@ GRAMMAR_REPEATS = 5000
 """Of a grammar's {m,n}, added: the parser writes every one out; a thousand of {0,2000} took 570 MiB."""
 REASON_CHARS = 200
 
-_BRACES = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
+_REPEATS = re.compile(r"\{([^{}]*\}?)")
+_PLAIN = re.compile(r"([0-9]{1,4})(?:,([0-9]{0,4}))?\}")
 # What of GBNF may hold a parenthesis that opens nothing: a literal, a class of characters, a comment.
 # Its ends may be missing, so that it never has to look twice at the same text.
-_QUOTED = re.compile(r'"(?:[^"\\]+|\\.)*"?|\[(?:[^\]\\]+|\\.)*\]?|#[^\n]*', re.DOTALL)
+_QUOTED = re.compile(r'"(?:[^"\\]+|\\.)*"?|\[(?:[^\]\\]+|\\.)*\]?|#[^\r\n]*', re.DOTALL)
+_ESCAPED = re.compile(r"\\.|\[(?:[^\]\\]+|\\.)*\]?", re.DOTALL)
+"""What of a pattern may hold a brace that repeats nothing."""
+VISITS = 5000
+"""Of the converter; a reference that it does not recognise doubles them at every level."""
+TRIED_KEPT = 64
+TRIAL_TOKENS = 2
+LOOKED_AT = 64
 
 
 def build(model: Model, params: Mapping[str, Any]) -> Any:
@@ -47,6 +60,7 @@ def build(model: Model, params: Mapping[str, Any]) -> Any:
     else:
         return None
     check(text)
+    try_out(model, text)
     handle, said = _listening(lambda: model.library.api.llama_sampler_init_grammar(model.vocab, text.encode(), ROOT))
     if not present(handle):
         raise BackendError(f"the grammar does not parse: {said}", "grammar", "GBNF with a rule `root` is needed")
@@ -58,15 +72,33 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
     Its import costs nothing here: the package, which imports it, is loaded with the library.
     """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
+    from llama_cpp import llama_grammar
 
     check_schema(schema)
     try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
+        converter: Any = llama_grammar.SchemaConverter(  # type: ignore[no-untyped-call]
+            prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False
+        )
+        _limit_visits(converter)
+        converter.visit(converter.resolve_refs(json.loads(json.dumps(schema)), "schema"), "")
+        return str(converter.format_grammar())
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
         raise BackendError(
             f"json_schema is no schema that can be followed: {type(error).__name__} {str(error)[:120]}", "json_schema"
         ) from error
+
+
+def _limit_visits(converter: Any) -> None:
+    visit, visits = converter.visit, 0
+
+    def counted(schema: Any, name: str) -> Any:
+        nonlocal visits
+        visits += 1
+        if visits > VISITS:
+            raise ValueError(f"its references lead to more than {VISITS} places")
+        return visit(schema, name)
+
+    converter.visit = counted
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -76,7 +108,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             raise BackendError(f"{place}.{key} is {value:g}; at most {COUNT} are possible", "json_schema")
         if key == "pattern" and isinstance(value, str):
             repeats = 1
-            for count in _counts(value):
+            for count in _counts(_ESCAPED.sub("", value), f"{place}.pattern"):
                 repeats *= count
                 if repeats > PATTERN_REPEATS:
                     what = f"{place}.pattern repeats more than {PATTERN_REPEATS} times in all"
@@ -92,7 +124,7 @@ def check(text: str) -> None:
         raise BackendError(
             f"the grammar has {bare.count('|')} alternatives; at most {ALTERNATIVES} are possible", "grammar"
         )
-    if sum(_counts(bare)) > GRAMMAR_REPEATS:
+    if sum(_counts(bare, "the grammar")) > GRAMMAR_REPEATS:
         raise BackendError(f"the grammar's {{m,n}} add up to more than {GRAMMAR_REPEATS} repetitions", "grammar")
     depth = deepest = 0
     for sign in bare:
@@ -105,9 +137,43 @@ def check(text: str) -> None:
         raise BackendError(f"the grammar is nested {deepest} deep; at most {NESTING} are possible", "grammar")
 
 
-def _counts(text: str) -> Iterator[int]:
-    """The larger number of every {m,n}, at least 1."""
-    return (max(int(low or 1), int(high or 1), 1) for low, high in _BRACES.findall(text))
+def _counts(text: str, where: str) -> Iterator[int]:
+    """The larger number of every {m,n}, at least 1. Raises BackendError for braces that only a parser understands."""
+    for inside in _REPEATS.findall(text):
+        plain = _PLAIN.fullmatch(inside)
+        low, high = (plain[1], plain[2] or plain[1]) if plain else ("1", "0")
+        if int(high) < int(low):
+            raise BackendError(
+                f"{where} has {{{inside[:20]}; {{m}}, {{m,}} or {{m,n}} of at most four digits each is possible",
+                "grammar",
+            )
+        yield max(int(high), 1)
+
+
+def try_out(model: Model, text: str) -> None:
+    """Raise ProgramCosts for a grammar that takes too much, or that its parser does not survive; see `trial`."""
+    known = model.tried.pop(text, "")
+    found = trial.trouble(lambda: _first_tokens(model, text)) if known == "" else known
+    model.tried[text] = found
+    while len(model.tried) > TRIED_KEPT:
+        del model.tried[next(iter(model.tried))]
+    if found is not None:
+        raise ProgramCosts(f"the grammar {found}", "grammar", "write it without ambiguity, and with less in it")
+
+
+def _first_tokens(model: Model, text: str) -> None:
+    """Build it, and look at the whole vocabulary under it once per token, taking the longest of those allowed."""
+    api = model.library.api
+    handle = api.llama_sampler_init_grammar(model.vocab, text.encode(), ROOT)
+    for _ in range(TRIAL_TOKENS if present(handle) else 0):
+        found = np.zeros(model.vocab_size, CANDIDATE)
+        found["id"] = np.arange(model.vocab_size, dtype=np.int32)
+        data = ctypes.cast(found.ctypes.data, ctypes.POINTER(api.llama_token_data))
+        api.llama_sampler_apply(handle, ctypes.byref(api.llama_token_data_array(data, len(found), -1, False)))
+        allowed = [int(token) for token in found["id"][np.isfinite(found["logit"])][-LOOKED_AT:]]
+        if not allowed or model.ends(max(allowed, key=model.piece_bytes)):
+            return
+        api.llama_sampler_accept(handle, max(allowed, key=model.piece_bytes))
 
 
 def _entries(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:

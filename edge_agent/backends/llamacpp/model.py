@@ -15,7 +15,10 @@ PIECE_BYTES = 256
 
 
 class Model:
-    """Weights, vocabulary and adapters. Raises BackendError when the file cannot be loaded."""
+    """Weights, vocabulary and adapters; `tried`: grammars, with what is wrong with each (`grammar.try_out`).
+
+    Raises BackendError when the file cannot be loaded.
+    """
 
     def __init__(self, library: Library, path: str, repack: bool) -> None:
         self.library = library
@@ -31,6 +34,7 @@ class Model:
             raise never("cannot load the model", path, library.log)
         self.vocab = api.llama_model_get_vocab(self.handle)
         self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
+        self.tried: dict[str, str | None] = {}
 
     def load_adapter(self, path: str, name: str) -> Any:
         """A resident adapter. Raises AdapterRefused with llama.cpp's reason."""
@@ -47,6 +51,11 @@ class Model:
     def ends(self, token: int) -> bool:
         """Whether a token ends an answer."""
         return bool(self.library.api.llama_vocab_is_eog(self.vocab, token))
+
+    def piece_bytes(self, token: int) -> int:
+        """How many bytes of text a token stands for."""
+        buffer = ctypes.create_string_buffer(PIECE_BYTES)
+        return abs(int(self.library.api.llama_token_to_piece(self.vocab, token, buffer, PIECE_BYTES, 0, False)))
 
     def close(self) -> None:
         """Unmap the weights; contexts and adapters must be gone."""

@@ -19,12 +19,11 @@ import numpy.typing as npt
 from edge_agent.backends.llamacpp import grammar
 from edge_agent.backends.llamacpp.context import Context
 from edge_agent.backends.llamacpp.model import Model
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, ProgramCosts
 
 PENALTY_WINDOW = 64
 GRAMMAR_STEP_S = 1.0
 """A grammar that takes longer than this for one token holds everybody up: ambiguous ones grow without bound."""
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 # The task gives all of these; what it leaves out has no effect.
 NEUTRAL: Mapping[str, Any] = {
@@ -38,7 +37,7 @@ NEUTRAL: Mapping[str, Any] = {
 
 
 class DeadEnd(BackendError):
-    """The grammar allows no token at all, or takes too long to say which."""
+    """The grammar allows no further token."""
 
 
 class Sampler:
@@ -57,7 +56,7 @@ class Sampler:
         self._candidates: npt.NDArray[Any] | None = None
 
     def sample(self, context: Context, place: int) -> int:
-        """The next token from the logits of a place in the last batch. Raises DeadEnd."""
+        """The next token from the logits of a place in the last batch. Raises DeadEnd, ProgramCosts."""
         if self._grammar is None:
             token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
             return token
@@ -66,11 +65,14 @@ class Sampler:
         token = self._choose(logits, ruled=False)
         if not self._allowed(token):
             token = self._choose(logits, ruled=True)
+            if not self._allowed(token):
+                # Where nothing that is allowed has a probability left, the chain may draw what is not.
+                raise DeadEnd("no token that the grammar allows can be drawn", "grammar", "raise the temperature")
         self._api.llama_sampler_accept(self._chain, token)
         self._api.llama_sampler_accept(self._grammar, token)
         took_s = time.monotonic() - began_s
         if took_s > GRAMMAR_STEP_S:
-            raise DeadEnd(
+            raise ProgramCosts(
                 f"the grammar takes {took_s:.1f} s for one token; {GRAMMAR_STEP_S:g} s are possible", "grammar"
             )
         return token
@@ -112,7 +114,7 @@ class Sampler:
         return int(array.data[array.selected].id)
 
     def _allowed(self, token: int) -> bool:
-        one = np.zeros(1, _CANDIDATE)
+        one = np.zeros(1, grammar.CANDIDATE)
         one["id"] = token
         array = self._array(one)
         self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
@@ -120,7 +122,7 @@ class Sampler:
 
     def _filled(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         if self._candidates is None:
-            self._candidates = np.zeros(self._vocab_size, _CANDIDATE)
+            self._candidates = np.zeros(self._vocab_size, grammar.CANDIDATE)
         self._candidates["id"] = np.arange(self._vocab_size, dtype=np.int32)
         self._candidates["logit"] = logits
         return self._candidates

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import signal
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp import grammar
-from edge_agent.base.errors import BackendError
+from edge_agent.backends.llamacpp import grammar, trial
+from edge_agent.backends.llamacpp.library import open_library
+from edge_agent.backends.llamacpp.model import Model
+from edge_agent.base.errors import BackendError, ProgramCosts
+from tests.support import tiny_gguf
 from tests.support.needs import need
 
 
@@ -23,7 +29,7 @@ from tests.support.needs import need
         ({"type": "string", "minLength": 2_000_000_000}, "json_schema.minLength is 2e+09"),
         ({"type": "array", "items": {"type": "array", "maxItems": 1001}}, "json_schema.items.maxItems is 1001"),
         ({"anyOf": [{}, {"minItems": 5000}]}, "json_schema.anyOf[1].minItems is 5000"),
-        ({"type": "string", "pattern": "^" + "a{999999999}" * 600}, "pattern repeats more than 10000 times"),
+        ({"type": "string", "pattern": "^" + "a{9999}" * 600}, "pattern repeats more than 10000 times"),
         ({"type": "string", "pattern": "^((a{0,99}){99}){0,99}$"}, "json_schema.pattern repeats more than 10000 times"),
     ],
 )
@@ -77,7 +83,112 @@ def test_text_that_never_ends_is_read_once(piece: str) -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_is_checked_without_another_error(text: str) -> None:
-    grammar.check(text)
+    with contextlib.suppress(BackendError):
+        grammar.check(text)
+
+
+@pytest.mark.parametrize("braces", ["{5,2}", "{ 2000 }", "{1_000}", "{12345}", "{,5}", "{2000", "{}", "{٣}", "{1,2,3}"])
+def test_braces_that_parsers_read_differently_are_refused(braces: str) -> None:
+    with pytest.raises(BackendError, match="of at most four digits"):
+        grammar.check(f'root ::= "a"{braces}')
+    with pytest.raises(BackendError, match="pattern has"):
+        grammar.check_schema({"type": "string", "pattern": f"^a{braces}$"})
+
+
+def test_a_carriage_return_ends_a_comment_as_it_does_for_the_parser() -> None:
+    with pytest.raises(BackendError, match="5000 repetitions"):
+        grammar.check("root ::= #\r" + "[ab]{2000} " * 3)
+
+
+@pytest.mark.parametrize("pattern", ["^[{}]{2,8}$", r"^\{a\}$", "^a{3}b{2,}$"])
+def test_patterns_with_braces_that_repeat_nothing_pass(pattern: str) -> None:
+    grammar.check_schema({"type": "string", "pattern": pattern})
+
+
+def test_references_that_the_converter_does_not_recognise_do_not_keep_it_busy() -> None:
+    """Its reserved names are stored under others, so it follows them anew each time: three ways at every level."""
+    need("llama_cpp")
+    names = ["boolean", "integer", "number", "object", "array", "uuid", "char", "string", "null", "value"]
+    rules: dict[str, Any] = {
+        name: {"prefixItems": [{"$ref": f"#/$defs/{following}"}] * 3} for name, following in itertools.pairwise(names)
+    }
+    schema = {"properties": {"x": {"$ref": "#/$defs/boolean"}}, "$defs": {**rules, "value": {"const": 1}}}
+    with pytest.raises(BackendError, match="more than 5000 places"):
+        grammar.schema_grammar(schema)
+
+
+HARMLESS = 'root ::= "{" [a-z]+ ":" [0-9]{1,3} "}"'
+DOUBLING = "\n".join(["root ::= r0", *(f"r{n} ::= r{n + 1} r{n + 1}" for n in range(18)), 'r18 ::= "a"?'])
+AMBIGUOUS = "root ::= (" + "|".join(["[a-z]"] * 12) + ")+"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    need("llama_cpp", "gguf")
+    path = tmp_path_factory.mktemp("models") / "model.gguf"
+    tiny_gguf.write_model(path)
+    found = Model(open_library(), str(path), False)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("text", [HARMLESS, 'root ::= "a', "root ::= root", 'root ::= ""'])
+def test_a_grammar_that_costs_nothing_is_let_through(model: Model, text: str) -> None:
+    """Also one that does not parse: the worker's own attempt says why."""
+    grammar.try_out(model, text)
+    assert model.tried[text] is None
+
+
+def test_a_grammar_that_takes_too_long_is_refused_and_remembered(model: Model) -> None:
+    with pytest.raises(ProgramCosts, match="takes more than"):
+        grammar.try_out(model, DOUBLING)
+    began_s = time.monotonic()
+    with pytest.raises(ProgramCosts, match="takes more than"):
+        grammar.try_out(model, DOUBLING)
+    assert time.monotonic() - began_s < trial.COMPUTE_S, "the second time it is known"
+
+
+def test_only_so_many_grammars_are_remembered(model: Model) -> None:
+    for number in range(grammar.TRIED_KEPT + 5):
+        grammar.try_out(model, f'root ::= "{number}"')
+    assert len(model.tried) == grammar.TRIED_KEPT
+
+
+def _take_memory() -> None:
+    held = bytearray(2 * trial.MEMORY_BYTES)
+    assert held
+
+
+def _end_badly() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _go_on() -> None:
+    while True:
+        pass
+
+
+def _raise() -> None:
+    raise ValueError("no matter")
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        (_raise, None),
+        (_take_memory, "more than 64 MiB"),
+        (_end_badly, "ends its parser (SIGSEGV)"),
+        (_go_on, "takes more than 1.5 s"),
+    ],
+)
+def test_a_copy_takes_the_blow(work: Callable[[], None], told: str | None) -> None:
+    found = trial.trouble(work)
+    assert (found is None) if told is None else told in str(found)
+
+
+def test_a_copy_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "WALL_S", 0.2)
+    assert "takes more than" in str(trial.trouble(lambda: time.sleep(60.0)))
 
 
 KEYS = st.sampled_from(["pattern", "maxLength", "items", "anyOf", "minItems"])
@@ -93,7 +204,7 @@ def test_any_schema_is_checked_without_another_error(schema: Any) -> None:
     try:
         grammar.check_schema({"x": schema})
     except BackendError as error:
-        assert "at most" in str(error) or "more than" in str(error)
+        assert any(words in str(error) for words in ("at most", "more than"))
 
 
 def test_what_the_parser_says_is_the_reason_and_does_not_reach_the_journal(capfd: pytest.CaptureFixture[str]) -> None:
