@@ -129,13 +129,26 @@ class Intake:
         wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
         if wait_s is not None:
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+        return self._weighed(job, wait_s, compute_s)
+
+    def _weighed(self, job: Job, wait_s: float | None, compute_s: float | None) -> admission.Load:
+        """The times, beside what is open on this device and of the client that asks."""
         ledger = self._context.ledger
-        own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
-        return admission.Load(len(ledger), self._options.queue_jobs, wait_s, compute_s, own_jobs, held_bytes)
+        own_jobs, own_bytes = ledger.open_of(job.key[0])
+        held_bytes = ledger.held_bytes + job.message_bytes
+        return admission.Load(
+            len(ledger),
+            self._options.queue_jobs,
+            wait_s,
+            compute_s,
+            own_jobs,
+            held_bytes,
+            own_bytes + job.message_bytes,
+        )
 
     def _generator_load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
         """A generator's sequences end one by one: what is ahead waits for its share of them, then reads its prompt."""
-        grant, costs, ledger = self._context.grant, self._context.costs, self._context.ledger
+        grant, costs = self._context.grant, self._context.costs
         sequences = max(1, seat.sequences)
         first_s = costs.predict_s(seat.cost_key, 1, job.size_bytes, grant.threads)
         whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads)
@@ -146,8 +159,7 @@ class Intake:
             wait_s = max(0, ahead) / sequences * whole_s / max(0.01, self._context.pace.part_of(seat.name, grant))
             wait_s += seat.load_left_s(now_s)
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
-        own_jobs, held_bytes = ledger.open_of(job.key[0]), ledger.held_bytes + job.message_bytes
-        return admission.Load(len(ledger), self._options.queue_jobs, wait_s, first_s, own_jobs, held_bytes)
+        return self._weighed(job, wait_s, first_s)
 
     def _work_s(self, job: Job, seat: Seat) -> float:
         """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
@@ -177,11 +189,13 @@ class Intake:
             self._context.announce(refusal.event, refusal.reason, {})
 
     def _cancel(self, wish: Cancel) -> None:
-        jobs = [job for job in self._context.ledger.open_jobs() if job.key[1] == wish.id]
-        mine = [job for job in jobs if wish.client is None or job.key[0] == wish.client]
-        if len(mine) != 1:
-            # Nothing open under that id (answered already, most likely), or it is not clear whose: nothing to do.
+        if wish.client is None:
+            text = f"a cancel of request {wish.id!r} does not say whose it is: give the request's reply topic, too"
+            self._context.announce("request-unanswerable", text, {"id": wish.id})
             return
+        mine = [job for job in self._context.ledger.open_jobs() if job.key == (wish.client, wish.id)]
+        if not mine:
+            return  # nothing is open under that id: answered already, most likely
         # Also of a model that was removed and whose worker still finishes what it has.
         for seat in self._fleet.every_seat():
             if seat.name == mine[0].model:

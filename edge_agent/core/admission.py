@@ -22,7 +22,8 @@ class Load:
 
     `jobs`/`max_jobs`: requests open on this device and the bound. `wait_s`: predicted time until a worker is free for
     it, `compute_s`: predicted compute time of its own batch; None while nothing was measured yet. `own_jobs`: those of
-    the jobs that belong to the client that asks. `held_bytes`: the bodies of all of them and of this request.
+    the jobs that belong to the client that asks. `held_bytes`: the bodies of all of them and of this request,
+    `own_bytes`: those of this client.
     """
 
     jobs: int
@@ -31,6 +32,7 @@ class Load:
     compute_s: float | None
     own_jobs: int = 0
     held_bytes: int = 0
+    own_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,13 @@ def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | No
     if load.held_bytes > QUEUE_BYTES:
         reason = (
             f"queue full: with this request {bytes_text(load.held_bytes)} would wait, at most {bytes_text(QUEUE_BYTES)}"
+        )
+        return Refused(429, reason, round(load.wait_s or 1.0, 3))
+    free_bytes = QUEUE_BYTES - load.held_bytes
+    if load.own_bytes > PLACES_PER_FREE * free_bytes:
+        reason = (
+            f"queue full for this client: with this request {bytes_text(load.own_bytes)} of its own would wait, "
+            f"the last {bytes_text(free_bytes)} of {bytes_text(QUEUE_BYTES)} are left to others"
         )
         return Refused(429, reason, round(load.wait_s or 1.0, 3))
     if load.wait_s is None or load.compute_s is None:

@@ -105,9 +105,10 @@ class Ledger:
         """All jobs not yet answered, oldest first."""
         return tuple(self._open.values())
 
-    def open_of(self, client: str) -> int:
-        """How many open jobs belong to a client."""
-        return sum(1 for owner, _ in self._open if owner == client)
+    def open_of(self, client: str) -> tuple[int, int]:
+        """How many open jobs belong to a client, and the bytes of the messages that they came in."""
+        own = [job.message_bytes for (owner, _), job in self._open.items() if owner == client]
+        return len(own), sum(own)
 
     @property
     def closed_count(self) -> int:

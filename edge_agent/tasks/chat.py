@@ -14,6 +14,8 @@ from edge_agent.base.limits import MESSAGE_BYTES
 
 MESSAGES = 128
 PROMPT_CHARS = 4 * MESSAGE_BYTES
+GLOBALS = ("range", "dict", "namespace", "cycler", "joiner")
+INDENT = 8
 ROLES = ("system", "user", "assistant")
 
 
@@ -81,6 +83,9 @@ def _compile(source: str) -> Any:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+    kept = {name: environment.globals[name] for name in GLOBALS}
+    environment.globals.clear()  # `lipsum` writes texts to order, and no chat template needs it
+    environment.globals.update(kept)
     environment.globals["raise_exception"] = _refuse
     # Jinja's own writes for HTML: an apostrophe would reach the model as \u0027.
     environment.filters["tojson"] = _to_json
@@ -88,6 +93,8 @@ def _compile(source: str) -> Any:
 
 
 def _to_json(value: Any, indent: Optional[int] = None) -> str:
+    if indent is not None and not 0 <= indent <= INDENT:
+        raise ValueError("tojson: an indent of {} is more than {}".format(indent, INDENT))
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -79,8 +79,9 @@ class Core:
         wait_s, compute_s = batched(self._queue, job, self._costs, at, now_s)
         if wait_s is not None:
             wait_s = self._overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
-        own_jobs = self._ledger.open_of(job.key[0])
-        return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, self._ledger.held_bytes)
+        own_jobs, own_bytes = self._ledger.open_of(job.key[0])
+        held_bytes = self._ledger.held_bytes
+        return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, held_bytes, own_bytes)
 
     def next_batch(self, now_s: float) -> Sequence[Offer]:
         """See `agent.dispatch.Dispatcher._schedule`."""

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from edge_agent.backends.api import Vocabulary
 from edge_agent.backends.gguf import GgufHeader
 from edge_agent.backends.llamacpp.library import Library, never, present
 from edge_agent.base.errors import AdapterRefused
+from edge_agent.base.limits import MIB
 
 PIECE_BYTES = 256
+DEEP_BYTES = 4096
+STACK_BYTES_PER_BYTE = 1024
+"""Some vocabularies (tekken, gpt-4o, falcon) are split by a regular expression that calls itself for every character of
+a long word: 32 KiB of one letter overran a stack of 8 MiB. Stack that is not touched takes no memory."""
+
+
+def _deeply(work: Callable[[bytes, bool], list[int]], data: bytes, begin: bool) -> list[int]:
+    """`work` on a thread with a stack as deep as the text may need."""
+    found: list[list[int]] = []
+    before = threading.stack_size(16 * MIB + STACK_BYTES_PER_BYTE * len(data))
+    try:
+        thread = threading.Thread(target=lambda: found.append(work(data, begin)), name="tokenize")
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    return found[0]
 
 
 class Model:
@@ -79,6 +99,9 @@ class LlamaVocabulary(Vocabulary):
     def encode(self, text: str, begin: bool) -> list[int]:
         """See `Vocabulary.encode`. A text has at most one token per byte, and the ones that the model adds."""
         data = text.encode("utf-8")
+        return self._tokens(data, begin) if len(data) <= DEEP_BYTES else _deeply(self._tokens, data, begin)
+
+    def _tokens(self, data: bytes, begin: bool) -> list[int]:
         room = len(data) + 8
         ids = (ctypes.c_int32 * room)()
         count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, begin, True)

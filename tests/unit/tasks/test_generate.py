@@ -89,6 +89,8 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(prompt: str, params: d
         ("{{ ''.__class__.__mro__ }}", [user("x")], "SecurityError"),
         ("{{ messages.append(1) }}", [user("x")], "SecurityError"),
         ("{% for i in range(10**9) %}{% endfor %}", [user("x")], "OverflowError"),
+        ("{{ lipsum(n=100000) }}", [user("x")], "'lipsum' is undefined"),
+        ("{{ messages|tojson(indent=100000000) }}", [user("x")], "an indent of 100000000 is more than 8"),
         ("{{ 1 // 0 }}", [user("x")], "ZeroDivisionError"),
         ("{{ raise_exception('only users') }}", [user("x")], "refuses the messages: only users"),
     ],

@@ -76,6 +76,20 @@ def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(session: Se
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_a_long_word_does_not_overrun_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such vocabularies are split by a regular expression that calls itself for every letter."""
+    gguf = pytest.importorskip("gguf")
+    named = gguf.GGUFWriter.add_tokenizer_pre
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_pre", lambda self, _name: named(self, "tekken"))
+    tiny_gguf.write_model(tmp_path / "model.gguf")
+    session = registry.create("llamacpp").load({"model": str(tmp_path / "model.gguf")}, {"max_tokens": 512})
+    vocabulary = session.vocabulary()
+    assert vocabulary is not None
+    assert len(vocabulary.encode("a" * 65_536, True)) > 65_536
+    assert threading.stack_size() == 0, "other threads are as they were"
+    session.close()
+
+
 def test_a_cached_prefix_changes_nothing_but_the_work(session: Session, folder: Path) -> None:
     run(session, job("warm"))
     again, end = run(session, job("again", prompt=[*PROMPT, *b" and runs"]))["again"]
