@@ -105,7 +105,11 @@ def check_params(params: Mapping[str, Any] | UnsetType) -> dict[str, Any]:
         if not _PARAM_NAME.fullmatch(name):
             raise BadField(422, f"params: {quoted(name, 40)} is not a parameter name")
         if not _plain(value):
-            raise BadField(422, f"params.{name}: a number, text, truth value, list or object of those is needed")
+            raise BadField(
+                422,
+                f"params.{name}: a number, text, truth value, list or object of those is needed"
+                " (null only inside of one)",
+            )
     if _count(params) > PARAM_VALUES:
         raise BadField(422, f"params: more than {PARAM_VALUES} values")
     return dict(params)
@@ -131,7 +135,7 @@ def _plain(value: Any) -> bool:
     if isinstance(value, int):
         return abs(value) < 2**63
     if isinstance(value, list):
-        return len(value) <= PARAM_ITEMS and all(_plain(item) for item in value)
+        return len(value) <= PARAM_ITEMS and all(item is None or _plain(item) for item in value)
     if isinstance(value, dict):
-        return len(value) <= PARAM_ITEMS and all(_plain(item) for item in value.values())
+        return len(value) <= PARAM_ITEMS and all(item is None or _plain(item) for item in value.values())
     return isinstance(value, str)

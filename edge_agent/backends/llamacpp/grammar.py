@@ -19,6 +19,7 @@ import numpy as np
 from edge_agent.backends.llamacpp import trial
 from edge_agent.backends.llamacpp.library import present
 from edge_agent.backends.llamacpp.model import Model
+from edge_agent.backends.llamacpp.schema import followable
 from edge_agent.base.errors import BackendError, ProgramCosts
 
 ROOT = b"root"
@@ -76,11 +77,12 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
     check_schema(schema)
     try:
+        wanted = followable(schema)
         converter: Any = llama_grammar.SchemaConverter(  # type: ignore[no-untyped-call]
             prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False
         )
         _limit_visits(converter)
-        converter.visit(converter.resolve_refs(json.loads(json.dumps(schema)), "schema"), "")
+        converter.visit(converter.resolve_refs(json.loads(json.dumps(wanted)), "schema"), "")
         return str(converter.format_grammar())
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
         raise BackendError(
