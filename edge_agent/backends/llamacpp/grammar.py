@@ -47,6 +47,8 @@ _ESCAPED = re.compile(r"\\.|\[(?:[^\]\\]+|\\.)*\]?", re.DOTALL)
 """What of a pattern may hold a brace that repeats nothing."""
 VISITS = 5000
 """Of the converter; a reference that it does not recognise doubles them at every level."""
+ANY_SIGN, PRINTABLE = r'[^"\\]', r'[^"\\\x7F\x00-\x1F]'
+"""Control characters, which the converter lets into texts, are written as escapes in JSON."""
 TRIED_KEPT = 64
 TRIAL_TOKENS = 2
 LOOKED_AT = 64
@@ -83,7 +85,7 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
         )
         _limit_visits(converter)
         converter.visit(converter.resolve_refs(json.loads(json.dumps(wanted)), "schema"), "")
-        return str(converter.format_grammar())
+        return str(converter.format_grammar()).replace(ANY_SIGN, PRINTABLE)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
         raise BackendError(
             f"json_schema is no schema that can be followed: {type(error).__name__} {str(error)[:120]}", "json_schema"
