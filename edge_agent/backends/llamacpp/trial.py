@@ -45,7 +45,8 @@ def trouble(work: Callable[[], object]) -> str | None:
 def _compute(work: Callable[[], object]) -> None:
     """In the copy. It leaves by `_exit`: nothing of the worker's is closed or flushed twice."""
     try:
-        faulthandler.disable()  # how it ends is no news for anybody's log
+        faulthandler.disable()  # how it ends is no news for anybody's log, or debugger
+        os.environ["GGML_NO_BACKTRACE"] = "1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with open("/proc/self/statm", "rb") as file:
