@@ -11,10 +11,12 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo demo-llm llamacpp test check format bench simulate nightly clean setup
+.PHONY: help demo demo-llm llamacpp wheel test check format bench simulate nightly clean setup
 help:
-	@echo "make demo    train, package, sign, install and query two adapters on this machine (about 5 minutes)"
-	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once)"
+	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
+	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
+	@echo "             then about ten minutes of training)"
+	@echo "make wheel   dist/edge_agent-*.whl, to be installed on boards"
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
@@ -50,6 +52,10 @@ demo: setup
 
 demo-llm: setup llamacpp
 	@$(BIN)/edge-agent demo --llm
+
+wheel: setup
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/edge_agent-*.whl
 
 test: setup llamacpp
 	@$(BIN)/python -m pytest tests

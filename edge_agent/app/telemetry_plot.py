@@ -31,7 +31,9 @@ def plot(arguments: argparse.Namespace) -> int:
     try:
         draw(rows, arguments.picture)
     except ImportError as error:
-        raise UsageError("matplotlib draws, and is not installed", "plot", "pip install 'edge-agent[plot]'") from error
+        raise UsageError(
+            "matplotlib draws, and is not installed", "plot", "install edge-agent with its extra plot"
+        ) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{arguments.picture} cannot be written: {error}") from error
     print(f"{arguments.picture}: {len({row['time'] for row in rows})} reports of {_plain(rows[0]['device'])}")

@@ -306,7 +306,7 @@ def _numpy() -> Any:
     try:
         import numpy
     except ImportError as error:
-        raise BackendMissing("numpy is not installed", "onnx", "pip install edge-agent[onnx]") from error
+        raise BackendMissing("numpy is not installed", "onnx", "install edge-agent with its extra onnx") from error
     return numpy
 
 
@@ -318,7 +318,7 @@ def _runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendMissing(
-            "onnxruntime cannot be imported: {}".format(error), "onnx", "pip install edge-agent[onnx]"
+            "onnxruntime cannot be imported: {}".format(error), "onnx", "install edge-agent with its extra onnx"
         ) from error
     if not getattr(onnxruntime, "_edge_agent_ready", False):
         if hasattr(onnxruntime, "disable_telemetry_events"):

@@ -13,7 +13,7 @@ The tree (every leaf is a way an input or the world can be wrong):
     ├── BackendError          a runtime refused a model, an adapter or a job
     │   ├── BackendMissing    the runtime is not installed; `remedy` says how to install it
     │   ├── AdapterRefused    an adapter does not fit this base or this runtime
-    │   └── ProgramCosts      a request's grammar or schema costs more than the others can bear
+    │   └── ProgramRefused      a request's grammar or schema costs more than the others can bear
     ├── WorkerError           a worker process died, hung or broke its protocol
     └── BrokerError           the MQTT broker refused or cannot be reached
 
@@ -83,7 +83,7 @@ class AdapterRefused(BackendError):
     """An adapter does not fit the loaded base, or the runtime cannot take adapters."""
 
 
-class ProgramCosts(BackendError):
+class ProgramRefused(BackendError):
     """A request's grammar or schema costs more time or memory than the others on this worker can bear."""
 
 

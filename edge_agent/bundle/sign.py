@@ -165,7 +165,9 @@ def _ed25519() -> type[Ed25519PrivateKey]:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     except ImportError as error:
         raise BackendMissing(
-            "the Python package `cryptography` is missing", "signature check", "pip install 'edge-agent[verify]'"
+            "the Python package `cryptography` is missing",
+            "signature check",
+            "install edge-agent with its extra verify",
         ) from error
     return Ed25519PrivateKey
 

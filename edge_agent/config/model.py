@@ -285,7 +285,7 @@ class Sensors:
 
     jtop: bool = False
     """Also ask the jtop service of a Jetson, as a second source and for rails that only root may read. Needs
-    jetson-stats (pip install edge-agent[jetson]), which is AGPL-3.0-or-later; hence not by default."""
+    jetson-stats (install edge-agent with its extra jetson), which is AGPL-3.0-or-later; hence not by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from edge_agent.base.errors import EdgeError
 
 READY_S = 60.0
 STOP_S = 10.0
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def daemon(config: Path, folder: Path) -> Iterator[Running]:
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(address))
-        channel.settimeout(READY_S)
+        channel.settimeout(LOOK_S)
         started_s = time.monotonic()
         command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
         with _process(command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as process:
@@ -92,12 +95,47 @@ def daemon(config: Path, folder: Path) -> Iterator[Running]:
 
 
 def _next_word(channel: socket.socket, process: subprocess.Popen[bytes], log: Path) -> bytes:
+    until_s = time.monotonic() + READY_S
+    while time.monotonic() < until_s:
+        if process.poll() is not None:
+            raise EdgeError(f"the daemon ended with exit code {process.returncode}: {_tail(log)}", "demo")
+        with contextlib.suppress(TimeoutError):
+            return channel.recv(4096)
+    raise EdgeError(f"the daemon does not get ready: {_tail(log)}", "demo")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Only one stage stands in a folder. Raises EdgeError that names the process of the other one."""
+    with (folder / "stage.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise EdgeError(
+                f"a demo is running in {folder} already (pid {lock.read().strip() or 'unknown'})",
+                "demo",
+                "ask that one, or end it first",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does, so that no process of it is left behind."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        return channel.recv(4096)
-    except TimeoutError:
-        code = process.poll()
-        state = f"ended with exit code {code}" if code is not None else "does not get ready"
-        raise EdgeError(f"the daemon {state}: {_tail(log)}", "demo") from None
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -63,6 +63,8 @@ def serving(folder: Path, built: Built, port: int, backend: str = "onnx") -> Ite
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stage.alone(folder))
+        stack.enter_context(stage.ended_by_signals())
         broker = stack.enter_context(stage.broker(folder, port))
         say("broker", f"{broker.name} on port {broker.port}")
         config = stage.write_config(folder, broker, built.root, DEVICE, backend)

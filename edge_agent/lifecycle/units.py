@@ -62,5 +62,5 @@ def check_interpreter(python: str) -> None:
                 f"the interpreter {path} lies under {hidden}, which the service cannot see",
                 None,
                 "install into /opt: python3 -m venv --system-site-packages /opt/edge-agent && "
-                "/opt/edge-agent/bin/pip install 'edge-agent[pi]', then /opt/edge-agent/bin/edge-agent service install",
+                "install edge-agent with its extra pi, then /opt/edge-agent/bin/edge-agent service install",
             )

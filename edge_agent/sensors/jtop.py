@@ -54,7 +54,7 @@ class JtopSource:
             client = jtop.jtop(interval=INTERVAL_S)
             client.start()
         except ImportError:
-            self._trouble = "jetson-stats is not installed (pip install edge-agent[jetson])"
+            self._trouble = "jetson-stats is not installed (install edge-agent with its extra jetson)"
         except (jtop.JtopException, OSError, ValueError, KeyError, EOFError) as error:
             self._trouble = f"{self._socket}: {str(error).strip() or type(error).__name__}"[:200].replace("\n", " ")
         else:

@@ -79,7 +79,9 @@ def _compile(source: str) -> Any:
     try:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise BackendMissing("jinja2 is not installed", "tasks", "pip install edge-agent[llamacpp]") from error
+        raise BackendMissing(
+            "jinja2 is not installed", "tasks", "install edge-agent with its extra llamacpp"
+        ) from error
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )

@@ -68,7 +68,9 @@ def _opened(path: str) -> Any:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError as error:
-        raise BackendMissing("tokenizers is not installed", "tasks", "pip install edge-agent[onnx]") from error
+        raise BackendMissing(
+            "tokenizers is not installed", "tasks", "install edge-agent with its extra onnx"
+        ) from error
     try:
         state = os.stat(path)  # noqa: PTH116 (one call is not worth importing pathlib in every worker)
         key = (path, state.st_size, state.st_mtime)

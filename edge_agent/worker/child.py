@@ -31,7 +31,7 @@ from edge_agent.backends.api import (
     Session,
     Unavailable,
 )
-from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, ProgramCosts, RequestError, WorkerError
+from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, ProgramRefused, RequestError, WorkerError
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker import standing
@@ -179,7 +179,7 @@ class Child:
             except AdapterRefused as error:
                 self._fail(job_id, 404, str(error))
             except BackendError as error:
-                self._fail(job_id, 422, str(error), isinstance(error, ProgramCosts))
+                self._fail(job_id, 422, str(error), isinstance(error, ProgramRefused))
             except BY_A_REQUEST as error:
                 # Whatever a request can still bring about ends it, and not its neighbours.
                 self._fail(job_id, 500, "the request broke the worker's preparation: {!r}".format(error)[:200])
@@ -218,9 +218,8 @@ class Child:
                 if isinstance(event, Failed):
                     raise BackendError(event.reason, "measure")
                 if isinstance(event, Done):
-                    answer: Dict[str, Any] = {name: _rows(values) for name, values in event.outputs.items()}
-                    answer["compute_ms"] = event.compute_s * 1000.0
-                    return answer
+                    outputs = {name: _rows(values) for name, values in event.outputs.items()}
+                    return dict(outputs, compute_ms=event.compute_s * 1000.0)
 
     def _cancel(self, message: Dict[str, Any]) -> Dict[str, Any]:
         job_id = message["id"]

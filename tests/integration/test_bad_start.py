@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +180,39 @@ def test_a_port_in_use_is_said_before_a_broker_is_started(tmp_path: Path) -> Non
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="port 70000 cannot be used"), stage.broker(tmp_path, 70000):
         pass
+
+
+def test_a_second_stage_in_a_folder_is_told_of_the_first(tmp_path: Path) -> None:
+    with (
+        stage.alone(tmp_path),
+        pytest.raises(EdgeError, match=f"a demo is running in .* already .pid {os.getpid()}"),
+        stage.alone(tmp_path),
+    ):
+        pass
+    with stage.alone(tmp_path):
+        pass
+
+
+def test_a_daemon_that_ends_before_it_is_ready_is_noticed_although_another_speaks(tmp_path: Path) -> None:
+    config = tmp_path / "edge-agent.toml"
+    config.write_text('[device]\nid = "no good id"\n')
+    began_s = time.monotonic()
+    with pytest.raises(EdgeError, match="the daemon ended with exit code"), stage.daemon(config, tmp_path):
+        pass
+    assert time.monotonic() - began_s < stage.READY_S / 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stage_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    program = (
+        "import sys, signal, pathlib; from edge_agent.demo import stage\n"
+        "with stage.ended_by_signals(), stage.broker(pathlib.Path(sys.argv[1])) as broker:\n"
+        "    print(broker.port, flush=True); signal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(10.0) == 128 + number
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the broker has ended, too"

@@ -8,5 +8,5 @@ import pytest
 _MISSING = importlib.util.find_spec("llama_cpp") is None
 needs_llama = pytest.mark.skipif(
     _MISSING and not os.environ.get("CI"),
-    reason="llama-cpp-python is not installed: pip install 'edge-agent[llamacpp]'",
+    reason="llama-cpp-python is not installed: install edge-agent with its extra llamacpp",
 )

@@ -85,6 +85,10 @@ def _evaluate(plan: ShipPlan) -> Mapping[str, Any]:
     return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece")}}
 
 
+UNCHANGED = 0.97
+"""Of the base's perplexity: an adapter above it has learned nothing worth its place."""
+
+
 def build(arguments: argparse.Namespace) -> int:
     """All steps of a recipe, and its report."""
     plan = open_plan(arguments)
@@ -107,7 +111,32 @@ def build(arguments: argparse.Namespace) -> int:
          for path, one in zip(packages, figures["packages"], strict=True)],
     )  # fmt: skip
     print(f"trust root  {plan.keys.root_file}\nreport      {written[1]}")
+    for line in score_lines(figures):
+        print(line)
+    print(
+        "install     edge-agent install PACKAGE, on the device or with --config (the base's first, then the adapter's)"
+    )
     return 0
+
+
+def score_lines(figures: Mapping[str, Any]) -> list[str]:
+    """How good it is, for who reads no report; and for a generator whether training changed anything at all."""
+    scores = figures.get("scores", {})
+    if "tuned" in scores:
+        base, tuned = scores["base"], scores["tuned"]
+        lines = [f"perplexity  {tuned['perplexity']:.3g} (base {base['perplexity']:.3g}) on {tuned['rows']} rows"]
+        if tuned.get("answers") and base.get("answers"):
+            exact, before = tuned["answers"]["exact_match"], base["answers"]["exact_match"]
+            lines.insert(0, f"exact match {exact:.1%} (base {before:.1%}) on {tuned['rows']} rows")
+            if exact <= before and tuned["perplexity"] > UNCHANGED * base["perplexity"]:
+                lines.append("warning     training changed next to nothing: raise train.epochs or train.learning_rate")
+        return lines
+    rows = scores.get(figures.get("split", ""), {})
+    return (
+        [f"accuracy    {rows['accuracy']:.3f} on {rows['rows']} rows of {figures['split']}"]
+        if "accuracy" in rows
+        else []
+    )
 
 
 def make(plan: AnyPlan, ship: bool = True) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edge_agent.backends.llamacpp import trial
 from edge_agent.backends.llamacpp.library import present
 from edge_agent.backends.llamacpp.model import Model
 from edge_agent.backends.llamacpp.schema import followable
-from edge_agent.base.errors import BackendError, ProgramCosts
+from edge_agent.base.errors import BackendError, ProgramRefused
 
 ROOT = b"root"
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -155,14 +155,14 @@ def _counts(text: str, where: str) -> Iterator[int]:
 
 
 def try_out(model: Model, text: str) -> None:
-    """Raise ProgramCosts for a grammar that takes too much, or that its parser does not survive; see `trial`."""
+    """Raise ProgramRefused for a grammar that takes too much, or that its parser does not survive; see `trial`."""
     known = model.tried.pop(text, "")
     found = trial.trouble(lambda: _first_tokens(model, text)) if known == "" else known
     model.tried[text] = found
     while len(model.tried) > TRIED_KEPT:
         del model.tried[next(iter(model.tried))]
     if found is not None:
-        raise ProgramCosts(f"the grammar {found}", "grammar", "write it without ambiguity, and with less in it")
+        raise ProgramRefused(f"the grammar {found}", "grammar", "write it without ambiguity, and with less in it")
 
 
 def _first_tokens(model: Model, text: str) -> None:

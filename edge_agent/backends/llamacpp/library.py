@@ -107,7 +107,9 @@ def open_library() -> Library:
             api = importlib.import_module("llama_cpp.llama_cpp")
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendMissing(
-                f"llama-cpp-python cannot be imported: {error}", "llamacpp", "pip install edge-agent[llamacpp]"
+                f"llama-cpp-python cannot be imported: {error}",
+                "llamacpp",
+                "install edge-agent with its extra llamacpp",
             ) from error
         _opened.append(Library(api, str(module.__version__), unchecked))
     return _opened[0]

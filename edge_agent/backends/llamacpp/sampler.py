@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_agent.backends.llamacpp import grammar
 from edge_agent.backends.llamacpp.context import Context
 from edge_agent.backends.llamacpp.model import Model
-from edge_agent.base.errors import BackendError, ProgramCosts
+from edge_agent.base.errors import BackendError, ProgramRefused
 
 PENALTY_WINDOW = 64
 GRAMMAR_STEP_S = 1.0
@@ -56,7 +56,7 @@ class Sampler:
         self._candidates: npt.NDArray[Any] | None = None
 
     def sample(self, context: Context, place: int) -> int:
-        """The next token from the logits of a place in the last batch. Raises DeadEnd, ProgramCosts."""
+        """The next token from the logits of a place in the last batch. Raises DeadEnd, ProgramRefused."""
         if self._grammar is None:
             token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
             return token
@@ -72,7 +72,7 @@ class Sampler:
         self._api.llama_sampler_accept(self._grammar, token)
         took_s = time.monotonic() - began_s
         if took_s > GRAMMAR_STEP_S:
-            raise ProgramCosts(
+            raise ProgramRefused(
                 f"the grammar takes {took_s:.1f} s for one token; {GRAMMAR_STEP_S:g} s are possible", "grammar"
             )
         return token

@@ -31,7 +31,7 @@ from edge_agent.backends.llamacpp.sampler import Sampler, logprob
 from edge_agent.backends.llamacpp.slots import Slots
 from edge_agent.backends.llamacpp.threads import DecodeThreads
 from edge_agent.backends.queue import JobQueue
-from edge_agent.base.errors import AdapterRefused, BackendError, ProgramCosts
+from edge_agent.base.errors import AdapterRefused, BackendError, ProgramRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,7 @@ class LlamaSession(Session):
         try:
             token = strand.sampler.sample(context, place)
         except BackendError as error:
-            return [self._fail(strand, error.what)._replace(costly=isinstance(error, ProgramCosts))]
+            return [self._fail(strand, error.what)._replace(costly=isinstance(error, ProgramRefused))]
         strand.last_s = time.monotonic()
         strand.first_s = strand.first_s or strand.last_s
         if self._model.ends(token):

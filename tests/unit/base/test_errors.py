@@ -24,11 +24,11 @@ def test_the_sentence(error: EdgeError, text: str) -> None:
 
 
 def test_the_parts_are_kept_apart() -> None:
-    error = BackendMissing("onnxruntime is not installed", "onnx", "pip install edge-agent[onnx]")
+    error = BackendMissing("onnxruntime is not installed", "onnx", "install edge-agent with its extra onnx")
     assert (error.what, error.where, error.remedy) == (
         "onnxruntime is not installed",
         "onnx",
-        "pip install edge-agent[onnx]",
+        "install edge-agent with its extra onnx",
     )
 
 

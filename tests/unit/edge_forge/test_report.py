@@ -2,12 +2,14 @@
 
 import html.parser
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
 from edge_forge.report import claims, comparison, content, plots
 from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page
 from edge_forge.report.write import write
+from edge_forge.run import score_lines
 
 RECORD = {
     "method": "lora", "preset": "best", "settings": {"rank": 8, "seed": 1}, "wall_s": 60.0, "cpu_s": 100.0,
@@ -163,3 +165,28 @@ def test_written_reports_have_their_drawings(tmp_path):
     assert (tmp_path / "toy-figures" / "one.svg").is_file()
     assert "toy-figures/one.svg" in files[0].read_text()
     assert not list(tmp_path.rglob(".*"))
+
+
+def _generator(base: float, tuned: float, perplexity: float) -> dict[str, Any]:
+    return {
+        "scores": {
+            "base": {"perplexity": 2.0, "rows": 40, "answers": {"exact_match": base}},
+            "tuned": {"perplexity": perplexity, "rows": 40, "answers": {"exact_match": tuned}},
+        }
+    }
+
+
+def test_a_build_says_how_good_it_is() -> None:
+    assert score_lines({"split": "test", "scores": {"test": {"accuracy": 0.8761, "rows": 387}}}) == [
+        "accuracy    0.876 on 387 rows of test"
+    ]
+    assert score_lines(_generator(0.12, 0.95, 1.01)) == [
+        "exact match 95.0% (base 12.0%) on 40 rows",
+        "perplexity  1.01 (base 2) on 40 rows",
+    ]
+    assert score_lines({}) == []
+
+
+def test_a_build_warns_of_an_adapter_that_learned_nothing() -> None:
+    assert "raise train.epochs" in score_lines(_generator(0.0, 0.0, 1.99))[-1]
+    assert "raise train.epochs" not in score_lines(_generator(0.0, 0.0, 1.5))[-1]

@@ -172,7 +172,7 @@ def test_a_jetson_is_not_told_to_edit_a_raspberry_pis_boot_file() -> None:
 
 
 def test_one_usable_runtime_is_enough() -> None:
-    missing = RuntimeProbe("llamacpp", None, (), "not installed", "pip install edge-agent[llamacpp]")
+    missing = RuntimeProbe("llamacpp", None, (), "not installed", "install edge-agent with its extra llamacpp")
     checks = found(but(runtimes=(*(GOOD.runtimes or ()), missing)), "runtimes")
     assert [check.verdict for check in checks] == ["ok", "skip"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUANTISED = ("q8_0", "q4_k_m", "q4_0")
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", **openmp.ENVIRONMENT}  # as workers have it
-_REMEDY = "pip install 'edge-agent[llamacpp]' (it compiles llama.cpp, some ten minutes on two cores)"
+_REMEDY = "install edge-agent with its extra llamacpp (it compiles llama.cpp, some ten minutes on two cores)"
 
 
 def available() -> bool:
