@@ -29,6 +29,8 @@ from edge_agent.core.suspects import brings_program, by_itself
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
+TOLD_AGAIN_S = 600.0
+"""A load that fails again and again is told so often."""
 
 
 class Answers(Protocol):
@@ -157,11 +159,18 @@ class Dispatcher:
         except RequestError as error:
             seat.short_of_room = seat.wanted = False
             seat.settled.set()
-            self._context.announce("load-failed", error.reason, {"model": seat.name})
+            self._tell_failed(seat, error.reason)
             self._drain(seat, error.status, error.reason, error.retry_after_s)
         except WorkerError:
             # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
             pass
+
+    def _tell_failed(self, seat: Seat, reason: str) -> None:
+        """Not for every request that meets it again; a quarantine was told when it began."""
+        now_s = self._context.clock.monotonic_s()
+        if seat.phase is not Phase.QUARANTINED and now_s - seat.told_failed_s >= TOLD_AGAIN_S:
+            seat.told_failed_s = now_s
+            self._context.announce("load-failed", reason, {"model": seat.name})
 
     def _wait_for_room(self, seat: Seat, error: NoRoom) -> None:
         """Whom a later load would still serve in time waits; the others are told the arithmetic now."""

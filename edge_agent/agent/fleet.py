@@ -161,7 +161,8 @@ class Fleet:
         if seat.gone:
             raise RequestError(404, f"model {seat.name!r} was removed")
         if seat.phase is Phase.QUARANTINED:
-            raise RequestError(503, f"model {seat.name!r} is quarantined after repeated worker deaths", 60.0)
+            why = f"model {seat.name!r} is quarantined after repeated worker deaths, until `edge-agent load` lifts it"
+            raise RequestError(503, why)
         async with self._loading:
             await self.unload(seat)
             await self.sizer.look(seat)

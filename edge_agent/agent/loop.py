@@ -20,6 +20,7 @@ from edge_agent.agent.guard import LOOK_S, Guard
 from edge_agent.agent.intake import Intake
 from edge_agent.agent.ports import Notifier
 from edge_agent.agent.report import Reporter
+from edge_agent.agent.seat import Phase
 from edge_agent.agent.watch import PERIOD_S, SensedHost, Watch
 from edge_agent.base.errors import EdgeError
 from edge_agent.protocol.messages import Runtime, State
@@ -68,6 +69,7 @@ class Agent:
         self._guard = Guard(context, parts.fleet, parts.host)
         self._stopping = asyncio.Event()
         self._runtimes: list[Runtime] = []
+        self._told: tuple[State, str] = ("starting", "")
         self.find_runtimes: Callable[[], Awaitable[list[Runtime]]] | None = None
         self.rss_bytes: Callable[[], int | None] = lambda: None
 
@@ -91,7 +93,7 @@ class Agent:
         """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
         self._watch.tick()
         self._want_resident()
-        self._reporter.on_connected = lambda: self._report_state("online")
+        self._reporter.on_connected = self._report_state
         await self._context.transport.start()
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
@@ -139,7 +141,7 @@ class Agent:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(seat.settled.wait(), PATIENCE_S)
         notifier.ready()
-        self._report_state("online")
+        self._report_state()
         log.info("ready: %s", self._status_line())
         if self.find_runtimes is not None:
             self._runtimes = await self.find_runtimes()
@@ -158,6 +160,7 @@ class Agent:
                 self._watch.changed = False
                 self._want_resident()
                 self._reporter.publish_models(self._fleet)
+            self._report_changed_state()
             notifier.status(self._status_line())
             notifier.watchdog()
 
@@ -169,7 +172,7 @@ class Agent:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._options.heartbeat_s)
-            self._report_state("online")
+            self._report_state()
 
     async def _report(self) -> None:
         while True:
@@ -185,12 +188,30 @@ class Agent:
                 self._fleet.seats,
             )
 
-    def _report_state(self, state: State) -> None:
-        degraded = [seat.name for seat in self._fleet.seats.values() if seat.phase.value == "quarantined"]
-        if degraded:
-            self._reporter.publish_status("degraded", f"quarantined: {', '.join(degraded)}")
-        else:
-            self._reporter.publish_status(state, "serving")
+    def _state(self) -> tuple[State, str]:
+        """How the device is, in words that stay the same while it is so."""
+        seats = self._fleet.seats.values()
+        troubles = []
+        if self._context.grant.closed_because:
+            troubles.append("no requests are taken for heat")
+        if self._fleet.closed_because:
+            troubles.append("no requests are taken for want of memory")
+        quarantined = [seat.name for seat in seats if seat.phase is Phase.QUARANTINED]
+        if quarantined:
+            troubles.append(f"quarantined: {', '.join(quarantined)}")
+        absent = [seat.name for seat in seats if seat.resident and seat.settled.is_set() and not seat.in_memory]
+        if absent:
+            troubles.append(f"not in memory, where it is to be: {', '.join(absent)}")
+        return ("degraded", "; ".join(troubles)) if troubles else ("online", "serving")
+
+    def _report_changed_state(self) -> None:
+        """Whoever watches from afar is told when it changes, not at the next heartbeat."""
+        if self._state() != self._told:
+            self._report_state()
+
+    def _report_state(self) -> None:
+        self._told = self._state()
+        self._reporter.publish_status(*self._told)
         self._reporter.publish_info(self._runtimes)
         self._reporter.publish_models(self._fleet)
 

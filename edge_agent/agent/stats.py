@@ -20,6 +20,7 @@ _BEGINNINGS = (
     ("no memory", "memory"),
     ("no model", "unknown-model"),
     ("the worker died", "worker-died"),
+    ("its worker died", "worker-died"),
 )
 _STATUSES = {400: "malformed", 404: "unknown-adapter", 408: "expired", 413: "too-large", 415: "malformed",
              422: "invalid", 429: "queue-full", 499: "cancelled", 500: "worker-failed"}  # fmt: skip
@@ -29,6 +30,8 @@ def cause_of(status: int, reason: str) -> str:
     """What a refusal is about, in a word: the reasons themselves carry numbers and cannot be counted."""
     if "quarantine" in reason:
         return "quarantined"
+    if reason.startswith("too hot"):
+        return "heat"
     found = next((word for beginning, word in _BEGINNINGS if reason.startswith(beginning)), None)
     if found is None and "°C" in reason:
         return "heat"

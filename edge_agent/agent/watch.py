@@ -13,6 +13,7 @@ from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor, heldclock, variants
 from edge_agent.core.pressure import Counts, Signs
 from edge_agent.core.residency import Memory
+from edge_agent.protocol.messages import Severity
 
 PERIOD_S = 1.0
 BANDWIDTH_BOUND = frozenset({"llamacpp"})
@@ -183,7 +184,8 @@ class Watch:
         self._fleet.take_tier(grant.tier, grant.why)
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
-            self._context.announce("throttled", text, {"level": grant.level.name.lower()})
+            severity: Severity = "info" if grant.level < before.level else "warning"
+            self._context.announce("throttled", text, {"level": grant.level.name.lower()}, severity)
 
     def _set_clock(self, share: float) -> None:
         """Where the board refuses, the governor goes on without a clock: it must not count on a cap that is none."""

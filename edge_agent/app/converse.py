@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import Reply
 
+INTERRUPTED = 130
 Show = Callable[[str], None]
 Read = Callable[[], str | None]
 
@@ -49,7 +51,7 @@ def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> i
     async def run() -> int:
         messages, failed = list(start), False
         async with connected(place) as client:
-            while (line := await asyncio.to_thread(read)) is not None:
+            while (line := await _line(read)) is not None:
                 if line.strip() == "/new":
                     messages = list(start)
                 elif line.strip():
@@ -66,7 +68,8 @@ def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> i
         final = await _answer(client, place, arguments.model, body, arguments.deadline, show)
         show("\n")
         if final["status"] != 200:
-            told(f"{final['status']}: {final.get('reason', 'no reason given')}")
+            full = "; /new begins another conversation" if final["status"] == 422 and len(messages) > 1 else ""
+            told(f"{final['status']}: {final.get('reason', 'no reason given')}{full}")
             return list(messages[:-1])
         return [*messages, {"role": "assistant", "content": final["text"]}]
 
@@ -80,6 +83,15 @@ def generation_params(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in (None, [])}
 
 
+async def _line(read: Read) -> str | None:
+    """A line of whoever sits there. Ctrl-C ends the program, though a thread still waits for one and cannot be told."""
+    try:
+        return await asyncio.to_thread(read)
+    except asyncio.CancelledError:
+        print(flush=True)
+        os._exit(INTERRUPTED)
+
+
 async def _answer(
     client: RequestClient, place: Target, model: str, body: Mapping[str, Any], deadline_s: float, show: Show
 ) -> dict[str, Any]:
@@ -89,6 +101,9 @@ async def _answer(
             if isinstance(part, Reply):
                 fields: dict[str, Any] = msgspec.to_builtins(part)
                 return fields
+            if part.seq == 0 and text:
+                show("\n[the device began anew]\n")
+                text = ""
             show(part.text)
             text += part.text
             if part.done:

@@ -86,7 +86,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     models = sorted({row["model"] for row in rows if row["model"]})
     for colour, model in zip(COLOURS * len(models), models, strict=False):
         own = [row for row in rows if row["model"] == model]
-        _line(axes[1], own, begin_s, lambda row: _rate(row, "requests"), model, colour)
+        told = {row["time"]: row for row in own}
+        every = [told.get(row["time"], {**row, "requests": "0"}) for row in reports if row["time"] >= own[0]["time"]]
+        _line(axes[1], every, begin_s, lambda row: _rate(row, "requests"), model, colour)
         _line(axes[2], own, begin_s, lambda row: _number(row, "p50_ms"), f"{model}, half", colour)
         _line(axes[2], own, begin_s, lambda row: _number(row, "p99_ms"), f"{model}, 99 in 100", colour, style=":")
     if any(_number(row, "refused") for row in reports):

@@ -10,8 +10,10 @@ QUANTILES = ("p50", "p95", "p99")
 def answer_text(reply: dict[str, Any]) -> str:
     """A reply in words: results and where the time went, or the status and its reason."""
     if reply["status"] != 200:
+        reason = reply.get("reason", "no reason given")
         retry = f" (try again in {reply['retry_after_s']} s)" if reply.get("retry_after_s") else ""
-        return f"{reply['status']}: {reply.get('reason', 'no reason given')}{retry}"
+        hint = "; on the command line: --prompt, --chat or --stream" if "takes prompt or messages" in reason else ""
+        return f"{reply['status']}: {reason}{hint}{retry}"
     timing = reply["timing"]
     if "first_token_ms" in timing:
         return _generated_text(reply)

@@ -31,6 +31,8 @@ KINDS: Mapping[str, type[Status] | type[Telemetry] | type[Event]] = {
     "event": Event,
 }
 REDRAW_S = 1.0
+ONCE_S = 60.0
+"""So long `--once` waits for a report, where nobody says how long."""
 CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
 
 
@@ -88,7 +90,8 @@ def top(arguments: argparse.Namespace) -> int:
     seen = top_view.Seen(place.device)
 
     async def show() -> int:
-        until_s = time.monotonic() + arguments.seconds if arguments.seconds else None
+        seconds = arguments.seconds or (ONCE_S if arguments.once else None)
+        until_s = time.monotonic() + seconds if seconds else None
         async for kind, body in _hear(place):
             now_s = time.monotonic()
             if body is not None:
@@ -99,9 +102,13 @@ def top(arguments: argparse.Namespace) -> int:
                 print(CLEAR + "\n".join(screen), end="", flush=True)
             elif kind == "telemetry":
                 print("\n".join(top_view.lines(seen, now_s, 120)), flush=True)
+            if arguments.once and seen.status is not None and seen.status["state"] == "offline":
+                break  # no report will come
             if (arguments.once and seen.report is not None) or (until_s is not None and now_s >= until_s):
                 break
-        if seen.report is None:
+        if seen.report is None and seen.status is not None and seen.status["state"] == "offline":
+            print(f"{place.device} is offline: {seen.status['reason']}", file=sys.stderr)
+        elif seen.report is None:
             print(f"nothing heard from {place.device!r}: is the name right, and does it run?", file=sys.stderr)
         return 0 if seen.report is not None else 1
 

@@ -53,7 +53,15 @@ def lines(seen: Seen, now_s: float, width: int = 80) -> list[str]:
     report = seen.report
     if report is None or seen.heard_s is None:
         return [_cut(line, width) for line in (_head(seen, None), "waiting for the next report ...")]
-    found = [_head(seen, now_s - seen.heard_s), "", _heat(report), _memory(report), _energy(report), ""]
+    found = [
+        _head(seen, now_s - seen.heard_s),
+        "",
+        _heat(report),
+        *_heat_why(report),
+        _memory(report),
+        _energy(report),
+        "",
+    ]
     found += [f"  °C  {spark(seen.temperature)}", f"  1/s {spark(seen.rate)}", ""]
     found += [*_models(report), "", _refusals(report)]
     if seen.events:
@@ -117,6 +125,8 @@ def _model_row(model: Report, account: Report | None) -> dict[str, Any]:
 
 def _head(seen: Seen, age_s: float | None) -> str:
     state = seen.status["state"] if seen.status else "no status yet"
+    if seen.status and state != "online":
+        state += f" ({seen.status['reason']})"
     late = "" if age_s is None else f"   report {duration_text(age_s)} old"
     up = "" if seen.report is None else f"   up {duration_text(seen.report['uptime_s'])}"
     return f"{seen.device}   {state}{up}{late}"
@@ -130,6 +140,13 @@ def _heat(report: Report) -> str:
     busy = f"busy {governor['busy_share']:.0%} of the time at most"
     limits = f"{governor['max_rows']} rows, {governor['threads']} threads, {busy}"
     return f"heat    {shown}{forecast}{room}   governor {governor['level']}: {limits}"
+
+
+def _heat_why(report: Report) -> list[str]:
+    """Where heat or a sensor that is not believed limits what runs: why."""
+    governor = report["governor"]
+    why = governor["derated"] or governor["disagree"] or (governor["why"] if governor["level"] != "normal" else "")
+    return [f"        because: {why}"] if why else []
 
 
 def _memory(report: Report) -> str:
@@ -159,8 +176,9 @@ def _models(report: Report) -> list[str]:
         probes = (report["canaries"].get(name) or {}).get("adapters", {})
         found += [_model_line(f"  + {one}", of["requests"], of["total_ms"], report["interval_s"], None)
                   + f"{'':>8}" + _canary_text(probes.get(one)) for one, of in adapters]  # fmt: skip
+    # In memory, and nothing was finished in this interval; a long answer may be under way.
     idle = sorted(set(report["memory"]["models"]) - set(report["models"]))
-    found += [f"{name:<24}{'idle':>8}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
+    found += [f"{name:<24}{0.0:>8.1f}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
     return found if len(found) > 1 else [*found, "no requests in this interval"]
 
 

@@ -43,12 +43,20 @@ def infer(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)
     deadline_s = options.deadline if options.deadline is not None else (60.0 if options.stream else 10.0)
+    shown: list[str] = []
     if options.stream:
-        show = (lambda _text: None) if options.json else _write
+
+        def show(text: str) -> None:
+            if text and not options.json:
+                shown.append("some")
+                _write(text)
+
         reply = stream(options, options.model, body, deadline_s, show)
     else:
         reply = ask(options, options.model, body, deadline_s)
     served = reply["status"] == 200
+    if options.stream and not served and shown and not options.json:
+        print()  # the reason begins a line of its own
     if options.json:
         print(json.dumps(reply, ensure_ascii=False))
     else:

@@ -106,13 +106,19 @@ class RequestClient:
     ) -> AsyncIterator[StreamChunk | Reply]:
         """Ask a model that answers in parts: chunks in order, the last one done; or one Reply that says why not."""
         topic = Topics(self._prefix, device).infer(model)
-        # Closed at its end and not when it is collected: the id may be used again at once.
-        async with contextlib.aclosing(self._ask(topic, body, deadline_s)) as payloads:
-            async for payload in payloads:
-                part = _part(payload)
-                yield part
-                if isinstance(part, Reply) or part.done:
-                    return
+        request_id, ended = str(body.get("id") or secrets.token_hex(16)), False
+        try:
+            # Closed at its end and not when it is collected: the id may be used again at once.
+            async with contextlib.aclosing(self._ask(topic, body, deadline_s, request_id)) as payloads:
+                async for payload in payloads:
+                    part = _part(payload)
+                    ended = isinstance(part, Reply) or part.done
+                    yield part
+                    if ended:
+                        return
+        finally:
+            if not ended:  # whoever reads no further does not want the rest computed
+                self.cancel(device, request_id)
 
     async def command(
         self, device: str, name: str, body: Mapping[str, Any], deadline_s: float = 60.0
@@ -133,8 +139,10 @@ class RequestClient:
                 return payload
         raise RequestError(408, "no answer")
 
-    async def _ask(self, topic: str, body: Mapping[str, Any], deadline_s: float) -> AsyncGenerator[bytes, None]:
-        request_id = str(body.get("id") or secrets.token_hex(16))
+    async def _ask(
+        self, topic: str, body: Mapping[str, Any], deadline_s: float, request_id: str | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        request_id = request_id or str(body.get("id") or secrets.token_hex(16))
         pending = _Pending(asyncio.Queue(maxsize=_STREAM))
         self._pending[request_id] = pending
         loop = asyncio.get_running_loop()

@@ -357,6 +357,7 @@ def test_a_client_that_leaves_frees_its_sequence_for_who_waits(lone: AgentProces
         whole_s = await endless_s(asker, lone)
         before = lone.log.count("nobody listens there")
         async with client(lone, "leaver") as leaver:
+            leaver.cancel = lambda _device, _id: False  # type: ignore[method-assign]  # it is gone, not polite
             asked = {"prompt": "Hi", "params": ENDLESS, "stream": True}
             async for _ in leaver.stream(lone.device, "tiny", asked, 60):
                 break
@@ -429,3 +430,17 @@ def test_a_worker_killed_in_mid_stream_ends_the_stream_once_and_serves_the_other
         assert (await asker.infer(agent.device, "tiny", prompt(), 30)).status == 200
 
     run(agent, body)
+
+
+def test_a_client_that_reads_no_further_withdraws_its_request(lone: AgentProcess) -> None:
+    """Also where somebody else listens to everything, so that the broker has no reason to say that nobody does."""
+
+    async def body(asker: RequestClient) -> None:
+        whole_s = await endless_s(asker, lone)
+        before_s = compute_s(lone)
+        async for _ in asker.stream(lone.device, "tiny", {"prompt": "Hi", "params": ENDLESS, "stream": True}, 60):
+            break
+        assert (await asker.infer(lone.device, "tiny", prompt(), 60)).status == 200
+        assert compute_s(lone) - before_s < whole_s / 4, "the worker went on with what nobody reads"
+
+    run(lone, body)

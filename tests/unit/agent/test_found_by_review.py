@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from edge_agent.agent.loop import LoopOptions
+from edge_agent.agent.seat import Phase
 from edge_agent.base.errors import BackendError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from tests.support.fakes import Plan, RecordingNotifier, a_model, an_adapter
@@ -167,3 +168,67 @@ def test_an_answer_too_large_for_a_message_is_counted_as_what_it_is() -> None:
         assert (dict(stats.statuses), dict(stats.causes), stats.model("m").answered) == ({413: 1}, {"too-large": 1}, 0)
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def states(device: Device) -> list[tuple[str, str]]:
+    return [(body["state"], body["reason"]) for body in device.transport.bodies("/status")]
+
+
+def test_whoever_watches_from_afar_is_told_at_once_that_nothing_is_taken_and_that_it_is_again() -> None:
+    async def scenario(device: Device) -> None:
+        task = await running(device, LoopOptions(600.0, 600.0, ()))
+        device.fleet.closed_because = "no memory: 3 MiB are left"
+        device.agent._guard.look = _nothing  # type: ignore[method-assign]
+        await later(2.0)
+        device.fleet.closed_because = "no memory: 2 MiB are left"
+        await later(2.0)
+        device.fleet.closed_because = None
+        await later(2.0)
+        assert states(device)[-2:] == [("degraded", "no requests are taken for want of memory"), ("online", "serving")]
+        device.agent.stop("enough")
+        await task
+
+    Device.run(scenario, a_model())
+
+
+async def _nothing() -> None:
+    pass
+
+
+def test_a_quarantine_is_in_the_status_within_a_second_and_gone_when_it_is_lifted() -> None:
+    async def scenario(device: Device) -> None:
+        task = await running(device, LoopOptions(600.0, 600.0, ()))
+        device.seat().phase = Phase.QUARANTINED
+        await later(1.5)
+        assert states(device)[-1] == ("degraded", "quarantined: m")
+        device.seat().phase = Phase.ABSENT
+        await later(1.5)
+        assert states(device)[-1] == ("online", "serving")
+        device.agent.stop("enough")
+        await task
+
+    Device.run(scenario, a_model())
+
+
+def test_a_load_that_fails_for_every_request_is_told_once_in_a_while() -> None:
+    async def scenario(device: Device) -> None:
+        for number in range(20):
+            device.spawner.plan.load_faults.append(BackendError("the file is no model"))
+            await device.ask(str(number))
+            await later(1.0)
+        assert device.status("19") == 500
+        assert device.kinds().count("load-failed") == 1
+
+    Device.run(scenario, a_model())
+
+
+def test_requests_to_a_quarantined_model_are_no_events() -> None:
+    async def scenario(device: Device) -> None:
+        device.seat().phase = Phase.QUARANTINED
+        for number in range(5):
+            await device.ask(str(number))
+            await later(0.1)
+        assert device.status("4") == 503
+        assert device.kinds() == []
+
+    Device.run(scenario, a_model())

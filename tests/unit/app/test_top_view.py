@@ -102,3 +102,20 @@ def test_a_spark_line_shows_range_and_last_value() -> None:
     assert spark([1.0, None, 3.0, 2.0]) == "▁ █▅  1.0 to 3.0, now 2.0"
     assert spark([None]) == "no value"
     assert spark([5.0, 5.0]) == "▁▁  5.0 to 5.0, now 5.0"
+
+
+def test_a_screen_says_why_where_something_is_limited() -> None:
+    told, _ = reports()
+    seen = Seen("dev")
+    seen.take("status", {"state": "degraded", "reason": "quarantined: m"}, 0.0)
+    normal = {**told[0], "governor": {**told[0]["governor"], "level": "normal"}}
+    seen.take("telemetry", normal, 0.0)
+    assert "because" not in "\n".join(lines(seen, 1.0, 200))
+    limited = {**told[0], "governor": {**told[0]["governor"], "level": "closed", "why": "79.9 °C, soft limit 80.0 °C"}}
+    seen.take("telemetry", limited, 0.0)
+    screen = lines(seen, 1.0, 200)
+    assert screen[0].startswith("dev   degraded (quarantined: m)")
+    assert "        because: 79.9 °C, soft limit 80.0 °C" in screen
+    lost = {**limited, "governor": {**limited["governor"], "derated": "the temperature is lost"}}
+    seen.take("telemetry", lost, 0.0)
+    assert "        because: the temperature is lost" in lines(seen, 1.0, 200)

@@ -74,3 +74,29 @@ def test_a_stream_that_fits_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> No
     seqs: list[int] = []
     asyncio.run(read_slowly(seqs))
     assert seqs == list(range(200))
+
+
+async def _read_one() -> None:
+    async with RequestClient(MqttOptions(host="nowhere", client_id="me")) as asker:
+        stream = asker.stream("dev", "m", {"prompt": "p"})
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("parts", "cancels"), [(3, 1), (1, 0)])
+def test_whoever_reads_no_further_withdraws_the_rest(monkeypatch: pytest.MonkeyPatch, parts: int, cancels: int) -> None:
+    published: list[Outbound] = []
+    publish = Link.publish
+
+    def heard(self: Link, message: Outbound) -> bool:
+        published.append(message)
+        return publish(self, message)
+
+    monkeypatch.setattr(module, "MqttTransport", Link)
+    monkeypatch.setattr(Link, "publish", heard)
+    monkeypatch.setattr(Link, "parts", parts)
+    asyncio.run(_read_one())
+    withdrawn = [msgspec.json.decode(one.payload) for one in published if one.topic == "edge/v1/dev/cancel"]
+    assert len(withdrawn) == cancels
+    assert all(one["id"] == (published[0].correlation or b"").decode() for one in withdrawn)

@@ -1,0 +1,34 @@
+"""What is shown of a stream: all of it, once, also when the device begins anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from edge_agent.app.ask import Target
+from edge_agent.app.converse import _answer
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.messages import StreamChunk
+
+PLACE = Target(MqttOptions(host="nowhere", client_id="me"), "edge/v1", "dev")
+
+
+class Client:
+    """Gives these parts."""
+
+    def __init__(self, *parts: StreamChunk) -> None:
+        self._parts = parts
+
+    async def stream(self, *_: Any) -> AsyncIterator[StreamChunk]:
+        for part in self._parts:
+            yield part
+
+
+def test_an_answer_that_begins_anew_is_not_glued_to_what_there_was() -> None:
+    parts = [(0, "Once upon"), (1, " a ti"), (0, "Once "), (1, "more")]
+    client = Client(*(StreamChunk(id="1", seq=seq, text=text, done=text == "more") for seq, text in parts))
+    shown: list[str] = []
+    final = asyncio.run(_answer(client, PLACE, "m", {}, 5.0, shown.append))  # type: ignore[arg-type]
+    assert final["text"] == "Once more"
+    assert "".join(shown) == "Once upon a ti\n[the device began anew]\nOnce more"
