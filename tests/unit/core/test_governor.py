@@ -409,3 +409,68 @@ def test_a_pace_that_just_turned_up_is_taken_back_at_once_when_the_sensor_is_los
         board.second(lost(board.now_s + 1.0))
     assert board.grant.derated
     assert board.grant.busy_share < steady
+
+
+def steady(board: Board, celsius: float, seconds: int) -> None:
+    """So many seconds of a sensor that shows this, and moves a little."""
+    for second in range(seconds):
+        board.second(at(celsius + 0.05 * (second % 2), board.now_s + 1.0))
+
+
+def test_a_closed_board_opens_only_three_degrees_lower() -> None:
+    board = Board()
+    board.run(300)
+    steady(board, 81.0, 30)
+    assert board.grant.level is Level.CLOSED
+    steady(board, 78.0, 60)
+    assert board.grant.level is Level.CLOSED, "two degrees under the soft limit are not enough"
+    steady(board, 76.0, 60)
+    assert board.grant.level is Level.REDUCED
+
+
+def test_an_emergency_lasts_until_the_soft_limit_and_not_only_until_its_own() -> None:
+    board = Board()
+    board.run(300)
+    steady(board, 85.5, 30)
+    assert board.grant.level is Level.EMERGENCY
+    steady(board, 81.5, 40)
+    assert (board.grant.level, board.grant.busy_share) == (Level.EMERGENCY, 0.0)
+    steady(board, 79.0, 40)
+    assert board.grant.level is Level.CLOSED
+
+
+def test_the_dearer_variant_comes_back_after_five_minutes_and_not_after_one() -> None:
+    memory = Memory(tier=1, slow_share=1.0, tier_since_s=0.0)
+    assert governor._tiered(memory, 299.0).tier == 1
+    assert governor._tiered(memory, 300.0).tier == 0
+    cheaper = Memory(tier=0, slow_share=0.4, tier_since_s=0.0)
+    assert (governor._tiered(cheaper, 59.0).tier, governor._tiered(cheaper, 60.0).tier) == (0, 1)
+
+
+def test_without_a_temperature_the_room_is_taken_to_be_warmer_than_it_was() -> None:
+    board = Board()
+    board.run(900)
+    model = board.memory.model
+    assert model is not None
+    share = governor._untrusted_share(board.plan, board.memory, model, SET_POINT_C)
+    warmer = model._replace(ambient_c=model.ambient_c + 5.0)
+    known = governor.settled_w(
+        warmer._replace(fast_k_per_w=1.2 * model.fast_k_per_w, slow_k_per_w=1.2 * model.slow_k_per_w),
+        SET_POINT_C - 5.0,
+    )
+    assert share == pytest.approx((known - board.plan.prior.idle_w) / governor._full_w(board.plan, board.memory))
+
+
+def test_an_old_power_sample_corrects_nothing() -> None:
+    watts = Reading(30.0, "watts", "rail", 1000.0)
+    memory = Memory(busy=1.0, power=1.0)
+    assert governor._scale(PLAN, memory, Seen(1.0, power=watts), 1004.0) > 1.0
+    assert governor._scale(PLAN, memory, Seen(1.0, power=watts), 1006.0) == 1.0
+
+
+def test_long_steps_lower_the_set_point_by_a_part_of_what_they_heat() -> None:
+    smooth, rippled = Board(), Board()
+    for _ in range(900):
+        smooth.second()
+        rippled.second(seen=Seen(rippled.grant.busy_share, row_s=0.3))
+    assert rippled.memory.temperature_c < smooth.memory.temperature_c - 0.1
