@@ -80,9 +80,8 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
     check_schema(schema)
     try:
         wanted = followable(schema)
-        converter: Any = llama_grammar.SchemaConverter(  # type: ignore[no-untyped-call]
-            prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False
-        )
+        make: Any = llama_grammar.SchemaConverter
+        converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
         _limit_visits(converter)
         converter.visit(converter.resolve_refs(json.loads(json.dumps(wanted)), "schema"), "")
         return str(converter.format_grammar()).replace(ANY_SIGN, PRINTABLE)
