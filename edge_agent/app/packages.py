@@ -27,6 +27,7 @@ from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
 from edge_agent.store.library import Library
+from edge_agent.store.locks import running_daemon
 from edge_agent.store.setup import ProbeOutcome, ProbeRequest, Progress, Setup, silent
 from edge_agent.store.timesync import synchronised
 from edge_agent.worker import probe as workers
@@ -125,7 +126,13 @@ def install(config: Path | None, package: Path, progress: Progress = silent, aga
     report = open_library(settings, again).install(package, progress)
     fields = report_fields(report)
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
-    return {"text": "\n  ".join([f"installed {fields['what']}", *notes]), **fields}
+    return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
+
+
+def _heard_by(settings: Settings) -> list[str]:
+    """A note that what was changed is not served at once, where a daemon runs."""
+    pid = running_daemon(settings.store.state_dir)
+    return [] if pid is None else [f"the running daemon (pid {pid}) takes it over within a second"]
 
 
 def _settings_of_owner(config: Path | None) -> Settings:
@@ -138,9 +145,9 @@ def _settings_of_owner(config: Path | None) -> Settings:
 def report_fields(report: InstallReport) -> dict[str, Any]:
     """An install report as plain values, with one line for a person."""
     names = ", ".join(f"{model.name} version {model.version}" for model in report.models)
+    what = f"{report.product} release {report.counter}" + (f": {names}" if names else "")
     return {
-        "what": f"{report.product} release {report.counter}: {names}"
-        + ("" if report.changed else " (was active already)"),
+        "what": what + ("" if report.changed else " (was active already)"),
         "product": report.product,
         "counter": report.counter,
         "changed": report.changed,
@@ -152,9 +159,14 @@ def report_fields(report: InstallReport) -> dict[str, Any]:
 
 def rollback(config: Path | None, model: str) -> dict[str, Any]:
     """Return a model to the version before."""
-    returned = Library(wiring.store_dir(_settings_of_owner(config))).rollback(model)
+    settings = _settings_of_owner(config)
+    before = next((one for one in Library(wiring.store_dir(settings)).active() if one.name == model), None)
+    returned = Library(wiring.store_dir(settings)).rollback(model)
+    lost = {one.name for one in before.adapters} - {one.name for one in returned.adapters} if before else set()
+    notes = [f"without {', '.join(sorted(lost))}"] if lost else []
+    text = f"{model} is back at version {returned.version} ({returned.variant.name})"
     return {
-        "text": f"{model} is back at version {returned.version} ({returned.variant.name})",
+        "text": "\n  ".join([text, *notes, *_heard_by(settings)]),
         "model": model,
         "version": returned.version,
     }
@@ -162,9 +174,10 @@ def rollback(config: Path | None, model: str) -> dict[str, Any]:
 
 def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, Any]:
     """Remove a model, or one of its adapters."""
-    Library(wiring.store_dir(_settings_of_owner(config))).remove(model, adapter)
+    settings = _settings_of_owner(config)
+    Library(wiring.store_dir(settings)).remove(model, adapter)
     what = f"adapter {adapter} of {model}" if adapter else model
-    return {"text": f"removed {what}", "model": model, "adapter": adapter}
+    return {"text": "\n  ".join([f"removed {what}", *_heard_by(settings)]), "model": model, "adapter": adapter}
 
 
 def models(config: Path | None) -> list[dict[str, Any]]:

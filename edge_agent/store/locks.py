@@ -22,6 +22,16 @@ def daemon_lock(state_dir: Path) -> Iterator[None]:
         yield
 
 
+def running_daemon(state_dir: Path) -> int | None:
+    """The pid of the daemon that works on this state folder, None where there is none. Takes no lock: a daemon that
+    starts at this very moment must find it free."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((state_dir / DAEMON_LOCK).read_bytes()[:16])
+        os.kill(pid, 0)
+        return pid
+    return None
+
+
 @contextlib.contextmanager
 def change_lock(store_dir: Path) -> Iterator[None]:
     """Held while the store is changed. Raises StoreError when another process is changing it."""

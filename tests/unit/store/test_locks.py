@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.store.locks import change_lock, daemon_lock
+from edge_agent.store.locks import change_lock, daemon_lock, running_daemon
 
 HOLD = """
 import sys
@@ -28,8 +28,10 @@ def test_two_daemons_on_one_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught, daemon_lock(tmp_path):
         raise AssertionError("both hold it")
     assert f"another edge-agent daemon (pid {other.pid}) uses this state folder" in str(caught.value)
+    assert running_daemon(tmp_path) == other.pid
     other.kill()
     other.communicate()
+    assert running_daemon(tmp_path) is None
     with daemon_lock(tmp_path):
         assert (tmp_path / "daemon.lock").read_text().strip() == str(os.getpid())
 
