@@ -64,6 +64,8 @@ class Guard:
         """One look."""
         signs = self._host.signs(self._fleet.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
+            # Nothing is known: what was closed for want of memory must not stay so for ever.
+            self._state, self._fleet.closed_because = pressure.State(), None
             return
         now_s = self._context.clock.monotonic_s()
         before, self._state = self._state.stage, pressure.decide(signs, self._state, now_s)

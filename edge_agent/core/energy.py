@@ -81,7 +81,10 @@ class EnergyMeter:
             return None, NOT_METERED
         if share.gap is not None:
             return None, share.gap
-        return (share.joules, share.method) if share.method else (0.0, self._method(power))
+        if share.method:
+            return share.joules, share.method
+        method = self._method(power)
+        return (0.0, method) if method else (None, power.reason or NOT_METERED)
 
     def drop(self, job_id: str) -> None:
         """The request left without an answer of a worker; unknown ones are no error."""

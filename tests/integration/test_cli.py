@@ -125,7 +125,9 @@ def test_install_says_what_was_done_and_rollback_undoes_it(agent: AgentProcess, 
     assert again.returncode == 0
     assert "was active already" in again.stdout
     back = cli("rollback", "--config", agent.config, "echo")
-    assert said(back) == "echo is back at version 2 (echo/fp32)\n"
+    pid = agent.process.pid
+    taken = f"  the running daemon (pid {pid}) takes it over within a second\n"
+    assert said(back) == "echo is back at version 2 (echo/fp32)\n" + taken
     forth = cli("rollback", "--config", agent.config, "echo")
     assert forth.returncode == 0
     assert "version 3" in said(forth)

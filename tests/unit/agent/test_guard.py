@@ -118,3 +118,17 @@ def test_a_machine_that_does_not_tell_its_memory_is_left_alone() -> None:
         assert guard.stage is Stage.CALM
 
     Device.run(scenario, *MODELS)
+
+
+def test_a_board_that_stops_to_tell_its_memory_is_not_closed_for_ever() -> None:
+    async def scenario(device: Device) -> None:
+        guard = await both_loaded(device)
+        available(device, 30)
+        await guard.look()
+        assert guard.stage >= Stage.SHORT
+        assert device.fleet.closed_because is not None
+        device.sensors.lose("ram_available", "the file is gone")
+        await guard.look()
+        assert (guard.stage, device.fleet.closed_because) == (Stage.CALM, None)
+
+    Device.run(scenario, *MODELS)

@@ -108,3 +108,10 @@ def test_what_all_requests_took_is_what_the_board_took_while_any_was_inside(
             meter.begin(str(index), jobs[index][0], at_s)
         inside += -1 if ends else 1
     assert total == pytest.approx(6.0 * busy_s, rel=1e-6, abs=1e-9)
+
+
+def test_a_request_of_no_length_without_a_sensor_is_none_as_well() -> None:
+    meter = EnergyMeter()
+    meter.look(none(0.0), 0.0, 1)
+    meter.begin("a", 1, 1.0)
+    assert meter.end("a", none(1.0), 1.0) == (None, "no power sensor was found")
