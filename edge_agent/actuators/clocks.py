@@ -16,6 +16,8 @@ from pathlib import Path
 
 STATE_FILE = "clocks.json"
 STATE_BYTES = 16 * 1024
+BOOT = "boot_id"
+_BOOT_ID = "proc/sys/kernel/random/boot_id"
 _CPU_POLICIES = "sys/devices/system/cpu/cpufreq"
 _GPU_FOLDERS = ("*.gpu", "*.ga10b", "*.gm20b", "*.gv11b")
 """The GPU's devfreq by kernel: Orin 17000000.gpu or .ga10b, Nano 57000000.gpu or .gm20b, Xavier .gv11b."""
@@ -46,6 +48,7 @@ class ClockCap:
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._state = state_dir / STATE_FILE
+        self._boot = _text(root / _BOOT_ID) or ""
         self._put_back()
         self._domains = find_domains(root)
         self._originals: dict[str, str] = {}
@@ -82,12 +85,14 @@ class ClockCap:
             return
         self._originals = {str(domain.path): domain.path.read_text().strip() for domain in self._domains}
         self._state.parent.mkdir(parents=True, exist_ok=True)
-        self._state.write_text(json.dumps(self._originals))
+        self._state.write_text(json.dumps({BOOT: self._boot, **self._originals}))
 
     def _put_back(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             kept = json.loads(self._state.read_bytes()[:STATE_BYTES])
-            for path, text in _paths(kept).items():
+            # After a boot the caps are those of the kernel, or of a power mode chosen since: ours went with the power.
+            mine = isinstance(kept, dict) and kept.get(BOOT, self._boot) == self._boot
+            for path, text in _paths(kept).items() if mine else ():
                 with contextlib.suppress(OSError):
                     Path(path).write_text(f"{text}\n")
             self._state.unlink()

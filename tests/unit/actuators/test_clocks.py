@@ -111,4 +111,19 @@ def test_the_state_is_what_was_there(tmp_path: Path) -> None:
     clocks = ClockCap(tmp_path, tmp_path / "state")
     clocks.set(0.8)
     clocks.set(0.7)
-    assert json.loads((tmp_path / "state" / STATE_FILE).read_text()) == {str(caps["cpu"]): "2400000"}
+    kept = json.loads((tmp_path / "state" / STATE_FILE).read_text())
+    assert kept == {"boot_id": "", str(caps["cpu"]): "2400000"}
+
+
+def test_what_was_there_before_the_last_boot_is_not_put_back(tmp_path: Path) -> None:
+    """A power mode that was chosen since counts, not the one of before the power cut."""
+    caps = board(tmp_path)
+    boot = tmp_path / "proc/sys/kernel/random/boot_id"
+    boot.parent.mkdir(parents=True)
+    boot.write_text("first\n")
+    ClockCap(tmp_path, tmp_path / "state").set(0.7)
+    boot.write_text("second\n")
+    caps["cpu"].write_text("1800000\n")
+    assert ClockCap(tmp_path, tmp_path / "state").shares[0] == 1.0
+    assert shown(caps["cpu"]) == 1_800_000
+    assert not (tmp_path / "state" / STATE_FILE).exists()

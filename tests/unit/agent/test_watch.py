@@ -308,6 +308,7 @@ def test_the_clock_follows_the_governor_and_is_given_back(monkeypatch: pytest.Mo
         assert device.events[-1] == ("clock-refused", "the clock cannot be set: permission denied")
         assert plans[-1] == (), "the governor does not count on it any longer"
         assert device.kinds().count("clock-refused") == 1
+        assert clocks.told[-2:] == [0.8, None], "what some domains took is given back"
 
     Device.run(scenario, a_model())
 
