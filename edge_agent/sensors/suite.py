@@ -17,6 +17,9 @@ from edge_agent.sensors.jtop import JtopSource
 SEARCH_AGAIN_S = 60.0
 """A lost sensor is searched for at most this often; a search lists folders and takes some milliseconds."""
 
+FOUND = ("temperature", "throttle", "power", "fan")
+"""Whose places are searched for; a driver that is loaded anew puts them under other names."""
+
 
 class SensorSuite:
     """The sensors under `root` (normally /). `sample()` reads them all and never raises."""
@@ -32,6 +35,7 @@ class SensorSuite:
         self.board: Board = read_board(root)
         self.jtop = JtopSource(root / "run/jtop.sock", self.board.zones) if jtop else None
         self._searched_s = clock_s()
+        self._had: set[str] = set()
         self._search()
 
     def sample(self) -> Mapping[str, Reading]:
@@ -64,7 +68,10 @@ class SensorSuite:
             _stand_in(readings, self.jtop.read(now_s))
         readings.update(clocks.read_clocks(self._root, self.board.family, now_s, self._gencmd))
         readings.update(clocks.read_fan(self._fan, now_s))
-        if readings["temperature"].value is None and now_s - self._searched_s >= SEARCH_AGAIN_S:
+        there = {key for key in FOUND if readings[key].value is not None}
+        self._had |= there
+        lost = readings["temperature"].value is None or bool(self._had - there)
+        if lost and now_s - self._searched_s >= SEARCH_AGAIN_S:
             self._searched_s = now_s
             self._search()
         return readings

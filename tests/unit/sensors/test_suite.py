@@ -87,6 +87,22 @@ def test_a_sensor_that_comes_late_is_found(tmp_path: Path) -> None:
     assert suite.sample()["temperature"].value == 40.0
 
 
+def test_power_rails_that_come_back_under_another_number_are_found(tmp_path: Path) -> None:
+    """A driver that is loaded anew gets a new number; the temperature was there all the time."""
+    tree = sysfs.orin_nano(tmp_path)
+    clock = ManualClock()
+    suite = SensorSuite(tree.root, clock.monotonic_s)
+    before = suite.sample()["power"].value
+    assert before is not None
+    (hwmon,) = tree.root.glob("sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon*")
+    hwmon.rename(hwmon.with_name("hwmon9"))
+    lost = suite.sample()
+    assert (lost["power"].value, lost["temperature"].value is None) == (None, False)
+    clock.advance(SEARCH_AGAIN_S)
+    suite.sample()
+    assert suite.sample()["power"].value == before
+
+
 def test_the_quick_round_counts_waits_only_where_the_kernel_has_no_pressure_figures(tmp_path: Path) -> None:
     with_psi, without = sysfs.pi5(tmp_path / "5"), sysfs.pi4(tmp_path / "4")
     without.write("proc/vmstat", "pgmajfault 17\npswpin 3\nworkingset_refault_file 4\n")
