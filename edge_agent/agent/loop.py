@@ -190,18 +190,14 @@ class Agent:
 
     def _state(self) -> tuple[State, str]:
         """How the device is, in words that stay the same while it is so."""
-        seats = self._fleet.seats.values()
         troubles = []
         if self._context.grant.closed_because:
             troubles.append("no requests are taken for heat")
         if self._fleet.closed_because:
             troubles.append("no requests are taken for want of memory")
-        quarantined = [seat.name for seat in seats if seat.phase is Phase.QUARANTINED]
+        quarantined = [seat.name for seat in self._fleet.seats.values() if seat.phase is Phase.QUARANTINED]
         if quarantined:
             troubles.append(f"quarantined: {', '.join(quarantined)}")
-        absent = [seat.name for seat in seats if seat.resident and seat.settled.is_set() and not seat.in_memory]
-        if absent:
-            troubles.append(f"not in memory, where it is to be: {', '.join(absent)}")
         return ("degraded", "; ".join(troubles)) if troubles else ("online", "serving")
 
     def _report_changed_state(self) -> None:

@@ -114,11 +114,6 @@ class Seat:
         return self.model.name
 
     @property
-    def in_memory(self) -> bool:
-        """Whether its worker is there, or is being replaced at this moment."""
-        return self.worker is not None or self.phase is Phase.LOADING
-
-    @property
     def generates(self) -> bool:
         """Whether the model continues prompts."""
         return self.model.task.kind == "generate"
