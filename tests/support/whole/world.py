@@ -206,16 +206,28 @@ class World:
     async def _ask_again(self) -> None:
         """After the trouble: every model serves, once whoever operates the device has lifted what was quarantined."""
         for seat in list(self.device.fleet.seats.values()):
-            if seat.phase.value == "quarantined":
-                self.lifted = True
-                self.clients.order("load", {"model": seat.name})
-                await asyncio.sleep(30.0)
+            await self._lift(seat.name)
         for model in self.installed:
-            ask = self.clients.request(model.name, AGAIN_S)
-            await asyncio.sleep(AGAIN_S + 1.0)
-            statuses = [status for _, status in ask.said]
+            statuses = await self._ask_once(model.name)
+            if 200 not in statuses and await self._lift(model.name):
+                # A worker that still hung from before was its third death: noticed only when it was asked.
+                statuses = await self._ask_once(model.name)
             if 200 not in statuses:
                 self.complain(f"after the trouble {model.name} answers {statuses or 'nothing'}")
+
+    async def _ask_once(self, name: str) -> list[int]:
+        ask = self.clients.request(name, AGAIN_S)
+        await asyncio.sleep(AGAIN_S + 1.0)
+        return [status for _, status in ask.said]
+
+    async def _lift(self, name: str) -> bool:
+        """As an operator does; whether there was a quarantine to lift."""
+        if self.device.fleet.seats[name].phase.value != "quarantined":
+            return False
+        self.lifted = True
+        self.clients.order("load", {"model": name})
+        await asyncio.sleep(30.0)
+        return True
 
     def _last_words(self) -> None:
         status = self.broker.retained[f"{PREFIX}/{DEVICE}/status"].payload
