@@ -29,6 +29,8 @@ from edge_agent.core.suspects import brings_program, by_itself
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
 RESPAWN_CAP_S = 30.0
+DEMAND_S = 60.0
+"""A model that requests did not wait for is loaded for their sake this often at most."""
 TOLD_AGAIN_S = 600.0
 """A load that fails again and again is told so often."""
 
@@ -87,6 +89,15 @@ class Dispatcher:
         seat.queue.add(job)
         seat.wake.set()
 
+    def demand(self, seat: Seat, now_s: float) -> None:
+        """A request could not wait for the load of its model: who tries again is to find it loaded, or under way.
+
+        Else a load that was slow once, and is expected to be so again, would keep every such request out for ever.
+        """
+        if seat.phase is Phase.ABSENT and now_s - seat.demanded_s >= DEMAND_S:
+            seat.demanded_s, seat.wanted = now_s, True
+            seat.wake.set()
+
     def cancel(self, seat: Seat, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
         self._end(seat, job, 499, "cancelled by the client")
@@ -144,7 +155,8 @@ class Dispatcher:
         try:
             await self._pause_after_deaths(seat)
             # Nobody waits for a model that is only to be resident: it is loaded where there is room, and evicts nobody.
-            await self._fleet.ensure_loaded(seat, evict=len(seat.queue) > 0)
+            asked = len(seat.queue) > 0 or self._context.clock.monotonic_s() - seat.demanded_s < DEMAND_S
+            await self._fleet.ensure_loaded(seat, evict=asked)
             seat.short_of_room = seat.wanted = False
             seat.settled.set()
             if not self._turns.may_begin(seat):

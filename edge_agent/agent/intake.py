@@ -95,7 +95,10 @@ class Intake:
             check_form(request, seat)
             check_program(request, seat, now_s)
             job = _job(request, message, seat)
-            refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, self._closed_because())
+            closed = self._closed_because()
+            refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, closed)
+            if refused is not None and refused.status == 503 and closed is None:
+                self._dispatcher.demand(seat, now_s)
         except RequestError as error:
             refused = admission.Refused(error.status, error.reason, error.retry_after_s)
         if refused is not None:

@@ -59,10 +59,10 @@ class Seat:
     that answers a batch at a time), each in so many tokens of `context`; `sized`: the variant with the options to load
     it with; `budget_bytes`: where only the worker can tell what fits, the bytes that it may take (0: it need not
     shrink). `wanted`: it is to be loaded although nobody waits, and `resident`: so it is whenever its worker dies;
-    `told_failed_s`: when a failed load was last told in an event. `orders`: orders that wait for it; a generator takes
-    no new jobs meanwhile. `probed`: golden probes of the model (None) and its adapters. `learned`: rows and compute
-    seconds of the batch whose cost was learned last, None when another is handed over. `limits`: what its worker was
-    told last.
+    `demanded_s`: when it was last loaded for requests that could not wait for it; `told_failed_s`: when a failed load
+    was last told in an event. `orders`: orders that wait for it; a generator takes no new jobs meanwhile. `probed`:
+    golden probes of the model (None) and its adapters. `learned`: rows and compute seconds of the batch whose cost was
+    learned last, None when another is handed over. `limits`: what its worker was told last.
     """
 
     model: InstalledModel
@@ -98,6 +98,7 @@ class Seat:
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     wanted: bool = False
     resident: bool = False
+    demanded_s: float = -math.inf
     told_failed_s: float = -math.inf
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     deaths_in_a_row: int = 0

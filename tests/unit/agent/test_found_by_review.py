@@ -232,3 +232,34 @@ def test_requests_to_a_quarantined_model_are_no_events() -> None:
         assert device.kinds() == []
 
     Device.run(scenario, a_model())
+
+
+def test_a_model_that_was_slow_to_load_once_is_loaded_for_those_who_cannot_wait_for_it() -> None:
+    """Found by seed 1218: a load of 45 s, during which the process stood still, kept all others out for ever."""
+
+    async def scenario(device: Device) -> None:
+        device.context.costs.expect(device.seat().cost_key, 16, 0.01)
+        device.seat().load_s = 45.0
+        await device.ask("1", deadline_s=10.0)
+        refused = device.transport.reply("1")
+        assert (refused["status"], "cannot meet the deadline: 45.0 s of queue" in refused["reason"]) == (503, True)
+        await later(1.0)
+        await device.ask("2", deadline_s=10.0)
+        await later(0.1)
+        assert device.status("2") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_requests_that_cannot_wait_load_a_model_that_finds_no_room_once_a_minute() -> None:
+    async def scenario(device: Device) -> None:
+        device.context.costs.expect(device.seat().cost_key, 16, 0.01)
+        device.seat().load_s = 45.0
+        device.sensors.held_bytes = lambda: 0
+        device.sensors.set(ram_total=4e9, ram_available=1.0)
+        for number in range(100):
+            await device.ask(str(number), deadline_s=10.0)
+            await later(1.0)
+        assert device.kinds().count("load-failed") <= 2
+
+    Device.run(scenario, a_model())
