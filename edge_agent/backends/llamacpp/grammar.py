@@ -156,7 +156,11 @@ def _counts(text: str, where: str) -> Iterator[int]:
 def try_out(model: Model, text: str) -> None:
     """Raise ProgramRefused for a grammar that takes too much, or that its parser does not survive; see `trial`."""
     known = model.tried.pop(text, "")
-    found = trial.trouble(lambda: _first_tokens(model, text)) if known == "" else known
+    try:
+        found = trial.trouble(lambda: _first_tokens(model, text)) if known == "" else known
+    except OSError as error:  # no memory for a process: that says nothing of the grammar, and is not remembered
+        why = f"the grammar cannot be tried: {error.strerror}"
+        raise BackendError(why, "grammar", "ask again when there is more memory") from error
     model.tried[text] = found
     while len(model.tried) > TRIED_KEPT:
         del model.tried[next(iter(model.tried))]

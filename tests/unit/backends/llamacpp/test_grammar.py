@@ -148,6 +148,20 @@ def test_a_grammar_that_takes_too_long_is_refused_and_remembered(model: Model) -
     assert time.monotonic() - began_s < trial.COMPUTE_S, "the second time it is known"
 
 
+def test_a_system_without_room_for_a_process_is_not_the_grammars_fault(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> int:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", full)
+        with pytest.raises(BackendError, match="cannot be tried: Cannot allocate memory") as caught:
+            grammar.try_out(model, 'root ::= "new"')
+    assert not isinstance(caught.value, ProgramRefused)
+    grammar.try_out(model, 'root ::= "new"')
+
+
 def test_only_so_many_grammars_are_remembered(model: Model) -> None:
     for number in range(grammar.TRIED_KEPT + 5):
         grammar.try_out(model, f'root ::= "{number}"')
