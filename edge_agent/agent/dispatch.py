@@ -15,7 +15,7 @@ from typing import Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.fleet import Fleet, InUse, NoRoom
 from edge_agent.agent.handover import learn, reply_topic, work_fields
-from edge_agent.agent.overdue import Overdue
+from edge_agent.agent.overdue import Endings, Overdue
 from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.seat import Phase, Seat
 from edge_agent.agent.turns import Turns
@@ -35,7 +35,7 @@ TOLD_AGAIN_S = 600.0
 """A load that fails again and again is told so often."""
 
 
-class Answers(Protocol):
+class Answers(Endings, Protocol):
     """What the dispatcher says about a job; `agent.respond.Responder`."""
 
     def part(self, job: Job, text: str) -> bool:
@@ -44,14 +44,6 @@ class Answers(Protocol):
 
     def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
         """The worker's answer."""
-        ...
-
-    def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
-        """A status word other than 200; the job's state follows from it."""
-        ...
-
-    def expire(self, job: Job) -> None:
-        """The deadline passed: no answer."""
         ...
 
 

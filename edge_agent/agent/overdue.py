@@ -17,8 +17,8 @@ OVERDUE_S = 0.25
 """A worker ends its answers itself a little before their deadlines; only after this is it made to."""
 
 
-class Answers(Protocol):
-    """What is said of a job; `agent.respond.Responder`."""
+class Endings(Protocol):
+    """How a job ends without the worker's answer; `agent.respond.Responder`."""
 
     def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
         """A status word other than 200; the job's state follows from it."""
@@ -33,7 +33,7 @@ class Overdue:
     """Looks at the clock for all seats. `stop` ends a running answer with a status word and a reason."""
 
     def __init__(
-        self, context: Context, fleet: Fleet, answers: Answers, stop: Callable[[Seat, Job, int, str], None]
+        self, context: Context, fleet: Fleet, answers: Endings, stop: Callable[[Seat, Job, int, str], None]
     ) -> None:
         self._context = context
         self._fleet = fleet

@@ -23,12 +23,14 @@ def daemon_lock(state_dir: Path) -> Iterator[None]:
 
 
 def running_daemon(state_dir: Path) -> int | None:
-    """The pid of the daemon that works on this state folder, None where there is none. Takes no lock: a daemon that
-    starts at this very moment must find it free."""
+    """The pid of the daemon that works on this state folder, None where there is none.
+
+    Takes no lock: a daemon that starts at this very moment must find it free. So the number in the file is asked for
+    its command line: after a reboot it may be another program's.
+    """
     with contextlib.suppress(OSError, ValueError):
         pid = int((state_dir / DAEMON_LOCK).read_bytes()[:16])
-        os.kill(pid, 0)
-        return pid
+        return pid if b"edge" in Path(f"/proc/{pid}/cmdline").read_bytes() else None
     return None
 
 

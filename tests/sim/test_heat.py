@@ -5,6 +5,7 @@ A part of the sweep of `bench.heat`, small enough for every run; the corners are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,16 @@ def governed(key: str, ambient_c: float, cooling: float, generator: bool, clocks
     return Lane(board, ambient_c, cooling, generator, Governed(board, rows, clocks, generator), rows)
 
 
+def everywhere(places: Sequence[tuple[str, float, float]]) -> list[Lane]:
+    """Both loads, with and without permission to set the clock."""
+    return [
+        governed(*place, generator, clocks)
+        for place in places
+        for generator in (False, True)
+        for clocks in (False, True)
+    ]
+
+
 def left_alone(lane: Lane) -> Lane:
     return replace(lane, policy=Constant(lane.rows, lane.board.cores))
 
@@ -39,12 +50,7 @@ def named(lane: Lane) -> str:
 
 
 def test_no_second_at_the_soft_limit_and_nearly_the_best_throughput() -> None:
-    lanes = [
-        governed(*place, generator, clocks)
-        for place in PLACES
-        for generator in (False, True)
-        for clocks in (False, True)
-    ]
+    lanes = everywhere(PLACES)
     trace = Loop(lanes, 3).run(1000)
     alone = Loop([left_alone(lane) for lane in lanes], 3).run(1000)
     best = {}
@@ -70,12 +76,7 @@ SWINGING = (("pi-zero-2", 40.0, 1.4), ("pi-4", 40.0, 1.4), ("pi-5-sink", 40.0, 1
 
 
 def test_the_pace_does_not_swing_within_the_dwell_where_little_power_is_left() -> None:
-    lanes = [
-        governed(*place, generator, clocks)
-        for place in SWINGING
-        for generator in (False, True)
-        for clocks in (False, True)
-    ]
+    lanes = everywhere(SWINGING)
     trace = Loop(lanes, 1).run(1500)
     assert trace.turns.sum() > 20, "nothing turned: the test proves nothing"
     for index, lane in enumerate(lanes):

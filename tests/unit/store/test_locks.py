@@ -36,6 +36,14 @@ def test_two_daemons_on_one_folder(tmp_path: Path) -> None:
         assert (tmp_path / "daemon.lock").read_text().strip() == str(os.getpid())
 
 
+def test_a_number_that_is_another_programs_by_now_is_no_daemon(tmp_path: Path) -> None:
+    other = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "daemon.lock").write_text(f"{other.pid}\n")
+    assert running_daemon(tmp_path) is None
+    other.kill()
+    other.wait()
+
+
 def test_two_changes_at_once_even_in_one_process(tmp_path: Path) -> None:
     with change_lock(tmp_path):
         with daemon_lock(tmp_path):
