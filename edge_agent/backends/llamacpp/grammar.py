@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_agent.backends.llamacpp import trial
 from edge_agent.backends.llamacpp.library import present
@@ -175,12 +176,18 @@ def _first_tokens(model: Model, text: str) -> None:
     for _ in range(TRIAL_TOKENS if present(handle) else 0):
         found = np.zeros(model.vocab_size, CANDIDATE)
         found["id"] = np.arange(model.vocab_size, dtype=np.int32)
-        data = ctypes.cast(found.ctypes.data, ctypes.POINTER(api.llama_token_data))
-        api.llama_sampler_apply(handle, ctypes.byref(api.llama_token_data_array(data, len(found), -1, False)))
+        api.llama_sampler_apply(handle, ctypes.byref(token_array(api, found)))
         allowed = [int(token) for token in found["id"][np.isfinite(found["logit"])][-LOOKED_AT:]]
-        if not allowed or model.ends(max(allowed, key=model.piece_bytes)):
+        longest = max(allowed, key=model.piece_bytes, default=None)
+        if longest is None or model.ends(longest):
             return
-        api.llama_sampler_accept(handle, max(allowed, key=model.piece_bytes))
+        api.llama_sampler_accept(handle, longest)
+
+
+def token_array(api: Any, found: npt.NDArray[Any]) -> Any:
+    """llama.cpp's view of candidates (`CANDIDATE`); it must not outlive them."""
+    data = ctypes.cast(found.ctypes.data, ctypes.POINTER(api.llama_token_data))
+    return api.llama_token_data_array(data, len(found), -1, False)
 
 
 def _entries(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:

@@ -105,7 +105,7 @@ class Sampler:
 
     def _choose(self, logits: npt.NDArray[np.float32], ruled: bool) -> int:
         found = self._filled(logits)
-        array = self._array(found)
+        array = grammar.token_array(self._api, found)
         if ruled:
             self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
             if not np.isfinite(found["logit"]).any():
@@ -116,7 +116,7 @@ class Sampler:
     def _allowed(self, token: int) -> bool:
         one = np.zeros(1, grammar.CANDIDATE)
         one["id"] = token
-        array = self._array(one)
+        array = grammar.token_array(self._api, one)
         self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
         return bool(np.isfinite(one["logit"][0]))
 
@@ -126,10 +126,6 @@ class Sampler:
         self._candidates["id"] = np.arange(self._vocab_size, dtype=np.int32)
         self._candidates["logit"] = logits
         return self._candidates
-
-    def _array(self, found: npt.NDArray[Any]) -> Any:
-        data = ctypes.cast(found.ctypes.data, ctypes.POINTER(self._api.llama_token_data))
-        return self._api.llama_token_data_array(data, len(found), -1, False)
 
 
 def logprob(logits: npt.NDArray[np.float32], token: int) -> float:
