@@ -126,7 +126,8 @@ def read_members(file: BinaryIO, file_bytes: int, where: str) -> list[Member]:
 def _member(block: bytes, at: int, file_bytes: int, where: str) -> Member:
     kind = block[156:157]
     if block[257:263] != b"ustar\0" and block[257:265] != b"ustar  \0":
-        raise PackageError(f"byte {at} is no tar header", where)
+        remedy = "name a .tar that `edge-forge build` wrote" if at == 0 else "it was cut or changed: copy it again"
+        raise PackageError(f"byte {at} is no tar header", where, remedy)
     if kind in _KINDS:
         raise PackageError(f"byte {at}: the tar holds {_KINDS[kind]}, only plain files are allowed", where)
     name = block[:100].rstrip(b"\0").decode("ascii", "replace")
