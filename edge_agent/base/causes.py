@@ -1,0 +1,57 @@
+"""Why a request was refused and why a worker ended, as values that code decides by and telemetry counts.
+
+The sentence that accompanies a cause is for people. Code never reads it: it carries names that clients choose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Cause(Enum):
+    """Why a request was not answered with 200. The values are the words in telemetry's `refusal_reasons`."""
+
+    CLIENT_SHARE = "client-share"
+    """The client holds its share of the queue; the places left are kept for other clients."""
+    QUEUE_FULL = "queue-full"
+    DEADLINE = "deadline"
+    """Refused on arrival: the predicted end lies after the deadline."""
+    OVERTAKEN = "overtaken"
+    """Refused while it waited: more urgent requests arrived, and its deadline can no longer be met."""
+    HEAT = "heat"
+    MEMORY = "memory"
+    QUARANTINED = "quarantined"
+    UNKNOWN_MODEL = "unknown-model"
+    UNKNOWN_ADAPTER = "unknown-adapter"
+    MALFORMED = "malformed"
+    INVALID = "invalid"
+    TOO_LARGE = "too-large"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    WORKER_DIED = "worker-died"
+    WORKER_FAILED = "worker-failed"
+    """The worker is alive and could not answer this request, or the model could not be loaded."""
+    UNAVAILABLE = "unavailable"
+    """Anything else that ends with 503."""
+
+
+class DeathCause(Enum):
+    """How a worker process ended without having been asked to."""
+
+    SIGNALLED_FROM_OUTSIDE = "signalled-from-outside"
+    """SIGKILL or SIGTERM: the kernel for lack of memory, or a person. The requests inside are not to blame."""
+    CRASHED = "crashed"
+    """Any other signal or a non-zero exit status: what it computed may be to blame."""
+    HUNG = "hung"
+    """The daemon ended it because it sent nothing for too long while it held requests."""
+    CHANNEL_BROKEN = "channel-broken"
+    """Its channel closed or carried something that is not a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDeath:
+    """The end of a worker process: the cause for code, the sentence for people."""
+
+    cause: DeathCause
+    reason: str
