@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.model_manager import Fleet
 from edge_agent.agent.ports import Worker
-from edge_agent.agent.seat import Phase, Probed, Seat
+from edge_agent.agent.served_model import Phase, Probed, Seat
 from edge_agent.base.errors import EdgeError
 from edge_agent.base.limits import MEASURE_S
 from edge_agent.bundle.catalog import InstalledModel

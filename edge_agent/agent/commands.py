@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.seat import Phase, Seat
+from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.served_model import Phase, Seat
 from edge_agent.base.errors import EdgeError, RequestError, WorkerError
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from edge_agent.agent.acks import AckWindow
-from edge_agent.agent.pace import Pace
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
+from edge_agent.core.duty_cycle import Pace
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import Grant, Level
 from edge_agent.core.latency import CostModel
-from edge_agent.core.ledger import Ledger
+from edge_agent.core.request_table import Ledger
 from edge_agent.protocol.messages import Severity
 from edge_agent.protocol.topics import Topics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.respond import Origin
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.served_model import Seat
 from edge_agent.core.job import Job
 
 

@@ -10,16 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.dispatch import Dispatcher
-from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.model_manager import Fleet
 from edge_agent.agent.respond import Origin
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.served_model import Seat
+from edge_agent.agent.serving import Dispatcher
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
 from edge_agent.core.forecast import batched, remaining_s, work_s
+from edge_agent.core.grammar_bans import brings_program
 from edge_agent.core.job import Job
-from edge_agent.core.ledger import Seen
-from edge_agent.core.suspects import brings_program
+from edge_agent.core.request_table import Seen
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound

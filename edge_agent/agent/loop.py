@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
-from edge_agent.agent.dispatch import Dispatcher
-from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.guard import LOOK_S, Guard
+from edge_agent.agent.governor_loop import PERIOD_S, SensedHost, Watch
 from edge_agent.agent.intake import Intake
+from edge_agent.agent.memory_guard import LOOK_S, Guard
+from edge_agent.agent.model_manager import Fleet
 from edge_agent.agent.ports import Notifier
 from edge_agent.agent.report import Reporter
-from edge_agent.agent.seat import Phase
-from edge_agent.agent.watch import PERIOD_S, SensedHost, Watch
+from edge_agent.agent.served_model import Phase
+from edge_agent.agent.serving import Dispatcher
 from edge_agent.base.errors import EdgeError
 from edge_agent.protocol.messages import Runtime, State
 

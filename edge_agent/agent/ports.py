@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
-from edge_agent.core.footprints import Figure
+from edge_agent.core.memory_ledger import Figure
 from edge_agent.core.residency import Memory
 from edge_agent.protocol.envelope import Inbound, Outbound
 
@@ -81,7 +81,7 @@ class Sensors(Protocol):
 
 
 class Host(Protocol):
-    """What the fleet asks about its machine. Implemented by `agent.watch.SensedHost`."""
+    """What the fleet asks about its machine. Implemented by `agent.governor_loop.SensedHost`."""
 
     def memory(self, mapped_bytes: int = 0) -> Memory:
         """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""

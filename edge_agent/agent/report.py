@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.agent import monitor
-from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_telemetry import canaries, model_telemetry
 from edge_agent.agent.ports import Transport
-from edge_agent.agent.seat import Phase, Seat
+from edge_agent.agent.served_model import Phase, Seat
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
@@ -172,7 +172,7 @@ class Reporter:
             ts=self._clock.wall_s(),
             interval_s=self._identity.interval_s,
             uptime_s=round(now_s - self._started_s, 3),
-            models={name: monitor.model_telemetry(share, seats.get(name)) for name, share in stats.models.items()},
+            models={name: model_telemetry(share, seats.get(name)) for name, share in stats.models.items()},
             refusals={str(status): count for status, count in stats.statuses.items() if status != 200},
             queue_jobs=queue_jobs,
             sensors={key: measured(reading) for key, reading in readings.items()},
@@ -185,7 +185,7 @@ class Reporter:
             refusal_reasons=dict(stats.causes),
             expired=stats.expired,
             duplicates=stats.duplicates,
-            canaries=monitor.canaries(seats, now_s),
+            canaries=canaries(seats, now_s),
         )
         self._transport.publish(encode.telemetry(body, self._topics))
 

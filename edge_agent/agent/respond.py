@@ -10,7 +10,7 @@ from msgspec import UNSET
 from edge_agent.agent import streams
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.served_model import Seat
 from edge_agent.agent.stats import cause_of
 from edge_agent.base.reading import Reading
 from edge_agent.base.units import bytes_text

@@ -19,7 +19,7 @@ from edge_agent.bundle.sizing import sized
 from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
-from edge_agent.core import forms
+from edge_agent.core import adapter_routing
 from edge_agent.core.residency import Memory
 from edge_agent.core.trial_energy import estimated
 from edge_agent.lifecycle.owner import become_owner
@@ -187,19 +187,21 @@ def models(config: Path | None) -> list[dict[str, Any]]:
     reasons = {history.name: history.why for history in library.models()}
     active = library.active()
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
-    found = forms.forms(active, wiring.form_rules(settings), lambda: _ceiling_bytes(settings, suite))
+    found = adapter_routing.forms(active, wiring.form_rules(settings), lambda: _ceiling_bytes(settings, suite))
     return [_model_fields(model, reasons.get(model.name, ""), found) for model in active] + [
         {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "choice": "", "adapters": []}
         for problem in library.problems()
     ]
 
 
-def _form_fields(form: forms.Form | None) -> dict[str, Any]:
+def _form_fields(form: adapter_routing.Form | None) -> dict[str, Any]:
     """Where an adapter is installed merged as well: which of the two runs, and why."""
     return {} if form is None else {"merged": form.merged, "form": form.why}
 
 
-def _model_fields(model: InstalledModel, choice: str, found: Mapping[forms.Key, forms.Form]) -> dict[str, Any]:
+def _model_fields(
+    model: InstalledModel, choice: str, found: Mapping[adapter_routing.Key, adapter_routing.Form]
+) -> dict[str, Any]:
     variant = model.variant
     return {
         "name": model.name,

@@ -12,7 +12,7 @@ from edge_agent.bundle.generator import Wanted
 from edge_agent.config import secrets
 from edge_agent.config.load import device_id
 from edge_agent.config.model import Settings
-from edge_agent.core import forms
+from edge_agent.core import adapter_routing
 from edge_agent.core.energy import Utilisation
 from edge_agent.core.thermal_model import PRIORS, prior_for
 from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
@@ -91,10 +91,10 @@ def wishes(settings: Settings) -> Wishes:
     return Wishes(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))
 
 
-def form_rules(settings: Settings) -> forms.Rules:
+def form_rules(settings: Settings) -> adapter_routing.Rules:
     """Whether an adapter's requests run on a merged model, as the operator wants it."""
     models = settings.models
-    return forms.Rules(models.policy, models.prefer, models.accuracy_loss_limit)
+    return adapter_routing.Rules(models.policy, models.prefer, models.accuracy_loss_limit)
 
 
 def generators(settings: Settings) -> Wanted:

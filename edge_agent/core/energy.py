@@ -5,7 +5,8 @@ that are inside a worker, by their rows; what the board takes while it only wait
 sensor, a utilisation model of it stands in, and the method says that it is an estimate. Where there is neither, or a
 sample was missing while the request ran, the energy is None: half an integral is no figure.
 
-Pure: readings and times are arguments. `agent.watch` samples once a second, `agent.respond` closes the accounts.
+Pure: readings and times are arguments. `agent.governor_loop` samples once a second, `agent.respond` closes the
+accounts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_agent.base.reading import Reading
-from edge_agent.core.ladder import CLOCK_EXPONENT
+from edge_agent.core.operating_points import CLOCK_EXPONENT
 
 FRESH_S = 5.0
 NOT_METERED = "the request was not metered"

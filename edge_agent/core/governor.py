@@ -10,7 +10,8 @@ what was spent and not what was wished for, it cannot wind up. `sustainable` is 
 forecast ten seconds ahead sits at the set point, by the identified thermal model (`thermal_model`). The watts become a
 rung of limits and a pace (`ladder`). Which temperature is believed is `trust`'s business; a lost sensor derates.
 
-It does not read sensors (`sensors`), nor act (`agent.watch` hands its limits out). docs/governor.md explains the rest.
+It does not read sensors (`sensors`), nor act (`agent.governor_loop` hands its limits out). docs/governor.md explains
+the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from __future__ import annotations
 import math
 
 from edge_agent.base.reading import Reading
-from edge_agent.core import ladder
-from edge_agent.core.heat import HARD_ABOVE_SOFT_C, SET_POINT_BELOW_SOFT_C, Grant, Level, Memory, Plan, Seen
-from edge_agent.core.swing import calmed
+from edge_agent.core import operating_points
+from edge_agent.core.anti_hunting import calmed
+from edge_agent.core.governor_types import HARD_ABOVE_SOFT_C, SET_POINT_BELOW_SOFT_C, Grant, Level, Memory, Plan, Seen
+from edge_agent.core.sensor_validation import Belief, Die, believe
 from edge_agent.core.thermal_model import Model, advance, forecast_c, holding_w, learn, settled_w, start_model
-from edge_agent.core.trust import Belief, Die, believe
 
 __all__ = ["SET_POINT_BELOW_SOFT_C", "Grant", "Level", "Memory", "Plan", "Seen", "decide"]
 
@@ -185,12 +186,12 @@ def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
 
     Where other clocks may be set than before (a board that refused them), the old rung means nothing: begin anew.
     """
-    rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
+    rungs = operating_points.build(plan.threads, plan.clocks, seen.bandwidth_bound)
     if memory.clocks != plan.clocks:
-        rung = ladder.choose(rungs, 0, memory.slow_share)
+        rung = operating_points.choose(rungs, 0, memory.slow_share)
         since_s = memory.rung_since_s if rung == memory.rung == 0 else now_s
         return memory._replace(rung=rung, rung_since_s=since_s, clocks=plan.clocks)
-    rung = ladder.choose(rungs, memory.rung, memory.slow_share)
+    rung = operating_points.choose(rungs, memory.rung, memory.slow_share)
     if rung == memory.rung or now_s - memory.rung_since_s < DWELL_S:
         return memory
     return memory._replace(rung=rung, rung_since_s=now_s)
@@ -201,11 +202,11 @@ def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float)
 
     A hot Raspberry Pi ignores clock caps: they do not count where it is hot, or may be without our knowledge.
     """
-    rungs = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)
+    rungs = operating_points.build(plan.threads, plan.clocks, seen.bandwidth_bound)
     rung = rungs[memory.rung]
     hot = memory.temperature_c >= min(_soft_c(plan), _firmware_c(plan)) - 0.5 or _throttled(seen.throttle_word)
     if hot or belief.lost is not None:
-        rung = rungs[ladder.without_clock(rungs, memory.rung)]
+        rung = rungs[operating_points.without_clock(rungs, memory.rung)]
     busy, play = memory.share / rung.power, PLAY / rung.power
     if 0.0 < memory.busy < 1.0 and memory.power == rung.power and memory.share > 0.0:
         busy = max(busy - play, min(memory.busy, busy + play))
@@ -278,7 +279,7 @@ def _unlimited(plan: Plan, why: str) -> Grant:
 
 
 def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
-    rung = ladder.build(plan.threads, plan.clocks, seen.bandwidth_bound)[memory.rung]
+    rung = operating_points.build(plan.threads, plan.clocks, seen.bandwidth_bound)[memory.rung]
     soft_c = _soft_c(plan)
     why = _why(memory, belief, soft_c)
     ahead_c = _ahead_c(plan, memory, memory.power * memory.busy)

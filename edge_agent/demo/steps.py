@@ -38,7 +38,8 @@ class Served:
 def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> Built:
     """Run the recipes of `models` by their names; one base is to carry all adapters, so merged models are left out.
 
-    A device that has those too would answer by them where they are faster (`core.forms`), each alone in its batch.
+    A device that has those too would answer by them where they are faster (`core.adapter_routing`), each alone in its
+    batch.
     """
     packages: list[Path] = []
     root = build / "keys" / "root.json"

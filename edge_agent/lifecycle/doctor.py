@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.base.units import bytes_text
-from edge_agent.core.pressure import BELOW_RESERVE, Stage
+from edge_agent.core.memory_pressure import BELOW_RESERVE, Stage
 from edge_agent.core.residency import reserve_bytes
 from edge_agent.lifecycle.facts import BrokerProbe, Facts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle

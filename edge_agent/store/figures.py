@@ -16,7 +16,7 @@ from msgspec import field
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
-from edge_agent.core.footprints import Figure
+from edge_agent.core.memory_ledger import Figure
 from edge_agent.store.disk import replace_file, translated
 
 log = logging.getLogger("edge_agent.store")

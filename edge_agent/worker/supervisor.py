@@ -1,6 +1,6 @@
 """The daemon's side of a worker child: spawn it, speak to it, notice its death or silence, end it.
 
-It decides nothing about requests: `agent.dispatch` says what to send and what a death means for the jobs inside.
+It decides nothing about requests: `agent.serving` says what to send and what a death means for the jobs inside.
 A worker that died is not revived; a new one is spawned.
 """
 

@@ -15,14 +15,14 @@ from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
-from edge_agent.agent.dispatch import Dispatcher
-from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.governor_loop import SensedHost, Watch
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
+from edge_agent.agent.model_manager import Fleet
 from edge_agent.agent.report import Identity, Reporter
 from edge_agent.agent.respond import Responder
-from edge_agent.agent.seat import Seat
-from edge_agent.agent.watch import SensedHost, Watch
+from edge_agent.agent.served_model import Seat
+from edge_agent.agent.serving import Dispatcher
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import ProbeFile

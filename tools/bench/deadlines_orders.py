@@ -1,6 +1,6 @@
 """The orders that `bench.deadlines` compares: the agent's core as it is, first come first served, and a bound.
 
-`Core` drives the real ledger, admission, queue and cost model as `agent.intake` and `agent.dispatch` do. `Fifo` keeps a
+`Core` drives the real ledger, admission, queue and cost model as `agent.intake` and `agent.serving` do. `Fifo` keeps a
 queue of the same bound and knows no deadlines, or drops what is too late when its turn comes. `best_s` is no order but
 the most work that any could do.
 """
@@ -20,8 +20,8 @@ from edge_agent.core import admission
 from edge_agent.core.forecast import Station, batch_s, batched, least_s, remaining_s, take_hopeless, work_s
 from edge_agent.core.job import Job, State
 from edge_agent.core.latency import CostModel
-from edge_agent.core.ledger import Ledger
-from edge_agent.core.overtaking import Overtaking
+from edge_agent.core.priority_load import Overtaking
+from edge_agent.core.request_table import Ledger
 from edge_agent.core.scheduler import BatchLimits, Queue
 
 MODEL, THREADS = ("m", "variant"), 4
@@ -84,7 +84,7 @@ class Core:
         return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, held_bytes, own_bytes)
 
     def next_batch(self, now_s: float) -> Sequence[Offer]:
-        """See `agent.dispatch.Dispatcher._schedule`."""
+        """See `agent.serving.Dispatcher._schedule`."""
         for job in self._queue.take(lambda waiting: waiting.deadline_s <= now_s):
             self._close(job, State.EXPIRED, 408, now_s)
         self._give_up(now_s, now_s)
@@ -101,7 +101,7 @@ class Core:
             self._close(job, State.REFUSED, 503, now_s)
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
-        """See `agent.dispatch.Dispatcher._take_event`."""
+        """See `agent.serving.Dispatcher._take_event`."""
         rows, row_bytes = sum(offer.rows for offer in batch), max(offer.row_bytes for offer in batch)
         self._costs.learn(MODEL, rows, row_bytes * rows, compute_s, THREADS)
         answered = []

@@ -1,4 +1,4 @@
-"""Several models on one board: the agent's turns (`agent.pace`), the workers' rests (`worker.rest`), the governor.
+"""Several models on one board: the agent's turns (`core.duty_cycle`), the workers' rests (`worker.rest`), the governor.
 
 `closed_loop` averages one load; here every step of every model is simulated in slices of 50 ms, because what matters is
 whether steps of different models coincide and whether their sum keeps to the grant. All models always have work. Models
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.agent.pace import REST_LEAST_S, Pace
 from edge_agent.base.reading import Reading
 from edge_agent.core import governor
-from edge_agent.core.heat import Grant
+from edge_agent.core.duty_cycle import REST_LEAST_S, Pace
+from edge_agent.core.governor_types import Grant
 from edge_agent.worker.rest import Rest
 from sim import load
 from sim.boards import BoardModel

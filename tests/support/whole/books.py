@@ -25,7 +25,7 @@ import msgspec
 
 from edge_agent.agent.acks import HELD
 from edge_agent.core.job import Job
-from edge_agent.core.ledger import GRACE_S, Ledger
+from edge_agent.core.request_table import GRACE_S, Ledger
 from edge_agent.protocol.envelope import Inbound, Outbound
 from tests.support.whole.board import said
 

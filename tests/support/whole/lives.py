@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_agent.base.errors import StoreError
-from edge_agent.core.footprints import Figure
+from edge_agent.core.memory_ledger import Figure
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.reasons import Reason

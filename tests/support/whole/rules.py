@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from edge_agent.agent.acks import HELD
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
-from edge_agent.core.heat import Level
+from edge_agent.core.governor_types import Level
 from edge_agent.core.job import State
-from edge_agent.core.ledger import ANSWERS_BYTES
+from edge_agent.core.request_table import ANSWERS_BYTES
 from tests.support.whole.clients import DEVICE, PREFIX
 from tests.support.whole.lives import outlived
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_agent.core.footprints import Account
+    from edge_agent.core.memory_ledger import Account
     from tests.support.whole.world import World
 
 WATCHDOG_S = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edge_agent.agent import monitor
+from edge_agent.agent import model_telemetry
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.probes import Expected, ProbeFile
 from tests.support.fakes import FakeWorker, Plan, a_model, a_variant, an_adapter
@@ -192,10 +192,12 @@ def test_an_adapter_that_computes_something_else_is_named_once_and_shown(monkeyp
         assert [body["data"] for body in failed] == [{"model": "m", "adapter": "b"}]
         assert failed[0]["message"].startswith("adapter 'b' of model 'm' computes something else than it did: probe 1")
         now_s = device.clock.monotonic_s()
-        told = monitor.canaries(device.fleet.seats, now_s)["m"]
+        told = model_telemetry.canaries(device.fleet.seats, now_s)["m"]
         assert (told.ok, {name: one.ok for name, one in told.adapters.items()}) == (True, {"a": True, "b": False})
         await device.fleet.unload(device.seat())
-        assert list(monitor.canaries(device.fleet.seats, now_s)["m"].adapters) == ["b"], "not forgotten by leaving"
+        assert list(model_telemetry.canaries(device.fleet.seats, now_s)["m"].adapters) == ["b"], (
+            "not forgotten by leaving"
+        )
 
     Device.run(scenario, a_model(adapters=["a", "b"]), canary_s=60.0)
 

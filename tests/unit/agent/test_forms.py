@@ -1,14 +1,16 @@
-"""Requests for an adapter that is installed merged as well run where `core.forms` says, and are answered alike."""
+"""Requests for an adapter that is installed merged as well run where `core.adapter_routing` says, and are answered
+alike.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from edge_agent.agent.fleet import NO_ROOM_S
-from edge_agent.agent.seat import Phase
+from edge_agent.agent.model_manager import NO_ROOM_S
+from edge_agent.agent.served_model import Phase
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured
-from edge_agent.core.forms import Rules
+from edge_agent.core.adapter_routing import Rules
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
 from tests.support.virtual_time import later

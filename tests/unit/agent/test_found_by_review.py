@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from edge_agent.agent.loop import LoopOptions
-from edge_agent.agent.seat import Phase
+from edge_agent.agent.served_model import Phase
 from edge_agent.base.errors import BackendError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from tests.support.fakes import Plan, RecordingNotifier, a_model, an_adapter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_agent.agent.pace import Pace, Past
 from edge_agent.base.limits import PACED_STEP_S, WORKER_SILENCE_S
+from edge_agent.core.duty_cycle import Pace, Past
 from edge_agent.core.governor import Grant, Level
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.protocol import encode

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.guard import Guard
+from edge_agent.agent.memory_guard import Guard
 from edge_agent.agent.report import EVENTS_PER_MINUTE
-from edge_agent.core.footprints import TAKEN_AT_LOAD
+from edge_agent.core.memory_ledger import TAKEN_AT_LOAD
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor
+from edge_agent.core.anti_hunting import SWING, Swing
 from edge_agent.core.governor import DWELL_S, UNTRUSTED_SHARE, Grant, Level, Memory, Plan, Seen, decide
-from edge_agent.core.swing import SWING, Swing
+from edge_agent.core.sensor_validation import STALE_S
 from edge_agent.core.thermal_model import prior_for
-from edge_agent.core.trust import STALE_S
 
 CLOCKS = tuple(clock / 24 for clock in range(15, 25))
 PLAN = Plan(80.0, max_rows=16, threads=4, hard_limit_c=85.0, prior=prior_for("pi-5"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.core.footprints import Figure
+from edge_agent.core.memory_ledger import Figure
 from edge_agent.store.figures import FIGURES_FILE, FigureFile
 
 FIGURES = {"sha256:a": Figure("onnx", 100, 150, 1.5)}

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.core import residency
-from edge_agent.core.footprints import BOUNDED, FIGURES_KEPT, ByteLedger, Claim, Figure
+from edge_agent.core.memory_ledger import BOUNDED, FIGURES_KEPT, ByteLedger, Claim, Figure
 from edge_agent.core.residency import Fits, Memory, Resident
 
 CLAIM = Claim("sha256:a", "onnx", 100 * MIB)

@@ -13,14 +13,14 @@ from typing import Any
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.sizing import settings_text
-from edge_agent.core.footprints import BOUNDED, Claim
 from edge_agent.core.forecast import Station
-from edge_agent.core.heat import Grant
+from edge_agent.core.governor_types import Grant
+from edge_agent.core.grammar_bans import Suspects
 from edge_agent.core.job import Job
-from edge_agent.core.overtaking import Overtaking
+from edge_agent.core.memory_ledger import BOUNDED, Claim
+from edge_agent.core.priority_load import Overtaking
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
-from edge_agent.core.suspects import Suspects
 
 QUARANTINE_WINDOW_S = 900.0
 

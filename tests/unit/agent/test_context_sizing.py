@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edge_agent.agent.sizing import Sizer
+from edge_agent.agent.context_sizing import Sizer
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured, TaskSpec
 from edge_agent.bundle.generator import Demand, GgufHeader, Wanted, need

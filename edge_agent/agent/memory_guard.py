@@ -1,6 +1,7 @@
 """Several times a second: how short of memory is the host, and what is done about it, before the kernel does it.
 
-The stages and their figures are `core.pressure`'s. One thing at a time, and time in between for it to have its effect.
+The stages and their figures are `core.memory_pressure`'s. One thing at a time, and time in between for it to have its
+effect.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import math
 from typing import Any
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.seat import Seat
-from edge_agent.agent.watch import SensedHost
+from edge_agent.agent.governor_loop import SensedHost
+from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.served_model import Seat
 from edge_agent.base.errors import WorkerError
-from edge_agent.core import pressure
-from edge_agent.core.pressure import Signs, Stage
+from edge_agent.core import memory_pressure
+from edge_agent.core.memory_pressure import Signs, Stage
 from edge_agent.protocol.messages import Severity
 
 LOOK_S = 0.25
@@ -32,7 +33,7 @@ class Guard:
         self._context = context
         self._fleet = fleet
         self._host = host
-        self._state = pressure.State()
+        self._state = memory_pressure.State()
         self._shed_s = self._ended_s = -math.inf
 
     @property
@@ -65,19 +66,22 @@ class Guard:
         signs = self._host.signs(self._fleet.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
             # Nothing is known: what was closed for want of memory must not stay so for ever.
-            self._state, self._fleet.closed_because = pressure.State(), None
+            self._state, self._fleet.closed_because = memory_pressure.State(), None
             return
         now_s = self._context.clock.monotonic_s()
-        before, self._state = self._state.stage, pressure.decide(signs, self._state, now_s)
+        before, self._state = self._state.stage, memory_pressure.decide(signs, self._state, now_s)
         if self.stage is not before:
             await self._change(before, signs)
         closed = self.stage >= Stage.SHORT
-        self._fleet.closed_because = f"no memory: {pressure.reason(signs, self._state.waits)}" if closed else None
+        self._fleet.closed_because = (
+            f"no memory: {memory_pressure.reason(signs, self._state.waits)}" if closed else None
+        )
         if self.stage is not Stage.CALM:
             await self._make_room(signs, now_s)
 
     async def _change(self, before: Stage, signs: Signs) -> None:
-        text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {pressure.reason(signs, self._state.waits)}"
+        why = memory_pressure.reason(signs, self._state.waits)
+        text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {why}"
         severity: Severity = "info" if self.stage < before else "warning"
         self._context.announce("memory-pressure", text, {"stage": self.stage.name.lower()}, severity)
         if before is Stage.CALM:
@@ -96,9 +100,9 @@ class Guard:
     async def _make_room(self, signs: Signs, now_s: float) -> None:
         if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= Stage.SHORT:
             self._shed_s = now_s
-            if await self._fleet.shed(pressure.reason(signs, self._state.waits)):
+            if await self._fleet.shed(memory_pressure.reason(signs, self._state.waits)):
                 self._ended_s = now_s
                 return
         if self.stage is Stage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
             self._ended_s = now_s
-            self._fleet.end_largest(pressure.reason(signs, self._state.waits))
+            self._fleet.end_largest(memory_pressure.reason(signs, self._state.waits))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.agent.monitor import model_telemetry
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.model_telemetry import model_telemetry
+from edge_agent.agent.served_model import Seat
 from edge_agent.agent.stats import ModelStats
 from edge_agent.bundle.reference import UNKNOWN_SHARE, to_metrics
 from edge_agent.core.drift import LEAST_TEXTS

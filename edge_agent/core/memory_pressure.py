@@ -7,8 +7,8 @@ CRITICAL  a worker is ended
 A stage follows from MemAvailable against the reserve that residency leaves to the host, and from the kernel's pressure
 figures (PSI) where there are any: they see what the bytes do not, a host that is busy reclaiming. Where there are none
 (stock Raspberry Pi OS, Jetson Nano) the rate at which tasks wait for pages that were dropped before stands in for them.
-A stage rises at once and falls when there has been more again for a while. Pure: `agent.guard` looks several times a
-second, and acts.
+A stage rises at once and falls when there has been more again for a while. Pure: `agent.memory_guard` looks several
+times a second, and acts.
 """
 
 from __future__ import annotations

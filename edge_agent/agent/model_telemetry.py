@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.served_model import Seat
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Seen
 from edge_agent.bundle import reference
 from edge_agent.core import drift

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.agent.context import full_grant
-from edge_agent.agent.watch import Watch
+from edge_agent.agent.governor_loop import Watch
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import Measured
 from edge_agent.core import governor

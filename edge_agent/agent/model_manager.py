@@ -1,8 +1,8 @@
 """The seats of all installed models: who is in memory, who must leave, which adapters are attached.
 
-Acts on the decisions of `core.residency` with the figures of `core.footprints`; one load at a time, so that two loads
-never promise the same memory. A model that does not fit now waits (`NoRoom`, `room`), and one that is always in use
-lets it in after its turn (`give_way`).
+Acts on the decisions of `core.residency` with the figures of `core.memory_ledger`; one load at a time, so that two
+loads never promise the same memory. A model that does not fit now waits (`NoRoom`, `room`), and one that is always in
+use lets it in after its turn (`give_way`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from edge_agent.agent.books import MemoryBooks
 from edge_agent.agent.context import Announce
+from edge_agent.agent.context_sizing import Sizer
+from edge_agent.agent.memory_accounting import MemoryBooks
 from edge_agent.agent.ports import Figures, Host, Library, Spawner, WorkerEvent
-from edge_agent.agent.seat import Phase, Seat
-from edge_agent.agent.sizing import Sizer
+from edge_agent.agent.served_model import Phase, Seat
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import InstalledModel, Variant
-from edge_agent.core import forms, residency, variants
+from edge_agent.core import adapter_routing, residency, variants
 
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
@@ -62,8 +62,8 @@ class Fleet:
         self.books = MemoryBooks(host, figures)
         self.ledger = self.books.ledger
         self.closed_because: str | None = None
-        self.rules = forms.Rules()
-        self._forms: Mapping[forms.Key, forms.Form] = {}
+        self.rules = adapter_routing.Rules()
+        self._forms: Mapping[adapter_routing.Key, adapter_routing.Form] = {}
         self._tier = 0
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
@@ -95,7 +95,7 @@ class Fleet:
         for name, model in active.items():
             self.seats[name].model = model
             self.seats[name].wake.set()
-        self._forms = forms.forms(tuple(active.values()), self.rules, self._ceiling_bytes)
+        self._forms = adapter_routing.forms(tuple(active.values()), self.rules, self._ceiling_bytes)
         return new, gone
 
     def _ceiling_bytes(self) -> int | None:
@@ -103,8 +103,8 @@ class Fleet:
         return memory.ceiling_bytes if memory.total_bytes else None
 
     def runs(self, seat: Seat, adapter: str | None) -> Seat:
-        """Where requests for an adapter of that seat's model run: there, or on the merged model (`core.forms`), unless
-        that is quarantined, or found no memory of late while the base is there."""
+        """Where requests for an adapter of that seat's model run: there, or on the merged model
+        (`core.adapter_routing`), unless that is quarantined, or found no memory of late while the base is there."""
         form = self._forms.get((seat.name, adapter)) if adapter is not None else None
         merged = self.seats.get(form.merged) if form is not None and form.merged is not None else None
         if merged is None or merged.phase is Phase.QUARANTINED:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.dispatch import Dispatcher
-from edge_agent.agent.fleet import Fleet
+from edge_agent.agent.model_manager import Fleet
 from edge_agent.agent.ports import Clocks, Library, Sensors
+from edge_agent.agent.serving import Dispatcher
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core import governor, heldclock, variants
-from edge_agent.core.pressure import Counts, Signs
+from edge_agent.core import clock_throttling, governor, variants
+from edge_agent.core.memory_pressure import Counts, Signs
 from edge_agent.core.residency import Memory
 from edge_agent.protocol.messages import Severity
 
@@ -74,7 +74,7 @@ class SensedHost:
         return found
 
     def signs(self, mapped_bytes: int) -> Signs:
-        """How short memory is, for `core.pressure`."""
+        """How short memory is, for `core.memory_pressure`."""
         memory = self.memory(mapped_bytes)
         return Signs(
             memory.available_bytes,
@@ -143,7 +143,7 @@ class Watch:
         self._lost: set[str] = set()
         self._doubted = False
         self._clock = 1.0
-        self._held_clock = heldclock.State()
+        self._held_clock = clock_throttling.State()
         self.changed = False
 
     def tick(self) -> None:
@@ -254,7 +254,7 @@ class Watch:
         """The firmware holds the clock below what the kernel asks for, or has let go of it."""
         real, requested = self._host.reading("cpu_clock"), self._host.reading("cpu_clock_requested")
         before = self._held_clock.held
-        self._held_clock = heldclock.judge(
+        self._held_clock = clock_throttling.judge(
             real.value, requested.value, self._held_clock, self._context.clock.monotonic_s()
         )
         if self._held_clock.held is before or real.value is None or requested.value is None:

@@ -2,7 +2,7 @@
 
 What is compared is the real clock and the requested one, which our own cap has lowered already: a cap is never taken
 for a throttled board. A clock moves within milliseconds and the two are not read at the same moment, so that a
-difference counts only once it has lasted. Pure: `agent.watch` asks once a second and says it when it changes.
+difference counts only once it has lasted. Pure: `agent.governor_loop` asks once a second and says it when it changes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.overtaking import MEMORY_S, MOST, Overtaking
+from edge_agent.core.priority_load import MEMORY_S, MOST, Overtaking
 
 NOW_S = 100.0
 

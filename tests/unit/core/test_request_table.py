@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edge_agent.base.limits import DEDUP_ENTRIES
 from edge_agent.core.job import FINAL, Job, State
-from edge_agent.core.ledger import ANSWERS_BYTES, GRACE_S, Ledger, Seen
+from edge_agent.core.request_table import ANSWERS_BYTES, GRACE_S, Ledger, Seen
 
 
 def a_job(name: str = "1", deadline_s: float = 10.0) -> Job:

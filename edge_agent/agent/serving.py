@@ -13,18 +13,18 @@ import logging
 from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet, InUse, NoRoom
+from edge_agent.agent.deadline_monitor import Endings, Overdue
 from edge_agent.agent.handover import learn, reply_topic, work_fields
-from edge_agent.agent.overdue import Endings, Overdue
+from edge_agent.agent.model_manager import Fleet, InUse, NoRoom
 from edge_agent.agent.ports import Worker, WorkerEvent
-from edge_agent.agent.seat import Phase, Seat
-from edge_agent.agent.turns import Turns
+from edge_agent.agent.served_model import Phase, Seat
+from edge_agent.agent.step_gate import Turns
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.core import backoff
 from edge_agent.core.forecast import batch_s, least_s
+from edge_agent.core.grammar_bans import brings_program, by_itself
 from edge_agent.core.job import MAX_ATTEMPTS, Job, State
 from edge_agent.core.scheduler import BatchLimits
-from edge_agent.core.suspects import brings_program, by_itself
 
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05

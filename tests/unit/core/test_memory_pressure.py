@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
-from edge_agent.core.pressure import (
+from edge_agent.core.memory_pressure import (
     CALM_AFTER_S,
     CALM_FACTOR,
     NO_WAITS,

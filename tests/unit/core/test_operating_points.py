@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core import ladder
-from edge_agent.core.ladder import CHANGE_GAIN, build, choose, without_clock, work
+from edge_agent.core import operating_points
+from edge_agent.core.operating_points import CHANGE_GAIN, build, choose, without_clock, work
 
 CLOCKS = (0.625, 0.75, 0.875, 1.0)
 
@@ -75,7 +75,7 @@ def test_the_choice_is_as_good_as_the_margin_allows(
 @pytest.mark.parametrize("busy", [0.02, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_one_model_has_all_of_the_time_that_is_granted(busy: float, threads: int) -> None:
-    assert ladder.part(1, busy, threads, 4) == pytest.approx(busy, abs=1e-5)
+    assert operating_points.part(1, busy, threads, 4) == pytest.approx(busy, abs=1e-5)
 
 
 @pytest.mark.parametrize("models", [2, 3, 5])
@@ -83,7 +83,7 @@ def test_models_whose_steps_coincide_by_chance_spend_what_one_may(models: int) -
     """By drawing: each computes in its part of the time, and the cores are shared where several do."""
     chance = random.Random(models)
     for busy, threads in ((0.5, 4), (0.9, 4), (1.0, 2), (0.6, 3)):
-        part = ladder.part(models, busy, threads, 4)
+        part = operating_points.part(models, busy, threads, 4)
         assert busy / models < part <= 1.0
         spent = 0.0
         for _ in range(20_000):
@@ -93,5 +93,5 @@ def test_models_whose_steps_coincide_by_chance_spend_what_one_may(models: int) -
 
 
 def test_with_all_threads_and_no_pause_models_need_not_share() -> None:
-    assert ladder.part(3, 1.0, 4, 4) == pytest.approx(1.0, abs=1e-5)
-    assert ladder.part(3, 0.0, 4, 4) == pytest.approx(0.0, abs=1e-5)
+    assert operating_points.part(3, 1.0, 4, 4) == pytest.approx(1.0, abs=1e-5)
+    assert operating_points.part(3, 0.0, 4, 4) == pytest.approx(0.0, abs=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.heldclock import HELD_BELOW, LASTS_S, State, judge
+from edge_agent.core.clock_throttling import HELD_BELOW, LASTS_S, State, judge
 
 looks = st.lists(st.tuples(st.none() | st.floats(6e8, 2.4e9), st.none() | st.floats(0.0, 2.4e9)), max_size=60)
 

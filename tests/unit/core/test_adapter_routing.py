@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured
-from edge_agent.core.forms import Form, Rules, forms
+from edge_agent.core.adapter_routing import Form, Rules, forms
 from tests.support.fakes import a_model, a_variant, an_adapter
 
 FILE = "sha256:f11e"

@@ -1,4 +1,4 @@
-"""The books on memory, kept with what is measured: `core.footprints`' ledger, fed by the workers' real sizes.
+"""The books on memory, kept with what is measured: `core.memory_ledger`' ledger, fed by the workers' real sizes.
 
 A worker is measured after its load and, while it is used, every ten seconds. What the GPU of a Jetson took during a
 load is counted to the model that was loading: loads come one at a time, and it is in no process's own figure.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge_agent.agent.ports import Figures, Host
-from edge_agent.agent.seat import Phase, Seat
-from edge_agent.core.footprints import ByteLedger
+from edge_agent.agent.served_model import Phase, Seat
+from edge_agent.core.memory_ledger import ByteLedger
 
 MEASURE_EVERY_S = 10.0
 SETTLED_S = 60.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core.trust import BACK_S, DISAGREE_C, FROZEN_AFTER_S, STALE_S, Belief, Die, Trust, believe
+from edge_agent.core.sensor_validation import BACK_S, DISAGREE_C, FROZEN_AFTER_S, STALE_S, Belief, Die, Trust, believe
 
 COLD = Die(3.2, 2.2)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.fleet import Fleet
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.served_model import Seat
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core.forecast import take_hopeless

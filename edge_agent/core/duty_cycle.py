@@ -2,8 +2,8 @@
 
 The board has one power budget, however many models spend it. So where heat limits, models take turns: encoders step one
 at a time and rest together from any of their steps, whoever rested longest goes first. A generator cannot be asked for
-every token: each that is under way is told its part of the time (`core.ladder.part`), and one more part is the
-encoders' while they step or rest (docs/decisions/0074).
+every token: each that is under way is told its part of the time (`core.operating_points.part`), and one more part is
+the encoders' while they step or rest (docs/decisions/0074).
 
 The daemon hands an encoder's worker one micro-batch at a time, so a step is a batch from submission to its last answer.
 Pure but for its books: the clock is an argument.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edge_agent.base.limits import PACED_STEP_S
-from edge_agent.core import ladder
+from edge_agent.core import operating_points
 from edge_agent.core.governor import Grant
 
 LATELY_S = 60.0
@@ -166,4 +166,4 @@ class Pace:
 def _part(grant: Grant, models: int) -> float:
     if not grant.takes_turns or grant.busy_share <= 0.0 or models == 1:
         return grant.busy_share
-    return ladder.part(models, grant.busy_share, grant.threads, max(grant.threads, grant.of_threads))
+    return operating_points.part(models, grant.busy_share, grant.threads, max(grant.threads, grant.of_threads))

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.pace import REST_LEAST_S
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.served_model import Seat
+from edge_agent.core.duty_cycle import REST_LEAST_S
 
 REST_LOOK_S = 0.5
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from edge_agent.agent.seat import Seat
+from edge_agent.agent.served_model import Seat
 from edge_agent.bundle.catalog import Variant
 from edge_agent.bundle.generator import RUNTIME, GgufHeader, Wanted
 from edge_agent.bundle.sizing import explained, sized
-from edge_agent.core.footprints import ByteLedger
+from edge_agent.core.memory_ledger import ByteLedger
 from edge_agent.core.residency import Memory
 
 ReadHeader = Callable[[str], Awaitable[GgufHeader | None]]

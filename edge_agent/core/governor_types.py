@@ -8,9 +8,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from edge_agent.base.reading import Reading
-from edge_agent.core.swing import Swing
+from edge_agent.core.anti_hunting import Swing
+from edge_agent.core.sensor_validation import Trust
 from edge_agent.core.thermal_model import ANY_BOARD, Model, Prior
-from edge_agent.core.trust import Trust
 
 SET_POINT_BELOW_SOFT_C = 2.5
 HARD_ABOVE_SOFT_C = 3.5

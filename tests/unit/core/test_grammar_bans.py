@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.core.suspects import BARRED_S, ENOUGH, KEPT, Suspects, brings_program
+from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, Suspects, brings_program
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.guard import Guard
+from edge_agent.agent.memory_guard import Guard
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.core.pressure import Stage
+from edge_agent.core.memory_pressure import Stage
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.swing import DWELL_S, SWING, Swing, calmed
+from edge_agent.core.anti_hunting import DWELL_S, SWING, Swing, calmed
 
 paces = st.floats(0.0, 1.0)
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from edge_agent.agent.context import full_grant
-from edge_agent.agent.pace import Pace
 from edge_agent.agent.report import governor_entry
 from edge_agent.base.limits import PACED_STEP_S
 from edge_agent.bundle.catalog import TaskSpec
+from edge_agent.core.duty_cycle import Pace
 from edge_agent.core.governor import Grant, Level
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
