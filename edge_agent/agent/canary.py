@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Worker
-from edge_agent.agent.served_model import Phase, Probed, Seat
+from edge_agent.agent.served_model import Phase, Probed, ServedModel
 from edge_agent.base.errors import EdgeError
 from edge_agent.base.limits import MEASURE_S
 from edge_agent.bundle.catalog import InstalledModel
@@ -30,7 +30,7 @@ class Canary:
     """Runs the probes. `read` gives the probe file of a model or of its adapter, None where there is none; it may
     raise EdgeError."""
 
-    def __init__(self, context: Context, fleet: Fleet, read: ReadProbes, every_s: float) -> None:
+    def __init__(self, context: Context, fleet: ModelManager, read: ReadProbes, every_s: float) -> None:
         self._context = context
         self._fleet = fleet
         self._read = read
@@ -44,7 +44,7 @@ class Canary:
         if self._context.grant.closed_because or self._fleet.closed_because:
             return  # too hot, or short of memory: what requests may not do, probes may not
         now_s = self._context.clock.monotonic_s()
-        due: list[tuple[float, Seat, str | None]] = []
+        due: list[tuple[float, ServedModel, str | None]] = []
         for seat in self._fleet.seats.values():
             if self._idle(seat, now_s):
                 ages = [(_since_s(seat, name), seat, name) for name in seat.in_worker()]
@@ -59,12 +59,12 @@ class Canary:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _idle(self, seat: Seat, now_s: float) -> bool:
+    def _idle(self, seat: ServedModel, now_s: float) -> bool:
         if seat.worker is None or seat.phase is not Phase.READY or seat.lock.locked() or len(seat.queue):
             return False
         return now_s - seat.last_used_s >= IDLE_S
 
-    async def _probe(self, seat: Seat, adapter: str | None) -> None:
+    async def _probe(self, seat: ServedModel, adapter: str | None) -> None:
         async with seat.lock:
             subject = seat.subject(adapter)
             if subject is None or adapter not in seat.in_worker() or seat.worker is None:
@@ -82,7 +82,7 @@ class Canary:
             text = f"{what} computes something else than it did: {reason}"
             self._context.announce("verify-failed", text, data, "error")
 
-    async def _verdict(self, seat: Seat, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
+    async def _verdict(self, seat: ServedModel, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
         file = self._read(seat.model, adapter)
         if file is None:
             return None, "the package has no golden probes for this variant"
@@ -93,7 +93,7 @@ class Canary:
         return None if verdict.code == MISSING else verdict.code is None, verdict.reason
 
 
-def _since_s(seat: Seat, adapter: str | None) -> float:
+def _since_s(seat: ServedModel, adapter: str | None) -> float:
     last = seat.last_probed(adapter)
     return seat.loaded_s if last is None else last.at_s
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.model_manager import Fleet
-from edge_agent.agent.served_model import Phase, Seat
+from edge_agent.agent.model_manager import ModelManager
+from edge_agent.agent.served_model import Phase, ServedModel
 from edge_agent.base.errors import EdgeError, RequestError, WorkerError
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
@@ -57,7 +57,7 @@ class Commands:
     """Carries out orders and answers them."""
 
     def __init__(
-        self, context: Context, fleet: Fleet, operator: Operator, diagnose: Callable[[], Mapping[str, Any]]
+        self, context: Context, fleet: ModelManager, operator: Operator, diagnose: Callable[[], Mapping[str, Any]]
     ) -> None:
         self._context = context
         self._fleet = fleet
@@ -187,7 +187,7 @@ class Commands:
     async def _diag(self, _command: Command) -> Mapping[str, Any]:
         return self._diagnose()
 
-    def _seat(self, model: str) -> Seat:
+    def _seat(self, model: str) -> ServedModel:
         seat = self._fleet.seats.get(model)
         if seat is None:
             raise RequestError(404, f"no model {model!r} on this device")
@@ -216,7 +216,7 @@ class Commands:
 
 
 @contextlib.asynccontextmanager
-async def _at_rest(seat: Seat) -> AsyncIterator[None]:
+async def _at_rest(seat: ServedModel) -> AsyncIterator[None]:
     """The seat's lock. A generator that is always asked would never give it back: it takes no new jobs meanwhile."""
     seat.orders += 1
     try:

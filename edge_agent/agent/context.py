@@ -10,11 +10,11 @@ from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
-from edge_agent.core.duty_cycle import Pace
+from edge_agent.core.duty_cycle import DutyCycle
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import Grant, Level
 from edge_agent.core.latency import CostModel
-from edge_agent.core.request_table import Ledger
+from edge_agent.core.request_table import RequestTable
 from edge_agent.protocol.messages import Severity
 from edge_agent.protocol.topics import Topics
 
@@ -37,10 +37,10 @@ class Context:
     acks: AckWindow
     announce: Announce
     grant: Grant
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: RequestTable = field(default_factory=RequestTable)
     stats: Stats = field(default_factory=Stats)
     costs: CostModel = field(default_factory=CostModel)
-    pace: Pace = field(default_factory=Pace)
+    pace: DutyCycle = field(default_factory=DutyCycle)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
 

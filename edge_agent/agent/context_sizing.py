@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.bundle.catalog import Variant
 from edge_agent.bundle.generator import RUNTIME, GgufHeader, Wanted
 from edge_agent.bundle.sizing import explained, sized
-from edge_agent.core.memory_ledger import ByteLedger
-from edge_agent.core.residency import Memory
+from edge_agent.core.memory_ledger import MemoryLedger
+from edge_agent.core.residency import HostMemory
 
 ReadHeader = Callable[[str], Awaitable[GgufHeader | None]]
 HEADERS_KEPT = 16
@@ -33,7 +33,7 @@ class Sizer:
         self._read = read
         self._headers: dict[str, GgufHeader | None] = {}
 
-    async def look(self, seat: Seat) -> None:
+    async def look(self, seat: ServedModel) -> None:
         """Read the head of the seat's file, once for each variant; what is no generator has none."""
         variant = seat.model.variant
         if not _shrinks(seat) or variant.digest in self._headers:
@@ -45,7 +45,7 @@ class Sizer:
         while len(self._headers) > HEADERS_KEPT:
             del self._headers[next(iter(self._headers))]
 
-    def decide(self, seat: Seat, ledger: ByteLedger, memory: Memory) -> int:
+    def decide(self, seat: ServedModel, ledger: MemoryLedger, memory: HostMemory) -> int:
         """Set what the seat's model is to be loaded with, and return the bytes that it needs then."""
         seat.budget_bytes = 0
         seat.sized = full = self._sized(seat, replace(self.wanted, shrink=False), None)
@@ -68,18 +68,18 @@ class Sizer:
         seat.sized = full
         return needed_bytes
 
-    def explained(self, seat: Seat, needed_bytes: int, memory: Memory) -> str:
+    def explained(self, seat: ServedModel, needed_bytes: int, memory: HostMemory) -> str:
         """Where a generator's bytes go and what would fit, as the end of a sentence; empty where that is not known."""
         if seat.sized is None or not needed_bytes:
             return ""
         text = explained(seat.sized, seat.sized.peak_bytes * memory.ceiling_bytes / needed_bytes)
         return f": {text}" if text else ""
 
-    def _sized(self, seat: Seat, wanted: Wanted, allowed_bytes: float | None) -> Variant:
+    def _sized(self, seat: ServedModel, wanted: Wanted, allowed_bytes: float | None) -> Variant:
         header = self._headers.get(seat.model.variant.digest)
         return sized(seat.model.variant, seat.model.task, header, wanted, allowed_bytes)
 
 
-def _shrinks(seat: Seat) -> bool:
+def _shrinks(seat: ServedModel) -> bool:
     """Whether the seat's model has a context that can be made smaller."""
     return seat.generates and seat.model.variant.runtime == RUNTIME

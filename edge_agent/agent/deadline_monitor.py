@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.model_manager import Fleet
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.model_manager import ModelManager
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core.forecast import take_hopeless
-from edge_agent.core.job import Job, State
+from edge_agent.core.job import Job, JobState
 
 OVERDUE_S = 0.25
 """A worker ends its answers itself a little before their deadlines; only after this is it made to."""
@@ -29,11 +29,15 @@ class Endings(Protocol):
         ...
 
 
-class Overdue:
+class DeadlineMonitor:
     """Looks at the clock for all seats. `stop` ends a running answer with a status word and a reason."""
 
     def __init__(
-        self, context: Context, fleet: Fleet, answers: Endings, stop: Callable[[Seat, Job, int, str], None]
+        self,
+        context: Context,
+        fleet: ModelManager,
+        answers: Endings,
+        stop: Callable[[ServedModel, Job, int, str], None],
     ) -> None:
         self._context = context
         self._fleet = fleet
@@ -53,7 +57,7 @@ class Overdue:
             for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
                 self._answers.expire(job)
 
-    def refuse_hopeless(self, seat: Seat, now_s: float, begins_s: float) -> None:
+    def refuse_hopeless(self, seat: ServedModel, now_s: float, begins_s: float) -> None:
         """What others overtook and can no longer be computed in time is told so while its client still listens."""
         at = seat.station(self._context.grant)
         for job, needed_s in take_hopeless(seat.queue, self._context.costs, at, begins_s):
@@ -67,7 +71,7 @@ class Overdue:
         """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
         now_s = self._context.clock.monotonic_s()
         for seat in self._fleet.every_seat():
-            for job in [job for job in seat.running.values() if seat.sequences and job.state is State.RUNNING]:
+            for job in [job for job in seat.running.values() if seat.sequences and job.state is JobState.RUNNING]:
                 if job.deadline_s + OVERDUE_S <= now_s:
                     self._stop(seat, job, 408, f"the deadline passed after {job.parts} parts")
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Clocks, Library, Sensors
-from edge_agent.agent.serving import Dispatcher
+from edge_agent.agent.serving import ModelServer
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import clock_throttling, governor, variants
-from edge_agent.core.memory_pressure import Counts, Signs
-from edge_agent.core.residency import Memory
+from edge_agent.core.memory_pressure import FaultCounts, MemorySigns
+from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.messages import Severity
 
 PERIOD_S = 1.0
@@ -34,7 +34,7 @@ NO_BUDGET = Budget()
 NO_READING = unavailable("bytes", "NvMapMemUsed", 0.0, "this kernel does not tell")
 
 
-class SensedHost:
+class HostMonitor:
     """The machine as last sampled. Implements `ports.Host`.
 
     `decode_threads`: the operator's, of generators that read no prompt (0: as the package says).
@@ -45,7 +45,7 @@ class SensedHost:
         self._sensors = sensors
         self._budget = budget
         self.readings: Mapping[str, Reading] = {}
-        self.last_memory: Memory | None = None
+        self.last_memory: HostMemory | None = None
         self.decode_threads = 0
 
     def sample(self) -> None:
@@ -57,7 +57,7 @@ class SensedHost:
         found = self.readings.get(key)
         return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
 
-    def memory(self, mapped_bytes: int = 0) -> Memory:
+    def memory(self, mapped_bytes: int = 0) -> HostMemory:
         """Total and available RAM as of now, within the control group's limit where there is one.
 
         `mapped_bytes` are mapped from files by models: the kernel could drop them, so it counts them as available; the
@@ -69,14 +69,14 @@ class SensedHost:
         limit, used = self.reading("cgroup_limit").value, self.reading("cgroup_used").value
         if limit is not None and used is not None and limit < total:
             total, available = limit, min(available, limit - used)
-        found = Memory(int(total), int(available), self._budget.reserve_bytes, self._budget.models_bytes)
+        found = HostMemory(int(total), int(available), self._budget.reserve_bytes, self._budget.models_bytes)
         self.last_memory = found
         return found
 
-    def signs(self, mapped_bytes: int) -> Signs:
+    def signs(self, mapped_bytes: int) -> MemorySigns:
         """How short memory is, for `core.memory_pressure`."""
         memory = self.memory(mapped_bytes)
-        return Signs(
+        return MemorySigns(
             memory.available_bytes,
             memory.kept_bytes,
             self.reading("memory_pressure_some").value,
@@ -84,12 +84,12 @@ class SensedHost:
             self._counts(),
         )
 
-    def _counts(self) -> Counts | None:
+    def _counts(self) -> FaultCounts | None:
         """What stands in for the pressure figures; None where the kernel has them, or has neither."""
         faults, swapped = self.reading("major_faults").value, self.reading("swapped_in").value
         if self.reading("memory_pressure_some").value is not None or faults is None or swapped is None:
             return None
-        return Counts(faults, swapped, self.reading("refaults").value)
+        return FaultCounts(faults, swapped, self.reading("refaults").value)
 
     def process_bytes(self, pid: int) -> tuple[int, int] | None:
         """PSS of a process, and the part of it mapped from files (0 where the kernel does not tell)."""
@@ -98,7 +98,7 @@ class SensedHost:
         return None if pss is None else (int(pss), int(mapped or 0.0))
 
     def gpu_bytes(self) -> int:
-        """Memory that a Jetson's GPU has mapped (NvMap), of all processes; 0 where the kernel does not tell."""
+        """HostMemory that a Jetson's GPU has mapped (NvMap), of all processes; 0 where the kernel does not tell."""
         return int(self._sensors.sample_memory().get("nvmap_used", NO_READING).value or 0.0)
 
     def most_rows(self) -> int:
@@ -117,17 +117,17 @@ class SensedHost:
         return limits
 
 
-class Watch:
+class GovernorLoop:
     """The agent's look at its board and its store."""
 
     def __init__(
         self,
         context: Context,
-        plan: governor.Plan,
-        host: SensedHost,
+        plan: governor.GovernorConfig,
+        host: HostMonitor,
         library: Library,
-        fleet: Fleet,
-        dispatcher: Dispatcher,
+        fleet: ModelManager,
+        dispatcher: ModelServer,
         clocks: Clocks | None = None,
     ) -> None:
         self._context = context
@@ -137,13 +137,13 @@ class Watch:
         self._library = library
         self._fleet = fleet
         self._dispatcher = dispatcher
-        self._memory = governor.Memory()
+        self._memory = governor.GovernorState()
         self._generation = -1
         self._had: set[str] = set()
         self._lost: set[str] = set()
         self._doubted = False
         self._clock = 1.0
-        self._held_clock = clock_throttling.State()
+        self._held_clock = clock_throttling.ThrottleState()
         self.changed = False
 
     def tick(self) -> None:
@@ -203,12 +203,12 @@ class Watch:
         if self._clocks is not None:
             self._clocks.restore()
 
-    def _seen(self, now_s: float) -> governor.Seen:
+    def _seen(self, now_s: float) -> governor.Observation:
         pace = self._context.pace
         running = [seat for seat in self._fleet.seats.values() if seat.running]
         power, grant = self._host.reading("power"), self._context.grant
         self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
-        return governor.Seen(
+        return governor.Observation(
             busy_share=pace.busy_share(now_s),
             row_s=pace.row_s(),
             power=power,

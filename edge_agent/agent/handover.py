@@ -5,11 +5,11 @@ from __future__ import annotations
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.respond import Origin
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.core.job import Job
 
 
-def work_fields(seat: Seat, job: Job, now_s: float, flush_ms: float) -> dict[str, object]:
+def work_fields(seat: ServedModel, job: Job, now_s: float, flush_ms: float) -> dict[str, object]:
     """A job as the plain map that crosses to the child."""
     fields: dict[str, object] = {"id": job.job_id, "adapter": job.adapter, "params": job.params}
     fields.update({"messages": job.messages} if job.messages else {"texts": job.texts})
@@ -18,7 +18,7 @@ def work_fields(seat: Seat, job: Job, now_s: float, flush_ms: float) -> dict[str
     return fields
 
 
-def learn(context: Context, seat: Seat, job: Job, event: WorkerEvent) -> None:
+def learn(context: Context, seat: ServedModel, job: Job, event: WorkerEvent) -> None:
     """Take what a job's answer says of compute time into the cost model, also when nobody waits for it any more: the
     slow ones are late. A batch is learned once, by its longest text: that is what all its rows were padded to."""
     costs, threads = context.costs, context.grant.threads

@@ -10,16 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.respond import Origin
-from edge_agent.agent.served_model import Seat
-from edge_agent.agent.serving import Dispatcher
+from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.serving import ModelServer
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
 from edge_agent.core.forecast import batched, remaining_s, work_s
 from edge_agent.core.grammar_bans import brings_program
 from edge_agent.core.job import Job
-from edge_agent.core.request_table import Seen
+from edge_agent.core.request_table import RequestStatus
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound
@@ -44,8 +44,8 @@ class Intake:
         self,
         context: Context,
         options: IntakeOptions,
-        fleet: Fleet,
-        dispatcher: Dispatcher,
+        fleet: ModelManager,
+        dispatcher: ModelServer,
         on_command: Callable[[Command], Awaitable[None]],
     ) -> None:
         self._context = context
@@ -75,17 +75,17 @@ class Intake:
         now_s = self._context.clock.monotonic_s()
         key = (request.client, request.id)
         seen = self._context.ledger.seen(key, now_s, _fingerprint(message))
-        if seen is Seen.NEW:
+        if seen is RequestStatus.NEW:
             self._admit(request, message, now_s)
             return
-        if seen is Seen.TAKEN:
+        if seen is RequestStatus.TAKEN:
             reason = "another request of this client with the same id is open; give each its own id or correlation data"
             self._refuse_request(request, admission.Refused(422, reason, None), now_s)
             self._context.acks.release(message)
             return
         self._context.stats.duplicates += 1
         answer = self._context.ledger.answer(key)
-        if seen is Seen.ANSWERED and answer is not None:
+        if seen is RequestStatus.ANSWERED and answer is not None:
             self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))
         self._context.acks.release(message)
 
@@ -112,7 +112,7 @@ class Intake:
     def _closed_because(self) -> str | None:
         return self._context.grant.closed_because or self._fleet.closed_because
 
-    def _seat(self, request: Request) -> Seat:
+    def _seat(self, request: Request) -> ServedModel:
         seat = self._fleet.seats.get(request.model)
         if seat is None:
             raise RequestError(404, f"no model {request.model!r} on this device; {_names(self._fleet.seats)}")
@@ -121,7 +121,7 @@ class Intake:
             raise RequestError(404, f"model {seat.name!r} has no adapter {request.adapter!r}; {names}")
         return self._fleet.runs(seat, request.adapter)
 
-    def _load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
+    def _load(self, job: Job, seat: ServedModel, now_s: float) -> admission.QueueLoad:
         if seat.generates:
             return self._generator_load(job, seat, now_s)
         grant = self._context.grant
@@ -134,12 +134,12 @@ class Intake:
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, compute_s)
 
-    def _weighed(self, job: Job, wait_s: float | None, compute_s: float | None) -> admission.Load:
+    def _weighed(self, job: Job, wait_s: float | None, compute_s: float | None) -> admission.QueueLoad:
         """The times, beside what is open on this device and of the client that asks."""
         ledger = self._context.ledger
         own_jobs, own_bytes = ledger.open_of(job.key[0])
         held_bytes = ledger.held_bytes + job.message_bytes
-        return admission.Load(
+        return admission.QueueLoad(
             len(ledger),
             self._options.queue_jobs,
             wait_s,
@@ -149,7 +149,7 @@ class Intake:
             own_bytes + job.message_bytes,
         )
 
-    def _generator_load(self, job: Job, seat: Seat, now_s: float) -> admission.Load:
+    def _generator_load(self, job: Job, seat: ServedModel, now_s: float) -> admission.QueueLoad:
         """A generator's sequences end one by one: what is ahead waits for its share of them, then reads its prompt."""
         grant, costs = self._context.grant, self._context.costs
         sequences = max(1, seat.sequences)
@@ -164,7 +164,7 @@ class Intake:
             wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, first_s)
 
-    def _work_s(self, job: Job, seat: Seat) -> float:
+    def _work_s(self, job: Job, seat: ServedModel) -> float:
         """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
         grant, costs = self._context.grant, self._context.costs
         part = self._context.pace.part_of(seat.name, grant)
@@ -211,7 +211,7 @@ def _fingerprint(message: Inbound) -> bytes:
     return hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=8).digest()
 
 
-def check_form(request: Request, seat: Seat) -> None:
+def check_form(request: Request, seat: ServedModel) -> None:
     """Raise RequestError 422 for a question in a form that the model does not take."""
     if seat.generates == (request.form in GENERATOR_FORMS):
         return
@@ -220,7 +220,7 @@ def check_form(request: Request, seat: Seat) -> None:
     raise RequestError(422, f"model {seat.name!r} {kind}: it takes {takes}, not {request.form}")
 
 
-def check_program(request: Request, seat: Seat, now_s: float) -> None:
+def check_program(request: Request, seat: ServedModel, now_s: float) -> None:
     """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker, or after many did."""
     left_s = seat.suspects.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
@@ -228,7 +228,7 @@ def check_program(request: Request, seat: Seat, now_s: float) -> None:
         raise RequestError(503, reason, round(left_s, 1))
 
 
-def _job(request: Request, message: Inbound, seat: Seat) -> Job:
+def _job(request: Request, message: Inbound, seat: ServedModel) -> Job:
     return Job(
         key=(request.client, request.id),
         model=seat.name,

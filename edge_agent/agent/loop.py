@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
-from edge_agent.agent.governor_loop import PERIOD_S, SensedHost, Watch
+from edge_agent.agent.governor_loop import PERIOD_S, GovernorLoop, HostMonitor
 from edge_agent.agent.intake import Intake
-from edge_agent.agent.memory_guard import LOOK_S, Guard
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.memory_guard import LOOK_S, MemoryGuard
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Notifier
 from edge_agent.agent.report import Reporter
 from edge_agent.agent.served_model import Phase
-from edge_agent.agent.serving import Dispatcher
+from edge_agent.agent.serving import ModelServer
 from edge_agent.base.errors import EdgeError
 from edge_agent.protocol.messages import Runtime, State
 
@@ -42,12 +42,12 @@ class LoopOptions:
 class Parts:
     """The agent's own rooms, wired by `app`."""
 
-    fleet: Fleet
-    dispatcher: Dispatcher
+    fleet: ModelManager
+    dispatcher: ModelServer
     intake: Intake
     commands: Commands
-    watch: Watch
-    host: SensedHost
+    watch: GovernorLoop
+    host: HostMonitor
     reporter: Reporter
     canary: Canary
 
@@ -66,7 +66,7 @@ class Agent:
         self._canary = parts.canary
         self._host = parts.host
         self._reporter = parts.reporter
-        self._guard = Guard(context, parts.fleet, parts.host)
+        self._guard = MemoryGuard(context, parts.fleet, parts.host)
         self._stopping = asyncio.Event()
         self._runtimes: list[Runtime] = []
         self._told: tuple[State, str] = ("starting", "")

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edge_agent.agent.ports import Figures, Host
-from edge_agent.agent.served_model import Phase, Seat
-from edge_agent.core.memory_ledger import ByteLedger
+from edge_agent.agent.ports import FootprintCache, Host
+from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.core.memory_ledger import MemoryLedger
 
 MEASURE_EVERY_S = 10.0
 SETTLED_S = 60.0
 
 
-class MemoryBooks:
+class MemoryAccounting:
     """The byte ledger, and when to look again."""
 
-    def __init__(self, host: Host, figures: Figures | None) -> None:
+    def __init__(self, host: Host, figures: FootprintCache | None) -> None:
         self._host = host
         self._figures = figures
-        self.ledger = ByteLedger(figures.read() if figures is not None else {})
+        self.ledger = MemoryLedger(figures.read() if figures is not None else {})
         self._measured_s: dict[str, float] = {}
         self._gpu_bytes: dict[str, int] = {}
 
-    def loaded(self, seat: Seat, gpu_before_bytes: int, fallback_bytes: int) -> None:
+    def loaded(self, seat: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
         """A model has just been loaded: `fallback_bytes` is the runtime's own figure, where the kernel has none."""
         self._measured_s.pop(seat.name, None)
         self._gpu_bytes[seat.name] = max(0, self._host.gpu_bytes() - gpu_before_bytes)
@@ -35,7 +35,7 @@ class MemoryBooks:
             self.ledger.state(seat.name, seat.footprint_bytes, seat.load_s)
         self._keep()
 
-    def measure(self, seats: Iterable[Seat], now_s: float) -> None:
+    def measure(self, seats: Iterable[ServedModel], now_s: float) -> None:
         """Look at what the workers hold, each at most every ten seconds while it is used; keep figures that changed."""
         for seat in seats:
             asked_s = self._measured_s.get(seat.name, seat.loaded_s)
@@ -49,7 +49,7 @@ class MemoryBooks:
                 self.ledger.settle(seat.name)
         self._keep()
 
-    def _measure(self, seat: Seat, load_s: float | None = None) -> bool:
+    def _measure(self, seat: ServedModel, load_s: float | None = None) -> bool:
         """Book what the kernel says that the worker holds; False when it says nothing."""
         held = self._host.process_bytes(seat.worker.pid) if seat.worker is not None else None
         if held is None or not held[0]:

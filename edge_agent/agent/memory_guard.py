@@ -11,12 +11,12 @@ import math
 from typing import Any
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.governor_loop import SensedHost
-from edge_agent.agent.model_manager import Fleet
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.governor_loop import HostMonitor
+from edge_agent.agent.model_manager import ModelManager
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.errors import WorkerError
 from edge_agent.core import memory_pressure
-from edge_agent.core.memory_pressure import Signs, Stage
+from edge_agent.core.memory_pressure import MemorySigns, PressureStage
 from edge_agent.protocol.messages import Severity
 
 LOOK_S = 0.25
@@ -26,18 +26,18 @@ END_EVERY_S = 5.0
 """A worker's memory is back within this; only then is another one ended."""
 
 
-class Guard:
+class MemoryGuard:
     """Looks at the host's memory and acts on the fleet."""
 
-    def __init__(self, context: Context, fleet: Fleet, host: SensedHost) -> None:
+    def __init__(self, context: Context, fleet: ModelManager, host: HostMonitor) -> None:
         self._context = context
         self._fleet = fleet
         self._host = host
-        self._state = memory_pressure.State()
+        self._state = memory_pressure.PressureState()
         self._shed_s = self._ended_s = -math.inf
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> PressureStage:
         """How short memory is."""
         return self._state.stage
 
@@ -66,29 +66,29 @@ class Guard:
         signs = self._host.signs(self._fleet.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
             # Nothing is known: what was closed for want of memory must not stay so for ever.
-            self._state, self._fleet.closed_because = memory_pressure.State(), None
+            self._state, self._fleet.closed_because = memory_pressure.PressureState(), None
             return
         now_s = self._context.clock.monotonic_s()
         before, self._state = self._state.stage, memory_pressure.decide(signs, self._state, now_s)
         if self.stage is not before:
             await self._change(before, signs)
-        closed = self.stage >= Stage.SHORT
+        closed = self.stage >= PressureStage.SHORT
         self._fleet.closed_because = (
             f"no memory: {memory_pressure.reason(signs, self._state.waits)}" if closed else None
         )
-        if self.stage is not Stage.CALM:
+        if self.stage is not PressureStage.CALM:
             await self._make_room(signs, now_s)
 
-    async def _change(self, before: Stage, signs: Signs) -> None:
+    async def _change(self, before: PressureStage, signs: MemorySigns) -> None:
         why = memory_pressure.reason(signs, self._state.waits)
         text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {why}"
         severity: Severity = "info" if self.stage < before else "warning"
         self._context.announce("memory-pressure", text, {"stage": self.stage.name.lower()}, severity)
-        if before is Stage.CALM:
+        if before is PressureStage.CALM:
             idle = [seat for seat in self._fleet.seats.values() if seat.worker is not None and not seat.lock.locked()]
             await asyncio.gather(*(self._shrink(seat) for seat in idle))
 
-    async def _shrink(self, seat: Seat) -> None:
+    async def _shrink(self, seat: ServedModel) -> None:
         """Let an idle worker give back what it only keeps for later; one that dies of it is noticed by its own seat."""
         async with seat.lock:
             if seat.worker is not None:
@@ -97,12 +97,12 @@ class Guard:
                 except WorkerError:
                     return
 
-    async def _make_room(self, signs: Signs, now_s: float) -> None:
-        if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= Stage.SHORT:
+    async def _make_room(self, signs: MemorySigns, now_s: float) -> None:
+        if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= PressureStage.SHORT:
             self._shed_s = now_s
             if await self._fleet.shed(memory_pressure.reason(signs, self._state.waits)):
                 self._ended_s = now_s
                 return
-        if self.stage is Stage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
+        if self.stage is PressureStage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
             self._ended_s = now_s
             self._fleet.end_largest(memory_pressure.reason(signs, self._state.waits))

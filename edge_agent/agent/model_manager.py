@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from edge_agent.agent.context import Announce
 from edge_agent.agent.context_sizing import Sizer
-from edge_agent.agent.memory_accounting import MemoryBooks
-from edge_agent.agent.ports import Figures, Host, Library, Spawner, WorkerEvent
-from edge_agent.agent.served_model import Phase, Seat
+from edge_agent.agent.memory_accounting import MemoryAccounting
+from edge_agent.agent.ports import FootprintCache, Host, Library, Spawner, WorkerEvent
+from edge_agent.agent.served_model import Phase, ServedModel
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
@@ -40,7 +40,7 @@ class InUse(RequestError):
     """An adapter is to be exchanged for its newer version, and the old one is at work."""
 
 
-class Fleet:
+class ModelManager:
     """Every installed model's seat, and the loading and unloading of their workers."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Fleet:
         clock: Clock,
         host: Host,
         announce: Announce,
-        figures: Figures | None = None,
+        figures: FootprintCache | None = None,
         sizer: Sizer | None = None,
     ) -> None:
         self._library = library
@@ -59,20 +59,20 @@ class Fleet:
         self._host = host
         self._announce = announce
         self.sizer = sizer or Sizer()
-        self.books = MemoryBooks(host, figures)
+        self.books = MemoryAccounting(host, figures)
         self.ledger = self.books.ledger
         self.closed_because: str | None = None
-        self.rules = adapter_routing.Rules()
-        self._forms: Mapping[adapter_routing.Key, adapter_routing.Form] = {}
+        self.rules = adapter_routing.RoutingPolicy()
+        self._forms: Mapping[adapter_routing.Key, adapter_routing.AdapterRoute] = {}
         self._tier = 0
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
-        self.seats: dict[str, Seat] = {}
-        self._leaving: dict[str, Seat] = {}
-        self.on_event: Callable[[Seat, WorkerEvent], None] = lambda _seat, _event: None
-        self.on_death: Callable[[Seat, str], None] = lambda _seat, _reason: None
+        self.seats: dict[str, ServedModel] = {}
+        self._leaving: dict[str, ServedModel] = {}
+        self.on_event: Callable[[ServedModel, WorkerEvent], None] = lambda _seat, _event: None
+        self.on_death: Callable[[ServedModel, str], None] = lambda _seat, _reason: None
 
-    def sync(self) -> tuple[list[Seat], list[Seat]]:
+    def sync(self) -> tuple[list[ServedModel], list[ServedModel]]:
         """Bring the seats in line with the library; returns (new seats, seats whose model is gone).
 
         A model that returns while its worker still finishes gets its old seat back: a name has one worker at most.
@@ -87,7 +87,7 @@ class Fleet:
         for name in self._leaving.keys() & active.keys():
             self.seats[name] = self._leaving.pop(name)
             self.seats[name].gone = False
-        new = [Seat(model) for name, model in active.items() if name not in self.seats]
+        new = [ServedModel(model) for name, model in active.items() if name not in self.seats]
         for seat in new:
             seat.load_s = self.ledger.load_s(seat.model.variant.digest) or seat.load_s
         for seat in new:
@@ -102,7 +102,7 @@ class Fleet:
         memory = self._host.memory()
         return memory.ceiling_bytes if memory.total_bytes else None
 
-    def runs(self, seat: Seat, adapter: str | None) -> Seat:
+    def runs(self, seat: ServedModel, adapter: str | None) -> ServedModel:
         """Where requests for an adapter of that seat's model run: there, or on the merged model
         (`core.adapter_routing`), unless that is quarantined, or found no memory of late while the base is there."""
         form = self._forms.get((seat.name, adapter)) if adapter is not None else None
@@ -112,11 +112,11 @@ class Fleet:
         no_room = merged.worker is None and self._clock.monotonic_s() < merged.no_room_s + NO_ROOM_S
         return seat if no_room and seat.worker is not None else merged
 
-    def every_seat(self) -> tuple[Seat, ...]:
+    def every_seat(self) -> tuple[ServedModel, ...]:
         """Also those whose model was removed and whose worker still finishes what it has."""
         return (*self.seats.values(), *self._leaving.values())
 
-    def left(self, seat: Seat) -> bool:
+    def left(self, seat: ServedModel) -> bool:
         """True once nothing is left to do for a seat whose model was removed: it is forgotten."""
         done = seat.gone and seat.worker is None and not len(seat.queue)
         if done:
@@ -151,7 +151,7 @@ class Fleet:
         found = variants.cheaper(model, self.rules.accuracy_loss_limit) if self._tier else None
         return model if found is None else replace(model, variant=found)
 
-    async def ensure_loaded(self, seat: Seat, evict: bool = True) -> None:
+    async def ensure_loaded(self, seat: ServedModel, evict: bool = True) -> None:
         """Make the seat's current variant resident; without `evict` only where there is room as things are.
 
         Raises NoRoom when it must wait, RequestError (500, 503) when waiting does not help.
@@ -179,7 +179,7 @@ class Fleet:
                 await self.unload(seat)
                 raise RequestError(500, f"model {seat.name!r} cannot be loaded: {error}", RETRY_AFTER_S) from error
 
-    async def unload(self, seat: Seat) -> None:
+    async def unload(self, seat: ServedModel) -> None:
         """End the seat's worker, if it has one; the memory is back when this returns."""
         worker, seat.worker = seat.worker, None
         seat.attached.clear()
@@ -193,27 +193,27 @@ class Fleet:
             if held:
                 self._pulse()
 
-    def forget_worker(self, seat: Seat) -> None:
+    def forget_worker(self, seat: ServedModel) -> None:
         """The seat's worker has died: what it held is free."""
         seat.worker = None
         seat.attached.clear()
         self.ledger.release(seat.name)
         self._pulse()
 
-    async def room(self, seat: Seat) -> None:
+    async def room(self, seat: ServedModel) -> None:
         """Returns when it may be worth asking for memory again; at once for a model that does not wait for any."""
         if seat.short_of_room:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._change.wait(), ROOM_LOOK_S)
 
-    def turn_is_over(self, seat: Seat) -> bool:
+    def turn_is_over(self, seat: ServedModel) -> bool:
         """Whether a model in use has had its turn and another one waits for memory."""
         waiting_s = [other.load_s for other in self.seats.values() if other.short_of_room and other is not seat]
         if not waiting_s or seat.worker is None:
             return False
         return residency.turn_is_over(seat.loaded_s, max(waiting_s), self._clock.monotonic_s())
 
-    async def give_way(self, seat: Seat) -> None:
+    async def give_way(self, seat: ServedModel) -> None:
         """Between two batches: a model that has had its turn lets itself be evicted by one that waits for memory."""
         if not self.turn_is_over(seat):
             return
@@ -225,7 +225,7 @@ class Fleet:
         finally:
             seat.yielding = False
 
-    async def _let_in(self, seat: Seat) -> None:
+    async def _let_in(self, seat: ServedModel) -> None:
         while seat.worker is not None and any(other.short_of_room for other in self.seats.values()):
             await self._change.wait()
 
@@ -259,7 +259,7 @@ class Fleet:
         """Look at what the workers hold; see `books`."""
         self.books.measure(self.seats.values(), self._clock.monotonic_s())
 
-    async def ensure_attached(self, seat: Seat, name: str) -> None:
+    async def ensure_attached(self, seat: ServedModel, name: str) -> None:
         """Make an adapter resident on the seat's worker; the least recently used one leaves when there are too many.
 
         Raises InUse when it must wait for running requests, RequestError 404 when the model has no such adapter (any
@@ -311,7 +311,7 @@ class Fleet:
         """End every worker."""
         await asyncio.gather(*(self.unload(seat) for seat in self.every_seat()))
 
-    async def _make_room(self, seat: Seat, evict: bool) -> None:
+    async def _make_room(self, seat: ServedModel, evict: bool) -> None:
         """Send idle models away until the seat's model fits into what is there then.
 
         Others go on meanwhile: a model sent for begins to work, another program grows while one ends. So after every
@@ -340,7 +340,7 @@ class Fleet:
             for one in leaving:
                 await self._evict(one, f"model {one.name!r} made room for {seat.name!r}")
 
-    async def _evict(self, leaving: Seat, text: str) -> bool:
+    async def _evict(self, leaving: ServedModel, text: str) -> bool:
         """False when it works again by now: waiting for it here would hold up every other load."""
         if leaving.lock.locked():
             return False
@@ -349,7 +349,7 @@ class Fleet:
         self._announce("evicted", text, {"model": leaving.name}, "info")
         return True
 
-    async def _load(self, seat: Seat) -> None:
+    async def _load(self, seat: ServedModel) -> None:
         started_s, gpu_bytes = self._clock.monotonic_s(), self._host.gpu_bytes()
         variant = seat.to_load
         try:
@@ -377,7 +377,7 @@ class Fleet:
         if seat.budget_bytes or (variant.sizing is not None and variant.sizing.shrunk):
             self._say_shrunk(seat, variant)
 
-    def _say_shrunk(self, seat: Seat, variant: Variant) -> None:
+    def _say_shrunk(self, seat: ServedModel, variant: Variant) -> None:
         """A generator runs with less than was asked for: with how much, and with how much it would have been."""
         data: dict[str, object] = {"model": seat.name, "context": seat.context, "sequences": seat.sequences}
         text = f"model {seat.name!r} has a context of {seat.context} tokens for {seat.sequences} sequences"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_agent.agent.served_model import Seat
-from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Seen
+from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, TextStatistics
 from edge_agent.bundle import reference
 from edge_agent.core import drift
 from edge_agent.core.latency import Quantiles as Window
@@ -17,7 +17,7 @@ NOT_TOLD: Mapping[reference.Kind, str] = {
 }
 
 
-def model_telemetry(share: ModelStats, seat: Seat | None) -> telemetry.ModelTelemetry:
+def model_telemetry(share: ModelStats, seat: ServedModel | None) -> telemetry.ModelTelemetry:
     """One model's interval as a message part; `seat` is None for one that was removed meanwhile."""
     told = sorted(share.adapters, key=lambda name: -share.adapters[name].count)[:ADAPTERS_TOLD]
     return telemetry.ModelTelemetry(
@@ -44,7 +44,7 @@ def model_telemetry(share: ModelStats, seat: Seat | None) -> telemetry.ModelTele
     )
 
 
-def canaries(seats: Mapping[str, Seat], now_s: float) -> dict[str, telemetry.Canary]:
+def canaries(seats: Mapping[str, ServedModel], now_s: float) -> dict[str, telemetry.Canary]:
     """The golden probes of every model that is in memory and of its attached adapters, as they last were; also of what
     has left the memory after they failed."""
     found = {}
@@ -58,12 +58,12 @@ def canaries(seats: Mapping[str, Seat], now_s: float) -> dict[str, telemetry.Can
     return found
 
 
-def _failed(seat: Seat, adapter: str) -> bool:
+def _failed(seat: ServedModel, adapter: str) -> bool:
     last = seat.last_probed(adapter)
     return last is not None and last.ok is False
 
 
-def _canary(seat: Seat, adapter: str | None, now_s: float) -> telemetry.AdapterCanary:
+def _canary(seat: ServedModel, adapter: str | None, now_s: float) -> telemetry.AdapterCanary:
     last = seat.last_probed(adapter)
     if last is None:
         return telemetry.AdapterCanary(None, f"not probed since it was {'loaded' if adapter is None else 'attached'}")
@@ -79,7 +79,7 @@ def quantiles(window: Window) -> telemetry.Quantiles | None:
     return telemetry.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
 
 
-def _drift(seen: Seen, adapter: str | None, seat: Seat | None) -> telemetry.Drift:
+def _drift(seen: TextStatistics, adapter: str | None, seat: ServedModel | None) -> telemetry.Drift:
     metrics: Mapping[str, float] = {}
     if seat is not None:
         owner = seat.model.variant if adapter is None else seat.model.adapter(adapter)
@@ -113,7 +113,7 @@ def _psi(
     return None
 
 
-def _unknown(seen: Seen, metrics: Mapping[str, float], reasons: dict[str, None]) -> float | None:
+def _unknown(seen: TextStatistics, metrics: Mapping[str, float], reasons: dict[str, None]) -> float | None:
     texts = sum(seen.fragmentation)
     if not texts:
         reasons[NOT_TOLD["fragmentation"]] = None

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
-from edge_agent.core.memory_ledger import Figure
-from edge_agent.core.residency import Memory
+from edge_agent.core.memory_ledger import MeasuredFootprint
+from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import Inbound, Outbound
 
 WorkerEvent = Mapping[str, Any]
@@ -81,9 +81,9 @@ class Sensors(Protocol):
 
 
 class Host(Protocol):
-    """What the fleet asks about its machine. Implemented by `agent.governor_loop.SensedHost`."""
+    """What the fleet asks about its machine. Implemented by `agent.governor_loop.HostMonitor`."""
 
-    def memory(self, mapped_bytes: int = 0) -> Memory:
+    def memory(self, mapped_bytes: int = 0) -> HostMemory:
         """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""
         ...
 
@@ -121,14 +121,14 @@ class Clocks(Protocol):
         ...
 
 
-class Figures(Protocol):
+class FootprintCache(Protocol):
     """What models were found to hold on this device, kept over restarts. Implemented by `store.figures.FigureFile`."""
 
-    def read(self) -> Mapping[str, Figure]:
+    def read(self) -> Mapping[str, MeasuredFootprint]:
         """The figures by variant; empty where there are none, or none that can be believed."""
         ...
 
-    def write(self, figures: Mapping[str, Figure]) -> None:
+    def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
         """Keep them, atomically. A disk that cannot is said in the log, not raised: the figures are a convenience."""
         ...
 

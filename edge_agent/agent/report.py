@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.model_telemetry import canaries, model_telemetry
 from edge_agent.agent.ports import Transport
-from edge_agent.agent.served_model import Phase, Seat
+from edge_agent.agent.served_model import Phase, ServedModel
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
@@ -141,7 +141,7 @@ class Reporter:
             home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s)
         )
 
-    def publish_models(self, fleet: Fleet) -> None:
+    def publish_models(self, fleet: ModelManager) -> None:
         """Say what can be asked."""
         body = messages.Models(
             ts=self._clock.wall_s(),
@@ -159,9 +159,9 @@ class Reporter:
         queue_jobs: int,
         rss_bytes: int | None,
         memory: Mapping[str, Any],
-        seats: Mapping[str, Seat],
+        seats: Mapping[str, ServedModel],
     ) -> None:
-        """The interval's figures; `memory` is the byte ledger's (`guard.Guard.summary`)."""
+        """The interval's figures; `memory` is the byte ledger's (`guard.MemoryGuard.summary`)."""
         now_s = self._clock.monotonic_s()
         joules = [share.joules for share in stats.models.values() if share.joules is not None]
         power = readings.get("power")
@@ -189,7 +189,7 @@ class Reporter:
         )
         self._transport.publish(encode.telemetry(body, self._topics))
 
-    def diagnosis(self, fleet: Fleet, readings: Mapping[str, Reading]) -> dict[str, Any]:
+    def diagnosis(self, fleet: ModelManager, readings: Mapping[str, Reading]) -> dict[str, Any]:
         """The answer to `cmd/diag`: models and sensors as they are now."""
         return {
             "agent": self._identity.version,
@@ -233,7 +233,7 @@ def measured(reading: Reading) -> telemetry.Measured:
     return telemetry.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
 
 
-def model_entry(seat: Seat) -> messages.ModelEntry:
+def model_entry(seat: ServedModel) -> messages.ModelEntry:
     """A seat as a message part."""
     model, ready = seat.model, seat.worker is not None and seat.phase is Phase.READY
     return messages.ModelEntry(
@@ -263,7 +263,7 @@ def _variant_entry(variant: Variant) -> messages.VariantEntry:
     )
 
 
-def _adapter_entry(adapter: Adapter, seat: Seat) -> messages.AdapterEntry:
+def _adapter_entry(adapter: Adapter, seat: ServedModel) -> messages.AdapterEntry:
     return messages.AdapterEntry(
         name=adapter.name,
         digest=adapter.digest,

@@ -10,17 +10,17 @@ from msgspec import UNSET
 from edge_agent.agent import streams
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import cause_of
 from edge_agent.base.reading import Reading
 from edge_agent.base.units import bytes_text
-from edge_agent.core.job import Job, State
+from edge_agent.core.job import Job, JobState
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Request
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Energy, Reply, Timing
 
-STATES = {408: State.EXPIRED, 499: State.CANCELLED, 500: State.FAILED}
+STATES = {408: JobState.EXPIRED, 499: JobState.CANCELLED, 500: JobState.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Responder:
         """A part of a streamed answer; False when it cannot be sent now."""
         return streams.send_part(self._context, job, _origin(job).request.reply, text)
 
-    def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
+    def done(self, job: Job, seat: ServedModel, event: WorkerEvent) -> None:
         """A worker's answer, with its timing, energy and the board's temperature."""
         now_s = self._context.clock.monotonic_s()
         request = _origin(job).request
@@ -88,12 +88,12 @@ class Responder:
                 return
         elif encode.status_of(whole) != 200:  # too large: what there is says so instead
             self._context.stats.causes[cause_of(413, "")] += 1
-            self._finish(job, State.FAILED, 413, whole)
+            self._finish(job, JobState.FAILED, 413, whole)
             return
         stats = self._context.stats.model(job.model)
         stats.note_answer(job.rows, event["batch"], total_ms, compute_ms, results, joules)
         stats.note_adapter(job.adapter, total_ms, results, event.get("wording", ()))
-        self._finish(job, State.DONE, 200, message, whole.payload)
+        self._finish(job, JobState.DONE, 200, message, whole.payload)
 
     def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
         """A status word other than 200."""
@@ -104,7 +104,7 @@ class Responder:
             return
         if job.parts:
             remaining_s = streams.waits_s(remaining_s)
-        otherwise = State.REFUSED if job.state is State.QUEUED else State.FAILED
+        otherwise = JobState.REFUSED if job.state is JobState.QUEUED else JobState.FAILED
         message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
         self._context.stats.causes[cause_of(status, reason)] += 1
         self._finish(job, STATES.get(status, otherwise), status, message)
@@ -115,9 +115,11 @@ class Responder:
             self.refuse(job, 408, f"the deadline passed in mid-stream, after {job.parts} parts")
             return
         self._context.stats.expired += 1
-        self._finish(job, State.EXPIRED, 408, None)
+        self._finish(job, JobState.EXPIRED, 408, None)
 
-    def _finish(self, job: Job, state: State, status: int, message: Outbound | None, kept: bytes | None = None) -> None:
+    def _finish(
+        self, job: Job, state: JobState, status: int, message: Outbound | None, kept: bytes | None = None
+    ) -> None:
         """`kept` is what a retry gets instead of the message itself."""
         job.to(state)
         self._context.energy.drop(job.job_id)

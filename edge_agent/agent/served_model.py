@@ -13,12 +13,12 @@ from typing import Any
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.sizing import settings_text
-from edge_agent.core.forecast import Station
+from edge_agent.core.forecast import WorkerLoad
 from edge_agent.core.governor_types import Grant
-from edge_agent.core.grammar_bans import Suspects
+from edge_agent.core.grammar_bans import GrammarBans
 from edge_agent.core.job import Job
-from edge_agent.core.memory_ledger import BOUNDED, Claim
-from edge_agent.core.priority_load import Overtaking
+from edge_agent.core.memory_ledger import BOUNDED, MemoryClaim
+from edge_agent.core.priority_load import PriorityLoad
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
 
@@ -46,7 +46,7 @@ class Probed:
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
+class ServedModel:
     """One installed model.
 
     `overtaking`: what was admitted to it lately; `suspects`: whose grammars ended its workers. `gone` is set for good
@@ -67,8 +67,8 @@ class Seat:
 
     model: InstalledModel
     queue: Queue = field(default_factory=Queue)
-    overtaking: Overtaking = field(default_factory=Overtaking)
-    suspects: Suspects = field(default_factory=Suspects)
+    overtaking: PriorityLoad = field(default_factory=PriorityLoad)
+    suspects: GrammarBans = field(default_factory=GrammarBans)
     phase: Phase = Phase.ABSENT
     gone: bool = False
     worker: Worker | None = None
@@ -148,9 +148,9 @@ class Seat:
         """The same of whole answers of a generator, whose `cost_key` is for the time to the first token."""
         return self.model.name, f"{self.model.variant.digest} whole"
 
-    def station(self, grant: Grant, busy_share: float = 1.0) -> Station:
+    def station(self, grant: Grant, busy_share: float = 1.0) -> WorkerLoad:
         """The worker as a request finds it under this grant, in its part of the time; a generator reads one prompt."""
-        return Station(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, busy_share)
+        return WorkerLoad(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, busy_share)
 
     def load_left_s(self, now_s: float) -> float:
         """Seconds until it is in memory, as far as is known: all of a load, or what is left of the one under way."""
@@ -159,16 +159,16 @@ class Seat:
         return max(0.0, self.load_s - (now_s - self.loading_s)) if self.phase is Phase.LOADING else self.load_s
 
     @property
-    def claim(self) -> Claim:
+    def claim(self) -> MemoryClaim:
         """What the byte ledger is asked for: bytes as tried at the install, else as the package says, else by files;
         of a generator whose header was read by that, since the trial may have been made with another context."""
         variant = self.to_load
         if self.budget_bytes:
-            return Claim(f"{variant.digest}{BOUNDED}", variant.runtime, self.budget_bytes)
+            return MemoryClaim(f"{variant.digest}{BOUNDED}", variant.runtime, self.budget_bytes)
         settings = settings_text(variant, self.model.variant)
         tried = variant.measured.peak_bytes if variant.measured and variant.sizing is None and not settings else 0
         stated_bytes = tried or variant.peak_bytes or 2 * variant.size_bytes
-        return Claim(f"{variant.digest} {settings}".rstrip(), variant.runtime, stated_bytes)
+        return MemoryClaim(f"{variant.digest} {settings}".rstrip(), variant.runtime, stated_bytes)
 
     @property
     def to_load(self) -> Variant:

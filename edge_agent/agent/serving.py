@@ -13,17 +13,17 @@ import logging
 from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.deadline_monitor import Endings, Overdue
+from edge_agent.agent.deadline_monitor import DeadlineMonitor, Endings
 from edge_agent.agent.handover import learn, reply_topic, work_fields
-from edge_agent.agent.model_manager import Fleet, InUse, NoRoom
+from edge_agent.agent.model_manager import InUse, ModelManager, NoRoom
 from edge_agent.agent.ports import Worker, WorkerEvent
-from edge_agent.agent.served_model import Phase, Seat
-from edge_agent.agent.step_gate import Turns
+from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.agent.step_gate import StepGate
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.core import backoff
 from edge_agent.core.forecast import batch_s, least_s
 from edge_agent.core.grammar_bans import brings_program, by_itself
-from edge_agent.core.job import MAX_ATTEMPTS, Job, State
+from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.scheduler import BatchLimits
 
 log = logging.getLogger("edge_agent")
@@ -42,16 +42,16 @@ class Answers(Endings, Protocol):
         """A part of a streamed answer; False when it cannot be sent now."""
         ...
 
-    def done(self, job: Job, seat: Seat, event: WorkerEvent) -> None:
+    def done(self, job: Job, seat: ServedModel, event: WorkerEvent) -> None:
         """The worker's answer."""
         ...
 
 
-class Dispatcher:
+class ModelServer:
     """Runs every seat's loop."""
 
     def __init__(
-        self, context: Context, fleet: Fleet, answers: Answers, quarantine_deaths: int, flush_ms: float = 100.0
+        self, context: Context, fleet: ModelManager, answers: Answers, quarantine_deaths: int, flush_ms: float = 100.0
     ) -> None:
         self._context = context
         self._fleet = fleet
@@ -60,12 +60,12 @@ class Dispatcher:
         self._flush_ms = flush_ms
         self.fault: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
-        self._turns = Turns(context)
-        self.overdue = Overdue(context, fleet, answers, self.stop)
+        self._turns = StepGate(context)
+        self.overdue = DeadlineMonitor(context, fleet, answers, self.stop)
         fleet.on_event = self._take_event
         fleet.on_death = self._take_death
 
-    def start(self, seat: Seat) -> None:
+    def start(self, seat: ServedModel) -> None:
         """Begin to serve a seat."""
         seat.task = asyncio.create_task(self._serve(seat), name=f"serve-{seat.name}")
         seat.task.add_done_callback(self._serving_ended)
@@ -76,12 +76,12 @@ class Dispatcher:
             self.fault = f"{task.get_name()} ended: {task.exception()!r}"
             log.error("%s", self.fault, exc_info=task.exception())
 
-    def add(self, seat: Seat, job: Job) -> None:
+    def add(self, seat: ServedModel, job: Job) -> None:
         """A job waits for this seat's worker."""
         seat.queue.add(job)
         seat.wake.set()
 
-    def demand(self, seat: Seat, now_s: float) -> None:
+    def demand(self, seat: ServedModel, now_s: float) -> None:
         """A request could not wait for the load of its model: who tries again is to find it loaded, or under way.
 
         Else a load that was slow once, and is expected to be so again, would keep every such request out for ever.
@@ -90,7 +90,7 @@ class Dispatcher:
             seat.demanded_s, seat.wanted = now_s, True
             seat.wake.set()
 
-    def cancel(self, seat: Seat, job: Job) -> None:
+    def cancel(self, seat: ServedModel, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
         self._end(seat, job, 499, "cancelled by the client")
 
@@ -100,21 +100,21 @@ class Dispatcher:
         A stream that has not begun is not concerned: perhaps it is heard again by then.
         """
         for seat in self._fleet.every_seat():
-            for job in [job for job in seat.running.values() if job.parts and job.state is State.RUNNING]:
+            for job in [job for job in seat.running.values() if job.parts and job.state is JobState.RUNNING]:
                 if request_id in {None, job.key[1]} and topic in {None, reply_topic(job)}:
                     self.stop(seat, job, 499, reason)
 
-    def stop(self, seat: Seat, job: Job, status: int, reason: str) -> None:
+    def stop(self, seat: ServedModel, job: Job, status: int, reason: str) -> None:
         """End a running answer, say so in an event, and take it out of the worker."""
         self._announce_stop(seat, job, reason)
         self._end(seat, job, status, reason)
 
-    def _announce_stop(self, seat: Seat, job: Job, reason: str) -> None:
+    def _announce_stop(self, seat: ServedModel, job: Job, reason: str) -> None:
         data = {"model": seat.name, "id": job.key[1], "parts": job.parts}
         self._context.announce("stream-stopped", f"an answer of model {seat.name!r} was stopped: {reason}", data)
 
-    def _end(self, seat: Seat, job: Job, status: int, reason: str) -> None:
-        was_running = job.state is State.RUNNING
+    def _end(self, seat: ServedModel, job: Job, status: int, reason: str) -> None:
+        was_running = job.state is JobState.RUNNING
         seat.queue.remove(job)
         self._answers.refuse(job, status, reason)
         if was_running and seat.worker is not None:
@@ -122,14 +122,14 @@ class Dispatcher:
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
 
-    async def _take_back(self, seat: Seat, worker: Worker, job: Job) -> None:
+    async def _take_back(self, seat: ServedModel, worker: Worker, job: Job) -> None:
         """Ask the worker to drop a job that was answered already; it hears between two steps, a generator in one."""
         with contextlib.suppress(WorkerError):
             answer = await worker.call("cancel", id=job.job_id)
             if answer["cancelled"]:
                 self._leave(seat, job)
 
-    async def _serve(self, seat: Seat) -> None:
+    async def _serve(self, seat: ServedModel) -> None:
         while not self._fleet.left(seat):
             await seat.wake.wait()
             seat.wake.clear()
@@ -143,7 +143,7 @@ class Dispatcher:
                 self._drain(seat, 404, f"model {seat.name!r} was removed")
                 await self._fleet.unload(seat)
 
-    async def _serve_once(self, seat: Seat) -> None:
+    async def _serve_once(self, seat: ServedModel) -> None:
         try:
             await self._pause_after_deaths(seat)
             # Nobody waits for a model that is only to be resident: it is loaded where there is room, and evicts nobody.
@@ -169,14 +169,14 @@ class Dispatcher:
             # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
             pass
 
-    def _tell_failed(self, seat: Seat, reason: str) -> None:
+    def _tell_failed(self, seat: ServedModel, reason: str) -> None:
         """Not for every request that meets it again; a quarantine was told when it began."""
         now_s = self._context.clock.monotonic_s()
         if seat.phase is not Phase.QUARANTINED and now_s - seat.told_failed_s >= TOLD_AGAIN_S:
             seat.told_failed_s = now_s
             self._context.announce("load-failed", reason, {"model": seat.name})
 
-    def _wait_for_room(self, seat: Seat, error: NoRoom) -> None:
+    def _wait_for_room(self, seat: ServedModel, error: NoRoom) -> None:
         """Whom a later load would still serve in time waits; the others are told the arithmetic now."""
         if not seat.short_of_room:
             self._context.announce("load-failed", error.reason, {"model": seat.name}, "info")
@@ -187,12 +187,12 @@ class Dispatcher:
         seat.short_of_room = len(seat.queue) > 0
         seat.settled.set()
 
-    async def _pause_after_deaths(self, seat: Seat) -> None:
+    async def _pause_after_deaths(self, seat: ServedModel) -> None:
         """The first successor comes at once; one that dies before it has answered anything makes the next wait."""
         if seat.worker is None and seat.deaths_in_a_row > 1 and seat.phase is not Phase.QUARANTINED:
             await asyncio.sleep(backoff.delay_s(seat.deaths_in_a_row - 2, RESPAWN_BASE_S, RESPAWN_CAP_S, 1.0))
 
-    def _schedule(self, seat: Seat) -> list[Job]:
+    def _schedule(self, seat: ServedModel) -> list[Job]:
         self.overdue.expire_late()
         now_s = self._context.clock.monotonic_s()
         self.overdue.refuse_hopeless(seat, now_s, now_s)
@@ -207,7 +207,7 @@ class Dispatcher:
         self.overdue.refuse_hopeless(seat, now_s, now_s + least_s(batch, costs, at))
         return batch
 
-    async def _attach(self, seat: Seat, batch: list[Job]) -> list[Job]:
+    async def _attach(self, seat: ServedModel, batch: list[Job]) -> list[Job]:
         """Make the batch's adapters resident; jobs whose adapter is refused are answered and leave the batch."""
         ready = []
         for job in batch:
@@ -217,21 +217,21 @@ class Dispatcher:
             except InUse:
                 self._put_back(seat, [job])
             except RequestError as error:
-                if job.state is State.QUEUED:  # else it was cancelled meanwhile, and is answered
+                if job.state is JobState.QUEUED:  # else it was cancelled meanwhile, and is answered
                     self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
             except WorkerError:
                 self._put_back(seat, batch)
                 raise
             else:
                 ready.append(job)
-        return [job for job in ready if job.state is State.QUEUED]
+        return [job for job in ready if job.state is JobState.QUEUED]
 
-    def _put_back(self, seat: Seat, batch: list[Job]) -> None:
+    def _put_back(self, seat: ServedModel, batch: list[Job]) -> None:
         for job in batch:
-            if job.state is State.QUEUED:
+            if job.state is JobState.QUEUED:
                 seat.queue.add(job)
 
-    async def _run(self, seat: Seat, batch: list[Job]) -> None:
+    async def _run(self, seat: ServedModel, batch: list[Job]) -> None:
         if not batch:
             return
         worker = seat.worker
@@ -252,7 +252,7 @@ class Dispatcher:
                 self._context.pace.forget(seat.name)
             self._turns.over()
 
-    async def _keep_fed(self, seat: Seat) -> None:
+    async def _keep_fed(self, seat: ServedModel) -> None:
         """While a generator works: give it what waits, as far as it has sequences free."""
         while seat.running:
             await seat.wake.wait()
@@ -263,13 +263,13 @@ class Dispatcher:
             if batch:
                 self._hand_over(seat, batch)
 
-    def _may_join(self, seat: Seat) -> bool:
+    def _may_join(self, seat: ServedModel) -> bool:
         """Not when its worker is to end soon: for another version, for a model whose turn it is, for the heat."""
         current = seat.loaded_digest == seat.model.variant.digest and seat.worker is not None and not seat.gone
         open_ = not seat.orders and self._context.grant.busy_share > 0.0 and not self._fleet.turn_is_over(seat)
         return len(seat.running) > 0 and len(seat.queue) > 0 and current and open_
 
-    def _hand_over(self, seat: Seat, batch: list[Job]) -> None:
+    def _hand_over(self, seat: ServedModel, batch: list[Job]) -> None:
         if seat.worker is None:
             self._put_back(seat, batch)
             raise WorkerError("the worker died before the batch reached it", seat.name)
@@ -289,7 +289,7 @@ class Dispatcher:
         seat.idle.clear()
         self._submit(seat, seat.worker, batch, now_s)
 
-    def _submit(self, seat: Seat, worker: Worker, batch: list[Job], now_s: float) -> None:
+    def _submit(self, seat: ServedModel, worker: Worker, batch: list[Job], now_s: float) -> None:
         """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
         try:
             worker.submit([work_fields(seat, job, now_s, self._flush_ms) for job in batch])
@@ -301,13 +301,13 @@ class Dispatcher:
             self._leave(seat, batch[0])
             self._answers.refuse(batch[0], 413, str(error))
 
-    def _take_event(self, seat: Seat, event: WorkerEvent) -> None:
+    def _take_event(self, seat: ServedModel, event: WorkerEvent) -> None:
         seat.heard_s = self._context.clock.monotonic_s()
         job = seat.running.get(event.get("id", ""))
         if job is None:
             return
         if event["ev"] == "chunk":
-            if job.state is State.RUNNING and not self._answers.part(job, event["text"]):
+            if job.state is JobState.RUNNING and not self._answers.part(job, event["text"]):
                 self.stop(seat, job, 503, "a part of it could not be sent")
             return
         if event["ev"] == "done":
@@ -316,7 +316,7 @@ class Dispatcher:
         seat.deaths_in_a_row = 0
         if event.get("costly"):
             seat.suspects.note(job.key[0], seat.heard_s)
-        if job.state is not State.RUNNING:
+        if job.state is not JobState.RUNNING:
             return
         if event["ev"] == "failed":
             self._answers.refuse(job, event["status"], event["reason"])
@@ -327,7 +327,7 @@ class Dispatcher:
                 self._announce_stop(seat, job, "its deadline came; what there is of it was sent")
             self._answers.done(job, seat, event)
 
-    def _take_death(self, seat: Seat, reason: str) -> None:
+    def _take_death(self, seat: ServedModel, reason: str) -> None:
         """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
         now_s = self._context.clock.monotonic_s()
         self._fleet.forget_worker(seat)
@@ -347,7 +347,7 @@ class Dispatcher:
             seat.suspects.note(job.key[0], now_s)
         self._context.announce("worker-died", f"model {seat.name!r}: {reason}", {"model": seat.name, "jobs": len(jobs)})
         for job in jobs:
-            if job.state is not State.RUNNING:
+            if job.state is not JobState.RUNNING:
                 continue
             if job.parts:
                 self.stop(seat, job, 500, f"its worker died: {reason}")
@@ -356,7 +356,7 @@ class Dispatcher:
             elif job.attempts >= MAX_ATTEMPTS and not spared:
                 self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")
             else:
-                job.to(State.QUEUED)
+                job.to(JobState.QUEUED)
                 seat.queue.add(job)
         seat.running.clear()
         seat.idle.set()
@@ -373,7 +373,7 @@ class Dispatcher:
         for seat in self._fleet.every_seat():
             seat.queue.take(lambda _job: True)
 
-    def _leave(self, seat: Seat, job: Job) -> None:
+    def _leave(self, seat: ServedModel, job: Job) -> None:
         if seat.running.get(job.job_id) is job:
             del seat.running[job.job_id]
         if seat.sequences:
@@ -381,6 +381,6 @@ class Dispatcher:
         if not seat.running:
             seat.idle.set()
 
-    def _drain(self, seat: Seat, status: int, reason: str, retry_after_s: float | None = None) -> None:
+    def _drain(self, seat: ServedModel, status: int, reason: str, retry_after_s: float | None = None) -> None:
         for job in seat.queue.take(lambda _job: True):
             self._answers.refuse(job, status, reason, retry_after_s)

@@ -43,7 +43,7 @@ Wording = Sequence[tuple[int, int, int | None]]
 
 
 @dataclass(slots=True)
-class Seen:
+class TextStatistics:
     """How the texts of one adapter looked: counts by bin of `bundle.reference`, tokens, and the unknown ones among
     them (None: the tokenizer has no unknown token)."""
 
@@ -82,7 +82,7 @@ class ModelStats:
     joules: float | None = None
     statuses: Counter[int] = field(default_factory=Counter)
     adapters: dict[str, Quantiles] = field(default_factory=dict)
-    seen: dict[str | None, Seen] = field(default_factory=dict)
+    seen: dict[str | None, TextStatistics] = field(default_factory=dict)
 
     def note_adapter(
         self, adapter: str | None, total_ms: float, results: Sequence[Mapping[str, Any]], wording: Wording = ()
@@ -92,7 +92,7 @@ class ModelStats:
             self.adapters.setdefault(adapter, Quantiles()).add(total_ms)
         scores = [result["score"] for result in results if "score" in result]
         if scores or wording:
-            self.seen.setdefault(adapter, Seen()).note(scores, wording)
+            self.seen.setdefault(adapter, TextStatistics()).note(scores, wording)
 
     def note_answer(
         self,

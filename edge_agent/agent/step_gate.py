@@ -6,24 +6,24 @@ import asyncio
 import contextlib
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.core.duty_cycle import REST_LEAST_S
 
 REST_LOOK_S = 0.5
 
 
-class Turns:
+class StepGate:
     """Lets seats wait until their next step may begin."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._over = asyncio.Event()
 
-    def may_begin(self, seat: Seat) -> bool:
+    def may_begin(self, seat: ServedModel) -> bool:
         """Whether the seat's next step may begin now."""
         return self._rest_s(seat) <= REST_LEAST_S
 
-    async def wait(self, seat: Seat) -> None:
+    async def wait(self, seat: ServedModel) -> None:
         """Return when the seat's next step may begin. Looked at again twice a second, since the grant changes."""
         self._context.pace.wait(seat.name)
         try:
@@ -39,6 +39,6 @@ class Turns:
         self._over.set()
         self._over = asyncio.Event()
 
-    def _rest_s(self, seat: Seat) -> float:
+    def _rest_s(self, seat: ServedModel) -> float:
         now_s = self._context.clock.monotonic_s()
         return self._context.pace.rest_s(seat.name, self._context.grant, now_s, seat.generates)

@@ -22,13 +22,13 @@ from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
-from edge_agent.agent.governor_loop import Budget, SensedHost, Watch
+from edge_agent.agent.governor_loop import Budget, GovernorLoop, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.report import Identity, Reporter
 from edge_agent.agent.respond import Responder
-from edge_agent.agent.serving import Dispatcher
+from edge_agent.agent.serving import ModelServer
 from edge_agent.app import wiring
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
@@ -36,7 +36,7 @@ from edge_agent.bundle.ggufheader import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.model import Settings
 from edge_agent.core.energy import EnergyMeter
-from edge_agent.core.governor import Plan
+from edge_agent.core.governor import GovernorConfig
 from edge_agent.core.thermal_model import prior_for
 from edge_agent.lifecycle.notify import SystemdNotifier
 from edge_agent.lifecycle.signals import Signals
@@ -150,11 +150,11 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
     context.energy = EnergyMeter(wiring.utilisation(sensors.board))
     library = Library(wiring.store_dir(settings))
-    host = SensedHost(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
+    host = HostMonitor(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
     host.decode_threads = settings.worker.decode_threads or 0
     responder = Responder(context, host.reading)
     options = wiring.spawn_options(settings)
-    fleet = Fleet(
+    fleet = ModelManager(
         library,
         lambda on_event, on_death: spawn(options, on_event, on_death),
         clock,
@@ -164,11 +164,11 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path)),
     )
     fleet.rules = wiring.form_rules(settings)
-    dispatcher = Dispatcher(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
+    dispatcher = ModelServer(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
     reporter.on_unheard = dispatcher.stop_streams
     plan = heat_plan(settings, sensors.board, max_rows, threads)
     clocks = ClockCap(sysroot, settings.store.state_dir) if settings.thermal.set_clock else None
-    watch = Watch(context, plan, host, library, fleet, dispatcher, clocks)
+    watch = GovernorLoop(context, plan, host, library, fleet, dispatcher, clocks)
     commands = Commands(
         context,
         fleet,
@@ -186,12 +186,12 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     return agent
 
 
-def heat_plan(settings: Settings, board: Board, max_rows: int, threads: int) -> Plan:
+def heat_plan(settings: Settings, board: Board, max_rows: int, threads: int) -> GovernorConfig:
     """What the governor is told of this board, and of what the operator has set: a soft limit below the hard one."""
     own_c = settings.thermal.soft_limit_c
     if own_c is not None and board.hard_limit_c is not None:
         own_c = min(own_c, board.hard_limit_c - SOFT_BELOW_HARD_C)
-    return Plan(
+    return GovernorConfig(
         own_c or board.soft_limit_c,
         max_rows,
         threads,

@@ -20,7 +20,7 @@ from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.model import Settings
 from edge_agent.core import adapter_routing
-from edge_agent.core.residency import Memory
+from edge_agent.core.residency import HostMemory
 from edge_agent.core.trial_energy import estimated
 from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
@@ -109,7 +109,7 @@ def open_library(settings: Settings, again: bool = False) -> Library:
 def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
     """What all models together may take on this board; None where its memory is not known."""
     total_bytes = int(suite.sample()["ram_total"].value or 0)
-    memory = Memory(total_bytes, total_bytes, settings.memory.reserve_bytes, settings.memory.models_bytes)
+    memory = HostMemory(total_bytes, total_bytes, settings.memory.reserve_bytes, settings.memory.models_bytes)
     return memory.ceiling_bytes if total_bytes else None
 
 
@@ -194,13 +194,13 @@ def models(config: Path | None) -> list[dict[str, Any]]:
     ]
 
 
-def _form_fields(form: adapter_routing.Form | None) -> dict[str, Any]:
+def _form_fields(form: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
     """Where an adapter is installed merged as well: which of the two runs, and why."""
     return {} if form is None else {"merged": form.merged, "form": form.why}
 
 
 def _model_fields(
-    model: InstalledModel, choice: str, found: Mapping[adapter_routing.Key, adapter_routing.Form]
+    model: InstalledModel, choice: str, found: Mapping[adapter_routing.Key, adapter_routing.AdapterRoute]
 ) -> dict[str, Any]:
     variant = model.variant
     return {

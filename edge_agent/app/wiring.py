@@ -91,10 +91,10 @@ def wishes(settings: Settings) -> Wishes:
     return Wishes(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))
 
 
-def form_rules(settings: Settings) -> adapter_routing.Rules:
+def form_rules(settings: Settings) -> adapter_routing.RoutingPolicy:
     """Whether an adapter's requests run on a merged model, as the operator wants it."""
     models = settings.models
-    return adapter_routing.Rules(models.policy, models.prefer, models.accuracy_loss_limit)
+    return adapter_routing.RoutingPolicy(models.policy, models.prefer, models.accuracy_loss_limit)
 
 
 def generators(settings: Settings) -> Wanted:

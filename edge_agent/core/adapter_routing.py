@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RoutingPolicy:
     """The operator's `models.policy`, `models.prefer` and `models.accuracy_loss_limit`."""
 
     policy: str = "balanced"
@@ -33,7 +33,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class AdapterRoute:
     """What runs for an adapter's requests: the merged model of that name, or None, the base with the adapter."""
 
     merged: str | None
@@ -41,7 +41,7 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class MergedPair:
     """One adapter twice on this device: beside its base, and folded into it."""
 
     base: InstalledModel
@@ -50,8 +50,8 @@ class Pair:
 
 
 def forms(
-    models: Sequence[InstalledModel], rules: Rules, ceiling_bytes: Callable[[], int | None]
-) -> Mapping[Key, Form]:
+    models: Sequence[InstalledModel], rules: RoutingPolicy, ceiling_bytes: Callable[[], int | None]
+) -> Mapping[Key, AdapterRoute]:
     """The choice for every (base, adapter) that is installed merged as well. So many bytes may all models take; who has
     no merged model is not asked for them.
 
@@ -64,7 +64,7 @@ def forms(
     twins = {pair.merged.name for pair in pairs}
     taken = {model.name: _bytes(model) for model in models if model.name not in twins}
     may_bytes = ceiling_bytes()
-    found: dict[Key, Form] = {}
+    found: dict[Key, AdapterRoute] = {}
     for pair in pairs:
         others_bytes = sum(taken.values()) - taken.get(pair.merged.name, 0)
         room_bytes = None if may_bytes is None else max(0, may_bytes - others_bytes)
@@ -74,10 +74,10 @@ def forms(
     return found
 
 
-def _pairs(models: Sequence[InstalledModel]) -> list[Pair]:
+def _pairs(models: Sequence[InstalledModel]) -> list[MergedPair]:
     folded = sorted((model for model in models if model.merged_from), key=lambda model: model.name)
     return [
-        Pair(base, adapter, same)
+        MergedPair(base, adapter, same)
         for base in models
         for adapter in base.adapters
         if (same := next((model for model in folded if is_merged_of(model, base, adapter)), None)) is not None
@@ -90,18 +90,20 @@ def is_merged_of(merged: InstalledModel, base: InstalledModel, adapter: Adapter)
     return {base.base_id.removeprefix("sha256:"), adapter.file_digest.removeprefix("sha256:")} <= folded
 
 
-def choose(pair: Pair, rules: Rules, room_bytes: int | None) -> Form:
+def choose(pair: MergedPair, rules: RoutingPolicy, room_bytes: int | None) -> AdapterRoute:
     """The form by the operator's preference, else by the policy, what was measured here and the room there is."""
     both = f"{_unmerged_text(pair.base, pair.adapter)}; {_merged_text(pair.merged)}"
     for word in rules.prefer:
         if word in (MERGED, UNMERGED):
-            return Form(pair.merged.name if word == MERGED else None, f"{word} as preferred: {both}")
+            return AdapterRoute(pair.merged.name if word == MERGED else None, f"{word} as preferred: {both}")
     merged_wins, reason = _by_policy(pair, rules, room_bytes)
     what = MERGED if merged_wins else UNMERGED
-    return Form(pair.merged.name if merged_wins else None, f"{what} by policy {rules.policy!r}, {reason}: {both}")
+    return AdapterRoute(
+        pair.merged.name if merged_wins else None, f"{what} by policy {rules.policy!r}, {reason}: {both}"
+    )
 
 
-def _by_policy(pair: Pair, rules: Rules, room_bytes: int | None) -> tuple[bool, str]:
+def _by_policy(pair: MergedPair, rules: RoutingPolicy, room_bytes: int | None) -> tuple[bool, str]:
     """Whether the merged model is chosen, and the reason."""
     if rules.policy == "smallest":
         return False, "the adapter needs no second model"

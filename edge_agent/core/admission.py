@@ -17,7 +17,7 @@ each. The next client always finds some (dynamic thresholds; Choudhury and Hahne
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class QueueLoad:
     """The queue in front of a request.
 
     `jobs`/`max_jobs`: requests open on this device and the bound. `wait_s`: predicted time until a worker is free for
@@ -44,7 +44,7 @@ class Refused:
     retry_after_s: float | None
 
 
-def decide(load: Load, deadline_s: float, now_s: float, closed_because: str | None) -> Refused | None:
+def decide(load: QueueLoad, deadline_s: float, now_s: float, closed_because: str | None) -> Refused | None:
     """None when the request is taken.
 
     429 when the queue is full, or has only places left that others shall find; 503 when the governor has closed

@@ -16,7 +16,7 @@ DWELL_S = 10.0
 JUST = 1e-6
 
 
-class Swing(NamedTuple):
+class PaceHistory(NamedTuple):
     """Which way the pace went last (1 up, -1 down, 0 not yet), how far it came, and when it turned."""
 
     rising: int = 0
@@ -25,7 +25,7 @@ class Swing(NamedTuple):
     rung: int = 0
 
 
-def calmed(swing: Swing, pace: float, now_s: float, rung: int, urgent: bool) -> tuple[float, Swing]:
+def calmed(swing: PaceHistory, pace: float, now_s: float, rung: int, urgent: bool) -> tuple[float, PaceHistory]:
     """The pace to keep instead of `pace` (0 to 1) on this rung, and what to remember.
 
     Another rung's pace is no turn: it makes up for the threads or the clock.

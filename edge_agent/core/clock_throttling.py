@@ -16,20 +16,20 @@ FREE_ABOVE = 0.95
 LASTS_S = 5.0
 
 
-class State(NamedTuple):
+class ThrottleState(NamedTuple):
     """What is remembered: whether the clock is held down, and since when the readings say otherwise."""
 
     held: bool = False
     otherwise_since_s: float | None = None
 
 
-def judge(real_hz: float | None, requested_hz: float | None, state: State, now_s: float) -> State:
+def judge(real_hz: float | None, requested_hz: float | None, state: ThrottleState, now_s: float) -> ThrottleState:
     """The state now. Without both readings it stays as it is, and what had begun to last begins anew."""
     if real_hz is None or requested_hz is None or requested_hz <= 0.0:
-        return State(state.held)
+        return ThrottleState(state.held)
     share = real_hz / requested_hz
     otherwise = share > FREE_ABOVE if state.held else share < HELD_BELOW
     if not otherwise:
-        return State(state.held)
+        return ThrottleState(state.held)
     since_s = now_s if state.otherwise_since_s is None else state.otherwise_since_s
-    return State(not state.held) if now_s - since_s >= LASTS_S else State(state.held, since_s)
+    return ThrottleState(not state.held) if now_s - since_s >= LASTS_S else ThrottleState(state.held, since_s)

@@ -45,7 +45,7 @@ NEVER = Past(-math.inf, 0.0, 1)
 
 
 @dataclass(slots=True)
-class Pace:
+class DutyCycle:
     """Books on the steps of all models.
 
     `_part`: the part of the time that each generator under way was told last; `_worth`: what a second of a step counts,

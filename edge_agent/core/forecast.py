@@ -14,7 +14,7 @@ from edge_agent.core.scheduler import Queue
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
+class WorkerLoad:
     """A worker as a request finds it.
 
     `key` names model and variant for the cost model; `max_rows`, `threads` and `busy_share` are the governor's grant;
@@ -30,7 +30,9 @@ class Station:
     load_s: float = 0.0
 
 
-def batched(queue: Queue, job: Job, costs: CostModel, at: Station, now_s: float) -> tuple[float | None, float | None]:
+def batched(
+    queue: Queue, job: Job, costs: CostModel, at: WorkerLoad, now_s: float
+) -> tuple[float | None, float | None]:
     """(seconds until its batch begins, seconds that this takes), None for both while nothing is known.
 
     Ahead are whole batches and the one inside; its own batch it shares with whoever waits beside it. What comes later
@@ -47,19 +49,19 @@ def batched(queue: Queue, job: Job, costs: CostModel, at: Station, now_s: float)
     return wait_s, compute_s * max(1, -(-job.rows // at.max_rows))
 
 
-def work_s(job: Job, costs: CostModel, at: Station) -> float:
+def work_s(job: Job, costs: CostModel, at: WorkerLoad) -> float:
     """Seconds of the worker's time that a request costs: its share of full batches; 0 while nothing is known."""
     row_bytes = max(1, job.size_bytes // job.rows)
     full_s = costs.predict_s(at.key, at.max_rows, at.max_rows * row_bytes, at.threads) or 0.0
     return full_s / at.max_rows * job.rows / max(0.01, at.busy_share)
 
 
-def batch_s(costs: CostModel, at: Station, rows: int, row_bytes: int) -> float | None:
+def batch_s(costs: CostModel, at: WorkerLoad, rows: int, row_bytes: int) -> float | None:
     """Predicted seconds of a batch of so many rows, the longest of so many bytes; None while nothing is known."""
     return costs.predict_s(at.key, rows, rows * row_bytes, at.threads)
 
 
-def remaining_s(running: Collection[Job], costs: CostModel, at: Station, now_s: float) -> float:
+def remaining_s(running: Collection[Job], costs: CostModel, at: WorkerLoad, now_s: float) -> float:
     """Seconds that the batch inside will still take; one of which nothing is known is taken to end at once."""
     if not running:
         return 0.0
@@ -69,7 +71,7 @@ def remaining_s(running: Collection[Job], costs: CostModel, at: Station, now_s: 
     return max(0.0, whole_s * max(1, -(-rows // at.max_rows)) - (now_s - began_s))
 
 
-def least_s(batch: Sequence[Job], costs: CostModel, at: Station) -> float:
+def least_s(batch: Sequence[Job], costs: CostModel, at: WorkerLoad) -> float:
     """The shortest time that such a batch took lately; 0 while none was measured."""
     if not batch:
         return 0.0
@@ -77,7 +79,7 @@ def least_s(batch: Sequence[Job], costs: CostModel, at: Station) -> float:
     return costs.least_s(at.key, rows, rows * row_bytes, at.threads) or 0.0
 
 
-def take_hopeless(queue: Queue, costs: CostModel, at: Station, begins_s: float) -> list[tuple[Job, float]]:
+def take_hopeless(queue: Queue, costs: CostModel, at: WorkerLoad, begins_s: float) -> list[tuple[Job, float]]:
     """Remove the jobs that no batch beginning at `begins_s` can answer in time, with the seconds that it takes.
 
     A job runs with whoever waits beside it, so it is the batch of that size that counts.

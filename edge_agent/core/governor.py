@@ -21,13 +21,21 @@ import math
 from edge_agent.base.reading import Reading
 from edge_agent.core import operating_points
 from edge_agent.core.anti_hunting import calmed
-from edge_agent.core.governor_types import HARD_ABOVE_SOFT_C, SET_POINT_BELOW_SOFT_C, Grant, Level, Memory, Plan, Seen
-from edge_agent.core.sensor_validation import Belief, Die, believe
+from edge_agent.core.governor_types import (
+    HARD_ABOVE_SOFT_C,
+    SET_POINT_BELOW_SOFT_C,
+    GovernorConfig,
+    GovernorState,
+    Grant,
+    Level,
+    Observation,
+)
+from edge_agent.core.sensor_validation import DieConditions, ValidatedTemperature, believe
 from edge_agent.core.thermal_model import Model, advance, forecast_c, holding_w, learn, settled_w, start_model
 
-__all__ = ["SET_POINT_BELOW_SOFT_C", "Grant", "Level", "Memory", "Plan", "Seen", "decide"]
+__all__ = ["SET_POINT_BELOW_SOFT_C", "GovernorConfig", "GovernorState", "Grant", "Level", "Observation", "decide"]
 
-NOTHING_ELSE = Seen()
+NOTHING_ELSE = Observation()
 HYSTERESIS_C = 3.0
 DWELL_S = 10.0
 FORECAST_S = 10.0
@@ -57,8 +65,8 @@ CHEAPER_BELOW, CHEAPER_AFTER_S, DEARER_AFTER_S = 0.5, 60.0, 300.0
 
 
 def decide(
-    plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen: Seen = NOTHING_ELSE
-) -> tuple[Grant, Memory]:
+    plan: GovernorConfig, temperature: Reading, memory: GovernorState, now_s: float, seen: Observation = NOTHING_ELSE
+) -> tuple[Grant, GovernorState]:
     """One step: the limits to hand out now, and what to remember. Called about once a second; gaps are tolerated."""
     belief, memory = _observe(plan, temperature, memory, now_s, seen)
     if memory.model is None:
@@ -78,11 +86,13 @@ def decide(
     return _grant(plan, memory, belief, seen), memory
 
 
-def _elapsed_s(memory: Memory, now_s: float) -> float:
+def _elapsed_s(memory: GovernorState, now_s: float) -> float:
     return max(0.0, min(now_s - memory.now_s, 5.0)) if memory.now_s > -math.inf else 1.0
 
 
-def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, seen: Seen) -> tuple[Belief, Memory]:
+def _observe(
+    plan: GovernorConfig, temperature: Reading, memory: GovernorState, now_s: float, seen: Observation
+) -> tuple[ValidatedTemperature, GovernorState]:
     """Carry the estimate forward by what was spent, correct it by the reading, learn the board."""
     elapsed_s = _elapsed_s(memory, now_s)
     model, predicted_c = memory.model, memory.temperature_c
@@ -91,7 +101,7 @@ def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, see
         predicted_c = forecast_c(model, memory.temperature_c, spent_w, elapsed_s)
         model = advance(model, spent_w, elapsed_s)
         memory = memory._replace(scale=_scale(plan, memory, seen, now_s))
-    die = Die(model.fast_w, model.fast_k_per_w) if model is not None else Die(0.0, 0.0)
+    die = DieConditions(model.fast_w, model.fast_k_per_w) if model is not None else DieConditions(0.0, 0.0)
     belief, trust = believe(temperature, seen.second, memory.trust, die, now_s)
     if belief.value_c is not None:
         if model is None:
@@ -101,7 +111,9 @@ def _observe(plan: Plan, temperature: Reading, memory: Memory, now_s: float, see
     return belief, memory._replace(trust=trust, model=model, temperature_c=predicted_c)
 
 
-def _unmoved_share(plan: Plan, memory: Memory, belief: Belief, elapsed_s: float) -> float:
+def _unmoved_share(
+    plan: GovernorConfig, memory: GovernorState, belief: ValidatedTemperature, elapsed_s: float
+) -> float:
     """A reading that does not move is no reason to spend more; after a while it is probed by spending a little less.
 
     A calm sensor moves then and all goes on; a frozen one is found out by it (`trust`). Where nothing is spent, nothing
@@ -115,16 +127,16 @@ def _unmoved_share(plan: Plan, memory: Memory, belief: Belief, elapsed_s: float)
     return held if near or belief.value_c is None else max(held, UNTRUSTED_SHARE)
 
 
-def _full_w(plan: Plan, memory: Memory) -> float:
+def _full_w(plan: GovernorConfig, memory: GovernorState) -> float:
     return plan.prior.full_w * memory.scale
 
 
-def _spent_w(plan: Plan, memory: Memory, seen: Seen) -> float:
+def _spent_w(plan: GovernorConfig, memory: GovernorState, seen: Observation) -> float:
     busy = memory.busy if seen.busy_share is None else min(1.0, seen.busy_share)
     return plan.prior.idle_w + _full_w(plan, memory) * memory.power * busy
 
 
-def _scale(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> float:
+def _scale(plan: GovernorConfig, memory: GovernorState, seen: Observation, now_s: float) -> float:
     """Correct the assumed full power by the measured one, where the board measures and is under load."""
     busy = memory.busy if seen.busy_share is None else min(1.0, seen.busy_share)
     part = memory.power * busy
@@ -136,7 +148,9 @@ def _scale(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> float:
     return max(0.3, min(memory.scale + 0.03 * (measured - memory.scale), 3.0))
 
 
-def _share(plan: Plan, memory: Memory, model: Model, belief: Belief, seen: Seen) -> float:
+def _share(
+    plan: GovernorConfig, memory: GovernorState, model: Model, belief: ValidatedTemperature, seen: Observation
+) -> float:
     """The share of full dynamic power that may be spent."""
     set_point_c = _soft_c(plan) - SET_POINT_BELOW_SOFT_C - RIPPLE_SHARE * _ripple_c(plan, memory, seen)
     if belief.lost is not None:
@@ -146,7 +160,7 @@ def _share(plan: Plan, memory: Memory, model: Model, belief: Belief, seen: Seen)
     return max(0.0, min((watts - plan.prior.idle_w) / _full_w(plan, memory), 1.0))
 
 
-def _untrusted_share(plan: Plan, memory: Memory, model: Model, set_point_c: float) -> float:
+def _untrusted_share(plan: GovernorConfig, memory: GovernorState, model: Model, set_point_c: float) -> float:
     """Without a temperature: what a warmer room and a worse heat sink than those learned would still hold, 5 °C lower.
 
     Before anything was learned: very little.
@@ -170,18 +184,18 @@ def _throttled(word: int) -> bool:
     return bool(word & 0b1000) or (bool(word & 0b0110) and not word & 0b0001)
 
 
-def _firmware_c(plan: Plan) -> float:
+def _firmware_c(plan: GovernorConfig) -> float:
     """The temperature that the flags stand for; from there on the firmware obeys no clock."""
     return plan.firmware_soft_c if plan.firmware_soft_c is not None else _soft_c(plan)
 
 
-def _flagged_c(plan: Plan, seen: Seen) -> float:
+def _flagged_c(plan: GovernorConfig, seen: Observation) -> float:
     """What the flags say that the temperature is at least."""
     known = plan.soft_limit_c is not None and _throttled(seen.throttle_word)
     return _firmware_c(plan) if known else -math.inf
 
 
-def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
+def _climbed(plan: GovernorConfig, memory: GovernorState, seen: Observation, now_s: float) -> GovernorState:
     """Choose the rung: at most one change per dwell; what it spends too much meanwhile is paced.
 
     Where other clocks may be set than before (a board that refused them), the old rung means nothing: begin anew.
@@ -197,7 +211,9 @@ def _climbed(plan: Plan, memory: Memory, seen: Seen, now_s: float) -> Memory:
     return memory._replace(rung=rung, rung_since_s=now_s)
 
 
-def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float) -> Memory:
+def _paced(
+    plan: GovernorConfig, memory: GovernorState, belief: ValidatedTemperature, seen: Observation, now_s: float
+) -> GovernorState:
     """The part of the time in which steps may run on this rung.
 
     A hot Raspberry Pi ignores clock caps: they do not count where it is hot, or may be without our knowledge.
@@ -220,7 +236,7 @@ def _paced(plan: Plan, memory: Memory, belief: Belief, seen: Seen, now_s: float)
     return memory._replace(busy=busy, power=rung.power, idle_since_s=idle_since_s, swing=swing)
 
 
-def _ahead_c(plan: Plan, memory: Memory, share: float) -> float:
+def _ahead_c(plan: GovernorConfig, memory: GovernorState, share: float) -> float:
     """The temperature in ten seconds when `share` of full dynamic power is spent (nan: the board is not known yet)."""
     if memory.model is None:
         return math.nan
@@ -228,7 +244,7 @@ def _ahead_c(plan: Plan, memory: Memory, share: float) -> float:
     return forecast_c(memory.model, memory.temperature_c, watts, FORECAST_S)
 
 
-def _levelled(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Memory:
+def _levelled(plan: GovernorConfig, memory: GovernorState, belief: ValidatedTemperature, now_s: float) -> GovernorState:
     """The level, which rises at once and falls after the dwell."""
     wanted = _wanted(plan, memory, belief, now_s)
     if wanted > memory.level or (wanted < memory.level and now_s - memory.since_s >= DWELL_S):
@@ -238,7 +254,7 @@ def _levelled(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Memor
     return memory
 
 
-def _wanted(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Level:
+def _wanted(plan: GovernorConfig, memory: GovernorState, belief: ValidatedTemperature, now_s: float) -> Level:
     soft_c, now_c, level = _soft_c(plan), memory.temperature_c, memory.level
     hard_c = plan.hard_limit_c if plan.hard_limit_c is not None else soft_c + HARD_ABOVE_SOFT_C
     if belief.lost is None:
@@ -252,7 +268,7 @@ def _wanted(plan: Plan, memory: Memory, belief: Belief, now_s: float) -> Level:
     return Level.REDUCED if limited or (level >= Level.REDUCED and not _free(plan, memory)) else Level.NORMAL
 
 
-def _free(plan: Plan, memory: Memory) -> bool:
+def _free(plan: GovernorConfig, memory: GovernorState) -> bool:
     """Clearly cool, and so it would stay at full power."""
     set_point_c = _soft_c(plan) - SET_POINT_BELOW_SOFT_C
     if memory.model is None or memory.temperature_c >= set_point_c - HYSTERESIS_C:
@@ -261,7 +277,7 @@ def _free(plan: Plan, memory: Memory) -> bool:
     return forecast_c(memory.model, memory.temperature_c, full_w, FREE_FOR_S) < set_point_c
 
 
-def _tiered(memory: Memory, now_s: float) -> Memory:
+def _tiered(memory: GovernorState, now_s: float) -> GovernorState:
     """A cheaper variant after a minute below half the power, the better one again after five minutes near full."""
     wanted = 1 if memory.slow_share < CHEAPER_BELOW else 0 if memory.slow_share > 0.95 else memory.tier
     if wanted == memory.tier:
@@ -270,15 +286,15 @@ def _tiered(memory: Memory, now_s: float) -> Memory:
     return memory._replace(tier=wanted, tier_since_s=now_s) if now_s - memory.tier_since_s >= after_s else memory
 
 
-def _soft_c(plan: Plan) -> float:
+def _soft_c(plan: GovernorConfig) -> float:
     return plan.soft_limit_c if plan.soft_limit_c is not None else math.inf
 
 
-def _unlimited(plan: Plan, why: str) -> Grant:
+def _unlimited(plan: GovernorConfig, why: str) -> Grant:
     return Grant(Level.NORMAL, plan.max_rows, plan.threads, None, why)
 
 
-def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
+def _grant(plan: GovernorConfig, memory: GovernorState, belief: ValidatedTemperature, seen: Observation) -> Grant:
     rung = operating_points.build(plan.threads, plan.clocks, seen.bandwidth_bound)[memory.rung]
     soft_c = _soft_c(plan)
     why = _why(memory, belief, soft_c)
@@ -303,7 +319,7 @@ def _grant(plan: Plan, memory: Memory, belief: Belief, seen: Seen) -> Grant:
     )
 
 
-def _rows(plan: Plan, memory: Memory, seen: Seen) -> int:
+def _rows(plan: GovernorConfig, memory: GovernorState, seen: Observation) -> int:
     """A pause only evens out the temperature when the step before it is short against the die's time constant."""
     if seen.row_s is None or memory.busy >= 1.0:
         return plan.max_rows
@@ -311,14 +327,14 @@ def _rows(plan: Plan, memory: Memory, seen: Seen) -> int:
     return max(1, min(plan.max_rows, int(rows)))
 
 
-def _ripple_c(plan: Plan, memory: Memory, seen: Seen) -> float:
+def _ripple_c(plan: GovernorConfig, memory: GovernorState, seen: Observation) -> float:
     """How far the die rises during one step of the rows that are granted; 0 while there are no pauses."""
     if seen.row_s is None or memory.busy >= 1.0:
         return 0.0
     return min(4.0, _heating_c_per_s(plan, memory) * seen.row_s * _rows(plan, memory, seen))
 
 
-def _heating_c_per_s(plan: Plan, memory: Memory) -> float:
+def _heating_c_per_s(plan: GovernorConfig, memory: GovernorState) -> float:
     """How fast a step heats the die above the mean that its pauses keep."""
     if memory.model is None:
         return 0.0
@@ -326,7 +342,7 @@ def _heating_c_per_s(plan: Plan, memory: Memory) -> float:
     return watts * memory.model.fast_k_per_w / memory.model.fast_s
 
 
-def _why(memory: Memory, belief: Belief, soft_c: float) -> str:
+def _why(memory: GovernorState, belief: ValidatedTemperature, soft_c: float) -> str:
     if belief.lost is not None:
         return f"temperature lost: {belief.lost}"
     set_point_c = soft_c - SET_POINT_BELOW_SOFT_C

@@ -8,8 +8,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from edge_agent.base.reading import Reading
-from edge_agent.core.anti_hunting import Swing
-from edge_agent.core.sensor_validation import Trust
+from edge_agent.core.anti_hunting import PaceHistory
+from edge_agent.core.sensor_validation import SensorState
 from edge_agent.core.thermal_model import ANY_BOARD, Model, Prior
 
 SET_POINT_BELOW_SOFT_C = 2.5
@@ -26,7 +26,7 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GovernorConfig:
     """The board's soft limit (None: unknown board) and the limits that hold when nothing is wrong.
 
     `hard_limit_c`: where firmware or kernel cut hard (None: 3.5 °C above the soft limit). `prior`: what is assumed of
@@ -44,7 +44,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observation:
     """What else was seen in this second; every part may be unknown.
 
     `busy_share`: the part of the last second in which a step ran (None: taken to be all that was allowed).
@@ -95,13 +95,13 @@ class Grant:
         return self.busy_share < 1.0 or self.threads < self.of_threads
 
 
-class Memory(NamedTuple):
+class GovernorState(NamedTuple):
     """What the governor carries from one second to the next. `rung` counts in the ladder that `clocks` make."""
 
     level: Level = Level.NORMAL
     since_s: float = -math.inf
     now_s: float = -math.inf
-    trust: Trust = Trust()
+    trust: SensorState = SensorState()
     model: Model | None = None
     temperature_c: float = math.nan
     share: float = 1.0
@@ -115,4 +115,4 @@ class Memory(NamedTuple):
     idle_since_s: float = math.inf
     tier: int = 0
     tier_since_s: float = -math.inf
-    swing: Swing = Swing()
+    swing: PaceHistory = PaceHistory()

@@ -31,7 +31,7 @@ def by_itself(reason: str) -> bool:
     return not reason.startswith(FROM_OUTSIDE)
 
 
-class Suspects:
+class GrammarBans:
     """Of one model."""
 
     def __init__(self) -> None:

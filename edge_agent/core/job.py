@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any
 
 
-class State(Enum):
+class JobState(Enum):
     """Where a job is."""
 
     QUEUED = "queued"
@@ -29,10 +29,14 @@ class State(Enum):
     EXPIRED = "expired"
 
 
-FINAL = frozenset({State.DONE, State.FAILED, State.REFUSED, State.CANCELLED, State.EXPIRED})
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.REFUSED, State.CANCELLED, State.EXPIRED}),
-    State.RUNNING: frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.QUEUED}),
+FINAL = frozenset({JobState.DONE, JobState.FAILED, JobState.REFUSED, JobState.CANCELLED, JobState.EXPIRED})
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset(
+        {JobState.RUNNING, JobState.FAILED, JobState.REFUSED, JobState.CANCELLED, JobState.EXPIRED}
+    ),
+    JobState.RUNNING: frozenset(
+        {JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.QUEUED}
+    ),
     **{state: frozenset() for state in FINAL},
 }
 # A job that was inside two workers when they died is answered with 500: it may be what kills them.
@@ -63,7 +67,7 @@ class Job:
     fingerprint: bytes = b""
     wire_chars: int = field(init=False, repr=False)
     origin: Any = field(repr=False, default=None)
-    state: State = State.QUEUED
+    state: JobState = JobState.QUEUED
     attempts: int = 0
     started_s: float | None = None
     messages: Sequence[Mapping[str, str]] = field(repr=False, default=())
@@ -90,7 +94,7 @@ class Job:
         name = f"{self.key[0]}/{self.key[1]}"
         return f"{name} ({self.again})" if self.again else name
 
-    def to(self, state: State) -> None:
+    def to(self, state: JobState) -> None:
         """Move to `state`. Raises ValueError for a move that the table does not have."""
         if state not in TRANSITIONS[self.state]:
             raise ValueError(f"a {self.state.value} job cannot become {state.value}")
@@ -98,6 +102,6 @@ class Job:
 
     def start(self, now_s: float) -> None:
         """It is handed to a worker."""
-        self.to(State.RUNNING)
+        self.to(JobState.RUNNING)
         self.attempts += 1
         self.started_s = now_s

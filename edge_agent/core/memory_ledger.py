@@ -29,7 +29,7 @@ FIGURES_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class MemoryClaim:
     """What a variant says of itself: `digest` names it, `stated_bytes` is the package's figure.
 
     A generator with other settings than its package's holds other bytes: then the settings follow the digest, after a
@@ -42,7 +42,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MeasuredFootprint:
     """What a variant was found to hold on this device at most, and the seconds that its load took."""
 
     runtime: str
@@ -52,14 +52,14 @@ class Figure:
 
 
 @dataclass(slots=True)
-class Account:
+class MemoryAccount:
     """A model in memory or on its way there.
 
     `promised_bytes`: set aside for it; `held_bytes`: measured last; `mapped_bytes`: the part of these that is mapped
     from files; `most_bytes`: the highest of all measurements since its load.
     """
 
-    claim: Claim
+    claim: MemoryClaim
     promised_bytes: int
     held_bytes: int = 0
     mapped_bytes: int = 0
@@ -75,15 +75,15 @@ BOUNDED = " shrunk"
 """Ends the name of a variant that was loaded into the bytes there were: its stated bytes are a bound."""
 
 
-class ByteLedger:
+class MemoryLedger:
     """The accounts of all models in memory, and the figures of all variants that ever were."""
 
-    def __init__(self, figures: Mapping[str, Figure] | None = None) -> None:
+    def __init__(self, figures: Mapping[str, MeasuredFootprint] | None = None) -> None:
         self._figures = dict(figures or {})
         self._kept = dict(self._figures)
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[str, MemoryAccount] = {}
 
-    def predict(self, claim: Claim) -> int:
+    def predict(self, claim: MemoryClaim) -> int:
         """Bytes that the variant will hold at most."""
         known = self._figures.get(claim.digest)
         return known.held_bytes if known else int(claim.stated_bytes * self.ratio(claim.runtime))
@@ -106,11 +106,11 @@ class ByteLedger:
         ]
         return max(LEAST_RATIO, min(sorted(found)[len(found) // 2], HIGHEST_RATIO)) if found else 1.0
 
-    def promise(self, name: str, claim: Claim) -> int:
+    def promise(self, name: str, claim: MemoryClaim) -> int:
         """Set a model's prediction aside and return it. A name that has an account already is a ValueError."""
         if name in self._accounts:
             raise ValueError(f"{name!r} has an account already")
-        self._accounts[name] = Account(claim, self.predict(claim))
+        self._accounts[name] = MemoryAccount(claim, self.predict(claim))
         return self._accounts[name].promised_bytes
 
     def hold(self, name: str, held_bytes: int, mapped_bytes: int = 0, load_s: float | None = None) -> None:
@@ -126,7 +126,7 @@ class ByteLedger:
         known = self._figures.pop(account.claim.digest, None)
         took_s = load_s if load_s is not None else (known.load_s if known else 0.0)
         claim = account.claim
-        self._figures[claim.digest] = Figure(claim.runtime, claim.stated_bytes, account.most_bytes, took_s)
+        self._figures[claim.digest] = MeasuredFootprint(claim.runtime, claim.stated_bytes, account.most_bytes, took_s)
         while len(self._figures) > FIGURES_KEPT:
             del self._figures[next(iter(self._figures))]
 
@@ -151,11 +151,11 @@ class ByteLedger:
         """The model's worker has ended, or was never begun; no account is no error."""
         self._accounts.pop(name, None)
 
-    def account(self, name: str) -> Account | None:
+    def account(self, name: str) -> MemoryAccount | None:
         """The account of a model in memory."""
         return self._accounts.get(name)
 
-    def accounts(self) -> Mapping[str, Account]:
+    def accounts(self) -> Mapping[str, MemoryAccount]:
         """All accounts by model."""
         return dict(self._accounts)
 
@@ -174,7 +174,7 @@ class ByteLedger:
         """What all models in memory may take."""
         return sum(one.reserved_bytes for one in self._accounts.values())
 
-    def figures(self) -> Mapping[str, Figure]:
+    def figures(self) -> Mapping[str, MeasuredFootprint]:
         """What to keep on disk."""
         return dict(self._figures)
 
@@ -186,7 +186,7 @@ class ByteLedger:
         return changed
 
 
-def _moved(before: Figure | None, after: Figure) -> bool:
+def _moved(before: MeasuredFootprint | None, after: MeasuredFootprint) -> bool:
     if before is None:
         return True
     return abs(after.held_bytes - before.held_bytes) > WORTH_KEEPING * before.held_bytes

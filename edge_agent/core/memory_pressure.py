@@ -38,7 +38,7 @@ CALM_AFTER_S = 5.0
 CALM_FACTOR = 1.25
 
 
-class Stage(IntEnum):
+class PressureStage(IntEnum):
     """How short memory is."""
 
     CALM = 0
@@ -47,7 +47,7 @@ class Stage(IntEnum):
     CRITICAL = 3
 
 
-class Counts(NamedTuple):
+class FaultCounts(NamedTuple):
     """Pages since boot that somebody waited for: `major_faults` on the disk, `swapped_in` from swap, and `refaults` of
     files' pages that had been dropped (None: the kernel does not count them)."""
 
@@ -56,19 +56,21 @@ class Counts(NamedTuple):
     refaults: float | None = None
 
 
-class Waits(NamedTuple):
-    """The rate of `Counts` that `rate` keeps: the counts at the window's beginning, and the last window's result."""
+class StallRate(NamedTuple):
+    """The rate of `FaultCounts` that `rate` keeps: the counts at the window's beginning, and the last window's
+    result.
+    """
 
     since_s: float = -math.inf
-    counts: Counts | None = None
+    counts: FaultCounts | None = None
     per_s: float | None = None
 
 
-NO_WAITS = Waits()
+NO_WAITS = StallRate()
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
+class MemorySigns:
     """What was read: MemAvailable less what models have mapped, the reserve, and PSI (None: the kernel has none).
 
     `counts` stand in where there is no PSI; the same counts are looked at by nobody where there is.
@@ -78,50 +80,54 @@ class Signs:
     reserve_bytes: int
     some_percent: float | None = None
     full_percent: float | None = None
-    counts: Counts | None = None
+    counts: FaultCounts | None = None
 
 
-class State(NamedTuple):
+class PressureState(NamedTuple):
     """What is remembered: the stage, since when the signs are those of a lower one, and the rate of waits."""
 
-    stage: Stage = Stage.CALM
+    stage: PressureStage = PressureStage.CALM
     lower_since_s: float = math.inf
-    waits: Waits = NO_WAITS
+    waits: StallRate = NO_WAITS
 
 
-def rate(counts: Counts, waits: Waits, now_s: float) -> Waits:
-    """Waits a second over the last whole window; None before the first one has passed.
+def rate(counts: FaultCounts, waits: StallRate, now_s: float) -> StallRate:
+    """StallRate a second over the last whole window; None before the first one has passed.
 
     A first reading of a file is a major fault and no refault; a page from swap may be both a fault and a swap-in. So
     the larger of swap-ins and of those faults that can have been refaults counts, and none is counted twice.
     """
     begun = waits.counts
     if begun is None or any(now < then for now, then in zip(counts[:2], begun[:2], strict=True)):
-        return Waits(now_s, counts)
+        return StallRate(now_s, counts)
     elapsed_s = now_s - waits.since_s
     if elapsed_s < WAITS_WINDOW_S:
         return waits
     faults = counts.major_faults - begun.major_faults
     if counts.refaults is not None and begun.refaults is not None:
         faults = min(faults, max(0.0, counts.refaults - begun.refaults))
-    return Waits(now_s, counts, max(faults, counts.swapped_in - begun.swapped_in) / elapsed_s)
+    return StallRate(now_s, counts, max(faults, counts.swapped_in - begun.swapped_in) / elapsed_s)
 
 
-def decide(signs: Signs, state: State, now_s: float) -> State:
+def decide(signs: MemorySigns, state: PressureState, now_s: float) -> PressureState:
     """The stage now. It falls to what the signs say after they have been clearly better for `CALM_AFTER_S`."""
-    waits = Waits()
+    waits = StallRate()
     if signs.some_percent is None and signs.counts is not None:
         waits = rate(signs.counts, state.waits, now_s)
     wanted = _stage(signs, waits.per_s, 1.0)
     if wanted >= state.stage:
-        return State(wanted, waits=waits)
+        return PressureState(wanted, waits=waits)
     if _stage(signs, waits.per_s, CALM_FACTOR) >= state.stage:
-        return State(state.stage, waits=waits)
+        return PressureState(state.stage, waits=waits)
     since_s = min(state.lower_since_s, now_s)
-    return State(wanted, waits=waits) if now_s - since_s >= CALM_AFTER_S else State(state.stage, since_s, waits)
+    return (
+        PressureState(wanted, waits=waits)
+        if now_s - since_s >= CALM_AFTER_S
+        else PressureState(state.stage, since_s, waits)
+    )
 
 
-def reason(signs: Signs, waits: Waits = NO_WAITS) -> str:
+def reason(signs: MemorySigns, waits: StallRate = NO_WAITS) -> str:
     """The figures, for refusals and events."""
     said = (
         f"{bytes_text(max(0, signs.available_bytes))} are available, {bytes_text(signs.reserve_bytes)} are to stay free"
@@ -133,17 +139,17 @@ def reason(signs: Signs, waits: Waits = NO_WAITS) -> str:
     return said
 
 
-def _stage(signs: Signs, waits_per_s: float | None, factor: float) -> Stage:
+def _stage(signs: MemorySigns, waits_per_s: float | None, factor: float) -> PressureStage:
     """`factor` above 1 asks for a stage that has more than just ended."""
     share = signs.available_bytes / max(1, factor * signs.reserve_bytes)
-    by_bytes = Stage(max((stage for stage, below in BELOW_RESERVE.items() if share < below), default=0))
-    by_pressure = Stage.CALM
+    by_bytes = PressureStage(max((stage for stage, below in BELOW_RESERVE.items() if share < below), default=0))
+    by_pressure = PressureStage.CALM
     if signs.some_percent is not None and factor * signs.some_percent > SOME_PERCENT:
-        by_pressure = Stage.TIGHT
+        by_pressure = PressureStage.TIGHT
     if signs.full_percent is not None and factor * signs.full_percent > FULL_PERCENT:
-        by_pressure = Stage.SHORT
+        by_pressure = PressureStage.SHORT
     if waits_per_s is not None:
         for stage, most in WAITS_PER_S.items():
             if factor * waits_per_s > most and share < WAITS_BELOW_RESERVE[stage]:
-                by_pressure = Stage(stage)
+                by_pressure = PressureStage(stage)
     return max(by_bytes, by_pressure)

@@ -28,7 +28,7 @@ CHANGE_GAIN = 1.02
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class OperatingPoint:
     """Limits with the shares of full power and full speed that they are assumed to have while a step runs."""
 
     threads: int
@@ -38,12 +38,12 @@ class Rung:
 
 
 @functools.lru_cache(maxsize=8)
-def build(threads: int, clocks: tuple[float, ...], bandwidth_bound: bool) -> tuple[Rung, ...]:
+def build(threads: int, clocks: tuple[float, ...], bandwidth_bound: bool) -> tuple[OperatingPoint, ...]:
     """All rungs, the first without limits. `clocks`: shares of the highest clock that may be set; empty: none may."""
     shares = sorted({1.0, *(clock for clock in clocks if 0.0 < clock < 1.0)}, reverse=True)
     speed = _decode_speed if bandwidth_bound else _encoder_speed
     return tuple(
-        Rung(count, clock, _power(count / threads, clock), speed(count, threads, clock))
+        OperatingPoint(count, clock, _power(count / threads, clock), speed(count, threads, clock))
         for count in range(threads, 0, -1)
         for clock in shares
     )
@@ -64,12 +64,12 @@ def _decode_speed(count: int, threads: int, clock: float) -> float:
     return full / ((1.0 - ARITHMETIC) / BANDWIDTH.get(count, 1.0) + ARITHMETIC * threads / (count * clock))
 
 
-def work(rung: Rung, share: float) -> float:
+def work(rung: OperatingPoint, share: float) -> float:
     """Assumed throughput on this rung when `share` of full dynamic power may be spent, paced where it would be more."""
     return rung.speed * min(1.0, share / rung.power)
 
 
-def choose(rungs: tuple[Rung, ...], current: int, share: float) -> int:
+def choose(rungs: tuple[OperatingPoint, ...], current: int, share: float) -> int:
     """The rung that does the most work with `share`; the current one unless another does clearly more.
 
     With everything allowed it is the first: no limits.
@@ -103,7 +103,7 @@ def part(models: int, busy: float, threads: int, of_threads: int) -> float:
     return high
 
 
-def without_clock(rungs: tuple[Rung, ...], index: int) -> int:
+def without_clock(rungs: tuple[OperatingPoint, ...], index: int) -> int:
     """The rung with the threads of `index` and a free clock: what counts where the firmware does not obey a cap."""
     threads = rungs[index].threads
     return next(i for i, rung in enumerate(rungs) if rung.threads == threads and rung.clock == 1.0)

@@ -22,7 +22,7 @@ Flow = tuple[int, int]
 """Priority, and the time left at admission as a power of two of seconds."""
 
 
-class Overtaking:
+class PriorityLoad:
     """The rates of admitted work of one worker; at most ten priorities times some twenty lengths of deadlines."""
 
     def __init__(self) -> None:

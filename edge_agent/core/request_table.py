@@ -25,7 +25,7 @@ ANSWERS_BYTES = 1 * MIB
 GRACE_S = 2.0
 
 
-class Seen(Enum):
+class RequestStatus(Enum):
     """What is known of a request key."""
 
     NEW = "new"
@@ -34,7 +34,7 @@ class Seen(Enum):
     TAKEN = "taken"
 
 
-class Ledger:
+class RequestTable:
     """The open jobs by key, and the keys of closed ones until they are forgotten."""
 
     def __init__(self, max_entries: int = DEDUP_ENTRIES, max_answer_bytes: int = ANSWERS_BYTES) -> None:
@@ -48,15 +48,15 @@ class Ledger:
         self._held_bytes = 0
         self._fingerprints: dict[Key, bytes] = {}
 
-    def seen(self, key: Key, now_s: float, fingerprint: bytes = b"") -> Seen:
+    def seen(self, key: Key, now_s: float, fingerprint: bytes = b"") -> RequestStatus:
         """Whether a request with this key and contents is new, open, or already answered; TAKEN: the key is that of
         an open request with other contents. Nobody gets the answer to a question that he did not ask."""
         self._forget(now_s)
         job = self._open.get(key)
         if job is not None:
-            return Seen.OPEN if job.fingerprint == fingerprint else Seen.TAKEN
+            return RequestStatus.OPEN if job.fingerprint == fingerprint else RequestStatus.TAKEN
         same = key in self._forget_s and self._fingerprints.get(key, b"") == fingerprint
-        return Seen.ANSWERED if same else Seen.NEW
+        return RequestStatus.ANSWERED if same else RequestStatus.NEW
 
     def answer(self, key: Key) -> bytes | None:
         """The answer given under this key, when it is still held."""

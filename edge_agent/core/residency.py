@@ -25,7 +25,7 @@ loading at worst."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class HostMemory:
     """What the host has: `total_bytes` and MemAvailable (both after the control group's limit).
 
     Configured: `spare_bytes` are left to the host (None: `reserve_bytes`), `budget_bytes` is what all models together
@@ -103,7 +103,7 @@ def reserve_bytes(total_bytes: int) -> int:
 
 
 def decide(
-    needed_bytes: int, memory: Memory, promised_bytes: int, residents: Sequence[Resident], now_s: float
+    needed_bytes: int, memory: HostMemory, promised_bytes: int, residents: Sequence[Resident], now_s: float
 ) -> Fits | DoesNotFit:
     """Whether a model of `needed_bytes` can be loaded now; `promised_bytes` are spoken for though still available."""
     if needed_bytes > memory.ceiling_bytes:
@@ -128,7 +128,7 @@ def turn_is_over(loaded_s: float, waiting_load_s: float, now_s: float) -> bool:
     return now_s - loaded_s >= max(TURN_LEAST_S, TURN_LOADS * waiting_load_s)
 
 
-def too_large(needed_bytes: int, memory: Memory) -> str:
+def too_large(needed_bytes: int, memory: HostMemory) -> str:
     """Why a model never fits on this board, with the figures."""
     budget = memory.budget_bytes
     if budget is not None and budget == memory.ceiling_bytes:
@@ -139,7 +139,7 @@ def too_large(needed_bytes: int, memory: Memory) -> str:
     )
 
 
-def _not_now(needed_bytes: int, memory: Memory, promised_bytes: int, residents: Sequence[Resident]) -> str:
+def _not_now(needed_bytes: int, memory: HostMemory, promised_bytes: int, residents: Sequence[Resident]) -> str:
     idle_bytes = sum(one.footprint_bytes for one in residents if not one.busy)
     budget = ""
     if memory.budget_bytes is not None:

@@ -23,7 +23,7 @@ AGREE_C = 8.0
 """They agree again below this, so that two which lie at the edge are not said to disagree again and again."""
 
 
-class Trust(NamedTuple):
+class SensorState(NamedTuple):
     """What is remembered about the sensor.
 
     `same_since_s`: since when it repeats `last_c`; `die_w`: the die's watts at that moment; `good_s`: when it was last
@@ -43,7 +43,7 @@ class Trust(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Die:
+class DieConditions:
     """What the model says of the die: its watts behind the fast low pass, and degrees per watt."""
 
     watts: float
@@ -51,7 +51,7 @@ class Die:
 
 
 @dataclass(frozen=True, slots=True)
-class Belief:
+class ValidatedTemperature:
     """`value_c` to take into account now, or None; `lost` says why nothing was believable for too long.
 
     `still_s`: for how long the value has not changed.
@@ -63,7 +63,9 @@ class Belief:
     still_s: float = 0.0
 
 
-def believe(first: Reading, second: Reading | None, trust: Trust, die: Die, now_s: float) -> tuple[Belief, Trust]:
+def believe(
+    first: Reading, second: Reading | None, trust: SensorState, die: DieConditions, now_s: float
+) -> tuple[ValidatedTemperature, SensorState]:
     """Judge this second's readings. A machine that never had a temperature is neither believed nor lost."""
     reading, problem = first, _problem(first, now_s)
     disagree = None
@@ -74,14 +76,16 @@ def believe(first: Reading, second: Reading | None, trust: Trust, die: Die, now_
     trust = trust._replace(disagree=disagree is not None)
     if problem is not None:
         if not trust.seen:
-            return Belief(None), trust
+            return ValidatedTemperature(None), trust
         if trust.bad is None and now_s - trust.good_s < STALE_S:
-            return Belief(None), trust
-        return Belief(None, problem, disagree), trust._replace(bad=problem, behaves_since_s=None)
+            return ValidatedTemperature(None), trust
+        return ValidatedTemperature(None, problem, disagree), trust._replace(bad=problem, behaves_since_s=None)
     trust = _noted(trust, _value(reading), die.watts, now_s)
     frozen = _frozen(trust, die, now_s)
     if frozen is not None:
-        return Belief(None, frozen, disagree), trust._replace(bad=frozen, behaves_since_s=None, frozen_c=trust.last_c)
+        return ValidatedTemperature(None, frozen, disagree), trust._replace(
+            bad=frozen, behaves_since_s=None, frozen_c=trust.last_c
+        )
     return _returning(trust, _value(reading), disagree, now_s)
 
 
@@ -105,13 +109,13 @@ def _disagreement(first: Reading, second: Reading, before: bool) -> str | None:
     return f"{first.source} says {first.value:.1f} °C, {second.source} {second.value:.1f} °C"
 
 
-def _noted(trust: Trust, value_c: float, die_w: float, now_s: float) -> Trust:
+def _noted(trust: SensorState, value_c: float, die_w: float, now_s: float) -> SensorState:
     if value_c == trust.last_c:
         return trust
     return trust._replace(seen=True, last_c=value_c, same_since_s=now_s, die_w=die_w, frozen_c=None)
 
 
-def _frozen(trust: Trust, die: Die, now_s: float) -> str | None:
+def _frozen(trust: SensorState, die: DieConditions, now_s: float) -> str | None:
     same_s = now_s - trust.same_since_s
     text = f"it has said {trust.last_c:.1f} °C for {same_s:.0f} s"
     if trust.frozen_c == trust.last_c:
@@ -121,10 +125,14 @@ def _frozen(trust: Trust, die: Die, now_s: float) -> str | None:
     return None
 
 
-def _returning(trust: Trust, value_c: float, disagree: str | None, now_s: float) -> tuple[Belief, Trust]:
+def _returning(
+    trust: SensorState, value_c: float, disagree: str | None, now_s: float
+) -> tuple[ValidatedTemperature, SensorState]:
     if trust.bad is not None:
         since_s = now_s if trust.behaves_since_s is None else trust.behaves_since_s
         if now_s - since_s < BACK_S:
-            return Belief(None, trust.bad, disagree), trust._replace(behaves_since_s=since_s)
+            return ValidatedTemperature(None, trust.bad, disagree), trust._replace(behaves_since_s=since_s)
     still_s = now_s - trust.same_since_s
-    return Belief(value_c, None, disagree, still_s), trust._replace(good_s=now_s, bad=None, behaves_since_s=None)
+    return ValidatedTemperature(value_c, None, disagree, still_s), trust._replace(
+        good_s=now_s, bad=None, behaves_since_s=None
+    )

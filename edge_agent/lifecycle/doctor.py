@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.base.units import bytes_text
-from edge_agent.core.memory_pressure import BELOW_RESERVE, Stage
+from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import reserve_bytes
 from edge_agent.lifecycle.facts import BrokerProbe, Facts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
@@ -284,7 +284,7 @@ def _memory(facts: Facts) -> Iterator[Check]:
     if facts.largest:
         held = ", ".join(f"{one.name} ({one.pid}) {bytes_text(one.rss_bytes)}" for one in facts.largest)
         remedy += f"; most is held by {held}"
-    if available.value < BELOW_RESERVE[Stage.SHORT] * reserve:
+    if available.value < BELOW_RESERVE[PressureStage.SHORT] * reserve:
         yield Check("memory", "fail", f"{text}: no request is admitted", remedy)
     elif available.value < reserve:
         text += f", less than the reserve of {bytes_text(reserve)}: no model is loaded"

@@ -16,7 +16,7 @@ from msgspec import field
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
-from edge_agent.core.memory_ledger import Figure
+from edge_agent.core.memory_ledger import MeasuredFootprint
 from edge_agent.store.disk import replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
@@ -25,7 +25,7 @@ FIGURES_BYTES = 256 * limits.KIB
 
 
 class _Entry(Document, frozen=True, kw_only=True):
-    """A `Figure` on disk."""
+    """A `MeasuredFootprint` on disk."""
 
     runtime: str
     stated_bytes: int
@@ -47,7 +47,7 @@ class FigureFile:
         self._path = folder / FIGURES_FILE
         self._told = False
 
-    def read(self) -> Mapping[str, Figure]:
+    def read(self) -> Mapping[str, MeasuredFootprint]:
         """See `ports.Figures`."""
         try:
             book = decode(self._path.read_bytes(), _Book, str(self._path), FIGURES_BYTES)
@@ -57,12 +57,12 @@ class FigureFile:
             log.warning("footprints measured earlier are begun anew: %s", error)
             return {}
         return {
-            digest: Figure(entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s)
+            digest: MeasuredFootprint(entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s)
             for digest, entry in book.figures.items()
             if entry.held_bytes > 0
         }
 
-    def write(self, figures: Mapping[str, Figure]) -> None:
+    def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
         """See `ports.Figures`."""
         book = _Book(figures={digest: _entry(figure) for digest, figure in figures.items()})
         try:
@@ -77,7 +77,7 @@ class FigureFile:
             self._told = False
 
 
-def _entry(figure: Figure) -> _Entry:
+def _entry(figure: MeasuredFootprint) -> _Entry:
     return _Entry(
         runtime=figure.runtime,
         stated_bytes=figure.stated_bytes,

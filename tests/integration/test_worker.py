@@ -41,7 +41,7 @@ def job(name: str, *texts: str, adapter: str | None = None, **params: object) ->
     return {"id": name, "adapter": adapter, "texts": list(texts) or ["turn it on"], "params": params}
 
 
-class Seat:
+class ServedModel:
     """One child and all that was heard of it."""
 
     def __init__(self) -> None:
@@ -81,8 +81,8 @@ class Seat:
 
 
 @asynccontextmanager
-async def child(options: SpawnOptions | None = None, load: Variant | None = None) -> AsyncIterator[Seat]:
-    seat = Seat()
+async def child(options: SpawnOptions | None = None, load: Variant | None = None) -> AsyncIterator[ServedModel]:
+    seat = ServedModel()
     seat.worker = await spawn(options or SpawnOptions(), seat.on_event, seat.on_death)
     try:
         if load is not None:
@@ -408,7 +408,7 @@ def test_a_silent_child_is_ended_by_the_call_that_waits_for_it(tmp_path: pathlib
 
 def test_a_bug_in_the_daemons_handler_does_not_leave_a_child_unheard() -> None:
     async def body() -> None:
-        seat = Seat()
+        seat = ServedModel()
 
         def broken(event: Mapping[str, Any]) -> None:
             raise LookupError("a bug of ours")
@@ -508,7 +508,7 @@ def test_fifty_lives_and_deaths_leak_nothing() -> None:
         counts = []
         before_children = children()
         for cycle in range(50):
-            seat = Seat()
+            seat = ServedModel()
             seat.worker = await spawn(SpawnOptions(), seat.on_event, seat.on_death)
             if cycle % 5 == 0:
                 await seat.worker.load(variant(), TASK, LIMITS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sim.boards import BOARDS
-from sim.closed_loop import Fault, Lane, Loop, Swing
+from sim.closed_loop import Fault, Lane, Loop, PaceHistory
 from sim.policies import Constant, Governed, OnOff
 from sim.search import Case, best_constant
 from sim.several import Several
@@ -124,7 +124,7 @@ def test_two_thresholds_react_too_late_for_a_bare_board() -> None:
 
 
 def test_a_pace_that_turns_is_counted_and_its_noise_is_not() -> None:
-    swing = Swing()
+    swing = PaceHistory()
     paces = [0.5, 0.55, 0.5, 0.7, 0.65, 0.7, 0.59, 0.5, 0.62, 0.7]
     found = [swing.turned(float(second), pace) for second, pace in enumerate(paces)]
     assert [second for second, since_s in enumerate(found) if since_s is not None] == [6, 8]

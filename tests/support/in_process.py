@@ -15,14 +15,14 @@ from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
-from edge_agent.agent.governor_loop import SensedHost, Watch
+from edge_agent.agent.governor_loop import GovernorLoop, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
-from edge_agent.agent.model_manager import Fleet
+from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.report import Identity, Reporter
 from edge_agent.agent.respond import Responder
-from edge_agent.agent.served_model import Seat
-from edge_agent.agent.serving import Dispatcher
+from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.serving import ModelServer
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import ProbeFile
@@ -103,13 +103,13 @@ class Device:
         )
         if "ledger" in given:
             self.context.ledger = given["ledger"]
-        self.host = SensedHost(self.context, self.sensors)
+        self.host = HostMonitor(self.context, self.sensors)
         self.host.sample()
         responder = Responder(self.context, self.host.reading)
-        self.fleet = Fleet(self.library, self.spawner, clock, self.host, self._announce, given.get("figures"))
-        self.dispatcher = Dispatcher(self.context, self.fleet, responder, quarantine_deaths)
-        plan_c = governor.Plan(soft_limit_c, max_rows, 4)
-        self.watch = Watch(self.context, plan_c, self.host, self.library, self.fleet, self.dispatcher)
+        self.fleet = ModelManager(self.library, self.spawner, clock, self.host, self._announce, given.get("figures"))
+        self.dispatcher = ModelServer(self.context, self.fleet, responder, quarantine_deaths)
+        plan_c = governor.GovernorConfig(soft_limit_c, max_rows, 4)
+        self.watch = GovernorLoop(self.context, plan_c, self.host, self.library, self.fleet, self.dispatcher)
         self.commands = Commands(self.context, self.fleet, self.operator, dict)
         options = IntakeOptions(queue_jobs, Bounds())
         self.intake = Intake(self.context, options, self.fleet, self.dispatcher, self.commands.take)
@@ -146,7 +146,7 @@ class Device:
         """The events' kinds so far."""
         return [kind for kind, _ in self.events]
 
-    def seat(self, name: str = "m") -> Seat:
+    def seat(self, name: str = "m") -> ServedModel:
         """A model's seat."""
         return self.fleet.seats[name]
 

@@ -17,15 +17,15 @@ from typing import Protocol
 from bench.deadlines_load import MAX_ROWS, Offer
 from edge_agent.base.limits import QUEUE_JOBS
 from edge_agent.core import admission
-from edge_agent.core.forecast import Station, batch_s, batched, least_s, remaining_s, take_hopeless, work_s
-from edge_agent.core.job import Job, State
+from edge_agent.core.forecast import WorkerLoad, batch_s, batched, least_s, remaining_s, take_hopeless, work_s
+from edge_agent.core.job import Job, JobState
 from edge_agent.core.latency import CostModel
-from edge_agent.core.priority_load import Overtaking
-from edge_agent.core.request_table import Ledger
+from edge_agent.core.priority_load import PriorityLoad
+from edge_agent.core.request_table import RequestTable
 from edge_agent.core.scheduler import BatchLimits, Queue
 
 MODEL, THREADS = ("m", "variant"), 4
-AT = Station(MODEL, MAX_ROWS, THREADS)
+AT = WorkerLoad(MODEL, MAX_ROWS, THREADS)
 Refuse = Callable[[Offer, int, float], None]
 """Called with the offer, the status word and the time."""
 
@@ -51,9 +51,9 @@ class Core:
 
     def __init__(self, refuse: Refuse) -> None:
         self._refuse = refuse
-        self._ledger = Ledger()
+        self._ledger = RequestTable()
         self._queue = Queue()
-        self._overtaking = Overtaking()
+        self._overtaking = PriorityLoad()
         self._costs = CostModel()
         self._jobs: dict[int, Job] = {}
 
@@ -72,7 +72,7 @@ class Core:
         self._overtaking.note(job.priority, job.deadline_s - now_s, work_s(job, self._costs, AT), now_s)
         self._queue.add(job)
 
-    def _load(self, job: Job, now_s: float, busy: bool) -> admission.Load:
+    def _load(self, job: Job, now_s: float, busy: bool) -> admission.QueueLoad:
         """See `agent.intake.Intake._load`."""
         running = self._jobs.values() if busy else ()
         at = replace(AT, running_s=remaining_s(running, self._costs, AT, now_s))
@@ -81,12 +81,12 @@ class Core:
             wait_s = self._overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         own_jobs, own_bytes = self._ledger.open_of(job.key[0])
         held_bytes = self._ledger.held_bytes
-        return admission.Load(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, held_bytes, own_bytes)
+        return admission.QueueLoad(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, held_bytes, own_bytes)
 
     def next_batch(self, now_s: float) -> Sequence[Offer]:
-        """See `agent.serving.Dispatcher._schedule`."""
+        """See `agent.serving.ModelServer._schedule`."""
         for job in self._queue.take(lambda waiting: waiting.deadline_s <= now_s):
-            self._close(job, State.EXPIRED, 408, now_s)
+            self._close(job, JobState.EXPIRED, 408, now_s)
         self._give_up(now_s, now_s)
         limits = BatchLimits(MAX_ROWS, mixed=True, takes_s=functools.partial(batch_s, self._costs, AT))
         batch = self._queue.next_batch(limits, now_s)
@@ -98,24 +98,24 @@ class Core:
 
     def _give_up(self, now_s: float, begins_s: float) -> None:
         for job, _ in take_hopeless(self._queue, self._costs, AT, begins_s):
-            self._close(job, State.REFUSED, 503, now_s)
+            self._close(job, JobState.REFUSED, 503, now_s)
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
-        """See `agent.serving.Dispatcher._take_event`."""
+        """See `agent.serving.ModelServer._take_event`."""
         rows, row_bytes = sum(offer.rows for offer in batch), max(offer.row_bytes for offer in batch)
         self._costs.learn(MODEL, rows, row_bytes * rows, compute_s, THREADS)
         answered = []
         for offer in batch:
             job = self._jobs.pop(offer.number)
             if job.deadline_s <= now_s:
-                self._close(job, State.EXPIRED, 408, now_s)
+                self._close(job, JobState.EXPIRED, 408, now_s)
                 continue
-            job.to(State.DONE)
+            job.to(JobState.DONE)
             self._ledger.close(job, b"{}")
             answered.append(offer)
         return answered
 
-    def _close(self, job: Job, state: State, status: int, now_s: float) -> None:
+    def _close(self, job: Job, state: JobState, status: int, now_s: float) -> None:
         job.to(state)
         self._ledger.close(job, None)
         self._refuse(job.origin, status, now_s)

@@ -70,7 +70,7 @@ class Trace:
     hottest_c: Floats
 
 
-class Swing:
+class PaceHistory:
     """Finds where a pace turns, smaller movements than `SWING` left out."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Loop:
         self._busy = np.zeros(count)
         self._step_s = np.zeros(count)
         self._turns: dict[tuple[int, int], tuple[float, bool]] = {}
-        self._swings = [Swing() for _ in self.lanes]
+        self._swings = [PaceHistory() for _ in self.lanes]
         self._flags = self.plants.flags
         self._flagged = [board.law in FLAGGED for board in boards]
 

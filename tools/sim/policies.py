@@ -114,9 +114,9 @@ class Governed:
         self._clocks = board.clock_shares if clocks else ()
         flags_c = board.soft_c if board.law in FLAGGED else None
         prior = prior_for(board.board)
-        self.plan = governor.Plan(board.soft_c, rows, board.cores, board.hard_c, prior, self._clocks, flags_c)
+        self.plan = governor.GovernorConfig(board.soft_c, rows, board.cores, board.hard_c, prior, self._clocks, flags_c)
         self._generator = generator
-        self.memory = governor.Memory()
+        self.memory = governor.GovernorState()
         self.grant: governor.Grant | None = None
 
     def limits(self, look: Look) -> Drive:
@@ -128,7 +128,7 @@ class Governed:
         )
         power = Reading(look.power_w, "watts", "sim", look.now_s) if look.power_w is not None else None
         second = Reading(look.second_c, "celsius", "sim", look.now_s - 1.0) if look.second_c is not None else None
-        seen = governor.Seen(look.busy, look.row_s, power, second, look.flags, self._generator)
+        seen = governor.Observation(look.busy, look.row_s, power, second, look.flags, self._generator)
         grant, self.memory = governor.decide(self.plan, reading, self.memory, look.now_s, seen)
         self.grant = grant
         closed = grant.closed_because is not None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge_agent.base.reading import Reading
 from edge_agent.core import governor
-from edge_agent.core.duty_cycle import REST_LEAST_S, Pace
+from edge_agent.core.duty_cycle import REST_LEAST_S, DutyCycle
 from edge_agent.core.governor_types import Grant
 from edge_agent.worker.rest import Rest
 from sim import load
@@ -37,7 +37,7 @@ class Work:
     name: str
     generator: bool
     size: float = 1.0
-    pace: Pace = field(default_factory=Pace)
+    pace: DutyCycle = field(default_factory=DutyCycle)
     rest: Rest = field(default_factory=Rest)
     stepping: bool = False
     began_s: float = 0.0
@@ -71,10 +71,10 @@ class Several:
         self.plants = Plants([board], np.array([ambient_c]), np.array([1.0]), 1)
         generates = any(generator for _, generator, _ in models)
         self.policy = Governed(board, 16, clocks, generates)
-        self.memory = governor.Memory()
+        self.memory = governor.GovernorState()
         self.grant = Grant(governor.Level.NORMAL, 16, board.cores, None, "")
-        common = Pace()
-        self.models = [Work(name, gen, size, common if shared else Pace()) for name, gen, size in models]
+        common = DutyCycle()
+        self.models = [Work(name, gen, size, common if shared else DutyCycle()) for name, gen, size in models]
         for model in self.models:
             model.rest.concerned = model.generator
             if model.generator:
@@ -102,7 +102,7 @@ class Several:
         bound = any(model.generator for model in self.models)
         flags = int(self.plants.flags[0])
         busy = min(1.0, sum(shares)) if shares else None
-        seen = governor.Seen(busy, row_s, None, None, flags, bound)
+        seen = governor.Observation(busy, row_s, None, None, flags, bound)
         self.grant, self.memory = governor.decide(self.policy.plan, reading, self.memory, now_s, seen)
         self._tell(now_s)
 

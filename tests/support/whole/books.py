@@ -25,7 +25,7 @@ import msgspec
 
 from edge_agent.agent.acks import HELD
 from edge_agent.core.job import Job
-from edge_agent.core.request_table import GRACE_S, Ledger
+from edge_agent.core.request_table import GRACE_S, RequestTable
 from edge_agent.protocol.envelope import Inbound, Outbound
 from tests.support.whole.board import said
 
@@ -57,7 +57,7 @@ class Ask:
     ended: bool = False
 
 
-class WatchedLedger(Ledger):
+class WatchedLedger(RequestTable):
     """The real ledger, watched: every job is opened once and closed once, in a state that is final."""
 
     def __init__(self, complain: Callable[[str], None], states: dict[Key, list[str]]) -> None:
@@ -67,12 +67,12 @@ class WatchedLedger(Ledger):
         self._jobs: dict[int, Job] = {}
 
     def open(self, job: Job) -> None:
-        """See `Ledger.open`."""
+        """See `RequestTable.open`."""
         super().open(job)
         self._jobs[id(job)] = job
 
     def close(self, job: Job, answer: bytes | None) -> bool:
-        """See `Ledger.close`."""
+        """See `RequestTable.close`."""
         closed = super().close(job, answer)
         if closed != (self._jobs.pop(id(job), None) is not None):
             self._complain(f"{job.key} was closed twice, or never opened")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_agent.base.errors import StoreError
-from edge_agent.core.memory_ledger import Figure
+from edge_agent.core.memory_ledger import MeasuredFootprint
 from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.reasons import Reason
@@ -173,7 +173,7 @@ class KeptFigures(FigureFile):
         self._life = life
         super().__init__(folder)
 
-    def write(self, figures: Mapping[str, Figure]) -> None:
+    def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
         """See `FigureFile.write`."""
         self._life.effect()
         super().write(figures)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_agent.agent.acks import HELD
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
 from edge_agent.core.governor_types import Level
-from edge_agent.core.job import State
+from edge_agent.core.job import JobState
 from edge_agent.core.request_table import ANSWERS_BYTES
 from tests.support.whole.clients import DEVICE, PREFIX
 from tests.support.whole.lives import outlived
@@ -17,7 +17,7 @@ from tests.support.whole.lives import outlived
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_agent.core.memory_ledger import Account
+    from edge_agent.core.memory_ledger import MemoryAccount
     from tests.support.whole.world import World
 
 WATCHDOG_S = 5.0
@@ -34,7 +34,7 @@ class Rules:
         self._beats = 0
         self._beat_s = world.clock.monotonic_s()
         self._said: set[str] = set()
-        self._accounts: Mapping[str, Account] = {}
+        self._accounts: Mapping[str, MemoryAccount] = {}
         self._others_bytes = world.board.others_bytes
         self._emergency_s: float | None = None
         self.promises = 0
@@ -113,12 +113,12 @@ class Rules:
         seats = self._world.device.fleet.every_seat()
         running = {id(job) for seat in seats for job in seat.running.values()}
         for job in self._world.ledger.open_jobs():
-            if job.state not in {State.QUEUED, State.RUNNING}:
+            if job.state not in {JobState.QUEUED, JobState.RUNNING}:
                 self._say("state", f"{job.key} is open and {job.state.value}")
-            if job.state is State.RUNNING and id(job) not in running:
+            if job.state is JobState.RUNNING and id(job) not in running:
                 self._say("lost", f"{job.key} runs nowhere")
         for seat in seats:
-            if any(job.state is not State.QUEUED for job in seat.queue.jobs()):
+            if any(job.state is not JobState.QUEUED for job in seat.queue.jobs()):
                 self._say("queue", f"a job that does not wait stands in the queue of {seat.name}")
 
     def _workers(self) -> None:

@@ -22,7 +22,7 @@ from unittest import mock
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec, Variant
-from edge_agent.core.job import State
+from edge_agent.core.job import JobState
 from edge_agent.mqtt import link
 from edge_agent.mqtt import spool as spool_module
 from edge_agent.mqtt.link import MqttTransport
@@ -271,7 +271,7 @@ class World:
 
     def serving(self) -> bool:
         """Whether any job is with a worker."""
-        return any(job.state is State.RUNNING for job in self.ledger.open_jobs())
+        return any(job.state is JobState.RUNNING for job in self.ledger.open_jobs())
 
 
 def simulate(seed: int) -> Outcome:

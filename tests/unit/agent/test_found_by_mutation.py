@@ -11,18 +11,18 @@ from edge_agent.agent.context import full_grant
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core import governor
-from edge_agent.core.governor import Grant, Level, Seen
+from edge_agent.core.governor import Grant, Level, Observation
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
     """What the governor is told each second."""
-    found: list[Seen] = []
+    found: list[Observation] = []
 
-    def decide(_plan: Any, _temperature: Any, memory: Any, _now_s: float, seen: Seen) -> tuple[Grant, Any]:
+    def decide(_plan: Any, _temperature: Any, memory: Any, _now_s: float, seen: Observation) -> tuple[Grant, Any]:
         found.append(seen)
         return full_grant(8, 4), memory
 
@@ -30,7 +30,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     return found
 
 
-def test_the_governor_is_told_how_busy_the_workers_were_and_how_long_a_row_takes(told: list[Seen]) -> None:
+def test_the_governor_is_told_how_busy_the_workers_were_and_how_long_a_row_takes(told: list[Observation]) -> None:
     async def scenario(device: Device) -> None:
         device.watch.tick()
         await device.ask("1", {"texts": ["a", "b"]})
@@ -46,7 +46,7 @@ def test_the_governor_is_told_how_busy_the_workers_were_and_how_long_a_row_takes
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
 
-def test_the_governor_is_told_that_a_generator_waits_for_memory(told: list[Seen]) -> None:
+def test_the_governor_is_told_that_a_generator_waits_for_memory(told: list[Observation]) -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"prompt": "x"})
         await settle()

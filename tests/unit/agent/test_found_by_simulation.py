@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from edge_agent.base.limits import PACED_STEP_S, WORKER_SILENCE_S
-from edge_agent.core.duty_cycle import Pace, Past
+from edge_agent.core.duty_cycle import DutyCycle, Past
 from edge_agent.core.governor import Grant, Level
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.protocol import encode
@@ -141,7 +141,7 @@ def test_a_successor_does_not_rest_from_the_silence_of_the_one_before() -> None:
 
 def test_a_step_that_a_stopped_process_made_long_is_rested_from_for_seconds() -> None:
     """Seed 1613: a daemon that stood still for 40 s left a model unserved for minutes."""
-    pace = Pace()
+    pace = DutyCycle()
     pace.begin("m", 1, 0.0)
     pace.end("m", 40.0)
     assert pace.rest_s("m", HALF, 40.0) == PACED_STEP_S

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.memory_guard import Guard
+from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.core.memory_pressure import Stage
+from edge_agent.core.memory_pressure import PressureStage
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -18,22 +18,22 @@ def available(device: Device, mib: float) -> None:
     device.sensors.set(ram_total=float(GIB), ram_available=mib * MIB)
 
 
-async def both_loaded(device: Device) -> Guard:
+async def both_loaded(device: Device) -> MemoryGuard:
     available(device, 900)
     for name in "ab":
         await device.ask(f"first-{name}", model=name)
         await later(0.1)
-    return Guard(device.context, device.fleet, device.host)
+    return MemoryGuard(device.context, device.fleet, device.host)
 
 
 def test_idle_models_leave_one_by_one_and_workers_shrink() -> None:
     async def scenario(device: Device) -> None:
         guard = await both_loaded(device)
         await guard.look()
-        assert guard.stage is Stage.CALM
+        assert guard.stage is PressureStage.CALM
         available(device, 120)
         await guard.look()
-        assert guard.stage is Stage.TIGHT
+        assert guard.stage is PressureStage.TIGHT
         assert [worker.closed for worker in device.spawner.workers].count(True) == 1
         assert all(("shrink", {}) in worker.heard for worker in device.spawner.workers)
         await guard.look()
@@ -54,7 +54,7 @@ def test_a_board_without_pressure_figures_that_swaps_lets_an_idle_model_go() -> 
             device.sensors.set(major_faults=0.0, swapped_in=300.0 * second, refaults=0.0)
             await guard.look()
             await later(1.0)
-        assert guard.stage is Stage.TIGHT
+        assert guard.stage is PressureStage.TIGHT
         assert device.kinds() == ["memory-pressure", "evicted"]
         assert "tasks waited for 300 pages a second" in device.events[0][1]
 
@@ -66,7 +66,7 @@ def test_nothing_is_admitted_while_memory_is_short_and_all_is_well_afterwards() 
         guard = await both_loaded(device)
         available(device, 70)
         await guard.look()
-        assert guard.stage is Stage.SHORT
+        assert guard.stage is PressureStage.SHORT
         await device.ask("refused", model="a")
         reply = device.transport.reply("refused")
         assert reply["status"] == 503
@@ -76,7 +76,7 @@ def test_nothing_is_admitted_while_memory_is_short_and_all_is_well_afterwards() 
         await guard.look()
         await later(5.0)
         await guard.look()
-        assert guard.stage is Stage.CALM
+        assert guard.stage is PressureStage.CALM
         await device.ask("taken", model="a")
         await later(0.1)
         assert device.status("taken") == 200
@@ -94,7 +94,7 @@ def test_a_worker_is_ended_at_last_and_its_request_is_answered_by_its_successor(
         await guard.look()
         await later(0.3)
         await guard.look()
-        assert guard.stage is Stage.CRITICAL
+        assert guard.stage is PressureStage.CRITICAL
         assert device.spawner.workers[0].alive, "first the idle one leaves, and gets time to"
         await later(5.0)
         await guard.look()
@@ -115,7 +115,7 @@ def test_a_machine_that_does_not_tell_its_memory_is_left_alone() -> None:
         guard = await both_loaded(device)
         device.sensors.lose("ram_available")
         await guard.look()
-        assert guard.stage is Stage.CALM
+        assert guard.stage is PressureStage.CALM
 
     Device.run(scenario, *MODELS)
 
@@ -125,10 +125,10 @@ def test_a_board_that_stops_to_tell_its_memory_is_not_closed_for_ever() -> None:
         guard = await both_loaded(device)
         available(device, 30)
         await guard.look()
-        assert guard.stage >= Stage.SHORT
+        assert guard.stage >= PressureStage.SHORT
         assert device.fleet.closed_because is not None
         device.sensors.lose("ram_available", "the file is gone")
         await guard.look()
-        assert (guard.stage, device.fleet.closed_because) == (Stage.CALM, None)
+        assert (guard.stage, device.fleet.closed_because) == (PressureStage.CALM, None)
 
     Device.run(scenario, *MODELS)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from edge_agent.agent.model_telemetry import model_telemetry
-from edge_agent.agent.served_model import Seat
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ModelStats
 from edge_agent.bundle.reference import UNKNOWN_SHARE, to_metrics
 from edge_agent.core.drift import LEAST_TEXTS
@@ -27,7 +27,7 @@ def told(metrics: Mapping[str, float], wording: tuple[int, int, int | None] | No
     share = ModelStats()
     for _ in range(count):
         share.note_adapter("a", 1.0, [{"score": 0.95}], [] if wording is None else [wording])
-    return model_telemetry(share, Seat(model)).drift["a"]
+    return model_telemetry(share, ServedModel(model)).drift["a"]
 
 
 def test_texts_like_the_test_set_are_not_far_from_it() -> None:
@@ -70,7 +70,7 @@ def test_whatever_is_null_has_its_reason(
 def test_embeddings_have_texts_and_no_score() -> None:
     share = ModelStats()
     share.note_adapter(None, 1.0, [{"embedding": [1.0]}], [(20, 4, 0)])
-    found = model_telemetry(share, Seat(a_model())).drift[""]
+    found = model_telemetry(share, ServedModel(a_model())).drift[""]
     assert (found.texts, found.confidence_psi) == (1, None)
     assert found.reason is not None
     assert "the answers carry no score" in found.reason

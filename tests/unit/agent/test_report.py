@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.memory_guard import Guard
+from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.report import EVENTS_PER_MINUTE
 from edge_agent.core.memory_ledger import TAKEN_AT_LOAD
 from tests.support.fakes import a_model
@@ -64,7 +64,7 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
             device.context.grant,
             0,
             123,
-            Guard(device.context, device.fleet, device.host).summary(),
+            MemoryGuard(device.context, device.fleet, device.host).summary(),
             device.fleet.seats,
         )
         report = device.transport.bodies("/telemetry")[-1]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.job import Job, State
+from edge_agent.core.job import Job, JobState
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -144,15 +144,15 @@ def test_a_final_job_cannot_be_answered_again() -> None:
 @pytest.mark.parametrize(
     ("status", "running", "state"),
     [
-        (499, False, State.CANCELLED),
-        (499, True, State.CANCELLED),
-        (500, False, State.FAILED),
-        (503, False, State.REFUSED),
-        (503, True, State.FAILED),
-        (404, True, State.FAILED),
+        (499, False, JobState.CANCELLED),
+        (499, True, JobState.CANCELLED),
+        (500, False, JobState.FAILED),
+        (503, False, JobState.REFUSED),
+        (503, True, JobState.FAILED),
+        (404, True, JobState.FAILED),
     ],
 )
-def test_the_state_follows_from_the_status_word(status: int, running: bool, state: State) -> None:
+def test_the_state_follows_from_the_status_word(status: int, running: bool, state: JobState) -> None:
     async def scenario(device: Device) -> None:
         jobs: list[Job] = []
         await device.ask("busy")

@@ -45,9 +45,9 @@ def test_every_count_is_reported_in_exactly_one_interval(steps: list[str]) -> No
 
 def test_every_refusal_has_a_cause_by_its_sentence() -> None:
     """The sentences come from where they are made, so that a change there is noticed here."""
-    full = admission.decide(admission.Load(4, 4, None, None), 10.0, 0.0, None)
-    share = admission.decide(admission.Load(9, 10, None, None, own_jobs=9), 10.0, 0.0, None)
-    late = admission.decide(admission.Load(0, 4, 3.0, 9.0), 10.0, 0.0, None)
+    full = admission.decide(admission.QueueLoad(4, 4, None, None), 10.0, 0.0, None)
+    share = admission.decide(admission.QueueLoad(9, 10, None, None, own_jobs=9), 10.0, 0.0, None)
+    late = admission.decide(admission.QueueLoad(0, 4, 3.0, 9.0), 10.0, 0.0, None)
     assert [cause_of(one.status, one.reason) for one in (full, share, late) if one is not None] == [
         "queue-full", "client-share", "deadline",
     ]  # fmt: skip

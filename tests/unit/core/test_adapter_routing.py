@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured
-from edge_agent.core.adapter_routing import Form, Rules, forms
+from edge_agent.core.adapter_routing import AdapterRoute, RoutingPolicy, forms
 from tests.support.fakes import a_model, a_variant, an_adapter
 
 FILE = "sha256:f11e"
@@ -29,13 +29,15 @@ def folded(ms: float | None = 1.0, accuracy: float | None = 0.9, file: str = "f1
     return replace(model, kind="merged", merged_from={"base": "sha256:base", "adapter.safetensors": file})
 
 
-def chosen(one: InstalledModel, other: InstalledModel, rules: Rules | None = None, ceiling: int | None = 10**9) -> Form:
-    (found,) = forms([one, other], rules or Rules(), lambda: ceiling).values()
+def chosen(
+    one: InstalledModel, other: InstalledModel, rules: RoutingPolicy | None = None, ceiling: int | None = 10**9
+) -> AdapterRoute:
+    (found,) = forms([one, other], rules or RoutingPolicy(), lambda: ceiling).values()
     return found
 
 
 def test_the_sentence_has_the_figures_of_both() -> None:
-    assert chosen(base(), folded()) == Form(
+    assert chosen(base(), folded()) == AdapterRoute(
         "a-merged",
         "merged by policy 'balanced', 2.00 times as fast: on m 2 ms a text, accuracy 0.900, 1.0 MiB beside the base; "
         "a-merged 1 ms a text, accuracy 0.900, 120.0 MiB",
@@ -45,31 +47,31 @@ def test_the_sentence_has_the_figures_of_both() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "rules", "ceiling", "merged", "reason"),
     [
-        (base(1.05), folded(), Rules(), None, False, "would not be a tenth faster"),
-        (base(1.05), folded(), Rules("fastest"), None, True, "1.05 times as fast"),
-        (base(0.95), folded(), Rules("fastest"), None, False, "the faster one"),
-        (base(), folded(), Rules("smallest"), None, False, "no second model"),
-        (base(), folded(), Rules(), 200 * MIB, False, "the other models leave 100.0 MiB for the merged one"),
-        (base(), folded(), Rules(), 60 * MIB, False, "the other models leave 0 B for the merged one"),
-        (base(), folded(), Rules(), 220 * MIB, True, "2.00 times as fast"),
-        (base(), folded(), Rules("fastest"), 200 * MIB, False, "leave 100.0 MiB"),
-        (base(0.5), folded(accuracy=0.91), Rules("most-accurate"), 200 * MIB, True, "the more accurate one"),
-        (base(), folded(), Rules(prefer=("merged",)), 200 * MIB, True, "merged as preferred"),
-        (base(), folded(accuracy=0.88), Rules(), None, False, "loses too much accuracy"),
-        (base(), folded(accuracy=0.88), Rules(accuracy_loss_limit=0.02), None, True, "2.00 times as fast"),
-        (base(9.0), folded(accuracy=0.89), Rules("most-accurate"), None, False, "the more accurate one"),
-        (base(0.5), folded(accuracy=0.91), Rules("most-accurate"), None, True, "the more accurate one"),
-        (base(0.5), folded(), Rules("most-accurate"), None, False, "the faster one"),
-        (base(None), folded(), Rules(), None, False, "not measured alike"),
-        (base(), folded(None), Rules(), None, False, "not measured alike"),
-        (base(text_bytes=80), folded(), Rules(), None, False, "not measured alike"),
-        (base(accuracy=None), folded(), Rules(), None, True, "2.00 times as fast"),
-        (base(0.1), folded(), Rules(prefer=("int8", "merged")), None, True, "merged as preferred"),
-        (base(), folded(), Rules(prefer=("unmerged",)), None, False, "unmerged as preferred"),
+        (base(1.05), folded(), RoutingPolicy(), None, False, "would not be a tenth faster"),
+        (base(1.05), folded(), RoutingPolicy("fastest"), None, True, "1.05 times as fast"),
+        (base(0.95), folded(), RoutingPolicy("fastest"), None, False, "the faster one"),
+        (base(), folded(), RoutingPolicy("smallest"), None, False, "no second model"),
+        (base(), folded(), RoutingPolicy(), 200 * MIB, False, "the other models leave 100.0 MiB for the merged one"),
+        (base(), folded(), RoutingPolicy(), 60 * MIB, False, "the other models leave 0 B for the merged one"),
+        (base(), folded(), RoutingPolicy(), 220 * MIB, True, "2.00 times as fast"),
+        (base(), folded(), RoutingPolicy("fastest"), 200 * MIB, False, "leave 100.0 MiB"),
+        (base(0.5), folded(accuracy=0.91), RoutingPolicy("most-accurate"), 200 * MIB, True, "the more accurate one"),
+        (base(), folded(), RoutingPolicy(prefer=("merged",)), 200 * MIB, True, "merged as preferred"),
+        (base(), folded(accuracy=0.88), RoutingPolicy(), None, False, "loses too much accuracy"),
+        (base(), folded(accuracy=0.88), RoutingPolicy(accuracy_loss_limit=0.02), None, True, "2.00 times as fast"),
+        (base(9.0), folded(accuracy=0.89), RoutingPolicy("most-accurate"), None, False, "the more accurate one"),
+        (base(0.5), folded(accuracy=0.91), RoutingPolicy("most-accurate"), None, True, "the more accurate one"),
+        (base(0.5), folded(), RoutingPolicy("most-accurate"), None, False, "the faster one"),
+        (base(None), folded(), RoutingPolicy(), None, False, "not measured alike"),
+        (base(), folded(None), RoutingPolicy(), None, False, "not measured alike"),
+        (base(text_bytes=80), folded(), RoutingPolicy(), None, False, "not measured alike"),
+        (base(accuracy=None), folded(), RoutingPolicy(), None, True, "2.00 times as fast"),
+        (base(0.1), folded(), RoutingPolicy(prefer=("int8", "merged")), None, True, "merged as preferred"),
+        (base(), folded(), RoutingPolicy(prefer=("unmerged",)), None, False, "unmerged as preferred"),
     ],
 )
 def test_the_policy_decides(
-    one: InstalledModel, other: InstalledModel, rules: Rules, ceiling: int | None, merged: bool, reason: str
+    one: InstalledModel, other: InstalledModel, rules: RoutingPolicy, ceiling: int | None, merged: bool, reason: str
 ) -> None:
     found = chosen(one, other, rules, ceiling)
     assert (found.merged == "a-merged", reason in found.why) == (merged, True), found.why
@@ -106,7 +108,7 @@ def test_all_that_are_chosen_fit_together_and_what_saves_most_comes_first(
     more: int, ceiling_mib: int, merged: set[str]
 ) -> None:
     models = three("c") + ([a_model("other", a_variant("other", peak_mib=more))] if more else [])
-    found = forms(models, Rules(), lambda: ceiling_mib * MIB)
+    found = forms(models, RoutingPolicy(), lambda: ceiling_mib * MIB)
     assert {name for (_, name), form in found.items() if form.merged is not None} == merged
 
 
@@ -128,7 +130,7 @@ def test_what_speed_chooses_never_needs_more_than_there_is(
         replace(twin, variant=replace(twin.variant, measured=Measured(1.0, mib * MIB, 0.0, 40)))
         for twin, mib in zip(twins, peaks[1:], strict=True)
     ]
-    found = forms([first, *twins], Rules(policy), lambda: ceiling_mib * MIB)
+    found = forms([first, *twins], RoutingPolicy(policy), lambda: ceiling_mib * MIB)
     size = dict(zip(("a-merged", "b-merged", "c-merged"), peaks[1:], strict=True))
     chosen_mib = [size[form.merged] for form in found.values() if form.merged is not None]
     assert not chosen_mib or peaks[0] + sum(chosen_mib) <= ceiling_mib
@@ -149,8 +151,8 @@ def test_the_accuracy_is_that_of_the_base_variant_that_runs() -> None:
     ],
 )
 def test_another_adapter_or_base_is_never_taken_for_it(other: InstalledModel) -> None:
-    assert forms([base(), other], Rules(prefer=("merged",)), lambda: None) == {}
+    assert forms([base(), other], RoutingPolicy(prefer=("merged",)), lambda: None) == {}
 
 
 def test_memory_is_not_asked_for_without_a_merged_model() -> None:
-    assert forms([base()], Rules(), lambda: pytest.fail("asked")) == {}
+    assert forms([base()], RoutingPolicy(), lambda: pytest.fail("asked")) == {}

@@ -7,31 +7,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import QUEUE_BYTES
-from edge_agent.core.admission import Load, Refused, decide
+from edge_agent.core.admission import QueueLoad, Refused, decide
 
 
 def test_an_empty_device_takes_what_it_knows_nothing_about() -> None:
-    assert decide(Load(0, 256, None, None), 10.0, 0.0, None) is None
+    assert decide(QueueLoad(0, 256, None, None), 10.0, 0.0, None) is None
 
 
 def test_a_full_queue_is_429_with_the_counts() -> None:
-    refused = decide(Load(256, 256, 1.25, 0.1), 1000.0, 0.0, None)
+    refused = decide(QueueLoad(256, 256, 1.25, 0.1), 1000.0, 0.0, None)
     assert refused == Refused(429, "queue full: 256 of 256 requests are open", 1.25)
 
 
 @pytest.mark.parametrize("wait_s", [None, 0.0])
 def test_a_full_queue_never_says_come_back_at_once(wait_s: float | None) -> None:
-    refused = decide(Load(5, 5, wait_s, None), 10.0, 0.0, None)
+    refused = decide(QueueLoad(5, 5, wait_s, None), 10.0, 0.0, None)
     assert refused is not None
     assert refused.retry_after_s == 1.0
 
 
 def test_the_last_free_place_is_given() -> None:
-    assert decide(Load(255, 256, 0.1, 0.1), 10.0, 0.0, None) is None
+    assert decide(QueueLoad(255, 256, 0.1, 0.1), 10.0, 0.0, None) is None
 
 
 def test_a_deadline_out_of_reach_is_503_with_the_arithmetic() -> None:
-    refused = decide(Load(3, 256, 1.5, 0.25), 101.0, 100.0, None)
+    refused = decide(QueueLoad(3, 256, 1.5, 0.25), 101.0, 100.0, None)
     assert refused is not None
     assert refused.status == 503
     assert refused.reason == (
@@ -41,22 +41,22 @@ def test_a_deadline_out_of_reach_is_503_with_the_arithmetic() -> None:
 
 
 def test_exactly_in_time_is_taken() -> None:
-    assert decide(Load(3, 256, 0.75, 0.25), 101.0, 100.0, None) is None
+    assert decide(QueueLoad(3, 256, 0.75, 0.25), 101.0, 100.0, None) is None
 
 
 def test_a_deadline_in_the_past_does_not_print_a_negative_time() -> None:
-    refused = decide(Load(0, 256, 0.0, 0.1), 90.0, 100.0, None)
+    refused = decide(QueueLoad(0, 256, 0.0, 0.1), 90.0, 100.0, None)
     assert refused is not None
     assert "0.0 ms are left" in refused.reason
 
 
 @pytest.mark.parametrize(("wait_s", "compute_s"), [(None, 5.0), (5.0, None), (None, None)])
 def test_nobody_is_refused_on_a_guess(wait_s: float | None, compute_s: float | None) -> None:
-    assert decide(Load(0, 256, wait_s, compute_s), 101.0, 100.0, None) is None
+    assert decide(QueueLoad(0, 256, wait_s, compute_s), 101.0, 100.0, None) is None
 
 
 def test_a_closed_governor_comes_first_and_speaks_itself() -> None:
-    refused = decide(Load(256, 256, 9.0, 9.0), 101.0, 100.0, "too hot: 86.0 °C")
+    refused = decide(QueueLoad(256, 256, 9.0, 9.0), 101.0, 100.0, "too hot: 86.0 °C")
     assert refused == Refused(503, "too hot: 86.0 °C", 10.0)
 
 
@@ -67,7 +67,7 @@ SECONDS = st.none() | st.floats(0, 1e4)
 def test_any_refusal_is_whole(
     jobs: int, max_jobs: int, wait_s: float | None, compute_s: float | None, left_s: float, closed: str | None
 ) -> None:
-    refused = decide(Load(jobs, max_jobs, wait_s, compute_s), 1e5 + left_s, 1e5, closed)
+    refused = decide(QueueLoad(jobs, max_jobs, wait_s, compute_s), 1e5 + left_s, 1e5, closed)
     needed_s = None if wait_s is None or compute_s is None else wait_s + compute_s
     if refused is None:
         assert closed is None
@@ -82,21 +82,21 @@ def test_any_refusal_is_whole(
 
 
 def test_one_client_leaves_places_to_others() -> None:
-    assert decide(Load(200, 256, 0.1, 0.1, own_jobs=200), 10.0, 0.0, None) is None
-    refused = decide(Load(205, 256, 0.5, 0.1, own_jobs=205), 10.0, 0.0, None)
+    assert decide(QueueLoad(200, 256, 0.1, 0.1, own_jobs=200), 10.0, 0.0, None) is None
+    refused = decide(QueueLoad(205, 256, 0.5, 0.1, own_jobs=205), 10.0, 0.0, None)
     assert refused == Refused(
         429,
         "queue full for this client: 205 of its requests are open, the last 51 of 256 places are left to others",
         0.5,
     )
-    assert decide(Load(205, 256, 0.1, 0.1, own_jobs=3), 10.0, 0.0, None) is None
+    assert decide(QueueLoad(205, 256, 0.1, 0.1, own_jobs=3), 10.0, 0.0, None) is None
 
 
 @given(st.integers(1, 256), st.lists(st.integers(0, 4), max_size=600))
 def test_however_many_flood_the_next_client_finds_a_place(places: int, asks: list[int]) -> None:
     held = dict.fromkeys(range(5), 0)
     for client in asks:
-        load = Load(sum(held.values()), places, 0.0, 0.0, held[client])
+        load = QueueLoad(sum(held.values()), places, 0.0, 0.0, held[client])
         if decide(load, 10.0, 0.0, None) is None:
             held[client] += 1
     assert places < 40 or sum(held.values()) < places
@@ -104,12 +104,12 @@ def test_however_many_flood_the_next_client_finds_a_place(places: int, asks: lis
 
 
 def test_a_queue_of_large_bodies_is_full_before_its_places_are() -> None:
-    refused = decide(Load(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES + 1024), 100.0, 0.0, None)
+    refused = decide(QueueLoad(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES + 1024), 100.0, 0.0, None)
     assert refused == Refused(429, "queue full: with this request 8.0 MiB would wait, at most 8.0 MiB", 0.5)
-    assert decide(Load(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES), 100.0, 0.0, None) is None
+    assert decide(QueueLoad(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES), 100.0, 0.0, None) is None
 
 
 def test_a_client_with_exactly_four_times_what_is_free_is_refused() -> None:
-    assert decide(Load(8, 10, 0.1, 0.1, own_jobs=7), 10.0, 0.0, None) is None
-    refused = decide(Load(8, 10, 0.1, 0.1, own_jobs=8), 10.0, 0.0, None)
+    assert decide(QueueLoad(8, 10, 0.1, 0.1, own_jobs=7), 10.0, 0.0, None) is None
+    refused = decide(QueueLoad(8, 10, 0.1, 0.1, own_jobs=8), 10.0, 0.0, None)
     assert refused is not None and refused.status == 429

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.anti_hunting import DWELL_S, SWING, Swing, calmed
+from edge_agent.core.anti_hunting import DWELL_S, SWING, PaceHistory, calmed
 
 paces = st.floats(0.0, 1.0)
 
 
 def _run(wanted: list[float], urgent: list[bool] | None = None, rungs: list[int] | None = None) -> list[float]:
-    swing, kept = Swing(), []
+    swing, kept = PaceHistory(), []
     for second, pace in enumerate(wanted):
         near = urgent[second] if urgent else False
         rung = rungs[second] if rungs else 0

@@ -11,7 +11,7 @@ from edge_agent.agent.context import full_grant
 from edge_agent.agent.report import governor_entry
 from edge_agent.base.limits import PACED_STEP_S
 from edge_agent.bundle.catalog import TaskSpec
-from edge_agent.core.duty_cycle import Pace
+from edge_agent.core.duty_cycle import DutyCycle
 from edge_agent.core.governor import Grant, Level
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
@@ -23,7 +23,7 @@ def paced(busy_share: float) -> Grant:
 
 
 def test_the_busy_share_counts_each_second_once() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     assert pace.busy_share(0.0) is None
     pace.begin("a", 4, 0.25)
     pace.end("a", 0.5)
@@ -37,7 +37,7 @@ def test_the_busy_share_counts_each_second_once() -> None:
 
 
 def test_two_busy_models_are_not_more_than_a_board() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     pace.busy_share(0.0)
     for model in ("a", "b"):
         pace.begin(model, 1, 0.0)
@@ -46,7 +46,7 @@ def test_two_busy_models_are_not_more_than_a_board() -> None:
 
 
 def test_the_rest_follows_the_step_and_runs_from_its_end() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     assert pace.rest_s("a", paced(0.25), 5.0) == 0.0
     pace.begin("a", 4, 10.0)
     pace.end("a", 10.1)
@@ -57,7 +57,7 @@ def test_the_rest_follows_the_step_and_runs_from_its_end() -> None:
 
 
 def test_a_model_that_stepped_long_ago_limits_nobody() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     pace.begin("slow", 1, 0.0)
     pace.end("slow", 9.0)
     pace.begin("quick", 4, 20.0)
@@ -69,7 +69,7 @@ def test_a_model_that_stepped_long_ago_limits_nobody() -> None:
 
 
 def test_a_model_can_count_on_its_part_beside_those_that_step_or_wait() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     assert pace.part_of("a", paced(0.5)) == 0.5
     pace.begin("b", 1, 0.0)
     pace.wait("a")
@@ -81,7 +81,7 @@ def test_a_model_can_count_on_its_part_beside_those_that_step_or_wait() -> None:
 
 
 def test_the_slowest_models_row_counts() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     assert pace.row_s() is None
     pace.begin("a", 4, 0.0)
     pace.end("a", 1.0)
@@ -93,7 +93,7 @@ def test_the_slowest_models_row_counts() -> None:
 
 
 def test_encoders_take_turns_and_rest_together() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     pace.begin("a", 4, 10.0)
     assert pace.rest_s("b", paced(0.5), 10.5) == math.inf, "one at a time"
     assert pace.rest_s("b", full_grant(8, 4), 10.5) == 0.0, "where heat does not limit, the system shares the cores out"
@@ -103,7 +103,7 @@ def test_encoders_take_turns_and_rest_together() -> None:
 
 
 def test_fewer_threads_are_for_one_model_at_a_time_too() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     pace.begin("a", 4, 10.0)
     fewer = Grant(Level.REDUCED, 8, 2, None, "", of_threads=4)
     assert fewer.takes_turns
@@ -113,7 +113,7 @@ def test_fewer_threads_are_for_one_model_at_a_time_too() -> None:
 
 
 def test_whose_last_step_is_longest_ago_goes_first() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     for name, ended_s in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
         pace.begin(name, 1, ended_s - 0.1)
         pace.end(name, ended_s)
@@ -129,14 +129,14 @@ def test_whose_last_step_is_longest_ago_goes_first() -> None:
 
 
 def test_a_worker_that_hangs_holds_nobody_up_for_long() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     pace.begin("a", 1, 0.0)
     assert pace.rest_s("b", paced(0.5), PACED_STEP_S - 0.1) == math.inf
     assert pace.rest_s("b", paced(0.5), PACED_STEP_S) == 0.0
 
 
 def test_generators_share_the_time_and_encoders_have_a_part_while_they_step_or_rest() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     assert pace.share_out(paced(0.5), 0.0) == 0.5
     pace.begin("g", 1, 0.0, streams=True)
     assert pace.share_out(paced(0.5), 0.0) == 0.5
@@ -156,7 +156,7 @@ def test_generators_share_the_time_and_encoders_have_a_part_while_they_step_or_r
 
 
 def test_what_generators_and_encoders_spend_together_is_what_was_granted() -> None:
-    pace = Pace()
+    pace = DutyCycle()
     pace.busy_share(0.0)
     for name in ("g", "h"):
         pace.begin(name, 1, 0.0, streams=True)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.core.forecast import Station, batched, least_s, remaining_s, take_hopeless
+from edge_agent.core.forecast import WorkerLoad, batched, least_s, remaining_s, take_hopeless
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
 from edge_agent.core.scheduler import Queue
 
-AT = Station("m", max_rows=4, threads=2)
+AT = WorkerLoad("m", max_rows=4, threads=2)
 NOW_S = 100.0
 
 

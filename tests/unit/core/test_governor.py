@@ -11,21 +11,30 @@ from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor
-from edge_agent.core.anti_hunting import SWING, Swing
-from edge_agent.core.governor import DWELL_S, UNTRUSTED_SHARE, Grant, Level, Memory, Plan, Seen, decide
+from edge_agent.core.anti_hunting import SWING, PaceHistory
+from edge_agent.core.governor import (
+    DWELL_S,
+    UNTRUSTED_SHARE,
+    GovernorConfig,
+    GovernorState,
+    Grant,
+    Level,
+    Observation,
+    decide,
+)
 from edge_agent.core.sensor_validation import STALE_S
 from edge_agent.core.thermal_model import prior_for
 
 CLOCKS = tuple(clock / 24 for clock in range(15, 25))
-PLAN = Plan(80.0, max_rows=16, threads=4, hard_limit_c=85.0, prior=prior_for("pi-5"))
+PLAN = GovernorConfig(80.0, max_rows=16, threads=4, hard_limit_c=85.0, prior=prior_for("pi-5"))
 SET_POINT_C = 77.5
 
 
 class Board:
     """A two-node board (a Pi 5 with a passive sink) that obeys the grant; each call of `second` is one second."""
 
-    def __init__(self, plan: Plan = PLAN, ambient_c: float = 25.0, sink_k_per_w: float = 6.2) -> None:
-        self.plan, self.memory, self.now_s = plan, Memory(), 1000.0
+    def __init__(self, plan: GovernorConfig = PLAN, ambient_c: float = 25.0, sink_k_per_w: float = 6.2) -> None:
+        self.plan, self.memory, self.now_s = plan, GovernorState(), 1000.0
         self.ambient_c, self.sink = ambient_c, sink_k_per_w
         self.t2 = ambient_c + 3.2 * sink_k_per_w
         self.t1 = self.t2 + 3.2 * 2.2
@@ -33,11 +42,11 @@ class Board:
         self.grant = Grant(Level.NORMAL, plan.max_rows, plan.threads, None, "")
         self.demand = 1.0
 
-    def second(self, reading: Reading | None = None, seen: Seen | None = None) -> Grant:
+    def second(self, reading: Reading | None = None, seen: Observation | None = None) -> Grant:
         self.now_s += 1.0
         reading = reading or Reading(round(self.t1 / 0.55) * 0.55, "celsius", "cpu", self.now_s)
         busy = self.grant.busy_share * self.demand
-        self.grant, self.memory = decide(self.plan, reading, self.memory, self.now_s, seen or Seen(busy))
+        self.grant, self.memory = decide(self.plan, reading, self.memory, self.now_s, seen or Observation(busy))
         busy = self.grant.busy_share * self.demand
         power = (0.15 + 0.85 * self.grant.threads / self.plan.threads) * self.grant.clock**2
         watts = 3.2 + 7.5 * power * busy
@@ -87,7 +96,7 @@ def test_a_board_that_has_cooled_down_opens_again_although_its_sensor_repeats_it
 def test_it_settles_at_the_set_point_and_never_reaches_the_soft_limit(
     ambient_c: float, clocks: tuple[float, ...]
 ) -> None:
-    board = Board(Plan(80.0, 16, 4, 85.0, prior_for("pi-5"), clocks), ambient_c)
+    board = Board(GovernorConfig(80.0, 16, 4, 85.0, prior_for("pi-5"), clocks), ambient_c)
     temperatures = board.run(1500)
     assert max(temperatures) < 80.0
     settled = temperatures[900:]
@@ -96,7 +105,7 @@ def test_it_settles_at_the_set_point_and_never_reaches_the_soft_limit(
 
 
 def test_where_the_clock_may_be_set_more_work_is_done_at_the_same_temperature() -> None:
-    paced, clocked = Board(), Board(Plan(80.0, 16, 4, 85.0, prior_for("pi-5"), CLOCKS))
+    paced, clocked = Board(), Board(GovernorConfig(80.0, 16, 4, 85.0, prior_for("pi-5"), CLOCKS))
     paced.run(1200)
     clocked.run(1200)
     assert clocked.grant.clock < 1.0 == paced.grant.clock
@@ -106,7 +115,7 @@ def test_where_the_clock_may_be_set_more_work_is_done_at_the_same_temperature() 
 def test_a_load_that_waits_for_memory_loses_threads_before_time() -> None:
     board = Board()
     for _ in range(900):
-        board.second(seen=Seen(board.grant.busy_share, bandwidth_bound=True))
+        board.second(seen=Observation(board.grant.busy_share, bandwidth_bound=True))
     assert board.grant.threads in (2, 3)
     assert board.grant.busy_share > 0.5
 
@@ -131,13 +140,13 @@ def test_a_cooled_board_gets_everything_back() -> None:
 
 
 def test_at_the_soft_limit_it_closes_with_the_numbers() -> None:
-    grant, _ = decide(PLAN, at(80.0), Memory(), 0.0)
+    grant, _ = decide(PLAN, at(80.0), GovernorState(), 0.0)
     assert grant.level is Level.CLOSED
     assert grant.closed_because == "too hot: 80.0 °C, set point 77.5 °C, soft limit 80.0 °C"
 
 
 def test_near_the_hard_limit_nothing_starts() -> None:
-    grant, memory = decide(PLAN, at(84.2), Memory(), 0.0)
+    grant, memory = decide(PLAN, at(84.2), GovernorState(), 0.0)
     assert (grant.level, grant.busy_share) == (Level.EMERGENCY, 0.0)
     grant, _ = decide(PLAN, at(84.2, 1.0), memory, 1.0)
     assert grant.level is Level.EMERGENCY
@@ -153,12 +162,12 @@ def test_a_board_whose_idle_is_too_hot_refuses_and_says_why() -> None:
 
 def test_long_steps_get_fewer_rows_while_they_are_paced_and_only_then() -> None:
     board = Board()
-    assert board.second(seen=Seen(1.0, row_s=0.5)).max_rows == 16
+    assert board.second(seen=Observation(1.0, row_s=0.5)).max_rows == 16
     board.run(600)
-    grant = board.second(seen=Seen(board.grant.busy_share, row_s=0.5))
+    grant = board.second(seen=Observation(board.grant.busy_share, row_s=0.5))
     assert grant.busy_share < 1.0
     assert 1 <= grant.max_rows < 8
-    assert board.second(seen=Seen(board.grant.busy_share, row_s=0.001)).max_rows == 16
+    assert board.second(seen=Observation(board.grant.busy_share, row_s=0.001)).max_rows == 16
 
 
 def test_a_cheaper_variant_is_asked_for_when_power_stays_short() -> None:
@@ -178,7 +187,7 @@ def test_throttle_flags_count_as_the_soft_limit() -> None:
     def flagged(word: int, seconds: int) -> float:
         for _ in range(seconds):
             noisy = at(board.t1 + 0.5 * (board.now_s % 2), board.now_s + 1.0)  # one that moves is not probed
-            board.second(noisy, Seen(board.grant.busy_share, throttle_word=word))
+            board.second(noisy, Observation(board.grant.busy_share, throttle_word=word))
         return board.grant.share
 
     assert flagged(0, 300) == 1.0
@@ -193,7 +202,7 @@ def test_a_raised_soft_limit_holds_although_the_firmware_says_that_its_own_was_r
     for firmware_soft_c in (80.0, None):
         board = Board(replace(PLAN, soft_limit_c=83.0, firmware_soft_c=firmware_soft_c))
         for second in range(1500):
-            board.second(seen=Seen(board.grant.busy_share, throttle_word=0x8 if board.t1 >= 80.0 else 0))
+            board.second(seen=Observation(board.grant.busy_share, throttle_word=0x8 if board.t1 >= 80.0 else 0))
             assert board.t1 < 83.0
             means[firmware_soft_c] = means.get(firmware_soft_c, 0.0) + (board.t1 / 600 if second >= 900 else 0.0)
     assert means[80.0] == pytest.approx(80.5, abs=0.8)
@@ -231,7 +240,7 @@ def test_measured_power_corrects_the_assumed() -> None:
     board = Board()
     for _ in range(200):
         watts = Reading(3.2 + 0.5 * 7.5 * board.grant.busy_share, "watts", "pmic", board.now_s + 1.0)
-        board.second(seen=Seen(board.grant.busy_share, power=watts))
+        board.second(seen=Observation(board.grant.busy_share, power=watts))
     assert board.memory.scale == pytest.approx(0.5, abs=0.05)
 
 
@@ -289,7 +298,7 @@ def test_a_sensor_that_comes_back_is_believed_again() -> None:
 
 
 def test_two_sources_the_hotter_counts_and_disagreement_is_said() -> None:
-    grant, _ = decide(PLAN, at(50.0), Memory(), 0.0, Seen(second=Reading(81.0, "celsius", "jtop", 0.0)))
+    grant, _ = decide(PLAN, at(50.0), GovernorState(), 0.0, Observation(second=Reading(81.0, "celsius", "jtop", 0.0)))
     assert grant.level is Level.CLOSED
     assert grant.disagree == "test says 50.0 °C, jtop 81.0 °C"
 
@@ -312,7 +321,7 @@ def test_a_machine_without_a_sensor_is_not_held_back_and_says_so() -> None:
 
 
 def test_an_unknown_board_is_not_held_back_and_says_so() -> None:
-    grant, _ = decide(Plan(None, 8, 4), at(95.0), Memory(), 0.0)
+    grant, _ = decide(GovernorConfig(None, 8, 4), at(95.0), GovernorState(), 0.0)
     assert (grant.level, grant.why) == (Level.NORMAL, "the board's soft limit is unknown")
 
 
@@ -323,7 +332,7 @@ READINGS = st.one_of(
 )
 STEPS = st.lists(st.tuples(READINGS, st.floats(0.0, 15.0), st.floats(0.0, 8.0)), min_size=1, max_size=60)
 OTHERS = st.builds(
-    Seen,
+    Observation,
     busy_share=st.none() | st.floats(0, 1),
     row_s=st.none() | st.floats(0, 10),
     power=st.none() | st.builds(at, READINGS.filter(lambda value: value is not None)),
@@ -337,13 +346,17 @@ OTHERS = st.builds(
 @given(STEPS, OTHERS, st.none() | st.floats(40, 110), st.integers(1, 64), st.integers(1, 8), st.booleans())
 def test_any_history_gives_sound_limits(
     steps: list[tuple[float | None, float, float]],
-    seen: Seen,
+    seen: Observation,
     soft_limit_c: float | None,
     max_rows: int,
     threads: int,
     clocks: bool,
 ) -> None:
-    plan, memory, now_s = Plan(soft_limit_c, max_rows, threads, clocks=CLOCKS if clocks else ()), Memory(), 0.0
+    plan, memory, now_s = (
+        GovernorConfig(soft_limit_c, max_rows, threads, clocks=CLOCKS if clocks else ()),
+        GovernorState(),
+        0.0,
+    )
     fell_s, rung_s, rung = -math.inf, -math.inf, 0
     for value_c, after_s, age_s in steps:
         now_s += after_s
@@ -374,7 +387,7 @@ def test_any_history_gives_sound_limits(
 @given(st.floats(70, 84), st.integers(1, 40))
 def test_the_same_arguments_give_the_same_answer(value_c: float, seconds: int) -> None:
     def history() -> list[Grant]:
-        memory, grants = Memory(), []
+        memory, grants = GovernorState(), []
         for second in range(seconds):
             grant, memory = decide(PLAN, at(value_c, float(second)), memory, float(second))
             grants.append(grant)
@@ -385,7 +398,7 @@ def test_the_same_arguments_give_the_same_answer(value_c: float, seconds: int) -
 
 def turned_up(board: Board, high: float) -> None:
     """As if its pace had come up to `high` in this second."""
-    board.memory = board.memory._replace(swing=Swing(1, high, board.now_s, board.memory.rung), busy=high)
+    board.memory = board.memory._replace(swing=PaceHistory(1, high, board.now_s, board.memory.rung), busy=high)
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -444,10 +457,10 @@ def test_an_emergency_lasts_until_the_soft_limit_and_not_only_until_its_own() ->
 
 
 def test_the_dearer_variant_comes_back_after_five_minutes_and_not_after_one() -> None:
-    memory = Memory(tier=1, slow_share=1.0, tier_since_s=0.0)
+    memory = GovernorState(tier=1, slow_share=1.0, tier_since_s=0.0)
     assert governor._tiered(memory, 299.0).tier == 1
     assert governor._tiered(memory, 300.0).tier == 0
-    cheaper = Memory(tier=0, slow_share=0.4, tier_since_s=0.0)
+    cheaper = GovernorState(tier=0, slow_share=0.4, tier_since_s=0.0)
     assert (governor._tiered(cheaper, 59.0).tier, governor._tiered(cheaper, 60.0).tier) == (0, 1)
 
 
@@ -467,14 +480,14 @@ def test_without_a_temperature_the_room_is_taken_to_be_warmer_than_it_was() -> N
 
 def test_an_old_power_sample_corrects_nothing() -> None:
     watts = Reading(30.0, "watts", "rail", 1000.0)
-    memory = Memory(busy=1.0, power=1.0)
-    assert governor._scale(PLAN, memory, Seen(1.0, power=watts), 1004.0) > 1.0
-    assert governor._scale(PLAN, memory, Seen(1.0, power=watts), 1006.0) == 1.0
+    memory = GovernorState(busy=1.0, power=1.0)
+    assert governor._scale(PLAN, memory, Observation(1.0, power=watts), 1004.0) > 1.0
+    assert governor._scale(PLAN, memory, Observation(1.0, power=watts), 1006.0) == 1.0
 
 
 def test_long_steps_lower_the_set_point_by_a_part_of_what_they_heat() -> None:
     smooth, rippled = Board(), Board()
     for _ in range(900):
         smooth.second()
-        rippled.second(seen=Seen(rippled.grant.busy_share, row_s=0.3))
+        rippled.second(seen=Observation(rippled.grant.busy_share, row_s=0.3))
     assert rippled.memory.temperature_c < smooth.memory.temperature_c - 0.1

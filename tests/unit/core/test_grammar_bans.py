@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, Suspects, brings_program
+from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, GrammarBans, brings_program
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_a_grammar_and_a_schema_are_programs(params: dict[str, object], brings: 
 
 
 def test_a_client_is_barred_for_a_while_and_nobody_else() -> None:
-    suspects = Suspects()
+    suspects = GrammarBans()
     suspects.note("a", 100.0)
     assert suspects.left_s("a", 100.0) == BARRED_S
     assert suspects.left_s("a", 100.0 + BARRED_S) == 0.0
@@ -24,7 +24,7 @@ def test_a_client_is_barred_for_a_while_and_nobody_else() -> None:
 
 
 def test_the_oldest_is_forgotten_first() -> None:
-    suspects = Suspects()
+    suspects = GrammarBans()
     for index in range(KEPT):
         suspects.note(str(index), 0.0)
     suspects.note("0", 1.0)
@@ -34,7 +34,7 @@ def test_the_oldest_is_forgotten_first() -> None:
 
 
 def test_after_many_deaths_nobodys_are_taken_until_the_first_is_long_ago() -> None:
-    suspects = Suspects()
+    suspects = GrammarBans()
     for number in range(ENOUGH):
         assert suspects.left_s("anybody", 100.0 + number) == 0.0
         suspects.count(100.0 + number)

@@ -6,29 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.job import FINAL, MAX_ATTEMPTS, TRANSITIONS, Job, State
+from edge_agent.core.job import FINAL, MAX_ATTEMPTS, TRANSITIONS, Job, JobState
 
 ALLOWED = {
-    (State.QUEUED, State.RUNNING),
-    (State.QUEUED, State.FAILED),
-    (State.QUEUED, State.REFUSED),
-    (State.QUEUED, State.CANCELLED),
-    (State.QUEUED, State.EXPIRED),
-    (State.RUNNING, State.QUEUED),
-    (State.RUNNING, State.DONE),
-    (State.RUNNING, State.FAILED),
-    (State.RUNNING, State.CANCELLED),
-    (State.RUNNING, State.EXPIRED),
+    (JobState.QUEUED, JobState.RUNNING),
+    (JobState.QUEUED, JobState.FAILED),
+    (JobState.QUEUED, JobState.REFUSED),
+    (JobState.QUEUED, JobState.CANCELLED),
+    (JobState.QUEUED, JobState.EXPIRED),
+    (JobState.RUNNING, JobState.QUEUED),
+    (JobState.RUNNING, JobState.DONE),
+    (JobState.RUNNING, JobState.FAILED),
+    (JobState.RUNNING, JobState.CANCELLED),
+    (JobState.RUNNING, JobState.EXPIRED),
 }
 
 
-def a_job(state: State = State.QUEUED, texts: tuple[str, ...] = ("hello",), key: tuple[str, str] = ("c", "1")) -> Job:
+def a_job(
+    state: JobState = JobState.QUEUED, texts: tuple[str, ...] = ("hello",), key: tuple[str, str] = ("c", "1")
+) -> Job:
     return Job(key, "m", None, texts, {}, 5, deadline_s=10.0, received_s=0.0, state=state)
 
 
-@pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("after", State)
-def test_every_move_is_in_the_table_or_raises(before: State, after: State) -> None:
+@pytest.mark.parametrize("before", JobState)
+@pytest.mark.parametrize("after", JobState)
+def test_every_move_is_in_the_table_or_raises(before: JobState, after: JobState) -> None:
     job = a_job(before)
     if (before, after) in ALLOWED:
         job.to(after)
@@ -40,12 +42,12 @@ def test_every_move_is_in_the_table_or_raises(before: State, after: State) -> No
 
 
 def test_the_table_knows_every_state() -> None:
-    assert set(TRANSITIONS) == set(State)
-    assert {State.QUEUED, State.RUNNING}.isdisjoint(FINAL)
+    assert set(TRANSITIONS) == set(JobState)
+    assert {JobState.QUEUED, JobState.RUNNING}.isdisjoint(FINAL)
 
 
-@given(st.lists(st.sampled_from(State), max_size=20))
-def test_any_walk_enters_at_most_one_final_state(moves: list[State]) -> None:
+@given(st.lists(st.sampled_from(JobState), max_size=20))
+def test_any_walk_enters_at_most_one_final_state(moves: list[JobState]) -> None:
     job = a_job()
     finals = []
     for state in moves:
@@ -62,9 +64,9 @@ def test_any_walk_enters_at_most_one_final_state(moves: list[State]) -> None:
 def test_start_counts_attempts_and_keeps_the_time() -> None:
     job = a_job()
     job.start(3.0)
-    job.to(State.QUEUED)
+    job.to(JobState.QUEUED)
     job.start(4.5)
-    assert (job.attempts, job.started_s, job.state) == (2, 4.5, State.RUNNING)
+    assert (job.attempts, job.started_s, job.state) == (2, 4.5, JobState.RUNNING)
     assert job.attempts >= MAX_ATTEMPTS
 
 

@@ -9,14 +9,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.core import residency
-from edge_agent.core.memory_ledger import BOUNDED, FIGURES_KEPT, ByteLedger, Claim, Figure
-from edge_agent.core.residency import Fits, Memory, Resident
+from edge_agent.core.memory_ledger import BOUNDED, FIGURES_KEPT, MeasuredFootprint, MemoryClaim, MemoryLedger
+from edge_agent.core.residency import Fits, HostMemory, Resident
 
-CLAIM = Claim("sha256:a", "onnx", 100 * MIB)
+CLAIM = MemoryClaim("sha256:a", "onnx", 100 * MIB)
 
 
 def test_a_first_load_is_predicted_by_the_package_and_the_next_by_what_was_held() -> None:
-    ledger = ByteLedger()
+    ledger = MemoryLedger()
     assert ledger.promise("m", CLAIM) == 100 * MIB
     ledger.hold("m", 150 * MIB, load_s=2.0)
     ledger.hold("m", 140 * MIB)
@@ -27,7 +27,7 @@ def test_a_first_load_is_predicted_by_the_package_and_the_next_by_what_was_held(
 
 def test_what_cannot_be_measured_keeps_a_part_spoken_for_until_it_can() -> None:
     """Seed 5089: the runtime's figure was taken for held; what came with the first use was promised to others."""
-    ledger = ByteLedger()
+    ledger = MemoryLedger()
     ledger.promise("m", CLAIM)
     ledger.state("m", 120 * MIB, load_s=2.0)
     assert ledger.outstanding_bytes == 24 * MIB
@@ -41,7 +41,7 @@ def test_what_cannot_be_measured_keeps_a_part_spoken_for_until_it_can() -> None:
 
 
 def test_a_smaller_stay_corrects_downwards() -> None:
-    ledger = ByteLedger({"sha256:a": Figure("onnx", 100 * MIB, 150 * MIB, 1.0)})
+    ledger = MemoryLedger({"sha256:a": MeasuredFootprint("onnx", 100 * MIB, 150 * MIB, 1.0)})
     ledger.promise("m", CLAIM)
     ledger.hold("m", 90 * MIB)
     assert ledger.predict(CLAIM) == 90 * MIB
@@ -49,26 +49,29 @@ def test_a_smaller_stay_corrects_downwards() -> None:
 
 def test_a_bound_that_was_not_needed_corrects_nobody() -> None:
     bound = "sha256:a" + BOUNDED
-    figures = {bound: Figure("llamacpp", 3000, 1200, 1.0), "sha256:b": Figure("llamacpp", 100, 110, 1.0)}
-    assert ByteLedger(figures).ratio("llamacpp") == 1.1
-    assert ByteLedger({bound: figures[bound]}).ratio("llamacpp") == 1.0
+    figures = {
+        bound: MeasuredFootprint("llamacpp", 3000, 1200, 1.0),
+        "sha256:b": MeasuredFootprint("llamacpp", 100, 110, 1.0),
+    }
+    assert MemoryLedger(figures).ratio("llamacpp") == 1.1
+    assert MemoryLedger({bound: figures[bound]}).ratio("llamacpp") == 1.0
 
 
 def test_an_unknown_variant_is_corrected_as_its_runtime_s_others_were() -> None:
     figures = {
-        "sha256:a": Figure("onnx", 100, 150, 1.0),
-        "sha256:b": Figure("onnx", 100, 130, 1.0),
-        "sha256:c": Figure("onnx", 100, 900, 1.0),
-        "sha256:d": Figure("llamacpp", 100, 10, 1.0),
+        "sha256:a": MeasuredFootprint("onnx", 100, 150, 1.0),
+        "sha256:b": MeasuredFootprint("onnx", 100, 130, 1.0),
+        "sha256:c": MeasuredFootprint("onnx", 100, 900, 1.0),
+        "sha256:d": MeasuredFootprint("llamacpp", 100, 10, 1.0),
     }
-    ledger = ByteLedger(figures)
-    assert ledger.predict(Claim("sha256:new", "onnx", 1000)) == 1500
-    assert ledger.predict(Claim("sha256:new", "llamacpp", 1000)) == 500, "bounded: one odd figure is no rule"
-    assert ledger.predict(Claim("sha256:new", "tensorrt", 1000)) == 1000
+    ledger = MemoryLedger(figures)
+    assert ledger.predict(MemoryClaim("sha256:new", "onnx", 1000)) == 1500
+    assert ledger.predict(MemoryClaim("sha256:new", "llamacpp", 1000)) == 500, "bounded: one odd figure is no rule"
+    assert ledger.predict(MemoryClaim("sha256:new", "tensorrt", 1000)) == 1000
 
 
 def test_what_is_promised_and_not_taken_is_outstanding_until_it_is_settled() -> None:
-    ledger = ByteLedger()
+    ledger = MemoryLedger()
     ledger.promise("m", CLAIM)
     assert ledger.outstanding_bytes == 100 * MIB
     ledger.hold("m", 60 * MIB, mapped_bytes=20 * MIB)
@@ -78,14 +81,14 @@ def test_what_is_promised_and_not_taken_is_outstanding_until_it_is_settled() -> 
 
 
 def test_two_promises_under_one_name_are_a_bug() -> None:
-    ledger = ByteLedger()
+    ledger = MemoryLedger()
     ledger.promise("m", CLAIM)
     with pytest.raises(ValueError, match="has an account already"):
         ledger.promise("m", CLAIM)
 
 
 def test_only_a_figure_that_moved_is_worth_a_write() -> None:
-    ledger = ByteLedger({"sha256:a": Figure("onnx", 100, 1000, 1.0)})
+    ledger = MemoryLedger({"sha256:a": MeasuredFootprint("onnx", 100, 1000, 1.0)})
     ledger.promise("m", CLAIM)
     ledger.hold("m", 1040)
     assert not ledger.worth_keeping()
@@ -95,9 +98,9 @@ def test_only_a_figure_that_moved_is_worth_a_write() -> None:
 
 
 def test_the_figures_are_bounded_and_the_oldest_leaves() -> None:
-    ledger = ByteLedger()
+    ledger = MemoryLedger()
     for index in range(FIGURES_KEPT + 1):
-        ledger.promise("m", Claim(f"sha256:{index}", "onnx", 1))
+        ledger.promise("m", MemoryClaim(f"sha256:{index}", "onnx", 1))
         ledger.hold("m", 1)
         ledger.release("m")
     assert len(ledger.figures()) == FIGURES_KEPT
@@ -117,12 +120,12 @@ class Host(RuleBasedStateMachine):
     def begin(self, total_mib: int, shares: list[float]) -> None:
         self.total_bytes = total_mib * MIB
         self.shares = dict(zip("abcde", shares, strict=True))
-        self.ledger = ByteLedger()
+        self.ledger = MemoryLedger()
         self.held: dict[str, int] = {}
         self.now_s = 1000.0
 
-    def memory(self) -> Memory:
-        return Memory(self.total_bytes, self.total_bytes - sum(self.held.values()))
+    def memory(self) -> HostMemory:
+        return HostMemory(self.total_bytes, self.total_bytes - sum(self.held.values()))
 
     def residents(self) -> list[Resident]:
         return [
@@ -134,7 +137,7 @@ class Host(RuleBasedStateMachine):
     def load(self, name: str, stated_mib: int) -> None:
         if name in self.held:
             return
-        claim = Claim(f"sha256:{name}", "onnx", stated_mib * MIB)
+        claim = MemoryClaim(f"sha256:{name}", "onnx", stated_mib * MIB)
         needed = self.ledger.predict(claim)
         outstanding = self.ledger.outstanding_bytes
         found = residency.decide(needed, self.memory(), outstanding, self.residents(), self.now_s)
@@ -200,11 +203,13 @@ def test_popularity_fades_and_counts_against_the_cost_of_a_reload() -> None:
 
 
 def test_the_seconds_of_a_load_are_known_whatever_the_settings_were() -> None:
-    ledger = ByteLedger()
+    ledger = MemoryLedger()
     assert ledger.load_s("sha256:g") is None
     for digest, load_s in (("sha256:g", 3.0), ("sha256:g context=512", 2.0), ("sha256:gg", 9.0)):
-        ledger.promise("m", Claim(digest, "llamacpp", 100))
+        ledger.promise("m", MemoryClaim(digest, "llamacpp", 100))
         ledger.hold("m", 100, load_s=load_s)
         ledger.release("m")
     assert ledger.load_s("sha256:g") == 2.0, "the last one"
-    assert ledger.predict(Claim("sha256:g context=1024", "llamacpp", 400)) == 400, "others' bytes say nothing of it"
+    assert ledger.predict(MemoryClaim("sha256:g context=1024", "llamacpp", 400)) == 400, (
+        "others' bytes say nothing of it"
+    )

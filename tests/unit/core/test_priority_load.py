@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.priority_load import MEMORY_S, MOST, Overtaking
+from edge_agent.core.priority_load import MEMORY_S, MOST, PriorityLoad
 
 NOW_S = 100.0
 
 
-def steady(share: float, priority: int = 2, left_s: float = 1.0) -> Overtaking:
+def steady(share: float, priority: int = 2, left_s: float = 1.0) -> PriorityLoad:
     """For many time constants, a hundred requests a second that take `share` of the worker's time together."""
-    rates = Overtaking()
+    rates = PriorityLoad()
     for index in range(2000):
         rates.note(priority, left_s, share / 100.0, NOW_S - 20.0 + index / 100.0)
     return rates
@@ -67,7 +67,7 @@ def test_a_burst_is_forgotten() -> None:
 def test_a_wait_is_never_shorter_than_what_is_ahead_nor_without_end(
     admitted: list[tuple[int, float, float, float]], priority: int, left_s: float, ahead_s: float
 ) -> None:
-    rates = Overtaking()
+    rates = PriorityLoad()
     for one, its_left_s, work_s, at_s in sorted(admitted, key=lambda row: row[3]):
         rates.note(one, its_left_s, work_s, at_s)
     assert ahead_s <= rates.wait_s(priority, left_s, ahead_s, 1000.0) <= ahead_s / (1.0 - MOST) * 1.001

@@ -8,54 +8,54 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_agent.base.limits import DEDUP_ENTRIES
-from edge_agent.core.job import FINAL, Job, State
-from edge_agent.core.request_table import ANSWERS_BYTES, GRACE_S, Ledger, Seen
+from edge_agent.core.job import FINAL, Job, JobState
+from edge_agent.core.request_table import ANSWERS_BYTES, GRACE_S, RequestStatus, RequestTable
 
 
 def a_job(name: str = "1", deadline_s: float = 10.0) -> Job:
     return Job(("client", name), "m", None, ("text",), {}, 5, deadline_s=deadline_s, received_s=0.0)
 
 
-def closed(ledger: Ledger, name: str, deadline_s: float, answer: bytes | None = b"{}") -> Job:
+def closed(ledger: RequestTable, name: str, deadline_s: float, answer: bytes | None = b"{}") -> Job:
     job = a_job(name, deadline_s)
     ledger.open(job)
     job.start(0.0)
-    job.to(State.DONE)
+    job.to(JobState.DONE)
     assert ledger.close(job, answer)
     return job
 
 
 def test_a_request_is_new_then_open_then_answered_then_forgotten() -> None:
-    ledger, job = Ledger(), a_job(deadline_s=10.0)
-    assert ledger.seen(job.key, 0.0) is Seen.NEW
+    ledger, job = RequestTable(), a_job(deadline_s=10.0)
+    assert ledger.seen(job.key, 0.0) is RequestStatus.NEW
     ledger.open(job)
-    assert ledger.seen(job.key, 1.0) is Seen.OPEN
+    assert ledger.seen(job.key, 1.0) is RequestStatus.OPEN
     assert ledger.get(job.key) is job
     assert len(ledger) == 1
-    job.to(State.REFUSED)
+    job.to(JobState.REFUSED)
     assert ledger.close(job, b"no")
-    assert ledger.seen(job.key, 9.999 + GRACE_S) is Seen.ANSWERED
+    assert ledger.seen(job.key, 9.999 + GRACE_S) is RequestStatus.ANSWERED
     assert ledger.answer(job.key) == b"no"
-    assert ledger.seen(job.key, 10.0 + GRACE_S) is Seen.NEW
+    assert ledger.seen(job.key, 10.0 + GRACE_S) is RequestStatus.NEW
     assert ledger.answer(job.key) is None
     assert ledger.open_jobs() == ()
 
 
 def test_an_open_request_stays_open_past_its_deadline() -> None:
-    ledger, job = Ledger(), a_job(deadline_s=10.0)
+    ledger, job = RequestTable(), a_job(deadline_s=10.0)
     ledger.open(job)
-    assert ledger.seen(job.key, 1e9) is Seen.OPEN, "it is not forgotten while it may still be inside a worker"
+    assert ledger.seen(job.key, 1e9) is RequestStatus.OPEN, "it is not forgotten while it may still be inside a worker"
 
 
 def test_a_key_opens_once() -> None:
-    ledger = Ledger()
+    ledger = RequestTable()
     ledger.open(a_job())
     with pytest.raises(ValueError, match="open already"):
         ledger.open(a_job())
 
 
 def test_only_final_jobs_close() -> None:
-    ledger, job = Ledger(), a_job()
+    ledger, job = RequestTable(), a_job()
     ledger.open(job)
     with pytest.raises(ValueError, match="a queued job cannot be closed"):
         ledger.close(job, b"")
@@ -66,53 +66,53 @@ def test_only_final_jobs_close() -> None:
 
 
 def test_closing_twice_counts_once_and_keeps_the_first_answer() -> None:
-    ledger = Ledger()
+    ledger = RequestTable()
     job = closed(ledger, "1", 10.0, b"first")
     assert not ledger.close(job, b"second")
     assert ledger.answer(job.key) == b"first"
 
 
 def test_a_stranger_with_the_same_key_closes_nothing() -> None:
-    ledger, job, stranger = Ledger(), a_job(), a_job()
+    ledger, job, stranger = RequestTable(), a_job(), a_job()
     ledger.open(job)
-    stranger.to(State.CANCELLED)
+    stranger.to(JobState.CANCELLED)
     assert not ledger.close(stranger, b"stolen")
     assert ledger.get(job.key) is job
 
 
 def test_a_silent_end_keeps_the_key_without_an_answer() -> None:
-    ledger, job = Ledger(), a_job(deadline_s=10.0)
+    ledger, job = RequestTable(), a_job(deadline_s=10.0)
     ledger.open(job)
-    job.to(State.EXPIRED)
+    job.to(JobState.EXPIRED)
     assert ledger.close(job, None)
-    assert ledger.seen(job.key, 9.0) is Seen.ANSWERED
+    assert ledger.seen(job.key, 9.0) is RequestStatus.ANSWERED
     assert ledger.answer(job.key) is None
 
 
 def test_a_key_is_forgotten_at_its_own_deadline_whatever_was_answered_before_it() -> None:
-    ledger = Ledger()
+    ledger = RequestTable()
     closed(ledger, "long", 3600.0)
     short = closed(ledger, "short", 1.0)
-    assert ledger.seen(short.key, 2.0 + GRACE_S) is Seen.NEW
+    assert ledger.seen(short.key, 2.0 + GRACE_S) is RequestStatus.NEW
     assert ledger.answer(short.key) is None
 
 
 def test_an_id_used_again_for_another_question_is_never_given_the_first_ones_answer() -> None:
-    ledger, job = Ledger(), a_job()
+    ledger, job = RequestTable(), a_job()
     job.fingerprint = b"first"
     ledger.open(job)
-    assert ledger.seen(job.key, 1.0, b"first") is Seen.OPEN
-    assert ledger.seen(job.key, 1.0, b"other") is Seen.TAKEN
-    job.to(State.REFUSED)
+    assert ledger.seen(job.key, 1.0, b"first") is RequestStatus.OPEN
+    assert ledger.seen(job.key, 1.0, b"other") is RequestStatus.TAKEN
+    job.to(JobState.REFUSED)
     ledger.close(job, b"no")
-    assert ledger.seen(job.key, 2.0, b"first") is Seen.ANSWERED
-    assert ledger.seen(job.key, 2.0, b"other") is Seen.NEW
+    assert ledger.seen(job.key, 2.0, b"first") is RequestStatus.ANSWERED
+    assert ledger.seen(job.key, 2.0, b"other") is RequestStatus.NEW
     ledger.seen(("client", "x"), 10.0 + GRACE_S)
     assert ledger._fingerprints == {}
 
 
 def test_forgotten_entries_free_their_memory_in_any_order_of_deadlines() -> None:
-    ledger = Ledger()
+    ledger = RequestTable()
     closed(ledger, "long", 3600.0)
     for index in range(100):
         closed(ledger, f"short-{index}", 1.0, b"x" * 100)
@@ -121,36 +121,40 @@ def test_forgotten_entries_free_their_memory_in_any_order_of_deadlines() -> None
 
 
 def test_when_full_the_entry_nearest_to_its_deadline_leaves() -> None:
-    ledger = Ledger(max_entries=3)
+    ledger = RequestTable(max_entries=3)
     long = closed(ledger, "long", 3600.0)
     for index in range(5):
         closed(ledger, f"short-{index}", 10.0 + index)
     assert ledger.closed_count == 3
-    assert ledger.seen(long.key, 0.0) is Seen.ANSWERED, "a retry of the long one is the likeliest still to come"
+    assert ledger.seen(long.key, 0.0) is RequestStatus.ANSWERED, (
+        "a retry of the long one is the likeliest still to come"
+    )
 
 
 def test_answers_are_bounded_in_bytes_the_oldest_leaves_first_and_its_key_stays() -> None:
-    ledger = Ledger(max_answer_bytes=800)
+    ledger = RequestTable(max_answer_bytes=800)
     jobs = [closed(ledger, str(index), 10.0, bytes(100)) for index in range(9)]
     assert ledger.answer_bytes == 800
     assert ledger.answer(jobs[0].key) is None
-    assert ledger.seen(jobs[0].key, 1.0) is Seen.ANSWERED, "executed once is enough, even without the answer at hand"
+    assert ledger.seen(jobs[0].key, 1.0) is RequestStatus.ANSWERED, (
+        "executed once is enough, even without the answer at hand"
+    )
     assert all(ledger.answer(job.key) is not None for job in jobs[1:])
 
 
 def test_one_huge_answer_does_not_push_out_the_others() -> None:
-    ledger = Ledger(max_answer_bytes=800)
+    ledger = RequestTable(max_answer_bytes=800)
     small = closed(ledger, "small", 10.0, b"small")
     huge = closed(ledger, "huge", 10.0, bytes(101))
     assert ledger.answer(small.key) == b"small"
     assert ledger.answer(huge.key) is None
-    assert ledger.seen(huge.key, 1.0) is Seen.ANSWERED
+    assert ledger.seen(huge.key, 1.0) is RequestStatus.ANSWERED
 
 
 def test_the_largest_message_still_fits_the_answer_cache() -> None:
     from edge_agent.base.limits import MESSAGE_BYTES
 
-    ledger = Ledger()
+    ledger = RequestTable()
     job = closed(ledger, "1", 10.0, bytes(MESSAGE_BYTES))
     assert ledger.answer(job.key) is not None
     assert ANSWERS_BYTES >= MESSAGE_BYTES
@@ -158,22 +162,22 @@ def test_the_largest_message_still_fits_the_answer_cache() -> None:
 
 
 def test_noting_a_key_again_replaces_answer_and_deadline() -> None:
-    ledger = Ledger()
+    ledger = RequestTable()
     key = ("client", "1")
     ledger.note(key, 10.0, b"first")
     ledger.note(key, 20.0, b"other")
-    assert ledger.seen(key, 15.0) is Seen.ANSWERED
+    assert ledger.seen(key, 15.0) is RequestStatus.ANSWERED
     assert ledger.answer(key) == b"other"
     assert (ledger.closed_count, ledger.answer_bytes) == (1, 5)
     ledger.note(key, 17.0, None)
-    assert ledger.seen(key, 16.0) is Seen.ANSWERED
-    assert ledger.seen(key, 17.0) is Seen.NEW
+    assert ledger.seen(key, 16.0) is RequestStatus.ANSWERED
+    assert ledger.seen(key, 17.0) is RequestStatus.NEW
     assert ledger.answer_bytes == 0
 
 
 @given(st.integers(1, 2000))
 def test_bookkeeping_does_not_grow_when_one_key_is_noted_for_ever(times: int) -> None:
-    ledger = Ledger(max_entries=4)
+    ledger = RequestTable(max_entries=4)
     for index in range(times):
         ledger.note(("client", "1"), 3600.0 + index, b"answer")
     assert ledger.closed_count == 1
@@ -187,7 +191,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger(self.ENTRIES, self.BYTES)
+        self.ledger = RequestTable(self.ENTRIES, self.BYTES)
         self.now_s = 0.0
         self.opened: dict[tuple[str, str], Job] = {}
         self.ended: dict[tuple[str, str], tuple[float, bytes | None]] = {}
@@ -197,10 +201,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def ask(self, name: str, lasts_s: float) -> None:
         key = ("client", name)
         seen = self.ledger.seen(key, self.now_s)
-        assert (seen is Seen.OPEN) == (key in self.opened)
-        if seen is Seen.ANSWERED:
+        assert (seen is RequestStatus.OPEN) == (key in self.opened)
+        if seen is RequestStatus.ANSWERED:
             assert self.ended[key][0] > self.now_s, "known past its deadline"
-        if seen is not Seen.NEW:
+        if seen is not RequestStatus.NEW:
             return
         job = a_job(name, self.now_s + lasts_s)
         self.ledger.open(job)
@@ -212,7 +216,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject, answer: bytes | None) -> None:
         key = data.draw(st.sampled_from(sorted(self.opened)))
         job = self.opened.pop(key)
-        job.to(State.CANCELLED)
+        job.to(JobState.CANCELLED)
         assert job.state in FINAL
         assert self.ledger.close(job, answer)
         assert not self.ledger.close(job, answer), "closed twice"
@@ -231,7 +235,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def honest(self) -> None:
         alive = {key for key, (deadline_s, _) in self.ended.items() if deadline_s > self.now_s}
-        known = {key for key in self.ended if self.ledger.seen(key, self.now_s) is Seen.ANSWERED}
+        known = {key for key in self.ended if self.ledger.seen(key, self.now_s) is RequestStatus.ANSWERED}
         assert known <= alive
         if len(alive) <= self.ENTRIES and len(self.ended) <= self.ENTRIES:
             assert known == alive, "forgotten too early although there was room"

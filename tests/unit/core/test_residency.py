@@ -1,4 +1,4 @@
-"""Memory: can it ever fit, does it fit now, and who leaves for it."""
+"""HostMemory: can it ever fit, does it fit now, and who leaves for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.core.residency import DoesNotFit, Fits, Memory, Resident, decide, reserve_bytes
+from edge_agent.core.residency import DoesNotFit, Fits, HostMemory, Resident, decide, reserve_bytes
 
-PI_4GB = Memory(total_bytes=4 * GIB, available_bytes=3 * GIB)
+PI_4GB = HostMemory(total_bytes=4 * GIB, available_bytes=3 * GIB)
 NOW_S = 1000.0
 
 
@@ -55,7 +55,7 @@ def test_never_and_not_now_are_two_answers() -> None:
 
 
 def test_not_now_carries_the_arithmetic() -> None:
-    memory = Memory(1 * GIB, 300 * MIB)
+    memory = HostMemory(1 * GIB, 300 * MIB)
     decision = decide(400 * MIB, memory, 50 * MIB, [resident("busy", 500, busy=True), resident("idle", 20)], NOW_S)
     assert decision == DoesNotFit(
         "needs 400.0 MiB, 300.0 MiB are available less a reserve of 200.0 MiB and 50.0 MiB promised; "
@@ -65,14 +65,14 @@ def test_not_now_carries_the_arithmetic() -> None:
 
 
 def test_a_board_smaller_than_the_reserve_says_so_without_negative_figures() -> None:
-    decision = decide(1 * MIB, Memory(128 * MIB, 64 * MIB), 0, [], NOW_S)
+    decision = decide(1 * MIB, HostMemory(128 * MIB, 64 * MIB), 0, [], NOW_S)
     assert isinstance(decision, DoesNotFit)
     assert decision.never
     assert "this board can give 0 B" in decision.reason
 
 
 def test_the_cheapest_to_reload_for_its_use_leaves_first() -> None:
-    memory = Memory(1 * GIB, 210 * MIB)
+    memory = HostMemory(1 * GIB, 210 * MIB)
     residents = [
         resident("slow to load", 100, unused_s=100, load_s=20),
         resident("quick and unused", 100, unused_s=100, load_s=1),
@@ -83,13 +83,13 @@ def test_the_cheapest_to_reload_for_its_use_leaves_first() -> None:
 
 
 def test_who_a_larger_one_makes_needless_stays() -> None:
-    memory = Memory(1 * GIB, 200 * MIB)
+    memory = HostMemory(1 * GIB, 200 * MIB)
     residents = [resident("small", 50, unused_s=500), resident("large", 400, unused_s=100)]
     assert decide(300 * MIB, memory, 0, residents, NOW_S) == Fits(("large",))
 
 
 def test_a_busy_model_stays_even_when_it_alone_would_do() -> None:
-    memory = Memory(1 * GIB, 200 * MIB)
+    memory = HostMemory(1 * GIB, 200 * MIB)
     decision = decide(100 * MIB, memory, 0, [resident("busy", 500, busy=True)], NOW_S)
     assert isinstance(decision, DoesNotFit)
 
@@ -111,7 +111,7 @@ RESIDENTS = st.lists(
 def test_any_decision_is_sound(
     needed: int, total: int, available: int, promised: int, residents: list[Resident]
 ) -> None:
-    memory = Memory(total, available)
+    memory = HostMemory(total, available)
     decision = decide(needed, memory, promised, residents, NOW_S)
     reserve = reserve_bytes(total)
     free = available - reserve - promised

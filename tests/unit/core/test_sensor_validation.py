@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core.sensor_validation import BACK_S, DISAGREE_C, FROZEN_AFTER_S, STALE_S, Belief, Die, Trust, believe
+from edge_agent.core.sensor_validation import (
+    BACK_S,
+    DISAGREE_C,
+    FROZEN_AFTER_S,
+    STALE_S,
+    DieConditions,
+    SensorState,
+    ValidatedTemperature,
+    believe,
+)
 
-COLD = Die(3.2, 2.2)
+COLD = DieConditions(3.2, 2.2)
 
 
 def at(value_c: float, taken_s: float) -> Reading:
@@ -21,8 +30,10 @@ def lost(now_s: float) -> Reading:
     return unavailable("celsius", "cpu", now_s, "the file is gone")
 
 
-def flickering(trust: Trust, seconds: int, start_s: float = 0.0, die: Die = COLD) -> tuple[Belief, Trust]:
-    belief = Belief(None)
+def flickering(
+    trust: SensorState, seconds: int, start_s: float = 0.0, die: DieConditions = COLD
+) -> tuple[ValidatedTemperature, SensorState]:
+    belief = ValidatedTemperature(None)
     for second in range(seconds):
         now_s = start_s + second
         belief, trust = believe(at(50.0 + 0.55 * (second % 2), now_s), None, trust, die, now_s)
@@ -30,31 +41,31 @@ def flickering(trust: Trust, seconds: int, start_s: float = 0.0, die: Die = COLD
 
 
 def test_a_fresh_number_is_believed() -> None:
-    belief, _ = believe(at(50.0, 0.0), None, Trust(), COLD, 1.0)
-    assert belief == Belief(50.0)
+    belief, _ = believe(at(50.0, 0.0), None, SensorState(), COLD, 1.0)
+    assert belief == ValidatedTemperature(50.0)
 
 
 def test_a_machine_that_never_had_one_is_not_lost() -> None:
-    belief, trust = believe(lost(0.0), None, Trust(), COLD, 100.0)
+    belief, trust = believe(lost(0.0), None, SensorState(), COLD, 100.0)
     assert (belief.value_c, belief.lost, trust.seen) == (None, None, False)
 
 
 def test_a_late_sample_is_neither_believed_nor_lost_until_it_is_stale() -> None:
-    _, trust = flickering(Trust(), 10)
+    _, trust = flickering(SensorState(), 10)
     belief, trust = believe(lost(10.0), None, trust, COLD, 9.0 + STALE_S - 0.1)
-    assert belief == Belief(None)
+    assert belief == ValidatedTemperature(None)
     belief, trust = believe(lost(10.0), None, trust, COLD, 9.0 + STALE_S)
     assert belief.lost == "the file is gone"
 
 
 def test_an_old_sample_is_not_fresh() -> None:
-    _, trust = flickering(Trust(), 10)
+    _, trust = flickering(SensorState(), 10)
     belief, _ = believe(at(50.0, 9.0), None, trust, COLD, 9.0 + STALE_S + 0.1)
     assert belief.lost == "the last sample is too old (5 s)"
 
 
 def test_one_that_comes_back_must_behave_first() -> None:
-    _, trust = flickering(Trust(), 10)
+    _, trust = flickering(SensorState(), 10)
     _, trust = believe(lost(20.0), None, trust, COLD, 20.0)
     for after_s in range(int(BACK_S)):
         belief, trust = believe(at(51.0 + after_s, 21.0 + after_s), None, trust, COLD, 21.0 + after_s)
@@ -64,8 +75,8 @@ def test_one_that_comes_back_must_behave_first() -> None:
 
 
 def test_unchanged_while_the_load_moved_the_die_is_frozen() -> None:
-    belief, trust = believe(at(50.0, 0.0), None, Trust(), COLD, 0.0)
-    hot = Die(3.2 + 1.0, 2.2)
+    belief, trust = believe(at(50.0, 0.0), None, SensorState(), COLD, 0.0)
+    hot = DieConditions(3.2 + 1.0, 2.2)
     for second in range(1, int(FROZEN_AFTER_S)):
         belief, trust = believe(at(50.0, second), None, trust, hot, float(second))
         assert belief.value_c == 50.0
@@ -81,7 +92,7 @@ def test_unchanged_while_the_load_moved_the_die_is_frozen() -> None:
 
 
 def test_how_long_it_has_not_moved_is_told() -> None:
-    trust = Trust()
+    trust = SensorState()
     for second in range(301):
         belief, trust = believe(at(50.0, second), None, trust, COLD, float(second))
     assert (belief.value_c, belief.still_s, belief.lost) == (50.0, 300.0, None), "a calm sensor is no frozen one"
@@ -89,14 +100,18 @@ def test_how_long_it_has_not_moved_is_told() -> None:
 
 def test_the_second_source_stands_in_and_the_hotter_counts() -> None:
     second = Reading(55.0, "celsius", "jtop", 0.0)
-    assert believe(lost(0.0), second, Trust(), COLD, 0.0)[0].value_c == 55.0
-    assert believe(at(50.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(55.0)
-    assert believe(at(70.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(70.0, None, "cpu says 70.0 °C, jtop 55.0 °C")
-    assert believe(at(40.0, 0.0), second, Trust(), COLD, 0.0)[0] == Belief(55.0, None, "cpu says 40.0 °C, jtop 55.0 °C")
+    assert believe(lost(0.0), second, SensorState(), COLD, 0.0)[0].value_c == 55.0
+    assert believe(at(50.0, 0.0), second, SensorState(), COLD, 0.0)[0] == ValidatedTemperature(55.0)
+    assert believe(at(70.0, 0.0), second, SensorState(), COLD, 0.0)[0] == ValidatedTemperature(
+        70.0, None, "cpu says 70.0 °C, jtop 55.0 °C"
+    )
+    assert believe(at(40.0, 0.0), second, SensorState(), COLD, 0.0)[0] == ValidatedTemperature(
+        55.0, None, "cpu says 40.0 °C, jtop 55.0 °C"
+    )
 
 
 def test_a_disagreement_at_the_edge_does_not_flicker() -> None:
-    trust, said = Trust(), []
+    trust, said = SensorState(), []
     for second, off_c in enumerate((9.9, 10.1, 9.9, 10.1, 8.1, 7.9, 9.9)):
         now_s = float(second)
         other = Reading(50.0 + off_c, "celsius", "jtop", now_s)
@@ -112,7 +127,7 @@ temperatures = st.none() | st.floats(-30.0, 120.0) | st.just(math.nan)
 def test_what_is_believed_is_never_below_either_source(pairs: list[tuple[float | None, float | None]]) -> None:
     """Whatever the two say: a value that is believed is the hotter of those that are numbers, and a gap of more than
     ten degrees between two numbers is said, whichever is the hotter one."""
-    trust = Trust()
+    trust = SensorState()
     for second, values in enumerate(pairs):
         now_s = float(second)
         first, other = (lost(now_s) if value is None else at(value, now_s) for value in values)
@@ -126,4 +141,4 @@ def test_what_is_believed_is_never_below_either_source(pairs: list[tuple[float |
 
 def test_a_broken_second_source_changes_nothing() -> None:
     second = unavailable("celsius", "jtop", 0.0, "no service")
-    assert believe(at(50.0, 0.0), second, Trust(), COLD, 0.0)[0].value_c == 50.0
+    assert believe(at(50.0, 0.0), second, SensorState(), COLD, 0.0)[0].value_c == 50.0

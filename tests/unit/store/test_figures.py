@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.core.memory_ledger import Figure
+from edge_agent.core.memory_ledger import MeasuredFootprint
 from edge_agent.store.figures import FIGURES_FILE, FigureFile
 
-FIGURES = {"sha256:a": Figure("onnx", 100, 150, 1.5)}
+FIGURES = {"sha256:a": MeasuredFootprint("onnx", 100, 150, 1.5)}
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

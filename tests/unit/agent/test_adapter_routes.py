@@ -10,7 +10,7 @@ from edge_agent.agent.model_manager import NO_ROOM_S
 from edge_agent.agent.served_model import Phase
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel, Measured
-from edge_agent.core.adapter_routing import Rules
+from edge_agent.core.adapter_routing import RoutingPolicy
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -91,10 +91,10 @@ def test_the_choice_follows_what_is_installed_and_what_the_operator_prefers() ->
     async def scenario(device: Device) -> None:
         base = device.fleet.seats["m"]
         assert device.fleet.runs(base, "a").name == "a-merged"
-        device.fleet.rules = Rules(prefer=("unmerged",))
+        device.fleet.rules = RoutingPolicy(prefer=("unmerged",))
         device.fleet.sync()
         assert device.fleet.runs(base, "a") is base
-        device.fleet.rules = Rules()
+        device.fleet.rules = RoutingPolicy()
         device.library.remove("a-merged")
         device.fleet.sync()
         assert device.fleet.runs(base, "a") is base
