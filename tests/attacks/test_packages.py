@@ -18,7 +18,7 @@ from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_agent.store.library import Library
 from edge_agent.store.setup import Setup
-from edge_forge.packaging.keys import keygen, rotate, sign_package
+from edge_forge.package.keys import keygen, rotate, sign_package
 from tests.support import hostile
 from tests.support import packages as tiny
 from tests.support.attacks_container import CONTAINER

@@ -47,10 +47,10 @@ class Subject(NamedTuple):
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory):
     """One banked graph per number format."""
-    from edge_forge.onnx_graph.graph import save
-    from edge_forge.onnx_graph.inject import inject_bank
-    from edge_forge.onnx_graph.quantize import Range, quantize_dynamic, quantize_static
-    from edge_forge.onnx_graph.sites import read_sites
+    from edge_forge.export.onnx.graph import save
+    from edge_forge.export.onnx.inject import inject_bank
+    from edge_forge.export.onnx.quantize import Range, quantize_dynamic, quantize_static
+    from edge_forge.export.onnx.sites import read_sites
 
     folder = tmp_path_factory.mktemp("graphs")
     encoder = small_graph.encoder()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.app.packages import models
-from edge_forge.packaging.build import base_descriptor, build
+from edge_forge.package.build import base_descriptor, build
 from tests.support.agents import AgentProcess, echo_adapter_package, echo_package
 from tests.support.desk import cli, said
 from tests.support.packages import BASE_ID, OTHER_BASE_ID, adapter_source, base_package, keys, model_source, release

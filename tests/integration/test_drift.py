@@ -21,9 +21,9 @@ from edge_agent.backends.echo import EchoBackend
 from edge_agent.bundle.reference import UNKNOWN_SHARE, fragmentation_histogram, to_metrics
 from edge_agent.core import drift
 from edge_agent.tasks import tokens
-from edge_forge.metrics import fragmentation_shares, unknown_share
-from edge_forge.packaging.build import build
-from edge_forge.packaging.sources import ModelSource, VariantSource
+from edge_forge.evaluate.classifier_metrics import fragmentation_shares, unknown_share
+from edge_forge.package.build import build
+from edge_forge.package.sources import ModelSource, VariantSource
 from tests.support.agents import LABELS, AgentProcess, running
 from tests.support.desk import desk
 from tests.support.mosquitto import Mosquitto

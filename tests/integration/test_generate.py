@@ -274,7 +274,7 @@ def test_full_tuning_and_continued_pre_training(folder, built, name, method, dat
 def test_packed_rows_do_not_see_each_other(tmp_path, family):
     import torch
 
-    from edge_forge.generate.model import open_model
+    from edge_forge.models.causal_lm import open_model
     from tests.support import tiny_generators
 
     model = open_model(tiny_generators.write(tmp_path, family))

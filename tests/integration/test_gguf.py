@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from edge_agent.base.errors import BackendError, ConfigError
-from edge_forge.generate import convert
-from edge_forge.gguf_file import engine, lora, model
+from edge_forge.export.gguf import convert, engine
+from edge_forge.export.gguf import write_adapter as lora
+from edge_forge.export.gguf import write_model as model
 from tests.support import tiny_generators
 from tests.support.llama import needs_llama
 

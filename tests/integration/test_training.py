@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from edge_agent.base.errors import ConfigError, EdgeError
-from edge_forge.bases import base_id
-from edge_forge.steps.evaluate import evaluate_trained, write_metrics
-from edge_forge.steps.train import settings, train
-from edge_forge.training.predict import predict, predict_with_features
-from edge_forge.training.record import TrainRecord
+from edge_forge.evaluate.evaluate_step import evaluate_trained, write_metrics
+from edge_forge.evaluate.predict import predict, predict_with_features
+from edge_forge.models.bases import base_id
+from edge_forge.train.record import TrainRecord
+from edge_forge.train.train_step import settings, train
 from tests.support.tiny_base import LABELS, ROWS, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
@@ -79,8 +79,8 @@ def test_peft_loads_what_was_trained(base, lora):
 
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), lora[0] / "peft").eval()
     ids = torch.tensor([[2, 4, 5, 6, 3]])
-    from edge_forge.training.adapters import apply_adapter, load_adapter
-    from edge_forge.training.encoder import open_encoder
+    from edge_forge.models.encoder import open_encoder
+    from edge_forge.train.lora import apply_adapter, load_adapter
 
     ours = open_encoder(base)
     apply_adapter(ours, load_adapter(lora[0] / "adapter.safetensors"), merged=False)
@@ -196,7 +196,7 @@ def test_rows_that_cannot_be_learnt_are_named_before_anything_starts(base, tmp_p
 
 def workers():
     return [
-        child for child in psutil.Process().children(recursive=True) if "edge_forge.training.worker" in child.cmdline()
+        child for child in psutil.Process().children(recursive=True) if "edge_forge.train.worker" in child.cmdline()
     ]
 
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge_forge.packaging.build import build
-from edge_forge.packaging.sources import ModelSource, VariantSource
+from edge_forge.package.build import build
+from edge_forge.package.sources import ModelSource, VariantSource
 from tests.support.agents import LABELS, AgentProcess, echo_rows
 from tests.support.desk import cli, said
 from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release

@@ -18,8 +18,8 @@ from edge_agent.app.packages import install
 from edge_agent.backends.api import AdapterSource as Attached
 from edge_agent.backends.api import Done, Job, Limits
 from edge_agent.backends.echo import EchoBackend
-from edge_forge.packaging.build import base_descriptor, build
-from edge_forge.packaging.sources import AdapterSource, ModelSource, VariantSource
+from edge_forge.package.build import base_descriptor, build
+from edge_forge.package.sources import AdapterSource, ModelSource, VariantSource
 from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release, safetensors_bytes
 
 LABELS = ("alpha", "beta", "gamma")

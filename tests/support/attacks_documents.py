@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle.statement import RELEASE_FILE
-from edge_forge.packaging.build import base_descriptor, build
+from edge_forge.package.build import base_descriptor, build
 from tests.support import hostile
 from tests.support import packages as tiny
 from tests.support.hostile import Attack, Forge, Good, Make, forged, unpinned

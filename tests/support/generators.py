@@ -9,8 +9,8 @@ from pathlib import Path
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource as Attached
 from edge_agent.backends.api import Done, Job, Limits
-from edge_forge.packaging.build import base_descriptor, build
-from edge_forge.packaging.sources import AdapterSource, ModelSource, VariantSource
+from edge_forge.package.build import base_descriptor, build
+from edge_forge.package.sources import AdapterSource, ModelSource, VariantSource
 from tests.support import tiny_gguf
 from tests.support.agents import AgentProcess
 from tests.support.mosquitto import Mosquitto

@@ -17,9 +17,9 @@ from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.select import Hardware
 from edge_agent.store.setup import ProbeOutcome, ProbeRequest
-from edge_forge.packaging.build import Built, base_descriptor, build
-from edge_forge.packaging.keys import KeyFolder, keygen
-from edge_forge.packaging.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
+from edge_forge.package.build import Built, base_descriptor, build
+from edge_forge.package.keys import KeyFolder, keygen
+from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
 
 BASE_ID = "sha256:" + "ba5e" * 16
 OTHER_BASE_ID = "sha256:" + "0dd0" * 16

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_forge.onnx_graph.graph import save, set_metadata
-from edge_forge.onnx_graph.inject import inject_bank
-from edge_forge.onnx_graph.sites import name_sites
+from edge_forge.export.onnx.graph import save, set_metadata
+from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.sites import name_sites
 
 VOCABULARY, HIDDEN, RANK, MAX_LABELS = 50, 16, 4, 6
 BASE_ID = "sha256:" + "ab" * 32

@@ -255,9 +255,9 @@ def _held_bytes(model: Path, context: int, kv_type: str) -> float:
 
 def _package(folder: Path, model: Path, dtype: str) -> tuple[Path, Path]:
     """(trust root, signed package) of the model."""
-    from edge_forge.packaging.build import build
-    from edge_forge.packaging.keys import keygen
-    from edge_forge.packaging.sources import ModelSource, ReleaseSource, VariantSource
+    from edge_forge.package.build import build
+    from edge_forge.package.keys import keygen
+    from edge_forge.package.sources import ModelSource, ReleaseSource, VariantSource
 
     keys = keygen(folder / "keys")
     session = LlamaBackend().load({"model": str(model)}, {"max_tokens": CONTEXT})

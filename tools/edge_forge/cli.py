@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent.base.errors import EdgeError, UsageError
-from edge_forge.packaging.verbs import register as register_packaging
+from edge_forge.package.verbs import register as register_packaging
 
 # verb: (module with `main(arguments: argparse.Namespace) -> int | None`, what it does)
 _STEPS = {
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--task", choices=("classify", "generate"), default="classify", help="a classifier, or a generator (llama.cpp)"
     )
-    new.set_defaults(run="edge_forge.scaffold:init")
+    new.set_defaults(run="edge_forge.recipe.scaffold:init")
     for verb, what in _STEPS.items():
         step = verbs.add_parser(verb, help=what)
         _recipe_arguments(step)

@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 
 from edge_agent.base.errors import UsageError
-from edge_forge.cache import write_json
-from edge_forge.generate import recipe as generators
-from edge_forge.generate.recipe import GenerateRecipe
-from edge_forge.generate.ship import GeneratePlan
-from edge_forge.packages import ShipPlan
-from edge_forge.recipe import Recipe
+from edge_forge.plan.cache import write_json
+from edge_forge.plan.classifier_packages import ShipPlan
+from edge_forge.plan.generator_packages import GeneratePlan
+from edge_forge.recipe import generator_recipe as generators
+from edge_forge.recipe.classifier_recipe import Recipe
+from edge_forge.recipe.generator_recipe import GenerateRecipe
 from edge_forge.run import AnyPlan, make, open_plan, print_table
-from edge_forge.training.presets import NAMES
-from edge_forge.training.settings import METHODS
+from edge_forge.train.presets import NAMES
+from edge_forge.train.settings import METHODS
 
 # Keys of [train] that are no choice of values for one method, and so stay when another method is tried.
 _NEUTRAL = ("epochs", "seed", "threads", "precision", "processes", "class_weights")
@@ -34,10 +34,10 @@ def compare(arguments: argparse.Namespace) -> int:
     if len(plans) < 2:
         raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
     if isinstance(plans[0], GeneratePlan):
-        from edge_forge.generate.comparison import report, tables
+        from edge_forge.report.generator_comparison import report, tables
     else:
-        from edge_forge.report.comparison import report, tables
-    from edge_forge.report.write import write
+        from edge_forge.report.classifier_comparison import report, tables
+    from edge_forge.report.write_report import write
 
     runs: dict[str, Mapping[str, Any]] = {}
     names = unique([title(plan.recipe) for plan in plans])

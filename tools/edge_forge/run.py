@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_forge import recipe as recipes
-from edge_forge import recipe_form
-from edge_forge.cache import Cache, write_json
-from edge_forge.exports import rows_of
-from edge_forge.generate import recipe as generators
-from edge_forge.generate.ship import GeneratePlan
-from edge_forge.packages import ShipPlan
+from edge_forge.plan.cache import Cache, write_json
+from edge_forge.plan.classifier_packages import ShipPlan
+from edge_forge.plan.generator_packages import GeneratePlan
+from edge_forge.plan.onnx_exports import rows_of
+from edge_forge.plan.signing import PACKAGE
 from edge_forge.progress import Progress, size
-from edge_forge.signing import PACKAGE
+from edge_forge.recipe import classifier_recipe as recipes
+from edge_forge.recipe import generator_recipe as generators
+from edge_forge.recipe import schema as recipe_form
 
 AnyPlan = ShipPlan | GeneratePlan
 
@@ -59,7 +59,7 @@ def results(plan: AnyPlan, verb: str) -> Mapping[str, Any]:
     """What a verb that ends at one step has to say."""
     if isinstance(plan, ShipPlan):
         return _RESULTS[verb](plan)
-    from edge_forge.generate.verbs import RESULTS
+    from edge_forge.plan.generator_figures import RESULTS
 
     return RESULTS[verb](plan)
 
@@ -148,19 +148,19 @@ def make(plan: AnyPlan, ship: bool = True) -> dict[str, Any]:
     if ship:
         plan.keys  # noqa: B018
     if isinstance(plan, ShipPlan):
-        from edge_forge.figures import gather
+        from edge_forge.plan.classifier_figures import gather
 
         return gather(plan, ship)
-    from edge_forge.generate.verbs import gather as gather_generator
+    from edge_forge.plan.generator_figures import gather as gather_generator
 
     return gather_generator(plan, ship)
 
 
 def write_report(plan: AnyPlan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write the figures and the report; returns the report's files."""
-    from edge_forge.generate.report import report as report_generator
-    from edge_forge.report.content import report
-    from edge_forge.report.write import write
+    from edge_forge.report.classifier_report import report
+    from edge_forge.report.generator_report import report as report_generator
+    from edge_forge.report.write_report import write
 
     folder = plan.cache.root / "reports"
     folder.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def test_an_adapter_in_use_by_a_queued_job_is_not_replaced(session, tmp_path):
 def test_a_merged_graph_gives_logits_and_takes_no_adapter(tmp_path):
     from onnx import TensorProto, helper, numpy_helper
 
-    from edge_forge.onnx_graph.graph import save
+    from edge_forge.export.onnx.graph import save
 
     merged = small.encoder()
     merged.graph.initializer.append(numpy_helper.from_array(np.ones((16, 2), np.float32), "head"))
@@ -167,7 +167,7 @@ def test_a_text_over_the_limit_is_refused_at_submit(session):
 def test_a_graph_that_is_not_what_its_metadata_says_is_refused(tmp_path, model, damage):
     import onnx
 
-    from edge_forge.onnx_graph.graph import metadata, set_metadata
+    from edge_forge.export.onnx.graph import metadata, set_metadata
 
     graph = onnx.load(model)
     bank = metadata(graph, "edge.bank")

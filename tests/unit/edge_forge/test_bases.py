@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.bases import base_id, check, resolve
+from edge_forge.models.bases import base_id, check, resolve
 
 CONFIG = {"model_type": "bert", "hidden_size": 2, "num_hidden_layers": 1, "hidden_dropout_prob": 0.1}
 TENSORS = {

@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from edge_agent.base.errors import EdgeError
-from edge_forge import code_version as versions
-from edge_forge.cache import Cache, Step, canonical, describe, write_json
-from edge_forge.code_version import code_version
+from edge_forge.plan import code_version as versions
+from edge_forge.plan.cache import Cache, Step, canonical, describe, write_json
+from edge_forge.plan.code_version import code_version
 from edge_forge.progress import Progress
 
 
@@ -191,7 +191,9 @@ def test_comments_docstrings_layout_and_other_modules_do_not_count(package):
 
 
 def test_versions_of_distributions_count():
-    assert code_version(["edge_forge.cache"], ["pytest"]) != code_version(["edge_forge.cache"], ["no-such-thing"])
+    assert code_version(["edge_forge.plan.cache"], ["pytest"]) != code_version(
+        ["edge_forge.plan.cache"], ["no-such-thing"]
+    )
 
 
 def test_an_entry_module_that_is_gone_is_no_silent_version():

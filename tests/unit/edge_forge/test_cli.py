@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from edge_agent.base.errors import EdgeError
-from edge_forge import cli, compare, recipe, run
-from edge_forge.cache import Cache
-from edge_forge.packages import ShipPlan as Plan
+from edge_forge import cli, compare, run
+from edge_forge.plan.cache import Cache
+from edge_forge.plan.classifier_packages import ShipPlan as Plan
 from edge_forge.progress import Progress
+from edge_forge.recipe import classifier_recipe as recipe
 
 
 def test_help_imports_nothing_heavy():
@@ -49,8 +50,8 @@ def test_an_interrupt_is_130_with_one_sentence(capsys, monkeypatch):
 
 
 def test_init_writes_a_generators_recipe_whose_rows_load(tmp_path, capsys):
-    from edge_forge.generate import data
-    from edge_forge.generate import recipe as generators
+    from edge_forge.data import generator_rows as data
+    from edge_forge.recipe import generator_recipe as generators
 
     assert cli.main(["init", "toy", "--task", "generate", "--dir", str(tmp_path)]) == 0
     assert "train.jsonl" in capsys.readouterr().out

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data import Row, load, normal, read, sample, split_rows
-from edge_forge.recipe import DataSection, TaskSection
+from edge_forge.data.classifier_rows import Row, load, normal, read, sample, split_rows
+from edge_forge.recipe.classifier_recipe import DataSection, TaskSection
 
 TRAIN = "text\tlabel\nlamp on\ton\nlight on\ton\nplease on\ton\nlamp off\toff\nlight off\toff\nstop\toff\n"
 

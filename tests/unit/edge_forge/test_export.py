@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from edge_agent.base.errors import BackendError, ConfigError
-from edge_forge import measure
-from edge_forge.onnx_graph.graph import metadata, opset
-from edge_forge.onnx_graph.parity import Parity, demand, largest
-from edge_forge.steps import export, quantize
-from edge_forge.training.adapters import save_adapter
-from edge_forge.training.predict import predict_with_features
+from edge_forge.evaluate import measure_onnx as measure
+from edge_forge.evaluate.predict import predict_with_features
+from edge_forge.export.onnx import export_graphs as export
+from edge_forge.export.onnx import number_formats as quantize
+from edge_forge.export.onnx.graph import metadata, opset
+from edge_forge.export.onnx.parity import Parity, demand, largest
+from edge_forge.train.lora import save_adapter
 from tests.support import tiny_base as tiny
 
 pytestmark = pytest.mark.slow  # PyTorch's exporter takes seconds even for a tiny model

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle import jsonio
 from edge_agent.bundle.probes import Measured, ProbeFile, judge, problem_of
-from edge_forge import gates, probes
-from edge_forge.cache import canonical
-from edge_forge.data import Row
-from edge_forge.probes import Outputs
+from edge_forge.data.classifier_rows import Row
+from edge_forge.evaluate import gates, probes
+from edge_forge.evaluate.probes import Outputs
+from edge_forge.plan.cache import canonical
 
 
 def variant(dtype, accuracy, form="merged", parity=1e-6):

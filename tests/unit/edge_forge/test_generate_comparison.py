@@ -6,11 +6,12 @@ import pytest
 
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_forge import cli, compare
-from edge_forge.cache import Cache
-from edge_forge.generate import comparison, measure
-from edge_forge.generate.recipe import parse, with_method
-from edge_forge.generate.ship import GeneratePlan
+from edge_forge.evaluate import measure_gguf as measure
+from edge_forge.plan.cache import Cache
+from edge_forge.plan.generator_packages import GeneratePlan
 from edge_forge.progress import Progress
+from edge_forge.recipe.generator_recipe import parse, with_method
+from edge_forge.report import generator_comparison as comparison
 from edge_forge.report.blocks import Figure, Table, markdown
 
 MIB = 1 << 20

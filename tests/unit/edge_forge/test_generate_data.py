@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.generate.data import Turn, load, read
-from edge_forge.generate.recipe import DataSection
-from edge_forge.generate.tokens import NOT_LEARNED, Codec, Encoded, cut, pack, to_score
+from edge_forge.data.chat_tokenizer import NOT_LEARNED, Codec, Encoded, cut, pack, to_score
+from edge_forge.data.generator_rows import Turn, load, read
+from edge_forge.recipe.generator_recipe import DataSection
 from tests.support import tiny_generators
 
 DIALOGUE = (Turn("user", "Turn on the lamp."), Turn("assistant", '{"state": "on"}'))
@@ -125,7 +125,7 @@ def test_a_device_makes_the_same_prompt(folder):
 
 def test_json_in_a_template_is_the_same_on_the_device():
     from edge_agent.tasks.chat import ChatTemplate
-    from edge_forge.generate.template import Template
+    from edge_forge.data.chat_template import Template
 
     text = "{% for message in messages %}{{ message | tojson }}{{ message.content | tojson(indent=1) }}{% endfor %}"
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.generate.metrics import perplexity, score
+from edge_forge.evaluate.generator_metrics import perplexity, score
 
 
 def test_answers_by_hand():

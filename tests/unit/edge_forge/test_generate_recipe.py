@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_forge import recipe_form
-from edge_forge.generate.recipe import FORM, is_generate, load, parse
-from edge_forge.scaffold import generator_text
+from edge_forge.recipe import schema as recipe_form
+from edge_forge.recipe.generator_recipe import FORM, is_generate, load, parse
+from edge_forge.recipe.scaffold import generator_text
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
 MINIMAL = {

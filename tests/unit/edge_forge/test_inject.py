@@ -7,11 +7,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.base.errors import BackendError
-from edge_forge.onnx_graph.graph import GraphEditor, metadata, opset, save
-from edge_forge.onnx_graph.inject import inject_bank
-from edge_forge.onnx_graph.quantize import quantize_dynamic
-from edge_forge.onnx_graph.sites import KEY, name_sites, read_sites
-from edge_forge.onnx_graph.tidy import tidy
+from edge_forge.export.onnx.graph import GraphEditor, metadata, opset, save
+from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.quantize import quantize_dynamic
+from edge_forge.export.onnx.sites import KEY, name_sites, read_sites
+from edge_forge.export.onnx.tidy import tidy
 from tests.support import small_graph as small
 
 

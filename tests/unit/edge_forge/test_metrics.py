@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
 from edge_agent.base.errors import ConfigError
-from edge_forge import metrics
+from edge_forge.evaluate import classifier_metrics as metrics
 
 LABELS = ("red", "green", "blue")
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from edge_agent.base.errors import ConfigError, EdgeError
-from edge_forge import bases, figures, recipe
-from edge_forge.cache import Cache
-from edge_forge.plan import Plan
+from edge_forge.evaluate import predict as prediction
+from edge_forge.models import bases
+from edge_forge.plan import classifier_figures as figures
+from edge_forge.plan.cache import Cache
+from edge_forge.plan.classifier_training import Plan
 from edge_forge.progress import Progress
-from edge_forge.steps import train as train_step
-from edge_forge.training import predict as prediction
+from edge_forge.recipe import classifier_recipe as recipe
+from edge_forge.train import train_step
 
 ROWS = "text\tlabel\n" + "".join(f"{word} {n}\t{word}\n" for word in ("on", "off") for n in range(6))
 RAW = {
@@ -159,6 +161,6 @@ def test_calibration_bins_add_up_to_the_error(tmp_path):
     bins = figures.calibration(tmp_path / "l.npy", ["a", "b", "b", "a"], ("a", "b"))
     assert sum(rows for _, _, rows in bins) == 4
     error = sum(rows * abs(right - confidence) for confidence, right, rows in bins) / 4
-    from edge_forge.metrics import evaluate
+    from edge_forge.evaluate.classifier_metrics import evaluate
 
     assert evaluate(logits, ["a", "b", "b", "a"], ("a", "b")).ece == pytest.approx(error)

@@ -4,13 +4,13 @@ import onnxruntime
 import pytest
 
 from edge_agent.base.errors import BackendError, ConfigError
-from edge_forge.onnx_graph import quantize as quantise
-from edge_forge.onnx_graph.calibrate import calibrate, product_inputs
-from edge_forge.onnx_graph.graph import GraphEditor
-from edge_forge.onnx_graph.quantize import Range, quantize_dynamic, quantize_embeddings, quantize_static, to_float16
-from edge_forge.onnx_graph.sites import read_sites
-from edge_forge.steps import quantize as step
-from edge_forge.steps.quantize import Candidate, choose
+from edge_forge.export.onnx import number_formats as step
+from edge_forge.export.onnx import quantize as quantise
+from edge_forge.export.onnx.calibrate import calibrate, product_inputs
+from edge_forge.export.onnx.graph import GraphEditor
+from edge_forge.export.onnx.number_formats import Candidate, choose
+from edge_forge.export.onnx.quantize import Range, quantize_dynamic, quantize_embeddings, quantize_static, to_float16
+from edge_forge.export.onnx.sites import read_sites
 from tests.support import small_graph as small
 
 ROWS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9])

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
-from edge_forge import recipe as recipes
-from edge_forge import recipe_form
-from edge_forge.generate import recipe as generators
-from edge_forge.recipe import load, parse
-from edge_forge.scaffold import recipe_text
+from edge_forge.recipe import classifier_recipe as recipes
+from edge_forge.recipe import generator_recipe as generators
+from edge_forge.recipe import schema as recipe_form
+from edge_forge.recipe.classifier_recipe import load, parse
+from edge_forge.recipe.scaffold import recipe_text
 
 GOOD = {
     "name": "toy",

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from edge_forge.report import claims, comparison, content, plots
+from edge_forge.report import claims, plots
+from edge_forge.report import classifier_comparison as comparison
+from edge_forge.report import classifier_report as content
 from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page
-from edge_forge.report.write import write
+from edge_forge.report.write_report import write
 from edge_forge.run import score_lines
 
 RECORD = {

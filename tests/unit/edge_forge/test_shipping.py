@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle.reference import reference, unknown_share
-from edge_forge import shipping
-from edge_forge.exports import Graph
+from edge_forge.package import shipping
+from edge_forge.plan.onnx_exports import Graph
 
 SHARES = [0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.05, 0.1, 0.2, 0.6]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge_forge.training import speed
+from edge_forge.train import step_benchmark as speed
 
 
 @dataclass

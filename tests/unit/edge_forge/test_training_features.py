@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_forge.training import features
-from edge_forge.training.batches import LengthBatches, RowDataset, collate, split
-from edge_forge.training.classifier import class_weights
-from edge_forge.training.features import KeptStates, Rows
+from edge_forge.models.sequence_classifier import class_weights
+from edge_forge.train import frozen_states as features
+from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
+from edge_forge.train.frozen_states import KeptStates, Rows
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300)
 

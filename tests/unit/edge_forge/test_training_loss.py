@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.training.classifier import SequenceClassifier
-from edge_forge.training.settings import TrainSettings, replaced
+from edge_forge.models.sequence_classifier import SequenceClassifier
+from edge_forge.train.settings import TrainSettings, replaced
 
 
 class Through(nn.Module):
@@ -57,7 +57,7 @@ def test_answers_that_differ_cost_more_and_only_while_training() -> None:
 
 
 def test_the_gradient_of_the_divergence_draws_answers_together() -> None:
-    from edge_forge.training.classifier import _divergence
+    from edge_forge.models.sequence_classifier import _divergence
 
     one, other = torch.tensor([[2.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 2.0]])
     far = _divergence(one, other)

@@ -22,9 +22,9 @@ from edge_agent.store.locks import change_lock
 from edge_agent.store.points import PHASES
 from edge_agent.store.select import Wishes
 from edge_agent.store.setup import Setup
-from edge_forge.packaging.build import base_descriptor, build
-from edge_forge.packaging.keys import keygen, rotate, sign_package
-from edge_forge.packaging.sources import ModelSource, VariantSource
+from edge_forge.package.build import base_descriptor, build
+from edge_forge.package.keys import keygen, rotate, sign_package
+from edge_forge.package.sources import ModelSource, VariantSource
 from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, gguf_bytes
 

@@ -1,0 +1,173 @@
+"""Rows as tokens: prompts that are not learned, answers that are, and several rows packed into one.
+
+A dialogue is tokenised turn by turn, split where an answer begins: that is what a device sees, which tokenises a prompt
+and then goes on token by token.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.data.chat_template import Template, open_template
+from edge_forge.data.generator_rows import TEXT, Row, Turn
+from edge_forge.export.gguf.vocabulary import end_tokens, special_tokens
+
+NOT_LEARNED = -100
+"""What torch's cross entropy leaves out."""
+
+
+class Encoded(NamedTuple):
+    """A row: `ids`, the same as `labels` where learned (else NOT_LEARNED), and where its last answer begins."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of exactly one length for training: places restart with every packed row, so attention can tell them."""
+
+    ids: list[list[int]]
+    labels: list[list[int]]
+    places: list[list[int]]
+    left_out: int
+
+
+class Codec:
+    """A model folder's tokenizer and template."""
+
+    def __init__(self, folder: Path, chat: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._library.no_padding()
+        self._library.no_truncation()
+        self.template: Template | None = open_template(folder) if chat != "no" else None
+        if chat == "yes" and self.template is None:
+            raise ConfigError("the model has no chat template", "task.chat", 'use chat = "no", or another model')
+        self._bos = special_tokens(folder).get("bos_token", "")
+        self.ends = end_tokens(folder)
+        if not self.ends:
+            raise ConfigError("the model names no token that ends a text (eos)", str(folder))
+
+    def prompt(self, row: Row) -> str:
+        """The text before the last answer, as a device gets it after its template; empty for a plain text."""
+        if row[-1].role == TEXT:
+            return ""
+        turns = row[:-1]
+        return turns[-1].text if self.template is None else self.template.render(turns, ask=True)
+
+    def encode(self, row: Row) -> Encoded:
+        """A row with everything that the model is to learn, the end token included."""
+        if row[-1].role == TEXT:
+            ids = (*self.ids(row[-1].text, begins=True), self.ends[0])
+            return Encoded(ids, ids, 0)
+        if self.template is None:
+            if len(row) != 2:
+                raise ConfigError(
+                    "a dialogue of several turns needs a chat template", "task.chat", "use a model that has one"
+                )
+            asked, said = self.ids(row[0].text, begins=True), (*self.ids(row[1].text), self.ends[0])
+            return Encoded((*asked, *said), (NOT_LEARNED,) * len(asked) + said, len(asked))
+        return self._dialogue(self.template, row)
+
+    def ids(self, text: str, begins: bool = False) -> tuple[int, ...]:
+        """Ids of a text; `begins`: with what the tokenizer puts before a text, but never behind it."""
+        plain = self._library.encode(text, add_special_tokens=False).ids
+        if not begins:
+            return tuple(plain)
+        full = self._library.encode(text).ids
+        at = next((place for place in range(len(full)) if full[place : place + len(plain)] == plain), 0)
+        return (*full[:at], *plain)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, without control tokens."""
+        found: str = self._library.decode(list(ids), skip_special_tokens=True)
+        return found
+
+    def _dialogue(self, template: Template, row: Sequence[Turn]) -> Encoded:
+        ids: list[int] = []
+        labels: list[int] = []
+        done, answer = "", 0
+        for place, turn in enumerate(row):
+            if turn.role != "assistant":
+                continue
+            asked, said = template.render(row[:place], ask=True), template.render(row[: place + 1], ask=False)
+            if not (asked.startswith(done) and said.startswith(asked)):
+                raise ConfigError(
+                    "the chat template changes what it wrote before when a turn is added", "task.chat",
+                    'train on single turns, or use chat = "no"',
+                )  # fmt: skip
+            # As a device does it: what the tokenizer puts before a text, unless the template wrote it already.
+            begins = not done and not (self._bos and asked.startswith(self._bos))
+            before, learned = self.ids(asked[len(done) :], begins), self.ids(said[len(asked) :])
+            answer = len(ids) + len(before)
+            ids += [*before, *learned]
+            labels += [*(NOT_LEARNED for _ in before), *learned]
+            done = said
+        return Encoded(tuple(ids), tuple(labels), answer)
+
+
+def pack(rows: Iterable[Encoded], length: int, pad: int, seed: int) -> Packed:
+    """Rows packed into rows of `length`, first fit in random order; texts are cut to fit, longer dialogues left out."""
+    parts, left_out = [], 0
+    for row in rows:
+        if len(row.ids) <= length:
+            parts.append(row)
+        elif row.answer == 0:
+            parts += cut(row, length)
+        else:
+            left_out += 1
+    if not parts:
+        raise ConfigError(f"no row fits into {length} tokens", "task.max_tokens", "raise it, or shorten the rows")
+    random.Random(seed).shuffle(parts)
+    bins: list[list[Encoded]] = []
+    open_bins: list[tuple[int, int]] = []
+    for part in parts:
+        place = next((at for at, (_, room) in enumerate(open_bins) if room >= len(part.ids)), None)
+        if place is None:
+            open_bins = [*open_bins[-_OPEN_BINS:], (len(bins), length)]
+            bins.append([])
+            place = len(open_bins) - 1
+        number, room = open_bins[place]
+        bins[number].append(part)
+        open_bins[place] = (number, room - len(part.ids))
+    found = Packed([], [], [], left_out)
+    for members in bins:
+        ids = [one for part in members for one in part.ids]
+        labels = [one for part in members for one in (NOT_LEARNED, *part.labels[1:])]
+        places = [place for part in members for place in range(len(part.ids))]
+        missing = length - len(ids)
+        found.ids.append(ids + [pad] * missing)
+        found.labels.append(labels + [NOT_LEARNED] * missing)
+        found.places.append(places + list(range(missing)))
+    return found
+
+
+_OPEN_BINS = 64
+
+
+def cut(row: Encoded, length: int) -> Iterator[Encoded]:
+    """A long text in parts of `length`; the last token of one is the first of the next, so that each is learned."""
+    for start in range(0, len(row.ids) - 1, length - 1):
+        yield Encoded(row.ids[start : start + length], row.labels[start : start + length], 0)
+
+
+def to_score(codec: Codec, rows: Sequence[Row], length: int) -> tuple[list[Row], list[Encoded]]:
+    """What is scored of `rows`: dialogues that fit into `length` tokens, or texts in parts of it (then no rows).
+
+    Raises ConfigError when nothing is left.
+    """
+    encoded = [codec.encode(row) for row in rows]
+    if rows and rows[0][-1].role == TEXT:
+        return [], [part for row in encoded for part in cut(row, length)]
+    kept = [(row, one) for row, one in zip(rows, encoded, strict=True) if len(one.ids) <= length]
+    if not kept:
+        raise ConfigError(f"no row that is to be scored fits into {length} tokens", "task.max_tokens", "raise it")
+    return [row for row, _ in kept], [one for _, one in kept]

@@ -1,0 +1,217 @@
+"""The rows that a generator is trained and measured on: dialogues, questions with answers, or plain texts.
+
+Local files: chat JSONL (`messages`: a list of {role, content}), completion JSONL (`prompt`, `completion`), texts (.txt
+with empty lines between them, or JSONL). Every error names the file and the line. This module loads no runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.data.classifier_rows import SPLITS, normal, read_text
+from edge_forge.recipe.generator_recipe import DataSection
+
+ROLES = ("system", "user", "assistant")
+TEXT = "text"
+"""The role of a row that is no dialogue."""
+
+
+class Turn(NamedTuple):
+    """One message. `role` is one of ROLES, or TEXT."""
+
+    role: str
+    text: str
+
+
+Row = tuple[Turn, ...]
+"""A dialogue that ends with the assistant's turn, or one TEXT turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Checked splits; `test` may be empty. `warnings` are sentences for people."""
+
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+    statistics: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def splits(self) -> dict[str, tuple[Row, ...]]:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def measured(self) -> tuple[str, tuple[Row, ...]]:
+        """The split that figures are given for: the test split, or the validation split where there is none."""
+        return ("test", self.test) if self.test else ("validation", self.validation)
+
+    @property
+    def answers(self) -> bool:
+        """True for dialogues, whose answers can be compared; False for plain texts."""
+        return self.train[0][-1].role == "assistant"
+
+
+def files(section: DataSection, recipe_dir: Path) -> dict[str, Path]:
+    """The local files by split."""
+    named = {"train": section.train, "validation": section.validation, "test": section.test}
+    return {split: recipe_dir / Path(name).expanduser() for split, name in named.items() if name}
+
+
+def load(section: DataSection, recipe_dir: Path) -> Texts:
+    """Read and check all splits. Raises ConfigError naming file and line."""
+    found = files(section, recipe_dir)
+    splits: dict[str, tuple[Row, ...]] = {split: tuple(read(path, section)) for split, path in found.items()}
+    kinds = {split: rows[0][-1].role for split, rows in splits.items()}
+    for split, kind in kinds.items():
+        if kind != kinds["train"]:
+            raise ConfigError(f"its rows are not of the kind of {found['train'].name}", str(found[split]))
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = split_rows(splits["train"], section, str(found["train"]))
+    if section.max_rows:
+        splits = {split: rows[: section.max_rows] for split, rows in splits.items()}
+    train, validation, test = (splits.get(split, ()) for split in SPLITS)
+    statistics = _statistics({"train": train, "validation": validation, "test": test})
+    return Texts(train, validation, test, statistics, tuple(_warnings(statistics)))
+
+
+def read(path: Path, section: DataSection) -> Iterator[Row]:
+    """The rows of one file. Raises ConfigError naming the file and the line."""
+    text = read_text(path)
+    kind = section.format or _kind(path, text, section)
+    empty = True
+    for row in _texts(text) if path.suffix == ".txt" else _lines(path, text, kind, section):
+        empty = False
+        yield row
+    if empty:
+        raise ConfigError("the file has no rows", str(path))
+
+
+def split_rows(rows: Sequence[Row], section: DataSection, where: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(training, validation); rows with equal questions stay on one side. The order of the rows plays no part."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows):
+        groups.setdefault(question(row), []).append(row)
+    if len(groups) < 2:
+        raise ConfigError("no validation split can be made of one row", where, "add rows, or name a validation file")
+    names = sorted(groups)
+    random.Random(section.seed).shuffle(names)
+    count = min(max(1, round(len(names) * section.validation_share)), len(names) - 1)
+    held = tuple(row for name in names[:count] for row in groups[name])
+    return tuple(row for name in names[count:] for row in groups[name]), held
+
+
+def question(row: Row) -> str:
+    """What a row asks, in the form in which two count as the same."""
+    asked = row[:-1] if len(row) > 1 else row
+    return normal("\n".join(turn.text for turn in asked))
+
+
+def as_json(row: Row) -> list[list[str]]:
+    """A row as plain values."""
+    return [[turn.role, turn.text] for turn in row]
+
+
+def from_json(found: Sequence[Sequence[str]]) -> Row:
+    """What `as_json` wrote."""
+    return tuple(Turn(role, text) for role, text in found)
+
+
+def _kind(path: Path, text: str, section: DataSection) -> str:
+    if path.suffix == ".txt":
+        return TEXT
+    if path.suffix != ".jsonl":
+        raise ConfigError(
+            f"files of type {path.suffix or '(no suffix)'!r} cannot be read", str(path), "use .jsonl or .txt"
+        )
+    first = next((line for line in text.split("\n") if line.strip()), "{}")
+    try:
+        found = json.loads(first)
+    except ValueError:
+        found = {}
+    if not isinstance(found, dict):
+        return "completion"
+    return "chat" if section.messages in found else "text" if set(found) == {section.text} else "completion"
+
+
+def _texts(text: str) -> Iterator[Row]:
+    for part in text.replace("\r\n", "\n").split("\n\n"):
+        if part.strip():
+            yield (Turn(TEXT, part.strip("\n")),)
+
+
+def _lines(path: Path, text: str, kind: str, section: DataSection) -> Iterator[Row]:
+    readers = {"chat": _chat, "completion": _completion, "text": _text}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"the line is no valid JSON: {error}", where) from error
+        if not isinstance(found, dict):
+            raise ConfigError("the line holds no JSON object", where)
+        yield readers[kind](found, section, where)
+
+
+def _chat(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
+    messages = found.get(section.messages)
+    if not isinstance(messages, list) or not messages:
+        raise ConfigError(f"{section.messages!r} must be a list of messages, and not empty", where)
+    turns = []
+    for place, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise ConfigError(f"message {place} has the role {role!r}", where, f"roles are {', '.join(ROLES)}")
+        if role == "system" and place > 1:
+            raise ConfigError(f"message {place} is of the system; only the first one may be", where)
+        turns.append(Turn(role, _string(message, "content", where)))
+    if turns[-1].role != "assistant" or len(turns) < 2:
+        raise ConfigError("the last message must be the assistant's answer to another one", where)
+    return tuple(turns)
+
+
+def _completion(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
+    prompt, answer = _string(found, section.prompt, where), _string(found, section.completion, where)
+    return (Turn("user", prompt), Turn("assistant", answer))
+
+
+def _text(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
+    return (Turn(TEXT, _string(found, section.text, where)),)
+
+
+def _string(found: Mapping[str, Any], key: str, where: str) -> str:
+    value = found.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{key!r} must be a text, and not empty", where)
+    return value
+
+
+def _statistics(splits: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    asked = {split: {question(row) for row in rows} for split, rows in splits.items()}
+    lengths = sorted(sum(len(turn.text) for turn in row) for rows in splits.values() for row in rows)
+    pairs = (("train", "validation"), ("validation", "test"), ("train", "test"))
+    return {
+        "rows": {split: len(rows) for split, rows in splits.items()},
+        "kind": "dialogues" if splits["train"][0][-1].role == "assistant" else "texts",
+        "shared": {
+            f"{one}/{other}": len(asked[one] & asked[other]) for one, other in pairs if asked[one] & asked[other]
+        },
+        "characters": {"p50": lengths[len(lengths) // 2], "p95": lengths[len(lengths) * 95 // 100], "max": lengths[-1]},
+    }
+
+
+def _warnings(statistics: Mapping[str, Any]) -> Iterator[str]:
+    for pair, count in statistics["shared"].items():
+        one, other = pair.split("/")
+        yield f"{count} question(s) of {other} are also in {one}: figures on {other} look better than they are"
+    if not statistics["rows"]["test"]:
+        yield "there is no test split: figures are those of the validation split, on which training also stopped"

@@ -1,0 +1,1 @@
+"""Scores and golden probes: by PyTorch, by the backends that devices run, and the gates that decide what is shipped."""

@@ -1,0 +1,186 @@
+"""What a variant does, measured by the very code that runs on the device: the same tasks, the same backend.
+
+Only this module and `measure_gguf` import `edge_agent.tasks` and `edge_agent.backends`. Run as a program
+(`python -m edge_forge.evaluate.measure_onnx`, a JSON request on standard input) it measures the memory of its process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.backends import registry
+from edge_agent.backends.api import AdapterSource, Capabilities, Done, Job, Limits, Session
+from edge_agent.base.errors import BackendError
+from edge_agent.tasks import tokens
+
+_ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A variant to measure: its graph and tokenizer, perhaps an adapter of base `base_id`, and the shape it runs at."""
+
+    model: Path
+    tokenizer: Path
+    max_tokens: int = 128
+    adapter: Path | None = None
+    base_id: str = ""
+    max_rows: int = 16
+    threads: int = 0
+    backend: str = "onnx"
+
+
+class Outputs(NamedTuple):
+    """features [texts, hidden]; logits [texts, labels], or None where no classifier applies."""
+
+    features: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
+
+
+class Latency(NamedTuple):
+    """Median and 95th percentile of one text at a time, and texts per second in full batches; tokenising included."""
+
+    p50_ms: float
+    p95_ms: float
+    texts_per_s: float
+    threads: int
+
+
+class Memory(NamedTuple):
+    """Bytes of a process that serves the variant: what the session says it holds, and the process's peak."""
+
+    session_bytes: int
+    peak_bytes: int
+
+
+def outputs(subject: Subject, texts: Sequence[str]) -> Outputs:
+    """What the device would compute for `texts`, in order. Raises BackendError."""
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    rows = [encoded.ids for encoded in tokenizer.encode(texts)]
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    with _session(subject) as session:
+        done = _run(session, subject, [rows[row] for row in order])
+    back = np.argsort(np.asarray(order))
+    found = {name: np.asarray(value, np.float32)[back] for name, value in done.outputs.items()}
+    return Outputs(found["features"], found.get("logits"))
+
+
+def wording(subject: Subject, texts: Sequence[str]) -> list[tokens.Wording]:
+    """How the variant's tokenizer takes `texts`: bytes, tokens, unknown tokens. Raises BackendError."""
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    return tokens.wording(texts, tokenizer.encode(texts))
+
+
+def golden(subject: Subject, texts: Sequence[str]) -> Outputs:
+    """As `outputs`, but all texts in one job in their own order, as a worker runs golden probes."""
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    with _session(subject) as session:
+        done = _run(session, subject, [encoded.ids for encoded in tokenizer.encode(texts)])
+    logits = done.outputs.get("logits")
+    return Outputs(np.asarray(done.outputs["features"]), None if logits is None else np.asarray(logits))
+
+
+def latency(subject: Subject, texts: Sequence[str], runs: int = 50) -> Latency:
+    """Time `runs` single texts, then full batches, after a warm-up. `texts` are used in turn."""
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    chosen = [texts[place % len(texts)] for place in range(runs)]
+    with _session(subject) as session:
+        for text in chosen[:3]:
+            _run(session, subject, [tokenizer.encode([text])[0].ids])
+        times_s = []
+        for text in chosen:
+            started_s = time.perf_counter()
+            _run(session, subject, [tokenizer.encode([text])[0].ids])
+            times_s.append(time.perf_counter() - started_s)
+        started_s = time.perf_counter()
+        _run(session, subject, [encoded.ids for encoded in tokenizer.encode(chosen)])
+        batched_s = time.perf_counter() - started_s
+    times_s.sort()
+    p95_s = times_s[min(len(times_s) - 1, round(0.95 * len(times_s)))]
+    return Latency(statistics.median(times_s) * 1e3, p95_s * 1e3, len(chosen) / batched_s, _threads(subject))
+
+
+def memory(subject: Subject) -> Memory:
+    """Load the variant in a fresh process, run its largest batch, and say what it took. Raises BackendError."""
+    request = {name: str(value) if isinstance(value, Path) else value for name, value in vars(subject).items()}
+    ended = subprocess.run(
+        [sys.executable, "-m", "edge_forge.evaluate.measure_onnx"],
+        input=json.dumps(request), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if ended.returncode != 0:
+        reason = ended.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise BackendError(f"the process that measures memory failed: {reason[0]}", str(subject.model))
+    answer: Mapping[str, int] = json.loads(ended.stdout)
+    return Memory(answer["session_bytes"], answer["peak_bytes"])
+
+
+def runtime(name: str = "onnx") -> Capabilities:
+    """What the runtime on this host is. Raises BackendError when it is not installed."""
+    found = registry.create(name).probe()
+    if not isinstance(found, Capabilities):
+        raise BackendError(found.reason, name, found.remedy)
+    return found
+
+
+@contextmanager
+def _session(subject: Subject) -> Iterator[Session]:
+    options = {"max_rows": subject.max_rows, "max_tokens": subject.max_tokens, "base_id": subject.base_id}
+    if subject.backend == "onnx":
+        options["threads"] = _threads(subject)
+    session = registry.create(subject.backend).load({"model": str(subject.model)}, options)
+    try:
+        if subject.adapter is not None:
+            session.attach(AdapterSource(_ADAPTER, str(subject.adapter), subject.base_id))
+        yield session
+    finally:
+        session.close()
+
+
+def _threads(subject: Subject) -> int:
+    return subject.threads or len(os.sched_getaffinity(0))
+
+
+def _run(session: Session, subject: Subject, rows: Sequence[Sequence[int]]) -> Done:
+    session.submit(Job("measure", None if subject.adapter is None else _ADAPTER, rows, {}))
+    while True:
+        for event in session.step(Limits(subject.max_rows, _threads(subject))):
+            if isinstance(event, Done):
+                return event
+            raise BackendError(getattr(event, "reason", "the backend streams"), str(subject.model))
+
+
+def _peak_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def main() -> int:
+    """Read a Subject as JSON, print a Memory as JSON."""
+    fields: dict[str, Any] = json.loads(sys.stdin.read())
+    for name in ("model", "tokenizer", "adapter"):
+        fields[name] = None if fields[name] is None else Path(fields[name])
+    subject = Subject(**fields)
+    with _session(subject) as session:
+        _run(session, subject, [[1] * subject.max_tokens] * subject.max_rows)
+        held = sum(session.footprint())
+    print(json.dumps({"session_bytes": held, "peak_bytes": _peak_bytes()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Logits of a trained result in PyTorch: the reference that exported graphs are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.models.encoder import open_encoder
+from edge_forge.models.sequence_classifier import mean_pool
+from edge_forge.train.frozen_states import by_length, encode, padded
+from edge_forge.train.lora import apply_adapter, load_adapter
+from edge_forge.train.outputs import load_head
+
+_TOKENS_PER_BATCH = 1024
+
+
+def predict(
+    base_dir: Path, trained_dir: Path, rows: Sequence[str], *, max_tokens: int = 128, merged: bool = False
+) -> NDArray[np.float32]:
+    """Logits [rows, labels] of `rows` (texts) by what `train` wrote into `trained_dir`, in float32.
+
+    `merged` folds the adapter into the weights first; without it the branches are added. Raises ConfigError when the
+    folder holds no result or one of another base.
+    """
+    return predict_with_features(base_dir, trained_dir, rows, max_tokens=max_tokens, merged=merged)[1]
+
+
+def predict_with_features(
+    base_dir: Path, trained_dir: Path, rows: Sequence[str], *, max_tokens: int = 128, merged: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(features [rows, hidden], logits [rows, labels]); otherwise as `predict`."""
+    if (trained_dir / "adapter.safetensors").is_file():
+        encoder = open_encoder(base_dir)
+        tensors = load_adapter(trained_dir / "adapter.safetensors")
+        apply_adapter(encoder, tensors, merged)
+    elif (trained_dir / "model.safetensors").is_file():
+        encoder = open_encoder(trained_dir)
+        tensors = load_head(trained_dir / "head.safetensors")
+    else:
+        raise ConfigError("there is no trained result", str(trained_dir), "run the train step first")
+    tokens, _ = encode(base_dir, rows, max_tokens)
+    features = np.zeros((len(rows), encoder.hidden), dtype=np.float32)
+    with torch.inference_mode():
+        for batch in by_length(np.asarray([len(ids) for ids in tokens], dtype=np.int64), _TOKENS_PER_BATCH):
+            ids, mask = padded([tokens[row] for row in batch])
+            states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            features[batch] = mean_pool(states, mask).numpy()
+    logits = features @ tensors["head.weight"].numpy() + tensors["head.bias"].numpy()
+    return features, logits.astype(np.float32)

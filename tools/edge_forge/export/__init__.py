@@ -1,0 +1,1 @@
+"""Files for devices, made from trained models: ONNX graphs and GGUF files."""

@@ -1,0 +1,115 @@
+"""A Hugging Face folder as one GGUF file: matrices in float16, vectors in float32, tokenizer and template inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.export.gguf import families, vocabulary
+from edge_forge.export.gguf.families import Family
+from edge_forge.export.gguf.tensors import BASE_ID_KEY, Floats, Tensors, as_float16, weight_files
+
+# Written by some versions of transformers, computed anew by every runtime.
+_IGNORED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: the architecture, how many tensors, and what the tokenizer was taken for."""
+
+    arch: str
+    tensors: int
+    size_bytes: int
+    tokenizer: str
+    pre: str
+    chat_template: bool
+
+
+Delta = Callable[[str], Floats | None]
+"""What is added to the weight of a module, in the shape and the order of Hugging Face; None: nothing."""
+
+
+def convert(folder: Path, out: Path, name: str, base_id: str, delta: Delta | None = None) -> Converted:
+    """Write `folder` (config.json, tokenizer.json, safetensors) as `out`, with `delta` (a merged adapter) added.
+
+    Raises ConfigError for what has no form.
+    """
+    config = read_config(folder)
+    found = families.family(config)
+    words = vocabulary.read(folder, int(config["vocab_size"]))
+    writer = gguf.GGUFWriter(out, found.name)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_string(BASE_ID_KEY, base_id)
+    families.write_keys(writer, found, config)
+    words.write(writer)
+    with Tensors(weight_files(folder)) as tensors:
+        count = _write_tensors(writer, tensors, found, config, delta)
+    writer.close()
+    return Converted(found.name, count, out.stat().st_size, words.model, words.pre, words.chat_template is not None)
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """config.json of a folder. Raises ConfigError."""
+    try:
+        found: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.json cannot be read: {error}", str(folder)) from error
+    return found
+
+
+def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping[str, Any], delta: Delta | None) -> int:
+    names = dict(_names(tensors, found, config))
+    extra = families.rope_factors(config)
+    if extra is not None:
+        writer.add_tensor_info("rope_freqs.weight", extra.shape, extra.dtype, extra.nbytes)
+    for source, target in names.items():
+        shape = tensors.shape(source)
+        kind = np.dtype(np.float32 if len(shape) == 1 else np.float16)
+        writer.add_tensor_info(target, shape, kind, int(np.prod(shape)) * kind.itemsize)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if extra is not None:
+        writer.write_tensor_data(extra)
+    for source in names:
+        writer.write_tensor_data(_converted(tensors, source, found, config, delta))
+    return len(names) + (extra is not None)
+
+
+def _names(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name in safetensors, name in GGUF), in the order of the files."""
+    known = gguf.get_tensor_name_map(found.arch, int(config["num_hidden_layers"]))
+    for source in tensors:
+        if source.endswith(_IGNORED):
+            continue
+        if source == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue
+        target = known.get_name(source, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise ConfigError(f"tensor {source!r} has no place in a GGUF of architecture {found.name}", "gguf")
+        yield source, target
+
+
+def _converted(
+    tensors: Tensors, source: str, found: Family, config: Mapping[str, Any], delta: Delta | None
+) -> NDArray[Any]:
+    module, _, part = source.rpartition(".")
+    value = tensors.read(source)
+    added = delta(module) if delta is not None and part == "weight" else None
+    if added is not None:
+        value = value + added
+    if found.norm_add and module.endswith("norm") and part == "weight":
+        value = value + np.float32(found.norm_add)
+    value = families.rows_permuted(found, config, module, value)
+    return value if value.ndim == 1 else as_float16(value, source)

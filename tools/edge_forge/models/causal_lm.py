@@ -1,0 +1,125 @@
+"""A causal language model of Hugging Face: opened, adapted by peft, asked. Imports torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.data.chat_tokenizer import Encoded
+from edge_forge.train.generator_settings import GenerateSettings
+
+_GROUPS = {"attention": (".self_attn.",), "mlp": (".mlp.",)}
+_QKV = ("q_proj", "k_proj", "v_proj")
+_BATCH = 16
+
+
+def open_model(folder: Path, adapter: Path | None = None) -> Any:
+    """The model of a folder in float32, with a peft adapter beside it. Raises ConfigError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the base cannot be opened: {error}", str(folder), "give a Hugging Face folder of a language model"
+        ) from error
+    if adapter is not None:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            # peft asks transformers for a name that is to go.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(adapter))
+    return model.eval()
+
+
+def put_on(model: Any, settings: GenerateSettings) -> Any:
+    """Adapt the model by peft; returns the PeftModel. All but the adapters is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    alpha: Any = settings.alpha  # peft writes int, and divides
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=target_names(model, settings.targets),
+        use_rslora=settings.use_rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def target_names(model: Any, targets: Sequence[str]) -> list[str]:
+    """Full names of the layers' linears that `targets` select. Raises ConfigError for one that selects nothing."""
+    linears = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in f".{name}"
+    ]
+    used = {target: [name for name in linears if _selects(target, name)] for target in targets}
+    for target, names in used.items():
+        if not names:
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            raise ConfigError(
+                f"targets names {target!r}, which no linear of the base matches", "train",
+                f"use all, attention, qkv, mlp, or the end of a name: {ends}",
+            )  # fmt: skip
+    return [name for name in linears if any(name in names for names in used.values())]
+
+
+def _selects(target: str, name: str) -> bool:
+    if target == "all":
+        return True
+    if target == "qkv":
+        return name.endswith(_QKV)
+    if target in _GROUPS:
+        return any(part in f".{name}" for part in _GROUPS[target])
+    return f".{name}".endswith(f".{target}")
+
+
+@torch.inference_mode()
+def losses(model: Any, rows: Sequence[Encoded]) -> list[float]:
+    """Summed -ln p in nats of every row's tokens from its answer on (of a text: all but the first)."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        start = max(row.answer, 1)
+        logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1].float()
+        found.append(float(nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum")))
+    return found
+
+
+@torch.inference_mode()
+def logits(model: Any, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Logits [all positions of all rows, vocabulary], in order."""
+    parts = [model(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0].float().numpy() for row in rows]
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def answers(model: Any, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int]) -> Iterator[list[int]]:
+    """Greedy continuations of at most `most` tokens, without the token that ends them; in order."""
+    for start in range(0, len(prompts), _BATCH):
+        part = prompts[start : start + _BATCH]
+        width = max(map(len, part))
+        ids = torch.full((len(part), width), ends[0])
+        mask = torch.zeros_like(ids)
+        for place, prompt in enumerate(part):
+            ids[place, width - len(prompt) :] = torch.tensor(list(prompt))
+            mask[place, width - len(prompt) :] = 1
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, eos_token_id=list(ends),
+            pad_token_id=ends[0], temperature=None, top_p=None, top_k=None,
+        )  # fmt: skip
+        for row in made[:, width:].tolist():
+            stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+            yield row[:stop]

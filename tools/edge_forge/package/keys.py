@@ -1,0 +1,122 @@
+"""Signing keys and the trust root: made once, rotated by a new root file that old and new keys sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edge_agent.base.errors import UsageError
+from edge_agent.bundle import jsonio, sign
+from edge_agent.bundle.layout import open_package
+from edge_agent.bundle.sign import PrivateKey
+from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE
+from edge_agent.bundle.trust import ROOT_TYPE, Role, Roles, Root, Trust
+from edge_agent.bundle.verify import load_trust
+from edge_forge.package.write import rewrite
+
+ROLES: Final = ("root", "release")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFolder:
+    """A folder of keys: `<role>-<version>.pem` private, `root.json` the newest root file, `<version>.json` each one."""
+
+    path: Path
+
+    @property
+    def root_file(self) -> Path:
+        """The newest root file: what the operator puts on devices."""
+        return self.path / "root.json"
+
+    def private(self, role: str, version: int) -> Path:
+        """A role's private key that came with that version of the root."""
+        return self.path / f"{role}-{version}.pem"
+
+    @property
+    def release_key(self) -> Path:
+        """The newest release key: what `edge-forge sign` uses."""
+        found = sorted(self.path.glob("release-*.pem"), key=lambda path: int(path.stem.split("-")[1]))
+        if not found:
+            raise UsageError("there is no release key in it", str(self.path), "`edge-forge keygen DIR` makes one")
+        return found[-1]
+
+
+def keygen(folder: Path) -> KeyFolder:
+    """New root and release keys and root version 1. Never overwrites. Private keys are readable by their owner only."""
+    keys = KeyFolder(folder)
+    if keys.root_file.exists():
+        raise UsageError("there are keys here already", str(folder), "`--rotate` replaces them by signed succession")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = {role: PrivateKey.generate() for role in ROLES}
+    for role, key in made.items():
+        key.save(keys.private(role, 1))
+    _write_root(keys, _root(1, made["root"].public_hex, made["release"].public_hex), [made["root"]])
+    return keys
+
+
+def rotate(folder: Path, roles: Sequence[str] = ROLES) -> Path:
+    """New keys for `roles` and the next root file, signed by the old and the new root key. Returns that file."""
+    keys = KeyFolder(folder)
+    old = load_trust(keys.root_file).root
+    version = old.version + 1
+    public = {}
+    for role, found in zip(ROLES, (old.roles.root, old.roles.release), strict=True):
+        public[role] = old.keys[found.keys[0]]
+        if role in roles:
+            new = PrivateKey.generate()
+            new.save(keys.private(role, version))
+            public[role] = new.public_hex
+    signers = _owned(keys, (old.roles.root.keys[0], sign.key_id(public["root"])))
+    return _write_root(keys, _root(version, public["root"], public["release"]), signers)
+
+
+def sign_package(package: Path, key_paths: Sequence[Path], root_files: Sequence[Path] = ()) -> tuple[str, ...]:
+    """Sign a package in place; root files travel with it. Returns the ids of the keys."""
+    keys = [PrivateKey.load(path) for path in key_paths]
+    if not keys:
+        raise UsageError("no key was given", str(package), "--key FILE")
+    with open_package(package) as opened:
+        data = opened.read(RELEASE_FILE, opened.sizes.get(RELEASE_FILE, 0))
+        _, payload = sign.unwrap(data, RELEASE_TYPE, RELEASE_FILE)
+        changed = {RELEASE_FILE: sign.wrap(RELEASE_TYPE, payload, keys)}
+        for path in root_files:
+            changed[f"root/{root_version(path)}.json"] = path.read_bytes()
+        rewrite(opened, package, changed)
+    return tuple(key.keyid for key in keys)
+
+
+def root_version(path: Path) -> int:
+    """The version of a root file, whose own signatures must hold."""
+    return load_trust(path).root.version
+
+
+def _owned(keys: KeyFolder, keyids: Sequence[str]) -> list[PrivateKey]:
+    """The private keys of these ids. Raises UsageError when one is not in the folder."""
+    here = {key.keyid: key for key in map(PrivateKey.load, sorted(keys.path.glob("root-*.pem")))}
+    missing = [keyid for keyid in keyids if keyid not in here]
+    if missing:
+        raise UsageError(f"the private root key {missing[0][:12]} is not in it", str(keys.path))
+    return [here[keyid] for keyid in dict.fromkeys(keyids)]
+
+
+def _root(version: int, root_hex: str, release_hex: str) -> Root:
+    root_id, release_id = sign.key_id(root_hex), sign.key_id(release_hex)
+    return Root(
+        schema=1,
+        version=version,
+        keys={root_id: root_hex, release_id: release_hex},
+        roles=Roles(root=Role(keys=(root_id,), threshold=1), release=Role(keys=(release_id,), threshold=1)),
+    )
+
+
+def _write_root(keys: KeyFolder, root: Root, signers: Sequence[PrivateKey]) -> Path:
+    data = sign.wrap(ROOT_TYPE, jsonio.encode(root), signers)
+    Trust.from_operator(data, "root.json")
+    numbered = keys.path / f"{root.version}.json"
+    numbered.write_bytes(data)
+    temporary = keys.root_file.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(keys.root_file)
+    return numbered

@@ -1,0 +1,258 @@
+"""A recipe's steps and what each needs: every step is a property that asks for those before it.
+
+    data ─┬─▶ train ─▶ evaluate ─┐
+    base ─┴─▶ export ─▶ quantize ─▶ measure ─▶ gates ─▶ package ─▶ sign ─▶ verify ─▶ report
+
+Asking for a step runs it and what it needs, each once, through the cache. The work itself is in `steps` and
+`measure`, imported when a step really runs; here is only what goes in, what comes out, and what the key is made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import ConfigError, EdgeError
+from edge_forge.data import classifier_rows as data
+from edge_forge.data.classifier_rows import SPLITS, Data, Row
+from edge_forge.models import bases
+from edge_forge.plan.cache import Cache, Entry, Step, file_digest
+from edge_forge.plan.code_version import code_version
+from edge_forge.progress import Phases, Progress, size
+from edge_forge.recipe.classifier_recipe import Recipe
+from edge_forge.recipe.schema import CommonRecipe
+
+_TORCH = ("torch", "transformers", "tokenizers")
+_RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
+# Entry modules of a step and the distributions whose versions change its result.
+CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "data": (("edge_forge.data.classifier_rows",), ()),
+    "train": (("edge_forge.train.train_step", "edge_forge.train.worker"), (*_TORCH, "peft", "accelerate")),
+    "evaluate": (("edge_forge.evaluate.evaluate_step",), _TORCH),
+    "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
+    "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
+    "quantize": (("edge_forge.export.onnx.number_formats",), _RUNTIME),
+    "choose": (("edge_forge.export.onnx.number_formats",), ()),
+    "measure": (
+        ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.classifier_metrics", "edge_agent.backends.onnx"),
+        _RUNTIME,
+    ),
+    "probes": (
+        ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.probes", "edge_agent.backends.onnx"),
+        _RUNTIME,
+    ),
+    "package": (("edge_forge.package.package_step", "edge_forge.package.shipping"), ()),
+    "sign": (("edge_forge.package.keys",), ()),
+}
+
+
+class Steps:
+    """What every plan has: a recipe, the folder it stands in, the cache, and the steps that were asked for."""
+
+    code = CODE
+
+    def __init__(self, recipe: CommonRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+        self.recipe = recipe
+        self.recipe_dir = recipe_dir
+        self.cache = cache
+        self.progress = progress
+        self.entries: dict[str, Entry] = {}
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, str],
+        settings: Mapping[str, Any],
+        work: Callable[[Path], Mapping[str, Any]],
+        title: str = "",
+    ) -> Entry:
+        """Run a step through the cache and remember it, by its title, for the report."""
+        modules, distributions = self.code[name]
+        entry = self.cache.run(Step(name, inputs, settings, code_version(modules, distributions), work, title or name))
+        self.entries[title or name] = entry
+        return entry
+
+
+class Plan(Steps):
+    """The steps of one recipe in one build folder."""
+
+    recipe: Recipe
+
+    @cached_property
+    def data_step(self) -> Entry:
+        """Splits as JSONL (`train.jsonl` ...) and their statistics."""
+        section, task = self.recipe.data, self.recipe.task
+        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.recipe_dir).items()}
+        settings = {
+            name: value
+            for name, value in plain(section).items()
+            if name not in ("train", "validation", "test")
+        } | {"labels": list(task.labels), "out_of_scope": task.out_of_scope}  # fmt: skip
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            loaded = data.load(section, task, self.recipe_dir)
+            for split, rows in loaded.splits.items():
+                _write_rows(folder / f"{split}.jsonl", rows)
+            return {
+                "labels": list(loaded.labels),
+                "statistics": dict(loaded.statistics),
+                "warnings": list(loaded.warnings),
+            }
+
+        entry = self.run("data", inputs, settings, work)
+        for warning in entry.facts["warnings"]:
+            self.progress.warn(warning)
+        return entry
+
+    @cached_property
+    def data(self) -> Data:
+        """The checked rows."""
+        entry = self.data_step
+        splits = {split: tuple(_read_rows(entry.path(f"{split}.jsonl"))) for split in SPLITS}
+        facts = entry.facts
+        return Data(
+            tuple(facts["labels"]), splits["train"], splits["validation"], splits["test"],
+            facts["statistics"], tuple(facts["warnings"]),
+        )  # fmt: skip
+
+    @cached_property
+    def base(self) -> bases.Base:
+        """The base model where it is on this machine."""
+        base = bases.resolve(self.recipe.base.sources, self.recipe_dir)
+        longest = base.config.get("max_position_embeddings")
+        if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
+            raise ConfigError(
+                f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
+            )
+        self.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
+        return base
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """sha256 of the base's tokenizer.json."""
+        return file_digest(self.base.directory / "tokenizer.json")
+
+    @cached_property
+    def trained(self) -> Entry:
+        """`run/`: adapter.safetensors and peft/ (LoRA), or a model folder with head.safetensors (full)."""
+        settings, base, rows = self.recipe.training, self.base, self.data
+        inputs = {
+            "base": base.base_id, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests("train.jsonl", "validation.jsonl"),
+        }  # fmt: skip
+        key = {"labels": list(rows.labels), **dataclasses.asdict(settings)}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.train.train_step import train
+
+            phases = Phases(self.progress, "train")
+            try:
+                record = train(
+                    base_dir=base.directory,
+                    train_rows=rows.train,
+                    validation_rows=rows.validation,
+                    labels=rows.labels,
+                    settings=settings,
+                    out_dir=folder / "run",
+                    progress=phases,
+                )
+            except EdgeError as error:
+                raise with_log(error, folder / "run" / "train.log", self.cache.root) from error
+            finally:
+                phases.done()
+            return dataclasses.asdict(record)
+
+        return self.run("train", inputs, key, work)
+
+    @cached_property
+    def trained_digests(self) -> dict[str, str]:
+        """Digests of what training made, without its logs and records."""
+        return {
+            name: digest for name, digest in self.trained.digests("run").items()
+            if name.endswith((".safetensors", "config.json", "tokenizer.json"))
+        }  # fmt: skip
+
+    @cached_property
+    def evaluated(self) -> Entry:
+        """Scores by PyTorch on the validation and test splits, and the logits they come from (`<split>.npy`)."""
+        rows, base = self.data, self.base
+        inputs = {
+            "base": base.base_id,
+            **self.trained_digests,
+            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+        }
+        settings = {"max_tokens": self.recipe.task.max_tokens, "labels": list(rows.labels)}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            import numpy
+
+            from edge_forge.evaluate.evaluate_step import evaluate
+            from edge_forge.evaluate.predict import predict
+
+            quiet()
+            facts: dict[str, Any] = {}
+            for split in ("validation", "test"):
+                gold = rows.splits[split]
+                if gold:
+                    texts = [row.text for row in gold]
+                    logits = predict(
+                        base.directory, self.trained.path("run"), texts, max_tokens=self.recipe.task.max_tokens
+                    )
+                    numpy.save(folder / f"{split}.npy", logits)
+                    facts[split] = evaluate(logits, [row.label for row in gold], rows.labels).as_dict()
+            return facts
+
+        return self.run("evaluate", inputs, settings, work)
+
+
+def quiet() -> None:
+    """No progress bars of transformers within a step: the forge has its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def digest_of_data(path: Path) -> str:
+    """sha256 of a data file. Raises ConfigError that names it."""
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the data file cannot be read: {error.strerror}", str(path), "see [data] of the recipe"
+        ) from error
+
+
+def with_log(error: EdgeError, log: Path, build: Path) -> EdgeError:
+    """The same error, with the training log kept where the step's own folder does not take it away."""
+    if not log.is_file():
+        return error
+    kept = build / "logs" / "train.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(log, kept)
+    if error.remedy is not None:
+        error.remedy = error.remedy.replace(str(log.resolve()), str(kept))
+    return error
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """A section of the recipe as JSON values."""
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(section)
+    return found
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) + "\n")
+
+
+def _read_rows(path: Path) -> Sequence[Row]:
+    with path.open(encoding="utf-8") as file:
+        return [Row(found["text"], found["label"]) for found in map(json.loads, file)]

@@ -1,0 +1,190 @@
+"""The last part of a generator's plan: golden probes and packages, and the figures for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_forge.evaluate import probes
+from edge_forge.export.gguf import ADAPTER_FILE
+from edge_forge.package import shipping
+from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
+from edge_forge.plan.cache import Entry, write_json
+from edge_forge.plan.gguf_exports import RUNTIME, File, FilesPlan
+from edge_forge.plan.signing import PACKAGE
+from edge_forge.recipe.generator_recipe import GenerateRecipe
+
+PROBES = "probes.json"
+_SCORES = ("perplexity", "sample_perplexity", "exact_match", "json_match", "bleu", "rouge_l")
+
+
+class GeneratePlan(FilesPlan):
+    """A plan up to signed packages."""
+
+    @cached_property
+    def packed(self) -> dict[str, tuple[str, Entry]]:
+        """The unsigned packages: file name to (what it is, step), in the order of installation."""
+        found, recipe = {}, self.recipe
+        if self.has_adapter or recipe.is_new:
+            digest = self.base_package.facts["index"].removeprefix("sha256:")[:8]
+            found[f"{self.base_name}-{digest}.tar"] = ("base", self.base_package)
+        if self.has_adapter:
+            found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
+        if self.has_merged:
+            found[f"{recipe.name}-merged-v{recipe.package.version}.tar"] = ("merged model", self.merged_package)
+        return found
+
+    @cached_property
+    def base_package(self) -> Entry:
+        """The base in its formats: of no recipe's own."""
+        files, recipe = self.base_files, self.recipe
+        base_id = self.base_folder[1]
+        golden = self._probes("base", files, probes.BASE_TEXTS, base_id)
+
+        def pack(folder: Path, release: ReleaseSource) -> Any:
+            from edge_forge.package.package_step import build_base_package
+
+            return build_base_package(folder / PACKAGE, self._model(self.base_name, base_id, files, golden), release)
+
+        settings = {**self._settings(files), "licence": ""}
+        return self.packaged(self.base_name, recipe.base.version, _inputs(files, golden), settings, pack)
+
+    @cached_property
+    def adapter_package(self) -> Entry:
+        """The adapter alone; its subject is the base's package."""
+        recipe, files, entry = self.recipe, self.adapter_files, self.adapter_file
+        base_id, base = self.base_folder[1], self.base_package
+        golden = self._probes("adapter", files, self._texts(), base_id, entry)
+
+        def pack(folder: Path, release: ReleaseSource) -> Any:
+            from edge_forge.package.package_step import build_adapter_package
+
+            source = AdapterSource(
+                name=recipe.name,
+                base_id=base_id,
+                weights=entry.path(ADAPTER_FILE),
+                rank=entry.facts["rank"],
+                alpha=entry.facts["alpha"],
+                targets=entry.facts["modules"],
+                task=task_of(recipe),
+                probes=golden.path(PROBES),
+                dtype="float16",
+                accuracy=files[0].figures.get("exact_match"),
+                metrics={f"{key}.{file.dtype}": value for file in files for key, value in scores(file).items()},
+            )
+            return build_adapter_package(folder / PACKAGE, [source], base.path(PACKAGE), release)
+
+        inputs = {**_inputs(files, golden), **entry.digests(ADAPTER_FILE), "subject": base.facts["index"]}
+        return self.packaged(recipe.name, recipe.package.version, inputs, self._settings(files), pack)
+
+    @cached_property
+    def merged_package(self) -> Entry:
+        """Base and adapter in one file, in the formats that pass the gates."""
+        recipe, name = self.recipe, f"{self.recipe.name}-merged"
+        files = tuple(file for file in self.judged[1] if file.form == "merged")
+        merged_from = {"base": self.base.base_id}
+        weights = {Path(key).name: value for key, value in self.trained_digests.items() if key.endswith(".safetensors")}
+        merged_from |= dict(sorted(weights.items()))
+        if self.adapter_folder is not None:
+            # The adapter as devices have it: by this one knows that the two do the same.
+            merged_from |= self.adapter_file.digests(ADAPTER_FILE)
+        base_id = shipping.merged_id(merged_from)
+        golden = self._probes("merged", files, self._texts(), "")
+
+        def pack(folder: Path, release: ReleaseSource) -> Any:
+            from edge_forge.package.package_step import build_merged_package
+
+            model = self._model(name, base_id, files, golden, merged_from, recipe.package.licence)
+            return build_merged_package(folder / PACKAGE, model, release)
+
+        settings = {**self._settings(files), "merged_from": merged_from, "licence": recipe.package.licence}
+        return self.packaged(name, recipe.package.version, _inputs(files, golden), settings, pack)
+
+    def _model(
+        self, name: str, base_id: str, files: Sequence[File], golden: Entry,
+        merged_from: Mapping[str, str] | None = None, licence: str = "",
+    ) -> ModelSource:  # fmt: skip
+        return ModelSource(
+            name=name,
+            base_id=base_id,
+            task=task_of(self.recipe),
+            variants=[self._variant(file) for file in files],
+            probes=golden.path(PROBES),
+            architecture=str(self.base.config.get("model_type", "")),
+            merged_from=merged_from or {},
+            licences=[licence] if licence else (),
+        )
+
+    def _variant(self, file: File) -> VariantSource:
+        section = self.recipe.gguf
+        return VariantSource(
+            weights=file.path,
+            runtime=RUNTIME,
+            dtype=file.dtype,
+            peak_bytes=file.figures["peak_bytes"],
+            accuracy=file.figures.get("exact_match"),
+            options={"kv_type": section.kv_type, "sequences": section.sequences},
+            metrics=numbers(file),
+        )
+
+    def _texts(self) -> tuple[str, ...]:
+        """Questions (or beginnings of texts) of the measured rows, as probes."""
+        found: list[str] = []
+        for row in self.data.measured[1]:
+            text = (row[-2] if len(row) > 1 else row[-1]).text[:400].strip()
+            if text not in found:
+                found.append(text)
+        return tuple(found[: self.recipe.package.probes])
+
+    def _probes(
+        self, what: str, files: Sequence[File], texts: Sequence[str], base_id: str, adapter: Entry | None = None
+    ) -> Entry:
+        """`probes.json` for files with the same texts, by the backend that devices run."""
+        inputs = {file.variant: file.digest for file in files}
+        if adapter is not None:
+            inputs |= adapter.digests(ADAPTER_FILE)
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.measure_gguf import features
+
+            def run(path: Path | None) -> dict[str, probes.Outputs]:
+                return {file.variant: probes.Outputs(features(file.path, texts, base_id, path)) for file in files}
+
+            bare = None if adapter is None else run(None)
+            document = probes.document(texts, run(None if adapter is None else adapter.path(ADAPTER_FILE)), bare)
+            write_json(folder / PROBES, document)
+            names = ("features_tolerance", "min_effect")
+            return {name: {key: one.get(key) for key in names} for name, one in document["expected"].items()}
+
+        settings = {"texts": list(texts), "base_id": base_id, "what": what}
+        return self.run("gguf-probes", inputs, settings, work, f"golden probes of {what}")
+
+    def _settings(self, files: Sequence[File]) -> dict[str, Any]:
+        section = self.recipe.gguf
+        return {
+            "task": task_of(self.recipe), "options": [section.kv_type, section.sequences],
+            "figures": [{**numbers(file), **scores(file)} for file in files],
+        }  # fmt: skip
+
+
+def task_of(recipe: GenerateRecipe) -> dict[str, Any]:
+    """The generator's task for the device."""
+    return {"kind": "generate", "max_tokens": recipe.task.max_tokens}
+
+
+def scores(file: File) -> dict[str, float]:
+    """Scores of a file, rounded so that they read well."""
+    return {key: float(f"{file.figures[key]:.6g}") for key in _SCORES if file.figures.get(key) is not None}
+
+
+def numbers(file: File) -> dict[str, float]:
+    """The figures of a file that travel in its package: scores, parity, size, predicted bytes per context and cache."""
+    memory = {f"peak_bytes.{name}": float(value) for name, value in file.figures["memory"].items()}
+    parity = {"parity": float(f"{file.figures['parity']:.3g}")} if "parity" in file.figures else {}
+    return {**scores(file), **parity, "size_bytes": float(file.size_bytes), **memory}
+
+
+def _inputs(files: Sequence[File], golden: Entry) -> dict[str, str]:
+    return {file.variant: file.digest for file in files} | golden.digests(PROBES)

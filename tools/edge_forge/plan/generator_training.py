@@ -1,0 +1,246 @@
+"""A generator's recipe as steps: every step is a property that asks for those before it.
+
+    data ─┬─▶ train ─▶ evaluate (PyTorch, base and tuned)
+    base ─┴─▶ gguf (F16, proven by logits) ─▶ quantize ─▶ measure (llama.cpp) ─▶ gates ─▶ package ─▶ sign ─▶ report
+
+A base is a folder or a hub model (`bases`), one with random weights that is made here ("new:llama"), or what another
+recipe trains ("recipe:PLACE"), which is built first, in the same build folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import ConfigError, EdgeError
+from edge_forge.data import generator_rows as data
+from edge_forge.data.classifier_rows import SPLITS
+from edge_forge.data.generator_rows import Row, Texts
+from edge_forge.export.gguf import engine
+from edge_forge.models import bases
+from edge_forge.plan.cache import Entry, file_digest
+from edge_forge.plan.classifier_training import digest_of_data, plain, with_log
+from edge_forge.plan.signing import SigningSteps
+from edge_forge.progress import Phases, size
+from edge_forge.recipe import generator_recipe as recipe
+from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GenerateRecipe
+
+_TORCH = ("torch", "transformers", "tokenizers")
+_LLAMA = ("llama_cpp_python", "gguf", "numpy")
+# Started as a program, so no import leads there.
+_NATIVE = "edge_forge.export.gguf.llama_process"
+_SCORES = ("sacrebleu", "rouge-score", "jinja2")
+CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "generate-data": (("edge_forge.data.generator_rows",), ()),
+    "new-base": (("edge_forge.models.new_model",), _TORCH),
+    "generate-train": (
+        ("edge_forge.train.generator_launch", "edge_forge.train.generator_worker"),
+        (*_TORCH, "peft", "accelerate", "jinja2"),
+    ),
+    "generate-evaluate": (
+        ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
+        (*_TORCH, "peft", *_SCORES),
+    ),
+    "gguf": (("edge_forge.export.gguf.convert", _NATIVE), (*_TORCH, "peft", *_LLAMA)),
+    "gguf-quantize": (("edge_forge.export.gguf.convert", _NATIVE), _LLAMA),
+    "gguf-measure": (
+        ("edge_forge.evaluate.generator_scores", "edge_forge.export.gguf.convert", _NATIVE),
+        (*_LLAMA, *_SCORES, "tokenizers"),
+    ),
+    "gguf-speed": (
+        ("edge_forge.evaluate.measure_gguf", "edge_forge.data.chat_tokenizer", "edge_agent.backends.llamacpp.backend"),
+        (*_LLAMA, "tokenizers"),
+    ),
+    "gguf-memory": (
+        ("edge_forge.evaluate.measure_gguf", "edge_agent.backends.gguf", "edge_agent.bundle.generator"),
+        (),
+    ),
+    "gguf-probes": (
+        ("edge_forge.evaluate.measure_gguf", "edge_forge.evaluate.probes", "edge_agent.backends.llamacpp.backend"),
+        _LLAMA,
+    ),
+    "package": (("edge_forge.package.package_step", "edge_forge.plan.generator_packages"), ()),
+    "sign": (("edge_forge.package.keys",), ()),
+}
+
+
+class TrainPlan(SigningSteps):
+    """A generator's plan up to a trained and scored model."""
+
+    recipe: GenerateRecipe
+    code = CODE
+    above: tuple[Path, ...] = ()
+    """Folders of the recipes whose base this one makes."""
+
+    @cached_property
+    def data_step(self) -> Entry:
+        """Splits as JSON lines (`train.jsonl` ...) and their statistics."""
+        section = self.recipe.data
+        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.recipe_dir).items()}
+        settings = {name: value for name, value in plain(section).items() if name not in SPLITS}
+        settings |= {"suffixes": [path.suffix for path in data.files(section, self.recipe_dir).values()]}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            loaded = data.load(section, self.recipe_dir)
+            for split, rows in loaded.splits.items():
+                lines = (json.dumps(data.as_json(row), ensure_ascii=False) + "\n" for row in rows)
+                (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            return {"statistics": dict(loaded.statistics), "warnings": list(loaded.warnings)}
+
+        entry = self.run("generate-data", inputs, settings, work, "data")
+        for warning in entry.facts["warnings"]:
+            self.progress.warn(warning)
+        return entry
+
+    @cached_property
+    def data(self) -> Texts:
+        """The checked rows."""
+        entry = self.data_step
+        splits = {
+            split: tuple(
+                data.from_json(json.loads(line))
+                for line in entry.path(f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            )
+            for split in SPLITS
+        }
+        return Texts(**splits, statistics=entry.facts["statistics"], warnings=tuple(entry.facts["warnings"]))
+
+    @cached_property
+    def base(self) -> bases.Base:
+        """The base model where it is on this machine, made before where the recipe says so."""
+        sources = self.recipe.base.sources
+        if self.recipe.is_new:
+            base = bases.resolve([f"dir:{self._new_base.path('base').absolute()}"], self.recipe_dir, language=True)
+            base = dataclasses.replace(base, source=NEW)
+        elif sources[0].startswith(OF_RECIPE):
+            base = self._other(sources[0])
+        else:
+            base = bases.resolve(sources, self.recipe_dir, language=True)
+        longest = base.config.get("max_position_embeddings")
+        if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
+            raise ConfigError(
+                f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
+            )
+        self.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
+        return base
+
+    @cached_property
+    def _new_base(self) -> Entry:
+        """`base/`: a Hugging Face folder with random weights and a tokenizer trained on the training rows."""
+        shape, task, seed = self.recipe.new, self.recipe.task, self.recipe.training.seed
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.models.new_model import make
+
+            make(folder / "base", self.data.train, shape, task.max_tokens, seed)
+            return {}
+
+        settings = {**plain(shape), "context": task.max_tokens, "seed": seed}
+        return self.run("new-base", self.data_step.digests("train.jsonl"), settings, work)
+
+    def _other(self, source: str) -> bases.Base:
+        """The model that another recipe trains."""
+        place = self.recipe_dir / source.removeprefix(OF_RECIPE)
+        file = place / "recipe.toml" if place.is_dir() else place
+        found = recipe.load(file)
+        if found.training.method != "full":
+            raise ConfigError("it trains an adapter, which is no base", str(file), "name a recipe of method full")
+        folder = file.resolve().parent
+        if folder in (self.recipe_dir, *self.above):
+            raise ConfigError("a recipe cannot be its own base, not by way of others either", str(file))
+        self.progress.say(f"base: made by {file.parent.name} ...")
+        other = type(self)(found, folder, self.cache, self.progress)
+        other.above = (self.recipe_dir, *self.above)
+        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.recipe_dir, language=True)
+        return dataclasses.replace(base, source=source)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """sha256 of the base's tokenizer and template."""
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        found = [self.base.directory / name for name in names]
+        return "-".join(file_digest(path)[:32] for path in found if path.is_file())
+
+    @cached_property
+    def trained(self) -> Entry:
+        """`run/`: peft/ (LoRA), or model/ (full)."""
+        settings, base, rows, chat = self.recipe.training, self.base, self.data, self.recipe.task.chat
+        inputs = {
+            "base": base.base_id, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests("train.jsonl", "validation.jsonl"),
+        }  # fmt: skip
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.train.generator_launch import train
+
+            phases = Phases(self.progress, "train")
+            place, held = (base.directory, base.base_id), (rows.train, rows.validation)
+            try:
+                record = train(place, held, chat, settings, folder / "run", phases)
+            except EdgeError as error:
+                raise with_log(error, folder / "run" / "train.log", self.cache.root) from error
+            finally:
+                phases.done()
+            return dataclasses.asdict(record)
+
+        return self.run("generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings)}, work, "train")
+
+    @cached_property
+    def trained_digests(self) -> dict[str, str]:
+        """Digests of what training made, without its logs and records."""
+        return self.trained.digests("run/peft", "run/model")
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """peft's folder, or None where every weight was trained."""
+        return self.trained.path("run/peft") if self.recipe.training.method == "lora" else None
+
+    @property
+    def tuned_folder(self) -> Path:
+        """The folder whose weights the tuned model has, beside `adapter_folder` where there is one."""
+        return self.trained.path("run/model") if self.recipe.training.method == "full" else self.base.directory
+
+    @cached_property
+    def scored_rows(self) -> tuple[Row, ...]:
+        """The rows of the measured split that scores are taken on."""
+        return self.data.measured[1][: self.recipe.evaluate.rows]
+
+    def exam(self, folder: Path) -> Any:
+        """What is asked for scores (`evaluate.Exam`), in the tokens of a model folder."""
+        from edge_forge.data.chat_tokenizer import Codec
+        from edge_forge.evaluate.generator_scores import Exam
+
+        task = self.recipe.task
+        return Exam(Codec(folder, task.chat), self.scored_rows, task.max_tokens, self.recipe.evaluate.answer_tokens)
+
+    @property
+    def exam_settings(self) -> dict[str, Any]:
+        """What an exam depends on beside rows and model."""
+        return {**plain(self.recipe.evaluate), **plain(self.recipe.task), "split": self.data.measured[0]}
+
+    @cached_property
+    def evaluated(self) -> Entry:
+        """Scores by PyTorch: {base, tuned}; a base of random weights has none."""
+        inputs = {
+            "base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests,
+            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+        }  # fmt: skip
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.generator_scores import by_torch
+
+            exam = self.exam(self.base.directory)
+            facts = {"tuned": by_torch(exam, self.tuned_folder, self.adapter_folder)}
+            if not self.recipe.is_new:
+                facts["base"] = by_torch(exam, self.base.directory, None)
+            return facts
+
+        return self.run("generate-evaluate", inputs, self.exam_settings, work, "evaluate")
+
+    def check_tools(self) -> None:
+        """Raise what is missing on this machine before anything long begins."""
+        engine.require()

@@ -1,0 +1,273 @@
+"""The second part of a generator's plan: GGUF files, their number formats, and what each of them is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import EdgeError
+from edge_forge.evaluate.gates import Gate
+from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
+from edge_forge.plan.cache import Entry
+from edge_forge.plan.generator_training import TrainPlan
+
+RUNTIME = "llamacpp"
+_PROMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One GGUF model and what was measured of it. `form`: 'base' (alone), 'adapter' (base with it), or 'merged'."""
+
+    form: str
+    dtype: str
+    path: Path
+    digest: str
+    figures: Mapping[str, Any]
+
+    @property
+    def variant(self) -> str:
+        """The variant's name in a package: 'llamacpp/q8_0'."""
+        return f"{RUNTIME}/{self.dtype}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+
+class FilesPlan(TrainPlan):
+    """A plan up to measured files."""
+
+    @property
+    def has_adapter(self) -> bool:
+        """True when the adapter is made beside the base: full fine-tuning has none."""
+        return self.recipe.gguf.adapter and self.recipe.training.method == "lora"
+
+    @property
+    def has_merged(self) -> bool:
+        """True when base and adapter are made one file; a new model is no merged one."""
+        return self.recipe.gguf.merged and not self.recipe.is_new
+
+    @cached_property
+    def base_folder(self) -> tuple[Path, str]:
+        """(folder, base_id) of what the base's package holds: the base, or the new model when it is trained."""
+        if not self.recipe.is_new:
+            return self.base.directory, self.base.base_id
+        from edge_forge.models.bases import base_id
+
+        return self.tuned_folder, base_id(self.tuned_folder, language=True)
+
+    @property
+    def base_name(self) -> str:
+        """The base's model name on the device."""
+        return self.recipe.base.name
+
+    @cached_property
+    def base_file(self) -> Entry:
+        """f16.gguf of the base. Of no recipe's own."""
+        folder, base_id = self.base_folder
+        return self._converted("base", folder, base_id, None, {"base": base_id, "tokenizer": self.tokenizer_digest})
+
+    @cached_property
+    def merged_file(self) -> Entry:
+        """f16.gguf of the tuned model in one."""
+        inputs = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
+        return self._converted("merged", self.tuned_folder, "", self.adapter_folder, inputs)
+
+    def _converted(
+        self, form: str, folder: Path, base_id: str, adapter: Path | None, inputs: Mapping[str, str]
+    ) -> Entry:
+        name = self.base_name if form == "base" else f"{self.recipe.name}-merged"
+        tolerance = self.recipe.gguf.parity_tolerance
+
+        def work(out: Path) -> Mapping[str, Any]:
+            from edge_forge.export.gguf.convert import convert_model
+
+            return convert_model(folder, out, name, base_id, tolerance, adapter)
+
+        settings = {"name": name, "tolerance": tolerance, "form": form}
+        return self.run("gguf", inputs, settings, work, f"gguf of {form}")
+
+    @cached_property
+    def adapter_file(self) -> Entry:
+        """adapter.gguf, its parity and its effect."""
+        base, (folder, base_id), tolerance = self.base_file, self.base_folder, self.recipe.gguf.parity_tolerance
+        adapter = self.adapter_folder
+        assert adapter is not None  # noqa: S101 - asked for only where there is one
+
+        def work(out: Path) -> Mapping[str, Any]:
+            from edge_forge.export.gguf.convert import convert_adapter
+
+            return convert_adapter(folder, adapter, base.path(MODEL_FILE), out, self.recipe.name, base_id, tolerance)
+
+        inputs = {**base.digests(MODEL_FILE), "tokenizer": self.tokenizer_digest, **self.trained_digests}
+        return self.run("gguf", inputs, {"form": "adapter", "tolerance": tolerance}, work, "gguf of adapter")
+
+    def _formats(self, form: str, entry: Entry) -> Iterator[File]:
+        """An F16 file and its other number formats, unmeasured."""
+        parity = {"parity": entry.facts["parity"]}
+        for dtype in self.recipe.quantize.variants:
+            if dtype == "f16":
+                yield File(form, dtype, entry.path(MODEL_FILE), entry.digests(MODEL_FILE)[MODEL_FILE], parity)
+                continue
+            made = self._quantized(form, entry, dtype)
+            name = f"{dtype}.gguf"
+            yield File(form, dtype, made.path(name), made.digests(name)[name], dict(made.facts))
+
+    def _quantized(self, form: str, entry: Entry, dtype: str) -> Entry:
+        def work(out: Path) -> Mapping[str, Any]:
+            from edge_forge.export.gguf.convert import quantize
+
+            return quantize(entry.path(MODEL_FILE), out, dtype)
+
+        return self.run("gguf-quantize", entry.digests(MODEL_FILE), {"dtype": dtype}, work, f"quantize {form} {dtype}")
+
+    @cached_property
+    def base_files(self) -> tuple[File, ...]:
+        """The base in all formats, with predicted memory; figures of no recipe's own."""
+        return tuple(self._sampled(self._predicted(file)) for file in self._formats("base", self.base_file))
+
+    @cached_property
+    def adapter_files(self) -> tuple[File, ...]:
+        """The base's files with this recipe's adapter attached, measured."""
+        if not self.has_adapter:
+            return ()
+        adapter = self.adapter_file
+        return tuple(self._measured(replace(file, form="adapter"), adapter) for file in self.base_files)
+
+    @cached_property
+    def merged_files(self) -> tuple[File, ...]:
+        """The merged model in all formats, measured."""
+        if not self.has_merged:
+            return ()
+        files = (self._predicted(file) for file in self._formats("merged", self.merged_file))
+        return tuple(self._measured(file, None) for file in files)
+
+    @cached_property
+    def bare(self) -> File:
+        """The base in F16, measured on this recipe's rows: what the adapter is to improve."""
+        return self._measured(self.base_files[0], None)
+
+    def _predicted(self, file: File) -> File:
+        section, task = self.recipe.gguf, self.recipe.task
+        contexts = sorted({*(one for one in section.contexts if one < task.max_tokens), task.max_tokens})
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.measure_gguf import predicted
+
+            return predicted(file.path, contexts, section.sequences)
+
+        settings = {"contexts": contexts, "sequences": section.sequences}
+        title = f"memory of {file.form} {file.dtype}"
+        found = self.run("gguf-memory", {"model": file.digest}, settings, work, title).facts
+        wanted = f"ctx{task.max_tokens}.kv_{section.kv_type}"
+        if wanted not in found:
+            raise EdgeError(
+                f"a cache of {section.kv_type} does not fit the heads of this model", "gguf.kv_type", 'use "f16"'
+            )
+        return replace(file, figures={**file.figures, "peak_bytes": found[wanted], "memory": dict(found)})
+
+    def _sampled(self, file: File) -> File:
+        """The file with its perplexity on sentences that come with the forge: the base belongs to no recipe's data."""
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.export.gguf.convert import sample_perplexity
+
+            return {"sample_perplexity": sample_perplexity(self.base_folder[0], file.path)}
+
+        inputs = {"model": file.digest, "tokenizer": self.tokenizer_digest}
+        title = f"perplexity of {file.form} {file.dtype}"
+        found = self.run("gguf-measure", inputs, {"what": "sample"}, work, title)
+        return replace(file, figures={**file.figures, **found.facts})
+
+    def _measured(self, file: File, adapter: Entry | None) -> File:
+        inputs = {
+            "model": file.digest, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+        }  # fmt: skip
+        if adapter is not None:
+            inputs |= adapter.digests(ADAPTER_FILE)
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.generator_scores import by_llama
+
+            exam = self.exam(self.base.directory)
+            return by_llama(exam, file.path, None if adapter is None else adapter.path(ADAPTER_FILE))
+
+        title = f"measure {file.form} {file.dtype}"
+        facts = self.run("gguf-measure", inputs, self.exam_settings, work, title).facts
+        figures = {"perplexity": facts["perplexity"], **facts.get("answers", {})}
+        return replace(file, figures={**file.figures, **figures, "samples": facts.get("samples", [])})
+
+    @cached_property
+    def compared(self) -> tuple[File, ...]:
+        """What a comparison sets side by side, measured and timed: the base alone in F16, and all that was made."""
+        if self.recipe.is_new:
+            return tuple(self._timed(self._measured(file, None), None) for file in self.base_files)
+        return (
+            self._timed(self.bare, None),
+            *(self._timed(file, self.adapter_file) for file in self.adapter_files),
+            *(self._timed(file, None) for file in self.merged_files),
+        )
+
+    def _timed(self, file: File, adapter: Entry | None) -> File:
+        """The file with how fast it answers the first of the scored rows, one after the other."""
+        task, section, answer_tokens = self.recipe.task, self.recipe.gguf, self.recipe.evaluate.answer_tokens
+        options = {"max_tokens": task.max_tokens, "kv_type": section.kv_type, "sequences": section.sequences}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.data.chat_tokenizer import to_score
+            from edge_forge.evaluate.measure_gguf import Served, speed
+
+            exam = self.exam(self.base.directory)
+            encoded = to_score(exam.codec, exam.rows, task.max_tokens)[1]
+            # Of a text its beginning is the prompt.
+            prompts = [one.ids[: one.answer or max(1, len(one.ids) // 2)] for one in encoded[:_PROMPTS]]
+            path = None if adapter is None else adapter.path(ADAPTER_FILE)
+            served = Served(file.path, self.base_folder[1] if adapter else "", path, options)
+            return speed(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
+
+        inputs = {
+            "model": file.digest, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+        }  # fmt: skip
+        if adapter is not None:
+            inputs |= adapter.digests(ADAPTER_FILE)
+        title = f"speed of {file.form} {file.dtype}"
+        found = self.run("gguf-speed", inputs, {**self.exam_settings, **options}, work, title)
+        return replace(file, figures={**file.figures, "speed": dict(found.facts)})
+
+    @cached_property
+    def judged(self) -> tuple[tuple[Gate, ...], tuple[File, ...]]:
+        """Verdicts on lost perplexity, and the files that pass. Raises EdgeError where one stops the build."""
+        limits, gates, passed = self.recipe.quantize, [], []
+        measured = (*self.adapter_files, *self.merged_files)
+        reference = {file.form: file.figures["perplexity"] for file in measured if file.dtype == "f16"}
+        for file in measured:
+            ratio = file.figures["perplexity"] / reference[file.form]
+            holds = file.dtype == "f16" or ratio <= limits.max_perplexity_ratio
+            if file.dtype != "f16":
+                gates.append(Gate(
+                    f"perplexity of {file.form} {file.dtype}", holds,
+                    f"{file.form} {file.dtype} has {ratio:.3f} times the perplexity of F16, "
+                    f"{limits.max_perplexity_ratio:g} is allowed",
+                ))  # fmt: skip
+            # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
+            if holds or file.form == "adapter":
+                passed.append(file)
+        broken = [gate.sentence for gate in gates if not gate.holds]
+        if broken and limits.beyond == "fail":
+            raise EdgeError("; ".join(broken), "gates", "leave the format out of quantize.variants, or allow more")
+        for sentence in broken:
+            self.progress.warn(sentence)
+        return tuple(gates), tuple(passed)
+
+
+def rows_of(files: Sequence[File]) -> Iterator[dict[str, Any]]:
+    """The files as the report wants them: plain values."""
+    for file in files:
+        yield {"form": file.form, "dtype": file.dtype, "size_bytes": file.size_bytes, **file.figures}

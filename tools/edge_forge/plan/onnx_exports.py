@@ -1,0 +1,279 @@
+"""The second part of a plan: graphs for devices, their number formats, and what each of them is worth.
+
+    train ─▶ export-merged ─▶ quantize ─▶ measure ─┐
+    base ──▶ export-base ───▶ quantize ─▶ measure ─┴▶ gates
+
+Everything is measured by the code that the device runs (`edge_forge.evaluate.measure_onnx`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_forge.data.classifier_rows import sample
+from edge_forge.evaluate import gates
+from edge_forge.package.shipping import Graph
+from edge_forge.plan.cache import Entry
+from edge_forge.plan.classifier_training import Plan, quiet
+
+_LATENCY_TEXTS = 50
+_DYNAMIC, _STATIC = "int8-dynamic", "int8-static"
+
+
+class ExportPlan(Plan):
+    """A plan up to measured graphs."""
+
+    @property
+    def has_banked(self) -> bool:
+        """True when the base's banked form is made: full fine-tuning has none."""
+        return self.recipe.export.banked and self.recipe.training.method == "lora"
+
+    @property
+    def bank(self) -> dict[str, Any]:
+        """Fields of `steps.export.Bank`: all modules, so that any adapter of the base fits."""
+        export = self.recipe.export
+        return {"targets": ("all",), "first_layer": 0, "rank": export.bank_rank, "max_labels": export.bank_labels}
+
+    @cached_property
+    def base_export(self) -> Entry:
+        """encoder.onnx (float, no bank), model.onnx (FP32 with the bank), tokenizer.json. Of no recipe's own."""
+        base, export = self.base, self.recipe.export
+        inputs = {"base": base.base_id, "tokenizer": self.tokenizer_digest}
+        settings = {"bank": self.bank, "tolerance": export.parity_tolerance,
+                    "max_tokens": export.bank_tokens}  # fmt: skip
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.export_graphs import Bank, as_dict, export_base
+
+            quiet()
+            return as_dict(
+                export_base(
+                    base_dir=base.directory, out_dir=folder, base_id=base.base_id, bank=Bank(**self.bank),
+                    tolerance=export.parity_tolerance, max_tokens=export.bank_tokens,
+                )
+            )  # fmt: skip
+
+        return self.run("export-base", inputs, settings, work)
+
+    @cached_property
+    def merged_export(self) -> Entry:
+        """encoder.onnx and model.onnx (the same, FP32), tokenizer.json."""
+        base, export, task = self.base, self.recipe.export, self.recipe.task
+        inputs = {"base": base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
+        settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.export_graphs import as_dict, export_merged
+
+            quiet()
+            return as_dict(
+                export_merged(
+                    base_dir=base.directory, trained_dir=self.trained.path("run"), out_dir=folder,
+                    base_id=base.base_id, tolerance=export.parity_tolerance, max_tokens=task.max_tokens,
+                )
+            )  # fmt: skip
+
+        return self.run("export-merged", inputs, settings, work)
+
+    @cached_property
+    def base_formats(self) -> Entry | None:
+        """`int8-dynamic.onnx` with the bank, or None when the recipe wants FP32 only."""
+        if "int8" not in self.recipe.quantize.variants:
+            return None
+        export, entry = self.recipe.export, self.base_export
+        settings = {"formats": [_DYNAMIC], "bank": self.bank, "max_tokens": export.bank_tokens}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.export_graphs import Bank
+            from edge_forge.export.onnx.number_formats import make
+
+            made = make(
+                encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=[_DYNAMIC],
+                max_tokens=export.bank_tokens, bank=(Bank(**self.bank), entry.facts["modules"]),
+            )  # fmt: skip
+            return {"made": sorted(made)}
+
+        return self.run("quantize", entry.digests("encoder.onnx"), settings, work, "quantize base")
+
+    @cached_property
+    def merged_formats(self) -> Entry | None:
+        """`fp16.onnx`, `int8-dynamic.onnx`, `int8-static.onnx`: those that the recipe wants; None for FP32 only."""
+        quantize, entry = self.recipe.quantize, self.merged_export
+        formats = [_DYNAMIC] if "int8" in quantize.variants and quantize.int8 != "static" else []
+        formats += [_STATIC] if "int8" in quantize.variants and quantize.int8 != "dynamic" else []
+        formats += ["fp16"] if "fp16" in quantize.variants else []
+        if not formats:
+            return None
+        inputs = entry.digests("encoder.onnx", "tokenizer.json")
+        settings: dict[str, Any] = {"formats": formats, "max_tokens": self.recipe.task.max_tokens}
+        if _STATIC in formats:
+            inputs |= self.data_step.digests("train.jsonl")
+            settings |= {"rows": quantize.calibration_rows, "seed": self.recipe.data.seed}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.number_formats import make
+
+            rows = sample(self.data.train, quantize.calibration_rows, self.recipe.data.seed)
+            made = make(
+                encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=formats,
+                calibration=[row.text for row in rows], tokenizer_path=entry.path("tokenizer.json"),
+                max_tokens=self.recipe.task.max_tokens,
+            )  # fmt: skip
+            return {"made": sorted(made)}
+
+        return self.run("quantize", inputs, settings, work, "quantize merged")
+
+    def measured(self, graph: Graph, tokenizer: Path, adapter: Path | None) -> Graph:
+        """The graph with its figures: scores on validation and test, latency of one text, memory of a process."""
+        task, rows = self.recipe.task, self.data
+        inputs = {
+            "model": graph.digest, "tokenizer": self.tokenizer_digest,
+            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+        }  # fmt: skip
+        if adapter is not None:
+            inputs |= {"adapter": self.trained_digests["run/adapter.safetensors"]}
+        settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.base.base_id}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate import measure_onnx as measure
+            from edge_forge.evaluate.classifier_metrics import (
+                confidence_shares,
+                evaluate,
+                fragmentation_shares,
+                unknown_share,
+            )
+
+            subject = measure.Subject(
+                graph.path, tokenizer, task.max_tokens, adapter, self.base.base_id if adapter else ""
+            )
+            facts: dict[str, Any] = {}
+            for split in ("validation", "test"):
+                gold = rows.splits[split]
+                if gold:
+                    texts = [row.text for row in gold]
+                    logits, wording = measure.outputs(subject, texts).logits, measure.wording(subject, texts)
+                    assert logits is not None  # noqa: S101 - a graph with a head was exported
+                    own = logits[:, : len(rows.labels)]
+                    found = evaluate(own, [row.label for row in gold], rows.labels)
+                    facts[split] = {
+                        **found.as_dict(), "confidence": confidence_shares(own),
+                        "fragmentation": fragmentation_shares(wording), "out_of_vocabulary": unknown_share(wording),
+                    }  # fmt: skip
+            texts = [row.text for row in rows.measured[1][:_LATENCY_TEXTS]]
+            return {**facts, "latency": measure.latency(subject, texts)._asdict(),
+                    "memory": measure.memory(subject)._asdict()}  # fmt: skip
+
+        how = f" ({graph.how})" if graph.how else ""
+        entry = self.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{how}")
+        scores = entry.facts[rows.measured[0]]
+        told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
+                "out_of_vocabulary")  # fmt: skip
+        figures = {key: scores[key] for key in told}
+        figures |= {
+            "latency_ms": entry.facts["latency"]["p50_ms"], "latency": entry.facts["latency"],
+            "peak_bytes": entry.facts["memory"]["peak_bytes"], "memory": entry.facts["memory"],
+            "validation_accuracy": entry.facts["validation"]["accuracy"],
+        }  # fmt: skip
+        return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
+
+    @cached_property
+    def banked_graphs(self) -> tuple[Graph, ...]:
+        """The base's graphs, measured with this recipe's adapter attached; empty where there are none."""
+        if not self.has_banked:
+            return ()
+        adapter = self.trained.path("run/adapter.safetensors")
+        tokenizer = self.base_export.path("tokenizer.json")
+        return tuple(self.measured(graph, tokenizer, adapter) for graph in self.bare_graphs)
+
+    @cached_property
+    def bare_graphs(self) -> tuple[Graph, ...]:
+        """The base's graphs with their bank, unmeasured."""
+        graphs = [_graph("banked", "fp32", self.base_export, "model.onnx", parity=_parity(self.base_export))]
+        if self.base_formats is not None:
+            graphs.append(_graph("banked", "int8", self.base_formats, f"{_DYNAMIC}.onnx", "dynamic"))
+        return tuple(graphs)
+
+    @cached_property
+    def merged_graphs(self) -> tuple[Graph, ...]:
+        """All merged graphs, measured; of INT8 perhaps two."""
+        if not self.recipe.export.merged:
+            return ()
+        graphs = [_graph("merged", "fp32", self.merged_export, "model.onnx", parity=_parity(self.merged_export))]
+        entry = self.merged_formats
+        for name in entry.facts["made"] if entry is not None else ():
+            dtype, _, how = name.partition("-")
+            assert entry is not None  # noqa: S101 - names come from it
+            graphs.append(_graph("merged", dtype, entry, f"{name}.onnx", how))
+        tokenizer = self.merged_export.path("tokenizer.json")
+        return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
+
+    @cached_property
+    def int8_choice(self) -> Mapping[str, Any] | None:
+        """Which merged INT8 is packed: `name`, `loss` on the validation rows, `reason`; None where there is none.
+
+        A step of its own, so that a build that does nothing imports no runtime to say so.
+        """
+        measured = {
+            f"int8-{graph.how}" if graph.how else graph.dtype: [
+                (graph.figures or {})["validation_accuracy"],
+                (graph.figures or {})["latency_ms"],
+            ]
+            for graph in self.merged_graphs
+            if graph.dtype in ("fp32", "int8")
+        }
+        if len(measured) < 2:
+            return None
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.number_formats import Candidate, choose
+
+            candidates = {name: Candidate(*found) for name, found in measured.items()}
+            return choose(candidates.pop("fp32"), candidates)._asdict()
+
+        return self.run("choose", {}, measured, work, "choose merged int8").facts
+
+    @cached_property
+    def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[Graph, ...]]:
+        """The gates' verdicts and the graphs that pass. Raises EdgeError where a broken gate stops the build."""
+        limits = self.recipe.quantize
+        chosen = self.int8_choice
+        kept = [
+            graph for graph in (*self.merged_graphs, *self.banked_graphs)
+            if graph.form == "banked" or graph.dtype != "int8" or (chosen and f"int8-{graph.how}" == chosen["name"])
+        ]  # fmt: skip
+        figures = [{"form": graph.form, "dtype": graph.dtype, **(graph.figures or {})} for graph in kept]
+        found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits.max_loss_points)
+        stopping = found if limits.beyond == "fail" else [gate for gate in found if gate.name.startswith("parity")]
+        gates.require(stopping, "gates", "see the report of `edge-forge quantize`, or change [quantize] of the recipe")
+        for gate in found:
+            if not gate.holds:
+                self.progress.warn(gate.sentence)
+        # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
+        passed = tuple(graph for graph in kept if (graph.form, graph.dtype) not in beyond or graph.form == "banked")
+        return tuple(found), passed
+
+
+def rows_of(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
+    """The graphs as the report wants them: plain values."""
+    for graph in graphs:
+        yield {
+            "form": graph.form, "dtype": graph.dtype, "how": graph.how, "size_bytes": graph.path.stat().st_size,
+            **(graph.figures or {}),
+        }  # fmt: skip
+
+
+def _graph(
+    form: str, dtype: str, entry: Entry, name: str, how: str = "", parity: float | None = None
+) -> Graph:  # fmt: skip
+    figures = {} if parity is None else {"parity": parity}
+    return Graph(form, dtype, entry.path(name), entry.digests(name)[name], how, figures)
+
+
+def _parity(entry: Entry) -> float:
+    """The largest difference from PyTorch that the export step measured."""
+    parities: Mapping[str, Mapping[str, float | None]] = entry.facts["parity"]
+    return max(float(found[key] or 0.0) for found in parities.values() for key in ("features", "logits"))

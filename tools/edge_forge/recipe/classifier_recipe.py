@@ -1,0 +1,184 @@
+"""`recipe.toml`: what a model is made of, checked before anything runs.
+
+Every key has a type, bounds and a default; a key that is not known is an error that names the file, the key and the
+nearest known one, so that a typing error never turns into a default in silence. `docs/recipe.md` lists the keys,
+`edge-forge init` writes a commented recipe. This module loads no runtime.
+
+Values that name places (`base.source`, the files of `data`, `package.keys`) may hold `${NAME}` or `${NAME:-default}`.
+Relative paths are meant from the recipe's folder; those that a variable brings, from the current folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.recipe import schema as recipe_form
+from edge_forge.recipe.schema import CommonRecipe, Form, NotNegative, Positive, Section, Share
+from edge_forge.train import presets
+from edge_forge.train.settings import TrainSettings, replaced
+
+Dtype = Literal["fp32", "fp16", "int8"]
+
+
+class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[task]`: what the model answers."""
+
+    kind: Literal["classify"] = "classify"
+    labels: tuple[str, ...] = ()
+    """The order of the classes; empty: the sorted labels of the training data."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 64
+    """A longer text is cut, and the answer says so."""
+    threshold: Share = 0.0
+    """Below this probability the answer is `out_of_scope`."""
+    out_of_scope: str | None = None
+    """The label that stands for 'none of these'."""
+
+
+class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[data]`: local files, or a hub data set by id."""
+
+    train: str = ""
+    validation: str = ""
+    """Empty: a stratified share of the training rows, drawn by `seed`."""
+    test: str = ""
+    """Empty: the figures of the report are those of the validation split, and it says so."""
+    hub: str = ""
+    """A data set id (with `datasets` installed); `hub_config` and the splits' names as below."""
+    hub_config: str = ""
+    hub_splits: Mapping[str, str] = {}
+    """Where the hub names its splits otherwise: `{validation = "dev"}`; an empty name: the split is not used."""
+    format: Literal["", "tsv", "csv", "jsonl"] = ""
+    """Empty: by the file's suffix."""
+    columns: tuple[str, ...] = ()
+    """The columns' names in a TSV or CSV file without a header row; empty: the first row is the header."""
+    text: str = "text"
+    """The column (or JSON key) that holds the text."""
+    label: str = "label"
+    """The column (or JSON key) that holds the label."""
+    label_names: Mapping[str, str] = {}
+    """Names for raw labels, such as `0 = "negative"`."""
+    validation_share: Annotated[float, msgspec.Meta(gt=0.0, lt=0.9)] = 0.15
+    seed: int = 17
+    max_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Use at most so many rows per split, drawn with the classes' shares kept; 0: all. For trying a recipe out."""
+
+
+class ExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[export]`: which ONNX graphs are made."""
+
+    banked: bool = True
+    """The base with the adapter bank as inputs, and the adapter beside it (LoRA only)."""
+    merged: bool = True
+    """Base and adapter folded into one graph."""
+    bank_rank: Annotated[int, msgspec.Meta(ge=1, le=64)] = 16
+    bank_labels: Annotated[int, msgspec.Meta(ge=2, le=256)] = 32
+    bank_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 128
+    """The longest text of the base and of any adapter on it, in tokens; it sets the memory that a device needs."""
+    parity_tolerance: Positive = 1e-3
+    """Largest absolute difference of logits and features against PyTorch, FP32 on both sides."""
+
+
+class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[quantize]`: the number formats that are tried, and what they may cost."""
+
+    variants: tuple[Dtype, ...] = ("fp32", "fp16", "int8")
+    int8: Literal["best", "dynamic", "static"] = "best"
+    """`best` measures both on the validation split and keeps the better."""
+    calibration_rows: Annotated[int, msgspec.Meta(ge=8, le=4096)] = 256
+    max_loss_points: NotNegative = 0.5
+    """Accuracy that a variant may lose against FP32, in percentage points of the test split."""
+    beyond: Literal["leave-out", "fail"] = "leave-out"
+    """What happens to a variant that loses more."""
+
+
+class Recipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole recipe of an encoder."""
+
+    task: TaskSection = TaskSection()
+    data: DataSection = DataSection()
+    method: Mapping[str, Any] = {}
+    """`[method]`: `name` ("lora" or "full"), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""
+    train: Mapping[str, Any] = {}
+    """`[train]`: the other keys of `TrainSettings`; what is absent is the preset's."""
+    export: ExportSection = ExportSection()
+    quantize: QuantizeSection = QuantizeSection()
+
+    @property
+    def training(self) -> TrainSettings:
+        """The settings of the training run: the preset, overlaid with `[method]` and `[train]`."""
+        return _training(self, "recipe")
+
+
+# The keys of TrainSettings that say what is adapted; the others say how it is optimised and stand in [train].
+METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "frozen_share", "use_rslora", "use_dora", "lora_plus_ratio")
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "method": ("name", "preset", *METHOD_KEYS),
+    "train": tuple(
+        field.name
+        for field in dataclasses.fields(TrainSettings)
+        if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
+    ),
+}
+FORM = Form(Recipe, _TABLES)
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe in a file. Raises ConfigError that names the file and the key."""
+    return parse(recipe_form.read(path), str(path), os.environ if environment is None else environment)
+
+
+def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> Recipe:
+    """The recipe in a parsed TOML document; `where` names the file in errors."""
+    recipe = recipe_form.convert(raw, where, environment, FORM, Recipe)
+    _check_relations(recipe, where)
+    return recipe
+
+
+def _check_relations(recipe: Recipe, where: str) -> None:
+    """What no single key shows to be wrong."""
+    data, task = recipe.data, recipe.task
+
+    def wrong(key: str, what: str, remedy: str | None = None) -> ConfigError:
+        return ConfigError(what, f"{where}: {key}", remedy)
+
+    if bool(data.train) == bool(data.hub):
+        raise wrong("data.train", "exactly one of data.train and data.hub is needed")
+    if data.columns and not {data.text, data.label} <= set(data.columns):
+        raise wrong("data.columns", f"it must hold {data.text!r} and {data.label!r}")
+    if len(set(task.labels)) != len(task.labels):
+        raise wrong("task.labels", "a label is named twice")
+    if len(task.labels) == 1:
+        raise wrong("task.labels", "a classifier needs at least two labels")
+    if task.out_of_scope is not None and task.labels and task.out_of_scope not in task.labels:
+        raise wrong("task.out_of_scope", f"{task.out_of_scope!r} is not among task.labels")
+    if task.threshold > 0.0 and task.out_of_scope is None:
+        raise wrong("task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it")
+    training = _training(recipe, where)
+    if training.method == "full" and not recipe.export.merged:
+        raise wrong("export.merged", "full fine-tuning has only the merged form", "set export.merged = true")
+    if not (recipe.export.merged or recipe.export.banked):
+        raise wrong("export", "both forms are switched off: nothing would be made")
+    if training.rank > recipe.export.bank_rank and recipe.export.banked and training.method == "lora":
+        raise wrong(
+            "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}"
+        )
+    if recipe.export.banked and task.max_tokens > recipe.export.bank_tokens:
+        raise wrong(
+            "export.bank_tokens", f"the base takes {recipe.export.bank_tokens} tokens, the task {task.max_tokens}"
+        )
+    if "fp32" not in recipe.quantize.variants:
+        raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
+
+
+def _training(recipe: Recipe, where: str) -> TrainSettings:
+    method = dict(recipe.method)
+    name, preset = str(method.pop("name", "lora")), str(method.pop("preset", "best"))
+    start = presets.settings(name, preset, method, f"{where}: [method]")
+    return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: [train]")

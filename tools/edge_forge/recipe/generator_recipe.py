@@ -1,0 +1,213 @@
+"""The sections of a recipe whose `task.kind` is "generate"; read and checked as those of encoders (`recipe_form`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.recipe import schema as recipe_form
+from edge_forge.recipe.schema import CommonRecipe, Form, Positive, Section
+from edge_forge.train.generator_settings import PRESETS, GenerateSettings
+from edge_forge.train.generator_settings import settings as training_settings
+
+Dtype = Literal["f16", "q8_0", "q4_k_m", "q4_0"]
+KvType = Literal["f16", "q8_0"]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+NEW = "new:llama"
+OF_RECIPE = "recipe:"
+
+
+class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[task]`: what the model answers."""
+
+    kind: Literal["generate"]
+    max_tokens: Annotated[int, msgspec.Meta(ge=16, le=131072)] = 1024
+    """Context of one sequence, prompt and answer together: the length of training rows, and what devices are told."""
+    chat: Literal["auto", "yes", "no"] = "auto"
+    """Whether prompts are put into the model's chat template; auto: where it has one."""
+
+
+class NewSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[new]`: the shape of a Llama with random weights and a tokenizer of its own (`base.source = "new:llama"`)."""
+
+    vocabulary: Annotated[int, msgspec.Meta(ge=300, le=65536)] = 2048
+    hidden: Annotated[int, msgspec.Meta(ge=32, le=4096, multiple_of=32)] = 256
+    layers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    heads: Count = 4
+    kv_heads: Count = 2
+    feed_forward: Annotated[int, msgspec.Meta(ge=32, le=16384, multiple_of=32)] = 768
+
+
+class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[data]`: local files."""
+
+    train: str
+    validation: str = ""
+    """Empty: a share of the training rows, drawn by `seed`."""
+    test: str = ""
+    """Empty: the figures of the report are those of the validation split, and it says so."""
+    format: Literal["", "chat", "completion", "text"] = ""
+    """Empty: .txt is text; .jsonl is chat where its first line has `messages`, text where it has only that, else
+    completion."""
+    messages: str = "messages"
+    """chat: the key of the list of {role, content}."""
+    prompt: str = "prompt"
+    completion: str = "completion"
+    """completion: the keys of the question and of the wanted answer."""
+    text: str = "text"
+    """text: the key of the text, in JSONL. In a .txt file an empty line separates texts."""
+    validation_share: Annotated[float, msgspec.Meta(gt=0.0, lt=0.9)] = 0.05
+    seed: int = 17
+    max_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Use at most so many rows per split; 0: all."""
+
+
+class EvaluateSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[evaluate]`: what is measured of answers."""
+
+    rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 200
+    """Rows of the measured split that are used, at most."""
+    answer_tokens: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 128
+    """An answer is cut after so many tokens."""
+
+
+class GgufSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gguf]`: which files are made."""
+
+    adapter: bool = True
+    """The base, and the adapter beside it (LoRA only)."""
+    merged: bool = True
+    """Base and adapter in one file."""
+    parity_tolerance: Positive = 0.01
+    """Largest relative L2 distance of a row of logits between PyTorch in float32 and the F16 file."""
+    contexts: Annotated[tuple[Annotated[int, msgspec.Meta(ge=16, le=131072)], ...], msgspec.Meta(min_length=1)] = (
+        512,
+        2048,
+        4096,
+    )
+    """Contexts for which the package states the predicted memory; those beyond task.max_tokens are left out."""
+    kv_type: KvType = "f16"
+    """Number format of the cache that the package recommends."""
+    sequences: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    """Sequences at once that the package recommends."""
+
+
+class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[quantize]`: the number formats that are made, and what they may cost."""
+
+    variants: tuple[Dtype, ...] = ("f16", "q8_0", "q4_k_m", "q4_0")
+    max_perplexity_ratio: Annotated[float, msgspec.Meta(ge=1.0)] = 1.1
+    """Perplexity of a variant over that of F16; beyond it the variant is not shipped."""
+    beyond: Literal["leave-out", "fail"] = "leave-out"
+
+
+class GenerateRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole recipe of a generator."""
+
+    task: TaskSection
+    data: DataSection
+    new: NewSection = NewSection()
+    method: Mapping[str, Any] = {}
+    """`[method]`: `name` ("lora" or "full"), and those keys of `GenerateSettings` in `METHOD_KEYS`."""
+    train: Mapping[str, Any] = {}
+    """`[train]`: the other keys of `GenerateSettings`."""
+    evaluate: EvaluateSection = EvaluateSection()
+    gguf: GgufSection = GgufSection()
+    quantize: QuantizeSection = QuantizeSection()
+
+    @property
+    def is_new(self) -> bool:
+        """True when the base is made here, from random weights."""
+        return NEW in self.base.sources
+
+    @property
+    def training(self) -> GenerateSettings:
+        """The settings of the training run."""
+        return _training(self, "recipe")
+
+
+METHOD_KEYS = ("rank", "alpha", "targets", "use_rslora", "use_dora", "lora_plus_ratio")
+FORM = Form(
+    GenerateRecipe,
+    {
+        "method": ("name", *METHOD_KEYS),
+        "train": tuple(
+            field.name
+            for field in dataclasses.fields(GenerateSettings)
+            if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
+        ),
+    },
+)
+
+
+def is_generate(raw: Mapping[str, Any]) -> bool:
+    """True for the document of a generator's recipe."""
+    task = raw.get("task")
+    return isinstance(task, dict) and task.get("kind") == "generate"
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> GenerateRecipe:
+    """The recipe in a file. Raises ConfigError that names the file and the key."""
+    return parse(recipe_form.read(path), str(path), os.environ if environment is None else environment)
+
+
+def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> GenerateRecipe:
+    """The recipe in a parsed TOML document; `where` names the file in errors."""
+    recipe = recipe_form.convert(raw, where, environment, FORM, GenerateRecipe)
+    _check_relations(recipe, where, "new" in raw)
+    return recipe
+
+
+def with_method(recipe: GenerateRecipe, method: str) -> GenerateRecipe:
+    """The recipe by another method of adapting. Raises ConfigError where it has no form.
+
+    [method] belongs to the one it was written for. [train] stays, since presets differ in the step size alone, and a
+    step size keeps its ratio to the preset's: how far it is from usual depends on the base, not on the method.
+    """
+    own = recipe.training
+    train = dict(recipe.train)
+    if "learning_rate" in train:
+        usual = PRESETS[own.method].learning_rate, PRESETS[method].learning_rate
+        train["learning_rate"] = float(f"{own.learning_rate / usual[0] * usual[1]:.6g}")
+    changed = msgspec.structs.replace(recipe, method={"name": method}, train=train)
+    _check_relations(changed, f"{recipe.name} by method {method}", has_new=False)
+    return changed
+
+
+def _check_relations(recipe: GenerateRecipe, where: str, has_new: bool) -> None:
+    """What no single key shows to be wrong."""
+
+    def wrong(key: str, what: str, remedy: str | None = None) -> ConfigError:
+        return ConfigError(what, f"{where}: {key}", remedy)
+
+    training = _training(recipe, where)
+    if has_new and not recipe.is_new:
+        raise wrong("new", 'a [new] table belongs to base.source = "new:llama"')
+    if recipe.is_new and len(recipe.base.sources) > 1:
+        raise wrong("base.source", "'new:llama' stands alone")
+    if recipe.is_new and training.method != "full":
+        raise wrong("method.name", "random weights are trained as a whole", 'set [method] name = "full"')
+    new = recipe.new
+    if new.hidden % new.heads or (new.hidden // new.heads) % 2 or new.heads % new.kv_heads:
+        raise wrong("new.heads", "hidden / heads must be an even number, and heads a multiple of kv_heads")
+    if training.method == "full" and not (recipe.gguf.merged or recipe.is_new):
+        raise wrong("gguf.merged", "full fine-tuning has only the merged form", "set gguf.merged = true")
+    if not (recipe.gguf.merged or recipe.gguf.adapter):
+        raise wrong("gguf", "both forms are switched off: nothing would be made")
+    if "f16" not in recipe.quantize.variants:
+        raise wrong("quantize.variants", "f16 must be among them: the others are measured against it")
+    if recipe.evaluate.answer_tokens >= recipe.task.max_tokens:
+        raise wrong("evaluate.answer_tokens", f"it leaves no room for a prompt in {recipe.task.max_tokens} tokens")
+
+
+def _training(recipe: GenerateRecipe, where: str) -> GenerateSettings:
+    method = dict(recipe.method)
+    name = method.pop("name", "lora")
+    values = {**method, **recipe.train, "max_tokens": recipe.task.max_tokens}
+    return training_settings(str(name), recipe.is_new, values, f"{where}: [method], [train]")

@@ -1,0 +1,62 @@
+"""`edge-forge init`: a folder with a commented recipe and a small data set that already builds."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from edge_agent.base.errors import UsageError
+from edge_forge.recipe.classifier_recipe import FORM
+from edge_forge.recipe.generator_recipe import FORM as GENERATE_FORM
+from edge_forge.recipe.schema import Form
+from edge_forge.train.generator_settings import GenerateSettings
+from edge_forge.train.settings import TrainSettings
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Write NAME/recipe.toml and NAME/data/train.*; an existing folder is left alone."""
+    name: str = arguments.name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
+        raise UsageError(
+            f"{name!r} cannot be a name",
+            "init",
+            "use lower-case letters, digits, '.', '_' and '-', 63 at most; --dir says where the folder goes",
+        )
+    folder: Path = arguments.dir / name
+    if folder.exists():
+        raise UsageError("it exists already", str(folder), "choose another name, or --dir DIR")
+    generates = arguments.task == "generate"
+    data = "train.jsonl" if generates else "train.tsv"
+    text = generator_text(name) if generates else recipe_text(name)
+    try:
+        (folder / "data").mkdir(parents=True)
+        (folder / "recipe.toml").write_text(text, encoding="utf-8")
+        (folder / "data" / data).write_bytes((_TEMPLATES / data).read_bytes())
+    except OSError as error:
+        raise UsageError(f"it cannot be written: {error.strerror}", str(folder), "name another place: --dir") from error
+    print(f"wrote {folder}/recipe.toml and a small {folder}/data/{data}")
+    print(f"next: put your own rows there, then  edge-forge build {folder}")
+    return 0
+
+
+def recipe_text(name: str) -> str:
+    """The commented recipe; the keys of [train] come from `TrainSettings`, so none is forgotten."""
+    return _filled("recipe.toml", name, TrainSettings(), FORM)
+
+
+def generator_text(name: str) -> str:
+    """The commented recipe of a generator, in the same way."""
+    return _filled("generate.toml", name, GenerateSettings(), GENERATE_FORM)
+
+
+def _filled(template: str, name: str, settings: TrainSettings | GenerateSettings, form: Form) -> str:
+    lines = [f"# {key} = {_toml(getattr(settings, key))}" for key in form.keys("train")]
+    text = (_TEMPLATES / template).read_text(encoding="utf-8")
+    return text.format(name=name, train="\n".join(lines) + "\n")
+
+
+def _toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,162 @@
+"""The story of one training run: tokenise, open, keep, measure, train, save. Runs in the worker process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+
+from edge_forge.models.encoder import Encoder, cut_below, open_encoder, resolve_layer, thaw
+from edge_forge.models.sequence_classifier import SequenceClassifier, class_weights
+from edge_forge.train import classifier_trainer as loop
+from edge_forge.train import lora as adapters
+from edge_forge.train import outputs
+from edge_forge.train import step_benchmark as speed
+from edge_forge.train.batches import RowDataset
+from edge_forge.train.classifier_job import Job
+from edge_forge.train.frozen_states import keep_states, tokenize
+from edge_forge.train.record import TrainRecord, peak_bytes
+from edge_forge.train.settings import TrainSettings
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
+
+
+@dataclass
+class _Run:
+    """One run and what is gathered about it on the way."""
+
+    job: Job
+    report: Callable[[str, float], None]
+    baseline_bytes: int
+    start_s: float
+    start_cpu_s: float
+    total_parameters: int = 0
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a part of the run and report its beginning."""
+        start_s = time.monotonic()
+        self.report(name, 0.0)
+        yield
+        self.phases_s[name] = round(time.monotonic() - start_s, 3)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Both splits, tokenised and, above layer 0, as kept states."""
+
+    train: RowDataset
+    validation: RowDataset
+
+    def close(self) -> None:
+        """Free what is kept."""
+        for part in (self.train, self.validation):
+            if part.kept is not None:
+                part.kept.close()
+
+
+def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
+    """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
+    job.out_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(job.settings.seed)
+    if job.settings.threads:
+        torch.set_num_threads(job.settings.threads)
+    return _steps(_Run(job, report, peak_bytes(), time.monotonic(), time.process_time()))
+
+
+def _steps(going: _Run) -> TrainRecord:
+    job, settings = going.job, going.job.settings
+    lora = settings.method == "lora"
+    with going.phase("open"):
+        encoder = open_encoder(job.base_dir, settings.dropout)
+        going.total_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+    wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
+    first_layer = resolve_layer(wanted, encoder.layers) if lora else 0
+    with going.phase("keep"):
+        data = _data(going, encoder, first_layer)
+    if first_layer:
+        cut_below(encoder, first_layer)
+    peft_model = adapters.put_on(encoder, settings, first_layer) if lora else None
+    model = _model(settings, encoder, data, len(job.labels))
+    with going.phase("measure"):
+        choice = speed.choose(model, peft_model, data.train, settings)
+    with going.phase("train"):
+        trainer = loop.ForgeTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
+        trainer.watch(going.report)
+        trainer.train()
+        trainer.take_best()
+    chief = bool(trainer.is_world_process_zero())
+    with going.phase("save"):
+        files = outputs.save(job, model, peft_model, encoder) if chief else []
+    data.close()
+    record = _record(going, trainer, data, files)
+    record = replace(record, choice=choice.as_dict(), first_layer=first_layer)
+    if chief:
+        record.write(job.out_dir / "record.json")
+    return record
+
+
+def _data(going: _Run, encoder: Encoder, first_layer: int) -> _Data:
+    job = going.job
+    parts = []
+    for rows in (job.train, job.validation):
+        tokens = tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens)
+        kept = keep_states(encoder, first_layer, tokens, job.work_dir) if first_layer else None
+        parts.append(RowDataset(tokens, kept))
+    return _Data(*parts)
+
+
+def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) -> SequenceClassifier:
+    if settings.method == "full":
+        thaw(encoder)
+    model = SequenceClassifier(encoder.model, encoder.hidden, labels)
+    model.label_smoothing, model.token_dropout = settings.label_smoothing, settings.token_dropout
+    model.consistency = settings.consistency
+    if settings.class_weights == "balanced":
+        model.class_weight = class_weights(data.train.rows.targets, labels)
+    return model
+
+
+def _record(going: _Run, trainer: loop.ForgeTrainer, data: _Data, files: list[str]) -> TrainRecord:
+    job, usage = going.job, resource.getrusage(resource.RUSAGE_SELF)
+    curves = trainer.curves
+    kept = [part.kept for part in (data.train, data.validation)]
+    trained = [name for name, parameter in trainer.classifier.named_parameters() if parameter.requires_grad]
+    return TrainRecord(
+        method=job.settings.method,
+        preset=job.settings.preset,
+        settings=asdict(job.settings),
+        base_id=job.base_id,
+        labels=list(job.labels),
+        wall_s=round(time.monotonic() - going.start_s, 3),
+        cpu_s=round(usage.ru_utime + usage.ru_stime - going.start_cpu_s, 3),
+        peak_bytes=peak_bytes(),
+        baseline_bytes=going.baseline_bytes,
+        trainable_parameters=sum(p.numel() for p in trainer.classifier.parameters() if p.requires_grad),
+        total_parameters=going.total_parameters,
+        curves=curves.evaluations,
+        best_epoch=curves.evaluations[curves.best]["epoch"] if curves.evaluations else 0.0,
+        stopped_early=bool(trainer.state.global_step < trainer.state.max_steps),
+        kept_states={
+            "size_bytes": sum(k.size_bytes for k in kept if k is not None),
+            "on_disk": any(k is not None and k.on_disk for k in kept),
+        },
+        rows={"train": len(data.train), "validation": len(data.validation)},
+        truncated={"train": data.train.rows.truncated, "validation": data.validation.rows.truncated},
+        processes=int(trainer.args.world_size),
+        adapted_modules=sorted({adapters.module_name(name) for name in trained if ".lora_A." in name}),
+        phases_s=going.phases_s,
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        gpu_peak_bytes=int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0,
+        files=files,
+    )

@@ -1,0 +1,170 @@
+"""What a training run reads: tokens once, and below the lowest adapted layer hidden states once.
+
+The frozen part of the network gives the same answer in every epoch, so it is run once per text and kept: in memory
+while small, else in a file that is read row by row (`pread`), so that the process does not hold it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.models.encoder import Encoder, run_below
+
+# Beyond this the kept states go to a file: memory is what LoRA is chosen for.
+KEEP_IN_MEMORY_BYTES = 32 << 20
+_PREFIX_TOKENS = 1024
+_TEXTS_AT_ONCE = 512
+# float16 holds 11 bits; beyond this magnitude its steps exceed 1/16 and float32 is kept instead.
+_HALF_LIMIT = 128.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows: `tokens[i]` ids of row i (special tokens included), `targets[i]` index of its label."""
+
+    tokens: tuple[NDArray[np.int32], ...]
+    targets: NDArray[np.int64]
+    truncated: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.asarray([len(ids) for ids in self.tokens], dtype=np.int64)
+
+
+def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple[NDArray[np.int32], ...], int]:
+    """(token ids per text, number of texts cut) by the base's `tokenizer.json`, as the device does it.
+
+    Raises ConfigError when the base has no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    path = base_dir / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError("tokenizer.json is missing", str(base_dir), "give a base that carries its tokenizer")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=max_tokens)
+    found: list[NDArray[np.int32]] = []
+    truncated = 0
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        # An encoding holds far more than its ids; only so many are alive at once.
+        for item in tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_AT_ONCE])):
+            found.append(np.asarray(item.ids, dtype=np.int32))
+            truncated += bool(item.overflowing)
+    return tuple(found), truncated
+
+
+def tokenize(base_dir: Path, rows: Sequence[tuple[str, str]], labels: Sequence[str], max_tokens: int) -> Rows:
+    """Tokenise (text, label) rows. Raises ConfigError for an unknown label or a missing tokenizer."""
+    place = {label: index for index, label in enumerate(labels)}
+    for number, (_, label) in enumerate(rows, 1):
+        if label not in place:
+            raise ConfigError(f"row {number} has the unknown label {label!r}", "data", "add it to the task's labels")
+    tokens, truncated = encode(base_dir, [text for text, _ in rows], max_tokens)
+    return Rows(tokens, np.asarray([place[label] for _, label in rows], dtype=np.int64), truncated)
+
+
+def padded(tokens: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask), both int64 [rows, longest]; padding is id 0 and mask 0."""
+    longest = max(len(ids) for ids in tokens)
+    ids = np.zeros((len(tokens), longest), dtype=np.int64)
+    mask = np.zeros((len(tokens), longest), dtype=np.int64)
+    for row, values in enumerate(tokens):
+        ids[row, : len(values)] = values
+        mask[row, : len(values)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def by_length(lengths: NDArray[np.int64], tokens_per_batch: int) -> list[NDArray[np.int64]]:
+    """Row indices in batches of near-equal length, each at most `tokens_per_batch` padded tokens (or one row)."""
+    order = np.argsort(lengths, kind="stable")[::-1]
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+class KeptStates:
+    """Hidden states of every row at one depth, ragged: row i is [tokens_i, hidden].
+
+    Held as float16 (or float32 where values are large) in memory or in an unnamed file; `close` frees it.
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], hidden: int, dtype: type[np.floating], folder: Path) -> None:
+        self.hidden = hidden
+        self.dtype = np.dtype(dtype)
+        self._ends = np.concatenate([[0], np.cumsum(lengths)])
+        self.size_bytes = int(self._ends[-1]) * hidden * self.dtype.itemsize
+        self.on_disk = self.size_bytes > KEEP_IN_MEMORY_BYTES
+        self._memory: NDArray[np.floating] | None = None
+        self._file = None
+        if self.on_disk:
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
+            os.truncate(self._file.fileno(), self.size_bytes)
+        else:
+            self._memory = np.empty((int(self._ends[-1]), hidden), dtype=self.dtype)
+
+    def write(self, row: int, states: NDArray[np.floating]) -> None:
+        """Keep the states [tokens, hidden] of `row`."""
+        values = np.ascontiguousarray(states, dtype=self.dtype)
+        start, end = int(self._ends[row]), int(self._ends[row + 1])
+        if self._memory is not None:
+            self._memory[start:end] = values
+        elif self._file is not None:
+            os.pwrite(self._file.fileno(), values.tobytes(), start * self.hidden * self.dtype.itemsize)
+
+    def read(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(states float32 [rows, longest, hidden] padded with 0, attention_mask int64 [rows, longest])."""
+        spans = [(int(self._ends[row]), int(self._ends[row + 1])) for row in rows]
+        longest = max(end - start for start, end in spans)
+        states = np.zeros((len(rows), longest, self.hidden), dtype=np.float32)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)
+        for place, (start, end) in enumerate(spans):
+            states[place, : end - start] = self._span(start, end)
+            mask[place, : end - start] = 1
+        return torch.from_numpy(states), torch.from_numpy(mask)
+
+    def _span(self, start: int, end: int) -> NDArray[np.floating]:
+        if self._memory is not None:
+            return self._memory[start:end]
+        if self._file is None:
+            raise ValueError("the kept states are closed")
+        width = self.hidden * self.dtype.itemsize
+        raw = os.pread(self._file.fileno(), (end - start) * width, start * width)
+        return np.frombuffer(raw, dtype=self.dtype).reshape(end - start, self.hidden)
+
+    def close(self) -> None:
+        """Free memory and file."""
+        self._memory = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def keep_states(encoder: Encoder, first_layer: int, rows: Rows, folder: Path) -> KeptStates:
+    """Run everything below `first_layer` once for every row and keep what comes out."""
+    kept: KeptStates | None = None
+    lengths = rows.lengths
+    for batch in by_length(lengths, _PREFIX_TOKENS):
+        ids, mask = padded([rows.tokens[row] for row in batch])
+        states = run_below(encoder, first_layer, ids, mask).numpy()
+        if kept is None:
+            half = float(np.abs(states).max()) < _HALF_LIMIT
+            kept = KeptStates(lengths, encoder.hidden, np.float16 if half else np.float32, folder)
+        for place, row in enumerate(batch):
+            kept.write(int(row), states[place, : lengths[row]])
+    if kept is None:
+        raise ConfigError("there are no rows to train on", "data", "give the split at least one row")
+    return kept

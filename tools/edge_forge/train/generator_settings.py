@@ -1,0 +1,70 @@
+"""What a training run of a generator may be told, and where its values start; checked as those of encoders are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.train.settings import METHODS, replaced
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """One training run. Keys that encoders have too mean the same (`training.settings.TrainSettings`)."""
+
+    # "lora": adapters are trained; "full": every weight is.
+    method: str = "lora"
+    # The preset these values started from; kept for the record.
+    preset: str = "best"
+    # Peak step size of AdamW; LoRA wants about ten times that of "full".
+    learning_rate: float = 2e-4
+    # Passes over the training rows at most; early stopping may end sooner.
+    epochs: int = 3
+    # Packed rows of max_tokens per optimiser step.
+    batch_size: int = 16
+    # Packed rows computed at once; the gradients of a step are summed over them. Bounds the memory.
+    rows_at_once: int = 4
+    schedule: str = "cosine"
+    # Share of all steps over which the step size rises from 0.
+    warmup_fraction: float = 0.05
+    # AdamW's decoupled decay per step, in units of the step size; biases and norms are left out.
+    weight_decay: float = 0.01
+    # Evaluations (one per epoch) without a lower validation loss before training ends; 0 = never.
+    early_stopping_patience: int = 0
+    seed: int = 17
+    # Length of a packed row; a dialogue that is longer is left out, a text is cut into rows.
+    max_tokens: int = 1024
+    # "auto": bf16 on an accelerator that has it, fp32 on a CPU; "bf16" is autocast.
+    precision: str = "auto"
+    # Threads of the tensor library; 0 = all cores.
+    threads: int = 0
+    # LoRA: width of the adapter.
+    rank: int = 16
+    # LoRA: scale numerator; the branch is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora).
+    alpha: float = 32.0
+    # LoRA: modules adapted: "all", "attention", "qkv", "mlp", or the end of a module name ("self_attn.q_proj").
+    targets: tuple[str, ...] = ("all",)
+    # LoRA: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
+    use_rslora: bool = False
+    # LoRA: DoRA has no GGUF form and is refused.
+    use_dora: bool = False
+    # LoRA+: step size of B over that of A (Hayou et al. 2024); 1 = plain LoRA.
+    lora_plus_ratio: float = 1.0
+
+
+# rank 16 on all linears and 2e-4: what QLoRA (Dettmers et al. 2023, table 9) found to match full tuning.
+_LORA = GenerateSettings()
+PRESETS: Mapping[str, GenerateSettings] = {
+    "lora": _LORA,
+    "full": replace(_LORA, method="full", learning_rate=2e-5),
+    # From random weights: as small Llamas are trained, the step size falling with width.
+    "new": replace(_LORA, method="full", learning_rate=2e-3, weight_decay=0.1, batch_size=16, rows_at_once=16),
+}
+
+
+def settings(method: str, fresh: bool, values: Mapping[str, object], where: str) -> GenerateSettings:
+    """The settings of a method (of random weights: `fresh`), with `values` over them. Raises ConfigError."""
+    if method not in METHODS:
+        raise ConfigError(f"method = {method!r} is not known", where, f"use one of {', '.join(METHODS)}")
+    return replaced(PRESETS["new" if fresh else method], {**values, "method": method}, where)

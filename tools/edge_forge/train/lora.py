@@ -1,0 +1,173 @@
+"""LoRA on an encoder: put on by peft, computed without copies, written in the device's form.
+
+The device form (adapter.safetensors): for every adapted module `A` [d_in, r] and `B` [r, d_out] with the scale folded
+into B, so that y += (x @ A) @ B; `head.weight` [hidden, labels] and `head.bias` [labels]; string metadata.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.models.encoder import Encoder, target_names
+from edge_forge.train.settings import TrainSettings
+
+ADAPTER_FORMAT = "edge-adapter/1"
+_NAME = "default"
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = x W' + b + s (x A') B', with in-place sums: no temporary of y's size, forward or backward.
+
+    peft's own forward makes three more tensors of y's size per module (B's output, its scaled copy, the sum). Here
+    the small product is added into y by addmm, and its gradient into that of x in the same way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weights: tuple[Any, ...], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """x [..., d_in] -> [..., d_out]; weights = (W [d_out, d_in], bias, scale); a [r, d_in], b [d_out, r]."""
+        weight, bias, scale = weights
+        flat = x.reshape(-1, x.shape[-1])
+        inner = flat @ a.t()
+        y = functional.linear(flat, weight, bias)
+        y.addmm_(inner, b.t(), alpha=scale)
+        ctx.save_for_backward(x, a, b)
+        ctx.weight, ctx.scale = weight, scale
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor, torch.Tensor]:
+        """Gradients of x, A and B; W and its bias are frozen."""
+        x, a, b = ctx.saved_tensors
+        flat, rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        through = rows @ b
+        through *= ctx.scale
+        grad_a = through.t() @ flat
+        grad_b = rows.t() @ (flat @ a.t())
+        grad_b *= ctx.scale
+        if not ctx.needs_input_grad[0]:
+            return None, None, grad_a, grad_b
+        grad_x = rows @ ctx.weight
+        grad_x.addmm_(through, a)
+        return grad_x.view(x.shape), None, grad_a, grad_b
+
+
+def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    base = self.base_layer
+    weights = (base.weight, base.bias, self.scaling[_NAME])
+    y: torch.Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+        x, weights, self.lora_A[_NAME].weight, self.lora_B[_NAME].weight
+    )
+    return y
+
+
+def put_on(encoder: Encoder, settings: TrainSettings, first_layer: int) -> Any:
+    """Adapt the encoder in place by peft; returns the PeftModel. All but the adapters is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    names = target_names(encoder, settings.targets, first_layer)
+    alpha: Any = settings.alpha  # peft writes int, and divides
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=names,
+        use_rslora=settings.use_rslora,
+        bias="none",
+    )
+    return get_peft_model(encoder.model, config)
+
+
+def compute_in_place(peft_model: Any) -> int:
+    """Let every adapted linear compute by `_LoraLinear`; returns how many. Only for float32 without autocast."""
+    modules = _adapted(peft_model)
+    for module in modules:
+        module.forward = types.MethodType(_forward, module)
+    return len(modules)
+
+
+def compute_plainly(peft_model: Any) -> None:
+    """Let every adapted linear compute as peft wrote it."""
+    for module in _adapted(peft_model):
+        vars(module).pop("forward", None)
+
+
+def _adapted(peft_model: Any) -> list[Any]:
+    from peft.tuners.lora import Linear
+
+    return [module for module in peft_model.modules() if isinstance(module, Linear)]
+
+
+def device_tensors(peft_model: Any, head: nn.Linear) -> dict[str, torch.Tensor]:
+    """The adapter and head in the device form, float32, contiguous."""
+    tensors: dict[str, torch.Tensor] = {}
+    names = {module: name for name, module in peft_model.base_model.model.named_modules()}
+    for module in _adapted(peft_model):
+        a, b = module.lora_A[_NAME].weight, module.lora_B[_NAME].weight
+        tensors[f"{names[module]}.A"] = a.detach().cpu().float().t().contiguous()
+        tensors[f"{names[module]}.B"] = (b.detach().cpu().float() * module.scaling[_NAME]).t().contiguous()
+    tensors["head.weight"] = head.weight.detach().cpu().float().t().contiguous()
+    tensors["head.bias"] = head.bias.detach().cpu().float().clone()
+    return tensors
+
+
+def module_name(parameter: str) -> str:
+    """The base's module that a parameter of the training module belongs to: `encoder.layer.3.output.dense`."""
+    return parameter.removeprefix("encoder.").partition(".lora_")[0]
+
+
+def save_adapter(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write adapter.safetensors with its string metadata (format, base_id, rank, ...)."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata={"format": ADAPTER_FORMAT, **metadata})
+
+
+def load_adapter(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter.safetensors. Raises ConfigError when it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != ADAPTER_FORMAT:
+                raise ConfigError(f"this is not in the form {ADAPTER_FORMAT}", str(path), "train the adapter again")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"the adapter cannot be read: {error}", str(path), "train the adapter again") from error
+
+
+def apply_adapter(encoder: Encoder, tensors: Mapping[str, torch.Tensor], merged: bool) -> None:
+    """Put a device-form adapter on an encoder for inference: folded into the weights, or as added branches.
+
+    Raises ConfigError when a tensor names a module that the encoder lacks or has another shape.
+    """
+    modules = dict(encoder.model.named_modules())
+    for key in [name for name in tensors if name.endswith(".A")]:
+        name = key.removesuffix(".A")
+        a, b, module = tensors[key], tensors.get(f"{name}.B"), modules.get(name)
+        if b is None or not isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"the adapter's {name!r} has no place in the base", "adapter", "use the base it was trained on"
+            )
+        if a.shape[0] != module.in_features or b.shape[1] != module.out_features or a.shape[1] != b.shape[0]:
+            raise ConfigError(
+                f"the adapter's {name!r} has other shapes than the base", "adapter", "use the base it was trained on"
+            )
+        if merged:
+            module.weight.data += (a @ b).t()
+        else:
+            module.register_forward_hook(_branch(a, b))
+
+
+def _branch(a: torch.Tensor, b: torch.Tensor) -> Any:
+    def add(_: nn.Module, arguments: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
+        return y + (arguments[0] @ a) @ b
+
+    return add
