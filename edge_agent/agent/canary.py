@@ -30,9 +30,9 @@ class Canary:
     """Runs the probes. `read` gives the probe file of a model or of its adapter, None where there is none; it may
     raise EdgeError."""
 
-    def __init__(self, context: Context, fleet: ModelManager, read: ReadProbes, every_s: float) -> None:
+    def __init__(self, context: Context, manager: ModelManager, read: ReadProbes, every_s: float) -> None:
         self._context = context
-        self._fleet = fleet
+        self._manager = manager
         self._read = read
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
@@ -41,17 +41,17 @@ class Canary:
         """Begin with what was not probed for longest, if something is due and idle; one at a time. 0: never."""
         if self._every_s <= 0.0 or (self._task is not None and not self._task.done()):
             return
-        if self._context.grant.closed_because or self._fleet.closed_because:
+        if self._context.grant.closed_because or self._manager.closed_because:
             return  # too hot, or short of memory: what requests may not do, probes may not
         now_s = self._context.clock.monotonic_s()
         due: list[tuple[float, ServedModel, str | None]] = []
-        for seat in self._fleet.seats.values():
-            if self._idle(seat, now_s):
-                ages = [(_since_s(seat, name), seat, name) for name in seat.in_worker()]
+        for served in self._manager.served_models.values():
+            if self._idle(served, now_s):
+                ages = [(_since_s(served, name), served, name) for name in served.in_worker()]
                 due.extend(one for one in ages if now_s - one[0] >= self._every_s)
         if due:
-            _, seat, name = min(due, key=lambda one: one[0])
-            self._task = asyncio.create_task(self._probe(seat, name), name=f"canary-{seat.name}")
+            _, served, name = min(due, key=lambda one: one[0])
+            self._task = asyncio.create_task(self._probe(served, name), name=f"canary-{served.name}")
 
     async def close(self) -> None:
         """Give up a probe under way."""
@@ -59,43 +59,43 @@ class Canary:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _idle(self, seat: ServedModel, now_s: float) -> bool:
-        if seat.worker is None or seat.phase is not Phase.READY or seat.lock.locked() or len(seat.queue):
+    def _idle(self, served: ServedModel, now_s: float) -> bool:
+        if served.worker is None or served.phase is not Phase.READY or served.lock.locked() or len(served.queue):
             return False
-        return now_s - seat.last_used_s >= IDLE_S
+        return now_s - served.last_used_s >= IDLE_S
 
-    async def _probe(self, seat: ServedModel, adapter: str | None) -> None:
-        async with seat.lock:
-            subject = seat.subject(adapter)
-            if subject is None or adapter not in seat.in_worker() or seat.worker is None:
+    async def _probe(self, served: ServedModel, adapter: str | None) -> None:
+        async with served.lock:
+            subject = served.subject(adapter)
+            if subject is None or adapter not in served.in_worker() or served.worker is None:
                 return  # it left, or was replaced, since the look
-            before = seat.last_probed(adapter)
+            before = served.last_probed(adapter)
             try:
-                ok, reason = await self._verdict(seat, seat.worker, adapter)
+                ok, reason = await self._verdict(served, served.worker, adapter)
             except EdgeError as error:
                 # The worker died or the store cannot be read: others say that; it is tried again at the next date.
                 ok, reason = None, f"the probes could not be run: {error}"
-            seat.probed[adapter] = Probed(subject, ok, reason, self._context.clock.monotonic_s())
+            served.probed[adapter] = Probed(subject, ok, reason, self._context.clock.monotonic_s())
         if ok is False and (before is None or before.ok is not False):
-            what = f"model {seat.name!r}" if adapter is None else f"adapter {adapter!r} of model {seat.name!r}"
-            data = {"model": seat.name} | ({} if adapter is None else {"adapter": adapter})
+            what = f"model {served.name!r}" if adapter is None else f"adapter {adapter!r} of model {served.name!r}"
+            data = {"model": served.name} | ({} if adapter is None else {"adapter": adapter})
             text = f"{what} computes something else than it did: {reason}"
             self._context.announce("verify-failed", text, data, "error")
 
-    async def _verdict(self, seat: ServedModel, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
-        file = self._read(seat.model, adapter)
+    async def _verdict(self, served: ServedModel, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
+        file = self._read(served.model, adapter)
         if file is None:
             return None, "the package has no golden probes for this variant"
         own = await _measure(worker, adapter, file)
         # An adapter that silently does nothing gives what the model gives without it.
         base = None if adapter is None else await _measure(worker, None, file)
-        verdict = judge(file, seat.model.variant.name, own, base)
+        verdict = judge(file, served.model.variant.name, own, base)
         return None if verdict.code == MISSING else verdict.code is None, verdict.reason
 
 
-def _since_s(seat: ServedModel, adapter: str | None) -> float:
-    last = seat.last_probed(adapter)
-    return seat.loaded_s if last is None else last.at_s
+def _since_s(served: ServedModel, adapter: str | None) -> float:
+    last = served.last_probed(adapter)
+    return served.loaded_s if last is None else last.at_s
 
 
 async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> Measured:

@@ -57,10 +57,10 @@ class Commands:
     """Carries out orders and answers them."""
 
     def __init__(
-        self, context: Context, fleet: ModelManager, operator: Operator, diagnose: Callable[[], Mapping[str, Any]]
+        self, context: Context, manager: ModelManager, operator: Operator, diagnose: Callable[[], Mapping[str, Any]]
     ) -> None:
         self._context = context
-        self._fleet = fleet
+        self._manager = manager
         self._operator = operator
         self._diagnose = diagnose
         self._running: asyncio.Task[None] | None = None
@@ -144,54 +144,54 @@ class Commands:
         try:
             return await change
         except EdgeError as error:
-            if model in self._fleet.seats:
+            if model in self._manager.served_models:
                 raise
             raise RequestError(404, str(error)) from error
 
     async def _load(self, command: Command) -> Mapping[str, Any]:
         """Also lifts a quarantine."""
-        seat = self._seat(_body(command, ModelOrder).model)
-        if seat.phase is Phase.QUARANTINED:
-            seat.phase = Phase.ABSENT
-            seat.deaths_s.clear()
-            text = f"model {seat.name!r} may be loaded again: quarantine lifted by cmd/load"
-            self._context.announce("quarantine-lifted", text, {"model": seat.name}, "info")
-        async with _at_rest(seat):
-            await self._fleet.ensure_loaded(seat)
-        seat.wake.set()
-        return {"footprint_bytes": seat.footprint_bytes, "load_s": round(seat.load_s, 3)}
+        served = self._served(_body(command, ModelOrder).model)
+        if served.phase is Phase.QUARANTINED:
+            served.phase = Phase.ABSENT
+            served.deaths_s.clear()
+            text = f"model {served.name!r} may be loaded again: quarantine lifted by cmd/load"
+            self._context.announce("quarantine-lifted", text, {"model": served.name}, "info")
+        async with _at_rest(served):
+            await self._manager.ensure_loaded(served)
+        served.wake.set()
+        return {"footprint_bytes": served.footprint_bytes, "load_s": round(served.load_s, 3)}
 
     async def _unload(self, command: Command) -> Mapping[str, Any]:
-        seat = self._seat(_body(command, ModelOrder).model)
-        async with _at_rest(seat):
-            await self._fleet.unload(seat)
+        served = self._served(_body(command, ModelOrder).model)
+        async with _at_rest(served):
+            await self._manager.unload(served)
         return {}
 
     async def _attach(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, AdapterOrder)
-        seat = self._seat(body.model)
-        async with _at_rest(seat):
-            await self._fleet.ensure_loaded(seat)
-            await self._fleet.ensure_attached(seat, body.adapter)
-        return {"attached": list(seat.attached)}
+        served = self._served(body.model)
+        async with _at_rest(served):
+            await self._manager.ensure_loaded(served)
+            await self._manager.ensure_attached(served, body.adapter)
+        return {"attached": list(served.attached)}
 
     async def _detach(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, AdapterOrder)
-        seat = self._seat(body.model)
-        async with _at_rest(seat):
-            if seat.worker is not None and body.adapter in seat.attached:
-                await seat.worker.call("detach", name=body.adapter)
-                del seat.attached[body.adapter]
-        return {"attached": list(seat.attached)}
+        served = self._served(body.model)
+        async with _at_rest(served):
+            if served.worker is not None and body.adapter in served.attached:
+                await served.worker.call("detach", name=body.adapter)
+                del served.attached[body.adapter]
+        return {"attached": list(served.attached)}
 
     async def _diag(self, _command: Command) -> Mapping[str, Any]:
         return self._diagnose()
 
-    def _seat(self, model: str) -> ServedModel:
-        seat = self._fleet.seats.get(model)
-        if seat is None:
+    def _served(self, model: str) -> ServedModel:
+        served = self._manager.served_models.get(model)
+        if served is None:
             raise RequestError(404, f"no model {model!r} on this device")
-        return seat
+        return served
 
     def _answer(
         self,
@@ -216,15 +216,15 @@ class Commands:
 
 
 @contextlib.asynccontextmanager
-async def _at_rest(seat: ServedModel) -> AsyncIterator[None]:
-    """The seat's lock. A generator that is always asked would never give it back: it takes no new jobs meanwhile."""
-    seat.orders += 1
+async def _at_rest(served: ServedModel) -> AsyncIterator[None]:
+    """The served's lock. A generator that is always asked would never give it back: it takes no new jobs meanwhile."""
+    served.orders += 1
     try:
-        async with seat.lock:
+        async with served.lock:
             yield
     finally:
-        seat.orders -= 1
-        seat.wake.set()
+        served.orders -= 1
+        served.wake.set()
 
 
 def _body(command: Command, kind: type[Any]) -> Any:

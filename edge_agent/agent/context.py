@@ -37,10 +37,10 @@ class Context:
     acks: AckWindow
     announce: Announce
     grant: Grant
-    ledger: RequestTable = field(default_factory=RequestTable)
+    requests: RequestTable = field(default_factory=RequestTable)
     stats: Stats = field(default_factory=Stats)
     costs: CostModel = field(default_factory=CostModel)
-    pace: DutyCycle = field(default_factory=DutyCycle)
+    duty_cycle: DutyCycle = field(default_factory=DutyCycle)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
 

@@ -33,10 +33,10 @@ class Sizer:
         self._read = read
         self._headers: dict[str, GgufHeader | None] = {}
 
-    async def look(self, seat: ServedModel) -> None:
-        """Read the head of the seat's file, once for each variant; what is no generator has none."""
-        variant = seat.model.variant
-        if not _shrinks(seat) or variant.digest in self._headers:
+    async def look(self, served: ServedModel) -> None:
+        """Read the head of the served model's file, once for each variant; what is no generator has none."""
+        variant = served.model.variant
+        if not _shrinks(served) or variant.digest in self._headers:
             return
         header = await self._read(variant.files.get("model", ""))
         if header is None:
@@ -45,41 +45,41 @@ class Sizer:
         while len(self._headers) > HEADERS_KEPT:
             del self._headers[next(iter(self._headers))]
 
-    def decide(self, seat: ServedModel, ledger: MemoryLedger, memory: HostMemory) -> int:
-        """Set what the seat's model is to be loaded with, and return the bytes that it needs then."""
-        seat.budget_bytes = 0
-        seat.sized = full = self._sized(seat, replace(self.wanted, shrink=False), None)
-        needed_bytes, ceiling_bytes = ledger.predict(seat.claim), memory.ceiling_bytes
-        if needed_bytes <= ceiling_bytes or not self.wanted.shrink or not _shrinks(seat):
+    def decide(self, served: ServedModel, ledger: MemoryLedger, memory: HostMemory) -> int:
+        """Set what the served model's model is to be loaded with, and return the bytes that it needs then."""
+        served.budget_bytes = 0
+        served.sized = full = self._sized(served, replace(self.wanted, shrink=False), None)
+        needed_bytes, ceiling_bytes = ledger.predict(served.claim), memory.ceiling_bytes
+        if needed_bytes <= ceiling_bytes or not self.wanted.shrink or not _shrinks(served):
             return needed_bytes
         if full.sizing is None:
-            seat.budget_bytes = ceiling_bytes
+            served.budget_bytes = ceiling_bytes
             return ceiling_bytes
         predicted_bytes = needed_bytes
-        while seat.sized.sizing is not None:
+        while served.sized.sizing is not None:
             # The ledger knows better than the formula by how much that is off.
-            allowed_bytes = seat.sized.peak_bytes * ceiling_bytes / predicted_bytes
-            seat.sized = self._sized(seat, self.wanted, allowed_bytes)
-            if seat.sized.sizing is None or not seat.sized.sizing.shrunk:
+            allowed_bytes = served.sized.peak_bytes * ceiling_bytes / predicted_bytes
+            served.sized = self._sized(served, self.wanted, allowed_bytes)
+            if served.sized.sizing is None or not served.sized.sizing.shrunk:
                 break
-            predicted_bytes = ledger.predict(seat.claim)
+            predicted_bytes = ledger.predict(served.claim)
             if predicted_bytes <= ceiling_bytes:
                 return predicted_bytes
-        seat.sized = full
+        served.sized = full
         return needed_bytes
 
-    def explained(self, seat: ServedModel, needed_bytes: int, memory: HostMemory) -> str:
+    def explained(self, served: ServedModel, needed_bytes: int, memory: HostMemory) -> str:
         """Where a generator's bytes go and what would fit, as the end of a sentence; empty where that is not known."""
-        if seat.sized is None or not needed_bytes:
+        if served.sized is None or not needed_bytes:
             return ""
-        text = explained(seat.sized, seat.sized.peak_bytes * memory.ceiling_bytes / needed_bytes)
+        text = explained(served.sized, served.sized.peak_bytes * memory.ceiling_bytes / needed_bytes)
         return f": {text}" if text else ""
 
-    def _sized(self, seat: ServedModel, wanted: Wanted, allowed_bytes: float | None) -> Variant:
-        header = self._headers.get(seat.model.variant.digest)
-        return sized(seat.model.variant, seat.model.task, header, wanted, allowed_bytes)
+    def _sized(self, served: ServedModel, wanted: Wanted, allowed_bytes: float | None) -> Variant:
+        header = self._headers.get(served.model.variant.digest)
+        return sized(served.model.variant, served.model.task, header, wanted, allowed_bytes)
 
 
-def _shrinks(seat: ServedModel) -> bool:
-    """Whether the seat's model has a context that can be made smaller."""
-    return seat.generates and seat.model.variant.runtime == RUNTIME
+def _shrinks(served: ServedModel) -> bool:
+    """Whether the served model's model has a context that can be made smaller."""
+    return served.generates and served.model.variant.runtime == RUNTIME

@@ -30,37 +30,39 @@ class Endings(Protocol):
 
 
 class DeadlineMonitor:
-    """Looks at the clock for all seats. `stop` ends a running answer with a status word and a reason."""
+    """Looks at the clock for all served models. `stop` ends a running answer with a status word and a reason."""
 
     def __init__(
         self,
         context: Context,
-        fleet: ModelManager,
+        manager: ModelManager,
         answers: Endings,
         stop: Callable[[ServedModel, Job, int, str], None],
     ) -> None:
         self._context = context
-        self._fleet = fleet
+        self._manager = manager
         self._answers = answers
         self._stop = stop
 
     def look(self) -> None:
-        """Once a second; the seats' own loops are not enough where a load, a rest or a long step holds them up."""
+        """Once a second; the models' own loops are not enough where a load, a rest or a long step holds them
+        up.
+        """
         self.end_silent()
         self.expire_late()
         self.end_overdue()
 
     def expire_late(self) -> None:
-        """What waited too long leaves, also where a load or a rest holds its seat up."""
+        """What waited too long leaves, also where a load or a rest holds its served model up."""
         now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.every_seat():
-            for job in seat.queue.take(lambda waiting: waiting.deadline_s <= now_s):
+        for served in self._manager.every_served_model():
+            for job in served.queue.take(lambda waiting: waiting.deadline_s <= now_s):
                 self._answers.expire(job)
 
-    def refuse_hopeless(self, seat: ServedModel, now_s: float, begins_s: float) -> None:
+    def refuse_hopeless(self, served: ServedModel, now_s: float, begins_s: float) -> None:
         """What others overtook and can no longer be computed in time is told so while its client still listens."""
-        at = seat.station(self._context.grant)
-        for job, needed_s in take_hopeless(seat.queue, self._context.costs, at, begins_s):
+        at = served.station(self._context.grant)
+        for job, needed_s in take_hopeless(served.queue, self._context.costs, at, begins_s):
             reason = (
                 f"cannot meet the deadline any more: {duration_text(needed_s + begins_s - now_s)} of queue and compute "
                 f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
@@ -70,16 +72,18 @@ class DeadlineMonitor:
     def end_overdue(self) -> None:
         """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
         now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.every_seat():
-            for job in [job for job in seat.running.values() if seat.sequences and job.state is JobState.RUNNING]:
+        for served in self._manager.every_served_model():
+            for job in [job for job in served.running.values() if served.sequences and job.state is JobState.RUNNING]:
                 if job.deadline_s + OVERDUE_S <= now_s:
-                    self._stop(seat, job, 408, f"the deadline passed after {job.parts} parts")
+                    self._stop(served, job, 408, f"the deadline passed after {job.parts} parts")
 
     def end_silent(self) -> None:
         """Kill workers that have jobs and have reported nothing for too long."""
         now_s = self._context.clock.monotonic_s()
-        for seat in self._fleet.every_seat():
-            if seat.running and seat.worker is not None and now_s - seat.heard_s > WORKER_SILENCE_S:
-                self._context.announce("worker-hung", f"model {seat.name!r} is silent; ending it", {"model": seat.name})
-                seat.hung = True
-                seat.worker.kill()
+        for served in self._manager.every_served_model():
+            if served.running and served.worker is not None and now_s - served.heard_s > WORKER_SILENCE_S:
+                self._context.announce(
+                    "worker-hung", f"model {served.name!r} is silent; ending it", {"model": served.name}
+                )
+                served.hung = True
+                served.worker.kill()

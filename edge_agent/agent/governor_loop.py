@@ -109,7 +109,7 @@ class HostMonitor:
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now; `busy_permille` is a generator's part of the time (0: no step at all)."""
         grant = self._context.grant
-        part = self._context.pace.share_out(grant, self._context.clock.monotonic_s())
+        part = self._context.duty_cycle.share_out(grant, self._context.clock.monotonic_s())
         permille = max(1, round(1000 * part)) if part > 0.0 else 0
         limits = {"max_rows": grant.max_rows, "threads": grant.threads, "busy_permille": permille}
         if self.decode_threads:
@@ -126,8 +126,8 @@ class GovernorLoop:
         plan: governor.GovernorConfig,
         host: HostMonitor,
         library: Library,
-        fleet: ModelManager,
-        dispatcher: ModelServer,
+        manager: ModelManager,
+        server: ModelServer,
         clocks: Clocks | None = None,
     ) -> None:
         self._context = context
@@ -135,8 +135,8 @@ class GovernorLoop:
         self._plan = plan if clocks is None else replace(plan, clocks=clocks.shares)
         self._host = host
         self._library = library
-        self._fleet = fleet
-        self._dispatcher = dispatcher
+        self._manager = manager
+        self._server = server
         self._memory = governor.GovernorState()
         self._generation = -1
         self._had: set[str] = set()
@@ -152,8 +152,8 @@ class GovernorLoop:
         self._note_lost_sensors()
         self._note_held_clock()
         self._govern()
-        self._dispatcher.overdue.look()
-        self._fleet.measure()
+        self._server.overdue.look()
+        self._manager.measure()
         self.refresh_models()
 
     def refresh_models(self) -> None:
@@ -161,16 +161,16 @@ class GovernorLoop:
         generation = self._library.generation()
         if generation == self._generation:
             return
-        new, _ = self._fleet.sync()
+        new, _ = self._manager.sync()
         # Not before: a store that could not be read is read again at the next look.
         self._generation = generation
-        for seat in self._fleet.seats.values():
-            for variant in seat.model.variants:
-                expected = variants.expected_row(seat.model, variant)
+        for served in self._manager.served_models.values():
+            for variant in served.model.variants:
+                expected = variants.expected_row(served.model, variant)
                 if expected is not None:
-                    self._context.costs.expect((seat.name, variant.digest), *expected)
-        for seat in new:
-            self._dispatcher.start(seat)
+                    self._context.costs.expect((served.name, variant.digest), *expected)
+        for served in new:
+            self._server.start(served)
         self.changed = True
 
     def _govern(self) -> None:
@@ -178,10 +178,10 @@ class GovernorLoop:
         seen = self._seen(now_s)
         grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s, seen)
         before, self._context.grant = self._context.grant, grant
-        self._fleet.tell_limits()
+        self._manager.tell_limits()
         self._note_doubts(before, grant)
         self._set_clock(grant.clock)
-        self._fleet.take_tier(grant.tier, grant.why)
+        self._manager.take_tier(grant.tier, grant.why)
         if before.level is not grant.level:
             text = f"governor {before.level.name.lower()} -> {grant.level.name.lower()}: {grant.why}"
             severity: Severity = "info" if grant.level < before.level else "warning"
@@ -204,8 +204,8 @@ class GovernorLoop:
             self._clocks.restore()
 
     def _seen(self, now_s: float) -> governor.Observation:
-        pace = self._context.pace
-        running = [seat for seat in self._fleet.seats.values() if seat.running]
+        pace = self._context.duty_cycle
+        running = [served for served in self._manager.served_models.values() if served.running]
         power, grant = self._host.reading("power"), self._context.grant
         self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
         return governor.Observation(
@@ -214,7 +214,7 @@ class GovernorLoop:
             power=power,
             second=self._host.readings.get("temperature_second"),
             throttle_word=int(self._host.reading("throttle").value or 0),
-            bandwidth_bound=any(seat.model.variant.runtime in BANDWIDTH_BOUND for seat in running),
+            bandwidth_bound=any(served.model.variant.runtime in BANDWIDTH_BOUND for served in running),
         )
 
     def _note_doubts(self, before: governor.Grant, grant: governor.Grant) -> None:

@@ -44,14 +44,14 @@ class Intake:
         self,
         context: Context,
         options: IntakeOptions,
-        fleet: ModelManager,
-        dispatcher: ModelServer,
+        manager: ModelManager,
+        server: ModelServer,
         on_command: Callable[[Command], Awaitable[None]],
     ) -> None:
         self._context = context
         self._options = options
-        self._fleet = fleet
-        self._dispatcher = dispatcher
+        self._manager = manager
+        self._server = server
         self._on_command = on_command
 
     async def take(self, message: Inbound) -> None:
@@ -74,7 +74,7 @@ class Intake:
     def _take_request(self, request: Request, message: Inbound) -> None:
         now_s = self._context.clock.monotonic_s()
         key = (request.client, request.id)
-        seen = self._context.ledger.seen(key, now_s, _fingerprint(message))
+        seen = self._context.requests.seen(key, now_s, _fingerprint(message))
         if seen is RequestStatus.NEW:
             self._admit(request, message, now_s)
             return
@@ -84,59 +84,59 @@ class Intake:
             self._context.acks.release(message)
             return
         self._context.stats.duplicates += 1
-        answer = self._context.ledger.answer(key)
+        answer = self._context.requests.answer(key)
         if seen is RequestStatus.ANSWERED and answer is not None:
             self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))
         self._context.acks.release(message)
 
     def _admit(self, request: Request, message: Inbound, now_s: float) -> None:
         try:
-            seat = self._seat(request)
-            check_form(request, seat)
-            check_program(request, seat, now_s)
-            job = _job(request, message, seat)
+            served = self._served(request)
+            check_form(request, served)
+            check_program(request, served, now_s)
+            job = _job(request, message, served)
             closed = self._closed_because()
-            refused = admission.decide(self._load(job, seat, now_s), job.deadline_s, now_s, closed)
+            refused = admission.decide(self._load(job, served, now_s), job.deadline_s, now_s, closed)
             if refused is not None and refused.status == 503 and closed is None:
-                self._dispatcher.demand(seat, now_s)
+                self._server.demand(served, now_s)
         except RequestError as error:
             refused = admission.Refused(error.status, error.reason, error.retry_after_s)
         if refused is not None:
             self._refuse_request(request, refused, now_s)
             self._context.acks.release(message)
             return
-        self._context.ledger.open(job)
-        seat.overtaking.note(job.priority, job.deadline_s - now_s, self._work_s(job, seat), now_s)
-        self._dispatcher.add(seat, job)
+        self._context.requests.open(job)
+        served.overtaking.note(job.priority, job.deadline_s - now_s, self._work_s(job, served), now_s)
+        self._server.add(served, job)
 
     def _closed_because(self) -> str | None:
-        return self._context.grant.closed_because or self._fleet.closed_because
+        return self._context.grant.closed_because or self._manager.closed_because
 
-    def _seat(self, request: Request) -> ServedModel:
-        seat = self._fleet.seats.get(request.model)
-        if seat is None:
-            raise RequestError(404, f"no model {request.model!r} on this device; {_names(self._fleet.seats)}")
-        if request.adapter is not None and seat.model.adapter(request.adapter) is None:
-            names = _names({adapter.name: adapter for adapter in seat.model.adapters})
-            raise RequestError(404, f"model {seat.name!r} has no adapter {request.adapter!r}; {names}")
-        return self._fleet.runs(seat, request.adapter)
+    def _served(self, request: Request) -> ServedModel:
+        served = self._manager.served_models.get(request.model)
+        if served is None:
+            raise RequestError(404, f"no model {request.model!r} on this device; {_names(self._manager.served_models)}")
+        if request.adapter is not None and served.model.adapter(request.adapter) is None:
+            names = _names({adapter.name: adapter for adapter in served.model.adapters})
+            raise RequestError(404, f"model {served.name!r} has no adapter {request.adapter!r}; {names}")
+        return self._manager.runs(served, request.adapter)
 
-    def _load(self, job: Job, seat: ServedModel, now_s: float) -> admission.QueueLoad:
-        if seat.generates:
-            return self._generator_load(job, seat, now_s)
+    def _load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
+        if served.generates:
+            return self._generator_load(job, served, now_s)
         grant = self._context.grant
         costs = self._context.costs
-        part = self._context.pace.part_of(seat.name, grant)
-        at = replace(seat.station(grant, part), load_s=seat.load_left_s(now_s))
-        at = replace(at, running_s=remaining_s(seat.running.values(), costs, at, now_s))
-        wait_s, compute_s = batched(seat.queue, job, costs, at, now_s)
+        part = self._context.duty_cycle.part_of(served.name, grant)
+        at = replace(served.station(grant, part), load_s=served.load_left_s(now_s))
+        at = replace(at, running_s=remaining_s(served.running.values(), costs, at, now_s))
+        wait_s, compute_s = batched(served.queue, job, costs, at, now_s)
         if wait_s is not None:
-            wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+            wait_s = served.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, compute_s)
 
     def _weighed(self, job: Job, wait_s: float | None, compute_s: float | None) -> admission.QueueLoad:
         """The times, beside what is open on this device and of the client that asks."""
-        ledger = self._context.ledger
+        ledger = self._context.requests
         own_jobs, own_bytes = ledger.open_of(job.key[0])
         held_bytes = ledger.held_bytes + job.message_bytes
         return admission.QueueLoad(
@@ -149,29 +149,31 @@ class Intake:
             own_bytes + job.message_bytes,
         )
 
-    def _generator_load(self, job: Job, seat: ServedModel, now_s: float) -> admission.QueueLoad:
+    def _generator_load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
         """A generator's sequences end one by one: what is ahead waits for its share of them, then reads its prompt."""
         grant, costs = self._context.grant, self._context.costs
-        sequences = max(1, seat.sequences)
-        first_s = costs.predict_s(seat.cost_key, 1, job.size_bytes, grant.threads)
-        whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads)
+        sequences = max(1, served.sequences)
+        first_s = costs.predict_s(served.cost_key, 1, job.size_bytes, grant.threads)
+        whole_s = costs.predict_s(served.whole_cost_key, 1, job.size_bytes, grant.threads)
         wait_s = None
         if whole_s is not None:
-            near = frozenset(one.adapter for one in seat.running.values())
-            ahead = seat.queue.rows_ahead(job, now_s, near) + len(seat.running) - sequences + 1
-            wait_s = max(0, ahead) / sequences * whole_s / max(0.01, self._context.pace.part_of(seat.name, grant))
-            wait_s += seat.load_left_s(now_s)
-            wait_s = seat.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+            near = frozenset(one.adapter for one in served.running.values())
+            ahead = served.queue.rows_ahead(job, now_s, near) + len(served.running) - sequences + 1
+            wait_s = (
+                max(0, ahead) / sequences * whole_s / max(0.01, self._context.duty_cycle.part_of(served.name, grant))
+            )
+            wait_s += served.load_left_s(now_s)
+            wait_s = served.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, first_s)
 
-    def _work_s(self, job: Job, seat: ServedModel) -> float:
+    def _work_s(self, job: Job, served: ServedModel) -> float:
         """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
         grant, costs = self._context.grant, self._context.costs
-        part = self._context.pace.part_of(seat.name, grant)
-        if not seat.generates:
-            return work_s(job, costs, seat.station(grant, part))
-        whole_s = costs.predict_s(seat.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
-        return whole_s / max(1, seat.sequences) / max(0.01, part)
+        part = self._context.duty_cycle.part_of(served.name, grant)
+        if not served.generates:
+            return work_s(job, costs, served.station(grant, part))
+        whole_s = costs.predict_s(served.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
+        return whole_s / max(1, served.sequences) / max(0.01, part)
 
     def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
         remaining_s = request.deadline_s - now_s
@@ -196,13 +198,13 @@ class Intake:
             text = f"a cancel of request {wish.id!r} does not say whose it is: give the request's reply topic, too"
             self._context.announce("request-unanswerable", text, {"id": wish.id})
             return
-        mine = [job for job in self._context.ledger.open_jobs() if job.key == (wish.client, wish.id)]
+        mine = [job for job in self._context.requests.open_jobs() if job.key == (wish.client, wish.id)]
         if not mine:
             return  # nothing is open under that id: answered already, most likely
         # Also of a model that was removed and whose worker still finishes what it has.
-        for seat in self._fleet.every_seat():
-            if seat.name == mine[0].model:
-                self._dispatcher.cancel(seat, mine[0])
+        for served in self._manager.every_served_model():
+            if served.name == mine[0].model:
+                self._server.cancel(served, mine[0])
                 return
 
 
@@ -211,29 +213,29 @@ def _fingerprint(message: Inbound) -> bytes:
     return hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=8).digest()
 
 
-def check_form(request: Request, seat: ServedModel) -> None:
+def check_form(request: Request, served: ServedModel) -> None:
     """Raise RequestError 422 for a question in a form that the model does not take."""
-    if seat.generates == (request.form in GENERATOR_FORMS):
+    if served.generates == (request.form in GENERATOR_FORMS):
         return
-    takes = "prompt or messages" if seat.generates else "text or texts"
-    kind = "generates" if seat.generates else "does not generate"
-    raise RequestError(422, f"model {seat.name!r} {kind}: it takes {takes}, not {request.form}")
+    takes = "prompt or messages" if served.generates else "text or texts"
+    kind = "generates" if served.generates else "does not generate"
+    raise RequestError(422, f"model {served.name!r} {kind}: it takes {takes}, not {request.form}")
 
 
-def check_program(request: Request, seat: ServedModel, now_s: float) -> None:
+def check_program(request: Request, served: ServedModel, now_s: float) -> None:
     """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker, or after many did."""
-    left_s = seat.suspects.left_s(request.client, now_s)
+    left_s = served.suspects.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
-        reason = f"grammars or schemas cost model {seat.name!r} too much and are not taken now; ask without one"
+        reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"
         raise RequestError(503, reason, round(left_s, 1))
 
 
-def _job(request: Request, message: Inbound, seat: ServedModel) -> Job:
+def _job(request: Request, message: Inbound, served: ServedModel) -> Job:
     return Job(
         key=(request.client, request.id),
-        model=seat.name,
+        model=served.name,
         # On its merged model an adapter is a part of the weights.
-        adapter=request.adapter if seat.name == request.model else None,
+        adapter=request.adapter if served.name == request.model else None,
         texts=request.texts,
         params=request.params,
         priority=request.priority,

@@ -42,8 +42,8 @@ class LoopOptions:
 class Parts:
     """The agent's own rooms, wired by `app`."""
 
-    fleet: ModelManager
-    dispatcher: ModelServer
+    manager: ModelManager
+    server: ModelServer
     intake: Intake
     commands: Commands
     watch: GovernorLoop
@@ -58,15 +58,15 @@ class Agent:
     def __init__(self, context: Context, options: LoopOptions, parts: Parts) -> None:
         self._context = context
         self._options = options
-        self._fleet = parts.fleet
-        self._dispatcher = parts.dispatcher
+        self._manager = parts.manager
+        self._server = parts.server
         self._intake = parts.intake
         self._commands = parts.commands
         self._watch = parts.watch
         self._canary = parts.canary
         self._host = parts.host
         self._reporter = parts.reporter
-        self._guard = MemoryGuard(context, parts.fleet, parts.host)
+        self._guard = MemoryGuard(context, parts.manager, parts.host)
         self._stopping = asyncio.Event()
         self._runtimes: list[Runtime] = []
         self._told: tuple[State, str] = ("starting", "")
@@ -87,7 +87,7 @@ class Agent:
         """What is wrong with the process itself, for the watchdog; None when it is well. Offline is well."""
         if not self._context.transport.alive():
             return "the MQTT link has stopped working"
-        return self._dispatcher.fault
+        return self._server.fault
 
     async def run(self, notifier: Notifier) -> None:
         """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
@@ -121,12 +121,12 @@ class Agent:
         await self._commands.close()
         await self._canary.close()
         self._watch.close()
-        serving = [seat.task for seat in self._fleet.every_seat() if seat.task is not None]
-        self._dispatcher.abandon("the device is stopping")
+        serving = [served.task for served in self._manager.every_served_model() if served.task is not None]
+        self._server.abandon("the device is stopping")
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
-        await self._fleet.close()
+        await self._manager.close()
         await self._context.transport.stop([self._reporter.status("offline", "stopped in order")])
 
     async def _take_messages(self) -> None:
@@ -135,11 +135,11 @@ class Agent:
 
     async def _get_ready(self, notifier: Notifier) -> None:
         """Ready means: every model that is to be resident was tried. A large one may take its time."""
-        for seat in list(self._fleet.seats.values()):
-            while seat.wanted and not seat.settled.is_set():
+        for served in list(self._manager.served_models.values()):
+            while served.wanted and not served.settled.is_set():
                 notifier.extend_timeout(2 * PATIENCE_S)
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(seat.settled.wait(), PATIENCE_S)
+                    await asyncio.wait_for(served.settled.wait(), PATIENCE_S)
         notifier.ready()
         self._report_state()
         log.info("ready: %s", self._status_line())
@@ -159,7 +159,7 @@ class Agent:
             if self._watch.changed:
                 self._watch.changed = False
                 self._want_resident()
-                self._reporter.publish_models(self._fleet)
+                self._reporter.publish_models(self._manager)
             self._report_changed_state()
             notifier.status(self._status_line())
             notifier.watchdog()
@@ -182,10 +182,10 @@ class Agent:
                 context.stats.take(),
                 self._host.readings,
                 context.grant,
-                len(context.ledger),
+                len(context.requests),
                 self.rss_bytes(),
                 self._guard.summary(),
-                self._fleet.seats,
+                self._manager.served_models,
             )
 
     def _state(self) -> tuple[State, str]:
@@ -193,9 +193,11 @@ class Agent:
         troubles = []
         if self._context.grant.closed_because:
             troubles.append("no requests are taken for heat")
-        if self._fleet.closed_because:
+        if self._manager.closed_because:
             troubles.append("no requests are taken for want of memory")
-        quarantined = [seat.name for seat in self._fleet.seats.values() if seat.phase is Phase.QUARANTINED]
+        quarantined = [
+            served.name for served in self._manager.served_models.values() if served.phase is Phase.QUARANTINED
+        ]
         if quarantined:
             troubles.append(f"quarantined: {', '.join(quarantined)}")
         return ("degraded", "; ".join(troubles)) if troubles else ("online", "serving")
@@ -209,17 +211,17 @@ class Agent:
         self._told = self._state()
         self._reporter.publish_status(*self._told)
         self._reporter.publish_info(self._runtimes)
-        self._reporter.publish_models(self._fleet)
+        self._reporter.publish_models(self._manager)
 
     def _want_resident(self) -> None:
-        for seat in self._fleet.seats.values():
-            seat.resident = "all" in self._options.resident or seat.name in self._options.resident
-            if seat.resident:
-                seat.wanted = seat.worker is None or seat.loaded_digest != seat.model.variant.digest
-                seat.wake.set()
+        for served in self._manager.served_models.values():
+            served.resident = "all" in self._options.resident or served.name in self._options.resident
+            if served.resident:
+                served.wanted = served.worker is None or served.loaded_digest != served.model.variant.digest
+                served.wake.set()
 
     def _status_line(self) -> str:
-        seats = self._fleet.seats.values()
-        loaded = sum(1 for seat in seats if seat.worker is not None)
+        served_models = self._manager.served_models.values()
+        loaded = sum(1 for served in served_models if served.worker is not None)
         link = "connected" if self._context.transport.connected else "broker away"
-        return f"{link}; {loaded} of {len(seats)} models in memory; {len(self._context.ledger)} requests open"
+        return f"{link}; {loaded} of {len(served_models)} models in memory; {len(self._context.requests)} requests open"

@@ -26,37 +26,37 @@ class MemoryAccounting:
         self._measured_s: dict[str, float] = {}
         self._gpu_bytes: dict[str, int] = {}
 
-    def loaded(self, seat: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
+    def loaded(self, served: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
         """A model has just been loaded: `fallback_bytes` is the runtime's own figure, where the kernel has none."""
-        self._measured_s.pop(seat.name, None)
-        self._gpu_bytes[seat.name] = max(0, self._host.gpu_bytes() - gpu_before_bytes)
-        if not self._measure(seat, seat.load_s) and fallback_bytes:
-            seat.footprint_bytes = fallback_bytes + self._gpu_bytes[seat.name]
-            self.ledger.state(seat.name, seat.footprint_bytes, seat.load_s)
+        self._measured_s.pop(served.name, None)
+        self._gpu_bytes[served.name] = max(0, self._host.gpu_bytes() - gpu_before_bytes)
+        if not self._measure(served, served.load_s) and fallback_bytes:
+            served.footprint_bytes = fallback_bytes + self._gpu_bytes[served.name]
+            self.ledger.state(served.name, served.footprint_bytes, served.load_s)
         self._keep()
 
-    def measure(self, seats: Iterable[ServedModel], now_s: float) -> None:
+    def measure(self, served_models: Iterable[ServedModel], now_s: float) -> None:
         """Look at what the workers hold, each at most every ten seconds while it is used; keep figures that changed."""
-        for seat in seats:
-            asked_s = self._measured_s.get(seat.name, seat.loaded_s)
+        for served in served_models:
+            asked_s = self._measured_s.get(served.name, served.loaded_s)
             # One that still loads holds a part of what it will.
-            ready = seat.worker is not None and seat.phase is Phase.READY
-            if not ready or seat.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
+            ready = served.worker is not None and served.phase is Phase.READY
+            if not ready or served.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
                 continue
-            self._measured_s[seat.name] = now_s
-            self._measure(seat)
-            if now_s - seat.loaded_s >= SETTLED_S:
-                self.ledger.settle(seat.name)
+            self._measured_s[served.name] = now_s
+            self._measure(served)
+            if now_s - served.loaded_s >= SETTLED_S:
+                self.ledger.settle(served.name)
         self._keep()
 
-    def _measure(self, seat: ServedModel, load_s: float | None = None) -> bool:
+    def _measure(self, served: ServedModel, load_s: float | None = None) -> bool:
         """Book what the kernel says that the worker holds; False when it says nothing."""
-        held = self._host.process_bytes(seat.worker.pid) if seat.worker is not None else None
+        held = self._host.process_bytes(served.worker.pid) if served.worker is not None else None
         if held is None or not held[0]:
             return False
         held_bytes, mapped_bytes = held
-        seat.footprint_bytes = held_bytes + self._gpu_bytes.get(seat.name, 0)
-        self.ledger.hold(seat.name, seat.footprint_bytes, mapped_bytes, load_s)
+        served.footprint_bytes = held_bytes + self._gpu_bytes.get(served.name, 0)
+        self.ledger.hold(served.name, served.footprint_bytes, mapped_bytes, load_s)
         return True
 
     def _keep(self) -> None:

@@ -27,11 +27,11 @@ END_EVERY_S = 5.0
 
 
 class MemoryGuard:
-    """Looks at the host's memory and acts on the fleet."""
+    """Looks at the host's memory and acts on the manager."""
 
-    def __init__(self, context: Context, fleet: ModelManager, host: HostMonitor) -> None:
+    def __init__(self, context: Context, manager: ModelManager, host: HostMonitor) -> None:
         self._context = context
-        self._fleet = fleet
+        self._manager = manager
         self._host = host
         self._state = memory_pressure.PressureState()
         self._shed_s = self._ended_s = -math.inf
@@ -43,7 +43,7 @@ class MemoryGuard:
 
     def summary(self) -> dict[str, Any]:
         """The books on memory, for telemetry; bytes."""
-        ledger = self._fleet.ledger
+        ledger = self._manager.ledger
         memory = self._host.last_memory
         return {
             "stage": self.stage.name.lower(),
@@ -63,17 +63,17 @@ class MemoryGuard:
 
     async def look(self) -> None:
         """One look."""
-        signs = self._host.signs(self._fleet.ledger.mapped_bytes)
+        signs = self._host.signs(self._manager.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
             # Nothing is known: what was closed for want of memory must not stay so for ever.
-            self._state, self._fleet.closed_because = memory_pressure.PressureState(), None
+            self._state, self._manager.closed_because = memory_pressure.PressureState(), None
             return
         now_s = self._context.clock.monotonic_s()
         before, self._state = self._state.stage, memory_pressure.decide(signs, self._state, now_s)
         if self.stage is not before:
             await self._change(before, signs)
         closed = self.stage >= PressureStage.SHORT
-        self._fleet.closed_because = (
+        self._manager.closed_because = (
             f"no memory: {memory_pressure.reason(signs, self._state.waits)}" if closed else None
         )
         if self.stage is not PressureStage.CALM:
@@ -85,24 +85,30 @@ class MemoryGuard:
         severity: Severity = "info" if self.stage < before else "warning"
         self._context.announce("memory-pressure", text, {"stage": self.stage.name.lower()}, severity)
         if before is PressureStage.CALM:
-            idle = [seat for seat in self._fleet.seats.values() if seat.worker is not None and not seat.lock.locked()]
-            await asyncio.gather(*(self._shrink(seat) for seat in idle))
+            idle = [
+                served
+                for served in self._manager.served_models.values()
+                if served.worker is not None and not served.lock.locked()
+            ]
+            await asyncio.gather(*(self._shrink(served) for served in idle))
 
-    async def _shrink(self, seat: ServedModel) -> None:
-        """Let an idle worker give back what it only keeps for later; one that dies of it is noticed by its own seat."""
-        async with seat.lock:
-            if seat.worker is not None:
+    async def _shrink(self, served: ServedModel) -> None:
+        """Let an idle worker give back what it only keeps for later; one that dies of it is noticed by its own
+        served.
+        """
+        async with served.lock:
+            if served.worker is not None:
                 try:
-                    await seat.worker.call("shrink")
+                    await served.worker.call("shrink")
                 except WorkerError:
                     return
 
     async def _make_room(self, signs: MemorySigns, now_s: float) -> None:
         if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= PressureStage.SHORT:
             self._shed_s = now_s
-            if await self._fleet.shed(memory_pressure.reason(signs, self._state.waits)):
+            if await self._manager.shed(memory_pressure.reason(signs, self._state.waits)):
                 self._ended_s = now_s
                 return
         if self.stage is PressureStage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
             self._ended_s = now_s
-            self._fleet.end_largest(memory_pressure.reason(signs, self._state.waits))
+            self._manager.end_largest(memory_pressure.reason(signs, self._state.waits))

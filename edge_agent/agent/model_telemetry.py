@@ -17,8 +17,8 @@ NOT_TOLD: Mapping[reference.Kind, str] = {
 }
 
 
-def model_telemetry(share: ModelStats, seat: ServedModel | None) -> telemetry.ModelTelemetry:
-    """One model's interval as a message part; `seat` is None for one that was removed meanwhile."""
+def model_telemetry(share: ModelStats, served: ServedModel | None) -> telemetry.ModelTelemetry:
+    """One model's interval as a message part; `served` is None for one that was removed meanwhile."""
     told = sorted(share.adapters, key=lambda name: -share.adapters[name].count)[:ADAPTERS_TOLD]
     return telemetry.ModelTelemetry(
         requests=share.answered,
@@ -37,34 +37,34 @@ def model_telemetry(share: ModelStats, seat: ServedModel | None) -> telemetry.Mo
             for name in told
         },
         drift={
-            adapter or "": _drift(seen, adapter, seat)
+            adapter or "": _drift(seen, adapter, served)
             for adapter, seen in share.seen.items()
             if adapter is None or adapter in told
         },
     )
 
 
-def canaries(seats: Mapping[str, ServedModel], now_s: float) -> dict[str, telemetry.Canary]:
+def canaries(served_models: Mapping[str, ServedModel], now_s: float) -> dict[str, telemetry.Canary]:
     """The golden probes of every model that is in memory and of its attached adapters, as they last were; also of what
     has left the memory after they failed."""
     found = {}
-    for seat in seats.values():
-        own = _canary(seat, None, now_s)
-        held = {name for name in seat.in_worker() if name is not None}
-        told = [one.name for one in seat.model.adapters if one.name in held or _failed(seat, one.name)]
-        adapters = {name: _canary(seat, name, now_s) for name in told}
-        if seat.worker is not None or own.ok is False or adapters:
-            found[seat.name] = telemetry.Canary(own.ok, own.reason, own.age_s, adapters)
+    for served in served_models.values():
+        own = _canary(served, None, now_s)
+        held = {name for name in served.in_worker() if name is not None}
+        told = [one.name for one in served.model.adapters if one.name in held or _failed(served, one.name)]
+        adapters = {name: _canary(served, name, now_s) for name in told}
+        if served.worker is not None or own.ok is False or adapters:
+            found[served.name] = telemetry.Canary(own.ok, own.reason, own.age_s, adapters)
     return found
 
 
-def _failed(seat: ServedModel, adapter: str) -> bool:
-    last = seat.last_probed(adapter)
+def _failed(served: ServedModel, adapter: str) -> bool:
+    last = served.last_probed(adapter)
     return last is not None and last.ok is False
 
 
-def _canary(seat: ServedModel, adapter: str | None, now_s: float) -> telemetry.AdapterCanary:
-    last = seat.last_probed(adapter)
+def _canary(served: ServedModel, adapter: str | None, now_s: float) -> telemetry.AdapterCanary:
+    last = served.last_probed(adapter)
     if last is None:
         return telemetry.AdapterCanary(None, f"not probed since it was {'loaded' if adapter is None else 'attached'}")
     return telemetry.AdapterCanary(last.ok, last.reason, round(now_s - last.at_s, 1))
@@ -79,10 +79,10 @@ def quantiles(window: Window) -> telemetry.Quantiles | None:
     return telemetry.Quantiles(round(p50, 3), round(p95, 3), round(p99, 3))
 
 
-def _drift(seen: TextStatistics, adapter: str | None, seat: ServedModel | None) -> telemetry.Drift:
+def _drift(seen: TextStatistics, adapter: str | None, served: ServedModel | None) -> telemetry.Drift:
     metrics: Mapping[str, float] = {}
-    if seat is not None:
-        owner = seat.model.variant if adapter is None else seat.model.adapter(adapter)
+    if served is not None:
+        owner = served.model.variant if adapter is None else served.model.adapter(adapter)
         metrics = owner.metrics if owner is not None else {}
     reasons: dict[str, None] = {}
     unknown = _unknown(seen, metrics, reasons)

@@ -81,7 +81,7 @@ class Sensors(Protocol):
 
 
 class Host(Protocol):
-    """What the fleet asks about its machine. Implemented by `agent.governor_loop.HostMonitor`."""
+    """What the manager asks about its machine. Implemented by `agent.governor_loop.HostMonitor`."""
 
     def memory(self, mapped_bytes: int = 0) -> HostMemory:
         """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""

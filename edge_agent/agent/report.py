@@ -141,13 +141,13 @@ class Reporter:
             home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s)
         )
 
-    def publish_models(self, fleet: ModelManager) -> None:
+    def publish_models(self, manager: ModelManager) -> None:
         """Say what can be asked."""
         body = messages.Models(
             ts=self._clock.wall_s(),
             boot_id=self._identity.boot_id,
             seq=self._next(),
-            models=[model_entry(seat) for seat in fleet.seats.values()],
+            models=[model_entry(served) for served in manager.served_models.values()],
         )
         self._transport.publish(encode.retained(self._topics.models, body))
 
@@ -159,7 +159,7 @@ class Reporter:
         queue_jobs: int,
         rss_bytes: int | None,
         memory: Mapping[str, Any],
-        seats: Mapping[str, ServedModel],
+        served_models: Mapping[str, ServedModel],
     ) -> None:
         """The interval's figures; `memory` is the byte ledger's (`guard.MemoryGuard.summary`)."""
         now_s = self._clock.monotonic_s()
@@ -172,7 +172,7 @@ class Reporter:
             ts=self._clock.wall_s(),
             interval_s=self._identity.interval_s,
             uptime_s=round(now_s - self._started_s, 3),
-            models={name: model_telemetry(share, seats.get(name)) for name, share in stats.models.items()},
+            models={name: model_telemetry(share, served_models.get(name)) for name, share in stats.models.items()},
             refusals={str(status): count for status, count in stats.statuses.items() if status != 200},
             queue_jobs=queue_jobs,
             sensors={key: measured(reading) for key, reading in readings.items()},
@@ -185,17 +185,17 @@ class Reporter:
             refusal_reasons=dict(stats.causes),
             expired=stats.expired,
             duplicates=stats.duplicates,
-            canaries=canaries(seats, now_s),
+            canaries=canaries(served_models, now_s),
         )
         self._transport.publish(encode.telemetry(body, self._topics))
 
-    def diagnosis(self, fleet: ModelManager, readings: Mapping[str, Reading]) -> dict[str, Any]:
+    def diagnosis(self, manager: ModelManager, readings: Mapping[str, Reading]) -> dict[str, Any]:
         """The answer to `cmd/diag`: models and sensors as they are now."""
         return {
             "agent": self._identity.version,
             "board": self._identity.board,
             "uptime_s": round(self._clock.monotonic_s() - self._started_s, 1),
-            "models": [msgspec.to_builtins(model_entry(seat)) for seat in fleet.seats.values()],
+            "models": [msgspec.to_builtins(model_entry(served)) for served in manager.served_models.values()],
             "sensors": {key: msgspec.to_builtins(measured(reading)) for key, reading in readings.items()},
         }
 
@@ -233,23 +233,23 @@ def measured(reading: Reading) -> telemetry.Measured:
     return telemetry.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
 
 
-def model_entry(seat: ServedModel) -> messages.ModelEntry:
-    """A seat as a message part."""
-    model, ready = seat.model, seat.worker is not None and seat.phase is Phase.READY
+def model_entry(served: ServedModel) -> messages.ModelEntry:
+    """A served as a message part."""
+    model, ready = served.model, served.worker is not None and served.phase is Phase.READY
     return messages.ModelEntry(
         name=model.name,
         version=model.version,
         base_id=model.base_id,
         task=model.task.kind,
         labels=list(model.task.labels),
-        resident=seat.worker is not None,
+        resident=served.worker is not None,
         variant=model.variant.digest,
         variants=[_variant_entry(variant) for variant in model.variants],
-        adapters=[_adapter_entry(adapter, seat) for adapter in model.adapters],
-        footprint_bytes=seat.footprint_bytes or None,
-        reason=seat.phase.value,
-        context=(seat.context or None) if ready else None,
-        sequences=(seat.sequences or None) if ready else None,
+        adapters=[_adapter_entry(adapter, served) for adapter in model.adapters],
+        footprint_bytes=served.footprint_bytes or None,
+        reason=served.phase.value,
+        context=(served.context or None) if ready else None,
+        sequences=(served.sequences or None) if ready else None,
     )
 
 
@@ -263,12 +263,12 @@ def _variant_entry(variant: Variant) -> messages.VariantEntry:
     )
 
 
-def _adapter_entry(adapter: Adapter, seat: ServedModel) -> messages.AdapterEntry:
+def _adapter_entry(adapter: Adapter, served: ServedModel) -> messages.AdapterEntry:
     return messages.AdapterEntry(
         name=adapter.name,
         digest=adapter.digest,
         version=adapter.version,
         rank=adapter.rank,
-        resident=adapter.name in seat.attached,
+        resident=adapter.name in served.attached,
         labels=list(adapter.task.labels),
     )

@@ -42,7 +42,7 @@ class Responder:
         """A part of a streamed answer; False when it cannot be sent now."""
         return streams.send_part(self._context, job, _origin(job).request.reply, text)
 
-    def done(self, job: Job, seat: ServedModel, event: WorkerEvent) -> None:
+    def done(self, job: Job, served: ServedModel, event: WorkerEvent) -> None:
         """A worker's answer, with its timing, energy and the board's temperature."""
         now_s = self._context.clock.monotonic_s()
         request = _origin(job).request
@@ -60,7 +60,7 @@ class Responder:
             model=request.model,
             adapter=request.adapter,
             merged=UNSET if job.model == request.model else job.model,
-            variant=seat.model.variant.dtype,
+            variant=served.model.variant.dtype,
             result=results[0] if request.single else results,
             timing=streams.timed(
                 Timing(
@@ -123,7 +123,7 @@ class Responder:
         """`kept` is what a retry gets instead of the message itself."""
         job.to(state)
         self._context.energy.drop(job.job_id)
-        if not self._context.ledger.close(job, kept or (message.payload if message else None)):
+        if not self._context.requests.close(job, kept or (message.payload if message else None)):
             return
         self._context.stats.statuses[status] += 1
         self._context.stats.model(job.model).statuses[status] += 1

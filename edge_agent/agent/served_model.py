@@ -1,4 +1,4 @@
-"""A model's seat on this device: its queue, its worker if it has one, and what is known of both."""
+"""A model's served on this device: its queue, its worker if it has one, and what is known of both."""
 
 from __future__ import annotations
 

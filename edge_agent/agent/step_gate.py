@@ -13,25 +13,27 @@ REST_LOOK_S = 0.5
 
 
 class StepGate:
-    """Lets seats wait until their next step may begin."""
+    """Lets served models wait until their next step may begin."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._over = asyncio.Event()
 
-    def may_begin(self, seat: ServedModel) -> bool:
-        """Whether the seat's next step may begin now."""
-        return self._rest_s(seat) <= REST_LEAST_S
+    def may_begin(self, served: ServedModel) -> bool:
+        """Whether the served model's next step may begin now."""
+        return self._rest_s(served) <= REST_LEAST_S
 
-    async def wait(self, seat: ServedModel) -> None:
-        """Return when the seat's next step may begin. Looked at again twice a second, since the grant changes."""
-        self._context.pace.wait(seat.name)
+    async def wait(self, served: ServedModel) -> None:
+        """Return when the served model's next step may begin. Looked at again twice a second, since the grant
+        changes.
+        """
+        self._context.duty_cycle.wait(served.name)
         try:
-            while not seat.gone and (rest_s := self._rest_s(seat)) > REST_LEAST_S:
+            while not served.gone and (rest_s := self._rest_s(served)) > REST_LEAST_S:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._over.wait(), min(rest_s, REST_LOOK_S))
         finally:
-            self._context.pace.leave(seat.name)
+            self._context.duty_cycle.leave(served.name)
             self.over()
 
     def over(self) -> None:
@@ -39,6 +41,6 @@ class StepGate:
         self._over.set()
         self._over = asyncio.Event()
 
-    def _rest_s(self, seat: ServedModel) -> float:
+    def _rest_s(self, served: ServedModel) -> float:
         now_s = self._context.clock.monotonic_s()
-        return self._context.pace.rest_s(seat.name, self._context.grant, now_s, seat.generates)
+        return self._context.duty_cycle.rest_s(served.name, self._context.grant, now_s, served.generates)

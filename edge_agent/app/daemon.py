@@ -154,7 +154,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     host.decode_threads = settings.worker.decode_threads or 0
     responder = Responder(context, host.reading)
     options = wiring.spawn_options(settings)
-    fleet = ModelManager(
+    manager = ModelManager(
         library,
         lambda on_event, on_death: spawn(options, on_event, on_death),
         clock,
@@ -163,24 +163,24 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         FigureFile(settings.store.state_dir),
         Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path)),
     )
-    fleet.rules = wiring.form_rules(settings)
-    dispatcher = ModelServer(context, fleet, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
-    reporter.on_unheard = dispatcher.stop_streams
+    manager.rules = wiring.form_rules(settings)
+    server = ModelServer(context, manager, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
+    reporter.on_unheard = server.stop_streams
     plan = heat_plan(settings, sensors.board, max_rows, threads)
     clocks = ClockCap(sysroot, settings.store.state_dir) if settings.thermal.set_clock else None
-    watch = GovernorLoop(context, plan, host, library, fleet, dispatcher, clocks)
+    watch = GovernorLoop(context, plan, host, library, manager, server, clocks)
     commands = Commands(
         context,
-        fleet,
+        manager,
         StoreProcess(config, settings.store.inbox_path),
-        lambda: reporter.diagnosis(fleet, host.readings),
+        lambda: reporter.diagnosis(manager, host.readings),
     )
     intake = Intake(
-        context, IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings)), fleet, dispatcher, commands.take
+        context, IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings)), manager, server, commands.take
     )
     loop = LoopOptions(settings.telemetry.interval_s, settings.telemetry.heartbeat_s, settings.models.resident)
-    canary = Canary(context, fleet, library.probes, settings.telemetry.canary_s)
-    agent = Agent(context, loop, Parts(fleet, dispatcher, intake, commands, watch, host, reporter, canary))
+    canary = Canary(context, manager, library.probes, settings.telemetry.canary_s)
+    agent = Agent(context, loop, Parts(manager, server, intake, commands, watch, host, reporter, canary))
     agent.find_runtimes = lambda: _runtimes(settings)
     agent.rss_bytes = _rss_bytes
     return agent

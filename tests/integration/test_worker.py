@@ -82,15 +82,15 @@ class ServedModel:
 
 @asynccontextmanager
 async def child(options: SpawnOptions | None = None, load: Variant | None = None) -> AsyncIterator[ServedModel]:
-    seat = ServedModel()
-    seat.worker = await spawn(options or SpawnOptions(), seat.on_event, seat.on_death)
+    served = ServedModel()
+    served.worker = await spawn(options or SpawnOptions(), served.on_event, served.on_death)
     try:
         if load is not None:
-            await seat.worker.load(load, TASK, LIMITS)
-        yield seat
+            await served.worker.load(load, TASK, LIMITS)
+        yield served
     finally:
-        await seat.worker.close()
-        assert not exists(seat.worker.pid)
+        await served.worker.close()
+        assert not exists(served.worker.pid)
 
 
 def exists(pid: int) -> bool:
@@ -110,26 +110,26 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
 
 def test_load_submit_done() -> None:
     async def body() -> None:
-        async with child() as seat:
-            loaded = await seat.worker.load(variant(), TASK, LIMITS)
-            assert (loaded["runtime"], loaded["mixed_adapters"], loaded["pid"]) == ("echo", True, seat.worker.pid)
+        async with child() as served:
+            loaded = await served.worker.load(variant(), TASK, LIMITS)
+            assert (loaded["runtime"], loaded["mixed_adapters"], loaded["pid"]) == ("echo", True, served.worker.pid)
             assert set(loaded["footprint"]) == {"weights_bytes", "adapters_bytes", "cache_bytes", "arena_bytes"}
             assert loaded["load_ms"] >= 0
-            (done,) = await seat.ask(job("1", "turn it on", "x" * 100, top_k=3))
+            (done,) = await served.ask(job("1", "turn it on", "x" * 100, top_k=3))
             assert (done["ev"], done["id"], done["batch"]) == ("done", "1", 2)
             first, second = done["results"]
             assert {entry["label"] for entry in first["labels"]} == {"on", "off", "other"}
             assert (first["truncated"], second["truncated"], second["tokens"]) == (False, True, 100)
             assert done["compute_ms"] >= 0
             assert done["tokenize_ms"] >= 0
-        assert seat.deaths == [], "an end that was asked for is no death"
+        assert served.deaths == [], "an end that was asked for is no death"
 
     run(body)
 
 
 def test_each_bad_job_is_refused_by_itself() -> None:
     async def body() -> None:
-        async with child(load=variant(fail_token=ord("!"))) as seat:
+        async with child(load=variant(fail_token=ord("!"))) as served:
             jobs = [
                 job("good", "turn it on"),
                 job("empty", "  "),
@@ -138,15 +138,15 @@ def test_each_bad_job_is_refused_by_itself() -> None:
                 job("fails", "boom!"),
                 job("also good", "turn it off"),
             ]
-            found = {event["id"]: event for event in await seat.ask(*jobs)}
+            found = {event["id"]: event for event in await served.ask(*jobs)}
             assert found["good"]["ev"] == found["also good"]["ev"] == "done"
             statuses = {name: event["status"] for name, event in found.items() if event["ev"] == "failed"}
             assert statuses == {"empty": 422, "parameter": 422, "adapter": 404, "fails": 500}
             assert found["empty"]["reason"] == "the text is empty"
             assert "colour" in found["parameter"]["reason"]
             assert "nobody" in found["adapter"]["reason"]
-            assert (await seat.ask(job("after")))[0]["ev"] == "done"
-            assert seat.worker.alive
+            assert (await served.ask(job("after")))[0]["ev"] == "done"
+            assert served.worker.alive
 
     run(body)
 
@@ -155,12 +155,12 @@ def test_an_answer_that_cannot_be_made_fails_its_job_and_no_other() -> None:
     """The model gives fewer logits than the task has labels: a package's mistake, not a reason to end the worker."""
 
     async def body() -> None:
-        async with child(load=variant(labels=1)) as seat:
-            await seat.worker.attach(adapter("fits-not"))
-            (failed,) = await seat.ask(job("1"))
+        async with child(load=variant(labels=1)) as served:
+            await served.worker.attach(adapter("fits-not"))
+            (failed,) = await served.ask(job("1"))
             assert (failed["ev"], failed["status"]) == ("failed", 500)
             assert "no logits for 3 labels" in failed["reason"]
-            assert seat.worker.alive
+            assert served.worker.alive
 
     run(body)
 
@@ -168,65 +168,65 @@ def test_an_answer_that_cannot_be_made_fails_its_job_and_no_other() -> None:
 def test_an_answer_too_large_for_a_frame_fails_its_job_and_no_other() -> None:
     async def body() -> None:
         labels = tuple(f"{'label' * 2000} {number}" for number in range(8))
-        async with child() as seat:
-            await seat.worker.load(variant(labels=len(labels)), TaskSpec("classify", labels, max_tokens=64), LIMITS)
-            failed, done = await seat.ask(job("all", *["x"] * TEXTS_PER_REQUEST, top_k=8), job("one", top_k=1))
+        async with child() as served:
+            await served.worker.load(variant(labels=len(labels)), TaskSpec("classify", labels, max_tokens=64), LIMITS)
+            failed, done = await served.ask(job("all", *["x"] * TEXTS_PER_REQUEST, top_k=8), job("one", top_k=1))
             assert (failed["ev"], failed["status"], done["ev"]) == ("failed", 413, "done")
             assert "fewer" in failed["reason"]
-            assert seat.deaths == []
+            assert served.deaths == []
 
     run(body)
 
 
 def test_an_unknown_operation_is_refused_and_the_child_goes_on() -> None:
     async def body() -> None:
-        async with child(load=variant()) as seat:
+        async with child(load=variant()) as served:
             with pytest.raises(WorkerError, match="unknown operation 'dance'"):
-                await seat.worker.call("dance")
-            assert (await seat.ask(job("1")))[0]["ev"] == "done"
+                await served.worker.call("dance")
+            assert (await served.ask(job("1")))[0]["ev"] == "done"
 
     run(body)
 
 
 def test_loading_refuses_what_it_must_with_the_right_error() -> None:
     async def body() -> None:
-        async with child() as seat:
+        async with child() as served:
             with pytest.raises(WorkerError, match="no model is loaded"):
-                await seat.worker.call("footprint")
+                await served.worker.call("footprint")
             with pytest.raises(BackendMissing, match="there is no backend 'abacus'"):
-                await seat.worker.load(variant("abacus"), TASK, LIMITS)
+                await served.worker.load(variant("abacus"), TASK, LIMITS)
             with pytest.raises(BackendError, match="unknown option 'speed'"):
-                await seat.worker.load(variant(speed=9), TASK, LIMITS)
-            await seat.worker.load(variant(), TASK, LIMITS)
+                await served.worker.load(variant(speed=9), TASK, LIMITS)
+            await served.worker.load(variant(), TASK, LIMITS)
             with pytest.raises(WorkerError, match="already loaded"):
-                await seat.worker.load(variant(), TASK, LIMITS)
+                await served.worker.load(variant(), TASK, LIMITS)
 
     run(body)
 
 
 def test_a_model_file_that_is_gone_is_an_error_of_ours(tmp_path: pathlib.Path) -> None:
     async def body() -> None:
-        async with child() as seat:
+        async with child() as served:
             with pytest.raises(EdgeError, match=r"model\.onnx"):
-                await seat.worker.load(variant(files={"model": str(tmp_path / "model.onnx")}), TASK, LIMITS)
+                await served.worker.load(variant(files={"model": str(tmp_path / "model.onnx")}), TASK, LIMITS)
 
     run(body)
 
 
 def test_adapters_come_and_go_without_a_reload() -> None:
     async def body() -> None:
-        async with child(load=variant(base_id="sha256:base")) as seat:
-            attached = await seat.worker.attach(adapter("urgency"))
+        async with child(load=variant(base_id="sha256:base")) as served:
+            attached = await served.worker.attach(adapter("urgency"))
             assert attached["bytes"] >= 0
             assert attached["attach_ms"] >= 0
-            base, adapted = await seat.ask(job("base"), job("adapted", adapter="urgency"))
+            base, adapted = await served.ask(job("base"), job("adapted", adapter="urgency"))
             assert base["batch"] == adapted["batch"] == 2, "mixed in one batch"
             assert base["results"][0]["label"] in TASK.labels
             assert adapted["results"][0]["label"] in {"low", "high"}
             with pytest.raises(AdapterRefused, match="is for base sha256:other"):
-                await seat.worker.attach(adapter("stranger", base_id="sha256:other"))
-            await seat.worker.call("detach", name="urgency")
-            (refused,) = await seat.ask(job("late", adapter="urgency"))
+                await served.worker.attach(adapter("stranger", base_id="sha256:other"))
+            await served.worker.call("detach", name="urgency")
+            (refused,) = await served.ask(job("late", adapter="urgency"))
             assert (refused["ev"], refused["status"]) == ("failed", 404)
 
     run(body)
@@ -234,9 +234,9 @@ def test_adapters_come_and_go_without_a_reload() -> None:
 
 def test_limits_bound_the_next_batch() -> None:
     async def body() -> None:
-        async with child(load=variant()) as seat:
-            seat.worker.set_limits({"max_rows": 2, "threads": 1})
-            events = await seat.ask(*(job(str(index)) for index in range(5)))
+        async with child(load=variant()) as served:
+            served.worker.set_limits({"max_rows": 2, "threads": 1})
+            events = await served.ask(*(job(str(index)) for index in range(5)))
             assert [event["batch"] for event in events] == [2, 2, 2, 2, 1]
 
     run(body)
@@ -244,21 +244,21 @@ def test_limits_bound_the_next_batch() -> None:
 
 def test_a_job_behind_another_is_cancelled_and_a_finished_one_is_not() -> None:
     async def body() -> None:
-        async with child(load=variant(delay_s=0.3)) as seat:
-            seat.worker.set_limits({"max_rows": 1, "threads": 1})
-            seat.worker.submit([job("first"), job("second"), job("third")])
-            assert (await seat.worker.call("cancel", id="second")) == {"cancelled": True, "ev": "ok", "n": 2}
-            await seat.answers("first", "third")
-            assert "second" not in seat.events
-            assert (await seat.worker.call("cancel", id="first"))["cancelled"] is False
+        async with child(load=variant(delay_s=0.3)) as served:
+            served.worker.set_limits({"max_rows": 1, "threads": 1})
+            served.worker.submit([job("first"), job("second"), job("third")])
+            assert (await served.worker.call("cancel", id="second")) == {"cancelled": True, "ev": "ok", "n": 2}
+            await served.answers("first", "third")
+            assert "second" not in served.events
+            assert (await served.worker.call("cancel", id="first"))["cancelled"] is False
 
     run(body)
 
 
 def test_a_full_batch_of_the_longest_texts_crosses() -> None:
     async def body() -> None:
-        async with child(load=variant()) as seat:
-            (done,) = await seat.ask(job("big", *["x" * TEXT_BYTES] * TEXTS_PER_REQUEST))
+        async with child(load=variant()) as served:
+            (done,) = await served.ask(job("big", *["x" * TEXT_BYTES] * TEXTS_PER_REQUEST))
             assert len(done["results"]) == TEXTS_PER_REQUEST
 
     run(body)
@@ -269,34 +269,34 @@ def test_a_full_batch_of_the_longest_texts_crosses() -> None:
 
 def test_kill_9_is_one_death_and_ends_what_waits() -> None:
     async def body() -> None:
-        async with child(load=variant(delay_s=30.0)) as seat:
-            os.kill(seat.worker.pid, signal.SIGSTOP)
-            seat.worker.submit([job("1")])
-            waiting = asyncio.create_task(seat.worker.call("footprint"))
+        async with child(load=variant(delay_s=30.0)) as served:
+            os.kill(served.worker.pid, signal.SIGSTOP)
+            served.worker.submit([job("1")])
+            waiting = asyncio.create_task(served.worker.call("footprint"))
             await asyncio.sleep(0)
-            os.kill(seat.worker.pid, signal.SIGKILL)
+            os.kill(served.worker.pid, signal.SIGKILL)
             with pytest.raises(WorkerError, match="the worker ended: killed by SIGKILL"):
                 await waiting
-            await seat.death()
-            assert not seat.worker.alive
+            await served.death()
+            assert not served.worker.alive
             started_s = time.monotonic()
             with pytest.raises(WorkerError, match="ended"):
-                await seat.worker.call("footprint")
+                await served.worker.call("footprint")
             assert time.monotonic() - started_s < 1.0, "the dead are not waited for"
-            seat.worker.kill()
-            seat.worker.submit([job("2")])
-        assert seat.deaths == ["killed by SIGKILL"]
-        assert seat.events == {}
+            served.worker.kill()
+            served.worker.submit([job("2")])
+        assert served.deaths == ["killed by SIGKILL"]
+        assert served.events == {}
 
     run(body)
 
 
 def test_a_native_abort_ends_the_child_only() -> None:
     async def body() -> None:
-        async with child(load=variant(die_token=ord("!"))) as seat:
-            seat.worker.submit([job("fatal", "boom!")])
-            await seat.death()
-        assert seat.deaths == ["killed by SIGABRT"]
+        async with child(load=variant(die_token=ord("!"))) as served:
+            served.worker.submit([job("fatal", "boom!")])
+            await served.death()
+        assert served.deaths == ["killed by SIGABRT"]
 
     run(body)
 
@@ -304,15 +304,15 @@ def test_a_native_abort_ends_the_child_only() -> None:
 @pytest.mark.parametrize("busy", [False, True])
 def test_close_is_bounded_and_no_death(busy: bool) -> None:
     async def body() -> None:
-        async with child(load=variant(delay_s=60.0)) as seat:
+        async with child(load=variant(delay_s=60.0)) as served:
             if busy:
-                seat.worker.submit([job("1")])
+                served.worker.submit([job("1")])
                 await asyncio.sleep(0.1)
             started_s = time.monotonic()
-            await seat.worker.close()
+            await served.worker.close()
             assert time.monotonic() - started_s < (CLOSE_TIMEOUT_S if busy else 0.0) + 1.5
-            assert not exists(seat.worker.pid)
-        assert seat.deaths == []
+            assert not exists(served.worker.pid)
+        assert served.deaths == []
 
     run(body)
 
@@ -321,29 +321,29 @@ def test_a_close_that_is_cancelled_leaves_no_child() -> None:
     """Seed 4224: the daemon stopped while a model's removal waited for its worker to end."""
 
     async def body() -> None:
-        async with child(load=variant(delay_s=60.0)) as seat:
-            seat.worker.submit([job("1")])
+        async with child(load=variant(delay_s=60.0)) as served:
+            served.worker.submit([job("1")])
             await asyncio.sleep(0.1)
-            closing = asyncio.create_task(seat.worker.close())
+            closing = asyncio.create_task(served.worker.close())
             await asyncio.sleep(0.1)
             closing.cancel()
             started_s = time.monotonic()
             with pytest.raises(asyncio.CancelledError):
                 await closing
-            while exists(seat.worker.pid) and time.monotonic() - started_s < CLOSE_TIMEOUT_S:
+            while exists(served.worker.pid) and time.monotonic() - started_s < CLOSE_TIMEOUT_S:
                 await asyncio.sleep(0.01)
             assert time.monotonic() - started_s < CLOSE_TIMEOUT_S, "it was still waited for in order"
-        assert seat.deaths == []
+        assert served.deaths == []
 
     run(body)
 
 
 def test_a_frame_over_the_limit_is_refused_here_and_the_child_goes_on() -> None:
     async def body() -> None:
-        async with child(load=variant()) as seat:
+        async with child(load=variant()) as served:
             with pytest.raises(WorkerError, match=f"over the limit of {FRAME_BYTES}"):
-                seat.worker.submit([job("big", "x" * FRAME_BYTES)])
-            assert (await seat.ask(job("small")))[0]["ev"] == "done"
+                served.worker.submit([job("big", "x" * FRAME_BYTES)])
+            assert (await served.ask(job("small")))[0]["ev"] == "done"
 
     run(body)
 
@@ -377,10 +377,10 @@ def test_a_child_that_breaks_the_protocol_is_ended_once_with_the_reason(
     tmp_path: pathlib.Path, code: str, reason: str
 ) -> None:
     async def body() -> None:
-        async with child(impostor(tmp_path, code)) as seat:
-            await seat.death()
-            assert not exists(seat.worker.pid)
-        (death,) = seat.deaths
+        async with child(impostor(tmp_path, code)) as served:
+            await served.death()
+            assert not exists(served.worker.pid)
+        (death,) = served.deaths
         assert reason in death
 
     run(body)
@@ -388,37 +388,37 @@ def test_a_child_that_breaks_the_protocol_is_ended_once_with_the_reason(
 
 def test_a_child_that_exits_by_itself_says_its_code(tmp_path: pathlib.Path) -> None:
     async def body() -> None:
-        async with child(impostor(tmp_path, "sys.exit(3)")) as seat:
-            await seat.death()
-        assert seat.deaths == ["exit code 3 (its channel closed)"]
+        async with child(impostor(tmp_path, "sys.exit(3)")) as served:
+            await served.death()
+        assert served.deaths == ["exit code 3 (its channel closed)"]
 
     run(body)
 
 
 def test_a_silent_child_is_ended_by_the_call_that_waits_for_it(tmp_path: pathlib.Path) -> None:
     async def body() -> None:
-        async with child(impostor(tmp_path, "time.sleep(60)")) as seat:
+        async with child(impostor(tmp_path, "time.sleep(60)")) as served:
             with pytest.raises(WorkerError, match="no answer to 'footprint' within 0 s, worker ended"):
-                await seat.worker.call("footprint", 0.3)
-            await seat.death()
-        assert seat.deaths == ["killed by SIGKILL"]
+                await served.worker.call("footprint", 0.3)
+            await served.death()
+        assert served.deaths == ["killed by SIGKILL"]
 
     run(body)
 
 
 def test_a_bug_in_the_daemons_handler_does_not_leave_a_child_unheard() -> None:
     async def body() -> None:
-        seat = ServedModel()
+        served = ServedModel()
 
         def broken(event: Mapping[str, Any]) -> None:
             raise LookupError("a bug of ours")
 
-        seat.worker = await spawn(SpawnOptions(), broken, seat.on_death)
-        await seat.worker.load(variant(), TASK, LIMITS)
-        seat.worker.submit([job("1")])
-        await seat.death()
-        assert not exists(seat.worker.pid)
-        await seat.worker.close()
+        served.worker = await spawn(SpawnOptions(), broken, served.on_death)
+        await served.worker.load(variant(), TASK, LIMITS)
+        served.worker.submit([job("1")])
+        await served.death()
+        assert not exists(served.worker.pid)
+        await served.worker.close()
 
     run(body)
 
@@ -480,11 +480,11 @@ def running(pid: int) -> bool:
 def test_the_child_steps_back_for_the_daemon() -> None:
     async def body() -> None:
         own_nice = os.getpriority(os.PRIO_PROCESS, 0)
-        async with child(SpawnOptions(oom_score_adj=700, nice=3, environment={"EDGE_TEST": "1"})) as seat:
-            await seat.worker.load(variant(), TASK, LIMITS)
-            process = pathlib.Path(f"/proc/{seat.worker.pid}")
+        async with child(SpawnOptions(oom_score_adj=700, nice=3, environment={"EDGE_TEST": "1"})) as served:
+            await served.worker.load(variant(), TASK, LIMITS)
+            process = pathlib.Path(f"/proc/{served.worker.pid}")
             assert (process / "oom_score_adj").read_text().strip() == "700"
-            assert os.getpriority(os.PRIO_PROCESS, seat.worker.pid) == min(19, own_nice + 3)
+            assert os.getpriority(os.PRIO_PROCESS, served.worker.pid) == min(19, own_nice + 3)
             environment = (process / "environ").read_bytes().split(b"\0")
             assert b"EDGE_TEST=1" in environment
             assert b"ORT_DISABLE_TELEMETRY=1" in environment
@@ -508,15 +508,15 @@ def test_fifty_lives_and_deaths_leak_nothing() -> None:
         counts = []
         before_children = children()
         for cycle in range(50):
-            seat = ServedModel()
-            seat.worker = await spawn(SpawnOptions(), seat.on_event, seat.on_death)
+            served = ServedModel()
+            served.worker = await spawn(SpawnOptions(), served.on_event, served.on_death)
             if cycle % 5 == 0:
-                await seat.worker.load(variant(), TASK, LIMITS)
-                await seat.ask(job("1"))
+                await served.worker.load(variant(), TASK, LIMITS)
+                await served.ask(job("1"))
             if cycle % 2:
-                seat.worker.kill()
-                await seat.death()
-            await seat.worker.close()
+                served.worker.kill()
+                await served.death()
+            await served.worker.close()
             counts.append(descriptors())
         assert counts[0] == counts[-1] == max(counts), counts
         assert children() == before_children, "a zombie is left"

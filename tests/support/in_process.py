@@ -102,20 +102,20 @@ class Device:
             clock, self.transport, topics, AckWindow(self.transport.ack), self._announce, full_grant(max_rows, 4)
         )
         if "ledger" in given:
-            self.context.ledger = given["ledger"]
+            self.context.requests = given["ledger"]
         self.host = HostMonitor(self.context, self.sensors)
         self.host.sample()
         responder = Responder(self.context, self.host.reading)
-        self.fleet = ModelManager(self.library, self.spawner, clock, self.host, self._announce, given.get("figures"))
-        self.dispatcher = ModelServer(self.context, self.fleet, responder, quarantine_deaths)
+        self.manager = ModelManager(self.library, self.spawner, clock, self.host, self._announce, given.get("figures"))
+        self.server = ModelServer(self.context, self.manager, responder, quarantine_deaths)
         plan_c = governor.GovernorConfig(soft_limit_c, max_rows, 4)
-        self.watch = GovernorLoop(self.context, plan_c, self.host, self.library, self.fleet, self.dispatcher)
-        self.commands = Commands(self.context, self.fleet, self.operator, dict)
+        self.watch = GovernorLoop(self.context, plan_c, self.host, self.library, self.manager, self.server)
+        self.commands = Commands(self.context, self.manager, self.operator, dict)
         options = IntakeOptions(queue_jobs, Bounds())
-        self.intake = Intake(self.context, options, self.fleet, self.dispatcher, self.commands.take)
+        self.intake = Intake(self.context, options, self.manager, self.server, self.commands.take)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
-        self.canary = Canary(self.context, self.fleet, self._probes_of, canary_s)
-        parts = Parts(self.fleet, self.dispatcher, self.intake, self.commands, self.watch, self.host, self.reporter,
+        self.canary = Canary(self.context, self.manager, self._probes_of, canary_s)
+        parts = Parts(self.manager, self.server, self.intake, self.commands, self.watch, self.host, self.reporter,
                       self.canary)  # fmt: skip
         self.agent = Agent(self.context, LoopOptions(10.0, 60.0, resident), parts)
         self._acks = 0
@@ -146,9 +146,9 @@ class Device:
         """The events' kinds so far."""
         return [kind for kind, _ in self.events]
 
-    def seat(self, name: str = "m") -> ServedModel:
-        """A model's seat."""
-        return self.fleet.seats[name]
+    def served(self, name: str = "m") -> ServedModel:
+        """A model's served."""
+        return self.manager.served_models[name]
 
     def message(
         self,
@@ -193,13 +193,13 @@ class Device:
         return int(self.transport.reply(request_id)["status"])
 
     def check(self) -> None:
-        """What must hold at every moment: at most one answer each, and no seat's loop has ended by an error."""
+        """What must hold at every moment: at most one answer each, and no served's loop has ended by an error."""
         for request_id, statuses in self.transport.statuses().items():
             assert len(statuses) == 1, f"{request_id} was answered {statuses}"
-        for seat in self.fleet.seats.values():
-            if seat.task is not None and seat.task.done() and not seat.task.cancelled():
-                seat.task.result()
-                raise AssertionError(f"nobody serves {seat.name}\n{self.dump()}")
+        for served in self.manager.served_models.values():
+            if served.task is not None and served.task.done() and not served.task.cancelled():
+                served.task.result()
+                raise AssertionError(f"nobody serves {served.name}\n{self.dump()}")
 
     def dump(self) -> str:
         """Everything, for a failing test's message."""

@@ -81,7 +81,7 @@ class Life:
             "figures": KeptFigures(self, world.folder),
         }
         self.device = Device(world.clock, ports=ports, boot_id=self.boot_id, **world.settings)
-        self.device.reporter.on_unheard = self.device.dispatcher.stop_streams
+        self.device.reporter.on_unheard = self.device.server.stop_streams
         # As `app.daemon` does; it is an argument of the link there.
         self.transport._will = self.device.reporter.status("offline", "connection lost")
         self.running: asyncio.Task[None] = asyncio.create_task(self.device.agent.run(self.notifier), name=self.boot_id)

@@ -109,22 +109,22 @@ class Rules:
                 self._say(what, f"{what}: {size}, at most {most} are allowed")
 
     def _jobs(self) -> None:
-        """An open job waits or runs; one that runs is known to a seat whose worker it is with."""
-        seats = self._world.device.fleet.every_seat()
-        running = {id(job) for seat in seats for job in seat.running.values()}
+        """An open job waits or runs; one that runs is known to a served whose worker it is with."""
+        served_models = self._world.device.manager.every_served_model()
+        running = {id(job) for served in served_models for job in served.running.values()}
         for job in self._world.ledger.open_jobs():
             if job.state not in {JobState.QUEUED, JobState.RUNNING}:
                 self._say("state", f"{job.key} is open and {job.state.value}")
             if job.state is JobState.RUNNING and id(job) not in running:
                 self._say("lost", f"{job.key} runs nowhere")
-        for seat in seats:
-            if any(job.state is not JobState.QUEUED for job in seat.queue.jobs()):
-                self._say("queue", f"a job that does not wait stands in the queue of {seat.name}")
+        for served in served_models:
+            if any(job.state is not JobState.QUEUED for job in served.queue.jobs()):
+                self._say("queue", f"a job that does not wait stands in the queue of {served.name}")
 
     def _workers(self) -> None:
-        """A process belongs to a seat, is being started, or is being ended."""
+        """A process belongs to a served, is being started, or is being ended."""
         world = self._world
-        owned = {id(seat.worker) for seat in world.device.fleet.every_seat() if seat.worker is not None}
+        owned = {id(served.worker) for served in world.device.manager.every_served_model() if served.worker is not None}
         strays = [worker for worker in world.spawner.alive() if id(worker) not in owned and not worker._closing]
         for worker in world.spawner.alive():
             if worker.most_at_once > worker.sequences:
@@ -137,7 +137,7 @@ class Rules:
         new promise also into what other programs left of it."""
         world = self._world
         memory, board = world.device.host.last_memory, world.board
-        accounts = world.device.fleet.ledger.accounts()
+        accounts = world.device.manager.ledger.accounts()
         reserved = sum(account.reserved_bytes for account in accounts.values())
         new = [name for name, account in accounts.items() if account is not self._accounts.get(name)]
         others_bytes = min(self._others_bytes, board.others_bytes) if new else 0
@@ -175,8 +175,8 @@ class Rules:
 
     def _agent(self) -> None:
         world = self._world
-        if world.device.dispatcher.fault is not None:
-            self._say("fault", world.device.dispatcher.fault)
+        if world.device.server.fault is not None:
+            self._say("fault", world.device.server.fault)
         if world.life.running.done() and not world.device.agent._stopping.is_set():
             self._say("ended", f"the agent ended by itself: {world.life.running!r}")
         beats = len(world.notifier.calls)

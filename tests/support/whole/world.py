@@ -205,8 +205,8 @@ class World:
 
     async def _ask_again(self) -> None:
         """After the trouble: every model serves, once whoever operates the device has lifted what was quarantined."""
-        for seat in list(self.device.fleet.seats.values()):
-            await self._lift(seat.name)
+        for served in list(self.device.manager.served_models.values()):
+            await self._lift(served.name)
         for model in self.installed:
             statuses = await self._ask_once(model.name)
             if 200 not in statuses:
@@ -224,7 +224,7 @@ class World:
 
     async def _lift(self, name: str) -> None:
         """A quarantine, as an operator does."""
-        if self.device.fleet.seats[name].phase.value == "quarantined":
+        if self.device.manager.served_models[name].phase.value == "quarantined":
             self.lifted = True
             self.clients.order("load", {"model": name})
             await asyncio.sleep(30.0)

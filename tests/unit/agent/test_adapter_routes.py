@@ -37,7 +37,7 @@ def test_the_faster_merged_model_answers_for_the_adapter() -> None:
             (200, "m", "b", None),
             (200, "m", None, None),
         ]
-        by_hand = device.fleet.seats["a-merged"].model.name
+        by_hand = device.manager.served_models["a-merged"].model.name
         await device.ask("4", model=by_hand)
         await later(0.5)
         reply = device.transport.reply("4")
@@ -50,14 +50,14 @@ def test_a_quarantined_merged_model_is_passed_by_and_a_cancel_finds_the_job() ->
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "a"})
         await later(0.5)
-        assert [job.model for job in device.context.ledger.open_jobs()] == ["a-merged"]
+        assert [job.model for job in device.context.requests.open_jobs()] == ["a-merged"]
         await device.cancel("1")
         await later(0.5)
         assert device.status("1") == 499
-        device.fleet.seats["a-merged"].phase = Phase.QUARANTINED
+        device.manager.served_models["a-merged"].phase = Phase.QUARANTINED
         await device.ask("2", {"text": "x", "adapter": "a"})
         await later(0.5)
-        assert [job.model for job in device.context.ledger.open_jobs()] == ["m"]
+        assert [job.model for job in device.context.requests.open_jobs()] == ["m"]
 
     Device.run(scenario, *both(), plan=Plan(compute_s=None))
 
@@ -74,14 +74,14 @@ def test_while_memory_is_short_the_base_that_is_there_answers() -> None:
         assert device.transport.reply("1")["reason"].startswith("no memory for model 'a-merged': needs 400.0 MiB")
         await device.ask("2", {"text": "x", "adapter": "a"}, deadline_s=300.0)
         await later(0.5)
-        assert [job.model for job in device.context.ledger.open_jobs()] == ["m", "m"]
+        assert [job.model for job in device.context.requests.open_jobs()] == ["m", "m"]
         await device.cancel("base")
         await device.cancel("2")
         device.sensors.set(ram_available=1000.0 * MIB)
         await later(NO_ROOM_S)
         await device.ask("3", {"text": "x", "adapter": "a"})
         await later(0.5)
-        assert [job.model for job in device.context.ledger.open_jobs()] == ["a-merged"]
+        assert [job.model for job in device.context.requests.open_jobs()] == ["a-merged"]
 
     one, other = both()
     Device.run(scenario, replace(one, variant=a_variant("m", 400, 400)), other, plan=Plan(compute_s=None))
@@ -89,14 +89,14 @@ def test_while_memory_is_short_the_base_that_is_there_answers() -> None:
 
 def test_the_choice_follows_what_is_installed_and_what_the_operator_prefers() -> None:
     async def scenario(device: Device) -> None:
-        base = device.fleet.seats["m"]
-        assert device.fleet.runs(base, "a").name == "a-merged"
-        device.fleet.rules = RoutingPolicy(prefer=("unmerged",))
-        device.fleet.sync()
-        assert device.fleet.runs(base, "a") is base
-        device.fleet.rules = RoutingPolicy()
+        base = device.manager.served_models["m"]
+        assert device.manager.runs(base, "a").name == "a-merged"
+        device.manager.rules = RoutingPolicy(prefer=("unmerged",))
+        device.manager.sync()
+        assert device.manager.runs(base, "a") is base
+        device.manager.rules = RoutingPolicy()
         device.library.remove("a-merged")
-        device.fleet.sync()
-        assert device.fleet.runs(base, "a") is base
+        device.manager.sync()
+        assert device.manager.runs(base, "a") is base
 
     Device.run(scenario, *both())

@@ -29,7 +29,7 @@ def answering(features: list[list[float]]) -> Any:
 
 
 def verdict(device: Device, adapter: str | None = None) -> tuple[bool | None, str]:
-    last = device.seat().last_probed(adapter)
+    last = device.served().last_probed(adapter)
     return (None, "not yet") if last is None else (last.ok, last.reason)
 
 
@@ -63,10 +63,10 @@ def test_no_probe_runs_while_requests_are_refused_for_heat_or_memory(monkeypatch
         device.probes["m"] = PROBES
         await device.ask("1")
         await later(1.0)
-        device.fleet.closed_because = "no memory: 12 MiB are left"
+        device.manager.closed_because = "no memory: 12 MiB are left"
         await ticks(device, 90)
         assert verdict(device) == (None, "not yet")
-        device.fleet.closed_because = None
+        device.manager.closed_because = None
         grant = device.context.grant
         device.context.grant = replace(grant, closed_because="too hot: 80.1 °C")
         await ticks(device, 5)
@@ -99,7 +99,7 @@ def test_a_busy_or_absent_model_is_left_alone_and_a_broken_store_is_no_verdict()
         await device.ask("1")
         await settle()
         await ticks(device, 20)
-        assert device.seat().probed == {}, "a request is with the worker"
+        assert device.served().probed == {}, "a request is with the worker"
         device.spawner.last.finish()
 
         def broken(_model: object, _adapter: object) -> None:
@@ -167,14 +167,14 @@ def test_attached_adapters_are_probed_one_a_tick_and_no_other_is_attached_for_it
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a", "b")
         await later(100.0)
-        order = list(device.seat().attached)
+        order = list(device.served().attached)
         for count in (1, 3, 5, 5):
             await ticks(device, 1)
             assert len(measured(device)) == count, "the model by itself; an adapter, and the model on its texts"
         assert measured(device) == [(None, "on"), ("a", "cold"), (None, "cold"), ("b", "cold"), (None, "cold")]
         assert verdict(device, "a") == verdict(device, "b") == (True, "2 golden probes hold")
         assert verdict(device, "c") == (None, "not yet")
-        assert list(device.seat().attached) == order, "being probed is no use: the one used least leaves first"
+        assert list(device.served().attached) == order, "being probed is no use: the one used least leaves first"
         assert "verify-failed" not in device.kinds()
 
     Device.run(scenario, a_model(adapters=["a", "b", "c"]), canary_s=60.0)
@@ -192,10 +192,10 @@ def test_an_adapter_that_computes_something_else_is_named_once_and_shown(monkeyp
         assert [body["data"] for body in failed] == [{"model": "m", "adapter": "b"}]
         assert failed[0]["message"].startswith("adapter 'b' of model 'm' computes something else than it did: probe 1")
         now_s = device.clock.monotonic_s()
-        told = model_telemetry.canaries(device.fleet.seats, now_s)["m"]
+        told = model_telemetry.canaries(device.manager.served_models, now_s)["m"]
         assert (told.ok, {name: one.ok for name, one in told.adapters.items()}) == (True, {"a": True, "b": False})
-        await device.fleet.unload(device.seat())
-        assert list(model_telemetry.canaries(device.fleet.seats, now_s)["m"].adapters) == ["b"], (
+        await device.manager.unload(device.served())
+        assert list(model_telemetry.canaries(device.manager.served_models, now_s)["m"].adapters) == ["b"], (
             "not forgotten by leaving"
         )
 

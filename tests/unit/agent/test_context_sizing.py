@@ -28,7 +28,7 @@ class Board:
     def __init__(self, device: Device, wanted: Wanted, ceiling_bytes: int) -> None:
         self.device = device
         self.reads: list[str] = []
-        device.fleet.sizer = Sizer(wanted, self.read)
+        device.manager.sizer = Sizer(wanted, self.read)
         self.ceiling(ceiling_bytes)
 
     async def read(self, path: str) -> GgufHeader:
@@ -36,7 +36,7 @@ class Board:
         return SMOL
 
     def ceiling(self, ceiling_bytes: int) -> None:
-        host = self.device.fleet._host
+        host = self.device.manager._host
         host._budget = replace(host._budget, models_bytes=ceiling_bytes)  # type: ignore[attr-defined]
 
     async def ask(self, name: str) -> None:
@@ -49,10 +49,10 @@ class Board:
         for name in list(worker.inside):
             worker.end(name, "x")
         await later(0.1)
-        await self.device.fleet.unload(self.device.seat())
+        await self.device.manager.unload(self.device.served())
 
     def loaded(self) -> Demand:
-        return Demand(self.device.seat().context, self.device.seat().sequences)
+        return Demand(self.device.served().context, self.device.served().sequences)
 
     def shrunk_events(self) -> list[dict[str, Any]]:
         return [body for body in self.device.transport.bodies("/event") if body["kind"] == "context-shrunk"]
@@ -72,7 +72,7 @@ def test_it_is_shrunk_and_stays_shrunk_until_there_is_room() -> None:
         for name in ("1", "2", "3"):
             await board.ask(name)
             assert board.loaded() == Demand(4096, 4)
-            assert device.fleet.ledger.reserved_bytes == SHRUNK_BYTES
+            assert device.manager.ledger.reserved_bytes == SHRUNK_BYTES
             await board.leave()
         data = board.shrunk_events()[0]["data"]
         assert data == {
@@ -140,8 +140,8 @@ def test_settings_reach_the_worker_and_the_claim() -> None:
         assert variant is not None
         assert variant.options == {"batch": 64, "context": 1024, "sequences": 2, "kv_type": "q8_0"}
         expected = sum(need(SMOL, Demand(1024, 2, "q8_0", 64)))
-        assert device.seat().claim.stated_bytes == expected
-        assert device.seat().claim.digest == "sha256:g context=1024 sequences=2 kv_type=q8_0"
+        assert device.served().claim.stated_bytes == expected
+        assert device.served().claim.digest == "sha256:g context=1024 sequences=2 kv_type=q8_0"
         assert board.shrunk_events() == []
 
     run(scenario, generator(batch=64))
@@ -151,7 +151,7 @@ def test_models_tell_context_and_sequences_while_it_is_resident() -> None:
     async def scenario(device: Device) -> None:
         board = Board(device, Wanted(shrink=True), FULL - 1)
         for resident in (False, True):
-            device.reporter.publish_models(device.fleet)
+            device.reporter.publish_models(device.manager)
             (entry,) = device.transport.bodies("/models")[-1]["models"]
             assert (entry["context"], entry["sequences"]) == ((4096, 4) if resident else (None, None))
             await board.ask(f"{resident}")

@@ -54,7 +54,7 @@ def test_an_orderly_stop_leaves_nothing_in_the_queues() -> None:
         device.agent.stop("restart")
         await running
         assert [device.status(name) for name in ("1", "2", "3")] == [503, 503, 503]
-        assert not len(device.seat().queue)
+        assert not len(device.served().queue)
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), max_rows=1)
 

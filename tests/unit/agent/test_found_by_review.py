@@ -42,7 +42,7 @@ def test_a_cancel_under_way_takes_nothing_from_the_next_question_of_that_id() ->
         device.spawner.last.end(next(iter(device.spawner.last.inside)), "to the second")
         await settle()
         assert answers(device) == [(499, None), (200, "to the second")]
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
         device.transport.published.clear()  # each question was answered once, under the same id
 
     Device.run(scenario, generator(), plan=TWO_AT_ONCE)
@@ -108,7 +108,7 @@ def test_an_adapter_that_cannot_be_detached_fails_its_request_alone() -> None:
         device.watch.tick()
         await device.ask("2", {"text": "y", "adapter": "one"})
         await later(0.1)
-        assert (device.status("1"), device.status("2"), device.dispatcher.fault) == (200, 500, None)
+        assert (device.status("1"), device.status("2"), device.server.fault) == (200, 500, None)
 
     Device.run(scenario, a_model(adapters=("one",)))
 
@@ -177,12 +177,12 @@ def states(device: Device) -> list[tuple[str, str]]:
 def test_whoever_watches_from_afar_is_told_at_once_that_nothing_is_taken_and_that_it_is_again() -> None:
     async def scenario(device: Device) -> None:
         task = await running(device, LoopOptions(600.0, 600.0, ()))
-        device.fleet.closed_because = "no memory: 3 MiB are left"
+        device.manager.closed_because = "no memory: 3 MiB are left"
         device.agent._guard.look = _nothing  # type: ignore[method-assign]
         await later(2.0)
-        device.fleet.closed_because = "no memory: 2 MiB are left"
+        device.manager.closed_because = "no memory: 2 MiB are left"
         await later(2.0)
-        device.fleet.closed_because = None
+        device.manager.closed_because = None
         await later(2.0)
         assert states(device)[-2:] == [("degraded", "no requests are taken for want of memory"), ("online", "serving")]
         device.agent.stop("enough")
@@ -198,10 +198,10 @@ async def _nothing() -> None:
 def test_a_quarantine_is_in_the_status_within_a_second_and_gone_when_it_is_lifted() -> None:
     async def scenario(device: Device) -> None:
         task = await running(device, LoopOptions(600.0, 600.0, ()))
-        device.seat().phase = Phase.QUARANTINED
+        device.served().phase = Phase.QUARANTINED
         await later(1.5)
         assert states(device)[-1] == ("degraded", "quarantined: m")
-        device.seat().phase = Phase.ABSENT
+        device.served().phase = Phase.ABSENT
         await later(1.5)
         assert states(device)[-1] == ("online", "serving")
         device.agent.stop("enough")
@@ -224,7 +224,7 @@ def test_a_load_that_fails_for_every_request_is_told_once_in_a_while() -> None:
 
 def test_requests_to_a_quarantined_model_are_no_events() -> None:
     async def scenario(device: Device) -> None:
-        device.seat().phase = Phase.QUARANTINED
+        device.served().phase = Phase.QUARANTINED
         for number in range(5):
             await device.ask(str(number))
             await later(0.1)
@@ -238,8 +238,8 @@ def test_a_model_that_was_slow_to_load_once_is_loaded_for_those_who_cannot_wait_
     """Found by seed 1218: a load of 45 s, during which the process stood still, kept all others out for ever."""
 
     async def scenario(device: Device) -> None:
-        device.context.costs.expect(device.seat().cost_key, 16, 0.01)
-        device.seat().load_s = 45.0
+        device.context.costs.expect(device.served().cost_key, 16, 0.01)
+        device.served().load_s = 45.0
         await device.ask("1", deadline_s=10.0)
         refused = device.transport.reply("1")
         assert (refused["status"], "cannot meet the deadline: 45.0 s of queue" in refused["reason"]) == (503, True)
@@ -253,8 +253,8 @@ def test_a_model_that_was_slow_to_load_once_is_loaded_for_those_who_cannot_wait_
 
 def test_requests_that_cannot_wait_load_a_model_that_finds_no_room_once_a_minute() -> None:
     async def scenario(device: Device) -> None:
-        device.context.costs.expect(device.seat().cost_key, 16, 0.01)
-        device.seat().load_s = 45.0
+        device.context.costs.expect(device.served().cost_key, 16, 0.01)
+        device.served().load_s = 45.0
         device.sensors.held_bytes = lambda: 0
         device.sensors.set(ram_total=4e9, ram_available=1.0)
         for number in range(100):

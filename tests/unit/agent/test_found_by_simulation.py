@@ -60,8 +60,8 @@ def test_a_worker_that_loads_is_not_measured() -> None:
         device.sensors.pss[4000] = 1
         await device.ask("1", deadline_s=120.0)
         await later(30.0)
-        device.fleet.measure()
-        account = device.fleet.ledger.account("m")
+        device.manager.measure()
+        account = device.manager.ledger.account("m")
         assert account is not None
         assert account.held_bytes == 0
         device.sensors.pss.clear()
@@ -72,22 +72,22 @@ def test_a_worker_that_loads_is_not_measured() -> None:
 
 
 def test_a_removed_model_whose_worker_hangs_is_ended_and_its_requests_with_it() -> None:
-    """Seed 317: nobody looked after its seat any more, and worker, memory and requests stayed for ever."""
+    """Seed 317: nobody looked after its served any more, and worker, memory and requests stayed for ever."""
 
     async def scenario(device: Device) -> None:
         await device.ask("1", deadline_s=20.0)
         await settle()
         device.library.remove("m")
         await seconds(device, int(WORKER_SILENCE_S) + 5)
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
         assert device.spawner.running() == []
-        assert device.fleet.every_seat() == ()
+        assert device.manager.every_served_model() == ()
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
 
 def test_a_model_that_returns_while_its_worker_finishes_has_one_worker() -> None:
-    """The second seat of a name promised memory a second time: 'has an account already'."""
+    """The second served of a name promised memory a second time: 'has an account already'."""
 
     async def scenario(device: Device) -> None:
         await device.ask("1", deadline_s=20.0)
@@ -103,19 +103,19 @@ def test_a_model_that_returns_while_its_worker_finishes_has_one_worker() -> None
         await settle()
         assert (device.status("1"), device.status("2")) == (200, 200)
         assert len(device.spawner.running()) == 1
-        assert device.dispatcher.fault is None
+        assert device.server.fault is None
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
 
 def test_requests_past_their_deadline_do_not_fill_the_queue_while_a_load_hangs() -> None:
-    """Seed 352: the seat that would have let them go waited for the load."""
+    """Seed 352: the served that would have let them go waited for the load."""
 
     async def scenario(device: Device) -> None:
         for number in range(4):
             await device.ask(f"old{number}", deadline_s=2.0)
         await seconds(device, 5)
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
         await device.ask("new", deadline_s=200.0)
         assert device.transport.statuses() == {}, "there is room for it"
         await later(150.0)
@@ -152,9 +152,9 @@ def test_what_rounding_leaves_of_a_rest_is_none() -> None:
 
     async def scenario(device: Device) -> None:
         device.context.grant = HALF
-        device.context.pace.begin("m", 1, 0.0)
-        device.context.pace.end("m", device.clock.monotonic_s() - 1.0)
-        device.context.pace._last = Past(device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
+        device.context.duty_cycle.begin("m", 1, 0.0)
+        device.context.duty_cycle.end("m", device.clock.monotonic_s() - 1.0)
+        device.context.duty_cycle._last = Past(device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
         await device.ask("1")
         await asyncio.wait_for(later(1.0), 5.0)
         assert device.status("1") == 200

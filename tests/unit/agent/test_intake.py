@@ -53,9 +53,9 @@ def test_who_would_be_overtaken_is_refused_at_the_door_and_the_urgent_are_not() 
     async def scenario(device: Device) -> None:
         await device.ask("first")
         await later(5.0)
-        seat = device.fleet.seats["m"]
+        served = device.manager.served_models["m"]
         for _ in range(20):
-            device.context.costs.learn(seat.cost_key, 1, 1, 1.0, device.context.grant.threads)
+            device.context.costs.learn(served.cost_key, 1, 1, 1.0, device.context.grant.threads)
         for index in range(4):
             await device.ask(f"urgent{index}", {"text": "x", "priority": 1}, client=f"c{index}")
         body = {"text": "x", "deadline_s": 8.0}
@@ -71,12 +71,12 @@ def test_who_would_be_overtaken_is_refused_at_the_door_and_the_urgent_are_not() 
 
 def test_a_load_under_way_counts_with_what_is_left_of_it() -> None:
     async def scenario(device: Device) -> None:
-        seat = device.fleet.seats["m"]
-        seat.load_s = 6.0
-        device.context.costs.learn(seat.cost_key, 1, 1, 0.1, device.context.grant.threads)
+        served = device.manager.served_models["m"]
+        served.load_s = 6.0
+        device.context.costs.learn(served.cost_key, 1, 1, 0.1, device.context.grant.threads)
         await device.ask("begins")
         await later(2.0)
-        assert seat.phase.value == "loading"
+        assert served.phase.value == "loading"
         await device.ask("short", {"text": "x", "deadline_s": 3.0})
         await device.ask("long", {"text": "x", "deadline_s": 5.0})
         assert device.transport.reply("short")["reason"].startswith("cannot meet the deadline: 4.1 s of queue")
@@ -99,7 +99,7 @@ def test_large_bodies_fill_the_queue_before_its_places_are_taken() -> None:
         assert refused["status"] == 429
         assert refused["reason"].startswith("queue full")
         assert len(device.transport.replies()) == 1
-        assert sum(len(job.origin.message.payload) for job in device.context.ledger.open_jobs()) == 0
+        assert sum(len(job.origin.message.payload) for job in device.context.requests.open_jobs()) == 0
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=256)
 
@@ -110,9 +110,9 @@ def test_one_client_leaves_bytes_to_others() -> None:
         for index in range(80):
             await device.ask(str(index), body, client="flood")
         assert "queue full for this client: with this request" in device.transport.replies()[0]["reason"]
-        held = len(device.context.ledger)
+        held = len(device.context.requests)
         await device.ask("late", body, client="other")
-        assert len(device.context.ledger) == held + 1, "taken"
+        assert len(device.context.requests) == held + 1, "taken"
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=256)
 
@@ -213,7 +213,7 @@ def test_an_answer_never_goes_where_it_must_not() -> None:
         assert published == {"edge/v1/dev/event"}
         assert len(device.events) == 4
         assert device.transport.acked == [1, 2, 3, 4]
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
 
     Device.run(scenario, a_model())
 

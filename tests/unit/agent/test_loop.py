@@ -23,7 +23,7 @@ def run(scenario: Callable[[Device, RecordingNotifier], Awaitable[None]], *model
         await asyncio.wait_for(running, 60.0)
         assert notifier.names()[-1] == "stopping"
         assert device.spawner.running() == []
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
 
     return Device.run(whole, *models, **options)  # type: ignore[arg-type]
 
@@ -49,8 +49,8 @@ def test_ready_comes_once_and_after_the_resident_models_were_tried() -> None:
         assert notifier.names().count("extend_timeout") >= 2
         await later(100.0)
         assert notifier.names().count("ready") == 1
-        assert device.seat("a").worker is not None
-        assert device.seat("b").worker is None
+        assert device.served("a").worker is not None
+        assert device.served("b").worker is None
 
     run(scenario, a_model("a"), a_model("b"), plan=Plan(load_s=60.0), resident=("a",))
 
@@ -58,7 +58,10 @@ def test_ready_comes_once_and_after_the_resident_models_were_tried() -> None:
 def test_all_stands_for_every_model() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
         await later(1.0)
-        assert {seat.name for seat in device.fleet.seats.values() if seat.worker is not None} == {"a", "b"}
+        assert {served.name for served in device.manager.served_models.values() if served.worker is not None} == {
+            "a",
+            "b",
+        }
 
     run(scenario, a_model("a"), a_model("b"), resident=("all",))
 
@@ -78,7 +81,7 @@ def test_a_resident_model_is_loaded_when_it_is_installed_later() -> None:
         await later(2.0)
         device.library.install(a_model("late"))
         await later(3.0)
-        assert device.seat("late").worker is not None
+        assert device.served("late").worker is not None
 
     run(scenario, resident=("all",))
 

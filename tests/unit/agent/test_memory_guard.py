@@ -23,7 +23,7 @@ async def both_loaded(device: Device) -> MemoryGuard:
     for name in "ab":
         await device.ask(f"first-{name}", model=name)
         await later(0.1)
-    return MemoryGuard(device.context, device.fleet, device.host)
+    return MemoryGuard(device.context, device.manager, device.host)
 
 
 def test_idle_models_leave_one_by_one_and_workers_shrink() -> None:
@@ -99,7 +99,7 @@ def test_a_worker_is_ended_at_last_and_its_request_is_answered_by_its_successor(
         await later(5.0)
         await guard.look()
         assert not device.spawner.workers[0].alive
-        assert device.seat("a").died(0.0, 2) is False, "it counts as no death"
+        assert device.served("a").died(0.0, 2) is False, "it counts as no death"
         available(device, 900)
         device.spawner.plan.compute_s = 0.01
         for _ in range(30):
@@ -126,9 +126,9 @@ def test_a_board_that_stops_to_tell_its_memory_is_not_closed_for_ever() -> None:
         available(device, 30)
         await guard.look()
         assert guard.stage >= PressureStage.SHORT
-        assert device.fleet.closed_because is not None
+        assert device.manager.closed_because is not None
         device.sensors.lose("ram_available", "the file is gone")
         await guard.look()
-        assert (guard.stage, device.fleet.closed_because) == (PressureStage.CALM, None)
+        assert (guard.stage, device.manager.closed_because) == (PressureStage.CALM, None)
 
     Device.run(scenario, *MODELS)

@@ -21,7 +21,7 @@ def free(device: Device, mib: float) -> None:
 
 
 def resident(device: Device) -> set[str]:
-    return {seat.name for seat in device.fleet.seats.values() if seat.worker is not None}
+    return {served.name for served in device.manager.served_models.values() if served.worker is not None}
 
 
 def test_a_model_is_loaded_when_it_is_first_asked() -> None:
@@ -68,7 +68,7 @@ def test_only_room_that_is_there_after_a_departure_is_promised() -> None:
         await later(0.5)
         free(device, 500)
         await later(1.0)
-        assert device.fleet.ledger.account("b") is None
+        assert device.manager.ledger.account("b") is None
         assert resident(device) == set()
         free(device, 700)
         await later(3.0)
@@ -117,7 +117,7 @@ def test_measured_bytes_replace_the_package_s() -> None:
         device.sensors.pss[4000] = 123 * MIB
         await device.ask("1")
         await later(0.1)
-        assert device.fleet.ledger.predict(device.seat().claim) == 123 * MIB
+        assert device.manager.ledger.predict(device.served().claim) == 123 * MIB
 
     Device.run(scenario, a_model())
 
@@ -126,7 +126,7 @@ def test_without_a_measurement_the_runtime_s_own_figure_counts() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
         await later(0.1)
-        assert device.seat().footprint_bytes == 10 * MIB
+        assert device.served().footprint_bytes == 10 * MIB
 
     Device.run(scenario, a_model())
 
@@ -154,7 +154,7 @@ def test_the_least_recently_used_adapter_leaves_when_there_are_too_many() -> Non
         assert len(attached) == ADAPTERS_RESIDENT
         assert names[0] in attached
         assert names[1] not in attached
-        assert list(device.seat().attached)[-2:] == [names[0], names[-1]]
+        assert list(device.served().attached)[-2:] == [names[0], names[-1]]
 
     Device.run(scenario, a_model(adapters=names))
 
@@ -194,8 +194,10 @@ def test_a_new_variant_is_predicted_by_its_own_size() -> None:
         newer = a_variant("newer", peak_mib=900)
         device.library.change("m", variant=newer, variants=(newer,))
         device.watch.tick()
-        assert device.seat().claim.stated_bytes == 900 * MIB
-        assert device.fleet.ledger.predict(device.seat().claim) == 450 * MIB, "the first one held half of what it said"
+        assert device.served().claim.stated_bytes == 900 * MIB
+        assert device.manager.ledger.predict(device.served().claim) == 450 * MIB, (
+            "the first one held half of what it said"
+        )
 
     Device.run(scenario, a_model())
 
@@ -209,7 +211,7 @@ async def being_evicted(device: Device) -> None:
     for name in ("b1", "b2"):
         await device.ask(name, model=name)
         await later(0.1)
-    device.fleet.seats["b1"].load_s, device.fleet.seats["b2"].load_s = 0.1, 5.0
+    device.manager.served_models["b1"].load_s, device.manager.served_models["b2"].load_s = 0.1, 5.0
     device.spawner.plan.close_s = 2.0
     await device.ask("a", model="a")
     await later(0.5)
@@ -274,9 +276,9 @@ def test_a_model_in_constant_use_lets_a_waiting_one_in_after_its_turn() -> None:
 def test_models_that_are_only_to_be_resident_evict_nobody() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)
-        for seat in device.fleet.seats.values():
-            seat.wanted = True
-            seat.wake.set()
+        for served in device.manager.served_models.values():
+            served.wanted = True
+            served.wake.set()
         await later(5.0)
         assert resident(device) == {"a"}
         assert len(device.spawner.workers) == 1
@@ -307,10 +309,10 @@ def test_what_a_model_does_not_hold_yet_stays_promised() -> None:
         device.spawner.plan.compute_s = None
         await device.ask("1", model="a")
         await settle()
-        account = device.fleet.ledger.account("a")
+        account = device.manager.ledger.account("a")
         assert account is not None
         assert account.reserved_bytes == 400 * MIB
-        assert device.fleet.ledger.outstanding_bytes == 350 * MIB
+        assert device.manager.ledger.outstanding_bytes == 350 * MIB
 
     Device.run(scenario, model("a", 400))
 
@@ -341,8 +343,8 @@ def test_a_model_that_grows_is_measured_again_and_its_figure_kept() -> None:
         await device.ask("2")
         await later(0.1)
         device.watch.tick()
-        assert device.fleet.ledger.predict(device.seat().claim) == 130 * MIB
-        assert device.seat().footprint_bytes == 130 * MIB
+        assert device.manager.ledger.predict(device.served().claim) == 130 * MIB
+        assert device.served().footprint_bytes == 130 * MIB
 
     Device.run(scenario, a_model())
 
@@ -355,7 +357,7 @@ def test_what_the_gpu_took_during_a_load_is_the_model_s() -> None:
         await later(0.5)
         device.sensors.set(nvmap_used=350.0 * MIB)
         await later(1.0)
-        assert device.seat().footprint_bytes == 400 * MIB
-        assert device.fleet.ledger.predict(device.seat().claim) == 400 * MIB
+        assert device.served().footprint_bytes == 400 * MIB
+        assert device.manager.ledger.predict(device.served().claim) == 400 * MIB
 
     Device.run(scenario, a_model(), plan=Plan(load_s=1.0))

@@ -41,10 +41,10 @@ def test_the_models_message_tells_residency_and_footprint() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "a"})
         await later(0.1)
-        device.reporter.publish_models(device.fleet)
+        device.reporter.publish_models(device.manager)
         (entry,) = device.transport.bodies("/models")[-1]["models"]
         assert (entry["name"], entry["resident"], entry["reason"]) == ("m", True, "ready")
-        assert entry["footprint_bytes"] == device.seat().footprint_bytes
+        assert entry["footprint_bytes"] == device.served().footprint_bytes
         assert [(adapter["name"], adapter["resident"]) for adapter in entry["adapters"]] == [("a", True), ("b", False)]
 
     Device.run(scenario, a_model(adapters=["a", "b"]))
@@ -64,8 +64,8 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
             device.context.grant,
             0,
             123,
-            MemoryGuard(device.context, device.fleet, device.host).summary(),
-            device.fleet.seats,
+            MemoryGuard(device.context, device.manager, device.host).summary(),
+            device.manager.served_models,
         )
         report = device.transport.bodies("/telemetry")[-1]
         assert report["refusals"] == {"404": 1}
@@ -77,7 +77,7 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         assert report["energy"] == {"joules": None, "method": "no rail on this board"}
         assert report["rss_bytes"] == 123
         assert report["memory"]["stage"] == "calm"
-        assert report["memory"]["models"]["m"]["held_bytes"] == int(device.seat().footprint_bytes * TAKEN_AT_LOAD)
+        assert report["memory"]["models"]["m"]["held_bytes"] == int(device.served().footprint_bytes * TAKEN_AT_LOAD)
         assert report["memory"]["available_bytes"] > report["memory"]["reserve_bytes"] > 0
 
     Device.run(scenario, a_model())

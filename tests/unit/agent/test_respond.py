@@ -132,10 +132,10 @@ def test_a_final_job_cannot_be_answered_again() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
         await settle()
-        (job,) = device.context.ledger.open_jobs()
-        device.dispatcher._answers.refuse(job, 503, "first")
+        (job,) = device.context.requests.open_jobs()
+        device.server._answers.refuse(job, 503, "first")
         with pytest.raises(ValueError, match="cannot become"):
-            device.dispatcher._answers.refuse(job, 500, "second")
+            device.server._answers.refuse(job, 500, "second")
         assert device.transport.statuses() == {"1": [503]}
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
@@ -157,12 +157,12 @@ def test_the_state_follows_from_the_status_word(status: int, running: bool, stat
         jobs: list[Job] = []
         await device.ask("busy")
         await settle()
-        jobs.extend(device.context.ledger.open_jobs())
+        jobs.extend(device.context.requests.open_jobs())
         if not running:
             await device.ask("waiting")
-            jobs = [device.context.ledger.open_jobs()[-1]]
-            device.seat().queue.remove(jobs[0])
-        device.dispatcher._answers.refuse(jobs[0], status, "because")
+            jobs = [device.context.requests.open_jobs()[-1]]
+            device.served().queue.remove(jobs[0])
+        device.server._answers.refuse(jobs[0], status, "because")
         assert jobs[0].state is state
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
@@ -221,7 +221,7 @@ def test_whatever_happens_every_request_is_answered_once_or_expires(steps: list[
         for worker in device.spawner.running():
             worker.finish()
         await later(700.0)
-        assert len(device.context.ledger) == 0, device.dump()
+        assert len(device.context.requests) == 0, device.dump()
         by_id: dict[str, set[bytes]] = {}
         for message in device.transport.published:
             if "/reply" in message.topic:

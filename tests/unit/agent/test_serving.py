@@ -17,7 +17,7 @@ def test_a_request_is_answered_with_timing_and_acknowledged() -> None:
         assert (reply["status"], reply["model"], reply["result"]["label"], reply["batch"]) == (200, "m", "on", 1)
         assert reply["timing"]["total_ms"] >= reply["timing"]["queue_ms"] >= 0
         assert device.transport.acked == [1]
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
 
     Device.run(scenario, a_model())
 
@@ -84,7 +84,7 @@ def test_a_job_that_expires_in_the_queue_is_silent() -> None:
         device.spawner.last.finish()
         await settle()
         assert device.transport.statuses() == {"slow": [200]}
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
         assert device.context.stats.expired == 1
         assert device.transport.acked == [1, 2]
 
@@ -98,7 +98,7 @@ def test_a_job_that_expires_inside_the_worker_is_silent() -> None:
         await later(1.5)
         device.spawner.last.finish()
         assert device.transport.replies() == []
-        assert (device.context.stats.expired, len(device.context.ledger)) == (1, 0)
+        assert (device.context.stats.expired, len(device.context.requests)) == (1, 0)
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
@@ -137,7 +137,7 @@ def test_cancel_in_the_queue() -> None:
         await device.ask("waiting")
         await device.cancel("waiting")
         assert device.status("waiting") == 499
-        assert len(device.seat().queue) == 0
+        assert len(device.served().queue) == 0
         device.spawner.last.finish()
         await settle()
         assert device.spawner.last.inside == {}, "it never reached the worker"
@@ -258,7 +258,7 @@ def test_repeated_deaths_quarantine_the_model_with_503() -> None:
             await later(1.0)
             device.spawner.last.die()
             await settle()
-        assert device.seat().phase.value == "quarantined"
+        assert device.served().phase.value == "quarantined"
         assert "quarantined" in device.kinds()
         await device.ask("after")
         await settle()
@@ -310,7 +310,7 @@ def test_old_deaths_do_not_count() -> None:
             await later(0.5)
             device.spawner.last.finish()
             await later(500.0)
-        assert device.seat().phase.value != "quarantined"
+        assert device.served().phase.value != "quarantined"
         assert device.transport.statuses() == {str(index): [200] for index in range(6)}
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
@@ -425,7 +425,7 @@ def test_a_worker_that_cannot_be_started_is_answered_and_does_not_stop_the_world
         await device.ask("1", deadline_s=5.0)
         await later(6.0)
         assert device.spawner.tries < 20, "a hot loop"
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
         assert device.status("1") in {500, 503}
 
     Device.run(scenario, a_model())
@@ -437,7 +437,7 @@ def test_a_batch_too_large_for_a_frame_is_answered() -> None:
         for index in range(3):
             await device.ask(str(index), {"text": "x" * 1000})
         await later(1.0)
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
         assert set(device.transport.statuses()) == {"0", "1", "2"}
 
     Device.run(scenario, a_model())
@@ -480,7 +480,7 @@ def test_a_silent_worker_is_ended_and_its_jobs_run_again() -> None:
 
 def test_a_model_removed_while_it_works_answers_what_runs_and_refuses_what_waits() -> None:
     async def scenario(device: Device) -> None:
-        seat = device.seat()
+        served = device.served()
         await device.ask("running")
         await settle()
         await device.ask("waiting")
@@ -491,8 +491,8 @@ def test_a_model_removed_while_it_works_answers_what_runs_and_refuses_what_waits
         await settle()
         assert device.transport.statuses() == {"running": [200], "waiting": [404]}
         assert device.spawner.last.closed
-        assert seat.task is not None
-        assert seat.task.done()
+        assert served.task is not None
+        assert served.task.done()
         await device.ask("after")
         assert device.status("after") == 404
 
@@ -501,7 +501,7 @@ def test_a_model_removed_while_it_works_answers_what_runs_and_refuses_what_waits
 
 def test_a_model_removed_while_it_loads_leaves_no_worker_behind() -> None:
     async def scenario(device: Device) -> None:
-        seat = device.seat()
+        served = device.served()
         await device.ask("1")
         await later(1.0)
         device.library.remove("m")
@@ -509,15 +509,15 @@ def test_a_model_removed_while_it_loads_leaves_no_worker_behind() -> None:
         await later(5.0)
         assert set(device.transport.statuses()) == {"1"}
         assert device.spawner.running() == []
-        assert seat.task is not None
-        assert seat.task.done()
+        assert served.task is not None
+        assert served.task.done()
 
     Device.run(scenario, a_model(), plan=Plan(load_s=2.0))
 
 
 def test_a_model_removed_when_its_worker_dies_is_not_loaded_again() -> None:
     async def scenario(device: Device) -> None:
-        seat = device.seat()
+        served = device.served()
         await device.ask("1")
         await settle()
         device.library.remove("m")
@@ -526,8 +526,8 @@ def test_a_model_removed_when_its_worker_dies_is_not_loaded_again() -> None:
         await later(1.0)
         assert len(device.spawner.workers) == 1
         assert device.status("1") == 404
-        assert seat.task is not None
-        assert seat.task.done()
+        assert served.task is not None
+        assert served.task.done()
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
@@ -556,11 +556,11 @@ def test_abandon_answers_everything_open_once_with_503() -> None:
         await device.ask("running")
         await settle()
         await device.ask("waiting")
-        device.dispatcher.abandon("the device is stopping")
+        device.server.abandon("the device is stopping")
         assert device.transport.statuses() == {"running": [503], "waiting": [503]}
         device.spawner.last.finish()
         await settle()
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
@@ -572,7 +572,7 @@ def test_what_can_no_longer_be_computed_in_time_is_told_while_its_client_listens
         await device.ask("hopeless", {"text": "x" * 400}, deadline_s=5.0)
         await device.ask("well", deadline_s=60.0)
         await later(2.0)
-        device.context.costs.learn(device.seat().cost_key, 2, 800, 4.0, threads=4)
+        device.context.costs.learn(device.served().cost_key, 2, 800, 4.0, threads=4)
         device.spawner.last.finish()
         await settle()
         reply = device.transport.reply("hopeless")

@@ -51,7 +51,7 @@ def test_a_stream_is_parts_in_order_and_one_end() -> None:
         ]  # fmt: skip
         assert parts[-1]["finish_reason"] == "stop"
         assert parts[-1]["timing"]["first_token_ms"] >= parts[-1]["timing"]["prompt_ms"] == 10.0
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
 
     run(scenario)
 
@@ -85,7 +85,7 @@ def test_who_waits_takes_the_place_of_the_one_that_ended() -> None:
         for name in ("c", "d"):
             worker.end(f"tester/{name}", "x")
         await settle()
-        assert not device.seat().lock.locked()
+        assert not device.served().lock.locked()
 
     run(scenario)
 
@@ -113,7 +113,7 @@ def test_a_worker_that_is_ended_while_an_adapter_is_attached_keeps_its_answers_t
         assert [what for what, _ in worker.heard].count("attach") == 1, "what dies is not asked again"
         worker.die("killed by SIGKILL")
         await later(5.0)
-        assert device.dispatcher.fault is None
+        assert device.server.fault is None
         assert sorted(device.spawner.last.inside) == ["tester/a", "tester/b"], "both go to the successor"
 
     run(scenario, adapters=("one",))
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_in_mid_stream_ends_the_streams_and_repeats_what_had_
 
 def test_streams_that_have_begun_stop_when_the_broker_goes() -> None:
     async def scenario(device: Device) -> None:
-        device.reporter.on_unheard = device.dispatcher.stop_streams
+        device.reporter.on_unheard = device.server.stop_streams
         await device.ask("begun", asked())
         await device.ask("not-yet", asked())
         await settle()
@@ -179,7 +179,7 @@ def test_streams_that_have_begun_stop_when_the_broker_goes() -> None:
 
 def test_a_stream_that_nobody_hears_stops_and_no_other() -> None:
     async def scenario(device: Device) -> None:
-        device.reporter.on_unheard = device.dispatcher.stop_streams
+        device.reporter.on_unheard = device.server.stop_streams
         for name in "ab":
             await device.ask(name, asked())
         await settle()
@@ -257,7 +257,7 @@ def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None
         assert (reply["status"], "needs 8.0 GiB, this board can give" in reply["reason"]) == (503, True)
 
     async def shrunk(device: Device) -> None:
-        device.fleet.sizer.wanted = Wanted(shrink=True)
+        device.manager.sizer.wanted = Wanted(shrink=True)
         device.sensors.set(ram_available=4.0 * 2**30)
         await device.ask("1", {"prompt": "x"})
         await later(0.1)
@@ -265,7 +265,7 @@ def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None
         assert load[1]["shrink"] is True
         assert 0 < load[1]["memory_bytes"] < 4 * 2**30
         assert "context-shrunk" in device.kinds()
-        await device.fleet.unload(device.seat())
+        await device.manager.unload(device.served())
         await device.ask("2", {"prompt": "x"})
         await later(0.1)
         (again,) = [what for operation, what in device.spawner.last.heard if operation == "load"]
@@ -324,7 +324,7 @@ def test_a_grammar_that_ends_the_worker_is_its_clients_affair_alone() -> None:
             assert f"good{number}" not in device.transport.statuses(), "it waits for the successor"
             device.spawner.last.end(f"other/good{number}", "x")
             await settle()
-        assert device.seat().phase.value == "ready", "four deaths in two minutes, and none of them the model's"
+        assert device.served().phase.value == "ready", "four deaths in two minutes, and none of them the model's"
         await device.ask("again", program, client="c1")
         reply = device.transport.reply("again")
         assert (reply["status"], reply["retry_after_s"] > 0.0) == (503, True)
@@ -348,7 +348,7 @@ def test_a_stream_whose_end_does_not_fit_a_message_is_told_so() -> None:
         part, end = said(device, "1")
         assert (part["done"], end["status"]) == (False, 413)
         assert end["reason"].endswith("that fit a message; ask for fewer tokens, or without logprobs")
-        assert len(device.context.ledger) == 0
+        assert len(device.context.requests) == 0
 
     run(scenario)
 
@@ -394,7 +394,7 @@ def test_a_worker_that_others_end_is_no_fault_of_the_grammar_inside_but_one_that
         await later(1.0)
         assert "tester/1" in device.spawner.last.inside, "it is tried again"
         await later(60.0)
-        device.dispatcher.overdue.end_silent()
+        device.server.overdue.end_silent()
         await later(1.0)
         assert "this request's grammar or schema" in device.transport.reply("1")["reason"]
         await device.ask("2", program)

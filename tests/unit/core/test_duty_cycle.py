@@ -175,7 +175,7 @@ def test_two_models_compute_in_turns_and_spend_together_what_is_granted() -> Non
         busy = []
         for _ in range(400):
             await later(0.1)
-            busy.append(sum(len(seat.running) for seat in device.fleet.seats.values()))
+            busy.append(sum(len(served.running) for served in device.manager.served_models.values()))
         assert max(busy) == 1, "one at a time"
         assert sum(busy) / len(busy) == pytest.approx(0.25, abs=0.03)
         done = [name[0] for name in device.transport.statuses()]
