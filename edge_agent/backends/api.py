@@ -139,9 +139,8 @@ class Vocabulary(abc.ABC):
     """Tokens of one sequence, prompt and answer together."""
     chat_template: Optional[str]
     """The Jinja template that makes a prompt of messages, where there is one."""
-    bos: str
-    eos: str
-    """The texts of the tokens that begin and end a text; '' where there is none."""
+    special_tokens: Mapping[str, str]
+    """Texts by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`) of the special tokens that the model has."""
 
     @abc.abstractmethod
     def encode(self, text: str, begin: bool) -> List[int]:

@@ -6,7 +6,8 @@ asked what would (`fitted`, `advice`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from edge_agent.base.limits import MIB
@@ -51,6 +52,8 @@ class GgufHeader:
     adapter_type: str | None
     adapter_alpha: float | None
     base_id: str | None
+    special_token_ids: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Ids of the special tokens that the file names: `bos`, `eos`, `unk`, `pad`."""
 
 
 class Need(NamedTuple):

@@ -8,6 +8,13 @@ from edge_agent.base.errors import PackageError
 from edge_agent.bundle.generator import GgufHeader
 from edge_agent.bundle.gguftable import Array, GgufTable, read_table
 
+SPECIAL_TOKEN_KEYS = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+}
+
 
 def header_of(file: BinaryIO, name: str, size_bytes: int | None = None) -> GgufHeader:
     """The header of an open file (`size_bytes`: where it is none by itself). Raises PackageError for what is damaged or
@@ -60,6 +67,7 @@ def _header(table: GgufTable, where: str) -> GgufHeader:
         adapter_type=None,
         adapter_alpha=None,
         base_id=table.text("edge.base_id"),
+        special_token_ids=_special_token_ids(table, tokens.count),
     )
 
 
@@ -83,6 +91,12 @@ def _adapter(table: GgufTable, arch: str, adapter_type: str) -> GgufHeader:
         adapter_alpha=table.number("adapter.lora.alpha"),
         base_id=table.text("edge.base_id"),
     )
+
+
+def _special_token_ids(table: GgufTable, vocab: int) -> dict[str, int]:
+    """Ids by name; llama.cpp ignores an id outside of the vocabulary, and so does this."""
+    found = {name: _whole(table.number(key)) for name, key in SPECIAL_TOKEN_KEYS.items()}
+    return {name: token for name, token in found.items() if token is not None and 0 <= token < vocab}
 
 
 def _count(table: GgufTable, key: str, where: str) -> int:

@@ -65,7 +65,8 @@ class Generate(Task):
     def _prepare(self, prompt: str, params: Mapping[str, Any]) -> Prepared:
         context = self._vocabulary.context
         wishes = sampling.read(params, context)
-        begins = bool(self._vocabulary.bos) and prompt.startswith(self._vocabulary.bos)
+        bos = self._vocabulary.special_tokens.get("bos_token", "")
+        begins = bool(bos) and prompt.startswith(bos)
         row = self._vocabulary.encode(prompt, not begins)
         if not row:
             raise RequestError(422, "the prompt is empty")

@@ -6,11 +6,13 @@ import re
 import numpy as np
 import pytest
 
+from edge_agent.backends import registry
 from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.export.gguf import convert, engine
 from edge_forge.export.gguf import write_adapter as lora
 from edge_forge.export.gguf import write_model as model
-from tests.support import tiny_generators
+from edge_forge.export.gguf.vocabulary import special_tokens
+from tests.support import tiny_generators, tiny_gguf
 from tests.support.llama import needs_llama
 
 # peft 0.21 asks transformers 5.23 for a name that is to go.
@@ -72,6 +74,33 @@ def test_llama_cpp_computes_what_pytorch_computes(made, tmp_path, family):
     shares = wanted[: len(rows[0])] - np.log(np.exp(wanted[: len(rows[0])]).sum(axis=1, keepdims=True))
     due = -sum(shares[place - 1, rows[0][place]] for place in range(3, len(rows[0])))
     assert loss == pytest.approx(due, rel=1e-2)
+
+
+@needs_llama
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_the_device_has_the_special_tokens_of_the_host(made, tmp_path, family):
+    """A template may name each of them, and training and device are to make the same prompt."""
+    folder = made(family)
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    session = registry.create("llamacpp").load({"model": str(tmp_path / "model.gguf")}, {"max_tokens": 64})
+    try:
+        assert session.vocabulary().special_tokens == special_tokens(folder)
+    finally:
+        session.close()
+
+
+@needs_llama
+def test_a_byte_level_vocabulary_that_names_no_special_token_has_none(tmp_path, monkeypatch):
+    """llama.cpp takes token 11 for bos and eos there, as in GPT-2's vocabulary."""
+    gguf = pytest.importorskip("gguf")
+    for name in ("bos", "eos"):
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{name}_token_id", lambda self, _token: None)
+    tiny_gguf.write_model(tmp_path / "model.gguf")
+    session = registry.create("llamacpp").load({"model": str(tmp_path / "model.gguf")}, {"max_tokens": 64})
+    try:
+        assert session.vocabulary().special_tokens == {}
+    finally:
+        session.close()
 
 
 @needs_llama

@@ -20,6 +20,9 @@ STACK_BYTES_PER_BYTE = 1024
 """Some vocabularies (tekken, gpt-4o, falcon) are split by a regular expression that calls itself for every character of
 a long word: 32 KiB of one letter overran a stack of 8 MiB. Stack that is not touched takes no memory."""
 
+BYTE_LEVEL = "gpt2"
+"""The tokenizer for which llama.cpp's default for bos and eos is no special token but number 11 of GPT-2's."""
+
 
 def _deeply(work: Callable[[bytes, bool], list[int]], data: bytes, begin: bool) -> list[int]:
     """`work` on a thread with a stack as deep as the text may need."""
@@ -92,8 +95,7 @@ class LlamaVocabulary(Vocabulary):
         self._buffer = ctypes.create_string_buffer(PIECE_BYTES)
         self.context = context
         self.chat_template = header.chat_template
-        self.bos = self._text(self._api.llama_vocab_bos(self._vocab))
-        self.eos = self._text(self._api.llama_vocab_eos(self._vocab))
+        self.special_tokens = self._special_tokens(header)
         self._cached = functools.lru_cache(maxsize=16384)(self._piece)
 
     def encode(self, text: str, begin: bool) -> list[int]:
@@ -120,6 +122,15 @@ class LlamaVocabulary(Vocabulary):
         is_control = self._api.llama_vocab_is_control
         found = (self._text(token) for token in range(self._size) if is_control(self._vocab, token))
         return tuple(text for text in found if text)
+
+    def _special_tokens(self, header: GgufHeader) -> dict[str, str]:
+        """Texts of the special tokens that the file names, by the names that chat templates use."""
+        ids = dict(header.special_token_ids)
+        if header.tokenizer != BYTE_LEVEL:
+            ids.setdefault("bos", self._api.llama_vocab_bos(self._vocab))
+            ids.setdefault("eos", self._api.llama_vocab_eos(self._vocab))
+        texts = {f"{name}_token": self._text(token) for name, token in ids.items()}
+        return {name: text for name, text in texts.items() if text}
 
     def _piece(self, token: int) -> bytes:
         return self._read(token, special=False)

@@ -22,6 +22,13 @@ def test_a_header_says_what_the_model_is(tmp_path: Path) -> None:
     assert (found.tensor_bytes, found.file_type, found.chat_template) == (640, 1, "{{ messages }}")
 
 
+def test_a_header_names_the_special_tokens_that_it_has(tmp_path: Path) -> None:
+    prefix = "tokenizer.ggml"
+    keys = {**LLAMA, f"{prefix}.bos_token_id": 0, f"{prefix}.unknown_token_id": 2, f"{prefix}.padding_token_id": 3}
+    found = gguf.read_header(written(tmp_path, gguf_bytes(keys, WEIGHTS)))
+    assert found.special_token_ids == {"bos": 0, "unk": 2}, "the vocabulary has three tokens: 3 is none of them"
+
+
 def test_kv_heads_may_differ_by_layer(tmp_path: Path) -> None:
     keys = {**LLAMA, "llama.attention.head_count_kv": [1, 4]}
     assert gguf.read_header(written(tmp_path, gguf_bytes(keys, WEIGHTS))).kv_width == 5 * 16

@@ -113,7 +113,10 @@ def test_a_device_makes_the_same_prompt(folder):
     from edge_agent.tasks.chat import ChatTemplate
 
     class Words:
-        chat_template, bos, eos = tiny_generators.TEMPLATE, "<|endoftext|>", "<|im_end|>"
+        chat_template, special_tokens = (
+            tiny_generators.TEMPLATE,
+            {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
+        )
 
         def control_in(self, text):
             return None
@@ -130,7 +133,7 @@ def test_json_in_a_template_is_the_same_on_the_device():
     text = "{% for message in messages %}{{ message | tojson }}{{ message.content | tojson(indent=1) }}{% endfor %}"
 
     class Words:
-        chat_template, bos, eos = text, "<s>", "</s>"
+        chat_template, special_tokens = text, {"bos_token": "<s>", "eos_token": "</s>"}
 
         def control_in(self, text):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.tasks import api, registry
+from edge_agent.tasks.chat import ChatTemplate
+from tests.support.chat_templates import DIALOGUE, FAMILIES, Family
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[you]{% endif %}"
@@ -20,10 +23,10 @@ class Bytes(Vocabulary):
     """Tokens are bytes, token 256 begins a text, 257 is a control token."""
 
     context = 64
-    bos, eos = "<s>", "</s>"
 
     def __init__(self, template: str | None = TEMPLATE) -> None:
         self.chat_template = template
+        self.special_tokens: Mapping[str, str] = {"bos_token": "<s>", "eos_token": "</s>"}
 
     def encode(self, text: str, begin: bool) -> list[int]:
         return ([256] if begin else []) + list(text.removeprefix("<s>").encode())
@@ -128,3 +131,10 @@ def test_probes_are_rows_without_parameters() -> None:
 def test_encoders_take_no_messages() -> None:
     with pytest.raises(RequestError, match="takes texts, not messages"):
         registry.build({**GENERATE, "kind": "embed"}, None).prepare_chat([user("x")], {})
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_prompt_is_what_the_shared_renderer_makes(family: Family) -> None:
+    words = Bytes(family.source)
+    words.special_tokens = family.special_tokens
+    assert ChatTemplate(words).render(DIALOGUE) == family.prompt

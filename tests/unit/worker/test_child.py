@@ -19,7 +19,7 @@ LIMITS = {"max_rows": 4, "threads": 1}
 class Letters:
     """A vocabulary of single characters."""
 
-    context, chat_template, bos, eos = 64, None, "", ""
+    context, chat_template, special_tokens = 64, None, {}
 
     def encode(self, text: str, _begin: bool) -> list[int]:
         return [ord(letter) for letter in text]
