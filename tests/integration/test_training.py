@@ -1,6 +1,5 @@
 """Training in its worker process, on a tiny real encoder: what it writes, what it records, how it fails and ends."""
 
-import json
 import os
 import signal
 import time
@@ -13,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from edge_agent.base.errors import ConfigError, EdgeError
-from edge_forge.evaluate.evaluate_step import evaluate_trained, write_metrics
+from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.models.bases import base_id
+from edge_forge.train.classifier_job import train
 from edge_forge.train.record import TrainRecord
-from edge_forge.train.train_step import settings, train
+from edge_forge.train.settings import settings
 from tests.support.tiny_base import LABELS, ROWS, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
@@ -52,6 +52,11 @@ def lora(base, tmp_path_factory):
     return out_dir, record, events
 
 
+def scores_of(base, trained_dir):
+    logits = predict(base, trained_dir, [text for text, _ in ROWS], max_tokens=16)
+    return evaluate(logits, [label for _, label in ROWS], LABELS)
+
+
 def test_an_adapter_learns_and_is_written_in_the_devices_form(base, lora):
     out_dir, record, _ = lora
     with safe_open(out_dir / "adapter.safetensors", framework="pt") as file:
@@ -61,10 +66,8 @@ def test_an_adapter_learns_and_is_written_in_the_devices_form(base, lora):
     modules = set(record.adapted_modules)
     assert len(modules) == 12 and all(name.startswith(("encoder.layer.2.", "encoder.layer.3.")) for name in modules)
     assert names == {f"{name}.{part}" for name in modules for part in "AB"} | {"head.weight", "head.bias"}
-    scores = evaluate_trained(base, out_dir, ROWS, LABELS, max_tokens=16)
-    assert scores.accuracy == 1.0
-    write_metrics(out_dir / "metrics.json", {"validation": scores})
-    assert json.loads((out_dir / "metrics.json").read_text())["validation"]["confusion"] == [[5, 0], [0, 5]]
+    scores = scores_of(base, out_dir)
+    assert scores.accuracy == 1.0 and scores.confusion == ((5, 0), (0, 5))
 
 
 def test_merged_and_unmerged_give_the_same_logits(base, lora):
@@ -123,7 +126,7 @@ def test_full_fine_tuning_writes_a_hugging_face_folder_and_a_head(base, tmp_path
     from transformers import AutoModel
 
     record = trained(base, tmp_path, method="full", learning_rate=2e-3, average_decay=0.9)
-    assert evaluate_trained(base, tmp_path, ROWS, LABELS, max_tokens=16).accuracy == 1.0
+    assert scores_of(base, tmp_path).accuracy == 1.0
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -196,7 +199,9 @@ def test_rows_that_cannot_be_learnt_are_named_before_anything_starts(base, tmp_p
 
 def workers():
     return [
-        child for child in psutil.Process().children(recursive=True) if "edge_forge.train.worker" in child.cmdline()
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "edge_forge.train.classifier_job" in child.cmdline()
     ]
 
 

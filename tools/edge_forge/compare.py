@@ -17,8 +17,7 @@ from edge_forge.recipe import generator_recipe as generators
 from edge_forge.recipe.classifier_recipe import Recipe
 from edge_forge.recipe.generator_recipe import GenerateRecipe
 from edge_forge.run import AnyPlan, make, open_plan, print_table
-from edge_forge.train.presets import NAMES
-from edge_forge.train.settings import METHODS
+from edge_forge.train.settings import METHODS, NAMES
 
 # Keys of [train] that are no choice of values for one method, and so stay when another method is tried.
 _NEUTRAL = ("epochs", "seed", "threads", "precision", "processes", "class_weights")
@@ -34,10 +33,10 @@ def compare(arguments: argparse.Namespace) -> int:
     if len(plans) < 2:
         raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
     if isinstance(plans[0], GeneratePlan):
-        from edge_forge.report.generator_comparison import report, tables
+        from edge_forge.report.generator_comparison import comparison, comparison_tables
     else:
-        from edge_forge.report.classifier_comparison import report, tables
-    from edge_forge.report.write_report import write
+        from edge_forge.report.classifier_report import comparison, comparison_tables
+    from edge_forge.report.blocks import write
 
     runs: dict[str, Mapping[str, Any]] = {}
     names = unique([title(plan.recipe) for plan in plans])
@@ -49,11 +48,11 @@ def compare(arguments: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         stem = "compare-" + "-".join(dict.fromkeys(plan.recipe.name for plan in plans))
         write_json(folder / f"{stem}.json", runs)
-        written = write(folder, stem, report(runs))
+        written = write(folder, stem, comparison(runs))
     if arguments.json:
         print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
     else:
-        for table in tables(runs):
+        for table in comparison_tables(runs):
             print_table(table.columns, table.rows)
             print()
         print(f"report: {written[1]}")

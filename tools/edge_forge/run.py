@@ -158,9 +158,9 @@ def make(plan: AnyPlan, ship: bool = True) -> dict[str, Any]:
 
 def write_report(plan: AnyPlan, figures: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write the figures and the report; returns the report's files."""
+    from edge_forge.report.blocks import write
     from edge_forge.report.classifier_report import report
     from edge_forge.report.generator_report import report as report_generator
-    from edge_forge.report.write_report import write
 
     folder = plan.cache.root / "reports"
     folder.mkdir(parents=True, exist_ok=True)

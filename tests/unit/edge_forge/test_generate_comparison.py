@@ -11,7 +11,7 @@ from edge_forge.plan.cache import Cache
 from edge_forge.plan.generator_packages import GeneratePlan
 from edge_forge.progress import Progress
 from edge_forge.recipe.generator_recipe import parse, with_method
-from edge_forge.report import generator_comparison as comparison
+from edge_forge.report import generator_comparison
 from edge_forge.report.blocks import Figure, Table, markdown
 
 MIB = 1 << 20
@@ -60,7 +60,7 @@ RUNS = {"toy lora": figures("lora"), "toy full": figures("full", tuned=1.5)}
 
 
 def test_the_base_stands_once_beside_the_ways_to_adapt_it():
-    quality, training, devices = comparison.tables(RUNS)
+    quality, training, devices = generator_comparison.comparison_tables(RUNS)
     assert quality.columns == ("quality", "perplexity", "exact match", "BLEU", "ROUGE-L")
     assert [row[:3] for row in quality.rows] == [
         ["base", "8.000", "10.0%"], ["lora", "1.250", "90.0%"], ["full", "1.500", "90.0%"],
@@ -81,7 +81,7 @@ def test_the_base_stands_once_beside_the_ways_to_adapt_it():
 
 
 def test_the_report_says_what_merging_changes_and_how_far_figures_can_be_believed():
-    text = markdown(comparison.report(RUNS))
+    text = markdown(generator_comparison.comparison(RUNS))
     for line in (
         "| lora f16 | 1.000× | 4.0 MiB | 1.0 MiB | -7.7 % | +25 % |",
         "| lora q8_0 | 1.200× | 2.0 MiB | 1.0 MiB | -14.3 % | +50 % |",
@@ -96,7 +96,7 @@ def test_the_report_says_what_merging_changes_and_how_far_figures_can_be_believe
 
 
 def test_drawings_show_the_base_where_it_was_measured():
-    found = {block.name: block.svg for block in comparison.report(RUNS) if isinstance(block, Figure)}
+    found = {block.name: block.svg for block in generator_comparison.comparison(RUNS) if isinstance(block, Figure)}
     assert set(found) == {"quality", "cost", "files"}
     texts = {
         name: {(one.text or "").strip() for one in ET.fromstring(svg[svg.index("<svg") :]).iter()}
@@ -110,24 +110,24 @@ def test_drawings_show_the_base_where_it_was_measured():
 
 def test_recipes_of_their_own_keep_their_names_and_bases():
     runs = {"toy lora": figures("lora"), "tickets lora": figures("lora", name="tickets", base=9.0)}
-    quality, _, devices = comparison.tables(runs)
+    quality, _, devices = generator_comparison.comparison_tables(runs)
     assert [row[0] for row in quality.rows] == ["toy base", "toy lora", "tickets base", "tickets lora"]
     assert {"tickets base f16", "tickets lora merged q8_0"} <= {row[0] for row in devices.rows}
-    text = markdown(comparison.report(runs))
+    text = markdown(generator_comparison.comparison(runs))
     assert "set each beside its base" in text
     assert "| tickets lora | – | – | +0 % |" in text, "other rows: no difference is a difference"
 
 
 def test_perplexities_of_other_tokenizers_are_not_compared():
     other = figures("lora", name="other", exam={"rows": "toy", "tokenizer": "u"})
-    text = markdown(comparison.report({"toy lora": figures("lora"), "other lora": other}))
+    text = markdown(generator_comparison.comparison({"toy lora": figures("lora"), "other lora": other}))
     assert "Perplexities of different tokenizers say nothing" in text
     assert "| other lora | – | +0.0 | +0 % |" in text
 
 
 def test_the_same_recipe_on_another_base_has_that_base_beside_it():
     runs = {"toy lora": figures("lora"), "toy lora (2)": figures("lora", base=9.0)}
-    rows = comparison.tables(runs)[0].rows
+    rows = generator_comparison.comparison_tables(runs)[0].rows
     assert [(row[0], row[1]) for row in rows] == [
         ("base", "8.000"), ("lora", "1.250"), ("lora (2) base", "9.000"), ("lora (2)", "1.250"),
     ]  # fmt: skip
@@ -137,13 +137,13 @@ def test_texts_have_perplexity_alone_and_a_new_model_no_base():
     files = [a_file("base", "f16", 3.0, 4, None, None), a_file("base", "q8_0", 3.5, 2, 90.0, None)]
     new = figures("full", name="new", scores={"tuned": scores(3.0)}, files=files)
     other = {**new, "recipe": {"name": "other"}}
-    quality, _, devices = comparison.tables({"new full": new, "other full": other})
+    quality, _, devices = generator_comparison.comparison_tables({"new full": new, "other full": other})
     assert quality == Table(("quality", "perplexity"), [["new full", "3.000"], ["other full", "3.000"]])
     assert [row[0] for row in devices.rows] == [
         "new full f16", "new full q8_0", "other full f16", "other full q8_0",
     ]  # fmt: skip
     assert devices.rows[0][-1] == "–", "no answer had a second token"
-    text = markdown(comparison.report({"new full": new, "other full": other}))
+    text = markdown(generator_comparison.comparison({"new full": new, "other full": other}))
     assert "exact match" not in text
     assert "Merged against adapter" not in text
 

@@ -11,7 +11,7 @@ from edge_forge.export.onnx.graph import GraphEditor, metadata, opset, save
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.quantize import quantize_dynamic
 from edge_forge.export.onnx.sites import KEY, name_sites, read_sites
-from edge_forge.export.onnx.tidy import tidy
+from edge_forge.export.onnx.trace import tidy
 from tests.support import small_graph as small
 
 

@@ -16,9 +16,8 @@ import pytest
 from edge_agent.base.errors import EdgeError, SignatureError, UsageError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import load_trust, read_release
-from edge_forge.package.build import build
+from edge_forge.package.build import build, build_adapter_package, build_base_package, build_merged_package
 from edge_forge.package.keys import keygen, rotate, sign_package
-from edge_forge.package.package_step import build_adapter_package, build_base_package, build_merged_package
 from edge_forge.package.verbs import register
 from tests.support import packages as tiny
 

@@ -14,7 +14,7 @@ from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_training import Plan
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe as recipe
-from edge_forge.train import train_step
+from edge_forge.train import classifier_job
 
 ROWS = "text\tlabel\n" + "".join(f"{word} {n}\t{word}\n" for word in ("on", "off") for n in range(6))
 RAW = {
@@ -51,7 +51,7 @@ def world(tmp_path, monkeypatch):
         calls["predict"].append(texts)
         return np.asarray([[0.0, 3.0] if text.startswith("switch on") else [3.0, 0.0] for text in texts])
 
-    monkeypatch.setattr(train_step, "train", train)
+    monkeypatch.setattr(classifier_job, "train", train)
     monkeypatch.setattr(prediction, "predict", predict)
 
     def plan(**tables):
@@ -128,7 +128,7 @@ def test_a_failed_training_keeps_its_log_and_nothing_else(world, monkeypatch):
         log.write_text("out of memory")
         raise EdgeError("training ended with signal 9", "train", f"the whole output is in {log.resolve()}")
 
-    monkeypatch.setattr(train_step, "train", failing)
+    monkeypatch.setattr(classifier_job, "train", failing)
     with pytest.raises(EdgeError) as caught:
         plan().trained  # noqa: B018
     kept = folder / "build" / "logs" / "train.log"

@@ -6,10 +6,17 @@ import pytest
 from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.export.onnx import number_formats as step
 from edge_forge.export.onnx import quantize as quantise
-from edge_forge.export.onnx.calibrate import calibrate, product_inputs
 from edge_forge.export.onnx.graph import GraphEditor
 from edge_forge.export.onnx.number_formats import Candidate, choose
-from edge_forge.export.onnx.quantize import Range, quantize_dynamic, quantize_embeddings, quantize_static, to_float16
+from edge_forge.export.onnx.quantize import (
+    Range,
+    calibrate,
+    product_inputs,
+    quantize_dynamic,
+    quantize_embeddings,
+    quantize_static,
+    to_float16,
+)
 from edge_forge.export.onnx.sites import read_sites
 from tests.support import small_graph as small
 

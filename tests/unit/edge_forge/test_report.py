@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 
-from edge_forge.report import claims, plots
-from edge_forge.report import classifier_comparison as comparison
-from edge_forge.report import classifier_report as content
-from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page
-from edge_forge.report.write_report import write
+from edge_forge.report import claims, classifier_report, plots
+from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page, write
 from edge_forge.run import score_lines
 
 RECORD = {
@@ -56,7 +53,7 @@ def figures(**changed):
 
 
 def test_a_report_holds_the_result_and_says_what_was_left_out():
-    text = markdown(content.report(figures()))
+    text = markdown(classifier_report.report(figures()))
     for word in (
         "**80.0 %** of the 10 test rows",
         "2 otherwise",
@@ -79,13 +76,13 @@ def test_a_report_without_exports_says_that_claims_were_not_measured():
     bare = figures()
     for key in ("variants", "gates", "left_out", "packages"):
         del bare[key]
-    text = markdown(content.report(bare))
+    text = markdown(classifier_report.report(bare))
     assert "What runs on devices" not in text
     assert text.count(claims._OPEN) == 5
 
 
 def test_a_page_is_self_contained_and_well_formed():
-    text = page("toy", content.report(figures()))
+    text = page("toy", classifier_report.report(figures()))
 
     class Check(html.parser.HTMLParser):
         def __init__(self):
@@ -148,14 +145,14 @@ def test_bars_of_close_shares_begin_near_them_and_say_so():
 
 
 def test_wilson_gives_the_textbook_interval():
-    low, high = content.wilson(81, 263)  # Newcombe 1998, table I
+    low, high = classifier_report.wilson(81, 263)  # Newcombe 1998, table I
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
 def test_a_comparison_sets_ways_beside_each_other():
     full = {**RECORD, "method": "full", "wall_s": 100.0, "peak_bytes": 800 << 20, "settings": {"rank": 16, "seed": 1}}
     runs = {"toy lora": figures(), "toy full": figures(train=full)}
-    text = markdown(comparison.report(runs))
+    text = markdown(classifier_report.comparison(runs))
     for word in ("| toy lora | 0.8000", "-40 %", "-25 %", "20.97×", "| toy full | rank = 16 |", "+67 %", "0.7900"):
         assert word in text, word
     assert "seed" not in text

@@ -6,7 +6,7 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.models import encoder
 from edge_forge.train import frozen_states as features
 from edge_forge.train import lora as adapters
-from edge_forge.train.presets import settings
+from edge_forge.train.settings import settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TOKENS = (np.array([2, 4, 6, 7, 3]), np.array([2, 5, 3]))

@@ -3,8 +3,7 @@ from dataclasses import fields
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.train.presets import NAMES, PRESETS, settings
-from edge_forge.train.settings import TrainSettings, check, replaced
+from edge_forge.train.settings import NAMES, PRESETS, TrainSettings, check, replaced, settings
 
 
 def test_every_preset_is_valid_and_says_what_it_is():

@@ -1,4 +1,4 @@
-"""Logits of a trained result in PyTorch: the reference that exported graphs are held against."""
+"""Logits of a trained classifier in PyTorch: the reference that exported graphs are compared with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.models.encoder import open_encoder
 from edge_forge.models.sequence_classifier import mean_pool
 from edge_forge.train.frozen_states import by_length, encode, padded
 from edge_forge.train.lora import apply_adapter, load_adapter
-from edge_forge.train.outputs import load_head
 
 _TOKENS_PER_BATCH = 1024
 
@@ -52,3 +52,9 @@ def predict_with_features(
             features[batch] = mean_pool(states, mask).numpy()
     logits = features @ tensors["head.weight"].numpy() + tensors["head.bias"].numpy()
     return features, logits.astype(np.float32)
+
+
+def load_head(path: Path) -> dict[str, torch.Tensor]:
+    """`head.weight` [hidden, labels] and `head.bias` [labels] of a head.safetensors."""
+    found: dict[str, torch.Tensor] = load_file(path)
+    return found

@@ -1,4 +1,7 @@
-"""Build packages: a base or merged model in variants, adapters, or both; then read them back as a device would."""
+"""Build packages from the files and figures of earlier steps, then read them back as a device would.
+
+A package holds a base or merged model in variants, adapters, or both.
+"""
 
 from __future__ import annotations
 
@@ -187,3 +190,37 @@ def _read_back(out: Path) -> Contents:
     """Read what was written with the device's own reader: what it would refuse is never shipped."""
     with open_package(out) as package:
         return read_package(package, read_release(package, None, allow_unsigned=True).release)
+
+
+def build_base_package(
+    out: Path,
+    model: ModelSource,
+    release: ReleaseSource,
+    adapters: Sequence[AdapterSource] = (),
+    keys: Sequence[Path] = (),
+) -> Built:
+    """A base in its variants, with or without adapters of it. The same inputs give the same bytes."""
+    if model.merged_from:
+        raise UsageError("this is a merged model", f"model {model.name}", "use build_merged_package")
+    return build(out, release, model, adapters, keys=keys)
+
+
+def build_merged_package(out: Path, model: ModelSource, release: ReleaseSource, keys: Sequence[Path] = ()) -> Built:
+    """A model with its adapter folded in; `merged_from` must say which. Raises UsageError."""
+    if not model.merged_from:
+        raise UsageError("a merged model says what it was merged from", f"model {model.name}", "set merged_from")
+    return build(out, release, model, keys=keys)
+
+
+def build_adapter_package(
+    out: Path,
+    adapters: Sequence[AdapterSource],
+    base_package: Path,
+    release: ReleaseSource,
+    keys: Sequence[Path] = (),
+) -> Built:
+    """Adapters alone, a few megabytes: the base's weights are on the device already. Raises UsageError."""
+    if not adapters:
+        raise UsageError("there is no adapter", "package")
+    subject = base_descriptor(base_package, adapters[0].base_id)
+    return build(out, release, None, adapters, subject=subject, keys=keys)

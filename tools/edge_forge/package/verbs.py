@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-_HERE = "edge_forge.package.handlers"
+_HERE = "edge_forge.package.package_commands"
 
 
 def register(subparsers: Any) -> None:

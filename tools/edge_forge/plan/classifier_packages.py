@@ -34,7 +34,7 @@ class ShipPlan(ExportPlan, SigningSteps):
         base, recipe = self.base, self.recipe
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
-            from edge_forge.package.package_step import build_base_package
+            from edge_forge.package.build import build_base_package
 
             files = {"probes": golden.path(PROBES), "tokenizer": self.base_export.path("tokenizer.json")}
             model = shipping.base_model(recipe, base.base_id, base.config, graphs, files)
@@ -56,7 +56,7 @@ class ShipPlan(ExportPlan, SigningSteps):
         base_package = self.base_package
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
-            from edge_forge.package.package_step import build_adapter_package
+            from edge_forge.package.build import build_adapter_package
 
             files = {"probes": golden.path(PROBES), "adapter": file, **self.card}
             source = shipping.adapter(self.recipe, self.data.labels, self.trained.facts, files, graphs)
@@ -81,7 +81,7 @@ class ShipPlan(ExportPlan, SigningSteps):
         merged_from |= {Path(name).name: self.trained_digests[name] for name in sorted(weights)}
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
-            from edge_forge.package.package_step import build_merged_package
+            from edge_forge.package.build import build_merged_package
 
             files = {
                 "probes": golden.path(PROBES),

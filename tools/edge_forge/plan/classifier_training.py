@@ -32,8 +32,8 @@ _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 # Entry modules of a step and the distributions whose versions change its result.
 CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (("edge_forge.data.classifier_rows",), ()),
-    "train": (("edge_forge.train.train_step", "edge_forge.train.worker"), (*_TORCH, "peft", "accelerate")),
-    "evaluate": (("edge_forge.evaluate.evaluate_step",), _TORCH),
+    "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
+    "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
     "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "quantize": (("edge_forge.export.onnx.number_formats",), _RUNTIME),
@@ -46,7 +46,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.probes", "edge_agent.backends.onnx"),
         _RUNTIME,
     ),
-    "package": (("edge_forge.package.package_step", "edge_forge.package.shipping"), ()),
+    "package": (("edge_forge.package.build", "edge_forge.package.shipping"), ()),
     "sign": (("edge_forge.package.keys",), ()),
 }
 
@@ -148,7 +148,7 @@ class Plan(Steps):
         key = {"labels": list(rows.labels), **dataclasses.asdict(settings)}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.train.train_step import train
+            from edge_forge.train.classifier_job import train
 
             phases = Phases(self.progress, "train")
             try:
@@ -191,7 +191,7 @@ class Plan(Steps):
         def work(folder: Path) -> Mapping[str, Any]:
             import numpy
 
-            from edge_forge.evaluate.evaluate_step import evaluate
+            from edge_forge.evaluate.classifier_metrics import evaluate
             from edge_forge.evaluate.predict import predict
 
             quiet()

@@ -44,7 +44,7 @@ class GeneratePlan(FilesPlan):
         golden = self._probes("base", files, probes.BASE_TEXTS, base_id)
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
-            from edge_forge.package.package_step import build_base_package
+            from edge_forge.package.build import build_base_package
 
             return build_base_package(folder / PACKAGE, self._model(self.base_name, base_id, files, golden), release)
 
@@ -59,7 +59,7 @@ class GeneratePlan(FilesPlan):
         golden = self._probes("adapter", files, self._texts(), base_id, entry)
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
-            from edge_forge.package.package_step import build_adapter_package
+            from edge_forge.package.build import build_adapter_package
 
             source = AdapterSource(
                 name=recipe.name,
@@ -94,7 +94,7 @@ class GeneratePlan(FilesPlan):
         golden = self._probes("merged", files, self._texts(), "")
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
-            from edge_forge.package.package_step import build_merged_package
+            from edge_forge.package.build import build_merged_package
 
             model = self._model(name, base_id, files, golden, merged_from, recipe.package.licence)
             return build_merged_package(folder / PACKAGE, model, release)

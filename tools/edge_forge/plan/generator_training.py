@@ -38,7 +38,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "generate-data": (("edge_forge.data.generator_rows",), ()),
     "new-base": (("edge_forge.models.new_model",), _TORCH),
     "generate-train": (
-        ("edge_forge.train.generator_launch", "edge_forge.train.generator_worker"),
+        ("edge_forge.train.generator_job",),
         (*_TORCH, "peft", "accelerate", "jinja2"),
     ),
     "generate-evaluate": (
@@ -63,7 +63,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("edge_forge.evaluate.measure_gguf", "edge_forge.evaluate.probes", "edge_agent.backends.llamacpp.backend"),
         _LLAMA,
     ),
-    "package": (("edge_forge.package.package_step", "edge_forge.plan.generator_packages"), ()),
+    "package": (("edge_forge.package.build", "edge_forge.plan.generator_packages"), ()),
     "sign": (("edge_forge.package.keys",), ()),
 }
 
@@ -175,7 +175,7 @@ class TrainPlan(SigningSteps):
         }  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.train.generator_launch import train
+            from edge_forge.train.generator_job import train
 
             phases = Phases(self.progress, "train")
             place, held = (base.directory, base.base_id), (rows.train, rows.validation)

@@ -21,7 +21,7 @@ import msgspec
 from edge_agent.base.errors import ConfigError
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, Form, NotNegative, Positive, Section, Share
-from edge_forge.train import presets
+from edge_forge.train import settings as presets
 from edge_forge.train.settings import TrainSettings, replaced
 
 Dtype = Literal["fp32", "fp16", "int8"]

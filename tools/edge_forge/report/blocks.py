@@ -1,4 +1,4 @@
-"""What a report is made of, and its two written forms. Pure: blocks in, text out."""
+"""The blocks of a report, their Markdown and HTML forms, and `write`, which writes both forms to files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +129,23 @@ def _inline(text: str) -> str:
     escaped = html.escape(text)
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)
+
+
+def write(folder: Path, name: str, blocks: Sequence[Block]) -> tuple[Path, Path]:
+    """The two files; each is replaced whole."""
+    figures = folder / f"{name}-figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for block in blocks:
+        if isinstance(block, Figure):
+            _replace(figures / f"{block.name}.svg", block.svg)
+    title = next((block.text for block in blocks if isinstance(block, Heading)), name)
+    texts = folder / f"{name}.md", folder / f"{name}.html"
+    _replace(texts[0], markdown(blocks, figures.name))
+    _replace(texts[1], page(title, blocks))
+    return texts
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -34,7 +34,7 @@ class _Model(NamedTuple):
         return " ".join(part for part in (self.run, self.form, self.dtype) if part)
 
 
-def tables(runs: Runs) -> list[Table]:
+def comparison_tables(runs: Runs) -> list[Table]:
     """What is shown at a terminal: quality beside the base's, cost of training, what runs on devices."""
     quality, keys = _quality(runs), _keys(runs)
     return [
@@ -45,9 +45,9 @@ def tables(runs: Runs) -> list[Table]:
     ]  # fmt: skip
 
 
-def report(runs: Runs) -> list[Block]:
+def comparison(runs: Runs) -> list[Block]:
     """All blocks."""
-    quality, training, _ = tables(runs)
+    quality, training, _ = comparison_tables(runs)
     keys, quality_of = _keys(runs), _quality(runs)
     return [
         Heading("Comparison", 1),

@@ -1,12 +1,24 @@
-"""What one training run is given, as a file between the caller and the worker process."""
+"""A classifier's training run: the job file, the caller that starts the worker (`train`), and the worker's entry.
+
+`python -m edge_forge.train.classifier_job JOB` runs one job (also under `accelerate launch -m`). A run has a process
+of its own, so that its peak memory, threads and environment are its own and ending the process ends everything.
+The caller's side imports no tensor library.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edge_forge.train.settings import TrainSettings
+from edge_agent.base import errors
+from edge_forge.models.bases import base_id
+from edge_forge.train.record import TrainRecord
+from edge_forge.train.settings import TrainSettings, check
+from edge_forge.train.worker_process import Report, follow, serve
 
 
 @dataclass(frozen=True)
@@ -44,3 +56,86 @@ class Job:
             validation=tuple((text, label) for text, label in found["validation"]),
             settings=TrainSettings(**settings),
         )
+
+
+_WORKER = "edge_forge.train.classifier_job"
+
+
+def train(
+    *,
+    base_dir: Path,
+    train_rows: Sequence[tuple[str, str]],
+    validation_rows: Sequence[tuple[str, str]],
+    labels: Sequence[str],
+    settings: TrainSettings,
+    out_dir: Path,
+    progress: Callable[[str, float], None],
+) -> TrainRecord:
+    """Train on (text, label) rows and write the result into `out_dir`; `progress` gets (phase, share done 0..1).
+
+    Writes adapter.safetensors and peft/ (LoRA) or model.safetensors, head.safetensors, config and tokenizer (full),
+    train.log, and record.json last. Raises ConfigError for bad settings, rows or base, EdgeError when the worker
+    fails, KeyboardInterrupt after the worker was ended.
+    """
+    check(settings, "train")
+    _check_rows(train_rows, validation_rows, labels)
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
+        job = Job(
+            base_dir=base_dir.resolve(),
+            base_id=base_id(base_dir),
+            out_dir=out_dir,
+            work_dir=Path(folder),
+            labels=tuple(labels),
+            train=tuple((text, label) for text, label in train_rows),
+            validation=tuple((text, label) for text, label in validation_rows),
+            settings=settings,
+        )
+        job.write(Path(folder) / "job.json")
+        follow([*_launcher(settings), _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
+    return TrainRecord.read(out_dir / "record.json")
+
+
+def _launcher(settings: TrainSettings) -> list[str]:
+    """One process, or torchrun, which `accelerate` (and so Trainer) finds itself under, on CPUs as on GPUs."""
+    if settings.processes == 1:
+        return [sys.executable, "-m"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={settings.processes}",
+        "-m",
+    ]
+
+
+def _check_rows(
+    train_rows: Sequence[tuple[str, str]], validation_rows: Sequence[tuple[str, str]], labels: Sequence[str]
+) -> None:
+    if len(set(labels)) != len(labels) or len(labels) < 2:
+        raise errors.ConfigError(f"{len(set(labels))} different labels", "data", "a classifier needs at least two")
+    for name, rows in (("training", train_rows), ("validation", validation_rows)):
+        if not rows:
+            raise errors.ConfigError(f"there are no {name} rows", "data", "give the split at least one row")
+        unknown = sorted({label for _, label in rows} - set(labels))
+        if unknown:
+            raise errors.ConfigError(f"{name} rows have the unknown label {unknown[0]!r}", "data", "add it to labels")
+    if len({label for _, label in train_rows}) < 2:
+        raise errors.ConfigError("all training rows have the same label", "data", "add rows of another label")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job file named by the one argument; 0 done, 1 failed."""
+    return serve(lambda report: _run(Path(arguments[0]), report))
+
+
+def _run(job: Path, report: Report) -> None:
+    from edge_forge.train.classifier_session import run
+
+    run(Job.read(job), report)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

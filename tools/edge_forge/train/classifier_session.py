@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from edge_forge.models.encoder import Encoder, cut_below, open_encoder, resolve_layer, thaw
 from edge_forge.models.sequence_classifier import SequenceClassifier, class_weights
 from edge_forge.train import classifier_trainer as loop
 from edge_forge.train import lora as adapters
-from edge_forge.train import outputs
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
 from edge_forge.train.classifier_job import Job
@@ -24,6 +27,7 @@ from edge_forge.train.frozen_states import keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.settings import TrainSettings
 
+_COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
 
 
@@ -94,7 +98,7 @@ def _steps(going: _Run) -> TrainRecord:
         trainer.take_best()
     chief = bool(trainer.is_world_process_zero())
     with going.phase("save"):
-        files = outputs.save(job, model, peft_model, encoder) if chief else []
+        files = _save(job, model, peft_model, encoder) if chief else []
     data.close()
     record = _record(going, trainer, data, files)
     record = replace(record, choice=choice.as_dict(), first_layer=first_layer)
@@ -160,3 +164,46 @@ def _record(going: _Run, trainer: loop.ForgeTrainer, data: _Data, files: list[st
         gpu_peak_bytes=int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0,
         files=files,
     )
+
+
+def _save(job: Job, model: SequenceClassifier, peft_model: Any | None, encoder: Encoder) -> list[str]:
+    """Write the result of a run into its folder; returns the files' names relative to it."""
+    head = {"head.weight": model.head.weight.detach().t().contiguous(), "head.bias": model.head.bias.detach().clone()}
+    head = {name: value.cpu().float() for name, value in head.items()}
+    if peft_model is None:
+        _save_full(job, encoder)
+        save_file(head, job.out_dir / "head.safetensors")
+    else:
+        _save_lora(job, model, peft_model, head)
+    return sorted(str(path.relative_to(job.out_dir)) for path in job.out_dir.rglob("*") if _kept(path, job.out_dir))
+
+
+def _kept(path: Path, out_dir: Path) -> bool:
+    return path.is_file() and not path.relative_to(out_dir).parts[0].startswith(".")
+
+
+def _save_lora(job: Job, model: SequenceClassifier, peft_model: Any, head: dict[str, Any]) -> None:
+    settings = job.settings
+    metadata = {
+        "base_id": job.base_id,
+        "rank": str(settings.rank),
+        "alpha": str(settings.alpha),
+        "rslora": str(settings.use_rslora).lower(),
+        "labels": str(len(job.labels)),
+    }
+    adapters.save_adapter(
+        job.out_dir / "adapter.safetensors", adapters.device_tensors(peft_model, model.head), metadata
+    )
+    peft_model.peft_config["default"].base_model_name_or_path = None
+    peft_model.save_pretrained(str(job.out_dir / "peft"))
+    (job.out_dir / "peft" / "README.md").unlink(missing_ok=True)
+    save_file(head, job.out_dir / "peft" / "head.safetensors")
+
+
+def _save_full(job: Job, encoder: Encoder) -> None:
+    """model.safetensors with the names of Hugging Face, beside the base's config and tokenizer."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
+    save_file(tensors, job.out_dir / "model.safetensors", metadata={"format": "pt"})
+    for name in _COPIED:
+        if (job.base_dir / name).is_file():
+            shutil.copyfile(job.base_dir / name, job.out_dir / name)

@@ -1,13 +1,21 @@
-"""What one training run of a generator is given, as a file between the caller and the worker process."""
+"""A generator's training run: the job file, the caller that starts the worker (`train`), and the worker's entry.
+
+`python -m edge_forge.train.generator_job JOB` runs one job. The caller's side imports no tensor library.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge_forge.data.generator_rows import Row, as_json, from_json
 from edge_forge.train.generator_settings import GenerateSettings
+from edge_forge.train.record import TrainRecord
+from edge_forge.train.worker_process import Report, follow, serve
 
 
 @dataclass(frozen=True)
@@ -42,3 +50,43 @@ class Job:
             validation=tuple(map(from_json, found["validation"])),
             settings=GenerateSettings(**{**found["settings"], "targets": tuple(found["settings"]["targets"])}),
         )
+
+
+_WORKER = "edge_forge.train.generator_job"
+
+
+def train(
+    base: tuple[Path, str],
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    chat: str,
+    settings: GenerateSettings,
+    out_dir: Path,
+    progress: Callable[[str, float], None],
+) -> TrainRecord:
+    """Train on (training, validation) rows from `base` (folder, base_id); write the result into `out_dir`.
+
+    Writes peft/ (LoRA) or model/ (full: a Hugging Face folder with the tokenizer), train.log, and record.json last.
+    Raises ConfigError for rows that do not fit, EdgeError when the worker fails.
+    """
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
+        job = Job(base[0].resolve(), base[1], out_dir, Path(folder), chat, tuple(rows[0]), tuple(rows[1]), settings)
+        job.write(Path(folder) / "job.json")
+        follow([sys.executable, "-m", _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
+    return TrainRecord.read(out_dir / "record.json")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job file named by the one argument; 0 done, 1 failed."""
+
+    def run(report: Report) -> None:
+        from edge_forge.train import generator_session as session
+
+        session.run(Job.read(Path(arguments[0])), report)
+
+    return serve(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

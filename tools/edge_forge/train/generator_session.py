@@ -1,4 +1,8 @@
-"""The story of one training run of a generator: open, tokenise and pack, train, save. Runs in the worker process."""
+"""One training run of a generator in the worker process: open, tokenise and pack, measure, train, save.
+
+The loop is transformers' Trainer over packed rows. The state with the lowest validation loss is kept. A short
+measurement at the start chooses between float32 and bfloat16; the record keeps its figures.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,22 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import Codec, Packed, pack
 from edge_forge.models.causal_lm import open_model, put_on
-from edge_forge.train import generator_precision as speed
-from edge_forge.train import generator_trainer as loop
 from edge_forge.train.generator_job import Job
+from edge_forge.train.generator_settings import GenerateSettings
 from edge_forge.train.record import TrainRecord, peak_bytes
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
@@ -62,9 +70,9 @@ def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
     with going.phase("pack"):
         packed = _pack(job)
     with going.phase("measure"):
-        precision, measured_ms = speed.precision(model, packed[0], job.settings)
+        precision, measured_ms = measured_precision(model, packed[0], job.settings)
     with going.phase("train"):
-        trainer = loop.GenerateTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
+        trainer = GenerateTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
         trainer.watch(report)
         trainer.train()
         trainer.take_best()
@@ -151,3 +159,172 @@ def _record(going: _Run, trainer: Any, model: Any, packed: tuple[Packed, Packed]
             if path.is_file()
         ),
     )
+
+
+class Rows(Dataset[Any]):
+    """Packed rows as Trainer wants them."""
+
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed.ids)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        """input_ids, labels, position_ids [max_tokens]; where places restart, attention does not look back."""
+        return {
+            "input_ids": torch.tensor(self._packed.ids[row]),
+            "labels": torch.tensor(self._packed.labels[row]),
+            "position_ids": torch.tensor(self._packed.places[row]),
+        }
+
+
+class _Watch(TrainerCallback):
+    """Reports progress."""
+
+    def __init__(self, progress: Callable[[str, float], None]) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress("train", state.global_step / max(1, state.max_steps))
+
+
+class GenerateTrainer(Trainer):
+    """Trainer that keeps the state with the lowest validation loss, and stops when none was lower for long.
+
+    `curves` has an entry per epoch: {epoch, train_loss, validation_loss}, losses in nats per learned token.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: GenerateSettings, packed: tuple[Packed, Packed], work_dir: Path, bf16: bool
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=_arguments(settings, work_dir, bf16),
+            train_dataset=Rows(packed[0]),
+            eval_dataset=Rows(packed[1]),
+        )
+        self.settings = settings
+        self.curves: list[dict[str, float]] = []
+        self._learning: nn.Module = model
+        self._best = (math.inf, -1)
+        self._best_path = work_dir / "best.safetensors"
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+                self.remove_callback(callback)
+
+    def watch(self, progress: Callable[[str, float], None]) -> None:
+        """Report progress to `progress`."""
+        self.add_callback(_Watch(progress))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over the trained parameters: decay on matrices, LoRA+ on B."""
+        if self.optimizer is None:
+            settings = self.settings
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in self._learning.named_parameters():
+                if parameter.requires_grad:
+                    rate = settings.learning_rate * (settings.lora_plus_ratio if ".lora_B." in name else 1.0)
+                    decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
+            found = [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in groups.items()]
+            self.optimizer = torch.optim.AdamW(found, betas=(0.9, 0.95), eps=1e-8)
+        return self.optimizer
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """Evaluate, keep the weights when they are the best so far, and stop when none was for long."""
+        found: dict[str, float] = super().evaluate(*arguments, **named)
+        train = next((float(one["loss"]) for one in reversed(self.state.log_history) if "loss" in one), math.nan)
+        loss = float(found["eval_loss"])
+        self.curves.append({"epoch": float(self.state.epoch or 0.0), "train_loss": train, "validation_loss": loss})
+        if loss < self._best[0]:
+            self._best = (loss, len(self.curves) - 1)
+            kept = {
+                name: one.detach().contiguous() for name, one in self._learning.named_parameters() if one.requires_grad
+            }
+            save_file(kept, self._best_path)
+        if 0 < self.settings.early_stopping_patience <= len(self.curves) - 1 - self._best[1]:
+            self.control.should_training_stop = True
+        return found
+
+    def take_best(self) -> None:
+        """Put the best evaluated weights into the model."""
+        if self._best_path.is_file():
+            found = load_file(self._best_path)
+            with torch.no_grad():
+                for name, parameter in self._learning.named_parameters():
+                    if name in found:
+                        parameter.copy_(found[name])
+
+
+def _arguments(settings: GenerateSettings, work_dir: Path, bf16: bool) -> TrainingArguments:
+    at_once = min(settings.rows_at_once, settings.batch_size)
+    return TrainingArguments(
+        output_dir=str(work_dir / "trainer"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=at_once,
+        per_device_eval_batch_size=at_once,
+        gradient_accumulation_steps=max(1, settings.batch_size // at_once),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=settings.warmup_fraction,
+        max_grad_norm=1.0,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+    )
+
+
+_REPEATS = 6
+# A CPU without units for bfloat16 takes many times as long: a small product says so before a whole step is tried.
+_SIDE = 384
+_WORTH = 0.95
+
+
+def measured_precision(model: Any, packed: Packed, settings: GenerateSettings) -> tuple[str, dict[str, float]]:
+    """'fp32' or 'bf16' (autocast), and the milliseconds of a packed row, forward and backward, that decided it.
+
+    On an accelerator bf16 is taken wherever it exists, unmeasured. The weights are left as they were.
+    """
+    if settings.precision != "auto":
+        return settings.precision, {}
+    if torch.cuda.is_available():
+        return ("bf16" if torch.cuda.is_bf16_supported() else "fp32"), {}
+    products = {kind: min(_product_ms(kind) for _ in range(2 * _REPEATS)) for kind in (torch.float32, torch.bfloat16)}
+    if products[torch.bfloat16] > products[torch.float32]:
+        return "fp32", {}
+    ids = torch.tensor(packed.ids[:1])
+    labels = torch.tensor(packed.labels[:1])
+    model.train()
+    found = {name: min(_step_ms(model, ids, labels, name) for _ in range(_REPEATS)) for name in ("fp32", "bf16")}
+    chosen = "bf16" if found["bf16"] < found["fp32"] * _WORTH else "fp32"
+    return chosen, {name: round(took_ms, 3) for name, took_ms in found.items()}
+
+
+def _product_ms(kind: torch.dtype) -> float:
+    left = torch.ones(64, _SIDE, dtype=kind)
+    right = torch.ones(_SIDE, _SIDE, dtype=kind)
+    start_s = time.perf_counter()
+    torch.matmul(left, right)
+    return (time.perf_counter() - start_s) * 1000
+
+
+def _step_ms(model: Any, ids: torch.Tensor, labels: torch.Tensor, name: str) -> float:
+    start_s = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16) if name == "bf16" else nullcontext():
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    loss.backward()
+    took_ms = (time.perf_counter() - start_s) * 1000
+    model.zero_grad(set_to_none=True)
+    return took_ms

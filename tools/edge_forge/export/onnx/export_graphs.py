@@ -1,7 +1,8 @@
 """The export step: one float graph of the base with the adapter bank, or of a merged model, equal to PyTorch's.
 
 Both leave in `out_dir`: `encoder.onnx` (float, no bank, what the quantize step starts from), `model.onnx` (what a
-device loads as its FP32 variant) and `tokenizer.json`. Parity is measured with the device's own backend on texts.
+device loads as its FP32 variant) and `tokenizer.json`. Parity, the distance from PyTorch on sample texts, is measured
+with the device's own backend.
 """
 
 from __future__ import annotations
@@ -11,25 +12,23 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from edge_agent.base.errors import BackendError
 from edge_forge.evaluate import measure_onnx as measure
-from edge_forge.evaluate.predict import predict_with_features
+from edge_forge.evaluate.predict import load_head, predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx.graph import opset, save, set_metadata
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.parity import Parity, demand, largest
 from edge_forge.export.onnx.sites import name_sites
-from edge_forge.export.onnx.tidy import tidy
-from edge_forge.export.onnx.trace import OPSET, PooledEncoder, trace
+from edge_forge.export.onnx.trace import OPSET, PooledEncoder, tidy, trace
 from edge_forge.models.encoder import Encoder, open_encoder, target_names
 from edge_forge.train.lora import apply_adapter, load_adapter, save_adapter
-from edge_forge.train.outputs import load_head
 
 ENCODER, MODEL, TOKENIZER = "encoder.onnx", "model.onnx", "tokenizer.json"
 _SEED = 2
@@ -199,3 +198,34 @@ def _record(
 def as_dict(record: ExportRecord) -> dict[str, Any]:
     """The record as plain values, for `record.json`."""
     return asdict(record)
+
+
+Array = NDArray[np.float32]
+
+
+class Parity(NamedTuple):
+    """Largest absolute differences over the sample texts; `effect` is how far the adapter moved the features."""
+
+    features: float
+    logits: float | None = None
+    effect: float | None = None
+
+
+def largest(found: Array, wanted: Array) -> float:
+    """Largest absolute difference; infinite for other shapes or values that are not finite."""
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - wanted).max())
+
+
+def demand(parity: Parity, tolerance: float, what: str) -> None:
+    """Raise BackendError when `parity` is beyond `tolerance`, or when an adapter has no effect to speak of."""
+    for name, off in (("features", parity.features), ("logits", parity.logits)):
+        if off is not None and not off <= tolerance:
+            raise BackendError(
+                f"{what}: {name} differ from PyTorch by {off:.3g}, {tolerance:g} is tolerated",
+                "export",
+                "do not ship this graph; report the base's architecture",
+            )
+    if parity.effect is not None and not parity.effect > 10.0 * max(parity.features, 1e-6):
+        raise BackendError(f"{what}: a test adapter moves the features by only {parity.effect:.3g}", "export")

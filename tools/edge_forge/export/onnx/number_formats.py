@@ -14,11 +14,17 @@ import numpy as np
 import onnx
 
 from edge_agent.base.errors import BackendError, ConfigError
-from edge_forge.export.onnx.calibrate import Feed, calibrate
 from edge_forge.export.onnx.export_graphs import Bank
 from edge_forge.export.onnx.graph import save
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.quantize import quantize_dynamic, quantize_embeddings, quantize_static, to_float16
+from edge_forge.export.onnx.quantize import (
+    Feed,
+    calibrate,
+    quantize_dynamic,
+    quantize_embeddings,
+    quantize_static,
+    to_float16,
+)
 
 DYNAMIC, STATIC, FLOAT16 = "int8-dynamic", "int8-static", "fp16"
 _BATCH_ROWS = 16
