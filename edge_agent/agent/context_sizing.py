@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.bundle.catalog import Variant
-from edge_agent.bundle.generator import RUNTIME, GgufHeader, Wanted
-from edge_agent.bundle.sizing import explained, sized
+from edge_agent.bundle.gguf_memory import RUNTIME, GgufHeader, Wanted
+from edge_agent.bundle.variant_sizing import explained, sized
 from edge_agent.core.memory_ledger import MemoryLedger
 from edge_agent.core.residency import HostMemory
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, TextStatistics
-from edge_agent.bundle import reference
+from edge_agent.bundle import drift_reference
 from edge_agent.core import drift
 from edge_agent.core.latency import Quantiles as Window
 from edge_agent.protocol import telemetry
 
-NOT_TOLD: Mapping[reference.Kind, str] = {
+NOT_TOLD: Mapping[drift_reference.Kind, str] = {
     "confidence": "the answers carry no score",
     "fragmentation": "the worker does not tell how texts fall apart",
 }
@@ -91,16 +91,16 @@ def _drift(seen: TextStatistics, adapter: str | None, served: ServedModel | None
         texts=max(sum(seen.confidence), sum(seen.fragmentation)),
         fragmentation_psi=_psi(seen.fragmentation, metrics, "fragmentation", reasons),
         out_of_vocabulary=unknown,
-        out_of_vocabulary_expected=None if unknown is None else reference.unknown_share(metrics),
+        out_of_vocabulary_expected=None if unknown is None else drift_reference.unknown_share(metrics),
         reason="; ".join(reasons) or None,
     )
 
 
 def _psi(
-    counts: list[int], metrics: Mapping[str, float], kind: reference.Kind, reasons: dict[str, None]
+    counts: list[int], metrics: Mapping[str, float], kind: drift_reference.Kind, reasons: dict[str, None]
 ) -> float | None:
     """The index, rounded; None with its reason added to `reasons`, which is used as a set that keeps its order."""
-    texts, expected = sum(counts), reference.reference(metrics, kind)
+    texts, expected = sum(counts), drift_reference.reference(metrics, kind)
     if not texts:
         reasons[NOT_TOLD[kind]] = None
     elif expected is None:
@@ -119,7 +119,7 @@ def _unknown(seen: TextStatistics, metrics: Mapping[str, float], reasons: dict[s
         reasons[NOT_TOLD["fragmentation"]] = None
     elif seen.unknown is None:
         reasons["this tokenizer has no unknown token"] = None
-    elif reference.unknown_share(metrics) is None:
+    elif drift_reference.unknown_share(metrics) is None:
         reasons["the package carries no share of unknown tokens of its test set"] = None
     else:
         share = drift.unknown_share(seen.unknown, seen.tokens, texts)

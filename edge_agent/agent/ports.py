@@ -15,7 +15,7 @@ WorkerEvent = Mapping[str, Any]
 
 
 class Transport(Protocol):
-    """An MQTT connection that heals itself. Implemented by `mqtt.link.MqttTransport`."""
+    """An MQTT connection that heals itself. Implemented by `mqtt.transport.MqttTransport`."""
 
     @property
     def connected(self) -> bool:
@@ -53,7 +53,7 @@ class Transport(Protocol):
 
 
 class Library(Protocol):
-    """The packages on this device. Implemented by `store.library.Library`."""
+    """The packages on this device. Implemented by `store.model_store.Library`."""
 
     def active(self) -> tuple[InstalledModel, ...]:
         """Every active model with its chosen variant and adapters."""
@@ -122,7 +122,9 @@ class Clocks(Protocol):
 
 
 class FootprintCache(Protocol):
-    """What models were found to hold on this device, kept over restarts. Implemented by `store.figures.FigureFile`."""
+    """What models were found to hold on this device, kept over restarts.
+
+    Implemented by `store.footprint_cache.FigureFile`."""
 
     def read(self) -> Mapping[str, MeasuredFootprint]:
         """The figures by variant; empty where there are none, or none that can be believed."""
@@ -185,7 +187,7 @@ class Spawner(Protocol):
 
 
 class Notifier(Protocol):
-    """The service manager. Implemented by `lifecycle.notify.SystemdNotifier`."""
+    """The service manager. Implemented by `lifecycle.supervision.SystemdNotifier`."""
 
     def ready(self) -> None:
         """Start-up is over."""

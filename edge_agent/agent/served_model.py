@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
-from edge_agent.bundle.sizing import settings_text
+from edge_agent.bundle.variant_sizing import settings_text
 from edge_agent.core.forecast import WorkerLoad
 from edge_agent.core.governor_types import Grant
 from edge_agent.core.grammar_bans import GrammarBans

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edge_agent.bundle.reference import BINS, fragmentation_histogram, histogram
+from edge_agent.bundle.drift_reference import BINS, fragmentation_histogram, histogram
 from edge_agent.core.latency import Quantiles
 
 ADAPTERS_TOLD = 16
@@ -44,8 +44,8 @@ Wording = Sequence[tuple[int, int, int | None]]
 
 @dataclass(slots=True)
 class TextStatistics:
-    """How the texts of one adapter looked: counts by bin of `bundle.reference`, tokens, and the unknown ones among
-    them (None: the tokenizer has no unknown token)."""
+    """How the texts of one adapter looked: counts by bin of `bundle.drift_reference`, tokens, and the unknown ones
+    among them (None: the tokenizer has no unknown token)."""
 
     confidence: list[int] = field(default_factory=lambda: [0] * BINS)
     fragmentation: list[int] = field(default_factory=lambda: [0] * BINS)

@@ -34,21 +34,21 @@ from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.bundle.ggufheader import header_at
 from edge_agent.config.load import device_id, load
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import GovernorConfig
 from edge_agent.core.thermal_model import prior_for
-from edge_agent.lifecycle.notify import SystemdNotifier
 from edge_agent.lifecycle.signals import Signals
-from edge_agent.mqtt.link import MqttTransport
+from edge_agent.lifecycle.supervision import SystemdNotifier
 from edge_agent.mqtt.spool import Spool
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.messages import Runtime
 from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.suite import SensorSuite
-from edge_agent.store.figures import FigureFile
-from edge_agent.store.library import Library
-from edge_agent.store.locks import daemon_lock
+from edge_agent.store.footprint_cache import FigureFile
+from edge_agent.store.model_store import Library
+from edge_agent.store.state_folder import daemon_lock
 from edge_agent.worker.probe import ask_backends
 from edge_agent.worker.supervisor import spawn
 

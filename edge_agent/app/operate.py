@@ -15,14 +15,14 @@ from edge_agent.app import wiring
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import BrokerError, EdgeError, WorkerError
 from edge_agent.config.load import DEFAULT_PATH, check
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import doctor as verdicts
 from edge_agent.lifecycle import service as units
+from edge_agent.lifecycle.doctor_facts import runtime_probes, survey
 from edge_agent.lifecycle.facts import BrokerProbe, RuntimeProbe
 from edge_agent.lifecycle.service import IMAGE_PYTHON, Target
 from edge_agent.lifecycle.service_status import status
-from edge_agent.lifecycle.survey import runtime_probes, survey
-from edge_agent.mqtt.link import LinkChange, MqttTransport
+from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
 from edge_agent.worker.probe import available_backends

@@ -12,13 +12,13 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.generator import RUNTIME
+from edge_agent.bundle.gguf_memory import RUNTIME
 from edge_agent.bundle.ggufheader import header_at
 from edge_agent.bundle.probes import Measured
-from edge_agent.bundle.sizing import sized
 from edge_agent.bundle.trust import Trust
+from edge_agent.bundle.variant_sizing import sized
 from edge_agent.config.load import load
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.residency import HostMemory
 from edge_agent.core.trial_energy import estimated
@@ -26,15 +26,17 @@ from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
-from edge_agent.store.library import Library
-from edge_agent.store.locks import running_daemon
-from edge_agent.store.setup import ProbeOutcome, ProbeRequest, Progress, Setup, silent
+from edge_agent.store.install_context import ProbeOutcome, ProbeRequest, Progress, Setup, silent
+from edge_agent.store.model_store import Library
+from edge_agent.store.state_folder import running_daemon
 from edge_agent.store.timesync import synchronised
 from edge_agent.worker import probe as workers
 
 
 class WorkerProber:
-    """Runs a model that is not active yet in a worker of its own, as the daemon will. Implements `store.setup.Prober`.
+    """Runs a model that is not active yet in a worker of its own, as the daemon will.
+
+    Implements `store.install_context.Prober`.
 
     `ram_bytes`: what one model may take in all; None: not known.
     """
@@ -51,7 +53,7 @@ class WorkerProber:
         self._sensors = sensors
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
-        """See `store.setup.Prober`."""
+        """See `store.install_context.Prober`."""
         questions = [(request.adapter, request.texts) for request in requests]
         header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
         variant = sized(model.variant, model.task, header, self._wanted, self._ram_bytes)

@@ -20,7 +20,7 @@ import msgspec
 from edge_agent.app import top_view
 from edge_agent.app.ask import CONNECT_S, Target, target
 from edge_agent.base.errors import BrokerError, UsageError
-from edge_agent.mqtt.link import LinkChange, MqttTransport
+from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.messages import Event, Status
 from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Subscription

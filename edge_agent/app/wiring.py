@@ -8,10 +8,10 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_agent.bundle.generator import Wanted
+from edge_agent.bundle.gguf_memory import Wanted
 from edge_agent.config import secrets
 from edge_agent.config.load import device_id
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.energy import Utilisation
 from edge_agent.core.thermal_model import PRIORS, prior_for
@@ -19,7 +19,7 @@ from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.topics import Topics
 from edge_agent.sensors.boards import Board
-from edge_agent.store.select import Hardware, Wishes
+from edge_agent.store.variant_selection import Hardware, Wishes
 from edge_agent.worker.supervisor import SpawnOptions
 
 PROTOCOLS: Mapping[str, Protocol] = {"auto": "auto", "5": 5, "3.1.1": 311}

@@ -1,4 +1,4 @@
-"""What a GGUF model is and what it will need, in the backends' terms; `bundle.generator` has the arithmetic.
+"""What a GGUF model is and what it will need, in the backends' terms; `bundle.gguf_memory` has the arithmetic.
 
 Shared by the llama.cpp backend and by the host tool, which writes the prediction into the package. No runtime is
 imported.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_agent.backends.api import Footprint
 from edge_agent.base.errors import BackendError, PackageError
-from edge_agent.bundle.generator import (
+from edge_agent.bundle.gguf_memory import (
     CONTEXT_STEP,
     KV_BLOCK,
     KV_BYTES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_agent.bundle.generator import Demand, GgufHeader
+from edge_agent.bundle.gguf_memory import Demand, GgufHeader
 
 SAME_ACCURACY = 5e-7
 """Half a unit in the sixth place: 0.91 - 0.90 must not lose to 0.01 by a rounding of the last bit."""
@@ -62,7 +62,7 @@ class Variant:
     variant that the package offered and the device did not keep. `accuracy` is a fraction on the recipe's test set.
     `features` are CPU or GPU features that it needs, `hardware` the boards that it is for (empty: any). `metrics` are
     the host's figures, `measured` this device's (None: it was not tried here). `sizing` is there for a generator whose
-    header was looked at (`bundle.sizing`).
+    header was looked at (`bundle.variant_sizing`).
     """
 
     digest: str

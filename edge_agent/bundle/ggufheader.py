@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from edge_agent.base.errors import PackageError
-from edge_agent.bundle.generator import GgufHeader
-from edge_agent.bundle.gguftable import Array, GgufTable, read_table
+from edge_agent.bundle.gguf_header import Array, GgufTable, read_table
+from edge_agent.bundle.gguf_memory import GgufHeader
 
 SPECIAL_TOKEN_KEYS = {
     "bos": "tokenizer.ggml.bos_token_id",

@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeGuard
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.gguftable import read_table
+from edge_agent.bundle.gguf_header import read_table
 from edge_agent.bundle.onnxwalk import refuse_external
 
 _FOREIGN = (

@@ -1,4 +1,4 @@
-"""The commented example of a settings file, written from the source of `config.model` so that it cannot drift from it.
+"""The commented example of a settings file, written from the source of `config.settings` so that both always agree.
 
 Only commands call this; the daemon never imports it (`ast` and `inspect` are memory).
 """
@@ -12,9 +12,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from edge_agent.config import model
-from edge_agent.config.model import Settings
-from edge_agent.config.schema import FieldSpec, specs
+from edge_agent.config import settings
+from edge_agent.config.fields import FieldSpec, specs
+from edge_agent.config.settings import Settings
 
 HEAD = """\
 Settings of edge-agent. Every key is shown with its default; remove the '#' before a key to change it.
@@ -36,7 +36,7 @@ def example_toml(active: bool = False) -> str:
 
 def field_docs(section: type) -> dict[str, str]:
     """The text under each field of a settings class, by field name."""
-    tree = ast.parse(inspect.getsource(model))
+    tree = ast.parse(inspect.getsource(settings))
     (node,) = (item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == section.__name__)
     docs: dict[str, str] = {}
     for statement, follower in zip(node.body, node.body[1:], strict=False):

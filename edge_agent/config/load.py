@@ -16,8 +16,8 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import CLIENT_ID_BYTES, MIB
-from edge_agent.config.model import Settings
-from edge_agent.config.schema import FieldSpec, Unfit, specs
+from edge_agent.config.fields import FieldSpec, Unfit, specs
+from edge_agent.config.settings import Settings
 
 if sys.version_info >= (3, 11):
     import tomllib

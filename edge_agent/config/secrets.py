@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import KIB
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 
 SECRET_BYTES = 4 * KIB
 

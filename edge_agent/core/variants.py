@@ -1,7 +1,7 @@
 """What is known of a model's variants on this device: the time to expect of one, and the cheaper one for a hot board.
 
 Times are this device's own where the variant was tried here. One that was not is expected to take the host's figure
-times what the tried one took here over what it took on the host. Pure; the choice at the install is `store.select`'s.
+times what the tried one took here over what it took on the host. Pure; `store.variant_selection` chooses at install.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ import msgspec
 
 from edge_agent.base.errors import BrokerError, RequestError
 from edge_agent.base.units import duration_text
-from edge_agent.mqtt.link import LinkChange, MqttTransport
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.encode import whole_expiry_s
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Reply, Status, StreamChunk

@@ -12,22 +12,22 @@ from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle import statement
-from edge_agent.bundle.adapterfile import check_adapter
+from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.contents import Contents, VariantItem
-from edge_agent.bundle.generator import RUNTIME, GgufHeader
+from edge_agent.bundle.gguf_memory import RUNTIME, GgufHeader
 from edge_agent.bundle.ggufheader import header_of
 from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.contest import Rules, try_change
 from edge_agent.store.disk import replace_file
-from edge_agent.store.journal import Committed, Journal, ModelRecord, Record
-from edge_agent.store.plan import Change, Context, Plan, plan
-from edge_agent.store.setup import Progress, Setup
+from edge_agent.store.install_context import Progress, Setup
+from edge_agent.store.install_plan import Change, Context, Plan, plan
 from edge_agent.store.staging import stage
+from edge_agent.store.state_file import Committed, Journal, ModelRecord, Record
 from edge_agent.store.trial import Trial
+from edge_agent.store.variant_trials import Rules, try_change
 
 # What records, folders and the file system's own books may take beside the blobs.
 OVERHEAD_BYTES = limits.MIB

@@ -13,7 +13,7 @@ from edge_agent.bundle.layout import Package, blob_name
 from edge_agent.bundle.manifest import Descriptor
 from edge_agent.bundle.verify import check_blob
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.points import At
+from edge_agent.store.crash_points import At
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.contents import read_probes
 from edge_agent.bundle.probes import ProbeFile, Verdict, judge
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.journal import Measurements
-from edge_agent.store.plan import Change
-from edge_agent.store.setup import ProbeOutcome, Prober, ProbeRequest
-from edge_agent.store.shelf import adapter_item, installed, variant_item
+from edge_agent.store.install_context import ProbeOutcome, Prober, ProbeRequest
+from edge_agent.store.install_plan import Change
+from edge_agent.store.installed_models import adapter_item, installed, variant_item
+from edge_agent.store.state_file import Measurements
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import pytest
 
 from edge_agent.cli import arguments as agent_arguments
 from edge_agent.config.load import _all_keys
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_forge import cli as forge_cli
 from tests.support import pages
 from tests.support.pages import Command
@@ -127,7 +127,7 @@ def test_messages_and_docstrings_name_settings_that_exist() -> None:
 
 
 def _is_code(dotted: str) -> bool:
-    """A module, or a name in a module, of one of our rooms: `worker.probe`, `store.library.Library`."""
+    """A module, or a name in a module, of one of our rooms: `worker.probe`, `store.model_store.Library`."""
     room, module = dotted.split(".")[:2]
     folder = ROOT / "edge_agent" / room
     return (folder / f"{module}.py").exists() or module == "py"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle.contents import VariantItem
+from edge_agent.bundle.drift_reference import reference, unknown_share
 from edge_agent.bundle.layout import open_package
-from edge_agent.bundle.reference import reference, unknown_share
 from edge_agent.bundle.verify import read_package, read_release
 from tests.support import tiny_base
 from tests.support.agents import AgentProcess

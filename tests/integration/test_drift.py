@@ -18,7 +18,7 @@ import pytest
 
 from edge_agent.backends.api import Done, Job, Limits
 from edge_agent.backends.echo import EchoBackend
-from edge_agent.bundle.reference import UNKNOWN_SHARE, fragmentation_histogram, to_metrics
+from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, fragmentation_histogram, to_metrics
 from edge_agent.core import drift
 from edge_agent.tasks import tokens
 from edge_forge.evaluate.classifier_metrics import fragmentation_shares, unknown_share

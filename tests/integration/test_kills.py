@@ -15,7 +15,7 @@ import pytest
 
 from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.client import RequestClient
-from edge_agent.mqtt.link import MqttTransport
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.messages import Event
 from edge_agent.protocol.topics import Subscription
 from tests.support.agents import AgentProcess, echo_package, running

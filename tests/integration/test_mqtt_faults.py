@@ -406,7 +406,7 @@ def test_events_outlive_broker_and_agent(tmp_path: Path) -> None:
 
 WILL = """
 import asyncio, sys
-from edge_agent.mqtt.link import MqttTransport
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.envelope import Outbound
 

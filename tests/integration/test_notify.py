@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.agent.ports import Notifier
-from edge_agent.lifecycle.notify import SystemdNotifier
+from edge_agent.lifecycle.supervision import SystemdNotifier
 
 
 class Manager:
@@ -144,7 +144,7 @@ def test_no_sign_of_life_while_something_is_wrong(
 
 SCRIPT = """
 import asyncio, os, sys, time
-from edge_agent.lifecycle.notify import SystemdNotifier
+from edge_agent.lifecycle.supervision import SystemdNotifier
 from edge_agent.lifecycle.signals import Signals
 
 async def main():

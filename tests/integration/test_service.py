@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.load import load
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
 from edge_agent.lifecycle.command import Ran, run_command
 from edge_agent.lifecycle.service import IMAGE_PYTHON, Target, install, uninstall

@@ -23,9 +23,9 @@ from hypothesis.stateful import (
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import read_release
-from edge_agent.store.journal import Journal
-from edge_agent.store.library import Library
-from edge_agent.store.points import INSTALL_POINTS, ROLLBACK_POINTS
+from edge_agent.store.crash_points import INSTALL_POINTS, ROLLBACK_POINTS
+from edge_agent.store.model_store import Library
+from edge_agent.store.state_file import Journal
 from tests.support import packages as tiny
 from tests.support.store_child import Device, make_setup
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edge_agent.app.daemon import heat_plan
-from edge_agent.config.model import Settings, Thermal
+from edge_agent.config.settings import Settings, Thermal
 from edge_agent.sensors.suite import SensorSuite
 from sim.board import LiveBoard
 from sim.boards import BOARDS

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from edge_agent.mqtt.link import LinkChange, MqttTransport
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
 

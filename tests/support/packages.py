@@ -15,8 +15,8 @@ from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import Measured
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import load_trust
-from edge_agent.store.select import Hardware
-from edge_agent.store.setup import ProbeOutcome, ProbeRequest
+from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
+from edge_agent.store.variant_selection import Hardware
 from edge_forge.package.build import Built, base_descriptor, build
 from edge_forge.package.keys import KeyFolder, keygen
 from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource

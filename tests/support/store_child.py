@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.verify import load_trust
-from edge_agent.store.library import Library
-from edge_agent.store.setup import Setup
+from edge_agent.store.install_context import Setup
+from edge_agent.store.model_store import Library
 from tests.support import packages as tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Reply, StreamChunk
 from edge_agent.protocol.telemetry import Telemetry

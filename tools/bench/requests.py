@@ -31,7 +31,7 @@ from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.sensors.memory import read_pss
-from edge_agent.store.library import Library
+from edge_agent.store.model_store import Library
 from edge_agent.tasks import registry as tasks
 
 DEVICE, MODEL, ADAPTER = "bench", "minilm", "home-intents"

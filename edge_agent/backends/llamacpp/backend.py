@@ -10,7 +10,7 @@ from edge_agent.backends.gguf import KV_BLOCK, KV_BYTES, GgufHeader, padded, rea
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.generator import BATCH, KV_TYPE, SEQUENCES, Demand, advice, arithmetic, fitted, need
+from edge_agent.bundle.gguf_memory import BATCH, KV_TYPE, SEQUENCES, Demand, advice, arithmetic, fitted, need
 
 NAME = "llamacpp"
 # max_tokens, context: tokens of one sequence (context 0: as the package's task says). sequences: how many are decoded

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_agent.base.errors import StoreError
 from edge_agent.core.memory_ledger import MeasuredFootprint
-from edge_agent.mqtt.link import MqttTransport
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.reasons import Reason
 from edge_agent.mqtt.segment import _HEADER, Segment
 from edge_agent.mqtt.spool import Spool
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics
-from edge_agent.store.figures import FigureFile
+from edge_agent.store.footprint_cache import FigureFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
 from tests.support.whole.board import EXIT_S, SimWorker

@@ -23,11 +23,11 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec, Variant
 from edge_agent.core.job import JobState
-from edge_agent.mqtt import link
 from edge_agent.mqtt import spool as spool_module
-from edge_agent.mqtt.link import MqttTransport
+from edge_agent.mqtt import transport
 from edge_agent.mqtt.segment import Segment
 from edge_agent.mqtt.spool import Spool
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
 from tests.support.fakes import FakeLibrary, RecordingNotifier, a_model, a_variant
 from tests.support.in_process import Device
@@ -334,7 +334,7 @@ async def _run(world: World, loop: Loop) -> None:
         )
 
     loop.before_time_passes = world.rules.look
-    with mock.patch.object(link, "Connection", connect), mock.patch.object(spool_module, "Segment", SimSegment):
+    with mock.patch.object(transport, "Connection", connect), mock.patch.object(spool_module, "Segment", SimSegment):
         await world.play()
 
 

@@ -10,7 +10,7 @@ import pytest
 from edge_agent.agent.model_telemetry import model_telemetry
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ModelStats
-from edge_agent.bundle.reference import UNKNOWN_SHARE, to_metrics
+from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, to_metrics
 from edge_agent.core.drift import LEAST_TEXTS
 from edge_agent.protocol.telemetry import Drift
 from tests.support.fakes import a_model

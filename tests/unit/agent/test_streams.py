@@ -10,7 +10,7 @@ import pytest
 from edge_agent.agent.streams import END_S
 from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
-from edge_agent.bundle.generator import Wanted
+from edge_agent.bundle.gguf_memory import Wanted
 from edge_agent.protocol.envelope import Outbound
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import PREFIX, Device

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle import magic
-from edge_agent.bundle.adapterfile import check_adapter
+from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.manifest import AdapterConfig, TaskDoc
 from tests.support import packages as tiny
 

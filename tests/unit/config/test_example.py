@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge_agent.config.example import WIDTH, example_toml, field_docs
 from edge_agent.config.load import load
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 
 SHIPPED = Path(__file__).parents[3] / "systemd" / "edge-agent.toml"
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.config.fields import Unfit, specs
 from edge_agent.config.load import ENV_PREFIX, as_table, check, device_id, load
-from edge_agent.config.model import Device, Settings
-from edge_agent.config.schema import Unfit, specs
+from edge_agent.config.settings import Device, Settings
 
 
 def write(folder: Path, text: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_agent.config.model import Mqtt, Settings, Tls
 from edge_agent.config.secrets import credential, mqtt_password, tls_files
+from edge_agent.config.settings import Mqtt, Settings, Tls
 
 
 def with_password(path: Path | None) -> Settings:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.bundle.reference import (
+from edge_agent.bundle.drift_reference import (
     BINS,
     FRAGMENTATION_EDGES,
     UNKNOWN_SHARE,

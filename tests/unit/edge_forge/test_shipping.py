@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.bundle.reference import reference, unknown_share
+from edge_agent.bundle.drift_reference import reference, unknown_share
 from edge_forge.package import shipping
 from edge_forge.plan.onnx_exports import Graph
 

@@ -14,14 +14,14 @@ import pytest
 
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, StoreError, WorkerError
-from edge_agent.bundle.generator import Wanted
+from edge_agent.bundle.gguf_memory import Wanted
 from edge_agent.bundle.verify import load_trust
-from edge_agent.store.journal import Journal
-from edge_agent.store.library import Library
-from edge_agent.store.locks import change_lock
-from edge_agent.store.points import PHASES
-from edge_agent.store.select import Wishes
-from edge_agent.store.setup import Setup
+from edge_agent.store.crash_points import PHASES
+from edge_agent.store.install_context import Setup
+from edge_agent.store.model_store import Library
+from edge_agent.store.state_file import Journal
+from edge_agent.store.state_folder import change_lock
+from edge_agent.store.variant_selection import Wishes
 from edge_forge.package.build import base_descriptor, build
 from edge_forge.package.keys import keygen, rotate, sign_package
 from edge_forge.package.sources import ModelSource, VariantSource
@@ -409,7 +409,7 @@ def test_wishes_reach_the_choice(tmp_path: Path) -> None:
 
 def test_the_daemon_reads_the_store_without_what_installs() -> None:
     """Imports are memory: signatures, planning and trials belong to the process that installs."""
-    code = "import edge_agent.store.library, sys; print(sorted(sys.modules))"
+    code = "import edge_agent.store.model_store, sys; print(sorted(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     heavy = ("cryptography", "numpy", "edge_agent.bundle.sign", "edge_agent.bundle.verify", "edge_agent.store.install")
     assert [name for name in heavy if f"'{name}'" in found] == []

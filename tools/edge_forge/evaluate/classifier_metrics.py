@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
-from edge_agent.bundle.reference import fragmentation_histogram, histogram
+from edge_agent.bundle.drift_reference import fragmentation_histogram, histogram
 
 # Guo et al. 2017 use 15 equal-width bins in every table; fewer hides errors, more starves the bins.
 ECE_BINS = 15

@@ -13,7 +13,7 @@ from edge_agent.base.errors import PackageError, UsageError
 from edge_agent.bundle import jsonio, magic
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import sign as dsse
-from edge_agent.bundle.adapterfile import check_adapter
+from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.contents import Contents
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, Manifest, ModelDoc

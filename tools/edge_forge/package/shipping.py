@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, Kind, to_metrics
 from edge_agent.bundle.layout import open_package
-from edge_agent.bundle.reference import UNKNOWN_SHARE, Kind, to_metrics
 from edge_agent.bundle.statement import Now, check_time
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource

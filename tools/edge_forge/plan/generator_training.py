@@ -56,7 +56,7 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*_LLAMA, "tokenizers"),
     ),
     "gguf-memory": (
-        ("edge_forge.evaluate.measure_gguf", "edge_agent.backends.gguf", "edge_agent.bundle.generator"),
+        ("edge_forge.evaluate.measure_gguf", "edge_agent.backends.gguf", "edge_agent.bundle.gguf_memory"),
         (),
     ),
     "gguf-probes": (

@@ -11,7 +11,7 @@ from typing import Any
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.load import device_id
-from edge_agent.config.model import Settings
+from edge_agent.config.settings import Settings
 from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, Program, RuntimeProbe, StateFolder
 from edge_agent.lifecycle.service_status import ServiceStatus
 from edge_agent.sensors.boards import read_cpu_features

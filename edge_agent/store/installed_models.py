@@ -10,7 +10,7 @@ from edge_agent.bundle.catalog import Adapter, InstalledModel, Measured, Variant
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
 from edge_agent.bundle.manifest import Descriptor
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.journal import AdapterRecord, Measurements, Ref, Slot
+from edge_agent.store.state_file import AdapterRecord, Measurements, Ref, Slot
 
 
 def descriptor(ref: Ref) -> Descriptor:

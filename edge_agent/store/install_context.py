@@ -11,9 +11,9 @@ from edge_agent.base.clock import Clock, SystemClock
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import Measured
 from edge_agent.bundle.trust import Trust
+from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import FreeBytes, free_bytes
-from edge_agent.store.points import At, nowhere
-from edge_agent.store.select import Hardware, Wishes
+from edge_agent.store.variant_selection import Hardware, Wishes
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.store.journal import RECORD_FILE, TRIALS_KEPT, Committed, Journal, Record
+from edge_agent.store.state_file import RECORD_FILE, TRIALS_KEPT, Committed, Journal, Record
 
 DIGEST = "sha256:" + "a" * 64
 

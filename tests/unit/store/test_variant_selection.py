@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import PackageError
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, Variant
-from edge_agent.bundle.generator import Wanted
-from edge_agent.bundle.sizing import sized
-from edge_agent.store.select import Hardware, Wishes, choose
+from edge_agent.bundle.gguf_memory import Wanted
+from edge_agent.bundle.variant_sizing import sized
+from edge_agent.store.variant_selection import Hardware, Wishes, choose
 from tests.support.generator_headers import SMOL
 
 BOARD = Hardware(names=("pi5", "raspberrypi,5-model-b", "aarch64"), runtimes=("onnx",), ram_bytes=200 * MIB)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.bundle.catalog import Sizing, TaskSpec, Variant
-from edge_agent.bundle.generator import (
+from edge_agent.bundle.gguf_memory import (
     BATCH,
     KV_BYTES,
     KV_TYPE,

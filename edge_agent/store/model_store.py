@@ -19,16 +19,16 @@ from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
 from edge_agent.bundle.probes import ProbeFile
-from edge_agent.store import shelf
+from edge_agent.store import installed_models
 from edge_agent.store.blobs import Blobs
+from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import translated
-from edge_agent.store.journal import Journal, ModelRecord, Record, Slot
-from edge_agent.store.locks import change_lock
-from edge_agent.store.points import At, nowhere
+from edge_agent.store.state_file import Journal, ModelRecord, Record, Slot
+from edge_agent.store.state_folder import change_lock
 
 if TYPE_CHECKING:
     from edge_agent.store.install import InstallReport
-    from edge_agent.store.setup import Progress, Setup
+    from edge_agent.store.install_context import Progress, Setup
 
 log = logging.getLogger("edge_agent.store")
 
@@ -94,12 +94,20 @@ class Library:
         if adapter is not None:
             return self._adapter_probes(record.current, model.adapter(adapter))
         chosen = next((ref for ref in record.current.variants if ref.digest == model.variant.digest), None)
-        return None if chosen is None else read_probes(shelf.variant_item(chosen, self._blobs.fetch), self._blobs.fetch)
+        return (
+            None
+            if chosen is None
+            else read_probes(installed_models.variant_item(chosen, self._blobs.fetch), self._blobs.fetch)
+        )
 
     def _adapter_probes(self, slot: Slot, adapter: Adapter | None) -> ProbeFile | None:
         wanted = None if adapter is None else adapter.digest
         found = next((one.manifest for one in slot.adapters if one.manifest.digest == wanted), None)
-        return None if found is None else read_probes(shelf.adapter_item(found, self._blobs.fetch), self._blobs.fetch)
+        return (
+            None
+            if found is None
+            else read_probes(installed_models.adapter_item(found, self._blobs.fetch), self._blobs.fetch)
+        )
 
     def generation(self) -> int:
         """A number that changes whenever `active()` may have changed; one stat."""
@@ -118,7 +126,7 @@ class Library:
             raise StoreError("this store was opened for reading only", str(self._root))
         # What installs stays out of the daemon, which only reads: imports are memory.
         from edge_agent.store.install import Installer
-        from edge_agent.store.setup import silent
+        from edge_agent.store.install_context import silent
 
         report_to = progress or silent
         with self._changing():
@@ -192,7 +200,7 @@ class Library:
         kept: set[str] = set()
         for slot in self._journal.read().slots():
             try:
-                kept |= shelf.referenced(slot, self._blobs)
+                kept |= installed_models.referenced(slot, self._blobs)
             except PackageError as error:
                 log.warning("nothing is collected: what a version needs cannot be read: %s", error)
                 return 0
@@ -211,7 +219,7 @@ class Library:
             models, problems = [], []
             for name, model in sorted(self._journal.read().models.items()):
                 try:
-                    models.append(shelf.installed(model.current, self._blobs))
+                    models.append(installed_models.installed(model.current, self._blobs))
                 except PackageError as error:
                     problems.append(f"{name}: {error}")
             self._seen = (generation, tuple(models), tuple(problems))
@@ -219,14 +227,14 @@ class Library:
 
     def _problem(self, slot: Slot) -> str | None:
         try:
-            shelf.installed(slot, self._blobs)
+            installed_models.installed(slot, self._blobs)
         except PackageError as error:
             return str(error)
         return None
 
     def _runnable(self, slot: Slot) -> InstalledModel:
         try:
-            return shelf.installed(slot, self._blobs)
+            return installed_models.installed(slot, self._blobs)
         except PackageError as error:
             raise StoreError(
                 f"the version before cannot run: {error}", "rollback", "install its package again"
@@ -241,7 +249,7 @@ class Library:
     def _damaged(self, slot: Slot) -> Iterator[tuple[str, str]]:
         for ref in slot.manifests():
             try:
-                item = read_item(shelf.descriptor(ref), self._blobs.fetch)
+                item = read_item(installed_models.descriptor(ref), self._blobs.fetch)
             except PackageError as error:
                 yield ref.digest, str(error)
                 continue

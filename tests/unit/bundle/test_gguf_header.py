@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
-from edge_agent.bundle import gguftable, magic
-from edge_agent.bundle.adapterfile import check_adapter
+from edge_agent.bundle import gguf_header, magic
+from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.manifest import AdapterConfig, TaskDoc
 from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, adapter_bytes, gguf_bytes
@@ -22,17 +22,17 @@ def written(folder: Path, data: bytes) -> Path:
     return path
 
 
-def table(folder: Path, data: bytes) -> gguftable.GgufTable:
+def table(folder: Path, data: bytes) -> gguf_header.GgufTable:
     with written(folder, data).open("rb") as file:
-        return gguftable.read_table(file, "m.gguf")
+        return gguf_header.read_table(file, "m.gguf")
 
 
 def test_keys_and_tensors_are_read(tmp_path: Path) -> None:
     found = table(tmp_path, MODEL)
     assert found.text("general.architecture") == "llama"
     assert found.number("llama.block_count") == 2
-    assert found.keys["tokenizer.ggml.tokens"] == gguftable.Array(3)
-    assert found.tensors["token_embd.weight"] == gguftable.TensorEntry((64, 3), "f16", 384)
+    assert found.keys["tokenizer.ggml.tokens"] == gguf_header.Array(3)
+    assert found.tensors["token_embd.weight"] == gguf_header.TensorEntry((64, 3), "f16", 384)
     assert found.tensor_bytes == 640
 
 
@@ -64,7 +64,7 @@ def test_lengths_that_claim_the_world_cost_nothing(tmp_path: Path) -> None:
 
 def test_the_sizes_of_the_tensor_types_are_those_of_the_gguf_library() -> None:
     library = pytest.importorskip("gguf")
-    for number, (name, values, size) in gguftable.TENSOR_TYPES.items():
+    for number, (name, values, size) in gguf_header.TENSOR_TYPES.items():
         kind = library.GGMLQuantizationType(number)
         assert kind.name.lower() == name
         assert library.GGML_QUANT_SIZES[kind] == (values, size)

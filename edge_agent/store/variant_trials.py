@@ -12,11 +12,11 @@ import msgspec
 
 from edge_agent.base.errors import ProbeError
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.plan import Change
-from edge_agent.store.select import Choice, Hardware, Wishes, choose
-from edge_agent.store.setup import Prober
-from edge_agent.store.shelf import measured
+from edge_agent.store.install_context import Prober
+from edge_agent.store.install_plan import Change
+from edge_agent.store.installed_models import measured
 from edge_agent.store.trial import Trial, run_trial
+from edge_agent.store.variant_selection import Choice, Hardware, Wishes, choose
 
 
 @dataclass(frozen=True, slots=True)

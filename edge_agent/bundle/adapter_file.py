@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from edge_agent.base.errors import PackageError
-from edge_agent.bundle.gguftable import GgufTable, read_table
+from edge_agent.bundle.gguf_header import GgufTable, read_table
 from edge_agent.bundle.magic import safetensors_table
 from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.core.memory_ledger import MeasuredFootprint
-from edge_agent.store.figures import FIGURES_FILE, FigureFile
+from edge_agent.store.footprint_cache import FIGURES_FILE, FigureFile
 
 FIGURES = {"sha256:a": MeasuredFootprint("onnx", 100, 150, 1.5)}
 

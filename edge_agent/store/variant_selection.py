@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text, energy_text
 from edge_agent.bundle.catalog import SAME_ACCURACY, Measured, Variant
-from edge_agent.bundle.generator import Wanted
-from edge_agent.bundle.sizing import explained
+from edge_agent.bundle.gguf_memory import Wanted
 from edge_agent.bundle.statement import matches_hardware
+from edge_agent.bundle.variant_sizing import explained
 
 # Without a measurement: bytes per weight decide how fast an encoder is on a CPU or an embedded GPU, since reading the
 # weights dominates; the engines of a GPU come before the CPU's.

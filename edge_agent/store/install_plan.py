@@ -13,15 +13,15 @@ from edge_agent.base.errors import PackageError
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import Variant
 from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item, VariantItem
-from edge_agent.bundle.generator import GgufHeader
+from edge_agent.bundle.gguf_memory import GgufHeader
 from edge_agent.bundle.manifest import ModelDoc
-from edge_agent.bundle.sizing import sized
 from edge_agent.bundle.statement import Release
+from edge_agent.bundle.variant_sizing import sized
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.journal import AdapterRecord, ModelRecord, Record, Ref, Slot
-from edge_agent.store.select import Choice, Hardware, Wishes, choose
-from edge_agent.store.shelf import adapter_item, variant, variant_item
+from edge_agent.store.installed_models import adapter_item, variant, variant_item
 from edge_agent.store.staging import Wanted
+from edge_agent.store.state_file import AdapterRecord, ModelRecord, Record, Ref, Slot
+from edge_agent.store.variant_selection import Choice, Hardware, Wishes, choose
 
 
 @dataclass(frozen=True, slots=True)

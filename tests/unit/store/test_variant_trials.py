@@ -12,9 +12,9 @@ import pytest
 from edge_agent.base.errors import ProbeError, StoreError, WorkerError
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.store.library import Library
-from edge_agent.store.select import Wishes
-from edge_agent.store.setup import ProbeOutcome, ProbeRequest
+from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
+from edge_agent.store.model_store import Library
+from edge_agent.store.variant_selection import Wishes
 from tests.support import packages as tiny
 from tests.unit.store.test_install import make_setup
 

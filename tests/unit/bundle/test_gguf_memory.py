@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.bundle.catalog import TaskSpec, Variant
-from edge_agent.bundle.generator import (
+from edge_agent.bundle.gguf_memory import (
     RUNTIME,
     SMALLEST_CONTEXT,
     Demand,
@@ -18,7 +18,7 @@ from edge_agent.bundle.generator import (
     fitted,
     need,
 )
-from edge_agent.bundle.sizing import explained, settings_text, sized
+from edge_agent.bundle.variant_sizing import explained, settings_text, sized
 from tests.support.generator_headers import SMOL
 
 TASK = TaskSpec("generate", max_tokens=2048)

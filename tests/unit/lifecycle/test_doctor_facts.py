@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import ConfigError
-from edge_agent.config.model import Device, Mqtt, Sensors, Settings, Store
+from edge_agent.config.settings import Device, Mqtt, Sensors, Settings, Store
 from edge_agent.lifecycle.doctor import examine
+from edge_agent.lifecycle.doctor_facts import runtime_probes, survey
 from edge_agent.lifecycle.facts import RuntimeProbe
-from edge_agent.lifecycle.survey import runtime_probes, survey
 from tests.support import sysfs
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.store.locks import change_lock, daemon_lock, running_daemon
+from edge_agent.store.state_folder import change_lock, daemon_lock, running_daemon
 
 HOLD = """
 import sys
 from pathlib import Path
-from edge_agent.store.locks import daemon_lock
+from edge_agent.store.state_folder import daemon_lock
 with daemon_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
