@@ -12,11 +12,13 @@ one step of a generator decodes one token for every active sequence. The worker 
     session.close()
 
 A backend never starts threads that outlive `close`, never prints, and raises only the errors of `base.errors`.
-Importable on Python 3.6 (a JetPack 4 board runs its TensorRT child in the system Python): hence the old syntax.
 """
 
+from __future__ import annotations
+
 import abc
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Capabilities(NamedTuple):
@@ -24,8 +26,8 @@ class Capabilities(NamedTuple):
 
     runtime: str
     version: str
-    devices: Tuple[str, ...]
-    dtypes: Tuple[str, ...]
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
     adapters: bool
     mixed_adapters: bool
     streams: bool
@@ -55,7 +57,7 @@ class Job(NamedTuple):
     """
 
     job_id: str
-    adapter: Optional[str]
+    adapter: str | None
     rows: Sequence[Sequence[int]]
     params: Mapping[str, Any]
     client: str = ""
@@ -120,7 +122,7 @@ class Failed(NamedTuple):
     costly: bool = False
 
 
-Event = Union[Chunk, Done, Failed]
+Event = Chunk | Done | Failed
 
 
 class Footprint(NamedTuple):
@@ -137,13 +139,13 @@ class Vocabulary(abc.ABC):
 
     context: int
     """Tokens of one sequence, prompt and answer together."""
-    chat_template: Optional[str]
+    chat_template: str | None
     """The Jinja template that makes a prompt of messages, where there is one."""
     special_tokens: Mapping[str, str]
     """Texts by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`) of the special tokens that the model has."""
 
     @abc.abstractmethod
-    def encode(self, text: str, begin: bool) -> List[int]:
+    def encode(self, text: str, begin: bool) -> list[int]:
         """Token ids of a text in which control tokens may be written out; `begin` puts the model's first token."""
 
     @abc.abstractmethod
@@ -151,7 +153,7 @@ class Vocabulary(abc.ABC):
         """The bytes of a token: perhaps only a part of a character; none for a control token."""
 
     @abc.abstractmethod
-    def control_in(self, text: str) -> Optional[str]:
+    def control_in(self, text: str) -> str | None:
         """The first control token that is written out in a text, or None."""
 
 
@@ -163,11 +165,11 @@ class Session(abc.ABC):
     context = 0
     """Tokens that each of them may hold; 0: not for this kind of session."""
 
-    def vocabulary(self) -> Optional[Vocabulary]:
+    def vocabulary(self) -> Vocabulary | None:
         """The model's own tokenizer, or None where its package brings one."""
         return None
 
-    def finish(self, job_id: str) -> Optional[Done]:
+    def finish(self, job_id: str) -> Done | None:
         """End a streamed job whose answer is complete as it stands; None when it is not here. No event follows."""
         return None
 
@@ -188,7 +190,7 @@ class Session(abc.ABC):
         """Queue a job. Raises AdapterRefused (adapter not attached) or BackendError (rows that can never run)."""
 
     @abc.abstractmethod
-    def step(self, limits: Limits) -> List[Event]:
+    def step(self, limits: Limits) -> list[Event]:
         """Do one unit of work and report what came of it: nothing where no job is queued, or none got anywhere."""
 
     @abc.abstractmethod
@@ -208,7 +210,7 @@ class Backend(abc.ABC):
     """A runtime, as a plug-in. Named by an `edge_agent.backends` entry point."""
 
     @abc.abstractmethod
-    def probe(self) -> Union[Capabilities, Unavailable]:
+    def probe(self) -> Capabilities | Unavailable:
         """Say what the runtime can do here; never raises because it is absent."""
 
     @abc.abstractmethod
@@ -231,26 +233,21 @@ def feature_ids(vocabulary_size: int) -> range:
     return range(0, vocabulary_size, stride)[:FEATURES_MAX]
 
 
-def checked_options(options: Mapping[str, Any], defaults: Mapping[str, Any], backend: str) -> Dict[str, Any]:
+def checked_options(options: Mapping[str, Any], defaults: Mapping[str, Any], backend: str) -> dict[str, Any]:
     """Defaults overlaid with `options`; an unknown option or a value of another type is a BackendError."""
     from edge_agent.base.errors import BackendError
 
     merged = dict(defaults)
     for key in options:
         if key not in defaults:
-            raise BackendError(
-                "unknown option {!r}".format(key),
-                backend,
-                "known options: {}".format(", ".join(sorted(defaults))),
-            )
+            known = ", ".join(sorted(defaults))
+            raise BackendError(f"unknown option {key!r}", backend, f"known options: {known}")
         value, default = options[key], defaults[key]
         if (
             default is not None
             and (not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool))
             and not (isinstance(default, float) and isinstance(value, int))
         ):
-            raise BackendError(
-                "option {!r} is {!r}, a {} is needed".format(key, value, type(default).__name__), backend
-            )
+            raise BackendError(f"option {key!r} is {value!r}, a {type(default).__name__} is needed", backend)
         merged[key] = value
     return merged

@@ -3,11 +3,14 @@
 The bank has a fixed number of positions, each holding one adapter. A mixed batch of n rows is given n neighbouring
 positions (a view, no copy), and its rows are put in the order in which those positions hold their adapters. Only a row
 whose adapter is not in the window costs a write. So popular adapters come to hold several positions by themselves, and
-the positions that have not been used for longest are overwritten first. Importable on Python 3.6.
+the positions that have not been used for longest are overwritten first.
 """
 
+from __future__ import annotations
+
 from collections import Counter
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 
 class Plan(NamedTuple):
@@ -17,20 +20,20 @@ class Plan(NamedTuple):
     """
 
     start: int
-    order: Tuple[int, ...]
-    writes: Tuple[Tuple[int, str], ...]
+    order: tuple[int, ...]
+    writes: tuple[tuple[int, str], ...]
 
 
 class PositionalCache:
     """What each position holds, and when it was last used (a count of batches, no clock)."""
 
     def __init__(self, positions: int) -> None:
-        self._holds: List[Optional[str]] = [None] * positions
+        self._holds: list[str | None] = [None] * positions
         self._used = [0] * positions
         self._batch = 0
 
     @property
-    def holds(self) -> Tuple[Optional[str], ...]:
+    def holds(self) -> tuple[str | None, ...]:
         """The adapter at every position; None where nothing was written yet."""
         return tuple(self._holds)
 
@@ -41,7 +44,7 @@ class PositionalCache:
         """
         count = len(rows)
         if not 0 < count <= len(self._holds):
-            raise ValueError("{} rows do not fit {} positions".format(count, len(self._holds)))
+            raise ValueError(f"{count} rows do not fit {len(self._holds)} positions")
         start = self._window(Counter(rows), count)
         self._batch += 1
         plan = self._assign(rows, start)
@@ -58,7 +61,7 @@ class PositionalCache:
                 self._holds[position] = None
                 self._used[position] = 0
 
-    def _window(self, needed: Dict[str, int], count: int) -> int:
+    def _window(self, needed: dict[str, int], count: int) -> int:
         """The start of the window with the most rows already in place; among equals, the one longest unused."""
         inside = Counter(self._holds[:count])
         best, best_key = 0, (-1, 0)
@@ -73,7 +76,7 @@ class PositionalCache:
         return best
 
     def _assign(self, rows: Sequence[str], start: int) -> Plan:
-        waiting: Dict[str, List[int]] = {}
+        waiting: dict[str, list[int]] = {}
         for row in reversed(range(len(rows))):
             waiting.setdefault(rows[row], []).append(row)
         order = [-1] * len(rows)

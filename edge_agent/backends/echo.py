@@ -4,9 +4,12 @@ For the contract suite, the daemon's tests and the trial of an installation with
 slow, fail or die, which no real runtime does on request.
 """
 
+from __future__ import annotations
+
 import os
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edge_agent.backends.api import (
     AdapterSource,
@@ -28,7 +31,7 @@ from edge_agent.base.errors import AdapterRefused, BackendError
 HIDDEN = 8
 # `hold_mib` is memory to take and touch, as weights would.
 # `fail_token` and `die_token` are token ids: a row that holds one fails its job, or ends the process.
-DEFAULTS: Dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "max_rows": 16,
     "max_tokens": 128,
     "threads": 0,
@@ -44,7 +47,7 @@ DEFAULTS: Dict[str, Any] = {
 class EchoBackend(Backend):
     """Always available."""
 
-    def probe(self) -> Union[Capabilities, Unavailable]:
+    def probe(self) -> Capabilities | Unavailable:
         """See `Backend.probe`."""
         return Capabilities("echo", "1", ("cpu",), ("fp32",), adapters=True, mixed_adapters=True, streams=False)
 
@@ -58,9 +61,9 @@ class EchoSession(Session):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
-        self._adapters: Dict[str, int] = {}
+        self._adapters: dict[str, int] = {}
         self._queue = JobQueue()
-        self._parts: Dict[str, List[Dict[str, Any]]] = {}
+        self._parts: dict[str, list[dict[str, Any]]] = {}
         self._held = bytearray(b"\x01") * (options["hold_mib"] << 20)
 
     def attach(self, adapter: AdapterSource) -> int:
@@ -68,7 +71,7 @@ class EchoSession(Session):
         expected = self._options["base_id"]
         if expected and adapter.base_id != expected:
             raise AdapterRefused(
-                "adapter {!r} is for base {}, this is {}".format(adapter.name, adapter.base_id[:19], expected[:19])
+                f"adapter {adapter.name!r} is for base {adapter.base_id[:19]}, this is {expected[:19]}"
             )
         self._adapters[adapter.name] = 1 + sum(adapter.name.encode("utf-8"))
         return 0
@@ -80,12 +83,12 @@ class EchoSession(Session):
     def submit(self, job: Job) -> None:
         """See `Session.submit`."""
         if job.adapter is not None and job.adapter not in self._adapters:
-            raise AdapterRefused("adapter {!r} is not attached".format(job.adapter))
+            raise AdapterRefused(f"adapter {job.adapter!r} is not attached")
         if not job.rows or not all(0 < len(row) <= self._options["max_tokens"] for row in job.rows):
-            raise BackendError("rows of 1 to {} tokens are needed".format(self._options["max_tokens"]), "echo")
+            raise BackendError(f"rows of 1 to {self._options['max_tokens']} tokens are needed", "echo")
         self._queue.submit(job)
 
-    def step(self, limits: Limits) -> List[Event]:
+    def step(self, limits: Limits) -> list[Event]:
         """See `Session.step`: the jobs in front that fit into `max_rows` together."""
         pieces = self._queue.take(min(limits.max_rows, self._options["max_rows"]))
         if not pieces:
@@ -113,14 +116,14 @@ class EchoSession(Session):
         self._parts = {}
         self._adapters = {}
 
-    def _answer(self, piece: Piece, started_s: float, batch_rows: int) -> Optional[Event]:
+    def _answer(self, piece: Piece, started_s: float, batch_rows: int) -> Event | None:
         job = piece.job
         tokens = {token for row in piece.rows for token in row}
         if self._options["die_token"] in tokens:
             os.abort()
         if self._options["fail_token"] in tokens:
             self.cancel(job.job_id)
-            return Failed(job.job_id, "asked to fail by token {}".format(self._options["fail_token"]))
+            return Failed(job.job_id, f"asked to fail by token {self._options['fail_token']}")
         self._parts.setdefault(job.job_id, []).append(self._outputs(job, piece.rows))
         if not piece.last:
             return None
@@ -128,16 +131,16 @@ class EchoSession(Session):
         outputs = {name: [row for part in parts for row in part[name]] for name in parts[0]}
         return Done(job.job_id, outputs, time.monotonic() - started_s, batch_rows)
 
-    def _outputs(self, job: Job, rows: Sequence[Sequence[int]]) -> Dict[str, Any]:
+    def _outputs(self, job: Job, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         shift = self._adapters.get(job.adapter, 0) if job.adapter is not None else 0
         features = [_features(row, shift) for row in rows]
-        outputs: Dict[str, Any] = {"features": features}
+        outputs: dict[str, Any] = {"features": features}
         if job.adapter is not None or self._options["labels"]:
             outputs["logits"] = [row[: self._options["labels"]] for row in features]
         return outputs
 
 
-def _features(row: Sequence[int], shift: Optional[int]) -> List[float]:
+def _features(row: Sequence[int], shift: int | None) -> list[float]:
     """A vector in (0, 1] that depends on every token, its place, and the adapter."""
     state = 17 + (shift or 0)
     for place, token in enumerate(row):

@@ -2,12 +2,15 @@
 
 A graph comes from `edge-forge export`: inputs input_ids and attention_mask [batch, seq], perhaps the bank's inputs
 (metadata `edge.bank`), outputs `features` [batch, hidden] and perhaps `logits` [batch, labels].
-ONNX Runtime's telemetry is switched off before it is imported. Importable on Python 3.6.
+ONNX Runtime's telemetry is switched off before it is imported.
 """
+
+from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edge_agent.backends.api import (
     AdapterSource,
@@ -30,7 +33,7 @@ from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: threads that wait burn power; off on purpose.
 # positions: of the adapter bank; 0 means as many as rows. base_id: checked against the graph's own where it has one.
-DEFAULTS: Dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "max_rows": 16,
     "max_tokens": 128,
     "threads": 0,
@@ -47,7 +50,7 @@ _CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 
 class OnnxBackend(Backend):
     """ONNX Runtime's CPU provider."""
 
-    def probe(self) -> Union[Capabilities, Unavailable]:
+    def probe(self) -> Capabilities | Unavailable:
         """See `Backend.probe`."""
         try:
             runtime = _runtime()
@@ -69,9 +72,7 @@ class OnnxBackend(Backend):
         for name, highest in _CAPACITY.items():
             lowest = 0 if DEFAULTS[name] == 0 else 1
             if isinstance(checked[name], bool) or not lowest <= checked[name] <= highest:
-                raise BackendError(
-                    "option {!r} is {!r}, {} to {} are possible".format(name, checked[name], lowest, highest), "onnx"
-                )
+                raise BackendError(f"option {name!r} is {checked[name]!r}, {lowest} to {highest} are possible", "onnx")
         if "model" not in files:
             raise BackendError("no file with the role 'model' is given", "onnx")
         return OnnxSession(files["model"], checked)
@@ -85,7 +86,7 @@ class OnnxSession(Session):
         self._path = path
         self._options = options
         self._queue = JobQueue()
-        self._parts: Dict[str, List[Done]] = {}
+        self._parts: dict[str, list[Done]] = {}
         self._threads = options["threads"] or _cores()
         before = _resident_bytes()
         self._session = self._build(self._threads)
@@ -106,9 +107,7 @@ class OnnxSession(Session):
             )
         if self._base_id and adapter.base_id != self._base_id:
             raise AdapterRefused(
-                "adapter {!r} was trained on base {}, this is {}".format(
-                    adapter.name, adapter.base_id or "(none)", self._base_id
-                ),
+                f"adapter {adapter.name!r} was trained on base {adapter.base_id or '(none)'}, this is {self._base_id}",
                 adapter.path,
                 "train it on this base",
             )
@@ -124,18 +123,18 @@ class OnnxSession(Session):
     def submit(self, job: Job) -> None:
         """See `Session.submit`."""
         if job.adapter is not None and (self._slots is None or job.adapter not in self._slots):
-            raise AdapterRefused("adapter {!r} is not attached".format(job.adapter), self._path)
+            raise AdapterRefused(f"adapter {job.adapter!r} is not attached", self._path)
         if not job.rows:
             raise BackendError("a job without rows cannot run", job.job_id)
         for row in job.rows:
             if not 0 < len(row) <= self._options["max_tokens"]:
                 raise BackendError(
-                    "a row has {} tokens, 1 to {} are possible".format(len(row), self._options["max_tokens"]),
+                    f"a row has {len(row)} tokens, 1 to {self._options['max_tokens']} are possible",
                     job.job_id,
                 )
         self._queue.submit(job)
 
-    def step(self, limits: Limits) -> List[Event]:
+    def step(self, limits: Limits) -> list[Event]:
         """See `Session.step`: one micro-batch."""
         pieces = self._queue.take(min(limits.max_rows, self._options["max_rows"]))
         if not pieces:
@@ -186,24 +185,24 @@ class OnnxSession(Session):
                 self._path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
             )
         except _errors(runtime) as error:
-            raise BackendError("ONNX Runtime cannot load the graph: {}".format(_short(error)), self._path) from error
+            raise BackendError(f"ONNX Runtime cannot load the graph: {_short(error)}", self._path) from error
 
-    def _describe(self) -> Tuple[str, Optional[Slots]]:
+    def _describe(self) -> tuple[str, Slots | None]:
         """The graph's own base id and its bank. Raises BackendError for a graph of another kind."""
         inputs = [given.name for given in self._session.get_inputs()]
         if any(name not in inputs for name in _INPUTS):
-            raise BackendError("the graph has no inputs {} and {}".format(*_INPUTS), self._path)
+            raise BackendError(f"the graph has no inputs {_INPUTS[0]} and {_INPUTS[1]}", self._path)
         if all(output.name != "features" for output in self._session.get_outputs()):
             raise BackendError("the graph has no output 'features'", self._path)
         metadata = self._session.get_modelmeta().custom_metadata_map
         base_id = metadata.get("edge.base_id", "").strip('"')
         wanted = self._options["base_id"]
         if wanted and base_id and wanted != base_id:
-            raise BackendError("the graph is of base {}, {} was asked for".format(base_id, wanted), self._path)
+            raise BackendError(f"the graph is of base {base_id}, {wanted} was asked for", self._path)
         text = metadata.get("edge.bank")
         if text is None:
             if len(inputs) > len(_INPUTS):
-                raise BackendError("the graph wants inputs that nobody gives: {}".format(inputs[2:]), self._path)
+                raise BackendError(f"the graph wants inputs that nobody gives: {inputs[2:]}", self._path)
             return wanted or base_id, None
         slots = Slots(parse_spec(text), self._options["positions"] or self._options["max_rows"])
         if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
@@ -226,12 +225,12 @@ class OnnxSession(Session):
             self._session = self._build(wanted)
             self._threads = wanted
 
-    def _run(self, pieces: Sequence[Piece]) -> Dict[str, Any]:
+    def _run(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Outputs of the pieces' rows by name, in the rows' order."""
         numpy = _numpy()
         rows = [row for piece in pieces for row in piece.rows]
-        arrays: Dict[str, Any] = {}
-        order: Tuple[int, ...] = tuple(range(len(rows)))
+        arrays: dict[str, Any] = {}
+        order: tuple[int, ...] = tuple(range(len(rows)))
         if self._slots is not None:
             names = job_rows([piece.job.adapter for piece in pieces], [len(piece.rows) for piece in pieces])
             arrays, order = self._slots.bind(names)
@@ -246,7 +245,7 @@ class OnnxSession(Session):
         back[list(order)] = numpy.arange(len(rows))
         return {name: value[back] for name, value in outputs.items()}
 
-    def _compute(self, ids: Any, mask: Any, arrays: Mapping[str, Any]) -> Dict[str, Any]:
+    def _compute(self, ids: Any, mask: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """One run with every input and output bound to memory of ours."""
         numpy = _numpy()
         binding = self._session.io_binding()
@@ -260,12 +259,12 @@ class OnnxSession(Session):
         try:
             self._session.run_with_iobinding(binding)
         except _errors(self._runtime) as error:
-            raise BackendError("ONNX Runtime failed: {}".format(_short(error)), self._path) from error
+            raise BackendError(f"ONNX Runtime failed: {_short(error)}", self._path) from error
         return outputs
 
-    def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> List[Event]:
+    def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> list[Event]:
         numpy = _numpy()
-        events: List[Event] = []
+        events: list[Event] = []
         total = sum(len(piece.rows) for piece in pieces)
         first = 0
         for piece in pieces:
@@ -279,10 +278,10 @@ class OnnxSession(Session):
             elif not piece.last:
                 self._parts.setdefault(piece.job.job_id, []).append(done)
             else:
-                events.append(_joined(self._parts.pop(piece.job.job_id, []) + [done]))
+                events.append(_joined([*self._parts.pop(piece.job.job_id, []), done]))
         return events
 
-    def _of_job(self, job: Job, outputs: Dict[str, Any]) -> Dict[str, Any]:
+    def _of_job(self, job: Job, outputs: dict[str, Any]) -> dict[str, Any]:
         """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
         if self._slots is not None:
             logits = outputs.pop("logits")
@@ -318,7 +317,7 @@ def _runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendMissing(
-            "onnxruntime cannot be imported: {}".format(error), "onnx", "install edge-agent with its extra onnx"
+            f"onnxruntime cannot be imported: {error}", "onnx", "install edge-agent with its extra onnx"
         ) from error
     if not getattr(onnxruntime, "_edge_agent_ready", False):
         if hasattr(onnxruntime, "disable_telemetry_events"):
@@ -340,14 +339,14 @@ def _share_arena(runtime: Any) -> None:
     runtime.create_and_register_allocator(info, runtime.OrtArenaCfg(settings))
 
 
-def _errors(runtime: Any) -> Tuple[Any, ...]:
+def _errors(runtime: Any) -> tuple[Any, ...]:
     """What ONNX Runtime raises: its own classes share no base but Exception."""
     state = runtime.capi.onnxruntime_pybind11_state
     names = (
         "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
         "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail",
     )  # fmt: skip
-    return tuple(getattr(state, name) for name in names if hasattr(state, name)) + (RuntimeError, ValueError)
+    return (*tuple(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
 
 
 def _short(error: BaseException) -> str:
@@ -363,7 +362,7 @@ def _cores() -> int:
 def _resident_bytes() -> int:
     """Resident bytes of this process; 0 where the kernel does not tell."""
     try:
-        with open("/proc/self/statm") as stream:
+        with open("/proc/self/statm") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0

@@ -1,10 +1,13 @@
-"""The jobs inside a session, in order, and what the next micro-batch takes of them. Pure; importable on Python 3.6.
+"""The jobs inside a session, in order, and what the next micro-batch takes of them. Pure.
 
 A job is never split, save one that has more rows than a batch may have: that one runs in pieces, one per step.
 """
 
+from __future__ import annotations
+
 from collections import deque
-from typing import Deque, List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from edge_agent.backends.api import Job
 
@@ -27,19 +30,19 @@ class JobQueue:
     """First in, first out; bounded by the credit that the daemon gives a worker."""
 
     def __init__(self) -> None:
-        self._jobs: Deque[Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._done_rows = 0
 
     def submit(self, job: Job) -> None:
         """Put a job at the end."""
         self._jobs.append(job)
 
-    def take(self, max_rows: int, one_adapter: bool = False) -> List[Piece]:
+    def take(self, max_rows: int, one_adapter: bool = False) -> list[Piece]:
         """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits.
 
         With `one_adapter` it ends before the first job with another adapter than the one in front.
         """
-        pieces: List[Piece] = []
+        pieces: list[Piece] = []
         free = max(1, max_rows)
         while self._jobs:
             job, start = self._jobs[0], self._done_rows

@@ -5,11 +5,14 @@ of three arrays, all bound by pointer and never copied per run:
   base alone      arrays of the least rank: the branch costs next to nothing
   one adapter     that adapter's own arrays, first axis 1: the graph broadcasts them
   several         a window of the bank, one position per row (`bank.py` says which)
-Importable on Python 3.6; numpy is imported when a bank is made.
+numpy is imported when a bank is made.
 """
 
+from __future__ import annotations
+
 import json
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from edge_agent.backends.api import AdapterSource
 from edge_agent.backends.bank import PositionalCache
@@ -24,10 +27,10 @@ class Site(NamedTuple):
     """Bank inputs of the modules that share one product: A input, one B input per module, sizes."""
 
     a: str
-    b: Tuple[str, ...]
-    modules: Tuple[str, ...]
+    b: tuple[str, ...]
+    modules: tuple[str, ...]
     d_in: int
-    d_out: Tuple[int, ...]
+    d_out: tuple[int, ...]
 
     @property
     def least_rank(self) -> int:
@@ -41,23 +44,23 @@ class BankSpec(NamedTuple):
     rank: int
     max_labels: int
     hidden: int
-    sites: Tuple[Site, ...]
+    sites: tuple[Site, ...]
 
 
 class Resident(NamedTuple):
     """An attached adapter: its arrays by bank input (first axis 1), its rank per site, its number of labels."""
 
     labels: int
-    ranks: Tuple[int, ...]
-    arrays: Dict[str, Any]
+    ranks: tuple[int, ...]
+    arrays: dict[str, Any]
     size_bytes: int
 
 
 class Bound(NamedTuple):
     """What a batch binds: arrays by input name, and the row order (`order[i]` is the request row at batch row i)."""
 
-    arrays: Dict[str, Any]
-    order: Tuple[int, ...]
+    arrays: dict[str, Any]
+    order: tuple[int, ...]
 
 
 def parse_spec(text: str) -> BankSpec:
@@ -65,14 +68,14 @@ def parse_spec(text: str) -> BankSpec:
     try:
         fields = json.loads(text)
         if fields["version"] != 1:
-            raise BackendError("the graph's bank has version {!r}, 1 is known".format(fields["version"]), "model")
+            raise BackendError(f"the graph's bank has version {fields['version']!r}, 1 is known", "model")
         sites = tuple(
             Site(e["a"], tuple(e["b"]), tuple(e["modules"]), int(e["d_in"]), tuple(map(int, e["d_out"])))
             for e in fields["sites"]
         )
         return BankSpec(int(fields["rank"]), int(fields["max_labels"]), int(fields["hidden"]), sites)
     except (ValueError, KeyError, TypeError) as error:
-        raise BackendError("the graph's bank description is broken: {!r}".format(error), "model") from error
+        raise BackendError(f"the graph's bank description is broken: {error!r}", "model") from error
 
 
 def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
@@ -85,7 +88,7 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
     ranks = [_site(tensors, site, spec.rank, arrays, source) for site in spec.sites]
     if tensors:
         raise AdapterRefused(
-            "adapter {!r} has a tensor {!r} that this model has no place for".format(source.name, min(tensors)),
+            f"adapter {source.name!r} has a tensor {min(tensors)!r} that this model has no place for",
             source.path,
             "export the base with this module among its targets",
         )
@@ -95,37 +98,36 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
 
 def _check_metadata(file: TensorFile, source: AdapterSource) -> None:
     if file.metadata.get("format", FORMAT) != FORMAT:
-        raise AdapterRefused("the format is {!r}, {} is known".format(file.metadata["format"], FORMAT), source.path)
+        raise AdapterRefused(f"the format is {file.metadata['format']!r}, {FORMAT} is known", source.path)
     stated = file.metadata.get("base_id", source.base_id)
     if stated != source.base_id:
-        raise AdapterRefused("the file says base {}, its package {}".format(stated, source.base_id), source.path)
+        raise AdapterRefused(f"the file says base {stated}, its package {source.base_id}", source.path)
 
 
-def _check_values(tensors: Dict[str, Any], source: AdapterSource) -> None:
+def _check_values(tensors: dict[str, Any], source: AdapterSource) -> None:
     import numpy
 
     for name, value in tensors.items():
         if not numpy.isfinite(value).all():
-            raise AdapterRefused("adapter {!r}: {} has values that are not finite".format(source.name, name))
+            raise AdapterRefused(f"adapter {source.name!r}: {name} has values that are not finite")
 
 
-def _head(tensors: Dict[str, Any], spec: BankSpec, source: AdapterSource) -> Dict[str, Any]:
+def _head(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource) -> dict[str, Any]:
     import numpy
 
     weight, bias = tensors.pop("head.weight", None), tensors.pop("head.bias", None)
     if weight is None or bias is None:
-        raise AdapterRefused("adapter {!r} has no head.weight and head.bias".format(source.name), source.path)
+        raise AdapterRefused(f"adapter {source.name!r} has no head.weight and head.bias", source.path)
     if weight.ndim != 2 or weight.shape[0] != spec.hidden or bias.shape != weight.shape[1:]:
         raise AdapterRefused(
-            "adapter {!r}: head {} with bias {}, [{}, labels] is needed".format(
-                source.name, list(weight.shape), list(bias.shape), spec.hidden
-            ),
+            f"adapter {source.name!r}: head {list(weight.shape)} with bias {list(bias.shape)}, "
+            f"[{spec.hidden}, labels] is needed",
             source.path,
         )
     labels = int(bias.shape[0])
     if not 1 <= labels <= spec.max_labels:
         raise AdapterRefused(
-            "adapter {!r} has {} labels, this model takes 1 to {}".format(source.name, labels, spec.max_labels),
+            f"adapter {source.name!r} has {labels} labels, this model takes 1 to {spec.max_labels}",
             source.path,
             "export the base with a larger bank_labels",
         )
@@ -136,7 +138,7 @@ def _head(tensors: Dict[str, Any], spec: BankSpec, source: AdapterSource) -> Dic
     return {"head.weight": padded, "head.bias": padded_bias}
 
 
-def _site(tensors: Dict[str, Any], site: Site, rank_max: int, arrays: Dict[str, Any], source: AdapterSource) -> int:
+def _site(tensors: dict[str, Any], site: Site, rank_max: int, arrays: dict[str, Any], source: AdapterSource) -> int:
     """Lay one site's modules into bank form; returns the site's rank (the least when the adapter leaves it alone)."""
     import numpy
 
@@ -144,7 +146,7 @@ def _site(tensors: Dict[str, Any], site: Site, rank_max: int, arrays: Dict[str, 
     rank = max([site.least_rank] + [int(pair[0].shape[1]) for pair in pairs if pair is not None])
     if rank > rank_max:
         raise AdapterRefused(
-            "adapter {!r} has rank {} at {}, the bank takes {}".format(source.name, rank, site.modules[0], rank_max),
+            f"adapter {source.name!r} has rank {rank} at {site.modules[0]}, the bank takes {rank_max}",
             source.path,
             "export the base with a larger bank_rank",
         )
@@ -169,17 +171,16 @@ def _filled(b: Any, rank: int, d_out: int) -> Any:
     return filled
 
 
-def _pair(tensors: Dict[str, Any], module: str, d_in: int, d_out: int, source: AdapterSource) -> Optional[Any]:
+def _pair(tensors: dict[str, Any], module: str, d_in: int, d_out: int, source: AdapterSource) -> Any | None:
     a, b = tensors.pop(module + ".A", None), tensors.pop(module + ".B", None)
     if a is None and b is None:
         return None
     if a is None or b is None:
-        raise AdapterRefused("adapter {!r} has only one half of {}".format(source.name, module), source.path)
+        raise AdapterRefused(f"adapter {source.name!r} has only one half of {module}", source.path)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != d_in or b.shape[1] != d_out or a.shape[1] != b.shape[0]:
         raise AdapterRefused(
-            "adapter {!r}: {} has A {} and B {}, [{}, r] and [r, {}] are needed".format(
-                source.name, module, list(a.shape), list(b.shape), d_in, d_out
-            ),
+            f"adapter {source.name!r}: {module} has A {list(a.shape)} and B {list(b.shape)}, "
+            f"[{d_in}, r] and [r, {d_out}] are needed",
             source.path,
         )
     return a, b
@@ -192,9 +193,9 @@ class Slots:
         self.spec = spec
         self._positions = positions
         self._cache = PositionalCache(positions)
-        self._resident: Dict[str, Resident] = {}
+        self._resident: dict[str, Resident] = {}
         self._ranks = tuple(site.least_rank for site in spec.sites)
-        self._bank: Optional[Dict[str, Any]] = None
+        self._bank: dict[str, Any] | None = None
         self._base = self.zeros(0)
 
     def attach(self, source: AdapterSource) -> int:
@@ -229,7 +230,7 @@ class Slots:
         bank = sum(array.nbytes for array in self._bank.values()) if self._bank is not None else 0
         return bank + sum(adapter.size_bytes for adapter in self._resident.values())
 
-    def bind(self, rows: Sequence[Optional[str]]) -> Bound:
+    def bind(self, rows: Sequence[str | None]) -> Bound:
         """The arrays for a batch whose row i uses adapter `rows[i]` (None: the base alone)."""
         same = tuple(range(len(rows)))
         if all(name == rows[0] for name in rows):
@@ -241,29 +242,29 @@ class Slots:
         window = slice(plan.start, plan.start + len(rows))
         return Bound({name: array[window] for name, array in bank.items()}, plan.order)
 
-    def zeros(self, rank: int) -> Dict[str, Any]:
+    def zeros(self, rank: int) -> dict[str, Any]:
         """Arrays of zeros of that rank (or the least possible) for one position: the base alone."""
         return self._arrays(1, [max(rank, site.least_rank) for site in self.spec.sites])
 
-    def _laid_out(self) -> Dict[str, Any]:
+    def _laid_out(self) -> dict[str, Any]:
         if self._bank is None:
             self._bank = self._arrays(self._positions, self._ranks)
         return self._bank
 
-    def _arrays(self, positions: int, ranks: Sequence[int]) -> Dict[str, Any]:
+    def _arrays(self, positions: int, ranks: Sequence[int]) -> dict[str, Any]:
         import numpy
 
         arrays = {
             "head.weight": numpy.zeros((positions, self.spec.hidden, self.spec.max_labels), numpy.float32),
             "head.bias": numpy.zeros((positions, self.spec.max_labels), numpy.float32),
         }
-        for site, rank in zip(self.spec.sites, ranks):
+        for site, rank in zip(self.spec.sites, ranks, strict=True):
             arrays[site.a] = numpy.zeros((positions, site.d_in, len(site.b) * rank), numpy.float32)
-            for name, d_out in zip(site.b, site.d_out):
+            for name, d_out in zip(site.b, site.d_out, strict=True):
                 arrays[name] = numpy.zeros((positions, rank, d_out), numpy.float32)
         return arrays
 
-    def _write(self, bank: Dict[str, Any], position: int, name: str) -> None:
+    def _write(self, bank: dict[str, Any], position: int, name: str) -> None:
         """Copy an adapter into a position, padded with zeros to the bank's rank."""
         if not name:
             for array in bank.values():
@@ -277,7 +278,7 @@ class Slots:
 
 
 def _copy_site(
-    bank: Dict[str, Any], arrays: Dict[str, Any], site: Site, position: int, bank_rank: int, rank: int
+    bank: dict[str, Any], arrays: dict[str, Any], site: Site, position: int, bank_rank: int, rank: int
 ) -> None:
     parts = len(site.b)
     if rank < bank_rank:
@@ -289,9 +290,9 @@ def _copy_site(
         bank[name][position, rank:] = 0.0
 
 
-def job_rows(names: Sequence[Optional[str]], counts: Sequence[int]) -> List[Optional[str]]:
+def job_rows(names: Sequence[str | None], counts: Sequence[int]) -> list[str | None]:
     """The adapter of every row, from the adapter and the number of rows of every piece."""
-    rows: List[Optional[str]] = []
-    for name, count in zip(names, counts):
+    rows: list[str | None] = []
+    for name, count in zip(names, counts, strict=True):
         rows.extend([name] * count)
     return rows

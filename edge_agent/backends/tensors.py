@@ -1,13 +1,15 @@
-"""Read a safetensors file with numpy alone, every bound checked before a byte is used. Importable on Python 3.6.
+"""Read a safetensors file with numpy alone, every bound checked before a byte is used.
 
 The format: 8 bytes little-endian length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the bytes.
 Offsets must cover the bytes without gap or overlap, as the format demands.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import struct
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 from edge_agent.base.errors import AdapterRefused
 
@@ -19,20 +21,20 @@ _WIDTHS = {"F32": ("<f4", 4), "F16": ("<f2", 2)}
 class TensorFile(NamedTuple):
     """`tensors` by name as float32 arrays, and the string metadata."""
 
-    tensors: Dict[str, Any]
-    metadata: Dict[str, str]
+    tensors: dict[str, Any]
+    metadata: dict[str, str]
 
 
 def read_tensors(path: str, size_max_bytes: int) -> TensorFile:
     """All tensors of a file. Raises AdapterRefused for anything that is not exactly a safetensors file."""
     try:
-        size = os.path.getsize(path)
+        size = os.stat(path).st_size  # noqa: PTH116 (pathlib costs memory for two lines)
         if size > size_max_bytes:
-            raise AdapterRefused("the file has {} bytes, at most {} are taken".format(size, size_max_bytes), path)
-        with open(path, "rb") as stream:
+            raise AdapterRefused(f"the file has {size} bytes, at most {size_max_bytes} are taken", path)
+        with open(path, "rb") as stream:  # noqa: PTH123 (as above)
             data = stream.read(size)
     except OSError as error:
-        raise AdapterRefused("the file cannot be read: {}".format(error.strerror), path) from error
+        raise AdapterRefused(f"the file cannot be read: {error.strerror}", path) from error
     return parse_tensors(data, path)
 
 
@@ -43,17 +45,17 @@ def parse_tensors(data: bytes, where: str) -> TensorFile:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise AdapterRefused("the metadata is not a map of texts", where)
     if len(header) > TENSORS:
-        raise AdapterRefused("{} tensors are more than {}".format(len(header), TENSORS), where)
+        raise AdapterRefused(f"{len(header)} tensors are more than {TENSORS}", where)
     end = 0
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: _place(item[1])):
         dtype, shape, first, last = _entry(name, entry, where)
         if first != end or last > len(data) - begin:
-            raise AdapterRefused("tensor {!r} leaves a gap, overlaps or ends outside the file".format(name), where)
+            raise AdapterRefused(f"tensor {name!r} leaves a gap, overlaps or ends outside the file", where)
         tensors[name] = _array(data, begin + first, dtype, shape)
         end = last
     if end != len(data) - begin:
-        raise AdapterRefused("the file has {} bytes that no tensor claims".format(len(data) - begin - end), where)
+        raise AdapterRefused(f"the file has {len(data) - begin - end} bytes that no tensor claims", where)
     return TensorFile(tensors, metadata)
 
 
@@ -62,17 +64,17 @@ def _header(data: bytes, where: str) -> Any:
         raise AdapterRefused("the file is too short for a safetensors file", where)
     (length,) = struct.unpack("<Q", data[:8])
     if not 2 <= length <= min(HEADER_BYTES, len(data) - 8):
-        raise AdapterRefused("the header length {} does not fit the file".format(length), where)
+        raise AdapterRefused(f"the header length {length} does not fit the file", where)
     try:
         header = json.loads(data[8 : 8 + length].decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise AdapterRefused("the header is not JSON: {}".format(error), where) from error
+        raise AdapterRefused(f"the header is not JSON: {error}", where) from error
     if not isinstance(header, dict):
         raise AdapterRefused("the header is not a map", where)
     return header, 8 + length
 
 
-def _place(entry: Any) -> Tuple[int, int]:
+def _place(entry: Any) -> tuple[int, int]:
     """Begin and end of an entry, for sorting; what is malformed comes first and is refused by `_entry`."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
@@ -85,7 +87,7 @@ def _whole(value: Any) -> bool:
 
 
 def _entry(name: str, entry: Any, where: str) -> Any:
-    fields: Dict[str, Any] = entry if isinstance(entry, dict) else {}
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
     if not isinstance(shape, list) or not isinstance(offsets, list) or str(fields.get("dtype")) not in _WIDTHS:
         raise _unfit(name, where)
@@ -96,12 +98,12 @@ def _entry(name: str, entry: Any, where: str) -> Any:
     for extent in shape:
         elements *= extent
     if offsets[1] - offsets[0] != elements * width:
-        raise AdapterRefused("tensor {!r} has another size than its shape says".format(name), where)
+        raise AdapterRefused(f"tensor {name!r} has another size than its shape says", where)
     return dtype, shape, offsets[0], offsets[1]
 
 
 def _unfit(name: str, where: str) -> AdapterRefused:
-    return AdapterRefused("tensor {!r} is not a float32 or float16 vector or matrix".format(name), where)
+    return AdapterRefused(f"tensor {name!r} is not a float32 or float16 vector or matrix", where)
 
 
 def _array(data: bytes, first: int, dtype: str, shape: Any) -> Any:

@@ -16,25 +16,23 @@ The tree (every leaf is a way an input or the world can be wrong):
     │   └── ProgramRefused      a request's grammar or schema costs more than the others can bear
     ├── WorkerError           a worker process died, hung or broke its protocol
     └── BrokerError           the MQTT broker refused or cannot be reached
-
-Importable on Python 3.6: the TensorRT child of a JetPack 4 board uses it.
 """
 
-from typing import Optional
+from __future__ import annotations
 
 
 class EdgeError(Exception):
     """A problem with a name (`what`), a place (`where`) and a way out (`remedy`)."""
 
-    def __init__(self, what: str, where: Optional[str] = None, remedy: Optional[str] = None) -> None:
+    def __init__(self, what: str, where: str | None = None, remedy: str | None = None) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.remedy = remedy
 
     def __str__(self) -> str:
-        text = self.what if self.where is None else "{}: {}".format(self.where, self.what)
-        return text if self.remedy is None else "{} ({})".format(text, self.remedy)
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        return text if self.remedy is None else f"{text} ({self.remedy})"
 
 
 class UsageError(EdgeError):
@@ -48,7 +46,7 @@ class ConfigError(EdgeError):
 class RequestError(EdgeError):
     """A request cannot be served; `status` is the reply's status word (DESIGN 5)."""
 
-    def __init__(self, status: int, reason: str, retry_after_s: Optional[float] = None) -> None:
+    def __init__(self, status: int, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason

@@ -1,7 +1,6 @@
 """Every bound of the agent in one place, with the relations between them asserted.
 
 A bound that an operator may change is a setting in `config.settings` whose ceiling stands here.
-Importable on Python 3.6.
 """
 
 KIB = 1024

@@ -5,11 +5,14 @@
     reader = task.reader(prepared, params)          where the answer comes in chunks: what they say so far
     results = task.answer(outputs, prepared, params)    one plain map per text
 
-A task knows no backend and no message format. It runs in the worker child; importable on Python 3.6.
+A task knows no backend and no message format. It runs in the worker child.
 """
 
+from __future__ import annotations
+
 import abc
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from edge_agent.backends.api import Chunk
 from edge_agent.base.errors import RequestError
@@ -23,9 +26,9 @@ class Prepared(NamedTuple):
     per text how the tokenizer took it, for who looks whether texts have changed; a generator does not tell.
     """
 
-    rows: List[List[int]]
-    tokens: List[int]
-    truncated: List[bool]
+    rows: list[list[int]]
+    tokens: list[int]
+    truncated: list[bool]
     settings: Mapping[str, Any]
     wording: Sequence[Wording] = ()
 
@@ -62,7 +65,7 @@ class Task(abc.ABC):
         self.check(params)
         for place, text in enumerate(texts):
             if not text.strip():
-                raise RequestError(422, "text {} is empty".format(place + 1) if len(texts) > 1 else "the text is empty")
+                raise RequestError(422, f"text {place + 1} is empty" if len(texts) > 1 else "the text is empty")
         encoded = self._tokenizer.encode(texts)
         return Prepared(
             [one.ids for one in encoded],
@@ -80,7 +83,7 @@ class Task(abc.ABC):
         """Rows whose raw features are asked for, as golden probes do."""
         return self.prepare(texts, {})
 
-    def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Optional[Reader]:
+    def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:
         """Who reads the chunks of an answer; None where an answer comes at once."""
         return None
 
@@ -89,7 +92,7 @@ class Task(abc.ABC):
         """Raise RequestError 422 for a parameter that is unknown or out of range."""
 
     @abc.abstractmethod
-    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One result per text from the session's outputs (and the reader's)."""
 
 
@@ -98,4 +101,4 @@ def refuse_unknown(params: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in params:
         if name not in known:
             allowed = ", ".join(known) if known else "none"
-            raise RequestError(422, "unknown parameter {!r}; this task takes: {}".format(name, allowed))
+            raise RequestError(422, f"unknown parameter {name!r}; this task takes: {allowed}")

@@ -1,7 +1,10 @@
 """Text classification: labels with scores, top-k, a threshold, and out-of-scope."""
 
+from __future__ import annotations
+
 import math
-from typing import Any, Dict, List, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.tasks.api import Prepared, Task, refuse_unknown
@@ -16,29 +19,29 @@ class Classify(Task):
         self._threshold = float(spec["threshold"])
         self._out_of_scope = spec["out_of_scope"]
         if len(self._labels) < 2:
-            raise BackendError("a classifier needs at least two labels, {} given".format(len(self._labels)), "task")
+            raise BackendError(f"a classifier needs at least two labels, {len(self._labels)} given", "task")
 
     def check(self, params: Mapping[str, Any]) -> None:
         """`top_k` (1 to the number of labels) and `threshold` (0 to 1)."""
         refuse_unknown(params, ("top_k", "threshold"))
         top_k, threshold = params.get("top_k", 1), params.get("threshold", 0.0)
         if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= len(self._labels):
-            raise RequestError(422, "top_k is {!r}; 1 to {} are possible".format(top_k, len(self._labels)))
+            raise RequestError(422, f"top_k is {top_k!r}; 1 to {len(self._labels)} are possible")
         if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
-            raise RequestError(422, "threshold is {!r}; a number from 0 to 1 is needed".format(threshold))
+            raise RequestError(422, f"threshold is {threshold!r}; a number from 0 to 1 is needed")
 
-    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Task.answer`. Raises BackendError when the model has another number of labels."""
         logits = outputs.get("logits")
         if logits is None or len(logits[0]) < len(self._labels):
-            raise BackendError("the model gives no logits for {} labels".format(len(self._labels)), "task")
+            raise BackendError(f"the model gives no logits for {len(self._labels)} labels", "task")
         top_k = params.get("top_k", 1)
         threshold = float(params.get("threshold", self._threshold))
         return [self._one(place, row, prepared, top_k, threshold) for place, row in enumerate(logits)]
 
     def _one(
         self, place: int, logits: Sequence[float], prepared: Prepared, top_k: int, threshold: float
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         scores = softmax([float(value) for value in logits[: len(self._labels)]])
         ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
         best = ranked[0]
@@ -52,7 +55,7 @@ class Classify(Task):
         }
 
 
-def softmax(logits: Sequence[float]) -> List[float]:
+def softmax(logits: Sequence[float]) -> list[float]:
     """exp(x) / sum(exp(x)), shifted by the maximum so that nothing overflows."""
     highest = max(logits)
     powers = [math.exp(value - highest) for value in logits]

@@ -3,8 +3,11 @@
 Given with six decimals: half of the bytes of a message, and an error far below that of INT8.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any, Dict, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from edge_agent.tasks.api import Prepared, Task, refuse_unknown
 
@@ -18,7 +21,7 @@ class Embed(Task):
         """See `Task.check`."""
         refuse_unknown(params, ())
 
-    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Task.answer`."""
         results = []
         for place, row in enumerate(outputs["features"]):

@@ -1,6 +1,9 @@
-"""Text generation: a prompt or messages in, text out, whole or in parts. Importable on Python 3.6."""
+"""Text generation: a prompt or messages in, text out, whole or in parts."""
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.errors import BackendError, RequestError
@@ -15,7 +18,7 @@ LOGPROB_DIGITS = 5
 class Generate(Task):
     """Continues one prompt. The tokenizer and the chat template are the model's own."""
 
-    def __init__(self, vocabulary: Optional[Vocabulary]) -> None:
+    def __init__(self, vocabulary: Vocabulary | None) -> None:
         if vocabulary is None:
             raise BackendError("a generator needs a model that carries its tokenizer (GGUF)", "task")
         super().__init__(None)
@@ -29,7 +32,7 @@ class Generate(Task):
     def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
         """The one text is a prompt as it stands; control tokens that are written out in it count as such."""
         if len(texts) != 1:
-            raise RequestError(422, "one prompt is continued at a time, not {}".format(len(texts)))
+            raise RequestError(422, f"one prompt is continued at a time, not {len(texts)}")
         return self._prepare(texts[0], params)
 
     def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
@@ -41,12 +44,12 @@ class Generate(Task):
         rows = [self._vocabulary.encode(text, True) for text in texts]
         return Prepared(rows, [len(row) for row in rows], [False] * len(rows), {})
 
-    def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Optional[Reader]:
+    def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:
         """See `Task.reader`."""
         wishes = sampling.read(params, self._vocabulary.context)
         return TextReader(self._vocabulary, wishes.stops)
 
-    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Task.answer`: the whole text, why it ends, and what it took."""
         result = {
             "text": outputs["text"],
@@ -70,14 +73,12 @@ class Generate(Task):
         row = self._vocabulary.encode(prompt, not begins)
         if not row:
             raise RequestError(422, "the prompt is empty")
-        room = context - len(row)
-        if room < (wishes.max_tokens or 1):
+        room, least = context - len(row), wishes.max_tokens or 1
+        if room < least:
             raise RequestError(
                 422,
-                "the prompt has {} tokens and {} are to come, {} in all; the context holds {}: shorten the prompt or "
-                "lower max_tokens".format(
-                    len(row), wishes.max_tokens or 1, len(row) + (wishes.max_tokens or 1), context
-                ),
+                f"the prompt has {len(row)} tokens and {least} are to come, {len(row) + least} in all; "
+                f"the context holds {context}: shorten the prompt or lower max_tokens",
             )
         settings = dict(wishes.session, max_tokens=wishes.max_tokens or min(room, sampling.DEFAULT_TOKENS))
         return Prepared([row], [len(row)], [False], settings)
@@ -89,8 +90,8 @@ class TextReader(Reader):
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
         self._vocabulary = vocabulary
         self._stream = TextStream(stops)
-        self._parts: List[str] = []
-        self._logprobs: List[Dict[str, Any]] = []
+        self._parts: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
 
     @property
     def complete(self) -> bool:
@@ -100,7 +101,7 @@ class TextReader(Reader):
     def take(self, chunk: Chunk) -> str:
         """See `Reader.take`."""
         pieces = [self._vocabulary.piece(token) for token in chunk.tokens]
-        for piece, logprob in zip(pieces, chunk.logprobs):
+        for piece, logprob in zip(pieces, chunk.logprobs, strict=False):
             shown = {"token": piece.decode("utf-8", "replace"), "logprob": round(logprob, LOGPROB_DIGITS)}
             self._logprobs.append(shown)
         return self._keep(self._stream.take(b"".join(pieces)))

@@ -1,16 +1,16 @@
-"""Which task serves which kind of spec; a kind's modules are imported when one is asked for.
+"""Which task serves which kind of spec; a kind's modules are imported when one is asked for."""
 
-Importable on Python 3.6.
-"""
+from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from edge_agent.backends.api import Vocabulary
 from edge_agent.base.errors import BackendError
 from edge_agent.tasks.api import Task
 
 
-def build(spec: Mapping[str, Any], tokenizer_path: Optional[str], vocabulary: Optional[Vocabulary] = None) -> Task:
+def build(spec: Mapping[str, Any], tokenizer_path: str | None, vocabulary: Vocabulary | None = None) -> Task:
     """The task of a spec (`bundle.catalog.TaskSpec` as a map). Raises BackendError for a kind that is not known."""
     if spec["kind"] == "generate":
         from edge_agent.tasks.generate import Generate  # needs what a classifier's worker may lack
@@ -25,4 +25,4 @@ def build(spec: Mapping[str, Any], tokenizer_path: Optional[str], vocabulary: Op
         return Classify(tokenizer, spec)
     if spec["kind"] == "embed":
         return Embed(tokenizer)
-    raise BackendError("there is no task {!r}".format(spec["kind"]), "task", "there are: classify, embed, generate")
+    raise BackendError(f"there is no task {spec['kind']!r}", "task", "there are: classify, embed, generate")

@@ -1,10 +1,10 @@
-"""The parameters of generation: their ranges, their defaults, and what of them goes to the session.
+"""The parameters of generation: their ranges, their defaults, and what of them goes to the session."""
 
-Importable on Python 3.6.
-"""
+from __future__ import annotations
 
 import random
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from edge_agent.base.errors import RequestError
 from edge_agent.tasks.api import refuse_unknown
@@ -15,11 +15,11 @@ class Range(NamedTuple):
 
     lowest: float
     highest: float
-    default: Union[int, float]
+    default: int | float
 
 
 # Temperature 0 takes the best token every time: on a device the same question is to get the same answer.
-NUMBERS: Dict[str, Range] = {
+NUMBERS: dict[str, Range] = {
     "temperature": Range(0.0, 2.0, 0.0),
     "top_k": Range(0, 1000, 40),
     "top_p": Range(0.01, 1.0, 0.95),
@@ -39,22 +39,22 @@ KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", "json_schema", "grammar", "logp
 class Wishes(NamedTuple):
     """Checked parameters: `session` is what the sampler needs, `stops` the texts that end an answer."""
 
-    session: Dict[str, Any]
-    stops: Tuple[str, ...]
-    max_tokens: Optional[int]
+    session: dict[str, Any]
+    stops: tuple[str, ...]
+    max_tokens: int | None
 
 
 def read(params: Mapping[str, Any], context: int) -> Wishes:
     """The parameters of a request for a context of so many tokens. Raises RequestError 422 that names the first bad."""
     refuse_unknown(params, KNOWN)
-    session: Dict[str, Any] = {}
+    session: dict[str, Any] = {}
     for name, limits in NUMBERS.items():
         session[name] = _number(params, name, limits)
     if 0.0 < session["temperature"] < LEAST_TEMPERATURE:
         # Divided by so little, logits are no numbers any more.
         raise RequestError(
             422,
-            "temperature is {!r}; 0, or {:g} and more, is possible".format(params["temperature"], LEAST_TEMPERATURE),
+            f"temperature is {params['temperature']!r}; 0, or {LEAST_TEMPERATURE:g} and more, is possible",
         )
     session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
     if "json_schema" in params and "grammar" in params:
@@ -68,39 +68,37 @@ def read(params: Mapping[str, Any], context: int) -> Wishes:
     return Wishes(session, tuple(_stops(params.get("stop", []))), max_tokens)
 
 
-def _number(params: Mapping[str, Any], name: str, limits: Range) -> Union[int, float]:
+def _number(params: Mapping[str, Any], name: str, limits: Range) -> int | float:
     value = params.get(name, limits.default)
     if name in WHOLE:
         return _whole(value, name, int(limits.lowest), int(limits.highest))
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits.lowest <= value <= limits.highest:
-        raise RequestError(422, "{} is {!r}; {:g} to {:g} are possible".format(name, value, *limits[:2]))
+        raise RequestError(422, f"{name} is {value!r}; {limits.lowest:g} to {limits.highest:g} are possible")
     return float(value)
 
 
 def _whole(value: Any, name: str, lowest: int, highest: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise RequestError(
-            422, "{} is {!r}; whole numbers from {} to {} are possible".format(name, value, lowest, highest)
-        )
+        raise RequestError(422, f"{name} is {value!r}; whole numbers from {lowest} to {highest} are possible")
     return value
 
 
 def _truth(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise RequestError(422, "{} is {!r}; true or false is needed".format(name, value))
+        raise RequestError(422, f"{name} is {value!r}; true or false is needed")
     return value
 
 
 def _text(value: Any, name: str, most: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
-        raise RequestError(422, "{}: a text of 1 to {} characters without NUL is needed".format(name, most))
+        raise RequestError(422, f"{name}: a text of 1 to {most} characters without NUL is needed")
     return value
 
 
-def _stops(value: Any) -> List[str]:
+def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > STOPS:
-        raise RequestError(422, "stop: a text, or a list of at most {}, is needed".format(STOPS))
+        raise RequestError(422, f"stop: a text, or a list of at most {STOPS}, is needed")
     return [_text(stop, "stop", STOP_CHARS) for stop in stops]
 
 

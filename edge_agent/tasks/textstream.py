@@ -1,11 +1,13 @@
 """Bytes of tokens to text that may be shown: no character is cut, and nothing of a stop string ever gets out. Pure.
 
 A token holds any bytes, perhaps half a character; and what may be the beginning of a stop string is held back until it
-is clear that it is none. Importable on Python 3.6.
+is clear that it is none.
 """
 
+from __future__ import annotations
+
 import codecs
-from typing import Sequence
+from collections.abc import Sequence
 
 
 class TextStream:

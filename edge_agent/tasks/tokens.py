@@ -1,7 +1,10 @@
 """Texts to token ids. Truncation is set here, never taken from the tokenizer's file, and always reported."""
 
+from __future__ import annotations
+
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from edge_agent.base.errors import BackendError, BackendMissing
 
@@ -17,11 +20,11 @@ class Encoded(NamedTuple):
     unknown token (None: it has none, whatever it does not know it splits into smaller pieces or bytes).
     """
 
-    ids: List[int]
+    ids: list[int]
     tokens: int
     truncated: bool
     pieces: int
-    unknown: Optional[int]
+    unknown: int | None
 
 
 class Wording(NamedTuple):
@@ -29,7 +32,7 @@ class Wording(NamedTuple):
 
     size_bytes: int
     pieces: int
-    unknown: Optional[int]
+    unknown: int | None
 
 
 class Tokenizer:
@@ -41,7 +44,7 @@ class Tokenizer:
         self._added = self._library.num_special_tokens_to_add(False)
         self._unknown_id = unknown_id(self._library)
 
-    def encode(self, texts: Sequence[str]) -> List[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Ids of every text, in order."""
         # The library's object is shared by the tasks of a worker, which may bound texts differently.
         self._library.enable_truncation(max_length=self._max_tokens)
@@ -59,7 +62,7 @@ class Tokenizer:
 
 # Files that were opened, by path, size and time of change: an adapter's task reuses its model's tokenizer, which takes
 # longer to parse (about 50 ms, several MB) than an adapter to attach.
-_OPENED: Dict[Tuple[str, int, float], Any] = {}
+_OPENED: dict[tuple[str, int, float], Any] = {}
 _OPENED_MAX = 4
 
 
@@ -81,11 +84,11 @@ def _opened(path: str) -> Any:
                 del _OPENED[next(iter(_OPENED))]
             _OPENED[key] = library
     except Exception as error:  # the library raises Exception itself; the model is refused with its reason
-        raise BackendError("the tokenizer cannot be read: {}".format(error), path) from error
+        raise BackendError(f"the tokenizer cannot be read: {error}", path) from error
     return _OPENED[key]
 
 
-def unknown_id(library: Any) -> Optional[int]:
+def unknown_id(library: Any) -> int | None:
     """The id that stands for whatever a tokenizer does not know; None where it has none, or falls back to bytes.
 
     WordPiece, WordLevel and BPE name it. The library does not show a Unigram's: it is `<unk>` in those of
@@ -94,7 +97,7 @@ def unknown_id(library: Any) -> Optional[int]:
     name = getattr(library.model, "unk_token", UNIGRAM_UNKNOWN)
     if name is None or library.token_to_id(FIRST_BYTE) is not None:
         return None
-    found: Optional[int] = library.token_to_id(name)
+    found: int | None = library.token_to_id(name)
     return found
 
 
@@ -108,7 +111,7 @@ class ByteTokenizer:
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
 
-    def encode(self, texts: Sequence[str]) -> List[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Bytes of every text, in order."""
         found = []
         for text in texts:
@@ -117,11 +120,13 @@ class ByteTokenizer:
         return found
 
 
-def wording(texts: Sequence[str], encoded: Sequence[Encoded]) -> List[Wording]:
+def wording(texts: Sequence[str], encoded: Sequence[Encoded]) -> list[Wording]:
     """How a tokenizer took these texts."""
-    return [Wording(len(text.encode("utf-8")), one.pieces, one.unknown) for text, one in zip(texts, encoded)]
+    return [
+        Wording(len(text.encode("utf-8")), one.pieces, one.unknown) for text, one in zip(texts, encoded, strict=True)
+    ]
 
 
-def open_tokenizer(path: Optional[str], max_tokens: int) -> Any:
+def open_tokenizer(path: str | None, max_tokens: int) -> Any:
     """The tokenizer of a model; bytes where it has none."""
     return ByteTokenizer(max_tokens) if path is None else Tokenizer(path, max_tokens)

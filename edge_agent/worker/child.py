@@ -5,9 +5,9 @@ It loads a backend session, turns texts into rows with the model's tasks, steps 
 and reports; what a session streams it joins to parts before it sends them. It keeps no queue of its own beyond what
 the daemon gave it credit for, knows nothing of MQTT or temperature, and ends when its channel closes. A native crash
 here ends this process only.
-
-Importable on Python 3.6: hence the old syntax.
 """
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
@@ -16,7 +16,8 @@ import os
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Union
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import (
@@ -50,7 +51,7 @@ class Pending(NamedTuple):
     prepared: tasks.Prepared
     params: Mapping[str, Any]
     tokenize_s: float
-    reader: Optional[tasks.Reader]
+    reader: tasks.Reader | None
     flow: Flow
 
 
@@ -59,11 +60,11 @@ class Child:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._inbox: Union[Channel, Listener] = channel
-        self._session: Optional[Session] = None
-        self._tasks: Dict[Optional[str], tasks.Task] = {}
-        self._tokenizer_path: Optional[str] = None
-        self._pending: Dict[str, Pending] = {}
+        self._inbox: Channel | Listener = channel
+        self._session: Session | None = None
+        self._tasks: dict[str | None, tasks.Task] = {}
+        self._tokenizer_path: str | None = None
+        self._pending: dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
         self._rest = Rest()
         self._steps = StepTimes()
@@ -85,19 +86,19 @@ class Child:
         if self._session is not None:
             self._session.close()
 
-    def _patience_s(self) -> Optional[float]:
+    def _patience_s(self) -> float | None:
         """How long to wait for a message: for ever without work, else until there is something to do by itself."""
         if not self._pending:
             return None
         ends_s = [pending.flow.ends_s - self._steps.ahead_s for pending in self._pending.values()]
         return self._rest.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
 
-    def _handle(self, message: Dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         operation = self._operations().get(message["op"])
         number = message.get("n")
         try:
             if operation is None:
-                raise WorkerError("unknown operation {!r}".format(message["op"]), "worker channel")
+                raise WorkerError(f"unknown operation {message['op']!r}", "worker channel")
             answer = operation(message)
         except EdgeError as error:
             kind = type(error).__name__
@@ -106,7 +107,7 @@ class Child:
             if number is not None:
                 self._channel.send(dict(answer or {}, ev="ok", n=number))
 
-    def _operations(self) -> Dict[str, Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]]:
+    def _operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]]:
         return {
             "probe": self._probe,
             "load": self._load,
@@ -120,7 +121,7 @@ class Child:
             "shrink": self._shrink,
         }
 
-    def _probe(self, message: Dict[str, Any]) -> Dict[str, Any]:
+    def _probe(self, message: dict[str, Any]) -> dict[str, Any]:
         found = {}
         for name in message["backends"]:
             try:
@@ -129,7 +130,7 @@ class Child:
                 found[name] = {"available": False, "reason": error.what, "remedy": error.remedy or ""}
         return {"backends": found}
 
-    def _load(self, message: Dict[str, Any]) -> Dict[str, Any]:
+    def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         if self._session is not None:
             raise WorkerError("a model is already loaded; a worker serves one", "worker")
         backend = registry.create(message["backend"])
@@ -153,10 +154,10 @@ class Child:
             self._inbox = Listener(self._channel, session.interrupt)
         return answer
 
-    def _build_task(self, spec: Dict[str, Any]) -> tasks.Task:
+    def _build_task(self, spec: dict[str, Any]) -> tasks.Task:
         return kinds.build(spec, self._tokenizer_path, self._loaded().vocabulary())
 
-    def _attach(self, message: Dict[str, Any]) -> Dict[str, Any]:
+    def _attach(self, message: dict[str, Any]) -> dict[str, Any]:
         started_s = time.monotonic()
         source = AdapterSource(message["name"], message["path"], message["base_id"])
         task = self._build_task(message["task"])
@@ -164,11 +165,11 @@ class Child:
         self._tasks[source.name] = task
         return {"bytes": size_bytes, "attach_ms": _ms(started_s)}
 
-    def _detach(self, message: Dict[str, Any]) -> None:
+    def _detach(self, message: dict[str, Any]) -> None:
         self._loaded().detach(message["name"])
         self._tasks.pop(message["name"], None)
 
-    def _submit(self, message: Dict[str, Any]) -> None:
+    def _submit(self, message: dict[str, Any]) -> None:
         """Queue a micro-batch: each job is tokenised and refused on its own, so that one bad text harms no other."""
         for fields in message["jobs"]:
             job_id = fields["id"]
@@ -182,13 +183,13 @@ class Child:
                 self._fail(job_id, 422, str(error), isinstance(error, ProgramRefused))
             except BY_A_REQUEST as error:
                 # Whatever a request can still bring about ends it, and not its neighbours.
-                self._fail(job_id, 500, "the request broke the worker's preparation: {!r}".format(error)[:200])
+                self._fail(job_id, 500, f"the request broke the worker's preparation: {error!r}"[:200])
 
-    def _submit_one(self, job_id: str, fields: Dict[str, Any]) -> None:
+    def _submit_one(self, job_id: str, fields: dict[str, Any]) -> None:
         adapter = fields.get("adapter")
         task = self._tasks.get(adapter)
         if task is None:
-            raise AdapterRefused("adapter {!r} is not attached".format(adapter), "worker")
+            raise AdapterRefused(f"adapter {adapter!r} is not attached", "worker")
         started_s = time.monotonic()
         params = fields["params"]
         if "messages" in fields:
@@ -206,7 +207,7 @@ class Child:
         self._loaded().submit(Job(job_id, adapter, prepared.rows, prepared.settings, fields.get("client", "")))
         self._pending[job_id] = pending
 
-    def _measure(self, message: Dict[str, Any]) -> Dict[str, Any]:
+    def _measure(self, message: dict[str, Any]) -> dict[str, Any]:
         """Raw outputs for golden probes; only while no job is inside, so that the step is theirs alone."""
         task, session = self._tasks.get(message["adapter"]), self._loaded()
         if task is None or self._pending:
@@ -221,21 +222,21 @@ class Child:
                     outputs = {name: _rows(values) for name, values in event.outputs.items()}
                     return dict(outputs, compute_ms=event.compute_s * 1000.0)
 
-    def _cancel(self, message: Dict[str, Any]) -> Dict[str, Any]:
+    def _cancel(self, message: dict[str, Any]) -> dict[str, Any]:
         job_id = message["id"]
         cancelled = job_id in self._pending and self._loaded().cancel(job_id)
         if cancelled:
             del self._pending[job_id]
         return {"cancelled": cancelled}
 
-    def _set_limits(self, message: Dict[str, Any]) -> None:
+    def _set_limits(self, message: dict[str, Any]) -> None:
         self._limits = _limits(message["limits"])
         self._rest.share = message["limits"].get("busy_permille", 1000) / 1000.0
 
-    def _footprint(self, _message: Dict[str, Any]) -> Dict[str, Any]:
+    def _footprint(self, _message: dict[str, Any]) -> dict[str, Any]:
         return {"footprint": dict(self._loaded().footprint()._asdict()), "pid": os.getpid()}
 
-    def _shrink(self, message: Dict[str, Any]) -> Dict[str, Any]:
+    def _shrink(self, message: dict[str, Any]) -> dict[str, Any]:
         """Give freed memory back to the system: Python's garbage, and what the C library keeps for later (glibc)."""
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
@@ -307,7 +308,7 @@ class Child:
         """Send a job's results; `text` was read of a stream and not sent yet."""
         pending = self._pending.pop(done.job_id)
         outputs: Mapping[str, Any] = done.outputs
-        figures: Dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         if pending.reader is not None:
             held = pending.reader.end()
             figures = {"text": text + pending.flow.rest() + held, **_figures(outputs)}
@@ -335,7 +336,7 @@ class Child:
         except WorkerError as error:  # larger than a frame, of which nothing was sent
             self._fail(done.job_id, 413, str(error))
 
-    def _send(self, message: Dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         self._said_s = time.monotonic()
         self._channel.send(message)
 
@@ -353,7 +354,7 @@ def _limits(fields: Mapping[str, Any]) -> Limits:
     return Limits(int(fields["max_rows"]), int(fields["threads"]), int(fields.get("decode_threads", 0)))
 
 
-def _figures(outputs: Mapping[str, Any]) -> Dict[str, float]:
+def _figures(outputs: Mapping[str, Any]) -> dict[str, float]:
     """What a generated answer took, in milliseconds; tokens per second only where there is a second token."""
     steps, decode_s = outputs["completion_tokens"] - 1, outputs["decode_s"]
     figures = {
@@ -365,7 +366,7 @@ def _figures(outputs: Mapping[str, Any]) -> Dict[str, float]:
     return figures
 
 
-def _rows(values: Any) -> List[List[float]]:
+def _rows(values: Any) -> list[list[float]]:
     """An array with one row per text, as plain lists."""
     return [[float(value) for value in row] for row in values]
 
@@ -374,14 +375,14 @@ def _ms(started_s: float) -> float:
     return (time.monotonic() - started_s) * 1000.0
 
 
-def _describe(backend: Backend) -> Dict[str, Any]:
+def _describe(backend: Backend) -> dict[str, Any]:
     found = backend.probe()
     if isinstance(found, Unavailable):
         return {"available": False, "reason": found.reason, "remedy": found.remedy}
     return dict(found._asdict(), available=True)
 
 
-def main(arguments: List[str]) -> int:
+def main(arguments: list[str]) -> int:
     """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by the supervisor only."""
     fd, oom_score_adj, nice = (int(argument) for argument in arguments)
     standing.die_with_the_daemon()

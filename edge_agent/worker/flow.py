@@ -1,8 +1,9 @@
-"""When a part of an answer leaves the worker: the first at once, the others joined. Pure; importable on Python 3.6."""
+"""When a part of an answer leaves the worker: the first at once, the others joined. Pure."""
+
+from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Deque, List, Optional
 
 BEAT_S = 1.0
 """A worker that works says so at least this often; what it says may be nothing but that."""
@@ -16,7 +17,7 @@ class StepTimes:
     """How long the next step may take: none can be cut short, so an answer ends before one that would outlast it."""
 
     def __init__(self) -> None:
-        self._last: Deque[float] = deque(maxlen=STEPS_KEPT)
+        self._last: deque[float] = deque(maxlen=STEPS_KEPT)
 
     def add(self, step_s: float) -> None:
         """A step took so many seconds."""
@@ -31,12 +32,12 @@ class StepTimes:
 class Flow:
     """The text of one answer on its way out. Times are monotonic seconds; `until_s` None: no deadline."""
 
-    def __init__(self, wanted: bool, flush_s: float, until_s: Optional[float]) -> None:
+    def __init__(self, wanted: bool, flush_s: float, until_s: float | None) -> None:
         self._wanted = wanted
         self._flush_s = flush_s
         self._until_s = until_s
-        self._parts: List[str] = []
-        self._sent_s: Optional[float] = None
+        self._parts: list[str] = []
+        self._sent_s: float | None = None
 
     def add(self, text: str, now_s: float) -> str:
         """Take text; what is to be sent now, '' for nothing yet."""

@@ -2,18 +2,20 @@
 
 Only for sessions whose steps can be interrupted (generators): one thread that reads frames into a bounded queue. The
 child's own thread takes them from there, in order, as it takes them from the channel otherwise.
-Importable on Python 3.6.
 """
+
+from __future__ import annotations
 
 import queue
 import threading
-from typing import Any, Callable, Dict, Optional, Union
+from collections.abc import Callable
+from typing import Any
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import WORKER_BACKLOG_FRAMES
 from edge_agent.worker.wire import Channel
 
-Frame = Dict[str, Any]
+Frame = dict[str, Any]
 
 
 class Listener:
@@ -22,10 +24,10 @@ class Listener:
     def __init__(self, channel: Channel, on_cancel: Callable[[str], object]) -> None:
         self._channel = channel
         self._on_cancel = on_cancel
-        self._frames: queue.Queue[Union[Frame, Exception]] = queue.Queue(maxsize=WORKER_BACKLOG_FRAMES)
+        self._frames: queue.Queue[Frame | Exception] = queue.Queue(maxsize=WORKER_BACKLOG_FRAMES)
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
 
-    def receive(self, timeout_s: Optional[float]) -> Optional[Frame]:
+    def receive(self, timeout_s: float | None) -> Frame | None:
         """See `Channel.receive`."""
         try:
             found = self._frames.get(timeout_s != 0.0, timeout_s or None)

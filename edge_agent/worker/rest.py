@@ -1,7 +1,9 @@
 """How long a generator's worker rests between two steps: the governor's pace inside the child.
 
-Pure but for the last step; times are monotonic seconds. Importable on Python 3.6.
+Pure but for the last step; times are monotonic seconds.
 """
+
+from __future__ import annotations
 
 import math
 

@@ -1,7 +1,6 @@
-"""How a child stands with the kernel: whom it takes first when memory runs out, and with whom it ends.
+"""How a child stands with the kernel: whom it takes first when memory runs out, and with whom it ends."""
 
-Importable on Python 3.6.
-"""
+from __future__ import annotations
 
 import contextlib
 import ctypes

@@ -3,48 +3,37 @@
 Every frame is bounded (`limits.FRAME_BYTES`) in both directions, so neither side can exhaust the other.
 Daemon to child: load attach detach submit cancel limits footprint close. Child to daemon: ok refused (answers
 that carry the call's number), chunk done failed (what becomes of jobs), beat (a generator is at work).
-
-Importable on Python 3.6; `msgspec` where it is installed, else `msgpack`: the bytes are the same.
 """
 
-import functools
+from __future__ import annotations
+
 import socket
 import struct
-from typing import Any, Callable, Dict, Optional
+from typing import Any
+
+import msgspec
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import FRAME_BYTES
 
 HEADER = struct.Struct(">I")
 
-try:
-    import msgspec.msgpack as _msgspec
-except ImportError:  # JetPack 4's Python 3.6 has no msgspec
-    import msgpack
 
-    # Said in full: before msgpack 1.0, which older systems package, bytes and texts were one type by default.
-    _pack: Callable[[Any], bytes] = functools.partial(msgpack.packb, use_bin_type=True)
-    _unpack: Callable[[bytes], Any] = functools.partial(msgpack.unpackb, raw=False)
-else:
-    _pack = _msgspec.encode
-    _unpack = _msgspec.decode
-
-
-def pack(message: Dict[str, Any]) -> bytes:
+def pack(message: dict[str, Any]) -> bytes:
     """One frame, header included. Raises WorkerError when the message is larger than a frame may be."""
-    body = _pack(message)
+    body = msgspec.msgpack.encode(message)
     check_length(len(body))
     return HEADER.pack(len(body)) + body
 
 
-def unpack(body: bytes) -> Dict[str, Any]:
+def unpack(body: bytes) -> dict[str, Any]:
     """The message of a frame's body. Raises WorkerError when it is not a map."""
     try:
-        message = _unpack(body)
+        message = msgspec.msgpack.decode(body)
     except (ValueError, TypeError, RecursionError) as error:
-        raise WorkerError("a frame is not msgpack: {}".format(error), "worker channel") from error
+        raise WorkerError(f"a frame is not msgpack: {error}", "worker channel") from error
     if not isinstance(message, dict):
-        raise WorkerError("a frame holds a {}, a map is needed".format(type(message).__name__), "worker channel")
+        raise WorkerError(f"a frame holds a {type(message).__name__}, a map is needed", "worker channel")
     return message
 
 
@@ -52,7 +41,7 @@ def check_length(length: int) -> int:
     """The body length of a frame header, refused above the bound."""
     if length > FRAME_BYTES:
         raise WorkerError(
-            "a frame of {} bytes is over the limit of {}".format(length, FRAME_BYTES),
+            f"a frame of {length} bytes is over the limit of {FRAME_BYTES}",
             "worker channel",
             "send fewer or shorter texts in one request",
         )
@@ -65,11 +54,11 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
-    def send(self, message: Dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Write one frame; blocks while the daemon reads slowly (the frames in flight are bounded by credit)."""
         self._sock.sendall(pack(message))
 
-    def receive(self, timeout_s: Optional[float]) -> Optional[Dict[str, Any]]:
+    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
         """The next message, or None when none began to arrive within `timeout_s` (None waits for ever).
 
         Raises EOFError when the daemon has gone.
@@ -77,7 +66,7 @@ class Channel:
         self._sock.settimeout(timeout_s)
         try:
             first = self._sock.recv(1)
-        except (socket.timeout, BlockingIOError):
+        except (TimeoutError, BlockingIOError):
             return None
         finally:
             # Also after an empty poll: an answer larger than the socket's buffer must wait, not fail.

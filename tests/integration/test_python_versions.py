@@ -31,7 +31,6 @@ NEEDS = (
     "jinja2",
     "pyyaml",
     "jsonschema",
-    "msgpack",
     "safetensors",
     "pytest>=8.3",
     "pytest-timeout",

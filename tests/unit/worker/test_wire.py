@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
-import sys
 import threading
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +13,6 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import FRAME_BYTES
-from edge_agent.worker import wire
 from edge_agent.worker.wire import HEADER, Channel, check_length, pack, unpack
 
 SCALARS = st.one_of(
@@ -40,25 +36,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     theirs.close()
 
 
-def fallback() -> ModuleType:
-    """The same module as on a machine without msgspec (JetPack 4's Python 3.6), which has msgpack instead."""
-    pytest.importorskip("msgpack", reason="MSGPACK IS NOT INSTALLED: the codec of the Python 3.6 child goes untested")
-    spec = importlib.util.spec_from_file_location("wire_without_msgspec", wire.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "msgspec.msgpack", None)
-        spec.loader.exec_module(module)
-    assert not hasattr(module, "_codec"), "it found msgspec all the same"
-    return module
-
-
-@pytest.fixture(scope="module")
-def without_msgspec() -> ModuleType:
-    return fallback()
-
-
 @settings(max_examples=50)
 @given(MESSAGES)
 def test_what_is_packed_comes_out_again(message: dict[str, Any]) -> None:
@@ -68,25 +45,14 @@ def test_what_is_packed_comes_out_again(message: dict[str, Any]) -> None:
     assert unpack(frame[HEADER.size :]) == message
 
 
-@settings(max_examples=50)
-@given(message=MESSAGES)
-def test_both_codecs_give_the_same_bytes_and_read_each_other(
-    without_msgspec: ModuleType, message: dict[str, Any]
-) -> None:
-    frame = pack(message)
-    assert without_msgspec.pack(message) == frame
-    assert without_msgspec.unpack(frame[HEADER.size :]) == message
-
-
 @given(body=st.binary(max_size=200))
-def test_garbage_is_a_map_or_a_worker_error_with_either_codec(without_msgspec: ModuleType, body: bytes) -> None:
-    for codec in (wire, without_msgspec):
-        try:
-            message = codec.unpack(body)
-        except WorkerError as error:
-            assert str(error).startswith("worker channel: a frame ")
-        else:
-            assert isinstance(message, dict)
+def test_garbage_is_a_map_or_a_worker_error(body: bytes) -> None:
+    try:
+        message = unpack(body)
+    except WorkerError as error:
+        assert str(error).startswith("worker channel: a frame ")
+    else:
+        assert isinstance(message, dict)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +70,9 @@ def test_garbage_is_a_map_or_a_worker_error_with_either_codec(without_msgspec: M
     ],
     ids=["empty", "reserved", "cut", "no utf-8", "trailing", "deep lists", "deep maps", "huge list", "huge bytes"],
 )
-def test_hostile_bodies_are_worker_errors_with_either_codec(without_msgspec: ModuleType, body: bytes) -> None:
-    for codec in (wire, without_msgspec):
-        with pytest.raises(WorkerError, match="is not msgpack"):
-            codec.unpack(body)
+def test_hostile_bodies_are_worker_errors(body: bytes) -> None:
+    with pytest.raises(WorkerError, match="is not msgpack"):
+        unpack(body)
 
 
 @pytest.mark.parametrize(("body", "kind"), [(b"\xc0", "NoneType"), (b"\x90", "list"), (b"\x01", "int")])
@@ -204,43 +169,5 @@ def test_any_bytes_on_the_channel_end_in_a_message_a_refusal_or_an_end(data: byt
                 return
 
 
-EDGES = [15, 16, 31, 32, 127, 128, 255, 256, 65535, 65536]
-
-
-def test_both_codecs_agree_where_msgpack_changes_its_headers(without_msgspec: ModuleType) -> None:
-    for edge in EDGES:
-        values: list[Any] = ["x" * edge, bytes(edge), [1] * edge, edge, -edge, 2**32 + edge, -(2**32) - edge]
-        if edge < 2**16:
-            values.append({str(index): 0 for index in range(edge)})
-        for value in values:
-            frame = pack({"v": value})
-            assert without_msgspec.pack({"v": value}) == frame
-            assert without_msgspec.unpack(frame[HEADER.size :]) == {"v": value} == unpack(frame[HEADER.size :])
-
-
-def test_tuples_cross_as_lists(without_msgspec: ModuleType) -> None:
-    for codec in (wire, without_msgspec):
-        assert codec.unpack(codec.pack({"texts": ("a", "b")})[HEADER.size :]) == {"texts": ["a", "b"]}
-
-
-class OldMsgpack(ModuleType):
-    """msgpack before 1.0, as Ubuntu 18.04 (JetPack 4) has it: text comes back as bytes unless asked otherwise."""
-
-    real: Any
-
-    @classmethod
-    def packb(cls, value: Any, use_bin_type: bool = False, **more: Any) -> Any:
-        return cls.real.packb(value, use_bin_type=use_bin_type, **more)
-
-    @classmethod
-    def unpackb(cls, data: bytes, raw: bool = True, **more: Any) -> Any:
-        return cls.real.unpackb(data, raw=raw, **more)
-
-
-def test_the_fallback_does_not_depend_on_msgpack_s_defaults() -> None:
-    OldMsgpack.real = pytest.importorskip("msgpack")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "msgpack", OldMsgpack("msgpack"))
-        module = fallback()
-    body = module.pack({"op": "load", "data": b"x"})[HEADER.size :]
-    assert module.unpack(body) == {"op": "load", "data": b"x"}
+def test_tuples_cross_as_lists() -> None:
+    assert unpack(pack({"texts": ("a", "b")})[HEADER.size :]) == {"texts": ["a", "b"]}
