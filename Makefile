@@ -21,7 +21,7 @@ help:
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
 	@echo "make nightly  the same with 10,000 seeds, going on after a failing one (about half an hour)"
-	@echo "make bench   the figures of the README, measured here"
+	@echo "make bench   the figures of docs/figures.md, measured here"
 
 setup: $(STAMP)
 

@@ -26,7 +26,9 @@ from tests.support.pages import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-PAGES = sorted([README, *ROOT.glob("docs/*.md"), ROOT / "systemd" / "README.md", *ROOT.glob("models/*/card.md")])
+PAGES = sorted([README, *ROOT.glob("docs/**/*.md"), ROOT / "systemd" / "README.md", *ROOT.glob("models/*/card.md")])
+README_LINES = 120
+FIGURES = ROOT / "docs" / "figures.md"
 TOPS = ("docs", "edge_agent", "models", "systemd", "tests", "tools", ".ci")
 PARSERS = {"edge-agent": agent_arguments.parser(), "edge-forge": forge_cli._parser()}
 TARGETS = pages.targets(ROOT / "Makefile")
@@ -101,6 +103,32 @@ def test_the_readme_shows_programs() -> None:
     assert first, "no command in any block"
     assert {"edge-agent", "make"} & {command.words[0] for command in first}
     assert text.count("@@") == 0, "a placeholder was left"
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads one page; figures and details have pages of their own."""
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+FIGURE_ROWS = pages.last_cells(FIGURES.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("cell", FIGURE_ROWS)
+def test_every_figure_names_a_command_that_exists(cell: str) -> None:
+    (words, *_) = [code.split() for code in pages.inline(cell)] or [[]]
+    assert words, f"no command in {cell!r}"
+    if words[:2] == ["python", "-m"]:
+        source = (ROOT / "tools" / f"{words[2].replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert "__main__" in source
+        assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
+    elif words[0] == "systemd-analyze":
+        assert (ROOT / "systemd" / f"{words[-1]}.service").exists()
+    else:
+        assert pages.wrong_command(Command(tuple(words)), PARSERS, TARGETS) is None
+
+
+def test_figures_are_found() -> None:
+    assert len(FIGURE_ROWS) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

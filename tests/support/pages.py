@@ -114,6 +114,14 @@ def settings_named(text: str) -> set[str]:
     return {code.split(" ")[0] for code in inline(text) if SETTING.fullmatch(code.split(" ")[0])}
 
 
+def last_cells(text: str) -> list[str]:
+    """The last cell of every row of every table, heads and rules left out."""
+    lines = text.splitlines()
+    heads = {index - 1 for index, line in enumerate(lines) if re.fullmatch(r"\|(?: *:?-+:? *\|)+", line)}
+    rows = [index for index, line in enumerate(lines) if line.startswith("|") and index not in heads]
+    return [lines[index].rstrip("| ").rpartition("| ")[2] for index in rows if index - 1 not in heads]
+
+
 def shows(expected: str, printed: str) -> bool:
     """Whether an output is as a page shows it: `...` stands for anything."""
     pattern = re.sub(r"([\[\]?*])", r"[\1]", expected.strip()).replace("...", "*")
