@@ -12,7 +12,7 @@ from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.core.duty_cycle import DutyCycle
 from edge_agent.core.energy import EnergyMeter
-from edge_agent.core.governor import Grant, Level
+from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from edge_agent.core.latency import CostModel
 from edge_agent.core.request_table import RequestTable
 from edge_agent.protocol.messages import Severity
@@ -36,7 +36,7 @@ class Context:
     topics: Topics
     acks: AckWindow
     announce: Announce
-    grant: Grant
+    grant: ComputeGrant
     requests: RequestTable = field(default_factory=RequestTable)
     stats: Stats = field(default_factory=Stats)
     costs: CostModel = field(default_factory=CostModel)
@@ -44,6 +44,14 @@ class Context:
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
 
-def full_grant(max_rows: int, threads: int) -> Grant:
+def full_grant(max_rows: int, threads: int) -> ComputeGrant:
     """The limits before the first reading."""
-    return Grant(Level.NORMAL, max_rows, threads, None, "no reading yet", of_threads=threads, of_rows=max_rows)
+    return ComputeGrant(
+        GovernorLevel.NORMAL,
+        max_rows,
+        threads,
+        None,
+        "no reading yet",
+        unlimited_threads=threads,
+        unlimited_rows=max_rows,
+    )

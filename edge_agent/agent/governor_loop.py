@@ -10,7 +10,7 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Clocks, Library, Sensors
 from edge_agent.agent.serving import ModelServer
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core import clock_throttling, governor, variants
+from edge_agent.core import governor, sensor_validation, variants
 from edge_agent.core.memory_pressure import FaultCounts, MemorySigns
 from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.messages import Severity
@@ -104,13 +104,13 @@ class HostMonitor:
     def most_rows(self) -> int:
         """Rows of a batch while nothing is wrong: what a worker makes room for."""
         grant = self._context.grant
-        return grant.of_rows or grant.max_rows
+        return grant.unlimited_rows or grant.max_rows
 
     def worker_limits(self) -> Mapping[str, int]:
         """What the governor grants now; `busy_permille` is a generator's part of the time (0: no step at all)."""
         grant = self._context.grant
-        part = self._context.duty_cycle.share_out(grant, self._context.clock.monotonic_s())
-        permille = max(1, round(1000 * part)) if part > 0.0 else 0
+        share = self._context.duty_cycle.set_generator_share(grant, self._context.clock.monotonic_s())
+        permille = max(1, round(1000 * share)) if share > 0.0 else 0
         limits = {"max_rows": grant.max_rows, "threads": grant.threads, "busy_permille": permille}
         if self.decode_threads:
             limits["decode_threads"] = min(self.decode_threads, grant.threads)
@@ -123,7 +123,7 @@ class GovernorLoop:
     def __init__(
         self,
         context: Context,
-        plan: governor.GovernorConfig,
+        config: governor.GovernorConfig,
         host: HostMonitor,
         library: Library,
         manager: ModelManager,
@@ -132,18 +132,18 @@ class GovernorLoop:
     ) -> None:
         self._context = context
         self._clocks = clocks
-        self._plan = plan if clocks is None else replace(plan, clocks=clocks.shares)
+        self._config = config if clocks is None else replace(config, clocks=clocks.shares)
         self._host = host
         self._library = library
         self._manager = manager
         self._server = server
-        self._memory = governor.GovernorState()
+        self._state = governor.GovernorState()
         self._generation = -1
         self._had: set[str] = set()
         self._lost: set[str] = set()
         self._doubted = False
         self._clock = 1.0
-        self._held_clock = clock_throttling.ThrottleState()
+        self._throttle = sensor_validation.ThrottleState()
         self.changed = False
 
     def tick(self) -> None:
@@ -175,8 +175,9 @@ class GovernorLoop:
 
     def _govern(self) -> None:
         now_s = self._context.clock.monotonic_s()
-        seen = self._seen(now_s)
-        grant, self._memory = governor.decide(self._plan, self._host.reading("temperature"), self._memory, now_s, seen)
+        observed = self._observe(now_s)
+        temperature = self._host.reading("temperature")
+        grant, self._state = governor.decide(self._config, temperature, self._state, now_s, observed)
         before, self._context.grant = self._context.grant, grant
         self._manager.tell_limits()
         self._note_doubts(before, grant)
@@ -189,12 +190,12 @@ class GovernorLoop:
 
     def _set_clock(self, share: float) -> None:
         """Where the board refuses, the governor goes on without a clock: it must not count on a cap that is none."""
-        if self._clocks is None or not self._plan.clocks or share == self._clock:
+        if self._clocks is None or not self._config.clocks or share == self._clock:
             return
         self._clock = share
         refused = self._clocks.set(share)
         if refused is not None:
-            self._plan = replace(self._plan, clocks=())
+            self._config = replace(self._config, clocks=())
             self._clocks.restore()  # it may have been taken by some domains, and nobody counts on a cap any more
             self._context.announce("clock-refused", f"the clock cannot be set: {refused}", {})
 
@@ -203,21 +204,21 @@ class GovernorLoop:
         if self._clocks is not None:
             self._clocks.restore()
 
-    def _seen(self, now_s: float) -> governor.Observation:
-        pace = self._context.duty_cycle
+    def _observe(self, now_s: float) -> governor.Observation:
+        duty_cycle = self._context.duty_cycle
         running = [served for served in self._manager.served_models.values() if served.running]
         power, grant = self._host.reading("power"), self._context.grant
         self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
         return governor.Observation(
-            busy_share=pace.busy_share(now_s),
-            row_s=pace.row_s(),
+            busy_share=duty_cycle.take_busy_share(now_s),
+            row_s=duty_cycle.row_s(),
             power=power,
             second=self._host.readings.get("temperature_second"),
             throttle_word=int(self._host.reading("throttle").value or 0),
             bandwidth_bound=any(served.model.variant.runtime in BANDWIDTH_BOUND for served in running),
         )
 
-    def _note_doubts(self, before: governor.Grant, grant: governor.Grant) -> None:
+    def _note_doubts(self, before: governor.ComputeGrant, grant: governor.ComputeGrant) -> None:
         """A temperature that is there and not believed, or two that contradict each other: when it begins and ends."""
         if grant.derated is None and self._doubted:
             self._doubted = False
@@ -253,11 +254,11 @@ class GovernorLoop:
     def _note_held_clock(self) -> None:
         """The firmware holds the clock below what the kernel asks for, or has let go of it."""
         real, requested = self._host.reading("cpu_clock"), self._host.reading("cpu_clock_requested")
-        before = self._held_clock.held
-        self._held_clock = clock_throttling.judge(
-            real.value, requested.value, self._held_clock, self._context.clock.monotonic_s()
+        before = self._throttle.throttled
+        self._throttle = sensor_validation.detect_throttling(
+            real.value, requested.value, self._throttle, self._context.clock.monotonic_s()
         )
-        if self._held_clock.held is before or real.value is None or requested.value is None:
+        if self._throttle.throttled is before or real.value is None or requested.value is None:
             return
         megahertz = f"{real.value / 1e6:.0f} MHz, {requested.value / 1e6:.0f} MHz are requested"
         data = {"real_hz": real.value, "requested_hz": requested.value, "held": not before}

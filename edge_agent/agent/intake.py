@@ -126,7 +126,7 @@ class Intake:
             return self._generator_load(job, served, now_s)
         grant = self._context.grant
         costs = self._context.costs
-        part = self._context.duty_cycle.part_of(served.name, grant)
+        part = self._context.duty_cycle.share_of(served.name, grant)
         at = replace(served.station(grant, part), load_s=served.load_left_s(now_s))
         at = replace(at, running_s=remaining_s(served.running.values(), costs, at, now_s))
         wait_s, compute_s = batched(served.queue, job, costs, at, now_s)
@@ -160,7 +160,7 @@ class Intake:
             near = frozenset(one.adapter for one in served.running.values())
             ahead = served.queue.rows_ahead(job, now_s, near) + len(served.running) - sequences + 1
             wait_s = (
-                max(0, ahead) / sequences * whole_s / max(0.01, self._context.duty_cycle.part_of(served.name, grant))
+                max(0, ahead) / sequences * whole_s / max(0.01, self._context.duty_cycle.share_of(served.name, grant))
             )
             wait_s += served.load_left_s(now_s)
             wait_s = served.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
@@ -169,7 +169,7 @@ class Intake:
     def _work_s(self, job: Job, served: ServedModel) -> float:
         """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
         grant, costs = self._context.grant, self._context.costs
-        part = self._context.duty_cycle.part_of(served.name, grant)
+        part = self._context.duty_cycle.share_of(served.name, grant)
         if not served.generates:
             return work_s(job, costs, served.station(grant, part))
         whole_s = costs.predict_s(served.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0

@@ -20,7 +20,7 @@ from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, Variant
-from edge_agent.core.governor import Grant
+from edge_agent.core.governor import ComputeGrant
 from edge_agent.protocol import encode, home_assistant, messages, telemetry
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
@@ -155,7 +155,7 @@ class Reporter:
         self,
         stats: Stats,
         readings: Mapping[str, Reading],
-        grant: Grant,
+        grant: ComputeGrant,
         queue_jobs: int,
         rss_bytes: int | None,
         memory: Mapping[str, Any],
@@ -210,13 +210,13 @@ def _energy_method(power: Reading | None) -> str:
     return power.source if power.value is not None else (power.reason or "unknown")
 
 
-def governor_entry(grant: Grant) -> dict[str, Any]:
+def governor_entry(grant: ComputeGrant) -> dict[str, Any]:
     """What heat allows, for telemetry: limits, the forecast in ten seconds, and what it leaves to the soft limit."""
     return {
         "level": grant.level.name.lower(),
         "max_rows": grant.max_rows,
         "threads": grant.threads,
-        "busy_share": round(grant.busy_share, 3),
+        "busy_share": round(grant.duty_share, 3),
         "clock": round(grant.clock, 3),
         "tier": grant.tier,
         "forecast_c": None if grant.forecast_c is None else round(grant.forecast_c, 1),

@@ -14,7 +14,7 @@ from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.variant_sizing import settings_text
 from edge_agent.core.forecast import WorkerLoad
-from edge_agent.core.governor_types import Grant
+from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.grammar_bans import GrammarBans
 from edge_agent.core.job import Job
 from edge_agent.core.memory_ledger import BOUNDED, MemoryClaim
@@ -148,9 +148,9 @@ class ServedModel:
         """The same of whole answers of a generator, whose `cost_key` is for the time to the first token."""
         return self.model.name, f"{self.model.variant.digest} whole"
 
-    def station(self, grant: Grant, busy_share: float = 1.0) -> WorkerLoad:
+    def station(self, grant: ComputeGrant, duty_share: float = 1.0) -> WorkerLoad:
         """The worker as a request finds it under this grant, in its part of the time; a generator reads one prompt."""
-        return WorkerLoad(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, busy_share)
+        return WorkerLoad(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, duty_share)
 
     def load_left_s(self, now_s: float) -> float:
         """Seconds until it is in memory, as far as is known: all of a load, or what is left of the one under way."""

@@ -266,7 +266,7 @@ class ModelServer:
     def _may_join(self, served: ServedModel) -> bool:
         """Not when its worker is to end soon: for another version, for a model whose turn it is, for the heat."""
         current = served.loaded_digest == served.model.variant.digest and served.worker is not None and not served.gone
-        open_ = not served.orders and self._context.grant.busy_share > 0.0 and not self._manager.turn_is_over(served)
+        open_ = not served.orders and self._context.grant.duty_share > 0.0 and not self._manager.turn_is_over(served)
         return len(served.running) > 0 and len(served.queue) > 0 and current and open_
 
     def _hand_over(self, served: ServedModel, batch: list[Job]) -> None:

@@ -7,9 +7,9 @@ import contextlib
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.served_model import ServedModel
-from edge_agent.core.duty_cycle import REST_LEAST_S
+from edge_agent.core.duty_cycle import LEAST_PAUSE_S
 
-REST_LOOK_S = 0.5
+CHECK_EVERY_S = 0.5
 
 
 class StepGate:
@@ -21,7 +21,7 @@ class StepGate:
 
     def may_begin(self, served: ServedModel) -> bool:
         """Whether the served model's next step may begin now."""
-        return self._rest_s(served) <= REST_LEAST_S
+        return self._pause_s(served) <= LEAST_PAUSE_S
 
     async def wait(self, served: ServedModel) -> None:
         """Return when the served model's next step may begin. Looked at again twice a second, since the grant
@@ -29,9 +29,9 @@ class StepGate:
         """
         self._context.duty_cycle.wait(served.name)
         try:
-            while not served.gone and (rest_s := self._rest_s(served)) > REST_LEAST_S:
+            while not served.gone and (pause_s := self._pause_s(served)) > LEAST_PAUSE_S:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._over.wait(), min(rest_s, REST_LOOK_S))
+                    await asyncio.wait_for(self._over.wait(), min(pause_s, CHECK_EVERY_S))
         finally:
             self._context.duty_cycle.leave(served.name)
             self.over()
@@ -41,6 +41,6 @@ class StepGate:
         self._over.set()
         self._over = asyncio.Event()
 
-    def _rest_s(self, served: ServedModel) -> float:
+    def _pause_s(self, served: ServedModel) -> float:
         now_s = self._context.clock.monotonic_s()
-        return self._context.duty_cycle.rest_s(served.name, self._context.grant, now_s, served.generates)
+        return self._context.duty_cycle.pause_s(served.name, self._context.grant, now_s, served.generates)

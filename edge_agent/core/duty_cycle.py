@@ -1,12 +1,18 @@
-"""How busy the workers are, and how long each must rest after a step: the governor's pace, carried out.
+"""The duty cycle of the board: when the next step of a model may begin, and which share of the time was computed.
 
-The board has one power budget, however many models spend it. So where heat limits, models take turns: encoders step one
-at a time and rest together from any of their steps, whoever rested longest goes first. A generator cannot be asked for
-every token: each that is under way is told its part of the time (`core.operating_points.part`), and one more part is
-the encoders' while they step or rest (docs/decisions/0074).
+The governor grants a duty share: the fraction of the time in which steps may run, for all models together, because
+they share one power budget. While it is limited,
 
-The daemon hands an encoder's worker one micro-batch at a time, so a step is a batch from submission to its last answer.
-Pure but for its books: the clock is an argument.
+- encoders step one at a time. After a step of any encoder all encoders pause for `step * (1 / share - 1)`; the model
+  whose last step ended first goes next. The daemon submits one micro-batch at a time, so a step lasts from the
+  submission of a batch to its last answer.
+- generators cannot be controlled token by token from here. Each active generator is told its own duty share
+  (`operating_points.duty_share_of_each`) and pauses between its tokens by itself. All encoders together count as one
+  more model while one of them steps or pauses (docs/decisions/0074).
+
+Terms: a *duty share* is permitted, a *busy share* is measured, a *pause* is the time between two steps.
+
+Pure: the clock is an argument. `agent.step_gate` waits for the pauses.
 """
 
 from __future__ import annotations
@@ -17,153 +23,154 @@ from typing import NamedTuple
 
 from edge_agent.base.limits import PACED_STEP_S
 from edge_agent.core import operating_points
-from edge_agent.core.governor import Grant
+from edge_agent.core.governor import ComputeGrant
 
-LATELY_S = 60.0
-"""A model that stepped longer ago than this before the last step of any limits nobody by the length of its rows."""
-REST_LEAST_S = 1e-5
-"""What is left of a pause by rounding is none: a timer for it would come at once, again and again."""
+RECENT_S = 60.0
+"""A model whose last step is older than this, against the last step of any model, does not limit the rows of a batch.
+"""
+LEAST_PAUSE_S = 1e-5
+"""A shorter pause is rounding: a timer for it would fire at once, again and again."""
 
 
-class Step(NamedTuple):
-    """A model's time with its worker; a generator's is of many steps (`streams`)."""
+class ActiveStep(NamedTuple):
+    """A step that runs now; of a generator (`generates`) the whole time of its current requests."""
 
     began_s: float
     rows: int
-    streams: bool
+    generates: bool
 
 
-class Past(NamedTuple):
-    """An encoder's last step. `step_s` is what is rested from."""
+class FinishedStep(NamedTuple):
+    """An encoder's last step; `step_s` is its duration in seconds, at most `PACED_STEP_S`."""
 
     ended_s: float
     step_s: float
     rows: int
 
 
-NEVER = Past(-math.inf, 0.0, 1)
+NO_STEP = FinishedStep(-math.inf, 0.0, 1)
 
 
 @dataclass(slots=True)
 class DutyCycle:
-    """Books on the steps of all models.
+    """The steps of all models: those that run, the last one of each encoder, and the models that wait.
 
-    `_part`: the part of the time that each generator under way was told last; `_worth`: what a second of a step counts,
-    less than 1 where several models may compute at once and share the cores.
+    `_generator_share`: the duty share that each active generator was told last. `_step_weight`: how much a second of a
+    step adds to the busy time; below 1 where several models may compute at once and share the cores.
     """
 
-    _part: float = 1.0
-    _worth: float = 1.0
-    _open: dict[str, Step] = field(default_factory=dict)
-    _past: dict[str, Past] = field(default_factory=dict)
+    _generator_share: float = 1.0
+    _step_weight: float = 1.0
+    _active: dict[str, ActiveStep] = field(default_factory=dict)
+    _finished: dict[str, FinishedStep] = field(default_factory=dict)
     _waiting: set[str] = field(default_factory=set)
-    _last: Past = NEVER
+    _last: FinishedStep = NO_STEP
     _busy_s: float = 0.0
-    _asked_s: float | None = None
+    _reported_s: float | None = None
     _counted_s: float = -math.inf
 
-    def begin(self, model: str, rows: int, now_s: float, streams: bool = False) -> None:
-        """A step of this many rows begins."""
+    def begin(self, model: str, rows: int, now_s: float, generates: bool = False) -> None:
+        """A step of `rows` rows begins."""
         self._count(now_s)
-        self._open[model] = Step(now_s, rows, streams)
+        self._active[model] = ActiveStep(now_s, rows, generates)
 
     def end(self, model: str, now_s: float) -> None:
-        """The model's step is over, or its worker is."""
+        """The model's step has ended, or its worker has."""
         self._count(now_s)
-        step = self._open.pop(model)
-        if not step.streams:
-            self._last = Past(now_s, min(now_s - step.began_s, PACED_STEP_S), step.rows)
-            self._past[model] = self._last
+        step = self._active.pop(model)
+        if not step.generates:
+            self._last = FinishedStep(now_s, min(now_s - step.began_s, PACED_STEP_S), step.rows)
+            self._finished[model] = self._last
 
     def wait(self, model: str) -> None:
-        """The model has something to compute, and asks by `rest_s` when it may."""
+        """The model has work and asks with `pause_s` when its step may begin."""
         self._waiting.add(model)
 
     def leave(self, model: str) -> None:
-        """It waits no longer."""
+        """The model no longer waits."""
         self._waiting.discard(model)
 
-    def rest_s(self, model: str, grant: Grant, now_s: float, streams: bool = False) -> float:
-        """Seconds until the model's next step may begin; infinite while the grant lets none begin or others are first.
-
-        A generator may begin at once: its worker rests between its tokens.
-        """
-        if grant.busy_share <= 0.0:
+    def pause_s(self, model: str, grant: ComputeGrant, now_s: float, generates: bool = False) -> float:
+        """Seconds until the model's next step may begin; inf while no step may begin or another model goes first."""
+        if grant.duty_share <= 0.0:
             return math.inf
-        if streams or not grant.takes_turns:
+        # A generator begins at once: its worker pauses between tokens.
+        if generates or not grant.one_at_a_time:
             return 0.0
-        if self._stepping(now_s) or self._is_behind(model):
+        if self._encoder_steps(now_s) or self._another_goes_first(model):
             return math.inf
-        return self._left_s(grant, now_s)
+        return self._pause_left_s(grant, now_s)
 
-    def part_of(self, model: str, grant: Grant) -> float:
-        """The part of the time that a model can count on beside those that step or wait now."""
-        others = {*self._open, *self._waiting} - {model}
-        return _part(grant, len(others) + 1)
+    def share_of(self, model: str, grant: ComputeGrant) -> float:
+        """The duty share that the model can expect beside the models that step or wait now."""
+        others = {*self._active, *self._waiting} - {model}
+        return _share_of_each(grant, len(others) + 1)
 
-    def share_out(self, grant: Grant, now_s: float) -> float:
-        """The part of the time in which each generator under way may compute from now on."""
+    def set_generator_share(self, grant: ComputeGrant, now_s: float) -> float:
+        """Compute and return the duty share of each active generator from now on."""
         self._count(now_s)
-        models = max(1, self._generators() + self._encoders(grant, now_s))
-        self._part = _part(grant, models)
-        self._worth = grant.busy_share / models / self._part if grant.takes_turns and self._part > 0.0 else 1.0
-        return self._part
+        models = max(1, self._generators() + self._encoders_count(grant, now_s))
+        self._generator_share = share = _share_of_each(grant, models)
+        self._step_weight = grant.duty_share / models / share if grant.one_at_a_time and share > 0.0 else 1.0
+        return share
 
     def row_s(self) -> float | None:
-        """Seconds per row of the slowest model's last step, of those that stepped lately; None before the first."""
-        lately = [past for past in self._past.values() if self._last.ended_s - past.ended_s <= LATELY_S]
-        return max((past.step_s / max(1, past.rows) for past in lately), default=None)
+        """Seconds per row of the slowest model's last step within `RECENT_S`; None before the first step."""
+        recent = [step for step in self._finished.values() if self._last.ended_s - step.ended_s <= RECENT_S]
+        return max((step.step_s / max(1, step.rows) for step in recent), default=None)
 
-    def busy_share(self, now_s: float) -> float | None:
-        """The part of the time since the last call in which steps ran, at most 1; None at the first call."""
+    def take_busy_share(self, now_s: float) -> float | None:
+        """Fraction of the time since the last call in which steps ran, at most 1; None at the first call."""
         self._count(now_s)
-        asked_s, self._asked_s = self._asked_s, now_s
+        reported_s, self._reported_s = self._reported_s, now_s
         busy_s, self._busy_s = self._busy_s, 0.0
-        if asked_s is None or now_s <= asked_s:
+        if reported_s is None or now_s <= reported_s:
             return None
-        return min(1.0, busy_s / (now_s - asked_s))
+        return min(1.0, busy_s / (now_s - reported_s))
 
     def forget(self, model: str) -> None:
-        """Its worker died: nobody rests from its last step."""
-        if self._past.pop(model, None) == self._last:
-            self._last = max(self._past.values(), default=NEVER)
+        """The model's worker died: its last step causes no pause."""
+        if self._finished.pop(model, None) == self._last:
+            self._last = max(self._finished.values(), default=NO_STEP)
 
     def _count(self, now_s: float) -> None:
-        """Book what ran since the last change; a generator computes in its part of the time."""
+        """Add the busy time since the last change; a generator computes for its duty share of the time."""
         since_s, self._counted_s = self._counted_s, now_s
-        for step in self._open.values():
+        for step in self._active.values():
             ran_s = max(0.0, now_s - max(step.began_s, since_s))
-            self._busy_s += ran_s * self._worth * (self._part if step.streams else 1.0)
+            self._busy_s += ran_s * self._step_weight * (self._generator_share if step.generates else 1.0)
 
     def _generators(self) -> int:
-        return sum(step.streams for step in self._open.values())
+        return sum(step.generates for step in self._active.values())
 
-    def _encoders(self, grant: Grant, now_s: float) -> bool:
-        """Whether an encoder steps, or the rest from its step is not over: so long it uses its part by definition."""
-        return any(not step.streams for step in self._open.values()) or self._left_s(grant, now_s) > REST_LEAST_S
+    def _encoders_count(self, grant: ComputeGrant, now_s: float) -> bool:
+        """Whether the encoders count as one model: while one steps or pauses they use their share by definition."""
+        stepping = any(not step.generates for step in self._active.values())
+        return stepping or self._pause_left_s(grant, now_s) > LEAST_PAUSE_S
 
-    def _left_s(self, grant: Grant, now_s: float) -> float:
-        """What is left of the rest from the last step of any encoder."""
-        share = _part(grant, self._generators() + 1)
+    def _pause_left_s(self, grant: ComputeGrant, now_s: float) -> float:
+        """Seconds left of the pause after the last step of any encoder."""
+        share = _share_of_each(grant, self._generators() + 1)
         if share <= 0.0:
             return math.inf
         return max(0.0, self._last.ended_s + self._last.step_s * (1.0 / share - 1.0) - now_s)
 
-    def _stepping(self, now_s: float) -> bool:
-        """Whether an encoder is in a step; one whose worker may hang holds nobody up any longer."""
-        return any(not step.streams and now_s - step.began_s < PACED_STEP_S for step in self._open.values())
+    def _encoder_steps(self, now_s: float) -> bool:
+        """Whether an encoder steps. After `PACED_STEP_S` its worker may hang and no longer blocks other models."""
+        return any(not step.generates and now_s - step.began_s < PACED_STEP_S for step in self._active.values())
 
-    def _is_behind(self, model: str) -> bool:
-        """Whether another one waits whose last step is longer ago."""
-        mine_s = self._ended_s(model)
-        return any(self._ended_s(other) < mine_s for other in self._waiting if other != model)
+    def _another_goes_first(self, model: str) -> bool:
+        """Whether a waiting model's last step ended before this model's last step."""
+        own_s = self._ended_s(model)
+        return any(self._ended_s(other) < own_s for other in self._waiting if other != model)
 
     def _ended_s(self, model: str) -> float:
-        past = self._past.get(model)
-        return past.ended_s if past is not None else -math.inf
+        step = self._finished.get(model)
+        return step.ended_s if step is not None else -math.inf
 
 
-def _part(grant: Grant, models: int) -> float:
-    if not grant.takes_turns or grant.busy_share <= 0.0 or models == 1:
-        return grant.busy_share
-    return operating_points.part(models, grant.busy_share, grant.threads, max(grant.threads, grant.of_threads))
+def _share_of_each(grant: ComputeGrant, models: int) -> float:
+    if not grant.one_at_a_time or grant.duty_share <= 0.0 or models == 1:
+        return grant.duty_share
+    of_threads = max(grant.threads, grant.unlimited_threads)
+    return operating_points.duty_share_of_each(models, grant.duty_share, grant.threads, of_threads)

@@ -17,7 +17,7 @@ from edge_agent.core.scheduler import Queue
 class WorkerLoad:
     """A worker as a request finds it.
 
-    `key` names model and variant for the cost model; `max_rows`, `threads` and `busy_share` are the governor's grant;
+    `key` names model and variant for the cost model; `max_rows`, `threads` and `duty_share` are the governor's grant;
     `running_s`: seconds until the batch inside is done, 0 without one; `load_s`: seconds until the model is in
     memory, 0 where it is.
     """
@@ -25,7 +25,7 @@ class WorkerLoad:
     key: Hashable
     max_rows: int
     threads: int
-    busy_share: float = 1.0
+    duty_share: float = 1.0
     running_s: float = 0.0
     load_s: float = 0.0
 
@@ -44,7 +44,7 @@ def batched(
     batch_s = costs.predict_s(at.key, at.max_rows, at.max_rows * row_bytes, at.threads)
     if compute_s is None or batch_s is None:
         return None, None
-    batch_s /= max(0.01, at.busy_share)  # pauses between steps
+    batch_s /= max(0.01, at.duty_share)  # pauses between steps
     wait_s = queue.rows_ahead(job, now_s) // at.max_rows * batch_s + at.running_s + at.load_s
     return wait_s, compute_s * max(1, -(-job.rows // at.max_rows))
 
@@ -53,7 +53,7 @@ def work_s(job: Job, costs: CostModel, at: WorkerLoad) -> float:
     """Seconds of the worker's time that a request costs: its share of full batches; 0 while nothing is known."""
     row_bytes = max(1, job.size_bytes // job.rows)
     full_s = costs.predict_s(at.key, at.max_rows, at.max_rows * row_bytes, at.threads) or 0.0
-    return full_s / at.max_rows * job.rows / max(0.01, at.busy_share)
+    return full_s / at.max_rows * job.rows / max(0.01, at.duty_share)
 
 
 def batch_s(costs: CostModel, at: WorkerLoad, rows: int, row_bytes: int) -> float | None:

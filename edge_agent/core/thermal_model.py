@@ -17,10 +17,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-OBSERVATION_C = 6.0
+SAMPLE_SD_C = 6.0
 """Weight of one sample against the prior, as a standard deviation. Far above the sensor's 0.6: the samples of a second
 are not independent, for what two nodes cannot explain (leakage, age of the sample) stays the same for minutes."""
-FORGET_S = 1200.0
+FORGETTING_S = 1200.0
 ERROR_S = 300.0
 SOLVE_EVERY_S = 10.0
 SLOW_CANDIDATES_S = (50.0, 90.0, 165.0, 300.0, 550.0, 1000.0)
@@ -30,7 +30,7 @@ SWITCH_BELOW = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
+class ThermalPrior:
     """What is assumed of a board before anything was seen. Watts at the board's input, K/W, seconds.
 
     `full_w` is what full load adds to `idle_w`.
@@ -45,26 +45,26 @@ class Prior:
 
 
 PRIORS = {
-    "pi-zero-2": Prior(0.7, 2.2, 6.0, 7.2, 14.0, 165.0),
-    "pi-3": Prior(1.4, 3.7, 5.0, 7.0, 6.0, 165.0),
-    "pi-3b-plus": Prior(1.9, 4.0, 4.0, 7.0, 6.0, 165.0),
-    "pi-4": Prior(2.7, 4.0, 4.3, 7.3, 4.6, 165.0),
-    "pi-5": Prior(3.2, 7.5, 2.1, 7.3, 3.9, 165.0),
-    "jetson-nano": Prior(2.0, 8.0, 1.0, 4.0, 4.0, 550.0),
-    "orin-nano": Prior(5.0, 15.0, 0.6, 3.0, 1.6, 300.0),
-    "orin-nx": Prior(6.0, 20.0, 0.5, 3.0, 1.4, 300.0),
-    "orin": Prior(9.0, 40.0, 0.25, 3.0, 0.7, 300.0),
+    "pi-zero-2": ThermalPrior(0.7, 2.2, 6.0, 7.2, 14.0, 165.0),
+    "pi-3": ThermalPrior(1.4, 3.7, 5.0, 7.0, 6.0, 165.0),
+    "pi-3b-plus": ThermalPrior(1.9, 4.0, 4.0, 7.0, 6.0, 165.0),
+    "pi-4": ThermalPrior(2.7, 4.0, 4.3, 7.3, 4.6, 165.0),
+    "pi-5": ThermalPrior(3.2, 7.5, 2.1, 7.3, 3.9, 165.0),
+    "jetson-nano": ThermalPrior(2.0, 8.0, 1.0, 4.0, 4.0, 550.0),
+    "orin-nano": ThermalPrior(5.0, 15.0, 0.6, 3.0, 1.6, 300.0),
+    "orin-nx": ThermalPrior(6.0, 20.0, 0.5, 3.0, 1.4, 300.0),
+    "orin": ThermalPrior(9.0, 40.0, 0.25, 3.0, 0.7, 300.0),
 }
 """Fits to published step responses and power figures (facts/boards.md D2; Zero 2 W, 3 and the Jetsons estimated)."""
-ANY_BOARD = Prior(3.0, 6.0, 2.5, 7.0, 4.5, 165.0)
+DEFAULT_PRIOR = ThermalPrior(3.0, 6.0, 2.5, 7.0, 4.5, 165.0)
 
 
-def prior_for(board_key: str) -> Prior:
+def prior_for(board_key: str) -> ThermalPrior:
     """The prior of a board by its key in `sensors.boards`; an average one for a board that is not in the table."""
-    return PRIORS.get(board_key, ANY_BOARD)
+    return PRIORS.get(board_key, DEFAULT_PRIOR)
 
 
-class Track(NamedTuple):
+class CandidateFit(NamedTuple):
     """One candidate time constant with its least-squares state.
 
     `gram` is the upper triangle of the weighted sum of outer products of (1, P_fast, P_slow, start); `moment` the sum
@@ -80,23 +80,24 @@ class Track(NamedTuple):
     error_c2: float
 
 
-class Model(NamedTuple):
+class ThermalModel(NamedTuple):
     """The board as it is understood now.
 
-    `expected_c`: the ambient temperature assumed at the start; `seen_s`: how long it was watched under a changing load.
+    `initial_ambient_c`: the ambient temperature assumed at the start; `observed_s`: how long it was watched under a
+    changing load.
     """
 
-    expected_c: float
+    initial_ambient_c: float
     ambient_c: float
     fast_k_per_w: float
     fast_s: float
     slow_k_per_w: float
     slow_s: float
     fast_w: float
-    tracks: tuple[Track, ...]
+    candidates: tuple[CandidateFit, ...]
     best: int
-    unsolved_s: float = 0.0
-    seen_s: float = 0.0
+    since_solved_s: float = 0.0
+    observed_s: float = 0.0
     lowest_w: float = math.inf
     highest_w: float = 0.0
 
@@ -106,7 +107,7 @@ class Model(NamedTuple):
         return self.fast_k_per_w + self.slow_k_per_w
 
 
-def start_model(prior: Prior, first_c: float) -> Model:
+def start_model(prior: ThermalPrior, first_c: float) -> ThermalModel:
     """Nothing seen yet: the prior, a board settled at idle, and the room that explains its first temperature.
 
     A board that was just under load makes the room look too warm: the error is on the careful side, and goes.
@@ -114,62 +115,73 @@ def start_model(prior: Prior, first_c: float) -> Model:
     spent_w = prior.idle_w
     ambient_c = first_c - (prior.fast_k_per_w + prior.slow_k_per_w) * spent_w
     theta = (ambient_c, prior.fast_k_per_w, prior.slow_k_per_w, 0.0)
-    tracks = tuple(
-        Track(slow_s, spent_w, 1.0, (0.0,) * 10, (0.0,) * 4, theta, OBSERVATION_C**2) for slow_s in SLOW_CANDIDATES_S
+    candidates = tuple(
+        CandidateFit(slow_s, spent_w, 1.0, (0.0,) * 10, (0.0,) * 4, theta, SAMPLE_SD_C**2)
+        for slow_s in SLOW_CANDIDATES_S
     )
-    best = min(range(len(tracks)), key=lambda index: abs(math.log(tracks[index].slow_s / prior.slow_s)))
-    return Model(
+    best = min(range(len(candidates)), key=lambda index: abs(math.log(candidates[index].slow_s / prior.slow_s)))
+    return ThermalModel(
         ambient_c,
         ambient_c,
         prior.fast_k_per_w,
         prior.fast_s,
         prior.slow_k_per_w,
-        tracks[best].slow_s,
+        candidates[best].slow_s,
         spent_w,
-        tracks,
+        candidates,
         best,
     )
 
 
-def advance(model: Model, spent_w: float, elapsed_s: float) -> Model:
+def advance(model: ThermalModel, spent_w: float, elapsed_s: float) -> ThermalModel:
     """Let the low passes follow the watts spent during `elapsed_s`; nothing is learned."""
     fast_w = model.fast_w + (spent_w - model.fast_w) * -math.expm1(-elapsed_s / model.fast_s)
-    tracks = tuple(_advanced(track, spent_w, elapsed_s) for track in model.tracks)
-    return model._replace(fast_w=fast_w, tracks=tracks)
+    candidates = tuple(_advanced(candidate, spent_w, elapsed_s) for candidate in model.candidates)
+    return model._replace(fast_w=fast_w, candidates=candidates)
 
 
-def _advanced(track: Track, spent_w: float, elapsed_s: float) -> Track:
-    keep = math.exp(-elapsed_s / track.slow_s)
-    slow_w = spent_w + (track.slow_w - spent_w) * keep
-    return Track(track.slow_s, slow_w, track.start * keep, track.gram, track.moment, track.theta, track.error_c2)
+def _advanced(candidate: CandidateFit, spent_w: float, elapsed_s: float) -> CandidateFit:
+    keep = math.exp(-elapsed_s / candidate.slow_s)
+    slow_w = spent_w + (candidate.slow_w - spent_w) * keep
+    return CandidateFit(
+        candidate.slow_s,
+        slow_w,
+        candidate.start * keep,
+        candidate.gram,
+        candidate.moment,
+        candidate.theta,
+        candidate.error_c2,
+    )
 
 
-def learn(model: Model, prior: Prior, measured_c: float, elapsed_s: float) -> Model:
-    """Take a fresh temperature into all tracks; every `SOLVE_EVERY_S` solve them and take over the best.
+def learn(model: ThermalModel, prior: ThermalPrior, measured_c: float, elapsed_s: float) -> ThermalModel:
+    """Take a fresh temperature into all candidates; every `SOLVE_EVERY_S` solve them and take over the best.
 
     The resistances are bounded; the ambient temperature is what then explains the mean.
     """
-    keep, keep_error = math.exp(-elapsed_s / FORGET_S), math.exp(-elapsed_s / ERROR_S)
-    tracks = tuple(_learned(track, model.fast_w, measured_c, keep, keep_error) for track in model.tracks)
+    keep, keep_error = math.exp(-elapsed_s / FORGETTING_S), math.exp(-elapsed_s / ERROR_S)
+    candidates = tuple(
+        _learned(candidate, model.fast_w, measured_c, keep, keep_error) for candidate in model.candidates
+    )
     lowest_w, highest_w = min(model.lowest_w, model.fast_w), max(model.highest_w, model.fast_w)
     moved = highest_w - lowest_w >= 0.2 * prior.full_w
-    unsolved_s = model.unsolved_s + elapsed_s
+    since_solved_s = model.since_solved_s + elapsed_s
     model = model._replace(
-        tracks=tracks,
-        unsolved_s=unsolved_s,
-        seen_s=model.seen_s + (elapsed_s if moved else 0.0),
+        candidates=candidates,
+        since_solved_s=since_solved_s,
+        observed_s=model.observed_s + (elapsed_s if moved else 0.0),
         lowest_w=lowest_w,
         highest_w=highest_w,
     )
-    return _solved(model, prior) if unsolved_s >= SOLVE_EVERY_S else model
+    return _solved(model, prior) if since_solved_s >= SOLVE_EVERY_S else model
 
 
-def _learned(track: Track, fast_w: float, measured_c: float, keep: float, keep_error: float) -> Track:
-    slow_w, start = track.slow_w, track.start
-    a, b, c, d = track.theta
-    miss_c = measured_c - a - b * fast_w - c * slow_w - d * start
-    g = track.gram
-    m = track.moment
+def _learned(candidate: CandidateFit, fast_w: float, measured_c: float, keep: float, keep_error: float) -> CandidateFit:
+    slow_w, start = candidate.slow_w, candidate.start
+    a, b, c, d = candidate.theta
+    residual_c = measured_c - a - b * fast_w - c * slow_w - d * start
+    g = candidate.gram
+    m = candidate.moment
     gram = (
         keep * g[0] + 1.0,
         keep * g[1] + fast_w,
@@ -188,43 +200,45 @@ def _learned(track: Track, fast_w: float, measured_c: float, keep: float, keep_e
         keep * m[2] + slow_w * measured_c,
         keep * m[3] + start * measured_c,
     )
-    error_c2 = keep_error * track.error_c2 + (1.0 - keep_error) * miss_c * miss_c
-    return Track(track.slow_s, slow_w, start, gram, moment, track.theta, error_c2)
+    error_c2 = keep_error * candidate.error_c2 + (1.0 - keep_error) * residual_c * residual_c
+    return CandidateFit(candidate.slow_s, slow_w, start, gram, moment, candidate.theta, error_c2)
 
 
-def _solved(model: Model, prior: Prior) -> Model:
-    tracks = tuple(track._replace(theta=_solve(track, prior, model.expected_c)) for track in model.tracks)
-    best = min(range(len(tracks)), key=lambda index: tracks[index].error_c2)
-    if tracks[best].error_c2 > SWITCH_BELOW * tracks[model.best].error_c2:
+def _solved(model: ThermalModel, prior: ThermalPrior) -> ThermalModel:
+    candidates = tuple(
+        candidate._replace(theta=_solve(candidate, prior, model.initial_ambient_c)) for candidate in model.candidates
+    )
+    best = min(range(len(candidates)), key=lambda index: candidates[index].error_c2)
+    if candidates[best].error_c2 > SWITCH_BELOW * candidates[model.best].error_c2:
         best = model.best
-    _, fast, slow, started_c = tracks[best].theta
-    fast = _between(fast, 0.5 * prior.fast_k_per_w, 2.0 * prior.fast_k_per_w)
-    slow = _between(slow, 0.2 * prior.slow_k_per_w, 2.5 * prior.slow_k_per_w)
-    g = tracks[best].gram
+    _, fast, slow, started_c = candidates[best].theta
+    fast = _clamp(fast, 0.5 * prior.fast_k_per_w, 2.0 * prior.fast_k_per_w)
+    slow = _clamp(slow, 0.2 * prior.slow_k_per_w, 2.5 * prior.slow_k_per_w)
+    g = candidates[best].gram
     return model._replace(
-        tracks=tracks,
+        candidates=candidates,
         best=best,
-        ambient_c=(tracks[best].moment[0] - fast * g[1] - slow * g[2] - started_c * g[3]) / g[0],
+        ambient_c=(candidates[best].moment[0] - fast * g[1] - slow * g[2] - started_c * g[3]) / g[0],
         fast_k_per_w=fast,
         slow_k_per_w=slow,
-        slow_s=tracks[best].slow_s,
-        unsolved_s=0.0,
+        slow_s=candidates[best].slow_s,
+        since_solved_s=0.0,
     )
 
 
-def _solve(track: Track, prior: Prior, ambient_c: float) -> tuple[float, float, float, float]:
+def _solve(candidate: CandidateFit, prior: ThermalPrior, ambient_c: float) -> tuple[float, float, float, float]:
     """Least squares with the prior as four more observations; symmetric and positive definite by it."""
     expected = (ambient_c, prior.fast_k_per_w, prior.slow_k_per_w, 0.0)
     spread = (12.0, 0.3 * prior.fast_k_per_w, 0.5 * prior.slow_k_per_w, 25.0)
-    weights = [(OBSERVATION_C / each) ** 2 for each in spread]
-    g = track.gram
+    weights = [(SAMPLE_SD_C / each) ** 2 for each in spread]
+    g = candidate.gram
     rows = [
         [g[0] + weights[0], g[1], g[2], g[3]],
         [g[1], g[4] + weights[1], g[5], g[6]],
         [g[2], g[5], g[7] + weights[2], g[8]],
         [g[3], g[6], g[8], g[9] + weights[3]],
     ]
-    right = [track.moment[i] + weights[i] * expected[i] for i in range(4)]
+    right = [candidate.moment[i] + weights[i] * expected[i] for i in range(4)]
     for i in range(4):
         for j in range(i + 1, 4):
             factor = rows[j][i] / rows[i][i]
@@ -237,7 +251,7 @@ def _solve(track: Track, prior: Prior, ambient_c: float) -> tuple[float, float, 
     return found[0], found[1], found[2], found[3]
 
 
-def forecast_c(model: Model, now_c: float, power_w: float, ahead_s: float) -> float:
+def forecast_c(model: ThermalModel, now_c: float, power_w: float, ahead_s: float) -> float:
     """The temperature after `ahead_s` at `power_w`, from `now_c` now. Anchored at what is measured: the model only
     adds the change, so that a wrong ambient temperature hardly matters."""
     slow_now_c = now_c - model.fast_k_per_w * model.fast_w
@@ -246,7 +260,7 @@ def forecast_c(model: Model, now_c: float, power_w: float, ahead_s: float) -> fl
     return now_c + fast + slow
 
 
-def holding_w(model: Model, now_c: float, target_c: float, ahead_s: float) -> float:
+def holding_w(model: ThermalModel, now_c: float, target_c: float, ahead_s: float) -> float:
     """The watts that bring the temperature to `target_c` in `ahead_s`, the die settled: the sustainable power for
     that horizon. May be negative."""
     slow_now_c = now_c - model.fast_k_per_w * model.fast_w
@@ -255,10 +269,10 @@ def holding_w(model: Model, now_c: float, target_c: float, ahead_s: float) -> fl
     return rise_c / (model.fast_k_per_w + model.slow_k_per_w * reached)
 
 
-def settled_w(model: Model, target_c: float) -> float:
+def settled_w(model: ThermalModel, target_c: float) -> float:
     """The watts that hold `target_c` for ever, by the model alone. May be negative."""
     return (target_c - model.ambient_c) / model.total_k_per_w
 
 
-def _between(value: float, low: float, high: float) -> float:
+def _clamp(value: float, low: float, high: float) -> float:
     return max(low, min(value, high))

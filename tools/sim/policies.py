@@ -114,10 +114,12 @@ class Governed:
         self._clocks = board.clock_shares if clocks else ()
         flags_c = board.soft_c if board.law in FLAGGED else None
         prior = prior_for(board.board)
-        self.plan = governor.GovernorConfig(board.soft_c, rows, board.cores, board.hard_c, prior, self._clocks, flags_c)
+        self.config = governor.GovernorConfig(
+            board.soft_c, rows, board.cores, board.hard_c, prior, self._clocks, flags_c
+        )
         self._generator = generator
-        self.memory = governor.GovernorState()
-        self.grant: governor.Grant | None = None
+        self.state = governor.GovernorState()
+        self.grant: governor.ComputeGrant | None = None
 
     def limits(self, look: Look) -> Drive:
         """One call of `governor.decide`."""
@@ -128,9 +130,9 @@ class Governed:
         )
         power = Reading(look.power_w, "watts", "sim", look.now_s) if look.power_w is not None else None
         second = Reading(look.second_c, "celsius", "sim", look.now_s - 1.0) if look.second_c is not None else None
-        seen = governor.Observation(look.busy, look.row_s, power, second, look.flags, self._generator)
-        grant, self.memory = governor.decide(self.plan, reading, self.memory, look.now_s, seen)
+        observed = governor.Observation(look.busy, look.row_s, power, second, look.flags, self._generator)
+        grant, self.state = governor.decide(self.config, reading, self.state, look.now_s, observed)
         self.grant = grant
         closed = grant.closed_because is not None
-        mark = (int(grant.level), self.memory.rung)
-        return Drive(grant.max_rows, grant.threads, grant.clock, grant.busy_share, closed, mark)
+        mark = (int(grant.level), self.state.point_index)
+        return Drive(grant.max_rows, grant.threads, grant.clock, grant.duty_share, closed, mark)

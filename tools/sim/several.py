@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from edge_agent.base.reading import Reading
 from edge_agent.core import governor
-from edge_agent.core.duty_cycle import REST_LEAST_S, DutyCycle
-from edge_agent.core.governor_types import Grant
+from edge_agent.core.duty_cycle import LEAST_PAUSE_S, DutyCycle
+from edge_agent.core.governor import ComputeGrant
 from edge_agent.worker.rest import Rest
 from sim import load
 from sim.boards import BoardModel
@@ -37,7 +37,7 @@ class Work:
     name: str
     generator: bool
     size: float = 1.0
-    pace: DutyCycle = field(default_factory=DutyCycle)
+    cycle: DutyCycle = field(default_factory=DutyCycle)
     rest: Rest = field(default_factory=Rest)
     stepping: bool = False
     began_s: float = 0.0
@@ -71,14 +71,14 @@ class Several:
         self.plants = Plants([board], np.array([ambient_c]), np.array([1.0]), 1)
         generates = any(generator for _, generator, _ in models)
         self.policy = Governed(board, 16, clocks, generates)
-        self.memory = governor.GovernorState()
-        self.grant = Grant(governor.Level.NORMAL, 16, board.cores, None, "")
+        self.state = governor.GovernorState()
+        self.grant = ComputeGrant(governor.GovernorLevel.NORMAL, 16, board.cores, None, "")
         common = DutyCycle()
         self.models = [Work(name, gen, size, common if shared else DutyCycle()) for name, gen, size in models]
         for model in self.models:
             model.rest.concerned = model.generator
             if model.generator:
-                model.pace.begin(model.name, 1, 0.0, streams=True)
+                model.cycle.begin(model.name, 1, 0.0, generates=True)
 
     def run(self, seconds: int) -> Outcome:
         """Simulate from the start."""
@@ -86,7 +86,7 @@ class Several:
         for second in range(seconds):
             self.plants.second()
             self._decide(float(second))
-            busy[second] = self.grant.busy_share
+            busy[second] = self.grant.duty_share
             before = sum(model.served for model in self.models)
             for part in range(SLICES):
                 self._slice(second + part * SLICE_S)
@@ -95,20 +95,20 @@ class Several:
         return Outcome(die_c, served, busy, {model.name: model.served for model in self.models})
 
     def _decide(self, now_s: float) -> None:
-        paces = {id(model.pace): model.pace for model in self.models}.values()
-        shares = [share for pace in paces if (share := pace.busy_share(now_s)) is not None]
-        row_s = max((found for pace in paces if (found := pace.row_s()) is not None), default=None)
+        cycles = {id(model.cycle): model.cycle for model in self.models}.values()
+        shares = [share for cycle in cycles if (share := cycle.take_busy_share(now_s)) is not None]
+        row_s = max((found for cycle in cycles if (found := cycle.row_s()) is not None), default=None)
         reading = Reading(float(self.plants.sensor_c[0]), "celsius", "sim", now_s - 1.0)
         bound = any(model.generator for model in self.models)
         flags = int(self.plants.flags[0])
         busy = min(1.0, sum(shares)) if shares else None
-        seen = governor.Observation(busy, row_s, None, None, flags, bound)
-        self.grant, self.memory = governor.decide(self.policy.plan, reading, self.memory, now_s, seen)
+        observed = governor.Observation(busy, row_s, None, None, flags, bound)
+        self.grant, self.state = governor.decide(self.policy.config, reading, self.state, now_s, observed)
         self._tell(now_s)
 
     def _tell(self, now_s: float) -> None:
         for model in self.models:
-            model.rest.share = model.pace.share_out(self.grant, now_s)
+            model.rest.share = model.cycle.set_generator_share(self.grant, now_s)
 
     def _slice(self, now_s: float) -> None:
         for model in self.models:
@@ -132,16 +132,16 @@ class Several:
     def _may(self, model: Work, now_s: float) -> bool:
         if model.generator:
             return model.rest.left_s(now_s) <= 0.0
-        model.pace.wait(model.name)
-        return model.pace.rest_s(model.name, self.grant, now_s) <= REST_LEAST_S
+        model.cycle.wait(model.name)
+        return model.cycle.pause_s(model.name, self.grant, now_s) <= LEAST_PAUSE_S
 
     def _begin(self, model: Work, now_s: float) -> None:
         model.stepping, model.began_s, model.threads = True, now_s, self.grant.threads
         rows = self.grant.max_rows
         model.left_s = model.size * (self.board.token_s if model.generator else self.board.row_s * rows)
         if not model.generator:
-            model.pace.leave(model.name)
-            model.pace.begin(model.name, rows, now_s)
+            model.cycle.leave(model.name)
+            model.cycle.begin(model.name, rows, now_s)
             self._tell(now_s)
 
     def _end(self, model: Work, now_s: float) -> None:
@@ -149,4 +149,4 @@ class Several:
         if model.generator:
             model.rest.begin(now_s, model.began_s)
         else:
-            model.pace.end(model.name, now_s)
+            model.cycle.end(model.name, now_s)

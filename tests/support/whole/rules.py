@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.agent.acks import HELD
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
-from edge_agent.core.governor_types import Level
+from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.job import JobState
 from edge_agent.core.request_table import ANSWERS_BYTES
 from tests.support.whole.clients import DEVICE, PREFIX
@@ -149,7 +149,7 @@ class Rules:
     def _heat(self) -> None:
         """No work is handed out while the governor has closed the board for heat; a worker may end what it has."""
         world = self._world
-        if world.device.context.grant.level is not Level.EMERGENCY:
+        if world.device.context.grant.level is not GovernorLevel.EMERGENCY:
             self._emergency_s = None
             return
         if self._emergency_s is None:

@@ -11,7 +11,7 @@ from edge_agent.agent.context import full_grant
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core import governor
-from edge_agent.core.governor import Grant, Level, Observation
+from edge_agent.core.governor import ComputeGrant, GovernorLevel, Observation
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -22,7 +22,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
     """What the governor is told each second."""
     found: list[Observation] = []
 
-    def decide(_plan: Any, _temperature: Any, memory: Any, _now_s: float, seen: Observation) -> tuple[Grant, Any]:
+    def decide(
+        _plan: Any, _temperature: Any, memory: Any, _now_s: float, seen: Observation
+    ) -> tuple[ComputeGrant, Any]:
         found.append(seen)
         return full_grant(8, 4), memory
 
@@ -123,9 +125,9 @@ def test_a_control_group_leaves_no_more_than_the_host_has() -> None:
 
 def test_a_generator_that_may_run_a_thousandth_of_the_time_may_run() -> None:
     async def scenario(device: Device) -> None:
-        device.context.grant = replace(full_grant(8, 4), level=Level.REDUCED, busy_share=1e-5)
+        device.context.grant = replace(full_grant(8, 4), level=GovernorLevel.REDUCED, duty_share=1e-5)
         assert device.host.worker_limits()["busy_permille"] == 1
-        device.context.grant = replace(full_grant(8, 4), level=Level.REDUCED, busy_share=0.0)
+        device.context.grant = replace(full_grant(8, 4), level=GovernorLevel.REDUCED, duty_share=0.0)
         assert device.host.worker_limits()["busy_permille"] == 0
 
     Device.run(scenario, a_model())

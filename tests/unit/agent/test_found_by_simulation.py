@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from edge_agent.base.limits import PACED_STEP_S, WORKER_SILENCE_S
-from edge_agent.core.duty_cycle import DutyCycle, Past
-from edge_agent.core.governor import Grant, Level
+from edge_agent.core.duty_cycle import DutyCycle, FinishedStep
+from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.protocol import encode
 from edge_agent.protocol.address import ReplyAddress
@@ -14,7 +14,7 @@ from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
 
-HALF = Grant(Level.REDUCED, 8, 4, None, "warm", busy_share=0.5)
+HALF = ComputeGrant(GovernorLevel.REDUCED, 8, 4, None, "warm", duty_share=0.5)
 
 
 async def seconds(device: Device, count: int) -> None:
@@ -125,7 +125,7 @@ def test_requests_past_their_deadline_do_not_fill_the_queue_while_a_load_hangs()
 
 
 def test_a_successor_does_not_rest_from_the_silence_of_the_one_before() -> None:
-    """Seed 5: half a minute of hanging counted as a step, and at half pace the next one waited as long again."""
+    """Seed 5: half a minute of hanging counted as a step, and at half cycle the next one waited as long again."""
 
     async def scenario(device: Device) -> None:
         device.context.grant = HALF
@@ -141,10 +141,10 @@ def test_a_successor_does_not_rest_from_the_silence_of_the_one_before() -> None:
 
 def test_a_step_that_a_stopped_process_made_long_is_rested_from_for_seconds() -> None:
     """Seed 1613: a daemon that stood still for 40 s left a model unserved for minutes."""
-    pace = DutyCycle()
-    pace.begin("m", 1, 0.0)
-    pace.end("m", 40.0)
-    assert pace.rest_s("m", HALF, 40.0) == PACED_STEP_S
+    cycle = DutyCycle()
+    cycle.begin("m", 1, 0.0)
+    cycle.end("m", 40.0)
+    assert cycle.pause_s("m", HALF, 40.0) == PACED_STEP_S
 
 
 def test_what_rounding_leaves_of_a_rest_is_none() -> None:
@@ -154,7 +154,7 @@ def test_what_rounding_leaves_of_a_rest_is_none() -> None:
         device.context.grant = HALF
         device.context.duty_cycle.begin("m", 1, 0.0)
         device.context.duty_cycle.end("m", device.clock.monotonic_s() - 1.0)
-        device.context.duty_cycle._last = Past(device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
+        device.context.duty_cycle._last = FinishedStep(device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
         await device.ask("1")
         await asyncio.wait_for(later(1.0), 5.0)
         assert device.status("1") == 200

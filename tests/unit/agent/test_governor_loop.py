@@ -12,7 +12,7 @@ from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import Measured
 from edge_agent.core import governor
-from edge_agent.core.governor import Level
+from edge_agent.core.governor import GovernorLevel
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -56,7 +56,7 @@ def halved(monkeypatch: pytest.MonkeyPatch) -> None:
     def decide(plan: Any, temperature: Any, memory: Any, now_s: float, *more: Any, **most: Any) -> Any:
         hot = temperature.value is not None and temperature.value >= 70.0
         full = full_grant(8, 4)
-        half = replace(full, level=Level.REDUCED, max_rows=4, threads=2, why=f"{temperature.value} °C")
+        half = replace(full, level=GovernorLevel.REDUCED, max_rows=4, threads=2, why=f"{temperature.value} °C")
         return (half if hot else full), memory
 
     monkeypatch.setattr(governor, "decide", decide)
@@ -329,7 +329,7 @@ def test_a_board_that_refuses_its_clock_while_it_is_hot_is_governed_on() -> None
             await later(1.0)
         assert device.kinds().count("clock-refused") == 1
         assert device.context.grant.clock == 1.0
-        assert device.context.grant.level >= governor.Level.REDUCED
+        assert device.context.grant.level >= governor.GovernorLevel.REDUCED
 
     Device.run(scenario, a_model())
 

@@ -47,7 +47,7 @@ def test_whole_batches_are_ahead_and_the_last_one_is_shared(ahead: int, wait_s: 
 
 
 def test_pauses_loads_and_the_batch_inside_count() -> None:
-    at = replace(AT, busy_share=0.5, running_s=0.15, load_s=3.0)
+    at = replace(AT, duty_share=0.5, running_s=0.15, load_s=3.0)
     wait_s, _ = batched(waiting(4), a_job("x"), costs(), at, NOW_S)
     assert wait_s == pytest.approx(0.2 / 0.5 + 0.15 + 3.0)
 

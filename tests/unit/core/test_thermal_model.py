@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.thermal_model import (
-    ANY_BOARD,
+    DEFAULT_PRIOR,
     PRIORS,
-    Model,
-    Prior,
+    ThermalModel,
+    ThermalPrior,
     advance,
     forecast_c,
     holding_w,
@@ -44,7 +44,7 @@ class Sink:
         return self.die_c + self.random.gauss(0.0, 0.6)
 
 
-def watch(sink: Sink, watts: list[float]) -> Model:
+def watch(sink: Sink, watts: list[float]) -> ThermalModel:
     model = start_model(PI5, sink.die_c)
     for spent_w in watts:
         measured_c = sink.spend(spent_w)
@@ -74,7 +74,7 @@ def test_before_anything_was_seen_it_is_the_prior_and_explains_the_first_tempera
 def test_a_board_that_only_idles_keeps_its_prior() -> None:
     model = watch(Sink(6.0, 300.0, 25.0), [PI5.idle_w] * 1800)
     assert model.slow_k_per_w == pytest.approx(PI5.slow_k_per_w, rel=0.5)
-    assert model.seen_s == 0.0
+    assert model.observed_s == 0.0
     assert forecast_c(model, 51.0, PI5.idle_w, 600.0) == pytest.approx(51.0, abs=1.5)
 
 
@@ -94,18 +94,18 @@ def test_the_holding_power_is_the_inverse_of_the_settled_forecast(
 
 
 def test_every_board_of_the_table_has_a_plausible_prior() -> None:
-    for prior in (*PRIORS.values(), ANY_BOARD):
+    for prior in (*PRIORS.values(), DEFAULT_PRIOR):
         assert 0.2 <= prior.fast_k_per_w + prior.slow_k_per_w <= 30.0
         assert prior.fast_s < 10.0 < prior.slow_s
-    assert prior_for("what-is-this") is ANY_BOARD
+    assert prior_for("what-is-this") is DEFAULT_PRIOR
 
 
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.0, 60.0), st.floats(-40.0, 130.0), st.floats(0.0, 5.0)), max_size=80),
-    st.sampled_from([ANY_BOARD, *PRIORS.values()]),
+    st.sampled_from([DEFAULT_PRIOR, *PRIORS.values()]),
 )
-def test_no_data_drive_it_out_of_its_bounds(steps: list[tuple[float, float, float]], prior: Prior) -> None:
+def test_no_data_drive_it_out_of_its_bounds(steps: list[tuple[float, float, float]], prior: ThermalPrior) -> None:
     model = start_model(prior, 45.0)
     for watts, measured_c, elapsed_s in steps:
         model = learn(advance(model, watts, elapsed_s), prior, measured_c, elapsed_s)

@@ -1,4 +1,4 @@
-"""A pace that turned is not turned back within the dwell, unless that leads near the soft limit."""
+"""A share that turned is not turned back within the dwell, unless that leads near the soft limit."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.anti_hunting import DWELL_S, SWING, PaceHistory, calmed
+from edge_agent.core.governor import DWELL_S, REVERSAL_SHARE, ReversalState, limit_reversals
 
-paces = st.floats(0.0, 1.0)
+shares = st.floats(0.0, 1.0)
 
 
-def _run(wanted: list[float], urgent: list[bool] | None = None, rungs: list[int] | None = None) -> list[float]:
-    swing, kept = PaceHistory(), []
-    for second, pace in enumerate(wanted):
+def _run(wanted: list[float], urgent: list[bool] | None = None, points: list[int] | None = None) -> list[float]:
+    state, kept = ReversalState(), []
+    for second, share in enumerate(wanted):
         near = urgent[second] if urgent else False
-        rung = rungs[second] if rungs else 0
-        got, swing = calmed(swing, pace, float(second), rung, urgent=near)
+        point = points[second] if points else 0
+        got, state = limit_reversals(state, share, float(second), point, urgent=near)
         kept.append(got)
     return kept
 
 
-def _turns(paces: list[float]) -> list[int]:
-    """Independently of the subject: the seconds at which the pace had gone back by a tenth from its last extreme."""
-    found, rising, extreme = [], 0, paces[0]
-    for second, pace in enumerate(paces):
+def _turns(shares: list[float]) -> list[int]:
+    """Independently of the subject: the seconds at which the share had gone back by a tenth from its last extreme."""
+    found, rising, extreme = [], 0, shares[0]
+    for second, share in enumerate(shares):
         if rising == 0:
-            if abs(pace - extreme) >= SWING:
-                rising, extreme = (1 if pace > extreme else -1), pace
-        elif rising * (pace - extreme) >= 0.0:
-            extreme = pace
-        elif abs(pace - extreme) >= SWING:
+            if abs(share - extreme) >= REVERSAL_SHARE:
+                rising, extreme = (1 if share > extreme else -1), share
+        elif rising * (share - extreme) >= 0.0:
+            extreme = share
+        elif abs(share - extreme) >= REVERSAL_SHARE:
             found.append(second)
-            rising, extreme = -rising, pace
+            rising, extreme = -rising, share
     return found
 
 
@@ -64,24 +64,24 @@ def test_the_way_up_is_never_urgent() -> None:
 
 def test_another_rung_is_no_turn() -> None:
     wanted = [0.5, 0.8, 0.5, 0.9, 0.88]
-    assert _run(wanted, rungs=[0, 0, 0, 1, 1]) == wanted
+    assert _run(wanted, points=[0, 0, 0, 1, 1]) == wanted
 
 
-@given(st.lists(paces, min_size=1, max_size=80))
+@given(st.lists(shares, min_size=1, max_size=80))
 def test_no_two_turns_lie_within_the_dwell(wanted: list[float]) -> None:
     turns = _turns(_run(wanted))
     assert all(later - earlier >= DWELL_S for earlier, later in itertools.pairwise(turns))
 
 
-@given(st.lists(st.tuples(paces, st.booleans(), st.integers(0, 2)), min_size=1, max_size=80))
+@given(st.lists(st.tuples(shares, st.booleans(), st.integers(0, 2)), min_size=1, max_size=80))
 def test_what_is_urgent_never_gets_more_than_was_wanted(steps: list[tuple[float, bool, int]]) -> None:
-    wanted, urgent, rungs = (list(part) for part in zip(*steps, strict=True))
-    kept = _run(wanted, urgent, rungs)
+    wanted, urgent, points = (list(part) for part in zip(*steps, strict=True))
+    kept = _run(wanted, urgent, points)
     for asked, got, near in zip(wanted, kept, urgent, strict=True):
         assert 0.0 <= got <= 1.0
-        assert not near or got <= asked + SWING, "at most the tenth that is no turn"
+        assert not near or got <= asked + REVERSAL_SHARE, "at most the tenth that is no turn"
 
 
-@given(st.lists(paces, min_size=1, max_size=40), paces)
+@given(st.lists(shares, min_size=1, max_size=40), shares)
 def test_a_steady_wish_is_fulfilled_after_the_dwell(before: list[float], steady: float) -> None:
     assert _run([*before, *[steady] * (int(DWELL_S) + 1)])[-1] == steady
