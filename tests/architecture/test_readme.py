@@ -91,6 +91,31 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_modules_exist(page: Path) -> None:
+    """A module that is named below its package: the page follows when it is renamed."""
+    packages = (ROOT / "edge_agent", ROOT / "tools" / "edge_forge")
+    rooms = {room.name for package in packages for room in package.iterdir() if room.is_dir()}
+    dotted = {room.name for room in packages[0].iterdir() if room.is_dir()} - {"config", "base"}
+    named = pages.modules_named(page.read_text(encoding="utf-8"), dotted)
+    below = {module for module in named if module.split("/")[0] in rooms}
+    assert {module for module in below if not _in_a_package(module, packages)} == set()
+
+
+def _in_a_package(module: str, packages: tuple[Path, ...]) -> bool:
+    """A package, a module, or a name in a module or in the `__init__` of a package."""
+    parts = module.split("/")
+    for package in packages:
+        if package.joinpath(*parts).is_dir():
+            return True
+        for count in range(2, len(parts) + 1):
+            place = package.joinpath(*parts[:count])
+            file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            if file.is_file() and all(re.search(rf"\b{part}\b", file.read_text("utf-8")) for part in parts[count:]):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_settings_exist(page: Path) -> None:
     named = pages.settings_named(page.read_text(encoding="utf-8"))
     assert named - KEYS - SECTIONS == set()

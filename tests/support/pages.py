@@ -6,7 +6,7 @@ import argparse
 import fnmatch
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,24 @@ def project_paths(text: str, tops: Sequence[str]) -> set[str]:
     return {
         code for code in found if code.split("/")[0] in tops and "/" in code and not re.search(r"[<>{}*\s…]|\.\.", code)
     }
+
+
+def modules_named(text: str, rooms: Collection[str]) -> set[str]:
+    """Modules in backticks, and names in modules, as paths below their package.
+
+    `core/admission`, `core/admission.py`, `edge_agent.core.admission`, `core.admission.decide`; the last form only
+    for `rooms`, since a dot also stands in settings, keys of recipes and names of files.
+    """
+    found = set()
+    for code in (code.strip() for code in inline(text)):
+        path = re.sub(r"^edge_(agent|forge)[./]", "", code)
+        dotted = path.split(".")[0] in rooms and not SETTING.fullmatch(path)
+        if path != code or dotted:
+            path = path.removesuffix(".py").replace(".", "/")
+        path = path.removesuffix(".py")
+        if re.fullmatch(r"\w+(/\w+)+", path):
+            found.add(path)
+    return found
 
 
 def settings_named(text: str) -> set[str]:
