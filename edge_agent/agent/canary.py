@@ -41,7 +41,7 @@ class Canary:
         """Begin with what was not probed for longest, if something is due and idle; one at a time. 0: never."""
         if self._every_s <= 0.0 or (self._task is not None and not self._task.done()):
             return
-        if self._context.grant.closed_because or self._manager.closed_because:
+        if self._context.grant.closed or self._manager.closed:
             return  # too hot, or short of memory: what requests may not do, probes may not
         now_s = self._context.clock.monotonic_s()
         due: list[tuple[float, ServedModel, str | None]] = []

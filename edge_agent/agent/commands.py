@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import EdgeError, RequestError, WorkerError
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
@@ -146,7 +147,7 @@ class Commands:
         except EdgeError as error:
             if model in self._manager.served_models:
                 raise
-            raise RequestError(404, str(error)) from error
+            raise RequestError(404, Cause.UNKNOWN_MODEL, str(error)) from error
 
     async def _load(self, command: Command) -> Mapping[str, Any]:
         """Also lifts a quarantine."""
@@ -190,7 +191,7 @@ class Commands:
     def _served(self, model: str) -> ServedModel:
         served = self._manager.served_models.get(model)
         if served is None:
-            raise RequestError(404, f"no model {model!r} on this device")
+            raise RequestError(404, Cause.UNKNOWN_MODEL, f"no model {model!r} on this device")
         return served
 
     def _answer(
@@ -229,5 +230,5 @@ async def _at_rest(served: ServedModel) -> AsyncIterator[None]:
 
 def _body(command: Command, kind: type[Any]) -> Any:
     if not isinstance(command.body, kind):
-        raise RequestError(422, f"the body of {command.name!r} does not fit")
+        raise RequestError(422, Cause.INVALID, f"the body of {command.name!r} does not fit")
     return command.body

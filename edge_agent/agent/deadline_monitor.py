@@ -8,6 +8,7 @@ from typing import Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import ServedModel
+from edge_agent.base.causes import Cause
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core.forecast import take_hopeless
@@ -20,8 +21,8 @@ OVERDUE_S = 0.25
 class Endings(Protocol):
     """How a job ends without the worker's answer; `agent.respond.Responder`."""
 
-    def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
-        """A status word other than 200; the job's state follows from it."""
+    def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
+        """A status other than 200; the job's state follows from it, and `cause` is what telemetry counts."""
         ...
 
     def expire(self, job: Job) -> None:
@@ -30,14 +31,14 @@ class Endings(Protocol):
 
 
 class DeadlineMonitor:
-    """Looks at the clock for all served models. `stop` ends a running answer with a status word and a reason."""
+    """Looks at the clock for all served models. `stop` ends a running answer with a status, a cause and a reason."""
 
     def __init__(
         self,
         context: Context,
         manager: ModelManager,
         answers: Endings,
-        stop: Callable[[ServedModel, Job, int, str], None],
+        stop: Callable[[ServedModel, Job, int, Cause, str], None],
     ) -> None:
         self._context = context
         self._manager = manager
@@ -67,7 +68,7 @@ class DeadlineMonitor:
                 f"cannot meet the deadline any more: {duration_text(needed_s + begins_s - now_s)} of queue and compute "
                 f"are ahead, {duration_text(job.deadline_s - now_s)} are left"
             )
-            self._answers.refuse(job, 503, reason, round(needed_s, 3))
+            self._answers.refuse(job, 503, Cause.OVERTAKEN, reason, round(needed_s, 3))
 
     def end_overdue(self) -> None:
         """Generated answers whose deadline has passed, and whose worker has not ended them itself (a long step)."""
@@ -75,7 +76,7 @@ class DeadlineMonitor:
         for served in self._manager.every_served_model():
             for job in [job for job in served.running.values() if served.sequences and job.state is JobState.RUNNING]:
                 if job.deadline_s + OVERDUE_S <= now_s:
-                    self._stop(served, job, 408, f"the deadline passed after {job.parts} parts")
+                    self._stop(served, job, 408, Cause.EXPIRED, f"the deadline passed after {job.parts} parts")
 
     def end_silent(self) -> None:
         """Kill workers that have jobs and have reported nothing for too long."""

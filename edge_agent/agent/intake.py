@@ -14,6 +14,7 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.respond import Origin
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
 from edge_agent.core.forecast import batched, remaining_s, work_s
@@ -80,7 +81,7 @@ class Intake:
             return
         if seen is RequestStatus.TAKEN:
             reason = "another request of this client with the same id is open; give each its own id or correlation data"
-            self._refuse_request(request, admission.Refused(422, reason, None), now_s)
+            self._refuse_request(request, admission.Refused(422, Cause.INVALID, reason, None), now_s)
             self._context.acks.release(message)
             return
         self._context.stats.duplicates += 1
@@ -95,12 +96,11 @@ class Intake:
             check_form(request, served)
             check_program(request, served, now_s)
             job = _job(request, message, served)
-            closed = self._closed_because()
-            refused = admission.decide(self._load(job, served, now_s), job.deadline_s, now_s, closed)
-            if refused is not None and refused.status == 503 and closed is None:
+            refused = admission.decide(self._load(job, served, now_s), job.deadline_s, now_s, self._closed())
+            if refused is not None and refused.cause is Cause.DEADLINE:
                 self._server.demand(served, now_s)
         except RequestError as error:
-            refused = admission.Refused(error.status, error.reason, error.retry_after_s)
+            refused = admission.Refused(error.status, error.cause, error.reason, error.retry_after_s)
         if refused is not None:
             self._refuse_request(request, refused, now_s)
             self._context.acks.release(message)
@@ -109,16 +109,18 @@ class Intake:
         served.overtaking.note(job.priority, job.deadline_s - now_s, self._work_s(job, served), now_s)
         self._server.add(served, job)
 
-    def _closed_because(self) -> str | None:
-        return self._context.grant.closed_because or self._manager.closed_because
+    def _closed(self) -> Closure | None:
+        return self._context.grant.closed or self._manager.closed
 
     def _served(self, request: Request) -> ServedModel:
         served = self._manager.served_models.get(request.model)
         if served is None:
-            raise RequestError(404, f"no model {request.model!r} on this device; {_names(self._manager.served_models)}")
+            reason = f"no model {request.model!r} on this device; {_names(self._manager.served_models)}"
+            raise RequestError(404, Cause.UNKNOWN_MODEL, reason)
         if request.adapter is not None and served.model.adapter(request.adapter) is None:
             names = _names({adapter.name: adapter for adapter in served.model.adapters})
-            raise RequestError(404, f"model {served.name!r} has no adapter {request.adapter!r}; {names}")
+            reason = f"model {served.name!r} has no adapter {request.adapter!r}; {names}"
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, reason)
         return self._manager.runs(served, request.adapter)
 
     def _load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
@@ -179,11 +181,11 @@ class Intake:
         remaining_s = request.deadline_s - now_s
         message = encode.refusal(refused.status, refused.reason, request.reply, remaining_s, refused.retry_after_s)
         # Not noted in the ledger: whoever asks again after `retry_after_s` is asking anew.
-        self._context.stats.refused(refused.status, refused.reason)
+        self._context.stats.refused(refused.status, refused.cause)
         self._context.transport.publish(message)
 
     def _refuse(self, refusal: Refusal, message: Inbound) -> None:
-        self._context.stats.refused(refusal.status, refusal.reason)
+        self._context.stats.refused(refusal.status, refusal.cause)
         if refusal.reply is not None:
             ordered = isinstance(self._context.topics.parse(message.topic), CommandTarget)
             kind: type[Reply] | type[CommandReply] = CommandReply if ordered else Reply
@@ -219,7 +221,7 @@ def check_form(request: Request, served: ServedModel) -> None:
         return
     takes = "prompt or messages" if served.generates else "text or texts"
     kind = "generates" if served.generates else "does not generate"
-    raise RequestError(422, f"model {served.name!r} {kind}: it takes {takes}, not {request.form}")
+    raise RequestError(422, Cause.INVALID, f"model {served.name!r} {kind}: it takes {takes}, not {request.form}")
 
 
 def check_program(request: Request, served: ServedModel, now_s: float) -> None:
@@ -227,7 +229,7 @@ def check_program(request: Request, served: ServedModel, now_s: float) -> None:
     left_s = served.suspects.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
         reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"
-        raise RequestError(503, reason, round(left_s, 1))
+        raise RequestError(503, Cause.UNAVAILABLE, reason, round(left_s, 1))
 
 
 def _job(request: Request, message: Inbound, served: ServedModel) -> Job:

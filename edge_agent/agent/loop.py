@@ -191,9 +191,9 @@ class Agent:
     def _state(self) -> tuple[State, str]:
         """How the device is, in words that stay the same while it is so."""
         troubles = []
-        if self._context.grant.closed_because:
+        if self._context.grant.closed:
             troubles.append("no requests are taken for heat")
-        if self._manager.closed_because:
+        if self._manager.closed:
             troubles.append("no requests are taken for want of memory")
         quarantined = [
             served.name for served in self._manager.served_models.values() if served.phase is Phase.QUARANTINED

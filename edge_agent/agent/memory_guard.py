@@ -14,6 +14,7 @@ from edge_agent.agent.context import Context
 from edge_agent.agent.governor_loop import HostMonitor
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import ServedModel
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import WorkerError
 from edge_agent.core import memory_pressure
 from edge_agent.core.memory_pressure import MemorySigns, PressureStage
@@ -66,16 +67,14 @@ class MemoryGuard:
         signs = self._host.signs(self._manager.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
             # Nothing is known: what was closed for want of memory must not stay so for ever.
-            self._state, self._manager.closed_because = memory_pressure.PressureState(), None
+            self._state, self._manager.closed = memory_pressure.PressureState(), None
             return
         now_s = self._context.clock.monotonic_s()
         before, self._state = self._state.stage, memory_pressure.decide(signs, self._state, now_s)
         if self.stage is not before:
             await self._change(before, signs)
-        closed = self.stage >= PressureStage.SHORT
-        self._manager.closed_because = (
-            f"no memory: {memory_pressure.reason(signs, self._state.waits)}" if closed else None
-        )
+        reason = f"no memory: {memory_pressure.reason(signs, self._state.waits)}"
+        self._manager.closed = Closure(Cause.MEMORY, reason) if self.stage >= PressureStage.SHORT else None
         if self.stage is not PressureStage.CALM:
             await self._make_room(signs, now_s)
 

@@ -17,6 +17,7 @@ from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.ports import FootprintCache, Host, Library, Spawner, WorkerEvent
 from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
@@ -61,7 +62,7 @@ class ModelManager:
         self.sizer = sizer or Sizer()
         self.books = MemoryAccounting(host, figures)
         self.ledger = self.books.ledger
-        self.closed_because: str | None = None
+        self.closed: Closure | None = None
         self.rules = adapter_routing.RoutingPolicy()
         self._forms: Mapping[adapter_routing.Key, adapter_routing.AdapterRoute] = {}
         self._tier = 0
@@ -160,10 +161,10 @@ class ModelManager:
         if served.worker is not None and served.loaded_digest == served.model.variant.digest:
             return
         if served.gone:
-            raise RequestError(404, f"model {served.name!r} was removed")
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed")
         if served.phase is Phase.QUARANTINED:
             why = f"model {served.name!r} is quarantined after repeated worker deaths, until `edge-agent load` lifts it"
-            raise RequestError(503, why)
+            raise RequestError(503, Cause.QUARANTINED, why)
         async with self._loading:
             await self.unload(served)
             await self.sizer.look(served)
@@ -178,7 +179,8 @@ class ModelManager:
                 raise
             except EdgeError as error:
                 await self.unload(served)
-                raise RequestError(500, f"model {served.name!r} cannot be loaded: {error}", RETRY_AFTER_S) from error
+                why = f"model {served.name!r} cannot be loaded: {error}"
+                raise RequestError(500, Cause.WORKER_FAILED, why, RETRY_AFTER_S) from error
 
     async def unload(self, served: ServedModel) -> None:
         """End the served model's worker, if it has one; the memory is back when this returns."""
@@ -271,7 +273,7 @@ class ModelManager:
         """
         adapter = served.model.adapter(name)
         if adapter is None:
-            raise RequestError(404, f"model {served.name!r} has no adapter {name!r}")
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} has no adapter {name!r}")
         if served.attached.get(name) == adapter.digest:
             served.attached.move_to_end(name)
             return
@@ -285,16 +287,19 @@ class ModelManager:
                 name if name in served.attached else next((one for one in served.attached if one not in used), name)
             )
             if leaving in used:
-                raise InUse(503, f"adapter {name!r} cannot be exchanged while its requests run", NOT_NOW_S)
+                why = f"adapter {name!r} cannot be exchanged while its requests run"
+                raise InUse(503, Cause.UNAVAILABLE, why, NOT_NOW_S)
         try:
             if leaving is not None:
                 await worker.call("detach", name=leaving)
                 del served.attached[leaving]
             await worker.attach(adapter)
         except AdapterRefused as error:
-            raise RequestError(404, f"adapter {name!r} was refused: {error.what}") from error
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"adapter {name!r} was refused: {error.what}") from error
         except BackendError as error:
-            raise RequestError(500, f"adapter {name!r} could not be attached: {error.what}") from error
+            raise RequestError(
+                500, Cause.WORKER_FAILED, f"adapter {name!r} could not be attached: {error.what}"
+            ) from error
         served.attached[name] = adapter.digest
 
     def residents(self) -> Sequence[residency.Resident]:
@@ -334,12 +339,13 @@ class ModelManager:
             if isinstance(decision, residency.DoesNotFit):
                 reason = f"no memory for model {served.name!r}: {decision.reason}"
                 if decision.never:
-                    raise RequestError(503, reason + self.sizer.explained(served, needed_bytes, memory))
+                    why = reason + self.sizer.explained(served, needed_bytes, memory)
+                    raise RequestError(503, Cause.MEMORY, why)
                 served.no_room_s = now_s
-                raise NoRoom(503, reason, NOT_NOW_S)
-            if self.closed_because is not None:
+                raise NoRoom(503, Cause.MEMORY, reason, NOT_NOW_S)
+            if self.closed is not None:
                 served.no_room_s = now_s
-                raise NoRoom(503, self.closed_because, NOT_NOW_S)
+                raise NoRoom(503, self.closed.cause, self.closed.reason, NOT_NOW_S)
             leaving = [self.served_models[name] for name in decision.evict if name in self.served_models]
             if not leaving:
                 return

@@ -182,7 +182,7 @@ class Reporter:
             memory=dict(memory),
             events_waiting=events_waiting,
             events_lost=events_lost,
-            refusal_reasons=dict(stats.causes),
+            refusal_reasons={cause.value: count for cause, count in stats.causes.items()},
             expired=stats.expired,
             duplicates=stats.duplicates,
             canaries=canaries(served_models, now_s),

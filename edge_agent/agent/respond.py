@@ -11,7 +11,7 @@ from edge_agent.agent import streams
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.served_model import ServedModel
-from edge_agent.agent.stats import cause_of
+from edge_agent.base.causes import Cause
 from edge_agent.base.reading import Reading
 from edge_agent.base.units import bytes_text
 from edge_agent.core.job import Job, JobState
@@ -84,10 +84,10 @@ class Responder:
                 text = (
                     f"the end of the answer has {bytes_text(size)}, more than the {bytes_text(most)} that fit a message"
                 )
-                self.refuse(job, 413, f"{text}; ask for fewer tokens, or without logprobs")
+                self.refuse(job, 413, Cause.TOO_LARGE, f"{text}; ask for fewer tokens, or without logprobs")
                 return
         elif encode.status_of(whole) != 200:  # too large: what there is says so instead
-            self._context.stats.causes[cause_of(413, "")] += 1
+            self._context.stats.causes[Cause.TOO_LARGE] += 1
             self._finish(job, JobState.FAILED, 413, whole)
             return
         stats = self._context.stats.model(job.model)
@@ -95,8 +95,8 @@ class Responder:
         stats.note_adapter(job.adapter, total_ms, results, event.get("wording", ()))
         self._finish(job, JobState.DONE, 200, message, whole.payload)
 
-    def refuse(self, job: Job, status: int, reason: str, retry_after_s: float | None = None) -> None:
-        """A status word other than 200."""
+    def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
+        """A status other than 200; telemetry counts it under `cause`."""
         request = _origin(job).request
         remaining_s = job.deadline_s - self._context.clock.monotonic_s()
         if remaining_s <= 0 and not job.parts:
@@ -106,13 +106,13 @@ class Responder:
             remaining_s = streams.waits_s(remaining_s)
         otherwise = JobState.REFUSED if job.state is JobState.QUEUED else JobState.FAILED
         message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
-        self._context.stats.causes[cause_of(status, reason)] += 1
+        self._context.stats.causes[cause] += 1
         self._finish(job, STATES.get(status, otherwise), status, message)
 
     def expire(self, job: Job) -> None:
         """The deadline passed: no answer, since an answer after it is worse than none. A stream is told its end."""
         if job.parts:
-            self.refuse(job, 408, f"the deadline passed in mid-stream, after {job.parts} parts")
+            self.refuse(job, 408, Cause.EXPIRED, f"the deadline passed in mid-stream, after {job.parts} parts")
             return
         self._context.stats.expired += 1
         self._finish(job, JobState.EXPIRED, 408, None)

@@ -19,6 +19,7 @@ from edge_agent.agent.model_manager import InUse, ModelManager, NoRoom
 from edge_agent.agent.ports import Worker, WorkerEvent
 from edge_agent.agent.served_model import Phase, ServedModel
 from edge_agent.agent.step_gate import StepGate
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.core import backoff
 from edge_agent.core.forecast import batch_s, least_s
@@ -92,7 +93,7 @@ class ModelServer:
 
     def cancel(self, served: ServedModel, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
-        self._end(served, job, 499, "cancelled by the client")
+        self._end(served, job, 499, Cause.CANCELLED, "cancelled by the client")
 
     def stop_streams(self, reason: str, request_id: str | None = None, topic: str | None = None) -> None:
         """Nobody hears the answers that come in parts (of one request, or of all): they end, and their memory is free.
@@ -102,21 +103,21 @@ class ModelServer:
         for served in self._manager.every_served_model():
             for job in [job for job in served.running.values() if job.parts and job.state is JobState.RUNNING]:
                 if request_id in {None, job.key[1]} and topic in {None, reply_topic(job)}:
-                    self.stop(served, job, 499, reason)
+                    self.stop(served, job, 499, Cause.CANCELLED, reason)
 
-    def stop(self, served: ServedModel, job: Job, status: int, reason: str) -> None:
+    def stop(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
         """End a running answer, say so in an event, and take it out of the worker."""
         self._announce_stop(served, job, reason)
-        self._end(served, job, status, reason)
+        self._end(served, job, status, cause, reason)
 
     def _announce_stop(self, served: ServedModel, job: Job, reason: str) -> None:
         data = {"model": served.name, "id": job.key[1], "parts": job.parts}
         self._context.announce("stream-stopped", f"an answer of model {served.name!r} was stopped: {reason}", data)
 
-    def _end(self, served: ServedModel, job: Job, status: int, reason: str) -> None:
+    def _end(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
         was_running = job.state is JobState.RUNNING
         served.queue.remove(job)
-        self._answers.refuse(job, status, reason)
+        self._answers.refuse(job, status, cause, reason)
         if was_running and served.worker is not None:
             task = asyncio.create_task(self._take_back(served, served.worker, job))
             self._cancelling.add(task)
@@ -140,7 +141,7 @@ class ModelServer:
                 async with served.lock:
                     await self._serve_once(served)
             if served.gone:
-                self._drain(served, 404, f"model {served.name!r} was removed")
+                self._drain(served, RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed"))
                 await self._manager.unload(served)
 
     async def _serve_once(self, served: ServedModel) -> None:
@@ -164,7 +165,7 @@ class ModelServer:
             served.short_of_room = served.wanted = False
             served.settled.set()
             self._tell_failed(served, error.reason)
-            self._drain(served, error.status, error.reason, error.retry_after_s)
+            self._drain(served, error)
         except WorkerError:
             # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
             pass
@@ -182,7 +183,7 @@ class ModelServer:
             self._context.announce("load-failed", error.reason, {"model": served.name}, "info")
         until_s = self._context.clock.monotonic_s() + served.load_s
         for job in served.queue.take(lambda waiting: waiting.deadline_s <= until_s):
-            self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
+            self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
         served.wanted = False
         served.short_of_room = len(served.queue) > 0
         served.settled.set()
@@ -218,7 +219,7 @@ class ModelServer:
                 self._put_back(served, [job])
             except RequestError as error:
                 if job.state is JobState.QUEUED:  # else it was cancelled meanwhile, and is answered
-                    self._answers.refuse(job, error.status, error.reason, error.retry_after_s)
+                    self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
             except WorkerError:
                 self._put_back(served, batch)
                 raise
@@ -299,7 +300,7 @@ class ModelServer:
                     self._submit(served, worker, [job], now_s)
                 return
             self._leave(served, batch[0])
-            self._answers.refuse(batch[0], 413, str(error))
+            self._answers.refuse(batch[0], 413, Cause.TOO_LARGE, str(error))
 
     def _take_event(self, served: ServedModel, event: WorkerEvent) -> None:
         served.heard_s = self._context.clock.monotonic_s()
@@ -308,7 +309,7 @@ class ModelServer:
             return
         if event["ev"] == "chunk":
             if job.state is JobState.RUNNING and not self._answers.part(job, event["text"]):
-                self.stop(served, job, 503, "a part of it could not be sent")
+                self.stop(served, job, 503, Cause.UNAVAILABLE, "a part of it could not be sent")
             return
         if event["ev"] == "done":
             learn(self._context, served, job, event)
@@ -319,7 +320,7 @@ class ModelServer:
         if job.state is not JobState.RUNNING:
             return
         if event["ev"] == "failed":
-            self._answers.refuse(job, event["status"], event["reason"])
+            self._answers.refuse(job, event["status"], Cause(event["cause"]), event["reason"])
         elif job.deadline_s <= served.heard_s:
             self._answers.expire(job)
         else:
@@ -352,11 +353,12 @@ class ModelServer:
             if job.state is not JobState.RUNNING:
                 continue
             if job.parts:
-                self.stop(served, job, 500, f"its worker died: {reason}")
+                self.stop(served, job, 500, Cause.WORKER_DIED, f"its worker died: {reason}")
             elif job in programs and not spared:
-                self._answers.refuse(job, 500, f"the worker died with this request's grammar or schema: {reason}")
+                why = f"the worker died with this request's grammar or schema: {reason}"
+                self._answers.refuse(job, 500, Cause.WORKER_DIED, why)
             elif job.attempts >= MAX_ATTEMPTS and not spared:
-                self._answers.refuse(job, 500, f"the worker died twice with this request: {reason}")
+                self._answers.refuse(job, 500, Cause.WORKER_DIED, f"the worker died twice with this request: {reason}")
             else:
                 job.to(JobState.QUEUED)
                 served.queue.add(job)
@@ -371,7 +373,7 @@ class ModelServer:
     def abandon(self, reason: str) -> None:
         """Answer everything that is open with 503: the agent stops."""
         for job in self._context.requests.open_jobs():
-            self._answers.refuse(job, 503, reason)
+            self._answers.refuse(job, 503, Cause.UNAVAILABLE, reason)
         for served in self._manager.every_served_model():
             served.queue.take(lambda _job: True)
 
@@ -383,6 +385,6 @@ class ModelServer:
         if not served.running:
             served.idle.set()
 
-    def _drain(self, served: ServedModel, status: int, reason: str, retry_after_s: float | None = None) -> None:
+    def _drain(self, served: ServedModel, error: RequestError) -> None:
         for job in served.queue.take(lambda _job: True):
-            self._answers.refuse(job, status, reason, retry_after_s)
+            self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)

@@ -7,36 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edge_agent.base.causes import Cause
 from edge_agent.bundle.drift_reference import BINS, fragmentation_histogram, histogram
 from edge_agent.core.latency import Quantiles
 
 ADAPTERS_TOLD = 16
-# What a refusal is about, by how its sentence begins; else by its status word. Telemetry counts by these words.
-_BEGINNINGS = (
-    ("queue full for this client", "client-share"),
-    ("queue full", "queue-full"),
-    ("cannot meet the deadline any more", "overtaken"),
-    ("cannot meet the deadline", "deadline"),
-    ("no memory", "memory"),
-    ("no model", "unknown-model"),
-    ("the worker died", "worker-died"),
-    ("its worker died", "worker-died"),
-)
-_STATUSES = {400: "malformed", 404: "unknown-adapter", 408: "expired", 413: "too-large", 415: "malformed",
-             422: "invalid", 429: "queue-full", 499: "cancelled", 500: "worker-failed"}  # fmt: skip
-
-
-def cause_of(status: int, reason: str) -> str:
-    """What a refusal is about, in a word: the reasons themselves carry numbers and cannot be counted."""
-    if "quarantine" in reason:
-        return "quarantined"
-    if reason.startswith("too hot"):
-        return "heat"
-    found = next((word for beginning, word in _BEGINNINGS if reason.startswith(beginning)), None)
-    if found is None and "°C" in reason:
-        return "heat"
-    return found or _STATUSES.get(status, "unavailable")
-
 
 Wording = Sequence[tuple[int, int, int | None]]
 """Per text its bytes, its tokens, and the unknown ones among them (None: the tokenizer has no unknown token)."""
@@ -124,7 +99,7 @@ class Stats:
 
     models: dict[str, ModelStats] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
-    causes: Counter[str] = field(default_factory=Counter)
+    causes: Counter[Cause] = field(default_factory=Counter)
     expired: int = 0
     duplicates: int = 0
     energy_method: str | None = None
@@ -133,10 +108,10 @@ class Stats:
         """That model's share, begun when first asked for. Callers pass installed names only, which bounds it."""
         return self.models.setdefault(name, ModelStats())
 
-    def refused(self, status: int, reason: str) -> None:
-        """A request was not served, for this reason."""
+    def refused(self, status: int, cause: Cause) -> None:
+        """A request was refused before it became a job."""
         self.statuses[status] += 1
-        self.causes[cause_of(status, reason)] += 1
+        self.causes[cause] += 1
 
     def take(self) -> Stats:
         """What was gathered, leaving a fresh start behind: a report covers one interval."""

@@ -36,6 +36,14 @@ class Cause(Enum):
     """Anything else that ends with 503."""
 
 
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """Why no request is admitted at the moment: the cause for code, the sentence for people."""
+
+    cause: Cause
+    reason: str
+
+
 class DeathCause(Enum):
     """How a worker process ended without having been asked to."""
 

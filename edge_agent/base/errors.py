@@ -5,7 +5,7 @@ The tree (every leaf is a way an input or the world can be wrong):
     EdgeError
     ├── UsageError            the caller's command line or call is wrong
     ├── ConfigError           a settings file or variable is wrong (names file and key)
-    ├── RequestError          a request cannot be served; carries the status word of the reply
+    ├── RequestError          a request cannot be served; carries the status of the reply and the cause
     ├── PackageError          a package is refused (format, digest, size, path, requirement)
     │   ├── SignatureError    unsigned, unknown key, bad signature, expired, replayed
     │   └── ProbeError        the package's golden probes fail on this device
@@ -19,6 +19,8 @@ The tree (every leaf is a way an input or the world can be wrong):
 """
 
 from __future__ import annotations
+
+from edge_agent.base.causes import Cause
 
 
 class EdgeError(Exception):
@@ -44,11 +46,12 @@ class ConfigError(EdgeError):
 
 
 class RequestError(EdgeError):
-    """A request cannot be served; `status` is the reply's status word (DESIGN 5)."""
+    """A request cannot be served: the reply's `status`, the `cause` that code and telemetry go by, and the sentence."""
 
-    def __init__(self, status: int, reason: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
         self.status = status
+        self.cause = cause
         self.reason = reason
         self.retry_after_s = retry_after_s
 

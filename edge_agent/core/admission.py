@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.limits import QUEUE_BYTES
 from edge_agent.base.units import bytes_text, duration_text
 
@@ -37,43 +38,46 @@ class QueueLoad:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not taken: the status word, the sentence, and when to try again."""
+    """Not taken: the status, the cause, the sentence, and the seconds after which to try again."""
 
     status: int
+    cause: Cause
     reason: str
     retry_after_s: float | None
 
 
-def decide(load: QueueLoad, deadline_s: float, now_s: float, closed_because: str | None) -> Refused | None:
+def decide(load: QueueLoad, deadline_s: float, now_s: float, closed: Closure | None) -> Refused | None:
     """None when the request is taken.
 
     429 when the queue is full, or has only places left that others shall find; 503 when the governor has closed
-    admission (`closed_because` says why) or when the predicted end lies after the deadline.
+    admission (`closed` says why) or when the predicted end lies after the deadline.
     """
-    if closed_because is not None:
-        return Refused(503, closed_because, 10.0)
+    if closed is not None:
+        return Refused(503, closed.cause, closed.reason, 10.0)
     if load.jobs >= load.max_jobs:
         wait_s = load.wait_s or 1.0
-        return Refused(429, f"queue full: {load.jobs} of {load.max_jobs} requests are open", round(wait_s, 3))
+        return Refused(
+            429, Cause.QUEUE_FULL, f"queue full: {load.jobs} of {load.max_jobs} requests are open", round(wait_s, 3)
+        )
     free = load.max_jobs - load.jobs
     if load.own_jobs >= PLACES_PER_FREE * free:
         reason = (
             f"queue full for this client: {load.own_jobs} of its requests are open, "
             f"the last {free} of {load.max_jobs} places are left to others"
         )
-        return Refused(429, reason, round(load.wait_s or 1.0, 3))
+        return Refused(429, Cause.CLIENT_SHARE, reason, round(load.wait_s or 1.0, 3))
     if load.held_bytes > QUEUE_BYTES:
         reason = (
             f"queue full: with this request {bytes_text(load.held_bytes)} would wait, at most {bytes_text(QUEUE_BYTES)}"
         )
-        return Refused(429, reason, round(load.wait_s or 1.0, 3))
+        return Refused(429, Cause.QUEUE_FULL, reason, round(load.wait_s or 1.0, 3))
     free_bytes = QUEUE_BYTES - load.held_bytes
     if load.own_bytes > PLACES_PER_FREE * free_bytes:
         reason = (
             f"queue full for this client: with this request {bytes_text(load.own_bytes)} of its own would wait, "
             f"the last {bytes_text(free_bytes)} of {bytes_text(QUEUE_BYTES)} are left to others"
         )
-        return Refused(429, reason, round(load.wait_s or 1.0, 3))
+        return Refused(429, Cause.CLIENT_SHARE, reason, round(load.wait_s or 1.0, 3))
     if load.wait_s is None or load.compute_s is None:
         return None
     needed_s, left_s = load.wait_s + load.compute_s, deadline_s - now_s
@@ -83,4 +87,4 @@ def decide(load: QueueLoad, deadline_s: float, now_s: float, closed_because: str
         f"cannot meet the deadline: {duration_text(load.wait_s)} of queue and {duration_text(load.compute_s)} of "
         f"compute are ahead, {duration_text(max(0.0, left_s))} are left"
     )
-    return Refused(503, reason, round(needed_s - left_s, 3))
+    return Refused(503, Cause.DEADLINE, reason, round(needed_s - left_s, 3))

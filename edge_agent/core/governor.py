@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.reading import Reading
 from edge_agent.core import operating_points
 from edge_agent.core.sensor_validation import DieConditions, SensorState, ValidatedTemperature, validate
@@ -127,7 +128,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class ComputeGrant:
-    """The limits that hold now. `closed_because`: the sentence for refusals; None while requests are admitted.
+    """The limits that hold now. `closed`: why requests are refused; None while they are admitted.
 
     `duty_share`: fraction of the time in which steps may run, of all models together (1: no pauses, 0: no step starts).
     `clock`: share of the highest clock. `tier`: 1 asks for a cheaper variant. `power_share`: share of full dynamic
@@ -140,7 +141,7 @@ class ComputeGrant:
     level: GovernorLevel
     max_rows: int
     threads: int
-    closed_because: str | None
+    closed: Closure | None
     why: str
     duty_share: float = 1.0
     clock: float = 1.0
@@ -515,7 +516,7 @@ def _grant(
         level=state.level,
         max_rows=_max_rows(config, state, observed),
         threads=point.threads,
-        closed_because=f"too hot: {why}" if state.level >= GovernorLevel.CLOSED else None,
+        closed=Closure(Cause.HEAT, f"too hot: {why}") if state.level >= GovernorLevel.CLOSED else None,
         why=why,
         duty_share=state.duty_share,
         clock=point.clock,

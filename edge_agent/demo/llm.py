@@ -11,7 +11,7 @@ import importlib.util
 import time
 from pathlib import Path
 
-from edge_agent.base.errors import BackendMissing, RequestError
+from edge_agent.base.errors import BackendMissing, EdgeError
 from edge_agent.base.units import duration_text
 from edge_agent.demo import stage, steps
 from edge_agent.demo.steps import DEVICE
@@ -83,7 +83,7 @@ async def _stream(client: RequestClient, adapter: str, text: str) -> None:
     started_s, first_s = time.monotonic(), None
     async for part in client.stream(DEVICE, MODEL, body, 60.0):
         if isinstance(part, Reply):
-            raise RequestError(part.status, f"{adapter}: {part.reason}")
+            raise EdgeError(f"{adapter}: {part.reason}")
         if first_s is None and part.text:
             first_s = time.monotonic() - started_s
         print(part.text, end="", flush=True)

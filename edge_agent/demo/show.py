@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.base.errors import RequestError
+from edge_agent.base.errors import EdgeError
 from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.demo import stage, steps
 from edge_agent.demo.steps import DEVICE
@@ -72,7 +72,7 @@ async def _converse(broker: stage.Broker) -> None:
 async def _ask(client: RequestClient, adapter: str, text: str) -> dict[str, Any]:
     reply = await client.infer(DEVICE, "minilm", {"text": text, "adapter": adapter}, 20.0)
     if reply.status != 200:
-        raise RequestError(reply.status, f"{adapter}: {reply.reason}")
+        raise EdgeError(f"{adapter}: {reply.reason}")
     fields: dict[str, Any] = msgspec.to_builtins(reply)
     return fields
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BrokerError, RequestError
 from edge_agent.base.units import duration_text
 from edge_agent.mqtt.options import MqttOptions
@@ -137,7 +138,7 @@ class RequestClient:
         async with contextlib.aclosing(self._ask(topic, body, deadline_s)) as payloads:
             async for payload in payloads:
                 return payload
-        raise RequestError(408, "no answer")
+        raise RequestError(408, Cause.EXPIRED, "no answer")
 
     async def _ask(
         self, topic: str, body: Mapping[str, Any], deadline_s: float, request_id: str | None = None
@@ -149,16 +150,22 @@ class RequestClient:
         until_s = loop.time() + deadline_s + GRACE_S
         try:
             if not self._publish(self._message(topic, request_id, body, deadline_s)):
-                raise RequestError(503, "not connected to the broker, or the request is larger than it takes")
+                raise RequestError(
+                    503, Cause.UNAVAILABLE, "not connected to the broker, or the request is larger than it takes"
+                )
             while not (pending.lost and pending.answers.empty()):
                 try:
                     answer = await asyncio.wait_for(pending.answers.get(), until_s - loop.time())
                 except asyncio.TimeoutError:
-                    raise RequestError(408, self._silence(topic, deadline_s)) from None
+                    raise RequestError(408, Cause.EXPIRED, self._silence(topic, deadline_s)) from None
                 if isinstance(answer, RequestError):
                     raise answer
                 yield answer.payload
-            raise RequestError(503, f"the answer came faster than it was read: more than {_STREAM} parts waited here")
+            raise RequestError(
+                503,
+                Cause.UNAVAILABLE,
+                f"the answer came faster than it was read: more than {_STREAM} parts waited here",
+            )
         finally:
             del self._pending[request_id]
 
@@ -208,7 +215,7 @@ class RequestClient:
         pending = self._pending.get((message.correlation or b"").decode())
         if pending is not None and not pending.answers.full():
             remedy = "is the device's name right, and is it running?"
-            pending.answers.put_nowait(RequestError(503, f"{message.topic}: {reason} ({remedy})"))
+            pending.answers.put_nowait(RequestError(503, Cause.UNAVAILABLE, f"{message.topic}: {reason} ({remedy})"))
 
     def _silence(self, topic: str, deadline_s: float) -> str:
         device = topic.removeprefix(self._prefix + "/").split("/")[0]

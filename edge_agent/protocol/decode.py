@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UnsetType
 
 from edge_agent.base import limits
+from edge_agent.base.causes import Cause
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.address import ReplyAddress, correlation_id, find_address, fit_id
 from edge_agent.protocol.envelope import Inbound
@@ -107,6 +108,7 @@ class Refusal:
     """
 
     status: int
+    cause: Cause
     reason: str
     reply: ReplyAddress | None = None
     event: str | None = None
@@ -138,13 +140,13 @@ def decode_request(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
     """A message on an infer topic. Never raises."""
     target = topics.parse(inbound.topic)
     if not isinstance(target, InferTarget):
-        return Refusal(404, "this topic takes no requests")
+        return Refusal(404, Cause.UNKNOWN_ADAPTER, "this topic takes no requests")
     address = _answerable(inbound, topics, bounds)
     if isinstance(address, Refusal):
         return address
     if address is None:
         reason = "a request needs a response topic (MQTT 5) or reply_to in the body (3.1.1)"
-        return Refusal(400, reason, event="request-unanswerable")
+        return Refusal(400, Cause.MALFORMED, reason, event="request-unanswerable")
     try:
         body = _parse(inbound, _infer, bounds)
         check_name("model", target.model)
@@ -184,7 +186,7 @@ def decode_cancel(inbound: Inbound, *, topics: Topics, bounds: Bounds = _DEFAULT
         elif inbound.correlation:
             request_id = correlation_id(inbound.correlation)
         else:
-            raise BadField(422, 'a cancel names the request by {"id": ...} or by its correlation data')
+            raise BadField(422, Cause.INVALID, 'a cancel names the request by {"id": ...} or by its correlation data')
         return Cancel(request_id, address.client if address else None, address)
     except BadField as error:
         return _refusal(error, inbound, address)
@@ -199,7 +201,7 @@ def decode_command(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
     try:
         decoder = _orders.get(target.name) if isinstance(target, CommandTarget) else None
         if decoder is None or not isinstance(target, CommandTarget):
-            raise BadField(404, f"no such command; there are: {', '.join(ORDERS)}")
+            raise BadField(404, Cause.UNKNOWN_ADAPTER, f"no such command; there are: {', '.join(ORDERS)}")
         body: Order = _parse(inbound, decoder, bounds, empty=b"{}")
         for field in ("model", "adapter"):
             name = getattr(body, field, None)
@@ -219,17 +221,17 @@ def _answerable(inbound: Inbound, topics: Topics, bounds: Bounds) -> ReplyAddres
     if inbound.retained:
         reason = "a retained message on this topic is dropped: brokers replay them; publish without the retain flag"
         # An empty retained message is how the retained one is deleted: that is the remedy, not an incident.
-        return Refusal(400, reason, event="retained-dropped" if inbound.payload else None)
+        return Refusal(400, Cause.MALFORMED, reason, event="retained-dropped" if inbound.payload else None)
     address = find_address(inbound, topics, bounds.message_bytes)
     if isinstance(address, ReplyDenied):
-        return Refusal(400, f"the reply topic is refused: {address.reason}", event="reply-denied")
+        return Refusal(400, Cause.MALFORMED, f"the reply topic is refused: {address.reason}", event="reply-denied")
     return address
 
 
 def _refusal(error: BadField, inbound: Inbound, address: ReplyAddress | None) -> Refusal:
     remaining_s = limits.DEADLINE_DEFAULT_S if inbound.expiry_s is None else max(1.0, inbound.expiry_s)
     event = None if address else "request-unanswerable"
-    return Refusal(error.status, error.reason, address, event, remaining_s)
+    return Refusal(error.status, error.cause, error.reason, address, event, remaining_s)
 
 
 def _parse(inbound: Inbound, decoder: msgspec.json.Decoder[_B], bounds: Bounds, empty: bytes = b"") -> _B:
@@ -237,36 +239,38 @@ def _parse(inbound: Inbound, decoder: msgspec.json.Decoder[_B], bounds: Bounds, 
     payload = inbound.payload or empty
     if len(payload) > bounds.message_bytes:
         size, most = bytes_text(len(payload)), bytes_text(bounds.message_bytes)
-        raise BadField(413, f"the message has {size}, at most {most} are taken")
+        raise BadField(413, Cause.TOO_LARGE, f"the message has {size}, at most {most} are taken")
     _check_properties(inbound)
     try:
         payload.decode()
         if too_deep(payload, limits.JSON_DEPTH):
-            raise BadField(400, f"the JSON nests deeper than {limits.JSON_DEPTH} levels")
+            raise BadField(400, Cause.MALFORMED, f"the JSON nests deeper than {limits.JSON_DEPTH} levels")
         body = decoder.decode(payload)
         repeated = repeated_key(payload)
     except UnicodeDecodeError as error:
-        raise BadField(400, f"the body is not UTF-8 (byte {error.start})") from None
+        raise BadField(400, Cause.MALFORMED, f"the body is not UTF-8 (byte {error.start})") from None
     except msgspec.ValidationError as error:
-        raise BadField(422, quoted(str(error), 200)) from None
+        raise BadField(422, Cause.INVALID, quoted(str(error), 200)) from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise BadField(400, f"the body is not JSON: {quoted(str(error))}") from None
+        raise BadField(400, Cause.MALFORMED, f"the body is not JSON: {quoted(str(error))}") from None
     if repeated is not None:
-        raise BadField(400, f"the key {quoted(repeated, 40)} stands twice in one object")
+        raise BadField(400, Cause.MALFORMED, f"the key {quoted(repeated, 40)} stands twice in one object")
     if isinstance(body.id, str) and not fit_id(body.id):
-        raise BadField(422, f"id: 1 to {limits.CORRELATION_BYTES} bytes of printable text are needed")
+        raise BadField(422, Cause.INVALID, f"id: 1 to {limits.CORRELATION_BYTES} bytes of printable text are needed")
     return body
 
 
 def _check_properties(inbound: Inbound) -> None:
     if inbound.expiry_s is not None and inbound.expiry_s <= 0:
-        raise BadField(408, "the request had expired when it arrived")
+        raise BadField(408, Cause.EXPIRED, "the request had expired when it arrived")
     if inbound.correlation is not None and len(inbound.correlation) > limits.CORRELATION_BYTES:
-        raise BadField(400, f"the correlation data is longer than {limits.CORRELATION_BYTES} bytes")
+        raise BadField(400, Cause.MALFORMED, f"the correlation data is longer than {limits.CORRELATION_BYTES} bytes")
     if inbound.content_type is not None:
         kind = inbound.content_type.split(";", 1)[0].strip().lower()
         if kind != "application/json":
-            raise BadField(415, f"content type {quoted(inbound.content_type, 60)} is not application/json")
+            raise BadField(
+                415, Cause.MALFORMED, f"content type {quoted(inbound.content_type, 60)} is not application/json"
+            )
 
 
 def _times(inbound: Inbound, deadline_s: float | UnsetType, now_s: float, bounds: Bounds) -> tuple[float, float]:
@@ -276,5 +280,5 @@ def _times(inbound: Inbound, deadline_s: float | UnsetType, now_s: float, bounds
     spans = [span for span in (inbound.expiry_s, asked) if span is not None]
     due_s = received_s + min([*spans, bounds.deadline_max_s] if spans else [bounds.deadline_default_s])
     if due_s <= now_s:
-        raise BadField(408, "the deadline passed before the request could be read")
+        raise BadField(408, Cause.EXPIRED, "the deadline passed before the request could be read")
     return received_s, due_s

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST, PRIORITY_LOWEST
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.json_guard import quoted
@@ -25,11 +26,12 @@ _PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 class BadField(Exception):
-    """A message is refused with `status` because of `reason`. Never leaves this package."""
+    """A message is refused with `status`, for `cause`, with the sentence `reason`. Never leaves this package."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, cause: Cause, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+        self.cause = cause
         self.reason = reason
 
 
@@ -46,18 +48,20 @@ def check_question(body: InferRequest, max_texts: int, max_bytes: int) -> Questi
     """What a request asks: exactly one way to ask, nothing empty, nothing too long."""
     given = [name for name in FORMS if getattr(body, name) is not UNSET]
     if len(given) != 1:
-        raise BadField(422, f"give exactly one of {', '.join(FORMS)}; here: {', '.join(given) or 'none'}")
+        raise BadField(
+            422, Cause.INVALID, f"give exactly one of {', '.join(FORMS)}; here: {', '.join(given) or 'none'}"
+        )
     form = given[0]
     if body.stream and form in {"text", "texts"}:
-        raise BadField(422, "stream: only the answer to a prompt or to messages comes in parts")
+        raise BadField(422, Cause.INVALID, "stream: only the answer to a prompt or to messages comes in parts")
     if isinstance(body.messages, list):
         return _conversation(body.messages, max_texts, max_bytes)
     found = getattr(body, form)
     texts: tuple[str, ...] = tuple(found) if form == "texts" else (found,)
     if not texts:
-        raise BadField(422, "texts: the list is empty")
+        raise BadField(422, Cause.INVALID, "texts: the list is empty")
     if len(texts) > max_texts:
-        raise BadField(413, f"texts: {len(texts)} texts, at most {max_texts} in one request")
+        raise BadField(413, Cause.TOO_LARGE, f"texts: {len(texts)} texts, at most {max_texts} in one request")
     for index, text in enumerate(texts):
         _check_text(f"texts[{index}]" if form == "texts" else form, text, max_bytes)
     return Question(form, texts)
@@ -65,9 +69,9 @@ def check_question(body: InferRequest, max_texts: int, max_bytes: int) -> Questi
 
 def _conversation(messages: list[ChatMessage], most: int, max_bytes: int) -> Question:
     if not messages:
-        raise BadField(422, "messages: the list is empty")
+        raise BadField(422, Cause.INVALID, "messages: the list is empty")
     if len(messages) > most:
-        raise BadField(413, f"messages: {len(messages)} messages, at most {most} in one request")
+        raise BadField(413, Cause.TOO_LARGE, f"messages: {len(messages)} messages, at most {most} in one request")
     for index, message in enumerate(messages):
         _check_text(f"messages[{index}].content", message.content, max_bytes)
     return Question("messages", ("\n".join(message.content for message in messages),), tuple(messages))
@@ -75,9 +79,9 @@ def _conversation(messages: list[ChatMessage], most: int, max_bytes: int) -> Que
 
 def _check_text(field: str, text: str, max_bytes: int) -> None:
     if not text.strip():
-        raise BadField(422, f"{field}: the text is empty")
+        raise BadField(422, Cause.INVALID, f"{field}: the text is empty")
     if len(text) > max_bytes or len(text.encode()) > max_bytes:
-        raise BadField(413, f"{field}: longer than {bytes_text(max_bytes)}")
+        raise BadField(413, Cause.TOO_LARGE, f"{field}: longer than {bytes_text(max_bytes)}")
 
 
 def check_priority(priority: int | UnsetType) -> int:
@@ -85,14 +89,16 @@ def check_priority(priority: int | UnsetType) -> int:
     if isinstance(priority, UnsetType):
         return PRIORITY_DEFAULT
     if not PRIORITY_HIGHEST <= priority <= PRIORITY_LOWEST:
-        raise BadField(422, f"priority: {quoted(str(priority), 20)} is not in {PRIORITY_HIGHEST}..{PRIORITY_LOWEST}")
+        raise BadField(
+            422, Cause.INVALID, f"priority: {quoted(str(priority), 20)} is not in {PRIORITY_HIGHEST}..{PRIORITY_LOWEST}"
+        )
     return priority
 
 
 def check_name(field: str, name: str) -> None:
     """A model or adapter name that no package could carry does not exist."""
     if not NAME.fullmatch(name):
-        raise BadField(404, f"no such {field}: {quoted(name, 80)}")
+        raise BadField(404, Cause.UNKNOWN_ADAPTER, f"no such {field}: {quoted(name, 80)}")
 
 
 def check_params(params: Mapping[str, Any] | UnsetType) -> dict[str, Any]:
@@ -100,18 +106,19 @@ def check_params(params: Mapping[str, Any] | UnsetType) -> dict[str, Any]:
     if isinstance(params, UnsetType):
         return {}
     if len(params) > PARAMS:
-        raise BadField(422, f"params: {len(params)} parameters, at most {PARAMS}")
+        raise BadField(422, Cause.INVALID, f"params: {len(params)} parameters, at most {PARAMS}")
     for name, value in params.items():
         if not _PARAM_NAME.fullmatch(name):
-            raise BadField(422, f"params: {quoted(name, 40)} is not a parameter name")
+            raise BadField(422, Cause.INVALID, f"params: {quoted(name, 40)} is not a parameter name")
         if not _plain(value):
             raise BadField(
                 422,
+                Cause.INVALID,
                 f"params.{name}: a number, text, truth value, list or object of those is needed"
                 " (null only inside of one)",
             )
     if _count(params) > PARAM_VALUES:
-        raise BadField(422, f"params: more than {PARAM_VALUES} values")
+        raise BadField(422, Cause.INVALID, f"params: more than {PARAM_VALUES} values")
     return dict(params)
 
 
@@ -120,7 +127,7 @@ def check_deadline(field: str, seconds: float | UnsetType, max_s: float) -> floa
     if isinstance(seconds, UnsetType):
         return None
     if not math.isfinite(seconds) or seconds < 0:
-        raise BadField(422, f"{field}: seconds from now are needed, not {seconds}")
+        raise BadField(422, Cause.INVALID, f"{field}: seconds from now are needed, not {seconds}")
     return min(seconds, max_s)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.backends.api import Chunk
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.tasks.tokens import Wording, wording
 
@@ -65,7 +66,9 @@ class Task(abc.ABC):
         self.check(params)
         for place, text in enumerate(texts):
             if not text.strip():
-                raise RequestError(422, f"text {place + 1} is empty" if len(texts) > 1 else "the text is empty")
+                raise RequestError(
+                    422, Cause.INVALID, f"text {place + 1} is empty" if len(texts) > 1 else "the text is empty"
+                )
         encoded = self._tokenizer.encode(texts)
         return Prepared(
             [one.ids for one in encoded],
@@ -77,7 +80,7 @@ class Task(abc.ABC):
 
     def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
         """Rows for a session from a conversation. Raises RequestError 422."""
-        raise RequestError(422, "this model takes texts, not messages")
+        raise RequestError(422, Cause.INVALID, "this model takes texts, not messages")
 
     def probe(self, texts: Sequence[str]) -> Prepared:
         """Rows whose raw features are asked for, as golden probes do."""
@@ -101,4 +104,4 @@ def refuse_unknown(params: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in params:
         if name not in known:
             allowed = ", ".join(known) if known else "none"
-            raise RequestError(422, f"unknown parameter {name!r}; this task takes: {allowed}")
+            raise RequestError(422, Cause.INVALID, f"unknown parameter {name!r}; this task takes: {allowed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edge_agent.backends.api import Vocabulary
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import MESSAGE_BYTES
 from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
@@ -26,7 +27,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt that asks for the next answer. Raises RequestError 422, or 413 for one that is too long."""
         if self._renderer is None:
-            raise RequestError(422, "this model's package has no chat template; ask it by `prompt`")
+            raise RequestError(422, Cause.INVALID, "this model's package has no chat template; ask it by `prompt`")
         self._check(messages)
         try:
             return self._renderer.render(messages)
@@ -35,20 +36,26 @@ class ChatTemplate:
 
     def _check(self, messages: Sequence[Mapping[str, str]]) -> None:
         if not 0 < len(messages) <= MESSAGES:
-            raise RequestError(422, f"messages: {len(messages)} given, 1 to {MESSAGES} are possible")
+            raise RequestError(422, Cause.INVALID, f"messages: {len(messages)} given, 1 to {MESSAGES} are possible")
         for place, message in enumerate(messages):
             if message["role"] not in ROLES:
-                raise RequestError(422, f"messages[{place}]: role {message['role']!r} is none of {ROLES}")
+                raise RequestError(
+                    422, Cause.INVALID, f"messages[{place}]: role {message['role']!r} is none of {ROLES}"
+                )
             control = self._vocabulary.control_in(message["content"])
             if control is not None:
                 # It would end the turn and begin another one in a role of the writer's choice.
-                raise RequestError(422, f"messages[{place}]: it writes out the control token {control!r}")
+                raise RequestError(
+                    422, Cause.INVALID, f"messages[{place}]: it writes out the control token {control!r}"
+                )
 
 
 def _request_error(error: ChatTemplateError) -> RequestError:
     if error.fault == "too long":
-        return RequestError(413, f"the chat template makes {error.detail}")
+        return RequestError(413, Cause.TOO_LARGE, f"the chat template makes {error.detail}")
     if error.fault == "refused":
-        return RequestError(422, f"the chat template refuses the messages: {error.detail[:DETAIL_CHARS]}")
+        return RequestError(
+            422, Cause.INVALID, f"the chat template refuses the messages: {error.detail[:DETAIL_CHARS]}"
+        )
     text = f"{error.error_type}: {error.detail[:DETAIL_CHARS]}"
-    return RequestError(422, f"the chat template cannot make a prompt of these messages: {text}")
+    return RequestError(422, Cause.INVALID, f"the chat template cannot make a prompt of these messages: {text}")

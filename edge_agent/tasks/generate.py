@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_agent.backends.api import Chunk, Vocabulary
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.tasks import sampling
 from edge_agent.tasks.api import Prepared, Reader, Task
@@ -32,7 +33,7 @@ class Generate(Task):
     def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
         """The one text is a prompt as it stands; control tokens that are written out in it count as such."""
         if len(texts) != 1:
-            raise RequestError(422, f"one prompt is continued at a time, not {len(texts)}")
+            raise RequestError(422, Cause.INVALID, f"one prompt is continued at a time, not {len(texts)}")
         return self._prepare(texts[0], params)
 
     def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
@@ -72,11 +73,12 @@ class Generate(Task):
         begins = bool(bos) and prompt.startswith(bos)
         row = self._vocabulary.encode(prompt, not begins)
         if not row:
-            raise RequestError(422, "the prompt is empty")
+            raise RequestError(422, Cause.INVALID, "the prompt is empty")
         room, least = context - len(row), wishes.max_tokens or 1
         if room < least:
             raise RequestError(
                 422,
+                Cause.INVALID,
                 f"the prompt has {len(row)} tokens and {least} are to come, {len(row) + least} in all; "
                 f"the context holds {context}: shorten the prompt or lower max_tokens",
             )

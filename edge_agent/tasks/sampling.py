@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.tasks.api import refuse_unknown
 
@@ -54,11 +55,12 @@ def read(params: Mapping[str, Any], context: int) -> Wishes:
         # Divided by so little, logits are no numbers any more.
         raise RequestError(
             422,
+            Cause.INVALID,
             f"temperature is {params['temperature']!r}; 0, or {LEAST_TEMPERATURE:g} and more, is possible",
         )
     session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
     if "json_schema" in params and "grammar" in params:
-        raise RequestError(422, "json_schema and grammar exclude each other: give one of them")
+        raise RequestError(422, Cause.INVALID, "json_schema and grammar exclude each other: give one of them")
     if "json_schema" in params:
         session["json_schema"] = _schema(params["json_schema"])
     if "grammar" in params:
@@ -73,36 +75,40 @@ def _number(params: Mapping[str, Any], name: str, limits: Range) -> int | float:
     if name in WHOLE:
         return _whole(value, name, int(limits.lowest), int(limits.highest))
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits.lowest <= value <= limits.highest:
-        raise RequestError(422, f"{name} is {value!r}; {limits.lowest:g} to {limits.highest:g} are possible")
+        raise RequestError(
+            422, Cause.INVALID, f"{name} is {value!r}; {limits.lowest:g} to {limits.highest:g} are possible"
+        )
     return float(value)
 
 
 def _whole(value: Any, name: str, lowest: int, highest: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise RequestError(422, f"{name} is {value!r}; whole numbers from {lowest} to {highest} are possible")
+        raise RequestError(
+            422, Cause.INVALID, f"{name} is {value!r}; whole numbers from {lowest} to {highest} are possible"
+        )
     return value
 
 
 def _truth(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise RequestError(422, f"{name} is {value!r}; true or false is needed")
+        raise RequestError(422, Cause.INVALID, f"{name} is {value!r}; true or false is needed")
     return value
 
 
 def _text(value: Any, name: str, most: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
-        raise RequestError(422, f"{name}: a text of 1 to {most} characters without NUL is needed")
+        raise RequestError(422, Cause.INVALID, f"{name}: a text of 1 to {most} characters without NUL is needed")
     return value
 
 
 def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > STOPS:
-        raise RequestError(422, f"stop: a text, or a list of at most {STOPS}, is needed")
+        raise RequestError(422, Cause.INVALID, f"stop: a text, or a list of at most {STOPS}, is needed")
     return [_text(stop, "stop", STOP_CHARS) for stop in stops]
 
 
 def _schema(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise RequestError(422, "json_schema: an object that is a JSON schema is needed")
+        raise RequestError(422, Cause.INVALID, "json_schema: an object that is a JSON schema is needed")
     return value

@@ -32,6 +32,7 @@ from edge_agent.backends.api import (
     Session,
     Unavailable,
 )
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, ProgramRefused, RequestError, WorkerError
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
@@ -176,14 +177,15 @@ class Child:
             try:
                 self._submit_one(job_id, fields)
             except RequestError as error:
-                self._fail(job_id, error.status, error.reason)
+                self._fail(job_id, error.status, error.cause, error.reason)
             except AdapterRefused as error:
-                self._fail(job_id, 404, str(error))
+                self._fail(job_id, 404, Cause.UNKNOWN_ADAPTER, str(error))
             except BackendError as error:
-                self._fail(job_id, 422, str(error), isinstance(error, ProgramRefused))
+                self._fail(job_id, 422, Cause.INVALID, str(error), isinstance(error, ProgramRefused))
             except BY_A_REQUEST as error:
                 # Whatever a request can still bring about ends it, and not its neighbours.
-                self._fail(job_id, 500, f"the request broke the worker's preparation: {error!r}"[:200])
+                reason = f"the request broke the worker's preparation: {error!r}"[:200]
+                self._fail(job_id, 500, Cause.WORKER_FAILED, reason)
 
     def _submit_one(self, job_id: str, fields: dict[str, Any]) -> None:
         adapter = fields.get("adapter")
@@ -275,7 +277,7 @@ class Child:
             self._take_chunk(event, self._pending[event.job_id])
         elif isinstance(event, Failed):
             del self._pending[event.job_id]
-            self._fail(event.job_id, 500, event.reason, event.costly)
+            self._fail(event.job_id, 500, Cause.WORKER_FAILED, event.reason, event.costly)
         else:
             self._conclude(event)
 
@@ -302,7 +304,7 @@ class Child:
                 self._conclude(done._replace(outputs=dict(done.outputs, finish="deadline")))
             else:
                 del self._pending[job_id]
-                self._fail(job_id, 408, "the deadline came while the prompt was read")
+                self._fail(job_id, 408, Cause.EXPIRED, "the deadline came while the prompt was read")
 
     def _conclude(self, done: Done, text: str = "") -> None:
         """Send a job's results; `text` was read of a stream and not sent yet."""
@@ -319,7 +321,7 @@ class Child:
             results = pending.task.answer(outputs, pending.prepared, pending.params)
         except BackendError as error:
             # The model's outputs do not fit its task: this job's trouble, not that of the others in the worker.
-            self._fail(done.job_id, 500, str(error))
+            self._fail(done.job_id, 500, Cause.WORKER_FAILED, str(error))
             return
         answer = {
             "ev": "done",
@@ -334,14 +336,14 @@ class Child:
         try:
             self._send(answer)
         except WorkerError as error:  # larger than a frame, of which nothing was sent
-            self._fail(done.job_id, 413, str(error))
+            self._fail(done.job_id, 413, Cause.TOO_LARGE, str(error))
 
     def _send(self, message: dict[str, Any]) -> None:
         self._said_s = time.monotonic()
         self._channel.send(message)
 
-    def _fail(self, job_id: str, status: int, reason: str, costly: bool = False) -> None:
-        said = {"ev": "failed", "id": job_id, "status": status, "reason": reason}
+    def _fail(self, job_id: str, status: int, cause: Cause, reason: str, costly: bool = False) -> None:
+        said = {"ev": "failed", "id": job_id, "status": status, "cause": cause.value, "reason": reason}
         self._send(dict(said, costly=True) if costly else said)
 
     def _loaded(self) -> Session:

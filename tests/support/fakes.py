@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import EdgeError, WorkerError
 from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
@@ -304,7 +305,15 @@ class FakeWorker:
         self.largest_batch = max(self.largest_batch, len(jobs))
         for job in jobs:
             if job["adapter"] is not None and job["adapter"] not in self.attached:
-                self._say({"ev": "failed", "id": job["id"], "status": 404, "reason": "adapter is not attached"})
+                self._say(
+                    {
+                        "ev": "failed",
+                        "id": job["id"],
+                        "status": 404,
+                        "cause": "unknown-adapter",
+                        "reason": "not attached",
+                    }
+                )
                 continue
             self.inside[job["id"]] = job
         if self.plan.compute_s is not None:
@@ -350,10 +359,10 @@ class FakeWorker:
         event = {"ev": "done", "id": name, "results": [result], "tokenize_ms": 0.1, "compute_ms": 50.0, "batch": 1}
         self._say({**event, "text": rest, "wait_ms": 0.0, "prompt_ms": 10.0, "tokens_per_s": 25.0})
 
-    def fail(self, name: str, status: int = 500, reason: str = "it broke") -> None:
+    def fail(self, name: str, status: int = 500, cause: Cause = Cause.WORKER_FAILED, reason: str = "it broke") -> None:
         """A job fails."""
         del self.inside[name]
-        self._say({"ev": "failed", "id": name, "status": status, "reason": reason})
+        self._say({"ev": "failed", "id": name, "status": status, "cause": cause.value, "reason": reason})
 
     def die(self, reason: str = "killed by SIGKILL") -> None:
         """The child is gone; the agent hears of it once, and nothing else any more."""

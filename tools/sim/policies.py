@@ -133,6 +133,6 @@ class Governed:
         observed = governor.Observation(look.busy, look.row_s, power, second, look.flags, self._generator)
         grant, self.state = governor.decide(self.config, reading, self.state, look.now_s, observed)
         self.grant = grant
-        closed = grant.closed_because is not None
+        closed = grant.closed is not None
         mark = (int(grant.level), self.state.point_index)
         return Drive(grant.max_rows, grant.threads, grant.clock, grant.duty_share, closed, mark)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge_agent.agent import model_telemetry
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.probes import Expected, ProbeFile
 from tests.support.fakes import FakeWorker, Plan, a_model, a_variant, an_adapter
@@ -63,12 +64,12 @@ def test_no_probe_runs_while_requests_are_refused_for_heat_or_memory(monkeypatch
         device.probes["m"] = PROBES
         await device.ask("1")
         await later(1.0)
-        device.manager.closed_because = "no memory: 12 MiB are left"
+        device.manager.closed = Closure(Cause.MEMORY, "no memory: 12 MiB are left")
         await ticks(device, 90)
         assert verdict(device) == (None, "not yet")
-        device.manager.closed_because = None
+        device.manager.closed = None
         grant = device.context.grant
-        device.context.grant = replace(grant, closed_because="too hot: 80.1 °C")
+        device.context.grant = replace(grant, closed=Closure(Cause.HEAT, "too hot: 80.1 °C"))
         await ticks(device, 5)
         assert verdict(device) == (None, "not yet")
         device.context.grant = grant

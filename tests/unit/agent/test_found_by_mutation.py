@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.agent.context import full_grant
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core import governor
@@ -102,11 +103,11 @@ def test_an_adapter_at_work_is_not_the_one_that_makes_room() -> None:
 def test_a_model_is_not_loaded_while_the_host_is_short_of_memory() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", deadline_s=3.0)
-        device.manager.closed_because = "no memory: 1 MiB is left"
+        device.manager.closed = Closure(Cause.MEMORY, "no memory: 1 MiB is left")
         await later(1.0)
         assert device.spawner.running() == []
         assert "no memory: 1 MiB is left" in [message for kind, message in device.events if kind == "load-failed"]
-        device.manager.closed_because = None
+        device.manager.closed = None
         await later(1.0)
         assert device.status("1") == 200
 

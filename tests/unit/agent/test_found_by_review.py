@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edge_agent.agent.loop import LoopOptions
 from edge_agent.agent.served_model import Phase
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import BackendError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from tests.support.fakes import Plan, RecordingNotifier, a_model, an_adapter
@@ -165,7 +166,8 @@ def test_an_answer_too_large_for_a_message_is_counted_as_what_it_is() -> None:
         await settle()
         stats = device.context.stats
         assert device.status("1") == 413
-        assert (dict(stats.statuses), dict(stats.causes), stats.model("m").answered) == ({413: 1}, {"too-large": 1}, 0)
+        assert (dict(stats.statuses), stats.model("m").answered) == ({413: 1}, 0)
+        assert dict(stats.causes) == {Cause.TOO_LARGE: 1}
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
@@ -177,12 +179,12 @@ def states(device: Device) -> list[tuple[str, str]]:
 def test_whoever_watches_from_afar_is_told_at_once_that_nothing_is_taken_and_that_it_is_again() -> None:
     async def scenario(device: Device) -> None:
         task = await running(device, LoopOptions(600.0, 600.0, ()))
-        device.manager.closed_because = "no memory: 3 MiB are left"
+        device.manager.closed = Closure(Cause.MEMORY, "no memory: 3 MiB are left")
         device.agent._guard.look = _nothing  # type: ignore[method-assign]
         await later(2.0)
-        device.manager.closed_because = "no memory: 2 MiB are left"
+        device.manager.closed = Closure(Cause.MEMORY, "no memory: 2 MiB are left")
         await later(2.0)
-        device.manager.closed_because = None
+        device.manager.closed = None
         await later(2.0)
         assert states(device)[-2:] == [("degraded", "no requests are taken for want of memory"), ("online", "serving")]
         device.agent.stop("enough")

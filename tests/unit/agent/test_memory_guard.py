@@ -126,9 +126,9 @@ def test_a_board_that_stops_to_tell_its_memory_is_not_closed_for_ever() -> None:
         available(device, 30)
         await guard.look()
         assert guard.stage >= PressureStage.SHORT
-        assert device.manager.closed_because is not None
+        assert device.manager.closed is not None
         device.sensors.lose("ram_available", "the file is gone")
         await guard.look()
-        assert (guard.stage, device.manager.closed_because) == (PressureStage.CALM, None)
+        assert (guard.stage, device.manager.closed) == (PressureStage.CALM, None)
 
     Device.run(scenario, *MODELS)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent.base.causes import Cause
 from edge_agent.core.job import Job, JobState
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
@@ -133,9 +134,9 @@ def test_a_final_job_cannot_be_answered_again() -> None:
         await device.ask("1")
         await settle()
         (job,) = device.context.requests.open_jobs()
-        device.server._answers.refuse(job, 503, "first")
+        device.server._answers.refuse(job, 503, Cause.UNAVAILABLE, "first")
         with pytest.raises(ValueError, match="cannot become"):
-            device.server._answers.refuse(job, 500, "second")
+            device.server._answers.refuse(job, 500, Cause.WORKER_FAILED, "second")
         assert device.transport.statuses() == {"1": [503]}
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
@@ -162,7 +163,7 @@ def test_the_state_follows_from_the_status_word(status: int, running: bool, stat
             await device.ask("waiting")
             jobs = [device.context.requests.open_jobs()[-1]]
             device.served().queue.remove(jobs[0])
-        device.server._answers.refuse(jobs[0], status, "because")
+        device.server._answers.refuse(jobs[0], status, Cause.UNAVAILABLE, "because")
         assert jobs[0].state is state
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
@@ -119,7 +120,7 @@ def test_a_failed_job_keeps_the_workers_status_and_harms_no_other() -> None:
         await device.ask("bad")
         await device.ask("good")
         await settle()
-        device.spawner.last.fail("tester/bad", 422, "the text is empty")
+        device.spawner.last.fail("tester/bad", 422, Cause.INVALID, "the text is empty")
         device.spawner.last.finish()
         assert (device.status("bad"), device.status("good")) == (422, 200)
         assert device.transport.reply("bad")["reason"] == "the text is empty"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.agent.stats import ModelStats, Stats, cause_of
-from edge_agent.core import admission
+from edge_agent.agent.stats import ModelStats, Stats
+from edge_agent.base.causes import Cause
 
 
 def test_answers_add_up() -> None:
@@ -43,20 +43,15 @@ def test_every_count_is_reported_in_exactly_one_interval(steps: list[str]) -> No
     assert (answers, statuses) == (given_answers, given_statuses)
 
 
-def test_every_refusal_has_a_cause_by_its_sentence() -> None:
-    """The sentences come from where they are made, so that a change there is noticed here."""
-    full = admission.decide(admission.QueueLoad(4, 4, None, None), 10.0, 0.0, None)
-    share = admission.decide(admission.QueueLoad(9, 10, None, None, own_jobs=9), 10.0, 0.0, None)
-    late = admission.decide(admission.QueueLoad(0, 4, 3.0, 9.0), 10.0, 0.0, None)
-    assert [cause_of(one.status, one.reason) for one in (full, share, late) if one is not None] == [
-        "queue-full", "client-share", "deadline",
-    ]  # fmt: skip
-    assert cause_of(503, "81.0 °C, soft limit 80.0 °C") == "heat"
-    assert cause_of(503, "no memory for model 'm': needs 3 GiB") == "memory"
-    assert cause_of(503, "model 'm' is quarantined after repeated worker deaths") == "quarantined"
-    assert cause_of(500, "the worker died twice with this request: x") == "worker-died"
-    assert cause_of(503, "the device is stopping") == "unavailable"
-    assert cause_of(422, "text: too long") == "invalid"
+def test_refusals_are_counted_by_status_and_by_cause() -> None:
+    stats = Stats()
+    for status, cause in ((503, Cause.HEAT), (503, Cause.HEAT), (503, Cause.MEMORY), (429, Cause.QUEUE_FULL)):
+        stats.refused(status, cause)
+    taken = stats.take()
+    assert dict(taken.statuses) == {503: 3, 429: 1}
+    assert dict(taken.causes) == {Cause.HEAT: 2, Cause.MEMORY: 1, Cause.QUEUE_FULL: 1}
+    assert not stats.causes
+    assert not stats.statuses
 
 
 def test_adapters_and_confidence_are_counted_apart() -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from edge_agent.base import errors
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendMissing, BrokerError, EdgeError, PackageError, RequestError, SignatureError
 
 
@@ -33,14 +34,14 @@ def test_the_parts_are_kept_apart() -> None:
 
 
 def test_a_request_error_carries_the_reply() -> None:
-    error = RequestError(429, "queue full: 5 of 5", 1.5)
+    error = RequestError(429, Cause.QUEUE_FULL, "queue full: 5 of 5", 1.5)
     assert (error.status, error.reason, error.retry_after_s, str(error)) == (
         429,
         "queue full: 5 of 5",
         1.5,
         "queue full: 5 of 5",
     )
-    assert RequestError(404, "no").retry_after_s is None
+    assert RequestError(404, Cause.UNKNOWN_MODEL, "no").retry_after_s is None
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

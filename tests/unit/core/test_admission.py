@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.limits import QUEUE_BYTES
 from edge_agent.core.admission import QueueLoad, Refused, decide
 
@@ -16,7 +17,7 @@ def test_an_empty_device_takes_what_it_knows_nothing_about() -> None:
 
 def test_a_full_queue_is_429_with_the_counts() -> None:
     refused = decide(QueueLoad(256, 256, 1.25, 0.1), 1000.0, 0.0, None)
-    assert refused == Refused(429, "queue full: 256 of 256 requests are open", 1.25)
+    assert refused == Refused(429, Cause.QUEUE_FULL, "queue full: 256 of 256 requests are open", 1.25)
 
 
 @pytest.mark.parametrize("wait_s", [None, 0.0])
@@ -56,16 +57,17 @@ def test_nobody_is_refused_on_a_guess(wait_s: float | None, compute_s: float | N
 
 
 def test_a_closed_governor_comes_first_and_speaks_itself() -> None:
-    refused = decide(QueueLoad(256, 256, 9.0, 9.0), 101.0, 100.0, "too hot: 86.0 °C")
-    assert refused == Refused(503, "too hot: 86.0 °C", 10.0)
+    refused = decide(QueueLoad(256, 256, 9.0, 9.0), 101.0, 100.0, Closure(Cause.HEAT, "too hot: 86.0 °C"))
+    assert refused == Refused(503, Cause.HEAT, "too hot: 86.0 °C", 10.0)
 
 
 SECONDS = st.none() | st.floats(0, 1e4)
+CLOSURES = st.none() | st.just(Closure(Cause.HEAT, "hot"))
 
 
-@given(st.integers(0, 300), st.integers(1, 256), SECONDS, SECONDS, st.floats(-1e4, 1e4), st.none() | st.just("hot"))
+@given(st.integers(0, 300), st.integers(1, 256), SECONDS, SECONDS, st.floats(-1e4, 1e4), CLOSURES)
 def test_any_refusal_is_whole(
-    jobs: int, max_jobs: int, wait_s: float | None, compute_s: float | None, left_s: float, closed: str | None
+    jobs: int, max_jobs: int, wait_s: float | None, compute_s: float | None, left_s: float, closed: Closure | None
 ) -> None:
     refused = decide(QueueLoad(jobs, max_jobs, wait_s, compute_s), 1e5 + left_s, 1e5, closed)
     needed_s = None if wait_s is None or compute_s is None else wait_s + compute_s
@@ -76,6 +78,8 @@ def test_any_refusal_is_whole(
         return
     assert refused.status in {429, 503}
     assert refused.reason
+    assert refused.cause in {Cause.HEAT, Cause.QUEUE_FULL, Cause.CLIENT_SHARE, Cause.DEADLINE}
+    assert (refused.cause is Cause.DEADLINE) == (refused.status == 503 and closed is None)
     assert refused.retry_after_s is not None
     assert refused.retry_after_s >= 0
     assert (refused.status == 429) == (closed is None and jobs >= max_jobs)
@@ -86,6 +90,7 @@ def test_one_client_leaves_places_to_others() -> None:
     refused = decide(QueueLoad(205, 256, 0.5, 0.1, own_jobs=205), 10.0, 0.0, None)
     assert refused == Refused(
         429,
+        Cause.CLIENT_SHARE,
         "queue full for this client: 205 of its requests are open, the last 51 of 256 places are left to others",
         0.5,
     )
@@ -105,7 +110,9 @@ def test_however_many_flood_the_next_client_finds_a_place(places: int, asks: lis
 
 def test_a_queue_of_large_bodies_is_full_before_its_places_are() -> None:
     refused = decide(QueueLoad(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES + 1024), 100.0, 0.0, None)
-    assert refused == Refused(429, "queue full: with this request 8.0 MiB would wait, at most 8.0 MiB", 0.5)
+    assert refused == Refused(
+        429, Cause.QUEUE_FULL, "queue full: with this request 8.0 MiB would wait, at most 8.0 MiB", 0.5
+    )
     assert decide(QueueLoad(70, 256, 0.5, 0.1, held_bytes=QUEUE_BYTES), 100.0, 0.0, None) is None
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core import governor
 from edge_agent.core.governor import (
@@ -76,7 +77,7 @@ def lost(taken_s: float = 0.0) -> Reading:
 
 def test_cool_gives_everything() -> None:
     grant = Board(sink_k_per_w=1.5).second()
-    assert (grant.level, grant.max_rows, grant.threads, grant.closed_because) == (GovernorLevel.NORMAL, 16, 4, None)
+    assert (grant.level, grant.max_rows, grant.threads, grant.closed) == (GovernorLevel.NORMAL, 16, 4, None)
     assert (grant.duty_share, grant.clock, grant.tier, grant.derated) == (1.0, 1.0, 0, None)
     assert "set point 77.5 °C, soft limit 80.0 °C" in grant.why
 
@@ -87,7 +88,7 @@ def test_a_board_that_has_cooled_down_opens_again_although_its_sensor_repeats_it
     for second in range(30):
         board.second(at(82.0 + 0.5 * (second % 2), board.now_s + 1.0))
     assert board.grant.level >= GovernorLevel.CLOSED
-    opened = next((n for n in range(240) if board.second(at(25.0, board.now_s + 1.0)).closed_because is None), None)
+    opened = next((n for n in range(240) if board.second(at(25.0, board.now_s + 1.0)).closed is None), None)
     assert opened is not None
     assert 0.0 < board.grant.power_share <= NO_SENSOR_SHARE, "no more than what is allowed without a temperature"
 
@@ -143,7 +144,7 @@ def test_a_cooled_board_gets_everything_back() -> None:
 def test_at_the_soft_limit_it_closes_with_the_numbers() -> None:
     grant, _ = decide(CONFIG, at(80.0), GovernorState(), 0.0)
     assert grant.level is GovernorLevel.CLOSED
-    assert grant.closed_because == "too hot: 80.0 °C, set point 77.5 °C, soft limit 80.0 °C"
+    assert grant.closed == Closure(Cause.HEAT, "too hot: 80.0 °C, set point 77.5 °C, soft limit 80.0 °C")
 
 
 def test_near_the_hard_limit_nothing_starts() -> None:
@@ -158,7 +159,7 @@ def test_a_board_whose_idle_is_too_hot_refuses_and_says_why() -> None:
     board.run(60)
     assert board.grant.duty_share == 0.0
     assert board.grant.level >= GovernorLevel.CLOSED
-    assert board.grant.closed_because is not None
+    assert board.grant.closed is not None
 
 
 def test_long_steps_get_fewer_rows_while_they_are_paced_and_only_then() -> None:
@@ -369,7 +370,7 @@ def test_any_history_gives_sound_limits(
         assert 0.0 <= grant.duty_share <= 1.0
         assert 0.0 <= grant.power_share <= 1.0
         assert grant.clock in (*CLOCKS, 1.0) if clocks else grant.clock == 1.0
-        assert (grant.closed_because is not None) == (grant.level >= GovernorLevel.CLOSED)
+        assert (grant.closed is not None) == (grant.level >= GovernorLevel.CLOSED)
         assert grant.why
         if grant.level is GovernorLevel.NORMAL:
             assert (grant.duty_share, grant.threads, grant.max_rows) == (1.0, threads, max_rows)
