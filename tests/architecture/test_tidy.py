@@ -137,6 +137,47 @@ REPEATED_FILES = {
     ),
 }
 
+# Names that hold a sentence for people. Code decides by a value (`base.causes`), never by what such a sentence says:
+# it carries names that clients choose, and a reworded sentence would change what the code does.
+SENTENCES = frozenset({"reason", "text", "why", "message", "what", "sentence", "said", "error"})
+READING_METHODS = frozenset(
+    {"startswith", "endswith", "find", "rfind", "index", "count", "split", "partition", "removeprefix", "removesuffix"}
+    | {"replace"}
+)
+PATTERN_METHODS = frozenset({"match", "search", "fullmatch", "findall", "finditer", "sub", "split"})
+# Files in which such a name holds a text in a format, which is parsed, and why that is no sentence of ours.
+PARSERS = {
+    "edge_agent/backends/llamacpp/grammar.py": "a grammar in GBNF, and what the parser in the sandbox puts out",
+    "edge_agent/backends/llamacpp/library.py": "the log lines of llama.cpp, which has no other interface for these",
+    "edge_agent/backends/llamacpp/model.py": "control tokens in a client's message",
+    "edge_agent/backends/onnx.py": "the message of an ONNX Runtime error is put on one line",
+    "edge_agent/bundle/adapter_file.py": "a field of the adapter file",
+    "edge_agent/bundle/jsonio.py": "the path in a message of msgspec is put into our form",
+    "edge_agent/bundle/sign.py": "base64 text",
+    "edge_agent/config/rules.py": "values of settings",
+    "edge_agent/config/fields.py": "environment variables",
+    "edge_agent/config/secrets.py": "a password file",
+    "edge_agent/lifecycle/supervision.py": "white space in a line for systemd",
+    "edge_agent/lifecycle/service.py": "whether a unit file is the one that would be written",
+    "edge_agent/mqtt/transport.py": "log on transition: a trouble that was told already is not told again",
+    "edge_agent/sensors/boards.py": "files of /proc",
+    "edge_agent/sensors/clocks.py": "output of vcgencmd",
+    "edge_agent/sensors/files.py": "files of /sys",
+    "edge_agent/sensors/memory.py": "files of /proc and of the control group",
+    "edge_agent/sensors/power.py": "output of vcgencmd",
+    "edge_agent/sensors/thermal.py": "output of vcgencmd",
+    "edge_agent/sensors/throttle.py": "output of vcgencmd, and names in /sys",
+    "edge_agent/tasks/textstream.py": "stop strings in a generated text",
+}
+# Decisions that are still read out of a sentence, by file. The numbers may only fall.
+DECISIONS_BY_SENTENCE = {
+    "edge_agent/app/operate.py": 1,
+    "edge_agent/app/texts.py": 1,
+    "edge_agent/core/grammar_bans.py": 1,
+    "edge_agent/store/variant_trials.py": 1,
+    "edge_agent/worker/supervisor.py": 2,
+}
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -394,3 +435,66 @@ def test_no_machine_path_or_workplace_name_is_committed() -> None:
         if "/work/" + "main" in path.read_text(encoding="utf-8") or "/root/" + "." in path.read_text(encoding="utf-8")
     ]
     assert offenders == []
+
+
+def test_no_decision_is_read_out_of_a_sentence() -> None:
+    found: dict[str, list[int]] = defaultdict(list)
+    for path in SOURCES:
+        if name(path).startswith("edge_agent/"):
+            for line in sentence_readings(parsed(path)):
+                found[name(path)].append(line)
+    decisions = {place: lines for place, lines in found.items() if place not in PARSERS}
+    assert {place: len(lines) for place, lines in decisions.items()} == DECISIONS_BY_SENTENCE, decisions
+    assert PARSERS.keys() - found.keys() == set(), "these parse nothing any more: take them off the list"
+
+
+def sentence_readings(tree: ast.AST) -> list[int]:
+    """The lines on which code looks at what a sentence says: a comparison, a search, a method of str, a pattern."""
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Call) and _reads(node)]
+
+
+def _reads(node: ast.Compare | ast.Call) -> bool:
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        asks = any(isinstance(operator, ast.In | ast.NotIn | ast.Eq | ast.NotEq) for operator in node.ops)
+        return asks and any(_is_sentence(side) for side in sides)
+    if not isinstance(node.func, ast.Attribute):
+        return False
+    by_method = node.func.attr in READING_METHODS and _is_sentence(node.func.value)
+    return by_method or (node.func.attr in PATTERN_METHODS and any(map(_is_sentence, node.args)))
+
+
+def _is_sentence(node: ast.expr) -> bool:
+    """A name or an attribute of SENTENCES, also within `str(...)` and after `.lower()` and the like."""
+    while isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Name) and node.func.id == "str" and node.args:
+            node = node.args[0]
+        elif isinstance(node.func, ast.Attribute) and not node.args:
+            node = node.func.value
+        else:
+            return False
+    return getattr(node, "attr", getattr(node, "id", "")) in SENTENCES
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if "quarantine" in reason: pass',
+        'if reason.startswith("too hot"): pass',
+        'if error.reason.lower() == "gone": pass',
+        'if str(error).endswith("x"): pass',
+        'if re.search("°C", self.why): pass',
+        "if PATTERN.match(event.message): pass",
+        'shown = choice.why.replace("of 2", "of 3")',
+        'if text in ("a", "b"): pass',
+    ],
+)
+def test_a_decision_by_a_sentence_is_found(line: str) -> None:
+    assert sentence_readings(ast.parse(line)) == [1]
+
+
+@pytest.mark.parametrize(
+    "line", ["if reason is None: pass", "if cause is Cause.HEAT: pass", 'say(f"it ended: {reason}")', "if reason: pass"]
+)
+def test_passing_a_sentence_on_is_no_decision(line: str) -> None:
+    assert sentence_readings(ast.parse(line)) == []
