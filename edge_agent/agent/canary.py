@@ -18,7 +18,7 @@ from edge_agent.agent.served_model import Phase, Probed, ServedModel
 from edge_agent.base.errors import EdgeError
 from edge_agent.base.limits import MEASURE_S
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import MISSING, Measured, ProbeFile, judge
+from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
 
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
@@ -98,6 +98,6 @@ def _since_s(served: ServedModel, adapter: str | None) -> float:
     return served.loaded_s if last is None else last.at_s
 
 
-async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> Measured:
+async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> ProbeOutputs:
     answer = await worker.call("measure", MEASURE_S, adapter=adapter, texts=list(file.texts))
-    return Measured(answer["features"], answer.get("logits"))
+    return ProbeOutputs(answer["features"], answer.get("logits"))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.bundle.catalog import Variant
-from edge_agent.bundle.gguf_memory import RUNTIME, GgufHeader, Wanted
+from edge_agent.bundle.gguf_memory import RUNTIME, GeneratorOverrides, GgufHeader
 from edge_agent.bundle.variant_sizing import explained, sized
 from edge_agent.core.memory_ledger import MemoryLedger
 from edge_agent.core.residency import HostMemory
@@ -28,8 +28,8 @@ async def no_header(_path: str) -> GgufHeader | None:
 class Sizer:
     """Decides with what a generator is loaded. `read` reads the head of a file without holding up the loop."""
 
-    def __init__(self, wanted: Wanted | None = None, read: ReadHeader = no_header) -> None:
-        self.wanted = wanted or Wanted()
+    def __init__(self, wanted: GeneratorOverrides | None = None, read: ReadHeader = no_header) -> None:
+        self.wanted = wanted or GeneratorOverrides()
         self._read = read
         self._headers: dict[str, GgufHeader | None] = {}
 
@@ -75,7 +75,7 @@ class Sizer:
         text = explained(served.sized, served.sized.peak_bytes * memory.ceiling_bytes / needed_bytes)
         return f": {text}" if text else ""
 
-    def _sized(self, served: ServedModel, wanted: Wanted, allowed_bytes: float | None) -> Variant:
+    def _sized(self, served: ServedModel, wanted: GeneratorOverrides, allowed_bytes: float | None) -> Variant:
         header = self._headers.get(served.model.variant.digest)
         return sized(served.model.variant, served.model.task, header, wanted, allowed_bytes)
 

@@ -53,7 +53,7 @@ class Transport(Protocol):
 
 
 class Library(Protocol):
-    """The packages on this device. Implemented by `store.model_store.Library`."""
+    """The packages on this device. Implemented by `store.model_store.ModelStore`."""
 
     def active(self) -> tuple[InstalledModel, ...]:
         """Every active model with its chosen variant and adapters."""
@@ -124,7 +124,7 @@ class Clocks(Protocol):
 class FootprintCache(Protocol):
     """What models were found to hold on this device, kept over restarts.
 
-    Implemented by `store.footprint_cache.FigureFile`."""
+    Implemented by `store.footprint_cache.FootprintFile`."""
 
     def read(self) -> Mapping[str, MeasuredFootprint]:
         """The figures by variant; empty where there are none, or none that can be believed."""

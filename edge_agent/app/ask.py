@@ -26,7 +26,7 @@ ORDER_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class DeviceTarget:
     """Which broker, which device."""
 
     options: MqttOptions
@@ -34,7 +34,7 @@ class Target:
     device: str
 
 
-def target(arguments: argparse.Namespace) -> Target:
+def target(arguments: argparse.Namespace) -> DeviceTarget:
     """The settings' broker and device, unless the command line names others. Raises UsageError for impossible names."""
     wiring.quiet_rooms()
     config: Path | None = arguments.config
@@ -50,11 +50,11 @@ def target(arguments: argparse.Namespace) -> Target:
     for what, name in (("the model's", arguments.model), ("the device's", device)):
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be {what} name: letters, digits and . _ : @ - are taken, at most 64")
-    return Target(options, settings.mqtt.prefix, device)
+    return DeviceTarget(options, settings.mqtt.prefix, device)
 
 
 @contextlib.asynccontextmanager
-async def connected(place: Target) -> AsyncIterator[RequestClient]:
+async def connected(place: DeviceTarget) -> AsyncIterator[RequestClient]:
     """A client of that broker. Raises BrokerError sooner than a daemon would mind: a person waits at the terminal."""
     client = RequestClient(place.options, place.prefix, [place.device])
     await client.connect(CONNECT_S)

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from edge_agent.app.ask import Target, check_deadline, connected, target
+from edge_agent.app.ask import DeviceTarget, check_deadline, connected, target
 from edge_agent.app.converse import generation_params
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.core.latency import Quantiles
@@ -154,7 +154,7 @@ def _question(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
 
 
 async def _ask_text(
-    client: RequestClient, place: Target, model: str, body: dict[str, Any], deadline_s: float, tally: Tally
+    client: RequestClient, place: DeviceTarget, model: str, body: dict[str, Any], deadline_s: float, tally: Tally
 ) -> None:
     started_s = time.monotonic()
     reply = await client.infer(place.device, model, body, deadline_s)
@@ -165,7 +165,7 @@ async def _ask_text(
 
 
 async def _ask_stream(
-    client: RequestClient, place: Target, model: str, body: dict[str, Any], deadline_s: float, tally: Tally
+    client: RequestClient, place: DeviceTarget, model: str, body: dict[str, Any], deadline_s: float, tally: Tally
 ) -> None:
     started_s = time.monotonic()
     first_s: float | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.app.ask import Target, check_deadline, connected, target
+from edge_agent.app.ask import DeviceTarget, check_deadline, connected, target
 from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import Reply
@@ -93,7 +93,7 @@ async def _line(read: Read) -> str | None:
 
 
 async def _answer(
-    client: RequestClient, place: Target, model: str, body: Mapping[str, Any], deadline_s: float, show: Show
+    client: RequestClient, place: DeviceTarget, model: str, body: Mapping[str, Any], deadline_s: float, show: Show
 ) -> dict[str, Any]:
     text = ""
     try:

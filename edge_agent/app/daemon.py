@@ -46,8 +46,8 @@ from edge_agent.protocol.messages import Runtime
 from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.suite import SensorSuite
-from edge_agent.store.footprint_cache import FigureFile
-from edge_agent.store.model_store import Library
+from edge_agent.store.footprint_cache import FootprintFile
+from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import daemon_lock
 from edge_agent.worker.probe import ask_backends
 from edge_agent.worker.supervisor import spawn
@@ -149,7 +149,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     reporter.connect(transport, lambda: (len(spool), spool.lost))
     context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
     context.energy = EnergyMeter(wiring.utilisation(sensors.board))
-    library = Library(wiring.store_dir(settings))
+    library = ModelStore(wiring.store_dir(settings))
     host = HostMonitor(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
     host.decode_threads = settings.worker.decode_threads or 0
     responder = Responder(context, host.reading)
@@ -160,7 +160,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         clock,
         host,
         reporter.event,
-        FigureFile(settings.store.state_dir),
+        FootprintFile(settings.store.state_dir),
         Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path)),
     )
     manager.rules = wiring.form_rules(settings)

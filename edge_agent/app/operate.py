@@ -20,7 +20,7 @@ from edge_agent.lifecycle import doctor as verdicts
 from edge_agent.lifecycle import service as units
 from edge_agent.lifecycle.doctor_facts import runtime_probes, survey
 from edge_agent.lifecycle.facts import BrokerProbe, RuntimeProbe
-from edge_agent.lifecycle.service import IMAGE_PYTHON, Target
+from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget
 from edge_agent.lifecycle.service_status import status
 from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
@@ -33,7 +33,7 @@ ROUND_TRIPS = 15
 
 def service(action: str, root: Path | None, python: str | None, drop_ins: Sequence[str] | None, purge: bool) -> int:
     """Install, uninstall or look at the systemd service, here or in an image. Raises UsageError, EdgeError."""
-    place = Target(root or Path("/"), python or (sys.executable if root is None else IMAGE_PYTHON))
+    place = ServiceTarget(root or Path("/"), python or (sys.executable if root is None else IMAGE_PYTHON))
     if action == "status":
         found = status(place)
         print("\n".join(found.lines()))
@@ -55,7 +55,7 @@ def doctor(config: Path | None, as_json: bool) -> int:
         SystemClock(),
         runtimes=_runtimes(settings),
         broker=_broker(settings),
-        service=status(Target(Path("/"), sys.executable)),
+        service=status(ServiceTarget(Path("/"), sys.executable)),
     )
     checks = verdicts.examine(facts)
     if as_json:

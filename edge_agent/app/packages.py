@@ -14,7 +14,7 @@ from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.gguf_memory import RUNTIME
 from edge_agent.bundle.ggufheader import header_at
-from edge_agent.bundle.probes import Measured
+from edge_agent.bundle.probes import ProbeOutputs
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.config.load import load
@@ -26,8 +26,8 @@ from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
-from edge_agent.store.install_context import ProbeOutcome, ProbeRequest, Progress, Setup, silent
-from edge_agent.store.model_store import Library
+from edge_agent.store.install_context import InstallContext, ProbeOutcome, ProbeRequest, Progress, silent
+from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import running_daemon
 from edge_agent.store.timesync import synchronised
 from edge_agent.worker import probe as workers
@@ -64,7 +64,7 @@ class WorkerProber:
         run = workers.trial_run(
             self._options, replace(model, variant=variant), questions, self._limits, self._sensors.sample_power, memory
         )
-        measured = tuple(Measured(outputs.features, outputs.logits) for outputs in run.outputs)
+        measured = tuple(ProbeOutputs(outputs.features, outputs.logits) for outputs in run.outputs)
         energy, board = run.energy, self._sensors.board
         usual = wiring.utilisation(board)
         if energy.joules is None and board.power is None and usual is not None:
@@ -85,7 +85,7 @@ def trust(settings: Settings) -> Trust | None:
         raise PackageError(f"cannot be read: {error.strerror}", str(settings.store.trust_root)) from error
 
 
-def open_library(settings: Settings, again: bool = False) -> Library:
+def open_library(settings: Settings, again: bool = False) -> ModelStore:
     """The store, ready to be changed: with trust, board, runtimes and a prober."""
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
     names = list(settings.worker.backends)
@@ -93,7 +93,7 @@ def open_library(settings: Settings, again: bool = False) -> Library:
     runtimes = tuple(name for name in names if backends[name]["available"])
     ram_bytes = _ceiling_bytes(settings, suite)
     features = read_cpu_features(settings.sensors.sysroot) or None
-    setup = Setup(
+    setup = InstallContext(
         prober=WorkerProber(settings, suite, ram_bytes),
         hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
         trust=trust(settings),
@@ -105,7 +105,7 @@ def open_library(settings: Settings, again: bool = False) -> Library:
         measure=settings.models.measure,
         again=again,
     )
-    return Library(wiring.store_dir(settings), setup)
+    return ModelStore(wiring.store_dir(settings), setup)
 
 
 def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
@@ -162,8 +162,8 @@ def report_fields(report: InstallReport) -> dict[str, Any]:
 def rollback(config: Path | None, model: str) -> dict[str, Any]:
     """Return a model to the version before."""
     settings = _settings_of_owner(config)
-    before = next((one for one in Library(wiring.store_dir(settings)).active() if one.name == model), None)
-    returned = Library(wiring.store_dir(settings)).rollback(model)
+    before = next((one for one in ModelStore(wiring.store_dir(settings)).active() if one.name == model), None)
+    returned = ModelStore(wiring.store_dir(settings)).rollback(model)
     lost = {one.name for one in before.adapters} - {one.name for one in returned.adapters} if before else set()
     notes = [f"without {', '.join(sorted(lost))}"] if lost else []
     text = f"{model} is back at version {returned.version} ({returned.variant.name})"
@@ -177,7 +177,7 @@ def rollback(config: Path | None, model: str) -> dict[str, Any]:
 def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, Any]:
     """Remove a model, or one of its adapters."""
     settings = _settings_of_owner(config)
-    Library(wiring.store_dir(settings)).remove(model, adapter)
+    ModelStore(wiring.store_dir(settings)).remove(model, adapter)
     what = f"adapter {adapter} of {model}" if adapter else model
     return {"text": "\n  ".join([f"removed {what}", *_heard_by(settings)]), "model": model, "adapter": adapter}
 
@@ -185,7 +185,7 @@ def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, An
 def models(config: Path | None) -> list[dict[str, Any]]:
     """What is installed and active, and what is damaged."""
     settings = load(config)
-    library = Library(wiring.store_dir(settings))
+    library = ModelStore(wiring.store_dir(settings))
     reasons = {history.name: history.why for history in library.models()}
     active = library.active()
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.app import top_view
-from edge_agent.app.ask import CONNECT_S, Target, target
+from edge_agent.app.ask import CONNECT_S, DeviceTarget, target
 from edge_agent.base.errors import BrokerError, UsageError
 from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.messages import Event, Status
@@ -36,7 +36,7 @@ ONCE_S = 60.0
 CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
 
 
-async def _hear(place: Target) -> AsyncIterator[tuple[str, Any]]:
+async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
     """(kind, body) of the device's messages; ('', None) about every second without one. Raises BrokerError."""
     said: list[LinkChange] = []
     own = f"{place.prefix}/{place.device}"
@@ -87,7 +87,7 @@ def top(arguments: argparse.Namespace) -> int:
     """Show the device until Ctrl-C, or with `once` until its first report. Exit code 1 when none came in `seconds`."""
     place = target(arguments)
     live = sys.stdout.isatty() and not arguments.once
-    seen = top_view.Seen(place.device)
+    seen = top_view.DeviceView(place.device)
 
     async def show() -> int:
         seconds = arguments.seconds or (ONCE_S if arguments.once else None)

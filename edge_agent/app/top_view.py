@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 @dataclass(slots=True)
-class Seen:
+class DeviceView:
     """What was heard of a device so far. `heard_s` is when the last report came, monotonic."""
 
     device: str
@@ -48,7 +48,7 @@ class Seen:
             self.rate.append(sum(model["requests"] for model in body["models"].values()) / body["interval_s"])
 
 
-def lines(seen: Seen, now_s: float, width: int = 80) -> list[str]:
+def lines(seen: DeviceView, now_s: float, width: int = 80) -> list[str]:
     """One screen, no line longer than `width`."""
     report = seen.report
     if report is None or seen.heard_s is None:
@@ -123,7 +123,7 @@ def _model_row(model: Report, account: Report | None) -> dict[str, Any]:
     }
 
 
-def _head(seen: Seen, age_s: float | None) -> str:
+def _head(seen: DeviceView, age_s: float | None) -> str:
     state = seen.status["state"] if seen.status else "no status yet"
     if seen.status and state != "online":
         state += f" ({seen.status['reason']})"

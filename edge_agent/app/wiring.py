@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_agent.bundle.gguf_memory import Wanted
+from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.config import secrets
 from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
@@ -19,7 +19,7 @@ from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.topics import Topics
 from edge_agent.sensors.boards import Board
-from edge_agent.store.variant_selection import Hardware, Wishes
+from edge_agent.store.variant_selection import Hardware, SelectionPolicy
 from edge_agent.worker.supervisor import SpawnOptions
 
 PROTOCOLS: Mapping[str, Protocol] = {"auto": "auto", "5": 5, "3.1.1": 311}
@@ -85,10 +85,10 @@ def utilisation(board: Board) -> Utilisation | None:
     return Utilisation(board.name, prior.idle_w, prior.full_w, board.cores)
 
 
-def wishes(settings: Settings) -> Wishes:
+def wishes(settings: Settings) -> SelectionPolicy:
     """Which variant the operator wants."""
     models = settings.models
-    return Wishes(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))
+    return SelectionPolicy(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))
 
 
 def form_rules(settings: Settings) -> adapter_routing.RoutingPolicy:
@@ -97,10 +97,10 @@ def form_rules(settings: Settings) -> adapter_routing.RoutingPolicy:
     return adapter_routing.RoutingPolicy(models.policy, models.prefer, models.accuracy_loss_limit)
 
 
-def generators(settings: Settings) -> Wanted:
+def generators(settings: Settings) -> GeneratorOverrides:
     """What the operator wants of generators."""
     models = settings.models
-    return Wanted(models.context, models.sequences, models.kv_type, models.shrink_context)
+    return GeneratorOverrides(models.context, models.sequences, models.kv_type, models.shrink_context)
 
 
 def hardware(

@@ -28,7 +28,7 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TrialFigures:
     """What a variant did on this device at the install: compute time of one text of `text_bytes`, bytes held by its
     worker, seconds to load, and joules of such a text (None: `energy_method` is the reason)."""
 
@@ -76,7 +76,7 @@ class Variant:
     features: tuple[str, ...] = ()
     hardware: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
-    measured: Measured | None = None
+    measured: TrialFigures | None = None
     sizing: Sizing | None = None
 
     @property
@@ -104,7 +104,7 @@ class Adapter:
     metrics: Mapping[str, float] = field(default_factory=dict)
     file_digest: str = ""
     accuracy: float | None = None
-    measured: Measured | None = None
+    measured: TrialFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GeneratorOverrides:
     """What the operator wants of generators; None: as the package says. `shrink`: a shorter context, or fewer
     sequences, rather than none."""
 

@@ -55,7 +55,7 @@ class ProbeFile(Document, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ProbeOutputs:
     """What this device gave, one row per text; `logits` is None where the model has no classifier."""
 
     features: Sequence[Sequence[float]]
@@ -73,7 +73,7 @@ class Verdict:
     effect: float | None = None
 
 
-def judge(file: ProbeFile, variant: str, measured: Measured, base: Measured | None = None) -> Verdict:
+def judge(file: ProbeFile, variant: str, measured: ProbeOutputs, base: ProbeOutputs | None = None) -> Verdict:
     """Compare the outputs of one variant. `base` is given for an adapter: the same texts without it."""
     expected = file.expected.get(variant)
     if expected is None:
@@ -108,7 +108,7 @@ def relative_distance(measured: Sequence[float], expected: Sequence[float]) -> f
     return found if math.isfinite(found) else math.inf
 
 
-def _distances(file: ProbeFile, expected: Expected, measured: Measured, effect: float | None) -> Verdict:
+def _distances(file: ProbeFile, expected: Expected, measured: ProbeOutputs, effect: float | None) -> Verdict:
     worst_features = worst_logits = 0.0
     for number, text in enumerate(file.texts):
         off = relative_distance(measured.features[number], expected.features[number])
@@ -135,7 +135,7 @@ def _largest(measured: Sequence[float], expected: Sequence[float]) -> float:
     return off if math.isfinite(off) and all(map(math.isfinite, measured)) else math.inf
 
 
-def _shape_problem(expected: Expected, measured: Measured, base: Measured | None) -> str | None:
+def _shape_problem(expected: Expected, measured: ProbeOutputs, base: ProbeOutputs | None) -> str | None:
     pairs = [("features", expected.features, measured.features)]
     if expected.logits is not None:
         pairs.append(("logits", expected.logits, measured.logits or ()))

@@ -16,8 +16,8 @@ from edge_agent.bundle.gguf_memory import (
     RUNTIME,
     SEQUENCES,
     Demand,
+    GeneratorOverrides,
     GgufHeader,
-    Wanted,
     advice,
     arithmetic,
     fitted,
@@ -31,7 +31,7 @@ def sized(
     variant: Variant,
     task: TaskSpec,
     header: GgufHeader | None,
-    wanted: Wanted,
+    wanted: GeneratorOverrides,
     allowed_bytes: float | None = None,
 ) -> Variant:
     """The variant with the options to load it with, and the bytes that it then needs.

@@ -15,7 +15,7 @@ from edge_agent.config.rules import NAME, Between, Example, Matches
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceSettings:
     """Who this device is."""
 
     id: Annotated[str | None, NAME, Example("greenhouse-pi")] = None
@@ -24,7 +24,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class TlsSettings:
     """TLS to the broker."""
 
     enabled: bool = False
@@ -42,7 +42,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Mqtt:
+class MqttSettings:
     """The broker, and how this device speaks to it."""
 
     host: Annotated[str, Matches(r"[^\s/:]{1,253}|[0-9A-Fa-f:.]{2,45}", "a host name or an address without port")] = (
@@ -83,7 +83,7 @@ class Mqtt:
     pools: Annotated[tuple[str, ...], NAME] = ()
     """Names of the pools whose shared queue this device helps to serve. Empty: only requests addressed to it."""
 
-    tls: Tls = field(default_factory=Tls)
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     @property
     def broker_port(self) -> int:
@@ -92,7 +92,7 @@ class Mqtt:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreSettings:
     """Installed packages."""
 
     state_dir: Path = Path("/var/lib/edge-agent")
@@ -118,7 +118,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class ModelSettings:
     """Which models are served, and in which variant."""
 
     resident: Annotated[tuple[str, ...], NAME] = ("all",)
@@ -163,7 +163,7 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class WorkerSettings:
     """The child processes that run the models."""
 
     python: Annotated[Path | None, Example("/usr/bin/python3")] = None
@@ -197,7 +197,7 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LimitSettings:
     """Bounds on what clients may ask; each ceiling is the agent's own (`base.limits`)."""
 
     queue_jobs: Annotated[int, Between(1, limits.QUEUE_JOBS)] = limits.QUEUE_JOBS
@@ -222,7 +222,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemorySettings:
     """How much memory models may take."""
 
     reserve_bytes: Annotated[int | None, Between(0, 64 * limits.GIB), Example(300 * limits.MIB)] = None
@@ -235,7 +235,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Thermal:
+class ThermalSettings:
     """Heat."""
 
     soft_limit_c: Annotated[float | None, Between(40, 110), Example(75.0)] = None
@@ -250,7 +250,7 @@ class Thermal:
 
 
 @dataclass(frozen=True, slots=True)
-class Telemetry:
+class TelemetrySettings:
     """What the device says about itself."""
 
     interval_s: Annotated[float, Between(1, 3600)] = 10.0
@@ -268,7 +268,7 @@ class Telemetry:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StreamSettings:
     """Streamed answers."""
 
     flush_ms: Annotated[float, Between(0, 5000)] = 100.0
@@ -277,7 +277,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Sensors:
+class SensorSettings:
     """Where the board's sensors are read."""
 
     sysroot: Path = Path("/")
@@ -289,7 +289,7 @@ class Sensors:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class LogSettings:
     """The daemon's log, written to standard error (the journal, under systemd)."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -300,15 +300,15 @@ class Log:
 class Settings:
     """All settings of an agent."""
 
-    device: Device = field(default_factory=Device)
-    mqtt: Mqtt = field(default_factory=Mqtt)
-    store: Store = field(default_factory=Store)
-    models: Models = field(default_factory=Models)
-    worker: Worker = field(default_factory=Worker)
-    limits: Limits = field(default_factory=Limits)
-    memory: Memory = field(default_factory=Memory)
-    thermal: Thermal = field(default_factory=Thermal)
-    telemetry: Telemetry = field(default_factory=Telemetry)
-    stream: Stream = field(default_factory=Stream)
-    sensors: Sensors = field(default_factory=Sensors)
-    log: Log = field(default_factory=Log)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    mqtt: MqttSettings = field(default_factory=MqttSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    models: ModelSettings = field(default_factory=ModelSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    thermal: ThermalSettings = field(default_factory=ThermalSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    sensors: SensorSettings = field(default_factory=SensorSettings)
+    log: LogSettings = field(default_factory=LogSettings)

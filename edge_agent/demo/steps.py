@@ -20,7 +20,7 @@ DEVICE = "demo"
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class DemoPackages:
     """Packages in the order of installation, and the trust root that they are signed under."""
 
     packages: tuple[Path, ...]
@@ -28,14 +28,14 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class DemoService:
     """A running daemon: its broker and its settings."""
 
     broker: stage.Broker
     config: Path
 
 
-def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> Built:
+def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> DemoPackages:
     """Run the recipes of `models` by their names; one base is to carry all adapters, so merged models are left out.
 
     A device that has those too would answer by them where they are faster (`core.adapter_routing`), each alone in its
@@ -55,11 +55,11 @@ def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> Built:
         made = [Path(path) for path in built["packages"] if "-merged-" not in Path(path).name]
         packages += [path for path in made if path not in packages]
         root = Path(built["trust_root"])
-    return Built(tuple(packages), root)
+    return DemoPackages(tuple(packages), root)
 
 
 @contextlib.contextmanager
-def serving(folder: Path, built: Built, port: int, backend: str = "onnx") -> Iterator[Served]:
+def serving(folder: Path, built: DemoPackages, port: int, backend: str = "onnx") -> Iterator[DemoService]:
     """Broker, installed packages and daemon, all in `folder`, for the length of the block."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def serving(folder: Path, built: Built, port: int, backend: str = "onnx") -> Ite
             call([sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)])
         running = stack.enter_context(stage.daemon(config, folder))
         say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
-        yield Served(broker, config)
+        yield DemoService(broker, config)
 
 
 def stay(broker: stage.Broker) -> None:

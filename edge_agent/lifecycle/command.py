@@ -12,24 +12,24 @@ COMMAND_TIMEOUT_S = 120.0
 OUTPUT_CHARS = 2000
 
 
-class Ran(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command came to: its exit code (127: there is no such command) and its output, shortened."""
 
     code: int
     output: str
 
 
-Runner = Callable[[Sequence[str]], Ran]
+Runner = Callable[[Sequence[str]], CommandResult]
 
 
-def run_command(command: Sequence[str]) -> Ran:
+def run_command(command: Sequence[str]) -> CommandResult:
     """Run it and wait. Never raises for what the command does: a missing one is 127, one that hangs 124."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     except FileNotFoundError:
-        return Ran(127, f"{command[0]} is not installed")
+        return CommandResult(127, f"{command[0]} is not installed")
     except subprocess.TimeoutExpired:
-        return Ran(124, f"{command[0]} did not end within {COMMAND_TIMEOUT_S:g} s")
+        return CommandResult(124, f"{command[0]} did not end within {COMMAND_TIMEOUT_S:g} s")
     except OSError as problem:
-        return Ran(126, f"{command[0]}: {problem.strerror}")
-    return Ran(done.returncode, (done.stdout + done.stderr).strip()[-OUTPUT_CHARS:])
+        return CommandResult(126, f"{command[0]}: {problem.strerror}")
+    return CommandResult(done.returncode, (done.stdout + done.stderr).strip()[-OUTPUT_CHARS:])

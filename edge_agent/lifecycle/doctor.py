@@ -13,7 +13,7 @@ from typing import Literal
 from edge_agent.base.units import bytes_text
 from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import reserve_bytes
-from edge_agent.lifecycle.facts import BrokerProbe, Facts, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
@@ -45,7 +45,7 @@ class Check:
         return shown if self.remedy is None else f"{shown}\n{'':18}-> {self.remedy}"
 
 
-def examine(facts: Facts) -> list[Check]:
+def examine(facts: DoctorFacts) -> list[Check]:
     """All findings in the order in which they should be read: what stops the agent first."""
     parts = (_settings, _python, _device, _board, _cpu, _state, _trust, _clock, _runtimes, _broker, _temperature,
              _throttle, _power, _memory, _memory_guard, _pressure, _files, _service)  # fmt: skip
@@ -64,7 +64,7 @@ def summary(checks: Iterable[Check]) -> str:
     return ", ".join(counts)
 
 
-def _settings(facts: Facts) -> Iterator[Check]:
+def _settings(facts: DoctorFacts) -> Iterator[Check]:
     for problem in facts.settings_problems:
         yield Check("settings", "fail", problem)
     if not facts.settings_problems:
@@ -73,7 +73,7 @@ def _settings(facts: Facts) -> Iterator[Check]:
         yield Check("settings", "warn", f"every user of this system can read the secret {path}", f"chmod o-rwx {path}")
 
 
-def _python(facts: Facts) -> Iterator[Check]:
+def _python(facts: DoctorFacts) -> Iterator[Check]:
     text = f"{'.'.join(map(str, facts.python))} on {facts.machine}"
     if facts.python[:2] < OLDEST_PYTHON:
         yield Check("python", "fail", f"{text}; 3.10 or later is needed", "install a later Python beside the system's")
@@ -81,7 +81,7 @@ def _python(facts: Facts) -> Iterator[Check]:
         yield Check("python", "ok", text)
 
 
-def _device(facts: Facts) -> Iterator[Check]:
+def _device(facts: DoctorFacts) -> Iterator[Check]:
     if facts.device_id is None:
         return
     if not facts.device_id_set and facts.device_id in STOCK_NAMES:
@@ -91,7 +91,7 @@ def _device(facts: Facts) -> Iterator[Check]:
         yield Check("device", "ok", facts.device_id)
 
 
-def _board(facts: Facts) -> Iterator[Check]:
+def _board(facts: DoctorFacts) -> Iterator[Check]:
     board = facts.board
     if board is None:
         return
@@ -103,7 +103,7 @@ def _board(facts: Facts) -> Iterator[Check]:
         yield Check("board", "warn", text, "set thermal.soft_limit_c to the temperature where yours slows down")
 
 
-def _cpu(facts: Facts) -> Iterator[Check]:
+def _cpu(facts: DoctorFacts) -> Iterator[Check]:
     features = facts.cpu_features
     if not features:
         yield Check("cpu", "skip", "the processor does not tell its features")
@@ -115,7 +115,7 @@ def _cpu(facts: Facts) -> Iterator[Check]:
         yield Check("cpu", "ok", "no INT8 dot products in hardware: INT8 saves memory here, hardly time")
 
 
-def _state(facts: Facts) -> Iterator[Check]:
+def _state(facts: DoctorFacts) -> Iterator[Check]:
     state = facts.state
     if state is None:
         return
@@ -140,7 +140,7 @@ def _space(state: StateFolder) -> Check:
     return Check("state", "ok", text)
 
 
-def _trust(facts: Facts) -> Iterator[Check]:
+def _trust(facts: DoctorFacts) -> Iterator[Check]:
     if facts.allow_unsigned:
         text = "packages WITHOUT A VALID SIGNATURE are accepted"
         yield Check("trust", "warn", text, "set store.allow_unsigned = false outside a bench")
@@ -153,7 +153,7 @@ def _trust(facts: Facts) -> Iterator[Check]:
         yield Check("trust", "fail", f"{facts.trust_root} is missing: no package can be installed", remedy)
 
 
-def _clock(facts: Facts) -> Iterator[Check]:
+def _clock(facts: DoctorFacts) -> Iterator[Check]:
     if facts.wall_s is None:
         return
     if facts.wall_s < YEAR_2025_S:
@@ -167,7 +167,7 @@ def _clock(facts: Facts) -> Iterator[Check]:
         yield Check("clock", "ok", "set" if facts.clock_synchronised else "plausible")
 
 
-def _runtimes(facts: Facts) -> Iterator[Check]:
+def _runtimes(facts: DoctorFacts) -> Iterator[Check]:
     if facts.runtimes is None:
         yield Check("runtimes", "skip", "not looked at")
         return
@@ -187,7 +187,7 @@ def _runtime(probe: RuntimeProbe, needed: bool) -> Check:
     return Check("runtimes", "fail" if needed else "skip", f"{probe.backend}: {probe.reason}", probe.remedy or None)
 
 
-def _broker(facts: Facts) -> Iterator[Check]:
+def _broker(facts: DoctorFacts) -> Iterator[Check]:
     probe = facts.broker
     if probe is None:
         yield Check("broker", "skip", "not looked at")
@@ -208,11 +208,11 @@ def _round_trip(probe: BrokerProbe) -> Check:
     return Check("broker", "ok", text)
 
 
-def _is_pi(facts: Facts) -> bool:
+def _is_pi(facts: DoctorFacts) -> bool:
     return facts.board is not None and facts.board.family == "raspberry-pi"
 
 
-def _temperature(facts: Facts) -> Iterator[Check]:
+def _temperature(facts: DoctorFacts) -> Iterator[Check]:
     reading = facts.readings.get("temperature")
     if reading is None or facts.board is None:
         return
@@ -236,7 +236,7 @@ def _temperature(facts: Facts) -> Iterator[Check]:
         yield Check("temperature", "ok", text)
 
 
-def _throttle(facts: Facts) -> Iterator[Check]:
+def _throttle(facts: DoctorFacts) -> Iterator[Check]:
     reading = facts.readings.get("throttle")
     if reading is not None and reading.value is not None:
         flags = throttle.decode(int(reading.value))
@@ -257,7 +257,7 @@ def _throttle(facts: Facts) -> Iterator[Check]:
         )
 
 
-def _power(facts: Facts) -> Iterator[Check]:
+def _power(facts: DoctorFacts) -> Iterator[Check]:
     reading = facts.readings.get("power")
     if reading is None:
         return
@@ -271,7 +271,7 @@ def _power(facts: Facts) -> Iterator[Check]:
         )
 
 
-def _memory(facts: Facts) -> Iterator[Check]:
+def _memory(facts: DoctorFacts) -> Iterator[Check]:
     total, available = facts.readings.get("ram_total"), facts.readings.get("ram_available")
     if total is None or available is None:
         return
@@ -293,7 +293,7 @@ def _memory(facts: Facts) -> Iterator[Check]:
         yield Check("memory", "ok", text)
 
 
-def _memory_guard(facts: Facts) -> Iterator[Check]:
+def _memory_guard(facts: DoctorFacts) -> Iterator[Check]:
     if facts.memory_controller is None:
         return
     if facts.memory_controller:
@@ -308,7 +308,7 @@ def _memory_guard(facts: Facts) -> Iterator[Check]:
         yield Check("memory guard", "warn", text, f"append cgroup_enable=memory to {where}")
 
 
-def _pressure(facts: Facts) -> Iterator[Check]:
+def _pressure(facts: DoctorFacts) -> Iterator[Check]:
     if facts.pressure is None:
         return
     if facts.pressure:
@@ -321,7 +321,7 @@ def _pressure(facts: Facts) -> Iterator[Check]:
             yield Check("pressure", "skip", text, "a kernel of 4.20 or later that is built with CONFIG_PSI reports it")
 
 
-def _files(facts: Facts) -> Iterator[Check]:
+def _files(facts: DoctorFacts) -> Iterator[Check]:
     for device in facts.device_files:
         if device.usable:
             yield Check("devices", "ok", str(device.path))
@@ -330,7 +330,7 @@ def _files(facts: Facts) -> Iterator[Check]:
             yield Check("devices", "warn", f"{device.path} may not be used by this user", remedy)
 
 
-def _service(facts: Facts) -> Iterator[Check]:
+def _service(facts: DoctorFacts) -> Iterator[Check]:
     found = facts.service
     if found is None or not found.installed:
         yield Check("service", "skip", "not installed", "sudo edge-agent service install")

@@ -12,7 +12,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
-from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, Program, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, DoctorFacts, Program, RuntimeProbe, StateFolder
 from edge_agent.lifecycle.service_status import ServiceStatus
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.memory import memory_controller
@@ -38,7 +38,7 @@ def survey(
     runtimes: tuple[RuntimeProbe, ...] | None = None,
     broker: BrokerProbe | None = None,
     service: ServiceStatus | None = None,
-) -> Facts:
+) -> DoctorFacts:
     """Look at the machine under `settings.sensors.sysroot` and at the folders that the settings name. Never raises."""
     root = settings.sensors.sysroot
     suite = SensorSuite(root, clock.monotonic_s)
@@ -49,7 +49,7 @@ def survey(
         name = device_id(settings)
     except ConfigError as problem:
         texts.append(str(problem))
-    return Facts(
+    return DoctorFacts(
         python=sys.version_info[:3],
         machine=os.uname().machine,
         settings_source=source,

@@ -70,7 +70,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DoctorFacts:
     """Everything that `doctor.examine` looks at."""
 
     python: tuple[int, int, int]

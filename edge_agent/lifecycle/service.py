@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.example import example_toml
-from edge_agent.lifecycle.command import Ran, Runner, run_command
+from edge_agent.lifecycle.command import CommandResult, Runner, run_command
 from edge_agent.lifecycle.units import UNIT, check_interpreter, drop_in_names, read_unit_file, rendered_unit
 
 IMAGE_PYTHON = "/opt/edge-agent/bin/python"
@@ -31,7 +31,7 @@ STATE = "var/lib/edge-agent"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ServiceTarget:
     """The system to work on: `root` is / or an image's root, `python` the interpreter as seen from inside it."""
 
     root: Path
@@ -51,7 +51,7 @@ class Target:
         return path
 
 
-def install(target: Target, drop_ins: Sequence[str] | None = None, start: bool = True) -> list[str]:
+def install(target: ServiceTarget, drop_ins: Sequence[str] | None = None, start: bool = True) -> list[str]:
     """Make the agent a service and say what was done, a line per step.
 
     `drop_ins`: exactly these of `drop_in_names()`; None keeps those that are there. `start` counts on a live system
@@ -75,7 +75,7 @@ def install(target: Target, drop_ins: Sequence[str] | None = None, start: bool =
     return done
 
 
-def uninstall(target: Target, purge: bool = False) -> list[str]:
+def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
     """Take the service away and say what was done. `purge` also removes settings, keys and every installed package."""
     _check(target, ())
     done: list[str] = []
@@ -101,7 +101,7 @@ def uninstall(target: Target, purge: bool = False) -> list[str]:
     return done or ["nothing was installed"]
 
 
-def _check(target: Target, drop_ins: Sequence[str]) -> None:
+def _check(target: ServiceTarget, drop_ins: Sequence[str]) -> None:
     unknown = [name for name in drop_ins if name not in drop_in_names()]
     if unknown:
         raise UsageError(f"unknown drop-in {unknown[0]!r}", None, f"known: {', '.join(drop_in_names())}")
@@ -123,7 +123,7 @@ def _check(target: Target, drop_ins: Sequence[str]) -> None:
         )
 
 
-def _put(target: Target, name: str, text: str, done: list[str]) -> bool:
+def _put(target: ServiceTarget, name: str, text: str, done: list[str]) -> bool:
     """Write a file whole or not at all; True when it changed."""
     path = target.path(name)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
@@ -147,7 +147,7 @@ def _put(target: Target, name: str, text: str, done: list[str]) -> bool:
     return True
 
 
-def _remove(target: Target, name: str, done: list[str]) -> bool:
+def _remove(target: ServiceTarget, name: str, done: list[str]) -> bool:
     path = target.path(name)
     if not path.is_symlink() and not path.exists():
         return False
@@ -156,7 +156,7 @@ def _remove(target: Target, name: str, done: list[str]) -> bool:
     return True
 
 
-def _choose_drop_ins(target: Target, chosen: Sequence[str], done: list[str]) -> bool:
+def _choose_drop_ins(target: ServiceTarget, chosen: Sequence[str], done: list[str]) -> bool:
     """Exactly the chosen ones of ours; a file that an operator put there under another name stays."""
     changed = False
     for name in drop_in_names():
@@ -168,7 +168,7 @@ def _choose_drop_ins(target: Target, chosen: Sequence[str], done: list[str]) -> 
     return changed
 
 
-def _activate(target: Target, start: bool, changed: bool, done: list[str]) -> None:
+def _activate(target: ServiceTarget, start: bool, changed: bool, done: list[str]) -> None:
     _run(target, ["systemd-sysusers", str(target.path(SYSUSERS))], done)
     _run(target, ["systemd-tmpfiles", "--create", str(target.path(TMPFILES))], done)
     _run(target, ["systemctl", "daemon-reload"], done)
@@ -177,7 +177,7 @@ def _activate(target: Target, start: bool, changed: bool, done: list[str]) -> No
         _run(target, ["systemctl", "restart" if changed else "start", UNIT], done)
 
 
-def _prepare_image(target: Target, done: list[str]) -> None:
+def _prepare_image(target: ServiceTarget, done: list[str]) -> None:
     link = target.path(WANTS)
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink():
@@ -199,7 +199,7 @@ def _prepare_image(target: Target, done: list[str]) -> None:
         done.append(f"warning: the image has no {target.python} yet; install edge-agent there before it boots")
 
 
-def _run(target: Target, command: list[str], done: list[str]) -> Ran:
+def _run(target: ServiceTarget, command: list[str], done: list[str]) -> CommandResult:
     ran = target.runner(command)
     text = " ".join(command)
     if ran.code != 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.lifecycle.service import SYSTEM, WANTS, Target
+from edge_agent.lifecycle.service import SYSTEM, WANTS, ServiceTarget
 from edge_agent.lifecycle.units import UNIT, rendered_unit
 
 _PROPERTIES = (
@@ -55,7 +55,7 @@ def parse_show(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def status(target: Target) -> ServiceStatus:
+def status(target: ServiceTarget) -> ServiceStatus:
     """Ask systemd, or look into the image. A systemctl that fails leaves the running state unknown."""
     unit = target.path(f"{SYSTEM}/{UNIT}")
     installed = unit.is_file()

@@ -24,7 +24,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.mqtt import packets, reasons
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.properties import Packed, Publish, unpack
+from edge_agent.mqtt.properties import PackedProperties, PublishProperties, unpack
 from edge_agent.mqtt.reasons import Reason
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
@@ -38,7 +38,7 @@ _NONSENSE = (MQTTException, ValueError, LookupError, TypeError, AssertionError, 
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class ConnAck:
     """What the broker grants with its CONNACK. `max_packet_bytes` is None where it names no limit."""
 
     session_present: bool
@@ -47,7 +47,7 @@ class Welcome:
     version: int
 
 
-class Listener(Protocol):
+class ConnectionListener(Protocol):
     """Who is told what happens on a connection, always inside the event loop."""
 
     def received(self, message: Inbound) -> None:
@@ -64,14 +64,14 @@ class Connection:
     """Use once: `open`, then `publish`, `ack`, `subscribe` while `closed` is not done, then `close` or `drop`."""
 
     def __init__(
-        self, options: MqttOptions, version: int, will: Outbound | None, listener: Listener, epoch: int
+        self, options: MqttOptions, version: int, will: Outbound | None, listener: ConnectionListener, epoch: int
     ) -> None:
         self.version = version
         self._epoch = epoch
         self._options = options
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Future[Welcome | Reason] = self._loop.create_future()
+        self._opened: asyncio.Future[ConnAck | Reason] = self._loop.create_future()
         self._dialled: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[Reason] = self._loop.create_future()
         self._subacks: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
@@ -81,7 +81,7 @@ class Connection:
         self._flush_planned = False
         self._dropped = False
         self._unwritten = 0
-        self._ear = packets.ErrorEar()
+        self._ear = packets.LastErrorLogger()
         self._client = self._make_client(will)
 
     @property
@@ -89,7 +89,7 @@ class Connection:
         """True while the socket does not take what was handed over."""
         return self._unwritten > UNWRITTEN_BYTES
 
-    async def open(self) -> Welcome | Reason:
+    async def open(self) -> ConnAck | Reason:
         """Connect and wait for the broker's word; a Reason when it is no, or when there is none in time."""
         threading.Thread(target=self._dial, name="mqtt-dial", daemon=True).start()
         try:
@@ -125,7 +125,7 @@ class Connection:
     def publish(self, message: Outbound) -> int | None:
         """Hand a message to the socket; returns its id, None when the connection is gone."""
         # paho asks its properties for nothing but `pack`.
-        properties = cast("Properties", Packed(message)) if self.version == 5 else None
+        properties = cast("Properties", PackedProperties(message)) if self.version == 5 else None
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return None
@@ -254,7 +254,7 @@ class Connection:
         # 65,535 is what the absence of the property means (MQTT 5, 3.2.2.3.3); 3.1.1 has no such limit either.
         receive_maximum = int(getattr(props, "ReceiveMaximum", 65_535))
         max_packet = getattr(props, "MaximumPacketSize", None)
-        self._settle(Welcome(bool(flags.session_present), receive_maximum, max_packet, self.version))
+        self._settle(ConnAck(bool(flags.session_present), receive_maximum, max_packet, self.version))
 
     def _on_disconnect(
         self, _c: Client, _d: Any, flags: DisconnectFlags, code: ReasonCode, _p: Properties | None
@@ -279,7 +279,7 @@ class Connection:
             topic = b"\xff"
         self._deliver(topic, bytes(message.payload), flags, unpack(packed)[0], message.mid)
 
-    def _deliver(self, topic: bytes, payload: bytes, flags: int, said: Publish, mid: int) -> None:
+    def _deliver(self, topic: bytes, payload: bytes, flags: int, said: PublishProperties, mid: int) -> None:
         token = self._epoch * 65_536 + mid if mid else None
         inbound = packets.inbound(topic, payload, flags, said, token, self._loop.time())
         if inbound is not None:
@@ -306,7 +306,7 @@ class Connection:
         self._reading = False
         self._watched = None
 
-    def _settle(self, answer: Welcome | Reason) -> None:
+    def _settle(self, answer: ConnAck | Reason) -> None:
         if not self._dialled.done():
             self._dialled.set_result(None)
         if not self._opened.done():

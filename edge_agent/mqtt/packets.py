@@ -18,7 +18,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.base.limits import MESSAGE_BYTES, RECEIVE_MAXIMUM
 from edge_agent.mqtt.options import MqttOptions, TlsOptions
-from edge_agent.mqtt.properties import Publish, unpack
+from edge_agent.mqtt.properties import PublishProperties, unpack
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
 
@@ -58,7 +58,7 @@ class FastClient(Client):
         return sock
 
 
-class ErrorEar:
+class LastErrorLogger:
     """Stands where paho wants a logger and keeps its last error: only there does it say what a socket said."""
 
     def __init__(self) -> None:
@@ -111,7 +111,9 @@ def set_credentials(client: Client, options: MqttOptions) -> None:
         client.tls_set_context(_tls_context(options.tls))
 
 
-def inbound(topic: bytes, payload: bytes, flags: int, said: Publish, ack: int | None, now_s: float) -> Inbound | None:
+def inbound(
+    topic: bytes, payload: bytes, flags: int, said: PublishProperties, ack: int | None, now_s: float
+) -> Inbound | None:
     """A received message as a value; None when its topic is not UTF-8. `flags` is the packet's first byte."""
     try:
         name = topic.decode()
@@ -132,7 +134,7 @@ def inbound(topic: bytes, payload: bytes, flags: int, said: Publish, ack: int | 
     )
 
 
-def read_publish(flags: int, body: bytes, version: int) -> tuple[bytes, int, Publish, bytes]:
+def read_publish(flags: int, body: bytes, version: int) -> tuple[bytes, int, PublishProperties, bytes]:
     """Topic, packet id (0 for QoS 0), properties and payload of a PUBLISH. Raises ValueError for what makes no sense.
 
     MQTT 5, 3.3; 3.1.1 is the same without properties.
@@ -149,7 +151,7 @@ def read_publish(flags: int, body: bytes, version: int) -> tuple[bytes, int, Pub
     if at > len(body):
         raise ValueError("a PUBLISH is cut off")
     if version != 5:
-        return topic, mid, Publish(), body[at:]
+        return topic, mid, PublishProperties(), body[at:]
     said, length = unpack(body[at:])
     return topic, mid, said, body[at + length :]
 

@@ -21,7 +21,7 @@ _SUBSCRIPTION, _ALIAS, _USER = 0x0B, 0x23, 0x26
 _Value = int | str | bytes | tuple[str, str]
 
 
-class Publish(NamedTuple):
+class PublishProperties(NamedTuple):
     """What a PUBLISH of MQTT 5 says beside topic and body; absent ones are None."""
 
     content_type: str | None = None
@@ -31,7 +31,7 @@ class Publish(NamedTuple):
     user: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default; never written to
 
 
-class Packed:
+class PackedProperties:
     """Properties in the form that paho asks for: something that packs itself."""
 
     def __init__(self, message: Outbound) -> None:
@@ -58,7 +58,7 @@ def pack(message: Outbound) -> bytes:
     return _varint(len(body)) + body
 
 
-def unpack(data: bytes) -> tuple[Publish, int]:
+def unpack(data: bytes) -> tuple[PublishProperties, int]:
     """Properties at the start of `data`, and how many bytes they take. Raises ValueError for what makes no sense."""
     length, at = _read_varint(data, 0)
     end = at + length
@@ -80,7 +80,7 @@ def unpack(data: bytes) -> tuple[Publish, int]:
         raise ValueError("a property is cut off")
     expiry = found.get(_EXPIRY)
     known = (found.get(_CONTENT_TYPE), found.get(_RESPONSE), found.get(_CORRELATION))
-    return Publish(*known, None if expiry is None else float(expiry), user), end  # type: ignore[arg-type]
+    return PublishProperties(*known, None if expiry is None else float(expiry), user), end  # type: ignore[arg-type]
 
 
 def _read(kind: int, data: bytes, at: int) -> tuple[_Value, int]:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.limits import INFLIGHT_MESSAGES, MESSAGE_BYTES
-from edge_agent.mqtt.connection import Connection, Welcome
+from edge_agent.mqtt.connection import ConnAck, Connection
 from edge_agent.mqtt.inbox import Inbox
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.outbox import Outbox, Waiting
@@ -87,7 +87,7 @@ class MqttTransport:
         # By packet id: what is on its way, or the spool's token of an event.
         self._inflight: dict[int, Waiting | int] = {}
         self._connection: Connection | None = None
-        self._welcome: Welcome | None = None
+        self._welcome: ConnAck | None = None
         self._epoch = 0
         self._subscribed = False
         self._said: tuple[bool, str] | None = None
@@ -198,7 +198,7 @@ class MqttTransport:
         self._end_connection()
         return reason, max(self._now_s() - since_s, 1e-6)
 
-    def _greet(self, welcome: Welcome, refused: Sequence[str]) -> None:
+    def _greet(self, welcome: ConnAck, refused: Sequence[str]) -> None:
         self._welcome = welcome
         note = f"; the broker refuses subscriptions, check its access list: {', '.join(refused)}" if refused else ""
         where = f"{self._options.host}:{self._options.port}"
@@ -207,7 +207,7 @@ class MqttTransport:
         self._say(LinkChange(True, kind, f"connected to {where} with {version}{note}", welcome.version))
         self._pump()
 
-    async def _subscribe(self, connection: Connection, welcome: Welcome) -> list[str]:
+    async def _subscribe(self, connection: Connection, welcome: ConnAck) -> list[str]:
         if not self._subscriptions or (welcome.session_present and self._subscribed):
             return []
         refused = await connection.subscribe(self._subscriptions, SUBACK_S)
@@ -294,16 +294,16 @@ class MqttTransport:
             self._pump()
             await asyncio.sleep(0.005)
 
-    # ---- what the connection tells (connection.Listener) -----------------------------------------------------------
+    # ---- connection.ConnectionListener ------------------------------------------------------------------------------
 
     def received(self, message: Inbound) -> None:
-        """See `connection.Listener`."""
+        """See `connection.ConnectionListener`."""
         self._inbox.put(message)
         if self._inbox.full and self._connection is not None:
             self._connection.pause_reading()
 
     def acknowledged(self, mid: int, code: int, name: str) -> None:
-        """See `connection.Listener`."""
+        """See `connection.ConnectionListener`."""
         if mid not in self._inflight:
             return
         item = self._inflight.pop(mid)
@@ -321,7 +321,7 @@ class MqttTransport:
         self._pump()
 
     def writable(self) -> None:
-        """See `connection.Listener`."""
+        """See `connection.ConnectionListener`."""
         if len(self._outbox):
             self._pump()
 

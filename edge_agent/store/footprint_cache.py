@@ -40,7 +40,7 @@ class _Book(Document, frozen=True, kw_only=True):
     figures: dict[str, _Entry] = field(default_factory=dict)
 
 
-class FigureFile:
+class FootprintFile:
     """The figures in `folder`."""
 
     def __init__(self, folder: Path) -> None:

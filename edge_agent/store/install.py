@@ -22,12 +22,12 @@ from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.disk import replace_file
-from edge_agent.store.install_context import Progress, Setup
-from edge_agent.store.install_plan import Change, Context, Plan, plan
+from edge_agent.store.install_context import InstallContext, Progress
+from edge_agent.store.install_plan import InstallPlan, ModelChange, PlanContext, plan
 from edge_agent.store.staging import stage
-from edge_agent.store.state_file import Committed, Journal, ModelRecord, Record
+from edge_agent.store.state_file import Committed, ModelRecord, Record, StateFile
 from edge_agent.store.trial import Trial
-from edge_agent.store.variant_trials import Rules, try_change
+from edge_agent.store.variant_trials import TrialRules, try_change
 
 # What records, folders and the file system's own books may take beside the blobs.
 OVERHEAD_BYTES = limits.MIB
@@ -52,7 +52,7 @@ class InstallReport:
 class Installer:
     """One install; made anew for each. The caller holds the change lock and has recovered the store."""
 
-    def __init__(self, root: Path, journal: Journal, blobs: Blobs, setup: Setup, progress: Progress) -> None:
+    def __init__(self, root: Path, journal: StateFile, blobs: Blobs, setup: InstallContext, progress: Progress) -> None:
         self._root = root
         self._journal = journal
         self._blobs = blobs
@@ -105,7 +105,7 @@ class Installer:
             )
         return verified
 
-    def _plan(self, package: Package, contents: Contents, verified: Verified, record: Record) -> Plan:
+    def _plan(self, package: Package, contents: Contents, verified: Verified, record: Record) -> InstallPlan:
         """With all variants that can run here, to try them; with the first choice alone where the disk is too small."""
         context = self._context(package, verified, record)
         steps = plan(contents, context)
@@ -127,9 +127,9 @@ class Installer:
                 self._headers[digest] = None
         return self._headers[digest]
 
-    def _context(self, package: Package, verified: Verified, record: Record) -> Context:
+    def _context(self, package: Package, verified: Verified, record: Record) -> PlanContext:
         setup = self._setup
-        return Context(
+        return PlanContext(
             release=verified.release,
             record=record,
             blobs=self._blobs,
@@ -151,16 +151,16 @@ class Installer:
                 remedy="look at `dmesg`, then `edge-agent install --again PACKAGE`",
             )
 
-    def _needed(self, package: Package, steps: Plan) -> int:
+    def _needed(self, package: Package, steps: InstallPlan) -> int:
         sizes = package.blobs()
         missing = [one.descriptor for one in steps.wanted if not self._blobs.whole(one.descriptor)]
         return sum(found.size for found in missing if found.digest in sizes) + OVERHEAD_BYTES
 
-    def _lacking(self, package: Package, steps: Plan) -> int:
+    def _lacking(self, package: Package, steps: InstallPlan) -> int:
         free = self._setup.free_bytes(self._root)
         return self._needed(package, steps) + self._setup.reserve_bytes - free
 
-    def _check_room(self, package: Package, steps: Plan) -> None:
+    def _check_room(self, package: Package, steps: InstallPlan) -> None:
         needed, reserve = self._needed(package, steps), self._setup.reserve_bytes
         if (lacking := self._lacking(package, steps)) > 0:
             free = needed + reserve - lacking
@@ -171,7 +171,7 @@ class Installer:
                 "free some space, or remove a model",
             )
 
-    def _stage(self, package: Package, steps: Plan) -> int:
+    def _stage(self, package: Package, steps: InstallPlan) -> int:
         total = sum(one.descriptor.size for one in steps.wanted)
         done = written = 0
         for one in steps.wanted:
@@ -185,14 +185,14 @@ class Installer:
         self._blobs.sync()
         return written
 
-    def _try(self, changes: list[Change], package: str) -> tuple[tuple[Change, Trial], ...]:
+    def _try(self, changes: list[ModelChange], package: str) -> tuple[tuple[ModelChange, Trial], ...]:
         if not changes:
             return ()
         try:
             self._journal.begin_trial(package)
             self._at("trial-recorded")
             self._at("probing")
-            rules = Rules(self._setup.hardware, self._setup.wishes, self._setup.keep_all)
+            rules = TrialRules(self._setup.hardware, self._setup.wishes, self._setup.keep_all)
             trials = tuple(try_change(change, self._blobs, self._setup.prober, rules) for change in changes)
             self._at("probed")
         finally:
@@ -209,7 +209,7 @@ class Installer:
         self._journal.write(after, lambda: self._at("record-written"))
         self._at("switched")
 
-    def _report(self, verified: Verified, trials: tuple[tuple[Change, Trial], ...], written: int) -> InstallReport:
+    def _report(self, verified: Verified, trials: tuple[tuple[ModelChange, Trial], ...], written: int) -> InstallReport:
         lines = []
         for change, trial in trials:
             if change.choice is not None:
@@ -245,7 +245,7 @@ def _root_file(root: Path, version: int) -> Path:
     return root / "roots" / f"{version}.json"
 
 
-def _already(change: Change, record: Record) -> bool:
+def _already(change: ModelChange, record: Record) -> bool:
     """The same files are active, or a variant of the same package that was chosen by the same wishes from trials."""
     existing = record.models.get(change.model)
     if existing is None:
@@ -256,7 +256,7 @@ def _already(change: Change, record: Record) -> bool:
     return slot.same_contents(current)
 
 
-def _after(record: Record, verified: Verified, trials: tuple[tuple[Change, Trial], ...]) -> Record:
+def _after(record: Record, verified: Verified, trials: tuple[tuple[ModelChange, Trial], ...]) -> Record:
     models = dict(record.models)
     for change, trial in trials:
         before = models.get(change.model)

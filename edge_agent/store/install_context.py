@@ -9,11 +9,11 @@ from typing import Protocol
 from edge_agent.base import limits
 from edge_agent.base.clock import Clock, SystemClock
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import Measured
+from edge_agent.bundle.probes import ProbeOutputs
 from edge_agent.bundle.trust import Trust
 from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import FreeBytes, free_bytes
-from edge_agent.store.variant_selection import Hardware, Wishes
+from edge_agent.store.variant_selection import Hardware, SelectionPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class ProbeRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What the worker measured: a `Measured` per request, in order; load time, resident memory, time and energy of a
-    text (`joules` None: `energy_method` is the reason); `adapters`: (milliseconds, bytes) of a text with each one."""
+    """What the worker measured: a `ProbeOutputs` per request, in order; load time, resident memory, time and energy of
+    a text (`joules` None: `energy_method` is the reason); `adapters`: (milliseconds, bytes) of a text with each one."""
 
-    measured: tuple[Measured, ...]
+    measured: tuple[ProbeOutputs, ...]
     load_s: float = 0.0
     peak_bytes: int | None = None
     latency_ms: float | None = None
@@ -64,7 +64,7 @@ def never_trusted() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class InstallContext:
     """Everything that a change of the store needs.
 
     `trust` is the operator's root, None where there is none (then only `allow_unsigned` lets a package in).
@@ -81,7 +81,7 @@ class Setup:
     clock: Clock = field(default_factory=SystemClock)
     time_trusted: Callable[[], bool] = never_trusted
     reserve_bytes: int = 256 * limits.MIB
-    wishes: Wishes = field(default_factory=Wishes)
+    wishes: SelectionPolicy = field(default_factory=SelectionPolicy)
     keep_all: bool = False
     measure: bool = False
     again: bool = False

@@ -19,36 +19,36 @@ from edge_agent.bundle.statement import Release
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.installed_models import adapter_item, variant, variant_item
-from edge_agent.store.staging import Wanted
-from edge_agent.store.state_file import AdapterRecord, ModelRecord, Record, Ref, Slot
-from edge_agent.store.variant_selection import Choice, Hardware, Wishes, choose
+from edge_agent.store.staging import BlobRequest
+from edge_agent.store.state_file import AdapterRecord, InstalledVersion, ModelRecord, Record, Ref
+from edge_agent.store.variant_selection import Hardware, SelectionPolicy, VariantChoice, choose
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ModelChange:
     """A new version of one model. `probe` names the adapters (None: the model itself) whose golden probes must hold.
 
     `candidates` are the variants to try and to choose from by what they are measured to need; one: nothing to choose.
     """
 
     model: str
-    slot: Slot
+    slot: InstalledVersion
     probe: tuple[str | None, ...]
-    choice: Choice | None
+    choice: VariantChoice | None
     left_behind: tuple[str, ...] = ()
     candidates: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InstallPlan:
     """All changes of an install, made together, and the blobs that they need."""
 
-    changes: tuple[Change, ...]
-    wanted: tuple[Wanted, ...]
+    changes: tuple[ModelChange, ...]
+    wanted: tuple[BlobRequest, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class PlanContext:
     """What is planned against: release, record, store, and the board.
 
     `header` reads the head of a generator's weights out of the package; None where it has none.
@@ -59,7 +59,7 @@ class Context:
     blobs: Blobs
     fetch: Fetch
     hardware: Hardware
-    wishes: Wishes
+    wishes: SelectionPolicy
     keep_all: bool
     measure: bool
     signed: bool
@@ -67,19 +67,19 @@ class Context:
     header: Callable[[VariantItem], GgufHeader | None] = lambda _item: None
 
 
-def plan(contents: Contents, context: Context) -> Plan:
+def plan(contents: Contents, context: PlanContext) -> InstallPlan:
     """The plan of an install. Raises PackageError when nothing in the package can run here."""
     if contents.model is None:
         changes = _adapter_changes(contents, context)
-        return Plan(changes, _wanted(contents.adapters, lambda _item: True))
+        return InstallPlan(changes, _wanted(contents.adapters, lambda _item: True))
     change = _model_change(contents, contents.model, context)
     tried = {change.slot.chosen, *(one.digest for one in change.candidates)}
     adapters = {item.descriptor.digest for item in contents.adapters}
     keep = _wanted(contents.items, lambda item: item.descriptor.digest in tried | adapters)
-    return Plan((change,), keep)
+    return InstallPlan((change,), keep)
 
 
-def base_missing(adapters: Sequence[AdapterItem], record: Record, context: Context) -> PackageError:
+def base_missing(adapters: Sequence[AdapterItem], record: Record, context: PlanContext) -> PackageError:
     """The error for adapters whose base is not here; names them, their base, and the bases that are here."""
     bases = []
     for name, model in record.models.items():
@@ -93,13 +93,13 @@ def base_missing(adapters: Sequence[AdapterItem], record: Record, context: Conte
     return PackageError(what, remedy="install the base's package first")
 
 
-def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Change:
+def _model_change(contents: Contents, model: ModelDoc, context: PlanContext) -> ModelChange:
     variants = tuple(_variant(item, model, context) for item in contents.variants)
     choice = choose(variants, context.hardware, context.wishes)
     existing = context.record.models.get(model.name)
     new = tuple(_adapter_record(item, context.release) for item in contents.adapters)
     carried, left = _carried(existing, contents, context)
-    slot = Slot(
+    slot = InstalledVersion(
         version=_next_version(existing),
         package=context.release.index.digest,
         line=context.release.line,
@@ -113,16 +113,16 @@ def _model_change(contents: Contents, model: ModelDoc, context: Context) -> Chan
         wishes=context.wishes.text(),
     )
     candidates = choice.possible if context.measure or context.keep_all else (choice.variant,)
-    return Change(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left, candidates)
+    return ModelChange(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left, candidates)
 
 
-def _variant(item: VariantItem, model: ModelDoc, context: Context) -> Variant:
+def _variant(item: VariantItem, model: ModelDoc, context: PlanContext) -> Variant:
     found, wishes = variant(item, context.blobs), context.wishes.generators
     return sized(found, model.task.spec(), context.header(item), wishes, context.hardware.ram_bytes)
 
 
 def _carried(
-    existing: ModelRecord | None, contents: Contents, context: Context
+    existing: ModelRecord | None, contents: Contents, context: PlanContext
 ) -> tuple[tuple[AdapterRecord, ...], tuple[str, ...]]:
     """The installed adapters that fit the new base and are not in the package; the names of those that do not fit."""
     if existing is None or contents.model is None:
@@ -140,7 +140,7 @@ def _carried(
     return tuple(carried), tuple(left)
 
 
-def _adapter_changes(contents: Contents, context: Context) -> tuple[Change, ...]:
+def _adapter_changes(contents: Contents, context: PlanContext) -> tuple[ModelChange, ...]:
     base_id = contents.adapters[0].config.base_id
     changes = []
     for name, model in context.record.models.items():
@@ -152,11 +152,11 @@ def _adapter_changes(contents: Contents, context: Context) -> tuple[Change, ...]
     return tuple(changes)
 
 
-def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...], context: Context) -> Change:
+def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...], context: PlanContext) -> ModelChange:
     new = {item.config.name: _adapter_record(item, context.release) for item in items}
     kept = tuple(record for record in model.current.adapters if record.name not in new)
     current = model.current
-    slot = Slot(
+    slot = InstalledVersion(
         version=_next_version(model),
         package=current.package,
         line=current.line,
@@ -172,7 +172,7 @@ def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...]
         offered=current.offered,
         wishes=current.wishes,
     )
-    return Change(name, slot, tuple(new), None)
+    return ModelChange(name, slot, tuple(new), None)
 
 
 def _next_version(existing: ModelRecord | None) -> int:
@@ -189,14 +189,14 @@ def _ref(item: Item) -> Ref:
     return Ref(digest=item.descriptor.digest, size=item.descriptor.size)
 
 
-def _wanted(items: tuple[Item, ...], with_weights: Callable[[Item], bool]) -> tuple[Wanted, ...]:
+def _wanted(items: tuple[Item, ...], with_weights: Callable[[Item], bool]) -> tuple[BlobRequest, ...]:
     """Documents of every item, so that it can be listed; weights and tokenizer only where they will run."""
-    found: dict[str, Wanted] = {}
+    found: dict[str, BlobRequest] = {}
     for item in items:
-        found[item.descriptor.digest] = Wanted(item.descriptor, "manifest.json")
-        found.setdefault(item.manifest.config.digest, Wanted(item.manifest.config, "config.json"))
+        found[item.descriptor.digest] = BlobRequest(item.descriptor, "manifest.json")
+        found.setdefault(item.manifest.config.digest, BlobRequest(item.manifest.config, "config.json"))
         for path, layer in item.files.items():
             heavy = layer.media_type == forms.WEIGHT or path == forms.TOKENIZER_FILE
             if not heavy or with_weights(item):
-                found.setdefault(layer.digest, Wanted(layer, path))
+                found.setdefault(layer.digest, BlobRequest(layer, path))
     return tuple(found.values())

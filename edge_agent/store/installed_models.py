@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.bundle import manifest as forms
-from edge_agent.bundle.catalog import Adapter, InstalledModel, Measured, Variant
+from edge_agent.bundle.catalog import Adapter, InstalledModel, TrialFigures, Variant
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
 from edge_agent.bundle.manifest import Descriptor
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.state_file import AdapterRecord, Measurements, Ref, Slot
+from edge_agent.store.state_file import AdapterRecord, InstalledVersion, Measurements, Ref
 
 
 def descriptor(ref: Ref) -> Descriptor:
@@ -55,7 +55,7 @@ def variant(item: VariantItem, blobs: Blobs) -> Variant:
     )
 
 
-def installed(slot: Slot, blobs: Blobs, fetch: Fetch | None = None) -> InstalledModel:
+def installed(slot: InstalledVersion, blobs: Blobs, fetch: Fetch | None = None) -> InstalledModel:
     """The model in a slot. Raises PackageError when a document or a file of it is missing or damaged."""
     fetch = fetch or blobs.fetch
     items = [variant_item(ref, fetch) for ref in slot.variants]
@@ -79,7 +79,7 @@ def installed(slot: Slot, blobs: Blobs, fetch: Fetch | None = None) -> Installed
     )
 
 
-def referenced(slot: Slot, blobs: Blobs) -> set[str]:
+def referenced(slot: InstalledVersion, blobs: Blobs) -> set[str]:
     """The digests of everything that a slot needs. Raises PackageError when a manifest cannot be read."""
     found: set[str] = set()
     for ref in slot.manifests():
@@ -97,17 +97,17 @@ def _heavy(item: VariantItem) -> set[str]:
     return {item.weight.digest, *(() if tokenizer is None else (tokenizer.digest,))}
 
 
-def _measured(item: VariantItem, slot: Slot) -> Measured | None:
+def _measured(item: VariantItem, slot: InstalledVersion) -> TrialFigures | None:
     digest = item.descriptor.digest
     found = slot.offered.get(digest, slot.measured if digest == slot.chosen else None)
     return None if found is None else measured(found)
 
 
-def measured(found: Measurements) -> Measured | None:
+def measured(found: Measurements) -> TrialFigures | None:
     """The catalog's form of what a trial measured; None where it was not timed."""
     if found.latency_ms is None:
         return None
-    return Measured(
+    return TrialFigures(
         found.latency_ms, found.peak_bytes or 0, found.load_s, found.text_bytes, found.joules, found.energy_method
     )
 

@@ -23,12 +23,12 @@ from edge_agent.store import installed_models
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import translated
-from edge_agent.store.state_file import Journal, ModelRecord, Record, Slot
+from edge_agent.store.state_file import InstalledVersion, ModelRecord, Record, StateFile
 from edge_agent.store.state_folder import change_lock
 
 if TYPE_CHECKING:
     from edge_agent.store.install import InstallReport
-    from edge_agent.store.install_context import Progress, Setup
+    from edge_agent.store.install_context import InstallContext, Progress
 
 log = logging.getLogger("edge_agent.store")
 
@@ -38,8 +38,8 @@ class ModelHistory:
     """A model with its two slots, for lists. `problem` says why the current one cannot run, None when it can."""
 
     name: str
-    current: Slot
-    previous: Slot | None
+    current: InstalledVersion
+    previous: InstalledVersion | None
     problem: str | None
 
     @property
@@ -57,14 +57,14 @@ class Damage:
     problem: str
 
 
-class Library:
+class ModelStore:
     """The store under `root`. Without `setup` it can be read, rolled back and cleaned, but nothing installed."""
 
-    def __init__(self, root: Path, setup: Setup | None = None) -> None:
+    def __init__(self, root: Path, setup: InstallContext | None = None) -> None:
         self._root = root
         self._setup = setup
         self._at: At = nowhere if setup is None else setup.at
-        self._journal = Journal(root)
+        self._journal = StateFile(root)
         self._blobs = Blobs(root)
         self._seen: tuple[int, tuple[InstalledModel, ...], tuple[str, ...]] | None = None
         with translated(root):
@@ -100,7 +100,7 @@ class Library:
             else read_probes(installed_models.variant_item(chosen, self._blobs.fetch), self._blobs.fetch)
         )
 
-    def _adapter_probes(self, slot: Slot, adapter: Adapter | None) -> ProbeFile | None:
+    def _adapter_probes(self, slot: InstalledVersion, adapter: Adapter | None) -> ProbeFile | None:
         wanted = None if adapter is None else adapter.digest
         found = next((one.manifest for one in slot.adapters if one.manifest.digest == wanted), None)
         return (
@@ -225,14 +225,14 @@ class Library:
             self._seen = (generation, tuple(models), tuple(problems))
         return self._seen[1], self._seen[2]
 
-    def _problem(self, slot: Slot) -> str | None:
+    def _problem(self, slot: InstalledVersion) -> str | None:
         try:
             installed_models.installed(slot, self._blobs)
         except PackageError as error:
             return str(error)
         return None
 
-    def _runnable(self, slot: Slot) -> InstalledModel:
+    def _runnable(self, slot: InstalledVersion) -> InstalledModel:
         try:
             return installed_models.installed(slot, self._blobs)
         except PackageError as error:
@@ -246,7 +246,7 @@ class Library:
             raise StoreError(f"there is no model {name!r} (installed: {there})")
         return record.models[name]
 
-    def _damaged(self, slot: Slot) -> Iterator[tuple[str, str]]:
+    def _damaged(self, slot: InstalledVersion) -> Iterator[tuple[str, str]]:
         for ref in slot.manifests():
             try:
                 item = read_item(installed_models.descriptor(ref), self._blobs.fetch)

@@ -17,14 +17,14 @@ from edge_agent.store.crash_points import At
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class BlobRequest:
     """A blob that an install needs; `name` is the file's name in the package, whose suffix says what it must be."""
 
     descriptor: Descriptor
     name: str
 
 
-def stage(blobs: Blobs, package: Package, wanted: Wanted, at: At) -> bool:
+def stage(blobs: Blobs, package: Package, wanted: BlobRequest, at: At) -> bool:
     """Have the blob in the store, from the package where it is not there intact. True when it was written.
 
     Raises PackageError when it is damaged, not what its name says, or nowhere to be had.

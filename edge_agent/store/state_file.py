@@ -54,7 +54,7 @@ class AdapterRecord(Document, frozen=True, kw_only=True):
     measured: Measurements = Measurements()
 
 
-class Slot(Document, frozen=True, kw_only=True):
+class InstalledVersion(Document, frozen=True, kw_only=True):
     """One version of a model on this device.
 
     `kept` are variants whose weights stay beside the chosen one's. `offered` is what every variant that was tried was
@@ -80,7 +80,7 @@ class Slot(Document, frozen=True, kw_only=True):
         """Every manifest that the slot needs."""
         return (*self.variants, *(adapter.manifest for adapter in self.adapters))
 
-    def same_contents(self, other: Slot | None) -> bool:
+    def same_contents(self, other: InstalledVersion | None) -> bool:
         """True where `other` runs the same files, whatever its version."""
         if other is None:
             return False
@@ -94,11 +94,11 @@ class Slot(Document, frozen=True, kw_only=True):
 class ModelRecord(Document, frozen=True, kw_only=True):
     """The two slots of a model."""
 
-    current: Slot
-    previous: Slot | None = None
+    current: InstalledVersion
+    previous: InstalledVersion | None = None
     last_version: int
 
-    def slots(self) -> tuple[Slot, ...]:
+    def slots(self) -> tuple[InstalledVersion, ...]:
         """Current, then previous where there is one."""
         return (self.current,) if self.previous is None else (self.current, self.previous)
 
@@ -118,7 +118,7 @@ class Record(Document, frozen=True, kw_only=True):
     committed: dict[str, Committed] = field(default_factory=dict)
     newest_issued_s: float = 0.0
 
-    def slots(self) -> tuple[Slot, ...]:
+    def slots(self) -> tuple[InstalledVersion, ...]:
         """Every slot of every model."""
         return tuple(slot for model in self.models.values() for slot in model.slots())
 
@@ -129,7 +129,7 @@ class Trials(Document, frozen=True, kw_only=True):
     begun: dict[Digest, int] = field(default_factory=dict)
 
 
-class Journal:
+class StateFile:
     """Reads and replaces the records of a store."""
 
     def __init__(self, root: Path) -> None:

@@ -11,7 +11,7 @@ from edge_agent.bundle.contents import read_probes
 from edge_agent.bundle.probes import ProbeFile, Verdict, judge
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.install_context import ProbeOutcome, Prober, ProbeRequest
-from edge_agent.store.install_plan import Change
+from edge_agent.store.install_plan import ModelChange
 from edge_agent.store.installed_models import adapter_item, installed, variant_item
 from edge_agent.store.state_file import Measurements
 
@@ -27,7 +27,7 @@ class Trial:
     adapters: Mapping[str, Measurements]
 
 
-def run_trial(change: Change, blobs: Blobs, prober: Prober) -> Trial:
+def run_trial(change: ModelChange, blobs: Blobs, prober: Prober) -> Trial:
     """Probe a change. Raises ProbeError that says which probe failed, by how much."""
     model = installed(change.slot, blobs)
     files = {name: _probe_file(name, change, blobs) for name in change.probe}
@@ -72,7 +72,7 @@ def _probe(model: InstalledModel, files: dict[str | None, ProbeFile], prober: Pr
     return outcome
 
 
-def _probe_file(name: str | None, change: Change, blobs: Blobs) -> ProbeFile:
+def _probe_file(name: str | None, change: ModelChange, blobs: Blobs) -> ProbeFile:
     if name is None:
         chosen = next(ref for ref in change.slot.variants if ref.digest == change.slot.chosen)
         return read_probes(variant_item(chosen, blobs.fetch), blobs.fetch)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text, energy_text
-from edge_agent.bundle.catalog import SAME_ACCURACY, Measured, Variant
-from edge_agent.bundle.gguf_memory import Wanted
+from edge_agent.bundle.catalog import SAME_ACCURACY, TrialFigures, Variant
+from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.statement import matches_hardware
 from edge_agent.bundle.variant_sizing import explained
 
@@ -51,7 +51,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class SelectionPolicy:
     """The operator's settings: `prefer` lists number formats or 'runtime/dtype' names ahead of the policy.
 
     `policy` is 'balanced', 'fastest' (both bounded by `accuracy_loss_limit`, a fraction), 'smallest' or 'most-
@@ -61,7 +61,7 @@ class Wishes:
     policy: str = "balanced"
     prefer: tuple[str, ...] = ()
     accuracy_loss_limit: float = 0.01
-    generators: Wanted = field(default_factory=Wanted)
+    generators: GeneratorOverrides = field(default_factory=GeneratorOverrides)
 
     def text(self) -> str:
         """The wishes as one text, to tell whether a choice was made by others."""
@@ -71,7 +71,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class VariantChoice:
     """The chosen variant, a sentence why, and why each other one was not taken.
 
     `possible` are all that can run here and lose little enough, the chosen one first.
@@ -87,7 +87,7 @@ class Choice:
         return "; ".join([self.why, *(f"{name}: {reason}" for name, reason in self.refused)])[:TEXT_CHARS]
 
 
-def choose(variants: Sequence[Variant], hardware: Hardware, wishes: Wishes) -> Choice:
+def choose(variants: Sequence[Variant], hardware: Hardware, wishes: SelectionPolicy) -> VariantChoice:
     """The variant to run: by what was measured here where every possible one was, else by what is known of formats.
 
     Raises PackageError with the reason of every variant when none can run.
@@ -112,7 +112,7 @@ def choose(variants: Sequence[Variant], hardware: Hardware, wishes: Wishes) -> C
     ranked = sorted(possible, key=lambda variant: _rank(variant, wishes, fastest_ms))
     chosen = ranked[0]
     beaten = tuple((variant.name, _beaten(variant, chosen)) for variant in ranked[1:])
-    return Choice(chosen, _why(chosen, len(variants), wishes), (*refused, *beaten), tuple(ranked))
+    return VariantChoice(chosen, _why(chosen, len(variants), wishes), (*refused, *beaten), tuple(ranked))
 
 
 def _fastest_ms(possible: Sequence[Variant]) -> float | None:
@@ -141,7 +141,7 @@ def _too_large(variant: Variant, ram_bytes: int) -> str:
     return f"{text}: {arithmetic}" if arithmetic else text
 
 
-def _too_inaccurate(variant: Variant, best: float | None, wishes: Wishes) -> str | None:
+def _too_inaccurate(variant: Variant, best: float | None, wishes: SelectionPolicy) -> str | None:
     if best is None or variant.accuracy is None or wishes.policy in ("smallest", "most-accurate"):
         return None
     loss = best - variant.accuracy
@@ -155,7 +155,7 @@ def _bytes(variant: Variant) -> int:
     return variant.measured.peak_bytes if variant.measured and variant.measured.peak_bytes else variant.peak_bytes
 
 
-def _rank(variant: Variant, wishes: Wishes, fastest_ms: float | None) -> tuple[float, ...]:
+def _rank(variant: Variant, wishes: SelectionPolicy, fastest_ms: float | None) -> tuple[float, ...]:
     preferred = min((_position(word, wishes.prefer) for word in (variant.dtype, variant.name)), default=0)
     ranks = _ONNX_CPU_RANK if variant.runtime == "onnx" else _DTYPE_RANK
     speed: tuple[float, ...] = (_RUNTIME_RANK.get(variant.runtime, 3), ranks.get(variant.dtype, 4))
@@ -175,7 +175,7 @@ def _position(word: str, prefer: tuple[str, ...]) -> int:
     return prefer.index(word) if word in prefer else len(prefer)
 
 
-def _why(chosen: Variant, count: int, wishes: Wishes) -> str:
+def _why(chosen: Variant, count: int, wishes: SelectionPolicy) -> str:
     reason = "as preferred" if {chosen.dtype, chosen.name} & set(wishes.prefer) else f"by policy {wishes.policy!r}"
     accuracy = "" if chosen.accuracy is None else f", accuracy {chosen.accuracy:.3f}"
     time = "" if chosen.measured is None else f"{_a_text(chosen.measured)}, "
@@ -184,7 +184,7 @@ def _why(chosen: Variant, count: int, wishes: Wishes) -> str:
     return f"{chosen.name} of {count} {reason}: {time}{bytes_text(_bytes(chosen))} of memory{accuracy}{shrunk}"
 
 
-def _a_text(measured: Measured) -> str:
+def _a_text(measured: TrialFigures) -> str:
     """What one text takes: time, and energy where the board tells."""
     if measured.joules is None:
         return f"{measured.latency_ms:.3g} ms a text"

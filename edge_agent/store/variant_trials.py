@@ -13,22 +13,22 @@ import msgspec
 from edge_agent.base.errors import ProbeError
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.install_context import Prober
-from edge_agent.store.install_plan import Change
+from edge_agent.store.install_plan import ModelChange
 from edge_agent.store.installed_models import measured
 from edge_agent.store.trial import Trial, run_trial
-from edge_agent.store.variant_selection import Choice, Hardware, Wishes, choose
+from edge_agent.store.variant_selection import Hardware, SelectionPolicy, VariantChoice, choose
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class TrialRules:
     """By what a winner is chosen, and whether those that also passed keep their weights."""
 
     hardware: Hardware
-    wishes: Wishes
+    wishes: SelectionPolicy
     keep_all: bool
 
 
-def try_change(change: Change, blobs: Blobs, prober: Prober, rules: Rules) -> tuple[Change, Trial]:
+def try_change(change: ModelChange, blobs: Blobs, prober: Prober, rules: TrialRules) -> tuple[ModelChange, Trial]:
     """The change with the variant that won, and its trial. Raises ProbeError of the first choice when none passed."""
     if len(change.candidates) > 1:
         return _contest(change, blobs, prober, rules)
@@ -40,7 +40,7 @@ def try_change(change: Change, blobs: Blobs, prober: Prober, rules: Rules) -> tu
     return replace(change, slot=msgspec.structs.replace(change.slot, kept=passed)), trial
 
 
-def _contest(change: Change, blobs: Blobs, prober: Prober, rules: Rules) -> tuple[Change, Trial]:
+def _contest(change: ModelChange, blobs: Blobs, prober: Prober, rules: TrialRules) -> tuple[ModelChange, Trial]:
     trials: dict[str, Trial] = {}
     failed: list[tuple[str, str]] = []
     first: ProbeError | None = None
@@ -60,7 +60,7 @@ def _contest(change: Change, blobs: Blobs, prober: Prober, rules: Rules) -> tupl
     choice = choose(passed, rules.hardware, rules.wishes)
     refused = [] if change.choice is None else list(change.choice.refused)
     known = {name for name, _ in (*choice.refused, *failed)} | {choice.variant.name}
-    choice = Choice(
+    choice = VariantChoice(
         choice.variant,
         choice.why.replace(f" of {len(passed)} ", f" of {len(passed) + len(failed)} ", 1),
         (*(one for one in refused if one[0] not in known), *failed, *choice.refused),
@@ -76,11 +76,11 @@ def _contest(change: Change, blobs: Blobs, prober: Prober, rules: Rules) -> tupl
     return replace(change, slot=slot, choice=choice), trials[chosen]
 
 
-def _with(change: Change, digest: str) -> Change:
+def _with(change: ModelChange, digest: str) -> ModelChange:
     return replace(change, slot=msgspec.structs.replace(change.slot, chosen=digest))
 
 
-def _holds(change: Change, blobs: Blobs, prober: Prober) -> bool:
+def _holds(change: ModelChange, blobs: Blobs, prober: Prober) -> bool:
     try:
         run_trial(change, blobs, prober)
     except ProbeError:

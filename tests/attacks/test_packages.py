@@ -16,8 +16,8 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import EdgeError, PackageError, SignatureError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
-from edge_agent.store.install_context import Setup
-from edge_agent.store.model_store import Library
+from edge_agent.store.install_context import InstallContext
+from edge_agent.store.model_store import ModelStore
 from edge_forge.package.keys import keygen, rotate, sign_package
 from tests.support import hostile
 from tests.support import packages as tiny
@@ -35,7 +35,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
     return Good(base, newer, tiny.adapter_package(folder, base), folder)
 
 
-def make_setup(**changes: Any) -> Setup:
+def make_setup(**changes: Any) -> InstallContext:
     known = {
         "prober": tiny.TinyProber(),
         "hardware": tiny.HARDWARE,
@@ -44,13 +44,13 @@ def make_setup(**changes: Any) -> Setup:
         "time_trusted": lambda: True,
         "reserve_bytes": 0,
     }
-    return Setup(**{**known, **changes})
+    return InstallContext(**{**known, **changes})
 
 
 @pytest.fixture
 def store(good: Good, tmp_path: Path) -> Path:
     root = tmp_path / "device" / "store"
-    Library(root, make_setup()).install(good.base)
+    ModelStore(root, make_setup()).install(good.base)
     return root
 
 
@@ -63,7 +63,7 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
 def refuse(store: Path, package: Path, error: type[EdgeError], says: str, **setup: Any) -> None:
     """Install must raise exactly this error with this sentence and change nothing."""
     before = snapshot(store)
-    library = Library(store, make_setup(**setup))
+    library = ModelStore(store, make_setup(**setup))
     with pytest.raises(EdgeError) as caught:
         library.install(package)
     assert type(caught.value) is error, repr(caught.value)
@@ -86,7 +86,7 @@ def test_refused_by_name_and_without_a_trace(name: str, good: Good, store: Path,
 
 def test_the_good_ones_are_good(good: Good, tmp_path: Path) -> None:
     """What the attacks start from installs; else every one of them would be refused for nothing."""
-    library = Library(tmp_path / "store", make_setup())
+    library = ModelStore(tmp_path / "store", make_setup())
     for package in (good.base, good.newer, good.adapter):
         assert library.install(package).changed
 
@@ -147,7 +147,7 @@ def test_folder_refused(name: str, good: Good, store: Path, tmp_path: Path) -> N
 
 
 def test_a_good_folder_installs(good: Good, tmp_path: Path) -> None:
-    assert Library(tmp_path / "store", make_setup()).install(unpack(good.base, tmp_path / "package")).changed
+    assert ModelStore(tmp_path / "store", make_setup()).install(unpack(good.base, tmp_path / "package")).changed
 
 
 def test_neither_file_nor_folder(store: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_flip_in_every_kind_of_file_leaves_the_store_alone(good: Good, store: 
         package = hostile.write_parts(tmp_path / "flip.tar", {**parts, name: bytes(damaged)})
         before = snapshot(store)
         with pytest.raises(PackageError):
-            Library(store, make_setup()).install(package)
+            ModelStore(store, make_setup()).install(package)
         assert snapshot(store) == before, name
 
 
@@ -234,9 +234,9 @@ def test_expiry_needs_a_trusted_clock_or_proof(good: Good, tmp_path: Path) -> No
     old = tiny.base_package(tmp_path, counter=1, issued_at="2026-07-02T00:00:00Z", expires="2026-07-20T00:00:00Z")
     for wall_s in (0.0, 4e9):
         setup = make_setup(clock=ManualClock(wall_s=wall_s), time_trusted=lambda: False)
-        assert Library(tmp_path / f"{wall_s}", setup).install(old).changed
+        assert ModelStore(tmp_path / f"{wall_s}", setup).install(old).changed
     setup = make_setup(clock=ManualClock(wall_s=0.0), time_trusted=lambda: False)
-    library = Library(tmp_path / "later", setup)
+    library = ModelStore(tmp_path / "later", setup)
     library.install(tiny.base_package(tmp_path, counter=1, name="other"))
     with pytest.raises(SignatureError, match="expired at"):
         library.install(old)
@@ -244,7 +244,7 @@ def test_expiry_needs_a_trusted_clock_or_proof(good: Good, tmp_path: Path) -> No
 
 def test_unsigned_only_when_allowed_and_loudly(good: Good, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     package = Forge(good.base).write(tmp_path / "unsigned.tar", keys=[])
-    library = Library(tmp_path / "store", make_setup(allow_unsigned=True))
+    library = ModelStore(tmp_path / "store", make_setup(allow_unsigned=True))
     report = library.install(package)
     assert report.changed and "unsigned" in report.warnings[0]
     assert any("UNSIGNED PACKAGE" in record.message for record in caplog.records)
@@ -254,10 +254,10 @@ def test_unsigned_only_when_allowed_and_loudly(good: Good, tmp_path: Path, caplo
 
 def test_without_trust_root_nothing_is_let_in(good: Good, tmp_path: Path) -> None:
     with pytest.raises(SignatureError, match="no trust root"):
-        Library(tmp_path / "store", make_setup(trust=None)).install(good.base)
+        ModelStore(tmp_path / "store", make_setup(trust=None)).install(good.base)
 
 
 def test_allow_unsigned_does_not_excuse_a_broken_signature(good: Good, tmp_path: Path) -> None:
     package = unpinned(swapped_payload)(good, tmp_path)
     with pytest.raises(SignatureError, match="does not fit"):
-        Library(tmp_path / "store", make_setup(allow_unsigned=True)).install(package)
+        ModelStore(tmp_path / "store", make_setup(allow_unsigned=True)).install(package)

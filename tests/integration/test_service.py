@@ -12,8 +12,8 @@ from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
-from edge_agent.lifecycle.command import Ran, run_command
-from edge_agent.lifecycle.service import IMAGE_PYTHON, Target, install, uninstall
+from edge_agent.lifecycle.command import CommandResult, run_command
+from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget, install, uninstall
 from edge_agent.lifecycle.service_status import parse_show, status
 from edge_agent.lifecycle.units import check_interpreter, drop_in_names, rendered_unit
 
@@ -24,13 +24,13 @@ WANTS = "etc/systemd/system/multi-user.target.wants/edge-agent.service"
 class Recorder:
     """Stands in for the system's commands; answers what it is told to."""
 
-    def __init__(self, **answers: Ran) -> None:
+    def __init__(self, **answers: CommandResult) -> None:
         self.commands: list[list[str]] = []
         self.answers = answers
 
-    def __call__(self, command: Sequence[str]) -> Ran:
+    def __call__(self, command: Sequence[str]) -> CommandResult:
         self.commands.append(list(command))
-        return self.answers.get(command[0].replace("-", "_"), Ran(0, ""))
+        return self.answers.get(command[0].replace("-", "_"), CommandResult(0, ""))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def tree(root: Path) -> dict[str, str]:
 
 def test_an_image_gets_all_it_needs_to_boot(image: Path) -> None:
     recorder = Recorder()
-    lines = install(Target(image, IMAGE_PYTHON, recorder))
+    lines = install(ServiceTarget(image, IMAGE_PYTHON, recorder))
     assert [command[0] for command in recorder.commands] == ["systemd-sysusers"], "nothing of the host is touched"
     assert f"--root={image}" in recorder.commands[0]
     assert (image / UNIT).read_text() == rendered_unit(IMAGE_PYTHON)
@@ -65,13 +65,13 @@ def test_an_image_gets_all_it_needs_to_boot(image: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is NOT INSTALLED")
 def test_an_image_gets_its_user_for_real(image: Path) -> None:
-    lines = install(Target(image, IMAGE_PYTHON))
+    lines = install(ServiceTarget(image, IMAGE_PYTHON))
     assert "the user edge-agent is in the image" in lines
     assert "edge-agent:x:" in (image / "etc/passwd").read_text()
 
 
 def test_done_twice_nothing_changes(image: Path) -> None:
-    target = Target(image, IMAGE_PYTHON, Recorder())
+    target = ServiceTarget(image, IMAGE_PYTHON, Recorder())
     install(target, ["jetson"])
     (image / "etc/edge-agent/edge-agent.toml").write_text('[mqtt]\nhost = "mine"\n')
     before = tree(image)
@@ -83,7 +83,7 @@ def test_done_twice_nothing_changes(image: Path) -> None:
 
 
 def test_drop_ins_are_chosen_and_an_operators_own_stays(image: Path) -> None:
-    target = Target(image, IMAGE_PYTHON, Recorder())
+    target = ServiceTarget(image, IMAGE_PYTHON, Recorder())
     beside = image / "etc/systemd/system/edge-agent.service.d"
     install(target, ["jetson", "local-broker"])
     (beside / "override.conf").write_text("[Service]\nNice=3\n")
@@ -95,7 +95,7 @@ def test_drop_ins_are_chosen_and_an_operators_own_stays(image: Path) -> None:
 
 
 def test_uninstall_keeps_settings_and_state_unless_purged(image: Path) -> None:
-    target = Target(image, IMAGE_PYTHON, Recorder())
+    target = ServiceTarget(image, IMAGE_PYTHON, Recorder())
     before = tree(image)
     install(target)
     (image / "var/lib/edge-agent/blobs").mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_state_that_is_a_link_is_never_purged(image: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
     (image / "var/lib/edge-agent").symlink_to(elsewhere)
-    lines = uninstall(Target(image, IMAGE_PYTHON, Recorder()), purge=True)
+    lines = uninstall(ServiceTarget(image, IMAGE_PYTHON, Recorder()), purge=True)
     assert (elsewhere / "precious").exists()
     assert f"kept {image / 'var/lib/edge-agent'}; it is a link" in lines
 
@@ -122,25 +122,25 @@ def test_a_link_out_of_the_image_is_refused(image: Path, tmp_path_factory: pytes
     host = tmp_path_factory.mktemp("host")
     (image / "etc/systemd").symlink_to(host)
     with pytest.raises(EdgeError, match="a link leads out of the image"):
-        install(Target(image, IMAGE_PYTHON, Recorder()))
+        install(ServiceTarget(image, IMAGE_PYTHON, Recorder()))
     assert list(host.iterdir()) == []
 
 
 def test_a_host_without_sysusers_leaves_it_to_the_first_boot(image: Path) -> None:
-    recorder = Recorder(systemd_sysusers=Ran(127, "systemd-sysusers is not installed"))
-    lines = install(Target(image, "/opt/missing/bin/python", recorder))
+    recorder = Recorder(systemd_sysusers=CommandResult(127, "systemd-sysusers is not installed"))
+    lines = install(ServiceTarget(image, "/opt/missing/bin/python", recorder))
     assert "the user edge-agent will be made at the first boot (not here: systemd-sysusers is not installed)" in lines
     assert any(line.startswith("warning: the image has no /opt/missing/bin/python") for line in lines)
 
 
 def test_what_is_refused_before_anything_is_written(image: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown drop-in 'jetsn' \(known: clock, cpu-strict, jetson"):
-        install(Target(image, IMAGE_PYTHON, Recorder()), ["jetsn"])
+        install(ServiceTarget(image, IMAGE_PYTHON, Recorder()), ["jetsn"])
     with pytest.raises(UsageError, match="is no root file system"):
-        install(Target(image / "usr", IMAGE_PYTHON, Recorder()))
+        install(ServiceTarget(image / "usr", IMAGE_PYTHON, Recorder()))
     for python in ("python3", "/opt/with space/python", "/opt/a\nUser=root"):
         with pytest.raises(UsageError, match="is not absolute or has characters"):
-            install(Target(image, python, Recorder()))
+            install(ServiceTarget(image, python, Recorder()))
     assert not (image / "etc/systemd").exists()
     assert "cpu-strict" in drop_in_names()
 
@@ -151,11 +151,11 @@ def test_an_interpreter_that_the_service_cannot_see_is_refused(python: str) -> N
         check_interpreter(python)
 
 
-def live(monkeypatch: pytest.MonkeyPatch, image: Path, recorder: Recorder) -> Target:
+def live(monkeypatch: pytest.MonkeyPatch, image: Path, recorder: Recorder) -> ServiceTarget:
     """A target that passes for the running system although its files lie in a folder."""
-    monkeypatch.setattr(Target, "live", property(lambda target: True))
+    monkeypatch.setattr(ServiceTarget, "live", property(lambda target: True))
     monkeypatch.setattr(service, "_check", lambda target, drop_ins: None)
-    return Target(image, IMAGE_PYTHON, recorder)
+    return ServiceTarget(image, IMAGE_PYTHON, recorder)
 
 
 def test_a_live_system_is_told_in_order(monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
@@ -182,13 +182,13 @@ def test_a_live_system_is_told_in_order(monkeypatch: pytest.MonkeyPatch, image: 
 
 
 def test_a_command_that_fails_is_named_with_its_output(monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
-    target = live(monkeypatch, image, Recorder(systemctl=Ran(1, "Unit is masked.")))
+    target = live(monkeypatch, image, Recorder(systemctl=CommandResult(1, "Unit is masked.")))
     with pytest.raises(EdgeError, match=r"`systemctl daemon-reload` ended with 1: Unit is masked\. \(`journalctl"):
         install(target)
 
 
 def test_the_status_of_an_image(image: Path) -> None:
-    target = Target(image, IMAGE_PYTHON, Recorder())
+    target = ServiceTarget(image, IMAGE_PYTHON, Recorder())
     before = status(target)
     assert (before.installed, before.healthy) == (False, False)
     assert before.lines() == ["not installed; `edge-agent service install` does that"]
@@ -215,7 +215,7 @@ DropInPaths=/etc/systemd/system/edge-agent.service.d/jetson.conf /etc/systemd/sy
 
 
 def test_the_status_of_a_live_system(monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
-    target = live(monkeypatch, image, Recorder(systemctl=Ran(0, SHOWN)))
+    target = live(monkeypatch, image, Recorder(systemctl=CommandResult(0, SHOWN)))
     install(target)
     found = status(target)
     assert (found.state, found.pid, found.restarts, found.memory_bytes) == ("active (running)", 812, 2, None)
@@ -223,10 +223,10 @@ def test_the_status_of_a_live_system(monkeypatch: pytest.MonkeyPatch, image: Pat
     assert found.drop_ins == ("jetson", "override")
     assert found.healthy
     failed = SHOWN.replace("ActiveState=active", "ActiveState=failed").replace("Result=success", "Result=watchdog")
-    target = live(monkeypatch, image, Recorder(systemctl=Ran(0, failed)))
+    target = live(monkeypatch, image, Recorder(systemctl=CommandResult(0, failed)))
     found = status(target)
     assert (found.state, found.healthy) == ("failed (running), last result: watchdog", False)
-    target = live(monkeypatch, image, Recorder(systemctl=Ran(1, "no bus")))
+    target = live(monkeypatch, image, Recorder(systemctl=CommandResult(1, "no bus")))
     assert status(target).state is None
 
 
@@ -235,8 +235,8 @@ def test_show_is_parsed_line_by_line() -> None:
 
 
 def test_the_runner_never_raises_for_what_a_command_does() -> None:
-    assert run_command(["sh", "-c", "echo out; echo err >&2; exit 3"]) == Ran(3, "out\nerr")
-    assert run_command(["no-such-command-here"]) == Ran(127, "no-such-command-here is not installed")
+    assert run_command(["sh", "-c", "echo out; echo err >&2; exit 3"]) == CommandResult(3, "out\nerr")
+    assert run_command(["no-such-command-here"]) == CommandResult(127, "no-such-command-here is not installed")
     assert run_command(["/"]).code == 126
 
 
@@ -244,9 +244,9 @@ def test_a_live_install_needs_root_and_systemd(monkeypatch: pytest.MonkeyPatch) 
     recorder = Recorder()
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(UsageError, match=r"installed by root \(run it with sudo"):
-        install(Target(Path("/"), IMAGE_PYTHON, recorder))
+        install(ServiceTarget(Path("/"), IMAGE_PYTHON, recorder))
     monkeypatch.setattr("os.geteuid", lambda: 0)
     if not Path("/run/systemd/system").is_dir():
         with pytest.raises(UsageError, match="was not started by systemd"):
-            install(Target(Path("/"), IMAGE_PYTHON, recorder))
+            install(ServiceTarget(Path("/"), IMAGE_PYTHON, recorder))
     assert recorder.commands == []

@@ -24,8 +24,8 @@ from edge_agent.base.errors import StoreError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import read_release
 from edge_agent.store.crash_points import INSTALL_POINTS, ROLLBACK_POINTS
-from edge_agent.store.model_store import Library
-from edge_agent.store.state_file import Journal
+from edge_agent.store.model_store import ModelStore
+from edge_agent.store.state_file import StateFile
 from tests.support import packages as tiny
 from tests.support.store_child import Device, make_setup
 
@@ -52,11 +52,11 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def reopen(store: Path) -> Library:
-    return Library(store, make_setup(tiny.keys().root_file))
+def reopen(store: Path) -> ModelStore:
+    return ModelStore(store, make_setup(tiny.keys().root_file))
 
 
-def view(library: Library) -> View:
+def view(library: ModelStore) -> View:
     """What a client sees: models, versions, contents, adapters."""
     return tuple(
         (model.name, model.version, model.variant.digest, tuple(one.name for one in model.adapters))
@@ -64,7 +64,7 @@ def view(library: Library) -> View:
     )
 
 
-def check_whole(store: Path, library: Library) -> None:
+def check_whole(store: Path, library: ModelStore) -> None:
     """No half state: every file that is needed is intact, and nothing else is there."""
     assert library.problems() == ()
     assert library.scrub() == ()
@@ -79,7 +79,7 @@ def index_digest(package: Path) -> str:
 
 
 def committed(store: Path) -> dict[str, int]:
-    return {line: mark.counter for line, mark in Journal(store).read().committed.items()}
+    return {line: mark.counter for line, mark in StateFile(store).read().committed.items()}
 
 
 CASES = [
@@ -120,7 +120,7 @@ def test_killed_in_an_install(
     assert committed(store) == (new_marks if switched else old_marks)
     check_whole(store, reopened)
     on_trial = point in ("trial-recorded", "probing", "probed")
-    assert Journal(store).trials(index_digest(packages[package])) == int(on_trial)
+    assert StateFile(store).trials(index_digest(packages[package])) == int(on_trial)
     assert reopened.install(packages[package]).changed is not switched
     assert view(reopened) == new
     check_whole(store, reopened)
@@ -162,7 +162,7 @@ def test_a_trial_that_is_cut_off_again_and_again_is_not_repeated(
     library = reopen(store)
     with pytest.raises(StoreError, match="cut off 3 times"):
         library.install(packages["first"])
-    again = Library(store, replace(make_setup(tiny.keys().root_file), again=True))
+    again = ModelStore(store, replace(make_setup(tiny.keys().root_file), again=True))
     assert again.install(packages["first"]).changed
 
 

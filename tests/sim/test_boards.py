@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edge_agent.app.daemon import heat_plan
-from edge_agent.config.settings import Settings, Thermal
+from edge_agent.config.settings import Settings, ThermalSettings
 from edge_agent.sensors.suite import SensorSuite
 from sim.board import LiveBoard
 from sim.boards import BOARDS
@@ -128,7 +128,7 @@ def test_an_operators_soft_limit_stays_below_the_boards_hard_one(
     tmp_path: Path, wanted_c: float, taken_c: float
 ) -> None:
     board = SensorSuite(sysfs.pi5(tmp_path).root, lambda: 0.0).board
-    plan = heat_plan(replace(Settings(), thermal=Thermal(soft_limit_c=wanted_c)), board, 16, 4)
+    plan = heat_plan(replace(Settings(), thermal=ThermalSettings(soft_limit_c=wanted_c)), board, 16, 4)
     assert (plan.soft_limit_c, plan.hard_limit_c, plan.firmware_soft_c) == (taken_c, 85.0, 80.0)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import Measured
+from edge_agent.bundle.probes import ProbeOutputs
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
@@ -100,7 +100,7 @@ class TinyProber:
         for request in requests:
             adapter = None if self.deaf else request.adapter
             rows = [features(text, model.variant.name, adapter) for text in request.texts]
-            measured.append(Measured(rows, [row[:2] for row in rows]))
+            measured.append(ProbeOutputs(rows, [row[:2] for row in rows]))
         names = [request.adapter for request in requests if request.adapter is not None]
         adapters = {name: (2.5, len(TEXTS[0])) for name in names}
         return ProbeOutcome(tuple(measured), load_s=0.5, peak_bytes=1000, latency_ms=1.5, adapters=adapters)

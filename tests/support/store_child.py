@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.verify import load_trust
-from edge_agent.store.install_context import Setup
-from edge_agent.store.model_store import Library
+from edge_agent.store.install_context import InstallContext
+from edge_agent.store.model_store import ModelStore
 from tests.support import packages as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make_setup(trust_file: Path, at: Callable[[str], None] = lambda _point: None) -> Setup:
+def make_setup(trust_file: Path, at: Callable[[str], None] = lambda _point: None) -> InstallContext:
     """The set-up of the device under test."""
-    return Setup(
+    return InstallContext(
         prober=tiny.TinyProber(),
         hardware=tiny.HARDWARE,
         trust=load_trust(trust_file),
@@ -84,7 +84,7 @@ def _work(order: dict[str, Any], out: int) -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    library = Library(Path(order["store"]), make_setup(Path(order["trust"]), at))
+    library = ModelStore(Path(order["store"]), make_setup(Path(order["trust"]), at))
     error = None
     try:
         if order["do"] == "install":

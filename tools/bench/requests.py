@@ -31,7 +31,7 @@ from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.sensors.memory import read_pss
-from edge_agent.store.model_store import Library
+from edge_agent.store.model_store import ModelStore
 from edge_agent.tasks import registry as tasks
 
 DEVICE, MODEL, ADAPTER = "bench", "minilm", "home-intents"
@@ -80,7 +80,7 @@ def measure(packages: Sequence[Path], root: Path, rounds: int) -> dict[str, Any]
         for package in packages:
             command = [sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        (model,) = (one for one in Library(folder / "state" / "store").active() if one.name == MODEL)
+        (model,) = (one for one in ModelStore(folder / "state" / "store").active() if one.name == MODEL)
         stack.enter_context(stage.daemon(config, folder))
         rows |= asyncio.run(_requests(broker, model, rounds))
     return rows

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
-from edge_agent.mqtt.connection import Listener, Welcome
+from edge_agent.mqtt.connection import ConnAck, ConnectionListener
 from edge_agent.mqtt.reasons import Reason
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
@@ -143,7 +143,13 @@ class SimConnection:
     """See `mqtt.connection.Connection`: one connection, used once."""
 
     def __init__(
-        self, broker: SimBroker, dice: Random, listener: Listener, epoch: int, will: Outbound | None, process: Process
+        self,
+        broker: SimBroker,
+        dice: Random,
+        listener: ConnectionListener,
+        epoch: int,
+        will: Outbound | None,
+        process: Process,
     ) -> None:
         self._broker = broker
         self.will = will
@@ -165,7 +171,7 @@ class SimConnection:
         self._busy_until_s = 0.0
         self._mid = 0
 
-    async def open(self) -> Welcome | Reason:
+    async def open(self) -> ConnAck | Reason:
         """See `Connection.open`."""
         self._process.effect()
         await asyncio.sleep(self._latency_s)
@@ -179,7 +185,7 @@ class SimConnection:
         # A session that is still there is subscribed already, and the broker does not wait.
         if present:
             self._later(self._subscribed)
-        return Welcome(present, self._dice.choice((20, 64, 65_535)), None, 5)
+        return ConnAck(present, self._dice.choice((20, 64, 65_535)), None, 5)
 
     def _subscribed(self) -> None:
         self.subscribed = True

@@ -23,7 +23,7 @@ from edge_agent.mqtt.spool import Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics
-from edge_agent.store.footprint_cache import FigureFile
+from edge_agent.store.footprint_cache import FootprintFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
 from tests.support.whole.board import EXIT_S, SimWorker
@@ -166,7 +166,7 @@ class SimSpool(Spool):
         super()._write_mark()
 
 
-class KeptFigures(FigureFile):
+class KeptFigures(FootprintFile):
     """The real file of measured footprints."""
 
     def __init__(self, life: Life, folder: Path) -> None:
@@ -174,7 +174,7 @@ class KeptFigures(FigureFile):
         super().__init__(folder)
 
     def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
-        """See `FigureFile.write`."""
+        """See `FootprintFile.write`."""
         self._life.effect()
         super().write(figures)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from edge_agent.agent.model_manager import NO_ROOM_S
 from edge_agent.agent.served_model import Phase
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.bundle.catalog import InstalledModel, Measured
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.core.adapter_routing import RoutingPolicy
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
@@ -18,10 +18,10 @@ from tests.support.virtual_time import later
 
 def both() -> tuple[InstalledModel, InstalledModel]:
     adapters = tuple(
-        replace(an_adapter(name), file_digest=f"sha256:{name}{name}", measured=Measured(9.0, 0, 0.0, 20))
+        replace(an_adapter(name), file_digest=f"sha256:{name}{name}", measured=TrialFigures(9.0, 0, 0.0, 20))
         for name in ("a", "b")
     )
-    variant = replace(a_variant("merged", 400, 400), measured=Measured(3.0, 0, 0.0, 20))
+    variant = replace(a_variant("merged", 400, 400), measured=TrialFigures(3.0, 0, 0.0, 20))
     merged = replace(a_model("a-merged", variant), kind="merged", merged_from={"base": "sha256:base", "x": "aa"})
     return replace(a_model("m"), adapters=adapters), merged
 

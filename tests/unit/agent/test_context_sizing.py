@@ -7,8 +7,8 @@ from typing import Any
 
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.base.limits import MIB
-from edge_agent.bundle.catalog import InstalledModel, Measured, TaskSpec
-from edge_agent.bundle.gguf_memory import Demand, GgufHeader, Wanted, need
+from edge_agent.bundle.catalog import InstalledModel, TaskSpec, TrialFigures
+from edge_agent.bundle.gguf_memory import Demand, GeneratorOverrides, GgufHeader, need
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.generator_headers import SMOL
 from tests.support.in_process import Device
@@ -25,7 +25,7 @@ def generator(**options: Any) -> InstalledModel:
 class Board:
     """A device whose ceiling is set in bytes, and whose workers hold what they were loaded for."""
 
-    def __init__(self, device: Device, wanted: Wanted, ceiling_bytes: int) -> None:
+    def __init__(self, device: Device, wanted: GeneratorOverrides, ceiling_bytes: int) -> None:
         self.device = device
         self.reads: list[str] = []
         device.manager.sizer = Sizer(wanted, self.read)
@@ -67,7 +67,7 @@ SHRUNK_BYTES = sum(need(SMOL, Demand(4096, 4)))
 
 def test_it_is_shrunk_and_stays_shrunk_until_there_is_room() -> None:
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(shrink=True), FULL - 1)
+        board = Board(device, GeneratorOverrides(shrink=True), FULL - 1)
         device.sensors.pss = dict.fromkeys(range(4000, 4010), SHRUNK_BYTES)
         for name in ("1", "2", "3"):
             await board.ask(name)
@@ -88,10 +88,10 @@ def test_it_is_shrunk_and_stays_shrunk_until_there_is_room() -> None:
 
 def test_figures_of_a_trial_with_a_short_context_do_not_let_the_full_one_in() -> None:
     model = generator()
-    tried = replace(model.variant, measured=Measured(10.0, SHRUNK_BYTES, 1.0, 5))
+    tried = replace(model.variant, measured=TrialFigures(10.0, SHRUNK_BYTES, 1.0, 5))
 
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(shrink=True), FULL - 1)
+        board = Board(device, GeneratorOverrides(shrink=True), FULL - 1)
         await board.ask("1")
         assert board.loaded() == Demand(4096, 4)
 
@@ -100,7 +100,7 @@ def test_figures_of_a_trial_with_a_short_context_do_not_let_the_full_one_in() ->
 
 def test_a_worker_that_holds_more_than_predicted_gets_still_less_the_next_time() -> None:
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(shrink=True), FULL - 1)
+        board = Board(device, GeneratorOverrides(shrink=True), FULL - 1)
         device.sensors.pss = {4000: FULL + MIB, 4001: FULL // 2}
         await board.ask("1")
         await board.leave()
@@ -112,7 +112,7 @@ def test_a_worker_that_holds_more_than_predicted_gets_still_less_the_next_time()
 
 def test_the_policy_off_refuses_with_the_arithmetic_and_what_would_fit() -> None:
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(), FULL - 1)
+        board = Board(device, GeneratorOverrides(), FULL - 1)
         await board.ask("1")
         reply = device.transport.reply("1")
         assert reply["status"] == 503 and "retry_after_s" not in reply
@@ -125,7 +125,7 @@ def test_the_policy_off_refuses_with_the_arithmetic_and_what_would_fit() -> None
 
 def test_what_does_not_fit_however_small_is_refused_with_the_policy_on_too() -> None:
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(shrink=True), SMOL.tensor_bytes)
+        board = Board(device, GeneratorOverrides(shrink=True), SMOL.tensor_bytes)
         await board.ask("1")
         assert "no context fits beside its weights" in device.transport.reply("1")["reason"]
 
@@ -134,7 +134,7 @@ def test_what_does_not_fit_however_small_is_refused_with_the_policy_on_too() -> 
 
 def test_settings_reach_the_worker_and_the_claim() -> None:
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(context=1024, sequences=2, kv_type="q8_0"), FULL)
+        board = Board(device, GeneratorOverrides(context=1024, sequences=2, kv_type="q8_0"), FULL)
         await board.ask("1")
         variant = device.spawner.last.variant
         assert variant is not None
@@ -149,7 +149,7 @@ def test_settings_reach_the_worker_and_the_claim() -> None:
 
 def test_models_tell_context_and_sequences_while_it_is_resident() -> None:
     async def scenario(device: Device) -> None:
-        board = Board(device, Wanted(shrink=True), FULL - 1)
+        board = Board(device, GeneratorOverrides(shrink=True), FULL - 1)
         for resident in (False, True):
             device.reporter.publish_models(device.manager)
             (entry,) = device.transport.bodies("/models")[-1]["models"]

@@ -10,7 +10,7 @@ import pytest
 from edge_agent.agent.context import full_grant
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.bundle.catalog import Measured
+from edge_agent.bundle.catalog import TrialFigures
 from edge_agent.core import governor
 from edge_agent.core.governor import GovernorLevel
 from tests.support.fakes import Plan, a_model, a_variant
@@ -238,7 +238,7 @@ def test_a_second_temperature_reaches_the_governor(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hot_board_runs_the_cheaper_variant_and_returns_to_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Measured(latency_ms=20.0, peak_bytes=MIB, load_s=0.1, text_bytes=17)
+    here = TrialFigures(latency_ms=20.0, peak_bytes=MIB, load_s=0.1, text_bytes=17)
     fp32 = replace(a_variant("m-fp32"), files={"model": "/a"}, accuracy=0.92, measured=here)
     int8 = replace(fp32, digest="sha256:m-int8", dtype="int8", measured=replace(here, latency_ms=8.0))
     tier = {"now": 0}

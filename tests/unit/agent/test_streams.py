@@ -10,7 +10,7 @@ import pytest
 from edge_agent.agent.streams import END_S
 from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
-from edge_agent.bundle.gguf_memory import Wanted
+from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.protocol.envelope import Outbound
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import PREFIX, Device
@@ -257,7 +257,7 @@ def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None
         assert (reply["status"], "needs 8.0 GiB, this board can give" in reply["reason"]) == (503, True)
 
     async def shrunk(device: Device) -> None:
-        device.manager.sizer.wanted = Wanted(shrink=True)
+        device.manager.sizer.wanted = GeneratorOverrides(shrink=True)
         device.sensors.set(ram_available=4.0 * 2**30)
         await device.ask("1", {"prompt": "x"})
         await later(0.1)

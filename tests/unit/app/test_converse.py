@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from edge_agent.app.ask import Target
+from edge_agent.app.ask import DeviceTarget
 from edge_agent.app.converse import _answer
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import StreamChunk
 
-PLACE = Target(MqttOptions(host="nowhere", client_id="me"), "edge/v1", "dev")
+PLACE = DeviceTarget(MqttOptions(host="nowhere", client_id="me"), "edge/v1", "dev")
 
 
 class Client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_agent.app.top_view import COLUMNS, Seen, lines, rows, spark
+from edge_agent.app.top_view import COLUMNS, DeviceView, lines, rows, spark
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -35,7 +35,7 @@ def reports() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def test_a_screen_shows_what_an_operator_asks_first() -> None:
     told, events = reports()
-    seen = Seen("dev")
+    seen = DeviceView("dev")
     assert lines(seen, 0.0) == ["dev   no status yet", "waiting for the next report ..."]
     seen.take("status", {"state": "online"}, 0.0)
     for event in events:
@@ -50,7 +50,7 @@ def test_a_screen_shows_what_an_operator_asks_first() -> None:
 
 def test_a_device_s_text_cannot_command_the_terminal() -> None:
     told, _ = reports()
-    seen = Seen("dev")
+    seen = DeviceView("dev")
     seen.take("telemetry", told[0], 0.0)
     seen.take("event", {"severity": "error", "message": "\x1b[2J gone\x07"}, 0.0)
     assert "\x1b" not in "".join(lines(seen, 1.0, 100))
@@ -72,7 +72,7 @@ def test_drift_is_the_larger_index_of_the_adapter_that_is_worst_off() -> None:
     quiet = {"confidence_psi": 0.02, "fragmentation_psi": None, "out_of_vocabulary": None}
     loud = {"confidence_psi": 0.11, "fragmentation_psi": 1.5, "out_of_vocabulary": 0.25}
     body["models"]["m"]["drift"] = {"a": quiet, "b": loud, "of an older agent": {"confidence_psi": None}}
-    seen = Seen("dev")
+    seen = DeviceView("dev")
     seen.take("telemetry", body, 0.0)
     (line,) = [line for line in lines(seen, 1.0) if line.startswith("m ")]
     assert "1.50" in line.split()
@@ -85,7 +85,7 @@ def test_an_adapter_whose_probes_fail_shows_on_its_line_and_its_model_s() -> Non
     body = told[0]
     one = {"ok": True, "reason": "", "age_s": 1.0}
     body["canaries"]["m"] = {**one, "adapters": {"a": one}}
-    seen = Seen("dev")
+    seen = DeviceView("dev")
     seen.take("telemetry", body, 0.0)
     shown = [line for line in lines(seen, 1.0) if line.startswith(("model ", "m ", "  + a"))]
     assert [line.split()[-1] for line in shown] == ["probes", "hold", "hold"]
@@ -106,7 +106,7 @@ def test_a_spark_line_shows_range_and_last_value() -> None:
 
 def test_a_screen_says_why_where_something_is_limited() -> None:
     told, _ = reports()
-    seen = Seen("dev")
+    seen = DeviceView("dev")
     seen.take("status", {"state": "degraded", "reason": "quarantined: m"}, 0.0)
     normal = {**told[0], "governor": {**told[0]["governor"], "level": "normal"}}
     seen.take("telemetry", normal, 0.0)

@@ -11,8 +11,8 @@ from edge_agent.bundle.gguf_memory import (
     RUNTIME,
     SMALLEST_CONTEXT,
     Demand,
+    GeneratorOverrides,
     GgufHeader,
-    Wanted,
     advice,
     arithmetic,
     fitted,
@@ -63,10 +63,10 @@ def test_what_is_fitted_fits_and_is_never_more(context: int, sequences: int, kv_
 
 def test_the_operators_settings_come_before_the_packages() -> None:
     packaged = a_generator(sequences=2, kv_type="q8_0", batch=128)
-    as_packaged = sized(packaged, TASK, SMOL, Wanted())
+    as_packaged = sized(packaged, TASK, SMOL, GeneratorOverrides())
     assert as_packaged.sizing is not None and as_packaged.options == packaged.options
     assert as_packaged.peak_bytes == total(Demand(2048, 2, "q8_0", 128))
-    found = sized(packaged, TASK, SMOL, Wanted(context=1000, kv_type="f16"))
+    found = sized(packaged, TASK, SMOL, GeneratorOverrides(context=1000, kv_type="f16"))
     assert found.options == {"context": 1000, "sequences": 2, "kv_type": "f16", "batch": 128}
     assert found.peak_bytes == total(Demand(1000, 2, "f16", 128))
     assert settings_text(found, packaged) == "context=1000 kv_type=f16"
@@ -74,34 +74,36 @@ def test_the_operators_settings_come_before_the_packages() -> None:
 
 
 def test_a_context_beyond_what_the_model_was_trained_for_is_cut_to_that() -> None:
-    assert sized(a_generator(), TASK, SMOL, Wanted(context=100_000)).options["context"] == SMOL.context_length
+    assert (
+        sized(a_generator(), TASK, SMOL, GeneratorOverrides(context=100_000)).options["context"] == SMOL.context_length
+    )
 
 
 def test_it_shrinks_only_where_that_is_wanted_and_needed() -> None:
     tight = total(FULL) - 1
-    assert sized(a_generator(), TASK, SMOL, Wanted(), tight).peak_bytes == total(FULL)
-    roomy = sized(a_generator(), TASK, SMOL, Wanted(shrink=True), tight + 1)
+    assert sized(a_generator(), TASK, SMOL, GeneratorOverrides(), tight).peak_bytes == total(FULL)
+    roomy = sized(a_generator(), TASK, SMOL, GeneratorOverrides(shrink=True), tight + 1)
     assert roomy.options == {} and roomy.sizing is not None and not roomy.sizing.shrunk
-    shrunk = sized(a_generator(), TASK, SMOL, Wanted(shrink=True), tight)
+    shrunk = sized(a_generator(), TASK, SMOL, GeneratorOverrides(shrink=True), tight)
     assert shrunk.options == {"context": 1024, "sequences": 4} and shrunk.peak_bytes == total(Demand(1024, 4))
     assert shrunk.sizing is not None and shrunk.sizing.full == FULL
-    hopeless = sized(a_generator(), TASK, SMOL, Wanted(shrink=True), 1)
+    hopeless = sized(a_generator(), TASK, SMOL, GeneratorOverrides(shrink=True), 1)
     assert hopeless.peak_bytes == total(FULL) and "no context fits" in explained(hopeless, 1)
 
 
 @pytest.mark.parametrize("kind", ["classify", "embed"])
 def test_other_models_are_left_alone(kind: str) -> None:
     variant = a_generator()
-    assert sized(variant, TaskSpec(kind), SMOL, Wanted(context=512, shrink=True), 1) is variant
+    assert sized(variant, TaskSpec(kind), SMOL, GeneratorOverrides(context=512, shrink=True), 1) is variant
     assert explained(variant, 1) == ""
 
 
 def test_without_a_header_the_packages_table_tells_the_bytes() -> None:
     packaged = replace(a_generator(), metrics={"peak_bytes.ctx512.kv_q8_0": 7.0})
-    found = sized(packaged, TASK, None, Wanted(context=512, kv_type="q8_0"))
+    found = sized(packaged, TASK, None, GeneratorOverrides(context=512, kv_type="q8_0"))
     assert found.peak_bytes == 7 and found.options == {"context": 512, "kv_type": "q8_0"} and found.sizing is None
-    assert sized(packaged, TASK, None, Wanted(context=256)).peak_bytes == packaged.peak_bytes
+    assert sized(packaged, TASK, None, GeneratorOverrides(context=256)).peak_bytes == packaged.peak_bytes
 
 
 def test_an_unknown_cache_format_is_the_workers_to_refuse() -> None:
-    assert sized(a_generator(kv_type="q3"), TASK, SMOL, Wanted(shrink=True), 1).sizing is None
+    assert sized(a_generator(kv_type="q3"), TASK, SMOL, GeneratorOverrides(shrink=True), 1).sizing is None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.bundle import probes
-from edge_agent.bundle.probes import INEFFECTIVE, MISMATCH, MISSING, Expected, Measured, ProbeFile, judge
+from edge_agent.bundle.probes import INEFFECTIVE, MISMATCH, MISSING, Expected, ProbeFile, ProbeOutputs, judge
 
 ROWS = ((3.0, 4.0), (0.0, 5.0))
 LOGITS = ((1.0, -1.0, 0.0), (0.5, 0.5, 2.0))
@@ -19,13 +19,13 @@ def probe_file(**fields: Any) -> ProbeFile:
     return ProbeFile(schema=1, texts=("a", "b"), expected={"onnx/int8": Expected(**{**known, **fields})})
 
 
-def shifted(by: float) -> Measured:
+def shifted(by: float) -> ProbeOutputs:
     """Every feature vector moved by `by` times its length along its first axis."""
-    return Measured([[row[0] + by * 5.0, *row[1:]] for row in ROWS], LOGITS)
+    return ProbeOutputs([[row[0] + by * 5.0, *row[1:]] for row in ROWS], LOGITS)
 
 
 def test_the_same_holds() -> None:
-    verdict = judge(probe_file(), "onnx/int8", Measured(ROWS, LOGITS))
+    verdict = judge(probe_file(), "onnx/int8", ProbeOutputs(ROWS, LOGITS))
     assert verdict.code is None and verdict.features_off == 0.0 and verdict.logits_off == 0.0
 
 
@@ -39,48 +39,51 @@ def test_features_are_judged_by_relative_distance(by: float) -> None:
 
 def test_logits_by_the_largest_difference() -> None:
     moved = ((1.0, -1.0, 0.0), (0.5, 0.5, 2.25))
-    verdict = judge(probe_file(), "onnx/int8", Measured(ROWS, moved))
+    verdict = judge(probe_file(), "onnx/int8", ProbeOutputs(ROWS, moved))
     assert verdict.code == MISMATCH and verdict.reason == "probe 2 ('b'): logits are off by 0.25, 0.2 is tolerated"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_never_holds(value: float) -> None:
-    assert judge(probe_file(), "onnx/int8", Measured(((value, 4.0), (0.0, 5.0)), LOGITS)).code == MISMATCH
-    assert judge(probe_file(), "onnx/int8", Measured(ROWS, ((value, -1.0, 0.0), LOGITS[1]))).code == MISMATCH
+    assert judge(probe_file(), "onnx/int8", ProbeOutputs(((value, 4.0), (0.0, 5.0)), LOGITS)).code == MISMATCH
+    assert judge(probe_file(), "onnx/int8", ProbeOutputs(ROWS, ((value, -1.0, 0.0), LOGITS[1]))).code == MISMATCH
     effective = probe_file(min_effect=0.05)
-    assert judge(effective, "onnx/int8", Measured(((value, 4.0), ROWS[1]), LOGITS), shifted(1)).code is not None
-    assert judge(effective, "onnx/int8", Measured(ROWS, LOGITS), Measured(((value, 4.0), ROWS[1]))).code is not None
+    assert judge(effective, "onnx/int8", ProbeOutputs(((value, 4.0), ROWS[1]), LOGITS), shifted(1)).code is not None
+    assert (
+        judge(effective, "onnx/int8", ProbeOutputs(ROWS, LOGITS), ProbeOutputs(((value, 4.0), ROWS[1]))).code
+        is not None
+    )
 
 
 @pytest.mark.parametrize(
     "measured",
     [
-        Measured(ROWS[:1], LOGITS),
-        Measured(((1.0,), (1.0,)), LOGITS),
-        Measured(ROWS, None),
-        Measured(ROWS, LOGITS[:1]),
-        Measured((), ()),
+        ProbeOutputs(ROWS[:1], LOGITS),
+        ProbeOutputs(((1.0,), (1.0,)), LOGITS),
+        ProbeOutputs(ROWS, None),
+        ProbeOutputs(ROWS, LOGITS[:1]),
+        ProbeOutputs((), ()),
     ],
 )
-def test_other_shapes_never_hold(measured: Measured) -> None:
+def test_other_shapes_never_hold(measured: ProbeOutputs) -> None:
     verdict = judge(probe_file(), "onnx/int8", measured)
     assert verdict.code == MISMATCH and "have the shape" in verdict.reason
 
 
 def test_an_adapter_must_change_something() -> None:
     file = probe_file(min_effect=0.05)
-    assert judge(file, "onnx/int8", Measured(ROWS, LOGITS), Measured(ROWS)).code == INEFFECTIVE
-    assert judge(file, "onnx/int8", Measured(ROWS, LOGITS), shifted(0.04)).code == INEFFECTIVE
-    verdict = judge(file, "onnx/int8", Measured(ROWS, LOGITS), shifted(0.5))
+    assert judge(file, "onnx/int8", ProbeOutputs(ROWS, LOGITS), ProbeOutputs(ROWS)).code == INEFFECTIVE
+    assert judge(file, "onnx/int8", ProbeOutputs(ROWS, LOGITS), shifted(0.04)).code == INEFFECTIVE
+    verdict = judge(file, "onnx/int8", ProbeOutputs(ROWS, LOGITS), shifted(0.5))
     assert verdict.code is None and verdict.effect is not None and verdict.effect > 0.3
 
 
 def test_an_adapter_without_its_base_is_not_believed() -> None:
-    assert judge(probe_file(min_effect=0.05), "onnx/int8", Measured(ROWS, LOGITS)).code == MISMATCH
+    assert judge(probe_file(min_effect=0.05), "onnx/int8", ProbeOutputs(ROWS, LOGITS)).code == MISMATCH
 
 
 def test_a_variant_without_probes_is_named() -> None:
-    verdict = judge(probe_file(), "onnx/fp16", Measured(ROWS, LOGITS))
+    verdict = judge(probe_file(), "onnx/fp16", ProbeOutputs(ROWS, LOGITS))
     assert verdict.code == MISSING and "for variant onnx/fp16 (there are for onnx/int8)" in verdict.reason
 
 

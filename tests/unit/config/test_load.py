@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.fields import Unfit, specs
 from edge_agent.config.load import ENV_PREFIX, as_table, check, device_id, load
-from edge_agent.config.settings import Device, Settings
+from edge_agent.config.settings import DeviceSettings, Settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -152,7 +152,7 @@ def test_the_device_is_named_after_its_host(hostname: str, expected: str) -> Non
 def test_a_host_without_a_name_of_its_own_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"device\.id: the host name 'localhost' does not name this device"):
         device_id(Settings(), "localhost")
-    assert device_id(Settings(device=Device(id="kitchen")), "localhost") == "kitchen"
+    assert device_id(Settings(device=DeviceSettings(id="kitchen")), "localhost") == "kitchen"
 
 
 def test_the_port_follows_tls(tmp_path: Path) -> None:

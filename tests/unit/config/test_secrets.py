@@ -8,11 +8,11 @@ import pytest
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.secrets import credential, mqtt_password, tls_files
-from edge_agent.config.settings import Mqtt, Settings, Tls
+from edge_agent.config.settings import MqttSettings, Settings, TlsSettings
 
 
 def with_password(path: Path | None) -> Settings:
-    return Settings(mqtt=Mqtt(username="u", password_file=path))
+    return Settings(mqtt=MqttSettings(username="u", password_file=path))
 
 
 def test_without_anything_there_is_no_password() -> None:
@@ -63,7 +63,7 @@ def test_tls_files_from_settings_go_before_credentials(tmp_path: Path) -> None:
     env = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     (tmp_path / "mqtt-password").write_text("")
     assert mqtt_password(Settings(), env) is None
-    found = tls_files(Settings(mqtt=Mqtt(tls=Tls(enabled=True, ca=Path("/etc/ca.pem")))), env)
+    found = tls_files(Settings(mqtt=MqttSettings(tls=TlsSettings(enabled=True, ca=Path("/etc/ca.pem")))), env)
     assert found == (Path("/etc/ca.pem"), tmp_path / "mqtt-cert", tmp_path / "mqtt-key")
     assert tls_files(Settings(), {}) == (None, None, None)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
-from edge_agent.bundle.catalog import InstalledModel, Measured
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.core.adapter_routing import AdapterRoute, RoutingPolicy, forms
 from tests.support.fakes import a_model, a_variant, an_adapter
 
@@ -17,13 +17,13 @@ FILE = "sha256:f11e"
 
 
 def base(ms: float | None = 2.0, accuracy: float | None = 0.9, text_bytes: int = 40) -> InstalledModel:
-    measured = None if ms is None else Measured(ms, 0, 0.0, text_bytes)
+    measured = None if ms is None else TrialFigures(ms, 0, 0.0, text_bytes)
     adapter = replace(an_adapter("a"), file_digest=FILE, measured=measured, metrics={}, accuracy=accuracy)
     return replace(a_model("m", a_variant("m", peak_mib=100)), adapters=(adapter,))
 
 
 def folded(ms: float | None = 1.0, accuracy: float | None = 0.9, file: str = "f11e") -> InstalledModel:
-    measured = None if ms is None else Measured(ms, 120 * MIB, 0.0, 40)
+    measured = None if ms is None else TrialFigures(ms, 120 * MIB, 0.0, 40)
     variant = replace(a_variant("merged"), measured=measured, accuracy=accuracy)
     model = a_model("a-merged", variant)
     return replace(model, kind="merged", merged_from={"base": "sha256:base", "adapter.safetensors": file})
@@ -83,7 +83,7 @@ def three(slowest: str) -> list[InstalledModel]:
         replace(
             an_adapter(name),
             file_digest=f"sha256:{name}",
-            measured=Measured(9.0 if name == slowest else 2.0, 0, 0.0, 40),
+            measured=TrialFigures(9.0 if name == slowest else 2.0, 0, 0.0, 40),
             metrics={},
         )
         for name in "abc"
@@ -123,11 +123,12 @@ def test_what_speed_chooses_never_needs_more_than_there_is(
 ) -> None:
     first, *twins = three("a")
     adapters = tuple(
-        replace(adapter, measured=Measured(ms, 0, 0.0, 40)) for adapter, ms in zip(first.adapters, times, strict=True)
+        replace(adapter, measured=TrialFigures(ms, 0, 0.0, 40))
+        for adapter, ms in zip(first.adapters, times, strict=True)
     )
     first = replace(first, variant=a_variant("m", peak_mib=peaks[0]), adapters=adapters)
     twins = [
-        replace(twin, variant=replace(twin.variant, measured=Measured(1.0, mib * MIB, 0.0, 40)))
+        replace(twin, variant=replace(twin.variant, measured=TrialFigures(1.0, mib * MIB, 0.0, 40)))
         for twin, mib in zip(twins, peaks[1:], strict=True)
     ]
     found = forms([first, *twins], RoutingPolicy(policy), lambda: ceiling_mib * MIB)

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.bundle.catalog import Measured
+from edge_agent.bundle.catalog import TrialFigures
 from edge_agent.core.variants import USUAL_TEXT_BYTES, cheaper, expected_row
 from tests.support.fakes import a_model, a_variant
 
-HERE = Measured(latency_ms=20.0, peak_bytes=1, load_s=1.0, text_bytes=17)
+HERE = TrialFigures(latency_ms=20.0, peak_bytes=1, load_s=1.0, text_bytes=17)
 KEPT = {"model": "/blobs/x"}
 FP32 = replace(a_variant("fp32"), files=KEPT, accuracy=0.92, metrics={"latency_ms": 5.0}, measured=HERE)
 INT8 = replace(a_variant("int8"), files=KEPT, accuracy=0.915, metrics={"latency_ms": 2.0})
 MODEL = replace(a_model(variant=FP32), variants=(FP32, INT8))
 
 
-def measured(latency_ms: float) -> Measured:
+def measured(latency_ms: float) -> TrialFigures:
     return replace(HERE, latency_ms=latency_ms)
 
 

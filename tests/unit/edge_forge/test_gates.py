@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle import jsonio
-from edge_agent.bundle.probes import Measured, ProbeFile, judge, problem_of
+from edge_agent.bundle.probes import ProbeFile, ProbeOutputs, judge, problem_of
 from edge_forge.data.classifier_rows import Row
 from edge_forge.evaluate import gates, probes
 from edge_forge.evaluate.probes import Outputs
@@ -68,8 +68,8 @@ def test_a_variant_may_be_off_by_its_own_quantisation_error():
     assert file.expected["onnx/fp32"].features_tolerance == 1e-3
     assert file.expected["onnx/int8"].features_tolerance == pytest.approx(0.1, rel=0.01)
     assert file.expected["onnx/int8"].logits_tolerance == pytest.approx(0.4, rel=0.01)
-    assert judge(file, "onnx/int8", Measured(FLOAT32.features, FLOAT32.logits)).code is None
-    assert judge(file, "onnx/fp32", Measured(INT8.features, INT8.logits)).code == "probe-mismatch"
+    assert judge(file, "onnx/int8", ProbeOutputs(FLOAT32.features, FLOAT32.logits)).code is None
+    assert judge(file, "onnx/fp32", ProbeOutputs(INT8.features, INT8.logits)).code == "probe-mismatch"
 
 
 def test_an_adapter_must_show_half_of_its_effect():
@@ -77,9 +77,9 @@ def test_an_adapter_must_show_half_of_its_effect():
     file = checked(probes.document(["x", "y"], both, {"onnx/fp32": BARE}))
     assert problem_of(file, adapter=True) is None
     assert file.expected["onnx/fp32"].min_effect == pytest.approx(0.5)
-    base = Measured(BARE.features)
-    assert judge(file, "onnx/fp32", Measured(FLOAT32.features, FLOAT32.logits), base).code is None
-    assert judge(file, "onnx/fp32", Measured(BARE.features, FLOAT32.logits), base).code == "adapter-ineffective"
+    base = ProbeOutputs(BARE.features)
+    assert judge(file, "onnx/fp32", ProbeOutputs(FLOAT32.features, FLOAT32.logits), base).code is None
+    assert judge(file, "onnx/fp32", ProbeOutputs(BARE.features, FLOAT32.logits), base).code == "adapter-ineffective"
 
 
 VECTORS = st.lists(st.lists(st.floats(-5, 5), min_size=3, max_size=3), min_size=2, max_size=2)
@@ -90,4 +90,4 @@ def test_what_the_host_measured_always_holds_against_its_own_probes(one, other):
     outputs = {"onnx/fp32": Outputs(one, one), "onnx/int8": Outputs(other, other)}
     file = checked(probes.document(["x", "y"], outputs))
     for name, found in outputs.items():
-        assert judge(file, name, Measured(found.features, found.logits)).code is None
+        assert judge(file, name, ProbeOutputs(found.features, found.logits)).code is None

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.lifecycle.doctor import Check, examine, failed, summary
-from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, Facts, Program, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, DoctorFacts, Program, RuntimeProbe, StateFolder
 from edge_agent.lifecycle.service_status import ServiceStatus
 from edge_agent.sensors.boards import match
 
@@ -23,7 +23,7 @@ def reading(value: float, unit: str = "celsius", source: str = "cpu-thermal") ->
     return Reading(value, unit, source, 0.0)
 
 
-GOOD = Facts(
+GOOD = DoctorFacts(
     python=(3, 11, 2),
     machine="aarch64",
     settings_source="/etc/edge-agent/edge-agent.toml",
@@ -54,19 +54,19 @@ GOOD = Facts(
 )
 
 
-def but(**changes: Any) -> Facts:
+def but(**changes: Any) -> DoctorFacts:
     return replace(GOOD, **changes)
 
 
-def sensed(key: str, value: Reading, facts: Facts = GOOD) -> Facts:
+def sensed(key: str, value: Reading, facts: DoctorFacts = GOOD) -> DoctorFacts:
     return replace(facts, readings={**facts.readings, key: value})
 
 
-def found(facts: Facts, name: str) -> list[Check]:
+def found(facts: DoctorFacts, name: str) -> list[Check]:
     return [check for check in examine(facts) if check.name == name]
 
 
-def the(facts: Facts, name: str) -> Check:
+def the(facts: DoctorFacts, name: str) -> Check:
     (check,) = found(facts, name)
     return check
 
@@ -84,7 +84,7 @@ def test_a_healthy_board_has_nothing_but_ok() -> None:
 
 
 def test_with_nothing_looked_at_nothing_is_claimed() -> None:
-    checks = examine(Facts((3, 11, 2), "x86_64", "defaults"))
+    checks = examine(DoctorFacts((3, 11, 2), "x86_64", "defaults"))
     assert {check.verdict for check in checks if check.name not in ("settings", "python")} == {"skip"}
 
 
@@ -141,7 +141,7 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
          "service install"),
     ],
 )  # fmt: skip
-def test_a_finding(facts: Facts, name: str, verdict: str, text: str, remedy: str | None) -> None:
+def test_a_finding(facts: DoctorFacts, name: str, verdict: str, text: str, remedy: str | None) -> None:
     check = the(facts, name)
     assert check.verdict == verdict
     assert text in check.text

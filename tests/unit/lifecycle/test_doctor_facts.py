@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import ConfigError
-from edge_agent.config.settings import Device, Mqtt, Sensors, Settings, Store
+from edge_agent.config.settings import DeviceSettings, MqttSettings, SensorSettings, Settings, StoreSettings
 from edge_agent.lifecycle.doctor import examine
 from edge_agent.lifecycle.doctor_facts import runtime_probes, survey
 from edge_agent.lifecycle.facts import RuntimeProbe
@@ -16,9 +16,9 @@ from tests.support import sysfs
 
 def settings(root: Path, **changes: object) -> Settings:
     values: dict[str, object] = {
-        "device": Device(id="kitchen"),
-        "sensors": Sensors(sysroot=root),
-        "store": Store(state_dir=root / "state", trust_root=root / "root.json", reserve_bytes=0),
+        "device": DeviceSettings(id="kitchen"),
+        "sensors": SensorSettings(sysroot=root),
+        "store": StoreSettings(state_dir=root / "state", trust_root=root / "root.json", reserve_bytes=0),
         **changes,
     }
     return Settings(**values)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def test_a_stock_raspberry_pi_4(tmp_path: Path) -> None:
 
 def test_the_programs_that_hold_most_are_those_of_this_machine(tmp_path: Path) -> None:
     assert survey(settings(tmp_path), (), "defaults", ManualClock()).largest == (), "a simulated board has no programs"
-    here = settings(Path("/"), store=Store(state_dir=tmp_path, trust_root=tmp_path / "root.json"))
+    here = settings(Path("/"), store=StoreSettings(state_dir=tmp_path, trust_root=tmp_path / "root.json"))
     largest = survey(here, (), "defaults", ManualClock()).largest
     sizes = [program.rss_bytes for program in largest]
     assert 0 < len(largest) <= 3
@@ -62,7 +62,7 @@ def test_nothing_there_raises_nothing(tmp_path: Path) -> None:
 def test_secrets_that_others_may_read_are_found(tmp_path: Path) -> None:
     tree = sysfs.pi4(tmp_path)
     secret = tree.write("pw", "x")
-    mqtt = Mqtt(username="u", password_file=secret)
+    mqtt = MqttSettings(username="u", password_file=secret)
     secret.chmod(0o604)
     assert survey(settings(tree.root, mqtt=mqtt), (), "x", ManualClock()).open_secrets == (secret,)
     secret.chmod(0o640)

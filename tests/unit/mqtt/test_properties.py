@@ -9,7 +9,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_agent.mqtt.packets import read_publish
-from edge_agent.mqtt.properties import USER_PROPERTIES, Packed, Publish, pack, unpack
+from edge_agent.mqtt.properties import USER_PROPERTIES, PackedProperties, PublishProperties, pack, unpack
 from edge_agent.protocol.envelope import Outbound
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40)
@@ -28,7 +28,7 @@ MESSAGES = st.builds(
 
 @given(MESSAGES)
 def test_paho_reads_what_we_write(message: Outbound) -> None:
-    packed = Packed(message).pack()
+    packed = PackedProperties(message).pack()
     theirs = Properties(PacketTypes.PUBLISH)
     _, length = theirs.unpack(packed)
     assert length == len(packed)
@@ -57,7 +57,7 @@ def test_we_read_what_paho_writes(message: Outbound, subscription: int | None, t
     packed = theirs.pack()
     said, length = unpack(packed + b"payload")
     assert length == len(packed)
-    assert said == Publish(
+    assert said == PublishProperties(
         message.content_type, message.response_topic, message.correlation, message.expiry_s, dict(message.user)
     )
 
@@ -98,8 +98,8 @@ def test_user_properties_are_bounded() -> None:
 def test_a_publish_is_taken_apart() -> None:
     message = Outbound("t", b"", correlation=b"c", content_type=None)
     body = b"\x00\x03a/b" + b"\x00\x07" + pack(message) + b"payload"
-    assert read_publish(0x32, body, 5) == (b"a/b", 7, Publish(correlation=b"c"), b"payload")
-    assert read_publish(0x30, b"\x00\x03a/bpayload", 4) == (b"a/b", 0, Publish(), b"payload")
+    assert read_publish(0x32, body, 5) == (b"a/b", 7, PublishProperties(correlation=b"c"), b"payload")
+    assert read_publish(0x30, b"\x00\x03a/bpayload", 4) == (b"a/b", 0, PublishProperties(), b"payload")
     for cut in (b"", b"\x00", b"\x00\x09a/b", b"\x00\x03a/b\x00"):
         with pytest.raises(ValueError, match="cut off"):
             read_publish(0x32, cut, 4)

@@ -14,14 +14,14 @@ import pytest
 
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, StoreError, WorkerError
-from edge_agent.bundle.gguf_memory import Wanted
+from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.crash_points import PHASES
-from edge_agent.store.install_context import Setup
-from edge_agent.store.model_store import Library
-from edge_agent.store.state_file import Journal
+from edge_agent.store.install_context import InstallContext
+from edge_agent.store.model_store import ModelStore
+from edge_agent.store.state_file import StateFile
 from edge_agent.store.state_folder import change_lock
-from edge_agent.store.variant_selection import Wishes
+from edge_agent.store.variant_selection import SelectionPolicy
 from edge_forge.package.build import base_descriptor, build
 from edge_forge.package.keys import keygen, rotate, sign_package
 from edge_forge.package.sources import ModelSource, VariantSource
@@ -29,7 +29,7 @@ from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, gguf_bytes
 
 
-def make_setup(**changes: Any) -> Setup:
+def make_setup(**changes: Any) -> InstallContext:
     known: dict[str, Any] = {
         "prober": tiny.TinyProber(),
         "hardware": tiny.HARDWARE,
@@ -37,12 +37,12 @@ def make_setup(**changes: Any) -> Setup:
         "clock": ManualClock(wall_s=tiny.WALL_S),
         "reserve_bytes": 0,
     }
-    return Setup(**{**known, **changes})
+    return InstallContext(**{**known, **changes})
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Library:
-    return Library(tmp_path / "store", make_setup())
+def library(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store", make_setup())
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_base_becomes_active_with_the_chosen_variant(library: Library, tmp_path: Path) -> None:
+def test_a_base_becomes_active_with_the_chosen_variant(library: ModelStore, tmp_path: Path) -> None:
     phases: list[str] = []
     report = library.install(tiny.base_package(tmp_path), lambda phase, _done, _total: phases.append(phase))
     (model,) = library.active()
@@ -68,13 +68,13 @@ def test_a_base_becomes_active_with_the_chosen_variant(library: Library, tmp_pat
 
 
 def test_all_variants_are_kept_where_the_operator_wants_them(tmp_path: Path) -> None:
-    library = Library(tmp_path / "store", make_setup(keep_all=True))
+    library = ModelStore(tmp_path / "store", make_setup(keep_all=True))
     library.install(tiny.base_package(tmp_path))
     assert all(variant.files for variant in library.active()[0].variants)
     assert library.scrub() == () and library.collect() == 0
 
 
-def test_an_adapter_ships_alone_and_rolls_back(library: Library, tmp_path: Path) -> None:
+def test_an_adapter_ships_alone_and_rolls_back(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
     library.install(base)
     before = library.generation()
@@ -93,7 +93,7 @@ def test_an_adapter_ships_alone_and_rolls_back(library: Library, tmp_path: Path)
     assert library.rollback("tiny").version == 2, "two slots: back and forth"
 
 
-def test_two_adapters_on_one_base_and_a_new_base_under_them(library: Library, tmp_path: Path) -> None:
+def test_two_adapters_on_one_base_and_a_new_base_under_them(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
     library.install(base)
     library.install(tiny.adapter_package(tmp_path, base))
@@ -106,7 +106,7 @@ def test_two_adapters_on_one_base_and_a_new_base_under_them(library: Library, tm
     assert {one.name: one.version for one in library.active()[0].adapters} == {"intents": 2, "urgency": 1}
 
 
-def test_adapters_of_the_old_base_stay_behind(library: Library, tmp_path: Path) -> None:
+def test_adapters_of_the_old_base_stay_behind(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
     library.install(base)
     library.install(tiny.adapter_package(tmp_path, base))
@@ -118,14 +118,14 @@ def test_adapters_of_the_old_base_stay_behind(library: Library, tmp_path: Path) 
     assert [one.name for one in library.rollback("tiny").adapters] == ["intents"]
 
 
-def test_a_base_with_its_adapters_in_one_package(library: Library, tmp_path: Path) -> None:
+def test_a_base_with_its_adapters_in_one_package(library: ModelStore, tmp_path: Path) -> None:
     model, adapter = tiny.model_source(tmp_path / "m"), tiny.adapter_source(tmp_path / "a")
     package = build(tmp_path / "x.tar", tiny.release("tiny"), model, [adapter], keys=[tiny.keys().release_key]).path
     library.install(package)
     assert [one.name for one in library.active()[0].adapters] == ["intents"]
 
 
-def test_a_merged_model_takes_no_adapters(library: Library, tmp_path: Path) -> None:
+def test_a_merged_model_takes_no_adapters(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
     source = replace(tiny.model_source(tmp_path / "m", "home-merged"), merged_from={"adapter": "intents"})
     library.install(build(tmp_path / "m.tar", tiny.release("m"), source, keys=[tiny.keys().release_key]).path)
@@ -134,7 +134,7 @@ def test_a_merged_model_takes_no_adapters(library: Library, tmp_path: Path) -> N
         library.install(tiny.adapter_package(tmp_path, base))
 
 
-def test_no_adapter_lands_on_a_merged_model_whatever_its_base_id(library: Library, tmp_path: Path) -> None:
+def test_no_adapter_lands_on_a_merged_model_whatever_its_base_id(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
     library.install(base)
     library.install(tiny.adapter_package(tmp_path, base))
@@ -147,7 +147,7 @@ def test_no_adapter_lands_on_a_merged_model_whatever_its_base_id(library: Librar
         library.install(tiny.adapter_package(tmp_path, base, counter=2, seed=4))
 
 
-def test_the_same_package_again_changes_nothing(library: Library, tmp_path: Path) -> None:
+def test_the_same_package_again_changes_nothing(library: ModelStore, tmp_path: Path) -> None:
     package = tiny.base_package(tmp_path)
     library.install(package)
     before, generation = snapshot(tmp_path / "store"), library.generation()
@@ -156,7 +156,7 @@ def test_the_same_package_again_changes_nothing(library: Library, tmp_path: Path
     assert snapshot(tmp_path / "store") == before and library.generation() == generation
 
 
-def test_an_install_repairs_what_the_disk_has_changed(library: Library, tmp_path: Path) -> None:
+def test_an_install_repairs_what_the_disk_has_changed(library: ModelStore, tmp_path: Path) -> None:
     package = tiny.base_package(tmp_path)
     library.install(package)
     weights = Path(library.active()[0].variant.files["model"])
@@ -170,10 +170,10 @@ def test_an_install_repairs_what_the_disk_has_changed(library: Library, tmp_path
     assert library.generation() != generation, "a daemon that gave the model up looks again"
 
 
-def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: Library, tmp_path: Path) -> None:
+def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
     os.truncate(library.active()[0].variant.files["model"], 10)
-    reopened = Library(tmp_path / "store", make_setup())
+    reopened = ModelStore(tmp_path / "store", make_setup())
     assert reopened.active() == ()
     assert reopened.problems() == (
         "tiny: tiny: a file of variant onnx/int8 is missing or cut off (install its package again)",
@@ -181,7 +181,7 @@ def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: Libr
     assert "cut off" in str(reopened.models()[0].problem)
 
 
-def test_probes_that_fail_keep_the_old_version(library: Library, tmp_path: Path) -> None:
+def test_probes_that_fail_keep_the_old_version(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
     before = snapshot(tmp_path / "store")
     bad = tiny.model_source(tmp_path / "bad", seed=9, off=0.5)
@@ -194,8 +194,8 @@ def test_probes_that_fail_keep_the_old_version(library: Library, tmp_path: Path)
 
 def test_an_adapter_without_effect_is_refused_by_name(tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
-    Library(tmp_path / "store", make_setup()).install(base)
-    deaf = Library(tmp_path / "store", make_setup(prober=tiny.TinyProber(deaf=True)))
+    ModelStore(tmp_path / "store", make_setup()).install(base)
+    deaf = ModelStore(tmp_path / "store", make_setup(prober=tiny.TinyProber(deaf=True)))
     before = snapshot(tmp_path / "store")
     with pytest.raises(ProbeError) as caught:
         deaf.install(tiny.adapter_package(tmp_path, base))
@@ -205,13 +205,13 @@ def test_an_adapter_without_effect_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [WorkerError("the worker died", "worker"), AdapterRefused("rank 4 is too large")])
 def test_a_worker_that_fails_is_a_failed_probe(error: Exception, tmp_path: Path) -> None:
-    library = Library(tmp_path / "store", make_setup(prober=tiny.TinyProber(error=error)))
+    library = ModelStore(tmp_path / "store", make_setup(prober=tiny.TinyProber(error=error)))
     with pytest.raises(ProbeError, match="the golden probes could not be run: "):
         library.install(tiny.base_package(tmp_path))
     assert snapshot(tmp_path / "store") == {}
 
 
-def test_a_variant_without_probes_of_the_adapter(library: Library, tmp_path: Path) -> None:
+def test_a_variant_without_probes_of_the_adapter(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
     library.install(base)
     source = tiny.adapter_source(tmp_path / "a")
@@ -225,7 +225,7 @@ def test_a_variant_without_probes_of_the_adapter(library: Library, tmp_path: Pat
 
 def test_only_what_is_new_is_probed(tmp_path: Path) -> None:
     prober = tiny.TinyProber()
-    library = Library(tmp_path / "store", make_setup(prober=prober))
+    library = ModelStore(tmp_path / "store", make_setup(prober=prober))
     base = tiny.base_package(tmp_path)
     library.install(base)
     library.install(tiny.adapter_package(tmp_path, base))
@@ -238,14 +238,14 @@ def test_only_what_is_new_is_probed(tmp_path: Path) -> None:
 
 
 def test_the_disk_is_full_before_a_byte_is_written(tmp_path: Path) -> None:
-    library = Library(tmp_path / "store", make_setup(reserve_bytes=2**30, free_bytes=lambda _path: 2**30 + 5000))
+    library = ModelStore(tmp_path / "store", make_setup(reserve_bytes=2**30, free_bytes=lambda _path: 2**30 + 5000))
     with pytest.raises(StoreError) as caught:
         library.install(tiny.base_package(tmp_path))
     assert "the disk is too full: 1.0 MiB are needed and 1.0 GiB stay reserved, 1.0 GiB are free" in str(caught.value)
     assert snapshot(tmp_path / "store") == {}
 
 
-def test_the_disk_fills_up_on_the_way(tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_fills_up_on_the_way(tmp_path: Path, library: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every write in turn: refused with the reason, and nothing changed; but for the last, which is the switch."""
     library.install(tiny.base_package(tmp_path))
     package = tiny.base_package(tmp_path, counter=2, seed=2)
@@ -274,7 +274,7 @@ def test_the_disk_fills_up_on_the_way(tmp_path: Path, library: Library, monkeypa
     assert full_at > 10 and library.active()[0].version == 2 and library.scrub() == ()
 
 
-def test_the_same_contents_under_a_higher_counter_raise_the_floor(library: Library, tmp_path: Path) -> None:
+def test_the_same_contents_under_a_higher_counter_raise_the_floor(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path, counter=1))
     report = library.install(tiny.base_package(tmp_path, counter=3))
     assert not report.changed and library.active()[0].version == 1
@@ -283,7 +283,7 @@ def test_the_same_contents_under_a_higher_counter_raise_the_floor(library: Libra
 
 
 def test_order_on_disk_contents_before_names_before_the_switch(
-    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, library: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fsync of a file comes before its rename, fsync of the blobs' folder before the record that needs them."""
     done: list[tuple[str, str]] = []
@@ -311,7 +311,7 @@ def test_order_on_disk_contents_before_names_before_the_switch(
     assert ("sync", "store") in done[switch:]
 
 
-def test_rollback_and_removal_of_what_is_not_there(library: Library, tmp_path: Path) -> None:
+def test_rollback_and_removal_of_what_is_not_there(library: ModelStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"there is no model 'tiny' \(installed: none\)"):
         library.rollback("tiny")
     library.install(tiny.base_package(tmp_path))
@@ -323,7 +323,7 @@ def test_rollback_and_removal_of_what_is_not_there(library: Library, tmp_path: P
         library.remove("tiny", "x")
 
 
-def test_removal_frees_the_disk_and_keeps_the_counter(library: Library, tmp_path: Path) -> None:
+def test_removal_frees_the_disk_and_keeps_the_counter(library: ModelStore, tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path, counter=3)
     library.install(base)
     library.install(tiny.adapter_package(tmp_path, base))
@@ -337,7 +337,7 @@ def test_removal_frees_the_disk_and_keeps_the_counter(library: Library, tmp_path
         library.install(tiny.base_package(tmp_path, counter=2, seed=2))
 
 
-def test_the_counter_survives_a_rollback(library: Library, tmp_path: Path) -> None:
+def test_the_counter_survives_a_rollback(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path, counter=1))
     library.install(tiny.base_package(tmp_path, counter=2, seed=2))
     library.rollback("tiny")
@@ -346,7 +346,7 @@ def test_the_counter_survives_a_rollback(library: Library, tmp_path: Path) -> No
     assert library.install(tiny.base_package(tmp_path, counter=2, seed=2)).changed
 
 
-def test_channels_count_for_themselves(library: Library, tmp_path: Path) -> None:
+def test_channels_count_for_themselves(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path, counter=5))
     assert library.install(tiny.base_package(tmp_path, counter=1, seed=2, channel="beta")).changed
 
@@ -360,17 +360,17 @@ def test_a_rotated_root_stays_and_revokes(tmp_path: Path) -> None:
     sign_package(two, [keys.release_key], [second])
     sign_package(late, [first_key])
     root = tmp_path / "store"
-    Library(root, make_setup(trust=first_root)).install(one)
-    Library(root, make_setup(trust=first_root)).install(two)
+    ModelStore(root, make_setup(trust=first_root)).install(one)
+    ModelStore(root, make_setup(trust=first_root)).install(two)
     with pytest.raises(PackageError, match="none of which root version 2 trusts"):
-        Library(root, make_setup(trust=first_root)).install(late)
+        ModelStore(root, make_setup(trust=first_root)).install(late)
 
 
-def test_a_second_change_waits_its_turn(library: Library, tmp_path: Path) -> None:
+def test_a_second_change_waits_its_turn(library: ModelStore, tmp_path: Path) -> None:
     package = tiny.base_package(tmp_path)
     library.install(package)
     with change_lock(tmp_path / "store"):
-        reader = Library(tmp_path / "store")
+        reader = ModelStore(tmp_path / "store")
         assert [model.name for model in reader.active()] == ["tiny"], "reading needs no lock"
         with pytest.raises(StoreError, match="another install or rollback"):
             library.install(package)
@@ -378,22 +378,22 @@ def test_a_second_change_waits_its_turn(library: Library, tmp_path: Path) -> Non
 
 def test_a_reader_does_not_install(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="opened for reading only"):
-        Library(tmp_path / "store").install(tmp_path / "x.tar")
+        ModelStore(tmp_path / "store").install(tmp_path / "x.tar")
 
 
-def test_reading_is_cached_until_something_changes(library: Library, tmp_path: Path) -> None:
+def test_reading_is_cached_until_something_changes(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
-    reader = Library(tmp_path / "store")
+    reader = ModelStore(tmp_path / "store")
     assert reader.active() is reader.active()
     old = reader.active()
     library.install(tiny.base_package(tmp_path, counter=2, seed=2))
     assert reader.active() is not old and reader.active()[0].version == 2
 
 
-def test_nothing_is_deleted_while_a_manifest_cannot_be_read(library: Library, tmp_path: Path) -> None:
+def test_nothing_is_deleted_while_a_manifest_cannot_be_read(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
     blobs = tmp_path / "store" / "blobs" / "sha256"
-    slot = Journal(tmp_path / "store").read().models["tiny"].current
+    slot = StateFile(tmp_path / "store").read().models["tiny"].current
     (blobs / slot.chosen[7:]).write_bytes(b"{}")
     stray = blobs / ("f" * 64)
     stray.write_bytes(b"x")
@@ -402,7 +402,7 @@ def test_nothing_is_deleted_while_a_manifest_cannot_be_read(library: Library, tm
 
 
 def test_wishes_reach_the_choice(tmp_path: Path) -> None:
-    library = Library(tmp_path / "store", make_setup(wishes=Wishes(prefer=("fp32",))))
+    library = ModelStore(tmp_path / "store", make_setup(wishes=SelectionPolicy(prefer=("fp32",))))
     library.install(tiny.base_package(tmp_path))
     assert library.active()[0].variant.name == "onnx/fp32"
 
@@ -432,13 +432,13 @@ def generator_package(folder: Path, as_folder: bool) -> Path:
 def test_a_generators_memory_is_judged_by_its_file_before_anything_is_written(tmp_path: Path, as_folder: bool) -> None:
     package = generator_package(tmp_path, as_folder)
     hardware = replace(tiny.HARDWARE, runtimes=("llamacpp",), ram_bytes=80 << 20)
-    library = Library(tmp_path / "store", make_setup(hardware=hardware))
+    library = ModelStore(tmp_path / "store", make_setup(hardware=hardware))
     before = snapshot(tmp_path / "store")
     with pytest.raises(
         PackageError, match=r"2 layers x 2 kv heads x 2048 x 1024 tokens x 1 x 2 bytes, f16\).*context = 512\)"
     ):
         library.install(package)
     assert snapshot(tmp_path / "store") == before
-    lenient = make_setup(hardware=hardware, wishes=Wishes(generators=Wanted(shrink=True)))
-    report = Library(tmp_path / "store", lenient).install(package)
+    lenient = make_setup(hardware=hardware, wishes=SelectionPolicy(generators=GeneratorOverrides(shrink=True)))
+    report = ModelStore(tmp_path / "store", lenient).install(package)
     assert "shrunk to a context of 512 tokens for 1 sequence" in report.lines[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.store.state_file import RECORD_FILE, TRIALS_KEPT, Committed, Journal, Record
+from edge_agent.store.state_file import RECORD_FILE, TRIALS_KEPT, Committed, Record, StateFile
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -16,10 +16,10 @@ def record(counter: int) -> Record:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     assert journal.read() == Record()
     journal.write(record(3), lambda: None)
-    assert Journal(tmp_path).read() == record(3)
+    assert StateFile(tmp_path).read() == record(3)
 
 
 def test_a_disk_that_does_not_answer_is_an_error_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,14 +28,14 @@ def test_a_disk_that_does_not_answer_is_an_error_of_the_store(tmp_path: Path, mo
     def stat(_path: Path) -> os.stat_result:
         raise OSError(5, "Input/output error")
 
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     monkeypatch.setattr(Path, "stat", stat)
     with pytest.raises(StoreError, match="Input/output error"):
         journal.generation()
 
 
 def test_every_write_changes_the_generation_whatever_the_clock_says(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     seen = [journal.generation()]
     for counter in range(50):
         journal.write(record(counter), lambda: None)
@@ -49,7 +49,7 @@ def test_every_write_changes_the_generation_whatever_the_clock_says(tmp_path: Pa
 
 
 def test_any_flipped_bit_is_said(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     journal.write(record(3), lambda: None)
     path = tmp_path / RECORD_FILE
     good = path.read_bytes()
@@ -63,29 +63,29 @@ def test_any_flipped_bit_is_said(tmp_path: Path) -> None:
 def test_what_a_torn_file_system_leaves_is_damage(tmp_path: Path, data: bytes) -> None:
     (tmp_path / RECORD_FILE).write_bytes(data)
     with pytest.raises(StoreError, match="damaged"):
-        Journal(tmp_path).read()
+        StateFile(tmp_path).read()
 
 
 def test_nothing_is_in_place_before_the_rename(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     journal.write(record(1), lambda: None)
     seen: list[Record] = []
-    journal.write(record(2), lambda: seen.append(Journal(tmp_path).read()))
+    journal.write(record(2), lambda: seen.append(StateFile(tmp_path).read()))
     assert seen == [record(1)]
 
 
 def test_trials_are_counted_until_one_ends(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     assert journal.trials(DIGEST) == 0
     journal.begin_trial(DIGEST)
     journal.begin_trial(DIGEST)
-    assert Journal(tmp_path).trials(DIGEST) == 2
+    assert StateFile(tmp_path).trials(DIGEST) == 2
     journal.end_trial(DIGEST)
     assert journal.trials(DIGEST) == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_trials_are_bounded(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = StateFile(tmp_path)
     for number in range(TRIALS_KEPT + 5):
         journal.begin_trial(f"sha256:{number:064x}")
     kept = [number for number in range(TRIALS_KEPT + 5) if journal.trials(f"sha256:{number:064x}")]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from edge_agent.base.errors import PackageError
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, Variant
-from edge_agent.bundle.gguf_memory import Wanted
+from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.variant_sizing import sized
-from edge_agent.store.variant_selection import Hardware, Wishes, choose
+from edge_agent.store.variant_selection import Hardware, SelectionPolicy, choose
 from tests.support.generator_headers import SMOL
 
 BOARD = Hardware(names=("pi5", "raspberrypi,5-model-b", "aarch64"), runtimes=("onnx",), ram_bytes=200 * MIB)
@@ -27,18 +27,18 @@ FP32, FP16, INT8 = variant("fp32", 0.92, 180), variant("fp16", 0.92, 110), varia
 @pytest.mark.parametrize(
     ("wishes", "chosen"),
     [
-        (Wishes(), "onnx/int8"),
-        (Wishes(policy="fastest"), "onnx/int8"),
-        (Wishes(policy="smallest"), "onnx/int8"),
-        (Wishes(policy="most-accurate"), "onnx/fp32"),
-        (Wishes(prefer=("fp32",)), "onnx/fp32"),
-        (Wishes(prefer=("onnx/fp16", "fp32")), "onnx/fp16"),
-        (Wishes(prefer=("q4", "fp16")), "onnx/fp16"),
-        (Wishes(accuracy_loss_limit=0.001), "onnx/fp32"),
-        (Wishes(accuracy_loss_limit=0.005), "onnx/int8"),
+        (SelectionPolicy(), "onnx/int8"),
+        (SelectionPolicy(policy="fastest"), "onnx/int8"),
+        (SelectionPolicy(policy="smallest"), "onnx/int8"),
+        (SelectionPolicy(policy="most-accurate"), "onnx/fp32"),
+        (SelectionPolicy(prefer=("fp32",)), "onnx/fp32"),
+        (SelectionPolicy(prefer=("onnx/fp16", "fp32")), "onnx/fp16"),
+        (SelectionPolicy(prefer=("q4", "fp16")), "onnx/fp16"),
+        (SelectionPolicy(accuracy_loss_limit=0.001), "onnx/fp32"),
+        (SelectionPolicy(accuracy_loss_limit=0.005), "onnx/int8"),
     ],
 )
-def test_wishes(wishes: Wishes, chosen: str) -> None:
+def test_wishes(wishes: SelectionPolicy, chosen: str) -> None:
     choice = choose([FP32, FP16, INT8], BOARD, wishes)
     assert choice.variant.name == chosen
     assert choice.why.startswith(f"{chosen} of 3 ")
@@ -56,23 +56,25 @@ def test_wishes(wishes: Wishes, chosen: str) -> None:
 )
 def test_what_cannot_run_is_refused_with_its_reason(bad: Variant, reason: str) -> None:
     board = replace(BOARD, features=frozenset({"asimddp"}))
-    assert (bad.name, reason) in choose([bad, FP16], board, Wishes()).refused
+    assert (bad.name, reason) in choose([bad, FP16], board, SelectionPolicy()).refused
     with pytest.raises(PackageError) as caught:
-        choose([bad], board, Wishes())
+        choose([bad], board, SelectionPolicy())
     assert f"no variant can run on pi5: {bad.name}: {reason}" in str(caught.value)
 
 
 def test_accuracy_loss_is_told() -> None:
     bad = variant("int8", 0.80, 60)
-    choice = choose([FP32, bad], BOARD, Wishes())
+    choice = choose([FP32, bad], BOARD, SelectionPolicy())
     assert choice.variant is FP32
     assert choice.refused == (("onnx/int8", "it loses 12.00 points of accuracy, 1.00 are allowed"),)
-    assert choose([FP32, bad], BOARD, Wishes(policy="smallest")).variant is bad
+    assert choose([FP32, bad], BOARD, SelectionPolicy(policy="smallest")).variant is bad
 
 
 def test_unknown_features_and_memory_refuse_nothing() -> None:
     board = Hardware(names=(), runtimes=("onnx",))
-    assert choose([replace(INT8, features=("sve",), peak_bytes=2**50)], board, Wishes()).variant.dtype == "int8"
+    assert (
+        choose([replace(INT8, features=("sve",), peak_bytes=2**50)], board, SelectionPolicy()).variant.dtype == "int8"
+    )
 
 
 VARIANTS = st.lists(
@@ -91,7 +93,7 @@ VARIANTS = st.lists(
 @given(VARIANTS, st.sampled_from(["balanced", "fastest", "smallest", "most-accurate"]), st.floats(0, 1))
 def test_every_variant_is_chosen_or_has_a_reason(variants: list[Variant], policy: str, limit: float) -> None:
     try:
-        choice = choose(variants, BOARD, Wishes(policy=policy, accuracy_loss_limit=limit))
+        choice = choose(variants, BOARD, SelectionPolicy(policy=policy, accuracy_loss_limit=limit))
     except PackageError as error:
         assert all(one.name in str(error) for one in variants)
         return
@@ -105,7 +107,7 @@ def test_the_order_in_the_package_decides_nothing_but_ties(pair: tuple[list[Vari
     found = []
     for variants in pair:
         try:
-            one = choose(variants, BOARD, Wishes()).variant
+            one = choose(variants, BOARD, SelectionPolicy()).variant
             found.append((one.runtime, one.dtype, one.size_bytes, one.accuracy or 0.0))
         except PackageError:
             found.append(None)
@@ -117,13 +119,18 @@ def test_a_generator_that_is_too_large_is_refused_with_its_arithmetic() -> None:
     packaged = variant("q8_0", None, 0, "llamacpp")
     task = TaskSpec("generate", max_tokens=8192)
     with pytest.raises(PackageError) as refused:
-        choose([sized(packaged, task, SMOL, Wanted(), board.ram_bytes)], board, Wishes())
+        choose([sized(packaged, task, SMOL, GeneratorOverrides(), board.ram_bytes)], board, SelectionPolicy())
     assert "it needs 922.2 MiB of memory, 400.0 MiB may be used: a context of 8192 tokens" in str(refused.value)
     assert "would fit (models.context = " in str(refused.value)
-    choice = choose([sized(packaged, task, SMOL, Wanted(shrink=True), board.ram_bytes)], board, Wishes())
+    choice = choose(
+        [sized(packaged, task, SMOL, GeneratorOverrides(shrink=True), board.ram_bytes)], board, SelectionPolicy()
+    )
     assert choice.why.endswith("shrunk to a context of 2048 tokens for 4 sequences")
 
 
 def test_wishes_for_generators_are_wishes_too() -> None:
-    assert Wishes().text() == "balanced  0.01", "as it was recorded before there were any"
-    assert Wishes(generators=Wanted(context=512, shrink=True)).text() == "balanced  0.01 context=512 shrink"
+    assert SelectionPolicy().text() == "balanced  0.01", "as it was recorded before there were any"
+    assert (
+        SelectionPolicy(generators=GeneratorOverrides(context=512, shrink=True)).text()
+        == "balanced  0.01 context=512 shrink"
+    )

@@ -13,8 +13,8 @@ from edge_agent.base.errors import ProbeError, StoreError, WorkerError
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
-from edge_agent.store.model_store import Library
-from edge_agent.store.variant_selection import Wishes
+from edge_agent.store.model_store import ModelStore
+from edge_agent.store.variant_selection import SelectionPolicy
 from tests.support import packages as tiny
 from tests.unit.store.test_install import make_setup
 
@@ -40,13 +40,15 @@ class Board(tiny.TinyProber):
         return replace(outcome, joules=self.joules.get(model.variant.name), energy_method=self.method)
 
 
-BALANCED = Wishes(accuracy_loss_limit=0.5)
+BALANCED = SelectionPolicy(accuracy_loss_limit=0.5)
 FIGURES = {"onnx/int8": (8.0, 40 * MIB), "onnx/fp32": (3.0, 90 * MIB)}
 """A board without the instructions that make INT8 fast."""
 
 
-def installed(folder: Path, board: Board, wishes: Wishes = BALANCED, **more: object) -> tuple[Library, list[str]]:
-    library = Library(folder / "store", make_setup(prober=board, measure=True, wishes=wishes, **more))
+def installed(
+    folder: Path, board: Board, wishes: SelectionPolicy = BALANCED, **more: object
+) -> tuple[ModelStore, list[str]]:
+    library = ModelStore(folder / "store", make_setup(prober=board, measure=True, wishes=wishes, **more))
     report = library.install(tiny.base_package(folder))
     return library, list(report.lines)
 
@@ -56,7 +58,7 @@ def installed(folder: Path, board: Board, wishes: Wishes = BALANCED, **more: obj
     [("fastest", "onnx/fp32"), ("balanced", "onnx/fp32"), ("smallest", "onnx/int8"), ("most-accurate", "onnx/fp32")],
 )
 def test_the_policy_decides_by_what_was_measured(tmp_path: Path, policy: str, chosen: str) -> None:
-    library, _ = installed(tmp_path, Board(figures=FIGURES), Wishes(policy, accuracy_loss_limit=0.5))
+    library, _ = installed(tmp_path, Board(figures=FIGURES), SelectionPolicy(policy, accuracy_loss_limit=0.5))
     (model,) = library.active()
     assert model.variant.name == chosen
     assert model.variant.measured is not None
@@ -133,7 +135,7 @@ def test_when_none_runs_nothing_is_installed(tmp_path: Path) -> None:
     board = Board(figures=FIGURES, broken=["onnx/fp32", "onnx/int8"])
     with pytest.raises(ProbeError):
         installed(tmp_path, board)
-    assert Library(tmp_path / "store").active() == ()
+    assert ModelStore(tmp_path / "store").active() == ()
 
 
 def test_the_same_package_again_is_not_tried_again_until_the_wishes_change(tmp_path: Path) -> None:
@@ -141,8 +143,8 @@ def test_the_same_package_again_is_not_tried_again_until_the_wishes_change(tmp_p
     library, _ = installed(tmp_path, board)
     assert not library.install(tmp_path / "tiny-1.tar").changed
     assert len(board.tried) == 2
-    smaller = make_setup(prober=board, measure=True, wishes=Wishes("smallest"))
-    assert Library(tmp_path / "store", smaller).install(tmp_path / "tiny-1.tar").changed
+    smaller = make_setup(prober=board, measure=True, wishes=SelectionPolicy("smallest"))
+    assert ModelStore(tmp_path / "store", smaller).install(tmp_path / "tiny-1.tar").changed
     assert library.active()[0].variant.name == "onnx/int8"
 
 
@@ -150,7 +152,7 @@ def test_a_disk_without_room_for_all_variants_takes_the_usual_one(tmp_path: Path
     board = Board(figures=FIGURES)
     package = tiny.base_package(tmp_path)
     for free_bytes in range(1 << 20, 2 << 20, 64):
-        library = Library(
+        library = ModelStore(
             tmp_path / "small", make_setup(prober=board, measure=True, free_bytes=lambda _, free=free_bytes: free)
         )
         board.tried.clear()
