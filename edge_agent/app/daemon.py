@@ -38,8 +38,7 @@ from edge_agent.config.settings import Settings
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import GovernorConfig
 from edge_agent.core.thermal_model import prior_for
-from edge_agent.lifecycle.signals import Signals
-from edge_agent.lifecycle.supervision import SystemdNotifier
+from edge_agent.lifecycle.supervision import Signals, SystemdNotifier
 from edge_agent.mqtt.spool import Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.messages import Runtime

@@ -18,10 +18,8 @@ from edge_agent.config.load import DEFAULT_PATH, check
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import doctor as verdicts
 from edge_agent.lifecycle import service as units
-from edge_agent.lifecycle.doctor_facts import runtime_probes, survey
-from edge_agent.lifecycle.facts import BrokerProbe, RuntimeProbe
-from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget
-from edge_agent.lifecycle.service_status import status
+from edge_agent.lifecycle.doctor_facts import BrokerProbe, RuntimeProbe, runtime_probes, survey
+from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget, status
 from edge_agent.mqtt.transport import LinkChange, MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription

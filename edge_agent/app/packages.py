@@ -22,13 +22,12 @@ from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.residency import HostMemory
 from edge_agent.core.trial_energy import estimated
-from edge_agent.lifecycle.owner import become_owner
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
 from edge_agent.store.install_context import InstallContext, ProbeOutcome, ProbeRequest, Progress, silent
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.state_folder import running_daemon
+from edge_agent.store.state_folder import become_owner, running_daemon
 from edge_agent.store.timesync import synchronised
 from edge_agent.worker import probe as workers
 

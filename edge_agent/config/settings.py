@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from edge_agent.base import limits
-from edge_agent.config.rules import NAME, Between, Example, Matches
+from edge_agent.config.fields import NAME, Between, Example, Matches
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Literal
 from edge_agent.base.units import bytes_text
 from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import reserve_bytes
-from edge_agent.lifecycle.facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.doctor_facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
 
 Verdict = Literal["ok", "warn", "fail", "skip"]

@@ -7,15 +7,101 @@ unless it purges. In an image nothing is started and no systemctl is called; sys
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.example import example_toml
-from edge_agent.lifecycle.command import CommandResult, Runner, run_command
-from edge_agent.lifecycle.units import UNIT, check_interpreter, drop_in_names, read_unit_file, rendered_unit
+
+COMMAND_TIMEOUT_S = 120.0
+"""`systemctl start` waits for READY; the rest takes a moment."""
+
+OUTPUT_CHARS = 2000
+
+
+class CommandResult(NamedTuple):
+    """What a command came to: its exit code (127: there is no such command) and its output, shortened."""
+
+    code: int
+    output: str
+
+
+Runner = Callable[[Sequence[str]], CommandResult]
+
+
+def run_command(command: Sequence[str]) -> CommandResult:
+    """Run it and wait. Never raises for what the command does: a missing one is 127, one that hangs 124."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        return CommandResult(127, f"{command[0]} is not installed")
+    except subprocess.TimeoutExpired:
+        return CommandResult(124, f"{command[0]} did not end within {COMMAND_TIMEOUT_S:g} s")
+    except OSError as problem:
+        return CommandResult(126, f"{command[0]}: {problem.strerror}")
+    return CommandResult(done.returncode, (done.stdout + done.stderr).strip()[-OUTPUT_CHARS:])
+
+
+UNIT = "edge-agent.service"
+HIDDEN_FROM_SERVICE = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not written to
+"""What the unit's ProtectHome and PrivateTmp take away: an interpreter there cannot be started."""
+
+_EXEC = re.compile(r"^ExecStart=\S+(?P<rest> .*)$", re.MULTILINE)
+
+
+def units_dir() -> Path:
+    """The folder with the unit and what belongs to it. Raises EdgeError when this installation lacks it."""
+    packaged = Path(__file__).parent / "systemd"
+    checkout = Path(__file__).parents[2] / "systemd"
+    for folder in (packaged, checkout):
+        if (folder / UNIT).is_file():
+            return folder
+    raise EdgeError(
+        "the unit files are not part of this installation", str(packaged), "install edge-agent from its wheel"
+    )
+
+
+def drop_in_names() -> tuple[str, ...]:
+    """The drop-ins that may be chosen."""
+    return tuple(sorted(path.stem for path in (units_dir() / "drop-ins").glob("*.conf")))
+
+
+def read_unit_file(name: str) -> str:
+    """The text of a file of the folder, by its name there ('drop-ins/jetson.conf')."""
+    return (units_dir() / name).read_text(encoding="utf-8")
+
+
+def rendered_unit(python: str) -> str:
+    """The unit with the interpreter that has edge-agent installed. Raises UsageError for an unfit path."""
+    if not re.fullmatch(r"/[A-Za-z0-9_./+@-]+", python):
+        raise UsageError(
+            f"the interpreter's path {python!r} is not absolute or has characters that a unit does not take",
+            None,
+            "name one with --python, for example /opt/edge-agent/bin/python",
+        )
+    text, count = _EXEC.subn(rf"ExecStart={python}\g<rest>", read_unit_file(UNIT))
+    if count != 1:
+        raise EdgeError("has no single ExecStart line", str(units_dir() / UNIT), "reinstall edge-agent")
+    return text
+
+
+def check_interpreter(python: str) -> None:
+    """Refuse an interpreter that the service's user cannot see. Raises UsageError with what to do."""
+    for path in (Path(python), Path(python).resolve()):
+        hidden = next((folder for folder in HIDDEN_FROM_SERVICE if path.is_relative_to(folder)), None)
+        if hidden is not None:
+            raise UsageError(
+                f"the interpreter {path} lies under {hidden}, which the service cannot see",
+                None,
+                "install into /opt: python3 -m venv --system-site-packages /opt/edge-agent && "
+                "install edge-agent with its extra pi, then /opt/edge-agent/bin/edge-agent service install",
+            )
+
 
 IMAGE_PYTHON = "/opt/edge-agent/bin/python"
 """Where an image is expected to have its interpreter when none is named."""
@@ -208,3 +294,86 @@ def _run(target: ServiceTarget, command: list[str], done: list[str]) -> CommandR
         )
     done.append(text)
     return ran
+
+
+_PROPERTIES = (
+    "ActiveState", "SubState", "Result", "UnitFileState", "MainPID", "NRestarts", "StatusText", "MemoryCurrent",
+    "ActiveEnterTimestamp", "DropInPaths",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """The service at one moment. On an image only `installed`, `enabled` and `current` are known; the rest is None.
+
+    `current` is False when the installed unit differs from the one of this version (`service install` renews it).
+    """
+
+    installed: bool
+    enabled: bool
+    current: bool
+    state: str | None = None
+    says: str | None = None
+    pid: int | None = None
+    restarts: int | None = None
+    memory_bytes: int | None = None
+    since: str | None = None
+    drop_ins: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """True when it runs (or, on an image, when it will be started at boot)."""
+        return self.installed and (self.enabled if self.state is None else self.state.startswith("active"))
+
+    def lines(self) -> list[str]:
+        """The status for a person."""
+        if not self.installed:
+            return ["not installed; `edge-agent service install` does that"]
+        shown = [f"installed, {'started at boot' if self.enabled else 'not started at boot'}"]
+        if not self.current:
+            shown.append("the unit is of another version; `edge-agent service install` renews it")
+        for name, value in (("state", self.state), ("since", self.since), ("says", self.says), ("pid", self.pid),
+                            ("restarts", self.restarts), ("drop-ins", ", ".join(self.drop_ins) or None)):  # fmt: skip
+            if value is not None:
+                shown.append(f"{name}: {value}")
+        return shown
+
+
+def parse_show(text: str) -> dict[str, str]:
+    """The output of `systemctl show` as a table; lines without '=' are left out."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def status(target: ServiceTarget) -> ServiceStatus:
+    """Ask systemd, or look into the image. A systemctl that fails leaves the running state unknown."""
+    unit = target.path(f"{SYSTEM}/{UNIT}")
+    installed = unit.is_file()
+    current = installed and unit.read_text(encoding="utf-8") == rendered_unit(target.python)
+    enabled = target.path(WANTS).is_symlink()
+    if not target.live:
+        return ServiceStatus(installed, enabled, current)
+    ran = target.runner(["systemctl", "show", UNIT, *(f"--property={name}" for name in _PROPERTIES)])
+    table = parse_show(ran.output) if ran.code == 0 else {}
+    if not installed or not table:
+        return ServiceStatus(installed, enabled, current)
+    result = table.get("Result", "success")
+    state = f"{table.get('ActiveState', 'unknown')} ({table.get('SubState', 'unknown')})"
+    return ServiceStatus(
+        installed,
+        table.get("UnitFileState") == "enabled",
+        current,
+        state if result == "success" else f"{state}, last result: {result}",
+        table.get("StatusText") or None,
+        _number(table.get("MainPID")) or None,
+        _number(table.get("NRestarts")),
+        _number(table.get("MemoryCurrent")),
+        table.get("ActiveEnterTimestamp") or None,
+        tuple(path.rpartition("/")[2].removesuffix(".conf") for path in table.get("DropInPaths", "").split()),
+    )
+
+
+def _number(text: str | None) -> int | None:
+    """A figure of systemd; '[not set]' and the largest 64-bit number mean that it has none."""
+    if text is None or not text.isdigit() or int(text) >= 2**64 - 1:
+        return None
+    return int(text)

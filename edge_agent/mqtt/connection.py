@@ -22,10 +22,10 @@ from paho.mqtt.exception import MQTTException
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_agent.mqtt import packets, reasons
+from edge_agent.mqtt import packets, reconnect
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.properties import PackedProperties, PublishProperties, unpack
-from edge_agent.mqtt.reasons import Reason
+from edge_agent.mqtt.packets import PackedProperties, PublishProperties, unpack
+from edge_agent.mqtt.reconnect import Reason
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
 
@@ -186,7 +186,7 @@ class Connection:
             packets.set_credentials(self._client, self._options)
             self._client.reconnect()
         except (OSError, ValueError) as error:
-            self._tell(self._settle, reasons.from_error(error, self._where))
+            self._tell(self._settle, reconnect.from_error(error, self._where))
         else:
             self._tell(self._attach)
 
@@ -249,7 +249,7 @@ class Connection:
 
     def _on_connect(self, _c: Client, _d: Any, flags: ConnectFlags, code: ReasonCode, props: Properties | None) -> None:
         if code.is_failure:
-            self._settle(reasons.from_code(code.value, code.getName()))
+            self._settle(reconnect.from_code(code.value, code.getName()))
             return
         # 65,535 is what the absence of the property means (MQTT 5, 3.2.2.3.3); 3.1.1 has no such limit either.
         receive_maximum = int(getattr(props, "ReceiveMaximum", 65_535))
@@ -260,10 +260,10 @@ class Connection:
         self, _c: Client, _d: Any, flags: DisconnectFlags, code: ReasonCode, _p: Properties | None
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self.lose(reasons.from_code(code.value, code.getName()))
+            self.lose(reconnect.from_code(code.value, code.getName()))
         else:
             in_tls = self._options.tls is not None and not self._opened.done()
-            self.lose(reasons.from_silence(self._where, self._ear.last, in_tls))
+            self.lose(reconnect.from_silence(self._where, self._ear.last, in_tls))
 
     def _on_publish_packet(self, flags: int, body: bytes) -> None:
         topic, mid, said, payload = packets.read_publish(flags, body, self.version)

@@ -22,8 +22,7 @@ from edge_agent.mqtt.connection import ConnAck, Connection
 from edge_agent.mqtt.inbox import Inbox
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.outbox import Outbox, Waiting
-from edge_agent.mqtt.reasons import Reason
-from edge_agent.mqtt.reconnect import Retry
+from edge_agent.mqtt.reconnect import Reason, Retry
 from edge_agent.mqtt.spool import Spool
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription

@@ -26,8 +26,7 @@ from edge_agent.store.install_context import InstallContext, Progress
 from edge_agent.store.install_plan import InstallPlan, ModelChange, PlanContext, plan
 from edge_agent.store.staging import stage
 from edge_agent.store.state_file import Committed, ModelRecord, Record, StateFile
-from edge_agent.store.trial import Trial
-from edge_agent.store.variant_trials import TrialRules, try_change
+from edge_agent.store.variant_trials import Trial, TrialRules, try_change
 
 # What records, folders and the file system's own books may take beside the blobs.
 OVERHEAD_BYTES = limits.MIB

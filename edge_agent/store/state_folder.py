@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_agent.base.errors import StoreError
+from edge_agent.base.errors import StoreError, UsageError
 
 DAEMON_LOCK = "daemon.lock"
 CHANGE_LOCK = "change.lock"
@@ -64,3 +64,30 @@ def _held(path: Path, sentence: str, remedy: str) -> Iterator[None]:
 def _holder(descriptor: int) -> str:
     pid = os.pread(descriptor, 16, 0).strip().decode("ascii", "replace")
     return f" (pid {pid})" if pid.isdigit() else ""
+
+
+def become_owner(state_dir: Path) -> None:
+    """As root, become the owner of `state_dir` for the rest of this process; as another user, be allowed to write.
+
+    A folder that does not exist yet is nobody's and changes nothing. Raises UsageError when it is somebody else's.
+    """
+    try:
+        owner = state_dir.stat()
+    except OSError:
+        return
+    if os.geteuid() == 0:
+        if owner.st_uid != 0:
+            os.initgroups(_name_of(owner.st_uid), owner.st_gid)
+            os.setgid(owner.st_gid)
+            os.setuid(owner.st_uid)
+    elif not os.access(state_dir, os.W_OK | os.X_OK):
+        raise UsageError(f"{state_dir} belongs to {_name_of(owner.st_uid)}", None, "run the command with sudo")
+
+
+def _name_of(uid: int) -> str:
+    import pwd  # a command's need, not the daemon's
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

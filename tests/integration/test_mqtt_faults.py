@@ -178,7 +178,7 @@ def test_a_full_disk_is_said_once_and_so_is_its_end(
         broker = Mosquitto(tmp_path)
         async with linked(broker.options("pi"), ready=False, spool=Spool(tmp_path / "spool")) as pi:
             with monkeypatch.context() as patch:
-                patch.setattr("edge_agent.mqtt.segment.os.pwrite", full)
+                patch.setattr("edge_agent.mqtt.spool.os.pwrite", full)
                 for body in (b"1", b"2"):
                     assert pi.link.publish(message(body, keep="disk"))
                 await until(lambda: "events are kept in memory only: No space left on device" in caplog.text)

@@ -145,7 +145,7 @@ def test_no_sign_of_life_while_something_is_wrong(
 SCRIPT = """
 import asyncio, os, sys, time
 from edge_agent.lifecycle.supervision import SystemdNotifier
-from edge_agent.lifecycle.signals import Signals
+from edge_agent.lifecycle.supervision import Signals
 
 async def main():
     notifier = SystemdNotifier.from_environment()

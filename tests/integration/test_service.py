@@ -12,10 +12,19 @@ from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
-from edge_agent.lifecycle.command import CommandResult, run_command
-from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget, install, uninstall
-from edge_agent.lifecycle.service_status import parse_show, status
-from edge_agent.lifecycle.units import check_interpreter, drop_in_names, rendered_unit
+from edge_agent.lifecycle.service import (
+    IMAGE_PYTHON,
+    CommandResult,
+    ServiceTarget,
+    check_interpreter,
+    drop_in_names,
+    install,
+    parse_show,
+    rendered_unit,
+    run_command,
+    status,
+    uninstall,
+)
 
 UNIT = "etc/systemd/system/edge-agent.service"
 WANTS = "etc/systemd/system/multi-user.target.wants/edge-agent.service"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.lifecycle.units import UNIT, drop_in_names, read_unit_file, rendered_unit
+from edge_agent.lifecycle.service import UNIT, drop_in_names, read_unit_file, rendered_unit
 
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is NOT INSTALLED: the unit was not checked"

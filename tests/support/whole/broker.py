@@ -15,7 +15,7 @@ from random import Random
 from typing import Protocol
 
 from edge_agent.mqtt.connection import ConnAck, ConnectionListener
-from edge_agent.mqtt.reasons import Reason
+from edge_agent.mqtt.reconnect import Reason
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
 

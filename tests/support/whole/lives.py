@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edge_agent.base.errors import StoreError
 from edge_agent.core.memory_ledger import MeasuredFootprint
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.reasons import Reason
-from edge_agent.mqtt.segment import _HEADER, Segment
-from edge_agent.mqtt.spool import Spool
+from edge_agent.mqtt.reconnect import Reason
+from edge_agent.mqtt.spool import _HEADER, Segment, Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics

@@ -25,8 +25,7 @@ from edge_agent.bundle.catalog import InstalledModel, TaskSpec, Variant
 from edge_agent.core.job import JobState
 from edge_agent.mqtt import spool as spool_module
 from edge_agent.mqtt import transport
-from edge_agent.mqtt.segment import Segment
-from edge_agent.mqtt.spool import Spool
+from edge_agent.mqtt.spool import Segment, Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Inbound, Outbound
 from tests.support.fakes import FakeLibrary, RecordingNotifier, a_model, a_variant

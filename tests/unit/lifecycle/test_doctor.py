@@ -10,8 +10,8 @@ import pytest
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.lifecycle.doctor import Check, examine, failed, summary
-from edge_agent.lifecycle.facts import BrokerProbe, DeviceFile, DoctorFacts, Program, RuntimeProbe, StateFolder
-from edge_agent.lifecycle.service_status import ServiceStatus
+from edge_agent.lifecycle.doctor_facts import BrokerProbe, DeviceFile, DoctorFacts, Program, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.service import ServiceStatus
 from edge_agent.sensors.boards import match
 
 GIB = 1024**3

@@ -9,8 +9,7 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import ConfigError
 from edge_agent.config.settings import DeviceSettings, MqttSettings, SensorSettings, Settings, StoreSettings
 from edge_agent.lifecycle.doctor import examine
-from edge_agent.lifecycle.doctor_facts import runtime_probes, survey
-from edge_agent.lifecycle.facts import RuntimeProbe
+from edge_agent.lifecycle.doctor_facts import RuntimeProbe, runtime_probes, survey
 from tests.support import sysfs
 
 

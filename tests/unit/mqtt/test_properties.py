@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_agent.mqtt.packets import read_publish
-from edge_agent.mqtt.properties import USER_PROPERTIES, PackedProperties, PublishProperties, pack, unpack
+from edge_agent.mqtt.packets import USER_PROPERTIES, PackedProperties, PublishProperties, pack, read_publish, unpack
 from edge_agent.protocol.envelope import Outbound
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40)

@@ -8,8 +8,7 @@ import ssl
 import pytest
 
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.reasons import Reason, from_code, from_error
-from edge_agent.mqtt.reconnect import STABLE_S, Retry
+from edge_agent.mqtt.reconnect import STABLE_S, Reason, Retry, from_code, from_error
 
 REFUSED = Reason("transient", "nothing listens there")
 SILENT = Reason("transient", "the connection broke", silent="hung up")

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.mqtt.segment import Segment
-from edge_agent.mqtt.spool import MEMORY_EVENTS, SEGMENTS, Spool
+from edge_agent.mqtt.spool import MEMORY_EVENTS, SEGMENTS, Segment, Spool
 from edge_agent.protocol.envelope import Outbound
 
 

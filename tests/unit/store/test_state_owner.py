@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import UsageError
-from edge_agent.lifecycle.owner import become_owner
+from edge_agent.store.state_folder import become_owner
 
 CHILD = """
 import os, sys
 from pathlib import Path
-from edge_agent.lifecycle.owner import become_owner
+from edge_agent.store.state_folder import become_owner
 folder = Path(sys.argv[1])
 become_owner(folder)
 (folder / "made").write_text("x")
