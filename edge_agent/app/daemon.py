@@ -32,7 +32,7 @@ from edge_agent.agent.serving import ModelServer
 from edge_agent.app import wiring
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
-from edge_agent.bundle.ggufheader import header_at
+from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.settings import Settings
 from edge_agent.core.energy import EnergyMeter

@@ -12,8 +12,8 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.gguf_header import header_at
 from edge_agent.bundle.gguf_memory import RUNTIME
-from edge_agent.bundle.ggufheader import header_at
 from edge_agent.bundle.probes import ProbeOutputs
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized

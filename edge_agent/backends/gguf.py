@@ -10,17 +10,9 @@ from pathlib import Path
 
 from edge_agent.backends.api import Footprint
 from edge_agent.base.errors import BackendError, PackageError
-from edge_agent.bundle.gguf_memory import (
-    CONTEXT_STEP,
-    KV_BLOCK,
-    KV_BYTES,
-    PROCESS_BYTES,
-    Demand,
-    GgufHeader,
-    need,
-    padded,
-)
-from edge_agent.bundle.ggufheader import header_of
+from edge_agent.bundle import gguf_header
+from edge_agent.bundle.gguf_header import GgufHeader
+from edge_agent.bundle.gguf_memory import CONTEXT_STEP, KV_BLOCK, KV_BYTES, PROCESS_BYTES, Demand, need, padded
 
 __all__ = ["CONTEXT_STEP", "KV_BLOCK", "KV_BYTES", "PROCESS_BYTES", "GgufHeader", "padded", "predict", "read_header"]
 
@@ -28,10 +20,7 @@ __all__ = ["CONTEXT_STEP", "KV_BLOCK", "KV_BYTES", "PROCESS_BYTES", "GgufHeader"
 def read_header(path: str | Path) -> GgufHeader:
     """The header of a GGUF file. Raises BackendError for a file that is missing, cut, damaged or no model."""
     try:
-        with Path(path).open("rb") as file:
-            return header_of(file, str(path))
-    except OSError as error:
-        raise BackendError(f"cannot load the model: {error.strerror}", str(path)) from error
+        return gguf_header.read_header(path)
     except PackageError as error:
         raise BackendError(f"cannot load the model: {error.what}", error.where, error.remedy) from error
 

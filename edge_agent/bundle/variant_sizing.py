@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.bundle.catalog import Sizing, TaskSpec, Variant
+from edge_agent.bundle.gguf_header import GgufHeader
 from edge_agent.bundle.gguf_memory import (
     BATCH,
     KV_BYTES,
@@ -17,7 +18,6 @@ from edge_agent.bundle.gguf_memory import (
     SEQUENCES,
     Demand,
     GeneratorOverrides,
-    GgufHeader,
     advice,
     arithmetic,
     fitted,
