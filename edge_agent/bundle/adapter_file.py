@@ -10,14 +10,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle.gguf_header import GgufTable, read_table
-from edge_agent.bundle.magic import safetensors_table
 from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
+from edge_agent.bundle.safetensors import read_safetensors
 
 FORMAT = "edge-adapter/1"
 GGUF_BASE_ID = "edge.base_id"
@@ -32,17 +31,15 @@ def check_adapter(path: Path, config: AdapterConfig) -> None:
         if file.read(4) == b"GGUF":
             _check_gguf(read_table(file, ADAPTER_GGUF_FILE), config, where)
             return
-        table = safetensors_table(file, os.fstat(file.fileno()).st_size, ADAPTER_FILE)
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        metadata = json.loads(file.read(length)).get("__metadata__", {})
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        header = read_safetensors(file, os.fstat(file.fileno()).st_size, ADAPTER_FILE)
+    if header.metadata.get("format") != FORMAT:
         raise PackageError(f"its file does not say that it is {FORMAT}", where)
-    _check_base(metadata.get("base_id"), config, where)
+    _check_base(header.metadata.get("base_id"), config, where)
     labels = len(config.task.labels)
-    if labels and table.get("head.bias", ("", ()))[1] != (labels,):
+    bias = header.tensors.get("head.bias")
+    if labels and (bias is None or bias.shape != (labels,)):
         raise PackageError(f"its head is not for the {labels} labels of its task", where)
-    for name, (dtype, shape) in table.items():
+    for name, (dtype, shape, _, _) in header.tensors.items():
         if dtype != _DTYPES.get(config.dtype):
             raise PackageError(f"tensor {name[:80]} is {dtype}, the manifest says {config.dtype}", where)
         if name.endswith((".A", ".B")) and (len(shape) != 2 or shape[name.endswith(".A")] > config.rank):

@@ -1,22 +1,25 @@
-"""Is a file what its name says? A look at its head (and, where the format has one, its table), never its meaning.
+"""Checks that a file is of the kind that its name's suffix says, by its first bytes and its table of contents.
 
-Closes: a pickle, a zip, a script or a library in the place of weights; a header that claims more than the file holds.
-Sources: onnx.proto3 (ModelProto), ggml docs/gguf.md, safetensors README ("Format").
+Refused: a pickle, a zip, a script or a library in the place of weights; a header that claims more than the file holds;
+an ONNX graph whose tensors lie in another file. All blobs of the store lie in one folder, so such a graph could read
+another package's weights, and what runs would not be what the manifest's digests cover.
+
+The ONNX graph is walked as protobuf, without the onnx library. A message that is no protobuf ends the walk through it:
+the runtime refuses to parse it too. Sources: onnx.proto3 (ModelProto, IR version 10), ggml docs/gguf.md.
 """
 
 from __future__ import annotations
 
-import json
+import mmap
 import os
-import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeGuard
+from typing import BinaryIO, Final
 
-from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.gguf_header import read_table
-from edge_agent.bundle.onnxwalk import refuse_external
+from edge_agent.bundle.safetensors import read_safetensors
 
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive (PyTorch checkpoints are such)"),
@@ -29,23 +32,26 @@ _FOREIGN = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive"),
 )
-_SAFETENSORS_HEADER = 16 * limits.MIB
-_SAFETENSORS_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
 # ModelProto's fields: ir_version 1, producer 2 3, domain 4, model_version 5, doc 6, graph 7, opset_import 8,
 # metadata_props 14, training_info 20, functions 25, configuration 26.
 _ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _ONNX_ITEMS = 100_000
+# Which fields of a message hold messages that may hold tensors.
+_INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_DEPTH = 64
+_FIELDS = 5_000_000
+"""A graph of a language model has some ten thousand; a walk of so many takes seconds and is given up."""
 
 
 def check_file(path: Path, name: str) -> None:
@@ -61,61 +67,9 @@ def check_file(path: Path, name: str) -> None:
         elif name.endswith(".gguf"):
             read_table(file, name)
         elif name.endswith(".safetensors"):
-            safetensors_table(file, size, name)
+            read_safetensors(file, size, name)
         elif name.endswith(".json") and not head.lstrip(b" \t\r\n").startswith(b"{"):
             raise PackageError("it does not begin as a JSON object", name)
-
-
-def safetensors_table(file: BinaryIO, size: int, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Tensor name -> (dtype, shape) of a safetensors file whose table fits its bytes exactly. Raises PackageError."""
-    file.seek(0)
-    lead = file.read(8)
-    length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else size
-    if length > min(_SAFETENSORS_HEADER, size - 8):
-        raise PackageError(f"its header claims {bytes_text(length)} of {bytes_text(size)}", name)
-    raw = file.read(length)
-    if not raw.startswith(b"{"):
-        raise PackageError("its header is no JSON object: this is no safetensors file", name)
-    try:
-        table = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"its header is damaged: {type(error).__name__}", name) from error
-    return _tensors(table, size - 8 - length, name)
-
-
-def _tensors(table: dict[str, object], data_bytes: int, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    found, spans = {}, []
-    for tensor, entry in table.items():
-        if tensor == "__metadata__":
-            continue
-        dtype, shape, begin, end = _entry(entry, tensor, name)
-        count = 1
-        for extent in shape:
-            count *= extent
-        if count * _SAFETENSORS_BYTES[dtype] != end - begin:
-            raise PackageError(f"tensor {tensor[:80]!r} has a shape that does not fit its bytes", name)
-        found[tensor] = (dtype, shape)
-        spans.append((begin, end))
-    at = 0
-    for begin, end in sorted(spans):
-        if begin != at:
-            raise PackageError("its tensors overlap or leave a gap", name)
-        at = end
-    if at != data_bytes:
-        raise PackageError(f"its tensors cover {at} bytes of {data_bytes}", name)
-    return found
-
-
-def _entry(entry: object, tensor: str, name: str) -> tuple[str, tuple[int, ...], int, int]:
-    if isinstance(entry, dict):
-        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-        if dtype in _SAFETENSORS_BYTES and _sizes(shape) and _sizes(offsets) and len(offsets) == 2:
-            return dtype, tuple(shape), offsets[0], offsets[1]
-    raise PackageError(f"the entry of tensor {tensor[:80]!r} is damaged", name)
-
-
-def _sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item <= limits.BLOB_BYTES for item in value)
 
 
 def _check_onnx(file: BinaryIO, size: int, name: str) -> None:
@@ -123,11 +77,11 @@ def _check_onnx(file: BinaryIO, size: int, name: str) -> None:
     file.seek(0)
     at, fields, items = 0, set(), 0
     while at < size and items < _ONNX_ITEMS:
-        key = _varint(file, name)
+        key = _read_varint(file, name)
         number, wire = key >> 3, key & 7
         if number not in _ONNX_FIELDS or wire not in (0, 2):
             raise PackageError(f"byte {at} is no field of an ONNX model", name)
-        value = _varint(file, name)
+        value = _read_varint(file, name)
         if wire == 2:
             if value > size - file.tell():
                 raise PackageError(f"field {number} claims {bytes_text(value)}, more than the file holds", name)
@@ -140,7 +94,7 @@ def _check_onnx(file: BinaryIO, size: int, name: str) -> None:
     refuse_external(file, size, name)
 
 
-def _varint(file: BinaryIO, name: str) -> int:
+def _read_varint(file: BinaryIO, name: str) -> int:
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)
@@ -150,3 +104,59 @@ def _varint(file: BinaryIO, name: str) -> int:
         if byte[0] < 0x80:
             return value
     raise PackageError("it is damaged: a number does not end", name)
+
+
+def refuse_external(file: BinaryIO, size: int, name: str) -> None:
+    """Raises PackageError when a tensor of the graph in `file` (`size` bytes) lies outside the file."""
+    if not size:
+        return
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
+        waiting, seen = [("model", 0, size, 0)], 0
+        while waiting:
+            kind, at, end, depth = waiting.pop()
+            for number, value, inner in _fields(data, at, end):
+                seen += 1
+                if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
+                    raise PackageError("a tensor of the graph lies in another file", name, "save it in one file")
+                if inner and number in _INSIDE[kind]:
+                    waiting.append((_INSIDE[kind][number], value, inner, depth + 1))
+            if seen > _FIELDS or depth > _DEPTH:
+                raise PackageError("the graph is too large or too deeply nested to be looked through", name)
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, value, 0) of numbers and (field number, begin, end) of what has a length; stops at nonsense."""
+    while at < end:
+        key, at = _varint(data, at, end)
+        if at < 0:
+            return
+        number, wire = key >> 3, key & 7
+        if wire in (_VARINT, _BYTES):
+            value, at = _varint(data, at, end)
+            if at < 0:
+                return
+            if wire == _VARINT:
+                yield number, value, 0
+                continue
+            if value > end - at:
+                return
+            yield number, at, at + value
+            at += value
+        elif wire in (_FIXED64, _FIXED32):
+            at += 8 if wire == _FIXED64 else 4
+        else:
+            return
+
+
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    """(value, place behind it); the place is -1 when the number does not end within its message."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    return 0, -1

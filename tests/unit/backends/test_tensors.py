@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.backends.tensors import TENSORS, parse_tensors, read_tensors
+from edge_agent.backends.tensors import parse_tensors, read_tensors
 from edge_agent.base.errors import AdapterRefused
+from edge_agent.bundle.safetensors import TENSORS_MAX
 from tests.support.small_graph import safetensors
 
 GOOD = {
@@ -50,31 +51,32 @@ def test_reads_what_the_library_writes():
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "too short"),
-        (b"\0" * 7, "too short"),
-        (struct.pack("<Q", 2**63) + b"{}", "header length"),
-        (struct.pack("<Q", 50) + b"{}", "header length"),
-        (struct.pack("<Q", 0) + b"{}", "header length"),
-        (struct.pack("<Q", 2) + b"\xff\xff", "not JSON"),
-        (struct.pack("<Q", 4000) + b"[" * 4000, "not JSON"),
-        (struct.pack("<Q", 2) + b"[]", "not a map"),
+        (b"", "header claims"),
+        (b"\0" * 7, "header claims"),
+        (struct.pack("<Q", 2**63) + b"{}", "header claims"),
+        (struct.pack("<Q", 50) + b"{}", "header claims"),
+        (struct.pack("<Q", 0) + b"{}", "no JSON object"),
+        (struct.pack("<Q", 2) + b"\xff\xff", "no JSON object"),
+        (struct.pack("<Q", 4000) + b'{"a":' + b"[" * 3995, "damaged: "),
+        (struct.pack("<Q", 2) + b"[]", "no JSON object"),
         (header({"__metadata__": {"a": 1}}), "metadata"),
-        (header({"a": 5}), "'a' is not"),
+        (header({"a": 5}), "'a' is damaged"),
         (header({"a": entry(dtype="BF16", offsets=(0, 2))}, b"\0\0"), "'a' is not"),
         (header({"a": entry(dtype="I64", offsets=(0, 8))}, b"\0" * 8), "'a' is not"),
-        (header({"a": entry(dtype=["F32"])}, b"\0" * 4), "'a' is not"),
+        (header({"a": entry(dtype=["F32"])}, b"\0" * 4), "'a' is damaged"),
         (header({"a": entry(shape=(1, 1, 1))}, b"\0" * 4), "'a' is not"),
-        (header({"a": entry(shape=(-1,))}, b"\0" * 4), "'a' is not"),
-        (header({"a": entry(shape=(True,))}, b"\0" * 4), "'a' is not"),
-        (header({"a": entry(shape=(1.0,))}, b"\0" * 4), "'a' is not"),
-        (header({"a": entry(shape=(2**39, 2**39))}, b"\0" * 4), "another size"),
-        (header({"a": entry(offsets=(0, 8))}, b"\0" * 8), "another size"),
-        (header({"a": entry(offsets=(4, 0))}, b"\0" * 4), "another size"),
+        (header({"a": entry(shape=(-1,))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(True,))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(1.0,))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(2**30, 2**30))}, b"\0" * 4), "does not fit its bytes"),
+        (header({"a": entry(shape=(2**39, 2**39))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(offsets=(0, 8))}, b"\0" * 8), "does not fit its bytes"),
+        (header({"a": entry(offsets=(4, 0))}, b"\0" * 4), "does not fit its bytes"),
         (header({"a": entry(offsets=(4, 8))}, b"\0" * 8), "gap"),
-        (header({"a": entry()}, b"\0" * 3), "outside"),
-        (header({"a": entry(), "b": entry()}, b"\0" * 4), "overlaps"),
-        (header({"a": entry()}, b"\0" * 9), "no tensor claims"),
-        (header({str(place): entry((0,), (0, 0)) for place in range(TENSORS + 1)}), "more than"),
+        (header({"a": entry()}, b"\0" * 3), "cover 4 bytes of 3"),
+        (header({"a": entry(), "b": entry()}, b"\0" * 4), "overlap"),
+        (header({"a": entry()}, b"\0" * 9), "cover 4 bytes of 9"),
+        (header({str(place): entry((0,), (0, 0)) for place in range(TENSORS_MAX + 1)}), "at most"),
     ],
 )  # fmt: skip
 def test_every_way_a_file_can_be_wrong_is_refused(data, why):

@@ -1,0 +1,107 @@
+"""The header of a safetensors file: tensor names, number formats, shapes and places. Standard library only.
+
+The format: 8 bytes little-endian length of a JSON header, the header {name: {dtype, shape, data_offsets}} with optional
+string metadata under `__metadata__`, then the tensors' bytes. Source: safetensors README ("Format").
+
+The one reader for host, install and worker (docs/decisions/0036). Every bound is checked before a byte is used: size of
+the header, number of tensors, plain non-negative integers, shapes that fit their bytes, and tensors that cover the data
+without gap or overlap, as the format demands. The tensors' values are not read here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import BinaryIO, NamedTuple, TypeGuard
+
+from edge_agent.base import limits
+from edge_agent.base.errors import PackageError
+from edge_agent.base.units import bytes_text
+
+HEADER_BYTES = 4 * limits.MIB
+TENSORS_MAX = 4096
+METADATA = "__metadata__"
+WIDTHS: Mapping[str, int] = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Bytes per value of each number format."""
+
+
+class TensorPlace(NamedTuple):
+    """One tensor: number format, shape, and where its bytes begin and end in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsHeader(NamedTuple):
+    """The tensors of a file by name, in the order of their bytes, and its string metadata."""
+
+    tensors: Mapping[str, TensorPlace]
+    metadata: Mapping[str, str]
+
+
+def read_safetensors(file: BinaryIO, size_bytes: int, name: str) -> SafetensorsHeader:
+    """The checked header of an open file of `size_bytes`. Raises PackageError that names `name`."""
+    file.seek(0)
+    lead = file.read(8)
+    length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else size_bytes
+    if length > min(HEADER_BYTES, size_bytes - 8):
+        raise PackageError(f"its header claims {bytes_text(length)} of {bytes_text(size_bytes)}", name)
+    raw = file.read(length)
+    # A JSON header may begin with blanks; the format demands the brace first.
+    if not raw.startswith(b"{"):
+        raise PackageError("its header is no JSON object: this is no safetensors file", name)
+    try:
+        table: dict[str, object] = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"its header is damaged: {type(error).__name__}", name) from error
+    metadata = table.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PackageError("its metadata is not a map of texts", name)
+    if len(table) > TENSORS_MAX:
+        raise PackageError(f"it has {len(table)} tensors, at most {TENSORS_MAX} are taken", name)
+    return SafetensorsHeader(_placed(table, 8 + length, size_bytes, name), metadata)
+
+
+def _placed(table: Mapping[str, object], data_begin: int, size_bytes: int, name: str) -> dict[str, TensorPlace]:
+    """The entries by place, with offsets from the beginning of the file."""
+    entries = {tensor: _entry(entry, tensor, name) for tensor, entry in table.items()}
+    found: dict[str, TensorPlace] = {}
+    at = 0
+    for tensor, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if math.prod(entry.shape) * WIDTHS[entry.dtype] != entry.end - entry.begin:
+            raise PackageError(f"tensor {tensor[:80]!r} has a shape that does not fit its bytes", name)
+        if entry.begin != at:
+            raise PackageError("its tensors overlap or leave a gap", name)
+        found[tensor] = entry._replace(begin=data_begin + entry.begin, end=data_begin + entry.end)
+        at = entry.end
+    if at != size_bytes - data_begin:
+        raise PackageError(f"its tensors cover {at} bytes of {size_bytes - data_begin}", name)
+    return found
+
+
+def _entry(entry: object, tensor: str, name: str) -> TensorPlace:
+    if isinstance(entry, dict):
+        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        if isinstance(dtype, str) and dtype in WIDTHS and _sizes(shape) and _sizes(offsets) and len(offsets) == 2:
+            return TensorPlace(dtype, tuple(shape), offsets[0], offsets[1])
+    raise PackageError(f"the entry of tensor {tensor[:80]!r} is damaged", name)
+
+
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    """A list of whole numbers within the largest blob; `type() is int` leaves out booleans."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= limits.BLOB_BYTES for item in value)
