@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.bundle.catalog import Variant
-from edge_agent.bundle.gguf_header import GgufHeader
-from edge_agent.bundle.gguf_memory import RUNTIME, GeneratorOverrides
+from edge_agent.bundle.gguf_memory import RUNTIME, GeneratorOverrides, GgufHeader
 from edge_agent.bundle.variant_sizing import explained, sized
 from edge_agent.core.memory_ledger import MemoryLedger
 from edge_agent.core.residency import HostMemory

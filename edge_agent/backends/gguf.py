@@ -11,8 +11,16 @@ from pathlib import Path
 from edge_agent.backends.api import Footprint
 from edge_agent.base.errors import BackendError, PackageError
 from edge_agent.bundle import gguf_header
-from edge_agent.bundle.gguf_header import GgufHeader
-from edge_agent.bundle.gguf_memory import CONTEXT_STEP, KV_BLOCK, KV_BYTES, PROCESS_BYTES, Demand, need, padded
+from edge_agent.bundle.gguf_memory import (
+    CONTEXT_STEP,
+    KV_BLOCK,
+    KV_BYTES,
+    PROCESS_BYTES,
+    Demand,
+    GgufHeader,
+    need,
+    padded,
+)
 
 __all__ = ["CONTEXT_STEP", "KV_BLOCK", "KV_BYTES", "PROCESS_BYTES", "GgufHeader", "padded", "predict", "read_header"]
 

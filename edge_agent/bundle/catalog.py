@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_agent.bundle.gguf_header import GgufHeader
-from edge_agent.bundle.gguf_memory import Demand
+from edge_agent.bundle.gguf_memory import Demand, GgufHeader
 
 SAME_ACCURACY = 5e-7
 """Half a unit in the sixth place: 0.91 - 0.90 must not lose to 0.01 by a rounding of the last bit."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
+from edge_agent.bundle.gguf_memory import GgufHeader
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -266,35 +267,6 @@ SPECIAL_TOKEN_KEYS = {
     "unk": "tokenizer.ggml.unknown_token_id",
     "pad": "tokenizer.ggml.padding_token_id",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
-    """A model (or, with `adapter_type`, an adapter) as its file describes it; counts, and bytes for tensors.
-
-    `kv_width` is the sum over the layers of kv heads times head size: what one cell of the cache holds of K, and again
-    of V. `file_type` is llama.cpp's number of the predominant format, `context_length` what the model was trained on.
-    """
-
-    arch: str
-    blocks: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    kv_width: int
-    embedding: int
-    feed_forward: int
-    vocab: int
-    context_length: int
-    tensor_bytes: int
-    file_type: int | None
-    tokenizer: str | None
-    chat_template: str | None
-    adapter_type: str | None
-    adapter_alpha: float | None
-    base_id: str | None
-    special_token_ids: Mapping[str, int] = field(default_factory=dict, hash=False)
-    """Ids of the special tokens that the file names: `bos`, `eos`, `unk`, `pad`."""
 
 
 def header_of(file: BinaryIO, name: str, size_bytes: int | None = None) -> GgufHeader:

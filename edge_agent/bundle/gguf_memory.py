@@ -6,12 +6,12 @@ asked what would (`fitted`, `advice`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from edge_agent.base.limits import MIB
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.gguf_header import GgufHeader
 
 RUNTIME = "llamacpp"
 KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32}
@@ -25,6 +25,35 @@ PROCESS_BYTES = 60 * MIB
 """A worker's interpreter, numpy and llama.cpp's libraries before any model (PSS)."""
 SEQUENCES, KV_TYPE, BATCH = 4, "f16", 256
 """What holds where neither the operator nor the package says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """A model (or, with `adapter_type`, an adapter) as its file describes it; counts, and bytes for tensors.
+
+    `kv_width` is the sum over the layers of kv heads times head size: what one cell of the cache holds of K, and again
+    of V. `file_type` is llama.cpp's number of the predominant format, `context_length` what the model was trained on.
+    """
+
+    arch: str
+    blocks: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_width: int
+    embedding: int
+    feed_forward: int
+    vocab: int
+    context_length: int
+    tensor_bytes: int
+    file_type: int | None
+    tokenizer: str | None
+    chat_template: str | None
+    adapter_type: str | None
+    adapter_alpha: float | None
+    base_id: str | None
+    special_token_ids: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Ids of the special tokens that the file names: `bos`, `eos`, `unk`, `pad`."""
 
 
 class Need(NamedTuple):

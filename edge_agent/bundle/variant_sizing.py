@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.bundle.catalog import Sizing, TaskSpec, Variant
-from edge_agent.bundle.gguf_header import GgufHeader
 from edge_agent.bundle.gguf_memory import (
     BATCH,
     KV_BYTES,
@@ -18,6 +17,7 @@ from edge_agent.bundle.gguf_memory import (
     SEQUENCES,
     Demand,
     GeneratorOverrides,
+    GgufHeader,
     advice,
     arithmetic,
     fitted,

@@ -15,8 +15,8 @@ from edge_agent.bundle import statement
 from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.contents import Contents, VariantItem
-from edge_agent.bundle.gguf_header import GgufHeader, header_of
-from edge_agent.bundle.gguf_memory import RUNTIME
+from edge_agent.bundle.gguf_header import header_of
+from edge_agent.bundle.gguf_memory import RUNTIME, GgufHeader
 from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release

@@ -13,7 +13,7 @@ from edge_agent.base.errors import PackageError
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import Variant
 from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item, VariantItem
-from edge_agent.bundle.gguf_header import GgufHeader
+from edge_agent.bundle.gguf_memory import GgufHeader
 from edge_agent.bundle.manifest import ModelDoc
 from edge_agent.bundle.statement import Release
 from edge_agent.bundle.variant_sizing import sized

@@ -1,6 +1,6 @@
 """Headers of generators as their files would give them."""
 
-from edge_agent.bundle.gguf_header import GgufHeader
+from edge_agent.bundle.gguf_memory import GgufHeader
 
 SMOL = GgufHeader(
     arch="llama",

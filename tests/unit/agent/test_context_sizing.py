@@ -8,8 +8,7 @@ from typing import Any
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec, TrialFigures
-from edge_agent.bundle.gguf_header import GgufHeader
-from edge_agent.bundle.gguf_memory import Demand, GeneratorOverrides, need
+from edge_agent.bundle.gguf_memory import Demand, GeneratorOverrides, GgufHeader, need
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.generator_headers import SMOL
 from tests.support.in_process import Device

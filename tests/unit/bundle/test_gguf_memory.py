@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.bundle.catalog import TaskSpec, Variant
-from edge_agent.bundle.gguf_header import GgufHeader
 from edge_agent.bundle.gguf_memory import (
     RUNTIME,
     SMALLEST_CONTEXT,
     Demand,
     GeneratorOverrides,
+    GgufHeader,
     advice,
     arithmetic,
     fitted,
