@@ -1,4 +1,4 @@
-"""`edge-forge`: the verbs, their arguments and exit codes. What they do is in `run` and `packaging`.
+"""`edge-forge`: the verbs, their arguments and exit codes. `commands` and `package.package_commands` run them.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Results go to standard output, progress to standard
 error. Nothing heavy is imported until a verb needs it.
@@ -11,9 +11,10 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge_agent.base.errors import EdgeError, UsageError
-from edge_forge.package.verbs import register as register_packaging
+from edge_forge.kinds.registry import DEFAULT, KINDS
 
 # verb: (module with `main(arguments: argparse.Namespace) -> int | None`, what it does)
 _STEPS = {
@@ -23,6 +24,8 @@ _STEPS = {
     "quantize": "number formats of the graphs, measured by the code that the device runs",
     "package": "unsigned packages (build signs them too)",
 }
+
+_PACKAGE_COMMANDS = "edge_forge.package.package_commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,23 +57,21 @@ def _parser() -> argparse.ArgumentParser:
     new = verbs.add_parser("init", help="write a commented recipe with a small data set")
     new.add_argument("name", help="the adapter's name; also the folder's")
     new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
-    new.add_argument(
-        "--task", choices=("classify", "generate"), default="classify", help="a classifier, or a generator (llama.cpp)"
-    )
+    new.add_argument("--task", choices=tuple(KINDS), default=DEFAULT, help="a classifier, or a generator (llama.cpp)")
     new.set_defaults(run="edge_forge.recipe.scaffold:init")
     for verb, what in _STEPS.items():
         step = verbs.add_parser(verb, help=what)
         _recipe_arguments(step)
-        step.set_defaults(run="edge_forge.run:step", verb=verb)
+        step.set_defaults(run="edge_forge.commands:step", verb=verb)
     build = verbs.add_parser("build", help="all of it: from data to signed packages and a report")
     _recipe_arguments(build)
-    build.set_defaults(run="edge_forge.run:build")
+    build.set_defaults(run="edge_forge.commands:build")
     side = verbs.add_parser("compare", help="recipes and methods side by side: quality, time, memory, size, latency")
     side.add_argument("recipe", type=Path, nargs="+", help="recipes, or folders that hold one")
     side.add_argument("--methods", metavar="LIST", help="ways to adapt each: lora,full or with presets lora:B,full:A")
     _common_arguments(side)
-    side.set_defaults(run="edge_forge.compare:compare")
-    register_packaging(verbs)
+    side.set_defaults(run="edge_forge.commands:compare")
+    _package_verbs(verbs)
     return parser
 
 
@@ -83,6 +84,39 @@ def _common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build", type=Path, metavar="DIR", help="the build folder (default: build/ of the project)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="say only what is wrong")
+
+
+def _package_verbs(subparsers: Any) -> None:
+    keygen = subparsers.add_parser("keygen", help="make signing keys and the trust root that devices need")
+    keygen.add_argument("dir", type=Path, metavar="DIR", help="the folder for the keys; keep it off the devices")
+    keygen.add_argument(
+        "--rotate", choices=("root", "release", "all"), help="new keys and the next root file, signed by old and new"
+    )
+    keygen.set_defaults(run=f"{_PACKAGE_COMMANDS}:keygen_verb")
+
+    sign = subparsers.add_parser("sign", help="sign a package in place")
+    _package_argument(sign)
+    sign.add_argument("--key", type=Path, action="append", required=True, metavar="FILE", help="a private release key")
+    sign.add_argument(
+        "--root", type=Path, action="append", default=[], metavar="FILE", help="a root file that travels with it"
+    )
+    sign.set_defaults(run=f"{_PACKAGE_COMMANDS}:sign_verb")
+
+    verify = subparsers.add_parser("verify", help="check a package as a device would, weights included")
+    _package_argument(verify)
+    verify.add_argument("--root", type=Path, metavar="FILE", help="the trust root (root.json)")
+    verify.add_argument("--allow-unsigned", action="store_true", help="check everything but who made it")
+    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    verify.set_defaults(run=f"{_PACKAGE_COMMANDS}:verify_verb")
+
+    inspect = subparsers.add_parser("inspect", help="say what a package holds; checks no signature")
+    _package_argument(inspect)
+    inspect.add_argument("--json", action="store_true", help="print it as JSON")
+    inspect.set_defaults(run=f"{_PACKAGE_COMMANDS}:inspect_verb")
+
+
+def _package_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("package", type=Path, metavar="PACKAGE", help="a package: one tar, or a folder")
 
 
 if __name__ == "__main__":

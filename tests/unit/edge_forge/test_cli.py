@@ -6,9 +6,11 @@ import sys
 import pytest
 
 from edge_agent.base.errors import EdgeError
-from edge_forge import cli, compare, run
+from edge_forge import cli, commands
+from edge_forge.commands import Opened
+from edge_forge.kinds import registry
 from edge_forge.plan.cache import Cache
-from edge_forge.plan.classifier_packages import ShipPlan as Plan
+from edge_forge.plan.classifier_plan import ClassifierPlan
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe as recipe
 
@@ -65,8 +67,8 @@ def test_init_writes_a_recipe_that_loads_and_never_overwrites(tmp_path, capsys):
     assert "edge-forge build" in capsys.readouterr().out
     found = recipe.load(tmp_path / "toy" / "recipe.toml", {})
     progress = Progress(quiet=True)
-    plan = Plan(found, tmp_path / "toy", Cache(tmp_path / "build", progress), progress)
-    assert plan.data.labels == ("other", "time", "weather")
+    plan = ClassifierPlan(found, tmp_path / "toy", Cache(tmp_path / "build", progress), progress)
+    assert plan.training.data.labels == ("other", "time", "weather")
     assert cli.main(["init", "toy", "--dir", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -74,16 +76,16 @@ def test_init_writes_a_recipe_that_loads_and_never_overwrites(tmp_path, capsys):
 def test_the_build_folder_is_that_of_the_project(tmp_path):
     (tmp_path / "models" / "toy").mkdir(parents=True)
     file = tmp_path / "models" / "toy" / "recipe.toml"
-    assert run.project_root(file) in (tmp_path / "models" / "toy", *tmp_path.parents)
+    assert commands.project_root(file) in (tmp_path / "models" / "toy", *tmp_path.parents)
     (tmp_path / "pyproject.toml").write_text("")
-    assert run.project_root(file) == tmp_path
+    assert commands.project_root(file) == tmp_path
 
 
 def test_methods_of_a_comparison_are_checked():
-    assert compare.methods("lora, full:B") == ["lora", "full:B"]
+    assert commands.methods("lora, full:B") == ["lora", "full:B"]
     with pytest.raises(EdgeError, match="'dora' is no method"):
-        compare.methods("lora,dora")
-    assert list(compare.unique(["a", "b", "a"])) == ["a", "b", "a (2)"]
+        commands.methods("lora,dora")
+    assert list(commands.unique(["a", "b", "a"])) == ["a", "b", "a (2)"]
 
 
 def test_another_method_starts_from_its_preset_and_keeps_what_concerns_all(tmp_path):
@@ -95,14 +97,17 @@ def test_another_method_starts_from_its_preset_and_keeps_what_concerns_all(tmp_p
         "train": {"learning_rate": 0.01, "seed": 5},
     }
     progress = Progress(quiet=True)
-    plan = Plan(recipe.parse(raw, "r", {}), tmp_path, Cache(tmp_path, progress), progress)
-    assert compare.with_method(plan, "") is plan
-    assert compare.with_method(plan, "lora") is plan
-    full = compare.with_method(plan, "full").recipe
+    plan = Opened(
+        registry.kind("classify"),
+        ClassifierPlan(recipe.parse(raw, "r", {}), tmp_path, Cache(tmp_path, progress), progress),
+    )
+    assert commands.with_method(plan, "") is plan
+    assert commands.with_method(plan, "lora") is plan
+    full = commands.with_method(plan, "full").plan.recipe
     assert (full.training.method, full.training.seed) == ("full", 5)
     assert full.training.learning_rate != 0.01
-    assert compare.title(full) == "toy full"
-    assert compare.title(compare.with_method(plan, "lora:B").recipe) == "toy lora:B"
+    assert commands.title(full) == "toy full"
+    assert commands.title(commands.with_method(plan, "lora:B").plan.recipe) == "toy lora:B"
 
 
 def test_one_thing_cannot_be_compared(tmp_path, capsys):

@@ -5,10 +5,12 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from edge_agent.base.errors import ConfigError, UsageError
-from edge_forge import cli, compare
+from edge_forge import cli, commands
+from edge_forge.commands import Opened
 from edge_forge.evaluate import measure_gguf as measure
+from edge_forge.kinds.generator import KIND
 from edge_forge.plan.cache import Cache
-from edge_forge.plan.generator_packages import GeneratePlan
+from edge_forge.plan.generator_plan import GeneratorPlan
 from edge_forge.progress import Progress
 from edge_forge.recipe.generator_recipe import parse, with_method
 from edge_forge.report import generator_comparison
@@ -164,13 +166,13 @@ def test_another_method_keeps_the_ratio_of_its_step_size_and_what_concerns_all()
 
 def test_a_plan_by_another_method_is_a_plan_and_generators_have_no_presets(tmp_path):
     progress = Progress(quiet=True)
-    plan = GeneratePlan(parse(RECIPE, "r", {}), tmp_path, Cache(tmp_path, progress), progress)
-    assert compare.with_method(plan, "lora") is plan
-    full = compare.with_method(plan, "full")
-    assert isinstance(full, GeneratePlan)
-    assert compare.title(full.recipe) == "toy full"
+    plan = Opened(KIND, GeneratorPlan(parse(RECIPE, "r", {}), tmp_path, Cache(tmp_path, progress), progress))
+    assert commands.with_method(plan, "lora") is plan
+    full = commands.with_method(plan, "full")
+    assert isinstance(full.plan, GeneratorPlan)
+    assert commands.title(full.plan.recipe) == "toy full"
     with pytest.raises(UsageError, match="'lora:B': generators have no presets"):
-        compare.with_method(plan, "lora:B")
+        commands.with_method(plan, "lora:B")
 
 
 def test_a_classifier_and_a_generator_have_nothing_to_compare(tmp_path, capsys):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.kinds.generator import KIND
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.generator_recipe import FORM, is_generate, load, parse
-from edge_forge.recipe.scaffold import generator_text
+from edge_forge.recipe.generator_recipe import SCHEMA, load, parse
+from edge_forge.recipe.scaffold import recipe_text
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
 MINIMAL = {
@@ -27,7 +28,6 @@ def changed(**sections):
 
 def test_the_least_recipe_and_its_settings():
     recipe = parse(MINIMAL, "r.toml", {})
-    assert is_generate(MINIMAL) and not is_generate({"task": {}}) and not is_generate({})
     assert (recipe.training.method, recipe.training.learning_rate, recipe.training.max_tokens) == ("lora", 2e-4, 1024)
     assert parse(changed(method={"name": "full"}), "r", {}).training.learning_rate == 2e-5
     fresh = parse(changed(base={"source": "new:llama"}, method={"name": "full"}), "r", {})
@@ -61,10 +61,10 @@ def test_what_is_wrong_is_named(sections, words):
 
 
 def test_the_written_recipe_is_valid_and_names_every_key():
-    text = generator_text("toy")
+    text = recipe_text(KIND, "toy")
     parse(recipe_form.tomllib.loads(text), "toy", {})
-    for section in FORM.sections:
-        for key in FORM.keys(section):
+    for section in SCHEMA.sections:
+        for key in SCHEMA.keys(section):
             assert f"\n# {key} = " in text or f"\n{key} = " in text, f"{section}.{key}"
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +13,16 @@ import pytest
 from edge_agent.base.errors import EdgeError, SignatureError, UsageError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import load_trust, read_release
+from edge_forge import cli
 from edge_forge.package.build import build, build_adapter_package, build_base_package, build_merged_package
 from edge_forge.package.keys import keygen, rotate, sign_package
-from edge_forge.package.verbs import register
 from tests.support import packages as tiny
 
 
 def verb(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers(required=True))
-    arguments = parser.parse_args(words)
-    module, _, function = arguments.run.partition(":")
-    found: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
-    return found(arguments)
+    arguments = cli._parser().parse_args(words)
+    found = cli._load(arguments.run)
+    return found(arguments) or 0
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

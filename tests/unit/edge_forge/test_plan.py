@@ -9,9 +9,10 @@ import pytest
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.evaluate import predict as prediction
 from edge_forge.models import bases
-from edge_forge.plan import classifier_figures as figures
 from edge_forge.plan.cache import Cache
-from edge_forge.plan.classifier_training import Plan
+from edge_forge.plan.classifier_plan import calibration
+from edge_forge.plan.classifier_training import CODE, ClassifierTraining
+from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe as recipe
 from edge_forge.train import classifier_job
@@ -56,7 +57,8 @@ def world(tmp_path, monkeypatch):
 
     def plan(**tables):
         raw = {**RAW, **{name: {**RAW.get(name, {}), **keys} for name, keys in tables.items()}}
-        return Plan(recipe.parse(raw, "r", {}), tmp_path, Cache(tmp_path / "build", Progress(io.StringIO())), quiet)
+        steps = StepRunner(tmp_path, Cache(tmp_path / "build", Progress(io.StringIO())), quiet, CODE)
+        return ClassifierTraining(recipe.parse(raw, "r", {}), steps)
 
     quiet = Progress(io.StringIO(), quiet=True)
     return tmp_path, calls, plan
@@ -73,7 +75,7 @@ def test_training_is_given_the_checked_rows_and_runs_once(world):
     assert again.evaluated.cached
     assert again.trained.cached
     assert len(calls["train"]) == 1
-    assert set(again.entries) == {"data", "train", "evaluate"}
+    assert set(again.steps.entries) == {"data", "train", "evaluate"}
 
 
 @pytest.mark.parametrize(
@@ -150,15 +152,15 @@ def test_warnings_of_the_data_are_said_on_every_run(world):
     (folder / "test.tsv").write_text("text\tlabel\non 1\ton\non 2\toff\n")
     for _ in range(2):
         found = plan()
-        found.progress = Progress(io.StringIO(), quiet=True)
+        found.steps.progress = Progress(io.StringIO(), quiet=True)
         found.data_step  # noqa: B018
-        assert "also in train" in found.progress._stream.getvalue()
+        assert "also in train" in found.steps.progress._stream.getvalue()
 
 
 def test_calibration_bins_add_up_to_the_error(tmp_path):
     logits = np.log(np.asarray([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.95, 0.05]]))
     np.save(tmp_path / "l.npy", logits)
-    bins = figures.calibration(tmp_path / "l.npy", ["a", "b", "b", "a"], ("a", "b"))
+    bins = calibration(tmp_path / "l.npy", ["a", "b", "b", "a"], ("a", "b"))
     assert sum(rows for _, _, rows in bins) == 4
     error = sum(rows * abs(right - confidence) for confidence, right, rows in bins) / 4
     from edge_forge.evaluate.classifier_metrics import evaluate

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.kinds.classifier import KIND
 from edge_forge.recipe import classifier_recipe as recipes
 from edge_forge.recipe import generator_recipe as generators
 from edge_forge.recipe import schema as recipe_form
@@ -127,10 +128,10 @@ def test_whatever_a_file_holds_the_answer_is_a_recipe_or_a_sentence(raw):
 
 
 def test_the_written_recipe_is_valid_and_names_every_key():
-    text = recipe_text("toy")
+    text = recipe_text(KIND, "toy")
     parse(recipe_form.tomllib.loads(text), "toy", {})
-    for section in recipes.FORM.sections:
-        for key in recipes.FORM.keys(section):
+    for section in recipes.SCHEMA.sections:
+        for key in recipes.SCHEMA.keys(section):
             assert f"\n# {key} = " in text or f"\n{key} = " in text, f"{section}.{key}"
     shown = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
     parse({**recipe_form.tomllib.loads(shown), "data": {"train": "t"}, "task": {}}, "toy", {})
@@ -143,7 +144,7 @@ def test_the_shipped_recipes_are_valid(name):
 
 def test_every_key_is_documented():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
-    for form in (recipes.FORM, generators.FORM):
+    for form in (recipes.SCHEMA, generators.SCHEMA):
         for section in form.sections:
             for key in form.keys(section):
                 assert f"`{key}`" in page, f"{section}.{key}"
@@ -152,7 +153,7 @@ def test_every_key_is_documented():
 def test_every_documented_key_exists():
     page = (MODELS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
     known = {
-        key for form in (recipes.FORM, generators.FORM) for name in ("", *form.sections) for key in form.keys(name)
+        key for form in (recipes.SCHEMA, generators.SCHEMA) for name in ("", *form.sections) for key in form.keys(name)
     }
     for line in page.splitlines():
         if line.startswith("| `"):

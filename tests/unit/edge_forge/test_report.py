@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from edge_forge.report import claims, classifier_report, plots
+from edge_forge.report import claims, classifier_report, generator_report, plots
 from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page, write
-from edge_forge.run import score_lines
 
 RECORD = {
     "method": "lora", "preset": "best", "settings": {"rank": 8, "seed": 1}, "wall_s": 60.0, "cpu_s": 100.0,
@@ -176,16 +175,18 @@ def _generator(base: float, tuned: float, perplexity: float) -> dict[str, Any]:
 
 
 def test_a_build_says_how_good_it_is() -> None:
-    assert score_lines({"split": "test", "scores": {"test": {"accuracy": 0.8761, "rows": 387}}}) == [
+    assert classifier_report.score_lines({"split": "test", "scores": {"test": {"accuracy": 0.8761, "rows": 387}}}) == [
         "accuracy    0.876 on 387 rows of test"
     ]
-    assert score_lines(_generator(0.12, 0.95, 1.01)) == [
+    assert generator_report.score_lines(_generator(0.12, 0.95, 1.01)) == [
         "exact match 95.0% (base 12.0%) on 40 rows",
         "perplexity  1.01 (base 2) on 40 rows",
     ]
-    assert score_lines({}) == []
+    assert classifier_report.score_lines({}) == []
+    new = {"scores": {"tuned": {"perplexity": 3.0, "rows": 40}}}
+    assert generator_report.score_lines(new) == ["perplexity  3 on 40 rows"], "a new model has no base beside it"
 
 
 def test_a_build_warns_of_an_adapter_that_learned_nothing() -> None:
-    assert "raise train.epochs" in score_lines(_generator(0.0, 0.0, 1.99))[-1]
-    assert "raise train.epochs" not in score_lines(_generator(0.0, 0.0, 1.5))[-1]
+    assert "raise train.epochs" in generator_report.score_lines(_generator(0.0, 0.0, 1.99))[-1]
+    assert "raise train.epochs" not in generator_report.score_lines(_generator(0.0, 0.0, 1.5))[-1]

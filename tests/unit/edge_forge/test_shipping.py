@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle.drift_reference import reference, unknown_share
-from edge_forge.package import shipping
-from edge_forge.plan.onnx_exports import Graph
+from edge_forge.package import classifier_sources
+from edge_forge.package.classifier_sources import Graph
 
 SHARES = [0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.05, 0.1, 0.2, 0.6]
 
@@ -24,23 +24,23 @@ def graph(tmp_path: Path) -> Graph:
 
 
 def test_a_model_that_answers_carries_what_its_test_set_was_like(graph: Graph) -> None:
-    (variant,) = shipping.variants([graph], answers=True)
+    (variant,) = classifier_sources.variants([graph], answers=True)
     assert reference(variant.metrics) == tuple(SHARES)
     assert reference(variant.metrics, "fragmentation") == tuple(SHARES[::-1])
     assert unknown_share(variant.metrics) == 0.012346
     assert variant.metrics["accuracy"] == 0.91
-    (base,) = shipping.variants([graph])
+    (base,) = classifier_sources.variants([graph])
     assert reference(base.metrics) is None, "a base answers embeddings: it is never sure of anything"
 
 
 def test_a_tokenizer_without_an_unknown_token_has_no_share_of_it(graph: Graph) -> None:
     figures = {**(graph.figures or {}), "out_of_vocabulary": None}
-    metrics = shipping.likeness(Graph("merged", "int8", graph.path, "sha256:0", figures=figures))
+    metrics = classifier_sources.likeness(Graph("merged", "int8", graph.path, "sha256:0", figures=figures))
     assert unknown_share(metrics) is None
     assert reference(metrics, "fragmentation") is not None
 
 
 def test_a_graph_without_a_test_set_has_no_histogram(graph: Graph) -> None:
     bare = Graph("merged", "int8", graph.path, "sha256:0", figures={"accuracy": 0.5})
-    assert shipping.likeness(bare) == {}
-    assert shipping.likeness(Graph("merged", "int8", graph.path, "sha256:0")) == {}
+    assert classifier_sources.likeness(bare) == {}
+    assert classifier_sources.likeness(Graph("merged", "int8", graph.path, "sha256:0")) == {}

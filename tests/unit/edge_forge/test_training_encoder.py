@@ -6,6 +6,7 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.models import encoder
 from edge_forge.train import frozen_states as features
 from edge_forge.train import lora as adapters
+from edge_forge.train.methods import LORA
 from edge_forge.train.settings import settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -84,7 +85,8 @@ def gradients(model, ids, mask):
 
 def adapted(tiny_base, **values):
     opened = encoder.open_encoder(tiny_base)
-    model = adapters.put_on(opened, settings("lora", values={"rank": 3, **values}), 1)
+    given = settings("lora", values={"rank": 3, **values})
+    model = LORA.apply(opened.model, encoder.target_names(opened, given.targets, 1), given, None)
     torch.manual_seed(8)
     for name, value in model.named_parameters():
         if ".lora_" in name:

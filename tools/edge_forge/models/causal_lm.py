@@ -1,4 +1,4 @@
-"""A causal language model of Hugging Face: opened, adapted by peft, asked. Imports torch."""
+"""A causal language model of Hugging Face: opened, its linear modules named, asked. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import Encoded
-from edge_forge.train.generator_settings import GenerateSettings
 
 _GROUPS = {"attention": (".self_attn.",), "mlp": (".mlp.",)}
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -41,23 +40,6 @@ def open_model(folder: Path, adapter: Path | None = None) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             model = PeftModel.from_pretrained(model, str(adapter))
     return model.eval()
-
-
-def put_on(model: Any, settings: GenerateSettings) -> Any:
-    """Adapt the model by peft; returns the PeftModel. All but the adapters is frozen."""
-    from peft import LoraConfig, get_peft_model
-
-    alpha: Any = settings.alpha  # peft writes int, and divides
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules=target_names(model, settings.targets),
-        use_rslora=settings.use_rslora,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
 
 
 def target_names(model: Any, targets: Sequence[str]) -> list[str]:

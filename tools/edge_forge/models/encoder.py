@@ -155,12 +155,6 @@ def run_below(encoder: Encoder, first_layer: int, input_ids: torch.Tensor, mask:
     raise ConfigError(f"layer {first_layer} of the base was never run", "training", "use first_layer = 0")
 
 
-def thaw(encoder: Encoder) -> None:
-    """Let every weight be trained but the pooler's, which mean pooling never reads."""
-    for name, parameter in encoder.model.named_parameters():
-        parameter.requires_grad_(not name.startswith("pooler."))
-
-
 def cut_below(encoder: Encoder, first_layer: int) -> None:
     """Free the embeddings and the layers below `first_layer`; the model then takes their output as `inputs_embeds`."""
     for name, child in list(encoder.model.named_children()):

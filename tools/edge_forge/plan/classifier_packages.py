@@ -12,32 +12,39 @@ from pathlib import Path
 from typing import Any
 
 from edge_forge.evaluate import probes
-from edge_forge.package import shipping
-from edge_forge.package.shipping import Graph
+from edge_forge.package import classifier_sources as sources
+from edge_forge.package.classifier_sources import Graph
 from edge_forge.package.sources import ReleaseSource
 from edge_forge.plan.cache import Entry, file_digest, write_json
-from edge_forge.plan.onnx_exports import ExportPlan
-from edge_forge.plan.signing import PACKAGE, SigningSteps
+from edge_forge.plan.onnx_exports import OnnxExports
+from edge_forge.plan.signing import PACKAGE, PackageSigner
 
 PROBES = "probes.json"
 
 
-class ShipPlan(ExportPlan, SigningSteps):
-    """A plan up to signed packages."""
+class ClassifierPackages:
+    """From measured graphs to unsigned packages."""
+
+    def __init__(self, exports: OnnxExports, signer: PackageSigner) -> None:
+        self.exports = exports
+        self.signer = signer
+        self.training = exports.training
+        self.recipe = exports.recipe
+        self.steps = exports.steps
 
     @cached_property
     def base_package(self) -> Entry:
         """The base with its bank: of no recipe's own."""
-        graphs = tuple(self._sized(graph) for graph in self.bare_graphs)
+        graphs = tuple(self._sized(graph) for graph in self.exports.bare_graphs)
         subjects = {graph.variant: self._subject(graph, None, self.recipe.export.bank_tokens) for graph in graphs}
         golden = self._probes("base", graphs, subjects, probes.BASE_TEXTS)
-        base, recipe = self.base, self.recipe
+        base, recipe = self.training.base, self.recipe
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.package.build import build_base_package
 
-            files = {"probes": golden.path(PROBES), "tokenizer": self.base_export.path("tokenizer.json")}
-            model = shipping.base_model(recipe, base.base_id, base.config, graphs, files)
+            files = {"probes": golden.path(PROBES), "tokenizer": self.exports.base_export.path("tokenizer.json")}
+            model = sources.base_model(recipe, base.base_id, base.config, graphs, files)
             return build_base_package(folder / PACKAGE, model, release)
 
         settings = {"name": recipe.base.name, "max_tokens": recipe.export.bank_tokens}
@@ -46,9 +53,11 @@ class ShipPlan(ExportPlan, SigningSteps):
     @cached_property
     def adapter_package(self) -> Entry:
         """The adapter alone; its subject is the base's package."""
-        graphs = tuple(graph for graph in self.judged[1] if graph.form == "banked")
-        texts = probes.choose_texts(self.data.measured[1], self.data.labels, self.recipe.package.probes)
-        file = self.trained.path("run/adapter.safetensors")
+        graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == "banked")
+        texts = probes.choose_texts(
+            self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
+        )
+        file = self.training.trained.path("run/adapter.safetensors")
         tokens = self.recipe.export.bank_tokens
         subjects = {graph.variant: self._subject(graph, file, tokens) for graph in graphs}
         bare = {graph.variant: self._subject(graph, None, tokens) for graph in graphs}
@@ -58,13 +67,13 @@ class ShipPlan(ExportPlan, SigningSteps):
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.package.build import build_adapter_package
 
-            files = {"probes": golden.path(PROBES), "adapter": file, **self.card}
-            source = shipping.adapter(self.recipe, self.data.labels, self.trained.facts, files, graphs)
+            files = {"probes": golden.path(PROBES), "adapter": file, **self.signer.card}
+            source = sources.adapter(self.recipe, self.training.data.labels, self.training.trained.facts, files, graphs)
             return build_adapter_package(folder / PACKAGE, [source], base_package.path(PACKAGE), release)
 
         settings = {
-            "task": shipping.task_of(self.recipe, self.data.labels),
-            "adapter": self.trained_digests["run/adapter.safetensors"],
+            "task": sources.task_of(self.recipe, self.training.data.labels),
+            "adapter": self.training.trained_digests["run/adapter.safetensors"],
             "base": base_package.facts["index"],
         }
         return self._package(self.recipe.name, self.recipe.package.version, (graphs, golden), settings, pack)
@@ -72,48 +81,52 @@ class ShipPlan(ExportPlan, SigningSteps):
     @cached_property
     def merged_package(self) -> Entry:
         """Base and adapter in one graph, in the variants that pass the gates."""
-        graphs = tuple(graph for graph in self.judged[1] if graph.form == "merged")
-        texts = probes.choose_texts(self.data.measured[1], self.data.labels, self.recipe.package.probes)
+        graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == "merged")
+        texts = probes.choose_texts(
+            self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
+        )
         subjects = {graph.variant: self._subject(graph, None, self.recipe.task.max_tokens) for graph in graphs}
         golden = self._probes("merged", graphs, subjects, texts)
-        weights = [name for name in self.trained_digests if name.count("/") == 1 and name.endswith(".safetensors")]
-        merged_from = {"base": self.base.base_id}
-        merged_from |= {Path(name).name: self.trained_digests[name] for name in sorted(weights)}
+        weights = [
+            name for name in self.training.trained_digests if name.count("/") == 1 and name.endswith(".safetensors")
+        ]
+        merged_from = {"base": self.training.base.base_id}
+        merged_from |= {Path(name).name: self.training.trained_digests[name] for name in sorted(weights)}
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.package.build import build_merged_package
 
             files = {
                 "probes": golden.path(PROBES),
-                "tokenizer": self.merged_export.path("tokenizer.json"),
-                **self.card,
+                "tokenizer": self.exports.merged_export.path("tokenizer.json"),
+                **self.signer.card,
             }
-            model = shipping.merged_model(self.recipe, self.data.labels, merged_from, graphs, files)
+            model = sources.merged_model(self.recipe, self.training.data.labels, merged_from, graphs, files)
             return build_merged_package(folder / PACKAGE, model, release)
 
-        settings = {"task": shipping.task_of(self.recipe, self.data.labels), "merged_from": merged_from,
+        settings = {"task": sources.task_of(self.recipe, self.training.data.labels), "merged_from": merged_from,
                     "licence": self.recipe.package.licence}  # fmt: skip
-        name = shipping.merged_name(self.recipe)
+        name = sources.merged_name(self.recipe)
         return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
 
     @cached_property
     def packed(self) -> dict[str, tuple[str, Entry]]:
         """The unsigned packages: file name to (what it is, step), in the order of installation."""
         recipe, found = self.recipe, {}
-        if self.has_banked:
+        if self.exports.has_banked:
             digest = self.base_package.facts["index"].removeprefix("sha256:")[:8]
             found[f"{recipe.base.name}-{digest}.tar"] = ("base", self.base_package)
             found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
         if recipe.export.merged:
-            name = f"{shipping.merged_name(recipe)}-v{recipe.package.version}.tar"
+            name = f"{sources.merged_name(recipe)}-v{recipe.package.version}.tar"
             found[name] = ("merged model", self.merged_package)
         return found
 
     def _subject(self, graph: Graph, adapter: Path | None, max_tokens: int) -> Any:
         from edge_forge.evaluate.measure_onnx import Subject
 
-        entry = self.base_export if graph.form == "banked" else self.merged_export
-        base_id = self.base.base_id if graph.form == "banked" else ""
+        entry = self.exports.base_export if graph.form == "banked" else self.exports.merged_export
+        base_id = self.training.base.base_id if graph.form == "banked" else ""
         return Subject(graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id)
 
     def _sized(self, graph: Graph) -> Graph:
@@ -126,7 +139,9 @@ class ShipPlan(ExportPlan, SigningSteps):
             return {"memory": measure.memory(self._subject(graph, None, tokens))._asdict()}
 
         settings = {"max_tokens": tokens, "what": "memory"}
-        entry = self.run("measure", {"model": graph.digest}, settings, work, f"measure memory of base {graph.dtype}")
+        entry = self.steps.run(
+            "measure", {"model": graph.digest}, settings, work, f"measure memory of base {graph.dtype}"
+        )
         figures = {"parity": (graph.figures or {}).get("parity"), "peak_bytes": entry.facts["memory"]["peak_bytes"]}
         return Graph(graph.form, graph.dtype, graph.path, graph.digest, graph.how, figures)
 
@@ -135,17 +150,17 @@ class ShipPlan(ExportPlan, SigningSteps):
         bare: Mapping[str, Any] | None = None,
     ) -> Entry:  # fmt: skip
         """`probes.json` for graphs with the same texts."""
-        inputs = {graph.variant: graph.digest for graph in graphs} | {"tokenizer": self.tokenizer_digest}
+        inputs = {graph.variant: graph.digest for graph in graphs} | {"tokenizer": self.training.tokenizer_digest}
         first = next(iter(subjects.values()))
         if first.adapter is not None:
-            inputs |= {"adapter": self.trained_digests["run/adapter.safetensors"]}
+            inputs |= {"adapter": self.training.trained_digests["run/adapter.safetensors"]}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_onnx import golden
 
             def run(found: Mapping[str, Any]) -> dict[str, probes.Outputs]:
                 results = {name: golden(subject, texts) for name, subject in found.items()}
-                labels = 0 if what == "base" else len(self.data.labels)
+                labels = 0 if what == "base" else len(self.training.data.labels)
                 return {
                     name: probes.Outputs(
                         one.features.tolist(),
@@ -160,14 +175,14 @@ class ShipPlan(ExportPlan, SigningSteps):
             return {name: {key: one.get(key) for key in names} for name, one in document["expected"].items()}
 
         settings = {"texts": list(texts), "max_tokens": first.max_tokens, "what": what}
-        return self.run("probes", inputs, settings, work, f"golden probes of {what}")
+        return self.steps.run("probes", inputs, settings, work, f"golden probes of {what}")
 
     def _package(
         self, product: str, counter: int, parts: tuple[Sequence[Graph], Entry], settings: Mapping[str, Any], pack: Any
     ) -> Entry:
         graphs, golden = parts
         inputs = {graph.variant: graph.digest for graph in graphs} | golden.digests(PROBES)
-        inputs |= {"tokenizer": self.tokenizer_digest}
-        card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.card.items()}
-        figures = [shipping.numbers(graph) | shipping.likeness(graph) for graph in graphs]
-        return self.packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)
+        inputs |= {"tokenizer": self.training.tokenizer_digest}
+        card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.signer.card.items()}
+        figures = [sources.numbers(graph) | sources.likeness(graph) for graph in graphs]
+        return self.signer.packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)

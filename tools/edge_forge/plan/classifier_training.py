@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,15 @@ from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import classifier_rows as data
 from edge_forge.data.classifier_rows import SPLITS, Data, Row
 from edge_forge.models import bases
-from edge_forge.plan.cache import Cache, Entry, Step, file_digest
-from edge_forge.plan.code_version import code_version
-from edge_forge.progress import Phases, Progress, size
+from edge_forge.plan.cache import Entry, file_digest
+from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, quiet, with_log
+from edge_forge.progress import Phases, size
 from edge_forge.recipe.classifier_recipe import Recipe
-from edge_forge.recipe.schema import CommonRecipe
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 # Entry modules of a step and the distributions whose versions change its result.
-CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+CODE: Code = {
     "data": (("edge_forge.data.classifier_rows",), ()),
     "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
     "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
@@ -46,48 +44,23 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.probes", "edge_agent.backends.onnx"),
         _RUNTIME,
     ),
-    "package": (("edge_forge.package.build", "edge_forge.package.shipping"), ()),
+    "package": (("edge_forge.package.build", "edge_forge.package.classifier_sources"), ()),
     "sign": (("edge_forge.package.keys",), ()),
 }
 
 
-class Steps:
-    """What every plan has: a recipe, the folder it stands in, the cache, and the steps that were asked for."""
+class ClassifierTraining:
+    """From data and base to a trained and scored classifier."""
 
-    code = CODE
-
-    def __init__(self, recipe: CommonRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, steps: StepRunner) -> None:
         self.recipe = recipe
-        self.recipe_dir = recipe_dir
-        self.cache = cache
-        self.progress = progress
-        self.entries: dict[str, Entry] = {}
-
-    def run(
-        self,
-        name: str,
-        inputs: Mapping[str, str],
-        settings: Mapping[str, Any],
-        work: Callable[[Path], Mapping[str, Any]],
-        title: str = "",
-    ) -> Entry:
-        """Run a step through the cache and remember it, by its title, for the report."""
-        modules, distributions = self.code[name]
-        entry = self.cache.run(Step(name, inputs, settings, code_version(modules, distributions), work, title or name))
-        self.entries[title or name] = entry
-        return entry
-
-
-class Plan(Steps):
-    """The steps of one recipe in one build folder."""
-
-    recipe: Recipe
+        self.steps = steps
 
     @cached_property
     def data_step(self) -> Entry:
         """Splits as JSONL (`train.jsonl` ...) and their statistics."""
         section, task = self.recipe.data, self.recipe.task
-        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.recipe_dir).items()}
+        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.steps.recipe_dir).items()}
         settings = {
             name: value
             for name, value in plain(section).items()
@@ -95,7 +68,7 @@ class Plan(Steps):
         } | {"labels": list(task.labels), "out_of_scope": task.out_of_scope}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
-            loaded = data.load(section, task, self.recipe_dir)
+            loaded = data.load(section, task, self.steps.recipe_dir)
             for split, rows in loaded.splits.items():
                 _write_rows(folder / f"{split}.jsonl", rows)
             return {
@@ -104,9 +77,9 @@ class Plan(Steps):
                 "warnings": list(loaded.warnings),
             }
 
-        entry = self.run("data", inputs, settings, work)
+        entry = self.steps.run("data", inputs, settings, work)
         for warning in entry.facts["warnings"]:
-            self.progress.warn(warning)
+            self.steps.progress.warn(warning)
         return entry
 
     @cached_property
@@ -123,13 +96,13 @@ class Plan(Steps):
     @cached_property
     def base(self) -> bases.Base:
         """The base model where it is on this machine."""
-        base = bases.resolve(self.recipe.base.sources, self.recipe_dir)
+        base = bases.resolve(self.recipe.base.sources, self.steps.recipe_dir)
         longest = base.config.get("max_position_embeddings")
         if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
             raise ConfigError(
                 f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
             )
-        self.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
+        self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
         return base
 
     @cached_property
@@ -150,7 +123,7 @@ class Plan(Steps):
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.classifier_job import train
 
-            phases = Phases(self.progress, "train")
+            phases = Phases(self.steps.progress, "train")
             try:
                 record = train(
                     base_dir=base.directory,
@@ -162,12 +135,12 @@ class Plan(Steps):
                     progress=phases,
                 )
             except EdgeError as error:
-                raise with_log(error, folder / "run" / "train.log", self.cache.root) from error
+                raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error
             finally:
                 phases.done()
             return dataclasses.asdict(record)
 
-        return self.run("train", inputs, key, work)
+        return self.steps.run("train", inputs, key, work)
 
     @cached_property
     def trained_digests(self) -> dict[str, str]:
@@ -207,44 +180,7 @@ class Plan(Steps):
                     facts[split] = evaluate(logits, [row.label for row in gold], rows.labels).as_dict()
             return facts
 
-        return self.run("evaluate", inputs, settings, work)
-
-
-def quiet() -> None:
-    """No progress bars of transformers within a step: the forge has its own."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def digest_of_data(path: Path) -> str:
-    """sha256 of a data file. Raises ConfigError that names it."""
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise ConfigError(
-            f"the data file cannot be read: {error.strerror}", str(path), "see [data] of the recipe"
-        ) from error
-
-
-def with_log(error: EdgeError, log: Path, build: Path) -> EdgeError:
-    """The same error, with the training log kept where the step's own folder does not take it away."""
-    if not log.is_file():
-        return error
-    kept = build / "logs" / "train.log"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(log, kept)
-    if error.remedy is not None:
-        error.remedy = error.remedy.replace(str(log.resolve()), str(kept))
-    return error
-
-
-def plain(section: Any) -> dict[str, Any]:
-    """A section of the recipe as JSON values."""
-    import msgspec
-
-    found: dict[str, Any] = msgspec.to_builtins(section)
-    return found
+        return self.steps.run("evaluate", inputs, settings, work)
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -9,53 +9,62 @@ from typing import Any
 
 from edge_forge.evaluate import probes
 from edge_forge.export.gguf import ADAPTER_FILE
-from edge_forge.package import shipping
+from edge_forge.package.release import merged_id
 from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
 from edge_forge.plan.cache import Entry, write_json
-from edge_forge.plan.gguf_exports import RUNTIME, File, FilesPlan
-from edge_forge.plan.signing import PACKAGE
+from edge_forge.plan.gguf_exports import RUNTIME, File, GgufExports
+from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.recipe.generator_recipe import GenerateRecipe
 
 PROBES = "probes.json"
 _SCORES = ("perplexity", "sample_perplexity", "exact_match", "json_match", "bleu", "rouge_l")
 
 
-class GeneratePlan(FilesPlan):
-    """A plan up to signed packages."""
+class GeneratorPackages:
+    """From measured GGUF files to unsigned packages."""
+
+    def __init__(self, exports: GgufExports, signer: PackageSigner) -> None:
+        self.exports = exports
+        self.signer = signer
+        self.training = exports.training
+        self.recipe = exports.recipe
+        self.steps = exports.steps
 
     @cached_property
     def packed(self) -> dict[str, tuple[str, Entry]]:
         """The unsigned packages: file name to (what it is, step), in the order of installation."""
         found, recipe = {}, self.recipe
-        if self.has_adapter or recipe.is_new:
+        if self.exports.has_adapter or recipe.is_new:
             digest = self.base_package.facts["index"].removeprefix("sha256:")[:8]
-            found[f"{self.base_name}-{digest}.tar"] = ("base", self.base_package)
-        if self.has_adapter:
+            found[f"{self.exports.base_name}-{digest}.tar"] = ("base", self.base_package)
+        if self.exports.has_adapter:
             found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
-        if self.has_merged:
+        if self.exports.has_merged:
             found[f"{recipe.name}-merged-v{recipe.package.version}.tar"] = ("merged model", self.merged_package)
         return found
 
     @cached_property
     def base_package(self) -> Entry:
         """The base in its formats: of no recipe's own."""
-        files, recipe = self.base_files, self.recipe
-        base_id = self.base_folder[1]
+        files, recipe = self.exports.base_files, self.recipe
+        base_id = self.exports.base_folder[1]
         golden = self._probes("base", files, probes.BASE_TEXTS, base_id)
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.package.build import build_base_package
 
-            return build_base_package(folder / PACKAGE, self._model(self.base_name, base_id, files, golden), release)
+            return build_base_package(
+                folder / PACKAGE, self._model(self.exports.base_name, base_id, files, golden), release
+            )
 
         settings = {**self._settings(files), "licence": ""}
-        return self.packaged(self.base_name, recipe.base.version, _inputs(files, golden), settings, pack)
+        return self.signer.packaged(self.exports.base_name, recipe.base.version, _inputs(files, golden), settings, pack)
 
     @cached_property
     def adapter_package(self) -> Entry:
         """The adapter alone; its subject is the base's package."""
-        recipe, files, entry = self.recipe, self.adapter_files, self.adapter_file
-        base_id, base = self.base_folder[1], self.base_package
+        recipe, files, entry = self.recipe, self.exports.adapter_files, self.exports.adapter_file
+        base_id, base = self.exports.base_folder[1], self.base_package
         golden = self._probes("adapter", files, self._texts(), base_id, entry)
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
@@ -77,20 +86,24 @@ class GeneratePlan(FilesPlan):
             return build_adapter_package(folder / PACKAGE, [source], base.path(PACKAGE), release)
 
         inputs = {**_inputs(files, golden), **entry.digests(ADAPTER_FILE), "subject": base.facts["index"]}
-        return self.packaged(recipe.name, recipe.package.version, inputs, self._settings(files), pack)
+        return self.signer.packaged(recipe.name, recipe.package.version, inputs, self._settings(files), pack)
 
     @cached_property
     def merged_package(self) -> Entry:
         """Base and adapter in one file, in the formats that pass the gates."""
         recipe, name = self.recipe, f"{self.recipe.name}-merged"
-        files = tuple(file for file in self.judged[1] if file.form == "merged")
-        merged_from = {"base": self.base.base_id}
-        weights = {Path(key).name: value for key, value in self.trained_digests.items() if key.endswith(".safetensors")}
+        files = tuple(file for file in self.exports.judged[1] if file.form == "merged")
+        merged_from = {"base": self.training.base.base_id}
+        weights = {
+            Path(key).name: value
+            for key, value in self.training.trained_digests.items()
+            if key.endswith(".safetensors")
+        }
         merged_from |= dict(sorted(weights.items()))
-        if self.adapter_folder is not None:
+        if self.training.adapter_folder is not None:
             # The adapter as devices have it: by this one knows that the two do the same.
-            merged_from |= self.adapter_file.digests(ADAPTER_FILE)
-        base_id = shipping.merged_id(merged_from)
+            merged_from |= self.exports.adapter_file.digests(ADAPTER_FILE)
+        base_id = merged_id(merged_from)
         golden = self._probes("merged", files, self._texts(), "")
 
         def pack(folder: Path, release: ReleaseSource) -> Any:
@@ -100,7 +113,7 @@ class GeneratePlan(FilesPlan):
             return build_merged_package(folder / PACKAGE, model, release)
 
         settings = {**self._settings(files), "merged_from": merged_from, "licence": recipe.package.licence}
-        return self.packaged(name, recipe.package.version, _inputs(files, golden), settings, pack)
+        return self.signer.packaged(name, recipe.package.version, _inputs(files, golden), settings, pack)
 
     def _model(
         self, name: str, base_id: str, files: Sequence[File], golden: Entry,
@@ -112,7 +125,7 @@ class GeneratePlan(FilesPlan):
             task=task_of(self.recipe),
             variants=[self._variant(file) for file in files],
             probes=golden.path(PROBES),
-            architecture=str(self.base.config.get("model_type", "")),
+            architecture=str(self.training.base.config.get("model_type", "")),
             merged_from=merged_from or {},
             licences=[licence] if licence else (),
         )
@@ -132,7 +145,7 @@ class GeneratePlan(FilesPlan):
     def _texts(self) -> tuple[str, ...]:
         """Questions (or beginnings of texts) of the measured rows, as probes."""
         found: list[str] = []
-        for row in self.data.measured[1]:
+        for row in self.training.data.measured[1]:
             text = (row[-2] if len(row) > 1 else row[-1]).text[:400].strip()
             if text not in found:
                 found.append(text)
@@ -159,7 +172,7 @@ class GeneratePlan(FilesPlan):
             return {name: {key: one.get(key) for key in names} for name, one in document["expected"].items()}
 
         settings = {"texts": list(texts), "base_id": base_id, "what": what}
-        return self.run("gguf-probes", inputs, settings, work, f"golden probes of {what}")
+        return self.steps.run("gguf-probes", inputs, settings, work, f"golden probes of {what}")
 
     def _settings(self, files: Sequence[File]) -> dict[str, Any]:
         section = self.recipe.gguf

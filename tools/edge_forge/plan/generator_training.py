@@ -23,18 +23,18 @@ from edge_forge.data.generator_rows import Row, Texts
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
 from edge_forge.plan.cache import Entry, file_digest
-from edge_forge.plan.classifier_training import digest_of_data, plain, with_log
-from edge_forge.plan.signing import SigningSteps
+from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
 from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GenerateRecipe
+from edge_forge.train.methods import ADAPTER, BASE, METHODS
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _LLAMA = ("llama_cpp_python", "gguf", "numpy")
 # Started as a program, so no import leads there.
 _NATIVE = "edge_forge.export.gguf.llama_process"
 _SCORES = ("sacrebleu", "rouge-score", "jinja2")
-CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+CODE: Code = {
     "generate-data": (("edge_forge.data.generator_rows",), ()),
     "new-base": (("edge_forge.models.new_model",), _TORCH),
     "generate-train": (
@@ -68,32 +68,32 @@ CODE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-class TrainPlan(SigningSteps):
-    """A generator's plan up to a trained and scored model."""
+class GeneratorTraining:
+    """From data and base to a trained and scored generator. `above`: folders of the recipes whose base this makes."""
 
-    recipe: GenerateRecipe
-    code = CODE
-    above: tuple[Path, ...] = ()
-    """Folders of the recipes whose base this one makes."""
+    def __init__(self, recipe: GenerateRecipe, steps: StepRunner, above: tuple[Path, ...] = ()) -> None:
+        self.recipe = recipe
+        self.steps = steps
+        self.above = above
 
     @cached_property
     def data_step(self) -> Entry:
         """Splits as JSON lines (`train.jsonl` ...) and their statistics."""
         section = self.recipe.data
-        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.recipe_dir).items()}
+        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.steps.recipe_dir).items()}
         settings = {name: value for name, value in plain(section).items() if name not in SPLITS}
-        settings |= {"suffixes": [path.suffix for path in data.files(section, self.recipe_dir).values()]}
+        settings |= {"suffixes": [path.suffix for path in data.files(section, self.steps.recipe_dir).values()]}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            loaded = data.load(section, self.recipe_dir)
+            loaded = data.load(section, self.steps.recipe_dir)
             for split, rows in loaded.splits.items():
                 lines = (json.dumps(data.as_json(row), ensure_ascii=False) + "\n" for row in rows)
                 (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
             return {"statistics": dict(loaded.statistics), "warnings": list(loaded.warnings)}
 
-        entry = self.run("generate-data", inputs, settings, work, "data")
+        entry = self.steps.run("generate-data", inputs, settings, work, "data")
         for warning in entry.facts["warnings"]:
-            self.progress.warn(warning)
+            self.steps.progress.warn(warning)
         return entry
 
     @cached_property
@@ -114,18 +114,20 @@ class TrainPlan(SigningSteps):
         """The base model where it is on this machine, made before where the recipe says so."""
         sources = self.recipe.base.sources
         if self.recipe.is_new:
-            base = bases.resolve([f"dir:{self._new_base.path('base').absolute()}"], self.recipe_dir, language=True)
+            base = bases.resolve(
+                [f"dir:{self._new_base.path('base').absolute()}"], self.steps.recipe_dir, language=True
+            )
             base = dataclasses.replace(base, source=NEW)
         elif sources[0].startswith(OF_RECIPE):
             base = self._other(sources[0])
         else:
-            base = bases.resolve(sources, self.recipe_dir, language=True)
+            base = bases.resolve(sources, self.steps.recipe_dir, language=True)
         longest = base.config.get("max_position_embeddings")
         if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
             raise ConfigError(
                 f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
             )
-        self.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
+        self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
         return base
 
     @cached_property
@@ -140,22 +142,22 @@ class TrainPlan(SigningSteps):
             return {}
 
         settings = {**plain(shape), "context": task.max_tokens, "seed": seed}
-        return self.run("new-base", self.data_step.digests("train.jsonl"), settings, work)
+        return self.steps.run("new-base", self.data_step.digests("train.jsonl"), settings, work)
 
     def _other(self, source: str) -> bases.Base:
         """The model that another recipe trains."""
-        place = self.recipe_dir / source.removeprefix(OF_RECIPE)
+        place = self.steps.recipe_dir / source.removeprefix(OF_RECIPE)
         file = place / "recipe.toml" if place.is_dir() else place
         found = recipe.load(file)
-        if found.training.method != "full":
+        if not METHODS[found.training.method].exportable_to(BASE):
             raise ConfigError("it trains an adapter, which is no base", str(file), "name a recipe of method full")
         folder = file.resolve().parent
-        if folder in (self.recipe_dir, *self.above):
+        if folder in (self.steps.recipe_dir, *self.above):
             raise ConfigError("a recipe cannot be its own base, not by way of others either", str(file))
-        self.progress.say(f"base: made by {file.parent.name} ...")
-        other = type(self)(found, folder, self.cache, self.progress)
-        other.above = (self.recipe_dir, *self.above)
-        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.recipe_dir, language=True)
+        self.steps.progress.say(f"base: made by {file.parent.name} ...")
+        steps = StepRunner(folder, self.steps.cache, self.steps.progress, CODE)
+        other = GeneratorTraining(found, steps, (self.steps.recipe_dir, *self.above))
+        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.steps.recipe_dir, language=True)
         return dataclasses.replace(base, source=source)
 
     @cached_property
@@ -177,17 +179,17 @@ class TrainPlan(SigningSteps):
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.generator_job import train
 
-            phases = Phases(self.progress, "train")
+            phases = Phases(self.steps.progress, "train")
             place, held = (base.directory, base.base_id), (rows.train, rows.validation)
             try:
                 record = train(place, held, chat, settings, folder / "run", phases)
             except EdgeError as error:
-                raise with_log(error, folder / "run" / "train.log", self.cache.root) from error
+                raise with_log(error, folder / "run" / "train.log", self.steps.cache.root) from error
             finally:
                 phases.done()
             return dataclasses.asdict(record)
 
-        return self.run("generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings)}, work, "train")
+        return self.steps.run("generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings)}, work, "train")
 
     @cached_property
     def trained_digests(self) -> dict[str, str]:
@@ -195,14 +197,18 @@ class TrainPlan(SigningSteps):
         return self.trained.digests("run/peft", "run/model")
 
     @property
+    def _trained_adapter(self) -> bool:
+        return METHODS[self.recipe.training.method].exportable_to(ADAPTER)
+
+    @property
     def adapter_folder(self) -> Path | None:
         """peft's folder, or None where every weight was trained."""
-        return self.trained.path("run/peft") if self.recipe.training.method == "lora" else None
+        return self.trained.path("run/peft") if self._trained_adapter else None
 
     @property
     def tuned_folder(self) -> Path:
         """The folder whose weights the tuned model has, beside `adapter_folder` where there is one."""
-        return self.trained.path("run/model") if self.recipe.training.method == "full" else self.base.directory
+        return self.base.directory if self._trained_adapter else self.trained.path("run/model")
 
     @cached_property
     def scored_rows(self) -> tuple[Row, ...]:
@@ -239,7 +245,7 @@ class TrainPlan(SigningSteps):
                 facts["base"] = by_torch(exam, self.base.directory, None)
             return facts
 
-        return self.run("generate-evaluate", inputs, self.exam_settings, work, "evaluate")
+        return self.steps.run("generate-evaluate", inputs, self.exam_settings, work, "evaluate")
 
     def check_tools(self) -> None:
         """Raise what is missing on this machine before anything long begins."""

@@ -12,7 +12,8 @@ from edge_agent.base.errors import EdgeError
 from edge_forge.evaluate.gates import Gate
 from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
 from edge_forge.plan.cache import Entry
-from edge_forge.plan.generator_training import TrainPlan
+from edge_forge.plan.generator_training import GeneratorTraining
+from edge_forge.train.methods import ADAPTER, METHODS
 
 RUNTIME = "llamacpp"
 _PROMPTS = 8
@@ -39,13 +40,18 @@ class File:
         return self.path.stat().st_size
 
 
-class FilesPlan(TrainPlan):
-    """A plan up to measured files."""
+class GgufExports:
+    """From a trained generator to measured GGUF files."""
+
+    def __init__(self, training: GeneratorTraining) -> None:
+        self.training = training
+        self.recipe = training.recipe
+        self.steps = training.steps
 
     @property
     def has_adapter(self) -> bool:
         """True when the adapter is made beside the base: full fine-tuning has none."""
-        return self.recipe.gguf.adapter and self.recipe.training.method == "lora"
+        return self.recipe.gguf.adapter and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
 
     @property
     def has_merged(self) -> bool:
@@ -56,10 +62,10 @@ class FilesPlan(TrainPlan):
     def base_folder(self) -> tuple[Path, str]:
         """(folder, base_id) of what the base's package holds: the base, or the new model when it is trained."""
         if not self.recipe.is_new:
-            return self.base.directory, self.base.base_id
+            return self.training.base.directory, self.training.base.base_id
         from edge_forge.models.bases import base_id
 
-        return self.tuned_folder, base_id(self.tuned_folder, language=True)
+        return self.training.tuned_folder, base_id(self.training.tuned_folder, language=True)
 
     @property
     def base_name(self) -> str:
@@ -70,13 +76,19 @@ class FilesPlan(TrainPlan):
     def base_file(self) -> Entry:
         """f16.gguf of the base. Of no recipe's own."""
         folder, base_id = self.base_folder
-        return self._converted("base", folder, base_id, None, {"base": base_id, "tokenizer": self.tokenizer_digest})
+        return self._converted(
+            "base", folder, base_id, None, {"base": base_id, "tokenizer": self.training.tokenizer_digest}
+        )
 
     @cached_property
     def merged_file(self) -> Entry:
         """f16.gguf of the tuned model in one."""
-        inputs = {"base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
-        return self._converted("merged", self.tuned_folder, "", self.adapter_folder, inputs)
+        inputs = {
+            "base": self.training.base.base_id,
+            "tokenizer": self.training.tokenizer_digest,
+            **self.training.trained_digests,
+        }
+        return self._converted("merged", self.training.tuned_folder, "", self.training.adapter_folder, inputs)
 
     def _converted(
         self, form: str, folder: Path, base_id: str, adapter: Path | None, inputs: Mapping[str, str]
@@ -90,13 +102,13 @@ class FilesPlan(TrainPlan):
             return convert_model(folder, out, name, base_id, tolerance, adapter)
 
         settings = {"name": name, "tolerance": tolerance, "form": form}
-        return self.run("gguf", inputs, settings, work, f"gguf of {form}")
+        return self.steps.run("gguf", inputs, settings, work, f"gguf of {form}")
 
     @cached_property
     def adapter_file(self) -> Entry:
         """adapter.gguf, its parity and its effect."""
         base, (folder, base_id), tolerance = self.base_file, self.base_folder, self.recipe.gguf.parity_tolerance
-        adapter = self.adapter_folder
+        adapter = self.training.adapter_folder
         assert adapter is not None  # noqa: S101 - asked for only where there is one
 
         def work(out: Path) -> Mapping[str, Any]:
@@ -104,8 +116,12 @@ class FilesPlan(TrainPlan):
 
             return convert_adapter(folder, adapter, base.path(MODEL_FILE), out, self.recipe.name, base_id, tolerance)
 
-        inputs = {**base.digests(MODEL_FILE), "tokenizer": self.tokenizer_digest, **self.trained_digests}
-        return self.run("gguf", inputs, {"form": "adapter", "tolerance": tolerance}, work, "gguf of adapter")
+        inputs = {
+            **base.digests(MODEL_FILE),
+            "tokenizer": self.training.tokenizer_digest,
+            **self.training.trained_digests,
+        }
+        return self.steps.run("gguf", inputs, {"form": "adapter", "tolerance": tolerance}, work, "gguf of adapter")
 
     def _formats(self, form: str, entry: Entry) -> Iterator[File]:
         """An F16 file and its other number formats, unmeasured."""
@@ -124,7 +140,9 @@ class FilesPlan(TrainPlan):
 
             return quantize(entry.path(MODEL_FILE), out, dtype)
 
-        return self.run("gguf-quantize", entry.digests(MODEL_FILE), {"dtype": dtype}, work, f"quantize {form} {dtype}")
+        return self.steps.run(
+            "gguf-quantize", entry.digests(MODEL_FILE), {"dtype": dtype}, work, f"quantize {form} {dtype}"
+        )
 
     @cached_property
     def base_files(self) -> tuple[File, ...]:
@@ -163,7 +181,7 @@ class FilesPlan(TrainPlan):
 
         settings = {"contexts": contexts, "sequences": section.sequences}
         title = f"memory of {file.form} {file.dtype}"
-        found = self.run("gguf-memory", {"model": file.digest}, settings, work, title).facts
+        found = self.steps.run("gguf-memory", {"model": file.digest}, settings, work, title).facts
         wanted = f"ctx{task.max_tokens}.kv_{section.kv_type}"
         if wanted not in found:
             raise EdgeError(
@@ -179,15 +197,15 @@ class FilesPlan(TrainPlan):
 
             return {"sample_perplexity": sample_perplexity(self.base_folder[0], file.path)}
 
-        inputs = {"model": file.digest, "tokenizer": self.tokenizer_digest}
+        inputs = {"model": file.digest, "tokenizer": self.training.tokenizer_digest}
         title = f"perplexity of {file.form} {file.dtype}"
-        found = self.run("gguf-measure", inputs, {"what": "sample"}, work, title)
+        found = self.steps.run("gguf-measure", inputs, {"what": "sample"}, work, title)
         return replace(file, figures={**file.figures, **found.facts})
 
     def _measured(self, file: File, adapter: Entry | None) -> File:
         inputs = {
-            "model": file.digest, "tokenizer": self.tokenizer_digest,
-            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+            "model": file.digest, "tokenizer": self.training.tokenizer_digest,
+            **self.training.data_step.digests("validation.jsonl", "test.jsonl"),
         }  # fmt: skip
         if adapter is not None:
             inputs |= adapter.digests(ADAPTER_FILE)
@@ -195,11 +213,11 @@ class FilesPlan(TrainPlan):
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.generator_scores import by_llama
 
-            exam = self.exam(self.base.directory)
+            exam = self.training.exam(self.training.base.directory)
             return by_llama(exam, file.path, None if adapter is None else adapter.path(ADAPTER_FILE))
 
         title = f"measure {file.form} {file.dtype}"
-        facts = self.run("gguf-measure", inputs, self.exam_settings, work, title).facts
+        facts = self.steps.run("gguf-measure", inputs, self.training.exam_settings, work, title).facts
         figures = {"perplexity": facts["perplexity"], **facts.get("answers", {})}
         return replace(file, figures={**file.figures, **figures, "samples": facts.get("samples", [])})
 
@@ -223,7 +241,7 @@ class FilesPlan(TrainPlan):
             from edge_forge.data.chat_tokenizer import to_score
             from edge_forge.evaluate.measure_gguf import Served, speed
 
-            exam = self.exam(self.base.directory)
+            exam = self.training.exam(self.training.base.directory)
             encoded = to_score(exam.codec, exam.rows, task.max_tokens)[1]
             # Of a text its beginning is the prompt.
             prompts = [one.ids[: one.answer or max(1, len(one.ids) // 2)] for one in encoded[:_PROMPTS]]
@@ -232,13 +250,13 @@ class FilesPlan(TrainPlan):
             return speed(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
 
         inputs = {
-            "model": file.digest, "tokenizer": self.tokenizer_digest,
-            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+            "model": file.digest, "tokenizer": self.training.tokenizer_digest,
+            **self.training.data_step.digests("validation.jsonl", "test.jsonl"),
         }  # fmt: skip
         if adapter is not None:
             inputs |= adapter.digests(ADAPTER_FILE)
         title = f"speed of {file.form} {file.dtype}"
-        found = self.run("gguf-speed", inputs, {**self.exam_settings, **options}, work, title)
+        found = self.steps.run("gguf-speed", inputs, {**self.training.exam_settings, **options}, work, title)
         return replace(file, figures={**file.figures, "speed": dict(found.facts)})
 
     @cached_property
@@ -263,7 +281,7 @@ class FilesPlan(TrainPlan):
         if broken and limits.beyond == "fail":
             raise EdgeError("; ".join(broken), "gates", "leave the format out of quantize.variants, or allow more")
         for sentence in broken:
-            self.progress.warn(sentence)
+            self.steps.progress.warn(sentence)
         return tuple(gates), tuple(passed)
 
 

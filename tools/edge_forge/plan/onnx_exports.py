@@ -16,21 +16,28 @@ from typing import Any
 
 from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
-from edge_forge.package.shipping import Graph
+from edge_forge.package.classifier_sources import Graph
 from edge_forge.plan.cache import Entry
-from edge_forge.plan.classifier_training import Plan, quiet
+from edge_forge.plan.classifier_training import ClassifierTraining
+from edge_forge.plan.step_runner import quiet
+from edge_forge.train.methods import ADAPTER, METHODS
 
 _LATENCY_TEXTS = 50
 _DYNAMIC, _STATIC = "int8-dynamic", "int8-static"
 
 
-class ExportPlan(Plan):
-    """A plan up to measured graphs."""
+class OnnxExports:
+    """From a trained classifier to measured graphs."""
+
+    def __init__(self, training: ClassifierTraining) -> None:
+        self.training = training
+        self.recipe = training.recipe
+        self.steps = training.steps
 
     @property
     def has_banked(self) -> bool:
         """True when the base's banked form is made: full fine-tuning has none."""
-        return self.recipe.export.banked and self.recipe.training.method == "lora"
+        return self.recipe.export.banked and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
 
     @property
     def bank(self) -> dict[str, Any]:
@@ -41,8 +48,8 @@ class ExportPlan(Plan):
     @cached_property
     def base_export(self) -> Entry:
         """encoder.onnx (float, no bank), model.onnx (FP32 with the bank), tokenizer.json. Of no recipe's own."""
-        base, export = self.base, self.recipe.export
-        inputs = {"base": base.base_id, "tokenizer": self.tokenizer_digest}
+        base, export = self.training.base, self.recipe.export
+        inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest}
         settings = {"bank": self.bank, "tolerance": export.parity_tolerance,
                     "max_tokens": export.bank_tokens}  # fmt: skip
 
@@ -57,13 +64,13 @@ class ExportPlan(Plan):
                 )
             )  # fmt: skip
 
-        return self.run("export-base", inputs, settings, work)
+        return self.steps.run("export-base", inputs, settings, work)
 
     @cached_property
     def merged_export(self) -> Entry:
         """encoder.onnx and model.onnx (the same, FP32), tokenizer.json."""
-        base, export, task = self.base, self.recipe.export, self.recipe.task
-        inputs = {"base": base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests}
+        base, export, task = self.training.base, self.recipe.export, self.recipe.task
+        inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
         settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -72,12 +79,12 @@ class ExportPlan(Plan):
             quiet()
             return as_dict(
                 export_merged(
-                    base_dir=base.directory, trained_dir=self.trained.path("run"), out_dir=folder,
+                    base_dir=base.directory, trained_dir=self.training.trained.path("run"), out_dir=folder,
                     base_id=base.base_id, tolerance=export.parity_tolerance, max_tokens=task.max_tokens,
                 )
             )  # fmt: skip
 
-        return self.run("export-merged", inputs, settings, work)
+        return self.steps.run("export-merged", inputs, settings, work)
 
     @cached_property
     def base_formats(self) -> Entry | None:
@@ -97,7 +104,7 @@ class ExportPlan(Plan):
             )  # fmt: skip
             return {"made": sorted(made)}
 
-        return self.run("quantize", entry.digests("encoder.onnx"), settings, work, "quantize base")
+        return self.steps.run("quantize", entry.digests("encoder.onnx"), settings, work, "quantize base")
 
     @cached_property
     def merged_formats(self) -> Entry | None:
@@ -111,13 +118,13 @@ class ExportPlan(Plan):
         inputs = entry.digests("encoder.onnx", "tokenizer.json")
         settings: dict[str, Any] = {"formats": formats, "max_tokens": self.recipe.task.max_tokens}
         if _STATIC in formats:
-            inputs |= self.data_step.digests("train.jsonl")
+            inputs |= self.training.data_step.digests("train.jsonl")
             settings |= {"rows": quantize.calibration_rows, "seed": self.recipe.data.seed}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.number_formats import make
 
-            rows = sample(self.data.train, quantize.calibration_rows, self.recipe.data.seed)
+            rows = sample(self.training.data.train, quantize.calibration_rows, self.recipe.data.seed)
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=formats,
                 calibration=[row.text for row in rows], tokenizer_path=entry.path("tokenizer.json"),
@@ -125,18 +132,18 @@ class ExportPlan(Plan):
             )  # fmt: skip
             return {"made": sorted(made)}
 
-        return self.run("quantize", inputs, settings, work, "quantize merged")
+        return self.steps.run("quantize", inputs, settings, work, "quantize merged")
 
     def measured(self, graph: Graph, tokenizer: Path, adapter: Path | None) -> Graph:
         """The graph with its figures: scores on validation and test, latency of one text, memory of a process."""
-        task, rows = self.recipe.task, self.data
+        task, rows = self.recipe.task, self.training.data
         inputs = {
-            "model": graph.digest, "tokenizer": self.tokenizer_digest,
-            **self.data_step.digests("validation.jsonl", "test.jsonl"),
+            "model": graph.digest, "tokenizer": self.training.tokenizer_digest,
+            **self.training.data_step.digests("validation.jsonl", "test.jsonl"),
         }  # fmt: skip
         if adapter is not None:
-            inputs |= {"adapter": self.trained_digests["run/adapter.safetensors"]}
-        settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.base.base_id}
+            inputs |= {"adapter": self.training.trained_digests["run/adapter.safetensors"]}
+        settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.training.base.base_id}
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate import measure_onnx as measure
@@ -148,7 +155,7 @@ class ExportPlan(Plan):
             )
 
             subject = measure.Subject(
-                graph.path, tokenizer, task.max_tokens, adapter, self.base.base_id if adapter else ""
+                graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else ""
             )
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
@@ -168,7 +175,7 @@ class ExportPlan(Plan):
                     "memory": measure.memory(subject)._asdict()}  # fmt: skip
 
         how = f" ({graph.how})" if graph.how else ""
-        entry = self.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{how}")
+        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{how}")
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
@@ -185,7 +192,7 @@ class ExportPlan(Plan):
         """The base's graphs, measured with this recipe's adapter attached; empty where there are none."""
         if not self.has_banked:
             return ()
-        adapter = self.trained.path("run/adapter.safetensors")
+        adapter = self.training.trained.path("run/adapter.safetensors")
         tokenizer = self.base_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, adapter) for graph in self.bare_graphs)
 
@@ -234,7 +241,7 @@ class ExportPlan(Plan):
             candidates = {name: Candidate(*found) for name, found in measured.items()}
             return choose(candidates.pop("fp32"), candidates)._asdict()
 
-        return self.run("choose", {}, measured, work, "choose merged int8").facts
+        return self.steps.run("choose", {}, measured, work, "choose merged int8").facts
 
     @cached_property
     def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[Graph, ...]]:
@@ -251,7 +258,7 @@ class ExportPlan(Plan):
         gates.require(stopping, "gates", "see the report of `edge-forge quantize`, or change [quantize] of the recipe")
         for gate in found:
             if not gate.holds:
-                self.progress.warn(gate.sentence)
+                self.steps.progress.warn(gate.sentence)
         # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
         passed = tuple(graph for graph in kept if (graph.form, graph.dtype) not in beyond or graph.form == "banked")
         return tuple(found), passed

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.package import shipping
+from edge_forge.package import release as releases
 from edge_forge.plan.cache import Entry
-from edge_forge.plan.classifier_training import Steps
+from edge_forge.plan.step_runner import StepRunner
+from edge_forge.recipe.schema import CommonRecipe
 
 PACKAGE = "package.tar"
+Packages = Mapping[str, tuple[str, Entry]]
+"""Unsigned packages: file name to (what it is, step), in the order of installation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,22 @@ class Shipped:
     digest: str
     size_bytes: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values, for the report."""
+        return {"file": self.file.name, "what": self.what, "size_bytes": self.size_bytes, "digest": self.digest}
 
-class SigningSteps(Steps):
-    """Steps from an unsigned package on. A plan says in `packed` which there are."""
 
-    @cached_property
-    def packed(self) -> dict[str, tuple[str, Entry]]:
-        """The unsigned packages: file name to (what it is, step), in the order of installation."""
-        raise NotImplementedError
+class PackageSigner:
+    """Writes the unsigned packages of one recipe, signs them, and puts them where people look for them."""
+
+    def __init__(self, recipe: CommonRecipe, steps: StepRunner) -> None:
+        self.recipe = recipe
+        self.steps = steps
 
     @property
     def card(self) -> dict[str, Path]:
         """`card.md` beside the recipe, where there is one: what the model is for, for who finds its package."""
-        card = self.recipe_dir / "card.md"
+        card = self.steps.recipe_dir / "card.md"
         return {"card": card} if card.is_file() else {}
 
     @cached_property
@@ -48,9 +54,11 @@ class SigningSteps(Steps):
         from edge_forge.package.keys import KeyFolder, keygen
 
         named = self.recipe.package.keys
-        folder = KeyFolder(self.recipe_dir / Path(named).expanduser() if named else self.cache.root / "keys")
+        folder = KeyFolder(
+            self.steps.recipe_dir / Path(named).expanduser() if named else self.steps.cache.root / "keys"
+        )
         if not named and not folder.root_file.is_file():
-            self.progress.say(
+            self.steps.progress.say(
                 f"keys: development keys in {folder.path} (for devices of your own; see edge-forge keygen)"
             )
             folder = keygen(folder.path)
@@ -61,17 +69,13 @@ class SigningSteps(Steps):
         folder.release_key  # noqa: B018 - a missing key is said before anything long begins
         return folder
 
-    @cached_property
-    def signed(self) -> dict[str, tuple[str, Entry]]:
-        """The packages with their signature, each read back as a device would."""
-        return {name: (what, self._signed(name, entry)) for name, (what, entry) in self.packed.items()}
-
-    def shipped(self) -> list[Shipped]:
-        """Put the signed packages where people look for them: BUILD/packages."""
-        folder = self.cache.root / "packages"
+    def shipped(self, packed: Packages) -> list[Shipped]:
+        """Sign the packages, read each back as a device would, and put them into BUILD/packages."""
+        folder = self.steps.cache.root / "packages"
         folder.mkdir(parents=True, exist_ok=True)
         found = []
-        for name, (what, entry) in self.signed.items():
+        for name, (what, unsigned) in packed.items():
+            entry = self._signed(name, unsigned)
             _place(entry.path(PACKAGE), folder / name)
             digest = f"sha256:{entry.digests(PACKAGE)[PACKAGE]}"
             found.append(Shipped(what, folder / name, digest, (folder / name).stat().st_size))
@@ -89,27 +93,27 @@ class SigningSteps(Steps):
 
             shutil.copyfile(entry.path(PACKAGE), folder / PACKAGE)
             signers = sign_package(folder / PACKAGE, [keys.release_key], roots)
-            return {"signers": list(signers), "verified": shipping.verify(folder / PACKAGE, keys.root_file)}
+            return {"signers": list(signers), "verified": releases.verify(folder / PACKAGE, keys.root_file)}
 
-        return self.run("sign", entry.digests(PACKAGE), settings, work, f"sign and verify {name}")
+        return self.steps.run("sign", entry.digests(PACKAGE), settings, work, f"sign and verify {name}")
 
     def packaged(
         self, product: str, counter: int, inputs: Mapping[str, str], settings: Mapping[str, Any], pack: Any
     ) -> Entry:
         """One unsigned package; `pack(folder, release)` writes it and returns `packaging.build.Built`."""
-        section, now_s = self.recipe.package, shipping.issued_s()
+        section, now_s = self.recipe.package, releases.issued_s()
         names = ("channel", "hardware", "min_agent", "expires_days")
         release = {"counter": counter, **{name: getattr(section, name) for name in names}}
         release |= {
-            "freshness": shipping.freshness(section, now_s),
+            "freshness": releases.freshness(section, now_s),
             "epoch": os.environ.get("SOURCE_DATE_EPOCH"),
         }
 
         def work(folder: Path) -> Mapping[str, Any]:
-            built = pack(folder, shipping.release(section, product, counter, now_s))
+            built = pack(folder, releases.release(section, product, counter, now_s))
             return {"product": product, "index": built.index_digest, "digest": built.digest}
 
-        return self.run(
+        return self.steps.run(
             "package", inputs, {**settings, "product": product, "release": release}, work,
             f"package {product}",
         )  # fmt: skip

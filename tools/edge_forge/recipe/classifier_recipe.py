@@ -20,8 +20,9 @@ import msgspec
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.schema import CommonRecipe, Form, NotNegative, Positive, Section, Share
+from edge_forge.recipe.schema import CommonRecipe, NotNegative, Positive, RecipeSchema, Section, Share
 from edge_forge.train import settings as presets
+from edge_forge.train.methods import ADAPTER, LORA, METHODS
 from edge_forge.train.settings import TrainSettings, replaced
 
 Dtype = Literal["fp32", "fp16", "int8"]
@@ -118,6 +119,8 @@ class Recipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 # The keys of TrainSettings that say what is adapted; the others say how it is optimised and stand in [train].
 METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "frozen_share", "use_rslora", "use_dora", "lora_plus_ratio")
+# Keys of [train] that are no choice of values for one method.
+_OF_EVERY_METHOD = ("epochs", "seed", "threads", "precision", "processes", "class_weights")
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "method": ("name", "preset", *METHOD_KEYS),
     "train": tuple(
@@ -126,7 +129,7 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
         if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
     ),
 }
-FORM = Form(Recipe, _TABLES)
+SCHEMA = RecipeSchema(Recipe, _TABLES)
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
@@ -136,9 +139,19 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
 
 def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> Recipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    recipe = recipe_form.convert(raw, where, environment, FORM, Recipe)
+    recipe = recipe_form.convert(raw, where, environment, SCHEMA, Recipe)
     _check_relations(recipe, where)
     return recipe
+
+
+def with_method(recipe: Recipe, method: str, preset: str) -> Recipe:
+    """The recipe by another method or preset ('' is the usual one).
+
+    Of [train] those keys stay that concern every method; the others say nothing about another method, which starts from
+    its preset.
+    """
+    train = {key: value for key, value in recipe.train.items() if key in _OF_EVERY_METHOD}
+    return msgspec.structs.replace(recipe, method={"name": method, "preset": preset or "best"}, train=train)
 
 
 def _check_relations(recipe: Recipe, where: str) -> None:
@@ -161,11 +174,12 @@ def _check_relations(recipe: Recipe, where: str) -> None:
     if task.threshold > 0.0 and task.out_of_scope is None:
         raise wrong("task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it")
     training = _training(recipe, where)
-    if training.method == "full" and not recipe.export.merged:
-        raise wrong("export.merged", "full fine-tuning has only the merged form", "set export.merged = true")
+    method = METHODS[training.method]
+    if not (method.exportable_to(ADAPTER) or recipe.export.merged):
+        raise wrong("export.merged", f"{method.title} has only the merged form", "set export.merged = true")
     if not (recipe.export.merged or recipe.export.banked):
         raise wrong("export", "both forms are switched off: nothing would be made")
-    if training.rank > recipe.export.bank_rank and recipe.export.banked and training.method == "lora":
+    if training.rank > recipe.export.bank_rank and recipe.export.banked and method.exportable_to(ADAPTER):
         raise wrong(
             "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}"
         )
@@ -179,6 +193,6 @@ def _check_relations(recipe: Recipe, where: str) -> None:
 
 def _training(recipe: Recipe, where: str) -> TrainSettings:
     method = dict(recipe.method)
-    name, preset = str(method.pop("name", "lora")), str(method.pop("preset", "best"))
+    name, preset = str(method.pop("name", LORA.name)), str(method.pop("preset", "best"))
     start = presets.settings(name, preset, method, f"{where}: [method]")
     return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: [train]")

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, UsageError
 from edge_forge.recipe import schema as recipe_form
-from edge_forge.recipe.schema import CommonRecipe, Form, Positive, Section
+from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
 from edge_forge.train.generator_settings import PRESETS, GenerateSettings
 from edge_forge.train.generator_settings import settings as training_settings
+from edge_forge.train.methods import ADAPTER, BASE, LORA, METHODS
 
 Dtype = Literal["f16", "q8_0", "q4_k_m", "q4_0"]
 KvType = Literal["f16", "q8_0"]
@@ -133,7 +134,7 @@ class GenerateRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 METHOD_KEYS = ("rank", "alpha", "targets", "use_rslora", "use_dora", "lora_plus_ratio")
-FORM = Form(
+SCHEMA = RecipeSchema(
     GenerateRecipe,
     {
         "method": ("name", *METHOD_KEYS),
@@ -146,12 +147,6 @@ FORM = Form(
 )
 
 
-def is_generate(raw: Mapping[str, Any]) -> bool:
-    """True for the document of a generator's recipe."""
-    task = raw.get("task")
-    return isinstance(task, dict) and task.get("kind") == "generate"
-
-
 def load(path: Path, environment: Mapping[str, str] | None = None) -> GenerateRecipe:
     """The recipe in a file. Raises ConfigError that names the file and the key."""
     return parse(recipe_form.read(path), str(path), os.environ if environment is None else environment)
@@ -159,21 +154,24 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> GenerateRe
 
 def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> GenerateRecipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    recipe = recipe_form.convert(raw, where, environment, FORM, GenerateRecipe)
+    recipe = recipe_form.convert(raw, where, environment, SCHEMA, GenerateRecipe)
     _check_relations(recipe, where, "new" in raw)
     return recipe
 
 
-def with_method(recipe: GenerateRecipe, method: str) -> GenerateRecipe:
-    """The recipe by another method of adapting. Raises ConfigError where it has no form.
+def with_method(recipe: GenerateRecipe, method: str, preset: str = "") -> GenerateRecipe:
+    """The recipe by another method. Raises ConfigError where it has no schema, UsageError for a preset.
 
     [method] belongs to the one it was written for. [train] stays, since presets differ in the step size alone, and a
     step size keeps its ratio to the preset's: how far it is from usual depends on the base, not on the method.
     """
+    if preset:
+        wanted = f"{method}:{preset}"
+        raise UsageError(f"{wanted!r}: generators have no presets", "--methods", f"use {', '.join(METHODS)}")
     own = recipe.training
     train = dict(recipe.train)
     if "learning_rate" in train:
-        usual = PRESETS[own.method].learning_rate, PRESETS[method].learning_rate
+        usual = [PRESETS[METHODS[name].presets].learning_rate for name in (own.method, method)]
         train["learning_rate"] = float(f"{own.learning_rate / usual[0] * usual[1]:.6g}")
     changed = msgspec.structs.replace(recipe, method={"name": method}, train=train)
     _check_relations(changed, f"{recipe.name} by method {method}", has_new=False)
@@ -187,17 +185,18 @@ def _check_relations(recipe: GenerateRecipe, where: str, has_new: bool) -> None:
         return ConfigError(what, f"{where}: {key}", remedy)
 
     training = _training(recipe, where)
+    method = METHODS[training.method]
     if has_new and not recipe.is_new:
         raise wrong("new", 'a [new] table belongs to base.source = "new:llama"')
     if recipe.is_new and len(recipe.base.sources) > 1:
         raise wrong("base.source", "'new:llama' stands alone")
-    if recipe.is_new and training.method != "full":
+    if recipe.is_new and not method.exportable_to(BASE):
         raise wrong("method.name", "random weights are trained as a whole", 'set [method] name = "full"')
     new = recipe.new
     if new.hidden % new.heads or (new.hidden // new.heads) % 2 or new.heads % new.kv_heads:
         raise wrong("new.heads", "hidden / heads must be an even number, and heads a multiple of kv_heads")
-    if training.method == "full" and not (recipe.gguf.merged or recipe.is_new):
-        raise wrong("gguf.merged", "full fine-tuning has only the merged form", "set gguf.merged = true")
+    if not (method.exportable_to(ADAPTER) or recipe.gguf.merged or recipe.is_new):
+        raise wrong("gguf.merged", f"{method.title} has only the merged form", "set gguf.merged = true")
     if not (recipe.gguf.merged or recipe.gguf.adapter):
         raise wrong("gguf", "both forms are switched off: nothing would be made")
     if "f16" not in recipe.quantize.variants:
@@ -208,6 +207,6 @@ def _check_relations(recipe: GenerateRecipe, where: str, has_new: bool) -> None:
 
 def _training(recipe: GenerateRecipe, where: str) -> GenerateSettings:
     method = dict(recipe.method)
-    name = method.pop("name", "lora")
+    name = method.pop("name", LORA.name)
     values = {**method, **recipe.train, "max_tokens": recipe.task.max_tokens}
     return training_settings(str(name), recipe.is_new, values, f"{where}: [method], [train]")

@@ -7,11 +7,8 @@ import re
 from pathlib import Path
 
 from edge_agent.base.errors import UsageError
-from edge_forge.recipe.classifier_recipe import FORM
-from edge_forge.recipe.generator_recipe import FORM as GENERATE_FORM
-from edge_forge.recipe.schema import Form
-from edge_forge.train.generator_settings import GenerateSettings
-from edge_forge.train.settings import TrainSettings
+from edge_forge.kinds import registry
+from edge_forge.kinds.api import Kind
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,9 +25,8 @@ def init(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.dir / name
     if folder.exists():
         raise UsageError("it exists already", str(folder), "choose another name, or --dir DIR")
-    generates = arguments.task == "generate"
-    data = "train.jsonl" if generates else "train.tsv"
-    text = generator_text(name) if generates else recipe_text(name)
+    kind = registry.kind(arguments.task)
+    data, text = kind.recipe.sample, recipe_text(kind, name)
     try:
         (folder / "data").mkdir(parents=True)
         (folder / "recipe.toml").write_text(text, encoding="utf-8")
@@ -42,19 +38,11 @@ def init(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def recipe_text(name: str) -> str:
-    """The commented recipe; the keys of [train] come from `TrainSettings`, so none is forgotten."""
-    return _filled("recipe.toml", name, TrainSettings(), FORM)
-
-
-def generator_text(name: str) -> str:
-    """The commented recipe of a generator, in the same way."""
-    return _filled("generate.toml", name, GenerateSettings(), GENERATE_FORM)
-
-
-def _filled(template: str, name: str, settings: TrainSettings | GenerateSettings, form: Form) -> str:
-    lines = [f"# {key} = {_toml(getattr(settings, key))}" for key in form.keys("train")]
-    text = (_TEMPLATES / template).read_text(encoding="utf-8")
+def recipe_text(kind: Kind, name: str) -> str:
+    """The commented recipe; the keys of [train] come from the kind's settings, so none is forgotten."""
+    defaults = kind.recipe.defaults
+    lines = [f"# {key} = {_toml(getattr(defaults, key))}" for key in kind.recipe.schema.keys("train")]
+    text = (_TEMPLATES / kind.recipe.template).read_text(encoding="utf-8")
     return text.format(name=name, train="\n".join(lines) + "\n")
 
 

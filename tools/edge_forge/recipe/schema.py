@@ -76,7 +76,7 @@ class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @dataclass(frozen=True)
-class Form:
+class RecipeSchema:
     """A kind of recipe: its type, and the tables whose keys are not fields of a section."""
 
     kind: type[CommonRecipe]
@@ -118,9 +118,11 @@ def read(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"it is no valid TOML: {error}", str(path)) from error
 
 
-def convert(raw: Mapping[str, Any], where: str, environment: Mapping[str, str], form: Form, kind: type[R]) -> R:
-    """A document as a recipe of `form`; what single keys do not show to be wrong is the caller's to check."""
-    _refuse_unknown(raw, where, form)
+def convert(
+    raw: Mapping[str, Any], where: str, environment: Mapping[str, str], schema: RecipeSchema, kind: type[R]
+) -> R:
+    """A document as a recipe of `schema`; what single keys do not show to be wrong is the caller's to check."""
+    _refuse_unknown(raw, where, schema)
     expanded = {
         section: _expand(section, keys, where, environment) if isinstance(keys, dict) else keys
         for section, keys in {"package": {}, **raw}.items()
@@ -139,27 +141,27 @@ def _plain(message: str) -> str:
     return f"the key {missing[1]!r} is missing" if missing else message[:1].lower() + message[1:].replace("`", "'")
 
 
-def _refuse_unknown(raw: Mapping[str, Any], where: str, form: Form) -> None:
+def _refuse_unknown(raw: Mapping[str, Any], where: str, schema: RecipeSchema) -> None:
     for key, value in raw.items():
-        if key not in form.keys(""):
-            raise ConfigError(f"unknown key {key!r}", where, _suggestion(key, "", form))
-        if key not in form.sections:
+        if key not in schema.keys(""):
+            raise ConfigError(f"unknown key {key!r}", where, _suggestion(key, "", schema))
+        if key not in schema.sections:
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"{key!r} must be a table, as in [{key}]", where)
         for inner in value:
-            if inner not in form.keys(key):
-                raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key, form))
+            if inner not in schema.keys(key):
+                raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key, schema))
 
 
-def _suggestion(key: str, section: str, form: Form) -> str:
-    near = difflib.get_close_matches(key, form.keys(section), n=1, cutoff=0.6)
+def _suggestion(key: str, section: str, schema: RecipeSchema) -> str:
+    near = difflib.get_close_matches(key, schema.keys(section), n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    elsewhere = [name for name in form.sections if key in form.keys(name)]
+    elsewhere = [name for name in schema.sections if key in schema.keys(name)]
     if elsewhere:
         return f"{key!r} belongs into [{elsewhere[0]}]"
-    return f"known keys{f' of [{section}]' if section else ''}: {', '.join(form.keys(section))}"
+    return f"known keys{f' of [{section}]' if section else ''}: {', '.join(schema.keys(section))}"
 
 
 def _expand(section: str, keys: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> dict[str, Any]:

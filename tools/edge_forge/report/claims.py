@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_forge.train.methods import FULL, LORA
+
 _OPEN = "not measured in this build"
 
 
@@ -52,7 +54,7 @@ def _against(found: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
 def training_claims(records: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float] | None) -> list[list[str]]:
     """Rows on training, from the records of runs by method; `accuracy` is on the measured split, by method, or None
     where answers are no labels."""
-    lora, full = records.get("lora"), records.get("full")
+    lora, full = records.get(LORA.name), records.get(FULL.name)
     both = lora is not None and full is not None
     rows = [
         ["B", "LoRA trains in 40 % less time", _change(lora, full, "wall_s") if both else _OPEN,
@@ -63,7 +65,7 @@ def training_claims(records: Mapping[str, Mapping[str, Any]], accuracy: Mapping[
     if accuracy is not None:
         rows.append(
             ["B", "SST-2: LoRA 92.3 %, full 92.5 % (BERT-base)",
-             f"LoRA {100 * accuracy['lora']:.1f} %, full {100 * accuracy['full']:.1f} %" if both else _OPEN,
+             f"LoRA {100 * accuracy[LORA.name]:.1f} %, full {100 * accuracy[FULL.name]:.1f} %" if both else _OPEN,
              "comparable on SST-2 only; ours is an encoder a fifth of the size, on whole sentences"]
         )  # fmt: skip
     if full is not None:

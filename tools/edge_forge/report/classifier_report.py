@@ -270,3 +270,11 @@ def _drawing(runs: Runs, accuracy: Mapping[str, float]) -> str:
         latencies = {name: (variant(figures, "int8") or {}).get("latency_ms") for name, figures in runs.items()}
         panels.append(("INT8 latency, ms", "{:.1f}", latencies))
     return plots.bars(panels)
+
+
+def score_lines(figures: Mapping[str, Any]) -> list[str]:
+    """How good it is, for who reads no report."""
+    rows = figures.get("scores", {}).get(figures.get("split", ""), {})
+    if "accuracy" not in rows:
+        return []
+    return [f"accuracy    {rows['accuracy']:.3f} on {rows['rows']} rows of {figures['split']}"]

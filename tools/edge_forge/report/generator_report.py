@@ -170,3 +170,22 @@ def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
     yield Table(("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]])
     versions = figures["train"]["versions"]
     yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+
+
+UNCHANGED = 0.97
+"""Of the base's perplexity: an adapter above it has learned nothing worth its place."""
+
+
+def score_lines(figures: Mapping[str, Any]) -> list[str]:
+    """How good it is, for who reads no report, and whether training changed anything at all."""
+    base, tuned = figures["scores"].get("base"), figures["scores"]["tuned"]
+    perplexity = f"perplexity  {tuned['perplexity']:.3g}"
+    if base is None:  # made here from random weights: nothing to set it beside
+        return [f"{perplexity} on {tuned['rows']} rows"]
+    lines = [f"{perplexity} (base {base['perplexity']:.3g}) on {tuned['rows']} rows"]
+    if tuned.get("answers") and base.get("answers"):
+        exact, before = tuned["answers"]["exact_match"], base["answers"]["exact_match"]
+        lines.insert(0, f"exact match {exact:.1%} (base {before:.1%}) on {tuned['rows']} rows")
+        if exact <= before and tuned["perplexity"] > UNCHANGED * base["perplexity"]:
+            lines.append("warning     training changed next to nothing: raise train.epochs or train.learning_rate")
+    return lines

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from edge_forge.models.encoder import Encoder, cut_below, open_encoder, resolve_layer, thaw
+from edge_forge.models.encoder import Encoder, cut_below, open_encoder, resolve_layer, target_names
 from edge_forge.models.sequence_classifier import SequenceClassifier, class_weights
 from edge_forge.train import classifier_trainer as loop
 from edge_forge.train import lora as adapters
+from edge_forge.train import methods
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
 from edge_forge.train.classifier_job import Job
@@ -77,20 +78,23 @@ def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
 
 def _steps(going: _Run) -> TrainRecord:
     job, settings = going.job, going.job.settings
-    lora = settings.method == "lora"
+    method = methods.method(settings.method)
     with going.phase("open"):
         encoder = open_encoder(job.base_dir, settings.dropout)
         going.total_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
-    first_layer = resolve_layer(wanted, encoder.layers) if lora else 0
+    first_layer = resolve_layer(wanted, encoder.layers) if method.trains_adapter else 0
+    # A merged result needs the weights of every layer, so only a run that ends in an adapter may free the lower ones.
+    cut = first_layer if method.exportable_to(methods.ADAPTER) else 0
     with going.phase("keep"):
-        data = _data(going, encoder, first_layer)
-    if first_layer:
-        cut_below(encoder, first_layer)
-    peft_model = adapters.put_on(encoder, settings, first_layer) if lora else None
+        data = _data(going, encoder, cut)
+    if cut:
+        cut_below(encoder, cut)
+    names = target_names(encoder, settings.targets, first_layer) if method.trains_adapter else ()
+    adapted = method.apply(encoder.model, names, settings, None)
     model = _model(settings, encoder, data, len(job.labels))
     with going.phase("measure"):
-        choice = speed.choose(model, peft_model, data.train, settings)
+        choice = speed.choose(model, adapted, data.train, settings)
     with going.phase("train"):
         trainer = loop.ForgeTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
         trainer.watch(going.report)
@@ -98,7 +102,7 @@ def _steps(going: _Run) -> TrainRecord:
         trainer.take_best()
     chief = bool(trainer.is_world_process_zero())
     with going.phase("save"):
-        files = _save(job, model, peft_model, encoder) if chief else []
+        files = _save(job, model, adapted) if chief else []
     data.close()
     record = _record(going, trainer, data, files)
     record = replace(record, choice=choice.as_dict(), first_layer=first_layer)
@@ -118,8 +122,6 @@ def _data(going: _Run, encoder: Encoder, first_layer: int) -> _Data:
 
 
 def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) -> SequenceClassifier:
-    if settings.method == "full":
-        thaw(encoder)
     model = SequenceClassifier(encoder.model, encoder.hidden, labels)
     model.label_smoothing, model.token_dropout = settings.label_smoothing, settings.token_dropout
     model.consistency = settings.consistency
@@ -166,15 +168,16 @@ def _record(going: _Run, trainer: loop.ForgeTrainer, data: _Data, files: list[st
     )
 
 
-def _save(job: Job, model: SequenceClassifier, peft_model: Any | None, encoder: Encoder) -> list[str]:
+def _save(job: Job, model: SequenceClassifier, adapted: Any) -> list[str]:
     """Write the result of a run into its folder; returns the files' names relative to it."""
     head = {"head.weight": model.head.weight.detach().t().contiguous(), "head.bias": model.head.bias.detach().clone()}
     head = {name: value.cpu().float() for name, value in head.items()}
-    if peft_model is None:
-        _save_full(job, encoder)
-        save_file(head, job.out_dir / "head.safetensors")
+    method = methods.method(job.settings.method)
+    if method.exportable_to(methods.ADAPTER):
+        _save_lora(job, model, adapted, head)
     else:
-        _save_lora(job, model, peft_model, head)
+        _save_full(job, method.merge(adapted))
+        save_file(head, job.out_dir / "head.safetensors")
     return sorted(str(path.relative_to(job.out_dir)) for path in job.out_dir.rglob("*") if _kept(path, job.out_dir))
 
 
@@ -200,9 +203,9 @@ def _save_lora(job: Job, model: SequenceClassifier, peft_model: Any, head: dict[
     save_file(head, job.out_dir / "peft" / "head.safetensors")
 
 
-def _save_full(job: Job, encoder: Encoder) -> None:
+def _save_full(job: Job, merged: Any) -> None:
     """model.safetensors with the names of Hugging Face, beside the base's config and tokenizer."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in merged.state_dict().items()}
     save_file(tensors, job.out_dir / "model.safetensors", metadata={"format": "pt"})
     for name in _COPIED:
         if (job.base_dir / name).is_file():

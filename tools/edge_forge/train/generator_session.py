@@ -26,7 +26,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import Codec, Packed, pack
-from edge_forge.models.causal_lm import open_model, put_on
+from edge_forge.models.causal_lm import open_model, target_names
+from edge_forge.train import methods
 from edge_forge.train.generator_job import Job
 from edge_forge.train.generator_settings import GenerateSettings
 from edge_forge.train.record import TrainRecord, peak_bytes
@@ -65,8 +66,9 @@ def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
         model = open_model(job.base_dir)
         total = sum(parameter.numel() for parameter in model.parameters())
         _check_length(model, job.settings.max_tokens)
-        if job.settings.method == "lora":
-            model = put_on(model, job.settings)
+        method = methods.method(job.settings.method)
+        names = target_names(model, job.settings.targets) if method.trains_adapter else ()
+        model = method.apply(model, names, job.settings, "CAUSAL_LM")
     with going.phase("pack"):
         packed = _pack(job)
     with going.phase("measure"):
@@ -104,12 +106,13 @@ def _pack(job: Job) -> tuple[Packed, Packed]:
 
 
 def _save(job: Job, model: Any) -> None:
-    if job.settings.method == "lora":
+    method = methods.method(job.settings.method)
+    if method.exportable_to(methods.ADAPTER):
         model.peft_config["default"].base_model_name_or_path = None
         model.save_pretrained(str(job.out_dir / "peft"))
         (job.out_dir / "peft" / "README.md").unlink(missing_ok=True)
         return
-    model.save_pretrained(str(job.out_dir / "model"))
+    method.merge(model).save_pretrained(str(job.out_dir / "model"))
     for name in _COPIED:
         if (job.base_dir / name).is_file():
             shutil.copyfile(job.base_dir / name, job.out_dir / "model" / name)

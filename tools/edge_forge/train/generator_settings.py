@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from edge_agent.base.errors import ConfigError
-from edge_forge.train.settings import METHODS, replaced
+from edge_forge.train import methods
+from edge_forge.train.methods import FULL, LORA
+from edge_forge.train.settings import replaced
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class GenerateSettings:
     """One training run. Keys that encoders have too mean the same (`training.settings.TrainSettings`)."""
 
     # "lora": adapters are trained; "full": every weight is.
-    method: str = "lora"
+    method: str = LORA.name
     # The preset these values started from; kept for the record.
     preset: str = "best"
     # Peak step size of AdamW; LoRA wants about ten times that of "full".
@@ -56,15 +57,14 @@ class GenerateSettings:
 # rank 16 on all linears and 2e-4: what QLoRA (Dettmers et al. 2023, table 9) found to match full tuning.
 _LORA = GenerateSettings()
 PRESETS: Mapping[str, GenerateSettings] = {
-    "lora": _LORA,
-    "full": replace(_LORA, method="full", learning_rate=2e-5),
+    LORA.name: _LORA,
+    FULL.name: replace(_LORA, method=FULL.name, learning_rate=2e-5),
     # From random weights: as small Llamas are trained, the step size falling with width.
-    "new": replace(_LORA, method="full", learning_rate=2e-3, weight_decay=0.1, batch_size=16, rows_at_once=16),
+    "new": replace(_LORA, method=FULL.name, learning_rate=2e-3, weight_decay=0.1, batch_size=16, rows_at_once=16),
 }
 
 
-def settings(method: str, fresh: bool, values: Mapping[str, object], where: str) -> GenerateSettings:
-    """The settings of a method (of random weights: `fresh`), with `values` over them. Raises ConfigError."""
-    if method not in METHODS:
-        raise ConfigError(f"method = {method!r} is not known", where, f"use one of {', '.join(METHODS)}")
-    return replaced(PRESETS["new" if fresh else method], {**values, "method": method}, where)
+def settings(method: str, new_model: bool, values: Mapping[str, object], where: str) -> GenerateSettings:
+    """The settings of a method (`new_model`: of random weights), with `values` over them. Raises ConfigError."""
+    known = methods.method(method, where)
+    return replaced(PRESETS["new" if new_model else known.presets], {**values, "method": known.name}, where)

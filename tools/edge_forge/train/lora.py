@@ -1,4 +1,4 @@
-"""LoRA on an encoder: put on by peft, computed without copies, written in the device's form.
+"""LoRA: applied by peft, computed without copies, and the form of an encoder's adapter on devices.
 
 The device form (adapter.safetensors): for every adapted module `A` [d_in, r] and `B` [r, d_out] with the scale folded
 into B, so that y += (x @ A) @ B; `head.weight` [hidden, labels] and `head.bias` [labels]; string metadata.
@@ -7,17 +7,19 @@ into B, so that y += (x @ A) @ B; `head.weight` [hidden, labels] and `head.bias`
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.models.encoder import Encoder, target_names
-from edge_forge.train.settings import TrainSettings
+from edge_forge.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from edge_forge.train.methods import AdapterSettings
 
 ADAPTER_FORMAT = "edge-adapter/1"
 _NAME = "default"
@@ -68,21 +70,21 @@ def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return y
 
 
-def put_on(encoder: Encoder, settings: TrainSettings, first_layer: int) -> Any:
-    """Adapt the encoder in place by peft; returns the PeftModel. All but the adapters is frozen."""
+def apply_lora(model: Any, names: Sequence[str], settings: AdapterSettings, task_type: str | None = None) -> Any:
+    """Adapt the modules `names` of `model` in place by peft; returns the PeftModel. All but the adapters is frozen."""
     from peft import LoraConfig, get_peft_model
 
-    names = target_names(encoder, settings.targets, first_layer)
     alpha: Any = settings.alpha  # peft writes int, and divides
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=names,
+        target_modules=list(names),
         use_rslora=settings.use_rslora,
         bias="none",
+        task_type=task_type,
     )
-    return get_peft_model(encoder.model, config)
+    return get_peft_model(model, config)
 
 
 def compute_in_place(peft_model: Any) -> int:

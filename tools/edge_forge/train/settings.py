@@ -16,13 +16,14 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.train import methods
+from edge_forge.train.methods import FULL, LORA, METHODS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 S = TypeVar("S", bound="DataclassInstance")
 
-METHODS = ("lora", "full")
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "sgd")
@@ -34,7 +35,7 @@ class TrainSettings:
     """One training run. The defaults of a run come from `presets.settings`, which starts from a named preset."""
 
     # "lora": adapters and head are trained; "full": every weight is.
-    method: str = "lora"
+    method: str = LORA.name
     # The preset these values started from; kept for the record.
     preset: str = "best"
     # Peak step size of the optimiser (AdamW: per step, unitless); LoRA wants about ten times that of "full".
@@ -97,7 +98,7 @@ class TrainSettings:
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "method": METHODS,
+    "method": tuple(METHODS),
     "precision": PRECISIONS,
     "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
@@ -203,22 +204,22 @@ _PLAIN = TrainSettings(schedule="linear", warmup_fraction=0.0)
 
 # Measured on the shipped tasks: docs/decisions/0010 holds the runs.
 _BEST = TrainSettings(preset="best", epochs=8, token_dropout=0.1, average_decay=0.98, early_stopping_patience=3)
-_BEST_LORA = replace(_BEST, method="lora", learning_rate=1e-3, head_learning_rate_ratio=5.0, frozen_share=0.34)
-_BEST_FULL = replace(_BEST, method="full", learning_rate=1e-4, head_learning_rate_ratio=10.0)
+_BEST_LORA = replace(_BEST, method=LORA.name, learning_rate=1e-3, head_learning_rate_ratio=5.0, frozen_share=0.34)
+_BEST_FULL = replace(_BEST, method=FULL.name, learning_rate=1e-4, head_learning_rate_ratio=10.0)
 
 PRESETS: Mapping[tuple[str, str], TrainSettings] = {
-    ("best", "lora"): _BEST_LORA,
-    ("best", "full"): _BEST_FULL,
+    ("best", LORA.name): _BEST_LORA,
+    ("best", FULL.name): _BEST_FULL,
     # A: rank 8-16 (16 and more against intruder dimensions), lr 3e-5..1e-4, batch 64-128, 3-4 epochs.
-    ("A", "lora"): replace(
-        _PLAIN, method="lora", preset="A", rank=16, alpha=32.0, learning_rate=1e-4, batch_size=64, epochs=4
+    ("A", LORA.name): replace(
+        _PLAIN, method=LORA.name, preset="A", rank=16, alpha=32.0, learning_rate=1e-4, batch_size=64, epochs=4
     ),
     # A: all parameters, AdamW or SGD, lr 5e-6..5e-5, batch 32-64, 3-5 epochs.
-    ("A", "full"): replace(_PLAIN, method="full", preset="A", learning_rate=5e-5, batch_size=32, epochs=5),
+    ("A", FULL.name): replace(_PLAIN, method=FULL.name, preset="A", learning_rate=5e-5, batch_size=32, epochs=5),
     # B: rank 8, AdamW, lr 2e-5, batch 16, early stopping on validation; no number of epochs is given.
-    ("B", "lora"): replace(
+    ("B", LORA.name): replace(
         _PLAIN,
-        method="lora",
+        method=LORA.name,
         preset="B",
         rank=8,
         alpha=16.0,
@@ -228,15 +229,15 @@ PRESETS: Mapping[tuple[str, str], TrainSettings] = {
         epochs=10,
         early_stopping_patience=2,
     ),
-    ("B", "full"): replace(
-        _PLAIN, method="full", preset="B", learning_rate=2e-5, batch_size=16, epochs=10, early_stopping_patience=2
+    ("B", FULL.name): replace(
+        _PLAIN, method=FULL.name, preset="B", learning_rate=2e-5, batch_size=16, epochs=10, early_stopping_patience=2
     ),
 }
 NAMES = tuple(sorted({name for name, _ in PRESETS}))
 
 
 def settings(
-    method: str = "lora", preset: str = "best", values: Mapping[str, object] | None = None, where: str = "train"
+    method: str = LORA.name, preset: str = "best", values: Mapping[str, object] | None = None, where: str = "train"
 ) -> TrainSettings:
     """The settings of `preset` for `method`, with the keys of `values` (a recipe's [train] table) set over them.
 
@@ -245,8 +246,7 @@ def settings(
     given = dict(values or {})
     method = str(given.pop("method", method))
     preset = str(given.pop("preset", preset))
-    if method not in METHODS:
-        raise ConfigError(f"method = {method!r} is not known", where, f"use one of {', '.join(METHODS)}")
+    known = methods.method(method, where)
     if preset not in NAMES:
         raise ConfigError(f"preset = {preset!r} is not known", where, f"use one of {', '.join(NAMES)}")
-    return replaced(PRESETS[preset, method], given, where)
+    return replaced(replace(PRESETS[preset, known.presets], method=known.name), given, where)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from edge_forge.models.sequence_classifier import SequenceClassifier
 from edge_forge.train.batches import RowDataset, collate, split
 from edge_forge.train.classifier_trainer import StepPlan
-from edge_forge.train.lora import compute_in_place, compute_plainly
+from edge_forge.train.methods import method
 from edge_forge.train.settings import TrainSettings
 
 _REPEATS = 2
@@ -54,13 +56,15 @@ class Choice:
         return asdict(self)
 
 
-def choose(model: SequenceClassifier, peft_model: Any, data: RowDataset, settings: TrainSettings) -> Choice:
+def choose(model: SequenceClassifier, adapted: Any, data: RowDataset, settings: TrainSettings) -> Choice:
     """Measure precision, threads and tokens at once, one after another, on a long batch, unless the settings fix them.
 
     The model's weights are left as they were; its adapted linears compute in the way that fits the precision.
     """
     world = max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    bench = _Bench(model, peft_model, data, max(1, settings.batch_size // world))
+    bench = _Bench(
+        model, partial(method(settings.method).choose_forward, adapted), data, max(1, settings.batch_size // world)
+    )
     precision = settings.precision if settings.precision != "auto" else _best_precision(bench)
     threads = settings.threads or _best_threads(bench, precision, world)
     torch.set_num_threads(threads)
@@ -121,9 +125,11 @@ def _best_tokens(bench: _Bench, precision: str) -> int:
 class _Bench:
     """Times forward and backward of one long batch of `rows` rows, split by tokens."""
 
-    def __init__(self, model: SequenceClassifier, peft_model: Any, data: RowDataset, rows: int) -> None:
+    def __init__(
+        self, model: SequenceClassifier, compute_for: Callable[[str], None], data: RowDataset, rows: int
+    ) -> None:
         self.model = model
-        self.peft_model = peft_model
+        self.compute_for = compute_for
         self.measured_ms: dict[str, float] = {}
         self._ends_s = time.perf_counter() + _BUDGET_S
         order = np.argsort(data.rows.lengths, kind="stable")
@@ -135,11 +141,6 @@ class _Bench:
     def spent(self) -> bool:
         """Whether the time for measuring is over."""
         return time.perf_counter() >= self._ends_s
-
-    def compute_for(self, precision: str) -> None:
-        """Let adapted linears compute in the way that fits the precision."""
-        if self.peft_model is not None:
-            (compute_in_place if precision == "fp32" else compute_plainly)(self.peft_model)
 
     def time(self, name: str, tokens: int, precision: str) -> float:
         """Least milliseconds of the batch at `tokens` at once, after one warm-up; kept under `name`.

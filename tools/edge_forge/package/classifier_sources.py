@@ -1,28 +1,21 @@
-"""From measured graphs to packages: the base's, the adapter's and the merged model's, each unsigned and deterministic.
+"""Package sources of a classifier: base, adapter and merged model, from the graphs and what was measured of them.
 
 The base's package depends on the base and the bank's settings alone, so that recipes which agree on them share it
-(docs/decisions/0023). Moments come from the caller; SOURCE_DATE_EPOCH makes a package the same on any day.
+(docs/decisions/0023).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, Kind, to_metrics
-from edge_agent.bundle.layout import open_package
-from edge_agent.bundle.statement import Now, check_time
-from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
-from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
+from edge_forge.package.release import merged_id
+from edge_forge.package.sources import AdapterSource, ModelSource, VariantSource
 from edge_forge.recipe.classifier_recipe import Recipe
-from edge_forge.recipe.schema import PackageSection
 
-_DAY_S = 86_400
 RUNTIME = "onnx"
 
 
@@ -44,33 +37,6 @@ class Graph:
     def variant(self) -> str:
         """The variant's name in a package: 'onnx/int8'."""
         return f"{RUNTIME}/{self.dtype}"
-
-
-def issued_s() -> int:
-    """Now, or the moment that SOURCE_DATE_EPOCH names."""
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-
-
-def freshness(section: PackageSection, now_s: int) -> int:
-    """A number that changes every half life of a package: part of its key, so that no build hands out an old one."""
-    return now_s // (section.expires_days * _DAY_S // 2)
-
-
-def release(section: PackageSection, product: str, counter: int, now_s: int) -> ReleaseSource:
-    """The statement's fields for one product."""
-    return ReleaseSource(
-        product=product,
-        counter=counter,
-        issued_at=_moment(now_s),
-        expires=_moment(now_s + section.expires_days * _DAY_S),
-        channel=section.channel,
-        min_agent=section.min_agent,
-        hardware=section.hardware,
-    )
-
-
-def _moment(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def task_of(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
@@ -153,12 +119,6 @@ def merged_model(
     )
 
 
-def merged_id(merged_from: Mapping[str, str]) -> str:
-    """The base_id of folded weights: a digest of what was folded, the same for classifiers and generators."""
-    text = "edge-merged/1\n" + "".join(f"{key}={value}\n" for key, value in sorted(merged_from.items()))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
 def merged_name(recipe: Recipe) -> str:
     """The merged model's name on the device."""
     return f"{recipe.name}-merged"
@@ -195,16 +155,3 @@ def adapter(
 def _docs(files: Mapping[str, Path]) -> dict[str, Path]:
     """The card travels as README.md, the name that registries show."""
     return {"README.md": files["card"]} if "card" in files else {}
-
-
-def verify(package: Path, root_file: Path) -> dict[str, Any]:
-    """Check a signed package as a device would, weights included. Raises PackageError, SignatureError."""
-    trust = load_trust(root_file)
-    with open_package(package) as opened:
-        verified = read_release(opened, trust, allow_unsigned=False)
-        check_time(verified.release, Now(time.time(), trusted=True))
-        contents = read_package(opened, verified.release)
-        absent = check_weights(opened, contents)
-    release = verified.release
-    return {"product": release.product, "counter": release.counter, "signers": sorted(verified.signers),
-            "expires": release.expires, "left_to_the_device": [one.digest for one in absent]}  # fmt: skip

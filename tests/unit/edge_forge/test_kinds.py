@@ -1,0 +1,51 @@
+"""Kinds of recipes: which one a document is of, and that each names its parts and keys its steps by their code."""
+
+import pytest
+
+from edge_forge.kinds import registry
+from edge_forge.plan import classifier_training, generator_training
+from edge_forge.plan.code_version import _closure, code_version
+from edge_forge.recipe.scaffold import _TEMPLATES
+
+CODES = {"classify": classifier_training.CODE, "generate": generator_training.CODE}
+
+
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [
+        ({"task": {"kind": "generate"}}, "generate"),
+        ({"task": {"kind": "classify"}}, "classify"),
+        ({"task": {}}, "classify"),
+        ({}, "classify"),
+        ({"task": {"kind": "dream"}}, "classify"),
+        ({"task": {"kind": 3}}, "classify"),
+        ({"task": "generate"}, "classify"),
+    ],
+)
+def test_the_kind_of_a_document_is_that_of_its_task(document, name):
+    assert registry.kind_of(document).name == name
+
+
+@pytest.mark.parametrize("name", registry.KINDS)
+def test_a_kind_has_its_name_its_templates_and_a_step_table(name):
+    kind = registry.kind(name)
+    assert kind.name == name and name in CODES
+    assert (_TEMPLATES / kind.recipe.template).is_file() and (_TEMPLATES / kind.recipe.sample).is_file()
+    assert {"base", "package", "task", "data", "method", "train"} <= set(kind.recipe.schema.sections)
+
+
+@pytest.mark.parametrize("name", registry.KINDS)
+def test_every_step_is_keyed_by_modules_that_exist_and_not_by_the_whole_plan(name):
+    for step, (modules, distributions) in CODES[name].items():
+        assert len(code_version(modules, distributions)) == 16
+        reached = _closure(modules)
+        if step != "package":
+            assert not {one for one in reached if one.startswith(("edge_forge.plan", "edge_forge.kinds"))}, step
+
+
+def test_training_is_keyed_by_what_runs_in_the_worker_process():
+    for code, step, session in (
+        (CODES["classify"], "train", "edge_forge.train.classifier_session"),
+        (CODES["generate"], "generate-train", "edge_forge.train.generator_session"),
+    ):
+        assert {session, "edge_forge.train.methods", "edge_forge.train.lora"} <= _closure(code[step][0])

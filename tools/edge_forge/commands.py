@@ -1,0 +1,204 @@
+"""What the commands do with a recipe's plan: open the recipe, run its steps, print and write the results.
+
+Everything that differs between kinds of recipes is asked of the recipe's `Kind` (`edge_forge.kinds`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge_agent.base.errors import UsageError
+from edge_forge.kinds import registry
+from edge_forge.kinds.api import Figures, Kind, RecipePlan
+from edge_forge.plan.cache import Cache, write_json
+from edge_forge.progress import Progress, size
+from edge_forge.recipe import schema
+from edge_forge.report import blocks
+from edge_forge.train.methods import METHODS
+from edge_forge.train.settings import NAMES
+
+
+class Opened(NamedTuple):
+    """A recipe's kind and its plan."""
+
+    kind: Kind
+    plan: RecipePlan
+
+
+def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Opened:
+    """The plan of the recipe that the arguments name, by the kind of its task. Raises ConfigError."""
+    place: Path = path or arguments.recipe
+    file = place / "recipe.toml" if place.is_dir() else place
+    document = schema.read(file)
+    kind = registry.kind_of(document)
+    recipe = kind.recipe.parse(document, str(file), os.environ)
+    progress = Progress(quiet=arguments.quiet)
+    cache = Cache(arguments.build or project_root(file) / "build", progress)
+    return Opened(kind, kind.plan(recipe, file.resolve().parent, cache, progress))
+
+
+def project_root(recipe_file: Path) -> Path:
+    """The nearest folder above a recipe with a pyproject.toml or .git, else the recipe's own folder."""
+    folder = recipe_file.resolve().parent
+    for candidate in (folder, *folder.parents):
+        if (candidate / "pyproject.toml").is_file() or (candidate / ".git").exists():
+            return candidate
+    return folder
+
+
+def step(arguments: argparse.Namespace) -> int:
+    """`edge-forge train | evaluate | export | quantize | package`: run the plan up to one step."""
+    plan = open_plan(arguments).plan
+    with plan.steps.cache.locked():
+        result = plan.result(arguments.verb)
+    if arguments.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        print_table(("what", "value"), [[key, str(value)] for key, value in result.items()])
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """`edge-forge build`: all steps of a recipe, and its report."""
+    kind, plan = open_plan(arguments)
+    cache = plan.steps.cache
+    with cache.locked():
+        figures = make(plan)
+        written = _write_report(cache, plan.recipe.name, figures, kind.report.report(figures))
+        cache.collect(time.time())
+    packages = [cache.root / "packages" / one["file"] for one in figures["packages"]]
+    result = {
+        "packages": [str(path) for path in packages],
+        "trust_root": str(plan.signer.keys.root_file),
+        "report": [str(path) for path in written],
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+        return 0
+    print_table(
+        ("package", "what", "size"),
+        [[str(path), one["what"], size(one["size_bytes"])]
+         for path, one in zip(packages, figures["packages"], strict=True)],
+    )  # fmt: skip
+    print(f"trust root  {plan.signer.keys.root_file}\nreport      {written[1]}")
+    for line in kind.report.score_lines(figures):
+        print(line)
+    print(
+        "install     edge-agent install PACKAGE, on the device or with --config (the base's first, then the adapter's)"
+    )
+    return 0
+
+
+def make(plan: RecipePlan, ship: bool = True) -> dict[str, Any]:
+    """Run every step (without `ship`: up to the measured variants); returns the figures."""
+    plan.prepare()
+    if ship:
+        plan.signer.keys  # noqa: B018 - a missing key is said before anything long begins
+    return plan.figures(ship)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """`edge-forge compare`: build every recipe in every wanted way, then print, write and draw them side by side."""
+    opened = [
+        with_method(one, wanted)
+        for one in _of_one_kind([open_plan(arguments, path) for path in arguments.recipe])
+        for wanted in (methods(arguments.methods) if arguments.methods else [""])
+    ]
+    if len(opened) < 2:
+        raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
+    parts, cache = opened[0].kind.report, opened[0].plan.steps.cache
+    runs: dict[str, Figures] = {}
+    names = unique([title(plan.recipe) for _, plan in opened])
+    with cache.locked():
+        for (_, plan), name in zip(opened, names, strict=True):
+            plan.steps.progress.say(f"== {name} ==")
+            runs[name] = make(plan, ship=False)
+        stem = "compare-" + "-".join(dict.fromkeys(plan.recipe.name for _, plan in opened))
+        written = _write_report(cache, stem, runs, parts.comparison(runs))
+    if arguments.json:
+        print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
+    else:
+        for table in parts.comparison_tables(runs):
+            print_table(table.columns, table.rows)
+            print()
+        print(f"report: {written[1]}")
+    return 0
+
+
+def _write_report(
+    cache: Cache, stem: str, figures: Mapping[str, Any], content: Sequence[blocks.Block]
+) -> tuple[Path, Path]:
+    """Write the figures as JSON, and the report; returns the report's files (Markdown, HTML)."""
+    folder = cache.root / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{stem}.json", figures)
+    return blocks.write(folder, stem, content)
+
+
+def _of_one_kind(opened: Sequence[Opened]) -> Sequence[Opened]:
+    """The same plans. Raises UsageError where they are of different kinds."""
+    by_kind: dict[str, list[str]] = {}
+    for kind, plan in opened:
+        by_kind.setdefault(kind.name, []).append(plan.recipe.name)
+    if len(by_kind) > 1:
+        said = [f"{', '.join(names)} {kind}" for kind, names in sorted(by_kind.items(), reverse=True)]
+        raise UsageError(
+            f"{' and '.join(said)}: they have no score in common", "compare", "compare recipes of one kind"
+        )
+    return opened
+
+
+def methods(text: str) -> list[str]:
+    """The argument of --methods: METHOD or METHOD:PRESET, separated by commas. Raises UsageError."""
+    wanted = [one.strip() for one in text.split(",")]
+    for one in wanted:
+        name, _, preset = one.partition(":")
+        if name not in METHODS or (preset and preset not in NAMES):
+            raise UsageError(
+                f"{one!r} is no method", "--methods",
+                f"use {', '.join(METHODS)}, each also with a preset ({', '.join(NAMES)}) as in lora:B",
+            )  # fmt: skip
+    return wanted
+
+
+def with_method(opened: Opened, wanted: str) -> Opened:
+    """The plan with another method or preset; '' leaves the recipe as it is. Raises UsageError, ConfigError.
+
+    Which of the recipe's values stay is the kind's to say (`RecipeParts.with_method`).
+    """
+    kind, plan = opened
+    recipe: Any = plan.recipe
+    name, _, preset = wanted.partition(":")
+    if not wanted or (name == recipe.training.method and not preset):
+        return opened
+    changed = kind.recipe.with_method(recipe, name, preset)
+    steps = plan.steps
+    return Opened(kind, kind.plan(changed, steps.recipe_dir, steps.cache, steps.progress))
+
+
+def title(recipe: Any) -> str:
+    """How a run is named beside others: recipe, method, and the preset unless it is the usual one."""
+    training = recipe.training
+    return f"{recipe.name} {training.method}{'' if training.preset == 'best' else ':' + training.preset}"
+
+
+def unique(names: Sequence[str]) -> Iterator[str]:
+    """The names, a number added where one comes again."""
+    seen: dict[str, int] = {}
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name} ({seen[name]})"
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on standard output; columns of numbers stand to the right."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    place = [str.rjust if right else str.ljust for right in blocks.numeric(blocks.Table(columns, rows))]
+    for row in (columns, *rows):
+        print("  ".join(put(cell, width) for put, cell, width in zip(place, row, widths, strict=True)).rstrip())

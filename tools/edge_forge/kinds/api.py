@@ -1,0 +1,81 @@
+"""What a kind of recipe is made of: its recipe, its plan, its reports. Commands work on these alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge_forge.plan.cache import Cache
+from edge_forge.plan.signing import PackageSigner
+from edge_forge.plan.step_runner import StepRunner
+from edge_forge.progress import Progress
+from edge_forge.recipe.schema import CommonRecipe, RecipeSchema
+from edge_forge.report.blocks import Block, Table
+
+Figures = Mapping[str, Any]
+"""What a build measured, as JSON values."""
+
+
+class RecipePlan(Protocol):
+    """The steps of one recipe in one build folder, composed of training, exports and packages of its kind."""
+
+    @property
+    def recipe(self) -> CommonRecipe:
+        """The recipe."""
+
+    @property
+    def steps(self) -> StepRunner:
+        """What runs the steps, with the build folder and the progress lines."""
+
+    @property
+    def signer(self) -> PackageSigner:
+        """What signs the packages."""
+
+    def prepare(self) -> None:
+        """Raise what is missing or wrong before anything long begins."""
+
+    def figures(self, ship: bool) -> dict[str, Any]:
+        """Run every step (without `ship`: up to the measured variants) and gather what was measured."""
+
+    def result(self, verb: str) -> Mapping[str, Any]:
+        """Run the plan up to the step of a verb, and what the verb prints."""
+
+
+@dataclass(frozen=True)
+class RecipeParts:
+    """How a recipe of a kind is read and changed."""
+
+    schema: RecipeSchema
+    parse: Callable[[Mapping[str, Any], str, Mapping[str, str]], Any]
+    """(parsed TOML, where it stands, environment) -> the recipe. Raises ConfigError."""
+    with_method: Callable[[Any, str, str], Any]
+    """(recipe, method, preset or '') -> the recipe by that method. Raises ConfigError, UsageError."""
+    template: str
+    """The file of `recipe/templates` that `edge-forge init` fills."""
+    sample: str
+    """The file of `recipe/templates` with a few rows that build."""
+    defaults: Any
+    """The settings that the template shows."""
+
+
+@dataclass(frozen=True)
+class ReportParts:
+    """What is shown of a build, and of several beside each other."""
+
+    report: Callable[[Figures], list[Block]]
+    score_lines: Callable[[Figures], list[str]]
+    comparison: Callable[[Mapping[str, Figures]], list[Block]]
+    comparison_tables: Callable[[Mapping[str, Figures]], Sequence[Table]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of recipe. `name` is the value of `task.kind`, and the verb that says what its models do."""
+
+    name: str
+    recipe: RecipeParts
+    plan: Callable[[Any, Path, Cache, Progress], RecipePlan]
+    """(recipe, its folder, build folder, progress) -> its plan, which names the loader, trainer and exports."""
+    report: ReportParts

@@ -1,0 +1,28 @@
+"""Generators: causal language models that answer in text, exported as GGUF files."""
+
+from __future__ import annotations
+
+from edge_forge.kinds.api import Kind, RecipeParts, ReportParts
+from edge_forge.plan.generator_plan import GeneratorPlan
+from edge_forge.recipe import generator_recipe
+from edge_forge.report import generator_comparison, generator_report
+from edge_forge.train.generator_settings import GenerateSettings
+
+KIND = Kind(
+    "generate",
+    RecipeParts(
+        generator_recipe.SCHEMA,
+        generator_recipe.parse,
+        generator_recipe.with_method,
+        template="generate.toml",
+        sample="train.jsonl",
+        defaults=GenerateSettings(),
+    ),
+    GeneratorPlan,
+    ReportParts(
+        generator_report.report,
+        generator_report.score_lines,
+        generator_comparison.comparison,
+        generator_comparison.comparison_tables,
+    ),
+)

@@ -1,0 +1,31 @@
+"""The kinds of recipes by name. A kind is imported when it is asked for, so that the command line starts fast."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_forge.kinds.api import Kind
+
+DEFAULT = "classify"
+KINDS: Mapping[str, str] = {
+    DEFAULT: "edge_forge.kinds.classifier",
+    "generate": "edge_forge.kinds.generator",
+}
+"""By the value of `task.kind`: the module whose `KIND` it is."""
+
+
+def kind(name: str) -> Kind:
+    """The kind of that name."""
+    found: Kind = importlib.import_module(KINDS[name]).KIND
+    return found
+
+
+def kind_of(document: Mapping[str, Any]) -> Kind:
+    """The kind of a recipe's parsed TOML; the default one where it names none or one that is not known, which the
+    default's schema then refuses by name."""
+    task = document.get("task")
+    name = task.get("kind", DEFAULT) if isinstance(task, dict) else DEFAULT
+    return kind(name if isinstance(name, str) and name in KINDS else DEFAULT)

@@ -1,0 +1,143 @@
+"""The plan of a classifier's recipe: its parts in order, its figures, and what each command prints of it.
+
+data ─┬─▶ train ─▶ evaluate ─┐
+base ─┴─▶ export ─▶ quantize ─▶ measure ─▶ gates ─▶ package ─▶ sign ─▶ verify ─▶ report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_forge.evaluate.classifier_metrics import ECE_BINS
+from edge_forge.plan.cache import Cache
+from edge_forge.plan.classifier_packages import ClassifierPackages
+from edge_forge.plan.classifier_training import CODE, ClassifierTraining
+from edge_forge.plan.onnx_exports import OnnxExports, rows_of
+from edge_forge.plan.signing import PACKAGE, PackageSigner
+from edge_forge.plan.step_runner import StepRunner
+from edge_forge.progress import Progress, size
+from edge_forge.recipe.classifier_recipe import Recipe
+
+
+class ClassifierPlan:
+    """One classifier's recipe in one build folder."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+        self.recipe = recipe
+        self.steps = StepRunner(recipe_dir, cache, progress, CODE)
+        self.signer = PackageSigner(recipe, self.steps)
+        self.training = ClassifierTraining(recipe, self.steps)
+        self.exports = OnnxExports(self.training)
+        self.packages = ClassifierPackages(self.exports, self.signer)
+
+    def prepare(self) -> None:
+        """Raise what is wrong with the data or the base before anything long begins."""
+        self.training.data_step  # noqa: B018
+        self.training.base  # noqa: B018
+
+    def figures(self, ship: bool) -> dict[str, Any]:
+        """Run what is left of the plan and gather its figures; see `report.classifier_report` for the keys.
+
+        Without `ship` nothing is packed, and only merged graphs are measured, which every method has.
+        """
+        recipe, training = self.recipe, self.training
+        base = training.base
+        split, rows = training.data.measured
+        scores = dict(training.evaluated.facts)
+        logits, gold = training.evaluated.path(f"{split}.npy"), [row.label for row in rows]
+        return {
+            **(self._shipped() if ship else {"variants": list(rows_of(self.exports.merged_graphs))}),
+            "recipe": {"name": recipe.name, "description": recipe.description},
+            "data": {"statistics": dict(training.data.statistics), "warnings": list(training.data.warnings)},
+            "base": {
+                "name": recipe.base.name,
+                "source": base.source,
+                "base_id": base.base_id,
+                "size_bytes": base.size_bytes,
+            },
+            "train": dict(training.trained.facts),
+            "split": split,
+            "scores": scores,
+            "calibration": calibration(logits, gold, training.data.labels),
+            "steps": self.steps.timings(),
+        }
+
+    def _shipped(self) -> dict[str, Any]:
+        """Variants, verdicts and packages."""
+        gates, passed = self.exports.judged
+        variants = [*self.exports.banked_graphs, *self.exports.merged_graphs]
+        choice = self.exports.int8_choice
+        names = {"int8-", choice["name"] if choice else "int8-"}
+        lost = [
+            [graph.form, graph.dtype]
+            for graph in variants
+            if graph not in passed and (graph.dtype != "int8" or f"int8-{graph.how}" in names)
+        ]
+        return {
+            "variants": list(rows_of(variants)),
+            "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
+            "int8_choice": choice["reason"] if choice else None,
+            "left_out": lost,
+            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed)],
+        }
+
+    def result(self, verb: str) -> Mapping[str, Any]:
+        """Run the plan up to the step of a verb, and what the verb prints."""
+        results = {
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "export": self._export,
+            "quantize": self._quantize,
+            "package": self._package,
+        }
+        return results[verb]()
+
+    def _train(self) -> Mapping[str, Any]:
+        trained = self.training.trained
+        facts = {key: trained.facts[key] for key in ("method", "wall_s", "peak_bytes")}
+        return {"folder": str(trained.path("run")), **facts}
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        split, _ = self.training.data.measured
+        found = self.training.evaluated.facts[split]
+        return {"split": split, **{key: found[key] for key in ("rows", "accuracy", "macro_f1", "mcc", "ece")}}
+
+    def _export(self) -> Mapping[str, Any]:
+        found = {}
+        if self.exports.has_banked:
+            found["banked"] = str(self.exports.base_export.path("model.onnx"))
+        if self.recipe.export.merged:
+            found["merged"] = str(self.exports.merged_export.path("model.onnx"))
+        return found
+
+    def _quantize(self) -> Mapping[str, Any]:
+        graphs = (*self.exports.banked_graphs, *self.exports.merged_graphs)
+        return {
+            f"{one['form']} {one['dtype']} {one['how']}".strip(): (
+                f"{one['accuracy']:.4f}, {size(one['size_bytes'])}, {one['latency_ms']:.1f} ms"
+            )
+            for one in rows_of(graphs)
+        }
+
+    def _package(self) -> Mapping[str, Any]:
+        return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
+
+
+def calibration(logits_file: Path, gold: list[str], labels: tuple[str, ...]) -> list[list[float]]:
+    """Bins [mean confidence, accuracy, rows] of equal width over the top probability, as `metrics` bins the ECE."""
+    import numpy
+
+    logits = numpy.load(logits_file).astype(numpy.float64)
+    powers = numpy.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    confidence = shares.max(axis=1)
+    right = shares.argmax(axis=1) == numpy.asarray([labels.index(label) for label in gold])
+    place = numpy.clip(numpy.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    bins = []
+    for number in range(ECE_BINS):
+        inside = place == number
+        rows = int(inside.sum())
+        bins.append([float(confidence[inside].mean()), float(right[inside].mean()), rows] if rows else [0.0, 0.0, 0])
+    return bins

@@ -1,0 +1,127 @@
+"""The plan of a generator's recipe: its parts in order, its figures, and what each command prints of it.
+
+data ─┬─▶ train ─▶ evaluate (PyTorch, base and tuned)
+base ─┴─▶ gguf (F16, proven by logits) ─▶ quantize ─▶ measure (llama.cpp) ─▶ gates ─▶ package ─▶ sign ─▶ report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
+from edge_forge.plan.cache import Cache
+from edge_forge.plan.generator_packages import GeneratorPackages
+from edge_forge.plan.generator_training import CODE, GeneratorTraining
+from edge_forge.plan.gguf_exports import GgufExports, rows_of
+from edge_forge.plan.signing import PACKAGE, PackageSigner
+from edge_forge.plan.step_runner import StepRunner
+from edge_forge.progress import Progress, size
+from edge_forge.recipe.generator_recipe import GenerateRecipe
+
+
+class GeneratorPlan:
+    """One generator's recipe in one build folder."""
+
+    def __init__(self, recipe: GenerateRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+        self.recipe = recipe
+        self.steps = StepRunner(recipe_dir, cache, progress, CODE)
+        self.signer = PackageSigner(recipe, self.steps)
+        self.training = GeneratorTraining(recipe, self.steps)
+        self.exports = GgufExports(self.training)
+        self.packages = GeneratorPackages(self.exports, self.signer)
+
+    def prepare(self) -> None:
+        """Raise what is missing here, or wrong with the data or the base, before anything long begins."""
+        self.training.check_tools()
+        self.training.data_step  # noqa: B018
+        self.training.base  # noqa: B018
+
+    def figures(self, ship: bool) -> dict[str, Any]:
+        """Run what is left of the plan and gather its figures; see `report.generator_report` for the keys.
+
+        Without `ship` nothing is judged or packed, and what was made is timed.
+        """
+        recipe, training, exports = self.recipe, self.training, self.exports
+        base = training.base
+        return {
+            **(self._shipped() if ship else {"files": list(rows_of(exports.compared))}),
+            "kind": "generate",
+            "recipe": {"name": recipe.name, "description": recipe.description},
+            "data": {"statistics": dict(training.data.statistics), "warnings": list(training.data.warnings)},
+            "base": {"name": recipe.base.name, "source": base.source, "base_id": base.base_id,
+                     "size_bytes": base.size_bytes},
+            "train": dict(training.trained.facts),
+            "split": training.data.measured[0],
+            "exam": {"rows": self._rows_digest(), "tokenizer": training.tokenizer_digest},
+            "scores": dict(training.evaluated.facts),
+            "task": {"max_tokens": recipe.task.max_tokens, "sequences": recipe.gguf.sequences},
+            "adapter": dict(exports.adapter_file.facts) if exports.has_adapter else None,
+            "steps": self.steps.timings(),
+        }  # fmt: skip
+
+    def _rows_digest(self) -> str:
+        """What tells whether two plans are scored on the same rows."""
+        name = f"{self.training.data.measured[0]}.jsonl"
+        return f"{self.training.data_step.digests(name)[name]}, {len(self.training.scored_rows)}"
+
+    def _shipped(self) -> dict[str, Any]:
+        """Files, verdicts and packages."""
+        exports = self.exports
+        gates, passed = exports.judged
+        measured = (*exports.adapter_files, *exports.merged_files)
+        bare = () if self.recipe.is_new else (exports.bare,)
+        return {
+            "files": list(rows_of((*bare, *measured) if measured else exports.base_files)),
+            "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
+            "left_out": [[file.form, file.dtype] for file in measured if file not in passed],
+            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed)],
+        }
+
+    def result(self, verb: str) -> Mapping[str, Any]:
+        """Run the plan up to the step of a verb, and what the verb prints."""
+        results = {
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "export": self._export,
+            "quantize": self._quantize,
+            "package": self._package,
+        }
+        return results[verb]()
+
+    def _train(self) -> Mapping[str, Any]:
+        trained = self.training.trained
+        facts = {key: trained.facts[key] for key in ("method", "wall_s", "peak_bytes")}
+        return {"folder": str(trained.path("run")), **facts}
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = {"split": self.training.data.measured[0]}
+        for who, scores in self.training.evaluated.facts.items():
+            found |= {f"{who} perplexity": scores["perplexity"]}
+            found |= {f"{who} {key}": value for key, value in scores.get("answers", {}).items()}
+        return found
+
+    def _export(self) -> Mapping[str, Any]:
+        exports, found = self.exports, {}
+        if exports.has_adapter or self.recipe.is_new:
+            found["base"] = str(exports.base_file.path(MODEL_FILE))
+        if exports.has_adapter:
+            found["adapter"] = str(exports.adapter_file.path(ADAPTER_FILE))
+        if exports.has_merged:
+            found["merged"] = str(exports.merged_file.path(MODEL_FILE))
+        return found
+
+    def _quantize(self) -> Mapping[str, Any]:
+        files = (*self.exports.adapter_files, *self.exports.merged_files) or self.exports.base_files
+        return {
+            f"{file.form} {file.dtype}": f"{size(file.size_bytes)}, " + ", ".join(
+                f"{key} {file.figures[key]:.4g}"
+                for key in ("perplexity", "sample_perplexity", "exact_match", "bleu", "rouge_l")
+                if file.figures.get(key) is not None
+            )
+            for file in files
+        }  # fmt: skip
+
+    def _package(self) -> Mapping[str, Any]:
+        return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
