@@ -10,7 +10,7 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import NOT_LEARNED, Codec, Encoded, cut, pack, to_score
 from edge_forge.data.generator_rows import Turn, load, read
 from edge_forge.recipe.generator_recipe import DataSection
-from tests.support import tiny_generators
+from tests.support import chat_templates, tiny_generators
 
 DIALOGUE = (Turn("user", "Turn on the lamp."), Turn("assistant", '{"state": "on"}'))
 
@@ -109,39 +109,31 @@ def test_only_answers_are_learned(folder):
     assert longer.ids[: len(found.ids)] == found.ids
 
 
-def test_a_device_makes_the_same_prompt(folder):
+JSON = chat_templates.Family(
+    "{% for message in messages %}{{ message | tojson }}{{ message.content | tojson(indent=1) }}{% endfor %}", {}, ""
+)
+
+
+@pytest.mark.parametrize("family", [*chat_templates.FAMILIES.values(), JSON], ids=[*chat_templates.FAMILIES, "json"])
+def test_a_device_makes_the_same_prompt_as_training(tmp_path, family):
     from edge_agent.tasks.chat import ChatTemplate
 
+    tokens = {"eos_token": "<|im_end|>", **family.special_tokens}
+    library = tiny_generators.byte_level()
+    library.add_special_tokens(list(tokens.values()))
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**tokens, "chat_template": family.source}))
+
     class Words:
-        chat_template, special_tokens = (
-            tiny_generators.TEMPLATE,
-            {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
-        )
+        chat_template, special_tokens = family.source, tokens
 
         def control_in(self, text):
             return None
 
-    row = (Turn("system", "Be brief."), *DIALOGUE)
-    messages = [{"role": turn.role, "content": turn.text} for turn in row[:-1]]
-    assert ChatTemplate(Words()).render(messages) == Codec(folder, "auto").prompt(row)
-
-
-def test_json_in_a_template_is_the_same_on_the_device():
-    from edge_agent.tasks.chat import ChatTemplate
-    from edge_forge.data.chat_template import Template
-
-    text = "{% for message in messages %}{{ message | tojson }}{{ message.content | tojson(indent=1) }}{% endfor %}"
-
-    class Words:
-        chat_template, special_tokens = text, {"bos_token": "<s>", "eos_token": "</s>"}
-
-        def control_in(self, text):
-            return None
-
-    content = "it's <b>h\u00fcbsch</b> & 5\u00b0"
-    made = ChatTemplate(Words()).render([{"role": "user", "content": content}])
-    assert made == Template(text, {}, "here").render([("user", content)], ask=True)
-    assert content in made
+    row = (*(Turn(one["role"], one["content"]) for one in chat_templates.DIALOGUE), Turn("assistant", "No."))
+    prompt = Codec(tmp_path, "auto").prompt(row)
+    assert prompt == ChatTemplate(Words()).render(chat_templates.DIALOGUE)
+    assert prompt == family.prompt or family is JSON and "it's <b>5°</b>" in prompt
 
 
 def test_without_a_template_the_answer_follows_the_prompt(folder):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.chat_template import Template, open_template
+from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
 from edge_forge.data.generator_rows import TEXT, Row, Turn
-from edge_forge.export.gguf.vocabulary import end_tokens, special_tokens
+from edge_forge.export.gguf.vocabulary import chat_template, end_tokens, special_tokens
 
 NOT_LEARNED = -100
 """What torch's cross entropy leaves out."""
@@ -48,7 +48,8 @@ class Codec:
         self._library = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._library.no_padding()
         self._library.no_truncation()
-        self.template: Template | None = open_template(folder) if chat != "no" else None
+        self.template: TemplateRenderer | None = _template(folder) if chat != "no" else None
+        self._where = str(folder)
         if chat == "yes" and self.template is None:
             raise ConfigError("the model has no chat template", "task.chat", 'use chat = "no", or another model')
         self._bos = special_tokens(folder).get("bos_token", "")
@@ -61,7 +62,7 @@ class Codec:
         if row[-1].role == TEXT:
             return ""
         turns = row[:-1]
-        return turns[-1].text if self.template is None else self.template.render(turns, ask=True)
+        return turns[-1].text if self.template is None else self._render(self.template, turns, ask=True)
 
     def encode(self, row: Row) -> Encoded:
         """A row with everything that the model is to learn, the end token included."""
@@ -91,14 +92,22 @@ class Codec:
         found: str = self._library.decode(list(ids), skip_special_tokens=True)
         return found
 
-    def _dialogue(self, template: Template, row: Sequence[Turn]) -> Encoded:
+    def _render(self, template: TemplateRenderer, turns: Sequence[Turn], ask: bool) -> str:
+        """The text of turns; `ask`: up to where the assistant's answer begins."""
+        try:
+            return template.render([{"role": role, "content": text} for role, text in turns], ask)
+        except ChatTemplateError as error:
+            raise _config_error(error, self._where) from error
+
+    def _dialogue(self, template: TemplateRenderer, row: Sequence[Turn]) -> Encoded:
         ids: list[int] = []
         labels: list[int] = []
         done, answer = "", 0
         for place, turn in enumerate(row):
             if turn.role != "assistant":
                 continue
-            asked, said = template.render(row[:place], ask=True), template.render(row[: place + 1], ask=False)
+            asked = self._render(template, row[:place], ask=True)
+            said = self._render(template, row[: place + 1], ask=False)
             if not (asked.startswith(done) and said.startswith(asked)):
                 raise ConfigError(
                     "the chat template changes what it wrote before when a turn is added", "task.chat",
@@ -112,6 +121,27 @@ class Codec:
             labels += [*(NOT_LEARNED for _ in before), *learned]
             done = said
         return Encoded(tuple(ids), tuple(labels), answer)
+
+
+def _template(folder: Path) -> TemplateRenderer | None:
+    """The chat template of a model folder, None where it has none. Raises ConfigError where it does not parse."""
+    text = chat_template(folder)
+    if text is None:
+        return None
+    renderer = TemplateRenderer(text, special_tokens(folder))
+    try:
+        renderer.compile()
+    except ChatTemplateError as error:
+        raise _config_error(error, str(folder)) from error
+    return renderer
+
+
+def _config_error(error: ChatTemplateError, where: str) -> ConfigError:
+    said = {
+        "syntax": "the chat template does not parse",
+        "refused": "the chat template refuses the messages",
+    }.get(error.fault, "the chat template cannot render these messages")
+    return ConfigError(f"{said}: {error.detail}", where)
 
 
 def pack(rows: Iterable[Encoded], length: int, pad: int, seed: int) -> Packed:
