@@ -49,12 +49,12 @@ def graphs(tmp_path_factory):
     """One banked graph per number format."""
     from edge_forge.export.onnx.graph import save
     from edge_forge.export.onnx.inject import inject_bank
-    from edge_forge.export.onnx.quantize import Range, quantize_dynamic, quantize_static
+    from edge_forge.export.onnx.quantize import ValueRange, quantize_dynamic, quantize_static
     from edge_forge.export.onnx.sites import read_sites
 
     folder = tmp_path_factory.mktemp("graphs")
     encoder = small_graph.encoder()
-    ranges = {site.x: Range(-4.0, 4.0) for site in read_sites(encoder)}
+    ranges = {site.x: ValueRange(-4.0, 4.0) for site in read_sites(encoder)}
     made = {
         "fp32": small_graph.encoder(),
         "int8-dynamic": quantize_dynamic(encoder),

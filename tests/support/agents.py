@@ -19,7 +19,7 @@ from edge_agent.backends.api import AdapterSource as Attached
 from edge_agent.backends.api import Done, Job, Limits
 from edge_agent.backends.echo import EchoBackend
 from edge_forge.package.build import base_descriptor, build
-from edge_forge.package.sources import AdapterSource, ModelSource, VariantSource
+from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from tests.support.packages import BASE_ID, TEXTS, keys, onnx_bytes, release, safetensors_bytes
 
 LABELS = ("alpha", "beta", "gamma")
@@ -74,7 +74,7 @@ def echo_adapter_package(folder: Path, base: Path, name: str, counter: int = 1) 
     weights = folder / f"{name}.safetensors"
     shapes = {"layer.0.A": (4, 2), "layer.0.B": (2, 4), "head.weight": (4, len(LABELS)), "head.bias": (len(LABELS),)}
     weights.write_bytes(safetensors_bytes(shapes, {"format": "edge-adapter/1", "base_id": BASE_ID, "rank": "2"}))
-    adapter = AdapterSource(
+    adapter = AdapterPackageSource(
         name=name,
         base_id=BASE_ID,
         weights=weights,

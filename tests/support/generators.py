@@ -10,7 +10,7 @@ from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource as Attached
 from edge_agent.backends.api import Done, Job, Limits
 from edge_forge.package.build import base_descriptor, build
-from edge_forge.package.sources import AdapterSource, ModelSource, VariantSource
+from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from tests.support import tiny_gguf
 from tests.support.agents import AgentProcess
 from tests.support.mosquitto import Mosquitto
@@ -66,7 +66,7 @@ def adapter_package(
     """A signed package of one adapter of `base_package`'s model."""
     weights = tiny_gguf.write_adapter(folder / f"{name}.gguf", seed, shape=shape)
     model = base.parent / f"{base.name.rpartition('-')[0]}.gguf"
-    adapter = AdapterSource(
+    adapter = AdapterPackageSource(
         name=name,
         base_id=tiny_gguf.BASE_ID,
         weights=weights,

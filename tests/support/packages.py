@@ -17,9 +17,9 @@ from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
 from edge_agent.store.variant_selection import Hardware
-from edge_forge.package.build import Built, base_descriptor, build
+from edge_forge.package.build import BuiltPackage, base_descriptor, build
 from edge_forge.package.keys import KeyFolder, keygen
-from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
+from edge_forge.package.sources import AdapterPackageSource, ModelSource, ReleaseSource, VariantSource
 
 BASE_ID = "sha256:" + "ba5e" * 16
 OTHER_BASE_ID = "sha256:" + "0dd0" * 16
@@ -139,13 +139,13 @@ def model_source(
     )
 
 
-def adapter_source(folder: Path, name: str = "intents", seed: int = 1, base_id: str = BASE_ID) -> AdapterSource:
+def adapter_source(folder: Path, name: str = "intents", seed: int = 1, base_id: str = BASE_ID) -> AdapterPackageSource:
     """An adapter of rank 4 with two labels."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}.safetensors"
     shapes = {"layer.0.query.A": (8, 4), "layer.0.query.B": (4, 8), "head.weight": (8, 2), "head.bias": (2,)}
     weights.write_bytes(safetensors_bytes(shapes, {"format": "edge-adapter/1", "base_id": base_id, "rank": "4"}, seed))
-    return AdapterSource(
+    return AdapterPackageSource(
         name=name,
         base_id=base_id,
         weights=weights,
@@ -173,7 +173,9 @@ def adapter_package(
     return build(out, release(name, counter), None, [source], subject, [keys().release_key]).path
 
 
-def _built(out: Path, statement: ReleaseSource, model: ModelSource, adapters: Sequence[AdapterSource] = ()) -> Built:
+def _built(
+    out: Path, statement: ReleaseSource, model: ModelSource, adapters: Sequence[AdapterPackageSource] = ()
+) -> BuiltPackage:
     return build(out, statement, model, adapters, keys=[keys().release_key])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.base.errors import EdgeError
 from edge_forge.plan import code_version as versions
-from edge_forge.plan.cache import Cache, Step, canonical, describe, write_json
+from edge_forge.plan.cache import BuildStep, Cache, canonical, describe, write_json
 from edge_forge.plan.code_version import code_version
 from edge_forge.progress import Progress
 
@@ -52,7 +52,9 @@ def cache(tmp_path, said):
 
 
 def step(work, **parts):
-    return Step("toy", parts.get("inputs", {"a": "1"}), parts.get("settings", {"x": 1}), parts.get("code", "c"), work)
+    return BuildStep(
+        "toy", parts.get("inputs", {"a": "1"}), parts.get("settings", {"x": 1}), parts.get("code", "c"), work
+    )
 
 
 def test_a_step_runs_once_and_says_so(cache, said):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.classifier_rows import Row, load, normal, read, sample, split_rows
-from edge_forge.recipe.classifier_recipe import DataSection, TaskSection
+from edge_forge.recipe.classifier_recipe import ClassifierDataSection, ClassifierTaskSection
 
 TRAIN = "text\tlabel\nlamp on\ton\nlight on\ton\nplease on\ton\nlamp off\toff\nlight off\toff\nstop\toff\n"
 
@@ -20,12 +20,12 @@ def write(folder, name, text):
 
 
 def loaded(folder, task=None, **section):
-    return load(DataSection(train="train.tsv", **section), task or TaskSection(), folder)
+    return load(ClassifierDataSection(train="train.tsv", **section), task or ClassifierTaskSection(), folder)
 
 
 def test_tsv_csv_and_jsonl_hold_the_same_rows(tmp_path):
     rows = [Row("lamp, on", "on"), Row('say "off"', "off")]
-    section = DataSection(train="x")
+    section = ClassifierDataSection(train="x")
     tsv = write(tmp_path, "a.tsv", 'text\tlabel\r\nlamp, on\ton\r\nsay "off"\toff\r\n')
     csv = write(tmp_path, "a.csv", 'label,text\non,"lamp, on"\noff,"say ""off"""\n')
     jsonl = write(tmp_path, "a.jsonl", '{"text":"lamp, on","label":"on"}\n\n{"label":"off","text":"say \\"off\\""}\n')
@@ -34,13 +34,15 @@ def test_tsv_csv_and_jsonl_hold_the_same_rows(tmp_path):
 
 def test_files_without_header_and_with_raw_labels(tmp_path):
     path = write(tmp_path, "a.tsv", "fine\t1\nbad\t0\n")
-    section = DataSection(train="x", columns=("text", "label"), label_names={"0": "negative", "1": "positive"})
+    section = ClassifierDataSection(
+        train="x", columns=("text", "label"), label_names={"0": "negative", "1": "positive"}
+    )
     assert list(read(path, section)) == [Row("fine", "positive"), Row("bad", "negative")]
 
 
 def test_whole_numbers_are_labels_in_jsonl(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"text":"fine","label":1}\n')
-    assert list(read(path, DataSection(train="x"))) == [Row("fine", "1")]
+    assert list(read(path, ClassifierDataSection(train="x"))) == [Row("fine", "1")]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_whole_numbers_are_labels_in_jsonl(tmp_path):
 def test_a_bad_row_names_file_and_line(tmp_path, name, text, line, words):
     path = write(tmp_path, name, text)
     with pytest.raises(ConfigError) as caught:
-        list(read(path, DataSection(train="x")))
+        list(read(path, ClassifierDataSection(train="x")))
     assert caught.value.where == f"{path}:{line}"
     assert words in caught.value.what
 
@@ -85,7 +87,7 @@ def test_missing_files_and_unknown_suffixes(tmp_path):
         loaded(tmp_path)
     path = write(tmp_path, "a.parquet", "x")
     with pytest.raises(ConfigError, match=r"'parquet' cannot be read.*use .tsv"):
-        list(read(path, DataSection(train="x")))
+        list(read(path, ClassifierDataSection(train="x")))
 
 
 def test_labels_unknown_to_training_are_refused_in_other_splits(tmp_path):
@@ -98,13 +100,13 @@ def test_labels_unknown_to_training_are_refused_in_other_splits(tmp_path):
 def test_labels_of_the_task_are_the_order_and_must_all_appear(tmp_path):
     write(tmp_path, "train.tsv", TRAIN)
     assert loaded(tmp_path).labels == ("off", "on")
-    assert loaded(tmp_path, TaskSection(labels=("on", "off"))).labels == ("on", "off")
+    assert loaded(tmp_path, ClassifierTaskSection(labels=("on", "off"))).labels == ("on", "off")
     with pytest.raises(ConfigError, match="no training row has the label 'wait'"):
-        loaded(tmp_path, TaskSection(labels=("on", "off", "wait")))
+        loaded(tmp_path, ClassifierTaskSection(labels=("on", "off", "wait")))
     with pytest.raises(ConfigError, match="the label 'off'"):
-        loaded(tmp_path, TaskSection(labels=("on", "wait")))
+        loaded(tmp_path, ClassifierTaskSection(labels=("on", "wait")))
     with pytest.raises(ConfigError, match=r"'none' of task.out_of_scope"):
-        loaded(tmp_path, TaskSection(out_of_scope="none"))
+        loaded(tmp_path, ClassifierTaskSection(out_of_scope="none"))
 
 
 def test_what_flatters_figures_is_counted_and_said(tmp_path):
@@ -129,7 +131,7 @@ def test_no_test_split_is_said(tmp_path):
 def test_a_hub_data_set_without_the_library_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"`datasets`, which is not installed .pip install datasets"):
-        load(DataSection(hub="owner/set"), TaskSection(), tmp_path)
+        load(ClassifierDataSection(hub="owner/set"), ClassifierTaskSection(), tmp_path)
 
 
 ROWS = st.lists(

@@ -50,7 +50,7 @@ def trained(tiny_base, tmp_path_factory):
 
 
 def subject(folder, name="model.onnx", **more):
-    return measure.Subject(folder / name, folder / "tokenizer.json", 16, threads=1, max_rows=8, **more)
+    return measure.OnnxSubject(folder / name, folder / "tokenizer.json", 16, threads=1, max_rows=8, **more)
 
 
 def test_the_base_is_exported_once_with_its_bank(base):
@@ -102,7 +102,7 @@ def test_int8_bases_take_the_same_adapter(base, trained, tiny_base, tmp_path):
     )  # fmt: skip
     logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
     for path in formats.values():
-        adapted = measure.Subject(
+        adapted = measure.OnnxSubject(
             path, folder / "tokenizer.json", 16, trained / "adapter.safetensors", BASE_ID, threads=1
         )
         off = np.abs(measure.outputs(adapted, TEXTS).logits - logits).max()
@@ -121,7 +121,7 @@ def test_latency_and_memory_are_measured(base):
 def test_memory_of_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(base, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"broken")
     with pytest.raises(BackendError, match="cannot load the graph"):
-        measure.memory(measure.Subject(tmp_path / "model.onnx", base[0] / "tokenizer.json"))
+        measure.memory(measure.OnnxSubject(tmp_path / "model.onnx", base[0] / "tokenizer.json"))
 
 
 def test_a_float16_bank_is_refused(base, tmp_path):

@@ -14,7 +14,7 @@ from edge_forge.plan.generator_plan import GeneratorPlan
 from edge_forge.progress import Progress
 from edge_forge.recipe.generator_recipe import parse, with_method
 from edge_forge.report import generator_comparison
-from edge_forge.report.blocks import Figure, Table, markdown
+from edge_forge.report.blocks import Drawing, Table, markdown
 
 MIB = 1 << 20
 RECIPE = {
@@ -98,7 +98,7 @@ def test_the_report_says_what_merging_changes_and_how_far_figures_can_be_believe
 
 
 def test_drawings_show_the_base_where_it_was_measured():
-    found = {block.name: block.svg for block in generator_comparison.comparison(RUNS) if isinstance(block, Figure)}
+    found = {block.name: block.svg for block in generator_comparison.comparison(RUNS) if isinstance(block, Drawing)}
     assert set(found) == {"quality", "cost", "files"}
     texts = {
         name: {(one.text or "").strip() for one in ET.fromstring(svg[svg.index("<svg") :]).iter()}

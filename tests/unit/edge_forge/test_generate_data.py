@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.chat_tokenizer import NOT_LEARNED, Codec, Encoded, cut, pack, to_score
+from edge_forge.data.chat_tokenizer import NOT_LEARNED, ChatTokenizer, EncodedRow, cut, pack, to_score
 from edge_forge.data.generator_rows import Turn, load, read
-from edge_forge.recipe.generator_recipe import DataSection
+from edge_forge.recipe.generator_recipe import GeneratorDataSection
 from tests.support import chat_templates, tiny_generators
 
 DIALOGUE = (Turn("user", "Turn on the lamp."), Turn("assistant", '{"state": "on"}'))
@@ -22,7 +22,7 @@ def written(folder, name, *lines):
 
 
 def test_three_kinds_are_told_apart(tmp_path):
-    section = DataSection(train="x")
+    section = GeneratorDataSection(train="x")
     chat = written(
         tmp_path, "chat.jsonl", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     )
@@ -54,7 +54,7 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path, line, words):
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     path = written(tmp_path, "bad.jsonl", good, line)
     with pytest.raises(ConfigError, match=words) as caught:
-        list(read(path, DataSection(train="x")))
+        list(read(path, GeneratorDataSection(train="x")))
     assert caught.value.where == f"{path}:2"
 
 
@@ -63,24 +63,24 @@ def test_files_of_another_kind_bytes_and_suffix_are_refused(tmp_path):
     written(tmp_path, "texts.txt", "one")
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}')
     with pytest.raises(ConfigError, match=r"kind of pairs\.jsonl"):
-        load(DataSection(train=pairs.name, validation="texts.txt"), tmp_path)
+        load(GeneratorDataSection(train=pairs.name, validation="texts.txt"), tmp_path)
     with pytest.raises(ConfigError, match="not UTF-8"):
-        list(read(tmp_path / "latin.jsonl", DataSection(train="x")))
+        list(read(tmp_path / "latin.jsonl", GeneratorDataSection(train="x")))
     with pytest.raises(ConfigError, match="cannot be read"):
-        list(read(written(tmp_path, "rows.parquet", "x"), DataSection(train="x")))
+        list(read(written(tmp_path, "rows.parquet", "x"), GeneratorDataSection(train="x")))
     with pytest.raises(ConfigError, match="no rows"):
-        list(read(written(tmp_path, "empty.jsonl", ""), DataSection(train="x")))
+        list(read(written(tmp_path, "empty.jsonl", ""), GeneratorDataSection(train="x")))
 
 
 def test_a_split_is_drawn_by_question_and_sharing_is_said(tmp_path):
     rows = [{"prompt": f"q{n % 30}", "completion": f"a{n}"} for n in range(60)]
     written(tmp_path, "train.jsonl", *rows)
     written(tmp_path, "test.jsonl", rows[0])
-    found = load(DataSection(train="train.jsonl", test="test.jsonl", validation_share=0.2), tmp_path)
+    found = load(GeneratorDataSection(train="train.jsonl", test="test.jsonl", validation_share=0.2), tmp_path)
     asked = [{row[0].text for row in split} for split in (found.train, found.validation)]
     assert not asked[0] & asked[1] and len(found.validation) == 12
     assert any("also in" in warning for warning in found.warnings)
-    again = load(DataSection(train="train.jsonl", test="test.jsonl", validation_share=0.2), tmp_path)
+    again = load(GeneratorDataSection(train="train.jsonl", test="test.jsonl", validation_share=0.2), tmp_path)
     assert again.validation == found.validation
 
 
@@ -95,15 +95,15 @@ def folder(tmp_path_factory):
 
 
 def test_only_answers_are_learned(folder):
-    codec = Codec(folder, "auto")
-    found = codec.encode(DIALOGUE)
-    assert codec.decode(found.ids[: found.answer]).endswith("assistant\n")
+    tokenizer = ChatTokenizer(folder, "auto")
+    found = tokenizer.encode(DIALOGUE)
+    assert tokenizer.decode(found.ids[: found.answer]).endswith("assistant\n")
     assert set(found.labels[: found.answer]) == {NOT_LEARNED}
     assert found.labels[found.answer :] == found.ids[found.answer :]
-    assert codec.decode(found.ids[found.answer :]).strip() == DIALOGUE[-1].text
-    assert codec.ends[0] in found.ids[found.answer :]
-    assert codec.prompt(DIALOGUE) == "<|im_start|>user\nTurn on the lamp.<|im_end|>\n<|im_start|>assistant\n"
-    longer = codec.encode((*DIALOGUE, Turn("user", "and off"), Turn("assistant", "off")))
+    assert tokenizer.decode(found.ids[found.answer :]).strip() == DIALOGUE[-1].text
+    assert tokenizer.ends[0] in found.ids[found.answer :]
+    assert tokenizer.prompt(DIALOGUE) == "<|im_start|>user\nTurn on the lamp.<|im_end|>\n<|im_start|>assistant\n"
+    longer = tokenizer.encode((*DIALOGUE, Turn("user", "and off"), Turn("assistant", "off")))
     learned = [one for one in longer.labels if one != NOT_LEARNED]
     assert learned == [*found.ids[found.answer :], *longer.ids[longer.answer :]]
     assert longer.ids[: len(found.ids)] == found.ids
@@ -131,18 +131,18 @@ def test_a_device_makes_the_same_prompt_as_training(tmp_path, family):
             return None
 
     row = (*(Turn(one["role"], one["content"]) for one in chat_templates.DIALOGUE), Turn("assistant", "No."))
-    prompt = Codec(tmp_path, "auto").prompt(row)
+    prompt = ChatTokenizer(tmp_path, "auto").prompt(row)
     assert prompt == ChatTemplate(Words()).render(chat_templates.DIALOGUE)
-    assert prompt == family.prompt or family is JSON and "it's <b>5°</b>" in prompt
+    assert prompt == family.prompt or (family is JSON and "it's <b>5°</b>" in prompt)
 
 
 def test_without_a_template_the_answer_follows_the_prompt(folder):
-    codec = Codec(folder, "no")
-    found = codec.encode(DIALOGUE)
-    assert codec.decode(found.ids) == "Turn on the lamp." + DIALOGUE[-1].text
-    assert found.ids[-1] == codec.ends[0]
+    tokenizer = ChatTokenizer(folder, "no")
+    found = tokenizer.encode(DIALOGUE)
+    assert tokenizer.decode(found.ids) == "Turn on the lamp." + DIALOGUE[-1].text
+    assert found.ids[-1] == tokenizer.ends[0]
     with pytest.raises(ConfigError, match="several turns"):
-        codec.encode((*DIALOGUE, *DIALOGUE))
+        tokenizer.encode((*DIALOGUE, *DIALOGUE))
 
 
 def test_a_template_that_rewrites_what_was_is_refused(folder, tmp_path):
@@ -152,14 +152,14 @@ def test_a_template_that_rewrites_what_was_is_refused(folder, tmp_path):
     template = "{{ messages|length }}{{ messages[-1]['content'] }}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**options, "chat_template": template}))
     with pytest.raises(ConfigError, match="changes what it wrote"):
-        Codec(tmp_path, "yes").encode(DIALOGUE)
+        ChatTokenizer(tmp_path, "yes").encode(DIALOGUE)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**options, "chat_template": "{% if %}"}))
     with pytest.raises(ConfigError, match="does not parse"):
-        Codec(tmp_path, "yes")
+        ChatTokenizer(tmp_path, "yes")
     del options["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
     with pytest.raises(ConfigError, match="no chat template"):
-        Codec(tmp_path, "yes")
+        ChatTokenizer(tmp_path, "yes")
 
 
 ROWS = st.lists(st.integers(2, 40), min_size=1, max_size=40)
@@ -167,7 +167,7 @@ ROWS = st.lists(st.integers(2, 40), min_size=1, max_size=40)
 
 @given(ROWS, st.integers(16, 64), st.integers(0, 5))
 def test_packing_keeps_every_token_once_and_no_row_sees_another(lengths, length, seed):
-    rows = [Encoded(tuple(range(n)), tuple(range(n)), 0) for n in lengths]
+    rows = [EncodedRow(tuple(range(n)), tuple(range(n)), 0) for n in lengths]
     found = pack(rows, length, 99, seed)
     assert {len(row) for part in (found.ids, found.labels, found.places) for row in part} == {length}
     learned = sum(one != NOT_LEARNED for row in found.labels for one in row)
@@ -181,7 +181,7 @@ def test_packing_keeps_every_token_once_and_no_row_sees_another(lengths, length,
 
 
 def test_dialogues_that_do_not_fit_are_left_out_and_counted():
-    long, short = Encoded(tuple(range(30)), tuple(range(30)), 5), Encoded((1, 2, 3), (NOT_LEARNED, 2, 3), 1)
+    long, short = EncodedRow(tuple(range(30)), tuple(range(30)), 5), EncodedRow((1, 2, 3), (NOT_LEARNED, 2, 3), 1)
     assert pack([long, short], 16, 0, 1).left_out == 1
     with pytest.raises(ConfigError, match="no row fits into 16 tokens"):
         pack([long], 16, 0, 1)
@@ -189,16 +189,16 @@ def test_dialogues_that_do_not_fit_are_left_out_and_counted():
 
 @given(st.integers(2, 100), st.integers(2, 20))
 def test_a_cut_text_predicts_every_token_once(size, length):
-    parts = list(cut(Encoded(tuple(range(size)), tuple(range(size)), 0), length))
+    parts = list(cut(EncodedRow(tuple(range(size)), tuple(range(size)), 0), length))
     assert [one for part in parts for one in part.ids[1:]] == list(range(1, size))
     assert all(2 <= len(part.ids) <= length for part in parts)
 
 
 def test_what_is_scored_fits(folder):
-    codec = Codec(folder, "auto")
-    rows, encoded = to_score(codec, [DIALOGUE, (Turn("user", "x" * 900), Turn("assistant", "y"))], 64)
+    tokenizer = ChatTokenizer(folder, "auto")
+    rows, encoded = to_score(tokenizer, [DIALOGUE, (Turn("user", "x" * 900), Turn("assistant", "y"))], 64)
     assert rows == [DIALOGUE] and len(encoded) == 1
-    rows, encoded = to_score(codec, [(Turn("text", "word " * 50),)], 32)
+    rows, encoded = to_score(tokenizer, [(Turn("text", "word " * 50),)], 32)
     assert rows == [] and len(encoded) > 1
     with pytest.raises(ConfigError, match="fits"):
-        to_score(codec, [DIALOGUE], 4)
+        to_score(tokenizer, [DIALOGUE], 4)

@@ -7,9 +7,9 @@ from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.export.onnx import number_formats as step
 from edge_forge.export.onnx import quantize as quantise
 from edge_forge.export.onnx.graph import GraphEditor
-from edge_forge.export.onnx.number_formats import Candidate, choose
+from edge_forge.export.onnx.number_formats import Int8Candidate, choose
 from edge_forge.export.onnx.quantize import (
-    Range,
+    ValueRange,
     calibrate,
     product_inputs,
     quantize_dynamic,
@@ -130,7 +130,7 @@ def test_calibration_needs_feeds_and_covers_every_site():
     with pytest.raises(BackendError, match="calibration rows"):
         calibrate(small.encoder(), [])
     with pytest.raises(BackendError, match="no calibrated range"):
-        quantize_static(small.encoder(), {"elsewhere": Range(-1, 1)})
+        quantize_static(small.encoder(), {"elsewhere": ValueRange(-1, 1)})
 
 
 def test_large_tables_become_int8_rows(monkeypatch):
@@ -154,14 +154,14 @@ def test_a_graph_that_lost_a_product_is_refused():
 @pytest.mark.parametrize(
     ("candidates", "name"),
     [
-        ({"int8-dynamic": Candidate(0.90, 2.0), "int8-static": Candidate(0.88, 1.0)}, "int8-dynamic"),
-        ({"int8-dynamic": Candidate(0.90, 2.0), "int8-static": Candidate(0.8995, 1.0)}, "int8-static"),
-        ({"int8-dynamic": Candidate(0.90, 1.0), "int8-static": Candidate(0.90, 1.0)}, "int8-dynamic"),
-        ({"int8-static": Candidate(0.5, 1.0)}, "int8-static"),
+        ({"int8-dynamic": Int8Candidate(0.90, 2.0), "int8-static": Int8Candidate(0.88, 1.0)}, "int8-dynamic"),
+        ({"int8-dynamic": Int8Candidate(0.90, 2.0), "int8-static": Int8Candidate(0.8995, 1.0)}, "int8-static"),
+        ({"int8-dynamic": Int8Candidate(0.90, 1.0), "int8-static": Int8Candidate(0.90, 1.0)}, "int8-dynamic"),
+        ({"int8-static": Int8Candidate(0.5, 1.0)}, "int8-static"),
     ],
 )
 def test_the_least_loss_wins_and_among_equals_the_fastest(candidates, name):
-    choice = choose(Candidate(0.91, 4.0), candidates)
+    choice = choose(Int8Candidate(0.91, 4.0), candidates)
     assert choice.name == name
     assert choice.loss == pytest.approx(0.91 - candidates[name].accuracy)
     assert all(word in choice.reason for word in candidates)
@@ -169,7 +169,7 @@ def test_the_least_loss_wins_and_among_equals_the_fastest(candidates, name):
 
 def test_choosing_from_nothing_is_an_error():
     with pytest.raises(BackendError, match="no INT8 candidate"):
-        choose(Candidate(0.9, 1.0), {})
+        choose(Int8Candidate(0.9, 1.0), {})
 
 
 def test_an_unknown_format_and_static_without_texts_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edge_forge.report import claims, classifier_report, generator_report, plots
-from edge_forge.report.blocks import Figure, Heading, Items, Table, Text, markdown, page, write
+from edge_forge.report.blocks import Drawing, Heading, Items, Paragraph, Table, markdown, page, write
 
 RECORD = {
     "method": "lora", "preset": "best", "settings": {"rank": 8, "seed": 1}, "wall_s": 60.0, "cpu_s": 100.0,
@@ -109,7 +109,7 @@ def test_a_page_is_self_contained_and_well_formed():
 
 
 def test_what_people_write_cannot_break_a_page_or_a_table():
-    blocks = [Heading("<b>", 1), Text("a < b & `x<y>`"), Table(("a",), [["<script>|"]]), Items(["<i>"])]
+    blocks = [Heading("<b>", 1), Paragraph("a < b & `x<y>`"), Table(("a",), [["<script>|"]]), Items(["<i>"])]
     text = page("<t>", blocks)
     assert "<script>" not in text
     assert "<code>x&lt;y&gt;</code>" in text
@@ -158,7 +158,7 @@ def test_a_comparison_sets_ways_beside_each_other():
 
 
 def test_written_reports_have_their_drawings(tmp_path):
-    files = write(tmp_path, "toy", [Heading("Toy", 1), Figure("one", "A.", "<?xml?><svg></svg>")])
+    files = write(tmp_path, "toy", [Heading("Toy", 1), Drawing("one", "A.", "<?xml?><svg></svg>")])
     assert [path.name for path in files] == ["toy.md", "toy.html"]
     assert (tmp_path / "toy-figures" / "one.svg").is_file()
     assert "toy-figures/one.svg" in files[0].read_text()

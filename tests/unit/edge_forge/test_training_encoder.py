@@ -22,7 +22,7 @@ def test_a_cut_encoder_continues_where_the_frozen_part_ended(tiny_base, tmp_path
     whole, cut = encoder.open_encoder(tiny_base), encoder.open_encoder(tiny_base)
     ids, mask = features.padded(TOKENS)
     expected = last(whole.model, input_ids=ids, attention_mask=mask)
-    rows = features.Rows(TOKENS, np.array([0, 1]), 0)
+    rows = features.TokenizedRows(TOKENS, np.array([0, 1]), 0)
     kept = features.keep_states(cut, 2, rows, tmp_path)
     encoder.cut_below(cut, 2)
     states, kept_mask = kept.read([0, 1])

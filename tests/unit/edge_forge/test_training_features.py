@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edge_forge.models.sequence_classifier import class_weights
 from edge_forge.train import frozen_states as features
 from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
-from edge_forge.train.frozen_states import KeptStates, Rows
+from edge_forge.train.frozen_states import KeptStates, TokenizedRows
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300)
 
@@ -62,7 +62,7 @@ def test_kept_states_come_back_padded_and_masked(tmp_path, monkeypatch, limit, d
 
 
 def test_a_batch_is_collated_with_its_labels():
-    rows = Rows((np.array([5, 6, 7]), np.array([8])), np.array([1, 0]), truncated=0)
+    rows = TokenizedRows((np.array([5, 6, 7]), np.array([8])), np.array([1, 0]), truncated=0)
     data = RowDataset(rows, None)
     found = collate([data[0], data[1]])
     assert found["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]

@@ -21,7 +21,7 @@ NOT_LEARNED = -100
 """What torch's cross entropy leaves out."""
 
 
-class Encoded(NamedTuple):
+class EncodedRow(NamedTuple):
     """A row: `ids`, the same as `labels` where learned (else NOT_LEARNED), and where its last answer begins."""
 
     ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Rows of exactly one length for training: places restart with every packed row, so attention can tell them."""
 
     ids: list[list[int]]
@@ -39,7 +39,7 @@ class Packed:
     left_out: int
 
 
-class Codec:
+class ChatTokenizer:
     """A model folder's tokenizer and template."""
 
     def __init__(self, folder: Path, chat: str) -> None:
@@ -64,18 +64,18 @@ class Codec:
         turns = row[:-1]
         return turns[-1].text if self.template is None else self._render(self.template, turns, ask=True)
 
-    def encode(self, row: Row) -> Encoded:
+    def encode(self, row: Row) -> EncodedRow:
         """A row with everything that the model is to learn, the end token included."""
         if row[-1].role == TEXT:
             ids = (*self.ids(row[-1].text, begins=True), self.ends[0])
-            return Encoded(ids, ids, 0)
+            return EncodedRow(ids, ids, 0)
         if self.template is None:
             if len(row) != 2:
                 raise ConfigError(
                     "a dialogue of several turns needs a chat template", "task.chat", "use a model that has one"
                 )
             asked, said = self.ids(row[0].text, begins=True), (*self.ids(row[1].text), self.ends[0])
-            return Encoded((*asked, *said), (NOT_LEARNED,) * len(asked) + said, len(asked))
+            return EncodedRow((*asked, *said), (NOT_LEARNED,) * len(asked) + said, len(asked))
         return self._dialogue(self.template, row)
 
     def ids(self, text: str, begins: bool = False) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class Codec:
         except ChatTemplateError as error:
             raise _config_error(error, self._where) from error
 
-    def _dialogue(self, template: TemplateRenderer, row: Sequence[Turn]) -> Encoded:
+    def _dialogue(self, template: TemplateRenderer, row: Sequence[Turn]) -> EncodedRow:
         ids: list[int] = []
         labels: list[int] = []
         done, answer = "", 0
@@ -120,7 +120,7 @@ class Codec:
             ids += [*before, *learned]
             labels += [*(NOT_LEARNED for _ in before), *learned]
             done = said
-        return Encoded(tuple(ids), tuple(labels), answer)
+        return EncodedRow(tuple(ids), tuple(labels), answer)
 
 
 def _template(folder: Path) -> TemplateRenderer | None:
@@ -144,7 +144,7 @@ def _config_error(error: ChatTemplateError, where: str) -> ConfigError:
     return ConfigError(f"{said}: {error.detail}", where)
 
 
-def pack(rows: Iterable[Encoded], length: int, pad: int, seed: int) -> Packed:
+def pack(rows: Iterable[EncodedRow], length: int, pad: int, seed: int) -> PackedRows:
     """Rows packed into rows of `length`, first fit in random order; texts are cut to fit, longer dialogues left out."""
     parts, left_out = [], 0
     for row in rows:
@@ -157,7 +157,7 @@ def pack(rows: Iterable[Encoded], length: int, pad: int, seed: int) -> Packed:
     if not parts:
         raise ConfigError(f"no row fits into {length} tokens", "task.max_tokens", "raise it, or shorten the rows")
     random.Random(seed).shuffle(parts)
-    bins: list[list[Encoded]] = []
+    bins: list[list[EncodedRow]] = []
     open_bins: list[tuple[int, int]] = []
     for part in parts:
         place = next((at for at, (_, room) in enumerate(open_bins) if room >= len(part.ids)), None)
@@ -168,7 +168,7 @@ def pack(rows: Iterable[Encoded], length: int, pad: int, seed: int) -> Packed:
         number, room = open_bins[place]
         bins[number].append(part)
         open_bins[place] = (number, room - len(part.ids))
-    found = Packed([], [], [], left_out)
+    found = PackedRows([], [], [], left_out)
     for members in bins:
         ids = [one for part in members for one in part.ids]
         labels = [one for part in members for one in (NOT_LEARNED, *part.labels[1:])]
@@ -183,18 +183,18 @@ def pack(rows: Iterable[Encoded], length: int, pad: int, seed: int) -> Packed:
 _OPEN_BINS = 64
 
 
-def cut(row: Encoded, length: int) -> Iterator[Encoded]:
+def cut(row: EncodedRow, length: int) -> Iterator[EncodedRow]:
     """A long text in parts of `length`; the last token of one is the first of the next, so that each is learned."""
     for start in range(0, len(row.ids) - 1, length - 1):
-        yield Encoded(row.ids[start : start + length], row.labels[start : start + length], 0)
+        yield EncodedRow(row.ids[start : start + length], row.labels[start : start + length], 0)
 
 
-def to_score(codec: Codec, rows: Sequence[Row], length: int) -> tuple[list[Row], list[Encoded]]:
+def to_score(tokenizer: ChatTokenizer, rows: Sequence[Row], length: int) -> tuple[list[Row], list[EncodedRow]]:
     """What is scored of `rows`: dialogues that fit into `length` tokens, or texts in parts of it (then no rows).
 
     Raises ConfigError when nothing is left.
     """
-    encoded = [codec.encode(row) for row in rows]
+    encoded = [tokenizer.encode(row) for row in rows]
     if rows and rows[0][-1].role == TEXT:
         return [], [part for row in encoded for part in cut(row, length)]
     kept = [(row, one) for row, one in zip(rows, encoded, strict=True) if len(one.ids) <= length]

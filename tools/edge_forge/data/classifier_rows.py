@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import TEXT_BYTES
-from edge_forge.recipe.classifier_recipe import DataSection, TaskSection
+from edge_forge.recipe.classifier_recipe import ClassifierDataSection, ClassifierTaskSection
 
 SPLITS = ("train", "validation", "test")
 _IMBALANCED = 5.0  # the largest class has so many times the rows of the smallest: worth a warning
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class ClassifierData:
     """Checked splits with the labels in logit order; `test` may be empty. `warnings` are sentences for people."""
 
     labels: tuple[str, ...]
@@ -56,13 +56,13 @@ class Data:
         return ("test", self.test) if self.test else ("validation", self.validation)
 
 
-def files(section: DataSection, recipe_dir: Path) -> dict[str, Path]:
+def files(section: ClassifierDataSection, recipe_dir: Path) -> dict[str, Path]:
     """The local files by split; empty for a hub data set."""
     named = {"train": section.train, "validation": section.validation, "test": section.test}
     return {split: recipe_dir / Path(name).expanduser() for split, name in named.items() if name}
 
 
-def load(section: DataSection, task: TaskSection, recipe_dir: Path) -> Data:
+def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir: Path) -> ClassifierData:
     """Read and check all splits. Raises ConfigError naming file and line, or what the split lacks."""
     if section.hub:
         splits = {split: tuple(rows) for split, rows in _from_hub(section).items()}
@@ -82,10 +82,10 @@ def load(section: DataSection, task: TaskSection, recipe_dir: Path) -> Data:
         splits = {split: sample(rows, section.max_rows, section.seed) for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test}, labels, task.out_of_scope)
-    return Data(labels, train, validation, test, statistics, tuple(_warnings(statistics, places)))
+    return ClassifierData(labels, train, validation, test, statistics, tuple(_warnings(statistics, places)))
 
 
-def read(path: Path, section: DataSection) -> Iterator[Row]:
+def read(path: Path, section: ClassifierDataSection) -> Iterator[Row]:
     """The rows of one file. Raises ConfigError naming the file and the line."""
     kind = section.format or path.suffix.lstrip(".").lower()
     readers = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}
@@ -131,7 +131,9 @@ def _row(path: Path, number: int, text: str, label: str) -> Row:
     return Row(text.strip(), label.strip())
 
 
-def _cells(path: Path, rows: Iterable[tuple[int, list[str]]], section: DataSection) -> Iterator[tuple[int, str, str]]:
+def _cells(
+    path: Path, rows: Iterable[tuple[int, list[str]]], section: ClassifierDataSection
+) -> Iterator[tuple[int, str, str]]:
     """Text and label out of rows of cells, by the header or the recipe's columns."""
     columns = list(section.columns)
     for number, cells in rows:
@@ -151,12 +153,12 @@ def _cells(path: Path, rows: Iterable[tuple[int, list[str]]], section: DataSecti
         yield number, cells[columns.index(section.text)], cells[columns.index(section.label)]
 
 
-def _tsv(path: Path, text: str, section: DataSection) -> Iterator[tuple[int, str, str]]:
+def _tsv(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
     lines = ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1))
     return _cells(path, ((number, line.split("\t")) for number, line in lines if line.strip()), section)
 
 
-def _csv(path: Path, text: str, section: DataSection) -> Iterator[tuple[int, str, str]]:
+def _csv(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         yield from _cells(path, ((reader.line_num, cells) for cells in reader if cells), section)
@@ -164,7 +166,7 @@ def _csv(path: Path, text: str, section: DataSection) -> Iterator[tuple[int, str
         raise ConfigError(f"it is no valid CSV: {error}", f"{path}:{reader.line_num}") from error
 
 
-def _jsonl(path: Path, text: str, section: DataSection) -> Iterator[tuple[int, str, str]]:
+def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -183,7 +185,7 @@ def _jsonl(path: Path, text: str, section: DataSection) -> Iterator[tuple[int, s
         yield number, words, "" if label is None else str(label)
 
 
-def _from_hub(section: DataSection) -> dict[str, list[Row]]:
+def _from_hub(section: ClassifierDataSection) -> dict[str, list[Row]]:
     where = f"data.hub = {section.hub!r}"
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
@@ -210,7 +212,7 @@ def _from_hub(section: DataSection) -> dict[str, list[Row]]:
     return splits
 
 
-def _hub_rows(rows: Any, section: DataSection, where: str) -> Iterator[Row]:
+def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator[Row]:
     for wanted in (section.text, section.label):
         if wanted not in rows.column_names:
             raise ConfigError(f"it has no column {wanted!r} (it has {', '.join(rows.column_names)})", where)
@@ -224,7 +226,7 @@ def _hub_rows(rows: Any, section: DataSection, where: str) -> Iterator[Row]:
         yield _row(Path(where), number, str(row[section.text]), section.label_names.get(str(value), raw))
 
 
-def _labels(train: Sequence[Row], task: TaskSection, where: str) -> tuple[str, ...]:
+def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str) -> tuple[str, ...]:
     counts = Counter(row.label for row in train)
     if len(counts) < 2:
         raise ConfigError(

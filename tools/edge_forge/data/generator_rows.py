@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.classifier_rows import SPLITS, normal, read_text
-from edge_forge.recipe.generator_recipe import DataSection
+from edge_forge.recipe.generator_recipe import GeneratorDataSection
 
 ROLES = ("system", "user", "assistant")
 TEXT = "text"
@@ -34,7 +34,7 @@ Row = tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class GeneratorData:
     """Checked splits; `test` may be empty. `warnings` are sentences for people."""
 
     train: tuple[Row, ...]
@@ -59,13 +59,13 @@ class Texts:
         return self.train[0][-1].role == "assistant"
 
 
-def files(section: DataSection, recipe_dir: Path) -> dict[str, Path]:
+def files(section: GeneratorDataSection, recipe_dir: Path) -> dict[str, Path]:
     """The local files by split."""
     named = {"train": section.train, "validation": section.validation, "test": section.test}
     return {split: recipe_dir / Path(name).expanduser() for split, name in named.items() if name}
 
 
-def load(section: DataSection, recipe_dir: Path) -> Texts:
+def load(section: GeneratorDataSection, recipe_dir: Path) -> GeneratorData:
     """Read and check all splits. Raises ConfigError naming file and line."""
     found = files(section, recipe_dir)
     splits: dict[str, tuple[Row, ...]] = {split: tuple(read(path, section)) for split, path in found.items()}
@@ -79,10 +79,10 @@ def load(section: DataSection, recipe_dir: Path) -> Texts:
         splits = {split: rows[: section.max_rows] for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test})
-    return Texts(train, validation, test, statistics, tuple(_warnings(statistics)))
+    return GeneratorData(train, validation, test, statistics, tuple(_warnings(statistics)))
 
 
-def read(path: Path, section: DataSection) -> Iterator[Row]:
+def read(path: Path, section: GeneratorDataSection) -> Iterator[Row]:
     """The rows of one file. Raises ConfigError naming the file and the line."""
     text = read_text(path)
     kind = section.format or _kind(path, text, section)
@@ -94,7 +94,9 @@ def read(path: Path, section: DataSection) -> Iterator[Row]:
         raise ConfigError("the file has no rows", str(path))
 
 
-def split_rows(rows: Sequence[Row], section: DataSection, where: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+def split_rows(
+    rows: Sequence[Row], section: GeneratorDataSection, where: str
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """(training, validation); rows with equal questions stay on one side. The order of the rows plays no part."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows):
@@ -124,7 +126,7 @@ def from_json(found: Sequence[Sequence[str]]) -> Row:
     return tuple(Turn(role, text) for role, text in found)
 
 
-def _kind(path: Path, text: str, section: DataSection) -> str:
+def _kind(path: Path, text: str, section: GeneratorDataSection) -> str:
     if path.suffix == ".txt":
         return TEXT
     if path.suffix != ".jsonl":
@@ -147,7 +149,7 @@ def _texts(text: str) -> Iterator[Row]:
             yield (Turn(TEXT, part.strip("\n")),)
 
 
-def _lines(path: Path, text: str, kind: str, section: DataSection) -> Iterator[Row]:
+def _lines(path: Path, text: str, kind: str, section: GeneratorDataSection) -> Iterator[Row]:
     readers = {"chat": _chat, "completion": _completion, "text": _text}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -162,7 +164,7 @@ def _lines(path: Path, text: str, kind: str, section: DataSection) -> Iterator[R
         yield readers[kind](found, section, where)
 
 
-def _chat(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
+def _chat(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
     messages = found.get(section.messages)
     if not isinstance(messages, list) or not messages:
         raise ConfigError(f"{section.messages!r} must be a list of messages, and not empty", where)
@@ -179,12 +181,12 @@ def _chat(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
     return tuple(turns)
 
 
-def _completion(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
+def _completion(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
     prompt, answer = _string(found, section.prompt, where), _string(found, section.completion, where)
     return (Turn("user", prompt), Turn("assistant", answer))
 
 
-def _text(found: Mapping[str, Any], section: DataSection, where: str) -> Row:
+def _text(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
     return (Turn(TEXT, _string(found, section.text, where)),)
 
 

@@ -11,7 +11,7 @@ from edge_agent.base.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerScores:
     """Scores of answers against references: exact match and ROUGE-L in 0..1, BLEU in 0..100 as it is usually given.
 
     `json_match` counts answers that are the same JSON value, whatever their spaces and order of keys; None where the
@@ -29,7 +29,7 @@ class Answers:
         return asdict(self)
 
 
-def score(answers: Sequence[str], references: Sequence[str]) -> Answers:
+def score(answers: Sequence[str], references: Sequence[str]) -> AnswerScores:
     """Scores of `answers`. BLEU is sacrebleu's corpus BLEU (13a), ROUGE-L the mean F1 of rouge-score without stemming.
 
     White space at both ends plays no part. Raises ConfigError when there is nothing to score.
@@ -43,7 +43,7 @@ def score(answers: Sequence[str], references: Sequence[str]) -> Answers:
     rouge = RougeScorer(["rougeL"], use_stemmer=False)
     wanted = [_json(reference) for _, reference in pairs]
     same = [due == _json(answer) for (answer, _), due in zip(pairs, wanted, strict=True)]
-    return Answers(
+    return AnswerScores(
         rows=len(pairs),
         exact_match=sum(answer == reference for answer, reference in pairs) / len(pairs),
         bleu=float(BLEU(effective_order=False).corpus_score([a for a, _ in pairs], [[r for _, r in pairs]]).score),

@@ -6,52 +6,52 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_forge.data.chat_tokenizer import Codec, Encoded, to_score
+from edge_forge.data.chat_tokenizer import ChatTokenizer, EncodedRow, to_score
 from edge_forge.data.generator_rows import Row
 from edge_forge.evaluate.generator_metrics import perplexity, score
 
 _SAMPLES = 8
-Losses = Callable[[Sequence[Encoded]], list[float]]
+Losses = Callable[[Sequence[EncodedRow]], list[float]]
 Answer = Callable[[Sequence[Sequence[int]]], list[str]]
 
 
-class Exam(NamedTuple):
+class EvaluationSet(NamedTuple):
     """What is asked: rows, how long they may be, and how long an answer."""
 
-    codec: Codec
+    tokenizer: ChatTokenizer
     rows: Sequence[Row]
     max_tokens: int
     answer_tokens: int
 
 
-def by_torch(exam: Exam, folder: Path, adapter: Path | None) -> dict[str, Any]:
+def by_torch(evaluation_set: EvaluationSet, folder: Path, adapter: Path | None) -> dict[str, Any]:
     """{rows, tokens, perplexity, answers?, samples?} of a model folder, with a peft adapter beside it or alone."""
     from edge_forge.models.causal_lm import answers, losses, open_model
 
-    model, codec = open_model(folder, adapter), exam.codec
+    model, tokenizer = open_model(folder, adapter), evaluation_set.tokenizer
 
     def answer(prompts: Sequence[Sequence[int]]) -> list[str]:
-        return [codec.decode(ids) for ids in answers(model, prompts, exam.answer_tokens, codec.ends)]
+        return [tokenizer.decode(ids) for ids in answers(model, prompts, evaluation_set.answer_tokens, tokenizer.ends)]
 
-    return _scored(exam, lambda rows: losses(model, rows), answer)
+    return _scored(evaluation_set, lambda rows: losses(model, rows), answer)
 
 
-def by_llama(exam: Exam, model: Path, adapter: Path | None) -> dict[str, Any]:
+def by_llama(evaluation_set: EvaluationSet, model: Path, adapter: Path | None) -> dict[str, Any]:
     """The same of a GGUF file, with a GGUF adapter or alone."""
     from edge_forge.export.gguf import engine
 
     return _scored(
-        exam,
+        evaluation_set,
         lambda rows: engine.losses(model, [row.ids for row in rows], [row.answer for row in rows], adapter),
-        lambda prompts: engine.generate(model, prompts, exam.answer_tokens, adapter),
+        lambda prompts: engine.generate(model, prompts, evaluation_set.answer_tokens, adapter),
     )
 
 
-def _scored(exam: Exam, losses: Losses, answer: Answer) -> dict[str, Any]:
-    rows, encoded = to_score(exam.codec, exam.rows, exam.max_tokens)
+def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> dict[str, Any]:
+    rows, encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, evaluation_set.max_tokens)
     tokens = sum(len(row.ids) - max(row.answer, 1) for row in encoded)
     found: dict[str, Any] = {
-        "rows": len(exam.rows),
+        "rows": len(evaluation_set.rows),
         "tokens": tokens,
         "perplexity": perplexity(losses(encoded), tokens),
     }

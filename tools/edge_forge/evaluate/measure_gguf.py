@@ -29,7 +29,7 @@ _ROWS = 4
 
 
 @dataclass(frozen=True)
-class Served:
+class GgufSubject:
     """A GGUF file as a device serves it: of base `base_id`, perhaps with an adapter; `options` are the backend's."""
 
     model: Path
@@ -41,11 +41,11 @@ class Served:
 def features(model: Path, texts: Sequence[str], base_id: str, adapter: Path | None = None) -> list[list[float]]:
     """Logits of the next token after every text, at the backend's feature ids. Raises BackendError."""
     options = {"max_tokens": min(_TOKENS, _longest(model))}
-    found: list[list[float]] = _call("features", Served(model, base_id, adapter, options), texts=list(texts))
+    found: list[list[float]] = _call("features", GgufSubject(model, base_id, adapter, options), texts=list(texts))
     return found
 
 
-def speed(served: Served, prompts: Sequence[Sequence[int]], answer_tokens: int) -> dict[str, Any]:
+def speed(served: GgufSubject, prompts: Sequence[Sequence[int]], answer_tokens: int) -> dict[str, Any]:
     """How fast greedy answers of at most `answer_tokens` come, one prompt at a time, for two seconds or once each.
 
     first_token_ms: reading the prompt and choosing a token, the median; tokens_per_s: those after it, of the fastest
@@ -58,7 +58,7 @@ def speed(served: Served, prompts: Sequence[Sequence[int]], answer_tokens: int) 
     return found
 
 
-def _call(operation: str, served: Served, **values: Any) -> Any:
+def _call(operation: str, served: GgufSubject, **values: Any) -> Any:
     request = {
         "op": operation, "model": str(served.model), "base_id": served.base_id, "options": dict(served.options or {}),
         "adapter": None if served.adapter is None else str(served.adapter), "threads": _threads(), **values,

@@ -30,7 +30,7 @@ _ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
-class Subject:
+class OnnxSubject:
     """A variant to measure: its graph and tokenizer, perhaps an adapter of base `base_id`, and the shape it runs at."""
 
     model: Path
@@ -43,7 +43,7 @@ class Subject:
     backend: str = "onnx"
 
 
-class Outputs(NamedTuple):
+class ModelOutputs(NamedTuple):
     """features [texts, hidden]; logits [texts, labels], or None where no classifier applies."""
 
     features: NDArray[np.float32]
@@ -59,14 +59,14 @@ class Latency(NamedTuple):
     threads: int
 
 
-class Memory(NamedTuple):
+class ProcessMemory(NamedTuple):
     """Bytes of a process that serves the variant: what the session says it holds, and the process's peak."""
 
     session_bytes: int
     peak_bytes: int
 
 
-def outputs(subject: Subject, texts: Sequence[str]) -> Outputs:
+def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     """What the device would compute for `texts`, in order. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     rows = [encoded.ids for encoded in tokenizer.encode(texts)]
@@ -75,25 +75,25 @@ def outputs(subject: Subject, texts: Sequence[str]) -> Outputs:
         done = _run(session, subject, [rows[row] for row in order])
     back = np.argsort(np.asarray(order))
     found = {name: np.asarray(value, np.float32)[back] for name, value in done.outputs.items()}
-    return Outputs(found["features"], found.get("logits"))
+    return ModelOutputs(found["features"], found.get("logits"))
 
 
-def wording(subject: Subject, texts: Sequence[str]) -> list[tokens.Wording]:
+def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:
     """How the variant's tokenizer takes `texts`: bytes, tokens, unknown tokens. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     return tokens.wording(texts, tokenizer.encode(texts))
 
 
-def golden(subject: Subject, texts: Sequence[str]) -> Outputs:
+def golden(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     """As `outputs`, but all texts in one job in their own order, as a worker runs golden probes."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     with _session(subject) as session:
         done = _run(session, subject, [encoded.ids for encoded in tokenizer.encode(texts)])
     logits = done.outputs.get("logits")
-    return Outputs(np.asarray(done.outputs["features"]), None if logits is None else np.asarray(logits))
+    return ModelOutputs(np.asarray(done.outputs["features"]), None if logits is None else np.asarray(logits))
 
 
-def latency(subject: Subject, texts: Sequence[str], runs: int = 50) -> Latency:
+def latency(subject: OnnxSubject, texts: Sequence[str], runs: int = 50) -> Latency:
     """Time `runs` single texts, then full batches, after a warm-up. `texts` are used in turn."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     chosen = [texts[place % len(texts)] for place in range(runs)]
@@ -113,7 +113,7 @@ def latency(subject: Subject, texts: Sequence[str], runs: int = 50) -> Latency:
     return Latency(statistics.median(times_s) * 1e3, p95_s * 1e3, len(chosen) / batched_s, _threads(subject))
 
 
-def memory(subject: Subject) -> Memory:
+def memory(subject: OnnxSubject) -> ProcessMemory:
     """Load the variant in a fresh process, run its largest batch, and say what it took. Raises BackendError."""
     request = {name: str(value) if isinstance(value, Path) else value for name, value in vars(subject).items()}
     ended = subprocess.run(
@@ -124,7 +124,7 @@ def memory(subject: Subject) -> Memory:
         reason = ended.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise BackendError(f"the process that measures memory failed: {reason[0]}", str(subject.model))
     answer: Mapping[str, int] = json.loads(ended.stdout)
-    return Memory(answer["session_bytes"], answer["peak_bytes"])
+    return ProcessMemory(answer["session_bytes"], answer["peak_bytes"])
 
 
 def runtime(name: str = "onnx") -> Capabilities:
@@ -136,7 +136,7 @@ def runtime(name: str = "onnx") -> Capabilities:
 
 
 @contextmanager
-def _session(subject: Subject) -> Iterator[Session]:
+def _session(subject: OnnxSubject) -> Iterator[Session]:
     options = {"max_rows": subject.max_rows, "max_tokens": subject.max_tokens, "base_id": subject.base_id}
     if subject.backend == "onnx":
         options["threads"] = _threads(subject)
@@ -149,11 +149,11 @@ def _session(subject: Subject) -> Iterator[Session]:
         session.close()
 
 
-def _threads(subject: Subject) -> int:
+def _threads(subject: OnnxSubject) -> int:
     return subject.threads or len(os.sched_getaffinity(0))
 
 
-def _run(session: Session, subject: Subject, rows: Sequence[Sequence[int]]) -> Done:
+def _run(session: Session, subject: OnnxSubject, rows: Sequence[Sequence[int]]) -> Done:
     session.submit(Job("measure", None if subject.adapter is None else _ADAPTER, rows, {}))
     while True:
         for event in session.step(Limits(subject.max_rows, _threads(subject))):
@@ -174,7 +174,7 @@ def main() -> int:
     fields: dict[str, Any] = json.loads(sys.stdin.read())
     for name in ("model", "tokenizer", "adapter"):
         fields[name] = None if fields[name] is None else Path(fields[name])
-    subject = Subject(**fields)
+    subject = OnnxSubject(**fields)
     with _session(subject) as session:
         _run(session, subject, [[1] * subject.max_tokens] * subject.max_rows)
         held = sum(session.footprint())

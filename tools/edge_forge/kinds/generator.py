@@ -6,7 +6,7 @@ from edge_forge.kinds.api import Kind, RecipeParts, ReportParts
 from edge_forge.plan.generator_plan import GeneratorPlan
 from edge_forge.recipe import generator_recipe
 from edge_forge.report import generator_comparison, generator_report
-from edge_forge.train.generator_settings import GenerateSettings
+from edge_forge.train.generator_settings import GeneratorSettings
 
 KIND = Kind(
     "generate",
@@ -16,7 +16,7 @@ KIND = Kind(
         generator_recipe.with_method,
         template="generate.toml",
         sample="train.jsonl",
-        defaults=GenerateSettings(),
+        defaults=GeneratorSettings(),
     ),
     GeneratorPlan,
     ReportParts(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.chat_tokenizer import Encoded
+from edge_forge.data.chat_tokenizer import EncodedRow
 
 _GROUPS = {"attention": (".self_attn.",), "mlp": (".mlp.",)}
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -69,7 +69,7 @@ def _selects(target: str, name: str) -> bool:
 
 
 @torch.inference_mode()
-def losses(model: Any, rows: Sequence[Encoded]) -> list[float]:
+def losses(model: Any, rows: Sequence[EncodedRow]) -> list[float]:
     """Summed -ln p in nats of every row's tokens from its answer on (of a text: all but the first)."""
     found = []
     for row in rows:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_forge.data.generator_rows import Row
-from edge_forge.recipe.generator_recipe import NewSection
+from edge_forge.recipe.generator_recipe import NewModelSection
 
 # As SmolLM2-Instruct's: texts and turns end with <|im_end|>.
 BEGIN, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -18,7 +18,7 @@ TEMPLATE = (
 )
 
 
-def make(folder: Path, rows: Sequence[Row], shape: NewSection, context: int, seed: int) -> None:
+def make(folder: Path, rows: Sequence[Row], shape: NewModelSection, context: int, seed: int) -> None:
     """Write the model folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

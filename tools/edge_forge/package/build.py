@@ -20,7 +20,7 @@ from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, Manifes
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, IndexRef
 from edge_agent.bundle.verify import read_package, read_release
 from edge_forge.package.sources import (
-    AdapterSource,
+    AdapterPackageSource,
     ModelSource,
     ReleaseSource,
     VariantSource,
@@ -28,11 +28,11 @@ from edge_forge.package.sources import (
     probe_bytes,
     task_doc,
 )
-from edge_forge.package.write import Layout, Part, part_of
+from edge_forge.package.write import Layout, PackageFile, package_file
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltPackage:
     """A package that was written: its path, the digest of its index (what is signed), of the tar, and its size."""
 
     path: Path
@@ -45,11 +45,11 @@ def build(
     out: Path,
     release: ReleaseSource,
     model: ModelSource | None,
-    adapters: Sequence[AdapterSource] = (),
+    adapters: Sequence[AdapterPackageSource] = (),
     subject: Descriptor | None = None,
     keys: Sequence[Path] = (),
     folder: bool = False,
-) -> Built:
+) -> BuiltPackage:
     """Write one package. `subject` is the base's manifest for an adapter-only package (`base_descriptor`).
 
     Without `keys` the package is unsigned. Raises UsageError (an input) or PackageError (the result would be refused).
@@ -69,9 +69,9 @@ def build(
     signers = [dsse.PrivateKey.load(path) for path in keys]
     layout.put(RELEASE_FILE, dsse.wrap(RELEASE_TYPE, jsonio.encode(statement), signers))
     layout.write(out, folder, _read_back)
-    digest = None if folder else part_of(out).digest
+    digest = None if folder else package_file(out).digest
     with open_package(out) as package:
-        return Built(out, index.digest, digest, sum(package.sizes.values()))
+        return BuiltPackage(out, index.digest, digest, sum(package.sizes.values()))
 
 
 def base_descriptor(package: Path, base_id: str) -> Descriptor:
@@ -105,7 +105,7 @@ def _model_entries(model: ModelSource, layout: Layout) -> list[Descriptor]:
 
 
 def _variant_entry(
-    model: ModelSource, source: VariantSource, shared: dict[str, tuple[str, Part]], layout: Layout
+    model: ModelSource, source: VariantSource, shared: dict[str, tuple[str, PackageFile]], layout: Layout
 ) -> Descriptor:
     file = "model" + source.weights.suffix
     weights = layout.blob(_checked(source.weights, file))
@@ -130,7 +130,7 @@ def _variant_entry(
     return _manifest_descriptor(manifest, layout)
 
 
-def _adapter_entry(source: AdapterSource, subject: Descriptor, layout: Layout) -> Descriptor:
+def _adapter_entry(source: AdapterPackageSource, subject: Descriptor, layout: Layout) -> Descriptor:
     names = ("name", "base_id", "rank", "alpha", "targets", "dtype", "accuracy", "metrics", "requires")
     fields = {name: getattr(source, name) for name in names}
     where = f"adapter {source.name}"
@@ -157,14 +157,14 @@ def _adapter_entry(source: AdapterSource, subject: Descriptor, layout: Layout) -
     return _manifest_descriptor(manifest, layout)
 
 
-def _layers(files: dict[str, tuple[str, Part]]) -> tuple[Descriptor, ...]:
+def _layers(files: dict[str, tuple[str, PackageFile]]) -> tuple[Descriptor, ...]:
     """Layers by name, so that the order in which a recipe names its files changes nothing."""
     return tuple(
         _descriptor(media_type, part, {forms.FILE_PATH: name}) for name, (media_type, part) in sorted(files.items())
     )
 
 
-def _descriptor(media_type: str, part: Part, annotations: dict[str, str] | None = None) -> Descriptor:
+def _descriptor(media_type: str, part: PackageFile, annotations: dict[str, str] | None = None) -> Descriptor:
     return Descriptor(media_type=media_type, digest=part.digest, size=part.size, annotations=annotations or {})
 
 
@@ -196,16 +196,18 @@ def build_base_package(
     out: Path,
     model: ModelSource,
     release: ReleaseSource,
-    adapters: Sequence[AdapterSource] = (),
+    adapters: Sequence[AdapterPackageSource] = (),
     keys: Sequence[Path] = (),
-) -> Built:
+) -> BuiltPackage:
     """A base in its variants, with or without adapters of it. The same inputs give the same bytes."""
     if model.merged_from:
         raise UsageError("this is a merged model", f"model {model.name}", "use build_merged_package")
     return build(out, release, model, adapters, keys=keys)
 
 
-def build_merged_package(out: Path, model: ModelSource, release: ReleaseSource, keys: Sequence[Path] = ()) -> Built:
+def build_merged_package(
+    out: Path, model: ModelSource, release: ReleaseSource, keys: Sequence[Path] = ()
+) -> BuiltPackage:
     """A model with its adapter folded in; `merged_from` must say which. Raises UsageError."""
     if not model.merged_from:
         raise UsageError("a merged model says what it was merged from", f"model {model.name}", "set merged_from")
@@ -214,11 +216,11 @@ def build_merged_package(out: Path, model: ModelSource, release: ReleaseSource, 
 
 def build_adapter_package(
     out: Path,
-    adapters: Sequence[AdapterSource],
+    adapters: Sequence[AdapterPackageSource],
     base_package: Path,
     release: ReleaseSource,
     keys: Sequence[Path] = (),
-) -> Built:
+) -> BuiltPackage:
     """Adapters alone, a few megabytes: the base's weights are on the device already. Raises UsageError."""
     if not adapters:
         raise UsageError("there is no adapter", "package")

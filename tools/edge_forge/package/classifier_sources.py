@@ -13,15 +13,19 @@ from typing import Any, get_args
 
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, Kind, to_metrics
 from edge_forge.package.release import merged_id
-from edge_forge.package.sources import AdapterSource, ModelSource, VariantSource
-from edge_forge.recipe.classifier_recipe import Recipe
+from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
+from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
 RUNTIME = "onnx"
+MULTI_ADAPTER, MERGED_FORM = "banked", "merged"
+"""Forms of a graph: the base with inputs for a bank of adapters; base and adapter in one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
-    """One ONNX file and what was measured of it. `form` is 'banked' or 'merged', `how` 'dynamic' or 'static' INT8.
+class OnnxVariant:
+    """One ONNX file and what was measured of it. `form` is `MULTI_ADAPTER` or `MERGED_FORM`.
+
+    `quantization_scheme` of INT8 is 'dynamic' or 'static', else ''.
 
     `figures` holds accuracy and the like where the graph has a task, and peak_bytes, latency_ms.
     """
@@ -30,8 +34,13 @@ class Graph:
     dtype: str
     path: Path
     digest: str
-    how: str = ""
+    quantization_scheme: str = ""
     figures: Mapping[str, Any] | None = None
+
+    @property
+    def candidate(self) -> str:
+        """Its name among the ways to one number format: 'int8-dynamic', 'fp32'."""
+        return f"{self.dtype}-{self.quantization_scheme}" if self.quantization_scheme else self.dtype
 
     @property
     def variant(self) -> str:
@@ -39,7 +48,7 @@ class Graph:
         return f"{RUNTIME}/{self.dtype}"
 
 
-def task_of(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+def task_of(recipe: ClassifierRecipe, labels: Sequence[str]) -> dict[str, Any]:
     """The classifier's task for the device."""
     task = recipe.task
     return {
@@ -51,7 +60,7 @@ def task_of(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def variants(graphs: Sequence[Graph], answers: bool = False) -> list[VariantSource]:
+def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[VariantSource]:
     """The variants of a model, with what was measured; where it `answers` by itself, also what its test set is like."""
     return [
         VariantSource(
@@ -60,20 +69,20 @@ def variants(graphs: Sequence[Graph], answers: bool = False) -> list[VariantSour
             dtype=graph.dtype,
             peak_bytes=int((graph.figures or {}).get("peak_bytes") or 3 * graph.path.stat().st_size),
             accuracy=(graph.figures or {}).get("accuracy"),
-            metrics=numbers(graph) | (likeness(graph) if answers else {}),
+            metrics=numbers(graph) | (drift_reference(graph) if answers else {}),
         )
         for graph in graphs
     ]
 
 
-def numbers(graph: Graph) -> dict[str, float]:
+def numbers(graph: OnnxVariant) -> dict[str, float]:
     """The figures of a graph that travel in its package, rounded so that they read well."""
     wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes")
     figures = graph.figures or {}
     return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None}
 
 
-def likeness(graph: Graph) -> dict[str, float]:
+def drift_reference(graph: OnnxVariant) -> dict[str, float]:
     """What the test set is like, for the device to see drift: histograms of top scores and of how texts fall apart, and
     the share of unknown tokens. Empty where nothing was measured."""
     figures = graph.figures or {}
@@ -86,7 +95,11 @@ def likeness(graph: Graph) -> dict[str, float]:
 
 
 def base_model(
-    recipe: Recipe, base_id: str, config: Mapping[str, Any], graphs: Sequence[Graph], files: Mapping[str, Path]
+    recipe: ClassifierRecipe,
+    base_id: str,
+    config: Mapping[str, Any],
+    graphs: Sequence[OnnxVariant],
+    files: Mapping[str, Path],
 ) -> ModelSource:
     """The base with its bank; `files` are 'tokenizer' and 'probes'. Without an adapter it answers embeddings."""
     return ModelSource(
@@ -102,7 +115,7 @@ def base_model(
 
 
 def merged_model(
-    recipe: Recipe, labels: Sequence[str], merged_from: Mapping[str, str], graphs: Sequence[Graph],
+    recipe: ClassifierRecipe, labels: Sequence[str], merged_from: Mapping[str, str], graphs: Sequence[OnnxVariant],
     files: Mapping[str, Path],
 ) -> ModelSource:  # fmt: skip
     """Base and adapter in one graph; `merged_from` names the base_id and the digest of what was folded in."""
@@ -119,15 +132,15 @@ def merged_model(
     )
 
 
-def merged_name(recipe: Recipe) -> str:
+def merged_name(recipe: ClassifierRecipe) -> str:
     """The merged model's name on the device."""
     return f"{recipe.name}-merged"
 
 
 def adapter(
-    recipe: Recipe, labels: Sequence[str], record: Mapping[str, Any], files: Mapping[str, Path],
-    graphs: Sequence[Graph],
-) -> AdapterSource:  # fmt: skip
+    recipe: ClassifierRecipe, labels: Sequence[str], record: Mapping[str, Any], files: Mapping[str, Path],
+    graphs: Sequence[OnnxVariant],
+) -> AdapterPackageSource:  # fmt: skip
     """The adapter, with what it is worth on each variant of the base ('accuracy.onnx/int8')."""
     settings = record["settings"]
     reference = next(graph for graph in graphs if graph.dtype == "fp32")
@@ -137,7 +150,7 @@ def adapter(
         for key, value in numbers(graph).items()
         if key in ("accuracy", "macro_f1", "latency_ms")
     }
-    return AdapterSource(
+    return AdapterPackageSource(
         name=recipe.name,
         base_id=record["base_id"],
         weights=files["adapter"],
@@ -147,7 +160,7 @@ def adapter(
         task=task_of(recipe, labels),
         probes=files["probes"],
         accuracy=(reference.figures or {}).get("accuracy"),
-        metrics=metrics | likeness(reference),
+        metrics=metrics | drift_reference(reference),
         docs=_docs(files),
     )
 

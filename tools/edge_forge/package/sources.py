@@ -60,7 +60,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSource:
+class AdapterPackageSource:
     """One adapter and how it was made; see `manifest.AdapterConfig`. `weights` is its `adapter.safetensors`."""
 
     name: str

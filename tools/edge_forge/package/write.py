@@ -19,7 +19,7 @@ FILE_MODE = 0o644
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PackageFile:
     """A file of a package: bytes at hand, or a file on disk that is read when the package is written."""
 
     digest: str
@@ -40,10 +40,10 @@ class Part:
             raise UsageError("the file changed while it was being packed", str(self.source), "pack it again")
 
 
-def part_of(source: bytes | Path) -> Part:
+def package_file(source: bytes | Path) -> PackageFile:
     """Hash a file or bytes. Raises UsageError for a file that cannot be read."""
     if isinstance(source, bytes):
-        return Part("sha256:" + hashlib.sha256(source).hexdigest(), len(source), source)
+        return PackageFile("sha256:" + hashlib.sha256(source).hexdigest(), len(source), source)
     try:
         with source.open("rb") as file:
             running, size = hashlib.sha256(), 0
@@ -54,23 +54,23 @@ def part_of(source: bytes | Path) -> Part:
         raise UsageError(f"the file cannot be read: {error.strerror}", str(source)) from error
     if size > limits.BLOB_BYTES:
         raise UsageError("the file is larger than a package may carry", str(source))
-    return Part("sha256:" + running.hexdigest(), size, source)
+    return PackageFile("sha256:" + running.hexdigest(), size, source)
 
 
 class Layout:
     """The files of a package while it is being put together."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, Part] = {"oci-layout": part_of(forms.OCI_LAYOUT)}
+        self._parts: dict[str, PackageFile] = {"oci-layout": package_file(forms.OCI_LAYOUT)}
 
-    def put(self, name: str, data: bytes) -> Part:
+    def put(self, name: str, data: bytes) -> PackageFile:
         """A file by its name: `index.json`, `release.dsse.json`, `root/2.json`."""
-        self._parts[name] = part_of(data)
+        self._parts[name] = package_file(data)
         return self._parts[name]
 
-    def blob(self, source: bytes | Path) -> Part:
+    def blob(self, source: bytes | Path) -> PackageFile:
         """A blob, named by its digest; the same contents are carried once."""
-        part = part_of(source)
+        part = package_file(source)
         self._parts.setdefault(blob_name(part.digest), part)
         return part
 
@@ -90,7 +90,7 @@ class Layout:
             _remove(temporary)
 
 
-def write_tar(path: Path, parts: Mapping[str, Part]) -> None:
+def write_tar(path: Path, parts: Mapping[str, PackageFile]) -> None:
     """One tar in the package's form; `parts` come in the format's order."""
     with path.open("wb") as file:
         for name, part in parts.items():
@@ -104,7 +104,7 @@ def write_tar(path: Path, parts: Mapping[str, Part]) -> None:
     path.chmod(FILE_MODE)
 
 
-def write_folder(path: Path, parts: Mapping[str, Part]) -> None:
+def write_folder(path: Path, parts: Mapping[str, PackageFile]) -> None:
     """The same as a folder, for registries' tools and for looking into."""
     for name, part in parts.items():
         target = path / name

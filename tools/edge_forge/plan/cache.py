@@ -32,7 +32,7 @@ UNUSED_DAYS = 14
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class BuildStep:
     """One piece of work. `inputs` maps a name to a digest; `work(folder)` writes its outputs there, returns facts."""
 
     name: str
@@ -56,7 +56,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StepResult:
     """A finished step: its folder and its record."""
 
     folder: Path
@@ -109,7 +109,7 @@ class Cache:
             shutil.rmtree(self.root / "tmp", ignore_errors=True)
             yield
 
-    def find(self, step: Step) -> Entry | None:
+    def find(self, step: BuildStep) -> StepResult | None:
         """What the step made before, if its outputs are all there, unchanged in size."""
         folder = self.root / "steps" / step.name / step.key
         try:
@@ -122,7 +122,7 @@ class Cache:
                 return None
         with contextlib.suppress(OSError):  # a build folder that can only be read
             os.utime(folder / "record.json")
-        return Entry(folder, record, cached=True)
+        return StepResult(folder, record, cached=True)
 
     def collect(self, now_s: float) -> int:
         """Remove results that were not asked for since `UNUSED_DAYS` before `now_s` (Unix seconds); returns bytes."""
@@ -137,7 +137,7 @@ class Cache:
             self._progress.say(f"removed {count} results unused for {UNUSED_DAYS} days ({size(freed_bytes)})")
         return freed_bytes
 
-    def run(self, step: Step) -> Entry:
+    def run(self, step: BuildStep) -> StepResult:
         """The step's outputs, made now unless they are there. Nothing half-written stays, whatever happens."""
         title = step.title or step.name
         found = self.find(step)
@@ -161,7 +161,7 @@ class Cache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._progress.say(f"{title}: done in {duration(took_s)}")
-        return Entry(place, record, cached=False)
+        return StepResult(place, record, cached=False)
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from edge_forge.evaluate import probes
 from edge_forge.package import classifier_sources as sources
-from edge_forge.package.classifier_sources import Graph
+from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, OnnxVariant
 from edge_forge.package.sources import ReleaseSource
-from edge_forge.plan.cache import Entry, file_digest, write_json
+from edge_forge.plan.cache import StepResult, file_digest, write_json
 from edge_forge.plan.onnx_exports import OnnxExports
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 
@@ -33,7 +33,7 @@ class ClassifierPackages:
         self.steps = exports.steps
 
     @cached_property
-    def base_package(self) -> Entry:
+    def base_package(self) -> StepResult:
         """The base with its bank: of no recipe's own."""
         graphs = tuple(self._sized(graph) for graph in self.exports.bare_graphs)
         subjects = {graph.variant: self._subject(graph, None, self.recipe.export.bank_tokens) for graph in graphs}
@@ -51,9 +51,9 @@ class ClassifierPackages:
         return self._package(recipe.base.name, recipe.base.version, (graphs, golden), settings, pack)
 
     @cached_property
-    def adapter_package(self) -> Entry:
+    def adapter_package(self) -> StepResult:
         """The adapter alone; its subject is the base's package."""
-        graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == "banked")
+        graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == MULTI_ADAPTER)
         texts = probes.choose_texts(
             self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
         )
@@ -79,9 +79,9 @@ class ClassifierPackages:
         return self._package(self.recipe.name, self.recipe.package.version, (graphs, golden), settings, pack)
 
     @cached_property
-    def merged_package(self) -> Entry:
+    def merged_package(self) -> StepResult:
         """Base and adapter in one graph, in the variants that pass the gates."""
-        graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == "merged")
+        graphs = tuple(graph for graph in self.exports.judged[1] if graph.form == MERGED_FORM)
         texts = probes.choose_texts(
             self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
         )
@@ -110,10 +110,10 @@ class ClassifierPackages:
         return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
 
     @cached_property
-    def packed(self) -> dict[str, tuple[str, Entry]]:
+    def packed(self) -> dict[str, tuple[str, StepResult]]:
         """The unsigned packages: file name to (what it is, step), in the order of installation."""
         recipe, found = self.recipe, {}
-        if self.exports.has_banked:
+        if self.exports.has_multi_adapter:
             digest = self.base_package.facts["index"].removeprefix("sha256:")[:8]
             found[f"{recipe.base.name}-{digest}.tar"] = ("base", self.base_package)
             found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
@@ -122,14 +122,14 @@ class ClassifierPackages:
             found[name] = ("merged model", self.merged_package)
         return found
 
-    def _subject(self, graph: Graph, adapter: Path | None, max_tokens: int) -> Any:
-        from edge_forge.evaluate.measure_onnx import Subject
+    def _subject(self, graph: OnnxVariant, adapter: Path | None, max_tokens: int) -> Any:
+        from edge_forge.evaluate.measure_onnx import OnnxSubject
 
-        entry = self.exports.base_export if graph.form == "banked" else self.exports.merged_export
-        base_id = self.training.base.base_id if graph.form == "banked" else ""
-        return Subject(graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id)
+        entry = self.exports.base_export if graph.form == MULTI_ADAPTER else self.exports.merged_export
+        base_id = self.training.base.base_id if graph.form == MULTI_ADAPTER else ""
+        return OnnxSubject(graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id)
 
-    def _sized(self, graph: Graph) -> Graph:
+    def _sized(self, graph: OnnxVariant) -> OnnxVariant:
         """A graph of the base with its memory, which no recipe has a part in."""
         tokens = self.recipe.export.bank_tokens
 
@@ -143,12 +143,12 @@ class ClassifierPackages:
             "measure", {"model": graph.digest}, settings, work, f"measure memory of base {graph.dtype}"
         )
         figures = {"parity": (graph.figures or {}).get("parity"), "peak_bytes": entry.facts["memory"]["peak_bytes"]}
-        return Graph(graph.form, graph.dtype, graph.path, graph.digest, graph.how, figures)
+        return OnnxVariant(graph.form, graph.dtype, graph.path, graph.digest, graph.quantization_scheme, figures)
 
     def _probes(
-        self, what: str, graphs: Sequence[Graph], subjects: Mapping[str, Any], texts: Sequence[str],
+        self, what: str, graphs: Sequence[OnnxVariant], subjects: Mapping[str, Any], texts: Sequence[str],
         bare: Mapping[str, Any] | None = None,
-    ) -> Entry:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """`probes.json` for graphs with the same texts."""
         inputs = {graph.variant: graph.digest for graph in graphs} | {"tokenizer": self.training.tokenizer_digest}
         first = next(iter(subjects.values()))
@@ -158,11 +158,11 @@ class ClassifierPackages:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_onnx import golden
 
-            def run(found: Mapping[str, Any]) -> dict[str, probes.Outputs]:
+            def run(found: Mapping[str, Any]) -> dict[str, probes.ProbeOutputs]:
                 results = {name: golden(subject, texts) for name, subject in found.items()}
                 labels = 0 if what == "base" else len(self.training.data.labels)
                 return {
-                    name: probes.Outputs(
+                    name: probes.ProbeOutputs(
                         one.features.tolist(),
                         None if one.logits is None or not labels else one.logits[:, :labels].tolist(),
                     )
@@ -178,11 +178,16 @@ class ClassifierPackages:
         return self.steps.run("probes", inputs, settings, work, f"golden probes of {what}")
 
     def _package(
-        self, product: str, counter: int, parts: tuple[Sequence[Graph], Entry], settings: Mapping[str, Any], pack: Any
-    ) -> Entry:
+        self,
+        product: str,
+        counter: int,
+        parts: tuple[Sequence[OnnxVariant], StepResult],
+        settings: Mapping[str, Any],
+        pack: Any,
+    ) -> StepResult:
         graphs, golden = parts
         inputs = {graph.variant: graph.digest for graph in graphs} | golden.digests(PROBES)
         inputs |= {"tokenizer": self.training.tokenizer_digest}
         card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.signer.card.items()}
-        figures = [sources.numbers(graph) | sources.likeness(graph) for graph in graphs]
+        figures = [sources.numbers(graph) | sources.drift_reference(graph) for graph in graphs]
         return self.signer.packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)

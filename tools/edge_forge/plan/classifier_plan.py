@@ -18,13 +18,13 @@ from edge_forge.plan.onnx_exports import OnnxExports, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress, size
-from edge_forge.recipe.classifier_recipe import Recipe
+from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
 
 class ClassifierPlan:
     """One classifier's recipe in one build folder."""
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+    def __init__(self, recipe: ClassifierRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
         self.recipe = recipe
         self.steps = StepRunner(recipe_dir, cache, progress, CODE)
         self.signer = PackageSigner(recipe, self.steps)
@@ -67,13 +67,13 @@ class ClassifierPlan:
     def _shipped(self) -> dict[str, Any]:
         """Variants, verdicts and packages."""
         gates, passed = self.exports.judged
-        variants = [*self.exports.banked_graphs, *self.exports.merged_graphs]
+        variants = [*self.exports.multi_adapter_graphs, *self.exports.merged_graphs]
         choice = self.exports.int8_choice
-        names = {"int8-", choice["name"] if choice else "int8-"}
+        chosen = choice["name"] if choice else ""
         lost = [
             [graph.form, graph.dtype]
             for graph in variants
-            if graph not in passed and (graph.dtype != "int8" or f"int8-{graph.how}" in names)
+            if graph not in passed and (graph.dtype != "int8" or graph.candidate in ("int8", chosen))
         ]
         return {
             "variants": list(rows_of(variants)),
@@ -106,14 +106,14 @@ class ClassifierPlan:
 
     def _export(self) -> Mapping[str, Any]:
         found = {}
-        if self.exports.has_banked:
+        if self.exports.has_multi_adapter:
             found["banked"] = str(self.exports.base_export.path("model.onnx"))
         if self.recipe.export.merged:
             found["merged"] = str(self.exports.merged_export.path("model.onnx"))
         return found
 
     def _quantize(self) -> Mapping[str, Any]:
-        graphs = (*self.exports.banked_graphs, *self.exports.merged_graphs)
+        graphs = (*self.exports.multi_adapter_graphs, *self.exports.merged_graphs)
         return {
             f"{one['form']} {one['dtype']} {one['how']}".strip(): (
                 f"{one['accuracy']:.4f}, {size(one['size_bytes'])}, {one['latency_ms']:.1f} ms"

@@ -18,12 +18,12 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import classifier_rows as data
-from edge_forge.data.classifier_rows import SPLITS, Data, Row
+from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
 from edge_forge.models import bases
-from edge_forge.plan.cache import Entry, file_digest
+from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, quiet, with_log
 from edge_forge.progress import Phases, size
-from edge_forge.recipe.classifier_recipe import Recipe
+from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
@@ -52,12 +52,12 @@ CODE: Code = {
 class ClassifierTraining:
     """From data and base to a trained and scored classifier."""
 
-    def __init__(self, recipe: Recipe, steps: StepRunner) -> None:
+    def __init__(self, recipe: ClassifierRecipe, steps: StepRunner) -> None:
         self.recipe = recipe
         self.steps = steps
 
     @cached_property
-    def data_step(self) -> Entry:
+    def data_step(self) -> StepResult:
         """Splits as JSONL (`train.jsonl` ...) and their statistics."""
         section, task = self.recipe.data, self.recipe.task
         inputs = {split: digest_of_data(path) for split, path in data.files(section, self.steps.recipe_dir).items()}
@@ -83,12 +83,12 @@ class ClassifierTraining:
         return entry
 
     @cached_property
-    def data(self) -> Data:
+    def data(self) -> ClassifierData:
         """The checked rows."""
         entry = self.data_step
         splits = {split: tuple(_read_rows(entry.path(f"{split}.jsonl"))) for split in SPLITS}
         facts = entry.facts
-        return Data(
+        return ClassifierData(
             tuple(facts["labels"]), splits["train"], splits["validation"], splits["test"],
             facts["statistics"], tuple(facts["warnings"]),
         )  # fmt: skip
@@ -111,7 +111,7 @@ class ClassifierTraining:
         return file_digest(self.base.directory / "tokenizer.json")
 
     @cached_property
-    def trained(self) -> Entry:
+    def trained(self) -> StepResult:
         """`run/`: adapter.safetensors and peft/ (LoRA), or a model folder with head.safetensors (full)."""
         settings, base, rows = self.recipe.training, self.base, self.data
         inputs = {
@@ -151,7 +151,7 @@ class ClassifierTraining:
         }  # fmt: skip
 
     @cached_property
-    def evaluated(self) -> Entry:
+    def evaluated(self) -> StepResult:
         """Scores by PyTorch on the validation and test splits, and the logits they come from (`<split>.npy`)."""
         rows, base = self.data, self.base
         inputs = {

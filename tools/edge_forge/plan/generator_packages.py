@@ -10,11 +10,11 @@ from typing import Any
 from edge_forge.evaluate import probes
 from edge_forge.export.gguf import ADAPTER_FILE
 from edge_forge.package.release import merged_id
-from edge_forge.package.sources import AdapterSource, ModelSource, ReleaseSource, VariantSource
-from edge_forge.plan.cache import Entry, write_json
-from edge_forge.plan.gguf_exports import RUNTIME, File, GgufExports
+from edge_forge.package.sources import AdapterPackageSource, ModelSource, ReleaseSource, VariantSource
+from edge_forge.plan.cache import StepResult, write_json
+from edge_forge.plan.gguf_exports import RUNTIME, GgufExports, GgufVariant
 from edge_forge.plan.signing import PACKAGE, PackageSigner
-from edge_forge.recipe.generator_recipe import GenerateRecipe
+from edge_forge.recipe.generator_recipe import GeneratorRecipe
 
 PROBES = "probes.json"
 _SCORES = ("perplexity", "sample_perplexity", "exact_match", "json_match", "bleu", "rouge_l")
@@ -31,7 +31,7 @@ class GeneratorPackages:
         self.steps = exports.steps
 
     @cached_property
-    def packed(self) -> dict[str, tuple[str, Entry]]:
+    def packed(self) -> dict[str, tuple[str, StepResult]]:
         """The unsigned packages: file name to (what it is, step), in the order of installation."""
         found, recipe = {}, self.recipe
         if self.exports.has_adapter or recipe.is_new:
@@ -44,7 +44,7 @@ class GeneratorPackages:
         return found
 
     @cached_property
-    def base_package(self) -> Entry:
+    def base_package(self) -> StepResult:
         """The base in its formats: of no recipe's own."""
         files, recipe = self.exports.base_files, self.recipe
         base_id = self.exports.base_folder[1]
@@ -61,7 +61,7 @@ class GeneratorPackages:
         return self.signer.packaged(self.exports.base_name, recipe.base.version, _inputs(files, golden), settings, pack)
 
     @cached_property
-    def adapter_package(self) -> Entry:
+    def adapter_package(self) -> StepResult:
         """The adapter alone; its subject is the base's package."""
         recipe, files, entry = self.recipe, self.exports.adapter_files, self.exports.adapter_file
         base_id, base = self.exports.base_folder[1], self.base_package
@@ -70,7 +70,7 @@ class GeneratorPackages:
         def pack(folder: Path, release: ReleaseSource) -> Any:
             from edge_forge.package.build import build_adapter_package
 
-            source = AdapterSource(
+            source = AdapterPackageSource(
                 name=recipe.name,
                 base_id=base_id,
                 weights=entry.path(ADAPTER_FILE),
@@ -89,7 +89,7 @@ class GeneratorPackages:
         return self.signer.packaged(recipe.name, recipe.package.version, inputs, self._settings(files), pack)
 
     @cached_property
-    def merged_package(self) -> Entry:
+    def merged_package(self) -> StepResult:
         """Base and adapter in one file, in the formats that pass the gates."""
         recipe, name = self.recipe, f"{self.recipe.name}-merged"
         files = tuple(file for file in self.exports.judged[1] if file.form == "merged")
@@ -116,7 +116,7 @@ class GeneratorPackages:
         return self.signer.packaged(name, recipe.package.version, _inputs(files, golden), settings, pack)
 
     def _model(
-        self, name: str, base_id: str, files: Sequence[File], golden: Entry,
+        self, name: str, base_id: str, files: Sequence[GgufVariant], golden: StepResult,
         merged_from: Mapping[str, str] | None = None, licence: str = "",
     ) -> ModelSource:  # fmt: skip
         return ModelSource(
@@ -130,7 +130,7 @@ class GeneratorPackages:
             licences=[licence] if licence else (),
         )
 
-    def _variant(self, file: File) -> VariantSource:
+    def _variant(self, file: GgufVariant) -> VariantSource:
         section = self.recipe.gguf
         return VariantSource(
             weights=file.path,
@@ -152,8 +152,13 @@ class GeneratorPackages:
         return tuple(found[: self.recipe.package.probes])
 
     def _probes(
-        self, what: str, files: Sequence[File], texts: Sequence[str], base_id: str, adapter: Entry | None = None
-    ) -> Entry:
+        self,
+        what: str,
+        files: Sequence[GgufVariant],
+        texts: Sequence[str],
+        base_id: str,
+        adapter: StepResult | None = None,
+    ) -> StepResult:
         """`probes.json` for files with the same texts, by the backend that devices run."""
         inputs = {file.variant: file.digest for file in files}
         if adapter is not None:
@@ -162,8 +167,8 @@ class GeneratorPackages:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_gguf import features
 
-            def run(path: Path | None) -> dict[str, probes.Outputs]:
-                return {file.variant: probes.Outputs(features(file.path, texts, base_id, path)) for file in files}
+            def run(path: Path | None) -> dict[str, probes.ProbeOutputs]:
+                return {file.variant: probes.ProbeOutputs(features(file.path, texts, base_id, path)) for file in files}
 
             bare = None if adapter is None else run(None)
             document = probes.document(texts, run(None if adapter is None else adapter.path(ADAPTER_FILE)), bare)
@@ -174,7 +179,7 @@ class GeneratorPackages:
         settings = {"texts": list(texts), "base_id": base_id, "what": what}
         return self.steps.run("gguf-probes", inputs, settings, work, f"golden probes of {what}")
 
-    def _settings(self, files: Sequence[File]) -> dict[str, Any]:
+    def _settings(self, files: Sequence[GgufVariant]) -> dict[str, Any]:
         section = self.recipe.gguf
         return {
             "task": task_of(self.recipe), "options": [section.kv_type, section.sequences],
@@ -182,22 +187,22 @@ class GeneratorPackages:
         }  # fmt: skip
 
 
-def task_of(recipe: GenerateRecipe) -> dict[str, Any]:
+def task_of(recipe: GeneratorRecipe) -> dict[str, Any]:
     """The generator's task for the device."""
     return {"kind": "generate", "max_tokens": recipe.task.max_tokens}
 
 
-def scores(file: File) -> dict[str, float]:
+def scores(file: GgufVariant) -> dict[str, float]:
     """Scores of a file, rounded so that they read well."""
     return {key: float(f"{file.figures[key]:.6g}") for key in _SCORES if file.figures.get(key) is not None}
 
 
-def numbers(file: File) -> dict[str, float]:
+def numbers(file: GgufVariant) -> dict[str, float]:
     """The figures of a file that travel in its package: scores, parity, size, predicted bytes per context and cache."""
     memory = {f"peak_bytes.{name}": float(value) for name, value in file.figures["memory"].items()}
     parity = {"parity": float(f"{file.figures['parity']:.3g}")} if "parity" in file.figures else {}
     return {**scores(file), **parity, "size_bytes": float(file.size_bytes), **memory}
 
 
-def _inputs(files: Sequence[File], golden: Entry) -> dict[str, str]:
+def _inputs(files: Sequence[GgufVariant], golden: StepResult) -> dict[str, str]:
     return {file.variant: file.digest for file in files} | golden.digests(PROBES)

@@ -18,13 +18,13 @@ from edge_forge.plan.gguf_exports import GgufExports, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress, size
-from edge_forge.recipe.generator_recipe import GenerateRecipe
+from edge_forge.recipe.generator_recipe import GeneratorRecipe
 
 
 class GeneratorPlan:
     """One generator's recipe in one build folder."""
 
-    def __init__(self, recipe: GenerateRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
+    def __init__(self, recipe: GeneratorRecipe, recipe_dir: Path, cache: Cache, progress: Progress) -> None:
         self.recipe = recipe
         self.steps = StepRunner(recipe_dir, cache, progress, CODE)
         self.signer = PackageSigner(recipe, self.steps)

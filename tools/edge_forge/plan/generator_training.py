@@ -19,14 +19,14 @@ from typing import Any
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import generator_rows as data
 from edge_forge.data.classifier_rows import SPLITS
-from edge_forge.data.generator_rows import Row, Texts
+from edge_forge.data.generator_rows import GeneratorData, Row
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
-from edge_forge.plan.cache import Entry, file_digest
+from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
-from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GenerateRecipe
+from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GeneratorRecipe
 from edge_forge.train.methods import ADAPTER, BASE, METHODS
 
 _TORCH = ("torch", "transformers", "tokenizers")
@@ -71,13 +71,13 @@ CODE: Code = {
 class GeneratorTraining:
     """From data and base to a trained and scored generator. `above`: folders of the recipes whose base this makes."""
 
-    def __init__(self, recipe: GenerateRecipe, steps: StepRunner, above: tuple[Path, ...] = ()) -> None:
+    def __init__(self, recipe: GeneratorRecipe, steps: StepRunner, above: tuple[Path, ...] = ()) -> None:
         self.recipe = recipe
         self.steps = steps
         self.above = above
 
     @cached_property
-    def data_step(self) -> Entry:
+    def data_step(self) -> StepResult:
         """Splits as JSON lines (`train.jsonl` ...) and their statistics."""
         section = self.recipe.data
         inputs = {split: digest_of_data(path) for split, path in data.files(section, self.steps.recipe_dir).items()}
@@ -97,7 +97,7 @@ class GeneratorTraining:
         return entry
 
     @cached_property
-    def data(self) -> Texts:
+    def data(self) -> GeneratorData:
         """The checked rows."""
         entry = self.data_step
         splits = {
@@ -107,7 +107,7 @@ class GeneratorTraining:
             )
             for split in SPLITS
         }
-        return Texts(**splits, statistics=entry.facts["statistics"], warnings=tuple(entry.facts["warnings"]))
+        return GeneratorData(**splits, statistics=entry.facts["statistics"], warnings=tuple(entry.facts["warnings"]))
 
     @cached_property
     def base(self) -> bases.Base:
@@ -131,7 +131,7 @@ class GeneratorTraining:
         return base
 
     @cached_property
-    def _new_base(self) -> Entry:
+    def _new_base(self) -> StepResult:
         """`base/`: a Hugging Face folder with random weights and a tokenizer trained on the training rows."""
         shape, task, seed = self.recipe.new, self.recipe.task, self.recipe.training.seed
 
@@ -168,7 +168,7 @@ class GeneratorTraining:
         return "-".join(file_digest(path)[:32] for path in found if path.is_file())
 
     @cached_property
-    def trained(self) -> Entry:
+    def trained(self) -> StepResult:
         """`run/`: peft/ (LoRA), or model/ (full)."""
         settings, base, rows, chat = self.recipe.training, self.base, self.data, self.recipe.task.chat
         inputs = {
@@ -215,21 +215,23 @@ class GeneratorTraining:
         """The rows of the measured split that scores are taken on."""
         return self.data.measured[1][: self.recipe.evaluate.rows]
 
-    def exam(self, folder: Path) -> Any:
-        """What is asked for scores (`evaluate.Exam`), in the tokens of a model folder."""
-        from edge_forge.data.chat_tokenizer import Codec
-        from edge_forge.evaluate.generator_scores import Exam
+    def evaluation_set(self, folder: Path) -> Any:
+        """What is asked for scores (`evaluate.EvaluationSet`), in the tokens of a model folder."""
+        from edge_forge.data.chat_tokenizer import ChatTokenizer
+        from edge_forge.evaluate.generator_scores import EvaluationSet
 
         task = self.recipe.task
-        return Exam(Codec(folder, task.chat), self.scored_rows, task.max_tokens, self.recipe.evaluate.answer_tokens)
+        return EvaluationSet(
+            ChatTokenizer(folder, task.chat), self.scored_rows, task.max_tokens, self.recipe.evaluate.answer_tokens
+        )
 
     @property
-    def exam_settings(self) -> dict[str, Any]:
+    def evaluation_settings(self) -> dict[str, Any]:
         """What an exam depends on beside rows and model."""
         return {**plain(self.recipe.evaluate), **plain(self.recipe.task), "split": self.data.measured[0]}
 
     @cached_property
-    def evaluated(self) -> Entry:
+    def evaluated(self) -> StepResult:
         """Scores by PyTorch: {base, tuned}; a base of random weights has none."""
         inputs = {
             "base": self.base.base_id, "tokenizer": self.tokenizer_digest, **self.trained_digests,
@@ -239,13 +241,13 @@ class GeneratorTraining:
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.generator_scores import by_torch
 
-            exam = self.exam(self.base.directory)
-            facts = {"tuned": by_torch(exam, self.tuned_folder, self.adapter_folder)}
+            evaluation_set = self.evaluation_set(self.base.directory)
+            facts = {"tuned": by_torch(evaluation_set, self.tuned_folder, self.adapter_folder)}
             if not self.recipe.is_new:
-                facts["base"] = by_torch(exam, self.base.directory, None)
+                facts["base"] = by_torch(evaluation_set, self.base.directory, None)
             return facts
 
-        return self.steps.run("generate-evaluate", inputs, self.exam_settings, work, "evaluate")
+        return self.steps.run("generate-evaluate", inputs, self.evaluation_settings, work, "evaluate")
 
     def check_tools(self) -> None:
         """Raise what is missing on this machine before anything long begins."""

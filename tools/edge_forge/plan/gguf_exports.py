@@ -11,7 +11,7 @@ from typing import Any
 from edge_agent.base.errors import EdgeError
 from edge_forge.evaluate.gates import Gate
 from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
-from edge_forge.plan.cache import Entry
+from edge_forge.plan.cache import StepResult
 from edge_forge.plan.generator_training import GeneratorTraining
 from edge_forge.train.methods import ADAPTER, METHODS
 
@@ -20,7 +20,7 @@ _PROMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class GgufVariant:
     """One GGUF model and what was measured of it. `form`: 'base' (alone), 'adapter' (base with it), or 'merged'."""
 
     form: str
@@ -73,7 +73,7 @@ class GgufExports:
         return self.recipe.base.name
 
     @cached_property
-    def base_file(self) -> Entry:
+    def base_file(self) -> StepResult:
         """f16.gguf of the base. Of no recipe's own."""
         folder, base_id = self.base_folder
         return self._converted(
@@ -81,7 +81,7 @@ class GgufExports:
         )
 
     @cached_property
-    def merged_file(self) -> Entry:
+    def merged_file(self) -> StepResult:
         """f16.gguf of the tuned model in one."""
         inputs = {
             "base": self.training.base.base_id,
@@ -92,7 +92,7 @@ class GgufExports:
 
     def _converted(
         self, form: str, folder: Path, base_id: str, adapter: Path | None, inputs: Mapping[str, str]
-    ) -> Entry:
+    ) -> StepResult:
         name = self.base_name if form == "base" else f"{self.recipe.name}-merged"
         tolerance = self.recipe.gguf.parity_tolerance
 
@@ -105,7 +105,7 @@ class GgufExports:
         return self.steps.run("gguf", inputs, settings, work, f"gguf of {form}")
 
     @cached_property
-    def adapter_file(self) -> Entry:
+    def adapter_file(self) -> StepResult:
         """adapter.gguf, its parity and its effect."""
         base, (folder, base_id), tolerance = self.base_file, self.base_folder, self.recipe.gguf.parity_tolerance
         adapter = self.training.adapter_folder
@@ -123,18 +123,18 @@ class GgufExports:
         }
         return self.steps.run("gguf", inputs, {"form": "adapter", "tolerance": tolerance}, work, "gguf of adapter")
 
-    def _formats(self, form: str, entry: Entry) -> Iterator[File]:
+    def _formats(self, form: str, entry: StepResult) -> Iterator[GgufVariant]:
         """An F16 file and its other number formats, unmeasured."""
         parity = {"parity": entry.facts["parity"]}
         for dtype in self.recipe.quantize.variants:
             if dtype == "f16":
-                yield File(form, dtype, entry.path(MODEL_FILE), entry.digests(MODEL_FILE)[MODEL_FILE], parity)
+                yield GgufVariant(form, dtype, entry.path(MODEL_FILE), entry.digests(MODEL_FILE)[MODEL_FILE], parity)
                 continue
             made = self._quantized(form, entry, dtype)
             name = f"{dtype}.gguf"
-            yield File(form, dtype, made.path(name), made.digests(name)[name], dict(made.facts))
+            yield GgufVariant(form, dtype, made.path(name), made.digests(name)[name], dict(made.facts))
 
-    def _quantized(self, form: str, entry: Entry, dtype: str) -> Entry:
+    def _quantized(self, form: str, entry: StepResult, dtype: str) -> StepResult:
         def work(out: Path) -> Mapping[str, Any]:
             from edge_forge.export.gguf.convert import quantize
 
@@ -145,12 +145,12 @@ class GgufExports:
         )
 
     @cached_property
-    def base_files(self) -> tuple[File, ...]:
+    def base_files(self) -> tuple[GgufVariant, ...]:
         """The base in all formats, with predicted memory; figures of no recipe's own."""
         return tuple(self._sampled(self._predicted(file)) for file in self._formats("base", self.base_file))
 
     @cached_property
-    def adapter_files(self) -> tuple[File, ...]:
+    def adapter_files(self) -> tuple[GgufVariant, ...]:
         """The base's files with this recipe's adapter attached, measured."""
         if not self.has_adapter:
             return ()
@@ -158,7 +158,7 @@ class GgufExports:
         return tuple(self._measured(replace(file, form="adapter"), adapter) for file in self.base_files)
 
     @cached_property
-    def merged_files(self) -> tuple[File, ...]:
+    def merged_files(self) -> tuple[GgufVariant, ...]:
         """The merged model in all formats, measured."""
         if not self.has_merged:
             return ()
@@ -166,11 +166,11 @@ class GgufExports:
         return tuple(self._measured(file, None) for file in files)
 
     @cached_property
-    def bare(self) -> File:
+    def bare(self) -> GgufVariant:
         """The base in F16, measured on this recipe's rows: what the adapter is to improve."""
         return self._measured(self.base_files[0], None)
 
-    def _predicted(self, file: File) -> File:
+    def _predicted(self, file: GgufVariant) -> GgufVariant:
         section, task = self.recipe.gguf, self.recipe.task
         contexts = sorted({*(one for one in section.contexts if one < task.max_tokens), task.max_tokens})
 
@@ -189,7 +189,7 @@ class GgufExports:
             )
         return replace(file, figures={**file.figures, "peak_bytes": found[wanted], "memory": dict(found)})
 
-    def _sampled(self, file: File) -> File:
+    def _sampled(self, file: GgufVariant) -> GgufVariant:
         """The file with its perplexity on sentences that come with the forge: the base belongs to no recipe's data."""
 
         def work(_: Path) -> Mapping[str, Any]:
@@ -202,7 +202,7 @@ class GgufExports:
         found = self.steps.run("gguf-measure", inputs, {"what": "sample"}, work, title)
         return replace(file, figures={**file.figures, **found.facts})
 
-    def _measured(self, file: File, adapter: Entry | None) -> File:
+    def _measured(self, file: GgufVariant, adapter: StepResult | None) -> GgufVariant:
         inputs = {
             "model": file.digest, "tokenizer": self.training.tokenizer_digest,
             **self.training.data_step.digests("validation.jsonl", "test.jsonl"),
@@ -213,16 +213,16 @@ class GgufExports:
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.generator_scores import by_llama
 
-            exam = self.training.exam(self.training.base.directory)
-            return by_llama(exam, file.path, None if adapter is None else adapter.path(ADAPTER_FILE))
+            evaluation_set = self.training.evaluation_set(self.training.base.directory)
+            return by_llama(evaluation_set, file.path, None if adapter is None else adapter.path(ADAPTER_FILE))
 
         title = f"measure {file.form} {file.dtype}"
-        facts = self.steps.run("gguf-measure", inputs, self.training.exam_settings, work, title).facts
+        facts = self.steps.run("gguf-measure", inputs, self.training.evaluation_settings, work, title).facts
         figures = {"perplexity": facts["perplexity"], **facts.get("answers", {})}
         return replace(file, figures={**file.figures, **figures, "samples": facts.get("samples", [])})
 
     @cached_property
-    def compared(self) -> tuple[File, ...]:
+    def compared(self) -> tuple[GgufVariant, ...]:
         """What a comparison sets side by side, measured and timed: the base alone in F16, and all that was made."""
         if self.recipe.is_new:
             return tuple(self._timed(self._measured(file, None), None) for file in self.base_files)
@@ -232,21 +232,21 @@ class GgufExports:
             *(self._timed(file, None) for file in self.merged_files),
         )
 
-    def _timed(self, file: File, adapter: Entry | None) -> File:
+    def _timed(self, file: GgufVariant, adapter: StepResult | None) -> GgufVariant:
         """The file with how fast it answers the first of the scored rows, one after the other."""
         task, section, answer_tokens = self.recipe.task, self.recipe.gguf, self.recipe.evaluate.answer_tokens
         options = {"max_tokens": task.max_tokens, "kv_type": section.kv_type, "sequences": section.sequences}
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.data.chat_tokenizer import to_score
-            from edge_forge.evaluate.measure_gguf import Served, speed
+            from edge_forge.evaluate.measure_gguf import GgufSubject, speed
 
-            exam = self.training.exam(self.training.base.directory)
-            encoded = to_score(exam.codec, exam.rows, task.max_tokens)[1]
+            evaluation_set = self.training.evaluation_set(self.training.base.directory)
+            encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, task.max_tokens)[1]
             # Of a text its beginning is the prompt.
             prompts = [one.ids[: one.answer or max(1, len(one.ids) // 2)] for one in encoded[:_PROMPTS]]
             path = None if adapter is None else adapter.path(ADAPTER_FILE)
-            served = Served(file.path, self.base_folder[1] if adapter else "", path, options)
+            served = GgufSubject(file.path, self.base_folder[1] if adapter else "", path, options)
             return speed(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
 
         inputs = {
@@ -256,11 +256,11 @@ class GgufExports:
         if adapter is not None:
             inputs |= adapter.digests(ADAPTER_FILE)
         title = f"speed of {file.form} {file.dtype}"
-        found = self.steps.run("gguf-speed", inputs, {**self.training.exam_settings, **options}, work, title)
+        found = self.steps.run("gguf-speed", inputs, {**self.training.evaluation_settings, **options}, work, title)
         return replace(file, figures={**file.figures, "speed": dict(found.facts)})
 
     @cached_property
-    def judged(self) -> tuple[tuple[Gate, ...], tuple[File, ...]]:
+    def judged(self) -> tuple[tuple[Gate, ...], tuple[GgufVariant, ...]]:
         """Verdicts on lost perplexity, and the files that pass. Raises EdgeError where one stops the build."""
         limits, gates, passed = self.recipe.quantize, [], []
         measured = (*self.adapter_files, *self.merged_files)
@@ -285,7 +285,7 @@ class GgufExports:
         return tuple(gates), tuple(passed)
 
 
-def rows_of(files: Sequence[File]) -> Iterator[dict[str, Any]]:
+def rows_of(files: Sequence[GgufVariant]) -> Iterator[dict[str, Any]]:
     """The files as the report wants them: plain values."""
     for file in files:
         yield {"form": file.form, "dtype": file.dtype, "size_bytes": file.size_bytes, **file.figures}

@@ -16,8 +16,8 @@ from typing import Any
 
 from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
-from edge_forge.package.classifier_sources import Graph
-from edge_forge.plan.cache import Entry
+from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, OnnxVariant
+from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import quiet
 from edge_forge.train.methods import ADAPTER, METHODS
@@ -35,7 +35,7 @@ class OnnxExports:
         self.steps = training.steps
 
     @property
-    def has_banked(self) -> bool:
+    def has_multi_adapter(self) -> bool:
         """True when the base's banked form is made: full fine-tuning has none."""
         return self.recipe.export.banked and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
 
@@ -46,7 +46,7 @@ class OnnxExports:
         return {"targets": ("all",), "first_layer": 0, "rank": export.bank_rank, "max_labels": export.bank_labels}
 
     @cached_property
-    def base_export(self) -> Entry:
+    def base_export(self) -> StepResult:
         """encoder.onnx (float, no bank), model.onnx (FP32 with the bank), tokenizer.json. Of no recipe's own."""
         base, export = self.training.base, self.recipe.export
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest}
@@ -67,7 +67,7 @@ class OnnxExports:
         return self.steps.run("export-base", inputs, settings, work)
 
     @cached_property
-    def merged_export(self) -> Entry:
+    def merged_export(self) -> StepResult:
         """encoder.onnx and model.onnx (the same, FP32), tokenizer.json."""
         base, export, task = self.training.base, self.recipe.export, self.recipe.task
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
@@ -87,7 +87,7 @@ class OnnxExports:
         return self.steps.run("export-merged", inputs, settings, work)
 
     @cached_property
-    def base_formats(self) -> Entry | None:
+    def base_formats(self) -> StepResult | None:
         """`int8-dynamic.onnx` with the bank, or None when the recipe wants FP32 only."""
         if "int8" not in self.recipe.quantize.variants:
             return None
@@ -107,7 +107,7 @@ class OnnxExports:
         return self.steps.run("quantize", entry.digests("encoder.onnx"), settings, work, "quantize base")
 
     @cached_property
-    def merged_formats(self) -> Entry | None:
+    def merged_formats(self) -> StepResult | None:
         """`fp16.onnx`, `int8-dynamic.onnx`, `int8-static.onnx`: those that the recipe wants; None for FP32 only."""
         quantize, entry = self.recipe.quantize, self.merged_export
         formats = [_DYNAMIC] if "int8" in quantize.variants and quantize.int8 != "static" else []
@@ -134,7 +134,7 @@ class OnnxExports:
 
         return self.steps.run("quantize", inputs, settings, work, "quantize merged")
 
-    def measured(self, graph: Graph, tokenizer: Path, adapter: Path | None) -> Graph:
+    def measured(self, graph: OnnxVariant, tokenizer: Path, adapter: Path | None) -> OnnxVariant:
         """The graph with its figures: scores on validation and test, latency of one text, memory of a process."""
         task, rows = self.recipe.task, self.training.data
         inputs = {
@@ -154,7 +154,7 @@ class OnnxExports:
                 unknown_share,
             )
 
-            subject = measure.Subject(
+            subject = measure.OnnxSubject(
                 graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else ""
             )
             facts: dict[str, Any] = {}
@@ -174,8 +174,8 @@ class OnnxExports:
             return {**facts, "latency": measure.latency(subject, texts)._asdict(),
                     "memory": measure.memory(subject)._asdict()}  # fmt: skip
 
-        how = f" ({graph.how})" if graph.how else ""
-        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{how}")
+        scheme = f" ({graph.quantization_scheme})" if graph.quantization_scheme else ""
+        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{scheme}")
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
@@ -188,33 +188,33 @@ class OnnxExports:
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
     @cached_property
-    def banked_graphs(self) -> tuple[Graph, ...]:
+    def multi_adapter_graphs(self) -> tuple[OnnxVariant, ...]:
         """The base's graphs, measured with this recipe's adapter attached; empty where there are none."""
-        if not self.has_banked:
+        if not self.has_multi_adapter:
             return ()
         adapter = self.training.trained.path("run/adapter.safetensors")
         tokenizer = self.base_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, adapter) for graph in self.bare_graphs)
 
     @cached_property
-    def bare_graphs(self) -> tuple[Graph, ...]:
+    def bare_graphs(self) -> tuple[OnnxVariant, ...]:
         """The base's graphs with their bank, unmeasured."""
-        graphs = [_graph("banked", "fp32", self.base_export, "model.onnx", parity=_parity(self.base_export))]
+        graphs = [_graph(MULTI_ADAPTER, "fp32", self.base_export, "model.onnx", parity=_parity(self.base_export))]
         if self.base_formats is not None:
-            graphs.append(_graph("banked", "int8", self.base_formats, f"{_DYNAMIC}.onnx", "dynamic"))
+            graphs.append(_graph(MULTI_ADAPTER, "int8", self.base_formats, f"{_DYNAMIC}.onnx", "dynamic"))
         return tuple(graphs)
 
     @cached_property
-    def merged_graphs(self) -> tuple[Graph, ...]:
+    def merged_graphs(self) -> tuple[OnnxVariant, ...]:
         """All merged graphs, measured; of INT8 perhaps two."""
         if not self.recipe.export.merged:
             return ()
-        graphs = [_graph("merged", "fp32", self.merged_export, "model.onnx", parity=_parity(self.merged_export))]
+        graphs = [_graph(MERGED_FORM, "fp32", self.merged_export, "model.onnx", parity=_parity(self.merged_export))]
         entry = self.merged_formats
         for name in entry.facts["made"] if entry is not None else ():
-            dtype, _, how = name.partition("-")
+            dtype, _, scheme = name.partition("-")
             assert entry is not None  # noqa: S101 - names come from it
-            graphs.append(_graph("merged", dtype, entry, f"{name}.onnx", how))
+            graphs.append(_graph(MERGED_FORM, dtype, entry, f"{name}.onnx", scheme))
         tokenizer = self.merged_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
 
@@ -225,7 +225,7 @@ class OnnxExports:
         A step of its own, so that a build that does nothing imports no runtime to say so.
         """
         measured = {
-            f"int8-{graph.how}" if graph.how else graph.dtype: [
+            graph.candidate: [
                 (graph.figures or {})["validation_accuracy"],
                 (graph.figures or {})["latency_ms"],
             ]
@@ -236,21 +236,21 @@ class OnnxExports:
             return None
 
         def work(_: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.number_formats import Candidate, choose
+            from edge_forge.export.onnx.number_formats import Int8Candidate, choose
 
-            candidates = {name: Candidate(*found) for name, found in measured.items()}
+            candidates = {name: Int8Candidate(*found) for name, found in measured.items()}
             return choose(candidates.pop("fp32"), candidates)._asdict()
 
         return self.steps.run("choose", {}, measured, work, "choose merged int8").facts
 
     @cached_property
-    def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[Graph, ...]]:
+    def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[OnnxVariant, ...]]:
         """The gates' verdicts and the graphs that pass. Raises EdgeError where a broken gate stops the build."""
         limits = self.recipe.quantize
         chosen = self.int8_choice
         kept = [
-            graph for graph in (*self.merged_graphs, *self.banked_graphs)
-            if graph.form == "banked" or graph.dtype != "int8" or (chosen and f"int8-{graph.how}" == chosen["name"])
+            graph for graph in (*self.merged_graphs, *self.multi_adapter_graphs)
+            if graph.form == MULTI_ADAPTER or graph.dtype != "int8" or (chosen and graph.candidate == chosen["name"])
         ]  # fmt: skip
         figures = [{"form": graph.form, "dtype": graph.dtype, **(graph.figures or {})} for graph in kept]
         found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits.max_loss_points)
@@ -260,27 +260,29 @@ class OnnxExports:
             if not gate.holds:
                 self.steps.progress.warn(gate.sentence)
         # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
-        passed = tuple(graph for graph in kept if (graph.form, graph.dtype) not in beyond or graph.form == "banked")
+        passed = tuple(
+            graph for graph in kept if (graph.form, graph.dtype) not in beyond or graph.form == MULTI_ADAPTER
+        )
         return tuple(found), passed
 
 
-def rows_of(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
+def rows_of(graphs: Sequence[OnnxVariant]) -> Iterator[dict[str, Any]]:
     """The graphs as the report wants them: plain values."""
     for graph in graphs:
         yield {
-            "form": graph.form, "dtype": graph.dtype, "how": graph.how, "size_bytes": graph.path.stat().st_size,
-            **(graph.figures or {}),
+            "form": graph.form, "dtype": graph.dtype, "how": graph.quantization_scheme,
+            "size_bytes": graph.path.stat().st_size, **(graph.figures or {}),
         }  # fmt: skip
 
 
 def _graph(
-    form: str, dtype: str, entry: Entry, name: str, how: str = "", parity: float | None = None
-) -> Graph:  # fmt: skip
+    form: str, dtype: str, entry: StepResult, name: str, scheme: str = "", parity: float | None = None
+) -> OnnxVariant:  # fmt: skip
     figures = {} if parity is None else {"parity": parity}
-    return Graph(form, dtype, entry.path(name), entry.digests(name)[name], how, figures)
+    return OnnxVariant(form, dtype, entry.path(name), entry.digests(name)[name], scheme, figures)
 
 
-def _parity(entry: Entry) -> float:
+def _parity(entry: StepResult) -> float:
     """The largest difference from PyTorch that the export step measured."""
     parities: Mapping[str, Mapping[str, float | None]] = entry.facts["parity"]
     return max(float(found[key] or 0.0) for found in parities.values() for key in ("features", "logits"))

@@ -12,17 +12,17 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.package import release as releases
-from edge_forge.plan.cache import Entry
+from edge_forge.plan.cache import StepResult
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.recipe.schema import CommonRecipe
 
 PACKAGE = "package.tar"
-Packages = Mapping[str, tuple[str, Entry]]
+Packages = Mapping[str, tuple[str, StepResult]]
 """Unsigned packages: file name to (what it is, step), in the order of installation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shipped:
+class SignedPackage:
     """A signed package: `file` is where it lies for people, `digest` that of the whole file."""
 
     what: str
@@ -69,7 +69,7 @@ class PackageSigner:
         folder.release_key  # noqa: B018 - a missing key is said before anything long begins
         return folder
 
-    def shipped(self, packed: Packages) -> list[Shipped]:
+    def shipped(self, packed: Packages) -> list[SignedPackage]:
         """Sign the packages, read each back as a device would, and put them into BUILD/packages."""
         folder = self.steps.cache.root / "packages"
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +78,10 @@ class PackageSigner:
             entry = self._signed(name, unsigned)
             _place(entry.path(PACKAGE), folder / name)
             digest = f"sha256:{entry.digests(PACKAGE)[PACKAGE]}"
-            found.append(Shipped(what, folder / name, digest, (folder / name).stat().st_size))
+            found.append(SignedPackage(what, folder / name, digest, (folder / name).stat().st_size))
         return found
 
-    def _signed(self, name: str, entry: Entry) -> Entry:
+    def _signed(self, name: str, entry: StepResult) -> StepResult:
         keys = self.keys
         roots = [path for path in sorted(keys.path.glob("[0-9]*.json")) if int(path.stem) > 1]
         from edge_agent.bundle.sign import PrivateKey
@@ -99,7 +99,7 @@ class PackageSigner:
 
     def packaged(
         self, product: str, counter: int, inputs: Mapping[str, str], settings: Mapping[str, Any], pack: Any
-    ) -> Entry:
+    ) -> StepResult:
         """One unsigned package; `pack(folder, release)` writes it and returns `packaging.build.Built`."""
         section, now_s = self.recipe.package, releases.issued_s()
         names = ("channel", "hardware", "min_agent", "expires_days")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
-from edge_forge.plan.cache import Cache, Entry, Step, file_digest
+from edge_forge.plan.cache import BuildStep, Cache, StepResult, file_digest
 from edge_forge.plan.code_version import code_version
 from edge_forge.progress import Progress
 
@@ -24,7 +24,7 @@ class StepRunner:
         self.cache = cache
         self.progress = progress
         self.code = code
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StepResult] = {}
 
     def run(
         self,
@@ -33,10 +33,12 @@ class StepRunner:
         settings: Mapping[str, Any],
         work: Callable[[Path], Mapping[str, Any]],
         title: str = "",
-    ) -> Entry:
+    ) -> StepResult:
         """Run a step unless the cache has its result; `inputs` are digests, `settings` JSON values, both in its key."""
         modules, distributions = self.code[name]
-        entry = self.cache.run(Step(name, inputs, settings, code_version(modules, distributions), work, title or name))
+        entry = self.cache.run(
+            BuildStep(name, inputs, settings, code_version(modules, distributions), work, title or name)
+        )
         self.entries[title or name] = entry
         return entry
 

@@ -28,7 +28,7 @@ from edge_forge.train.settings import TrainSettings, replaced
 Dtype = Literal["fp32", "fp16", "int8"]
 
 
-class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifierTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[task]`: what the model answers."""
 
     kind: Literal["classify"] = "classify"
@@ -42,7 +42,7 @@ class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The label that stands for 'none of these'."""
 
 
-class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[data]`: local files, or a hub data set by id."""
 
     train: str = ""
@@ -71,7 +71,7 @@ class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Use at most so many rows per split, drawn with the classes' shares kept; 0: all. For trying a recipe out."""
 
 
-class ExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OnnxExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[export]`: which ONNX graphs are made."""
 
     banked: bool = True
@@ -86,7 +86,7 @@ class ExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Largest absolute difference of logits and features against PyTorch, FP32 on both sides."""
 
 
-class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[quantize]`: the number formats that are tried, and what they may cost."""
 
     variants: tuple[Dtype, ...] = ("fp32", "fp16", "int8")
@@ -99,17 +99,17 @@ class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """What happens to a variant that loses more."""
 
 
-class Recipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole recipe of an encoder."""
 
-    task: TaskSection = TaskSection()
-    data: DataSection = DataSection()
+    task: ClassifierTaskSection = ClassifierTaskSection()
+    data: ClassifierDataSection = ClassifierDataSection()
     method: Mapping[str, Any] = {}
     """`[method]`: `name` ("lora" or "full"), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""
     train: Mapping[str, Any] = {}
     """`[train]`: the other keys of `TrainSettings`; what is absent is the preset's."""
-    export: ExportSection = ExportSection()
-    quantize: QuantizeSection = QuantizeSection()
+    export: OnnxExportSection = OnnxExportSection()
+    quantize: OnnxQuantizeSection = OnnxQuantizeSection()
 
     @property
     def training(self) -> TrainSettings:
@@ -129,22 +129,22 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
         if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
     ),
 }
-SCHEMA = RecipeSchema(Recipe, _TABLES)
+SCHEMA = RecipeSchema(ClassifierRecipe, _TABLES)
 
 
-def load(path: Path, environment: Mapping[str, str] | None = None) -> Recipe:
+def load(path: Path, environment: Mapping[str, str] | None = None) -> ClassifierRecipe:
     """The recipe in a file. Raises ConfigError that names the file and the key."""
     return parse(recipe_form.read(path), str(path), os.environ if environment is None else environment)
 
 
-def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> Recipe:
+def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> ClassifierRecipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    recipe = recipe_form.convert(raw, where, environment, SCHEMA, Recipe)
+    recipe = recipe_form.convert(raw, where, environment, SCHEMA, ClassifierRecipe)
     _check_relations(recipe, where)
     return recipe
 
 
-def with_method(recipe: Recipe, method: str, preset: str) -> Recipe:
+def with_method(recipe: ClassifierRecipe, method: str, preset: str) -> ClassifierRecipe:
     """The recipe by another method or preset ('' is the usual one).
 
     Of [train] those keys stay that concern every method; the others say nothing about another method, which starts from
@@ -154,7 +154,7 @@ def with_method(recipe: Recipe, method: str, preset: str) -> Recipe:
     return msgspec.structs.replace(recipe, method={"name": method, "preset": preset or "best"}, train=train)
 
 
-def _check_relations(recipe: Recipe, where: str) -> None:
+def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
     """What no single key shows to be wrong."""
     data, task = recipe.data, recipe.task
 
@@ -191,7 +191,7 @@ def _check_relations(recipe: Recipe, where: str) -> None:
         raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
 
 
-def _training(recipe: Recipe, where: str) -> TrainSettings:
+def _training(recipe: ClassifierRecipe, where: str) -> TrainSettings:
     method = dict(recipe.method)
     name, preset = str(method.pop("name", LORA.name)), str(method.pop("preset", "best"))
     start = presets.settings(name, preset, method, f"{where}: [method]")

@@ -13,7 +13,7 @@ import msgspec
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
-from edge_forge.train.generator_settings import PRESETS, GenerateSettings
+from edge_forge.train.generator_settings import PRESETS, GeneratorSettings
 from edge_forge.train.generator_settings import settings as training_settings
 from edge_forge.train.methods import ADAPTER, BASE, LORA, METHODS
 
@@ -24,7 +24,7 @@ NEW = "new:llama"
 OF_RECIPE = "recipe:"
 
 
-class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratorTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[task]`: what the model answers."""
 
     kind: Literal["generate"]
@@ -34,7 +34,7 @@ class TaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Whether prompts are put into the model's chat template; auto: where it has one."""
 
 
-class NewSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewModelSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[new]`: the shape of a Llama with random weights and a tokenizer of its own (`base.source = "new:llama"`)."""
 
     vocabulary: Annotated[int, msgspec.Meta(ge=300, le=65536)] = 2048
@@ -45,7 +45,7 @@ class NewSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     feed_forward: Annotated[int, msgspec.Meta(ge=32, le=16384, multiple_of=32)] = 768
 
 
-class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratorDataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[data]`: local files."""
 
     train: str
@@ -69,7 +69,7 @@ class DataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Use at most so many rows per split; 0: all."""
 
 
-class EvaluateSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratorEvaluateSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[evaluate]`: what is measured of answers."""
 
     rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 200
@@ -99,7 +99,7 @@ class GgufSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Sequences at once that the package recommends."""
 
 
-class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GgufQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[quantize]`: the number formats that are made, and what they may cost."""
 
     variants: tuple[Dtype, ...] = ("f16", "q8_0", "q4_k_m", "q4_0")
@@ -108,19 +108,19 @@ class QuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     beyond: Literal["leave-out", "fail"] = "leave-out"
 
 
-class GenerateRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole recipe of a generator."""
 
-    task: TaskSection
-    data: DataSection
-    new: NewSection = NewSection()
+    task: GeneratorTaskSection
+    data: GeneratorDataSection
+    new: NewModelSection = NewModelSection()
     method: Mapping[str, Any] = {}
-    """`[method]`: `name` ("lora" or "full"), and those keys of `GenerateSettings` in `METHOD_KEYS`."""
+    """`[method]`: `name` ("lora" or "full"), and those keys of `GeneratorSettings` in `METHOD_KEYS`."""
     train: Mapping[str, Any] = {}
-    """`[train]`: the other keys of `GenerateSettings`."""
-    evaluate: EvaluateSection = EvaluateSection()
+    """`[train]`: the other keys of `GeneratorSettings`."""
+    evaluate: GeneratorEvaluateSection = GeneratorEvaluateSection()
     gguf: GgufSection = GgufSection()
-    quantize: QuantizeSection = QuantizeSection()
+    quantize: GgufQuantizeSection = GgufQuantizeSection()
 
     @property
     def is_new(self) -> bool:
@@ -128,38 +128,38 @@ class GenerateRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fie
         return NEW in self.base.sources
 
     @property
-    def training(self) -> GenerateSettings:
+    def training(self) -> GeneratorSettings:
         """The settings of the training run."""
         return _training(self, "recipe")
 
 
 METHOD_KEYS = ("rank", "alpha", "targets", "use_rslora", "use_dora", "lora_plus_ratio")
 SCHEMA = RecipeSchema(
-    GenerateRecipe,
+    GeneratorRecipe,
     {
         "method": ("name", *METHOD_KEYS),
         "train": tuple(
             field.name
-            for field in dataclasses.fields(GenerateSettings)
+            for field in dataclasses.fields(GeneratorSettings)
             if field.name not in ("method", "preset", "max_tokens", *METHOD_KEYS)
         ),
     },
 )
 
 
-def load(path: Path, environment: Mapping[str, str] | None = None) -> GenerateRecipe:
+def load(path: Path, environment: Mapping[str, str] | None = None) -> GeneratorRecipe:
     """The recipe in a file. Raises ConfigError that names the file and the key."""
     return parse(recipe_form.read(path), str(path), os.environ if environment is None else environment)
 
 
-def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> GenerateRecipe:
+def parse(raw: Mapping[str, Any], where: str, environment: Mapping[str, str]) -> GeneratorRecipe:
     """The recipe in a parsed TOML document; `where` names the file in errors."""
-    recipe = recipe_form.convert(raw, where, environment, SCHEMA, GenerateRecipe)
+    recipe = recipe_form.convert(raw, where, environment, SCHEMA, GeneratorRecipe)
     _check_relations(recipe, where, "new" in raw)
     return recipe
 
 
-def with_method(recipe: GenerateRecipe, method: str, preset: str = "") -> GenerateRecipe:
+def with_method(recipe: GeneratorRecipe, method: str, preset: str = "") -> GeneratorRecipe:
     """The recipe by another method. Raises ConfigError where it has no schema, UsageError for a preset.
 
     [method] belongs to the one it was written for. [train] stays, since presets differ in the step size alone, and a
@@ -178,7 +178,7 @@ def with_method(recipe: GenerateRecipe, method: str, preset: str = "") -> Genera
     return changed
 
 
-def _check_relations(recipe: GenerateRecipe, where: str, has_new: bool) -> None:
+def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None:
     """What no single key shows to be wrong."""
 
     def wrong(key: str, what: str, remedy: str | None = None) -> ConfigError:
@@ -205,7 +205,7 @@ def _check_relations(recipe: GenerateRecipe, where: str, has_new: bool) -> None:
         raise wrong("evaluate.answer_tokens", f"it leaves no room for a prompt in {recipe.task.max_tokens} tokens")
 
 
-def _training(recipe: GenerateRecipe, where: str) -> GenerateSettings:
+def _training(recipe: GeneratorRecipe, where: str) -> GeneratorSettings:
     method = dict(recipe.method)
     name = method.pop("name", LORA.name)
     values = {**method, **recipe.train, "max_tokens": recipe.task.max_tokens}

@@ -18,7 +18,7 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Paragraph:
     """A paragraph. `code` spans may stand in backquotes."""
 
     text: str
@@ -40,7 +40,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Drawing:
     """A drawing as SVG text with a caption that says what to see; `name` is its file's stem."""
 
     name: str
@@ -48,7 +48,7 @@ class Figure:
     svg: str
 
 
-Block = Heading | Text | Items | Table | Figure
+Block = Heading | Paragraph | Items | Table | Drawing
 
 _NUMBER = re.compile(r"^[-+−<>~]?[\d.,]+ ?(%|×|ms|s|min.*|h.*|B|KiB|MiB|GiB|points?|rows)?$|^[-–—]?$")
 _STYLE = """
@@ -73,11 +73,11 @@ def markdown(blocks: Sequence[Block], figures: str = "figures") -> str:
 def _markdown(block: Block, figures: str) -> str:
     if isinstance(block, Heading):
         return f"{'#' * block.level} {block.text}"
-    if isinstance(block, Text):
+    if isinstance(block, Paragraph):
         return block.text
     if isinstance(block, Items):
         return "\n".join(f"- {item}" for item in block.items)
-    if isinstance(block, Figure):
+    if isinstance(block, Drawing):
         return f"![{block.caption}]({figures}/{block.name}.svg)\n\n*{block.caption}*"
     lines = [_row(block.columns), _row([":---" if not right else "---:" for right in numeric(block)])]
     return "\n".join([*lines, *(_row([cell.replace("|", "\\|") for cell in row]) for row in block.rows)])
@@ -108,11 +108,11 @@ def page(title: str, blocks: Sequence[Block]) -> str:
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
         return f"<h{block.level}>{_inline(block.text)}</h{block.level}>"
-    if isinstance(block, Text):
+    if isinstance(block, Paragraph):
         return f"<p>{_inline(block.text)}</p>"
     if isinstance(block, Items):
         return "<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in block.items) + "</ul>"
-    if isinstance(block, Figure):
+    if isinstance(block, Drawing):
         drawing = block.svg[block.svg.index("<svg") :]
         return f"<figure>{drawing}<figcaption>{_inline(block.caption)}</figcaption></figure>"
     right = numeric(block)
@@ -136,7 +136,7 @@ def write(folder: Path, name: str, blocks: Sequence[Block]) -> tuple[Path, Path]
     figures = folder / f"{name}-figures"
     figures.mkdir(parents=True, exist_ok=True)
     for block in blocks:
-        if isinstance(block, Figure):
+        if isinstance(block, Drawing):
             _replace(figures / f"{block.name}.svg", block.svg)
     title = next((block.text for block in blocks if isinstance(block, Heading)), name)
     texts = folder / f"{name}.md", folder / f"{name}.html"

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_forge.progress import duration, size
 from edge_forge.report import plots
-from edge_forge.report.blocks import Block, Figure, Heading, Items, Table, Text
+from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
 from edge_forge.report.claims import training_claims, variant_claims
 from edge_forge.report.runs import COSTS, Runs, claims, cost_changes, cost_panels, costs, settings
 
@@ -22,7 +22,7 @@ _COLUMNS = ("model", "accuracy", "macro-F1", "MCC", "ECE", "size", "memory", "la
 def report(figures: Mapping[str, Any]) -> list[Block]:
     """All blocks, in the order in which they are read: result, how it came about, what it rests on."""
     name = figures["recipe"]["name"]
-    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Text(figures["recipe"]["description"])]
+    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Paragraph(figures["recipe"]["description"])]
     for section in (_result, _variants, _scores, _training, _data, _claims, _making):
         blocks.extend(section(figures))
     return blocks
@@ -32,7 +32,7 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
     split, scores = figures["split"], figures["scores"][figures["split"]]
     errors = scores["rows"] - round(scores["accuracy"] * scores["rows"])
     low, high = wilson(scores["rows"] - errors, scores["rows"])
-    yield Text(
+    yield Paragraph(
         f"PyTorch answers **{percent(scores['accuracy'])}** of the {scores['rows']} {split} rows as labelled "
         f"({errors} otherwise; 95 % interval {percent(low)} to {percent(high)}), "
         f"macro-F1 {scores['macro_f1']:.3f}, Matthews correlation {scores['mcc']:.3f}."
@@ -59,7 +59,7 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
     if not variants:
         return
     yield Heading("What runs on devices")
-    yield Text(
+    yield Paragraph(
         f"Each was run by the code that the device runs, on the {figures['split']} rows. `banked` is the base with "
         "this adapter attached, as in a mixed batch; `merged` is one graph. Latency: one text at a time on this host."
     )
@@ -70,16 +70,16 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
         ("File, MiB", "{:.1f}", {name: one["size_bytes"] / 2**20 for name, one in names.items()}),
         ("Latency p50, ms", "{:.1f}", {name: one.get("latency_ms") for name, one in names.items()}),
     ]
-    yield Figure("variants", "Quality, size and speed of what was exported.", plots.bars(panels))
+    yield Drawing("variants", "Quality, size and speed of what was exported.", plots.bars(panels))
     if figures.get("gates"):
-        yield Text("What decided what is shipped:")
+        yield Paragraph("What decided what is shipped:")
         yield Items(
             [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
         )
     if figures.get("int8_choice"):
-        yield Text(f"INT8 of the merged model, chosen on the validation rows: {figures['int8_choice']}.")
+        yield Paragraph(f"INT8 of the merged model, chosen on the validation rows: {figures['int8_choice']}.")
     for form, dtype in figures.get("left_out", ()):
-        yield Text(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
+        yield Paragraph(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
 
 
 def label(variant: Mapping[str, Any]) -> str:
@@ -107,15 +107,15 @@ def _scores(figures: Mapping[str, Any]) -> Iterator[Block]:
             for one in scores["per_label"]
         ],
     )
-    yield Figure("confusion", f"Gold labels and answers on the {split} rows.",
+    yield Drawing("confusion", f"Gold labels and answers on the {split} rows.",
                  plots.confusion(scores["confusion"], scores["labels"]))  # fmt: skip
     worst = confusions(scores["confusion"], scores["labels"])
     if worst:
-        yield Text("Most often taken for another:")
+        yield Paragraph("Most often taken for another:")
         yield Items([f"`{gold}` answered as `{answered}`: {count} rows" for gold, answered, count in worst])
     if figures.get("calibration"):
         bins = [plots.Bin(*found) for found in figures["calibration"]]
-        yield Figure("calibration", "How far the score can be believed: points on the line say what they mean.",
+        yield Drawing("calibration", "How far the score can be believed: points on the line say what they mean.",
                      plots.reliability(bins, scores["ece"]))  # fmt: skip
 
 
@@ -152,20 +152,20 @@ def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
         ],
     )
     if record["curves"]:
-        yield Figure("training", "Training by epoch.", plots.curves(record["curves"], record["best_epoch"]))
+        yield Drawing("training", "Training by epoch.", plots.curves(record["curves"], record["best_epoch"]))
 
 
 def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
     statistics = figures["data"]["statistics"]
     rows = statistics["rows"]
     yield Heading("Data")
-    yield Text(
+    yield Paragraph(
         f"{rows['train']} rows to train, {rows['validation']} to validate, {rows['test']} to test; the largest class "
         f"has {statistics['imbalance']:g}× the training rows of the smallest. Half of the texts have at most "
         f"{statistics['characters']['p50']} characters, 95 % at most {statistics['characters']['p95']}."
     )
     if statistics["out_of_scope"]:
-        yield Text(
+        yield Paragraph(
             f"Out of scope (`{statistics['out_of_scope']}`): {percent(statistics['out_of_scope_share'])} of training."
         )
     yield Table(
@@ -190,12 +190,12 @@ def _claims(figures: Mapping[str, Any]) -> Iterator[Block]:
 def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
     base = figures["base"]
     yield Heading("How it was made")
-    yield Text(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
+    yield Paragraph(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
     yield Table(
         ("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]]
     )  # fmt: skip
     versions = figures["train"]["versions"]
-    yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+    yield Paragraph("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
 
 
 def percent(share: float) -> str:
@@ -246,13 +246,13 @@ def comparison(runs: Runs) -> list[Block]:
     low, high = wilson(round(accuracy[names[0]] * count), count)
     return [
         Heading("Comparison", 1),
-        Text(
+        Paragraph(
             f"Measured in one build folder on one machine, on the {first['split']} split. With {count} rows an "
             f"accuracy like the first is known to {percent((high - low) / 2)} either way (95 %); what is smaller is "
             "noise."
         ),
         *comparison_tables(runs),
-        Figure("comparison", "Quality and cost of each run.", _drawing(runs, accuracy)),
+        Drawing("comparison", "Quality and cost of each run.", _drawing(runs, accuracy)),
         Heading("Differences to the first run"),
         Table(
             ("run", "accuracy, points", *COSTS),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from edge_forge.progress import size
 from edge_forge.report import plots
-from edge_forge.report.blocks import Block, Figure, Heading, Table, Text
+from edge_forge.report.blocks import Block, Drawing, Heading, Paragraph, Table
 from edge_forge.report.classifier_report import percent, wilson
 from edge_forge.report.generator_report import SCORES, cell, flat
 from edge_forge.report.runs import COSTS, Panel, Runs, claims, cost_changes, cost_panels, costs, settings
@@ -51,23 +51,25 @@ def comparison(runs: Runs) -> list[Block]:
     keys, quality_of = _keys(runs), _quality(runs)
     return [
         Heading("Comparison", 1),
-        Text(_reading(runs)),
+        Paragraph(_reading(runs)),
         Heading("Quality"),
-        Text("By PyTorch in float32; answers are greedy. `base` is the model before, on the same rows."),
+        Paragraph("By PyTorch in float32; answers are greedy. `base` is the model before, on the same rows."),
         quality,
-        Figure("quality", "Quality of the base and of each run.", plots.bars(_quality_panels(quality_of, keys))),
+        Drawing("quality", "Quality of the base and of each run.", plots.bars(_quality_panels(quality_of, keys))),
         Heading("Training"),
         training,
-        Figure("cost", "Cost of each run.", plots.bars(cost_panels({_short(runs)[name]: runs[name] for name in runs}))),
+        Drawing(
+            "cost", "Cost of each run.", plots.bars(cost_panels({_short(runs)[name]: runs[name] for name in runs}))
+        ),
         *_differences(runs, keys, quality_of),
         Heading("What runs on devices"),
-        Text(
+        Paragraph(
             "By llama.cpp: `adapter` is the base with the adapter attached, `merged` both in one file. Memory is "
             "predicted, for the recipe's context and sequences; an adapter counts with the bytes of its file. "
             f"{_timing(runs)}"
         ),
         _devices(runs, keys),
-        Figure("files", "Quality, size, memory and speed of every file.", _files_drawing(runs)),
+        Drawing("files", "Quality, size, memory and speed of every file.", _files_drawing(runs)),
         *_merged(runs),
         *claims(runs),
         *settings(runs),
@@ -233,7 +235,7 @@ def _merged(runs: Runs) -> Iterator[Block]:
         ])  # fmt: skip
     if rows:
         yield Heading("Merged against adapter")
-        yield Text(
+        yield Paragraph(
             "One file for each task against one base for all: what merging changes, and what one more task costs on "
             "disk in either form."
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edge_forge.progress import duration, size
-from edge_forge.report.blocks import Block, Heading, Items, Table, Text
+from edge_forge.report.blocks import Block, Heading, Items, Paragraph, Table
 
 SCORES = {
     "perplexity": ("perplexity", "{:.3f}"),
@@ -21,7 +21,7 @@ SCORES = {
 def report(figures: Mapping[str, Any]) -> list[Block]:
     """All blocks, in the order in which they are read: result, what runs on devices, how it came about."""
     name = figures["recipe"]["name"]
-    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Text(figures["recipe"]["description"])]
+    blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Paragraph(figures["recipe"]["description"])]
     for section in (_result, _files, _memory, _samples, _training, _data, _making):
         blocks.extend(section(figures))
     return blocks
@@ -30,7 +30,7 @@ def report(figures: Mapping[str, Any]) -> list[Block]:
 def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
     scores = figures["scores"]
     yield Heading("Result")
-    yield Text(
+    yield Paragraph(
         f"By PyTorch in float32 on {scores['tuned']['rows']} {figures['split']} rows ({scores['tuned']['tokens']} "
         "tokens of answers). Answers are greedy; BLEU and ROUGE-L compare words, exact match the whole answer."
     )
@@ -60,7 +60,7 @@ def cell(one: Mapping[str, Any], key: str) -> str:
 def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
     files = figures["files"]
     yield Heading("What runs on devices")
-    yield Text(
+    yield Paragraph(
         "The same rows through llama.cpp. `base` is the base alone, `adapter` the base with the adapter attached, "
         "`merged` both in one file. Against PyTorch: relative distance of logits, the worst token of the samples."
     )
@@ -71,22 +71,26 @@ def _files(figures: Mapping[str, Any]) -> Iterator[Block]:
     )  # fmt: skip
     adapter = figures["adapter"]
     if adapter:
-        yield Text(
+        yield Paragraph(
             f"The adapter (rank {adapter['rank']}, {len(adapter['modules'])} modules, {size(adapter['size_bytes'])}) "
             f"moves the logits by {adapter['effect']:.2g} (relative) in llama.cpp, and differs from PyTorch by "
             f"{adapter['parity']:.2g}."
         )
     fallbacks = [f"{one['form']} {one['dtype']}: {one['fallbacks']}" for one in files if one.get("fallbacks")]
     if fallbacks:
-        yield Text(f"Tensors that llama.cpp gave another format, since their rows do not fit: {', '.join(fallbacks)}.")
+        yield Paragraph(
+            f"Tensors that llama.cpp gave another format, since their rows do not fit: {', '.join(fallbacks)}."
+        )
     if figures["gates"]:
-        yield Text("What decided what is shipped:")
+        yield Paragraph("What decided what is shipped:")
         yield Items(
             [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
         )
     for form, dtype in figures["left_out"]:
         if form == "merged":
-            yield Text(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
+            yield Paragraph(
+                f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows."
+            )
 
 
 def _memory(figures: Mapping[str, Any]) -> Iterator[Block]:
@@ -95,7 +99,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[Block]:
         return
     names = list(files[0]["memory"])
     yield Heading("Memory, predicted")
-    yield Text(
+    yield Paragraph(
         f"Bytes of a worker with {figures['task']['sequences']} sequences: weights, cache and work, by context and by "
         "number format of the cache. A device measures its own and corrects this."
     )
@@ -154,7 +158,7 @@ def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
     statistics = figures["data"]["statistics"]
     rows, characters = statistics["rows"], statistics["characters"]
     yield Heading("Data")
-    yield Text(
+    yield Paragraph(
         f"{statistics['kind'].capitalize()}: {rows['train']} rows to train, {rows['validation']} to validate, "
         f"{rows['test']} to test. Half of the rows have at most {characters['p50']} characters, 95 % at most "
         f"{characters['p95']}."
@@ -166,10 +170,10 @@ def _data(figures: Mapping[str, Any]) -> Iterator[Block]:
 def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
     base = figures["base"]
     yield Heading("How it was made")
-    yield Text(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
+    yield Paragraph(f"Base `{base['name']}` from `{base['source']}`, {size(base['size_bytes'])}, `{base['base_id']}`.")
     yield Table(("step", "time"), [[one["name"], duration(one["took_s"])] for one in figures["steps"]])
     versions = figures["train"]["versions"]
-    yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+    yield Paragraph("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
 
 
 UNCHANGED = 0.97

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_forge.progress import duration, size
-from edge_forge.report.blocks import Block, Heading, Table, Text
+from edge_forge.report.blocks import Block, Heading, Paragraph, Table
 from edge_forge.report.claims import training_claims
 
 Runs = Mapping[str, Mapping[str, Any]]
@@ -61,7 +61,7 @@ def settings(runs: Runs) -> list[Block]:
     return [
         Heading("Settings"),
         Table(("run", "what differs"), [[name, _own(name, runs)] for name in runs]),
-        Text("Memory is the peak of the training process, its libraries included "
+        Paragraph("Memory is the peak of the training process, its libraries included "
              f"({size(first['baseline_bytes'])} of it before the base was opened)."),
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from edge_forge.train.frozen_states import KeptStates, Rows, padded
+from edge_forge.train.frozen_states import KeptStates, TokenizedRows, padded
 
 _POOL_BATCHES = 50
 
@@ -17,7 +17,7 @@ _POOL_BATCHES = 50
 class RowDataset(Dataset[int]):
     """Rows by number; what a number stands for is looked up by `collate`, batch-wise."""
 
-    def __init__(self, rows: Rows, kept: KeptStates | None) -> None:
+    def __init__(self, rows: TokenizedRows, kept: KeptStates | None) -> None:
         self.rows = rows
         self.kept = kept
 

@@ -22,7 +22,7 @@ from edge_forge.train.worker_process import Report, follow, serve
 
 
 @dataclass(frozen=True)
-class Job:
+class ClassifierJob:
     """Inputs of a run; `train` and `validation` hold (text, label) rows, `labels` the order of the classes.
 
     `work_dir` is for working files; the caller removes it, however the worker ends.
@@ -42,11 +42,11 @@ class Job:
         path.write_text(json.dumps(asdict(self), default=str), encoding="utf-8")
 
     @staticmethod
-    def read(path: Path) -> Job:
+    def read(path: Path) -> ClassifierJob:
         """Read what `write` wrote."""
         found = json.loads(path.read_text(encoding="utf-8"))
         settings = {**found["settings"], "targets": tuple(found["settings"]["targets"])}
-        return Job(
+        return ClassifierJob(
             base_dir=Path(found["base_dir"]),
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
@@ -82,7 +82,7 @@ def train(
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
-        job = Job(
+        job = ClassifierJob(
             base_dir=base_dir.resolve(),
             base_id=base_id(base_dir),
             out_dir=out_dir,
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> int:
 def _run(job: Path, report: Report) -> None:
     from edge_forge.train.classifier_session import run
 
-    run(Job.read(job), report)
+    run(ClassifierJob.read(job), report)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from edge_forge.train import lora as adapters
 from edge_forge.train import methods
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
-from edge_forge.train.classifier_job import Job
+from edge_forge.train.classifier_job import ClassifierJob
 from edge_forge.train.frozen_states import keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.settings import TrainSettings
@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy
 class _Run:
     """One run and what is gathered about it on the way."""
 
-    job: Job
+    job: ClassifierJob
     report: Callable[[str, float], None]
     baseline_bytes: int
     start_s: float
@@ -67,7 +67,7 @@ class _Data:
                 part.kept.close()
 
 
-def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
+def run(job: ClassifierJob, report: Callable[[str, float], None]) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
     job.out_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.settings.seed)
@@ -96,7 +96,7 @@ def _steps(going: _Run) -> TrainRecord:
     with going.phase("measure"):
         choice = speed.choose(model, adapted, data.train, settings)
     with going.phase("train"):
-        trainer = loop.ForgeTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
+        trainer = loop.ClassifierTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
         trainer.watch(going.report)
         trainer.train()
         trainer.take_best()
@@ -130,7 +130,7 @@ def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) 
     return model
 
 
-def _record(going: _Run, trainer: loop.ForgeTrainer, data: _Data, files: list[str]) -> TrainRecord:
+def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: list[str]) -> TrainRecord:
     job, usage = going.job, resource.getrusage(resource.RUSAGE_SELF)
     curves = trainer.curves
     kept = [part.kept for part in (data.train, data.validation)]
@@ -168,7 +168,7 @@ def _record(going: _Run, trainer: loop.ForgeTrainer, data: _Data, files: list[st
     )
 
 
-def _save(job: Job, model: SequenceClassifier, adapted: Any) -> list[str]:
+def _save(job: ClassifierJob, model: SequenceClassifier, adapted: Any) -> list[str]:
     """Write the result of a run into its folder; returns the files' names relative to it."""
     head = {"head.weight": model.head.weight.detach().t().contiguous(), "head.bias": model.head.bias.detach().clone()}
     head = {name: value.cpu().float() for name, value in head.items()}
@@ -185,7 +185,7 @@ def _kept(path: Path, out_dir: Path) -> bool:
     return path.is_file() and not path.relative_to(out_dir).parts[0].startswith(".")
 
 
-def _save_lora(job: Job, model: SequenceClassifier, peft_model: Any, head: dict[str, Any]) -> None:
+def _save_lora(job: ClassifierJob, model: SequenceClassifier, peft_model: Any, head: dict[str, Any]) -> None:
     settings = job.settings
     metadata = {
         "base_id": job.base_id,
@@ -203,7 +203,7 @@ def _save_lora(job: Job, model: SequenceClassifier, peft_model: Any, head: dict[
     save_file(head, job.out_dir / "peft" / "head.safetensors")
 
 
-def _save_full(job: Job, merged: Any) -> None:
+def _save_full(job: ClassifierJob, merged: Any) -> None:
     """model.safetensors with the names of Hugging Face, beside the base's config and tokenizer."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in merged.state_dict().items()}
     save_file(tensors, job.out_dir / "model.safetensors", metadata={"format": "pt"})

@@ -93,7 +93,7 @@ class StepPlan:
 class _Watch(TrainerCallback):
     """Reports progress and feeds the average."""
 
-    def __init__(self, owner: ForgeTrainer, progress: Callable[[str, float], None]) -> None:
+    def __init__(self, owner: ClassifierTrainer, progress: Callable[[str, float], None]) -> None:
         self.owner = owner
         self.progress = progress
 
@@ -103,7 +103,7 @@ class _Watch(TrainerCallback):
             self.progress("train", state.global_step / max(1, state.max_steps))
 
 
-class ForgeTrainer(Trainer):
+class ClassifierTrainer(Trainer):
     """Trainer over kept states or tokens; see the module's docstring."""
 
     def __init__(

@@ -28,7 +28,7 @@ _HALF_LIMIT = 128.0
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenizedRows:
     """Tokenised rows: `tokens[i]` ids of row i (special tokens included), `targets[i]` index of its label."""
 
     tokens: tuple[NDArray[np.int32], ...]
@@ -64,14 +64,14 @@ def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple
     return tuple(found), truncated
 
 
-def tokenize(base_dir: Path, rows: Sequence[tuple[str, str]], labels: Sequence[str], max_tokens: int) -> Rows:
+def tokenize(base_dir: Path, rows: Sequence[tuple[str, str]], labels: Sequence[str], max_tokens: int) -> TokenizedRows:
     """Tokenise (text, label) rows. Raises ConfigError for an unknown label or a missing tokenizer."""
     place = {label: index for index, label in enumerate(labels)}
     for number, (_, label) in enumerate(rows, 1):
         if label not in place:
             raise ConfigError(f"row {number} has the unknown label {label!r}", "data", "add it to the task's labels")
     tokens, truncated = encode(base_dir, [text for text, _ in rows], max_tokens)
-    return Rows(tokens, np.asarray([place[label] for _, label in rows], dtype=np.int64), truncated)
+    return TokenizedRows(tokens, np.asarray([place[label] for _, label in rows], dtype=np.int64), truncated)
 
 
 def padded(tokens: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +153,7 @@ class KeptStates:
             self._file = None
 
 
-def keep_states(encoder: Encoder, first_layer: int, rows: Rows, folder: Path) -> KeptStates:
+def keep_states(encoder: Encoder, first_layer: int, rows: TokenizedRows, folder: Path) -> KeptStates:
     """Run everything below `first_layer` once for every row and keep what comes out."""
     kept: KeptStates | None = None
     lengths = rows.lengths

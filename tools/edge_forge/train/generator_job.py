@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge_forge.data.generator_rows import Row, as_json, from_json
-from edge_forge.train.generator_settings import GenerateSettings
+from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.worker_process import Report, follow, serve
 
 
 @dataclass(frozen=True)
-class Job:
+class GeneratorJob:
     """Inputs of a run. `chat` as in the recipe's task; `work_dir` is for working files, and the caller removes it."""
 
     base_dir: Path
@@ -29,7 +29,7 @@ class Job:
     chat: str
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
-    settings: GenerateSettings
+    settings: GeneratorSettings
 
     def write(self, path: Path) -> None:
         """Write as JSON."""
@@ -37,10 +37,10 @@ class Job:
         path.write_text(json.dumps({**asdict(self), **rows}, default=str), encoding="utf-8")
 
     @staticmethod
-    def read(path: Path) -> Job:
+    def read(path: Path) -> GeneratorJob:
         """Read what `write` wrote."""
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Job(
+        return GeneratorJob(
             base_dir=Path(found["base_dir"]),
             base_id=found["base_id"],
             out_dir=Path(found["out_dir"]),
@@ -48,7 +48,7 @@ class Job:
             chat=found["chat"],
             train=tuple(map(from_json, found["train"])),
             validation=tuple(map(from_json, found["validation"])),
-            settings=GenerateSettings(**{**found["settings"], "targets": tuple(found["settings"]["targets"])}),
+            settings=GeneratorSettings(**{**found["settings"], "targets": tuple(found["settings"]["targets"])}),
         )
 
 
@@ -59,7 +59,7 @@ def train(
     base: tuple[Path, str],
     rows: tuple[Sequence[Row], Sequence[Row]],
     chat: str,
-    settings: GenerateSettings,
+    settings: GeneratorSettings,
     out_dir: Path,
     progress: Callable[[str, float], None],
 ) -> TrainRecord:
@@ -71,7 +71,9 @@ def train(
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
-        job = Job(base[0].resolve(), base[1], out_dir, Path(folder), chat, tuple(rows[0]), tuple(rows[1]), settings)
+        job = GeneratorJob(
+            base[0].resolve(), base[1], out_dir, Path(folder), chat, tuple(rows[0]), tuple(rows[1]), settings
+        )
         job.write(Path(folder) / "job.json")
         follow([sys.executable, "-m", _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
@@ -83,7 +85,7 @@ def main(arguments: list[str]) -> int:
     def run(report: Report) -> None:
         from edge_forge.train import generator_session as session
 
-        session.run(Job.read(Path(arguments[0])), report)
+        session.run(GeneratorJob.read(Path(arguments[0])), report)
 
     return serve(run)
 

@@ -25,11 +25,11 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.chat_tokenizer import Codec, Packed, pack
+from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
 from edge_forge.models.causal_lm import open_model, target_names
 from edge_forge.train import methods
-from edge_forge.train.generator_job import Job
-from edge_forge.train.generator_settings import GenerateSettings
+from edge_forge.train.generator_job import GeneratorJob
+from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.record import TrainRecord, peak_bytes
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
@@ -40,7 +40,7 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 class _Run:
     """One run and what is gathered about it on the way."""
 
-    job: Job
+    job: GeneratorJob
     report: Callable[[str, float], None]
     baseline_bytes: int
     start_s: float
@@ -56,7 +56,7 @@ class _Run:
         self.phases_s[name] = round(time.monotonic() - start_s, 3)
 
 
-def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
+def run(job: GeneratorJob, report: Callable[[str, float], None]) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
@@ -74,7 +74,7 @@ def run(job: Job, report: Callable[[str, float], None]) -> TrainRecord:
     with going.phase("measure"):
         precision, measured_ms = measured_precision(model, packed[0], job.settings)
     with going.phase("train"):
-        trainer = GenerateTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
+        trainer = GeneratorTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
         trainer.watch(report)
         trainer.train()
         trainer.take_best()
@@ -96,16 +96,16 @@ def _check_length(model: Any, tokens: int) -> None:
         raise ConfigError(f"{tokens} tokens are more than the base takes ({longest})", "task.max_tokens")
 
 
-def _pack(job: Job) -> tuple[Packed, Packed]:
-    codec, settings = Codec(job.base_dir, job.chat), job.settings
+def _pack(job: GeneratorJob) -> tuple[PackedRows, PackedRows]:
+    tokenizer, settings = ChatTokenizer(job.base_dir, job.chat), job.settings
     train, validation = (
-        pack(map(codec.encode, rows), settings.max_tokens, codec.ends[0], settings.seed)
+        pack(map(tokenizer.encode, rows), settings.max_tokens, tokenizer.ends[0], settings.seed)
         for rows in (job.train, job.validation)
     )
     return train, validation
 
 
-def _save(job: Job, model: Any) -> None:
+def _save(job: GeneratorJob, model: Any) -> None:
     method = methods.method(job.settings.method)
     if method.exportable_to(methods.ADAPTER):
         model.peft_config["default"].base_model_name_or_path = None
@@ -118,12 +118,12 @@ def _save(job: Job, model: Any) -> None:
             shutil.copyfile(job.base_dir / name, job.out_dir / "model" / name)
 
 
-def _tokens(trainer: Any, packed: Packed) -> float:
+def _tokens(trainer: Any, packed: PackedRows) -> float:
     """Tokens that were learned from, padding included."""
     return sum(map(len, packed.ids)) * float(trainer.state.epoch or 0.0)
 
 
-def _record(going: _Run, trainer: Any, model: Any, packed: tuple[Packed, Packed], total: int) -> TrainRecord:
+def _record(going: _Run, trainer: Any, model: Any, packed: tuple[PackedRows, PackedRows], total: int) -> TrainRecord:
     job, usage, settings = going.job, resource.getrusage(resource.RUSAGE_SELF), going.job.settings
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     curves = trainer.curves
@@ -164,10 +164,10 @@ def _record(going: _Run, trainer: Any, model: Any, packed: tuple[Packed, Packed]
     )
 
 
-class Rows(Dataset[Any]):
+class PackedDataset(Dataset[Any]):
     """Packed rows as Trainer wants them."""
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: PackedRows) -> None:
         self._packed = packed
 
     def __len__(self) -> int:
@@ -192,20 +192,25 @@ class _Watch(TrainerCallback):
         self.progress("train", state.global_step / max(1, state.max_steps))
 
 
-class GenerateTrainer(Trainer):
+class GeneratorTrainer(Trainer):
     """Trainer that keeps the state with the lowest validation loss, and stops when none was lower for long.
 
     `curves` has an entry per epoch: {epoch, train_loss, validation_loss}, losses in nats per learned token.
     """
 
     def __init__(
-        self, model: nn.Module, settings: GenerateSettings, packed: tuple[Packed, Packed], work_dir: Path, bf16: bool
+        self,
+        model: nn.Module,
+        settings: GeneratorSettings,
+        packed: tuple[PackedRows, PackedRows],
+        work_dir: Path,
+        bf16: bool,
     ) -> None:
         super().__init__(
             model=model,
             args=_arguments(settings, work_dir, bf16),
-            train_dataset=Rows(packed[0]),
-            eval_dataset=Rows(packed[1]),
+            train_dataset=PackedDataset(packed[0]),
+            eval_dataset=PackedDataset(packed[1]),
         )
         self.settings = settings
         self.curves: list[dict[str, float]] = []
@@ -260,7 +265,7 @@ class GenerateTrainer(Trainer):
                         parameter.copy_(found[name])
 
 
-def _arguments(settings: GenerateSettings, work_dir: Path, bf16: bool) -> TrainingArguments:
+def _arguments(settings: GeneratorSettings, work_dir: Path, bf16: bool) -> TrainingArguments:
     at_once = min(settings.rows_at_once, settings.batch_size)
     return TrainingArguments(
         output_dir=str(work_dir / "trainer"),
@@ -295,7 +300,7 @@ _SIDE = 384
 _WORTH = 0.95
 
 
-def measured_precision(model: Any, packed: Packed, settings: GenerateSettings) -> tuple[str, dict[str, float]]:
+def measured_precision(model: Any, packed: PackedRows, settings: GeneratorSettings) -> tuple[str, dict[str, float]]:
     """'fp32' or 'bf16' (autocast), and the milliseconds of a packed row, forward and backward, that decided it.
 
     On an accelerator bf16 is taken wherever it exists, unmeasured. The weights are left as they were.

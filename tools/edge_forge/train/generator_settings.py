@@ -11,7 +11,7 @@ from edge_forge.train.settings import replaced
 
 
 @dataclass(frozen=True)
-class GenerateSettings:
+class GeneratorSettings:
     """One training run. Keys that encoders have too mean the same (`training.settings.TrainSettings`)."""
 
     # "lora": adapters are trained; "full": every weight is.
@@ -55,8 +55,8 @@ class GenerateSettings:
 
 
 # rank 16 on all linears and 2e-4: what QLoRA (Dettmers et al. 2023, table 9) found to match full tuning.
-_LORA = GenerateSettings()
-PRESETS: Mapping[str, GenerateSettings] = {
+_LORA = GeneratorSettings()
+PRESETS: Mapping[str, GeneratorSettings] = {
     LORA.name: _LORA,
     FULL.name: replace(_LORA, method=FULL.name, learning_rate=2e-5),
     # From random weights: as small Llamas are trained, the step size falling with width.
@@ -64,7 +64,7 @@ PRESETS: Mapping[str, GenerateSettings] = {
 }
 
 
-def settings(method: str, new_model: bool, values: Mapping[str, object], where: str) -> GenerateSettings:
+def settings(method: str, new_model: bool, values: Mapping[str, object], where: str) -> GeneratorSettings:
     """The settings of a method (`new_model`: of random weights), with `values` over them. Raises ConfigError."""
     known = methods.method(method, where)
     return replaced(PRESETS["new" if new_model else known.presets], {**values, "method": known.name}, where)

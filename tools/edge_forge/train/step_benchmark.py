@@ -39,7 +39,7 @@ _LONG = 0.8
 
 
 @dataclass(frozen=True)
-class Choice:
+class ComputeChoice:
     """How steps are computed, and the milliseconds per batch (forward and backward) that decided it."""
 
     precision: str
@@ -56,7 +56,7 @@ class Choice:
         return asdict(self)
 
 
-def choose(model: SequenceClassifier, adapted: Any, data: RowDataset, settings: TrainSettings) -> Choice:
+def choose(model: SequenceClassifier, adapted: Any, data: RowDataset, settings: TrainSettings) -> ComputeChoice:
     """Measure precision, threads and tokens at once, one after another, on a long batch, unless the settings fix them.
 
     The model's weights are left as they were; its adapted linears compute in the way that fits the precision.
@@ -70,7 +70,7 @@ def choose(model: SequenceClassifier, adapted: Any, data: RowDataset, settings: 
     torch.set_num_threads(threads)
     tokens = settings.micro_batch_tokens or _best_tokens(bench, precision)
     bench.compute_for(precision)
-    return Choice(precision, threads, tokens, bench.measured_ms)
+    return ComputeChoice(precision, threads, tokens, bench.measured_ms)
 
 
 def _best_precision(bench: _Bench) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.base.errors import BackendError
-from edge_forge.data.chat_tokenizer import Codec
+from edge_forge.data.chat_tokenizer import ChatTokenizer
 from edge_forge.evaluate.generator_metrics import perplexity
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE, engine
@@ -87,8 +87,8 @@ def distances(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArra
 
 def _same_tokens(folder: Path, path: Path) -> list[list[int]]:
     """Sample texts as ids, on which both tokenizers agree."""
-    codec = Codec(folder, "no")
-    mine = [list(codec.ids(text)) for text in BASE_TEXTS]
+    tokenizer = ChatTokenizer(folder, "no")
+    mine = [list(tokenizer.ids(text)) for text in BASE_TEXTS]
     found = engine.tokenize(path, BASE_TEXTS)
     for text, due, got in zip(BASE_TEXTS, mine, found, strict=True):
         if due != got:

@@ -25,7 +25,7 @@ _LOG: deque[str] = deque(maxlen=40)
 _PIECE_BYTES = 256
 
 
-class Refused(Exception):
+class LlamaRefusal(Exception):
     """llama.cpp would not; the text says what it logged."""
 
 
@@ -57,7 +57,7 @@ def quantize(source: str, target: str, dtype: str, threads: int) -> dict[str, An
     options.ftype, options.nthread = kinds[dtype], threads
     code = L.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(options))
     if code != 0:
-        raise Refused(f"llama.cpp cannot quantise to {dtype}: {_said()}")
+        raise LlamaRefusal(f"llama.cpp cannot quantise to {dtype}: {_said()}")
     said = [found for line in _LOG if (found := re.search(r"(\d+) of \d+ tensor\(s\) required fallback", line))]
     return {"fallbacks": int(said[-1][1]) if said else 0}
 
@@ -125,7 +125,7 @@ def _model(path: str, vocabulary_only: bool = False) -> Iterator[Any]:
     options.use_extra_bufts = False
     opened = L.llama_model_load_from_file(path.encode(), options)
     if not bool(opened):
-        raise Refused(f"llama.cpp cannot load {os.path.basename(path)}: {_said()}")  # noqa: PTH119
+        raise LlamaRefusal(f"llama.cpp cannot load {os.path.basename(path)}: {_said()}")  # noqa: PTH119
     try:
         yield opened
     finally:
@@ -141,15 +141,15 @@ def _context(path: str, tokens: int, threads: int, adapter: str | None) -> Itera
         options.n_threads = options.n_threads_batch = threads
         context = L.llama_init_from_model(opened, options)
         if not bool(context):
-            raise Refused(f"llama.cpp makes no context of {tokens} tokens: {_said()}")
+            raise LlamaRefusal(f"llama.cpp makes no context of {tokens} tokens: {_said()}")
         try:
             if adapter is not None:
                 loaded = L.llama_adapter_lora_init(opened, adapter.encode())
                 if not bool(loaded):
-                    raise Refused(f"llama.cpp refuses the adapter: {_said()}")
+                    raise LlamaRefusal(f"llama.cpp refuses the adapter: {_said()}")
                 chosen, scales = (L.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
                 if L.llama_set_adapters_lora(context, chosen, 1, scales) != 0:
-                    raise Refused(f"llama.cpp does not set the adapter: {_said()}")
+                    raise LlamaRefusal(f"llama.cpp does not set the adapter: {_said()}")
             yield context
         finally:
             L.llama_free(context)
@@ -171,7 +171,7 @@ def _decode(context: Any, row: Sequence[int], wanted: Sequence[int] | range, sta
                 batch.logits[at] = (begin + at) in asked
             code = L.llama_decode(context, batch)
             if code != 0:
-                raise Refused(f"llama_decode returned {code}: {_said()}")
+                raise LlamaRefusal(f"llama_decode returned {code}: {_said()}")
             rows = [L.llama_get_logits_ith(context, at) for at in range(len(part)) if (begin + at) in asked]
             if rows:
                 yield np.stack([np.ctypeslib.as_array(found, (width,)) for found in rows]).copy()
@@ -192,7 +192,7 @@ def _encode(vocab: Any, text: str, special: bool) -> list[int]:
     ids = (L.llama_token * room)()
     count = L.llama_tokenize(vocab, raw, len(raw), ids, room, special, special)
     if count < 0:
-        raise Refused(f"llama.cpp cannot tokenise {text[:40]!r}")
+        raise LlamaRefusal(f"llama.cpp cannot tokenise {text[:40]!r}")
     return list(ids[:count])
 
 
@@ -225,7 +225,7 @@ def main() -> int:
     request = json.loads(sys.stdin.read())
     try:
         answer = {"result": OPERATIONS[request.pop("op")](**request)}
-    except Refused as refused:
+    except LlamaRefusal as refused:
         answer = {"error": str(refused)}
     answers.write(json.dumps(answer))
     answers.close()

@@ -31,7 +31,7 @@ _UNKNOWN_SCORE = -1e6
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """A tokenizer, ready to be written. `scores` belong to 'llama', `merges` and `pre` to 'gpt2'."""
 
     model: str
@@ -65,7 +65,7 @@ class Vocabulary:
             writer.add_chat_template(self.chat_template)
 
 
-def read(folder: Path, size: int) -> Vocabulary:
+def read(folder: Path, size: int) -> GgufVocabulary:
     """The tokenizer of a folder for a model with `size` rows. Raises ConfigError for kinds it cannot write."""
     where = str(folder / "tokenizer.json")
     try:
@@ -82,7 +82,7 @@ def read(folder: Path, size: int) -> Vocabulary:
     merges = [one if isinstance(one, str) else " ".join(one) for one in model.get("merges", ())]
     options = _options(folder)
     add_bos, add_eos = _ends(folder, options)
-    return Vocabulary(
+    return GgufVocabulary(
         model="llama" if fallback else "gpt2",
         pre="default" if fallback else _split_name(found, where),
         tokens=tokens,

@@ -79,7 +79,7 @@ def export_base(
     inject_bank(model, modules, bank.rank, bank.max_labels)
     save(model, out_dir / MODEL)
     shutil.copyfile(base_dir / TOKENIZER, out_dir / TOKENIZER)
-    subject = measure.Subject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens, base_id=base_id)
+    subject = measure.OnnxSubject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens, base_id=base_id)
     parity = _parity_of_base(base_dir, subject, _random_adapter(encoder, modules, bank), texts)
     for name, found in parity.items():
         demand(found, tolerance, f"the base's graph ({name})")
@@ -109,7 +109,7 @@ def export_merged(
     save(model, out_dir / MODEL)
     shutil.copyfile(base_dir / TOKENIZER, out_dir / TOKENIZER)
     wanted = predict_with_features(base_dir, trained_dir, texts, max_tokens=max_tokens)
-    found = measure.outputs(measure.Subject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens), texts)
+    found = measure.outputs(measure.OnnxSubject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens), texts)
     if found.logits is None:
         raise BackendError("the merged graph gives no logits", "export")
     parity = Parity(largest(found.features, wanted[0]), largest(found.logits, wanted[1]))
@@ -167,7 +167,7 @@ def _random_adapter(encoder: Encoder, modules: Sequence[str], bank: Bank) -> dic
 
 
 def _parity_of_base(
-    base_dir: Path, subject: measure.Subject, tensors: dict[str, torch.Tensor], texts: Sequence[str]
+    base_dir: Path, subject: measure.OnnxSubject, tensors: dict[str, torch.Tensor], texts: Sequence[str]
 ) -> dict[str, Parity]:
     with tempfile.TemporaryDirectory(prefix="edge-forge-") as name:
         folder = Path(name)
@@ -177,7 +177,7 @@ def _parity_of_base(
         save_adapter(folder / "adapter.safetensors", silent, {"base_id": subject.base_id})
         bare = predict_with_features(base_dir, folder, texts, max_tokens=subject.max_tokens)
         save_adapter(folder / "adapter.safetensors", tensors, {"base_id": subject.base_id})
-        with_adapter = measure.Subject(**{**vars(subject), "adapter": folder / "adapter.safetensors"})
+        with_adapter = measure.OnnxSubject(**{**vars(subject), "adapter": folder / "adapter.safetensors"})
         found, found_bare = measure.outputs(with_adapter, texts), measure.outputs(subject, texts)
     if found.logits is None:
         raise BackendError("the banked graph gives no logits", "export")

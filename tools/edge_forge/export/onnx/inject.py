@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from edge_agent.base.errors import BackendError
 
 from .graph import GraphEditor, metadata, set_metadata
-from .sites import Site, read_sites
+from .sites import LinearSite, read_sites
 
 KEY = "edge.bank"
 VERSION = 1
@@ -61,7 +61,7 @@ def _input(editor: GraphEditor, name: str, shape: list[str | int]) -> str:
     return name
 
 
-def _inject_site(editor: GraphEditor, site: Site, chosen: list[int], number: int) -> dict[str, Any]:
+def _inject_site(editor: GraphEditor, site: LinearSite, chosen: list[int], number: int) -> dict[str, Any]:
     tag, count = f"lora.{number}", len(chosen)
     rank = f"rank_{number}"
     width = rank if count == 1 else f"{count}*{rank}"

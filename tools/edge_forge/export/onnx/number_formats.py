@@ -32,14 +32,14 @@ _BATCH_ROWS = 16
 _SAME_LOSS = 0.001
 
 
-class Candidate(NamedTuple):
+class Int8Candidate(NamedTuple):
     """A measured candidate: accuracy on held-out rows (fraction), median latency of one text."""
 
     accuracy: float
     p50_ms: float
 
 
-class Choice(NamedTuple):
+class Int8Choice(NamedTuple):
     """The candidate to pack, its accuracy loss against FP32 (fraction; negative is a gain), and the reason in words."""
 
     name: str
@@ -77,7 +77,7 @@ def make(
     return written
 
 
-def choose(reference: Candidate, candidates: Mapping[str, Candidate]) -> Choice:
+def choose(reference: Int8Candidate, candidates: Mapping[str, Int8Candidate]) -> Int8Choice:
     """The INT8 candidate with the least loss; among those within 0.1 points of it, the fastest. Pure."""
     if not candidates:
         raise BackendError("no INT8 candidate was measured", "quantize")
@@ -90,7 +90,7 @@ def choose(reference: Candidate, candidates: Mapping[str, Candidate]) -> Choice:
         for n, c in sorted(candidates.items())
     )
     why = "the least loss" if len(near) == 1 else "the fastest of those with the least loss"
-    return Choice(name, loss, f"{name} has {why} ({measured}; FP32: {reference.p50_ms:.2f} ms)")
+    return Int8Choice(name, loss, f"{name} has {why} ({measured}; FP32: {reference.p50_ms:.2f} ms)")
 
 
 def feeds(texts: Sequence[str], tokenizer_path: Path, max_tokens: int) -> list[Feed]:

@@ -27,13 +27,13 @@ from onnx import helper
 from edge_agent.base.errors import BackendError
 
 from .graph import FloatArray, GraphEditor, opset
-from .sites import Site, read_sites
+from .sites import LinearSite, read_sites
 
 # The smallest table worth it: below this the extra nodes cost more than the bytes.
 EMBEDDING_BYTES_MIN = 1 << 20
 
 
-class Range(NamedTuple):
+class ValueRange(NamedTuple):
     """The interval of a site's input that its int8 codes cover (always contains 0), and the channels left out of it.
 
     A few channels of a BERT-like encoder reach ten times the others' values. They are multiplied in float32 beside the
@@ -73,7 +73,7 @@ def quantize_dynamic(model: onnx.ModelProto, keep_float: Collection[str] = ()) -
 
 
 def quantize_static(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], symmetric: bool = False, keep_float: Collection[str] = ()
+    model: onnx.ModelProto, ranges: Mapping[str, ValueRange], symmetric: bool = False, keep_float: Collection[str] = ()
 ) -> onnx.ModelProto:
     """INT8 weights and activations with fixed `ranges` per input tensor (see `calibrate.py`), as QDQ nodes.
 
@@ -146,8 +146,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _products(
-    editor: GraphEditor, sites: Sequence[Site], keep_float: Collection[str]
-) -> list[tuple[Site, onnx.NodeProto]]:
+    editor: GraphEditor, sites: Sequence[LinearSite], keep_float: Collection[str]
+) -> list[tuple[LinearSite, onnx.NodeProto]]:
     """Every site to quantise with its MatMul. Raises BackendError when the graph lost one."""
     by_weight = {node.input[1]: node for node in editor.graph.node if node.op_type == "MatMul"}
     found = []
@@ -184,7 +184,7 @@ def _set_apart(editor: GraphEditor, product: onnx.NodeProto, weight: FloatArray,
     return rest
 
 
-def _activation(editor: GraphEditor, x: str, interval: Range, symmetric: bool) -> None:
+def _activation(editor: GraphEditor, x: str, interval: ValueRange, symmetric: bool) -> None:
     if symmetric:
         scale = max(-interval.low, interval.high, 1e-12) / 127.0
         zero: npt.NDArray[np.int8] | npt.NDArray[np.uint8] = np.asarray(0, np.int8)
@@ -223,7 +223,7 @@ Feed = Mapping[str, npt.NDArray[np.int64]]
 OUTLIERS = 0.02
 
 
-def calibrate(model: onnx.ModelProto, feeds: Sequence[Feed], outliers: float = OUTLIERS) -> dict[str, Range]:
+def calibrate(model: onnx.ModelProto, feeds: Sequence[Feed], outliers: float = OUTLIERS) -> dict[str, ValueRange]:
     """The range of every tensor that a site's product reads, over `feeds` (input_ids, attention_mask [batch, seq]).
 
     The `outliers` share of channels with the largest values is left out of the range. The range of the rest is the
@@ -256,14 +256,14 @@ def _session(model: onnx.ModelProto, names: Sequence[str]) -> Any:
     return onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def _range(lows: FloatArray, highs: FloatArray, share: float) -> Range:
+def _range(lows: FloatArray, highs: FloatArray, share: float) -> ValueRange:
     """From the least and greatest value per feed and channel [feeds, channels]."""
     peaks = np.maximum(-lows.min(axis=0), highs.max(axis=0))
     count = math.ceil(share * len(peaks)) if share > 0 else 0
     apart = np.sort(np.argsort(-peaks, kind="stable")[:count])
     rest = np.delete(np.arange(len(peaks)), apart)
     low, high = np.median(lows[:, rest].min(axis=1)), np.median(highs[:, rest].max(axis=1))
-    return Range(min(0.0, float(low)), max(0.0, float(high)), tuple(int(channel) for channel in apart))
+    return ValueRange(min(0.0, float(low)), max(0.0, float(high)), tuple(int(channel) for channel in apart))
 
 
 def product_inputs(model: onnx.ModelProto) -> list[str]:

@@ -23,7 +23,7 @@ from .graph import FloatArray, GraphEditor, metadata, set_metadata
 KEY = "edge.sites"
 
 
-class Site(NamedTuple):
+class LinearSite(NamedTuple):
     """One product `x @ W + b` of one or several modules that read the same x.
 
     `x` and `outs` are tensor names: x [batch, seq, d_in]; `outs[i]` [batch, seq, d_out[i]] is the output of
@@ -46,7 +46,7 @@ class _Linear(NamedTuple):
     add: onnx.NodeProto | None
 
 
-def name_sites(model: onnx.ModelProto, weights: Mapping[str, FloatArray]) -> list[Site]:
+def name_sites(model: onnx.ModelProto, weights: Mapping[str, FloatArray]) -> list[LinearSite]:
     """Find, fuse and name the linear modules. `weights` maps a module path to its weight [d_out, d_in].
 
     Edits the model, keeps the map in its metadata, and returns it. Raises BackendError for a module not found.
@@ -64,13 +64,14 @@ def name_sites(model: onnx.ModelProto, weights: Mapping[str, FloatArray]) -> lis
     return sites
 
 
-def read_sites(model: onnx.ModelProto) -> list[Site]:
+def read_sites(model: onnx.ModelProto) -> list[LinearSite]:
     """The sites that `name_sites` kept in the model. Raises BackendError when there are none."""
     found = metadata(model, KEY)
     if found is None:
         raise BackendError("the graph has no site map; export it with edge-forge", "ONNX graph")
     return [
-        Site(tuple(e["modules"]), e["x"], e["weight"], tuple(e["outs"]), e["d_in"], tuple(e["d_out"])) for e in found
+        LinearSite(tuple(e["modules"]), e["x"], e["weight"], tuple(e["outs"]), e["d_in"], tuple(e["d_out"]))
+        for e in found
     ]
 
 
@@ -113,7 +114,7 @@ def _bias(editor: GraphEditor, linear: _Linear, d_out: int) -> FloatArray:
     return np.asarray(editor.constant(name), np.float32)
 
 
-def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> Site:
+def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> LinearSite:
     """Replace a group that shares its input by one product, one bias and a split."""
     values = [np.asarray(editor.constant(linear.matmul.input[1])) for linear in group]
     biases = [_bias(editor, linear, value.shape[1]) for linear, value in zip(group, values, strict=True)]
@@ -130,7 +131,7 @@ def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> Site:
     else:
         sizes = editor.add_constant(f"{tag}.split", np.asarray(d_out, np.int64))
         editor.add("Split", [y, sizes], ends, axis=-1)
-    return Site(
+    return LinearSite(
         tuple(linear.module for linear in group), x, f"{tag}.weight", tuple(ends), int(values[0].shape[0]), d_out
     )
 
