@@ -11,7 +11,7 @@ from edge_agent.bundle import jsonio
 from edge_agent.bundle.probes import ProbeFile, ProbeOutputs, judge, problem_of
 from edge_forge.data.classifier_rows import Row
 from edge_forge.evaluate import gates, probes
-from edge_forge.evaluate.probes import ProbeOutputs
+from edge_forge.evaluate.probes import VariantOutputs
 from edge_forge.plan.cache import canonical
 
 
@@ -53,9 +53,9 @@ def test_probe_texts_come_label_by_label():
     assert probes.choose_texts(rows, ("a", "b"), 2) == ("a1", "b1")
 
 
-FLOAT32 = ProbeOutputs([[1.0, 0.0], [0.0, 2.0]], [[0.5, -0.5], [1.0, 0.0]])
-INT8 = ProbeOutputs([[1.0, 0.1], [0.0, 2.0]], [[0.9, -0.5], [1.0, 0.0]])
-BARE = ProbeOutputs([[0.5, 0.0], [0.0, 1.0]])
+FLOAT32 = VariantOutputs([[1.0, 0.0], [0.0, 2.0]], [[0.5, -0.5], [1.0, 0.0]])
+INT8 = VariantOutputs([[1.0, 0.1], [0.0, 2.0]], [[0.9, -0.5], [1.0, 0.0]])
+BARE = VariantOutputs([[0.5, 0.0], [0.0, 1.0]])
 
 
 def checked(document):
@@ -87,7 +87,7 @@ VECTORS = st.lists(st.lists(st.floats(-5, 5), min_size=3, max_size=3), min_size=
 
 @given(VECTORS, VECTORS)
 def test_what_the_host_measured_always_holds_against_its_own_probes(one, other):
-    outputs = {"onnx/fp32": ProbeOutputs(one, one), "onnx/int8": ProbeOutputs(other, other)}
+    outputs = {"onnx/fp32": VariantOutputs(one, one), "onnx/int8": VariantOutputs(other, other)}
     file = checked(probes.document(["x", "y"], outputs))
     for name, found in outputs.items():
         assert judge(file, name, ProbeOutputs(found.features, found.logits)).code is None

@@ -38,7 +38,7 @@ _EFFECT_SHARE = 0.5
 _DIGITS = 7
 
 
-class ProbeOutputs(NamedTuple):
+class VariantOutputs(NamedTuple):
     """What a variant gave: features [texts][hidden] and, with a head, logits [texts][labels]."""
 
     features: Sequence[Sequence[float]]
@@ -62,7 +62,7 @@ def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tupl
 
 
 def document(
-    texts: Sequence[str], outputs: Mapping[str, ProbeOutputs], bare: Mapping[str, ProbeOutputs] | None = None
+    texts: Sequence[str], outputs: Mapping[str, VariantOutputs], bare: Mapping[str, VariantOutputs] | None = None
 ) -> dict[str, Any]:
     """The probe file of `outputs` by variant ('onnx/int8'), one of which is FP32 (or, of generators, F16).
 

@@ -158,11 +158,11 @@ class ClassifierPackages:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_onnx import golden
 
-            def run(found: Mapping[str, Any]) -> dict[str, probes.ProbeOutputs]:
+            def run(found: Mapping[str, Any]) -> dict[str, probes.VariantOutputs]:
                 results = {name: golden(subject, texts) for name, subject in found.items()}
                 labels = 0 if what == "base" else len(self.training.data.labels)
                 return {
-                    name: probes.ProbeOutputs(
+                    name: probes.VariantOutputs(
                         one.features.tolist(),
                         None if one.logits is None or not labels else one.logits[:, :labels].tolist(),
                     )

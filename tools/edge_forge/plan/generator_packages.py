@@ -167,8 +167,10 @@ class GeneratorPackages:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_gguf import features
 
-            def run(path: Path | None) -> dict[str, probes.ProbeOutputs]:
-                return {file.variant: probes.ProbeOutputs(features(file.path, texts, base_id, path)) for file in files}
+            def run(path: Path | None) -> dict[str, probes.VariantOutputs]:
+                return {
+                    file.variant: probes.VariantOutputs(features(file.path, texts, base_id, path)) for file in files
+                }
 
             bare = None if adapter is None else run(None)
             document = probes.document(texts, run(None if adapter is None else adapter.path(ADAPTER_FILE)), bare)
