@@ -16,7 +16,6 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import Phase, Probed, ServedModel
 from edge_agent.base.errors import EdgeError
-from edge_agent.base.limits import MEASURE_S
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
 
@@ -99,5 +98,5 @@ def _since_s(served: ServedModel, adapter: str | None) -> float:
 
 
 async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> ProbeOutputs:
-    answer = await worker.call("measure", MEASURE_S, adapter=adapter, texts=list(file.texts))
-    return ProbeOutputs(answer["features"], answer.get("logits"))
+    answer = await worker.measure(adapter, file.texts)
+    return ProbeOutputs(answer.features, answer.logits)

@@ -181,7 +181,7 @@ class Commands:
         served = self._served(body.model)
         async with _at_rest(served):
             if served.worker is not None and body.adapter in served.attached:
-                await served.worker.call("detach", name=body.adapter)
+                await served.worker.detach(body.adapter)
                 del served.attached[body.adapter]
         return {"attached": list(served.attached)}
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import ServedModel
-from edge_agent.base.causes import Cause
+from edge_agent.base.causes import Cause, DeathCause
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.base.units import duration_text
 from edge_agent.core.forecast import take_hopeless
@@ -86,5 +86,4 @@ class DeadlineMonitor:
                 self._context.announce(
                     "worker-hung", f"model {served.name!r} is silent; ending it", {"model": served.name}
                 )
-                served.hung = True
-                served.worker.kill()
+                served.worker.kill(DeathCause.HUNG)

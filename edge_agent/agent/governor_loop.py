@@ -14,6 +14,7 @@ from edge_agent.core import governor, sensor_validation, variants
 from edge_agent.core.memory_pressure import FaultCounts, MemorySigns
 from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.messages import Severity
+from edge_agent.protocol.worker_messages import StepLimits
 
 PERIOD_S = 1.0
 BANDWIDTH_BOUND = frozenset({"llamacpp"})
@@ -106,15 +107,12 @@ class HostMonitor:
         grant = self._context.grant
         return grant.unlimited_rows or grant.max_rows
 
-    def worker_limits(self) -> Mapping[str, int]:
+    def worker_limits(self) -> StepLimits:
         """What the governor grants now; `busy_permille` is a generator's part of the time (0: no step at all)."""
         grant = self._context.grant
         share = self._context.duty_cycle.set_generator_share(grant, self._context.clock.monotonic_s())
         permille = max(1, round(1000 * share)) if share > 0.0 else 0
-        limits = {"max_rows": grant.max_rows, "threads": grant.threads, "busy_permille": permille}
-        if self.decode_threads:
-            limits["decode_threads"] = min(self.decode_threads, grant.threads)
-        return limits
+        return StepLimits(grant.max_rows, grant.threads, min(self.decode_threads, grant.threads), permille)
 
 
 class GovernorLoop:

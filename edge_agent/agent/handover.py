@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.respond import Origin
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.core.job import Job
+from edge_agent.protocol.worker_messages import JobDone, JobWork
 
 
-def work_fields(served: ServedModel, job: Job, now_s: float, flush_ms: float) -> dict[str, object]:
-    """A job as the plain map that crosses to the child."""
-    fields: dict[str, object] = {"id": job.job_id, "adapter": job.adapter, "params": job.params}
-    fields.update({"messages": job.messages} if job.messages else {"texts": job.texts})
-    if served.sequences:
-        fields.update(client=job.key[0], stream=job.stream, flush_ms=flush_ms, left_s=job.deadline_s - now_s)
-    return fields
+def job_work(served: ServedModel, job: Job, now_s: float, flush_ms: float) -> JobWork:
+    """A job as it crosses to the child."""
+    texts = () if job.messages else job.texts
+    if not served.sequences:
+        return JobWork(job.job_id, job.adapter, job.params, texts, job.messages)
+    left_s = job.deadline_s - now_s
+    return JobWork(job.job_id, job.adapter, job.params, texts, job.messages, job.key[0], job.stream, flush_ms, left_s)
 
 
-def learn(context: Context, served: ServedModel, job: Job, event: WorkerEvent) -> None:
+def learn(context: Context, served: ServedModel, job: Job, event: JobDone) -> None:
     """Take what a job's answer says of compute time into the cost model, also when nobody waits for it any more: the
     slow ones are late. A batch is learned once, by its longest text: that is what all its rows were padded to."""
     costs, threads = context.costs, context.grant.threads
-    compute_s = event["compute_ms"] / 1000.0
-    if served.sequences:
+    compute_s = event.compute_ms / 1000.0
+    if event.generated is not None:
         # An answer may be cut short, its first token not: that is what a deadline must leave time for.
-        costs.learn(served.cost_key, 1, job.size_bytes, event["prompt_ms"] / 1000.0, threads)
+        costs.learn(served.cost_key, 1, job.size_bytes, event.generated.prompt_ms / 1000.0, threads)
         costs.learn(served.whole_cost_key, 1, job.size_bytes, compute_s, threads)
         return
-    rows = event["batch"]
+    rows = event.batch
     if served.learned != (rows, compute_s):
         served.learned = rows, compute_s
         row_bytes = max(inside.size_bytes // inside.rows for inside in (job, *served.running.values()))

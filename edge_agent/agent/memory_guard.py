@@ -98,7 +98,7 @@ class MemoryGuard:
         async with served.lock:
             if served.worker is not None:
                 try:
-                    await served.worker.call("shrink")
+                    await served.worker.shrink()
                 except WorkerError:
                     return
 

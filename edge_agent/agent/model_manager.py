@@ -12,17 +12,20 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from edge_agent.agent.context import Announce
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.memory_accounting import MemoryAccounting
-from edge_agent.agent.ports import FootprintCache, Host, Library, Spawner, WorkerEvent
+from edge_agent.agent.ports import FootprintCache, Host, Library, Spawner
 from edge_agent.agent.served_model import Phase, ServedModel
-from edge_agent.base.causes import Cause, Closure
+from edge_agent.base.causes import Cause, Closure, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.core import adapter_routing, residency, variants
+from edge_agent.protocol.worker_messages import AnyEvent, LoadMemory
 
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
@@ -70,8 +73,8 @@ class ModelManager:
         self._change = asyncio.Event()
         self.served_models: dict[str, ServedModel] = {}
         self._leaving: dict[str, ServedModel] = {}
-        self.on_event: Callable[[ServedModel, WorkerEvent], None] = lambda _served, _event: None
-        self.on_death: Callable[[ServedModel, str], None] = lambda _served, _reason: None
+        self.on_event: Callable[[ServedModel, AnyEvent], None] = lambda _served, _event: None
+        self.on_death: Callable[[ServedModel, WorkerDeath], None] = lambda _served, _death: None
 
     def sync(self) -> tuple[list[ServedModel], list[ServedModel]]:
         """Bring the served models in line with the library; returns (new served models, served models whose model is
@@ -291,7 +294,7 @@ class ModelManager:
                 raise InUse(503, Cause.UNAVAILABLE, why, NOT_NOW_S)
         try:
             if leaving is not None:
-                await worker.call("detach", name=leaving)
+                await worker.detach(leaving)
                 del served.attached[leaving]
             await worker.attach(adapter)
         except AdapterRefused as error:
@@ -366,24 +369,21 @@ class ModelManager:
         variant = served.to_load
         try:
             served.worker = worker = await self._spawn(
-                lambda event: self.on_event(served, event), lambda reason: self.on_death(served, reason)
+                lambda event: self.on_event(served, event), lambda death: self.on_death(served, death)
             )
         except WorkerError as error:
             # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
             raise BackendError(f"no worker can be started: {error}") from error
-        served.limits = self._host.worker_limits()
+        served.limits = granted = self._host.worker_limits()
         # What it takes memory for at the load holds for its life: not the few rows that heat allows at the moment.
-        limits = {**served.limits, "most_rows": self._host.most_rows()}
-        if served.budget_bytes:
-            memory = {"memory_bytes": served.budget_bytes, "shrink": True}
-            answer = await worker.load(variant, served.model.task, limits, memory)
-        else:
-            answer = await worker.load(variant, served.model.task, limits)
-        served.mixed, served.sequences = bool(answer["mixed_adapters"]), int(answer.get("sequences", 0))
-        served.context, served.capabilities = int(answer.get("context", 0)), answer
+        limits = msgspec.structs.replace(granted, most_rows=self._host.most_rows())
+        memory = LoadMemory(served.budget_bytes, shrink=True) if served.budget_bytes else None
+        loaded = await worker.load(variant, served.model.task, limits, memory)
+        served.mixed, served.sequences = loaded.runtime.mixed_adapters, loaded.sequences
+        served.context = loaded.context
         served.load_s = self._clock.monotonic_s() - started_s
         served.loaded_s = served.last_used_s = served.heard_s = self._clock.monotonic_s()
-        self.books.loaded(served, gpu_bytes, sum(answer["footprint"].values()))
+        self.books.loaded(served, gpu_bytes, loaded.footprint.total_bytes)
         served.loaded_digest = variant.digest
         served.phase = Phase.READY
         if served.budget_bytes or (variant.sizing is not None and variant.sizing.shrunk):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.core.memory_ledger import MeasuredFootprint
 from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import Inbound, Outbound
-
-WorkerEvent = Mapping[str, Any]
+from edge_agent.protocol.worker_messages import (
+    AdapterAttached,
+    AnyEvent,
+    JobWork,
+    LoadMemory,
+    ModelLoaded,
+    StepLimits,
+    TextsMeasured,
+)
 
 
 class Transport(Protocol):
@@ -99,8 +107,8 @@ class Host(Protocol):
         """Rows of a batch while nothing is wrong."""
         ...
 
-    def worker_limits(self) -> Mapping[str, int]:
-        """max_rows and threads as the governor grants them now; decode_threads where the operator has set them."""
+    def worker_limits(self) -> StepLimits:
+        """What the governor grants now; `decode_threads` where the operator has set them."""
         ...
 
 
@@ -144,33 +152,41 @@ class Worker(Protocol):
         ...
 
     async def load(
-        self,
-        variant: Variant,
-        task: TaskSpec,
-        limits: Mapping[str, int],
-        memory: Mapping[str, int | bool] | None = None,
-    ) -> WorkerEvent:
-        """Load a model; the answer tells capabilities, footprint and load_ms. Raises BackendError, WorkerError."""
+        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+    ) -> ModelLoaded:
+        """Load a model. Raises BackendError, WorkerError."""
         ...
 
-    async def attach(self, adapter: Adapter) -> WorkerEvent:
+    async def attach(self, adapter: Adapter) -> AdapterAttached:
         """Make an adapter resident. Raises AdapterRefused, BackendError, WorkerError."""
         ...
 
-    async def call(self, operation: str, timeout_s: float = ..., **fields: object) -> WorkerEvent:
-        """One question (detach, cancel, footprint), one answer."""
+    async def detach(self, name: str) -> None:
+        """Forget an adapter. Raises WorkerError."""
         ...
 
-    def submit(self, jobs: Sequence[Mapping[str, object]]) -> None:
-        """Hand over a micro-batch; 'done' or 'failed' follows for each job, before it 'chunk's where it streams."""
+    async def cancel(self, job_id: str) -> bool:
+        """Drop a job; False when it has ended and its event is under way. Raises WorkerError."""
         ...
 
-    def set_limits(self, limits: Mapping[str, int]) -> None:
-        """Pass on max_rows and threads."""
+    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+        """Raw outputs of texts, while no job is inside. Raises BackendError, WorkerError."""
         ...
 
-    def kill(self) -> None:
-        """End it at once."""
+    async def shrink(self) -> None:
+        """Have it return freed memory to the system. Raises WorkerError."""
+        ...
+
+    def submit(self, jobs: Sequence[JobWork]) -> None:
+        """Hand over a micro-batch; JobDone or JobFailed follows for each, before it TextChunk where it streams."""
+        ...
+
+    def set_limits(self, limits: StepLimits) -> None:
+        """Pass on the governor's limits."""
+        ...
+
+    def kill(self, cause: DeathCause | None = None) -> None:
+        """End it at once; `cause` is what its death is reported with, None: what the exit status tells."""
         ...
 
     async def close(self) -> None:
@@ -181,8 +197,8 @@ class Worker(Protocol):
 class Spawner(Protocol):
     """Starts workers. Implemented by `worker.supervisor.spawn` with its options bound."""
 
-    async def __call__(self, on_event: Callable[[WorkerEvent], None], on_death: Callable[[str], None]) -> Worker:
-        """A new child; `on_death` is called once, with a sentence, unless the end was asked for. Raises WorkerError."""
+    async def __call__(self, on_event: Callable[[AnyEvent], None], on_death: Callable[[WorkerDeath], None]) -> Worker:
+        """A new child; `on_death` is called once, unless the end was asked for. Raises WorkerError."""
         ...
 
 

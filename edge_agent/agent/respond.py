@@ -9,7 +9,6 @@ from msgspec import UNSET
 
 from edge_agent.agent import streams
 from edge_agent.agent.context import Context
-from edge_agent.agent.ports import WorkerEvent
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause
 from edge_agent.base.reading import Reading
@@ -19,6 +18,7 @@ from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Request
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Energy, Reply, Timing
+from edge_agent.protocol.worker_messages import JobDone
 
 STATES = {408: JobState.EXPIRED, 499: JobState.CANCELLED, 500: JobState.FAILED}
 
@@ -42,12 +42,12 @@ class Responder:
         """A part of a streamed answer; False when it cannot be sent now."""
         return streams.send_part(self._context, job, _origin(job).request.reply, text)
 
-    def done(self, job: Job, served: ServedModel, event: WorkerEvent) -> None:
+    def done(self, job: Job, served: ServedModel, event: JobDone) -> None:
         """A worker's answer, with its timing, energy and the board's temperature."""
         now_s = self._context.clock.monotonic_s()
         request = _origin(job).request
-        results = event["results"]
-        compute_ms, tokenize_ms = float(event["compute_ms"]), float(event["tokenize_ms"])
+        results = event.results
+        compute_ms, tokenize_ms = event.compute_ms, event.tokenize_ms
         total_ms = (now_s - job.received_s) * 1000.0
         started_s = job.started_s if job.started_s is not None else now_s
         joules, method = self._context.energy.end(job.job_id, self._reading("power"), now_s)
@@ -69,16 +69,17 @@ class Responder:
                     compute_ms=round(compute_ms, 3),
                     total_ms=round(total_ms, 3),
                 ),
-                event,
+                event.generated,
             ),
-            batch=event["batch"],
+            batch=event.batch,
             energy=Energy(joules=joules, method=method),
             temperature_c=temperature.value if temperature.fresh(now_s, 5.0) else None,
         )
         remaining_s, most = job.deadline_s - now_s, self._context.transport.max_payload_bytes
         message = whole = encode.reply(body, request.reply, remaining_s, most)
         if job.stream:
-            message = streams.last_part(job, request.reply, body, event["text"], remaining_s)
+            text = "" if event.generated is None else event.generated.text
+            message = streams.last_part(job, request.reply, body, text, remaining_s)
             size = len(message.payload)
             if size > most:
                 text = (
@@ -91,8 +92,8 @@ class Responder:
             self._finish(job, JobState.FAILED, 413, whole)
             return
         stats = self._context.stats.model(job.model)
-        stats.note_answer(job.rows, event["batch"], total_ms, compute_ms, results, joules)
-        stats.note_adapter(job.adapter, total_ms, results, event.get("wording", ()))
+        stats.note_answer(job.rows, event.batch, total_ms, compute_ms, results, joules)
+        stats.note_adapter(job.adapter, total_ms, results, event.wording)
         self._finish(job, JobState.DONE, 200, message, whole.payload)
 
     def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:

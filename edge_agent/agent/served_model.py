@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
@@ -21,6 +19,7 @@ from edge_agent.core.memory_ledger import BOUNDED, MemoryClaim
 from edge_agent.core.priority_load import PriorityLoad
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
+from edge_agent.protocol.worker_messages import StepLimits
 
 QUARANTINE_WINDOW_S = 900.0
 
@@ -54,8 +53,8 @@ class ServedModel:
     answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use. `load_s`:
     how long a load takes, `loading_s`: when the last one began, `loaded_s`: since when it is in memory;
     `short_of_room`: it waits for memory; `no_room_s`: when it last found none; `yielding`: it lets a waiting model in
-    between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own; `hung`:
-    it is ended for its silence. `sequences`: jobs that a generator works on at once, each ending by itself (0: a model
+    between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
+    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model
     that answers a batch at a time), each in so many tokens of `context`; `sized`: the variant with the options to load
     it with; `budget_bytes`: where only the worker can tell what fits, the bytes that it may take (0: it need not
     shrink). `wanted`: it is to be loaded although nobody waits, and `resident`: so it is whenever its worker dies;
@@ -89,13 +88,11 @@ class ServedModel:
     no_room_s: float = -math.inf
     yielding: bool = False
     spared: bool = False
-    hung: bool = False
     orders: int = 0
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: StepLimits | None = None
     learned: tuple[int, float] | None = None
     heard_s: float = 0.0
     loaded_digest: str | None = None
-    capabilities: Mapping[str, Any] = field(default_factory=dict)
     wanted: bool = False
     resident: bool = False
     demanded_s: float = -math.inf

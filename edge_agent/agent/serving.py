@@ -14,18 +14,19 @@ from typing import Protocol
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.deadline_monitor import DeadlineMonitor, Endings
-from edge_agent.agent.handover import learn, reply_topic, work_fields
+from edge_agent.agent.handover import job_work, learn, reply_topic
 from edge_agent.agent.model_manager import InUse, ModelManager, NoRoom
-from edge_agent.agent.ports import Worker, WorkerEvent
+from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import Phase, ServedModel
 from edge_agent.agent.step_gate import StepGate
-from edge_agent.base.causes import Cause
+from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import RequestError, WorkerError
 from edge_agent.core import backoff
 from edge_agent.core.forecast import batch_s, least_s
 from edge_agent.core.grammar_bans import brings_program, by_itself
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.scheduler import BatchLimits
+from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobFailed, TextChunk
 
 log = logging.getLogger("edge_agent")
 RESPAWN_BASE_S = 0.05
@@ -43,7 +44,7 @@ class Answers(Endings, Protocol):
         """A part of a streamed answer; False when it cannot be sent now."""
         ...
 
-    def done(self, job: Job, served: ServedModel, event: WorkerEvent) -> None:
+    def done(self, job: Job, served: ServedModel, event: JobDone) -> None:
         """The worker's answer."""
         ...
 
@@ -126,8 +127,7 @@ class ModelServer:
     async def _take_back(self, served: ServedModel, worker: Worker, job: Job) -> None:
         """Ask the worker to drop a job that was answered already; it hears between two steps, a generator in one."""
         with contextlib.suppress(WorkerError):
-            answer = await worker.call("cancel", id=job.job_id)
-            if answer["cancelled"]:
+            if await worker.cancel(job.job_id):
                 self._leave(served, job)
 
     async def _serve(self, served: ServedModel) -> None:
@@ -293,7 +293,7 @@ class ModelServer:
     def _submit(self, served: ServedModel, worker: Worker, batch: list[Job], now_s: float) -> None:
         """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
         try:
-            worker.submit([work_fields(served, job, now_s, self._flush_ms) for job in batch])
+            worker.submit([job_work(served, job, now_s, self._flush_ms) for job in batch])
         except WorkerError as error:
             if len(batch) > 1:
                 for job in batch:
@@ -302,40 +302,39 @@ class ModelServer:
             self._leave(served, batch[0])
             self._answers.refuse(batch[0], 413, Cause.TOO_LARGE, str(error))
 
-    def _take_event(self, served: ServedModel, event: WorkerEvent) -> None:
+    def _take_event(self, served: ServedModel, event: AnyEvent) -> None:
         served.heard_s = self._context.clock.monotonic_s()
-        job = served.running.get(event.get("id", ""))
-        if job is None:
+        job = None if isinstance(event, Heartbeat) else served.running.get(event.id)
+        if job is None or isinstance(event, Heartbeat):
             return
-        if event["ev"] == "chunk":
-            if job.state is JobState.RUNNING and not self._answers.part(job, event["text"]):
+        if isinstance(event, TextChunk):
+            if job.state is JobState.RUNNING and not self._answers.part(job, event.text):
                 self.stop(served, job, 503, Cause.UNAVAILABLE, "a part of it could not be sent")
             return
-        if event["ev"] == "done":
+        if isinstance(event, JobDone):
             learn(self._context, served, job, event)
         self._leave(served, job)
         served.deaths_in_a_row = 0
-        if event.get("costly"):
+        if isinstance(event, JobFailed) and event.costly:
             served.suspects.note(job.key[0], served.heard_s)
         if job.state is not JobState.RUNNING:
             return
-        if event["ev"] == "failed":
-            self._answers.refuse(job, event["status"], Cause(event["cause"]), event["reason"])
+        if isinstance(event, JobFailed):
+            self._answers.refuse(job, event.status, event.cause, event.reason)
         elif job.deadline_s <= served.heard_s:
             self._answers.expire(job)
         else:
-            if served.sequences and event["results"][0]["finish_reason"] == "deadline":
+            if event.generated is not None and event.results[0]["finish_reason"] == "deadline":
                 self._announce_stop(served, job, "its deadline came; what there is of it was sent")
             self._answers.done(job, served, event)
 
-    def _take_death(self, served: ServedModel, reason: str) -> None:
+    def _take_death(self, served: ServedModel, death: WorkerDeath) -> None:
         """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
-        now_s = self._context.clock.monotonic_s()
+        now_s, reason = self._context.clock.monotonic_s(), death.reason
         self._manager.forget_worker(served)
         spared, served.spared = served.spared, False
         jobs = list(served.running.values())
-        suspect, served.hung = served.hung or by_itself(reason), False
-        programs = [job for job in jobs if suspect and brings_program(job.params)]
+        programs = [job for job in jobs if by_itself(death.cause) and brings_program(job.params)]
         # Of several it cannot be told which it was: nobody is barred then.
         blamed = programs if len(programs) == 1 and not spared else []
         quarantined = not (spared or programs) and served.died(now_s, self._quarantine_deaths)

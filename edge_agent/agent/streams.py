@@ -13,12 +13,12 @@ import msgspec
 from msgspec import UNSET
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.ports import WorkerEvent
 from edge_agent.core.job import Job
 from edge_agent.protocol import encode
 from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
+from edge_agent.protocol.worker_messages import GeneratedText
 
 END_S = 5.0
 """A stream that has begun and cannot be finished is told so, also a little after its deadline."""
@@ -63,15 +63,15 @@ def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: 
     return encode.chunk(body, to, remaining_s)
 
 
-def timed(timing: Timing, event: WorkerEvent) -> Timing:
+def timed(timing: Timing, generated: GeneratedText | None) -> Timing:
     """The timing with what a generator's worker says of its prompt and its tokens."""
-    if "prompt_ms" not in event:
+    if generated is None:
         return timing
-    queue_ms = timing.queue_ms + event["wait_ms"]
+    queue_ms = timing.queue_ms + generated.wait_ms
     return msgspec.structs.replace(
         timing,
         queue_ms=round(queue_ms, 3),
-        prompt_ms=round(event["prompt_ms"], 3),
-        first_token_ms=round(queue_ms + timing.tokenize_ms + event["prompt_ms"], 3),
-        tokens_per_s=round(event["tokens_per_s"], 2) if "tokens_per_s" in event else UNSET,
+        prompt_ms=round(generated.prompt_ms, 3),
+        first_token_ms=round(queue_ms + timing.tokenize_ms + generated.prompt_ms, 3),
+        tokens_per_s=UNSET if generated.tokens_per_s is None else round(generated.tokens_per_s, 2),
     )

@@ -42,6 +42,7 @@ from edge_agent.lifecycle.supervision import Signals, SystemdNotifier
 from edge_agent.mqtt.spool import Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.messages import Runtime
+from edge_agent.protocol.worker_messages import RuntimeReport, RuntimeUnavailable
 from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.suite import SensorSuite
@@ -207,17 +208,13 @@ async def _runtimes(settings: Settings) -> list[Runtime]:
         found = await ask_backends(wiring.spawn_options(settings), names)
     except WorkerError as error:
         return [Runtime(name=name, version=None, devices=[], reason=str(error)) for name in names]
-    return [
-        Runtime(
-            name=name,
-            version=found[name]["version"],
-            devices=list(found[name]["devices"]),
-            reason=found[name].get("unchecked") or None,
-        )
-        if found[name]["available"]
-        else Runtime(name=name, version=None, devices=[], reason=found[name]["reason"])
-        for name in names
-    ]
+    return [_runtime(name, found[name]) for name in names]
+
+
+def _runtime(name: str, report: RuntimeReport) -> Runtime:
+    if isinstance(report, RuntimeUnavailable):
+        return Runtime(name=name, version=None, devices=[], reason=report.reason)
+    return Runtime(name=name, version=report.version, devices=list(report.devices), reason=report.unchecked or None)
 
 
 def _keep_open(source: JtopSource) -> None:

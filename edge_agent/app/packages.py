@@ -22,6 +22,7 @@ from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.residency import HostMemory
 from edge_agent.core.trial_energy import estimated
+from edge_agent.protocol.worker_messages import LoadMemory, RuntimeAvailable, StepLimits
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.install import InstallReport
@@ -42,11 +43,9 @@ class WorkerProber:
 
     def __init__(self, settings: Settings, sensors: SensorSuite, ram_bytes: int | None = None) -> None:
         self._options = wiring.spawn_options(settings)
-        self._limits = {
-            "max_rows": settings.worker.max_rows,
-            "threads": wiring.threads(settings),
-            "decode_threads": settings.worker.decode_threads or 0,
-        }
+        self._limits = StepLimits(
+            settings.worker.max_rows, wiring.threads(settings), settings.worker.decode_threads or 0
+        )
         self._wanted = wiring.generators(settings)
         self._ram_bytes = ram_bytes
         self._sensors = sensors
@@ -59,7 +58,7 @@ class WorkerProber:
         memory = None
         generator = model.task.kind == "generate" and variant.runtime == RUNTIME
         if variant.sizing is None and generator and self._wanted.shrink and self._ram_bytes:
-            memory = {"memory_bytes": self._ram_bytes, "shrink": True}
+            memory = LoadMemory(self._ram_bytes, shrink=True)
         run = workers.trial_run(
             self._options, replace(model, variant=variant), questions, self._limits, self._sensors.sample_power, memory
         )
@@ -67,7 +66,7 @@ class WorkerProber:
         energy, board = run.energy, self._sensors.board
         usual = wiring.utilisation(board)
         if energy.joules is None and board.power is None and usual is not None:
-            energy = estimated(usual, self._limits["threads"], run.latency_ms / 1000.0)
+            energy = estimated(usual, self._limits.threads, run.latency_ms / 1000.0)
         return ProbeOutcome(
             measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes, energy.joules, energy.method,
             run.adapters,
@@ -89,7 +88,7 @@ def open_library(settings: Settings, again: bool = False) -> ModelStore:
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
     names = list(settings.worker.backends)
     backends = workers.available_backends(wiring.spawn_options(settings), names)
-    runtimes = tuple(name for name in names if backends[name]["available"])
+    runtimes = tuple(name for name in names if isinstance(backends[name], RuntimeAvailable))
     ram_bytes = _ceiling_bytes(settings, suite)
     features = read_cpu_features(settings.sensors.sysroot) or None
     setup = InstallContext(

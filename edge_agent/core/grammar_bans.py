@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+from edge_agent.base.causes import DeathCause
+
 BARRED_S = 900.0
 ENOUGH = 5
 """So many deaths with programs inside within `BARRED_S`, and nobody's are taken until the first is that long ago: names
@@ -17,8 +19,6 @@ are easily changed, and who asks without a grammar shall not lose the worker aga
 KEPT = 64
 """Clients remembered; the oldest is forgotten first."""
 PROGRAMS = ("grammar", "json_schema")
-FROM_OUTSIDE = ("killed by SIGKILL", "killed by SIGTERM")
-"""How the words begin for a worker that somebody else ended: the kernel for want of memory, or a person."""
 
 
 def brings_program(params: Mapping[str, object]) -> bool:
@@ -26,9 +26,9 @@ def brings_program(params: Mapping[str, object]) -> bool:
     return any(name in params for name in PROGRAMS)
 
 
-def by_itself(reason: str) -> bool:
-    """Whether a worker that ended with these words ended by what it computed."""
-    return not reason.startswith(FROM_OUTSIDE)
+def by_itself(cause: DeathCause) -> bool:
+    """Whether a worker that ended for this cause ended by what it computed."""
+    return cause in {DeathCause.CRASHED, DeathCause.HUNG}
 
 
 class GrammarBans:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import ConfigError
@@ -15,6 +14,7 @@ from edge_agent.base.reading import Reading
 from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle.service import ServiceStatus
+from edge_agent.protocol.worker_messages import RuntimeAvailable, RuntimeReport
 from edge_agent.sensors.boards import Board, read_cpu_features
 from edge_agent.sensors.memory import memory_controller
 from edge_agent.sensors.suite import SensorSuite
@@ -164,14 +164,12 @@ def survey(
     )
 
 
-def runtime_probes(answers: Mapping[str, Mapping[str, Any]]) -> tuple[RuntimeProbe, ...]:
+def runtime_probes(answers: Mapping[str, RuntimeReport]) -> tuple[RuntimeProbe, ...]:
     """What a worker child answered for each backend (`worker.probe.available_backends`), as facts."""
     return tuple(
-        RuntimeProbe(
-            name, f"{answer['runtime']} {answer['version']}", tuple(answer["devices"]), answer.get("unchecked", "")
-        )
-        if answer["available"]
-        else RuntimeProbe(name, None, (), answer["reason"], answer["remedy"])
+        RuntimeProbe(name, f"{answer.runtime} {answer.version}", answer.devices, answer.unchecked)
+        if isinstance(answer, RuntimeAvailable)
+        else RuntimeProbe(name, None, (), answer.reason, answer.remedy)
         for name, answer in answers.items()
     )
 

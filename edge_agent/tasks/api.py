@@ -1,6 +1,6 @@
 """What a model is for, as a pair of functions around a backend: texts to rows, outputs to results.
 
-    task = registry.build(spec, tokenizer_path, vocabulary)
+    task = registry.build(fields, tokenizer_path, vocabulary)
     prepared = task.prepare(texts, params)          rows for the session; refuses bad parameters
     reader = task.reader(prepared, params)          where the answer comes in chunks: what they say so far
     results = task.answer(outputs, prepared, params)    one plain map per text

@@ -8,17 +8,18 @@ from typing import Any
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks.api import Prepared, Task, refuse_unknown
 
 
 class Classify(Task):
     """Scores are the softmax of the logits; labels are in logit order."""
 
-    def __init__(self, tokenizer: Any, spec: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, task: TaskFields) -> None:
         super().__init__(tokenizer)
-        self._labels = tuple(spec["labels"])
-        self._threshold = float(spec["threshold"])
-        self._out_of_scope = spec["out_of_scope"]
+        self._labels = task.labels
+        self._threshold = task.threshold
+        self._out_of_scope = task.out_of_scope
         if len(self._labels) < 2:
             raise BackendError(f"a classifier needs at least two labels, {len(self._labels)} given", "task")
 

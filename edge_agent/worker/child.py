@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edge_agent.backends import registry
@@ -33,14 +33,58 @@ from edge_agent.backends.api import (
     Unavailable,
 )
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, ProgramRefused, RequestError, WorkerError
+from edge_agent.base.errors import (
+    AdapterRefused,
+    BackendError,
+    BackendMissing,
+    EdgeError,
+    ProgramRefused,
+    RequestError,
+    WorkerError,
+)
+from edge_agent.protocol.worker_messages import (
+    Accepted,
+    AdapterAttached,
+    AnyAnswer,
+    AnyEvent,
+    AnyRequest,
+    AttachAdapter,
+    BackendsProbed,
+    CallRefused,
+    CancelJob,
+    CloseWorker,
+    DetachAdapter,
+    FootprintBytes,
+    FootprintRead,
+    GeneratedText,
+    Heartbeat,
+    JobCancelled,
+    JobDone,
+    JobFailed,
+    JobWork,
+    LoadModel,
+    MeasureTexts,
+    ModelLoaded,
+    ProbeBackends,
+    ReadFootprint,
+    RuntimeAvailable,
+    RuntimeReport,
+    RuntimeUnavailable,
+    SetStepLimits,
+    ShrinkMemory,
+    StepLimits,
+    SubmitJobs,
+    TaskFields,
+    TextChunk,
+    TextsMeasured,
+)
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker import standing
 from edge_agent.worker.flow import BEAT_S, Flow, StepTimes
 from edge_agent.worker.listen import Listener
 from edge_agent.worker.rest import Rest
-from edge_agent.worker.wire import Channel
+from edge_agent.worker.wire import Channel, UnknownRequest
 
 BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -74,13 +118,12 @@ class Child:
     def run(self) -> None:
         """Serve until the daemon closes the channel or says so."""
         while True:
-            message = self._inbox.receive(self._patience_s())
-            if message is not None:
-                if message["op"] == "close":
-                    break
-                self._handle(message)
-                continue
-            if self._rest.left_s(time.monotonic()) > 0.0:
+            request = self._inbox.receive(self._patience_s())
+            if isinstance(request, CloseWorker):
+                break
+            if request is not None:
+                self._handle(request)
+            elif self._rest.left_s(time.monotonic()) > 0.0:
                 self._look_around()
             else:
                 self._step()
@@ -94,156 +137,162 @@ class Child:
         ends_s = [pending.flow.ends_s - self._steps.ahead_s for pending in self._pending.values()]
         return self._rest.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
 
-    def _handle(self, message: dict[str, Any]) -> None:
-        operation = self._operations().get(message["op"])
-        number = message.get("n")
+    def _handle(self, request: AnyRequest | UnknownRequest) -> None:
+        answer: AnyAnswer
         try:
-            if operation is None:
-                raise WorkerError(f"unknown operation {message['op']!r}", "worker channel")
-            answer = operation(message)
+            answer = self._answer(request)
         except EdgeError as error:
-            kind = type(error).__name__
-            self._channel.send({"ev": "refused", "n": number, "kind": kind, "reason": str(error)})
-        else:
-            if number is not None:
-                self._channel.send(dict(answer or {}, ev="ok", n=number))
+            answer = CallRefused(error=type(error).__name__, reason=str(error))
+        if request.call is not None:
+            answer.call = request.call
+            self._channel.send(answer)
 
-    def _operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]]:
-        return {
-            "probe": self._probe,
-            "load": self._load,
-            "attach": self._attach,
-            "detach": self._detach,
-            "submit": self._submit,
-            "cancel": self._cancel,
-            "measure": self._measure,
-            "limits": self._set_limits,
-            "footprint": self._footprint,
-            "shrink": self._shrink,
-        }
+    def _answer(self, request: AnyRequest | UnknownRequest) -> AnyAnswer:
+        match request:
+            case SubmitJobs():
+                self._submit(request)
+            case CancelJob():
+                return self._cancel(request)
+            case SetStepLimits():
+                self._set_limits(request.limits)
+            case LoadModel():
+                return self._load(request)
+            case AttachAdapter():
+                return self._attach(request)
+            case DetachAdapter():
+                self._detach(request)
+            case MeasureTexts():
+                return self._measure(request)
+            case ReadFootprint():
+                return self._footprint()
+            case ShrinkMemory():
+                return self._shrink()
+            case ProbeBackends():
+                return BackendsProbed(backends={name: _probed(name) for name in request.backends})
+            case UnknownRequest():
+                raise WorkerError(request.reason, "worker channel")
+            case CloseWorker():
+                pass  # `run` has ended the loop
+        return Accepted()
 
-    def _probe(self, message: dict[str, Any]) -> dict[str, Any]:
-        found = {}
-        for name in message["backends"]:
-            try:
-                found[name] = _describe(registry.create(name))
-            except EdgeError as error:
-                found[name] = {"available": False, "reason": error.what, "remedy": error.remedy or ""}
-        return {"backends": found}
-
-    def _load(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, request: LoadModel) -> ModelLoaded:
         if self._session is not None:
             raise WorkerError("a model is already loaded; a worker serves one", "worker")
-        backend = registry.create(message["backend"])
+        backend = registry.create(request.backend)
         started_s = time.monotonic()
-        self._set_limits(message)
-        bounds = {
-            "max_rows": message["limits"].get("most_rows", self._limits.max_rows),
-            "max_tokens": message["task"]["max_tokens"],
+        self._set_limits(request.limits)
+        bounds: dict[str, Any] = {
+            "max_rows": request.limits.most_rows or request.limits.max_rows,
+            "max_tokens": request.task.max_tokens,
             # The first step must not find another number of threads and build the session a second time.
             "threads": self._limits.threads,
         }
-        bounds.update(message.get("memory", {}))
-        session = self._session = backend.load(message["files"], dict(bounds, **message["options"]))
+        if request.memory is not None:
+            bounds.update(memory_bytes=request.memory.memory_bytes, shrink=request.memory.shrink)
+        session = self._session = backend.load(request.files, {**bounds, **request.options})
         self._rest.concerned = session.sequences > 0
-        self._tokenizer_path = message["files"].get("tokenizer")
-        self._tasks[None] = self._build_task(message["task"])
-        answer = _describe(backend)
-        answer.update(self._footprint(message), load_ms=_ms(started_s))
-        answer.update(sequences=session.sequences, context=session.context)
-        if answer["streams"]:
+        self._tokenizer_path = request.files.get("tokenizer")
+        self._tasks[None] = self._build_task(request.task)
+        runtime = _report(backend)
+        if isinstance(runtime, RuntimeUnavailable):
+            raise BackendMissing(runtime.reason, request.backend, runtime.remedy or None)
+        if runtime.streams:
             self._inbox = Listener(self._channel, session.interrupt)
-        return answer
+        return ModelLoaded(
+            runtime=runtime,
+            footprint=self._footprint().footprint,
+            pid=os.getpid(),
+            load_ms=_ms(started_s),
+            sequences=session.sequences,
+            context=session.context,
+        )
 
-    def _build_task(self, spec: dict[str, Any]) -> tasks.Task:
-        return kinds.build(spec, self._tokenizer_path, self._loaded().vocabulary())
+    def _build_task(self, fields: TaskFields) -> tasks.Task:
+        return kinds.build(fields, self._tokenizer_path, self._loaded().vocabulary())
 
-    def _attach(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _attach(self, request: AttachAdapter) -> AdapterAttached:
         started_s = time.monotonic()
-        source = AdapterSource(message["name"], message["path"], message["base_id"])
-        task = self._build_task(message["task"])
-        size_bytes = self._loaded().attach(source)
-        self._tasks[source.name] = task
-        return {"bytes": size_bytes, "attach_ms": _ms(started_s)}
+        task = self._build_task(request.task)
+        size_bytes = self._loaded().attach(AdapterSource(request.name, request.path, request.base_id))
+        self._tasks[request.name] = task
+        return AdapterAttached(size_bytes=size_bytes, attach_ms=_ms(started_s))
 
-    def _detach(self, message: dict[str, Any]) -> None:
-        self._loaded().detach(message["name"])
-        self._tasks.pop(message["name"], None)
+    def _detach(self, request: DetachAdapter) -> None:
+        self._loaded().detach(request.name)
+        self._tasks.pop(request.name, None)
 
-    def _submit(self, message: dict[str, Any]) -> None:
+    def _submit(self, request: SubmitJobs) -> None:
         """Queue a micro-batch: each job is tokenised and refused on its own, so that one bad text harms no other."""
-        for fields in message["jobs"]:
-            job_id = fields["id"]
+        for work in request.jobs:
             try:
-                self._submit_one(job_id, fields)
+                self._submit_one(work)
             except RequestError as error:
-                self._fail(job_id, error.status, error.cause, error.reason)
+                self._fail(work.id, error.status, error.cause, error.reason)
             except AdapterRefused as error:
-                self._fail(job_id, 404, Cause.UNKNOWN_ADAPTER, str(error))
+                self._fail(work.id, 404, Cause.UNKNOWN_ADAPTER, str(error))
             except BackendError as error:
-                self._fail(job_id, 422, Cause.INVALID, str(error), isinstance(error, ProgramRefused))
+                self._fail(work.id, 422, Cause.INVALID, str(error), isinstance(error, ProgramRefused))
             except BY_A_REQUEST as error:
                 # Whatever a request can still bring about ends it, and not its neighbours.
                 reason = f"the request broke the worker's preparation: {error!r}"[:200]
-                self._fail(job_id, 500, Cause.WORKER_FAILED, reason)
+                self._fail(work.id, 500, Cause.WORKER_FAILED, reason)
 
-    def _submit_one(self, job_id: str, fields: dict[str, Any]) -> None:
-        adapter = fields.get("adapter")
-        task = self._tasks.get(adapter)
+    def _submit_one(self, work: JobWork) -> None:
+        task = self._tasks.get(work.adapter)
         if task is None:
-            raise AdapterRefused(f"adapter {adapter!r} is not attached", "worker")
+            raise AdapterRefused(f"adapter {work.adapter!r} is not attached", "worker")
         started_s = time.monotonic()
-        params = fields["params"]
-        if "messages" in fields:
-            prepared = task.prepare_chat(fields["messages"], params)
+        if work.messages:
+            prepared = task.prepare_chat(work.messages, work.params)
         else:
-            prepared = task.prepare(fields["texts"], params)
-        left_s = fields.get("left_s")
-        flow = Flow(
-            fields.get("stream", False),
-            fields.get("flush_ms", 0.0) / 1000.0,
-            None if left_s is None else started_s + left_s,
-        )
+            prepared = task.prepare(work.texts, work.params)
+        until_s = None if work.left_s is None else started_s + work.left_s
+        flow = Flow(work.stream, work.flush_ms / 1000.0, until_s)
         tokenize_s = time.monotonic() - started_s
-        pending = Pending(task, prepared, params, tokenize_s, task.reader(prepared, params), flow)
-        self._loaded().submit(Job(job_id, adapter, prepared.rows, prepared.settings, fields.get("client", "")))
-        self._pending[job_id] = pending
+        pending = Pending(task, prepared, work.params, tokenize_s, task.reader(prepared, work.params), flow)
+        self._loaded().submit(Job(work.id, work.adapter, prepared.rows, prepared.settings, work.client))
+        self._pending[work.id] = pending
 
-    def _measure(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _measure(self, request: MeasureTexts) -> TextsMeasured:
         """Raw outputs for golden probes; only while no job is inside, so that the step is theirs alone."""
-        task, session = self._tasks.get(message["adapter"]), self._loaded()
+        task, session = self._tasks.get(request.adapter), self._loaded()
         if task is None or self._pending:
             raise WorkerError("cannot measure: adapter not attached, or jobs are running", "worker")
-        prepared = task.probe(message["texts"])
-        session.submit(Job("measure", message["adapter"], prepared.rows, {}))
+        prepared = task.probe(request.texts)
+        session.submit(Job("measure", request.adapter, prepared.rows, {}))
         while True:
             for event in session.step(self._limits):
                 if isinstance(event, Failed):
                     raise BackendError(event.reason, "measure")
                 if isinstance(event, Done):
-                    outputs = {name: _rows(values) for name, values in event.outputs.items()}
-                    return dict(outputs, compute_ms=event.compute_s * 1000.0)
+                    logits = event.outputs.get("logits")
+                    return TextsMeasured(
+                        features=_rows(event.outputs["features"]),
+                        logits=None if logits is None else _rows(logits),
+                        compute_ms=event.compute_s * 1000.0,
+                    )
 
-    def _cancel(self, message: dict[str, Any]) -> dict[str, Any]:
-        job_id = message["id"]
-        cancelled = job_id in self._pending and self._loaded().cancel(job_id)
+    def _cancel(self, request: CancelJob) -> JobCancelled:
+        cancelled = request.id in self._pending and self._loaded().cancel(request.id)
         if cancelled:
-            del self._pending[job_id]
-        return {"cancelled": cancelled}
+            del self._pending[request.id]
+        return JobCancelled(cancelled=cancelled)
 
-    def _set_limits(self, message: dict[str, Any]) -> None:
-        self._limits = _limits(message["limits"])
-        self._rest.share = message["limits"].get("busy_permille", 1000) / 1000.0
+    def _set_limits(self, limits: StepLimits) -> None:
+        self._limits = Limits(limits.max_rows, limits.threads, limits.decode_threads)
+        self._rest.share = limits.busy_permille / 1000.0
 
-    def _footprint(self, _message: dict[str, Any]) -> dict[str, Any]:
-        return {"footprint": dict(self._loaded().footprint()._asdict()), "pid": os.getpid()}
+    def _footprint(self) -> FootprintRead:
+        held = self._loaded().footprint()
+        footprint = FootprintBytes(held.weights_bytes, held.adapters_bytes, held.cache_bytes, held.arena_bytes)
+        return FootprintRead(footprint=footprint, pid=os.getpid())
 
-    def _shrink(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _shrink(self) -> FootprintRead:
         """Give freed memory back to the system: Python's garbage, and what the C library keeps for later (glibc)."""
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
             ctypes.CDLL(None).malloc_trim(0)
-        return self._footprint(message)
+        return self._footprint()
 
     def _step(self) -> None:
         started_s = time.monotonic()
@@ -270,7 +319,7 @@ class Child:
         now_s = time.monotonic()
         self._end_late(now_s)
         if self._pending and now_s - self._said_s >= BEAT_S:
-            self._send({"ev": "beat"})
+            self._send(Heartbeat())
 
     def _report(self, event: Event) -> None:
         if isinstance(event, Chunk):
@@ -291,7 +340,7 @@ class Child:
                 self._conclude(done, text)
                 return
         if text:
-            self._send({"ev": "chunk", "id": chunk.job_id, "text": text})
+            self._send(TextChunk(chunk.job_id, text))
 
     def _end_late(self, now_s: float) -> None:
         """Answers whose deadline comes end as they stand; one that has not begun is told so."""
@@ -310,10 +359,10 @@ class Child:
         """Send a job's results; `text` was read of a stream and not sent yet."""
         pending = self._pending.pop(done.job_id)
         outputs: Mapping[str, Any] = done.outputs
-        figures: dict[str, Any] = {}
+        generated: GeneratedText | None = None
         if pending.reader is not None:
             held = pending.reader.end()
-            figures = {"text": text + pending.flow.rest() + held, **_figures(outputs)}
+            generated = _generated(text + pending.flow.rest() + held, outputs)
             outputs = dict(outputs, **pending.reader.outputs())
             if pending.reader.complete:
                 outputs["finish"] = "stop"  # also where the stop text came with the last token that was allowed
@@ -323,28 +372,26 @@ class Child:
             # The model's outputs do not fit its task: this job's trouble, not that of the others in the worker.
             self._fail(done.job_id, 500, Cause.WORKER_FAILED, str(error))
             return
-        answer = {
-            "ev": "done",
-            "id": done.job_id,
-            "results": results,
-            "tokenize_ms": pending.tokenize_s * 1000.0,
-            "compute_ms": done.compute_s * 1000.0,
-            "batch": done.batch_rows,
-            "wording": pending.prepared.wording,
-            **figures,
-        }
+        answer = JobDone(
+            done.job_id,
+            results,
+            tokenize_ms=pending.tokenize_s * 1000.0,
+            compute_ms=done.compute_s * 1000.0,
+            batch=done.batch_rows,
+            wording=pending.prepared.wording,
+            generated=generated,
+        )
         try:
             self._send(answer)
         except WorkerError as error:  # larger than a frame, of which nothing was sent
             self._fail(done.job_id, 413, Cause.TOO_LARGE, str(error))
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, event: AnyEvent) -> None:
         self._said_s = time.monotonic()
-        self._channel.send(message)
+        self._channel.send(event)
 
     def _fail(self, job_id: str, status: int, cause: Cause, reason: str, costly: bool = False) -> None:
-        said = {"ev": "failed", "id": job_id, "status": status, "cause": cause.value, "reason": reason}
-        self._send(dict(said, costly=True) if costly else said)
+        self._send(JobFailed(job_id, status, cause, reason, costly))
 
     def _loaded(self) -> Session:
         if self._session is None:
@@ -352,20 +399,11 @@ class Child:
         return self._session
 
 
-def _limits(fields: Mapping[str, Any]) -> Limits:
-    return Limits(int(fields["max_rows"]), int(fields["threads"]), int(fields.get("decode_threads", 0)))
-
-
-def _figures(outputs: Mapping[str, Any]) -> dict[str, float]:
+def _generated(text: str, outputs: Mapping[str, Any]) -> GeneratedText:
     """What a generated answer took, in milliseconds; tokens per second only where there is a second token."""
     steps, decode_s = outputs["completion_tokens"] - 1, outputs["decode_s"]
-    figures = {
-        "wait_ms": outputs["wait_s"] * 1000.0,
-        "prompt_ms": outputs["prompt_s"] * 1000.0,
-    }
-    if steps > 0 and decode_s > 0.0:
-        figures["tokens_per_s"] = steps / decode_s
-    return figures
+    rate = steps / decode_s if steps > 0 and decode_s > 0.0 else None
+    return GeneratedText(text, outputs["wait_s"] * 1000.0, outputs["prompt_s"] * 1000.0, rate)
 
 
 def _rows(values: Any) -> list[list[float]]:
@@ -377,11 +415,18 @@ def _ms(started_s: float) -> float:
     return (time.monotonic() - started_s) * 1000.0
 
 
-def _describe(backend: Backend) -> dict[str, Any]:
+def _probed(name: str) -> RuntimeReport:
+    try:
+        return _report(registry.create(name))
+    except EdgeError as error:
+        return RuntimeUnavailable(error.what, error.remedy or "")
+
+
+def _report(backend: Backend) -> RuntimeReport:
     found = backend.probe()
     if isinstance(found, Unavailable):
-        return {"available": False, "reason": found.reason, "remedy": found.remedy}
-    return dict(found._asdict(), available=True)
+        return RuntimeUnavailable(found.reason, found.remedy)
+    return RuntimeAvailable(*found)
 
 
 def main(arguments: list[str]) -> int:

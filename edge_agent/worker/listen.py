@@ -9,13 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import WORKER_BACKLOG_FRAMES
-from edge_agent.worker.wire import Channel
+from edge_agent.protocol.worker_messages import AnyRequest, CancelJob
+from edge_agent.worker.wire import Channel, UnknownRequest
 
-Frame = dict[str, Any]
+Request = AnyRequest | UnknownRequest
 
 
 class Listener:
@@ -24,10 +24,10 @@ class Listener:
     def __init__(self, channel: Channel, on_cancel: Callable[[str], object]) -> None:
         self._channel = channel
         self._on_cancel = on_cancel
-        self._frames: queue.Queue[Frame | Exception] = queue.Queue(maxsize=WORKER_BACKLOG_FRAMES)
+        self._frames: queue.Queue[Request | Exception] = queue.Queue(maxsize=WORKER_BACKLOG_FRAMES)
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
 
-    def receive(self, timeout_s: float | None) -> Frame | None:
+    def receive(self, timeout_s: float | None) -> Request | None:
         """See `Channel.receive`."""
         try:
             found = self._frames.get(timeout_s != 0.0, timeout_s or None)
@@ -40,12 +40,12 @@ class Listener:
     def _listen(self) -> None:
         try:
             while True:
-                frame = self._channel.receive(None)
-                if frame is None:
+                request = self._channel.receive(None)
+                if request is None:
                     continue
-                if frame["op"] == "cancel":
-                    self._on_cancel(frame["id"])
-                self._frames.put(frame)
+                if isinstance(request, CancelJob):
+                    self._on_cancel(request.id)
+                self._frames.put(request)
         except (EOFError, OSError, WorkerError) as error:
             # The child's own thread meets it as if it had read the channel itself, and ends.
             self._frames.put(error)

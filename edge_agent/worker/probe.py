@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge_agent.base.errors import WorkerError
-from edge_agent.base.limits import MEASURE_S
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.trial_energy import TextEnergy, enough, per_text
+from edge_agent.protocol.worker_messages import BackendsProbed, LoadMemory, ProbeBackends, RuntimeReport, StepLimits
 from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 
@@ -47,18 +46,16 @@ class TrialRun:
     adapters: Mapping[str, tuple[float, int]]
 
 
-async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, RuntimeReport]:
     """What each named backend says of itself on this machine. Raises WorkerError when no child can be started."""
     worker = await _spawn(options)
     try:
-        answer = await worker.call("probe", PROBE_TIMEOUT_S, backends=list(names))
-        found: Mapping[str, Mapping[str, Any]] = answer["backends"]
-        return found
+        return (await worker.call(ProbeBackends(backends=names), BackendsProbed, PROBE_TIMEOUT_S)).backends
     finally:
         await worker.close()
 
 
-def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, RuntimeReport]:
     """`ask_backends` for who runs no event loop."""
     return asyncio.run(ask_backends(options, names))
 
@@ -67,9 +64,9 @@ def trial_run(
     options: SpawnOptions,
     model: InstalledModel,
     questions: Sequence[tuple[str | None, Sequence[str]]],
-    limits: Mapping[str, int],
+    limits: StepLimits,
     power: Power,
-    memory: Mapping[str, int | bool] | None = None,
+    memory: LoadMemory | None = None,
 ) -> TrialRun:
     """Load a model in a fresh worker and run (adapter, texts) questions; `memory` as in `WorkerProcess.load`.
 
@@ -80,7 +77,7 @@ def trial_run(
         worker = await _spawn(options)
         try:
             loaded = await worker.load(model.variant, model.task, limits, memory)
-            return await _run(worker, model, questions, power, loaded["load_ms"] / 1000.0)
+            return await _run(worker, model, questions, power, loaded.load_ms / 1000.0)
         finally:
             await worker.close()
 
@@ -101,16 +98,16 @@ async def _run(
         await worker.attach(adapter)
     outputs = []
     for name, asked in questions:
-        answer = await worker.call("measure", MEASURE_S, adapter=name, texts=list(asked))
-        outputs.append(Outputs(answer["features"], answer.get("logits")))
+        answer = await worker.measure(name, asked)
+        outputs.append(Outputs(answer.features, answer.logits))
     text = questions[0][1][0]
     latency_ms = await _latency_ms(worker, text)
     own = {name: asked[0] for name, asked in questions if name is not None}
     adapters = {name: (await _latency_ms(worker, one, name), len(one.encode())) for name, one in own.items()}
-    energy = await text_energy(lambda: _one(worker, text), power)
-    held = await worker.call("footprint")
+    energy = await text_energy(lambda: worker.measure(None, [text]), power)
+    held = await worker.footprint()
     # What the process holds is what the device must find; where the kernel does not tell, what the runtime says.
-    peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or sum(held["footprint"].values()))
+    peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or held.total_bytes)
     return TrialRun(tuple(outputs), load_s, peak_bytes, latency_ms, len(text.encode()), energy, adapters)
 
 
@@ -118,13 +115,8 @@ async def _latency_ms(worker: WorkerProcess, text: str, adapter: str | None = No
     """The median compute time of one text by itself; a slow board is asked less often."""
     times: list[float] = []
     while len(times) < TIMED_RUNS and sum(times) < TIMED_MS:
-        answer = await _one(worker, text, adapter)
-        times.append(answer["compute_ms"])
+        times.append((await worker.measure(adapter, [text])).compute_ms)
     return sorted(times)[len(times) // 2]
-
-
-async def _one(worker: WorkerProcess, text: str, adapter: str | None = None) -> Mapping[str, Any]:
-    return await worker.call("measure", MEASURE_S, adapter=adapter, texts=[text])
 
 
 async def text_energy(compute: Callable[[], Awaitable[object]], power: Power) -> TextEnergy:
@@ -154,4 +146,4 @@ async def _sample(samples: list[Reading], power: Power) -> None:
 
 
 async def _spawn(options: SpawnOptions) -> WorkerProcess:
-    return await spawn(options, lambda _event: None, lambda _reason: None)
+    return await spawn(options, lambda _event: None, lambda _death: None)

@@ -15,23 +15,55 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from edge_agent.base import openmp
+from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
-from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB
+from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB, MEASURE_S
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
-from edge_agent.worker.wire import HEADER, check_length, pack, unpack
+from edge_agent.protocol.worker_messages import (
+    Accepted,
+    AdapterAttached,
+    AnyAnswer,
+    AnyEvent,
+    AttachAdapter,
+    CallRefused,
+    CancelJob,
+    CloseWorker,
+    DetachAdapter,
+    FootprintBytes,
+    FootprintRead,
+    JobCancelled,
+    JobWork,
+    LoadMemory,
+    LoadModel,
+    MeasureTexts,
+    ModelLoaded,
+    ReadFootprint,
+    SetStepLimits,
+    ShrinkMemory,
+    StepLimits,
+    SubmitJobs,
+    TaskFields,
+    TextsMeasured,
+    WorkerAnswer,
+    WorkerRequest,
+)
+from edge_agent.worker.wire import HEADER, check_length, pack, unpack_answer
 
 CHILD_MODULE = "edge_agent.worker.child"
-JOB_EVENTS = ("chunk", "done", "failed", "beat")
-EVENT_KINDS = ("ok", "refused", *JOB_EVENTS)
 CHANNEL_CLOSED = "its channel closed"
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+"""The signals that a process gets from others: the kernel for lack of memory, or a person."""
 CALL_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 _ERRORS: Mapping[str, type[EdgeError]] = {
     error.__name__: error for error in (AdapterRefused, BackendError, BackendMissing, WorkerError)
 }
+AnswerT = TypeVar("AnswerT", bound=WorkerAnswer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +80,25 @@ class SpawnOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-Event = Mapping[str, Any]
-
-
 class WorkerProcess:
-    """A running child. `on_event` gets `JOB_EVENTS` frames, `on_death` one sentence, once, when it is gone."""
+    """A running child. `on_event` gets what it tells about jobs, `on_death` is called once, when it is gone."""
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
         writer: asyncio.StreamWriter,
         reader: asyncio.StreamReader,
-        on_event: Callable[[Event], None],
-        on_death: Callable[[str], None],
+        on_event: Callable[[AnyEvent], None],
+        on_death: Callable[[WorkerDeath], None],
     ) -> None:
         self._process = process
         self._writer = writer
         self._on_event = on_event
         self._on_death = on_death
-        self._calls: dict[int, asyncio.Future[Event]] = {}
+        self._calls: dict[int, asyncio.Future[WorkerAnswer]] = {}
         self._next_call = 0
         self._closing = False
+        self._killed_for: DeathCause | None = None
         self._task = asyncio.create_task(self._read(reader), name=f"worker-{process.pid}")
 
     @property
@@ -82,73 +112,93 @@ class WorkerProcess:
         return self._process.returncode is None and not self._task.done()
 
     async def load(
-        self,
-        variant: Variant,
-        task: TaskSpec,
-        limits: Mapping[str, int],
-        memory: Mapping[str, int | bool] | None = None,
-    ) -> Event:
+        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+    ) -> ModelLoaded:
         """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError.
 
-        `memory` (`memory_bytes`, `shrink`) is for runtimes that can make themselves smaller.
+        `memory` is for runtimes that can make themselves smaller.
         """
         try:
             size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
         except OSError as error:
             raise BackendError(f"cannot read {error.filename}: {error.strerror}", variant.name) from error
         timeout_s = LOAD_BASE_S + LOAD_S_PER_GIB * size_bytes / GIB
-        return await self.call(
-            "load",
-            timeout_s,
+        request = LoadModel(
             backend=variant.runtime,
-            files=dict(variant.files),
-            options=dict(variant.options),
+            files=variant.files,
+            options=variant.options,
             task=task_fields(task),
-            limits=dict(limits),
-            **({"memory": dict(memory)} if memory else {}),
+            limits=limits,
+            memory=memory,
         )
+        return await self.call(request, ModelLoaded, timeout_s)
 
-    async def call(self, operation: str, timeout_s: float = CALL_TIMEOUT_S, **fields: object) -> Event:
-        """One question, one answer. Raises what the child refused with, or WorkerError on death or silence."""
+    async def call(self, request: WorkerRequest, expected: type[AnswerT], timeout_s: float = CALL_TIMEOUT_S) -> AnswerT:
+        """Send a request and wait for its answer, which is of the type `expected`.
+
+        Raises what the child refused with, or WorkerError when it dies, is silent for `timeout_s` or answers otherwise.
+        """
+        operation = request.__struct_config__.tag
         if self._task.done():
             raise WorkerError("the worker has ended", "worker")
         self._next_call += 1
         number = self._next_call
-        future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[WorkerAnswer] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
         try:
-            self._send({"op": operation, "n": number, **fields})
-            return await asyncio.wait_for(future, timeout_s)
+            self._send(msgspec.structs.replace(request, call=number))
+            answer = await asyncio.wait_for(future, timeout_s)
         except asyncio.TimeoutError as error:
             self.kill()
             raise WorkerError(f"no answer to {operation!r} within {timeout_s:.0f} s, worker ended", "worker") from error
         finally:
             self._calls.pop(number, None)
+        if not isinstance(answer, expected):
+            self.kill()
+            raise WorkerError(f"{operation!r} was answered with {type(answer).__name__}, worker ended", "worker")
+        return answer
 
-    async def attach(self, adapter: Adapter) -> Event:
+    async def attach(self, adapter: Adapter) -> AdapterAttached:
         """Make an adapter resident. Raises AdapterRefused, BackendError, WorkerError."""
-        return await self.call(
-            "attach",
-            name=adapter.name,
-            path=adapter.path,
-            base_id=adapter.base_id,
-            task=task_fields(adapter.task),
+        request = AttachAdapter(
+            name=adapter.name, path=adapter.path, base_id=adapter.base_id, task=task_fields(adapter.task)
         )
+        return await self.call(request, AdapterAttached)
 
-    def submit(self, jobs: Sequence[Mapping[str, object]]) -> None:
+    async def detach(self, name: str) -> None:
+        """Forget an adapter. Raises WorkerError."""
+        await self.call(DetachAdapter(name=name), Accepted)
+
+    def submit(self, jobs: Sequence[JobWork]) -> None:
         """Hand over a micro-batch; its events come through `on_event`."""
-        self._send({"op": "submit", "jobs": list(jobs)})
+        self._send(SubmitJobs(jobs=jobs))
 
-    def cancel(self, job_id: str) -> None:
-        """Ask for a job to be dropped; an event may still come for it when it was already under way."""
-        self._send({"op": "cancel", "id": job_id})
+    async def cancel(self, job_id: str) -> bool:
+        """Drop a job; False when it has ended and its event is under way. Raises WorkerError."""
+        return (await self.call(CancelJob(id=job_id), JobCancelled)).cancelled
 
-    def set_limits(self, limits: Mapping[str, int]) -> None:
+    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+        """Raw outputs of texts, while no job is inside. Raises BackendError, WorkerError."""
+        return await self.call(MeasureTexts(adapter=adapter, texts=texts), TextsMeasured, MEASURE_S)
+
+    async def footprint(self) -> FootprintBytes:
+        """Bytes that the session holds. Raises WorkerError."""
+        return (await self.call(ReadFootprint(), FootprintRead)).footprint
+
+    async def shrink(self) -> None:
+        """Have it return freed memory to the system. Raises WorkerError."""
+        await self.call(ShrinkMemory(), FootprintRead)
+
+    def set_limits(self, limits: StepLimits) -> None:
         """Pass on the governor's limits; they hold from the next step."""
-        self._send({"op": "limits", "limits": dict(limits)})
+        self._send(SetStepLimits(limits=limits))
 
-    def kill(self) -> None:
-        """End the child at once; the only sure way to get its memory back."""
+    def kill(self, cause: DeathCause | None = None) -> None:
+        """End the child at once; the only sure way to get its memory back.
+
+        `cause` is what its death is reported with; None: what the exit status tells.
+        """
+        self._killed_for = cause
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
 
@@ -158,7 +208,7 @@ class WorkerProcess:
         Cancelled, it kills at once: nobody else may know of the child any more.
         """
         self._closing = True
-        self._send({"op": "close"})
+        self._send(CloseWorker())
         try:
             await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
         except asyncio.TimeoutError:
@@ -169,52 +219,51 @@ class WorkerProcess:
             raise
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _send(self, message: Mapping[str, object]) -> None:
+    def _send(self, request: WorkerRequest) -> None:
         if not self._writer.is_closing():
-            self._writer.write(pack(dict(message)))
+            self._writer.write(pack(request))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        reason = "what it said could not be handled"
+        complaint: str | None = "what it said could not be handled"
         try:
             while True:
                 (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                self._take(unpack(await reader.readexactly(check_length(length))))
+                self._take(unpack_answer(await reader.readexactly(check_length(length))))
         except (asyncio.IncompleteReadError, ConnectionError):
-            reason = CHANNEL_CLOSED
+            complaint = None
         except WorkerError as error:
-            reason = str(error)
+            complaint = str(error)
         finally:
             # Whatever ended the reading, a bug of ours included: a child that nobody hears is ended and reported.
             self._writer.close()
-            if reason != CHANNEL_CLOSED:
+            if complaint is not None:
                 self.kill()
-            self._bury(exit_text(await self._process.wait(), reason))
+            self._bury(death_of(await self._process.wait(), complaint))
 
-    def _take(self, event: Event) -> None:
-        kind, number = event.get("ev"), event.get("n")
-        if kind not in EVENT_KINDS or not (number is None or isinstance(number, int)):
-            raise WorkerError(f"a frame with ev {kind!r:.40} and n {number!r:.40} is no event", "worker channel")
-        future = self._calls.get(number or 0)
-        if future is None or future.done():
-            if kind in JOB_EVENTS:
-                self._on_event(event)
+    def _take(self, message: AnyAnswer | AnyEvent) -> None:
+        if not isinstance(message, WorkerAnswer):
+            self._on_event(message)
             return
-        if kind == "ok":
-            future.set_result(event)
+        future = self._calls.get(message.call or 0)
+        if future is None or future.done():
+            return
+        if isinstance(message, CallRefused):
+            future.set_exception(_ERRORS.get(message.error, WorkerError)(message.reason))
         else:
-            error = _ERRORS.get(str(event.get("kind")), WorkerError)
-            future.set_exception(error(str(event.get("reason"))))
+            future.set_result(message)
 
-    def _bury(self, reason: str) -> None:
+    def _bury(self, death: WorkerDeath) -> None:
+        if self._killed_for is not None:
+            death = WorkerDeath(self._killed_for, death.reason)
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(WorkerError(f"the worker ended: {reason}", "worker"))
+                future.set_exception(WorkerError(f"the worker ended: {death.reason}", "worker"))
         if not self._closing:
-            self._on_death(reason)
+            self._on_death(death)
 
 
 async def spawn(
-    options: SpawnOptions, on_event: Callable[[Event], None], on_death: Callable[[str], None]
+    options: SpawnOptions, on_event: Callable[[AnyEvent], None], on_death: Callable[[WorkerDeath], None]
 ) -> WorkerProcess:
     """Start a child and connect to it. Raises WorkerError when the interpreter cannot be started."""
     ours, theirs = socket.socketpair()
@@ -235,24 +284,25 @@ async def spawn(
     return WorkerProcess(process, writer, reader, on_event, on_death)
 
 
-def task_fields(task: TaskSpec) -> dict[str, object]:
-    """A task spec as the plain map that crosses to the child."""
-    return {
-        "kind": task.kind,
-        "labels": list(task.labels),
-        "max_tokens": task.max_tokens,
-        "threshold": task.threshold,
-        "out_of_scope": task.out_of_scope,
-    }
+def task_fields(task: TaskSpec) -> TaskFields:
+    """A task spec as it crosses to the child."""
+    return TaskFields(task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope)
 
 
-def exit_text(returncode: int, reason: str) -> str:
-    """Why a child ended, in words: 'killed by SIGKILL' or 'exit code 3 (its channel closed)'."""
+def death_of(returncode: int, complaint: str | None) -> WorkerDeath:
+    """Why a child ended: 'killed by SIGKILL' or 'exit code 3 (its channel closed)'.
+
+    `complaint` is what was wrong with its messages, where the daemon ended it for that; None: its channel closed.
+    """
     if returncode >= 0:
-        return f"exit code {returncode} ({reason})"
+        cause = DeathCause.CRASHED if returncode else DeathCause.CHANNEL_BROKEN
+        return WorkerDeath(cause, f"exit code {returncode} ({complaint or CHANNEL_CLOSED})")
     names = {int(known): known.name for known in signal.Signals}
     ended = f"killed by {names.get(-returncode, f'signal {-returncode}')}"
-    return ended if reason == CHANNEL_CLOSED else f"{ended} ({reason})"
+    if complaint is not None:
+        return WorkerDeath(DeathCause.CHANNEL_BROKEN, f"{ended} ({complaint})")
+    outside = -returncode in FROM_OUTSIDE
+    return WorkerDeath(DeathCause.SIGNALLED_FROM_OUTSIDE if outside else DeathCause.CRASHED, ended)
 
 
 def _environment(options: SpawnOptions) -> dict[str, str]:

@@ -1,40 +1,82 @@
-"""Frames between the daemon and a worker child: a length, then one msgpack map, over a socketpair.
+"""Frames between the daemon and a worker: four bytes of length (big endian), then one msgpack map, over a socketpair.
 
-Every frame is bounded (`limits.FRAME_BYTES`) in both directions, so neither side can exhaust the other.
-Daemon to child: load attach detach submit cancel limits footprint close. Child to daemon: ok refused (answers
-that carry the call's number), chunk done failed (what becomes of jobs), beat (a generator is at work).
+Every frame is bounded (`limits.FRAME_BYTES`) in both directions, so neither side can exhaust the other. What the maps
+mean is in `protocol.worker_messages`.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import FRAME_BYTES
+from edge_agent.protocol.worker_messages import AnyAnswer, AnyEvent, AnyRequest
 
 HEADER = struct.Struct(">I")
+_OPERATIONS = tuple(request.__struct_config__.tag for request in get_args(AnyRequest))
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
+_from_worker: msgspec.msgpack.Decoder[AnyAnswer | AnyEvent] = msgspec.msgpack.Decoder(AnyAnswer | AnyEvent)
 
 
-def pack(message: dict[str, Any]) -> bytes:
+class UnknownRequest(NamedTuple):
+    """A map that is none of the requests: its call number where it has one, and what is wrong."""
+
+    call: int | None
+    reason: str
+
+
+def pack(message: msgspec.Struct) -> bytes:
     """One frame, header included. Raises WorkerError when the message is larger than a frame may be."""
-    body = msgspec.msgpack.encode(message)
+    body = _encoder.encode(message)
     check_length(len(body))
     return HEADER.pack(len(body)) + body
 
 
-def unpack(body: bytes) -> dict[str, Any]:
-    """The message of a frame's body. Raises WorkerError when it is not a map."""
+def unpack_request(body: bytes) -> AnyRequest | UnknownRequest:
+    """The request in a frame's body. Raises WorkerError when it is no map."""
     try:
-        message = msgspec.msgpack.decode(body)
+        return _requests.decode(body)
+    except msgspec.ValidationError as error:
+        fields, reason = _map_in(body), str(error)
+    except (ValueError, RecursionError) as error:
+        raise _no_msgpack(error) from error
+    operation, number = fields.get("op"), fields.get("n")
+    if operation in _OPERATIONS:
+        reason = f"operation {operation!r} is malformed: {reason}"
+    else:
+        reason = f"unknown operation {operation!r}"
+    return UnknownRequest(number if isinstance(number, int) else None, reason)
+
+
+def unpack_answer(body: bytes) -> AnyAnswer | AnyEvent:
+    """The answer or event in a frame's body. Raises WorkerError when it is neither."""
+    try:
+        return _from_worker.decode(body)
+    except msgspec.ValidationError:
+        fields = _map_in(body)
+    except (ValueError, RecursionError) as error:
+        raise _no_msgpack(error) from error
+    kind, number = fields.get("ev"), fields.get("n")
+    raise WorkerError(f"a frame with ev {kind!r:.40} and n {number!r:.40} is no event", "worker channel")
+
+
+def _map_in(body: bytes) -> dict[Any, Any]:
+    try:
+        found = msgspec.msgpack.decode(body)
     except (ValueError, TypeError, RecursionError) as error:
-        raise WorkerError(f"a frame is not msgpack: {error}", "worker channel") from error
-    if not isinstance(message, dict):
-        raise WorkerError(f"a frame holds a {type(message).__name__}, a map is needed", "worker channel")
-    return message
+        raise _no_msgpack(error) from error
+    if not isinstance(found, dict):
+        raise WorkerError(f"a frame holds a {type(found).__name__}, a map is needed", "worker channel")
+    return found
+
+
+def _no_msgpack(error: Exception) -> WorkerError:
+    return WorkerError(f"a frame is not msgpack: {error}", "worker channel")
 
 
 def check_length(length: int) -> int:
@@ -49,19 +91,19 @@ def check_length(length: int) -> int:
 
 
 class Channel:
-    """The child's end: blocking, one thread."""
+    """The worker's end: blocking, one thread."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: msgspec.Struct) -> None:
         """Write one frame; blocks while the daemon reads slowly (the frames in flight are bounded by credit)."""
         self._sock.sendall(pack(message))
 
-    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
-        """The next message, or None when none began to arrive within `timeout_s` (None waits for ever).
+    def receive(self, timeout_s: float | None) -> AnyRequest | UnknownRequest | None:
+        """The next request, or None when none began to arrive within `timeout_s` (None: no limit).
 
-        Raises EOFError when the daemon has gone.
+        Raises EOFError when the daemon has gone, WorkerError for a frame that is no map or is too large.
         """
         self._sock.settimeout(timeout_s)
         try:
@@ -75,7 +117,7 @@ class Channel:
             raise EOFError("the daemon closed the channel")
         header = first + self._exactly(HEADER.size - 1)
         (length,) = HEADER.unpack(header)
-        return unpack(self._exactly(check_length(length)))
+        return unpack_request(self._exactly(check_length(length)))
 
     def _exactly(self, count: int) -> bytes:
         parts = []

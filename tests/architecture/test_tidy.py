@@ -172,9 +172,7 @@ PARSERS = {
 DECISIONS_BY_SENTENCE = {
     "edge_agent/app/operate.py": 1,
     "edge_agent/app/texts.py": 1,
-    "edge_agent/core/grammar_bans.py": 1,
     "edge_agent/store/variant_trials.py": 1,
-    "edge_agent/worker/supervisor.py": 2,
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -21,6 +21,7 @@ from edge_agent.base.errors import EdgeError, PackageError, WorkerError
 from edge_agent.bundle.catalog import TaskSpec, Variant
 from edge_agent.config.load import load
 from edge_agent.mqtt.client import RequestClient
+from edge_agent.protocol.worker_messages import StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 from tests.support import generators, tiny_gguf
 from tests.support.agents import AgentProcess, running
@@ -28,7 +29,7 @@ from tests.support.mosquitto import Mosquitto
 from tests.support.needs import need
 
 TASK = TaskSpec("generate", max_tokens=64)
-LIMITS = {"max_rows": 4, "threads": 1}
+LIMITS = StepLimits(4, 1)
 PATIENCE_S = 60.0
 FLIPS = 40
 
@@ -66,14 +67,16 @@ class Bench:
 
     async def _outcome(self) -> tuple[str, str]:
         if self._worker is None:
-            self._worker = await spawn(SpawnOptions(), lambda _event: None, self.deaths.append)
+            self._worker = await spawn(
+                SpawnOptions(), lambda _event: None, lambda death: self.deaths.append(death.reason)
+            )
         deaths = len(self.deaths)
         try:
             await self._worker.load(
                 Variant("sha256:0", "llamacpp", "f16", {"model": str(self._path)}, 0, 0, options={}), TASK, LIMITS
             )
-            answer = await self._worker.call("measure", adapter=None, texts=["Once upon a time"])
-            found = ("loaded", str(len(answer["features"])))
+            answer = await self._worker.measure(None, ["Once upon a time"])
+            found = ("loaded", str(len(answer.features)))
         except WorkerError as error:
             await asyncio.sleep(0)
             found = ("died", str(error)) if len(self.deaths) > deaths else ("refused", str(error))

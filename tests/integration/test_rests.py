@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_agent.bundle.catalog import TaskSpec, Variant
+from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobWork, StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 from tests.support import tiny_gguf
 from tests.support.llama import needs_llama
@@ -18,17 +18,16 @@ pytestmark = [pytest.mark.slow, needs_llama]
 TASK = TaskSpec("generate", max_tokens=512)
 
 
-def limits(permille: int) -> dict[str, int]:
-    return {"max_rows": 2, "threads": 1, "busy_permille": permille}
+def limits(permille: int) -> StepLimits:
+    return StepLimits(2, 1, busy_permille=permille)
 
 
-def asked(name: str) -> dict[str, Any]:
-    params = {"max_tokens": 40, "seed": 1}
-    return {"id": name, "adapter": None, "texts": ["Once upon a time"], "params": params, "stream": True}
+def asked(name: str) -> JobWork:
+    return JobWork(name, None, {"max_tokens": 40, "seed": 1}, ["Once upon a time"], stream=True)
 
 
 def test_nothing_is_generated_while_nothing_may_and_all_of_it_afterwards(tmp_path: Path) -> None:
-    heard: list[Mapping[str, Any]] = []
+    heard: list[AnyEvent] = []
     weights = tiny_gguf.write_model(tmp_path / "tiny.gguf", tiny_gguf.TINY)
 
     async def until(found: Any) -> None:
@@ -41,12 +40,12 @@ def test_nothing_is_generated_while_nothing_may_and_all_of_it_afterwards(tmp_pat
             variant = Variant("sha256:0", "llamacpp", "f16", {"model": str(weights)}, 0, 0)
             await worker.load(variant, TASK, limits(0))
             worker.submit([asked("1"), asked("2")])
-            await until(lambda: sum(event["ev"] == "beat" for event in heard) >= 2)
-            assert {event["ev"] for event in heard} == {"beat"}, "a second and more, and not one token"
-            assert (await worker.call("cancel", id="2"))["cancelled"] is True
+            await until(lambda: sum(isinstance(event, Heartbeat) for event in heard) >= 2)
+            assert {type(event) for event in heard} == {Heartbeat}, "a second and more, and not one token"
+            assert await worker.cancel("2") is True
             worker.set_limits(limits(1000))
-            await until(lambda: any(event["ev"] == "done" for event in heard))
-            assert {event["id"] for event in heard if event["ev"] != "beat"} == {"1"}
+            await until(lambda: any(isinstance(event, JobDone) for event in heard))
+            assert {event.id for event in heard if not isinstance(event, Heartbeat)} == {"1"}
         finally:
             await worker.close()
 

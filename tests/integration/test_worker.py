@@ -18,14 +18,27 @@ from typing import Any
 
 import pytest
 
+from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
 from edge_agent.base.limits import FRAME_BYTES, TEXT_BYTES, TEXTS_PER_REQUEST
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
-from edge_agent.worker.supervisor import CLOSE_TIMEOUT_S, SpawnOptions, WorkerProcess, exit_text, spawn
+from edge_agent.protocol.worker_messages import (
+    Accepted,
+    AnyEvent,
+    FootprintRead,
+    JobDone,
+    JobFailed,
+    JobWork,
+    ReadFootprint,
+    StepLimits,
+    WorkerRequest,
+)
+from edge_agent.worker.supervisor import CLOSE_TIMEOUT_S, SpawnOptions, WorkerProcess, death_of, spawn
 
 PATIENCE_S = 10.0
+KILLED = WorkerDeath(DeathCause.SIGNALLED_FROM_OUTSIDE, "killed by SIGKILL")
 TASK = TaskSpec("classify", labels=("on", "off", "other"), max_tokens=64)
-LIMITS = {"max_rows": 8, "threads": 1}
+LIMITS = StepLimits(8, 1)
 
 
 def variant(runtime: str = "echo", files: Mapping[str, str] | None = None, **options: object) -> Variant:
@@ -37,25 +50,26 @@ def adapter(name: str, base_id: str = "sha256:base") -> Adapter:
     return Adapter(name, f"sha256:{name}", f"/no/{name}.safetensors", base_id, task, rank=8, size_bytes=0)
 
 
-def job(name: str, *texts: str, adapter: str | None = None, **params: object) -> dict[str, object]:
-    return {"id": name, "adapter": adapter, "texts": list(texts) or ["turn it on"], "params": params}
+def job(name: str, *texts: str, adapter: str | None = None, **params: object) -> JobWork:
+    return JobWork(name, adapter, params, list(texts) or ["turn it on"])
 
 
 class ServedModel:
     """One child and all that was heard of it."""
 
     def __init__(self) -> None:
-        self.events: dict[str, list[Mapping[str, Any]]] = {}
-        self.deaths: list[str] = []
+        self.events: dict[str, list[Any]] = {}
+        self.deaths: list[WorkerDeath] = []
         self._changed = asyncio.Event()
         self.worker: WorkerProcess
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        self.events.setdefault(event["id"], []).append(event)
+    def on_event(self, event: AnyEvent) -> None:
+        assert isinstance(event, (JobDone, JobFailed)), event
+        self.events.setdefault(event.id, []).append(event)
         self._changed.set()
 
-    def on_death(self, reason: str) -> None:
-        self.deaths.append(reason)
+    def on_death(self, death: WorkerDeath) -> None:
+        self.deaths.append(death)
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -66,18 +80,19 @@ class ServedModel:
 
         await asyncio.wait_for(wait(), PATIENCE_S)
 
-    async def death(self) -> str:
+    async def death(self) -> WorkerDeath:
         await self.until(lambda: bool(self.deaths))
         return self.deaths[0]
 
-    async def answers(self, *names: str) -> list[Mapping[str, Any]]:
+    async def answers(self, *names: str) -> list[Any]:
         await self.until(lambda: all(name in self.events for name in names))
         assert all(len(self.events[name]) == 1 for name in names)
         return [self.events[name][0] for name in names]
 
-    async def ask(self, *jobs: dict[str, object]) -> list[Mapping[str, Any]]:
+    async def ask(self, *jobs: JobWork) -> list[Any]:
+        """JobDone or JobFailed for each."""
         self.worker.submit(jobs)
-        return await self.answers(*(str(one["id"]) for one in jobs))
+        return await self.answers(*(one.id for one in jobs))
 
 
 @asynccontextmanager
@@ -112,16 +127,19 @@ def test_load_submit_done() -> None:
     async def body() -> None:
         async with child() as served:
             loaded = await served.worker.load(variant(), TASK, LIMITS)
-            assert (loaded["runtime"], loaded["mixed_adapters"], loaded["pid"]) == ("echo", True, served.worker.pid)
-            assert set(loaded["footprint"]) == {"weights_bytes", "adapters_bytes", "cache_bytes", "arena_bytes"}
-            assert loaded["load_ms"] >= 0
+            assert (loaded.runtime.runtime, loaded.runtime.mixed_adapters) == ("echo", True)
+            assert loaded.pid == served.worker.pid
+            assert await served.worker.footprint() == loaded.footprint
+            assert loaded.footprint.total_bytes >= 0
+            assert loaded.load_ms >= 0
             (done,) = await served.ask(job("1", "turn it on", "x" * 100, top_k=3))
-            assert (done["ev"], done["id"], done["batch"]) == ("done", "1", 2)
-            first, second = done["results"]
+            assert isinstance(done, JobDone)
+            assert (done.id, done.batch, len(done.wording), done.generated) == ("1", 2, 2, None)
+            first, second = done.results
             assert {entry["label"] for entry in first["labels"]} == {"on", "off", "other"}
             assert (first["truncated"], second["truncated"], second["tokens"]) == (False, True, 100)
-            assert done["compute_ms"] >= 0
-            assert done["tokenize_ms"] >= 0
+            assert done.compute_ms >= 0
+            assert done.tokenize_ms >= 0
         assert served.deaths == [], "an end that was asked for is no death"
 
     run(body)
@@ -138,14 +156,22 @@ def test_each_bad_job_is_refused_by_itself() -> None:
                 job("fails", "boom!"),
                 job("also good", "turn it off"),
             ]
-            found = {event["id"]: event for event in await served.ask(*jobs)}
-            assert found["good"]["ev"] == found["also good"]["ev"] == "done"
-            statuses = {name: event["status"] for name, event in found.items() if event["ev"] == "failed"}
-            assert statuses == {"empty": 422, "parameter": 422, "adapter": 404, "fails": 500}
-            assert found["empty"]["reason"] == "the text is empty"
-            assert "colour" in found["parameter"]["reason"]
-            assert "nobody" in found["adapter"]["reason"]
-            assert (await served.ask(job("after")))[0]["ev"] == "done"
+            found = {event.id: event for event in await served.ask(*jobs)}
+            assert isinstance(found["good"], JobDone)
+            assert isinstance(found["also good"], JobDone)
+            refused = {
+                name: (event.status, event.cause) for name, event in found.items() if isinstance(event, JobFailed)
+            }
+            assert refused == {
+                "empty": (422, Cause.INVALID),
+                "parameter": (422, Cause.INVALID),
+                "adapter": (404, Cause.UNKNOWN_ADAPTER),
+                "fails": (500, Cause.WORKER_FAILED),
+            }
+            assert found["empty"].reason == "the text is empty"
+            assert "colour" in found["parameter"].reason
+            assert "nobody" in found["adapter"].reason
+            assert isinstance((await served.ask(job("after")))[0], JobDone)
             assert served.worker.alive
 
     run(body)
@@ -158,8 +184,8 @@ def test_an_answer_that_cannot_be_made_fails_its_job_and_no_other() -> None:
         async with child(load=variant(labels=1)) as served:
             await served.worker.attach(adapter("fits-not"))
             (failed,) = await served.ask(job("1"))
-            assert (failed["ev"], failed["status"]) == ("failed", 500)
-            assert "no logits for 3 labels" in failed["reason"]
+            assert failed.status == 500
+            assert "no logits for 3 labels" in failed.reason
             assert served.worker.alive
 
     run(body)
@@ -171,19 +197,23 @@ def test_an_answer_too_large_for_a_frame_fails_its_job_and_no_other() -> None:
         async with child() as served:
             await served.worker.load(variant(labels=len(labels)), TaskSpec("classify", labels, max_tokens=64), LIMITS)
             failed, done = await served.ask(job("all", *["x"] * TEXTS_PER_REQUEST, top_k=8), job("one", top_k=1))
-            assert (failed["ev"], failed["status"], done["ev"]) == ("failed", 413, "done")
-            assert "fewer" in failed["reason"]
+            assert (failed.status, failed.cause, type(done)) == (413, Cause.TOO_LARGE, JobDone)
+            assert "fewer" in failed.reason
             assert served.deaths == []
 
     run(body)
+
+
+class Dance(WorkerRequest, tag="dance"):
+    """No worker knows it."""
 
 
 def test_an_unknown_operation_is_refused_and_the_child_goes_on() -> None:
     async def body() -> None:
         async with child(load=variant()) as served:
             with pytest.raises(WorkerError, match="unknown operation 'dance'"):
-                await served.worker.call("dance")
-            assert (await served.ask(job("1")))[0]["ev"] == "done"
+                await served.worker.call(Dance(), Accepted)
+            assert isinstance((await served.ask(job("1")))[0], JobDone)
 
     run(body)
 
@@ -192,7 +222,7 @@ def test_loading_refuses_what_it_must_with_the_right_error() -> None:
     async def body() -> None:
         async with child() as served:
             with pytest.raises(WorkerError, match="no model is loaded"):
-                await served.worker.call("footprint")
+                await served.worker.footprint()
             with pytest.raises(BackendMissing, match="there is no backend 'abacus'"):
                 await served.worker.load(variant("abacus"), TASK, LIMITS)
             with pytest.raises(BackendError, match="unknown option 'speed'"):
@@ -217,17 +247,17 @@ def test_adapters_come_and_go_without_a_reload() -> None:
     async def body() -> None:
         async with child(load=variant(base_id="sha256:base")) as served:
             attached = await served.worker.attach(adapter("urgency"))
-            assert attached["bytes"] >= 0
-            assert attached["attach_ms"] >= 0
+            assert attached.size_bytes >= 0
+            assert attached.attach_ms >= 0
             base, adapted = await served.ask(job("base"), job("adapted", adapter="urgency"))
-            assert base["batch"] == adapted["batch"] == 2, "mixed in one batch"
-            assert base["results"][0]["label"] in TASK.labels
-            assert adapted["results"][0]["label"] in {"low", "high"}
+            assert base.batch == adapted.batch == 2, "mixed in one batch"
+            assert base.results[0]["label"] in TASK.labels
+            assert adapted.results[0]["label"] in {"low", "high"}
             with pytest.raises(AdapterRefused, match="is for base sha256:other"):
                 await served.worker.attach(adapter("stranger", base_id="sha256:other"))
-            await served.worker.call("detach", name="urgency")
+            await served.worker.detach("urgency")
             (refused,) = await served.ask(job("late", adapter="urgency"))
-            assert (refused["ev"], refused["status"]) == ("failed", 404)
+            assert refused.status == 404
 
     run(body)
 
@@ -235,9 +265,9 @@ def test_adapters_come_and_go_without_a_reload() -> None:
 def test_limits_bound_the_next_batch() -> None:
     async def body() -> None:
         async with child(load=variant()) as served:
-            served.worker.set_limits({"max_rows": 2, "threads": 1})
+            served.worker.set_limits(StepLimits(2, 1))
             events = await served.ask(*(job(str(index)) for index in range(5)))
-            assert [event["batch"] for event in events] == [2, 2, 2, 2, 1]
+            assert [event.batch for event in events] == [2, 2, 2, 2, 1]
 
     run(body)
 
@@ -245,12 +275,12 @@ def test_limits_bound_the_next_batch() -> None:
 def test_a_job_behind_another_is_cancelled_and_a_finished_one_is_not() -> None:
     async def body() -> None:
         async with child(load=variant(delay_s=0.3)) as served:
-            served.worker.set_limits({"max_rows": 1, "threads": 1})
+            served.worker.set_limits(StepLimits(1, 1))
             served.worker.submit([job("first"), job("second"), job("third")])
-            assert (await served.worker.call("cancel", id="second")) == {"cancelled": True, "ev": "ok", "n": 2}
+            assert await served.worker.cancel("second") is True
             await served.answers("first", "third")
             assert "second" not in served.events
-            assert (await served.worker.call("cancel", id="first"))["cancelled"] is False
+            assert await served.worker.cancel("first") is False
 
     run(body)
 
@@ -259,7 +289,7 @@ def test_a_full_batch_of_the_longest_texts_crosses() -> None:
     async def body() -> None:
         async with child(load=variant()) as served:
             (done,) = await served.ask(job("big", *["x" * TEXT_BYTES] * TEXTS_PER_REQUEST))
-            assert len(done["results"]) == TEXTS_PER_REQUEST
+            assert len(done.results) == TEXTS_PER_REQUEST
 
     run(body)
 
@@ -272,7 +302,7 @@ def test_kill_9_is_one_death_and_ends_what_waits() -> None:
         async with child(load=variant(delay_s=30.0)) as served:
             os.kill(served.worker.pid, signal.SIGSTOP)
             served.worker.submit([job("1")])
-            waiting = asyncio.create_task(served.worker.call("footprint"))
+            waiting = asyncio.create_task(served.worker.footprint())
             await asyncio.sleep(0)
             os.kill(served.worker.pid, signal.SIGKILL)
             with pytest.raises(WorkerError, match="the worker ended: killed by SIGKILL"):
@@ -281,11 +311,11 @@ def test_kill_9_is_one_death_and_ends_what_waits() -> None:
             assert not served.worker.alive
             started_s = time.monotonic()
             with pytest.raises(WorkerError, match="ended"):
-                await served.worker.call("footprint")
+                await served.worker.footprint()
             assert time.monotonic() - started_s < 1.0, "the dead are not waited for"
             served.worker.kill()
             served.worker.submit([job("2")])
-        assert served.deaths == ["killed by SIGKILL"]
+        assert served.deaths == [KILLED]
         assert served.events == {}
 
     run(body)
@@ -296,7 +326,7 @@ def test_a_native_abort_ends_the_child_only() -> None:
         async with child(load=variant(die_token=ord("!"))) as served:
             served.worker.submit([job("fatal", "boom!")])
             await served.death()
-        assert served.deaths == ["killed by SIGABRT"]
+        assert served.deaths == [WorkerDeath(DeathCause.CRASHED, "killed by SIGABRT")]
 
     run(body)
 
@@ -343,7 +373,7 @@ def test_a_frame_over_the_limit_is_refused_here_and_the_child_goes_on() -> None:
         async with child(load=variant()) as served:
             with pytest.raises(WorkerError, match=f"over the limit of {FRAME_BYTES}"):
                 served.worker.submit([job("big", "x" * FRAME_BYTES)])
-            assert (await served.ask(job("small")))[0]["ev"] == "done"
+            assert isinstance((await served.ask(job("small")))[0], JobDone)
 
     run(body)
 
@@ -381,7 +411,8 @@ def test_a_child_that_breaks_the_protocol_is_ended_once_with_the_reason(
             await served.death()
             assert not exists(served.worker.pid)
         (death,) = served.deaths
-        assert reason in death
+        assert death.cause is DeathCause.CHANNEL_BROKEN
+        assert reason in death.reason
 
     run(body)
 
@@ -390,7 +421,7 @@ def test_a_child_that_exits_by_itself_says_its_code(tmp_path: pathlib.Path) -> N
     async def body() -> None:
         async with child(impostor(tmp_path, "sys.exit(3)")) as served:
             await served.death()
-        assert served.deaths == ["exit code 3 (its channel closed)"]
+        assert served.deaths == [WorkerDeath(DeathCause.CRASHED, "exit code 3 (its channel closed)")]
 
     run(body)
 
@@ -399,9 +430,9 @@ def test_a_silent_child_is_ended_by_the_call_that_waits_for_it(tmp_path: pathlib
     async def body() -> None:
         async with child(impostor(tmp_path, "time.sleep(60)")) as served:
             with pytest.raises(WorkerError, match="no answer to 'footprint' within 0 s, worker ended"):
-                await served.worker.call("footprint", 0.3)
+                await served.worker.call(ReadFootprint(), FootprintRead, 0.3)
             await served.death()
-        assert served.deaths == ["killed by SIGKILL"]
+        assert served.deaths == [KILLED]
 
     run(body)
 
@@ -410,7 +441,7 @@ def test_a_bug_in_the_daemons_handler_does_not_leave_a_child_unheard() -> None:
     async def body() -> None:
         served = ServedModel()
 
-        def broken(event: Mapping[str, Any]) -> None:
+        def broken(event: AnyEvent) -> None:
             raise LookupError("a bug of ours")
 
         served.worker = await spawn(SpawnOptions(), broken, served.on_death)
@@ -431,24 +462,59 @@ def test_an_interpreter_that_is_not_there_is_named() -> None:
     run(body)
 
 
-def test_ends_in_words() -> None:
-    assert exit_text(-9, "its channel closed") == "killed by SIGKILL"
-    assert exit_text(-11, "its channel closed") == "killed by SIGSEGV"
-    assert exit_text(1, "its channel closed") == "exit code 1 (its channel closed)"
-    assert exit_text(-50, "its channel closed") == "killed by signal 50", "real-time signals have no names"
+@pytest.mark.parametrize(
+    ("returncode", "complaint", "cause", "reason"),
+    [
+        (-9, None, DeathCause.SIGNALLED_FROM_OUTSIDE, "killed by SIGKILL"),
+        (-15, None, DeathCause.SIGNALLED_FROM_OUTSIDE, "killed by SIGTERM"),
+        (-11, None, DeathCause.CRASHED, "killed by SIGSEGV"),
+        (1, None, DeathCause.CRASHED, "exit code 1 (its channel closed)"),
+        (0, None, DeathCause.CHANNEL_BROKEN, "exit code 0 (its channel closed)"),
+        (-50, None, DeathCause.CRASHED, "killed by signal 50"),
+        (-9, "no message", DeathCause.CHANNEL_BROKEN, "killed by SIGKILL (no message)"),
+    ],
+)
+def test_a_death_has_a_cause_and_a_sentence(
+    returncode: int, complaint: str | None, cause: DeathCause, reason: str
+) -> None:
+    """Real-time signals have no names."""
+    assert death_of(returncode, complaint) == WorkerDeath(cause, reason)
+
+
+def test_a_child_that_the_daemon_ends_for_its_silence_is_reported_as_hung() -> None:
+    async def body() -> None:
+        async with child(load=variant()) as served:
+            served.worker.kill(DeathCause.HUNG)
+            await served.death()
+        assert served.deaths == [WorkerDeath(DeathCause.HUNG, "killed by SIGKILL")]
+
+    run(body)
+
+
+def test_an_answer_of_another_kind_than_the_asked_one_ends_the_child(tmp_path: pathlib.Path) -> None:
+    code = FRAME + "send(b'\\x82\\xa2ev\\xa2ok\\xa1n\\x01'); time.sleep(60)"
+
+    async def body() -> None:
+        async with child(impostor(tmp_path, code)) as served:
+            with pytest.raises(WorkerError, match="'footprint' was answered with Accepted, worker ended"):
+                await served.worker.footprint()
+            await served.death()
+
+    run(body)
 
 
 DAEMON = """
 import asyncio, os, signal, sys
 from edge_agent.bundle.catalog import TaskSpec, Variant
+from edge_agent.protocol.worker_messages import JobWork, StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
 async def main():
     worker = await spawn(SpawnOptions(), print, print)
     slow = Variant("", "echo", "fp32", {}, 0, 0, options={"delay_s": 0.5})
-    await worker.load(slow, TaskSpec("embed"), {"max_rows": 1, "threads": 1})
+    await worker.load(slow, TaskSpec("embed"), StepLimits(1, 1))
     if sys.argv[1] == "busy":
-        worker.submit([{"id": str(i), "adapter": None, "texts": ["x"], "params": {}} for i in range(100)])
+        worker.submit([JobWork(str(i), None, {}, ["x"]) for i in range(100)])
     if sys.argv[1] == "stopped":  # as one whose native call never returns: it reads nothing any more
         os.kill(worker.pid, signal.SIGSTOP)
     print(worker.pid, flush=True)

@@ -13,13 +13,30 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edge_agent.base.causes import Cause
+import msgspec
+
+from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import EdgeError, WorkerError
 from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.worker_messages import (
+    AdapterAttached,
+    AnyEvent,
+    FootprintBytes,
+    GeneratedText,
+    JobDone,
+    JobFailed,
+    JobWork,
+    LoadMemory,
+    ModelLoaded,
+    RuntimeAvailable,
+    StepLimits,
+    TextChunk,
+    TextsMeasured,
+)
 
 TASK = TaskSpec("classify", labels=("on", "off", "other"), max_tokens=64)
 
@@ -221,6 +238,12 @@ class FakeSensors:
         return Reading(value, "bytes" if key.startswith("ram") else "", key, now_s)
 
 
+def death(reason: str, cause: DeathCause | None = None) -> WorkerDeath:
+    """A worker's death with this sentence; the cause, where it is not given, as the supervisor tells it."""
+    outside = reason in {"killed by SIGKILL", "killed by SIGTERM"}
+    return WorkerDeath(cause or (DeathCause.SIGNALLED_FROM_OUTSIDE if outside else DeathCause.CRASHED), reason)
+
+
 class FakeWorker:
     """A child that holds jobs until `finish`, `fail` or `die`, or answers by itself after `compute_s`.
 
@@ -230,15 +253,15 @@ class FakeWorker:
     def __init__(
         self,
         pid: int,
-        on_event: Callable[[Mapping[str, Any]], None],
-        on_death: Callable[[str], None],
+        on_event: Callable[[AnyEvent], None],
+        on_death: Callable[[WorkerDeath], None],
         plan: Plan,
     ) -> None:
         self.pid = pid
         self.heard: list[tuple[str, Any]] = []
-        self.inside: dict[str, Mapping[str, Any]] = {}
+        self.inside: dict[str, JobWork] = {}
         self.attached: list[str] = []
-        self.limits: Mapping[str, int] = {}
+        self.limits: StepLimits | None = None
         self.variant: Variant | None = None
         self.alive = True
         self.closed = False
@@ -250,13 +273,13 @@ class FakeWorker:
         self._reasons: list[str] = []
 
     async def load(
-        self, variant: Variant, task: TaskSpec, limits: Mapping[str, int], memory: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any]:
+        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+    ) -> ModelLoaded:
         """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
-        self.heard.append(("load", variant.digest if memory is None else (variant.digest, dict(memory))))
+        self.heard.append(("load", variant.digest if memory is None else (variant.digest, memory)))
         self.held_bytes = variant.size_bytes
         self.variant = variant
-        self.limits = dict(limits)
+        self.limits = limits
         if self.plan.load_s:
             await self._alive_for(self.plan.load_s)
         fault = self.plan.load_faults.popleft() if self.plan.load_faults else None
@@ -266,13 +289,17 @@ class FakeWorker:
             raise WorkerError("the worker ended: killed by SIGKILL", "worker")
         if isinstance(fault, EdgeError):
             raise fault
-        footprint = {"weights_bytes": variant.size_bytes, "adapters_bytes": 0, "cache_bytes": 0, "arena_bytes": 0}
-        answer = {"mixed_adapters": self.plan.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid}
-        options = variant.options
-        sequences, context = options.get("sequences", self.plan.sequences), options.get("context", self.plan.context)
-        return {**answer, "sequences": sequences, "context": context}
+        options: Mapping[str, Any] = variant.options
+        return ModelLoaded(
+            runtime=RuntimeAvailable("fake", "0", (), (), True, self.plan.mixed, False),
+            footprint=FootprintBytes(variant.size_bytes, 0, 0, 0),
+            pid=self.pid,
+            load_ms=1.0,
+            sequences=options.get("sequences", self.plan.sequences),
+            context=options.get("context", self.plan.context),
+        )
 
-    async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
+    async def attach(self, adapter: Adapter) -> AdapterAttached:
         """See `ports.Worker`; raises what `plan.refuses` names for this adapter or operation."""
         self.heard.append(("attach", adapter.name))
         await self._alive_for(self.plan.attach_s)
@@ -281,53 +308,58 @@ class FakeWorker:
         self.attached.append(adapter.name)
         if adapter.name in self.plan.die_after_attach:
             self.die("killed by SIGKILL")
-        return {"bytes": adapter.size_bytes, "attach_ms": 1.0}
+        return AdapterAttached(size_bytes=adapter.size_bytes, attach_ms=1.0)
 
-    async def call(self, operation: str, timeout_s: float = 30.0, **fields: Any) -> Mapping[str, Any]:
-        """See `ports.Worker`: detach, cancel, footprint."""
-        self.heard.append((operation, dict(fields)))
+    async def detach(self, name: str) -> None:
+        """See `ports.Worker`."""
+        await self._take_call("detach", name)
+        self.attached.remove(name)
+
+    async def cancel(self, job_id: str) -> bool:
+        """See `ports.Worker`."""
+        await self._take_call("cancel", job_id)
+        return self.plan.cancels and self.inside.pop(job_id, None) is not None
+
+    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+        """See `ports.Worker`."""
+        await self._take_call("measure", (adapter, tuple(texts)))
+        return TextsMeasured(features=[[0.0] for _ in texts], compute_ms=1.0)
+
+    async def shrink(self) -> None:
+        """See `ports.Worker`."""
+        await self._take_call("shrink", None)
+
+    async def _take_call(self, operation: str, what: object) -> None:
+        self.heard.append((operation, what))
         await self._alive_for(self.plan.call_s)
         if operation in self.plan.refuses:
             raise self.plan.refuses[operation]
-        if operation == "detach":
-            self.attached.remove(fields["name"])
-        if operation == "cancel":
-            return {"cancelled": self.plan.cancels and self.inside.pop(fields["id"], None) is not None}
-        return {}
 
-    def submit(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+    def submit(self, jobs: Sequence[JobWork]) -> None:
         """See `ports.Worker`. A job of an adapter that is not attached fails with 404, as in the real child."""
-        self.heard.append(("submit", [job["id"] for job in jobs]))
-        if self.plan.frame_bytes < len(json.dumps(list(jobs), default=list)):
+        self.heard.append(("submit", [job.id for job in jobs]))
+        if self.plan.frame_bytes < len(msgspec.json.encode(jobs)):
             raise WorkerError("a frame is over the limit", "worker channel")
         if not self.alive:
             return
         self.largest_batch = max(self.largest_batch, len(jobs))
         for job in jobs:
-            if job["adapter"] is not None and job["adapter"] not in self.attached:
-                self._say(
-                    {
-                        "ev": "failed",
-                        "id": job["id"],
-                        "status": 404,
-                        "cause": "unknown-adapter",
-                        "reason": "not attached",
-                    }
-                )
+            if job.adapter is not None and job.adapter not in self.attached:
+                self._say(JobFailed(job.id, 404, Cause.UNKNOWN_ADAPTER, "not attached"))
                 continue
-            self.inside[job["id"]] = job
+            self.inside[job.id] = job
         if self.plan.compute_s is not None:
-            asyncio.get_running_loop().call_later(self.plan.compute_s, self.finish, [job["id"] for job in jobs])
+            asyncio.get_running_loop().call_later(self.plan.compute_s, self.finish, [job.id for job in jobs])
 
-    def set_limits(self, limits: Mapping[str, int]) -> None:
+    def set_limits(self, limits: StepLimits) -> None:
         """See `ports.Worker`."""
-        self.heard.append(("limits", dict(limits)))
-        self.limits = dict(limits)
+        self.heard.append(("limits", limits))
+        self.limits = limits
 
-    def kill(self) -> None:
+    def kill(self, cause: DeathCause | None = None) -> None:
         """See `ports.Worker`."""
         self.heard.append(("kill", None))
-        self.die("killed by SIGKILL")
+        self.die("killed by SIGKILL", cause)
 
     async def close(self) -> None:
         """See `ports.Worker`."""
@@ -340,31 +372,30 @@ class FakeWorker:
     def finish(self, names: Sequence[str] | None = None, compute_ms: float = 5.0, label: str = "on") -> None:
         """Answer these jobs (all that are inside, by default)."""
         wanted = list(self.inside) if names is None else [name for name in names if name in self.inside]
-        batch = sum(len(self.inside[name]["texts"]) for name in wanted)
+        batch = sum(len(self.inside[name].texts) for name in wanted)
         for name in wanted:
             job = self.inside.pop(name)
-            results = [{"label": label, "score": 0.9, "text": text} for text in job["texts"]]
-            event = {"ev": "done", "id": name, "results": results, "tokenize_ms": 0.1, "compute_ms": compute_ms}
-            self._say({**event, "batch": batch})
+            results = [{"label": label, "score": 0.9, "text": text} for text in job.texts]
+            self._say(JobDone(name, results, tokenize_ms=0.1, compute_ms=compute_ms, batch=batch))
 
     def say(self, name: str, text: str) -> None:
         """A generator says a part of its answer."""
-        self._say({"ev": "chunk", "id": name, "text": text})
+        self._say(TextChunk(name, text))
 
     def end(self, name: str, text: str, rest: str = "", reason: str = "stop") -> None:
         """A generator's answer is complete; `rest` was not sent yet."""
         del self.inside[name]
         usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": len(text)}
         result = {"text": text, "finish_reason": reason, "usage": usage, "seed": 1}
-        event = {"ev": "done", "id": name, "results": [result], "tokenize_ms": 0.1, "compute_ms": 50.0, "batch": 1}
-        self._say({**event, "text": rest, "wait_ms": 0.0, "prompt_ms": 10.0, "tokens_per_s": 25.0})
+        generated = GeneratedText(rest, wait_ms=0.0, prompt_ms=10.0, tokens_per_s=25.0)
+        self._say(JobDone(name, [result], tokenize_ms=0.1, compute_ms=50.0, batch=1, generated=generated))
 
     def fail(self, name: str, status: int = 500, cause: Cause = Cause.WORKER_FAILED, reason: str = "it broke") -> None:
         """A job fails."""
         del self.inside[name]
-        self._say({"ev": "failed", "id": name, "status": status, "cause": cause.value, "reason": reason})
+        self._say(JobFailed(name, status, cause, reason))
 
-    def die(self, reason: str = "killed by SIGKILL") -> None:
+    def die(self, reason: str = "killed by SIGKILL", cause: DeathCause | None = None) -> None:
         """The child is gone; the agent hears of it once, and nothing else any more."""
         if not self.alive:
             return
@@ -373,14 +404,14 @@ class FakeWorker:
         self.inside.clear()
         self._reasons.append(reason)
         if not self.closed:
-            self._on_death(reason)
+            self._on_death(death(reason, cause))
 
     def dump(self) -> str:
         """What it was told, and what it holds."""
         lines = [f"{operation} {fields}" for operation, fields in self.heard]
         return "\n".join([f"worker {self.pid}", *lines, f"inside {list(self.inside)}, attached {self.attached}"])
 
-    def _say(self, event: Mapping[str, Any]) -> None:
+    def _say(self, event: AnyEvent) -> None:
         if self.alive:
             self._on_event(event)
 
@@ -420,7 +451,7 @@ class FakeSpawner:
         self.tries = 0
 
     async def __call__(
-        self, on_event: Callable[[Mapping[str, Any]], None], on_death: Callable[[str], None]
+        self, on_event: Callable[[AnyEvent], None], on_death: Callable[[WorkerDeath], None]
     ) -> FakeWorker:
         """See `ports.Spawner`."""
         self.tries += 1

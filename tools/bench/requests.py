@@ -30,6 +30,7 @@ from edge_agent.core.latency import Quantiles
 from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.sensors.memory import read_pss
 from edge_agent.store.model_store import ModelStore
 from edge_agent.tasks import registry as tasks
@@ -137,8 +138,8 @@ def _in_process(model: InstalledModel) -> tuple[Session, list[int]]:
     if adapter is None:
         raise SystemExit(f"bench: adapter {ADAPTER} is not installed; `make demo` builds it")
     session.attach(AdapterSource(adapter.name, adapter.path, adapter.base_id))
-    spec = {"kind": "embed", "max_tokens": 64, "labels": [], "threshold": 0.0, "out_of_scope": None}
-    return session, list(tasks.build(spec, files["tokenizer"]).prepare([TEXT], {}).rows[0])
+    task = TaskFields("embed", (), 64, 0.0, None)
+    return session, list(tasks.build(task, files["tokenizer"]).prepare([TEXT], {}).rows[0])
 
 
 def _timed_direct(session: Session, row: list[int]) -> float:

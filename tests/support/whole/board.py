@@ -14,13 +14,29 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
+from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
 from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
+from edge_agent.protocol.worker_messages import (
+    AdapterAttached,
+    AnyEvent,
+    FootprintBytes,
+    GeneratedText,
+    JobDone,
+    JobFailed,
+    JobWork,
+    LoadMemory,
+    ModelLoaded,
+    RuntimeAvailable,
+    StepLimits,
+    TextChunk,
+    TextsMeasured,
+)
+from tests.support.fakes import death
 
 CALL_TIMEOUT_S = 30.0
 EXIT_S = 0.004
@@ -29,7 +45,7 @@ ROOM_C = 25.0
 HEATING_C = 75.0
 TIME_CONSTANT_S = 25.0
 DISK_BYTES_PER_S = 400.0 * MIB
-Told = Callable[[Mapping[str, Any]], None]
+Told = Callable[[AnyEvent], None]
 
 
 @dataclass(slots=True)
@@ -131,7 +147,7 @@ class SimWorker:
     """See `ports.Worker`. One step at a time; each job's answer repeats its texts, adapter and variant."""
 
     def __init__(
-        self, pid: int, board: SimBoard, moods: Moods, dice: Random, told: tuple[Told, Callable[[str], None]]
+        self, pid: int, board: SimBoard, moods: Moods, dice: Random, told: tuple[Told, Callable[[WorkerDeath], None]]
     ) -> None:
         self.pid = pid
         self.alive = True
@@ -146,22 +162,25 @@ class SimWorker:
         self._on_event, self._on_death = told
         self._loop = asyncio.get_running_loop()
         self._attached: set[str] = set()
-        self._waiting: deque[Mapping[str, Any]] = deque(maxlen=10_000)
-        self._inside: list[Mapping[str, Any]] = []
+        self._waiting: deque[JobWork] = deque(maxlen=10_000)
+        self._inside: list[JobWork] = []
         self.sequences = 0
         self.most_at_once = 0
         # A generator's jobs that are under way, and how many words of the answer are out.
         self._talking: dict[str, int] = {}
-        self._limits: Mapping[str, int] = {"max_rows": 1}
+        self._limits = StepLimits(1, 1)
+        self._killed_for: DeathCause | None = None
         self._calls: set[asyncio.Future[None]] = set()
         self.handed_s = -math.inf
         self._closing = False
         self._ended = self._loop.create_future()
         self._reason = ""
 
-    async def load(self, variant: Variant, task: TaskSpec, limits: Mapping[str, int]) -> Mapping[str, Any]:
+    async def load(
+        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+    ) -> ModelLoaded:
         """See `ports.Worker`."""
-        self._limits = dict(limits)
+        self._limits = limits
         self.variant = variant.digest
         self.sequences = SEQUENCES if task.kind == "generate" else 0
         moods, dice = self._moods, self._dice
@@ -174,11 +193,15 @@ class SimWorker:
             raise BackendError("the graph is broken", variant.name)
         if self.alive:  # else it died right after it said that it is loaded
             self.held_bytes = int(variant.peak_bytes * (0.8 + 0.2 * dice.random()))
-        footprint = {"weights_bytes": variant.size_bytes, "adapters_bytes": 0, "cache_bytes": 0, "arena_bytes": MIB}
-        return {"mixed_adapters": moods.mixed, "footprint": footprint, "load_ms": 1.0, "pid": self.pid,
-                "sequences": self.sequences}  # fmt: skip
+        return ModelLoaded(
+            runtime=RuntimeAvailable("sim", "0", (), (), True, moods.mixed, False),
+            footprint=FootprintBytes(variant.size_bytes, 0, 0, MIB),
+            pid=self.pid,
+            load_ms=1.0,
+            sequences=self.sequences,
+        )
 
-    async def attach(self, adapter: Adapter) -> Mapping[str, Any]:
+    async def attach(self, adapter: Adapter) -> AdapterAttached:
         """See `ports.Worker`."""
         if self._dice.random() < self._moods.attach_dies:
             self._loop.call_later(0.001, self.die, "killed by SIGABRT")
@@ -186,40 +209,51 @@ class SimWorker:
         if self._dice.random() < self._moods.attach_refused:
             raise AdapterRefused("its rank does not fit", adapter.name)
         self._attached.add(adapter.name)
-        return {"bytes": adapter.size_bytes, "attach_ms": 1.0}
+        return AdapterAttached(size_bytes=adapter.size_bytes, attach_ms=1.0)
 
-    async def call(self, operation: str, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
+    async def detach(self, name: str) -> None:
         """See `ports.Worker`."""
-        await self._answer_after(0.001, timeout_s)
-        if operation == "detach":
-            self._attached.discard(fields["name"])
-        if operation == "cancel":
-            found = [job for job in self._waiting if job["id"] == fields["id"]]
-            for job in found:
-                self._waiting.remove(job)
-            talked = self._talking.pop(fields["id"], None) is not None
-            return {"cancelled": bool(found) or talked}
-        return {}
+        await self._answer_after(0.001)
+        self._attached.discard(name)
 
-    def submit(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+    async def cancel(self, job_id: str) -> bool:
+        """See `ports.Worker`."""
+        await self._answer_after(0.001)
+        found = [job for job in self._waiting if job.id == job_id]
+        for job in found:
+            self._waiting.remove(job)
+        talked = self._talking.pop(job_id, None) is not None
+        return bool(found) or talked
+
+    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+        """See `ports.Worker`."""
+        await self._answer_after(0.001)
+        return TextsMeasured(features=[[0.0] for _ in texts], compute_ms=1.0)
+
+    async def shrink(self) -> None:
+        """See `ports.Worker`."""
+        await self._answer_after(0.001)
+
+    def submit(self, jobs: Sequence[JobWork]) -> None:
         """See `ports.Worker`."""
         self.handed_s = self._loop.time()
-        self.largest_rows = max(self.largest_rows, sum(len(job["texts"]) for job in jobs))
+        self.largest_rows = max(self.largest_rows, sum(len(job.texts) for job in jobs))
         if self.alive and self.sequences:
             for job in jobs:
-                self._talking[job["id"]] = 0
-                self._loop.call_later(5 * self._moods.row_s, self._talk, job, said(job["texts"][0]))
+                self._talking[job.id] = 0
+                self._loop.call_later(5 * self._moods.row_s, self._talk, job, said(job.texts[0]))
             self.most_at_once = max(self.most_at_once, len(self._talking))
         elif self.alive:
             self._waiting.extend(jobs)
             self._step()
 
-    def set_limits(self, limits: Mapping[str, int]) -> None:
+    def set_limits(self, limits: StepLimits) -> None:
         """See `ports.Worker`."""
-        self._limits = dict(limits)
+        self._limits = limits
 
-    def kill(self) -> None:
+    def kill(self, cause: DeathCause | None = None) -> None:
         """See `ports.Worker`: the process is gone a moment later."""
+        self._killed_for = cause
         self._loop.call_later(EXIT_S, self.die, "killed by SIGKILL")
 
     def orphan(self) -> None:
@@ -249,7 +283,7 @@ class SimWorker:
             if not call.done():
                 call.set_exception(WorkerError(f"the worker ended: {reason}", "worker"))
         if not self._closing:
-            self._on_death(reason)
+            self._on_death(death(reason, self._killed_for))
         self._ended.set_result(None)
 
     async def _answer_after(self, seconds: float, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -270,36 +304,34 @@ class SimWorker:
         if not call.done() and not self.hangs:
             call.set_result(None)
 
-    def _talk(self, job: Mapping[str, Any], words: list[str]) -> None:
+    def _talk(self, job: JobWork, words: list[str]) -> None:
         """The next word of a generator's answer; a part of it goes out at once where it streams."""
-        name = job["id"]
+        name = job.id
         if not self.alive or self.hangs or name not in self._talking:
             return
         self._board.busy_s += 5 * self._moods.row_s / self.sequences
         number = self._talking[name]
         self._talking[name] += 1
         if number < len(words) - 1:
-            if job["stream"]:
-                self._on_event({"ev": "chunk", "id": name, "text": words[number]})
+            if job.stream:
+                self._on_event(TextChunk(name, words[number]))
             self._loop.call_later(5 * self._moods.row_s, self._talk, job, words)
             return
         del self._talking[name]
         usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": len(words)}
         result = {"text": "".join(words), "finish_reason": "stop", "usage": usage, "seed": 1}
         compute_ms = 5000.0 * self._moods.row_s * len(words)
-        self._on_event({
-            "ev": "done", "id": name, "results": [result], "tokenize_ms": 0.1, "batch": 1, "text": words[-1],
-            "compute_ms": compute_ms, "wait_ms": 0.0, "prompt_ms": 1.0, "tokens_per_s": 9.0,
-        })  # fmt: skip
+        generated = GeneratedText(words[-1], wait_ms=0.0, prompt_ms=1.0, tokens_per_s=9.0)
+        self._on_event(JobDone(name, [result], 0.1, compute_ms, batch=1, generated=generated))
 
     def _step(self) -> None:
         """Begin the next step, unless one runs: as many rows as the limits allow, one job at least."""
         if self._inside or not self._waiting or self.hangs:
             return
         rows = 0
-        while self._waiting and (not rows or rows + len(self._waiting[0]["texts"]) <= self._limits["max_rows"]):
+        while self._waiting and (not rows or rows + len(self._waiting[0].texts) <= self._limits.max_rows):
             self._inside.append(self._waiting.popleft())
-            rows += len(self._inside[-1]["texts"])
+            rows += len(self._inside[-1].texts)
         moods = self._moods
         seconds = moods.row_s * (2 + rows) * (1.0 + moods.spread * (self._dice.random() - 0.5))
         self._loop.call_later(seconds, self._finish, rows, seconds)
@@ -316,16 +348,13 @@ class SimWorker:
             self._on_event(self._event(job, rows, seconds))
         self._step()
 
-    def _event(self, job: Mapping[str, Any], rows: int, seconds: float) -> Mapping[str, Any]:
-        if job["adapter"] is not None and job["adapter"] not in self._attached:
-            return {"ev": "failed", "id": job["id"], "status": 404, "reason": "the adapter is not attached"}
+    def _event(self, job: JobWork, rows: int, seconds: float) -> AnyEvent:
+        if job.adapter is not None and job.adapter not in self._attached:
+            return JobFailed(job.id, 404, Cause.UNKNOWN_ADAPTER, "the adapter is not attached")
         if self._dice.random() < self._moods.job_fails:
-            return {"ev": "failed", "id": job["id"], "status": 500, "reason": "the step failed"}
-        results = [{"label": text, "score": 0.9, "of": [job["adapter"], self.variant]} for text in job["texts"]]
-        return {
-            "ev": "done", "id": job["id"], "results": results, "tokenize_ms": 0.1, "compute_ms": seconds * 1000.0,
-            "batch": rows,
-        }  # fmt: skip
+            return JobFailed(job.id, 500, Cause.WORKER_FAILED, "the step failed")
+        results = [{"label": text, "score": 0.9, "of": [job.adapter, self.variant]} for text in job.texts]
+        return JobDone(job.id, results, tokenize_ms=0.1, compute_ms=seconds * 1000.0, batch=rows)
 
 
 def said(prompt: str) -> list[str]:
@@ -341,7 +370,7 @@ class SimSpawner:
     dice: Random
     moods: Moods = field(default_factory=Moods)
 
-    async def __call__(self, on_event: Told, on_death: Callable[[str], None]) -> SimWorker:
+    async def __call__(self, on_event: Told, on_death: Callable[[WorkerDeath], None]) -> SimWorker:
         """See `ports.Spawner`."""
         await asyncio.sleep(0.03)
         if self.dice.random() < self.moods.spawn_fails:

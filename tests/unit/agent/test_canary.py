@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from edge_agent.agent import model_telemetry
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.probes import Expected, ProbeFile
+from edge_agent.protocol.worker_messages import TextsMeasured
 from tests.support.fakes import FakeWorker, Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -20,13 +22,12 @@ PROBES = ProbeFile(
 
 
 def answering(features: list[list[float]]) -> Any:
-    async def call(self: FakeWorker, operation: str, timeout_s: float = 30.0, **fields: Any) -> dict[str, Any]:
-        assert operation == "measure"
-        assert fields == {"adapter": None, "texts": ["on", "off"]}
-        self.heard.append((operation, fields))
-        return {"features": features}
+    async def measure(self: FakeWorker, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+        assert (adapter, list(texts)) == (None, ["on", "off"])
+        self.heard.append(("measure", (adapter, texts)))
+        return TextsMeasured(features=features, compute_ms=1.0)
 
-    return call
+    return measure
 
 
 def verdict(device: Device, adapter: str | None = None) -> tuple[bool | None, str]:
@@ -41,7 +42,7 @@ async def ticks(device: Device, seconds: int) -> None:
 
 
 def test_the_probes_run_when_the_model_is_idle_and_on_their_date(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", answering([[1.0, 0.001], [0.0, 1.0]]))
+    monkeypatch.setattr(FakeWorker, "measure", answering([[1.0, 0.001], [0.0, 1.0]]))
 
     async def scenario(device: Device) -> None:
         device.probes["m"] = PROBES
@@ -58,7 +59,7 @@ def test_the_probes_run_when_the_model_is_idle_and_on_their_date(monkeypatch: An
 
 
 def test_no_probe_runs_while_requests_are_refused_for_heat_or_memory(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", answering([[1.0, 0.0], [0.0, 1.0]]))
+    monkeypatch.setattr(FakeWorker, "measure", answering([[1.0, 0.0], [0.0, 1.0]]))
 
     async def scenario(device: Device) -> None:
         device.probes["m"] = PROBES
@@ -80,7 +81,7 @@ def test_no_probe_runs_while_requests_are_refused_for_heat_or_memory(monkeypatch
 
 
 def test_a_model_that_computes_something_else_is_an_event_once(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", answering([[1.0, 0.5], [0.0, 1.0]]))
+    monkeypatch.setattr(FakeWorker, "measure", answering([[1.0, 0.5], [0.0, 1.0]]))
 
     async def scenario(device: Device) -> None:
         device.probes["m"] = PROBES
@@ -138,21 +139,18 @@ RIGHT: dict[str | None, list[list[float]]] = {
 def computing(features: dict[str | None, list[list[float]]]) -> Any:
     """Workers that give these features by adapter."""
 
-    async def call(self: FakeWorker, operation: str, timeout_s: float = 30.0, **fields: Any) -> dict[str, Any]:
-        self.heard.append((operation, fields))
-        if operation == "detach":
-            self.attached.remove(fields["name"])
-            return {}
-        assert fields["adapter"] is None or fields["adapter"] in self.attached
-        return {"features": features[fields["adapter"]]}
+    async def measure(self: FakeWorker, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+        self.heard.append(("measure", (adapter, texts)))
+        assert adapter is None or adapter in self.attached
+        return TextsMeasured(features=features[adapter], compute_ms=1.0)
 
-    return call
+    return measure
 
 
 def measured(device: Device) -> list[tuple[str | None, str]]:
     """What the newest worker was asked to measure: adapter and first text."""
-    heard = [fields for operation, fields in device.spawner.last.heard if operation == "measure"]
-    return [(fields["adapter"], fields["texts"][0]) for fields in heard]
+    heard = [asked for operation, asked in device.spawner.last.heard if operation == "measure"]
+    return [(adapter, texts[0]) for adapter, texts in heard]
 
 
 async def with_adapters(device: Device, *names: str) -> None:
@@ -163,7 +161,7 @@ async def with_adapters(device: Device, *names: str) -> None:
 
 
 def test_attached_adapters_are_probed_one_a_tick_and_no_other_is_attached_for_it(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", computing(RIGHT))
+    monkeypatch.setattr(FakeWorker, "measure", computing(RIGHT))
 
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a", "b")
@@ -182,7 +180,7 @@ def test_attached_adapters_are_probed_one_a_tick_and_no_other_is_attached_for_it
 
 
 def test_an_adapter_that_computes_something_else_is_named_once_and_shown(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", computing({**RIGHT, "b": [[2.0, 0.5], [0.0, 2.0]]}))
+    monkeypatch.setattr(FakeWorker, "measure", computing({**RIGHT, "b": [[2.0, 0.5], [0.0, 2.0]]}))
 
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a", "b")
@@ -204,7 +202,7 @@ def test_an_adapter_that_computes_something_else_is_named_once_and_shown(monkeyp
 
 
 def test_an_adapter_that_changes_nothing_any_more_is_found(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", computing({**RIGHT, None: RIGHT["a"]}))
+    monkeypatch.setattr(FakeWorker, "measure", computing({**RIGHT, None: RIGHT["a"]}))
 
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a")
@@ -217,7 +215,7 @@ def test_an_adapter_that_changes_nothing_any_more_is_found(monkeypatch: Any) -> 
 
 def test_what_the_worker_holds_in_an_older_version_is_not_held_to_the_newer_one(monkeypatch: Any) -> None:
     """Its probes are another package's; they would fail, and the fault would be ours."""
-    monkeypatch.setattr(FakeWorker, "call", computing(RIGHT))
+    monkeypatch.setattr(FakeWorker, "measure", computing(RIGHT))
 
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a")
@@ -239,7 +237,7 @@ def test_what_the_worker_holds_in_an_older_version_is_not_held_to_the_newer_one(
 
 
 def test_an_adapter_without_probes_for_this_variant_has_no_verdict(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "call", computing(RIGHT))
+    monkeypatch.setattr(FakeWorker, "measure", computing(RIGHT))
 
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a", "b")

@@ -127,8 +127,8 @@ def test_a_control_group_leaves_no_more_than_the_host_has() -> None:
 def test_a_generator_that_may_run_a_thousandth_of_the_time_may_run() -> None:
     async def scenario(device: Device) -> None:
         device.context.grant = replace(full_grant(8, 4), level=GovernorLevel.REDUCED, duty_share=1e-5)
-        assert device.host.worker_limits()["busy_permille"] == 1
+        assert device.host.worker_limits().busy_permille == 1
         device.context.grant = replace(full_grant(8, 4), level=GovernorLevel.REDUCED, duty_share=0.0)
-        assert device.host.worker_limits()["busy_permille"] == 0
+        assert device.host.worker_limits().busy_permille == 0
 
     Device.run(scenario, a_model())

@@ -13,6 +13,7 @@ from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import TrialFigures
 from edge_agent.core import governor
 from edge_agent.core.governor import GovernorLevel
+from edge_agent.protocol.worker_messages import StepLimits
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -67,16 +68,16 @@ def test_the_governors_limits_reach_the_workers_and_are_told_on_a_change_of_leve
     async def scenario(device: Device) -> None:
         await device.ask("1")
         await later(0.1)
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_permille": 1000, "most_rows": 8}
+        assert device.spawner.last.limits == StepLimits(8, 4, busy_permille=1000, most_rows=8)
         device.sensors.set(temperature=79.0)
         for _ in range(3):
             device.watch.tick()
-        assert device.spawner.last.limits == {"max_rows": 4, "threads": 2, "busy_permille": 1000}
+        assert device.spawner.last.limits == StepLimits(4, 2, busy_permille=1000)
         assert [operation for operation, _ in device.spawner.last.heard].count("limits") == 1
         assert device.events == [("throttled", "governor normal -> reduced: 79.0 °C")]
         device.sensors.set(temperature=50.0)
         device.watch.tick()
-        assert device.spawner.last.limits == {"max_rows": 8, "threads": 4, "busy_permille": 1000}
+        assert device.spawner.last.limits == StepLimits(8, 4, busy_permille=1000)
         assert device.kinds() == ["throttled", "throttled"]
 
     Device.run(scenario, a_model())
@@ -89,8 +90,8 @@ def test_a_new_worker_starts_with_the_limits_of_the_moment() -> None:
         device.watch.tick()
         await device.ask("1")
         await later(0.1)
-        limits = {"max_rows": 4, "threads": 2, "busy_permille": 1000}
-        assert device.spawner.last.limits == {**limits, "most_rows": 8}, "and makes room for what comes after"
+        limits = StepLimits(4, 2, busy_permille=1000, most_rows=8)
+        assert device.spawner.last.limits == limits, "and makes room for what comes after"
 
     Device.run(scenario, a_model())
 
@@ -337,9 +338,9 @@ def test_a_board_that_refuses_its_clock_while_it_is_hot_is_governed_on() -> None
 def test_the_operators_decode_threads_are_passed_on_and_capped_by_the_grant() -> None:
     async def scenario(device: Device) -> None:
         device.host.decode_threads = 3
-        assert device.host.worker_limits()["decode_threads"] == 3
+        assert device.host.worker_limits().decode_threads == 3
         device.context.grant = replace(device.context.grant, threads=2)
         limits = device.host.worker_limits()
-        assert limits["threads"] == limits["decode_threads"] == 2
+        assert limits.threads == limits.decode_threads == 2
 
     Device.run(scenario, a_model())

@@ -35,7 +35,7 @@ def test_idle_models_leave_one_by_one_and_workers_shrink() -> None:
         await guard.look()
         assert guard.stage is PressureStage.TIGHT
         assert [worker.closed for worker in device.spawner.workers].count(True) == 1
-        assert all(("shrink", {}) in worker.heard for worker in device.spawner.workers)
+        assert all(("shrink", None) in worker.heard for worker in device.spawner.workers)
         await guard.look()
         assert [worker.closed for worker in device.spawner.workers].count(True) == 1, "one at a time"
         await later(1.0)

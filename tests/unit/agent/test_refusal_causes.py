@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.base.causes import Cause
@@ -200,7 +201,7 @@ async def answer_too_large(device: Device) -> None:
     await device.ask("1")
     await settle()
     inside = device.spawner.last.inside["tester/1"]
-    device.spawner.last.inside["tester/1"] = {**inside, "texts": ["x" * 300_000]}
+    device.spawner.last.inside["tester/1"] = msgspec.structs.replace(inside, texts=["x" * 300_000])
     device.spawner.last.finish()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,7 +179,7 @@ def test_an_answer_too_large_to_send_becomes_one_that_says_so() -> None:
         await device.ask("2")
         await settle()
         inside = device.spawner.last.inside["tester/2"]
-        device.spawner.last.inside["tester/2"] = {**inside, "texts": ["x" * 140_000]}
+        device.spawner.last.inside["tester/2"] = msgspec.structs.replace(inside, texts=["x" * 140_000])
         device.spawner.last.finish()
         reply = device.transport.reply("2")
         assert reply["status"] == 413

@@ -342,7 +342,7 @@ def test_a_runtime_that_cannot_mix_gets_one_adapter_a_batch() -> None:
             await device.ask(str(index), {"text": "x", "adapter": "ab"[index % 2]})
         device.spawner.last.finish()
         await settle()
-        assert {job["adapter"] for job in device.spawner.last.inside.values()} == {"a"}
+        assert {job.adapter for job in device.spawner.last.inside.values()} == {"a"}
 
     Device.run(scenario, a_model(adapters=["a", "b"]), plan=Plan(compute_s=None, mixed=False))
 

@@ -60,7 +60,7 @@ def test_without_stream_one_reply_comes() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"prompt": "once"})
         await settle()
-        assert device.spawner.last.inside["tester/1"]["stream"] is False
+        assert device.spawner.last.inside["tester/1"].stream is False
         device.spawner.last.end("tester/1", "upon a time")
         assert device.transport.reply("1")["result"]["text"] == "upon a time"
 
@@ -124,9 +124,9 @@ def test_messages_cross_to_the_worker_as_they_are() -> None:
         await device.ask("a", {"messages": [{"role": "user", "content": "hello"}]})
         await settle()
         job = device.spawner.last.inside["tester/a"]
-        assert [dict(message) for message in job["messages"]] == [{"role": "user", "content": "hello"}]
-        assert "texts" not in job
-        assert 0 < job["left_s"] <= 30.0
+        assert [dict(message) for message in job.messages] == [{"role": "user", "content": "hello"}]
+        assert job.texts == ()
+        assert 0 < job.left_s <= 30.0
 
     run(scenario)
 
@@ -262,8 +262,8 @@ def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None
         await device.ask("1", {"prompt": "x"})
         await later(0.1)
         (load,) = [what for operation, what in device.spawner.last.heard if operation == "load"]
-        assert load[1]["shrink"] is True
-        assert 0 < load[1]["memory_bytes"] < 4 * 2**30
+        assert load[1].shrink is True
+        assert 0 < load[1].memory_bytes < 4 * 2**30
         assert "context-shrunk" in device.kinds()
         await device.manager.unload(device.served())
         await device.ask("2", {"prompt": "x"})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, GrammarBans, brings_program
+from edge_agent.base.causes import DeathCause
+from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, GrammarBans, brings_program, by_itself
 
 
 @pytest.mark.parametrize(
@@ -13,6 +14,11 @@ from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, GrammarBans, br
 )
 def test_a_grammar_and_a_schema_are_programs(params: dict[str, object], brings: bool) -> None:
     assert brings_program(params) is brings
+
+
+@pytest.mark.parametrize("cause", DeathCause)
+def test_a_worker_that_crashes_or_hangs_ended_by_what_it_computed(cause: DeathCause) -> None:
+    assert by_itself(cause) is (cause in {DeathCause.CRASHED, DeathCause.HUNG})
 
 
 def test_a_client_is_barred_for_a_while_and_nobody_else() -> None:

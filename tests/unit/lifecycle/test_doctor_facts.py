@@ -10,6 +10,7 @@ from edge_agent.base.errors import ConfigError
 from edge_agent.config.settings import DeviceSettings, MqttSettings, SensorSettings, Settings, StoreSettings
 from edge_agent.lifecycle.doctor import examine
 from edge_agent.lifecycle.doctor_facts import RuntimeProbe, runtime_probes, survey
+from edge_agent.protocol.worker_messages import RuntimeAvailable, RuntimeUnavailable
 from tests.support import sysfs
 
 
@@ -76,15 +77,9 @@ def test_timesyncd_that_has_not_reached_a_server(tmp_path: Path) -> None:
 
 def test_what_a_worker_says_of_backends() -> None:
     answers = {
-        "onnx": {"available": True, "runtime": "onnxruntime", "version": "1.31.1", "devices": ["cpu"], "dtypes": []},
-        "tensorrt": {"available": False, "reason": "no module", "remedy": "install it"},
-        "llamacpp": {
-            "available": True,
-            "runtime": "llama.cpp",
-            "version": "0.3",
-            "devices": [],
-            "unchecked": "who knows",
-        },
+        "onnx": RuntimeAvailable("onnxruntime", "1.31.1", ("cpu",), (), True, True, False),
+        "tensorrt": RuntimeUnavailable("no module", "install it"),
+        "llamacpp": RuntimeAvailable("llama.cpp", "0.3", (), (), True, False, True, "who knows"),
     }
     assert runtime_probes(answers) == (
         RuntimeProbe("onnx", "onnxruntime 1.31.1", ("cpu",)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import api, registry
 from edge_agent.tasks.chat import ChatTemplate
 from tests.support.chat_templates import DIALOGUE, FAMILIES, Family
@@ -16,7 +18,7 @@ from tests.support.chat_templates import DIALOGUE, FAMILIES, Family
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[you]{% endif %}"
 )
-GENERATE = {"kind": "generate", "max_tokens": 64, "labels": [], "threshold": 0.0, "out_of_scope": None}
+GENERATE = TaskFields("generate", (), 64, 0.0, None)
 
 
 class Bytes(Vocabulary):
@@ -130,7 +132,7 @@ def test_probes_are_rows_without_parameters() -> None:
 
 def test_encoders_take_no_messages() -> None:
     with pytest.raises(RequestError, match="takes texts, not messages"):
-        registry.build({**GENERATE, "kind": "embed"}, None).prepare_chat([user("x")], {})
+        registry.build(msgspec.structs.replace(GENERATE, kind="embed"), None).prepare_chat([user("x")], {})
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

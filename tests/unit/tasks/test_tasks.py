@@ -4,16 +4,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import tokens
 from edge_agent.tasks.api import Prepared
 from edge_agent.tasks.classify import softmax
 from edge_agent.tasks.registry import build
 
 LABELS = ("on", "off", "other")
-CLASSIFY = {"kind": "classify", "labels": LABELS, "max_tokens": 8, "threshold": 0.5, "out_of_scope": "other"}
-EMBED = {"kind": "embed", "labels": (), "max_tokens": 8, "threshold": 0.0, "out_of_scope": None}
+CLASSIFY = TaskFields("classify", LABELS, 8, 0.5, "other")
+EMBED = TaskFields("embed", (), 8, 0.0, None)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,10 @@ def test_the_unknown_token_of_every_kind_of_tokenizer(kind, expected):
 
 
 def test_tasks_with_different_bounds_share_one_tokenizer(tokenizer_path):
-    wide, narrow = build({**EMBED, "max_tokens": 12}, tokenizer_path), build({**EMBED, "max_tokens": 4}, tokenizer_path)
+    wide, narrow = (
+        build(replace(EMBED, max_tokens=12), tokenizer_path),
+        build(replace(EMBED, max_tokens=4), tokenizer_path),
+    )
     text = ["a b c d e f g h"]
     for _ in range(2):
         assert [len(wide.prepare(text, {}).rows[0]), len(narrow.prepare(text, {}).rows[0])] == [10, 4]
@@ -195,7 +200,7 @@ def test_embeddings_have_length_one():
 )
 def test_a_spec_that_cannot_be_built_is_refused(change, reason):
     with pytest.raises(BackendError, match=reason):
-        build({**CLASSIFY, **change}, None)
+        build(replace(CLASSIFY, **change), None)
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20))

@@ -5,15 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.backends.api import Capabilities, Chunk, Done, Event, Footprint, Generated, Job, Limits, Session
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError
+from edge_agent.protocol.worker_messages import (
+    Accepted,
+    AnyRequest,
+    AttachAdapter,
+    CallRefused,
+    CancelJob,
+    CloseWorker,
+    DetachAdapter,
+    JobCancelled,
+    JobDone,
+    JobFailed,
+    JobWork,
+    LoadModel,
+    MeasureTexts,
+    ProbeBackends,
+    ReadFootprint,
+    RuntimeAvailable,
+    RuntimeUnavailable,
+    SetStepLimits,
+    ShrinkMemory,
+    StepLimits,
+    SubmitJobs,
+    TaskFields,
+    TextChunk,
+)
 from edge_agent.tasks import registry as kinds
 from edge_agent.tasks.generate import Generate
 from edge_agent.worker import child
+from edge_agent.worker.wire import UnknownRequest
 
-LIMITS = {"max_rows": 4, "threads": 1}
+LIMITS = StepLimits(4, 1)
+TASK = TaskFields("generate", (), 64, 0.0, None)
 
 
 class Letters:
@@ -91,16 +120,16 @@ class Backend:
 class Wire:
     """A channel that gives the child `frames`; then, with work inside, nothing, and without, the word to end."""
 
-    def __init__(self, frames: list[dict[str, Any]]) -> None:
+    def __init__(self, frames: list[AnyRequest | UnknownRequest]) -> None:
         self._frames = frames
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[Any] = []
 
-    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
+    def receive(self, timeout_s: float | None) -> AnyRequest | UnknownRequest | None:
         if self._frames:
             return self._frames.pop(0)
-        return {"op": "close"} if timeout_s is None else None
+        return CloseWorker() if timeout_s is None else None
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Any) -> None:
         self.sent.append(message)
 
 
@@ -108,19 +137,21 @@ def done(job_id: str, finish: str = "stop", tokens: int = 2) -> Done:
     return Done(job_id, Generated(finish, 1, 0, tokens, 0.0, 0.0, 0.0)._asdict(), 0.0, 1)
 
 
-def said(monkeypatch: pytest.MonkeyPatch, session: Script, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+def said(monkeypatch: pytest.MonkeyPatch, session: Script, *jobs: JobWork) -> list[Any]:
     """What a child says of these jobs."""
     monkeypatch.setattr(child.registry, "create", lambda _name: Backend(session))
     monkeypatch.setattr(kinds, "build", lambda _spec, _tokenizer, vocabulary: Generate(vocabulary))
-    task = {"kind": "generate", "max_tokens": 64}
-    load = {"op": "load", "n": 1, "backend": "script", "files": {}, "options": {}, "limits": LIMITS, "task": task}
-    wire = Wire([load, {"op": "submit", "jobs": list(jobs)}])
+    wire = Wire([loading(LIMITS), SubmitJobs(jobs=jobs)])
     child.Child(wire).run()  # type: ignore[arg-type]
     return wire.sent[1:]
 
 
-def job(job_id: str, **params: Any) -> dict[str, Any]:
-    return {"id": job_id, "texts": ["p"], "params": params, "stream": True, "flush_ms": 0.0}
+def loading(limits: StepLimits) -> LoadModel:
+    return LoadModel(call=1, backend="script", files={}, options={}, limits=limits, task=TASK)
+
+
+def job(job_id: str, **params: Any) -> JobWork:
+    return JobWork(job_id, None, params, ["p"], stream=True)
 
 
 def test_a_stop_string_in_the_very_last_token_loses_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,16 +159,17 @@ def test_a_stop_string_in_the_very_last_token_loses_no_text(monkeypatch: pytest.
     last: list[Event] = [Chunk("a", [ord("d")], []), done("a", "length")]
     session = Script([[Chunk("a", [ord("x")], [])], last])
     sent = said(monkeypatch, session, job("a", max_tokens=2, stop=["xy", "d"]))
-    assert "".join(str(event.get("text", "")) for event in sent) == "x"
-    assert [event["ev"] for event in sent][-1] == "done"
-    result = sent[-1]["results"][0]
+    chunks = [event.text for event in sent if isinstance(event, TextChunk)]
+    assert "".join([*chunks, sent[-1].generated.text]) == "x"
+    assert isinstance(sent[-1], JobDone)
+    result = sent[-1].results[0]
     assert (result["text"], result["finish_reason"]) == ("x", "stop")
 
 
 def test_after_a_step_that_fails_for_all_nobody_is_left_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Script([BackendError("no adapter today", "script")])
     sent = said(monkeypatch, session, job("a"), job("b"))
-    assert [(event["ev"], event["id"], event["status"]) for event in sent] == [("failed", one, 500) for one in "ab"]
+    assert sent == [JobFailed(one, 500, Cause.WORKER_FAILED, "script: no adapter today") for one in "ab"]
     assert session.inside == []
 
 
@@ -146,8 +178,31 @@ def test_a_model_loaded_while_it_is_hot_makes_room_for_full_batches(monkeypatch:
     backend = Backend(Script([]))
     monkeypatch.setattr(child.registry, "create", lambda _name: backend)
     monkeypatch.setattr(kinds, "build", lambda *_spec: None)
-    task = {"kind": "generate", "max_tokens": 64}
-    limits = {"max_rows": 2, "threads": 1, "most_rows": 16}
-    load = {"op": "load", "n": 1, "backend": "script", "files": {}, "options": {}, "limits": limits, "task": task}
-    child.Child(Wire([load])).run()  # type: ignore[arg-type]
+    child.Child(Wire([loading(StepLimits(2, 1, most_rows=16))])).run()  # type: ignore[arg-type]
     assert backend.options["max_rows"] == 16
+
+
+def test_a_request_without_a_number_is_not_answered_and_an_unknown_one_is_refused() -> None:
+    wire = Wire([SetStepLimits(limits=LIMITS), UnknownRequest(None, "x"), UnknownRequest(3, "unknown operation 'x'")])
+    child.Child(wire).run()  # type: ignore[arg-type]
+    assert wire.sent == [CallRefused(call=3, error="WorkerError", reason="worker channel: unknown operation 'x'")]
+
+
+def test_every_request_is_handled() -> None:
+    """Without a model most are refused, each with a reason of its own."""
+    requests: list[AnyRequest | UnknownRequest] = [
+        ProbeBackends(call=1, backends=["echo", "abacus"]), SetStepLimits(call=2, limits=LIMITS),
+        ReadFootprint(call=3), ShrinkMemory(call=4), CancelJob(call=5, id="x"), DetachAdapter(call=6, name="x"),
+        AttachAdapter(call=7, name="x", path="", base_id="", task=TASK),
+        MeasureTexts(call=8, adapter=None, texts=["x"]),
+        SubmitJobs(call=9, jobs=[]), msgspec.structs.replace(loading(LIMITS), call=10, backend="abacus"),
+    ]  # fmt: skip
+    wire = Wire(requests)
+    child.Child(wire).run()  # type: ignore[arg-type]
+    assert [answer.call for answer in wire.sent] == list(range(1, 11))
+    probed, *others = wire.sent
+    assert [type(report) for report in probed.backends.values()] == [RuntimeAvailable, RuntimeUnavailable]
+    assert [type(answer) for answer in others] == [
+        Accepted, CallRefused, CallRefused, JobCancelled, CallRefused, CallRefused, CallRefused, Accepted, CallRefused,
+    ]  # fmt: skip
+    assert others[-1].error == "BackendMissing"

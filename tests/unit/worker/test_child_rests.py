@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from edge_agent.base.limits import PACED_STEP_S, WORKER_SILENCE_S
+from edge_agent.protocol.worker_messages import (
+    AnyAnswer,
+    AnyEvent,
+    AnyRequest,
+    CancelJob,
+    CloseWorker,
+    Heartbeat,
+    JobCancelled,
+    SetStepLimits,
+    StepLimits,
+)
 from edge_agent.worker import child
 from edge_agent.worker.child import Child, Pending
 from edge_agent.worker.flow import STEP_GROWTH, Flow
@@ -33,19 +44,19 @@ class Daemon:
 
     def __init__(self, clock: Clock, ends_s: float) -> None:
         self.clock, self.ends_s = clock, ends_s
-        self.said: deque[tuple[float, dict[str, Any]]] = deque()
-        self.heard: list[tuple[float, Mapping[str, Any]]] = []
+        self.said: deque[tuple[float, AnyRequest]] = deque()
+        self.heard: list[tuple[float, AnyAnswer | AnyEvent]] = []
 
-    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
+    def receive(self, timeout_s: float | None) -> AnyRequest | None:
         until_s = math.inf if timeout_s is None else self.clock.now_s + timeout_s
         if self.said and self.said[0][0] <= until_s:
             at_s, message = self.said.popleft()
             self.clock.now_s = max(self.clock.now_s, at_s)
             return message
         self.clock.now_s = until_s
-        return {"op": "close"} if until_s >= self.ends_s else None
+        return CloseWorker() if until_s >= self.ends_s else None
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: AnyAnswer | AnyEvent) -> None:
         self.heard.append((self.clock.now_s, message))
 
 
@@ -92,8 +103,7 @@ class Story(Daemon):
         self.limit(clock.now_s, permille)
 
     def limit(self, at_s: float, permille: int) -> None:
-        limits = {"max_rows": 1, "threads": 1, "busy_permille": permille}
-        self.said.append((at_s, {"op": "limits", "limits": limits}))
+        self.said.append((at_s, SetStepLimits(limits=StepLimits(1, 1, busy_permille=permille))))
 
 
 Tell = Callable[..., Story]
@@ -118,7 +128,7 @@ def test_at_nothing_no_step_is_made_until_more_is_granted_and_the_daemon_hears_t
     story.limit(220.0, 1000)
     story.child.run()
     assert min(story.session.steps_s) == 220.0
-    beats_s = [100.0, *(at_s for at_s, message in story.heard if message == {"ev": "beat"})]
+    beats_s = [100.0, *(at_s for at_s, message in story.heard if message == Heartbeat())]
     silences_s = [after - before for before, after in itertools.pairwise(beats_s)]
     assert max(silences_s) < 2.5 < WORKER_SILENCE_S
 
@@ -132,9 +142,9 @@ def test_a_rest_ends_early_when_more_is_granted(tell: Tell) -> None:
 
 def test_a_cancel_is_heard_during_a_rest(tell: Tell) -> None:
     story = tell(60.0, 20)
-    story.said.append((112.5, {"op": "cancel", "id": "1", "n": 7}))
+    story.said.append((112.5, CancelJob(id="1", call=7)))
     story.child.run()
-    assert (112.5, {"ev": "ok", "n": 7, "cancelled": True}) in story.heard
+    assert (112.5, JobCancelled(call=7, cancelled=True)) in story.heard
     assert len(story.session.steps_s) == 1, "nothing is left to do"
 
 
