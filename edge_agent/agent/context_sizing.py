@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from edge_agent.agent.served_model import ServedModel
+from edge_agent.base.runtimes import traits
 from edge_agent.bundle.catalog import Variant
-from edge_agent.bundle.gguf_memory import RUNTIME, GeneratorOverrides, GgufHeader
+from edge_agent.bundle.gguf_memory import GeneratorOverrides, GgufHeader
 from edge_agent.bundle.variant_sizing import explained, sized
 from edge_agent.core.memory_ledger import MemoryLedger
 from edge_agent.core.residency import HostMemory
@@ -82,4 +83,4 @@ class Sizer:
 
 def _shrinks(served: ServedModel) -> bool:
     """Whether the served model's model has a context that can be made smaller."""
-    return served.generates and served.model.variant.runtime == RUNTIME
+    return served.generates and traits(served.model.variant.runtime).context_sized

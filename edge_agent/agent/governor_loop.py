@@ -10,6 +10,7 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Clocks, Library, Sensors
 from edge_agent.agent.serving import ModelServer
 from edge_agent.base.reading import Reading, unavailable
+from edge_agent.base.runtimes import traits
 from edge_agent.core import governor, sensor_validation, variants
 from edge_agent.core.memory_pressure import FaultCounts, MemorySigns
 from edge_agent.core.residency import HostMemory
@@ -17,7 +18,6 @@ from edge_agent.protocol.messages import Severity
 from edge_agent.protocol.worker_messages import StepLimits
 
 PERIOD_S = 1.0
-BANDWIDTH_BOUND = frozenset({"llamacpp"})
 """Runtimes whose steps wait for memory rather than compute: token generation."""
 # Zones of an Orin go to sleep with what they measure; only what decides something is worth an event when it is lost.
 WATCHED = ("temperature", "temperature_firmware", "temperature_jtop", "throttle", "power", "ram_available")
@@ -213,7 +213,7 @@ class GovernorLoop:
             power=power,
             second=self._host.readings.get("temperature_second"),
             throttle_word=int(self._host.reading("throttle").value or 0),
-            bandwidth_bound=any(served.model.variant.runtime in BANDWIDTH_BOUND for served in running),
+            bandwidth_bound=any(traits(served.model.variant.runtime).bandwidth_bound for served in running),
         )
 
     def _note_doubts(self, before: governor.ComputeGrant, grant: governor.ComputeGrant) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
+from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.gguf_header import header_at
-from edge_agent.bundle.gguf_memory import RUNTIME
 from edge_agent.bundle.probes import ProbeOutputs
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized
@@ -56,7 +56,7 @@ class WorkerProber:
         header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
         variant = sized(model.variant, model.task, header, self._wanted, self._ram_bytes)
         memory = None
-        generator = model.task.kind == "generate" and variant.runtime == RUNTIME
+        generator = model.task.kind == "generate" and traits(variant.runtime).context_sized
         if variant.sizing is None and generator and self._wanted.shrink and self._ram_bytes:
             memory = LoadMemory(self._ram_bytes, shrink=True)
         run = workers.trial_run(

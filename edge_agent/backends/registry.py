@@ -11,13 +11,10 @@ from importlib.metadata import entry_points
 
 from edge_agent.backends.api import Backend
 from edge_agent.base.errors import BackendMissing
+from edge_agent.base.runtimes import RUNTIMES
 
 GROUP = "edge_agent.backends"
-BUILT_IN: dict[str, str] = {
-    "echo": "edge_agent.backends.echo:EchoBackend",
-    "onnx": "edge_agent.backends.onnx:OnnxBackend",
-    "llamacpp": "edge_agent.backends.llamacpp.backend:LlamaBackend",
-}
+BUILT_IN = {name: traits.backend for name, traits in RUNTIMES.items() if traits.backend}
 
 
 def known() -> dict[str, str]:

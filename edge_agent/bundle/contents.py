@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from edge_agent import __version__
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
+from edge_agent.base.runtimes import WEIGHT_SUFFIXES
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import probes as golden
 from edge_agent.bundle.jsonio import check_size, decode
@@ -166,7 +167,7 @@ def _files(manifest: Manifest, where: str) -> dict[str, Descriptor]:
 def _check_kind(layer: Descriptor, path: str, adapter: bool, where: str) -> None:
     kind = layer.media_type
     allowed = {
-        forms.WEIGHT: not adapter and path.endswith(forms.WEIGHT_SUFFIXES),
+        forms.WEIGHT: not adapter and path.endswith(WEIGHT_SUFFIXES),
         **{form: adapter and path == name for name, form in forms.ADAPTER_FILES.items()},
         forms.WEIGHT_CONFIG: path in _CONFIG_FILES,
         forms.DOC: path.endswith(_DOC_SUFFIXES) or path == "LICENSE",

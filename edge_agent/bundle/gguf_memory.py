@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from edge_agent.base.limits import MIB
 from edge_agent.base.units import bytes_text
 
-RUNTIME = "llamacpp"
 KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32}
 """Bytes per cached value; q8_0 keeps 32 values and one scale in 34 bytes."""
 KV_BLOCK: Final = {"f16": 1, "q8_0": 32}

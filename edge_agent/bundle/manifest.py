@@ -40,7 +40,6 @@ ADAPTER_FILE = "adapter.safetensors"
 ADAPTER_GGUF_FILE = "adapter.gguf"
 ADAPTER_FILES = {ADAPTER_FILE: ADAPTER_WEIGHT, ADAPTER_GGUF_FILE: ADAPTER_GGUF}
 """An adapter's one weights file, by name, with its media type."""
-WEIGHT_SUFFIXES = (".onnx", ".gguf", ".safetensors", ".engine", ".plan")
 
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edge_agent.base.runtimes import traits
 from edge_agent.bundle.catalog import Sizing, TaskSpec, Variant
 from edge_agent.bundle.gguf_memory import (
     BATCH,
     KV_BYTES,
     KV_TYPE,
-    RUNTIME,
     SEQUENCES,
     Demand,
     GeneratorOverrides,
@@ -39,7 +39,7 @@ def sized(
     Unchanged for everything that is no generator. `allowed_bytes`: what it may take (None: not known); what cannot be
     made to fit stays as it was asked for.
     """
-    if task.kind != "generate" or variant.runtime != RUNTIME:
+    if task.kind != "generate" or not traits(variant.runtime).context_sized:
         return variant
     found = {"context": wanted.context, "sequences": wanted.sequences, "kv_type": wanted.kv_type}
     options = {**variant.options, **{name: value for name, value in found.items() if value is not None}}

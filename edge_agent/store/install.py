@@ -10,13 +10,14 @@ import msgspec
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle import statement
 from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.contents import Contents, VariantItem
 from edge_agent.bundle.gguf_header import header_of
-from edge_agent.bundle.gguf_memory import RUNTIME, GgufHeader
+from edge_agent.bundle.gguf_memory import GgufHeader
 from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
@@ -116,7 +117,7 @@ class Installer:
         """The head of a generator's weights, read before anything is staged; a damaged file is refused later, by its
         digest."""
         digest = item.weight.digest
-        if item.info.runtime != RUNTIME or blob_name(digest) not in package:
+        if not traits(item.info.runtime).context_sized or blob_name(digest) not in package:
             return None
         if digest not in self._headers:
             try:

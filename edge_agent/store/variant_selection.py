@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.base.errors import PackageError
+from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text, energy_text
 from edge_agent.bundle.catalog import SAME_ACCURACY, TrialFigures, Variant
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
@@ -17,12 +18,9 @@ from edge_agent.bundle.statement import matches_hardware
 from edge_agent.bundle.variant_sizing import explained
 
 # Without a measurement: bytes per weight decide how fast an encoder is on a CPU or an embedded GPU, since reading the
-# weights dominates; the engines of a GPU come before the CPU's.
-_RUNTIME_RANK = {"tensorrt": 0, "onnx": 1, "llamacpp": 1, "echo": 2}
+# weights dominates; `base.runtimes` orders the runtimes.
 _DTYPE_RANK = {"int8": 0, "int4": 1, "q4": 1, "fp16": 2, "bf16": 2, "fp32": 3}
-# ONNX Runtime's CPU kernels compute float16 by converting it: half the file, at up to four times the time of float32
-# (measured here about twice; onnxruntime#25824 on a Pi 5).
-_ONNX_CPU_RANK = {**_DTYPE_RANK, "fp32": 2, "fp16": 3, "bf16": 3}
+_SLOW_FLOAT16_RANK = {**_DTYPE_RANK, "fp32": 2, "fp16": 3, "bf16": 3}
 
 
 TEXT_CHARS = 2000
@@ -157,8 +155,9 @@ def _bytes(variant: Variant) -> int:
 
 def _rank(variant: Variant, wishes: SelectionPolicy, fastest_ms: float | None) -> tuple[float, ...]:
     preferred = min((_position(word, wishes.prefer) for word in (variant.dtype, variant.name)), default=0)
-    ranks = _ONNX_CPU_RANK if variant.runtime == "onnx" else _DTYPE_RANK
-    speed: tuple[float, ...] = (_RUNTIME_RANK.get(variant.runtime, 3), ranks.get(variant.dtype, 4))
+    runtime = traits(variant.runtime)
+    ranks = _SLOW_FLOAT16_RANK if runtime.slow_float16 else _DTYPE_RANK
+    speed: tuple[float, ...] = (runtime.speed_rank, ranks.get(variant.dtype, 4))
     if fastest_ms is not None and variant.measured is not None:
         times = variant.measured.latency_ms / fastest_ms if fastest_ms > 0 else 1.0
         close = wishes.policy == "balanced" and times <= CLOSE_TIMES

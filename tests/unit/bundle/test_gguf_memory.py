@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from edge_agent.bundle.catalog import TaskSpec, Variant
 from edge_agent.bundle.gguf_memory import (
-    RUNTIME,
     SMALLEST_CONTEXT,
     Demand,
     GeneratorOverrides,
@@ -26,7 +25,7 @@ FULL = Demand(2048, 4)
 
 
 def a_generator(**options: object) -> Variant:
-    return Variant("sha256:g", RUNTIME, "q8_0", {}, 150 << 20, 500 << 20, options=options)
+    return Variant("sha256:g", "llamacpp", "q8_0", {}, 150 << 20, 500 << 20, options=options)
 
 
 def total(demand: Demand, header: GgufHeader = SMOL) -> int:

@@ -1,0 +1,36 @@
+"""The table of runtimes: every row is complete, and a plug-in's runtime gets the least that can be said."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_agent.base.runtimes import RUNTIMES, WEIGHT_SUFFIXES, RuntimeTraits, traits
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_row_is_what_is_asked_for_by_its_name(name: str) -> None:
+    found = traits(name)
+    assert found is RUNTIMES[name]
+    assert set(found.weight_suffixes) <= set(WEIGHT_SUFFIXES)
+    assert all(suffix.startswith(".") for suffix in found.weight_suffixes)
+
+
+def test_a_suffix_belongs_to_one_runtime() -> None:
+    assert len(set(WEIGHT_SUFFIXES)) == len(WEIGHT_SUFFIXES)
+    assert set(WEIGHT_SUFFIXES) == {".onnx", ".gguf", ".engine", ".plan", ".safetensors"}
+
+
+def test_the_runtime_of_a_plug_in_comes_last_until_it_is_measured() -> None:
+    unknown = traits("abacus")
+    assert unknown == RuntimeTraits()
+    assert unknown.speed_rank > max(one.speed_rank for one in RUNTIMES.values())
+    assert not (unknown.bandwidth_bound or unknown.slow_float16 or unknown.context_sized)
+
+
+def test_engines_of_a_gpu_come_before_kernels_of_a_cpu() -> None:
+    assert sorted(RUNTIMES, key=lambda name: (traits(name).speed_rank, name)) == [
+        "tensorrt",
+        "llamacpp",
+        "onnx",
+        "echo",
+    ]
