@@ -33,8 +33,7 @@ from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx.export_graphs import Bank, export_base
 from edge_forge.export.onnx.graph import GraphEditor, metadata, save
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.number_formats import feeds
-from edge_forge.export.onnx.quantize import calibrate, quantize_embeddings, quantize_static
+from edge_forge.export.onnx.quantize import calibrate, feeds, quantize_embeddings, quantize_static
 from edge_forge.export.onnx.sites import read_sites
 from edge_forge.models import bases
 

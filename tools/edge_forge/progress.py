@@ -1,7 +1,7 @@
-"""What a person sees while the forge works: a line per step, a moving bar on a terminal, plain lines elsewhere.
+"""Progress for people: a line for each step, a moving bar on a terminal, plain lines elsewhere.
 
-Steps take a `Progress` and never print. Results (tables, JSON) go to standard output by the verbs; all that is said
-here goes to standard error, so that `--json` stays parseable.
+Steps take a `Progress` and never print. The commands print results (tables, JSON) to standard output; everything here
+goes to standard error, so that `--json` stays parseable.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import pytest
 
 from edge_forge.kinds import registry
 from edge_forge.plan import classifier_training, generator_training
-from edge_forge.plan.code_version import _closure, code_version
+from edge_forge.plan.step_runner import _closure, code_version
 from edge_forge.recipe.scaffold import _TEMPLATES
 
 CODES = {"classify": classifier_training.CODE, "generate": generator_training.CODE}

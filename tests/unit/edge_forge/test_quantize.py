@@ -4,13 +4,14 @@ import onnxruntime
 import pytest
 
 from edge_agent.base.errors import BackendError, ConfigError
-from edge_forge.export.onnx import number_formats as step
 from edge_forge.export.onnx import quantize as quantise
+from edge_forge.export.onnx import quantize as step
 from edge_forge.export.onnx.graph import GraphEditor
-from edge_forge.export.onnx.number_formats import Int8Candidate, choose
 from edge_forge.export.onnx.quantize import (
+    Int8Candidate,
     ValueRange,
     calibrate,
+    choose,
     product_inputs,
     quantize_dynamic,
     quantize_embeddings,

@@ -1,7 +1,7 @@
-"""Rows as tokens: prompts that are not learned, answers that are, and several rows packed into one.
+"""Tokens of a generator's rows: prompts that are not learned, answers that are, and several rows packed into one.
 
-A dialogue is tokenised turn by turn, split where an answer begins: that is what a device sees, which tokenises a prompt
-and then goes on token by token.
+A dialogue is tokenised turn by turn, split where an answer begins, since a device tokenises a prompt as a whole and
+then goes on token by token. Prompts come from the renderer that the device uses (`edge_agent.bundle.chat_template`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The rows that a recipe trains and measures on: read, checked, split, counted.
+"""The rows that a classifier is trained and measured on: read, checked, split, counted.
 
 Local files are TSV (tab separated, no quoting), CSV (quoted as RFC 4180 says) or JSONL; a hub data set is loaded by
-id where `datasets` is installed. Every error names the file and the line. A row with twins in two splits, or a text
-with two labels, is only counted and warned of: it makes figures look better than they are, but it is the author's
-data. This module loads no runtime.
+id where `datasets` is installed. Every error names the file and the line. A text that is in two splits, or that has two
+labels, makes figures look better than they are; it is counted and warned of, and kept, since the data is the author's.
+This module loads no runtime.
 """
 
 from __future__ import annotations

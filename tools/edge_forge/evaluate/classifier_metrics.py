@@ -1,6 +1,6 @@
 """Scores of a classifier from its logits: pure numpy, no file, no model.
 
-What is *not* here: which rows are scored (`data`), how logits come about (`training.predict`, `measure`).
+The plan chooses the rows; `evaluate.predict` and `measure_onnx` compute the logits.
 """
 
 from __future__ import annotations

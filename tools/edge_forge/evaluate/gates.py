@@ -1,8 +1,8 @@
-"""What decides whether a graph is shipped: pure, figures in, verdicts out.
+"""The gates that decide whether a graph is shipped. Pure: figures in, verdicts out.
 
-Parity: an FP32 graph must compute what PyTorch computes. Loss: a smaller number format may lose so much accuracy
-against the FP32 form of the same graph and no more. The loss that is judged and stated is that of the measured (test)
-split, which chose nothing: between ways to INT8, `steps.quantize.choose` decides on the validation split.
+Parity: an FP32 graph must compute what PyTorch computes. Loss: a smaller number format may lose a limited number of
+accuracy points against the FP32 form of the same graph. The loss is judged on the measured (test) split, on which
+nothing was chosen: `export.onnx.quantize.choose` chooses between ways to INT8 on the validation split.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Scores of generated answers and of predicted tokens. What is not here: how answers come about."""
+"""Metrics of generated answers and of predicted tokens. `generator_scores` produces the answers and the losses.
+
+Apart from `generator_scores`, so that a change there does not run the GGUF conversion again, which needs `perplexity`.
+"""
 
 from __future__ import annotations
 

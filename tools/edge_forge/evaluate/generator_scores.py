@@ -1,4 +1,4 @@
-"""Scores of rows: by PyTorch (the base's beside the tuned model's), and by llama.cpp on a file that devices get."""
+"""Scores of an evaluation set by PyTorch (base and tuned model) and by llama.cpp (a file that devices get)."""
 
 from __future__ import annotations
 

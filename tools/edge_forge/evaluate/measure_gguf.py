@@ -1,7 +1,7 @@
-"""What the device's own backend makes of a GGUF file, how fast, and what it predicts to need: run in a child process.
+"""Measure a GGUF file with the device's own backend, in a child process: golden probes, speed, predicted memory.
 
-`python -m edge_forge.evaluate.measure_gguf` reads a JSON request on standard input. Golden probes come from here: the
-host writes down what the code of the device has computed.
+`python -m edge_forge.evaluate.measure_gguf` reads a JSON request on standard input. The golden probes of a package are
+what this code computes, which is the code that a device runs.
 """
 
 from __future__ import annotations

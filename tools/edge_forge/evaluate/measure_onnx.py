@@ -1,4 +1,4 @@
-"""What a variant does, measured by the very code that runs on the device: the same tasks, the same backend.
+"""Measure an ONNX variant with the tasks and the backend that a device runs: outputs, latency, memory.
 
 Only this module and `measure_gguf` import `edge_agent.tasks` and `edge_agent.backends`. Run as a program
 (`python -m edge_forge.evaluate.measure_onnx`, a JSON request on standard input) it measures the memory of its process.

@@ -1,8 +1,8 @@
-"""Golden probes: which texts, what each variant gave on this host, and how far a device may be off. Pure.
+"""Golden probes: the texts, what each variant computed for them on this host, and the tolerance of a device. Pure.
 
 A device runs the same file on another processor: FP32 differs there in the last bits, INT8 in the rounding of ranges.
-So the tolerance of a variant is what its number format itself costs on these texts (its distance from FP32), and never
-less than a floor per format: a device that is further off than the quantisation error computes something else.
+The tolerance of a variant is the distance of its number format from FP32 on these texts, and at least a floor for each
+format. A device that is further off than the quantisation error computes something else.
 """
 
 from __future__ import annotations

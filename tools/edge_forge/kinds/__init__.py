@@ -1,1 +1,4 @@
-"""What a recipe can make: one `Kind` object for each value of `task.kind`, found by the registry."""
+"""The kinds of recipes: one `Kind` object for each value of `task.kind`, found by the registry.
+
+Each kind has a file, however short: it is where a reader starts, and it is imported only when a recipe asks for it.
+"""

@@ -1,4 +1,4 @@
-"""What a kind of recipe is made of: its recipe, its plan, its reports. Commands work on these alone."""
+"""The parts of a kind of recipe: its recipe, its plan, its reports. The commands use nothing else of a kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A causal language model of Hugging Face: opened, its linear modules named, asked. Imports torch."""
+"""A causal language model of Hugging Face: open it, name its linear modules, compute losses, logits and answers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A Hugging Face encoder opened for training: its layers by name, and its lower part cut off.
+"""A Hugging Face encoder opened for training: its layers by name, and how its lower part is cut off.
 
-A cut encoder is the model's own class with its embeddings and lower layers replaced by modules that hand through what
-they are given. So its forward pass, its masks and every remaining module's name stay those of the full model, and
-adapters trained on it fit the full model by name.
+A cut encoder is the model's own class. Its embeddings and lower layers are replaced by modules that return their input,
+so its forward pass, its masks and every remaining module's name stay those of the full model, and adapters trained on
+it fit the full model by name.
 """
 
 from __future__ import annotations

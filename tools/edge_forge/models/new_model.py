@@ -1,4 +1,7 @@
-"""A new base: a byte-level BPE tokenizer trained on the recipe's text, and a Llama of its shape with random weights."""
+"""Make a new base: a byte-level BPE tokenizer trained on the recipe's text, and a Llama with random weights.
+
+This is the whole code of the `new-base` step, so that only a change here makes a new base.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Steps run once: a folder per (step, content of its inputs, settings, version of its code).
+"""The step cache: a folder for each step, named by its inputs, its settings and the version of its code.
 
     BUILD/steps/<step>/<key>/       what a step wrote, with record.json
     BUILD/tmp/                      a step at work; renamed into place when it is whole, removed when it is not
     BUILD/lock                      held by the build at work; a second one waits for it
 
-`record.json` holds the key's parts (so that one can see why a step ran again), the digest and size of every output,
-the time it took, and what the step has to say (`facts`). Inputs are named by content, never by path or time: a step
-that runs again and writes the same bytes does not make the steps after it run again.
+`record.json` holds the parts of the key (to see why a step ran again), the digest and size of every output, the seconds
+it took, and the facts that the step returned. Inputs are named by content, never by path or time: a step that runs
+again and writes the same bytes does not make the steps after it run again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The last part of a plan: probes, packages, signatures, and the check that a device would make.
+"""The last part of a classifier's plan: golden probes and unsigned packages.
 
 The packages of a recipe, in the order of their installation: the base's (LoRA), the adapter's (LoRA), the merged one.
-Each is packed unsigned and deterministic, then signed, then read back against the trust root.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""A recipe's steps and what each needs: every step is a property that asks for those before it.
+"""The first part of a classifier's plan: data, base, training, scores by PyTorch.
 
-    data ─┬─▶ train ─▶ evaluate ─┐
-    base ─┴─▶ export ─▶ quantize ─▶ measure ─▶ gates ─▶ package ─▶ sign ─▶ verify ─▶ report
-
-Asking for a step runs it and what it needs, each once, through the cache. The work itself is in `steps` and
-`measure`, imported when a step really runs; here is only what goes in, what comes out, and what the key is made of.
+Every step is a property that asks for the steps before it; asking runs each once, through the cache. A step states its
+inputs, its settings and its outputs here. The modules that do the work are imported when the step runs.
 """
 
 from __future__ import annotations
@@ -34,8 +31,8 @@ CODE: Code = {
     "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
     "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
-    "quantize": (("edge_forge.export.onnx.number_formats",), _RUNTIME),
-    "choose": (("edge_forge.export.onnx.number_formats",), ()),
+    "quantize": (("edge_forge.export.onnx.quantize",), _RUNTIME),
+    "choose": (("edge_forge.export.onnx.quantize",), ()),
     "measure": (
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.classifier_metrics", "edge_agent.backends.onnx"),
         _RUNTIME,

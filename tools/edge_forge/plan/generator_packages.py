@@ -1,4 +1,4 @@
-"""The last part of a generator's plan: golden probes and packages, and the figures for the report."""
+"""The last part of a generator's plan: golden probes and unsigned packages."""
 
 from __future__ import annotations
 

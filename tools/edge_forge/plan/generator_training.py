@@ -1,7 +1,6 @@
-"""A generator's recipe as steps: every step is a property that asks for those before it.
+"""The first part of a generator's plan: data, base, training, scores by PyTorch.
 
-    data ─┬─▶ train ─▶ evaluate (PyTorch, base and tuned)
-    base ─┴─▶ gguf (F16, proven by logits) ─▶ quantize ─▶ measure (llama.cpp) ─▶ gates ─▶ package ─▶ sign ─▶ report
+Every step is a property that asks for the steps before it; asking runs each once, through the cache.
 
 A base is a folder or a hub model (`bases`), one with random weights that is made here ("new:llama"), or what another
 recipe trains ("recipe:PLACE"), which is built first, in the same build folder.
@@ -216,7 +215,7 @@ class GeneratorTraining:
         return self.data.measured[1][: self.recipe.evaluate.rows]
 
     def evaluation_set(self, folder: Path) -> Any:
-        """What is asked for scores (`evaluate.EvaluationSet`), in the tokens of a model folder."""
+        """What is asked for scores (`generator_scores.EvaluationSet`), in the tokens of a model folder."""
         from edge_forge.data.chat_tokenizer import ChatTokenizer
         from edge_forge.evaluate.generator_scores import EvaluationSet
 

@@ -1,4 +1,4 @@
-"""The second part of a generator's plan: GGUF files, their number formats, and what each of them is worth."""
+"""The second part of a generator's plan: GGUF files, their number formats, and the figures of each."""
 
 from __future__ import annotations
 

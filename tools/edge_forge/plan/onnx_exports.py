@@ -1,9 +1,9 @@
-"""The second part of a plan: graphs for devices, their number formats, and what each of them is worth.
+"""The second part of a classifier's plan: ONNX graphs, their number formats, and the figures of each.
 
     train ─▶ export-merged ─▶ quantize ─▶ measure ─┐
     base ──▶ export-base ───▶ quantize ─▶ measure ─┴▶ gates
 
-Everything is measured by the code that the device runs (`edge_forge.evaluate.measure_onnx`).
+The code that the device runs measures everything (`evaluate.measure_onnx`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class OnnxExports:
 
     @property
     def bank(self) -> dict[str, Any]:
-        """Fields of `steps.export.Bank`: all modules, so that any adapter of the base fits."""
+        """Fields of `export_graphs.Bank`: all modules, so that any adapter of the base fits."""
         export = self.recipe.export
         return {"targets": ("all",), "first_layer": 0, "rank": export.bank_rank, "max_labels": export.bank_labels}
 
@@ -96,7 +96,7 @@ class OnnxExports:
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
-            from edge_forge.export.onnx.number_formats import make
+            from edge_forge.export.onnx.quantize import make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=[_DYNAMIC],
@@ -122,7 +122,7 @@ class OnnxExports:
             settings |= {"rows": quantize.calibration_rows, "seed": self.recipe.data.seed}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.number_formats import make
+            from edge_forge.export.onnx.quantize import make
 
             rows = sample(self.training.data.train, quantize.calibration_rows, self.recipe.data.seed)
             made = make(
@@ -236,7 +236,7 @@ class OnnxExports:
             return None
 
         def work(_: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.number_formats import Int8Candidate, choose
+            from edge_forge.export.onnx.quantize import Int8Candidate, choose
 
             candidates = {name: Int8Candidate(*found) for name, found in measured.items()}
             return choose(candidates.pop("fp32"), candidates)._asdict()

@@ -1,4 +1,4 @@
-"""The part of a plan that every recipe shares: packages are written, signed, and read back as a device would."""
+"""Write packages, sign them, and read each back against the trust root as a device would; the same for all kinds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PackageSigner:
 
     @cached_property
     def keys(self) -> Any:
-        """The key folder (`packaging.keys.KeyFolder`). Development keys are made where the recipe names none."""
+        """The key folder (`package.keys.KeyFolder`). Development keys are made where the recipe names none."""
         from edge_forge.package.keys import KeyFolder, keygen
 
         named = self.recipe.package.keys
@@ -100,7 +100,7 @@ class PackageSigner:
     def packaged(
         self, product: str, counter: int, inputs: Mapping[str, str], settings: Mapping[str, Any], pack: Any
     ) -> StepResult:
-        """One unsigned package; `pack(folder, release)` writes it and returns `packaging.build.Built`."""
+        """One unsigned package; `pack(folder, release)` writes it and returns `package.build.BuiltPackage`."""
         section, now_s = self.recipe.package, releases.issued_s()
         names = ("channel", "hardware", "min_agent", "expires_days")
         release = {"counter": counter, **{name: getattr(section, name) for name in names}}

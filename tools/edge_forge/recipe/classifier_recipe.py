@@ -1,11 +1,11 @@
-"""`recipe.toml`: what a model is made of, checked before anything runs.
+"""The recipe of a classifier: its sections, and what is checked before anything runs.
 
-Every key has a type, bounds and a default; a key that is not known is an error that names the file, the key and the
-nearest known one, so that a typing error never turns into a default in silence. `docs/recipe.md` lists the keys,
-`edge-forge init` writes a commented recipe. This module loads no runtime.
+Every key has a type, bounds and a default. An unknown key is an error that names the file, the key and the nearest
+known one, so that a typing error never falls back to a default. `docs/recipe.md` lists the keys; `edge-forge init`
+writes a commented recipe. This module loads no runtime.
 
 Values that name places (`base.source`, the files of `data`, `package.keys`) may hold `${NAME}` or `${NAME:-default}`.
-Relative paths are meant from the recipe's folder; those that a variable brings, from the current folder.
+Relative paths start at the recipe's folder; those that a variable brings start at the current folder.
 """
 
 from __future__ import annotations

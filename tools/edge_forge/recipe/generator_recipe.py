@@ -1,4 +1,4 @@
-"""The sections of a recipe whose `task.kind` is "generate"; read and checked as those of encoders (`recipe_form`)."""
+"""The recipe of a generator (`task.kind = "generate"`): its sections, and what is checked before anything runs."""
 
 from __future__ import annotations
 

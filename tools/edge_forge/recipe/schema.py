@@ -1,7 +1,6 @@
-"""How a recipe is read, whatever it makes: TOML, tables, variables, unknown keys; and the sections that all share.
+"""Read a recipe of any kind: TOML, tables, variables, unknown keys; and the sections that all kinds share.
 
-What kinds of recipes there are, and their own sections, is in `recipe` (encoders) and `generate.recipe` (generators).
-This module loads no runtime.
+The sections of one kind are in `classifier_recipe` and `generator_recipe`. This module loads no runtime.
 """
 
 from __future__ import annotations

@@ -13,8 +13,19 @@ from typing import Any
 from edge_forge.progress import duration, size
 from edge_forge.report import plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
-from edge_forge.report.claims import training_claims, variant_claims
-from edge_forge.report.runs import COSTS, Runs, claims, cost_changes, cost_panels, costs, settings
+from edge_forge.report.claims import (
+    COSTS,
+    Runs,
+    claims,
+    cost_changes,
+    cost_panels,
+    costs,
+    percent,
+    settings,
+    training_claims,
+    variant_claims,
+    wilson,
+)
 
 _COLUMNS = ("model", "accuracy", "macro-F1", "MCC", "ECE", "size", "memory", "latency p50", "against PyTorch")
 
@@ -44,14 +55,6 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
             [[f"`{one['file']}`", one["what"], size(one["size_bytes"]), f"`{one['digest'][:19]}…`"]
              for one in figures["packages"]],
         )  # fmt: skip
-
-
-def wilson(right: int, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927): (low, high), for 95 % by default."""
-    share, weight = right / rows, z * z / rows
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * (share * (1 - share) / rows + weight / (4 * rows)) ** 0.5 / (1 + weight)
-    return middle - half, middle + half
 
 
 def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
@@ -196,11 +199,6 @@ def _making(figures: Mapping[str, Any]) -> Iterator[Block]:
     )  # fmt: skip
     versions = figures["train"]["versions"]
     yield Paragraph("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with one digit."""
-    return f"{100 * share:.1f} %"
 
 
 def comparison_tables(runs: Runs) -> list[Table]:

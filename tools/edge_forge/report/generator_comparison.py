@@ -1,6 +1,7 @@
-"""The comparison of generators: runs side by side. `runs` maps a name to the figures of a build (`verbs.gather`).
+"""The comparison of generators: runs side by side. `runs` maps a name to the figures of a build.
 
-The base stands beside what was made of it, and a model in one file beside the base with an adapter attached.
+The base stands beside what was made of it, and a model in one file beside the base with an adapter attached. This
+module is apart from `generator_report`, the report of one build, since both show the same things in other tables.
 """
 
 from __future__ import annotations
@@ -11,9 +12,19 @@ from typing import Any, NamedTuple
 from edge_forge.progress import size
 from edge_forge.report import plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Paragraph, Table
-from edge_forge.report.classifier_report import percent, wilson
+from edge_forge.report.claims import (
+    COSTS,
+    Panel,
+    Runs,
+    claims,
+    cost_changes,
+    cost_panels,
+    costs,
+    percent,
+    settings,
+    wilson,
+)
 from edge_forge.report.generator_report import SCORES, cell, flat
-from edge_forge.report.runs import COSTS, Panel, Runs, claims, cost_changes, cost_panels, costs, settings
 
 _DRAWN = {"perplexity": "{:.3f}", "exact_match": "{:.3f}", "bleu": "{:.1f}", "rouge_l": "{:.3f}"}
 # Of files at a terminal and in the drawing: there are many, and these two tell them apart.

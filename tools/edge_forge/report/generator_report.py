@@ -1,4 +1,4 @@
-"""The report of one build of a generator: from the figures of `generate.verbs.gather` to blocks. Pure."""
+"""The report of one build of a generator: from the figures of `plan.generator_plan` to blocks. Pure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def flat(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of an exam (`evaluate.by_torch`) with those of its answers beside the perplexity."""
+    """The scores of an evaluation set (`generator_scores.by_torch`) with those of its answers beside the perplexity."""
     return {**scores, **(scores.get("answers") or {})}
 
 

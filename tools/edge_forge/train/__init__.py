@@ -1,5 +1,5 @@
-"""Training: LoRA and full fine-tuning of an encoder with a linear head, by transformers' Trainer and peft.
+"""Training by transformers' Trainer and peft: what a run may be told, and the worker process that runs it.
 
-A run reads top to bottom in `session`. `launch.train` starts it in a worker process; `presets.settings` makes its
-settings; `predict.predict` gives a result's logits in PyTorch. Only what runs in the worker imports torch.
+`methods` says what is trained. For each kind, `*_job` starts a run in a worker process, and `*_session` is the run from
+top to bottom. Only what runs in the worker imports torch.
 """

@@ -1,4 +1,4 @@
-"""Rows on their way into the model: by number, gathered batch-wise, in batches of near-equal length."""
+"""Batches of rows for the trainer: rows by number, collated batch-wise, in batches of near-equal length."""
 
 from __future__ import annotations
 

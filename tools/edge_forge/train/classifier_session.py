@@ -1,4 +1,4 @@
-"""The story of one training run: tokenise, open, keep, measure, train, save. Runs in the worker process."""
+"""One training run of a classifier in the worker process: open, keep states, measure, train, save."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a training run reads: tokens once, and below the lowest adapted layer hidden states once.
+"""Inputs of a training run that are computed once: tokens, and the hidden states below the lowest adapted layer.
 
-The frozen part of the network gives the same answer in every epoch, so it is run once per text and kept: in memory
-while small, else in a file that is read row by row (`pread`), so that the process does not hold it.
+The frozen layers compute the same in every epoch, so they run once for each text and their output is kept: in memory
+while it is small, else in a file that is read row by row (`pread`), so that the process does not hold it.
 """
 
 from __future__ import annotations

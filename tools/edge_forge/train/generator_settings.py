@@ -1,4 +1,4 @@
-"""What a training run of a generator may be told, and where its values start; checked as those of encoders are."""
+"""The settings of a training run of a generator and their presets; checked as those of encoders are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_forge.train.settings import replaced
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """One training run. Keys that encoders have too mean the same (`training.settings.TrainSettings`)."""
+    """One training run. Keys that encoders have too mean the same (`train.settings.TrainSettings`)."""
 
     # "lora": adapters are trained; "full": every weight is.
     method: str = LORA.name

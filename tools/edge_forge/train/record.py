@@ -1,4 +1,4 @@
-"""What a training run was and what it cost, as a record that is written beside its result."""
+"""The record of a training run: settings, cost and curves, written beside its result."""
 
 from __future__ import annotations
 

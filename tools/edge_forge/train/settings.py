@@ -32,7 +32,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training run. The defaults of a run come from `presets.settings`, which starts from a named preset."""
+    """One training run. The defaults of a run come from `settings`, which starts from a named preset."""
 
     # "lora": adapters and head are trained; "full": every weight is.
     method: str = LORA.name

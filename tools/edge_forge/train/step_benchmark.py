@@ -1,6 +1,7 @@
-"""How a step is computed fastest here: a short measurement at start, whose figures go into the record.
+"""Measure at the start of a run how a step is computed fastest: precision, threads, tokens at once.
 
-It has a budget: on a slow or busy machine what is left is not measured, and the choice falls on what is known to work.
+The measurement has a time budget: on a slow or busy machine the rest is not measured and safe values are taken. The
+record keeps the figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The gguf steps: files from a model folder or an adapter, each proven by logits before it counts.
+"""The gguf steps: write files from a model folder or an adapter, and compare each with PyTorch before it is used.
 
 Parity is the largest relative L2 distance of a row of logits between PyTorch in float32 and llama.cpp on the F16 file,
-over sample texts; beyond the recipe's tolerance the step fails. The tokenizers are compared on the same texts.
+over sample texts; a step fails beyond the recipe's tolerance. The tokenizers are compared on the same texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""llama.cpp for the forge: every call in a child process, since it ends a process that asks it for the wrong thing."""
+"""llama.cpp for the forge: every call runs in a child process, since llama.cpp aborts its process on bad inputs."""
 
 from __future__ import annotations
 

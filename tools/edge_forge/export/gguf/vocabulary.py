@@ -1,10 +1,10 @@
 """A tokenizer as GGUF keys: tokens, their kinds, merges or scores, special ids, how text is split, the chat template.
 
 Two kinds exist. Byte-level BPE ('gpt2' in GGUF) splits text by a regular expression first; llama.cpp knows these by
-name (`tokenizer.ggml.pre`), and a wrong name tokenises wrongly without a word. So the name is derived from the
+name (`tokenizer.ggml.pre`), and a wrong name gives wrong tokens without an error. So the name is derived from the
 pre-tokenizer's own structure, an unknown one is refused, and what llama.cpp then makes of sample texts is compared with
-the tokenizer itself (`steps.gguf`). BPE over pieces with byte fallback ('llama' in GGUF: Llama 2, Gemma) carries scores
-instead of merges; `tokenizer.json` has only merges, and their rank is the order of the scores.
+the tokenizer itself (`export.gguf.convert`). BPE over pieces with byte fallback ('llama' in GGUF: Llama 2, Gemma)
+carries scores instead of merges; `tokenizer.json` has only merges, and their rank is the order of the scores.
 """
 
 from __future__ import annotations

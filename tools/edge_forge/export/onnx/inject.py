@@ -9,7 +9,8 @@ Modules that read the same tensor share one A `[rows, d_in, k * rank]`, which is
 `[rows, rank, d_out]`, added to the module's own output. Against one block-diagonal B for all, this reads k times fewer
 bytes of bank and measures faster (docs/decisions/0031). The classifier is banked in the same way.
 
-Done last, on a graph that is already quantised: a quantiser folds or drops such inputs (facts: `quantize_dynamic`).
+The bank is injected last, into a graph that is already quantised: ONNX Runtime's `quantize_dynamic` folds or drops such
+inputs.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_agent.base.errors import BackendError
-
-from .graph import GraphEditor, metadata, set_metadata
-from .sites import LinearSite, read_sites
+from edge_forge.export.onnx.graph import GraphEditor, metadata, set_metadata
+from edge_forge.export.onnx.sites import LinearSite, read_sites
 
 KEY = "edge.bank"
 VERSION = 1

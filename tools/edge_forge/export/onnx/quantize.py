@@ -1,13 +1,14 @@
-"""Number formats of a float graph: INT8 (dynamic, or static QDQ) and float16.
+"""Number formats of an exported graph, INT8 (dynamic, or static QDQ) and float16, and which INT8 is shipped.
 
-Written node by node instead of by ONNX Runtime's quantiser, which fails on graphs of PyTorch's current exporter
-(onnxruntime#25890), counts padding into its ranges and wants calibration batches of one length; the patterns are the
-ones that ONNX Runtime fuses and TensorRT parses (docs/decisions/0032).
+`make` writes every candidate of a format into a folder: `fp16`, or `int8-dynamic` and `int8-static`. The plan measures
+them with the device's backend (`evaluate.measure_onnx`), and `choose` says which one is packed, and why.
 
-Quantised are the named linear sites, per output channel and symmetric, and large embedding tables (int8 rows with a
-scale each). All else stays float, tensor names and the site map survive, so the bank can be injected afterwards.
-All functions return a new model. `calibrate` measures the ranges of the sites' inputs on texts of the task, for static
-INT8.
+Graphs are quantised node by node here instead of by ONNX Runtime's quantiser, which fails on graphs of PyTorch's
+current exporter (onnxruntime#25890), counts padding into its ranges and wants calibration batches of one length; the
+patterns are the ones that ONNX Runtime fuses and TensorRT parses (docs/decisions/0032). Quantised are the named linear
+sites, per output channel and symmetric, and large embedding tables (int8 rows with a scale each). All else stays float;
+tensor names and the site map survive, so the bank can be injected afterwards. Every conversion returns a new model.
+`calibrate` measures the ranges of the sites' inputs on texts of the task, for static INT8.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, ConfigError
+from edge_forge.export.onnx.graph import FloatArray, GraphEditor, opset, save
+from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.sites import LinearSite, read_sites
 
-from .graph import FloatArray, GraphEditor, opset
-from .sites import LinearSite, read_sites
+if TYPE_CHECKING:
+    from edge_forge.export.onnx.export_graphs import Bank
 
 # The smallest table worth it: below this the extra nodes cost more than the bytes.
 EMBEDDING_BYTES_MIN = 1 << 20
@@ -75,7 +80,7 @@ def quantize_dynamic(model: onnx.ModelProto, keep_float: Collection[str] = ()) -
 def quantize_static(
     model: onnx.ModelProto, ranges: Mapping[str, ValueRange], symmetric: bool = False, keep_float: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """INT8 weights and activations with fixed `ranges` per input tensor (see `calibrate.py`), as QDQ nodes.
+    """INT8 weights and activations with fixed `ranges` per input tensor (see ``calibrate``), as QDQ nodes.
 
     A row's result does not depend on its batch. Outlier channels of a range stay float.
     uint8 codes with a zero point are what ONNX Runtime computes fastest; `symmetric` gives int8 codes without one, the
@@ -270,3 +275,105 @@ def product_inputs(model: onnx.ModelProto) -> list[str]:
     """The tensors that the sites' products read."""
     weights = {site.weight for site in read_sites(model)}
     return list(dict.fromkeys(n.input[0] for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights))
+
+
+DYNAMIC, STATIC, FLOAT16 = "int8-dynamic", "int8-static", "fp16"
+_BATCH_ROWS = 16
+# Losses closer than this (in accuracy, as a fraction) are taken for equal, and the faster candidate wins.
+_SAME_LOSS = 0.001
+
+
+class Int8Candidate(NamedTuple):
+    """A measured candidate: accuracy on held-out rows (fraction), median latency of one text."""
+
+    accuracy: float
+    p50_ms: float
+
+
+class Int8Choice(NamedTuple):
+    """The candidate to pack, its accuracy loss against FP32 (fraction; negative is a gain), and the reason in words."""
+
+    name: str
+    loss: float
+    reason: str
+
+
+def make(
+    *,
+    encoder_path: Path,
+    out_dir: Path,
+    formats: Sequence[str] = (DYNAMIC, STATIC, FLOAT16),
+    calibration: Sequence[str] = (),
+    tokenizer_path: Path | None = None,
+    max_tokens: int = 128,
+    bank: tuple[Bank, Sequence[str]] | None = None,
+) -> dict[str, Path]:
+    """Write `<format>.onnx` for every format and return the paths.
+
+    `encoder_path` is the export step's float `encoder.onnx`. `calibration` are texts like those to come (static INT8).
+    `bank` (the settings and the modules of the export) is injected last. Raises BackendError, ConfigError.
+    """
+    model = onnx.load(encoder_path)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name in formats:
+        converted = _converted(model, name, calibration, tokenizer_path, max_tokens)
+        if bank is not None:
+            if name == FLOAT16:
+                raise ConfigError("a banked base has no float16 form yet", "quantize", "ship fp16 as a merged model")
+            settings, modules = bank
+            inject_bank(converted, modules, settings.rank, settings.max_labels)
+        written[name] = out_dir / f"{name}.onnx"
+        save(converted, written[name])
+    return written
+
+
+def choose(reference: Int8Candidate, candidates: Mapping[str, Int8Candidate]) -> Int8Choice:
+    """The INT8 candidate with the least loss; among those within 0.1 points of it, the fastest. Pure."""
+    if not candidates:
+        raise BackendError("no INT8 candidate was measured", "quantize")
+    least = min(reference.accuracy - found.accuracy for found in candidates.values())
+    near = {n: c for n, c in candidates.items() if reference.accuracy - c.accuracy <= least + _SAME_LOSS + 1e-9}
+    name = min(near, key=lambda candidate: (near[candidate].p50_ms, candidate))
+    loss = reference.accuracy - candidates[name].accuracy
+    measured = "; ".join(
+        f"{n}: {(reference.accuracy - c.accuracy) * 100:+.2f} points lost, {c.p50_ms:.2f} ms"
+        for n, c in sorted(candidates.items())
+    )
+    why = "the least loss" if len(near) == 1 else "the fastest of those with the least loss"
+    return Int8Choice(name, loss, f"{name} has {why} ({measured}; FP32: {reference.p50_ms:.2f} ms)")
+
+
+def feeds(texts: Sequence[str], tokenizer_path: Path, max_tokens: int) -> list[Feed]:
+    """Padded batches of `texts`, texts of like length together."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(list(texts))), key=len)
+    batches: list[Feed] = []
+    for start in range(0, len(rows), _BATCH_ROWS):
+        part = rows[start : start + _BATCH_ROWS]
+        ids = np.zeros((len(part), len(part[-1])), np.int64)
+        mask = np.zeros_like(ids)
+        for place, row in enumerate(part):
+            ids[place, : len(row)] = row
+            mask[place, : len(row)] = 1
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
+
+
+def _converted(
+    model: onnx.ModelProto, name: str, calibration: Sequence[str], tokenizer_path: Path | None, max_tokens: int
+) -> onnx.ModelProto:
+    if name == DYNAMIC:
+        return quantize_embeddings(quantize_dynamic(model))
+    if name == FLOAT16:
+        return to_float16(model)
+    if name != STATIC:
+        raise ConfigError(f"there is no format {name!r}", "quantize", f"there are: {DYNAMIC}, {STATIC}, {FLOAT16}")
+    if tokenizer_path is None or not calibration:
+        raise ConfigError("static INT8 needs calibration texts and a tokenizer", "quantize")
+    ranges = calibrate(model, feeds(calibration, tokenizer_path, max_tokens))
+    return quantize_embeddings(quantize_static(model, ranges))

@@ -17,8 +17,7 @@ import numpy as np
 import onnx
 
 from edge_agent.base.errors import BackendError
-
-from .graph import FloatArray, GraphEditor, metadata, set_metadata
+from edge_forge.export.onnx.graph import FloatArray, GraphEditor, metadata, set_metadata
 
 KEY = "edge.sites"
 

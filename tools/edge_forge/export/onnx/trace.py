@@ -16,8 +16,7 @@ import onnx
 import torch
 
 from edge_agent.base.errors import BackendError
-
-from .graph import GraphEditor, opset
+from edge_forge.export.onnx.graph import GraphEditor, opset
 
 OPSET = 18
 # The file version that goes with it: the exporter writes 10, which ONNX Runtime reads from 1.18 on only.

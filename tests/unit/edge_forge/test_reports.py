@@ -144,7 +144,7 @@ def test_bars_of_close_shares_begin_near_them_and_say_so():
 
 
 def test_wilson_gives_the_textbook_interval():
-    low, high = classifier_report.wilson(81, 263)  # Newcombe 1998, table I
+    low, high = claims.wilson(81, 263)  # Newcombe 1998, table I
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 

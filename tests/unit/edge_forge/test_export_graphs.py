@@ -11,7 +11,7 @@ from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import predict_with_features
 from edge_forge.export.onnx import export_graphs as export
-from edge_forge.export.onnx import number_formats as quantize
+from edge_forge.export.onnx import quantize
 from edge_forge.export.onnx.export_graphs import Parity, demand, largest
 from edge_forge.export.onnx.graph import metadata, opset
 from edge_forge.train.lora import save_adapter

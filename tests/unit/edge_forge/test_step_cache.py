@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from edge_agent.base.errors import EdgeError
-from edge_forge.plan import code_version as versions
+from edge_forge.plan import step_runner as versions
 from edge_forge.plan.cache import BuildStep, Cache, canonical, describe, write_json
-from edge_forge.plan.code_version import code_version
+from edge_forge.plan.step_runner import code_version
 from edge_forge.progress import Progress
 
 
