@@ -79,7 +79,7 @@ class HostMonitor:
         memory = self.memory(mapped_bytes)
         return MemorySigns(
             memory.available_bytes,
-            memory.kept_bytes,
+            memory.reserve_bytes,
             self.reading("memory_pressure_some").value,
             self.reading("memory_pressure_full").value,
             self._counts(),

@@ -32,7 +32,7 @@ class MemoryAccounting:
         self._gpu_bytes[served.name] = max(0, self._host.gpu_bytes() - gpu_before_bytes)
         if not self._measure(served, served.load_s) and fallback_bytes:
             served.footprint_bytes = fallback_bytes + self._gpu_bytes[served.name]
-            self.ledger.state(served.name, served.footprint_bytes, served.load_s)
+            self.ledger.hold_estimate(served.name, served.footprint_bytes, served.load_s)
         self._keep()
 
     def measure(self, served_models: Iterable[ServedModel], now_s: float) -> None:

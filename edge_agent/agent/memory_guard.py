@@ -49,7 +49,7 @@ class MemoryGuard:
         return {
             "stage": self.stage.name.lower(),
             "available_bytes": None if memory is None else memory.available_bytes,
-            "reserve_bytes": None if memory is None else memory.kept_bytes,
+            "reserve_bytes": None if memory is None else memory.reserve_bytes,
             "budget_bytes": None if memory is None else memory.budget_bytes,
             "outstanding_bytes": ledger.outstanding_bytes,
             "models": {

@@ -305,11 +305,11 @@ class ModelManager:
             ) from error
         served.attached[name] = adapter.digest
 
-    def residents(self) -> Sequence[residency.Resident]:
+    def residents(self) -> Sequence[residency.ResidentModel]:
         """The loaded models, as the residency decision sees them."""
         now_s = self._clock.monotonic_s()
         return [
-            residency.Resident(
+            residency.ResidentModel(
                 served.name,
                 account.reserved_bytes,
                 served.lock.locked() or (len(served.queue) > 0 and not served.yielding),

@@ -8,7 +8,7 @@ from typing import Protocol
 from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
-from edge_agent.core.memory_ledger import MeasuredFootprint
+from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.worker_messages import (
@@ -134,11 +134,11 @@ class FootprintCache(Protocol):
 
     Implemented by `store.footprint_cache.FootprintFile`."""
 
-    def read(self) -> Mapping[str, MeasuredFootprint]:
+    def read(self) -> Mapping[FootprintKey, MeasuredFootprint]:
         """The figures by variant; empty where there are none, or none that can be believed."""
         ...
 
-    def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
+    def write(self, figures: Mapping[FootprintKey, MeasuredFootprint]) -> None:
         """Keep them, atomically. A disk that cannot is said in the log, not raised: the figures are a convenience."""
         ...
 

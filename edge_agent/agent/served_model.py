@@ -15,7 +15,7 @@ from edge_agent.core.forecast import WorkerLoad
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.grammar_bans import GrammarBans
 from edge_agent.core.job import Job
-from edge_agent.core.memory_ledger import BOUNDED, MemoryClaim
+from edge_agent.core.memory_ledger import MemoryClaim
 from edge_agent.core.priority_load import PriorityLoad
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
@@ -161,11 +161,11 @@ class ServedModel:
         of a generator whose header was read by that, since the trial may have been made with another context."""
         variant = self.to_load
         if self.budget_bytes:
-            return MemoryClaim(f"{variant.digest}{BOUNDED}", variant.runtime, self.budget_bytes)
+            return MemoryClaim(variant.digest, variant.runtime, self.budget_bytes, bounded=True)
         settings = settings_text(variant, self.model.variant)
         tried = variant.measured.peak_bytes if variant.measured and variant.sizing is None and not settings else 0
         stated_bytes = tried or variant.peak_bytes or 2 * variant.size_bytes
-        return MemoryClaim(f"{variant.digest} {settings}".rstrip(), variant.runtime, stated_bytes)
+        return MemoryClaim(variant.digest, variant.runtime, stated_bytes, settings)
 
     @property
     def to_load(self) -> Variant:

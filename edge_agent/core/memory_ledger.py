@@ -1,49 +1,82 @@
-"""The byte ledger: what models are promised, what they hold, and how far the promise was from the truth.
+"""The byte ledger: which memory each model has been promised, what it holds, and how wrong the predictions were.
 
-    needed = ledger.promise(name, claim)      before the load: asked of `residency` and set aside
-    ledger.hold(name, held, mapped)           measured after the load and while it works
-    ledger.state(name, stated, load_s)        where the kernel lets nothing be measured
-    ledger.release(name)                      its worker has ended
+    needed = ledger.promise(name, claim)             before the load, once `residency` has found room
+    ledger.hold(name, held_bytes, mapped_bytes)      after the load and while the model is used: measured
+    ledger.hold_estimate(name, stated_bytes, load_s) where the kernel permits no measurement
+    ledger.release(name)                             when its worker has ended
 
-A model grows after its load (arenas, caches), so what it was promised and does not hold yet stays spoken for. Weights
-that are mapped from a file count as available to the kernel although a model that loses them runs from the disk; they
-are spoken for too. The most that a variant held is its prediction the next time; one that was never loaded here is
-predicted by the package's figure times what its runtime's figures were usually off by.
+A model grows after its load (arenas, caches), so bytes that it was promised and does not hold yet stay reserved. The
+kernel counts weights that are mapped from a file as available, although a model that loses them reads them from the
+disk again; they are reserved as well. The most that a variant held is the prediction for its next load. A variant that
+was never loaded on this device is predicted as the package's figure times the usual error of its runtime's figures.
 
-Pure: measurements come in as numbers, the owner keeps `figures()` on disk. Who may load and who leaves is
-`residency`'s business.
+Pure: measurements come in as numbers, and the owner stores `figures()` on disk. `residency` decides which model may be
+loaded and which is evicted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 LEAST_RATIO, HIGHEST_RATIO = 0.5, 3.0
-"""Bounds on a runtime's correction: beyond them a measurement or a package is wrong, not a rule."""
+"""Bounds of a runtime's correction: beyond them a measurement or a package is wrong, and no other model should be
+predicted by it."""
 WORTH_KEEPING = 0.05
-"""A figure is worth a write to the card when it moved by more than a twentieth."""
+"""A figure is written to the memory card again when it has changed by more than 5 %."""
 TAKEN_AT_LOAD = 0.8
-"""What is held of a runtime's own figure right after the load at least: the rest comes with the first use."""
+"""Share of a runtime's own figure that counts as held right after the load; the rest is allocated with the first use.
+"""
 FIGURES_KEPT = 64
+_BOUNDED_SUFFIX = " shrunk"
+
+
+class FootprintKey(NamedTuple):
+    """What a measured footprint belongs to.
+
+    `digest` names the variant. `settings`: a generator's context and sequences where they are not the package's, since
+    they change its bytes ("" otherwise). `bounded`: the model was loaded into the memory that there was, so its stated
+    bytes are a bound and not a need.
+    """
+
+    digest: str
+    settings: str = ""
+    bounded: bool = False
+
+    @property
+    def text(self) -> str:
+        """The key as the file on disk holds it: 'DIGEST', 'DIGEST SETTINGS', each with ' shrunk' where bounded."""
+        settings = f" {self.settings}" if self.settings else ""
+        return f"{self.digest}{settings}{_BOUNDED_SUFFIX if self.bounded else ''}"
+
+    @classmethod
+    def parse(cls, text: str) -> FootprintKey:
+        """The key of a text; the inverse of `text`."""
+        name = text.removesuffix(_BOUNDED_SUFFIX)
+        digest, _, settings = name.partition(" ")
+        return cls(digest, settings, bounded=name != text)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryClaim:
-    """What a variant says of itself: `digest` names it, `stated_bytes` is the package's figure.
-
-    A generator with other settings than its package's holds other bytes: then the settings follow the digest, after a
-    space.
-    """
+    """What a variant says that it needs: `stated_bytes` of memory on `runtime`. For the rest see `FootprintKey`."""
 
     digest: str
     runtime: str
     stated_bytes: int
+    settings: str = ""
+    bounded: bool = False
+
+    @property
+    def key(self) -> FootprintKey:
+        """Under what its measurements are kept."""
+        return FootprintKey(self.digest, self.settings, self.bounded)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredFootprint:
-    """What a variant was found to hold on this device at most, and the seconds that its load took."""
+    """The most bytes that a variant held on this device, and the seconds that its load took."""
 
     runtime: str
     stated_bytes: int
@@ -53,10 +86,10 @@ class MeasuredFootprint:
 
 @dataclass(slots=True)
 class MemoryAccount:
-    """A model in memory or on its way there.
+    """A model in memory or being loaded.
 
-    `promised_bytes`: set aside for it; `held_bytes`: measured last; `mapped_bytes`: the part of these that is mapped
-    from files; `most_bytes`: the highest of all measurements since its load.
+    `promised_bytes`: reserved for it. `held_bytes`: last measurement; `mapped_bytes`: its part that is mapped from
+    files; `most_bytes`: the highest measurement since the load.
     """
 
     claim: MemoryClaim
@@ -67,73 +100,68 @@ class MemoryAccount:
 
     @property
     def reserved_bytes(self) -> int:
-        """What may not be given to anybody else, and what comes free when it leaves."""
+        """Bytes that no other model may get, and that become free when this one is evicted."""
         return max(self.promised_bytes, self.held_bytes)
 
 
-BOUNDED = " shrunk"
-"""Ends the name of a variant that was loaded into the bytes there were: its stated bytes are a bound."""
-
-
 class MemoryLedger:
-    """The accounts of all models in memory, and the figures of all variants that ever were."""
+    """The accounts of all models in memory, and the measured footprints of up to `FIGURES_KEPT` variants."""
 
-    def __init__(self, figures: Mapping[str, MeasuredFootprint] | None = None) -> None:
+    def __init__(self, figures: Mapping[FootprintKey, MeasuredFootprint] | None = None) -> None:
         self._figures = dict(figures or {})
         self._kept = dict(self._figures)
         self._accounts: dict[str, MemoryAccount] = {}
 
     def predict(self, claim: MemoryClaim) -> int:
-        """Bytes that the variant will hold at most."""
-        known = self._figures.get(claim.digest)
+        """The most bytes that the variant is expected to hold."""
+        known = self._figures.get(claim.key)
         return known.held_bytes if known else int(claim.stated_bytes * self.ratio(claim.runtime))
 
     def load_s(self, digest: str) -> float | None:
-        """Seconds that the variant's last load took here, with whatever settings; None before the first."""
-        return next(
-            (one.load_s for name, one in reversed(self._figures.items()) if name.partition(" ")[0] == digest), None
-        )
+        """Seconds that the variant's last load took on this device, with any settings; None before the first."""
+        return next((figure.load_s for key, figure in reversed(self._figures.items()) if key.digest == digest), None)
 
     def ratio(self, runtime: str) -> float:
-        """Measured over stated bytes, the (upper) median over the runtime's variants; 1 before the first.
+        """Measured over stated bytes: the (upper) median over the runtime's variants, 1 before the first.
 
-        What was stated as a bound, and not as a need, says nothing about needs.
+        Bounded loads are left out: their stated bytes say nothing about what a model needs.
         """
-        found = [
+        found = sorted(
             figure.held_bytes / figure.stated_bytes
-            for name, figure in self._figures.items()
-            if figure.runtime == runtime and figure.stated_bytes > 0 and not name.endswith(BOUNDED)
-        ]
-        return max(LEAST_RATIO, min(sorted(found)[len(found) // 2], HIGHEST_RATIO)) if found else 1.0
+            for key, figure in self._figures.items()
+            if figure.runtime == runtime and figure.stated_bytes > 0 and not key.bounded
+        )
+        return max(LEAST_RATIO, min(found[len(found) // 2], HIGHEST_RATIO)) if found else 1.0
 
     def promise(self, name: str, claim: MemoryClaim) -> int:
-        """Set a model's prediction aside and return it. A name that has an account already is a ValueError."""
+        """Reserve the predicted bytes of a model and return them. Raises ValueError if the name has an account."""
         if name in self._accounts:
             raise ValueError(f"{name!r} has an account already")
         self._accounts[name] = MemoryAccount(claim, self.predict(claim))
         return self._accounts[name].promised_bytes
 
     def hold(self, name: str, held_bytes: int, mapped_bytes: int = 0, load_s: float | None = None) -> None:
-        """A measurement of a model in memory; `load_s` comes with the first one, right after the load.
+        """Record a measurement of a model in memory; `load_s` comes with the first one, right after the load.
 
-        The figure is what this stay in memory needed at most, so that it also falls when a model shrinks for good.
+        The variant's figure becomes the maximum since this load, so it also falls when a model needs less than before.
         """
         account = self._accounts.get(name)
         if account is None:
             return
         account.held_bytes, account.mapped_bytes = held_bytes, min(mapped_bytes, held_bytes)
         account.most_bytes = max(account.most_bytes, held_bytes)
-        known = self._figures.pop(account.claim.digest, None)
-        took_s = load_s if load_s is not None else (known.load_s if known else 0.0)
         claim = account.claim
-        self._figures[claim.digest] = MeasuredFootprint(claim.runtime, claim.stated_bytes, account.most_bytes, took_s)
+        # Popped and set again: the dictionary is in the order of the last measurement, and the oldest is dropped.
+        known = self._figures.pop(claim.key, None)
+        took_s = load_s if load_s is not None else (known.load_s if known else 0.0)
+        self._figures[claim.key] = MeasuredFootprint(claim.runtime, claim.stated_bytes, account.most_bytes, took_s)
         while len(self._figures) > FIGURES_KEPT:
             del self._figures[next(iter(self._figures))]
 
-    def state(self, name: str, stated_bytes: int, load_s: float) -> None:
-        """A model was loaded and cannot be measured: the runtime's own figure, of which a part may come with its use.
+    def hold_estimate(self, name: str, stated_bytes: int, load_s: float) -> None:
+        """Record the runtime's own figure for a model that was loaded and cannot be measured.
 
-        That part stays spoken for until a measurement says otherwise.
+        Only `TAKEN_AT_LOAD` of it counts as held; the rest stays reserved until a measurement replaces the estimate.
         """
         account = self._accounts.get(name)
         if account is None:
@@ -142,13 +170,13 @@ class MemoryLedger:
         account.held_bytes = int(stated_bytes * TAKEN_AT_LOAD)
 
     def settle(self, name: str) -> None:
-        """The model has worked for a while: what it never took is not promised to it any longer."""
+        """Reduce the promise to the highest measurement: the model has been in use long enough to have grown."""
         account = self._accounts.get(name)
         if account is not None and account.most_bytes:
             account.promised_bytes = account.most_bytes
 
     def release(self, name: str) -> None:
-        """The model's worker has ended, or was never begun; no account is no error."""
+        """Close the account: the model's worker has ended or was never started. A missing account is no error."""
         self._accounts.pop(name, None)
 
     def account(self, name: str) -> MemoryAccount | None:
@@ -161,26 +189,29 @@ class MemoryLedger:
 
     @property
     def outstanding_bytes(self) -> int:
-        """Promised, or taken once since the load, and not held now: MemAvailable still counts it."""
+        """Reserved and not held now, which MemAvailable still counts as available.
+
+        That includes bytes that a model held earlier since its load: it will take them again.
+        """
         return sum(max(one.promised_bytes, one.most_bytes) - one.held_bytes for one in self._accounts.values())
 
     @property
     def mapped_bytes(self) -> int:
-        """Mapped from files by models in memory: MemAvailable counts it although it is in use."""
+        """Mapped from files by models in memory: in use, although MemAvailable counts them as available."""
         return sum(one.mapped_bytes for one in self._accounts.values())
 
     @property
     def reserved_bytes(self) -> int:
-        """What all models in memory may take."""
+        """The bytes that all models in memory may use."""
         return sum(one.reserved_bytes for one in self._accounts.values())
 
-    def figures(self) -> Mapping[str, MeasuredFootprint]:
-        """What to keep on disk."""
+    def figures(self) -> Mapping[FootprintKey, MeasuredFootprint]:
+        """The measured footprints, to be stored on disk."""
         return dict(self._figures)
 
     def worth_keeping(self) -> bool:
-        """True when a figure is new or has moved enough since the last time this said so."""
-        changed = any(_moved(self._kept.get(digest), figure) for digest, figure in self._figures.items())
+        """Whether a figure is new or has changed by more than `WORTH_KEEPING` since this last returned True."""
+        changed = any(_moved(self._kept.get(key), figure) for key, figure in self._figures.items())
         if changed:
             self._kept = dict(self._figures)
         return changed

@@ -12,7 +12,7 @@ from typing import Literal
 
 from edge_agent.base.units import bytes_text
 from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
-from edge_agent.core.residency import reserve_bytes
+from edge_agent.core.residency import default_reserve_bytes
 from edge_agent.lifecycle.doctor_facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
 
@@ -279,7 +279,7 @@ def _memory(facts: DoctorFacts) -> Iterator[Check]:
         yield Check("memory", "fail", f"unknown: {available.reason or total.reason}", "mount /proc")
         return
     text = f"{bytes_text(available.value)} of {bytes_text(total.value)} available"
-    reserve = reserve_bytes(int(total.value)) if facts.reserve_bytes is None else facts.reserve_bytes
+    reserve = default_reserve_bytes(int(total.value)) if facts.reserve_bytes is None else facts.reserve_bytes
     remedy = "stop other programs, or keep fewer models resident"
     if facts.largest:
         held = ", ".join(f"{one.name} ({one.pid}) {bytes_text(one.rss_bytes)}" for one in facts.largest)

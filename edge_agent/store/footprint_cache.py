@@ -16,7 +16,7 @@ from msgspec import field
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.jsonio import Document, decode, encode
-from edge_agent.core.memory_ledger import MeasuredFootprint
+from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.store.disk import replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
@@ -34,7 +34,7 @@ class _Entry(Document, frozen=True, kw_only=True):
 
 
 class _Book(Document, frozen=True, kw_only=True):
-    """The whole file; `figures` by the digest of the variant's manifest."""
+    """The whole file; `figures` by `FootprintKey.text`."""
 
     schema: Literal[1] = 1
     figures: dict[str, _Entry] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class FootprintFile:
         self._path = folder / FIGURES_FILE
         self._told = False
 
-    def read(self) -> Mapping[str, MeasuredFootprint]:
+    def read(self) -> Mapping[FootprintKey, MeasuredFootprint]:
         """See `ports.Figures`."""
         try:
             book = decode(self._path.read_bytes(), _Book, str(self._path), FIGURES_BYTES)
@@ -57,14 +57,16 @@ class FootprintFile:
             log.warning("footprints measured earlier are begun anew: %s", error)
             return {}
         return {
-            digest: MeasuredFootprint(entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s)
-            for digest, entry in book.figures.items()
+            FootprintKey.parse(text): MeasuredFootprint(
+                entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s
+            )
+            for text, entry in book.figures.items()
             if entry.held_bytes > 0
         }
 
-    def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
+    def write(self, figures: Mapping[FootprintKey, MeasuredFootprint]) -> None:
         """See `ports.Figures`."""
-        book = _Book(figures={digest: _entry(figure) for digest, figure in figures.items()})
+        book = _Book(figures={key.text: _entry(figure) for key, figure in figures.items()})
         try:
             with translated(self._path.parent):
                 self._path.parent.mkdir(parents=True, exist_ok=True)

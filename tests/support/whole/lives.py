@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_agent.base.errors import StoreError
-from edge_agent.core.memory_ledger import MeasuredFootprint
+from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.reconnect import Reason
 from edge_agent.mqtt.spool import _HEADER, Segment, Spool
@@ -172,7 +172,7 @@ class KeptFigures(FootprintFile):
         self._life = life
         super().__init__(folder)
 
-    def write(self, figures: Mapping[str, MeasuredFootprint]) -> None:
+    def write(self, figures: Mapping[FootprintKey, MeasuredFootprint]) -> None:
         """See `FootprintFile.write`."""
         self._life.effect()
         super().write(figures)

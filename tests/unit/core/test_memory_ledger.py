@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.core import residency
-from edge_agent.core.memory_ledger import BOUNDED, FIGURES_KEPT, MeasuredFootprint, MemoryClaim, MemoryLedger
-from edge_agent.core.residency import Fits, HostMemory, Resident
+from edge_agent.core.memory_ledger import FIGURES_KEPT, FootprintKey, MeasuredFootprint, MemoryClaim, MemoryLedger
+from edge_agent.core.residency import Fits, HostMemory, ResidentModel
 
 CLAIM = MemoryClaim("sha256:a", "onnx", 100 * MIB)
 
@@ -29,7 +29,7 @@ def test_what_cannot_be_measured_keeps_a_part_spoken_for_until_it_can() -> None:
     """Seed 5089: the runtime's figure was taken for held; what came with the first use was promised to others."""
     ledger = MemoryLedger()
     ledger.promise("m", CLAIM)
-    ledger.state("m", 120 * MIB, load_s=2.0)
+    ledger.hold_estimate("m", 120 * MIB, load_s=2.0)
     assert ledger.outstanding_bytes == 24 * MIB
     ledger.settle("m")
     assert ledger.outstanding_bytes == 24 * MIB, "nothing was learned since"
@@ -37,21 +37,21 @@ def test_what_cannot_be_measured_keeps_a_part_spoken_for_until_it_can() -> None:
     ledger.hold("m", 110 * MIB)
     ledger.settle("m")
     assert (ledger.outstanding_bytes, ledger.reserved_bytes) == (10 * MIB, 120 * MIB)
-    ledger.state("nobody", 1, load_s=0.0)
+    ledger.hold_estimate("nobody", 1, load_s=0.0)
 
 
 def test_a_smaller_stay_corrects_downwards() -> None:
-    ledger = MemoryLedger({"sha256:a": MeasuredFootprint("onnx", 100 * MIB, 150 * MIB, 1.0)})
+    ledger = MemoryLedger({FootprintKey("sha256:a"): MeasuredFootprint("onnx", 100 * MIB, 150 * MIB, 1.0)})
     ledger.promise("m", CLAIM)
     ledger.hold("m", 90 * MIB)
     assert ledger.predict(CLAIM) == 90 * MIB
 
 
 def test_a_bound_that_was_not_needed_corrects_nobody() -> None:
-    bound = "sha256:a" + BOUNDED
+    bound = FootprintKey("sha256:a", bounded=True)
     figures = {
         bound: MeasuredFootprint("llamacpp", 3000, 1200, 1.0),
-        "sha256:b": MeasuredFootprint("llamacpp", 100, 110, 1.0),
+        FootprintKey("sha256:b"): MeasuredFootprint("llamacpp", 100, 110, 1.0),
     }
     assert MemoryLedger(figures).ratio("llamacpp") == 1.1
     assert MemoryLedger({bound: figures[bound]}).ratio("llamacpp") == 1.0
@@ -59,10 +59,10 @@ def test_a_bound_that_was_not_needed_corrects_nobody() -> None:
 
 def test_an_unknown_variant_is_corrected_as_its_runtime_s_others_were() -> None:
     figures = {
-        "sha256:a": MeasuredFootprint("onnx", 100, 150, 1.0),
-        "sha256:b": MeasuredFootprint("onnx", 100, 130, 1.0),
-        "sha256:c": MeasuredFootprint("onnx", 100, 900, 1.0),
-        "sha256:d": MeasuredFootprint("llamacpp", 100, 10, 1.0),
+        FootprintKey("sha256:a"): MeasuredFootprint("onnx", 100, 150, 1.0),
+        FootprintKey("sha256:b"): MeasuredFootprint("onnx", 100, 130, 1.0),
+        FootprintKey("sha256:c"): MeasuredFootprint("onnx", 100, 900, 1.0),
+        FootprintKey("sha256:d"): MeasuredFootprint("llamacpp", 100, 10, 1.0),
     }
     ledger = MemoryLedger(figures)
     assert ledger.predict(MemoryClaim("sha256:new", "onnx", 1000)) == 1500
@@ -88,7 +88,7 @@ def test_two_promises_under_one_name_are_a_bug() -> None:
 
 
 def test_only_a_figure_that_moved_is_worth_a_write() -> None:
-    ledger = MemoryLedger({"sha256:a": MeasuredFootprint("onnx", 100, 1000, 1.0)})
+    ledger = MemoryLedger({FootprintKey("sha256:a"): MeasuredFootprint("onnx", 100, 1000, 1.0)})
     ledger.promise("m", CLAIM)
     ledger.hold("m", 1040)
     assert not ledger.worth_keeping()
@@ -104,7 +104,7 @@ def test_the_figures_are_bounded_and_the_oldest_leaves() -> None:
         ledger.hold("m", 1)
         ledger.release("m")
     assert len(ledger.figures()) == FIGURES_KEPT
-    assert "sha256:0" not in ledger.figures()
+    assert FootprintKey("sha256:0") not in ledger.figures()
 
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -127,9 +127,9 @@ class Host(RuleBasedStateMachine):
     def memory(self) -> HostMemory:
         return HostMemory(self.total_bytes, self.total_bytes - sum(self.held.values()))
 
-    def residents(self) -> list[Resident]:
+    def residents(self) -> list[ResidentModel]:
         return [
-            Resident(name, account.reserved_bytes, busy=False, last_used_s=0.0, load_s=1.0)
+            ResidentModel(name, account.reserved_bytes, busy=False, last_used_s=0.0, load_s=1.0)
             for name, account in self.ledger.accounts().items()
         ]
 
@@ -176,7 +176,7 @@ class Host(RuleBasedStateMachine):
         assert sum(self.held.values()) <= self.ledger.reserved_bytes
         if self.held:
             assert self.ledger.reserved_bytes <= memory.ceiling_bytes
-            assert memory.available_bytes - self.ledger.outstanding_bytes >= memory.kept_bytes
+            assert memory.available_bytes - self.ledger.outstanding_bytes >= memory.reserve_bytes
 
     @invariant()
     def who_has_left_holds_nothing(self) -> None:
@@ -196,20 +196,20 @@ def test_popularity_fades_and_counts_against_the_cost_of_a_reload() -> None:
         uses.note(float(second))
     assert 9.0 < uses.now(10.0) < 10.0
     assert uses.now(10.0 + residency.POPULAR_S) == pytest.approx(uses.now(10.0) / 2.718281828, rel=1e-6)
-    rare = Resident("rare", GIB, False, 900.0, load_s=1.0, uses=0.5)
-    often = Resident("often", GIB, False, 100.0, load_s=1.0, uses=20.0)
-    costly = Resident("costly", GIB, False, 100.0, load_s=100.0, uses=0.5)
+    rare = ResidentModel("rare", GIB, False, 900.0, load_s=1.0, uses=0.5)
+    often = ResidentModel("often", GIB, False, 100.0, load_s=1.0, uses=20.0)
+    costly = ResidentModel("costly", GIB, False, 100.0, load_s=100.0, uses=0.5)
     assert sorted((rare, often, costly), key=lambda one: residency.worth(one, 1000.0)) == [rare, often, costly]
 
 
 def test_the_seconds_of_a_load_are_known_whatever_the_settings_were() -> None:
     ledger = MemoryLedger()
     assert ledger.load_s("sha256:g") is None
-    for digest, load_s in (("sha256:g", 3.0), ("sha256:g context=512", 2.0), ("sha256:gg", 9.0)):
-        ledger.promise("m", MemoryClaim(digest, "llamacpp", 100))
+    for digest, options, load_s in (("sha256:g", "", 3.0), ("sha256:g", "context=512", 2.0), ("sha256:gg", "", 9.0)):
+        ledger.promise("m", MemoryClaim(digest, "llamacpp", 100, options))
         ledger.hold("m", 100, load_s=load_s)
         ledger.release("m")
     assert ledger.load_s("sha256:g") == 2.0, "the last one"
-    assert ledger.predict(MemoryClaim("sha256:g context=1024", "llamacpp", 400)) == 400, (
+    assert ledger.predict(MemoryClaim("sha256:g", "llamacpp", 400, "context=1024")) == 400, (
         "others' bytes say nothing of it"
     )

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.core.residency import DoesNotFit, Fits, HostMemory, Resident, decide, reserve_bytes
+from edge_agent.core.residency import DoesNotFit, Fits, HostMemory, ResidentModel, decide, default_reserve_bytes
 
 PI_4GB = HostMemory(total_bytes=4 * GIB, available_bytes=3 * GIB)
 NOW_S = 1000.0
 
 
-def resident(name: str, mib: int, busy: bool = False, unused_s: float = 60.0, load_s: float = 1.0) -> Resident:
-    return Resident(name, mib * MIB, busy, NOW_S - unused_s, load_s)
+def resident(name: str, mib: int, busy: bool = False, unused_s: float = 60.0, load_s: float = 1.0) -> ResidentModel:
+    return ResidentModel(name, mib * MIB, busy, NOW_S - unused_s, load_s)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def resident(name: str, mib: int, busy: bool = False, unused_s: float = 60.0, lo
     ],
 )
 def test_the_reserve_follows_the_board(total_bytes: int, reserve: int) -> None:
-    assert reserve_bytes(total_bytes) == reserve
+    assert default_reserve_bytes(total_bytes) == reserve
 
 
 def test_what_fits_as_things_are_sends_nobody_away() -> None:
@@ -37,14 +37,14 @@ def test_what_fits_as_things_are_sends_nobody_away() -> None:
 
 
 def test_the_boundary_is_exact() -> None:
-    free = PI_4GB.available_bytes - reserve_bytes(PI_4GB.total_bytes)
+    free = PI_4GB.available_bytes - default_reserve_bytes(PI_4GB.total_bytes)
     assert decide(free, PI_4GB, 0, [], NOW_S) == Fits(())
     assert isinstance(decide(free + 1, PI_4GB, 0, [], NOW_S), DoesNotFit)
     assert isinstance(decide(free, PI_4GB, 1, [], NOW_S), DoesNotFit)
 
 
 def test_never_and_not_now_are_two_answers() -> None:
-    ceiling = PI_4GB.total_bytes - reserve_bytes(PI_4GB.total_bytes)
+    ceiling = PI_4GB.total_bytes - default_reserve_bytes(PI_4GB.total_bytes)
     never = decide(ceiling + 1, PI_4GB, 0, [resident("idle", 4096)], NOW_S)
     assert isinstance(never, DoesNotFit)
     assert never.never
@@ -96,7 +96,7 @@ def test_a_busy_model_stays_even_when_it_alone_would_do() -> None:
 
 RESIDENTS = st.lists(
     st.builds(
-        Resident,
+        ResidentModel,
         name=st.uuids().map(str),
         footprint_bytes=st.integers(0, 2 * GIB),
         busy=st.booleans(),
@@ -109,11 +109,11 @@ RESIDENTS = st.lists(
 
 @given(st.integers(0, 20 * GIB), st.integers(0, 16 * GIB), st.integers(0, 16 * GIB), st.integers(0, 4 * GIB), RESIDENTS)
 def test_any_decision_is_sound(
-    needed: int, total: int, available: int, promised: int, residents: list[Resident]
+    needed: int, total: int, available: int, promised: int, residents: list[ResidentModel]
 ) -> None:
     memory = HostMemory(total, available)
     decision = decide(needed, memory, promised, residents, NOW_S)
-    reserve = reserve_bytes(total)
+    reserve = default_reserve_bytes(total)
     free = available - reserve - promised
     by_name = {one.name: one for one in residents}
     if isinstance(decision, Fits):
