@@ -206,7 +206,7 @@ class GovernorLoop:
         duty_cycle = self._context.duty_cycle
         running = [served for served in self._manager.served_models.values() if served.running]
         power, grant = self._host.reading("power"), self._context.grant
-        self._context.energy.look(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
+        self._context.energy.sample(power, now_s, max(1, len(running)) * grant.threads, grant.clock)
         return governor.Observation(
             busy_share=duty_cycle.take_busy_share(now_s),
             row_s=duty_cycle.row_s(),

@@ -17,7 +17,7 @@ from edge_agent.agent.serving import ModelServer
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
-from edge_agent.core.forecast import batched, remaining_s, work_s
+from edge_agent.core.forecast import remaining_s, wait_and_compute_s, work_s
 from edge_agent.core.grammar_bans import brings_program
 from edge_agent.core.job import Job
 from edge_agent.core.request_table import RequestStatus
@@ -75,18 +75,18 @@ class Intake:
     def _take_request(self, request: Request, message: Inbound) -> None:
         now_s = self._context.clock.monotonic_s()
         key = (request.client, request.id)
-        seen = self._context.requests.seen(key, now_s, _fingerprint(message))
-        if seen is RequestStatus.NEW:
+        status = self._context.requests.status(key, now_s, _fingerprint(message))
+        if status is RequestStatus.NEW:
             self._admit(request, message, now_s)
             return
-        if seen is RequestStatus.TAKEN:
+        if status is RequestStatus.TAKEN:
             reason = "another request of this client with the same id is open; give each its own id or correlation data"
             self._refuse_request(request, admission.Refused(422, Cause.INVALID, reason, None), now_s)
             self._context.acks.release(message)
             return
         self._context.stats.duplicates += 1
         answer = self._context.requests.answer(key)
-        if seen is RequestStatus.ANSWERED and answer is not None:
+        if status is RequestStatus.ANSWERED and answer is not None:
             self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))
         self._context.acks.release(message)
 
@@ -131,7 +131,7 @@ class Intake:
         part = self._context.duty_cycle.share_of(served.name, grant)
         at = replace(served.station(grant, part), load_s=served.load_left_s(now_s))
         at = replace(at, running_s=remaining_s(served.running.values(), costs, at, now_s))
-        wait_s, compute_s = batched(served.queue, job, costs, at, now_s)
+        wait_s, compute_s = wait_and_compute_s(served.queue, job, costs, at, now_s)
         if wait_s is not None:
             wait_s = served.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, compute_s)

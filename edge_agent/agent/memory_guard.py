@@ -73,13 +73,13 @@ class MemoryGuard:
         before, self._state = self._state.stage, memory_pressure.decide(signs, self._state, now_s)
         if self.stage is not before:
             await self._change(before, signs)
-        reason = f"no memory: {memory_pressure.reason(signs, self._state.waits)}"
+        reason = f"no memory: {memory_pressure.reason(signs, self._state.stalls)}"
         self._manager.closed = Closure(Cause.MEMORY, reason) if self.stage >= PressureStage.SHORT else None
         if self.stage is not PressureStage.CALM:
             await self._make_room(signs, now_s)
 
     async def _change(self, before: PressureStage, signs: MemorySigns) -> None:
-        why = memory_pressure.reason(signs, self._state.waits)
+        why = memory_pressure.reason(signs, self._state.stalls)
         text = f"memory {before.name.lower()} -> {self.stage.name.lower()}: {why}"
         severity: Severity = "info" if self.stage < before else "warning"
         self._context.announce("memory-pressure", text, {"stage": self.stage.name.lower()}, severity)
@@ -105,9 +105,9 @@ class MemoryGuard:
     async def _make_room(self, signs: MemorySigns, now_s: float) -> None:
         if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= PressureStage.SHORT:
             self._shed_s = now_s
-            if await self._manager.shed(memory_pressure.reason(signs, self._state.waits)):
+            if await self._manager.shed(memory_pressure.reason(signs, self._state.stalls)):
                 self._ended_s = now_s
                 return
         if self.stage is PressureStage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
             self._ended_s = now_s
-            self._manager.end_largest(memory_pressure.reason(signs, self._state.waits))
+            self._manager.end_largest(memory_pressure.reason(signs, self._state.stalls))

@@ -100,7 +100,7 @@ class ModelManager:
         for name, model in active.items():
             self.served_models[name].model = model
             self.served_models[name].wake.set()
-        self._forms = adapter_routing.forms(tuple(active.values()), self.rules, self._ceiling_bytes)
+        self._forms = adapter_routing.route_adapters(tuple(active.values()), self.rules, self._ceiling_bytes)
         return new, gone
 
     def _ceiling_bytes(self) -> int | None:

@@ -8,7 +8,7 @@ from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, TextStatistics
 from edge_agent.bundle import drift_reference
 from edge_agent.core import drift
-from edge_agent.core.latency import Quantiles as Window
+from edge_agent.core.latency import QuantileWindow
 from edge_agent.protocol import telemetry
 
 NOT_TOLD: Mapping[drift_reference.Kind, str] = {
@@ -70,7 +70,7 @@ def _canary(served: ServedModel, adapter: str | None, now_s: float) -> telemetry
     return telemetry.AdapterCanary(last.ok, last.reason, round(now_s - last.at_s, 1))
 
 
-def quantiles(window: Window) -> telemetry.Quantiles | None:
+def quantiles(window: QuantileWindow) -> telemetry.Quantiles | None:
     """p50, p95 and p99 as a message part; None without samples."""
     summary = window.summary()
     p50, p95, p99 = (summary[name] for name in ("p50", "p95", "p99"))

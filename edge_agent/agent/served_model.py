@@ -11,12 +11,11 @@ from enum import Enum
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.bundle.variant_sizing import settings_text
-from edge_agent.core.forecast import WorkerLoad
+from edge_agent.core.forecast import PriorityLoad, WorkerLoad
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.grammar_bans import GrammarBans
 from edge_agent.core.job import Job
 from edge_agent.core.memory_ledger import MemoryClaim
-from edge_agent.core.priority_load import PriorityLoad
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
 from edge_agent.protocol.worker_messages import StepLimits

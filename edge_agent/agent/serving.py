@@ -201,9 +201,11 @@ class ModelServer:
             # Whose adapters are whose turn is the session's affair: it switches between two tokens.
             free = min(served.sequences, self._context.grant.max_rows) - len(served.running)
             near = frozenset(job.adapter for job in served.running.values())
-            return served.queue.next_batch(BatchLimits(free, mixed=True, near=near), now_s) if free > 0 else []
+            return (
+                served.queue.next_batch(BatchLimits(free, mixed=True, active_adapters=near), now_s) if free > 0 else []
+            )
         costs, at = self._context.costs, served.station(self._context.grant)
-        limits = BatchLimits(at.max_rows, served.mixed, takes_s=functools.partial(batch_s, costs, at))
+        limits = BatchLimits(at.max_rows, served.mixed, predict_s=functools.partial(batch_s, costs, at))
         batch = served.queue.next_batch(limits, now_s)
         self.overdue.refuse_hopeless(served, now_s, now_s + least_s(batch, costs, at))
         return batch

@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_agent.base.causes import Cause
 from edge_agent.bundle.drift_reference import BINS, fragmentation_histogram, histogram
-from edge_agent.core.latency import Quantiles
+from edge_agent.core.latency import QuantileWindow
 
 ADAPTERS_TOLD = 16
 
@@ -45,8 +45,8 @@ def _added(counts: list[int], more: list[int]) -> list[int]:
 class ModelStats:
     """One model's share since the last report. Latencies in milliseconds, answered requests only."""
 
-    total_ms: Quantiles = field(default_factory=Quantiles)
-    compute_ms: Quantiles = field(default_factory=Quantiles)
+    total_ms: QuantileWindow = field(default_factory=QuantileWindow)
+    compute_ms: QuantileWindow = field(default_factory=QuantileWindow)
     answered: int = 0
     rows: int = 0
     truncated: int = 0
@@ -56,7 +56,7 @@ class ModelStats:
     confidence_sum: float = 0.0
     joules: float | None = None
     statuses: Counter[int] = field(default_factory=Counter)
-    adapters: dict[str, Quantiles] = field(default_factory=dict)
+    adapters: dict[str, QuantileWindow] = field(default_factory=dict)
     seen: dict[str | None, TextStatistics] = field(default_factory=dict)
 
     def note_adapter(
@@ -64,7 +64,7 @@ class ModelStats:
     ) -> None:
         """The same answer, counted by adapter (None: the model alone)."""
         if adapter is not None:
-            self.adapters.setdefault(adapter, Quantiles()).add(total_ms)
+            self.adapters.setdefault(adapter, QuantileWindow()).add(total_ms)
         scores = [result["score"] for result in results if "score" in result]
         if scores or wording:
             self.seen.setdefault(adapter, TextStatistics()).note(scores, wording)

@@ -15,7 +15,7 @@ from msgspec import UnsetType
 from edge_agent.app.ask import DeviceTarget, check_deadline, connected, target
 from edge_agent.app.converse import generation_params
 from edge_agent.base.errors import RequestError, UsageError
-from edge_agent.core.latency import Quantiles
+from edge_agent.core.latency import QuantileWindow
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import StreamChunk
 
@@ -28,16 +28,16 @@ _WRONG_AT_MOST = 20
 """So many without one answer, and the test ends: all of its requests are alike."""
 
 
-def _samples() -> Quantiles:
-    return Quantiles(_WINDOW)
+def _samples() -> QuantileWindow:
+    return QuantileWindow(_WINDOW)
 
 
 @dataclass
 class Streams:
     """What answers in parts were like. First tokens and their latency are the client's, rates the device's."""
 
-    first_token_ms: Quantiles = field(default_factory=_samples)
-    tokens_per_s: Quantiles = field(default_factory=_samples)
+    first_token_ms: QuantileWindow = field(default_factory=_samples)
+    tokens_per_s: QuantileWindow = field(default_factory=_samples)
     finished: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -76,7 +76,7 @@ class Tally:
     """What became of requests: statuses, of every status but 200 the first reason, latency of what was served."""
 
     streams: Streams | None = None
-    latency_ms: Quantiles = field(default_factory=_samples)
+    latency_ms: QuantileWindow = field(default_factory=_samples)
     statuses: Counter[int] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
 

@@ -20,8 +20,8 @@ from edge_agent.bundle.variant_sizing import sized
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
+from edge_agent.core.energy import estimated
 from edge_agent.core.residency import HostMemory
-from edge_agent.core.trial_energy import estimated
 from edge_agent.protocol.worker_messages import LoadMemory, RuntimeAvailable, StepLimits
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
@@ -187,7 +187,7 @@ def models(config: Path | None) -> list[dict[str, Any]]:
     reasons = {history.name: history.why for history in library.models()}
     active = library.active()
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
-    found = adapter_routing.forms(active, wiring.form_rules(settings), lambda: _ceiling_bytes(settings, suite))
+    found = adapter_routing.route_adapters(active, wiring.form_rules(settings), lambda: _ceiling_bytes(settings, suite))
     return [_model_fields(model, reasons.get(model.name, ""), found) for model in active] + [
         {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "choice": "", "adapters": []}
         for problem in library.problems()

@@ -13,7 +13,7 @@ from edge_agent.config import secrets
 from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
-from edge_agent.core.energy import Utilisation
+from edge_agent.core.energy import UtilisationModel
 from edge_agent.core.thermal_model import PRIORS, prior_for
 from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
 from edge_agent.protocol.decode import Bounds
@@ -77,12 +77,12 @@ def threads(settings: Settings) -> int:
     return settings.worker.threads or len(os.sched_getaffinity(0))
 
 
-def utilisation(board: Board) -> Utilisation | None:
+def utilisation(board: Board) -> UtilisationModel | None:
     """What the board takes by its load, for boards whose figures are known; None elsewhere."""
     if board.key not in PRIORS:
         return None
     prior = prior_for(board.key)
-    return Utilisation(board.name, prior.idle_w, prior.full_w, board.cores)
+    return UtilisationModel(board.name, prior.idle_w, prior.full_w, board.cores)
 
 
 def wishes(settings: Settings) -> SelectionPolicy:

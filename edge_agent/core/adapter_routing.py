@@ -1,8 +1,9 @@
-"""Whether an adapter's requests run unmerged on their base, or on the merged model where that is installed too.
+"""Whether requests for an adapter run on the base model with the adapter, or on the merged model where it is installed.
 
-Both answer alike: the merged model is the same adapter folded into the same base (`merged_from` says so, by digests).
-Unmerged, an adapter costs a few MiB and shares its base's batches with all others; merged, it costs a model of its own
-and computes less. What counts was measured on this device, a text by itself either way. Pure.
+Both give the same answers: the merged model is the same adapter merged into the same base, which `merged_from` proves
+by digests. Unmerged, an adapter takes a few MiB and shares the base's batches with all other adapters. Merged, it takes
+the memory of a second model and computes less per text. The choice compares times measured on this device, of single
+texts in both forms. Pure.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import SAME_ACCURACY, Adapter, InstalledModel
 
 MERGED, UNMERGED = "merged", "unmerged"
-"""What an operator may name in `models.prefer`."""
+"""The words for `models.prefer`."""
 WORTH_MEMORY = 1.1
-"""'balanced' gives a second model its memory where the adapter takes more than a tenth longer."""
-ALIKE = 1.25
-"""Texts whose lengths differ by more than a quarter say nothing of each other's times."""
+"""The policy 'balanced' uses the merged model where a text takes more than 10 % longer with the adapter."""
+COMPARABLE = 1.25
+"""Times are compared only where the lengths of the measured texts differ by at most 25 %."""
 
 Key = tuple[str, str]
 
@@ -34,7 +35,7 @@ class RoutingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRoute:
-    """What runs for an adapter's requests: the merged model of that name, or None, the base with the adapter."""
+    """What runs an adapter's requests: the merged model of that name, or (None) the base with the adapter."""
 
     merged: str | None
     why: str
@@ -42,100 +43,100 @@ class AdapterRoute:
 
 @dataclass(frozen=True, slots=True)
 class MergedPair:
-    """One adapter twice on this device: beside its base, and folded into it."""
+    """An adapter that is installed twice: beside its base, and merged into it."""
 
     base: InstalledModel
     adapter: Adapter
     merged: InstalledModel
 
 
-def forms(
-    models: Sequence[InstalledModel], rules: RoutingPolicy, ceiling_bytes: Callable[[], int | None]
+def route_adapters(
+    models: Sequence[InstalledModel], policy: RoutingPolicy, ceiling_bytes: Callable[[], int | None]
 ) -> Mapping[Key, AdapterRoute]:
-    """The choice for every (base, adapter) that is installed merged as well. So many bytes may all models take; who has
-    no merged model is not asked for them.
+    """The route of every (base, adapter) that is installed merged as well.
 
-    A merged model gets the room that all other models leave, those that save most first: two that fit one by one and
-    not together would load by turns.
+    `ceiling_bytes` returns the bytes that all models together may take (None: not known); it is called only when there
+    is a merged model. A merged model must fit beside all other models, the one that saves most time first: of two that
+    fit alone and not together, each load would evict the other.
     """
-    pairs = sorted(_pairs(models), key=lambda pair: -(_times(pair.adapter, pair.merged) or 0.0))
+    pairs = sorted(_pairs(models), key=lambda pair: -(_speedup(pair.adapter, pair.merged) or 0.0))
     if not pairs:
         return {}
-    twins = {pair.merged.name for pair in pairs}
-    taken = {model.name: _bytes(model) for model in models if model.name not in twins}
-    may_bytes = ceiling_bytes()
+    merged_names = {pair.merged.name for pair in pairs}
+    taken = {model.name: _bytes(model) for model in models if model.name not in merged_names}
+    total_bytes = ceiling_bytes()
     found: dict[Key, AdapterRoute] = {}
     for pair in pairs:
         others_bytes = sum(taken.values()) - taken.get(pair.merged.name, 0)
-        room_bytes = None if may_bytes is None else max(0, may_bytes - others_bytes)
-        form = found[pair.base.name, pair.adapter.name] = choose(pair, rules, room_bytes)
-        if form.merged is not None:
-            taken[form.merged] = _bytes(pair.merged)
+        room_bytes = None if total_bytes is None else max(0, total_bytes - others_bytes)
+        route = found[pair.base.name, pair.adapter.name] = choose(pair, policy, room_bytes)
+        if route.merged is not None:
+            taken[route.merged] = _bytes(pair.merged)
     return found
 
 
 def _pairs(models: Sequence[InstalledModel]) -> list[MergedPair]:
-    folded = sorted((model for model in models if model.merged_from), key=lambda model: model.name)
+    merged = sorted((model for model in models if model.merged_from), key=lambda model: model.name)
     return [
-        MergedPair(base, adapter, same)
+        MergedPair(base, adapter, found)
         for base in models
         for adapter in base.adapters
-        if (same := next((model for model in folded if is_merged_of(model, base, adapter)), None)) is not None
+        if (found := next((model for model in merged if is_merged_of(model, base, adapter)), None)) is not None
     ]
 
 
 def is_merged_of(merged: InstalledModel, base: InstalledModel, adapter: Adapter) -> bool:
-    """Whether it was folded of just this adapter's file and this base."""
-    folded = {value.removeprefix("sha256:") for value in merged.merged_from.values()}
-    return {base.base_id.removeprefix("sha256:"), adapter.file_digest.removeprefix("sha256:")} <= folded
+    """Whether `merged` was made from exactly this adapter file and this base."""
+    sources = {value.removeprefix("sha256:") for value in merged.merged_from.values()}
+    return {base.base_id.removeprefix("sha256:"), adapter.file_digest.removeprefix("sha256:")} <= sources
 
 
-def choose(pair: MergedPair, rules: RoutingPolicy, room_bytes: int | None) -> AdapterRoute:
-    """The form by the operator's preference, else by the policy, what was measured here and the room there is."""
+def choose(pair: MergedPair, policy: RoutingPolicy, room_bytes: int | None) -> AdapterRoute:
+    """The route by the operator's preference; else by the policy, the measured times and the memory that is free."""
     both = f"{_unmerged_text(pair.base, pair.adapter)}; {_merged_text(pair.merged)}"
-    for word in rules.prefer:
+    for word in policy.prefer:
         if word in (MERGED, UNMERGED):
             return AdapterRoute(pair.merged.name if word == MERGED else None, f"{word} as preferred: {both}")
-    merged_wins, reason = _by_policy(pair, rules, room_bytes)
+    merged_wins, reason = _by_policy(pair, policy, room_bytes)
     what = MERGED if merged_wins else UNMERGED
     return AdapterRoute(
-        pair.merged.name if merged_wins else None, f"{what} by policy {rules.policy!r}, {reason}: {both}"
+        pair.merged.name if merged_wins else None, f"{what} by policy {policy.policy!r}, {reason}: {both}"
     )
 
 
-def _by_policy(pair: MergedPair, rules: RoutingPolicy, room_bytes: int | None) -> tuple[bool, str]:
+def _by_policy(pair: MergedPair, policy: RoutingPolicy, room_bytes: int | None) -> tuple[bool, str]:
     """Whether the merged model is chosen, and the reason."""
-    if rules.policy == "smallest":
+    if policy.policy == "smallest":
         return False, "the adapter needs no second model"
     merged_accuracy, accuracy = pair.merged.variant.accuracy, _accuracy(pair.base, pair.adapter)
     gained = 0.0 if merged_accuracy is None or accuracy is None else merged_accuracy - accuracy
-    if rules.policy == "most-accurate" and abs(gained) > SAME_ACCURACY:
+    if policy.policy == "most-accurate" and abs(gained) > SAME_ACCURACY:
         return gained > 0, "the more accurate one"
-    if gained < -(rules.accuracy_loss_limit + SAME_ACCURACY):
+    if gained < -(policy.accuracy_loss_limit + SAME_ACCURACY):
         return False, "merging loses too much accuracy"
-    times = _times(pair.adapter, pair.merged)
-    if times is None:
+    speedup = _speedup(pair.adapter, pair.merged)
+    if speedup is None:
         return False, "the two were not measured alike"
-    if rules.policy != "balanced" and times <= 1.0:
+    if policy.policy != "balanced" and speedup <= 1.0:
         return False, "the faster one"
-    if rules.policy == "balanced" and times <= WORTH_MEMORY:
+    if policy.policy == "balanced" and speedup <= WORTH_MEMORY:
         return False, "merging would not be a tenth faster"
     if room_bytes is not None and _bytes(pair.merged) > room_bytes:
         return False, f"the other models leave {bytes_text(room_bytes)} for the merged one"
-    return True, f"{times:.2f} times as fast"
+    return True, f"{speedup:.2f} times as fast"
 
 
-def _times(adapter: Adapter, merged: InstalledModel) -> float | None:
-    """How many times as long a text takes unmerged; None where it is not known."""
+def _speedup(adapter: Adapter, merged: InstalledModel) -> float | None:
+    """Time of a text with the adapter over its time on the merged model; None where it is not known."""
     one, other = adapter.measured, merged.variant.measured
     if one is None or other is None or not (one.latency_ms > 0 and other.latency_ms > 0):
         return None
     longest, shortest = max(one.text_bytes, other.text_bytes), min(one.text_bytes, other.text_bytes)
-    return one.latency_ms / other.latency_ms if longest <= ALIKE * shortest else None
+    return one.latency_ms / other.latency_ms if longest <= COMPARABLE * shortest else None
 
 
 def _accuracy(base: InstalledModel, adapter: Adapter) -> float | None:
-    """The adapter's on the base's variant that runs, where the host told it for that."""
+    """The adapter's accuracy on the base's current variant, where the package states it; else its accuracy."""
     dtype = base.variant.dtype
     return next(
         (adapter.metrics[key] for key in (f"accuracy.{dtype}", f"exact_match.{dtype}") if key in adapter.metrics),

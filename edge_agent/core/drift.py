@@ -1,9 +1,14 @@
-"""Whether the texts of today look like those that the model was tested on: the population stability index (PSI) of the
-confidence of its answers, and of how its texts fall apart into tokens, against the histograms that the package carries;
-and the share of tokens that its tokenizer does not know.
+"""Data drift: how far today's texts differ from those that the model was evaluated on.
 
-PSI = sum over bins of (p - q) ln(p / q), the symmetric Kullback-Leibler divergence of two histograms (Jeffreys, 1946;
-used so in credit scoring, where 0.1 is taken for a small shift and 0.25 for a large one). Pure.
+The population stability index (PSI) compares a histogram of the device with the one in the package, of the confidence
+of the answers and of how texts split into tokens:
+
+    PSI = sum over bins of (p - q) ln(p / q)
+
+the symmetric Kullback-Leibler divergence of two histograms (Jeffreys, 1946). Credit scoring takes 0.1 for a small shift
+and 0.25 for a large one. `unknown_share` adds the share of tokens that the tokenizer does not know.
+
+Pure. In a file of its own because the statistic is tested by itself; `agent.model_telemetry` counts the histograms.
 """
 
 from __future__ import annotations
@@ -12,13 +17,13 @@ import math
 from collections.abc import Sequence
 
 LEAST_TEXTS = 50
-"""Below that the bins are mostly noise and the index says nothing."""
+"""With fewer texts the bins are mostly noise."""
 FLOOR = 0.001
-"""An empty bin counts as this share, so that one text in it does not make the index infinite."""
+"""The share of an empty bin; with 0 the index would be infinite."""
 
 
 def psi(counts: Sequence[int], expected: Sequence[float]) -> float | None:
-    """The index of these counts against the expected shares; None for too few texts."""
+    """The index of `counts` against the `expected` shares; None with fewer than `LEAST_TEXTS`."""
     total, mass = sum(counts), sum(expected)
     if total < LEAST_TEXTS or mass <= 0.0:
         return None
@@ -30,7 +35,7 @@ def psi(counts: Sequence[int], expected: Sequence[float]) -> float | None:
 
 
 def unknown_share(unknown: int, tokens: int, texts: int) -> float | None:
-    """Unknown tokens as a share of all of them, from 0 to 1; None for too few texts."""
+    """Unknown tokens as a share of all tokens, in [0, 1]; None with fewer than `LEAST_TEXTS`."""
     if texts < LEAST_TEXTS:
         return None
     return unknown / tokens if tokens else 0.0

@@ -1,25 +1,37 @@
-"""How long a request will take that has just arrived: what is ahead of it, and the batch that it will be part of.
+"""How long a new request will take: the work ahead of it, the more urgent work that will overtake it, and its own
+batch.
 
-Pure; `admission` decides by it, `agent.intake` and the workload simulation ask for it.
+Pure: `admission` decides with these figures; `agent.intake` and the workload simulation ask for them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
+from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
 from edge_agent.core.scheduler import Queue
 
+LEAST_DUTY_SHARE = 0.01
+"""Bounds the predicted pauses where the duty share is nearly 0."""
+LOAD_TIME_CONSTANT_S = 2.0
+"""Time constant of the rates in `PriorityLoad`: a burst shows after a second and has no effect after a few."""
+HIGHEST_LOAD = 0.8
+"""A request can count on a fifth of the worker's time whatever the more urgent load is: its priority rises while it
+waits (`scheduler.AGEING_S`)."""
+_SHORTEST_S = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """A worker as a request finds it.
+    """A worker as a new request finds it.
 
-    `key` names model and variant for the cost model; `max_rows`, `threads` and `duty_share` are the governor's grant;
-    `running_s`: seconds until the batch inside is done, 0 without one; `load_s`: seconds until the model is in
-    memory, 0 where it is.
+    `key` names model and variant for the cost model. `max_rows`, `threads`: the governor's grant; `duty_share`: the
+    fraction of the time in which the model may compute. `running_s`: seconds until the current batch ends, 0 without
+    one. `load_s`: seconds until the model is in memory, 0 where it is.
     """
 
     key: Hashable
@@ -30,66 +42,106 @@ class WorkerLoad:
     load_s: float = 0.0
 
 
-def batched(
-    queue: Queue, job: Job, costs: CostModel, at: WorkerLoad, now_s: float
+def wait_and_compute_s(
+    queue: Queue, job: Job, costs: CostModel, load: WorkerLoad, now_s: float
 ) -> tuple[float | None, float | None]:
-    """(seconds until its batch begins, seconds that this takes), None for both while nothing is known.
+    """(seconds until the job's batch begins, seconds that this batch takes); None for both while nothing was measured.
 
-    Ahead are whole batches and the one inside; its own batch it shares with whoever waits beside it. What comes later
-    and goes first is not among them: see `overtaking`.
+    Ahead are the current batch and whole batches of queued rows; the job shares its own batch with jobs that wait
+    beside it. More urgent jobs that arrive later are not included (see `PriorityLoad`).
     """
     row_bytes = max(1, job.size_bytes // job.rows)
-    own_rows = min(at.max_rows, job.rows + queue.rows)
-    compute_s = costs.predict_s(at.key, own_rows, own_rows * row_bytes, at.threads)
-    batch_s = costs.predict_s(at.key, at.max_rows, at.max_rows * row_bytes, at.threads)
-    if compute_s is None or batch_s is None:
+    own_rows = min(load.max_rows, job.rows + queue.rows)
+    compute_s = costs.predict_s(load.key, own_rows, own_rows * row_bytes, load.threads)
+    full_s = costs.predict_s(load.key, load.max_rows, load.max_rows * row_bytes, load.threads)
+    if compute_s is None or full_s is None:
         return None, None
-    batch_s /= max(0.01, at.duty_share)  # pauses between steps
-    wait_s = queue.rows_ahead(job, now_s) // at.max_rows * batch_s + at.running_s + at.load_s
-    return wait_s, compute_s * max(1, -(-job.rows // at.max_rows))
+    full_s /= max(LEAST_DUTY_SHARE, load.duty_share)  # the pauses between steps
+    wait_s = queue.rows_ahead(job, now_s) // load.max_rows * full_s + load.running_s + load.load_s
+    return wait_s, compute_s * max(1, -(-job.rows // load.max_rows))
 
 
-def work_s(job: Job, costs: CostModel, at: WorkerLoad) -> float:
-    """Seconds of the worker's time that a request costs: its share of full batches; 0 while nothing is known."""
+def work_s(job: Job, costs: CostModel, load: WorkerLoad) -> float:
+    """Seconds of the worker's time that a job uses: its share of full batches; 0 while nothing was measured."""
     row_bytes = max(1, job.size_bytes // job.rows)
-    full_s = costs.predict_s(at.key, at.max_rows, at.max_rows * row_bytes, at.threads) or 0.0
-    return full_s / at.max_rows * job.rows / max(0.01, at.duty_share)
+    full_s = costs.predict_s(load.key, load.max_rows, load.max_rows * row_bytes, load.threads) or 0.0
+    return full_s / load.max_rows * job.rows / max(LEAST_DUTY_SHARE, load.duty_share)
 
 
-def batch_s(costs: CostModel, at: WorkerLoad, rows: int, row_bytes: int) -> float | None:
-    """Predicted seconds of a batch of so many rows, the longest of so many bytes; None while nothing is known."""
-    return costs.predict_s(at.key, rows, rows * row_bytes, at.threads)
+def batch_s(costs: CostModel, load: WorkerLoad, rows: int, row_bytes: int) -> float | None:
+    """Predicted seconds of a batch of `rows`, the longest of `row_bytes`; None while nothing was measured."""
+    return costs.predict_s(load.key, rows, rows * row_bytes, load.threads)
 
 
-def remaining_s(running: Collection[Job], costs: CostModel, at: WorkerLoad, now_s: float) -> float:
-    """Seconds that the batch inside will still take; one of which nothing is known is taken to end at once."""
+def remaining_s(running: Collection[Job], costs: CostModel, load: WorkerLoad, now_s: float) -> float:
+    """Predicted seconds until the current batch ends; 0 without a batch or without a measurement."""
     if not running:
         return 0.0
     rows, row_bytes = sum(job.rows for job in running), max(job.size_bytes // job.rows for job in running)
-    whole_s = costs.predict_s(at.key, min(rows, at.max_rows), min(rows, at.max_rows) * row_bytes, at.threads) or 0.0
+    step_rows = min(rows, load.max_rows)
+    step_s = costs.predict_s(load.key, step_rows, step_rows * row_bytes, load.threads) or 0.0
     began_s = min(job.started_s if job.started_s is not None else now_s for job in running)
-    return max(0.0, whole_s * max(1, -(-rows // at.max_rows)) - (now_s - began_s))
+    return max(0.0, step_s * max(1, -(-rows // load.max_rows)) - (now_s - began_s))
 
 
-def least_s(batch: Sequence[Job], costs: CostModel, at: WorkerLoad) -> float:
-    """The shortest time that such a batch took lately; 0 while none was measured."""
+def least_s(batch: Sequence[Job], costs: CostModel, load: WorkerLoad) -> float:
+    """The shortest measured time of a recent batch of this size; 0 without a measurement."""
     if not batch:
         return 0.0
     rows, row_bytes = sum(job.rows for job in batch), max(job.size_bytes // job.rows for job in batch)
-    return costs.least_s(at.key, rows, rows * row_bytes, at.threads) or 0.0
+    return costs.least_s(load.key, rows, rows * row_bytes, load.threads) or 0.0
 
 
-def take_hopeless(queue: Queue, costs: CostModel, at: WorkerLoad, begins_s: float) -> list[tuple[Job, float]]:
-    """Remove the jobs that no batch beginning at `begins_s` can answer in time, with the seconds that it takes.
+def take_hopeless(queue: Queue, costs: CostModel, load: WorkerLoad, begins_s: float) -> list[tuple[Job, float]]:
+    """Remove and return the jobs that a batch beginning at `begins_s` cannot answer in time, with its seconds.
 
-    A job runs with whoever waits beside it, so it is the batch of that size that counts.
+    A job runs in a batch with the jobs that wait beside it, so the time of a batch of that size is compared.
     """
-    beside = min(at.max_rows, queue.rows)
+    beside = min(load.max_rows, queue.rows)
 
     def needed(job: Job) -> float:
-        rows = max(min(job.rows, at.max_rows), beside)
-        return costs.least_s(at.key, rows, rows * (job.size_bytes // job.rows), at.threads) or 0.0
+        rows = max(min(job.rows, load.max_rows), beside)
+        return costs.least_s(load.key, rows, rows * (job.size_bytes // job.rows), load.threads) or 0.0
 
     needs = {job.key: needed(job) for job in queue.jobs()}
     gone = queue.take(lambda job: begins_s + needs[job.key] > job.deadline_s)
     return [(job, needs[job.key]) for job in gone]
+
+
+Urgency = tuple[int, int]
+"""Priority, and the time left at admission as a power of two of seconds; the smaller one goes first."""
+
+
+class PriorityLoad:
+    """The load of higher priority of one worker: how much longer a request waits because others overtake it.
+
+    While more urgent work arrives at a rate of u seconds of work a second, the w seconds ahead of a request are done
+    after w / (1 - u) on average: the delay cycle of the M/G/1 queue (Conway, Maxwell and Miller, Theory of Scheduling,
+    1967, chapter 8). u is measured from the requests admitted recently, per priority and magnitude of the time left,
+    which gives at most ten priorities times about twenty magnitudes.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[Urgency, tuple[float, float]] = {}
+
+    def note(self, priority: int, left_s: float, work_s: float, now_s: float) -> None:
+        """Count a request that was admitted `left_s` before its deadline and takes `work_s` of the worker's time."""
+        urgency = _urgency(priority, left_s)
+        self._rates[urgency] = (self._rate(urgency, now_s) + work_s / LOAD_TIME_CONSTANT_S, now_s)
+
+    def wait_s(self, priority: int, left_s: float, ahead_s: float, now_s: float) -> float:
+        """Seconds until a request with `ahead_s` of work before it, and `left_s` to its deadline, is reached.
+
+        It is overtaken by requests of a higher priority, and of the same priority with clearly nearer deadlines.
+        """
+        own = _urgency(priority, left_s)
+        load = math.fsum(self._rate(urgency, now_s) for urgency in self._rates if urgency < own)
+        return ahead_s / (1.0 - min(HIGHEST_LOAD, load))
+
+    def _rate(self, urgency: Urgency, now_s: float) -> float:
+        rate, noted_s = self._rates.get(urgency, (0.0, now_s))
+        return rate * math.exp((noted_s - now_s) / LOAD_TIME_CONSTANT_S)
+
+
+def _urgency(priority: int, left_s: float) -> Urgency:
+    return priority, round(math.log2(min(DEADLINE_MAX_S, max(_SHORTEST_S, left_s))))

@@ -1,12 +1,12 @@
 """The life of a request on this device, as one transition table.
 
-Rules for whoever changes it:
-- A job is answered on the way into DONE, FAILED, REFUSED or CANCELLED, and only there; EXPIRED is silent, because
-  an answer after the deadline is worse than none (the client has given up).
-- RUNNING may return to QUEUED only when its worker died, and only once: see `MAX_ATTEMPTS`.
-- Nothing leaves a final state.
+Rules of the table:
+- A job is answered when it becomes DONE, FAILED, REFUSED or CANCELLED, and only then. EXPIRED sends no answer: after
+  the deadline the client no longer waits for one.
+- RUNNING returns to QUEUED only when the worker died, and only once (`MAX_ATTEMPTS`).
+- A final state has no transition.
 
-This file does not decide when a transition happens; `admission`, `scheduler` and the agent do.
+This module does not decide when a transition happens; `admission`, `scheduler` and the agent do.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     ),
     **{state: frozenset() for state in FINAL},
 }
-# A job that was inside two workers when they died is answered with 500: it may be what kills them.
+# A job inside two workers that died is answered with 500, because it may be the cause.
 MAX_ATTEMPTS = 2
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was accepted.
+    """An accepted request.
 
-    `key` is (client, request id); times are monotonic seconds; `message_bytes` is the body it came in, `fingerprint`
-    tells its contents from others under the same key, `wire_chars` about what it takes in a frame to the worker: texts,
-    parameters and names (counted once: a queue asks often). `messages` is a conversation, whose words also stand in the
-    one text. `parts` counts what was sent of a streamed answer: such a job cannot begin anew. `again` tells it from an
-    earlier job of the same key that its worker has not dropped yet. `origin` is what the answer needs (the request as
-    it arrived); nothing in `core` looks into it.
+    `key`: (client, request id). Times are monotonic seconds. `message_bytes`: size of the message body. `fingerprint`:
+    digest of the contents, to recognise other contents under the same key. `wire_chars`: approximate characters in a
+    frame to the worker (texts, parameters, names), computed once because the scheduler asks often. `messages`: a
+    conversation; its text is also in `texts`. `parts`: parts of a streamed answer that were sent; a job with parts is
+    not computed again. `again`: distinguishes the job from an earlier one with the same key that the worker has not
+    dropped yet. `origin`: the request as it arrived, for the answer; `core` does not read it.
     """
 
     key: tuple[str, str]
@@ -80,28 +80,28 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Texts in it."""
+        """Number of texts."""
         return len(self.texts)
 
     @property
     def size_bytes(self) -> int:
-        """Length of all texts, in characters, which stand for bytes: what the cost model goes by."""
+        """Characters of all texts; the cost model takes them for bytes."""
         return sum(map(len, self.texts))
 
     @property
     def job_id(self) -> str:
-        """The name of this job towards a worker; unique among the jobs inside it (see `again`)."""
+        """The job's name towards a worker, unique among the jobs inside it (see `again`)."""
         name = f"{self.key[0]}/{self.key[1]}"
         return f"{name} ({self.again})" if self.again else name
 
     def to(self, state: JobState) -> None:
-        """Move to `state`. Raises ValueError for a move that the table does not have."""
+        """Change to `state`. Raises ValueError for a transition that is not in the table."""
         if state not in TRANSITIONS[self.state]:
             raise ValueError(f"a {self.state.value} job cannot become {state.value}")
         self.state = state
 
     def start(self, now_s: float) -> None:
-        """It is handed to a worker."""
+        """The job is submitted to a worker at `now_s`."""
         self.to(JobState.RUNNING)
         self.attempts += 1
         self.started_s = now_s

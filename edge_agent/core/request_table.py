@@ -1,14 +1,15 @@
-"""Who asked what, and what was said: every request is answered exactly once or expires, and a retry is idempotent.
+"""The request table: which requests are open, and which answers were given, so that a retry is idempotent.
 
-Requests are known by (client, request id) until a little after their deadline: a message that is delivered again may
-carry a later one, since MQTT counts its expiry in whole seconds. A duplicate of an open request changes nothing: its
-answer is on the way. A duplicate of an answered one gets the same answer again, without work, as long as that answer
-is still held (the answers held are bounded in bytes); after that it is ignored, never executed twice.
+A request is known by (client, request id) until `GRACE_S` after its deadline. The margin is needed because a message
+that is delivered again may carry a later deadline: MQTT counts its message expiry in whole seconds. A duplicate of an
+open request is ignored, since its answer will be sent. A duplicate of an answered request gets the same answer again
+without being computed, while that answer is held; afterwards it is ignored and never computed twice.
 
-Deadlines do not come in order, so closed keys lie in a heap by the time at which they are forgotten. When there are
-too many, the one nearest to its deadline leaves: its retry is the least likely still to come.
+The bytes of held answers and the number of closed keys are bounded. Deadlines do not arrive in order, so closed keys
+are in a heap ordered by the time at which they are forgotten. When there are too many, the key that would be forgotten
+first is dropped: its retry is the least likely to come.
 
-The ledger keeps no queue and decides nothing about order: see `scheduler`.
+This module keeps no queue and decides nothing about order (see `scheduler`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GRACE_S = 2.0
 
 
 class RequestStatus(Enum):
-    """What is known of a request key."""
+    """What is known of a request key. TAKEN: an open request with other contents has the same key."""
 
     NEW = "new"
     OPEN = "open"
@@ -35,7 +36,7 @@ class RequestStatus(Enum):
 
 
 class RequestTable:
-    """The open jobs by key, and the keys of closed ones until they are forgotten."""
+    """The open jobs by key, and the keys of closed jobs until they are forgotten."""
 
     def __init__(self, max_entries: int = DEDUP_ENTRIES, max_answer_bytes: int = ANSWERS_BYTES) -> None:
         self._open: dict[Key, Job] = {}
@@ -48,9 +49,11 @@ class RequestTable:
         self._held_bytes = 0
         self._fingerprints: dict[Key, bytes] = {}
 
-    def seen(self, key: Key, now_s: float, fingerprint: bytes = b"") -> RequestStatus:
-        """Whether a request with this key and contents is new, open, or already answered; TAKEN: the key is that of
-        an open request with other contents. Nobody gets the answer to a question that he did not ask."""
+    def status(self, key: Key, now_s: float, fingerprint: bytes = b"") -> RequestStatus:
+        """What is known of a request with this key and the fingerprint of its contents.
+
+        An answered key with other contents counts as new: a client never gets the answer to a different request.
+        """
         self._forget(now_s)
         job = self._open.get(key)
         if job is not None:
@@ -59,33 +62,37 @@ class RequestTable:
         return RequestStatus.ANSWERED if same else RequestStatus.NEW
 
     def answer(self, key: Key) -> bytes | None:
-        """The answer given under this key, when it is still held."""
+        """The answer given under this key; None where it is not held (any longer)."""
         return self._answers.get(key)
 
     def open(self, job: Job) -> None:
-        """Take responsibility for a job. Raises ValueError when its key is open already."""
+        """Add an accepted job. Raises ValueError if its key is open already."""
         if job.key in self._open:
             raise ValueError(f"{job.key} is open already")
         self._open[job.key] = job
         self._held_bytes += job.message_bytes
 
     def close(self, job: Job, answer: bytes | None) -> bool:
-        """A job reached a final state; True exactly once per job. `answer` is kept for retries, None keeps the key."""
+        """Close a job in a final state; True exactly once per job. Raises ValueError in any other state.
+
+        `answer` is held for retries; with None only the key is remembered.
+        """
         if job.state not in FINAL:
             raise ValueError(f"a {job.state.value} job cannot be closed")
         if self._open.get(job.key) is not job:
             return False
         del self._open[job.key]
         self._held_bytes -= job.message_bytes
-        self.note(job.key, job.deadline_s + GRACE_S, answer, job.fingerprint)
+        self.remember(job.key, job.deadline_s + GRACE_S, answer, job.fingerprint)
         return True
 
-    def note(self, key: Key, forget_s: float, answer: bytes | None, fingerprint: bytes = b"") -> None:
-        """Remember an answer, also one given at once without a job (a refusal)."""
+    def remember(self, key: Key, forget_s: float, answer: bytes | None, fingerprint: bytes = b"") -> None:
+        """Hold an answer until `forget_s`; also for a request that was refused at once and never became a job."""
         self._drop(key)
         self._forget_s[key] = forget_s
         self._fingerprints[key] = fingerprint
         heapq.heappush(self._by_time, (forget_s, key))
+        # A single answer may use an eighth of the bytes, so that one large answer does not push out all others.
         if answer is not None and len(answer) <= self._max_answer_bytes // 8:
             self._answers[key] = answer
             self._answer_bytes += len(answer)
@@ -93,6 +100,7 @@ class RequestTable:
             self._drop_first()
         while self._answer_bytes > self._max_answer_bytes:
             self._answer_bytes -= len(self._answers.popitem(last=False)[1])
+        # Keys that were remembered again leave outdated places in the heap: rebuild it before they outnumber the rest.
         if len(self._by_time) > 2 * self._max_entries:
             self._by_time = [(time_s, known) for known, time_s in self._forget_s.items()]
             heapq.heapify(self._by_time)
@@ -102,22 +110,22 @@ class RequestTable:
         return self._open.get(key)
 
     def open_jobs(self) -> tuple[Job, ...]:
-        """All jobs not yet answered, oldest first."""
+        """All open jobs, oldest first."""
         return tuple(self._open.values())
 
     def open_of(self, client: str) -> tuple[int, int]:
-        """How many open jobs belong to a client, and the bytes of the messages that they came in."""
+        """(open jobs, bytes of their message bodies) of a client."""
         own = [job.message_bytes for (owner, _), job in self._open.items() if owner == client]
         return len(own), sum(own)
 
     @property
     def closed_count(self) -> int:
-        """Keys of closed requests that are still known."""
+        """Number of closed keys that are still known."""
         return len(self._forget_s)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the bodies that the open jobs came in."""
+        """Bytes of the message bodies of all open jobs."""
         return self._held_bytes
 
     @property
@@ -134,7 +142,7 @@ class RequestTable:
 
     def _drop_first(self) -> None:
         forget_s, key = heapq.heappop(self._by_time)
-        # A key that was noted anew has a second place in the heap; only the one with its present time counts.
+        # A key that was remembered again has two places in the heap; only the one with its current time counts.
         if self._forget_s.get(key) == forget_s:
             self._drop(key)
 

@@ -1,16 +1,20 @@
-"""Which jobs run next on one worker: earliest deadline first within priority, with ageing; micro-batches of what waits.
+"""Which jobs run next on one worker: earliest deadline first within a priority, with ageing, in micro-batches.
 
-An idle worker never waits for a batch to fill: `next_batch` takes what is there. A job's priority rises by one class
-for every `AGEING_S` it has waited, so that low priority is late, not starved. Where the runtime can mix adapters in a
-batch, rows are taken in order; where it cannot, only jobs with the first one's adapter join it. A generator computes
-with one adapter at a time: within a priority those with an adapter that is at work go first, for as long as the others
-have not waited `AGEING_S`.
+Batching: `next_batch` takes the jobs that wait now; an idle worker never waits for a batch to fill. Where the runtime
+can mix adapters in a batch, rows are taken in order; where it cannot, only jobs with the first job's adapter join.
 
-Clients take turns where several wait: each may have `TURN_ROWS` rows run ahead of what the others were served
-(start-time fair queueing by rows); what lies beyond is behind them within its priority, and does not age until its
-turn comes. So a client that floods the device delays itself. Alone it has everything.
+Ageing: a job's priority rises by one class for every `AGEING_S` of waiting, so that low priority delays and never
+starves.
 
-The scheduler does not know workers, sockets or messages, and does not refuse: see `admission`.
+Adapters: a generator computes with one adapter at a time. Within a priority, jobs whose adapter is active go first,
+until the others have waited `AGEING_S`.
+
+Fairness: while jobs of several clients wait, a client's rows may be served at most `TURN_ROWS` rows ahead of the client
+that was served least (start-time fair queueing by rows; Goyal, Vin and Cheng, 1996). Its further jobs are ordered
+behind those of the other clients within their priority, and do not age meanwhile. A client that floods the device
+therefore delays its own requests. A client alone has the whole device.
+
+This module knows no workers, sockets or messages, and refuses nothing (see `admission`).
 """
 
 from __future__ import annotations
@@ -23,67 +27,68 @@ from edge_agent.core.job import Job
 
 AGEING_S = 2.0
 TURN_ROWS = 8
-"""Rows of one client's turn: half a usual micro-batch, so that two clients share one."""
+"""Rows of one client's turn: half a usual micro-batch of 16, so that two clients share one."""
 CLIENTS_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch may hold. `mixed` says whether its rows may use different adapters, `max_adapters` how many.
+    """The limits of one batch.
 
-    `max_chars` keeps a batch well inside one frame to the worker (a character has at most four bytes of UTF-8).
-    `takes_s` predicts the seconds of a batch from its rows and its longest text's bytes (None: not known): a batch does
-    not grow beyond what its most urgent job has time for. `near`: the adapters at work in a runtime that computes with
-    one at a time; jobs with one of these go first within their priority (None: whichever adapter, all the same).
+    `mixed`: its rows may use different adapters, at most `max_adapters`. `max_chars` keeps a batch well inside one
+    frame to the worker (a character takes at most four bytes of UTF-8). `predict_s`: seconds of a batch from its rows
+    and its longest text's bytes (None: not known); a batch does not grow beyond the time that its jobs have left.
+    `active_adapters`: those at work in a runtime that computes with one at a time, whose jobs go first within their
+    priority (None: the order does not depend on the adapter).
     """
 
     max_rows: int
     mixed: bool
     max_adapters: int = ADAPTERS_RESIDENT
     max_chars: int = FRAME_BYTES // 8
-    takes_s: Callable[[int, int], float | None] | None = None
-    near: frozenset[str | None] | None = None
+    predict_s: Callable[[int, int], float | None] | None = None
+    active_adapters: frozenset[str | None] | None = None
 
 
 def urgency(job: Job, now_s: float) -> tuple[int, float]:
-    """The sort key: effective priority class (0 first), then deadline."""
+    """The sort key: aged priority class (0 first), then deadline."""
     waited_classes = int((now_s - job.received_s) / AGEING_S)
     return max(0, job.priority - waited_classes), job.deadline_s
 
 
 class Queue:
-    """The jobs that wait for one model, and what its clients were served lately.
+    """The jobs that wait for one model, and the rows that its clients were served recently.
 
-    `_served` counts rows by client, `_level` is the count of the client that was served least among those who wait. Who
-    comes new or after a pause begins at that level: nobody saves up.
+    `_served`: rows served, by client. `_virtual_time`: the count of the client that was served least among those that
+    wait. A client that is new or returns starts at the virtual time, so it cannot save up service while it is away.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._served: dict[str, float] = {}
-        self._level = 0.0
+        self._virtual_time = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     @property
     def rows(self) -> int:
-        """Texts that wait."""
+        """Number of texts that wait."""
         return sum(job.rows for job in self._jobs.values())
 
     def add(self, job: Job) -> None:
-        """A job waits."""
+        """Add a job."""
         client = job.key[0]
         if all(other.key[0] != client for other in self._jobs.values()):
-            self._served[client] = max(self._served.get(client, 0.0), self._level)
+            self._served[client] = max(self._served.get(client, 0.0), self._virtual_time)
         self._jobs[job.key] = job
 
     def remove(self, job: Job) -> bool:
-        """A job waits no longer; True when it did."""
+        """Remove a job; True when it waited."""
         return self._jobs.pop(job.key, None) is not None
 
     def jobs(self) -> tuple[Job, ...]:
-        """Everything that waits, in order of arrival."""
+        """All jobs that wait, in order of arrival."""
         return tuple(self._jobs.values())
 
     def take(self, condition: Callable[[Job], bool]) -> list[Job]:
@@ -94,13 +99,13 @@ class Queue:
         return taken
 
     def next_batch(self, limits: BatchLimits, now_s: float) -> list[Job]:
-        """Remove and return the jobs that run together next; at least one when any waits.
+        """Remove and return the jobs that run together next: at least one when any waits.
 
-        A job larger than `max_rows` runs alone: the session takes it in pieces.
+        A job larger than `max_rows` runs alone; the worker's session splits it.
         """
         batch: list[Job] = []
         rows = 0
-        for job in self._ordered(self.jobs(), now_s, self._near(limits, now_s)):
+        for job in self._ordered(self.jobs(), now_s, self._active_adapters(limits, now_s)):
             if batch and not (_fits(job, batch, rows, limits) and _has_time(job, batch, rows, limits, now_s)):
                 continue
             batch.append(job)
@@ -112,52 +117,61 @@ class Queue:
             del self._jobs[job.key]
         return batch
 
-    def rows_ahead(self, job: Job, now_s: float, near: frozenset[str | None] | None = None) -> int:
-        """Texts that would run before `job`, which does not wait yet, if nothing else came; `near` as in the limits."""
+    def rows_ahead(self, job: Job, now_s: float, active: frozenset[str | None] | None = None) -> int:
+        """Texts that would run before `job` (not queued yet) if no other job arrived; `active`: the active adapters."""
         rows = 0
-        for other in self._ordered((*self._jobs.values(), job), now_s, near or None):
+        for other in self._ordered((*self._jobs.values(), job), now_s, active or None):
             if other is job:
                 break
             rows += other.rows
         return rows
 
-    def _near(self, limits: BatchLimits, now_s: float) -> frozenset[str | None] | None:
-        """Where no adapter is at work, the one of the most urgent job will be."""
-        if limits.near is None or limits.near or not self._jobs:
-            return limits.near
+    def _active_adapters(self, limits: BatchLimits, now_s: float) -> frozenset[str | None] | None:
+        """The active adapters; where there is none, the adapter of the most urgent job will be."""
+        if limits.active_adapters is None or limits.active_adapters or not self._jobs:
+            return limits.active_adapters
         return frozenset({self._ordered(self.jobs(), now_s)[0].adapter})
 
-    def _ordered(self, jobs: Sequence[Job], now_s: float, near: frozenset[str | None] | None = None) -> list[Job]:
-        def far(job: Job) -> bool:
-            return near is not None and job.adapter not in near and now_s - job.received_s < AGEING_S
+    def _ordered(self, jobs: Sequence[Job], now_s: float, active: frozenset[str | None] | None = None) -> list[Job]:
+        def inactive(job: Job) -> bool:
+            return active is not None and job.adapter not in active and now_s - job.received_s < AGEING_S
 
         by_urgency = sorted(jobs, key=lambda job: urgency(job, now_s))
         if len({job.key[0] for job in jobs}) < 2:
-            return by_urgency if near is None else sorted(jobs, key=lambda job: _grouped(urgency(job, now_s), far(job)))
+            if active is None:
+                return by_urgency
+            return sorted(jobs, key=lambda job: _grouped(urgency(job, now_s), inactive(job)))
         taken: dict[str, float] = {}
         ranks: dict[tuple[str, str], tuple[int, int, bool, float]] = {}
         for job in by_urgency:
             client = job.key[0]
-            ahead = taken.setdefault(client, max(0.0, self._served.get(client, self._level) - self._level))
+            ahead = taken.setdefault(
+                client, max(0.0, self._served.get(client, self._virtual_time) - self._virtual_time)
+            )
             taken[client] = ahead + job.rows
             turn = int(ahead // TURN_ROWS)
             aged, deadline_s = urgency(job, now_s)
-            ranks[job.key] = (aged if turn == 0 else max(aged, job.priority), turn, far(job), deadline_s)
+            # Beyond the client's first turn a job keeps its own priority: only waiting within a turn counts as ageing.
+            ranks[job.key] = (aged if turn == 0 else max(aged, job.priority), turn, inactive(job), deadline_s)
         return sorted(by_urgency, key=lambda job: ranks[job.key])
 
     def _note_served(self, batch: Sequence[Job]) -> None:
         waiting = {job.key[0] for job in self._jobs.values()}
-        self._level = max(self._level, min((self._served.get(client, 0.0) for client in waiting), default=0.0))
+        self._virtual_time = max(
+            self._virtual_time, min((self._served.get(client, 0.0) for client in waiting), default=0.0)
+        )
         for job in batch:
             client = job.key[0]
-            self._served[client] = self._served.get(client, self._level) + job.rows
+            self._served[client] = self._served.get(client, self._virtual_time) + job.rows
         if len(self._served) > CLIENTS_KEPT:
-            kept = {client: rows for client, rows in self._served.items() if client in waiting or rows > self._level}
+            kept = {
+                client: rows for client, rows in self._served.items() if client in waiting or rows > self._virtual_time
+            }
             self._served = dict(sorted(kept.items(), key=lambda item: -item[1])[:CLIENTS_KEPT])
 
 
-def _grouped(rank: tuple[int, float], far: bool) -> tuple[int, bool, float]:
-    return rank[0], far, rank[1]
+def _grouped(rank: tuple[int, float], inactive: bool) -> tuple[int, bool, float]:
+    return rank[0], inactive, rank[1]
 
 
 def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:
@@ -171,19 +185,19 @@ def _fits(job: Job, batch: list[Job], rows: int, limits: BatchLimits) -> bool:
 
 
 def _has_time(job: Job, batch: list[Job], rows: int, limits: BatchLimits, now_s: float) -> bool:
-    """Whether the batch with `job` still ends before the deadlines of those in it, and its own.
+    """Whether the batch with `job` still ends before the deadlines of all its jobs.
 
-    Who would be late even alone does not hold the others up.
+    A job that would be late even in a batch of its own is ignored.
     """
-    if limits.takes_s is None:
+    if limits.predict_s is None:
         return True
     members = [*batch, job]
-    together_s = limits.takes_s(rows + job.rows, max(one.size_bytes // one.rows for one in members))
+    together_s = limits.predict_s(rows + job.rows, max(one.size_bytes // one.rows for one in members))
     if together_s is None:
         return True
     for one in members:
         if now_s + together_s > one.deadline_s:
-            alone_s = limits.takes_s(one.rows, one.size_bytes // one.rows)
+            alone_s = limits.predict_s(one.rows, one.size_bytes // one.rows)
             if alone_s is not None and now_s + alone_s <= one.deadline_s:
                 return False
     return True

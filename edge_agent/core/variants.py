@@ -1,7 +1,8 @@
-"""What is known of a model's variants on this device: the time to expect of one, and the cheaper one for a hot board.
+"""A model's variants on this device: the expected time of one, and the cheaper one for a hot board.
 
-Times are this device's own where the variant was tried here. One that was not is expected to take the host's figure
-times what the tried one took here over what it took on the host. Pure; `store.variant_selection` chooses at install.
+A variant that was tried at the install has times of this device. Any other is expected to take the host's time of that
+variant, scaled by the ratio of device to host of a variant that was tried. Pure. `store.variant_selection` decides
+which variant is installed.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 from edge_agent.bundle.catalog import SAME_ACCURACY, InstalledModel, Variant
 
 HOST_LATENCY = "latency_ms"
-"""The key of the host's figure in `Variant.metrics`: compute time of one text."""
+"""The key in `Variant.metrics` of the host's figure: compute time of one text in ms."""
 USUAL_TEXT_BYTES = 64
+"""Assumed where a trial did not record the length of its texts."""
 WORTH_SWITCHING = 0.8
-"""A cheaper variant takes at most four fifths of the time: a reload is not free."""
+"""A cheaper variant takes at most 80 % of the time of the chosen one; a smaller gain does not repay the reload."""
 
 
 def expected_row(model: InstalledModel, variant: Variant) -> tuple[int, float] | None:
-    """(bytes of a text, seconds that it is expected to take); None where nothing is known."""
+    """(bytes of a text, seconds that it is expected to take); None where no figure is known."""
     if variant.measured is not None and variant.measured.latency_ms > 0:
         return variant.measured.text_bytes or USUAL_TEXT_BYTES, variant.measured.latency_ms / 1000.0
     host_ms = variant.metrics.get(HOST_LATENCY)
@@ -31,8 +33,10 @@ def expected_row(model: InstalledModel, variant: Variant) -> tuple[int, float] |
 
 
 def cheaper(model: InstalledModel, accuracy_loss_limit: float) -> Variant | None:
-    """The variant that does most work for its time, when the chosen one may not: kept on disk, tried here, clearly
-    faster, and losing no more accuracy than allowed. None where there is none."""
+    """The fastest variant that can replace the chosen one on a hot board; None without one.
+
+    It must be on disk, have been tried on this device, be clearly faster, and lose at most `accuracy_loss_limit`.
+    """
     chosen = model.variant
     if chosen.measured is None:
         return None

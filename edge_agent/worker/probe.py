@@ -13,7 +13,7 @@ from pathlib import Path
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.core.trial_energy import TextEnergy, enough, per_text
+from edge_agent.core.energy import TextEnergy, enough_samples, per_text
 from edge_agent.protocol.worker_messages import BackendsProbed, LoadMemory, ProbeBackends, RuntimeReport, StepLimits
 from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
@@ -129,7 +129,7 @@ async def text_energy(compute: Callable[[], Awaitable[object]], power: Power) ->
     samples, started_s, texts = [first], loop.time(), 0
     sampling = asyncio.create_task(_sample(samples, power), name="power")
     try:
-        while not enough(samples, loop.time() - started_s):
+        while not enough_samples(samples, loop.time() - started_s):
             await compute()
             texts += 1
     finally:

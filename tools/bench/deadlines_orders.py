@@ -17,10 +17,18 @@ from typing import Protocol
 from bench.deadlines_load import MAX_ROWS, Offer
 from edge_agent.base.limits import QUEUE_JOBS
 from edge_agent.core import admission
-from edge_agent.core.forecast import WorkerLoad, batch_s, batched, least_s, remaining_s, take_hopeless, work_s
+from edge_agent.core.forecast import (
+    PriorityLoad,
+    WorkerLoad,
+    batch_s,
+    least_s,
+    remaining_s,
+    take_hopeless,
+    wait_and_compute_s,
+    work_s,
+)
 from edge_agent.core.job import Job, JobState
 from edge_agent.core.latency import CostModel
-from edge_agent.core.priority_load import PriorityLoad
 from edge_agent.core.request_table import RequestTable
 from edge_agent.core.scheduler import BatchLimits, Queue
 
@@ -51,9 +59,9 @@ class Core:
 
     def __init__(self, refuse: Refuse) -> None:
         self._refuse = refuse
-        self._ledger = RequestTable()
+        self._requests = RequestTable()
         self._queue = Queue()
-        self._overtaking = PriorityLoad()
+        self._priority_load = PriorityLoad()
         self._costs = CostModel()
         self._jobs: dict[int, Job] = {}
 
@@ -68,27 +76,27 @@ class Core:
         if refused is not None:
             self._refuse(offer, refused.status, now_s)
             return
-        self._ledger.open(job)
-        self._overtaking.note(job.priority, job.deadline_s - now_s, work_s(job, self._costs, AT), now_s)
+        self._requests.open(job)
+        self._priority_load.note(job.priority, job.deadline_s - now_s, work_s(job, self._costs, AT), now_s)
         self._queue.add(job)
 
     def _load(self, job: Job, now_s: float, busy: bool) -> admission.QueueLoad:
         """See `agent.intake.Intake._load`."""
         running = self._jobs.values() if busy else ()
         at = replace(AT, running_s=remaining_s(running, self._costs, AT, now_s))
-        wait_s, compute_s = batched(self._queue, job, self._costs, at, now_s)
+        wait_s, compute_s = wait_and_compute_s(self._queue, job, self._costs, at, now_s)
         if wait_s is not None:
-            wait_s = self._overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
-        own_jobs, own_bytes = self._ledger.open_of(job.key[0])
-        held_bytes = self._ledger.held_bytes
-        return admission.QueueLoad(len(self._ledger), QUEUE_JOBS, wait_s, compute_s, own_jobs, held_bytes, own_bytes)
+            wait_s = self._priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+        own_jobs, own_bytes = self._requests.open_of(job.key[0])
+        held_bytes = self._requests.held_bytes
+        return admission.QueueLoad(len(self._requests), QUEUE_JOBS, wait_s, compute_s, own_jobs, held_bytes, own_bytes)
 
     def next_batch(self, now_s: float) -> Sequence[Offer]:
         """See `agent.serving.ModelServer._schedule`."""
         for job in self._queue.take(lambda waiting: waiting.deadline_s <= now_s):
             self._close(job, JobState.EXPIRED, 408, now_s)
         self._give_up(now_s, now_s)
-        limits = BatchLimits(MAX_ROWS, mixed=True, takes_s=functools.partial(batch_s, self._costs, AT))
+        limits = BatchLimits(MAX_ROWS, mixed=True, predict_s=functools.partial(batch_s, self._costs, AT))
         batch = self._queue.next_batch(limits, now_s)
         self._give_up(now_s, now_s + least_s(batch, self._costs, AT))
         for job in batch:
@@ -111,13 +119,13 @@ class Core:
                 self._close(job, JobState.EXPIRED, 408, now_s)
                 continue
             job.to(JobState.DONE)
-            self._ledger.close(job, b"{}")
+            self._requests.close(job, b"{}")
             answered.append(offer)
         return answered
 
     def _close(self, job: Job, state: JobState, status: int, now_s: float) -> None:
         job.to(state)
-        self._ledger.close(job, None)
+        self._requests.close(job, None)
         self._refuse(job.origin, status, now_s)
 
 

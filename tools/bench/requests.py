@@ -26,7 +26,7 @@ import psutil
 from edge_agent.backends.api import AdapterSource, Job, Limits, Session
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.core.latency import Quantiles
+from edge_agent.core.latency import QuantileWindow
 from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
@@ -91,7 +91,7 @@ async def _requests(broker: stage.Broker, model: InstalledModel, rounds: int) ->
     session, row = _in_process(model)
     options = MqttOptions(host="127.0.0.1", port=broker.port, client_id="bench-client")
     async with RequestClient(options) as client:
-        direct, over, inside = Quantiles(rounds), Quantiles(rounds), Quantiles(rounds)
+        direct, over, inside = QuantileWindow(rounds), QuantileWindow(rounds), QuantileWindow(rounds)
         added: list[float] = []
         for turn in range(rounds + 20):
             direct_ms = _timed_direct(session, row)
@@ -119,7 +119,7 @@ async def _requests(broker: stage.Broker, model: InstalledModel, rounds: int) ->
 
 
 async def _saturate(client: RequestClient, clients: int, seconds: float = 5.0) -> str:
-    latency, until_s = Quantiles(100_000), time.perf_counter() + seconds
+    latency, until_s = QuantileWindow(100_000), time.perf_counter() + seconds
 
     async def ask() -> None:
         while time.perf_counter() < until_s:
@@ -157,7 +157,7 @@ def _cpu_share(pid: int, seconds: float) -> float:
     return float(after.user + after.system - before.user - before.system) / seconds
 
 
-def _text(samples: Quantiles) -> str:
+def _text(samples: QuantileWindow) -> str:
     found = samples.summary()
     return f"{found['p50']:.2f} / {found['p99']:.2f} ms" if found["p50"] is not None else "no samples"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
-from edge_agent.core.adapter_routing import AdapterRoute, RoutingPolicy, forms
+from edge_agent.core.adapter_routing import AdapterRoute, RoutingPolicy, route_adapters
 from tests.support.fakes import a_model, a_variant, an_adapter
 
 FILE = "sha256:f11e"
@@ -32,7 +32,7 @@ def folded(ms: float | None = 1.0, accuracy: float | None = 0.9, file: str = "f1
 def chosen(
     one: InstalledModel, other: InstalledModel, rules: RoutingPolicy | None = None, ceiling: int | None = 10**9
 ) -> AdapterRoute:
-    (found,) = forms([one, other], rules or RoutingPolicy(), lambda: ceiling).values()
+    (found,) = route_adapters([one, other], rules or RoutingPolicy(), lambda: ceiling).values()
     return found
 
 
@@ -108,7 +108,7 @@ def test_all_that_are_chosen_fit_together_and_what_saves_most_comes_first(
     more: int, ceiling_mib: int, merged: set[str]
 ) -> None:
     models = three("c") + ([a_model("other", a_variant("other", peak_mib=more))] if more else [])
-    found = forms(models, RoutingPolicy(), lambda: ceiling_mib * MIB)
+    found = route_adapters(models, RoutingPolicy(), lambda: ceiling_mib * MIB)
     assert {name for (_, name), form in found.items() if form.merged is not None} == merged
 
 
@@ -131,7 +131,7 @@ def test_what_speed_chooses_never_needs_more_than_there_is(
         replace(twin, variant=replace(twin.variant, measured=TrialFigures(1.0, mib * MIB, 0.0, 40)))
         for twin, mib in zip(twins, peaks[1:], strict=True)
     ]
-    found = forms([first, *twins], RoutingPolicy(policy), lambda: ceiling_mib * MIB)
+    found = route_adapters([first, *twins], RoutingPolicy(policy), lambda: ceiling_mib * MIB)
     size = dict(zip(("a-merged", "b-merged", "c-merged"), peaks[1:], strict=True))
     chosen_mib = [size[form.merged] for form in found.values() if form.merged is not None]
     assert not chosen_mib or peaks[0] + sum(chosen_mib) <= ceiling_mib
@@ -152,8 +152,8 @@ def test_the_accuracy_is_that_of_the_base_variant_that_runs() -> None:
     ],
 )
 def test_another_adapter_or_base_is_never_taken_for_it(other: InstalledModel) -> None:
-    assert forms([base(), other], RoutingPolicy(prefer=("merged",)), lambda: None) == {}
+    assert route_adapters([base(), other], RoutingPolicy(prefer=("merged",)), lambda: None) == {}
 
 
 def test_memory_is_not_asked_for_without_a_merged_model() -> None:
-    assert forms([base()], RoutingPolicy(), lambda: pytest.fail("asked")) == {}
+    assert route_adapters([base()], RoutingPolicy(), lambda: pytest.fail("asked")) == {}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.core.forecast import WorkerLoad, batched, least_s, remaining_s, take_hopeless
+from edge_agent.core.forecast import WorkerLoad, least_s, remaining_s, take_hopeless, wait_and_compute_s
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
 from edge_agent.core.scheduler import Queue
@@ -35,25 +35,25 @@ def waiting(count: int, deadline_s: float = 150.0) -> Queue:
 
 
 def test_nothing_is_said_while_nothing_is_known() -> None:
-    assert batched(Queue(), a_job("x"), CostModel(), AT, NOW_S) == (None, None)
+    assert wait_and_compute_s(Queue(), a_job("x"), CostModel(), AT, NOW_S) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("ahead", "wait_s", "compute_s"), [(0, 0.0, 0.1), (1, 0.0, 0.1), (3, 0.0, 0.2), (4, 0.2, 0.2), (9, 0.4, 0.2)]
 )
 def test_whole_batches_are_ahead_and_the_last_one_is_shared(ahead: int, wait_s: float, compute_s: float) -> None:
-    found = batched(waiting(ahead), a_job("x"), costs(), AT, NOW_S)
+    found = wait_and_compute_s(waiting(ahead), a_job("x"), costs(), AT, NOW_S)
     assert found == (pytest.approx(wait_s), pytest.approx(compute_s))
 
 
 def test_pauses_loads_and_the_batch_inside_count() -> None:
     at = replace(AT, duty_share=0.5, running_s=0.15, load_s=3.0)
-    wait_s, _ = batched(waiting(4), a_job("x"), costs(), at, NOW_S)
+    wait_s, _ = wait_and_compute_s(waiting(4), a_job("x"), costs(), at, NOW_S)
     assert wait_s == pytest.approx(0.2 / 0.5 + 0.15 + 3.0)
 
 
 def test_a_request_larger_than_a_batch_takes_several() -> None:
-    assert batched(Queue(), a_job("x", rows=9), costs(), AT, NOW_S) == (0.0, pytest.approx(0.6))
+    assert wait_and_compute_s(Queue(), a_job("x", rows=9), costs(), AT, NOW_S) == (0.0, pytest.approx(0.6))
 
 
 def test_of_the_batch_inside_counts_what_is_left() -> None:

@@ -1,4 +1,4 @@
-"""Quantiles against a reference, and predictions that never come out of nothing."""
+"""QuantileWindow against a reference, and predictions that never come out of nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.latency import CostModel, Quantiles, bucket
+from edge_agent.core.latency import CostModel, QuantileWindow, bucket
 
 SAMPLES = st.lists(st.floats(0, 1e6), min_size=1, max_size=80)
 
@@ -21,7 +21,7 @@ def reference(samples: list[float], percent: int) -> float:
 
 @given(SAMPLES, st.integers(1, 100))
 def test_quantiles_are_nearest_rank(samples: list[float], percent: int) -> None:
-    window = Quantiles(100)
+    window = QuantileWindow(100)
     for sample in samples:
         window.add(sample)
     assert window.quantile(percent / 100) == reference(samples, percent)
@@ -31,7 +31,7 @@ def test_quantiles_are_nearest_rank(samples: list[float], percent: int) -> None:
 def test_binary_fractions_do_not_shift_a_rank(percent: int) -> None:
     """0.55 * 20 is above 11 in floating point; a rank must not move for that, at any size of the window."""
     for count in range(1, 130):
-        window = Quantiles()
+        window = QuantileWindow()
         for sample in range(count):
             window.add(float(sample))
         expected = reference([float(sample) for sample in range(count)], percent)
@@ -44,14 +44,14 @@ def test_binary_fractions_do_not_shift_a_rank(percent: int) -> None:
 @given(SAMPLES, st.sampled_from([50, 95, 99]))
 def test_quantiles_agree_with_numpy(samples: list[float], percent: int) -> None:
     numpy = pytest.importorskip("numpy", reason="the daemon itself runs without numpy")
-    window = Quantiles()
+    window = QuantileWindow()
     for sample in samples:
         window.add(sample)
     assert window.summary()[f"p{percent}"] == numpy.percentile(samples, percent, method="inverted_cdf")
 
 
 def test_only_the_window_counts() -> None:
-    window = Quantiles(3)
+    window = QuantileWindow(3)
     for sample in (100.0, 1.0, 2.0, 3.0):
         window.add(sample)
     assert window.summary() == {"p50": 2.0, "p95": 3.0, "p99": 3.0}
@@ -59,8 +59,8 @@ def test_only_the_window_counts() -> None:
 
 
 def test_no_samples_no_figures() -> None:
-    assert Quantiles().quantile(0.5) is None
-    assert Quantiles().summary() == {"p50": None, "p95": None, "p99": None}
+    assert QuantileWindow().quantile(0.5) is None
+    assert QuantileWindow().summary() == {"p50": None, "p95": None, "p99": None}
 
 
 @given(st.integers(1, 10**6))
@@ -78,7 +78,7 @@ def test_nothing_is_predicted_before_something_was_measured() -> None:
 
 
 def test_a_measured_size_is_predicted_from_its_own_samples() -> None:
-    costs = CostModel(share=0.9)
+    costs = CostModel(quantile=0.9)
     for index in range(10):
         costs.learn("m", 4, 4 * 64, 0.01 * (index + 1))
     assert costs.predict_s("m", 4, 4 * 64) == pytest.approx(0.09)

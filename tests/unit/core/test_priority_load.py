@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.priority_load import MEMORY_S, MOST, PriorityLoad
+from edge_agent.core.forecast import HIGHEST_LOAD, LOAD_TIME_CONSTANT_S, PriorityLoad
 
 NOW_S = 100.0
 
@@ -38,7 +38,7 @@ def test_only_what_is_more_urgent_overtakes(priority: int, left_s: float, overta
 
 
 def test_however_much_the_others_ask_a_fifth_remains() -> None:
-    assert steady(3.0).wait_s(9, 9.0, 1.0, NOW_S) == pytest.approx(1.0 / (1.0 - MOST))
+    assert steady(3.0).wait_s(9, 9.0, 1.0, NOW_S) == pytest.approx(1.0 / (1.0 - HIGHEST_LOAD))
 
 
 def test_what_nobody_has_to_wait_for_is_not_lengthened() -> None:
@@ -47,7 +47,7 @@ def test_what_nobody_has_to_wait_for_is_not_lengthened() -> None:
 
 def test_a_burst_is_forgotten() -> None:
     rates = steady(0.5)
-    assert rates.wait_s(9, 9.0, 1.0, NOW_S + 10.0 * MEMORY_S) == pytest.approx(1.0, rel=0.001)
+    assert rates.wait_s(9, 9.0, 1.0, NOW_S + 10.0 * LOAD_TIME_CONSTANT_S) == pytest.approx(1.0, rel=0.001)
 
 
 @given(
@@ -70,4 +70,4 @@ def test_a_wait_is_never_shorter_than_what_is_ahead_nor_without_end(
     rates = PriorityLoad()
     for one, its_left_s, work_s, at_s in sorted(admitted, key=lambda row: row[3]):
         rates.note(one, its_left_s, work_s, at_s)
-    assert ahead_s <= rates.wait_s(priority, left_s, ahead_s, 1000.0) <= ahead_s / (1.0 - MOST) * 1.001
+    assert ahead_s <= rates.wait_s(priority, left_s, ahead_s, 1000.0) <= ahead_s / (1.0 - HIGHEST_LOAD) * 1.001

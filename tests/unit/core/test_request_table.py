@@ -16,182 +16,182 @@ def a_job(name: str = "1", deadline_s: float = 10.0) -> Job:
     return Job(("client", name), "m", None, ("text",), {}, 5, deadline_s=deadline_s, received_s=0.0)
 
 
-def closed(ledger: RequestTable, name: str, deadline_s: float, answer: bytes | None = b"{}") -> Job:
+def closed(table: RequestTable, name: str, deadline_s: float, answer: bytes | None = b"{}") -> Job:
     job = a_job(name, deadline_s)
-    ledger.open(job)
+    table.open(job)
     job.start(0.0)
     job.to(JobState.DONE)
-    assert ledger.close(job, answer)
+    assert table.close(job, answer)
     return job
 
 
 def test_a_request_is_new_then_open_then_answered_then_forgotten() -> None:
-    ledger, job = RequestTable(), a_job(deadline_s=10.0)
-    assert ledger.seen(job.key, 0.0) is RequestStatus.NEW
-    ledger.open(job)
-    assert ledger.seen(job.key, 1.0) is RequestStatus.OPEN
-    assert ledger.get(job.key) is job
-    assert len(ledger) == 1
+    table, job = RequestTable(), a_job(deadline_s=10.0)
+    assert table.status(job.key, 0.0) is RequestStatus.NEW
+    table.open(job)
+    assert table.status(job.key, 1.0) is RequestStatus.OPEN
+    assert table.get(job.key) is job
+    assert len(table) == 1
     job.to(JobState.REFUSED)
-    assert ledger.close(job, b"no")
-    assert ledger.seen(job.key, 9.999 + GRACE_S) is RequestStatus.ANSWERED
-    assert ledger.answer(job.key) == b"no"
-    assert ledger.seen(job.key, 10.0 + GRACE_S) is RequestStatus.NEW
-    assert ledger.answer(job.key) is None
-    assert ledger.open_jobs() == ()
+    assert table.close(job, b"no")
+    assert table.status(job.key, 9.999 + GRACE_S) is RequestStatus.ANSWERED
+    assert table.answer(job.key) == b"no"
+    assert table.status(job.key, 10.0 + GRACE_S) is RequestStatus.NEW
+    assert table.answer(job.key) is None
+    assert table.open_jobs() == ()
 
 
 def test_an_open_request_stays_open_past_its_deadline() -> None:
-    ledger, job = RequestTable(), a_job(deadline_s=10.0)
-    ledger.open(job)
-    assert ledger.seen(job.key, 1e9) is RequestStatus.OPEN, "it is not forgotten while it may still be inside a worker"
+    table, job = RequestTable(), a_job(deadline_s=10.0)
+    table.open(job)
+    assert table.status(job.key, 1e9) is RequestStatus.OPEN, "it is not forgotten while it may still be inside a worker"
 
 
 def test_a_key_opens_once() -> None:
-    ledger = RequestTable()
-    ledger.open(a_job())
+    table = RequestTable()
+    table.open(a_job())
     with pytest.raises(ValueError, match="open already"):
-        ledger.open(a_job())
+        table.open(a_job())
 
 
 def test_only_final_jobs_close() -> None:
-    ledger, job = RequestTable(), a_job()
-    ledger.open(job)
+    table, job = RequestTable(), a_job()
+    table.open(job)
     with pytest.raises(ValueError, match="a queued job cannot be closed"):
-        ledger.close(job, b"")
+        table.close(job, b"")
     job.start(0.0)
     with pytest.raises(ValueError, match="a running job cannot be closed"):
-        ledger.close(job, b"")
-    assert len(ledger) == 1
+        table.close(job, b"")
+    assert len(table) == 1
 
 
 def test_closing_twice_counts_once_and_keeps_the_first_answer() -> None:
-    ledger = RequestTable()
-    job = closed(ledger, "1", 10.0, b"first")
-    assert not ledger.close(job, b"second")
-    assert ledger.answer(job.key) == b"first"
+    table = RequestTable()
+    job = closed(table, "1", 10.0, b"first")
+    assert not table.close(job, b"second")
+    assert table.answer(job.key) == b"first"
 
 
 def test_a_stranger_with_the_same_key_closes_nothing() -> None:
-    ledger, job, stranger = RequestTable(), a_job(), a_job()
-    ledger.open(job)
+    table, job, stranger = RequestTable(), a_job(), a_job()
+    table.open(job)
     stranger.to(JobState.CANCELLED)
-    assert not ledger.close(stranger, b"stolen")
-    assert ledger.get(job.key) is job
+    assert not table.close(stranger, b"stolen")
+    assert table.get(job.key) is job
 
 
 def test_a_silent_end_keeps_the_key_without_an_answer() -> None:
-    ledger, job = RequestTable(), a_job(deadline_s=10.0)
-    ledger.open(job)
+    table, job = RequestTable(), a_job(deadline_s=10.0)
+    table.open(job)
     job.to(JobState.EXPIRED)
-    assert ledger.close(job, None)
-    assert ledger.seen(job.key, 9.0) is RequestStatus.ANSWERED
-    assert ledger.answer(job.key) is None
+    assert table.close(job, None)
+    assert table.status(job.key, 9.0) is RequestStatus.ANSWERED
+    assert table.answer(job.key) is None
 
 
 def test_a_key_is_forgotten_at_its_own_deadline_whatever_was_answered_before_it() -> None:
-    ledger = RequestTable()
-    closed(ledger, "long", 3600.0)
-    short = closed(ledger, "short", 1.0)
-    assert ledger.seen(short.key, 2.0 + GRACE_S) is RequestStatus.NEW
-    assert ledger.answer(short.key) is None
+    table = RequestTable()
+    closed(table, "long", 3600.0)
+    short = closed(table, "short", 1.0)
+    assert table.status(short.key, 2.0 + GRACE_S) is RequestStatus.NEW
+    assert table.answer(short.key) is None
 
 
 def test_an_id_used_again_for_another_question_is_never_given_the_first_ones_answer() -> None:
-    ledger, job = RequestTable(), a_job()
+    table, job = RequestTable(), a_job()
     job.fingerprint = b"first"
-    ledger.open(job)
-    assert ledger.seen(job.key, 1.0, b"first") is RequestStatus.OPEN
-    assert ledger.seen(job.key, 1.0, b"other") is RequestStatus.TAKEN
+    table.open(job)
+    assert table.status(job.key, 1.0, b"first") is RequestStatus.OPEN
+    assert table.status(job.key, 1.0, b"other") is RequestStatus.TAKEN
     job.to(JobState.REFUSED)
-    ledger.close(job, b"no")
-    assert ledger.seen(job.key, 2.0, b"first") is RequestStatus.ANSWERED
-    assert ledger.seen(job.key, 2.0, b"other") is RequestStatus.NEW
-    ledger.seen(("client", "x"), 10.0 + GRACE_S)
-    assert ledger._fingerprints == {}
+    table.close(job, b"no")
+    assert table.status(job.key, 2.0, b"first") is RequestStatus.ANSWERED
+    assert table.status(job.key, 2.0, b"other") is RequestStatus.NEW
+    table.status(("client", "x"), 10.0 + GRACE_S)
+    assert table._fingerprints == {}
 
 
 def test_forgotten_entries_free_their_memory_in_any_order_of_deadlines() -> None:
-    ledger = RequestTable()
-    closed(ledger, "long", 3600.0)
+    table = RequestTable()
+    closed(table, "long", 3600.0)
     for index in range(100):
-        closed(ledger, f"short-{index}", 1.0, b"x" * 100)
-    ledger.seen(("client", "anything"), 2.0 + GRACE_S)
-    assert (ledger.closed_count, ledger.answer_bytes) == (1, len(b"{}"))
+        closed(table, f"short-{index}", 1.0, b"x" * 100)
+    table.status(("client", "anything"), 2.0 + GRACE_S)
+    assert (table.closed_count, table.answer_bytes) == (1, len(b"{}"))
 
 
 def test_when_full_the_entry_nearest_to_its_deadline_leaves() -> None:
-    ledger = RequestTable(max_entries=3)
-    long = closed(ledger, "long", 3600.0)
+    table = RequestTable(max_entries=3)
+    long = closed(table, "long", 3600.0)
     for index in range(5):
-        closed(ledger, f"short-{index}", 10.0 + index)
-    assert ledger.closed_count == 3
-    assert ledger.seen(long.key, 0.0) is RequestStatus.ANSWERED, (
+        closed(table, f"short-{index}", 10.0 + index)
+    assert table.closed_count == 3
+    assert table.status(long.key, 0.0) is RequestStatus.ANSWERED, (
         "a retry of the long one is the likeliest still to come"
     )
 
 
 def test_answers_are_bounded_in_bytes_the_oldest_leaves_first_and_its_key_stays() -> None:
-    ledger = RequestTable(max_answer_bytes=800)
-    jobs = [closed(ledger, str(index), 10.0, bytes(100)) for index in range(9)]
-    assert ledger.answer_bytes == 800
-    assert ledger.answer(jobs[0].key) is None
-    assert ledger.seen(jobs[0].key, 1.0) is RequestStatus.ANSWERED, (
+    table = RequestTable(max_answer_bytes=800)
+    jobs = [closed(table, str(index), 10.0, bytes(100)) for index in range(9)]
+    assert table.answer_bytes == 800
+    assert table.answer(jobs[0].key) is None
+    assert table.status(jobs[0].key, 1.0) is RequestStatus.ANSWERED, (
         "executed once is enough, even without the answer at hand"
     )
-    assert all(ledger.answer(job.key) is not None for job in jobs[1:])
+    assert all(table.answer(job.key) is not None for job in jobs[1:])
 
 
 def test_one_huge_answer_does_not_push_out_the_others() -> None:
-    ledger = RequestTable(max_answer_bytes=800)
-    small = closed(ledger, "small", 10.0, b"small")
-    huge = closed(ledger, "huge", 10.0, bytes(101))
-    assert ledger.answer(small.key) == b"small"
-    assert ledger.answer(huge.key) is None
-    assert ledger.seen(huge.key, 1.0) is RequestStatus.ANSWERED
+    table = RequestTable(max_answer_bytes=800)
+    small = closed(table, "small", 10.0, b"small")
+    huge = closed(table, "huge", 10.0, bytes(101))
+    assert table.answer(small.key) == b"small"
+    assert table.answer(huge.key) is None
+    assert table.status(huge.key, 1.0) is RequestStatus.ANSWERED
 
 
 def test_the_largest_message_still_fits_the_answer_cache() -> None:
     from edge_agent.base.limits import MESSAGE_BYTES
 
-    ledger = RequestTable()
-    job = closed(ledger, "1", 10.0, bytes(MESSAGE_BYTES))
-    assert ledger.answer(job.key) is not None
+    table = RequestTable()
+    job = closed(table, "1", 10.0, bytes(MESSAGE_BYTES))
+    assert table.answer(job.key) is not None
     assert ANSWERS_BYTES >= MESSAGE_BYTES
     assert DEDUP_ENTRIES > 0
 
 
 def test_noting_a_key_again_replaces_answer_and_deadline() -> None:
-    ledger = RequestTable()
+    table = RequestTable()
     key = ("client", "1")
-    ledger.note(key, 10.0, b"first")
-    ledger.note(key, 20.0, b"other")
-    assert ledger.seen(key, 15.0) is RequestStatus.ANSWERED
-    assert ledger.answer(key) == b"other"
-    assert (ledger.closed_count, ledger.answer_bytes) == (1, 5)
-    ledger.note(key, 17.0, None)
-    assert ledger.seen(key, 16.0) is RequestStatus.ANSWERED
-    assert ledger.seen(key, 17.0) is RequestStatus.NEW
-    assert ledger.answer_bytes == 0
+    table.remember(key, 10.0, b"first")
+    table.remember(key, 20.0, b"other")
+    assert table.status(key, 15.0) is RequestStatus.ANSWERED
+    assert table.answer(key) == b"other"
+    assert (table.closed_count, table.answer_bytes) == (1, 5)
+    table.remember(key, 17.0, None)
+    assert table.status(key, 16.0) is RequestStatus.ANSWERED
+    assert table.status(key, 17.0) is RequestStatus.NEW
+    assert table.answer_bytes == 0
 
 
 @given(st.integers(1, 2000))
 def test_bookkeeping_does_not_grow_when_one_key_is_noted_for_ever(times: int) -> None:
-    ledger = RequestTable(max_entries=4)
+    table = RequestTable(max_entries=4)
     for index in range(times):
-        ledger.note(("client", "1"), 3600.0 + index, b"answer")
-    assert ledger.closed_count == 1
-    assert len(ledger._by_time) <= 3 * 4
+        table.remember(("client", "1"), 3600.0 + index, b"answer")
+    assert table.closed_count == 1
+    assert len(table._by_time) <= 3 * 4
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The ledger against a plain model: every key's job, its end, its deadline."""
+    """The table against a plain model: every key's job, its end, its deadline."""
 
     ENTRIES, BYTES = 6, 160
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = RequestTable(self.ENTRIES, self.BYTES)
+        self.table = RequestTable(self.ENTRIES, self.BYTES)
         self.now_s = 0.0
         self.opened: dict[tuple[str, str], Job] = {}
         self.ended: dict[tuple[str, str], tuple[float, bytes | None]] = {}
@@ -200,14 +200,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from("abcdefghij"), lasts_s=st.floats(0.5, 50.0))
     def ask(self, name: str, lasts_s: float) -> None:
         key = ("client", name)
-        seen = self.ledger.seen(key, self.now_s)
+        seen = self.table.status(key, self.now_s)
         assert (seen is RequestStatus.OPEN) == (key in self.opened)
         if seen is RequestStatus.ANSWERED:
             assert self.ended[key][0] > self.now_s, "known past its deadline"
         if seen is not RequestStatus.NEW:
             return
         job = a_job(name, self.now_s + lasts_s)
-        self.ledger.open(job)
+        self.table.open(job)
         self.opened[key] = job
         self.ended.pop(key, None)
 
@@ -218,8 +218,8 @@ class LedgerMachine(RuleBasedStateMachine):
         job = self.opened.pop(key)
         job.to(JobState.CANCELLED)
         assert job.state in FINAL
-        assert self.ledger.close(job, answer)
-        assert not self.ledger.close(job, answer), "closed twice"
+        assert self.table.close(job, answer)
+        assert not self.table.close(job, answer), "closed twice"
         self.ended[key] = (job.deadline_s + GRACE_S, answer)
 
     @rule(seconds=st.floats(0.0, 20.0))
@@ -228,21 +228,21 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def bounded(self) -> None:
-        assert self.ledger.closed_count <= self.ENTRIES
-        assert self.ledger.answer_bytes <= self.BYTES
-        assert len(self.ledger._by_time) <= 3 * self.ENTRIES
+        assert self.table.closed_count <= self.ENTRIES
+        assert self.table.answer_bytes <= self.BYTES
+        assert len(self.table._by_time) <= 3 * self.ENTRIES
 
     @invariant()
     def honest(self) -> None:
         alive = {key for key, (deadline_s, _) in self.ended.items() if deadline_s > self.now_s}
-        known = {key for key in self.ended if self.ledger.seen(key, self.now_s) is RequestStatus.ANSWERED}
+        known = {key for key in self.ended if self.table.status(key, self.now_s) is RequestStatus.ANSWERED}
         assert known <= alive
         if len(alive) <= self.ENTRIES and len(self.ended) <= self.ENTRIES:
             assert known == alive, "forgotten too early although there was room"
-        held = sum(len(answer) for key in known if (answer := self.ledger.answer(key)) is not None)
-        assert held == self.ledger.answer_bytes
+        held = sum(len(answer) for key in known if (answer := self.table.answer(key)) is not None)
+        assert held == self.table.answer_bytes
         for key in known:
-            assert self.ledger.answer(key) in {self.ended[key][1], None}
+            assert self.table.answer(key) in {self.ended[key][1], None}
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)

@@ -108,7 +108,7 @@ def test_earliest_deadline_first_within_a_priority() -> None:
     assert names(queue.next_batch(MIXED, NOW_S)) == ["first", "soon", "late"]
 
 
-GROUPED = BatchLimits(max_rows=1, mixed=True, near=frozenset({"a"}))
+GROUPED = BatchLimits(max_rows=1, mixed=True, active_adapters=frozenset({"a"}))
 
 
 def test_an_adapter_at_work_goes_first_within_a_priority() -> None:
@@ -128,7 +128,7 @@ def test_what_is_grouped_before_a_job_counts_as_ahead_of_it() -> None:
 
 def test_where_none_is_at_work_the_most_urgent_ones_adapter_is() -> None:
     queue = filled(*(a_job(f"{index}", deadline_s=120 + index, adapter="ab"[index % 2]) for index in range(6)))
-    assert names(queue.next_batch(BatchLimits(3, mixed=True, near=frozenset()), NOW_S)) == ["0", "2", "4"]
+    assert names(queue.next_batch(BatchLimits(3, mixed=True, active_adapters=frozenset()), NOW_S)) == ["0", "2", "4"]
 
 
 @settings(max_examples=40)
@@ -316,20 +316,20 @@ def takes(rows: int, row_bytes: int) -> float:
 
 
 def test_a_batch_does_not_outgrow_the_time_of_its_most_urgent_job() -> None:
-    limits = BatchLimits(max_rows=8, mixed=True, takes_s=takes)
+    limits = BatchLimits(max_rows=8, mixed=True, predict_s=takes)
     queue = filled(a_job("soon", deadline_s=NOW_S + 3.5), *(a_job(str(index), deadline_s=190.0) for index in range(6)))
     assert names(queue.next_batch(limits, NOW_S)) == ["soon", "0", "1"]
     assert len(queue.next_batch(limits, NOW_S)) == 4, "nobody is in a hurry any more"
 
 
 def test_who_is_late_even_alone_does_not_hold_the_others_up() -> None:
-    limits = BatchLimits(max_rows=8, mixed=True, takes_s=takes)
+    limits = BatchLimits(max_rows=8, mixed=True, predict_s=takes)
     queue = filled(a_job("late", deadline_s=NOW_S + 0.5), *(a_job(str(index), deadline_s=190.0) for index in range(6)))
     assert len(queue.next_batch(limits, NOW_S)) == 7
 
 
 def test_a_job_that_would_be_late_in_this_batch_waits_for_its_own() -> None:
-    limits = BatchLimits(max_rows=8, mixed=True, takes_s=takes)
+    limits = BatchLimits(max_rows=8, mixed=True, predict_s=takes)
     big, small = a_job("big", 1, deadline_s=190.0, rows=4), a_job("small", 5, deadline_s=NOW_S + 4.5)
     queue = filled(big, small)
     assert names(queue.next_batch(limits, NOW_S)) == ["big"]
@@ -337,7 +337,7 @@ def test_a_job_that_would_be_late_in_this_batch_waits_for_its_own() -> None:
 
 
 def test_without_a_prediction_batches_are_filled() -> None:
-    limits = BatchLimits(max_rows=8, mixed=True, takes_s=lambda _rows, _bytes: None)
+    limits = BatchLimits(max_rows=8, mixed=True, predict_s=lambda _rows, _bytes: None)
     queue = filled(a_job("soon", deadline_s=NOW_S + 1.5), *(a_job(str(index), deadline_s=190.0) for index in range(6)))
     assert len(queue.next_batch(limits, NOW_S)) == 7
 
@@ -414,5 +414,5 @@ def test_the_length_that_counts_is_that_of_one_text() -> None:
     one = a_job("one", deadline_s=NOW_S + 3.0)
     many = a_job("many", deadline_s=190.0, rows=4)
     per_text = max(job.size_bytes // job.rows for job in (one, many))
-    limits = BatchLimits(max_rows=8, mixed=True, takes_s=lambda _rows, size: 1.0 if size <= per_text else 9.0)
+    limits = BatchLimits(max_rows=8, mixed=True, predict_s=lambda _rows, size: 1.0 if size <= per_text else 9.0)
     assert names(filled(one, many).next_batch(limits, NOW_S)) == ["one", "many"]

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.core.energy import Utilisation
-from edge_agent.core.trial_energy import LEAST_S, LEAST_VALUES, MOST_S, enough, estimated, per_text
+from edge_agent.core.energy import LEAST_S, LEAST_VALUES, MOST_S, UtilisationModel, enough_samples, estimated, per_text
 
 
 def rail(*watts: float, every_s: float = 0.05) -> list[Reading]:
@@ -50,11 +49,11 @@ def test_no_figure_without_enough_of_the_sensor(samples: list[Reading], reason: 
 
 def test_a_run_ends_when_the_sensor_has_said_enough_and_at_the_latest_after_five_seconds() -> None:
     moving, still = rail(*range(1, 2 + LEAST_VALUES)), rail(*[5.0] * 100)
-    assert not enough(moving, LEAST_S - 0.01)
-    assert enough(moving, LEAST_S)
-    assert not enough(moving[:-1], LEAST_S)
-    assert not enough(still, MOST_S - 0.01)
-    assert enough(still, MOST_S)
+    assert not enough_samples(moving, LEAST_S - 0.01)
+    assert enough_samples(moving, LEAST_S)
+    assert not enough_samples(moving[:-1], LEAST_S)
+    assert not enough_samples(still, MOST_S - 0.01)
+    assert enough_samples(still, MOST_S)
 
 
 WATTS = st.lists(st.floats(0.5, 200.0), min_size=1, max_size=40)
@@ -79,7 +78,7 @@ def test_twice_the_texts_in_the_same_time_cost_half(watts: list[float], took_s: 
 
 
 def test_an_estimate_is_the_board_s_usual_power_for_the_time_and_says_so() -> None:
-    found = estimated(Utilisation("Raspberry Pi 4", 2.7, 4.0, 4), 4, 0.01)
+    found = estimated(UtilisationModel("Raspberry Pi 4", 2.7, 4.0, 4), 4, 0.01)
     assert found.joules == pytest.approx(0.067)
     assert found.method == (
         "estimated: 2.7 W idle + 4 W at full load of a Raspberry Pi 4, by threads in use, over the time of one text"
