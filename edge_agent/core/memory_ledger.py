@@ -29,7 +29,6 @@ TAKEN_AT_LOAD = 0.8
 """Share of a runtime's own figure that counts as held right after the load; the rest is allocated with the first use.
 """
 FIGURES_KEPT = 64
-_BOUNDED_SUFFIX = " shrunk"
 
 
 class FootprintKey(NamedTuple):
@@ -43,19 +42,6 @@ class FootprintKey(NamedTuple):
     digest: str
     settings: str = ""
     bounded: bool = False
-
-    @property
-    def text(self) -> str:
-        """The key as the file on disk holds it: 'DIGEST', 'DIGEST SETTINGS', each with ' shrunk' where bounded."""
-        settings = f" {self.settings}" if self.settings else ""
-        return f"{self.digest}{settings}{_BOUNDED_SUFFIX if self.bounded else ''}"
-
-    @classmethod
-    def parse(cls, text: str) -> FootprintKey:
-        """The key of a text; the inverse of `text`."""
-        name = text.removesuffix(_BOUNDED_SUFFIX)
-        digest, _, settings = name.partition(" ")
-        return cls(digest, settings, bounded=name != text)
 
 
 @dataclass(frozen=True, slots=True)

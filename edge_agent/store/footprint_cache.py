@@ -22,6 +22,7 @@ from edge_agent.store.disk import replace_file, translated
 log = logging.getLogger("edge_agent.store")
 FIGURES_FILE = "footprints.json"
 FIGURES_BYTES = 256 * limits.KIB
+_BOUNDED = " shrunk"
 
 
 class _Entry(Document, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class _Entry(Document, frozen=True, kw_only=True):
 
 
 class _Book(Document, frozen=True, kw_only=True):
-    """The whole file; `figures` by `FootprintKey.text`."""
+    """The whole file; `figures` by `stored_key`."""
 
     schema: Literal[1] = 1
     figures: dict[str, _Entry] = field(default_factory=dict)
@@ -57,16 +58,14 @@ class FootprintFile:
             log.warning("footprints measured earlier are begun anew: %s", error)
             return {}
         return {
-            FootprintKey.parse(text): MeasuredFootprint(
-                entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s
-            )
-            for text, entry in book.figures.items()
+            parse_key(stored): MeasuredFootprint(entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s)
+            for stored, entry in book.figures.items()
             if entry.held_bytes > 0
         }
 
     def write(self, figures: Mapping[FootprintKey, MeasuredFootprint]) -> None:
         """See `ports.Figures`."""
-        book = _Book(figures={key.text: _entry(figure) for key, figure in figures.items()})
+        book = _Book(figures={stored_key(key): _entry(figure) for key, figure in figures.items()})
         try:
             with translated(self._path.parent):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,3 +85,16 @@ def _entry(figure: MeasuredFootprint) -> _Entry:
         held_bytes=figure.held_bytes,
         load_s=round(figure.load_s, 3),
     )
+
+
+def stored_key(key: FootprintKey) -> str:
+    """A key as the file holds it: 'DIGEST' or 'DIGEST SETTINGS', followed by ' shrunk' for a bounded load."""
+    settings = f" {key.settings}" if key.settings else ""
+    return f"{key.digest}{settings}{_BOUNDED if key.bounded else ''}"
+
+
+def parse_key(stored: str) -> FootprintKey:
+    """The inverse of `stored_key`."""
+    unbounded = stored.removesuffix(_BOUNDED)
+    digest, _, settings = unbounded.partition(" ")
+    return FootprintKey(digest, settings, bounded=unbounded != stored)

@@ -141,7 +141,7 @@ def test_settings_reach_the_worker_and_the_claim() -> None:
         assert variant.options == {"batch": 64, "context": 1024, "sequences": 2, "kv_type": "q8_0"}
         expected = sum(need(SMOL, Demand(1024, 2, "q8_0", 64)))
         assert device.served().claim.stated_bytes == expected
-        assert device.served().claim.key.text == "sha256:g context=1024 sequences=2 kv_type=q8_0"
+        assert device.served().claim.key == ("sha256:g", "context=1024 sequences=2 kv_type=q8_0", False)
         assert board.shrunk_events() == []
 
     run(scenario, generator(batch=64))
