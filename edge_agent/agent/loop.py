@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
-from edge_agent.agent.governor_loop import PERIOD_S, GovernorLoop, HostMonitor
+from edge_agent.agent.governor_loop import PERIOD_S, GovernorLoop
+from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.intake import Intake
 from edge_agent.agent.memory_guard import LOOK_S, MemoryGuard
 from edge_agent.agent.model_manager import ModelManager

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.governor_loop import HostMonitor
+from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause, Closure

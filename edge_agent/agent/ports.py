@@ -89,7 +89,7 @@ class Sensors(Protocol):
 
 
 class Host(Protocol):
-    """What the manager asks about its machine. Implemented by `agent.governor_loop.HostMonitor`."""
+    """What the manager asks about its machine. Implemented by `agent.host_monitor.HostMonitor`."""
 
     def memory(self, mapped_bytes: int = 0) -> HostMemory:
         """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""

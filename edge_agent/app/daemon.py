@@ -22,7 +22,8 @@ from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
-from edge_agent.agent.governor_loop import Budget, GovernorLoop, HostMonitor
+from edge_agent.agent.governor_loop import GovernorLoop
+from edge_agent.agent.host_monitor import Budget, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
 from edge_agent.agent.model_manager import ModelManager

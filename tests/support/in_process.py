@@ -15,7 +15,8 @@ from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
-from edge_agent.agent.governor_loop import GovernorLoop, HostMonitor
+from edge_agent.agent.governor_loop import GovernorLoop
+from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent, LoopOptions, Parts
 from edge_agent.agent.model_manager import ModelManager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.governor_loop import Budget
+from edge_agent.agent.host_monitor import Budget
 from edge_agent.base.limits import ADAPTERS_RESIDENT, GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
 from tests.support.fakes import Plan, a_model, a_variant
