@@ -22,6 +22,7 @@ from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
 """No request for so long: the probes take some tens of milliseconds, and whoever comes then waits for them."""
+LOOK_S = 1.0
 ReadProbes = Callable[[InstalledModel, str | None], ProbeFile | None]
 
 
@@ -35,6 +36,15 @@ class Canary:
         self._read = read
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Look once a second, until cancelled; a probe under way is given up then."""
+        try:
+            while True:
+                await asyncio.sleep(LOOK_S)
+                self.tick()
+        finally:
+            await self.close()
 
     def tick(self) -> None:
         """Begin with what was not probed for longest, if something is due and idle; one at a time. 0: never."""

@@ -45,10 +45,10 @@ class GovernorLoop:
         self._doubted = False
         self._clock = 1.0
         self._throttle = sensor_validation.ThrottleState()
-        self.changed = False
+        self._changed = False
 
     def tick(self) -> None:
-        """One look. Sets `changed` when the installed models are not what they were."""
+        """One look at the board, the workers and the store."""
         self._host.sample()
         self._note_lost_sensors()
         self._note_held_clock()
@@ -72,7 +72,13 @@ class GovernorLoop:
                     self._context.costs.expect((served.name, variant.digest), *expected)
         for served in new:
             self._server.start(served)
-        self.changed = True
+        self._server.want_resident()
+        self._changed = True
+
+    def take_changed(self) -> bool:
+        """Whether the installed models are not what they were at the last call."""
+        changed, self._changed = self._changed, False
+        return changed
 
     def _govern(self) -> None:
         now_s = self._context.clock.monotonic_s()

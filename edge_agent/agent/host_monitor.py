@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge_agent.agent.context import Context
@@ -28,16 +28,25 @@ NO_READING = unavailable("bytes", "NvMapMemUsed", 0.0, "this kernel does not tel
 class HostMonitor:
     """The machine as last sampled. Implements `ports.Host`.
 
-    `decode_threads`: the operator's, of generators that read no prompt (0: as the package says).
+    `decode_threads`: the operator's limit of compute threads for generators while they read no prompt (0: as the
+    package says). `daemon_bytes`: tells the resident bytes of this process, None where the kernel does not tell.
     """
 
-    def __init__(self, context: Context, sensors: Sensors, budget: Budget = NO_BUDGET) -> None:
+    def __init__(
+        self,
+        context: Context,
+        sensors: Sensors,
+        budget: Budget = NO_BUDGET,
+        decode_threads: int = 0,
+        daemon_bytes: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._context = context
         self._sensors = sensors
         self._budget = budget
+        self._decode_threads = decode_threads
+        self.daemon_bytes = daemon_bytes
         self.readings: Mapping[str, Reading] = {}
         self.last_memory: HostMemory | None = None
-        self.decode_threads = 0
 
     def sample(self) -> None:
         """One round over all sensors."""
@@ -102,4 +111,4 @@ class HostMonitor:
         grant = self._context.grant
         share = self._context.duty_cycle.set_generator_share(grant, self._context.clock.monotonic_s())
         permille = max(1, round(1000 * share)) if share > 0.0 else 0
-        return StepLimits(grant.max_rows, grant.threads, min(self.decode_threads, grant.threads), permille)
+        return StepLimits(grant.max_rows, grant.threads, min(self._decode_threads, grant.threads), permille)

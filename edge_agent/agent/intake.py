@@ -6,9 +6,10 @@ Every message that is not a request is handed on (commands, cancels) or dropped 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.respond import Origin
@@ -47,13 +48,13 @@ class Intake:
         options: IntakeOptions,
         manager: ModelManager,
         server: ModelServer,
-        on_command: Callable[[Command], Awaitable[None]],
+        commands: Commands,
     ) -> None:
         self._context = context
         self._options = options
         self._manager = manager
         self._server = server
-        self._on_command = on_command
+        self._commands = commands
 
     async def take(self, message: Inbound) -> None:
         """One message."""
@@ -69,8 +70,12 @@ class Intake:
         elif isinstance(wish, Cancel):
             self._cancel(wish)
         elif isinstance(wish, Command):
-            await self._on_command(wish)
+            await self._commands.take(wish)
         self._context.acks.release(message)
+
+    async def close(self) -> None:
+        """Give up waiting for a command that is being carried out, and say so."""
+        await self._commands.close()
 
     def _take_request(self, request: Request, message: Inbound) -> None:
         now_s = self._context.clock.monotonic_s()

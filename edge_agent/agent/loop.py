@@ -1,6 +1,6 @@
 """The agent: take what arrives, look around every second, report at intervals, stop in order.
 
-messages ─▶ intake ─▶ dispatch ─▶ respond          watch ─▶ governor ─▶ limits          report
+messages ─▶ intake ─▶ serving ─▶ respond          governor_loop ─▶ governor ─▶ limits          device_reporter
 """
 
 from __future__ import annotations
@@ -8,71 +8,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
-from edge_agent.agent.canary import Canary
-from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context
+from edge_agent.agent.device_reporter import DeviceReporter
 from edge_agent.agent.governor_loop import PERIOD_S, GovernorLoop
-from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.intake import Intake
-from edge_agent.agent.memory_guard import LOOK_S, MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Notifier
-from edge_agent.agent.report import Reporter
-from edge_agent.agent.served_model import Phase
 from edge_agent.agent.serving import ModelServer
 from edge_agent.base.errors import EdgeError
-from edge_agent.protocol.messages import Runtime, State
+from edge_agent.protocol.envelope import LinkChange, LinkListener, Outbound
 
 log = logging.getLogger("edge_agent")
 PATIENCE_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class LoopOptions:
-    """Intervals in seconds, and the models to hold in memory from the start ('all' stands for every one)."""
+class Background(Protocol):
+    """Work beside the requests: the memory guard, the golden probes."""
 
-    telemetry_s: float
-    heartbeat_s: float
-    resident: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The agent's own rooms, wired by `app`."""
-
-    manager: ModelManager
-    server: ModelServer
-    intake: Intake
-    commands: Commands
-    watch: GovernorLoop
-    host: HostMonitor
-    reporter: Reporter
-    canary: Canary
+    async def run(self) -> None:
+        """Work until cancelled, and leave nothing behind then."""
+        ...
 
 
 class Agent:
     """Runs until `stop` is called."""
 
-    def __init__(self, context: Context, options: LoopOptions, parts: Parts) -> None:
+    def __init__(
+        self,
+        context: Context,
+        manager: ModelManager,
+        server: ModelServer,
+        intake: Intake,
+        governor_loop: GovernorLoop,
+        reporter: DeviceReporter,
+        background: Sequence[Background] = (),
+    ) -> None:
         self._context = context
-        self._options = options
-        self._manager = parts.manager
-        self._server = parts.server
-        self._intake = parts.intake
-        self._commands = parts.commands
-        self._watch = parts.watch
-        self._canary = parts.canary
-        self._host = parts.host
-        self._reporter = parts.reporter
-        self._guard = MemoryGuard(context, parts.manager, parts.host)
+        self._manager = manager
+        self._server = server
+        self._intake = intake
+        self._governor_loop = governor_loop
+        self._reporter = reporter
+        self._background = background
         self._stopping = asyncio.Event()
-        self._runtimes: list[Runtime] = []
-        self._told: tuple[State, str] = ("starting", "")
-        self.find_runtimes: Callable[[], Awaitable[list[Runtime]]] | None = None
-        self.rss_bytes: Callable[[], int | None] = lambda: None
 
     def stop(self, why: str) -> None:
         """Begin an orderly end; safe to call more than once."""
@@ -82,7 +63,7 @@ class Agent:
     def look_again(self) -> None:
         """SIGHUP: take over what changed in the store now. Settings are read at the start only."""
         log.info("reload: the store is read again; settings take effect with a restart")
-        self._watch.refresh_models()
+        self._governor_loop.refresh_models()
 
     def fault(self) -> str | None:
         """What is wrong with the process itself, for the watchdog; None when it is well. Offline is well."""
@@ -92,16 +73,14 @@ class Agent:
 
     async def run(self, notifier: Notifier) -> None:
         """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
-        self._watch.tick()
-        self._want_resident()
-        self._reporter.on_connected = self._report_state
-        await self._context.transport.start()
+        self._governor_loop.tick()
+        await self._context.transport.start(LinkListener(self.link_changed, self.unheard))
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="watch"),
-            asyncio.create_task(self._report(), name="report"),
-            asyncio.create_task(self._beat(), name="heartbeat"),
-            asyncio.create_task(self._guard_memory(), name="guard"),
+            asyncio.create_task(self._reporter.measure(), name="report"),
+            asyncio.create_task(self._reporter.beat(), name="heartbeat"),
+            *(asyncio.create_task(work.run(), name=type(work).__name__) for work in self._background),
             # Ends by itself: the last one, which `wait` leaves out.
             asyncio.create_task(self._get_ready(notifier), name="ready"),
         ]
@@ -119,16 +98,26 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._commands.close()
-        await self._canary.close()
-        self._watch.close()
+        await self._intake.close()
+        self._governor_loop.close()
         serving = [served.task for served in self._manager.every_served_model() if served.task is not None]
         self._server.abandon("the device is stopping")
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
         await self._manager.close()
-        await self._context.transport.stop([self._reporter.status("offline", "stopped in order")])
+        await self._context.transport.stop([self._reporter.last_words()])
+
+    def link_changed(self, change: LinkChange) -> None:
+        """The connection to the broker came or went. Streamed answers end when it goes: nobody receives their parts."""
+        self._reporter.link_changed(change)
+        if not change.connected:
+            self._server.stop_streams("the broker went away")
+
+    def unheard(self, message: Outbound, reason: str) -> None:
+        """The broker refused a message, or it matched no subscription: a streamed answer that it is part of ends."""
+        if message.request_id is not None:
+            self._server.stop_streams(f"{message.topic}: {reason}", message.request_id, message.topic)
 
     async def _take_messages(self) -> None:
         async for message in self._context.transport.messages():
@@ -142,84 +131,23 @@ class Agent:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(served.settled.wait(), PATIENCE_S)
         notifier.ready()
-        self._report_state()
+        self._reporter.report()
         log.info("ready: %s", self._status_line())
-        if self.find_runtimes is not None:
-            self._runtimes = await self.find_runtimes()
-            self._reporter.publish_info(self._runtimes)
+        await self._reporter.report_runtimes()
 
     async def _look_around(self, notifier: Notifier) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
             try:
-                self._watch.tick()
+                self._governor_loop.tick()
             except EdgeError as error:
                 # A store that cannot be read now may be readable later; what is loaded goes on.
                 log.error("watch: %s", error)
-            self._canary.tick()
-            if self._watch.changed:
-                self._watch.changed = False
-                self._want_resident()
-                self._reporter.publish_models(self._manager)
-            self._report_changed_state()
+            if self._governor_loop.take_changed():
+                self._reporter.report_models()
+            self._reporter.report_change()
             notifier.status(self._status_line())
             notifier.watchdog()
-
-    async def _guard_memory(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            await self._guard.look()
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._options.heartbeat_s)
-            self._report_state()
-
-    async def _report(self) -> None:
-        while True:
-            await asyncio.sleep(self._options.telemetry_s)
-            context = self._context
-            self._reporter.publish_telemetry(
-                context.stats.take(),
-                self._host.readings,
-                context.grant,
-                len(context.requests),
-                self.rss_bytes(),
-                self._guard.summary(),
-                self._manager.served_models,
-            )
-
-    def _state(self) -> tuple[State, str]:
-        """How the device is, in words that stay the same while it is so."""
-        troubles = []
-        if self._context.grant.closed:
-            troubles.append("no requests are taken for heat")
-        if self._manager.closed:
-            troubles.append("no requests are taken for want of memory")
-        quarantined = [
-            served.name for served in self._manager.served_models.values() if served.phase is Phase.QUARANTINED
-        ]
-        if quarantined:
-            troubles.append(f"quarantined: {', '.join(quarantined)}")
-        return ("degraded", "; ".join(troubles)) if troubles else ("online", "serving")
-
-    def _report_changed_state(self) -> None:
-        """Whoever watches from afar is told when it changes, not at the next heartbeat."""
-        if self._state() != self._told:
-            self._report_state()
-
-    def _report_state(self) -> None:
-        self._told = self._state()
-        self._reporter.publish_status(*self._told)
-        self._reporter.publish_info(self._runtimes)
-        self._reporter.publish_models(self._manager)
-
-    def _want_resident(self) -> None:
-        for served in self._manager.served_models.values():
-            served.resident = "all" in self._options.resident or served.name in self._options.resident
-            if served.resident:
-                served.wanted = served.worker is None or served.loaded_digest != served.model.variant.digest
-                served.wake.set()
 
     def _status_line(self) -> str:
         served_models = self._manager.served_models.values()

@@ -62,6 +62,12 @@ class MemoryGuard:
             },
         }
 
+    async def run(self) -> None:
+        """Look several times a second, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.look()
+
     async def look(self) -> None:
         """One look."""
         signs = self._host.signs(self._manager.ledger.mapped_bytes)

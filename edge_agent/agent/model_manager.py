@@ -14,19 +14,19 @@ from dataclasses import replace
 
 import msgspec
 
-from edge_agent.agent.context import Announce
+from edge_agent.agent.context import Context
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.ports import FootprintCache, Host, Library, Spawner
 from edge_agent.agent.served_model import Phase, ServedModel
 from edge_agent.base.causes import Cause, Closure, WorkerDeath
-from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import InstalledModel, Variant
 from edge_agent.core import adapter_routing, residency, variants
 from edge_agent.protocol.worker_messages import AnyEvent, LoadMemory
 
+DEFAULT_ROUTING = adapter_routing.RoutingPolicy()
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
 NO_ROOM_S = 60.0
@@ -49,24 +49,24 @@ class ModelManager:
 
     def __init__(
         self,
+        context: Context,
         library: Library,
         spawner: Spawner,
-        clock: Clock,
         host: Host,
-        announce: Announce,
         figures: FootprintCache | None = None,
         sizer: Sizer | None = None,
+        rules: adapter_routing.RoutingPolicy = DEFAULT_ROUTING,
     ) -> None:
         self._library = library
         self._spawn = spawner
-        self._clock = clock
+        self._clock = context.clock
         self._host = host
-        self._announce = announce
+        self._announce = context.announce
         self.sizer = sizer or Sizer()
         self.books = MemoryAccounting(host, figures)
         self.ledger = self.books.ledger
         self.closed: Closure | None = None
-        self.rules = adapter_routing.RoutingPolicy()
+        self.rules = rules
         self._forms: Mapping[adapter_routing.Key, adapter_routing.AdapterRoute] = {}
         self._tier = 0
         self._loading = asyncio.Lock()

@@ -10,7 +10,7 @@ from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.core.residency import HostMemory
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
     AnyEvent,
@@ -39,7 +39,17 @@ class Transport(Protocol):
         """False when the link itself has stopped working; being offline is not that."""
         ...
 
-    async def start(self) -> None:
+    @property
+    def events_waiting(self) -> int:
+        """Events on disk that the broker has not acknowledged yet."""
+        ...
+
+    @property
+    def events_lost(self) -> int:
+        """Events that were given up since the start."""
+        ...
+
+    async def start(self, listener: LinkListener = NO_LISTENER) -> None:
         """Begin to connect, and to reconnect for ever with full jitter; returns at once. Offline is not a failure."""
         ...
 

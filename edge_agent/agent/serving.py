@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections.abc import Collection
 from typing import Protocol
 
 from edge_agent.agent.context import Context
@@ -50,16 +51,23 @@ class Answers(Endings, Protocol):
 
 
 class ModelServer:
-    """Runs every served model's loop."""
+    """Runs every served model's loop. `resident`: the models to hold in memory from the start ('all': every one)."""
 
     def __init__(
-        self, context: Context, manager: ModelManager, answers: Answers, quarantine_deaths: int, flush_ms: float = 100.0
+        self,
+        context: Context,
+        manager: ModelManager,
+        answers: Answers,
+        quarantine_deaths: int,
+        flush_ms: float = 100.0,
+        resident: Collection[str] = (),
     ) -> None:
         self._context = context
         self._manager = manager
         self._answers = answers
         self._quarantine_deaths = quarantine_deaths
         self._flush_ms = flush_ms
+        self._resident = frozenset(resident)
         self.fault: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
         self._step_gate = StepGate(context)
@@ -82,6 +90,14 @@ class ModelServer:
         """A job waits for this served model's worker."""
         served.queue.add(job)
         served.wake.set()
+
+    def want_resident(self) -> None:
+        """Have the models loaded that the operator wants in memory although nobody asks them."""
+        for served in self._manager.served_models.values():
+            served.resident = "all" in self._resident or served.name in self._resident
+            if served.resident:
+                served.wanted = served.worker is None or served.loaded_digest != served.model.variant.digest
+                served.wake.set()
 
     def demand(self, served: ServedModel, now_s: float) -> None:
         """A request could not wait for the load of its model: who tries again is to find it loaded, or under way.

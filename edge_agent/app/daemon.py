@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import functools
 import logging
-import os
 import platform
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edge_agent import __version__
 from edge_agent.actuators.clocks import ClockCap
@@ -22,87 +19,41 @@ from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
+from edge_agent.agent.device_reporter import DeviceReporter
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import Budget, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
-from edge_agent.agent.loop import Agent, LoopOptions, Parts
+from edge_agent.agent.loop import Agent
+from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.report import Identity, Reporter
+from edge_agent.agent.publisher import Publisher
 from edge_agent.agent.respond import Responder
 from edge_agent.agent.serving import ModelServer
+from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.app import wiring
+from edge_agent.app.daemon_processes import StoreProcess, find_runtimes
 from edge_agent.base.clock import SystemClock
-from edge_agent.base.errors import StoreError, WorkerError
+from edge_agent.base.errors import StoreError
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.settings import Settings
 from edge_agent.core.energy import EnergyMeter
-from edge_agent.core.governor import GovernorConfig
-from edge_agent.core.thermal_model import prior_for
 from edge_agent.lifecycle.supervision import Signals, SystemdNotifier
 from edge_agent.mqtt.spool import Spool
 from edge_agent.mqtt.transport import MqttTransport
-from edge_agent.protocol.messages import Runtime
-from edge_agent.protocol.worker_messages import RuntimeReport, RuntimeUnavailable
+from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.topics import Topics
 from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
+from edge_agent.sensors.memory import daemon_bytes
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import daemon_lock
-from edge_agent.worker.probe import ask_backends
 from edge_agent.worker.supervisor import spawn
 
 log = logging.getLogger("edge_agent")
 JTOP_RETRY_S = 30.0
-SOFT_BELOW_HARD_C = 2.0
-"""An operator's soft limit nearer to the board's hard one would be met by stops instead of by control."""
-
-
-class StoreProcess:
-    """Carries out store commands in `edge-agent install|remove|rollback` processes. Implements `commands.Operator`.
-
-    The signature library never enters the daemon, and a package that crashes its reader harms nobody.
-    """
-
-    def __init__(self, config: Path | None, inbox: Path) -> None:
-        self._config = config
-        self._inbox = inbox
-
-    async def install(self, package: str) -> Mapping[str, Any]:
-        """See `commands.Operator`; only names inside the incoming folder are taken."""
-        if "/" in package or package.startswith(".") or not package.isprintable() or not package:
-            raise StoreError(f"{package!r} is not the name of a file in the incoming folder", str(self._inbox))
-        return await self._run("install", str(self._inbox / package))
-
-    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
-        """See `commands.Operator`."""
-        return await self._run("remove", model, *(("--adapter", adapter) if adapter else ()))
-
-    async def rollback(self, model: str) -> Mapping[str, Any]:
-        """See `commands.Operator`."""
-        return await self._run("rollback", model)
-
-    async def _run(self, verb: str, *arguments: str) -> Mapping[str, Any]:
-        command = [sys.executable, "-m", "edge_agent", verb, "--json", *arguments]
-        if self._config is not None:
-            command += ["--config", str(self._config)]
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-            )
-        except OSError as error:
-            raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error
-        try:
-            out, err = await process.communicate()
-        except asyncio.CancelledError:
-            process.terminate()
-            raise
-        if process.returncode != 0:
-            text = err.decode("utf-8", "replace").strip().removeprefix("edge-agent: ")
-            raise StoreError(text[-500:] or f"exit code {process.returncode}", f"edge-agent {verb}")
-        report: Mapping[str, Any] = json.loads(out)
-        return report
 
 
 def run(config: Path | None, sysroot: Path | None) -> int:
@@ -130,92 +81,61 @@ async def _serve(settings: Settings, config: Path | None, sysroot: Path) -> None
 
 
 def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
-    """Wire one agent; nothing runs yet."""
+    """Make one agent of the parts that fit these settings and this board; nothing runs yet but the jtop client."""
+    worker, state_dir = settings.worker, settings.store.state_dir
+    max_rows, threads = worker.max_rows, wiring.threads(settings)
+    spawn_options = wiring.spawn_options(settings)
+
     clock = SystemClock()
+    sensors = _sensors(settings, sysroot)
+    library = ModelStore(wiring.store_dir(settings))
+
+    topics = wiring.topics(settings)
+    identity = _identity(settings, sensors.board, threads)
+    builder = StatusBuilder(identity, topics, clock)
+    transport = _transport(settings, topics, will=builder.status("offline", "connection lost"))
+    publisher = Publisher(builder, transport, clock)
+
+    acks = AckWindow(transport.ack)
+    energy = EnergyMeter(wiring.utilisation(sensors.board))
+    grant = full_grant(max_rows, threads)
+    context = Context(clock, transport, topics, acks, publisher.event, grant, energy=energy)
+
+    budget = Budget(settings.memory.reserve_bytes, settings.memory.models_bytes)
+    host = HostMonitor(context, sensors, budget, worker.decode_threads or 0, daemon_bytes)
+    spawner = functools.partial(spawn, spawn_options)
+    sizer = Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path))
+    footprints = FootprintFile(state_dir)
+    manager = ModelManager(context, library, spawner, host, footprints, sizer, wiring.form_rules(settings))
+    responder = Responder(context, host.reading)
+    flush_ms, resident = settings.stream.flush_ms, settings.models.resident
+    server = ModelServer(context, manager, responder, worker.quarantine_deaths, flush_ms, resident)
+
+    governor_config = wiring.governor_config(settings, sensors.board, max_rows, threads)
+    clock_cap = ClockCap(sysroot, state_dir) if settings.thermal.set_clock else None
+    governor_loop = GovernorLoop(context, governor_config, host, library, manager, server, clock_cap)
+    guard = MemoryGuard(context, manager, host)
+    canary = Canary(context, manager, library.probes, settings.telemetry.canary_s)
+    runtimes = functools.partial(find_runtimes, spawn_options, worker.backends)
+    reporter = DeviceReporter(context, identity, publisher, manager, host, guard, runtimes)
+
+    store = StoreProcess(config, settings.store.inbox_path)
+    commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
+    intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings))
+    intake = Intake(context, intake_options, manager, server, commands)
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary])
+
+
+def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:
+    spool = Spool(settings.store.state_dir / "spool")
+    return MqttTransport(wiring.mqtt_options(settings, topics.device), topics.subscriptions(), will, spool=spool)
+
+
+def _sensors(settings: Settings, sysroot: Path) -> SensorSuite:
     sensors = SensorSuite(sysroot, time.monotonic, jtop=settings.sensors.jtop)
     if sensors.jtop is not None:
         threading.Thread(target=_keep_open, args=(sensors.jtop,), name="jtop", daemon=True).start()
-    topics = wiring.topics(settings)
-    max_rows, threads = settings.worker.max_rows, wiring.threads(settings)
-    reporter = Reporter(_identity(settings, sensors, threads), topics, clock)
-    spool = Spool(settings.store.state_dir / "spool")
-    transport = MqttTransport(
-        wiring.mqtt_options(settings, topics.device),
-        topics.subscriptions(),
-        will=reporter.status("offline", "connection lost"),
-        spool=spool,
-        on_change=lambda change: reporter.link_changed(change.connected, change.text),
-        on_unheard=reporter.unheard,
-    )
-    reporter.connect(transport, lambda: (len(spool), spool.lost))
-    context = Context(clock, transport, topics, AckWindow(transport.ack), reporter.event, full_grant(max_rows, threads))
-    context.energy = EnergyMeter(wiring.utilisation(sensors.board))
-    library = ModelStore(wiring.store_dir(settings))
-    host = HostMonitor(context, sensors, Budget(settings.memory.reserve_bytes, settings.memory.models_bytes))
-    host.decode_threads = settings.worker.decode_threads or 0
-    responder = Responder(context, host.reading)
-    options = wiring.spawn_options(settings)
-    manager = ModelManager(
-        library,
-        lambda on_event, on_death: spawn(options, on_event, on_death),
-        clock,
-        host,
-        reporter.event,
-        FootprintFile(settings.store.state_dir),
-        Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path)),
-    )
-    manager.rules = wiring.form_rules(settings)
-    server = ModelServer(context, manager, responder, settings.worker.quarantine_deaths, settings.stream.flush_ms)
-    reporter.on_unheard = server.stop_streams
-    plan = heat_plan(settings, sensors.board, max_rows, threads)
-    clocks = ClockCap(sysroot, settings.store.state_dir) if settings.thermal.set_clock else None
-    watch = GovernorLoop(context, plan, host, library, manager, server, clocks)
-    commands = Commands(
-        context,
-        manager,
-        StoreProcess(config, settings.store.inbox_path),
-        lambda: reporter.diagnosis(manager, host.readings),
-    )
-    intake = Intake(
-        context, IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings)), manager, server, commands.take
-    )
-    loop = LoopOptions(settings.telemetry.interval_s, settings.telemetry.heartbeat_s, settings.models.resident)
-    canary = Canary(context, manager, library.probes, settings.telemetry.canary_s)
-    agent = Agent(context, loop, Parts(manager, server, intake, commands, watch, host, reporter, canary))
-    agent.find_runtimes = lambda: _runtimes(settings)
-    agent.rss_bytes = _rss_bytes
-    return agent
-
-
-def heat_plan(settings: Settings, board: Board, max_rows: int, threads: int) -> GovernorConfig:
-    """What the governor is told of this board, and of what the operator has set: a soft limit below the hard one."""
-    own_c = settings.thermal.soft_limit_c
-    if own_c is not None and board.hard_limit_c is not None:
-        own_c = min(own_c, board.hard_limit_c - SOFT_BELOW_HARD_C)
-    return GovernorConfig(
-        own_c or board.soft_limit_c,
-        max_rows,
-        threads,
-        board.hard_limit_c,
-        prior_for(board.key),
-        firmware_soft_c=board.flags_c,
-    )
-
-
-async def _runtimes(settings: Settings) -> list[Runtime]:
-    """The allowed backends as a worker's interpreter finds them; asked once, in a child, since imports are memory."""
-    names = settings.worker.backends
-    try:
-        found = await ask_backends(wiring.spawn_options(settings), names)
-    except WorkerError as error:
-        return [Runtime(name=name, version=None, devices=[], reason=str(error)) for name in names]
-    return [_runtime(name, found[name]) for name in names]
-
-
-def _runtime(name: str, report: RuntimeReport) -> Runtime:
-    if isinstance(report, RuntimeUnavailable):
-        return Runtime(name=name, version=None, devices=[], reason=report.reason)
-    return Runtime(name=name, version=report.version, devices=list(report.devices), reason=report.unchecked or None)
+    return sensors
 
 
 def _keep_open(source: JtopSource) -> None:
@@ -226,20 +146,13 @@ def _keep_open(source: JtopSource) -> None:
         time.sleep(JTOP_RETRY_S)
 
 
-def _rss_bytes() -> int | None:
-    """Resident bytes of this process, shared pages included; None where the kernel does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def _identity(settings: Settings, sensors: SensorSuite, threads: int) -> Identity:
+def _identity(settings: Settings, board: Board, threads: int) -> Identity:
+    """What the agent says of itself that does not change while it runs."""
     return Identity(
         device=device_id(settings),
         boot_id=uuid.uuid4().hex,
         version=__version__,
-        board=sensors.board.name,
+        board=board.name,
         python=platform.python_version(),
         limits={
             "queue_jobs": settings.limits.queue_jobs,

@@ -20,8 +20,8 @@ from edge_agent.lifecycle import doctor as verdicts
 from edge_agent.lifecycle import service as units
 from edge_agent.lifecycle.doctor_facts import BrokerProbe, RuntimeProbe, runtime_probes, survey
 from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget, status
-from edge_agent.mqtt.transport import LinkChange, MqttTransport
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.mqtt.transport import MqttTransport
+from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.topics import Subscription
 from edge_agent.worker.probe import available_backends
 
@@ -85,8 +85,8 @@ async def _round_trips(settings: Settings, address: str) -> BrokerProbe:
     name = f"doctor-{secrets.token_hex(4)}"
     topic = f"{settings.mqtt.prefix}/client/{name}/reply/ping"
     said: list[LinkChange] = []
-    link = MqttTransport(wiring.mqtt_options(settings, name), [Subscription(topic)], on_change=said.append)
-    await link.start()
+    link = MqttTransport(wiring.mqtt_options(settings, name), [Subscription(topic)])
+    await link.start(LinkListener(said.append))
     try:
         for _ in range(round(BROKER_S / 0.02)):
             if link.connected or any(change.kind == "permanent" for change in said):

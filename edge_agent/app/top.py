@@ -20,7 +20,8 @@ import msgspec
 from edge_agent.app import top_view
 from edge_agent.app.ask import CONNECT_S, DeviceTarget, target
 from edge_agent.base.errors import BrokerError, UsageError
-from edge_agent.mqtt.transport import LinkChange, MqttTransport
+from edge_agent.mqtt.transport import MqttTransport
+from edge_agent.protocol.envelope import LinkChange, LinkListener
 from edge_agent.protocol.messages import Event, Status
 from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Subscription
@@ -43,10 +44,9 @@ async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
     link = MqttTransport(
         replace(place.options, client_id=f"top-{secrets.token_hex(6)}", session_expiry_s=0),
         [Subscription(f"{own}/{kind}", qos=0 if kind == "telemetry" else 1, replay=kind == "status") for kind in KINDS],
-        on_change=said.append,
     )
     coming: asyncio.Future[Any] | None = None
-    await link.start()
+    await link.start(LinkListener(said.append))
     try:
         until_s = time.monotonic() + CONNECT_S
         while not link.connected:

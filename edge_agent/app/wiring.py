@@ -14,6 +14,7 @@ from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.energy import UtilisationModel
+from edge_agent.core.governor import GovernorConfig
 from edge_agent.core.thermal_model import PRIORS, prior_for
 from edge_agent.mqtt.options import MqttOptions, Protocol, TlsOptions
 from edge_agent.protocol.decode import Bounds
@@ -22,6 +23,8 @@ from edge_agent.sensors.boards import Board
 from edge_agent.store.variant_selection import Hardware, SelectionPolicy
 from edge_agent.worker.supervisor import SpawnOptions
 
+SOFT_BELOW_HARD_C = 2.0
+"""An operator's soft limit nearer to the board's hard one would be met by stops instead of by control."""
 PROTOCOLS: Mapping[str, Protocol] = {"auto": "auto", "5": 5, "3.1.1": 311}
 
 
@@ -119,3 +122,18 @@ def _text(path: Path | None) -> str | None:
 def store_dir(settings: Settings) -> Path:
     """Where packages lie."""
     return settings.store.state_dir / "store"
+
+
+def governor_config(settings: Settings, board: Board, max_rows: int, threads: int) -> GovernorConfig:
+    """What the governor is told of this board, and of what the operator has set: a soft limit below the hard one."""
+    own_c = settings.thermal.soft_limit_c
+    if own_c is not None and board.hard_limit_c is not None:
+        own_c = min(own_c, board.hard_limit_c - SOFT_BELOW_HARD_C)
+    return GovernorConfig(
+        own_c or board.soft_limit_c,
+        max_rows,
+        threads,
+        board.hard_limit_c,
+        prior_for(board.key),
+        firmware_soft_c=board.flags_c,
+    )

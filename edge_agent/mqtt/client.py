@@ -20,9 +20,9 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BrokerError, RequestError
 from edge_agent.base.units import duration_text
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.transport import LinkChange, MqttTransport
+from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.encode import whole_expiry_s
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.messages import Reply, Status, StreamChunk
 from edge_agent.protocol.topics import Subscription, Topics
 
@@ -68,10 +68,8 @@ class RequestClient:
         self._link = MqttTransport(
             self._options,
             [Subscription(f"{self._reply_topic}/#"), *watched],
-            on_change=self._changed,
-            on_unheard=self._unheard,
         )
-        await self._link.start()
+        await self._link.start(LinkListener(self._changed, self._unheard))
         self._reading = asyncio.create_task(self._read(self._link))
         for _ in range(max(1, round(timeout_s / 0.01))):
             change = self._last_change

@@ -2,7 +2,7 @@
 
 One task dials, waits for the end, and dials again. Between the ends stand an inbox and an outbox, both bounded; a
 window of unacknowledged messages, as wide as the broker allows; and, for events, a spool on disk. Changes are said
-once, when they happen, in the log and to `on_change`; being offline is not a failure.
+once, when they happen, in the log and to the listener; being offline is not a failure.
 
 Not here: packets and sockets (`connection`), what to do about a failure (`retry`, `reasons`), what messages mean
 (`protocol`).
@@ -15,7 +15,6 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 
 from edge_agent.base.limits import INFLIGHT_MESSAGES, MESSAGE_BYTES
 from edge_agent.mqtt.connection import ConnAck, Connection
@@ -24,7 +23,7 @@ from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.outbox import Outbox, Waiting
 from edge_agent.mqtt.reconnect import Reason, Retry
 from edge_agent.mqtt.spool import Spool
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.topics import Subscription
 
 log = logging.getLogger(__name__)
@@ -43,23 +42,10 @@ REFUSED_EVENT_S = 60.0
 NOBODY_LISTENS = 0x10
 
 
-@dataclass(frozen=True, slots=True)
-class LinkChange:
-    """The connection came, went, or fails for a new reason. `version` is 5 or 4 (3.1.1) while connected."""
-
-    connected: bool
-    kind: str
-    text: str
-    version: int | None = None
-
-
 class MqttTransport:
     """Implements `agent.ports.Transport`. Everything happens inside one event loop, its construction too.
 
     `will` is what the broker says for us when we vanish. `spool` keeps what is published with keep='disk'.
-    `on_change` hears of the connection's coming and going; on the way back the retained state (status, info, models)
-    is to be published again, since the broker has published the will. `on_unheard` hears of QoS 1 messages that the
-    broker refused, or that nobody listens to, where it says so (MQTT 5).
     """
 
     def __init__(
@@ -69,15 +55,12 @@ class MqttTransport:
         will: Outbound | None = None,
         *,
         spool: Spool | None = None,
-        on_change: Callable[[LinkChange], None] | None = None,
-        on_unheard: Callable[[Outbound, str], None] | None = None,
         random01: Callable[[], float] = random.random,
     ) -> None:
         self._options = options
         self._subscriptions = tuple(subscriptions)
         self._will = will
-        self._on_change = on_change
-        self._on_unheard = on_unheard
+        self._listener = NO_LISTENER
         self._random01 = random01
         self._spool = spool
         self._retry = Retry(options)
@@ -102,6 +85,16 @@ class MqttTransport:
         return self._welcome is not None
 
     @property
+    def events_waiting(self) -> int:
+        """Events on disk that the broker has not acknowledged yet."""
+        return 0 if self._spool is None else len(self._spool)
+
+    @property
+    def events_lost(self) -> int:
+        """Events that were given up since the start: the spool was full, or the disk failed."""
+        return 0 if self._spool is None else self._spool.lost
+
+    @property
     def max_payload_bytes(self) -> int:
         """The largest body that can be sent now: our own limit, or the broker's if that is smaller."""
         packet = self._welcome.max_packet_bytes if self._welcome else None
@@ -112,8 +105,10 @@ class MqttTransport:
         running = bool(self._tasks) and not any(task.done() for task in self._tasks)
         return running and asyncio.get_running_loop().time() - self._ticked_s < 10 * TICK_S
 
-    async def start(self) -> None:
-        """Begin to connect, and to reconnect for ever with full jitter; returns at once."""
+    async def start(self, listener: LinkListener = NO_LISTENER) -> None:
+        """Begin to connect, and to reconnect for ever with full jitter; returns at once. `listener` is told from now
+        on."""
+        self._listener = listener
         self._ticked_s = asyncio.get_running_loop().time()
         own = {"link": self._run(), "tick": self._tick(), "sync": self._sync()}
         self._tasks = [asyncio.create_task(work, name=f"mqtt-{name}") for name, work in own.items()]
@@ -256,8 +251,7 @@ class MqttTransport:
         self._said = (change.connected, change.text)
         level = logging.INFO if change.kind == "connected" else logging.WARNING
         log.log(level, "%s", change.text if change.connected else f"no broker: {change.text}")
-        if self._on_change is not None:
-            self._on_change(change)
+        self._listener.changed(change)
 
     # ---- sending ---------------------------------------------------------------------------------------------------
 
@@ -315,8 +309,8 @@ class MqttTransport:
                 self._events_held_until_s = self._now_s() + REFUSED_EVENT_S
             else:
                 self._spool.pop(item)
-        elif code and isinstance(item, Waiting) and self._on_unheard is not None:
-            self._on_unheard(item.message, "nobody listens there" if code == NOBODY_LISTENS else name)
+        elif code and isinstance(item, Waiting):
+            self._listener.unheard(item.message, "nobody listens there" if code == NOBODY_LISTENS else name)
         self._pump()
 
     def writable(self) -> None:

@@ -1,8 +1,9 @@
-"""An MQTT message as plain values: what crosses the Transport port, independent of any client library."""
+"""An MQTT message and the state of a connection as plain values: what crosses the Transport port, independent of any
+client library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,3 +51,33 @@ class Outbound:
     response_topic: str | None = None
     keep: Literal["queue", "latest", "disk"] = "queue"
     request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """The connection came, went, or fails for a new reason. `version` is 5 or 4 (3.1.1) while connected."""
+
+    connected: bool
+    kind: str
+    text: str
+    version: int | None = None
+
+
+def _ignore(*_values: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LinkListener:
+    """Who acts on what a connection reports.
+
+    `changed` hears of its coming and going; after it came, the retained state (status, info, models) is to be published
+    again, since the broker has published the will. `unheard` hears of QoS 1 messages that the broker refused, or that
+    match no subscription, where it says so (MQTT 5), with the reason.
+    """
+
+    changed: Callable[[LinkChange], None] = _ignore
+    unheard: Callable[[Outbound, str], None] = _ignore
+
+
+NO_LISTENER = LinkListener()

@@ -6,6 +6,7 @@ differ between boards (16 KiB on a Pi 5), so nothing here is in pages.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,13 @@ MEMINFO_KEYS = {
 }
 NO_LIMIT_BYTES = float(1 << 60)
 """cgroup v1 writes 'no limit' as the largest multiple of a page."""
+
+
+def daemon_bytes() -> int | None:
+    """Resident bytes of this process, shared pages included; None where the kernel does not tell."""
+    text = read_text("/proc/self/statm").text
+    pages = None if text is None else parse_number(" ".join(text.split()[1:2]))
+    return None if pages is None else int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def parse_meminfo(text: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.app.daemon import heat_plan
+from edge_agent.app.wiring import governor_config
 from edge_agent.config.settings import Settings, ThermalSettings
 from edge_agent.sensors.suite import SensorSuite
 from sim.board import LiveBoard
@@ -35,7 +35,7 @@ def test_the_agent_recognises_every_board_and_reads_its_temperature(key: str, tm
         readings = suite.sample()
         assert suite.board.key == model.board
         assert suite.board.soft_limit_c == model.soft_c
-        assert heat_plan(Settings(), suite.board, 16, model.cores) == Governed(model, 16, False, False).plan
+        assert governor_config(Settings(), suite.board, 16, model.cores) == Governed(model, 16, False, False).config
         assert readings["temperature"].value == pytest.approx(61.5, abs=6.1)
         assert (readings["fan"].value is not None) == bool(model.fan.trips_c)
 
@@ -128,7 +128,7 @@ def test_an_operators_soft_limit_stays_below_the_boards_hard_one(
     tmp_path: Path, wanted_c: float, taken_c: float
 ) -> None:
     board = SensorSuite(sysfs.pi5(tmp_path).root, lambda: 0.0).board
-    plan = heat_plan(replace(Settings(), thermal=ThermalSettings(soft_limit_c=wanted_c)), board, 16, 4)
+    plan = governor_config(replace(Settings(), thermal=ThermalSettings(soft_limit_c=wanted_c)), board, 16, 4)
     assert (plan.soft_limit_c, plan.hard_limit_c, plan.firmware_soft_c) == (taken_c, 85.0, 80.0)
 
 

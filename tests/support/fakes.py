@@ -21,7 +21,7 @@ from edge_agent.base.errors import EdgeError, WorkerError
 from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
     AnyEvent,
@@ -52,6 +52,7 @@ class FakeTransport:
         self.acked: list[int | None] = []
         self.last_words: list[Outbound] | None = None
         self.started = False
+        self.events_waiting = self.events_lost = 0
         self._waiting: deque[Inbound] = deque(maxlen=10_000)
         self._wake = asyncio.Event()
 
@@ -59,7 +60,7 @@ class FakeTransport:
         """See `ports.Transport`."""
         return not self.broken
 
-    async def start(self) -> None:
+    async def start(self, listener: LinkListener = NO_LISTENER) -> None:
         """See `ports.Transport`."""
         self.started = True
 

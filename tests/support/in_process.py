@@ -15,21 +15,26 @@ from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
+from edge_agent.agent.device_reporter import DeviceReporter
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
-from edge_agent.agent.loop import Agent, LoopOptions, Parts
+from edge_agent.agent.loop import Agent
+from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.report import Identity, Reporter
+from edge_agent.agent.publisher import Publisher
 from edge_agent.agent.respond import Responder
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
+from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core import governor
+from edge_agent.core.request_table import RequestTable
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol.messages import Runtime
 from edge_agent.protocol.topics import Topics
 from tests.support.fakes import FakeLibrary, FakeSensors, FakeSpawner, FakeTransport, Plan
 from tests.support.virtual_time import run, settle
@@ -82,12 +87,16 @@ class Device:
         ports: Mapping[str, Any] | None = None,
         canary_s: float = 0.0,
         boot_id: str = "boot",
+        heartbeat_s: float = 60.0,
+        interval_s: float = 10.0,
+        home_assistant: bool = False,
+        decode_threads: int = 0,
     ) -> None:
-        """`ports` replaces fakes by name: transport, library, sensors, spawner, operator; so do ledger, figures."""
+        """`ports` replaces fakes by name: transport (a function of the status builder, which makes the will), library,
+        sensors, spawner, operator; so do ledger, figures."""
         given = ports or {}
         self.clock = clock
         self.queue_jobs = queue_jobs
-        self.transport: FakeTransport = given.get("transport") or FakeTransport()
         self.library: FakeLibrary = given.get("library") or FakeLibrary(*models)
         self.spawner: FakeSpawner = given.get("spawner") or FakeSpawner(plan)
         self.sensors: FakeSensors = given.get("sensors") or FakeSensors(clock)
@@ -96,29 +105,37 @@ class Device:
         self.operator = given.get("operator") or FakeOperator()
         self.events: list[tuple[str, str]] = []
         topics = Topics(PREFIX, NAME)
-        identity = Identity(NAME, boot_id, "0.1", "no board", "3.11", {}, heartbeat_s=60.0, interval_s=10.0)
-        self.reporter = Reporter(identity, topics, clock)
-        self.reporter.connect(self.transport, lambda: (0, 0))
+        identity = Identity(NAME, boot_id, "0.1", "no board", "3.11", {}, heartbeat_s, interval_s, home_assistant)
+        self.builder = StatusBuilder(identity, topics, clock)
+        self.transport: FakeTransport = given["transport"](self.builder) if "transport" in given else FakeTransport()
+        self.publisher = Publisher(self.builder, self.transport, clock)
         self.context = Context(
-            clock, self.transport, topics, AckWindow(self.transport.ack), self._announce, full_grant(max_rows, 4)
+            clock,
+            self.transport,
+            topics,
+            AckWindow(self.transport.ack),
+            self._announce,
+            full_grant(max_rows, 4),
+            requests=given["ledger"] if "ledger" in given else RequestTable(),
         )
-        if "ledger" in given:
-            self.context.requests = given["ledger"]
-        self.host = HostMonitor(self.context, self.sensors)
+        self.host = HostMonitor(self.context, self.sensors, decode_threads=decode_threads)
         self.host.sample()
+        self.manager = ModelManager(self.context, self.library, self.spawner, self.host, given.get("figures"))
         responder = Responder(self.context, self.host.reading)
-        self.manager = ModelManager(self.library, self.spawner, clock, self.host, self._announce, given.get("figures"))
-        self.server = ModelServer(self.context, self.manager, responder, quarantine_deaths)
+        self.server = ModelServer(self.context, self.manager, responder, quarantine_deaths, resident=resident)
         plan_c = governor.GovernorConfig(soft_limit_c, max_rows, 4)
         self.watch = GovernorLoop(self.context, plan_c, self.host, self.library, self.manager, self.server)
+        self.guard = MemoryGuard(self.context, self.manager, self.host)
+        self.reporter = DeviceReporter(
+            self.context, identity, self.publisher, self.manager, self.host, self.guard, self._runtimes
+        )
         self.commands = Commands(self.context, self.manager, self.operator, dict)
         options = IntakeOptions(queue_jobs, Bounds())
-        self.intake = Intake(self.context, options, self.manager, self.server, self.commands.take)
+        self.intake = Intake(self.context, options, self.manager, self.server, self.commands)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
         self.canary = Canary(self.context, self.manager, self._probes_of, canary_s)
-        parts = Parts(self.manager, self.server, self.intake, self.commands, self.watch, self.host, self.reporter,
-                      self.canary)  # fmt: skip
-        self.agent = Agent(self.context, LoopOptions(10.0, 60.0, resident), parts)
+        background = [self.guard, self.canary]
+        self.agent = Agent(self.context, self.manager, self.server, self.intake, self.watch, self.reporter, background)
         self._acks = 0
 
     @staticmethod
@@ -136,12 +153,16 @@ class Device:
 
         return run(whole, clock)
 
+    @staticmethod
+    async def _runtimes() -> list[Runtime]:
+        return []
+
     def _probes_of(self, model: InstalledModel, adapter: str | None) -> ProbeFile | None:
         return self.probes.get(model.name if adapter is None else (model.name, adapter))
 
     def _announce(self, kind: str, message: str, data: Mapping[str, Any], severity: Any = "warning") -> None:
         self.events.append((kind, message))
-        self.reporter.event(kind, message, data, severity)
+        self.publisher.event(kind, message, data, severity)
 
     def kinds(self) -> list[str]:
         """The events' kinds so far."""

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.transport import LinkChange, MqttTransport
-from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.mqtt.transport import MqttTransport
+from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.topics import Subscription
 
 
@@ -30,12 +30,12 @@ class NotedLink:
     ) -> None:
         self.changes: list[LinkChange] = []
         self.seen: list[Inbound] = []
-        self.link = MqttTransport(options, subscriptions, on_change=self.changes.append, **more)
+        self.link = MqttTransport(options, subscriptions, **more)
         self._ack = ack
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self.link.start()
+        await self.link.start(LinkListener(self.changes.append))
         self._task = asyncio.create_task(self._read())
 
     async def stop(self, last_words: Sequence[Outbound] = ()) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge_agent.agent.status_builder import StatusBuilder
 from edge_agent.base.errors import StoreError
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.mqtt.options import MqttOptions
@@ -59,19 +60,8 @@ class Life:
         self.spool = SimSpool(self, world.folder / "spool")
         self.ledger = WatchedLedger(self.complain, world.states)
         self.notifier = RecordingNotifier()
-        self.device: Device
-        self.transport = MqttTransport(
-            MqttOptions(host="sim", client_id=DEVICE, protocol=5, reconnect_cap_s=8.0),
-            Topics(PREFIX, DEVICE).subscriptions(),
-            spool=self.spool,
-            on_change=lambda change: self.device.reporter.link_changed(change.connected, change.text),
-            on_unheard=self._unheard,
-            random01=dice.random,
-        )
-        self._link_publish = self.transport.publish
-        self.transport.publish = self._publish  # type: ignore[method-assign]
         ports = {
-            "transport": self.transport,
+            "transport": self._made_transport,
             "sensors": world.board,
             "spawner": self._spawn,
             "library": world.library,
@@ -80,10 +70,19 @@ class Life:
             "figures": KeptFigures(self, world.folder),
         }
         self.device = Device(world.clock, ports=ports, boot_id=self.boot_id, **world.settings)
-        self.device.reporter.on_unheard = self.device.server.stop_streams
-        # As `app.daemon` does; it is an argument of the link there.
-        self.transport._will = self.device.reporter.status("offline", "connection lost")
         self.running: asyncio.Task[None] = asyncio.create_task(self.device.agent.run(self.notifier), name=self.boot_id)
+
+    def _made_transport(self, builder: StatusBuilder) -> MqttTransport:
+        self.transport = MqttTransport(
+            MqttOptions(host="sim", client_id=DEVICE, protocol=5, reconnect_cap_s=8.0),
+            Topics(PREFIX, DEVICE).subscriptions(),
+            builder.status("offline", "connection lost"),
+            spool=self.spool,
+            random01=self._dice.random,
+        )
+        self._link_publish = self.transport.publish
+        self.transport.publish = self._publish  # type: ignore[method-assign]
+        return self.transport
 
     def effect(self) -> None:
         """Something is about to reach the world outside the process. Raises Killed when it never does."""
@@ -139,9 +138,6 @@ class Life:
                     told(what)
 
         return tell
-
-    def _unheard(self, message: Outbound, why: str) -> None:
-        self.device.reporter.unheard(message, why)
 
     def _publish(self, message: Outbound) -> bool:
         if self.dead:

@@ -151,7 +151,7 @@ def test_models_tell_context_and_sequences_while_it_is_resident() -> None:
     async def scenario(device: Device) -> None:
         board = Board(device, GeneratorOverrides(shrink=True), FULL - 1)
         for resident in (False, True):
-            device.reporter.publish_models(device.manager)
+            device.reporter.report_models()
             (entry,) = device.transport.bodies("/models")[-1]["models"]
             assert (entry["context"], entry["sequences"]) == ((4096, 4) if resident else (None, None))
             await board.ask(f"{resident}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from edge_agent.agent.loop import LoopOptions
 from edge_agent.agent.served_model import Phase
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import BackendError
@@ -114,8 +113,7 @@ def test_an_adapter_that_cannot_be_detached_fails_its_request_alone() -> None:
     Device.run(scenario, a_model(adapters=("one",)))
 
 
-async def running(device: Device, options: LoopOptions) -> asyncio.Task[None]:
-    device.agent._options = options
+async def running(device: Device) -> asyncio.Task[None]:
     task = asyncio.create_task(device.agent.run(RecordingNotifier()))
     await later(2.0)
     return task
@@ -123,26 +121,26 @@ async def running(device: Device, options: LoopOptions) -> asyncio.Task[None]:
 
 def test_a_resident_model_that_dies_idle_comes_back() -> None:
     async def scenario(device: Device) -> None:
-        task = await running(device, LoopOptions(10.0, 60.0, ("all",)))
+        task = await running(device)
         device.spawner.last.die()
         await later(5.0)
         assert len(device.spawner.running()) == 1
         device.agent.stop("enough")
         await task
 
-    Device.run(scenario, a_model())
+    Device.run(scenario, a_model(), resident=("all",))
 
 
 def test_the_heartbeat_comes_at_its_own_interval() -> None:
     async def scenario(device: Device) -> None:
-        task = await running(device, LoopOptions(600.0, 60.0, ()))
+        task = await running(device)
         before = len(device.transport.bodies("/status"))
         await later(600.0)
         assert len(device.transport.bodies("/status")) - before == 10
         device.agent.stop("enough")
         await task
 
-    Device.run(scenario, a_model())
+    Device.run(scenario, a_model(), interval_s=600.0)
 
 
 def test_a_running_answer_of_a_removed_model_can_be_cancelled() -> None:
@@ -178,9 +176,9 @@ def states(device: Device) -> list[tuple[str, str]]:
 
 def test_whoever_watches_from_afar_is_told_at_once_that_nothing_is_taken_and_that_it_is_again() -> None:
     async def scenario(device: Device) -> None:
-        task = await running(device, LoopOptions(600.0, 600.0, ()))
+        task = await running(device)
         device.manager.closed = Closure(Cause.MEMORY, "no memory: 3 MiB are left")
-        device.agent._guard.look = _nothing  # type: ignore[method-assign]
+        device.guard.look = _nothing  # type: ignore[method-assign]
         await later(2.0)
         device.manager.closed = Closure(Cause.MEMORY, "no memory: 2 MiB are left")
         await later(2.0)
@@ -190,7 +188,7 @@ def test_whoever_watches_from_afar_is_told_at_once_that_nothing_is_taken_and_tha
         device.agent.stop("enough")
         await task
 
-    Device.run(scenario, a_model())
+    Device.run(scenario, a_model(), heartbeat_s=600.0, interval_s=600.0)
 
 
 async def _nothing() -> None:
@@ -199,7 +197,7 @@ async def _nothing() -> None:
 
 def test_a_quarantine_is_in_the_status_within_a_second_and_gone_when_it_is_lifted() -> None:
     async def scenario(device: Device) -> None:
-        task = await running(device, LoopOptions(600.0, 600.0, ()))
+        task = await running(device)
         device.served().phase = Phase.QUARANTINED
         await later(1.5)
         assert states(device)[-1] == ("degraded", "quarantined: m")
@@ -209,7 +207,7 @@ def test_a_quarantine_is_in_the_status_within_a_second_and_gone_when_it_is_lifte
         device.agent.stop("enough")
         await task
 
-    Device.run(scenario, a_model())
+    Device.run(scenario, a_model(), heartbeat_s=600.0, interval_s=600.0)
 
 
 def test_a_load_that_fails_for_every_request_is_told_once_in_a_while() -> None:

@@ -100,10 +100,10 @@ def test_an_installed_model_is_served_and_a_removed_one_is_not() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", model="new")
         assert device.status("1") == 404
-        device.watch.changed = False
+        device.watch.take_changed()
         device.library.install(a_model("new"))
         device.watch.tick()
-        assert device.watch.changed
+        assert device.watch.take_changed()
         await device.ask("2", model="new")
         await later(0.1)
         assert device.status("2") == 200
@@ -119,10 +119,10 @@ def test_an_installed_model_is_served_and_a_removed_one_is_not() -> None:
 
 def test_nothing_is_reloaded_when_nothing_changed() -> None:
     async def scenario(device: Device) -> None:
-        device.watch.changed = False
+        device.watch.take_changed()
         for _ in range(5):
             device.watch.tick()
-        assert not device.watch.changed
+        assert not device.watch.take_changed()
 
     Device.run(scenario, a_model())
 
@@ -337,10 +337,9 @@ def test_a_board_that_refuses_its_clock_while_it_is_hot_is_governed_on() -> None
 
 def test_the_operators_decode_threads_are_passed_on_and_capped_by_the_grant() -> None:
     async def scenario(device: Device) -> None:
-        device.host.decode_threads = 3
         assert device.host.worker_limits().decode_threads == 3
         device.context.grant = replace(device.context.grant, threads=2)
         limits = device.host.worker_limits()
         assert limits.threads == limits.decode_threads == 2
 
-    Device.run(scenario, a_model())
+    Device.run(scenario, a_model(), decode_threads=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from edge_agent.base.errors import BackendError, StoreError
@@ -68,12 +69,12 @@ def test_all_stands_for_every_model() -> None:
 
 def test_a_resident_model_that_cannot_be_loaded_does_not_hold_up_readiness() -> None:
     async def scenario(device: Device, notifier: RecordingNotifier) -> None:
-        device.spawner.plan.load_faults.append(BackendError("the graph is broken", "onnx"))
         await later(2.0)
         assert "ready" in notifier.names()
         assert "load-failed" in device.kinds()
 
-    run(scenario, a_model(), resident=("all",))
+    broken = Plan(load_faults=deque([BackendError("the graph is broken", "onnx")], maxlen=1))
+    run(scenario, a_model(), plan=broken, resident=("all",))
 
 
 def test_a_resident_model_is_loaded_when_it_is_installed_later() -> None:

@@ -111,7 +111,7 @@ async def hot(device: Device) -> None:
 
 async def short_of_memory(device: Device) -> None:
     device.sensors.set(ram_available=40.0 * MIB)
-    await device.agent._guard.look()
+    await device.guard.look()
     await device.ask("1")
     assert device.transport.reply("1")["reason"].startswith("no memory: ")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.memory_guard import MemoryGuard
-from edge_agent.agent.report import EVENTS_PER_MINUTE
+from edge_agent.agent.publisher import EVENTS_PER_MINUTE
 from edge_agent.core.memory_ledger import TAKEN_AT_LOAD
+from edge_agent.protocol.envelope import LinkChange
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -13,14 +13,14 @@ from tests.support.virtual_time import later
 def test_events_of_a_kind_are_limited_by_the_minute_and_the_last_one_says_so() -> None:
     async def scenario(device: Device) -> None:
         for index in range(100):
-            device.reporter.event("worker-died", f"number {index}", {})
-        device.reporter.event("installed", "another kind", {}, "info")
+            device.publisher.event("worker-died", f"number {index}", {})
+        device.publisher.event("installed", "another kind", {}, "info")
         died = [body for body in device.transport.bodies("/event") if body["kind"] == "worker-died"]
         assert len(died) == EVENTS_PER_MINUTE + 1
         assert died[-1]["message"].endswith("more of this kind within the minute are not reported")
         assert device.transport.bodies("/event")[-1]["kind"] == "installed"
         await later(60.0)
-        device.reporter.event("worker-died", "a minute later", {})
+        device.publisher.event("worker-died", "a minute later", {})
         assert device.transport.bodies("/event")[-1]["message"] == "a minute later"
 
     Device.run(scenario, a_model())
@@ -29,8 +29,8 @@ def test_events_of_a_kind_are_limited_by_the_minute_and_the_last_one_says_so() -
 def test_sequence_numbers_rise_without_gaps() -> None:
     async def scenario(device: Device) -> None:
         for _ in range(5):
-            device.reporter.event("installed", "x", {}, "info")
-            device.reporter.publish_status("online", "serving")
+            device.publisher.event("installed", "x", {}, "info")
+            device.publisher.status("online", "serving")
         numbers = [body["seq"] for body in device.transport.bodies()]
         assert numbers == list(range(numbers[0], numbers[0] + 10))
 
@@ -41,7 +41,7 @@ def test_the_models_message_tells_residency_and_footprint() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", {"text": "x", "adapter": "a"})
         await later(0.1)
-        device.reporter.publish_models(device.manager)
+        device.reporter.report_models()
         (entry,) = device.transport.bodies("/models")[-1]["models"]
         assert (entry["name"], entry["resident"], entry["reason"]) == ("m", True, "ready")
         assert entry["footprint_bytes"] == device.served().footprint_bytes
@@ -58,15 +58,9 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         await device.ask("1")
         await device.ask("2", model="nobody")
         await later(0.1)
-        device.reporter.publish_telemetry(
-            device.context.stats.take(),
-            device.host.readings,
-            device.context.grant,
-            0,
-            123,
-            MemoryGuard(device.context, device.manager, device.host).summary(),
-            device.manager.served_models,
-        )
+        device.transport.events_waiting, device.transport.events_lost = 3, 2
+        device.host.daemon_bytes = lambda: 123
+        device.publisher.telemetry(device.reporter.figures())
         report = device.transport.bodies("/telemetry")[-1]
         assert report["refusals"] == {"404": 1}
         assert report["refusal_reasons"] == {"unknown-model": 1}
@@ -76,6 +70,7 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
         assert report["sensors"]["power"]["reason"] == "no rail on this board"
         assert report["energy"] == {"joules": None, "method": "no rail on this board"}
         assert report["rss_bytes"] == 123
+        assert (report["events_waiting"], report["events_lost"]) == (3, 2)
         assert report["memory"]["stage"] == "calm"
         assert report["memory"]["models"]["m"]["held_bytes"] == int(device.served().footprint_bytes * TAKEN_AT_LOAD)
         assert report["memory"]["available_bytes"] > report["memory"]["reserve_bytes"] > 0
@@ -85,11 +80,11 @@ def test_telemetry_counts_refusals_and_shows_sensors_with_reasons() -> None:
 
 def test_a_link_that_comes_back_is_told_and_the_state_said_again() -> None:
     async def scenario(device: Device) -> None:
-        said: list[str] = []
-        device.reporter.on_connected = lambda: said.append("state")
-        device.reporter.link_changed(False, "connection lost")
-        device.reporter.link_changed(True, "connected")
-        assert said == ["state"]
+        device.agent.link_changed(LinkChange(False, "transient", "connection lost"))
+        assert not device.transport.bodies("/status")
+        device.agent.link_changed(LinkChange(True, "connected", "connected", 5))
+        assert [body["state"] for body in device.transport.bodies("/status")] == ["online"]
+        assert len(device.transport.bodies("/info")) == len(device.transport.bodies("/models")) == 1
         assert [body["data"] for body in device.transport.bodies("/event")] == [
             {"connected": False},
             {"connected": True},

@@ -11,7 +11,7 @@ from edge_agent.agent.streams import END_S
 from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
-from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.envelope import LinkChange, Outbound
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import PREFIX, Device
 from tests.support.virtual_time import later, settle
@@ -163,13 +163,12 @@ def test_a_worker_that_dies_in_mid_stream_ends_the_streams_and_repeats_what_had_
 
 def test_streams_that_have_begun_stop_when_the_broker_goes() -> None:
     async def scenario(device: Device) -> None:
-        device.reporter.on_unheard = device.server.stop_streams
         await device.ask("begun", asked())
         await device.ask("not-yet", asked())
         await settle()
         worker = device.spawner.last
         worker.say("tester/begun", "Once")
-        device.reporter.link_changed(False, "gone")
+        device.agent.link_changed(LinkChange(False, "transient", "gone"))
         await later(0.1)
         assert list(worker.inside) == ["tester/not-yet"], "its sequence is free"
         assert said(device, "begun")[-1]["status"] == 499
@@ -179,14 +178,13 @@ def test_streams_that_have_begun_stop_when_the_broker_goes() -> None:
 
 def test_a_stream_that_nobody_hears_stops_and_no_other() -> None:
     async def scenario(device: Device) -> None:
-        device.reporter.on_unheard = device.server.stop_streams
         for name in "ab":
             await device.ask(name, asked())
         await settle()
         worker = device.spawner.last
         worker.say("tester/a", "x")
         worker.say("tester/b", "x")
-        device.reporter.unheard(Outbound(TOPIC, b"{}", request_id="a"), "nobody listens there")
+        device.agent.unheard(Outbound(TOPIC, b"{}", request_id="a"), "nobody listens there")
         await later(0.1)
         assert list(worker.inside) == ["tester/b"]
         assert [kind for kind in device.kinds() if kind == "stream-stopped"] == ["stream-stopped"]

@@ -108,10 +108,10 @@ def test_a_screen_says_why_where_something_is_limited() -> None:
     told, _ = reports()
     seen = DeviceView("dev")
     seen.take("status", {"state": "degraded", "reason": "quarantined: m"}, 0.0)
-    normal = {**told[0], "governor": {**told[0]["governor"], "level": "normal"}}
+    normal = {**told[0], "governor": {**told[0]["governor"], "level": "normal", "derated": None}}
     seen.take("telemetry", normal, 0.0)
     assert "because" not in "\n".join(lines(seen, 1.0, 200))
-    limited = {**told[0], "governor": {**told[0]["governor"], "level": "closed", "why": "79.9 °C, soft limit 80.0 °C"}}
+    limited = {**normal, "governor": {**normal["governor"], "level": "closed", "why": "79.9 °C, soft limit 80.0 °C"}}
     seen.take("telemetry", limited, 0.0)
     screen = lines(seen, 1.0, 200)
     assert screen[0].startswith("dev   degraded (quarantined: m)")

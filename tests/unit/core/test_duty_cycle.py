@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from edge_agent.agent.context import full_grant
-from edge_agent.agent.report import governor_entry
+from edge_agent.agent.status_builder import governor_entry
 from edge_agent.base.limits import PACED_STEP_S
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.core.duty_cycle import DutyCycle

@@ -26,7 +26,7 @@ class Link:
     def __init__(self, *_: Any, **__: Any) -> None:
         self._arrived: asyncio.Queue[Inbound | None] = asyncio.Queue(maxsize=4096)
 
-    async def start(self) -> None:
+    async def start(self, _listener: Any) -> None:
         pass
 
     async def stop(self, _last_words: Any) -> None:

@@ -1,0 +1,121 @@
+"""When the agent says how the device is: at a change, at every heartbeat, at the end of a telemetry interval.
+
+Also what follows when the connection to the broker comes or goes. `StatusBuilder` builds the messages, `Publisher`
+sends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.host_monitor import HostMonitor
+from edge_agent.agent.memory_guard import MemoryGuard
+from edge_agent.agent.model_manager import ModelManager
+from edge_agent.agent.publisher import Publisher
+from edge_agent.agent.served_model import Phase
+from edge_agent.agent.status_builder import Identity, IntervalFigures
+from edge_agent.protocol.envelope import LinkChange, Outbound
+from edge_agent.protocol.messages import Runtime, Severity, State
+
+FindRuntimes = Callable[[], Awaitable[list[Runtime]]]
+
+
+class DeviceReporter:
+    """Reports the device's state and figures. `find_runtimes` asks the backends of this device; it takes seconds."""
+
+    def __init__(
+        self,
+        context: Context,
+        identity: Identity,
+        publisher: Publisher,
+        manager: ModelManager,
+        host: HostMonitor,
+        guard: MemoryGuard,
+        find_runtimes: FindRuntimes,
+    ) -> None:
+        self._context = context
+        self._identity = identity
+        self._publisher = publisher
+        self._manager = manager
+        self._host = host
+        self._guard = guard
+        self._find_runtimes = find_runtimes
+        self._runtimes: list[Runtime] = []
+        self._reported: tuple[State, str] = ("starting", "")
+
+    def link_changed(self, change: LinkChange) -> None:
+        """The connection came or went: an event, which waits on disk until the broker has it; and the retained state
+        again after a connection, since the broker may have published the will."""
+        severity: Severity = "info" if change.connected else "warning"
+        self._publisher.event("broker", change.text, {"connected": change.connected}, severity)
+        if change.connected:
+            self.report()
+            self._publisher.home_assistant()
+
+    def report(self) -> None:
+        """Publish status, info and models."""
+        self._reported = self._state()
+        self._publisher.status(*self._reported)
+        self._publisher.info(self._runtimes)
+        self.report_models()
+
+    def report_models(self) -> None:
+        """Publish what can be asked."""
+        self._publisher.models(self._manager.served_models)
+
+    def report_change(self) -> None:
+        """Publish the state if it is not the one that was published last: operators need not wait for a heartbeat."""
+        if self._state() != self._reported:
+            self.report()
+
+    async def report_runtimes(self) -> None:
+        """Find out which backends can run here, and publish it."""
+        self._runtimes = await self._find_runtimes()
+        self._publisher.info(self._runtimes)
+
+    async def beat(self) -> None:
+        """Report at every heartbeat, until cancelled."""
+        while True:
+            await asyncio.sleep(self._identity.heartbeat_s)
+            self.report()
+
+    async def measure(self) -> None:
+        """Publish telemetry at the end of every interval, until cancelled."""
+        while True:
+            await asyncio.sleep(self._identity.interval_s)
+            self._publisher.telemetry(self.figures())
+
+    def figures(self) -> IntervalFigures:
+        """The figures since the last call; takes the counters."""
+        context = self._context
+        return IntervalFigures(
+            context.stats.take(),
+            self._host.readings,
+            context.grant,
+            len(context.requests),
+            self._host.daemon_bytes(),
+            self._guard.summary(),
+            self._manager.served_models,
+            context.transport.events_waiting,
+            context.transport.events_lost,
+        )
+
+    def last_words(self) -> Outbound:
+        """What the broker is to keep of an agent that ended in order."""
+        return self._publisher.last_words("stopped in order")
+
+    def _state(self) -> tuple[State, str]:
+        """How the device is, in words that stay the same while it is so."""
+        troubles = []
+        if self._context.grant.closed:
+            troubles.append("no requests are taken for heat")
+        if self._manager.closed:
+            troubles.append("no requests are taken for want of memory")
+        quarantined = [
+            served.name for served in self._manager.served_models.values() if served.phase is Phase.QUARANTINED
+        ]
+        if quarantined:
+            troubles.append(f"quarantined: {', '.join(quarantined)}")
+        return ("degraded", "; ".join(troubles)) if troubles else ("online", "serving")

@@ -1,0 +1,238 @@
+"""The bodies of what the agent says of itself: status, info, models, telemetry, events, diagnosis.
+
+Nothing is sent here: `Publisher` sends them, `DeviceReporter` says when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edge_agent.agent.model_telemetry import canaries, model_telemetry
+from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.agent.stats import Stats
+from edge_agent.base.clock import Clock
+from edge_agent.base.reading import Reading
+from edge_agent.bundle.catalog import Adapter, Variant
+from edge_agent.core.governor import ComputeGrant
+from edge_agent.protocol import encode, home_assistant, messages, telemetry
+from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.messages import Severity, State
+from edge_agent.protocol.topics import Topics
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What does not change while the agent runs. `heartbeat_s` and `interval_s`: seconds between two status messages
+    and between two telemetry messages."""
+
+    device: str
+    boot_id: str
+    version: str
+    board: str
+    python: str
+    limits: Mapping[str, float]
+    heartbeat_s: float
+    interval_s: float
+    home_assistant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalFigures:
+    """What is known at the end of a telemetry interval.
+
+    `rss_bytes`: of the daemon, None where the kernel does not tell; `memory`: `MemoryGuard.summary`; `events_waiting`
+    and `events_lost`: events on disk that the broker does not have yet, and those given up since the start.
+    """
+
+    stats: Stats
+    readings: Mapping[str, Reading]
+    grant: ComputeGrant
+    queue_jobs: int
+    rss_bytes: int | None
+    memory: Mapping[str, Any]
+    served_models: Mapping[str, ServedModel]
+    events_waiting: int = 0
+    events_lost: int = 0
+
+
+class StatusBuilder:
+    """Builds the agent's own messages from values. Keeps the sequence number that they share, and the start time."""
+
+    def __init__(self, identity: Identity, topics: Topics, clock: Clock) -> None:
+        self.identity = identity
+        self._topics = topics
+        self._clock = clock
+        self._seq = 0
+        self._started_s = clock.monotonic_s()
+
+    def status(self, state: State, reason: str) -> Outbound:
+        """The retained status, which is also the last will ("connection lost") and the last words."""
+        body = messages.Status(
+            state=state,
+            boot_id=self.identity.boot_id,
+            seq=self._next(),
+            ts=self._clock.wall_s(),
+            heartbeat_s=self.identity.heartbeat_s,
+            reason=reason,
+        )
+        return encode.status(body, self._topics)
+
+    def info(self, runtimes: Sequence[messages.Runtime]) -> Outbound:
+        """What this device is, retained."""
+        body = messages.Info(
+            schema="edge/v1",
+            agent=self.identity.version,
+            device=self.identity.device,
+            boot_id=self.identity.boot_id,
+            ts=self._clock.wall_s(),
+            board=self.identity.board,
+            python=self.identity.python,
+            runtimes=list(runtimes),
+            limits=dict(self.identity.limits),
+        )
+        return encode.retained(self._topics.info, body)
+
+    def models(self, served_models: Mapping[str, ServedModel]) -> Outbound:
+        """What can be asked, retained."""
+        body = messages.Models(
+            ts=self._clock.wall_s(),
+            boot_id=self.identity.boot_id,
+            seq=self._next(),
+            models=[model_entry(served) for served in served_models.values()],
+        )
+        return encode.retained(self._topics.models, body)
+
+    def telemetry(self, figures: IntervalFigures) -> Outbound:
+        """An interval's figures."""
+        now_s, stats = self._clock.monotonic_s(), figures.stats
+        joules = [share.joules for share in stats.models.values() if share.joules is not None]
+        served_models = figures.served_models
+        method = stats.energy_method or _energy_method(figures.readings.get("power"))
+        body = telemetry.Telemetry(
+            boot_id=self.identity.boot_id,
+            seq=self._next(),
+            ts=self._clock.wall_s(),
+            interval_s=self.identity.interval_s,
+            uptime_s=round(now_s - self._started_s, 3),
+            models={name: model_telemetry(share, served_models.get(name)) for name, share in stats.models.items()},
+            refusals={str(status): count for status, count in stats.statuses.items() if status != 200},
+            queue_jobs=figures.queue_jobs,
+            sensors={key: measured(reading) for key, reading in figures.readings.items()},
+            energy=messages.Energy(sum(joules) if joules else None, method),
+            rss_bytes=figures.rss_bytes,
+            governor=governor_entry(figures.grant),
+            memory=dict(figures.memory),
+            events_waiting=figures.events_waiting,
+            events_lost=figures.events_lost,
+            refusal_reasons={cause.value: count for cause, count in stats.causes.items()},
+            expired=stats.expired,
+            duplicates=stats.duplicates,
+            canaries=canaries(served_models, now_s),
+        )
+        return encode.telemetry(body, self._topics)
+
+    def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity) -> Outbound:
+        """Something that happened."""
+        body = messages.Event(
+            kind=kind,
+            ts=self._clock.wall_s(),
+            boot_id=self.identity.boot_id,
+            seq=self._next(),
+            severity=severity,
+            message=message,
+            data=dict(data),
+        )
+        return encode.event(body, self._topics)
+
+    def home_assistant(self) -> Outbound:
+        """The device as Home Assistant discovers it; retained, so that it is also found after a restart there."""
+        identity = self.identity
+        return home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s)
+
+    def diagnosis(self, served_models: Mapping[str, ServedModel], readings: Mapping[str, Reading]) -> dict[str, Any]:
+        """The answer to `cmd/diag`: models and sensors as they are now."""
+        return {
+            "agent": self.identity.version,
+            "board": self.identity.board,
+            "uptime_s": round(self._clock.monotonic_s() - self._started_s, 1),
+            "models": [msgspec.to_builtins(model_entry(served)) for served in served_models.values()],
+            "sensors": {key: msgspec.to_builtins(measured(reading)) for key, reading in readings.items()},
+        }
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq
+
+
+def _energy_method(power: Reading | None) -> str:
+    if power is None:
+        return "no power sensor was read"
+    return power.source if power.value is not None else (power.reason or "unknown")
+
+
+def governor_entry(grant: ComputeGrant) -> dict[str, Any]:
+    """What heat allows, for telemetry: limits, the forecast in ten seconds, and what it leaves to the soft limit."""
+    return {
+        "level": grant.level.name.lower(),
+        "max_rows": grant.max_rows,
+        "threads": grant.threads,
+        "busy_share": round(grant.duty_share, 3),
+        "clock": round(grant.clock, 3),
+        "tier": grant.tier,
+        "forecast_c": None if grant.forecast_c is None else round(grant.forecast_c, 1),
+        "headroom_c": None if grant.headroom_c is None else round(grant.headroom_c, 1),
+        "derated": grant.derated,
+        "disagree": grant.disagree,
+        "why": grant.why,
+    }
+
+
+def measured(reading: Reading) -> telemetry.Measured:
+    """A reading as a message part."""
+    value = None if reading.value is None else round(reading.value, 3)
+    return telemetry.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
+
+
+def model_entry(served: ServedModel) -> messages.ModelEntry:
+    """A served model as a message part."""
+    model, ready = served.model, served.worker is not None and served.phase is Phase.READY
+    return messages.ModelEntry(
+        name=model.name,
+        version=model.version,
+        base_id=model.base_id,
+        task=model.task.kind,
+        labels=list(model.task.labels),
+        resident=served.worker is not None,
+        variant=model.variant.digest,
+        variants=[_variant_entry(variant) for variant in model.variants],
+        adapters=[_adapter_entry(adapter, served) for adapter in model.adapters],
+        footprint_bytes=served.footprint_bytes or None,
+        reason=served.phase.value,
+        context=(served.context or None) if ready else None,
+        sequences=(served.sequences or None) if ready else None,
+    )
+
+
+def _variant_entry(variant: Variant) -> messages.VariantEntry:
+    return messages.VariantEntry(
+        digest=variant.digest,
+        runtime=variant.runtime,
+        dtype=variant.dtype,
+        size_bytes=variant.size_bytes,
+        accuracy=variant.accuracy,
+    )
+
+
+def _adapter_entry(adapter: Adapter, served: ServedModel) -> messages.AdapterEntry:
+    return messages.AdapterEntry(
+        name=adapter.name,
+        digest=adapter.digest,
+        version=adapter.version,
+        rank=adapter.rank,
+        resident=adapter.name in served.attached,
+        labels=list(adapter.task.labels),
+    )
