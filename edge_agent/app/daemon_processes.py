@@ -12,7 +12,7 @@ from typing import Any
 from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.protocol.messages import Runtime
 from edge_agent.protocol.worker_messages import RuntimeReport, RuntimeUnavailable
-from edge_agent.worker.probe import ask_backends
+from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions
 
 

@@ -23,7 +23,7 @@ from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget, status
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.topics import Subscription
-from edge_agent.worker.probe import available_backends
+from edge_agent.worker.one_shot import available_backends
 
 BROKER_S = 5.0
 ROUND_TRIPS = 15

@@ -30,7 +30,7 @@ from edge_agent.store.install_context import InstallContext, ProbeOutcome, Probe
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import become_owner, running_daemon
 from edge_agent.store.timesync import synchronised
-from edge_agent.worker import probe as workers
+from edge_agent.worker import one_shot as workers
 
 
 class WorkerProber:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_agent.backends.adapter_bank import Slots, job_rows, parse_spec
 from edge_agent.backends.api import (
     AdapterSource,
     Backend,
@@ -27,7 +28,6 @@ from edge_agent.backends.api import (
     checked_options,
 )
 from edge_agent.backends.queue import JobQueue, Piece
-from edge_agent.backends.slots import Slots, job_rows, parse_spec
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.

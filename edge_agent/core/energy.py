@@ -12,7 +12,7 @@ value may still be from the time before. The mean is therefore taken from the fi
 which the value changed too seldom gives no figure.
 
 Pure: readings and times are arguments. `agent.governor_loop` samples once a second, `agent.respond` closes the
-accounts, and `worker.probe` samples during a trial.
+accounts, and `worker.one_shot` samples during a trial.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def survey(
 
 
 def runtime_probes(answers: Mapping[str, RuntimeReport]) -> tuple[RuntimeProbe, ...]:
-    """What a worker child answered for each backend (`worker.probe.available_backends`), as facts."""
+    """What a worker child answered for each backend (`worker.one_shot.available_backends`), as facts."""
     return tuple(
         RuntimeProbe(name, f"{answer.runtime} {answer.version}", answer.devices, answer.unchecked)
         if isinstance(answer, RuntimeAvailable)

@@ -81,9 +81,9 @@ from edge_agent.protocol.worker_messages import (
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
 from edge_agent.worker import standing
-from edge_agent.worker.flow import BEAT_S, Flow, StepTimes
 from edge_agent.worker.listen import Listener
 from edge_agent.worker.rest import Rest
+from edge_agent.worker.step_pacing import BEAT_S, Flow, StepTimes
 from edge_agent.worker.wire import Channel, UnknownRequest
 
 BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from edge_agent.base.limits import PACED_STEP_S
-from edge_agent.worker.flow import BEAT_S
+from edge_agent.worker.step_pacing import BEAT_S
 
 
 class Rest:

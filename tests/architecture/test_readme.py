@@ -180,7 +180,7 @@ def test_messages_and_docstrings_name_settings_that_exist() -> None:
 
 
 def _is_code(dotted: str) -> bool:
-    """A module, or a name in a module, of one of our rooms: `worker.probe`, `store.model_store.ModelStore`."""
+    """A module, or a name in a module, of one of our rooms: `worker.one_shot`, `store.model_store.ModelStore`."""
     room, module = dotted.split(".")[:2]
     folder = ROOT / "edge_agent" / room
     return (folder / f"{module}.py").exists() or module == "py"

@@ -97,22 +97,7 @@ REPEATED_CLASSES = frozenset(
 # Modules of one package that still have the same file name. Every sub-package may have these four.
 TOLERATED_FILES = frozenset({"__init__.py", "__main__.py", "api.py", "registry.py"})
 REPEATED_FILES = {
-    "edge_agent": frozenset(
-        {
-            "clocks.py",
-            "context.py",
-            "library.py",
-            "model.py",
-            "plan.py",
-            "rules.py",
-            "schema.py",
-            "sizing.py",
-            "slots.py",
-            "trial.py",
-            "trust.py",
-            "units.py",
-        }
-    ),
+    "edge_agent": frozenset({"clocks.py"}),
     "tools/edge_forge": frozenset(
         {
             "comparison.py",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.backends.gguf import padded
-from edge_agent.backends.llamacpp.context import Context, Part, Sizes
 from edge_agent.backends.llamacpp.library import open_library
+from edge_agent.backends.llamacpp.llama_context import Context, Part, Sizes
 from edge_agent.backends.llamacpp.model import Model
 
 KEPT_SEQUENCES, KEPT_TOKENS, KEPT_CELLS = 8, 220, 256

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.backends.api import Done, Event, Failed, feature_ids
-from edge_agent.backends.llamacpp.context import Context, Part
-from edge_agent.backends.llamacpp.plan import Strand, plan
-from edge_agent.backends.llamacpp.slots import Slots
+from edge_agent.backends.llamacpp.llama_context import Context, Part
+from edge_agent.backends.llamacpp.sequence_slots import Slots
+from edge_agent.backends.llamacpp.step_schedule import Strand, plan
 from edge_agent.backends.queue import Piece
 from edge_agent.base.errors import BackendError
 

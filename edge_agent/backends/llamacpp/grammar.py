@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.backends.llamacpp import trial
+from edge_agent.backends.llamacpp import grammar_sandbox
 from edge_agent.backends.llamacpp.library import present
 from edge_agent.backends.llamacpp.model import Model
 from edge_agent.backends.llamacpp.schema import followable
@@ -158,7 +158,7 @@ def try_out(model: Model, text: str) -> None:
     """Raise ProgramRefused for a grammar that takes too much, or that its parser does not survive; see `trial`."""
     known = model.tried.pop(text, "")
     try:
-        found = trial.trouble(lambda: _first_tokens(model, text)) if known == "" else known
+        found = grammar_sandbox.trouble(lambda: _first_tokens(model, text)) if known == "" else known
     except OSError as error:  # no memory for a process: that says nothing of the grammar, and is not remembered
         why = f"the grammar cannot be tried: {error.strerror}"
         raise BackendError(why, "grammar", "ask again when there is more memory") from error

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.backends.llamacpp import grammar
-from edge_agent.backends.llamacpp.context import Context
+from edge_agent.backends.llamacpp.llama_context import Context
 from edge_agent.backends.llamacpp.model import Model
 from edge_agent.base.errors import BackendError, ProgramRefused
 

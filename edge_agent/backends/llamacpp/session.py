@@ -23,13 +23,13 @@ from edge_agent.backends.api import (
 )
 from edge_agent.backends.gguf import GgufHeader, read_header
 from edge_agent.backends.llamacpp.calls import Calls
-from edge_agent.backends.llamacpp.context import Context, Outcome, Part, Sizes
 from edge_agent.backends.llamacpp.features import FeatureRun
+from edge_agent.backends.llamacpp.llama_context import Context, Outcome, Part, Sizes
 from edge_agent.backends.llamacpp.model import LlamaVocabulary, Model
-from edge_agent.backends.llamacpp.plan import Portion, Strand, Turns, by_turns, plan
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
-from edge_agent.backends.llamacpp.slots import Slots
-from edge_agent.backends.llamacpp.threads import DecodeThreads
+from edge_agent.backends.llamacpp.sequence_slots import Slots
+from edge_agent.backends.llamacpp.step_schedule import Portion, Strand, Turns, by_turns, plan
+from edge_agent.backends.llamacpp.tuners import DecodeThreads
 from edge_agent.backends.queue import JobQueue
 from edge_agent.base.errors import AdapterRefused, BackendError, ProgramRefused
 

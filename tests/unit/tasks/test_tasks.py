@@ -10,7 +10,7 @@ from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import tokens
 from edge_agent.tasks.api import Prepared
-from edge_agent.tasks.classify import softmax
+from edge_agent.tasks.encoders import softmax
 from edge_agent.tasks.registry import build
 
 LABELS = ("on", "off", "other")

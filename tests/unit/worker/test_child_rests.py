@@ -24,8 +24,8 @@ from edge_agent.protocol.worker_messages import (
 )
 from edge_agent.worker import child
 from edge_agent.worker.child import Child, Pending
-from edge_agent.worker.flow import STEP_GROWTH, Flow
 from edge_agent.worker.rest import Rest
+from edge_agent.worker.step_pacing import STEP_GROWTH, Flow
 
 STEP_S = 0.9
 """A token of a 1 B model on a Pi Zero 2 W."""

@@ -10,7 +10,7 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.core.energy import TextEnergy
-from edge_agent.worker.probe import text_energy
+from edge_agent.worker.one_shot import text_energy
 from tests.support.virtual_time import run
 
 

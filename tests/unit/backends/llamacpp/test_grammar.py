@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp import grammar, trial
+from edge_agent.backends.llamacpp import grammar, grammar_sandbox
 from edge_agent.backends.llamacpp.library import open_library
 from edge_agent.backends.llamacpp.model import Model
 from edge_agent.base.errors import BackendError, ProgramRefused
@@ -145,7 +145,7 @@ def test_a_grammar_that_takes_too_long_is_refused_and_remembered(model: Model) -
     began_s = time.monotonic()
     with pytest.raises(ProgramRefused, match="takes more than"):
         grammar.try_out(model, DOUBLING)
-    assert time.monotonic() - began_s < trial.COMPUTE_S, "the second time it is known"
+    assert time.monotonic() - began_s < grammar_sandbox.COMPUTE_S, "the second time it is known"
 
 
 def test_a_system_without_room_for_a_process_is_not_the_grammars_fault(
@@ -169,7 +169,7 @@ def test_only_so_many_grammars_are_remembered(model: Model) -> None:
 
 
 def _take_memory() -> None:
-    held = bytearray(2 * trial.MEMORY_BYTES)
+    held = bytearray(2 * grammar_sandbox.MEMORY_BYTES)
     assert held
 
 
@@ -196,13 +196,13 @@ def _raise() -> None:
     ],
 )
 def test_a_copy_takes_the_blow(work: Callable[[], None], told: str | None) -> None:
-    found = trial.trouble(work)
+    found = grammar_sandbox.trouble(work)
     assert (found is None) if told is None else told in str(found)
 
 
 def test_a_copy_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "WALL_S", 0.2)
-    assert "takes more than" in str(trial.trouble(signal.pause))
+    assert "takes more than" in str(grammar_sandbox.trouble(signal.pause))
 
 
 KEYS = st.sampled_from(["pattern", "maxLength", "items", "anyOf", "minItems"])

@@ -16,7 +16,7 @@ from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Job, Limits, Session
 from edge_agent.backends.llamacpp import sampler
 from edge_agent.backends.llamacpp.calls import Calls
-from edge_agent.backends.llamacpp.context import Context, Outcome, Part
+from edge_agent.backends.llamacpp.llama_context import Context, Outcome, Part
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import tiny_gguf
 from tests.support.needs import need

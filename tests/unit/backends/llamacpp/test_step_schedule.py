@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp.plan import Strand, Turns, plan
+from edge_agent.backends.llamacpp.step_schedule import Strand, Turns, plan
 
 
 def strand(name: str, prompt: int, generated: int = 0) -> Strand:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp.threads import FEWER_MAY_TAKE, LATE_CALLS, DecodeThreads, Kind
+from edge_agent.backends.llamacpp.tuners import FEWER_MAY_TAKE, LATE_CALLS, DecodeThreads, Kind
 
 ONE: Kind = (1, False)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp.slots import Slots
+from edge_agent.backends.llamacpp.sequence_slots import Slots
 
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 

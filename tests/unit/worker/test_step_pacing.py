@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.worker.flow import DEADLINE_MARGIN_S, STEP_GROWTH, Flow, StepTimes
+from edge_agent.worker.step_pacing import DEADLINE_MARGIN_S, STEP_GROWTH, Flow, StepTimes
 
 
 def test_the_first_part_goes_at_once_and_the_next_are_joined() -> None:
