@@ -11,11 +11,11 @@ numpy is imported when a bank is made.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.backends.api import AdapterSource
-from edge_agent.backends.bank import PositionalCache
 from edge_agent.backends.tensors import TensorFile, read_tensors
 from edge_agent.base.errors import AdapterRefused, BackendError
 
@@ -23,7 +23,7 @@ FORMAT = "edge-adapter/1"
 ADAPTER_BYTES = 256 * 1024 * 1024
 
 
-class Site(NamedTuple):
+class BankSite(NamedTuple):
     """Bank inputs of the modules that share one product: A input, one B input per module, sizes."""
 
     a: str
@@ -44,10 +44,10 @@ class BankSpec(NamedTuple):
     rank: int
     max_labels: int
     hidden: int
-    sites: tuple[Site, ...]
+    sites: tuple[BankSite, ...]
 
 
-class Resident(NamedTuple):
+class ResidentAdapter(NamedTuple):
     """An attached adapter: its arrays by bank input (first axis 1), its rank per site, its number of labels."""
 
     labels: int
@@ -70,7 +70,7 @@ def parse_spec(text: str) -> BankSpec:
         if fields["version"] != 1:
             raise BackendError(f"the graph's bank has version {fields['version']!r}, 1 is known", "model")
         sites = tuple(
-            Site(e["a"], tuple(e["b"]), tuple(e["modules"]), int(e["d_in"]), tuple(map(int, e["d_out"])))
+            BankSite(e["a"], tuple(e["b"]), tuple(e["modules"]), int(e["d_in"]), tuple(map(int, e["d_out"])))
             for e in fields["sites"]
         )
         return BankSpec(int(fields["rank"]), int(fields["max_labels"]), int(fields["hidden"]), sites)
@@ -78,7 +78,7 @@ def parse_spec(text: str) -> BankSpec:
         raise BackendError(f"the graph's bank description is broken: {error!r}", "model") from error
 
 
-def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
+def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
     """Load and check an adapter file. Raises AdapterRefused with what does not fit."""
     file = read_tensors(source.path, ADAPTER_BYTES)
     _check_metadata(file, source)
@@ -93,7 +93,7 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> Resident:
             "export the base with this module among its targets",
         )
     labels = int(file.tensors["head.bias"].shape[0])
-    return Resident(labels, tuple(ranks), arrays, sum(array.nbytes for array in arrays.values()))
+    return ResidentAdapter(labels, tuple(ranks), arrays, sum(array.nbytes for array in arrays.values()))
 
 
 def _check_metadata(file: TensorFile, source: AdapterSource) -> None:
@@ -138,7 +138,7 @@ def _head(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource) -> dic
     return {"head.weight": padded, "head.bias": padded_bias}
 
 
-def _site(tensors: dict[str, Any], site: Site, rank_max: int, arrays: dict[str, Any], source: AdapterSource) -> int:
+def _site(tensors: dict[str, Any], site: BankSite, rank_max: int, arrays: dict[str, Any], source: AdapterSource) -> int:
     """Lay one site's modules into bank form; returns the site's rank (the least when the adapter leaves it alone)."""
     import numpy
 
@@ -186,14 +186,94 @@ def _pair(tensors: dict[str, Any], module: str, d_in: int, d_out: int, source: A
     return a, b
 
 
-class Slots:
+class Placement(NamedTuple):
+    """Batch row i is row `order[i]` of the request and lies at position `start + i`; do `writes` first.
+
+    `writes` are (position, adapter) pairs. Adapters are names; '' stands for the base alone.
+    """
+
+    start: int
+    order: tuple[int, ...]
+    writes: tuple[tuple[int, str], ...]
+
+
+class PositionalCache:
+    """What each position holds, and when it was last used (a count of batches, no clock)."""
+
+    def __init__(self, positions: int) -> None:
+        self._holds: list[str | None] = [None] * positions
+        self._used = [0] * positions
+        self._batch = 0
+
+    @property
+    def holds(self) -> tuple[str | None, ...]:
+        """The adapter at every position; None where nothing was written yet."""
+        return tuple(self._holds)
+
+    def place(self, rows: Sequence[str]) -> Placement:
+        """Positions for a batch whose row i needs adapter `rows[i]`; the cache then holds what the plan writes.
+
+        `rows` must be no longer than the number of positions.
+        """
+        count = len(rows)
+        if not 0 < count <= len(self._holds):
+            raise ValueError(f"{count} rows do not fit {len(self._holds)} positions")
+        start = self._window(Counter(rows), count)
+        self._batch += 1
+        plan = self._assign(rows, start)
+        for position, adapter in plan.writes:
+            self._holds[position] = adapter
+        for position in range(start, start + count):
+            self._used[position] = self._batch
+        return plan
+
+    def forget(self, adapter: str) -> None:
+        """Positions with this adapter hold nothing any more (it was detached, or replaced by another version)."""
+        for position, held in enumerate(self._holds):
+            if held == adapter:
+                self._holds[position] = None
+                self._used[position] = 0
+
+    def _window(self, needed: dict[str, int], count: int) -> int:
+        """The start of the window with the most rows already in place; among equals, the one longest unused."""
+        inside = Counter(self._holds[:count])
+        best, best_key = 0, (-1, 0)
+        for start in range(len(self._holds) - count + 1):
+            if start:
+                inside[self._holds[start - 1]] -= 1
+                inside[self._holds[start + count - 1]] += 1
+            hits = sum(min(number, inside[adapter]) for adapter, number in needed.items())
+            key = (hits, -sum(self._used[start : start + count]))
+            if key > best_key or start == 0:
+                best, best_key = start, key
+        return best
+
+    def _assign(self, rows: Sequence[str], start: int) -> Placement:
+        waiting: dict[str, list[int]] = {}
+        for row in reversed(range(len(rows))):
+            waiting.setdefault(rows[row], []).append(row)
+        order = [-1] * len(rows)
+        for place in range(len(rows)):
+            held = self._holds[start + place]
+            if held is not None and waiting.get(held):
+                order[place] = waiting[held].pop()
+        left = sorted((row for group in waiting.values() for row in group), reverse=True)
+        writes = []
+        for place in range(len(rows)):
+            if order[place] < 0:
+                order[place] = left.pop()
+                writes.append((start + place, rows[order[place]]))
+        return Placement(start, tuple(order), tuple(writes))
+
+
+class AdapterBank:
     """The resident adapters of a session and the bank that mixed batches read."""
 
     def __init__(self, spec: BankSpec, positions: int) -> None:
         self.spec = spec
         self._positions = positions
         self._cache = PositionalCache(positions)
-        self._resident: dict[str, Resident] = {}
+        self._resident: dict[str, ResidentAdapter] = {}
         self._ranks = tuple(site.least_rank for site in spec.sites)
         self._bank: dict[str, Any] | None = None
         self._base = self.zeros(0)
@@ -278,7 +358,7 @@ class Slots:
 
 
 def _copy_site(
-    bank: dict[str, Any], arrays: dict[str, Any], site: Site, position: int, bank_rank: int, rank: int
+    bank: dict[str, Any], arrays: dict[str, Any], site: BankSite, position: int, bank_rank: int, rank: int
 ) -> None:
     parts = len(site.b)
     if rank < bank_rank:

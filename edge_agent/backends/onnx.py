@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.backends.adapter_bank import Slots, job_rows, parse_spec
+from edge_agent.backends.adapter_bank import AdapterBank, job_rows, parse_spec
 from edge_agent.backends.api import (
     AdapterSource,
     Backend,
@@ -91,7 +91,7 @@ class OnnxSession(Session):
         before = _resident_bytes()
         self._session = self._build(self._threads)
         loaded = _resident_bytes()
-        self._base_id, self._slots = self._describe()
+        self._base_id, self._bank = self._describe()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._hidden = {output.name: output.shape[1] for output in self._session.get_outputs()}
         self._warm_up()
@@ -99,7 +99,7 @@ class OnnxSession(Session):
 
     def attach(self, adapter: AdapterSource) -> int:
         """See `Session.attach`."""
-        if self._slots is None:
+        if self._bank is None:
             raise AdapterRefused(
                 "this model takes no adapters: its graph has no bank",
                 adapter.name,
@@ -113,16 +113,16 @@ class OnnxSession(Session):
             )
         if not adapter.name or self._queue.uses(adapter.name):
             raise AdapterRefused("an adapter needs a name that no queued job uses", adapter.name)
-        return self._slots.attach(adapter)
+        return self._bank.attach(adapter)
 
     def detach(self, name: str) -> None:
         """See `Session.detach`."""
-        if self._slots is not None:
-            self._slots.detach(name)
+        if self._bank is not None:
+            self._bank.detach(name)
 
     def submit(self, job: Job) -> None:
         """See `Session.submit`."""
-        if job.adapter is not None and (self._slots is None or job.adapter not in self._slots):
+        if job.adapter is not None and (self._bank is None or job.adapter not in self._bank):
             raise AdapterRefused(f"adapter {job.adapter!r} is not attached", self._path)
         if not job.rows:
             raise BackendError("a job without rows cannot run", job.job_id)
@@ -158,7 +158,7 @@ class OnnxSession(Session):
 
     def footprint(self) -> Footprint:
         """See `Session.footprint`: resident bytes measured around load and warm-up; adapters computed."""
-        adapters = self._slots.size_bytes if self._slots is not None else 0
+        adapters = self._bank.size_bytes if self._bank is not None else 0
         return Footprint(self._weights_bytes, adapters, 0, self._arena_bytes)
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ class OnnxSession(Session):
         self._queue.clear()
         self._parts.clear()
         self._session = None
-        self._slots = None
+        self._bank = None
 
     def _build(self, threads: int) -> Any:
         runtime = self._runtime
@@ -187,7 +187,7 @@ class OnnxSession(Session):
         except _errors(runtime) as error:
             raise BackendError(f"ONNX Runtime cannot load the graph: {_short(error)}", self._path) from error
 
-    def _describe(self) -> tuple[str, Slots | None]:
+    def _describe(self) -> tuple[str, AdapterBank | None]:
         """The graph's own base id and its bank. Raises BackendError for a graph of another kind."""
         inputs = [given.name for given in self._session.get_inputs()]
         if any(name not in inputs for name in _INPUTS):
@@ -204,7 +204,7 @@ class OnnxSession(Session):
             if len(inputs) > len(_INPUTS):
                 raise BackendError(f"the graph wants inputs that nobody gives: {inputs[2:]}", self._path)
             return wanted or base_id, None
-        slots = Slots(parse_spec(text), self._options["positions"] or self._options["max_rows"])
+        slots = AdapterBank(parse_spec(text), self._options["positions"] or self._options["max_rows"])
         if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
             raise BackendError("the graph's inputs are not those of its bank description", self._path)
         return wanted or base_id, slots
@@ -214,7 +214,7 @@ class OnnxSession(Session):
         numpy = _numpy()
         shape = (self._options["max_rows"], self._options["max_tokens"])
         ids = numpy.zeros(shape, numpy.int64)
-        arrays = {} if self._slots is None else self._slots.zeros(self._slots.spec.rank)
+        arrays = {} if self._bank is None else self._bank.zeros(self._bank.spec.rank)
         self._compute(ids, numpy.ones(shape, numpy.int64), arrays)
 
     def _use_threads(self, threads: int) -> None:
@@ -231,9 +231,9 @@ class OnnxSession(Session):
         rows = [row for piece in pieces for row in piece.rows]
         arrays: dict[str, Any] = {}
         order: tuple[int, ...] = tuple(range(len(rows)))
-        if self._slots is not None:
+        if self._bank is not None:
             names = job_rows([piece.job.adapter for piece in pieces], [len(piece.rows) for piece in pieces])
-            arrays, order = self._slots.bind(names)
+            arrays, order = self._bank.bind(names)
         longest = max(len(row) for row in rows)
         ids = numpy.zeros((len(rows), longest), numpy.int64)
         mask = numpy.zeros((len(rows), longest), numpy.int64)
@@ -283,10 +283,10 @@ class OnnxSession(Session):
 
     def _of_job(self, job: Job, outputs: dict[str, Any]) -> dict[str, Any]:
         """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
-        if self._slots is not None:
+        if self._bank is not None:
             logits = outputs.pop("logits")
             if job.adapter is not None:
-                outputs["logits"] = logits[:, : self._slots.labels(job.adapter)]
+                outputs["logits"] = logits[:, : self._bank.labels(job.adapter)]
         return outputs
 
 

@@ -63,3 +63,29 @@ def softmax(logits: Sequence[float]) -> list[float]:
     powers = [math.exp(value - highest) for value in logits]
     total = sum(powers)
     return [power / total for power in powers]
+
+
+DECIMALS = 6
+
+
+class Embed(Task):
+    """Takes no parameters."""
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """See `Task.check`."""
+        refuse_unknown(params, ())
+
+    def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See `Task.answer`."""
+        results = []
+        for place, row in enumerate(outputs["features"]):
+            values = [float(value) for value in row]
+            length = math.sqrt(sum(value * value for value in values)) or 1.0
+            results.append(
+                {
+                    "embedding": [round(value / length, DECIMALS) for value in values],
+                    "tokens": prepared.tokens[place],
+                    "truncated": prepared.truncated[place],
+                }
+            )
+        return results

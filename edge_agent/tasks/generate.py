@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.tasks import sampling
 from edge_agent.tasks.api import Prepared, Reader, Task
 from edge_agent.tasks.chat import ChatTemplate
-from edge_agent.tasks.textstream import TextStream
 
 LOGPROB_DIGITS = 5
 
@@ -47,8 +47,8 @@ class Generate(Task):
 
     def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:
         """See `Task.reader`."""
-        wishes = sampling.read(params, self._vocabulary.context)
-        return TextReader(self._vocabulary, wishes.stops)
+        wanted = sampling.read(params, self._vocabulary.context)
+        return TextReader(self._vocabulary, wanted.stops)
 
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Task.answer`: the whole text, why it ends, and what it took."""
@@ -68,13 +68,13 @@ class Generate(Task):
 
     def _prepare(self, prompt: str, params: Mapping[str, Any]) -> Prepared:
         context = self._vocabulary.context
-        wishes = sampling.read(params, context)
+        wanted = sampling.read(params, context)
         bos = self._vocabulary.special_tokens.get("bos_token", "")
         begins = bool(bos) and prompt.startswith(bos)
         row = self._vocabulary.encode(prompt, not begins)
         if not row:
             raise RequestError(422, Cause.INVALID, "the prompt is empty")
-        room, least = context - len(row), wishes.max_tokens or 1
+        room, least = context - len(row), wanted.max_tokens or 1
         if room < least:
             raise RequestError(
                 422,
@@ -82,7 +82,7 @@ class Generate(Task):
                 f"the prompt has {len(row)} tokens and {least} are to come, {len(row) + least} in all; "
                 f"the context holds {context}: shorten the prompt or lower max_tokens",
             )
-        settings = dict(wishes.session, max_tokens=wishes.max_tokens or min(room, sampling.DEFAULT_TOKENS))
+        settings = dict(wanted.session, max_tokens=wanted.max_tokens or min(room, sampling.DEFAULT_TOKENS))
         return Prepared([row], [len(row)], [False], settings)
 
 
@@ -119,3 +119,39 @@ class TextReader(Reader):
     def _keep(self, text: str) -> str:
         self._parts.append(text)
         return text
+
+
+class TextStream:
+    """Takes bytes, gives text. `complete` turns true when a stop string was met; what follows it is dropped."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.complete = False
+
+    def take(self, data: bytes) -> str:
+        """The text that is certain with these bytes; '' while it is not."""
+        if self.complete:
+            return ""
+        text = self._held + self._decoder.decode(data)
+        place = min((found for found in map(text.find, self._stops) if found >= 0), default=-1)
+        if place >= 0:
+            self.complete, self._held = True, ""
+            return text[:place]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows. A character whose last bytes never came is left out."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins, less than all of it."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -14,8 +14,7 @@ def build(task: TaskFields, tokenizer_path: str | None, vocabulary: Vocabulary |
         from edge_agent.tasks.generate import Generate  # needs what a classifier's worker may lack
 
         return Generate(vocabulary)
-    from edge_agent.tasks.embed import Embed
-    from edge_agent.tasks.encoders import Classify
+    from edge_agent.tasks.encoders import Classify, Embed
     from edge_agent.tasks.tokens import open_tokenizer
 
     tokenizer = open_tokenizer(tokenizer_path, task.max_tokens)

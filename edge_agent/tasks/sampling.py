@@ -11,7 +11,7 @@ from edge_agent.base.errors import RequestError
 from edge_agent.tasks.api import refuse_unknown
 
 
-class Range(NamedTuple):
+class NumberRange(NamedTuple):
     """The values that a number may have, and what it is when nobody says."""
 
     lowest: float
@@ -20,12 +20,12 @@ class Range(NamedTuple):
 
 
 # Temperature 0 takes the best token every time: on a device the same question is to get the same answer.
-NUMBERS: dict[str, Range] = {
-    "temperature": Range(0.0, 2.0, 0.0),
-    "top_k": Range(0, 1000, 40),
-    "top_p": Range(0.01, 1.0, 0.95),
-    "min_p": Range(0.0, 1.0, 0.05),
-    "repeat_penalty": Range(0.5, 2.0, 1.0),
+NUMBERS: dict[str, NumberRange] = {
+    "temperature": NumberRange(0.0, 2.0, 0.0),
+    "top_k": NumberRange(0, 1000, 40),
+    "top_p": NumberRange(0.01, 1.0, 0.95),
+    "min_p": NumberRange(0.0, 1.0, 0.05),
+    "repeat_penalty": NumberRange(0.5, 2.0, 1.0),
 }
 LEAST_TEMPERATURE = 0.01
 WHOLE = ("top_k",)
@@ -37,7 +37,7 @@ DEFAULT_TOKENS = 256
 KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", "json_schema", "grammar", "logprobs")
 
 
-class Wishes(NamedTuple):
+class SamplingParams(NamedTuple):
     """Checked parameters: `session` is what the sampler needs, `stops` the texts that end an answer."""
 
     session: dict[str, Any]
@@ -45,7 +45,7 @@ class Wishes(NamedTuple):
     max_tokens: int | None
 
 
-def read(params: Mapping[str, Any], context: int) -> Wishes:
+def read(params: Mapping[str, Any], context: int) -> SamplingParams:
     """The parameters of a request for a context of so many tokens. Raises RequestError 422 that names the first bad."""
     refuse_unknown(params, KNOWN)
     session: dict[str, Any] = {}
@@ -67,10 +67,10 @@ def read(params: Mapping[str, Any], context: int) -> Wishes:
         session["grammar"] = _text(params["grammar"], "grammar", GRAMMAR_CHARS)
     session["logprobs"] = _truth(params.get("logprobs", False), "logprobs")
     max_tokens = _whole(params["max_tokens"], "max_tokens", 1, context) if "max_tokens" in params else None
-    return Wishes(session, tuple(_stops(params.get("stop", []))), max_tokens)
+    return SamplingParams(session, tuple(_stops(params.get("stop", []))), max_tokens)
 
 
-def _number(params: Mapping[str, Any], name: str, limits: Range) -> int | float:
+def _number(params: Mapping[str, Any], name: str, limits: NumberRange) -> int | float:
     value = params.get(name, limits.default)
     if name in WHOLE:
         return _whole(value, name, int(limits.lowest), int(limits.highest))

@@ -13,7 +13,7 @@ FIRST_BYTE = "<0x00>"
 """In a vocabulary with byte fallback every byte has a token of this form."""
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """One text: its ids (at most the bound), how many it would have had, whether it was cut.
 
     `pieces` are the tokens of the whole text without special ones, `unknown` how many of them are the tokenizer's
@@ -44,7 +44,7 @@ class Tokenizer:
         self._added = self._library.num_special_tokens_to_add(False)
         self._unknown_id = unknown_id(self._library)
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Ids of every text, in order."""
         # The library's object is shared by the tasks of a worker, which may bound texts differently.
         self._library.enable_truncation(max_length=self._max_tokens)
@@ -56,7 +56,7 @@ class Tokenizer:
             unknown = None
             if self._unknown_id is not None:
                 unknown = ids.count(self._unknown_id) + sum(part.ids.count(self._unknown_id) for part in rest)
-            found.append(Encoded(ids, tokens, cut > 0, max(0, tokens - self._added), unknown))
+            found.append(EncodedText(ids, tokens, cut > 0, max(0, tokens - self._added), unknown))
         return found
 
 
@@ -111,16 +111,16 @@ class ByteTokenizer:
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Bytes of every text, in order."""
         found = []
         for text in texts:
             ids = list(text.encode("utf-8"))
-            found.append(Encoded(ids[: self._max_tokens], len(ids), len(ids) > self._max_tokens, len(ids), None))
+            found.append(EncodedText(ids[: self._max_tokens], len(ids), len(ids) > self._max_tokens, len(ids), None))
         return found
 
 
-def wording(texts: Sequence[str], encoded: Sequence[Encoded]) -> list[Wording]:
+def wording(texts: Sequence[str], encoded: Sequence[EncodedText]) -> list[Wording]:
     """How a tokenizer took these texts."""
     return [
         Wording(len(text.encode("utf-8")), one.pieces, one.unknown) for text, one in zip(texts, encoded, strict=True)

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 import socket
 import sys
 import time
@@ -80,12 +81,10 @@ from edge_agent.protocol.worker_messages import (
 )
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
-from edge_agent.worker import standing
-from edge_agent.worker.listen import Listener
-from edge_agent.worker.rest import Rest
-from edge_agent.worker.step_pacing import BEAT_S, Flow, StepTimes
-from edge_agent.worker.wire import Channel, UnknownRequest
+from edge_agent.worker.step_pacing import BEAT_S, ChunkCoalescer, StepThrottle, StepTimes
+from edge_agent.worker.wire import Channel, FrameReader, UnknownRequest
 
+PR_SET_PDEATHSIG = 1
 BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
@@ -97,7 +96,7 @@ class Pending(NamedTuple):
     params: Mapping[str, Any]
     tokenize_s: float
     reader: tasks.Reader | None
-    flow: Flow
+    coalescer: ChunkCoalescer
 
 
 class Child:
@@ -105,13 +104,13 @@ class Child:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._inbox: Channel | Listener = channel
+        self._inbox: Channel | FrameReader = channel
         self._session: Session | None = None
         self._tasks: dict[str | None, tasks.Task] = {}
         self._tokenizer_path: str | None = None
         self._pending: dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
-        self._rest = Rest()
+        self._throttle = StepThrottle()
         self._steps = StepTimes()
         self._said_s = 0.0
 
@@ -123,7 +122,7 @@ class Child:
                 break
             if request is not None:
                 self._handle(request)
-            elif self._rest.left_s(time.monotonic()) > 0.0:
+            elif self._throttle.left_s(time.monotonic()) > 0.0:
                 self._look_around()
             else:
                 self._step()
@@ -134,8 +133,8 @@ class Child:
         """How long to wait for a message: for ever without work, else until there is something to do by itself."""
         if not self._pending:
             return None
-        ends_s = [pending.flow.ends_s - self._steps.ahead_s for pending in self._pending.values()]
-        return self._rest.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
+        ends_s = [pending.coalescer.ends_s - self._steps.ahead_s for pending in self._pending.values()]
+        return self._throttle.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
 
     def _handle(self, request: AnyRequest | UnknownRequest) -> None:
         answer: AnyAnswer
@@ -190,14 +189,14 @@ class Child:
         if request.memory is not None:
             bounds.update(memory_bytes=request.memory.memory_bytes, shrink=request.memory.shrink)
         session = self._session = backend.load(request.files, {**bounds, **request.options})
-        self._rest.concerned = session.sequences > 0
+        self._throttle.concerned = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
         self._tasks[None] = self._build_task(request.task)
         runtime = _report(backend)
         if isinstance(runtime, RuntimeUnavailable):
             raise BackendMissing(runtime.reason, request.backend, runtime.remedy or None)
         if runtime.streams:
-            self._inbox = Listener(self._channel, session.interrupt)
+            self._inbox = FrameReader(self._channel, session.interrupt)
         return ModelLoaded(
             runtime=runtime,
             footprint=self._footprint().footprint,
@@ -247,9 +246,9 @@ class Child:
         else:
             prepared = task.prepare(work.texts, work.params)
         until_s = None if work.left_s is None else started_s + work.left_s
-        flow = Flow(work.stream, work.flush_ms / 1000.0, until_s)
+        coalescer = ChunkCoalescer(work.stream, work.flush_ms / 1000.0, until_s)
         tokenize_s = time.monotonic() - started_s
-        pending = Pending(task, prepared, work.params, tokenize_s, task.reader(prepared, work.params), flow)
+        pending = Pending(task, prepared, work.params, tokenize_s, task.reader(prepared, work.params), coalescer)
         self._loaded().submit(Job(work.id, work.adapter, prepared.rows, prepared.settings, work.client))
         self._pending[work.id] = pending
 
@@ -280,7 +279,7 @@ class Child:
 
     def _set_limits(self, limits: StepLimits) -> None:
         self._limits = Limits(limits.max_rows, limits.threads, limits.decode_threads)
-        self._rest.share = limits.busy_permille / 1000.0
+        self._throttle.share = limits.busy_permille / 1000.0
 
     def _footprint(self) -> FootprintRead:
         held = self._loaded().footprint()
@@ -311,7 +310,7 @@ class Child:
         if self._loaded().sequences:
             now_s = time.monotonic()
             self._steps.add(now_s - started_s)
-            self._rest.begin(now_s, started_s)
+            self._throttle.begin(now_s, started_s)
             self._look_around()
 
     def _look_around(self) -> None:
@@ -333,7 +332,7 @@ class Child:
     def _take_chunk(self, chunk: Chunk, pending: Pending) -> None:
         if pending.reader is None:
             raise WorkerError("the session streams, its task does not", "worker")
-        text = pending.flow.add(pending.reader.take(chunk), time.monotonic())
+        text = pending.coalescer.add(pending.reader.take(chunk), time.monotonic())
         if pending.reader.complete:
             done = self._loaded().finish(chunk.job_id)
             if done is not None:
@@ -345,7 +344,7 @@ class Child:
     def _end_late(self, now_s: float) -> None:
         """Answers whose deadline comes end as they stand; one that has not begun is told so."""
         end_s = now_s + self._steps.ahead_s
-        for job_id in [job_id for job_id, pending in self._pending.items() if pending.flow.late(end_s)]:
+        for job_id in [job_id for job_id, pending in self._pending.items() if pending.coalescer.late(end_s)]:
             done = self._loaded().finish(job_id)
             if done is None:
                 continue  # it has no place yet: the daemon lets it expire
@@ -362,7 +361,7 @@ class Child:
         generated: GeneratedText | None = None
         if pending.reader is not None:
             held = pending.reader.end()
-            generated = _generated(text + pending.flow.rest() + held, outputs)
+            generated = _generated(text + pending.coalescer.rest() + held, outputs)
             outputs = dict(outputs, **pending.reader.outputs())
             if pending.reader.complete:
                 outputs["finish"] = "stop"  # also where the stop text came with the last token that was allowed
@@ -429,11 +428,28 @@ def _report(backend: Backend) -> RuntimeReport:
     return RuntimeAvailable(*found)
 
 
+def step_back(oom_score_adj: int, nice: int) -> None:
+    """Ask the kernel to take this process before the daemon when memory runs out, and to let others run first."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
+            stream.write(str(oom_score_adj))
+        os.nice(nice)
+    except OSError as error:
+        sys.stderr.write(f"worker: cannot lower its own standing: {error}\n")
+
+
+def die_with_the_daemon() -> None:
+    """Ask the kernel to end this process when the daemon is gone: one that is inside a load or a step that never comes
+    back would not read of it, and would hold its memory for ever."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main(arguments: list[str]) -> int:
     """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by the supervisor only."""
     fd, oom_score_adj, nice = (int(argument) for argument in arguments)
-    standing.die_with_the_daemon()
-    standing.step_back(oom_score_adj, nice)
+    die_with_the_daemon()
+    step_back(oom_score_adj, nice)
     channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd))
     try:
         Child(channel).run()

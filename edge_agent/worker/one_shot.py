@@ -25,7 +25,7 @@ Power = Callable[[], Reading]
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
+class RawOutputs:
     """Raw outputs of a list of texts, one row per text; `logits` is None without a classifier."""
 
     features: Sequence[Sequence[float]]
@@ -37,7 +37,7 @@ class TrialRun:
     """What a model did in a worker of its own: outputs per question, seconds to load, bytes held, and time and energy
     of one text by itself, of so many bytes. `adapters`: (milliseconds, bytes) of one text with each of them."""
 
-    outputs: tuple[Outputs, ...]
+    outputs: tuple[RawOutputs, ...]
     load_s: float
     peak_bytes: int
     latency_ms: float
@@ -99,7 +99,7 @@ async def _run(
     outputs = []
     for name, asked in questions:
         answer = await worker.measure(name, asked)
-        outputs.append(Outputs(answer.features, answer.logits))
+        outputs.append(RawOutputs(answer.features, answer.logits))
     text = questions[0][1][0]
     latency_ms = await _latency_ms(worker, text)
     own = {name: asked[0] for name, asked in questions if name is not None}

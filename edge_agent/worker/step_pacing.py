@@ -1,9 +1,14 @@
-"""When a part of an answer leaves the worker: the first at once, the others joined. Pure."""
+"""Pacing of a worker: pauses between steps, the length of the next step, and when text of an answer is sent.
+
+Pure; times are monotonic seconds.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+
+from edge_agent.base.limits import PACED_STEP_S
 
 BEAT_S = 1.0
 """A worker that works says so at least this often; what it says may be nothing but that."""
@@ -29,7 +34,7 @@ class StepTimes:
         return STEP_GROWTH * max(self._last, default=0.0)
 
 
-class Flow:
+class ChunkCoalescer:
     """The text of one answer on its way out. Times are monotonic seconds; `until_s` None: no deadline."""
 
     def __init__(self, wanted: bool, flush_s: float, until_s: float | None) -> None:
@@ -62,3 +67,33 @@ class Flow:
     def late(self, now_s: float) -> bool:
         """Whether the answer is to end now."""
         return now_s >= self.ends_s
+
+
+class StepThrottle:
+    """`share`: the part of the time in which steps may run; 1: no rest, 0: no step until it changes.
+
+    `concerned`: whether this worker rests at all; an encoder's does not, the daemon rests it between two batches.
+    """
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self.concerned = False
+        self._ended_s = -math.inf
+        self._step_s = 0.0
+
+    def begin(self, now_s: float, started_s: float) -> None:
+        """A step that began at `started_s` is over."""
+        self._ended_s, self._step_s = now_s, min(now_s - started_s, PACED_STEP_S)
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds until the next step may begin, by the share as it is now; not above 0: at once."""
+        if not self.concerned or self.share >= 1.0:
+            return 0.0
+        if self.share <= 0.0:
+            return math.inf
+        return self._ended_s + self._step_s * (1.0 / self.share - 1.0) - now_s
+
+    def wait_s(self, now_s: float, *moments_s: float) -> float:
+        """Seconds until the next step, or the first of these moments that is still to come; at most until a beat."""
+        left_s = self.left_s(now_s)
+        return min([left_s, BEAT_S] + [at_s - now_s for at_s in moments_s if at_s > now_s]) if left_s > 0.0 else 0.0

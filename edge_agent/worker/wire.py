@@ -1,20 +1,23 @@
 """Frames between the daemon and a worker: four bytes of length (big endian), then one msgpack map, over a socketpair.
 
 Every frame is bounded (`limits.FRAME_BYTES`) in both directions, so neither side can exhaust the other. What the maps
-mean is in `protocol.worker_messages`.
+mean is in `protocol.worker_messages`. The worker's end is a `Channel`; the daemon reads its end in `worker.supervisor`.
 """
 
 from __future__ import annotations
 
+import queue
 import socket
 import struct
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from edge_agent.base.errors import WorkerError
-from edge_agent.base.limits import FRAME_BYTES
-from edge_agent.protocol.worker_messages import AnyAnswer, AnyEvent, AnyRequest
+from edge_agent.base.limits import FRAME_BYTES, WORKER_BACKLOG_FRAMES
+from edge_agent.protocol.worker_messages import AnyAnswer, AnyEvent, AnyRequest, CancelJob
 
 HEADER = struct.Struct(">I")
 _OPERATIONS = tuple(request.__struct_config__.tag for request in get_args(AnyRequest))
@@ -30,6 +33,9 @@ class UnknownRequest(NamedTuple):
     reason: str
 
 
+ReceivedRequest = AnyRequest | UnknownRequest
+
+
 def pack(message: msgspec.Struct) -> bytes:
     """One frame, header included. Raises WorkerError when the message is larger than a frame may be."""
     body = _encoder.encode(message)
@@ -37,7 +43,7 @@ def pack(message: msgspec.Struct) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def unpack_request(body: bytes) -> AnyRequest | UnknownRequest:
+def unpack_request(body: bytes) -> ReceivedRequest:
     """The request in a frame's body. Raises WorkerError when it is no map."""
     try:
         return _requests.decode(body)
@@ -100,7 +106,7 @@ class Channel:
         """Write one frame; blocks while the daemon reads slowly (the frames in flight are bounded by credit)."""
         self._sock.sendall(pack(message))
 
-    def receive(self, timeout_s: float | None) -> AnyRequest | UnknownRequest | None:
+    def receive(self, timeout_s: float | None) -> ReceivedRequest | None:
         """The next request, or None when none began to arrive within `timeout_s` (None: no limit).
 
         Raises EOFError when the daemon has gone, WorkerError for a frame that is no map or is too large.
@@ -128,3 +134,40 @@ class Channel:
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
+
+
+class FrameReader:
+    """Reads a channel in a thread of its own, so that a cancel takes effect within a step.
+
+    Only for sessions whose steps can be interrupted (generators). `on_cancel` is called in that thread with a job's id;
+    every request, the cancel too, goes through a bounded queue to the thread that computes, in order.
+    """
+
+    def __init__(self, channel: Channel, on_cancel: Callable[[str], object]) -> None:
+        self._channel = channel
+        self._on_cancel = on_cancel
+        self._requests: queue.Queue[ReceivedRequest | Exception] = queue.Queue(maxsize=WORKER_BACKLOG_FRAMES)
+        threading.Thread(target=self._read, name="frame-reader", daemon=True).start()
+
+    def receive(self, timeout_s: float | None) -> ReceivedRequest | None:
+        """See `Channel.receive`."""
+        try:
+            found = self._requests.get(timeout_s != 0.0, timeout_s or None)
+        except queue.Empty:
+            return None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _read(self) -> None:
+        try:
+            while True:
+                request = self._channel.receive(None)
+                if request is None:
+                    continue
+                if isinstance(request, CancelJob):
+                    self._on_cancel(request.id)
+                self._requests.put(request)
+        except (EOFError, OSError, WorkerError) as error:
+            # The thread that computes raises it from `receive`, as if it had read the channel itself, and ends.
+            self._requests.put(error)

@@ -151,7 +151,7 @@ PARSERS = {
     "edge_agent/sensors/power.py": "output of vcgencmd",
     "edge_agent/sensors/thermal.py": "output of vcgencmd",
     "edge_agent/sensors/throttle.py": "output of vcgencmd, and names in /sys",
-    "edge_agent/tasks/textstream.py": "stop strings in a generated text",
+    "edge_agent/tasks/generate.py": "stop strings in a generated text",
 }
 # Decisions that are still read out of a sentence, by file. The numbers may only fall.
 DECISIONS_BY_SENTENCE = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from edge_agent.backends.gguf import padded
 from edge_agent.backends.llamacpp.library import open_library
-from edge_agent.backends.llamacpp.llama_context import Context, Part, Sizes
-from edge_agent.backends.llamacpp.model import Model
+from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext
+from edge_agent.backends.llamacpp.model import LlamaModel
 
 KEPT_SEQUENCES, KEPT_TOKENS, KEPT_CELLS = 8, 220, 256
 
@@ -34,8 +34,8 @@ class Direct:
         library = open_library()
         self._api = library.api
         self._batch = batch
-        self._model = Model(library, str(model), repack=False)
-        self._context = Context(self._model, Sizes(padded(context), sequences, batch, "f16"))
+        self._model = LlamaModel(library, str(model), repack=False)
+        self._context = LlamaContext(self._model, ContextSizes(padded(context), sequences, batch, "f16"))
         self._context.use_threads(threads)
         self._sampler = self._api.llama_sampler_init_greedy()
 
@@ -53,7 +53,7 @@ class Direct:
     def fill(self, sequence: int, prompt: list[int]) -> None:
         """Read a prompt into another sequence, where it stays."""
         self._context.cut(sequence, 0)
-        self._context.decode([Part(sequence, 0, prompt, True)])
+        self._context.decode([DecodeInput(sequence, 0, prompt, True)])
 
     def run(self, prompt: list[int], answer: int) -> Speed:
         """Read a prompt, then choose `answer` tokens."""
@@ -61,11 +61,11 @@ class Direct:
         started_s = time.perf_counter()
         for start in range(0, len(prompt), self._batch):
             tokens = prompt[start : start + self._batch]
-            self._context.decode([Part(0, start, tokens, start + len(tokens) == len(prompt))])
+            self._context.decode([DecodeInput(0, start, tokens, start + len(tokens) == len(prompt))])
         token = self._api.llama_sampler_sample(self._sampler, self._context.handle, len(tokens) - 1)
         first_s = time.perf_counter()
         for place in range(answer - 1):
-            self._context.decode([Part(0, len(prompt) + place, [token], True)])
+            self._context.decode([DecodeInput(0, len(prompt) + place, [token], True)])
             token = self._api.llama_sampler_sample(self._sampler, self._context.handle, 0)
         ended_s = time.perf_counter()
         return Speed(first_s - started_s, len(prompt) / (first_s - started_s), (answer - 1) / (ended_s - first_s))

@@ -19,7 +19,7 @@ from edge_agent.base.reading import Reading
 from edge_agent.core import governor
 from edge_agent.core.duty_cycle import LEAST_PAUSE_S, DutyCycle
 from edge_agent.core.governor import ComputeGrant
-from edge_agent.worker.rest import Rest
+from edge_agent.worker.step_pacing import StepThrottle
 from sim import load
 from sim.boards import BoardModel
 from sim.plant import Plants
@@ -38,7 +38,7 @@ class Work:
     generator: bool
     size: float = 1.0
     cycle: DutyCycle = field(default_factory=DutyCycle)
-    rest: Rest = field(default_factory=Rest)
+    rest: StepThrottle = field(default_factory=StepThrottle)
     stepping: bool = False
     began_s: float = 0.0
     left_s: float = 0.0

@@ -84,12 +84,12 @@ class LlamaBackend(Backend):
         context, sequences = fitting(header, checked, path)
 
         from edge_agent.backends.llamacpp.library import open_library
-        from edge_agent.backends.llamacpp.model import Model
-        from edge_agent.backends.llamacpp.session import LlamaSession, Settings
+        from edge_agent.backends.llamacpp.model import LlamaModel
+        from edge_agent.backends.llamacpp.session import LlamaSession, SessionSettings
 
-        model = Model(open_library(), path, checked["repack"])
+        model = LlamaModel(open_library(), path, checked["repack"])
         cells = sequences * padded(context)
-        settings = Settings(
+        settings = SessionSettings(
             base_id=checked["base_id"],
             context=context,
             sequences=sequences,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edge_agent.backends.llamacpp import grammar_sandbox
 from edge_agent.backends.llamacpp.library import present
-from edge_agent.backends.llamacpp.model import Model
+from edge_agent.backends.llamacpp.model import LlamaModel
 from edge_agent.backends.llamacpp.schema import followable
 from edge_agent.base.errors import BackendError, ProgramRefused
 
@@ -55,7 +55,7 @@ TRIAL_TOKENS = 2
 LOOKED_AT = 64
 
 
-def build(model: Model, params: Mapping[str, Any]) -> Any:
+def build(model: LlamaModel, params: Mapping[str, Any]) -> Any:
     """llama.cpp's sampler of the request's grammar, None where it has none. Raises BackendError with the reason."""
     if "json_schema" in params:
         text = schema_grammar(params["json_schema"])
@@ -154,7 +154,7 @@ def _counts(text: str, where: str) -> Iterator[int]:
         yield max(int(high), 1)
 
 
-def try_out(model: Model, text: str) -> None:
+def try_out(model: LlamaModel, text: str) -> None:
     """Raise ProgramRefused for a grammar that takes too much, or that its parser does not survive; see `trial`."""
     known = model.tried.pop(text, "")
     try:
@@ -169,7 +169,7 @@ def try_out(model: Model, text: str) -> None:
         raise ProgramRefused(f"the grammar {found}", "grammar", "write it without ambiguity, and with less in it")
 
 
-def _first_tokens(model: Model, text: str) -> None:
+def _first_tokens(model: LlamaModel, text: str) -> None:
     """Build it, and look at the whole vocabulary under it once per token, taking the longest of those allowed."""
     api = model.library.api
     handle = api.llama_sampler_init_grammar(model.vocab, text.encode(), ROOT)

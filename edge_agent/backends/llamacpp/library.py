@@ -76,7 +76,7 @@ class Log:
         return "; ".join(dict.fromkeys(self._lines)) or "it gives no reason"
 
 
-class Library:
+class LlamaLibrary:
     """llama.cpp's functions (`api`, the low-level module of llama-cpp-python) and its log.
 
     `unchecked` says why it is not known whether this CPU has the instructions of this build; '' where it is known.
@@ -93,10 +93,10 @@ class Library:
         api.llama_backend_init()
 
 
-_opened: list[Library] = []
+_opened: list[LlamaLibrary] = []
 
 
-def open_library() -> Library:
+def open_library() -> LlamaLibrary:
     """The one library of this process. Raises BackendMissing when it is not installed or not for this CPU."""
     if not _opened:
         # An assertion inside it must end the process at once, not start a debugger for a backtrace.
@@ -111,7 +111,7 @@ def open_library() -> Library:
                 "llamacpp",
                 "install edge-agent with its extra llamacpp",
             ) from error
-        _opened.append(Library(api, str(module.__version__), unchecked))
+        _opened.append(LlamaLibrary(api, str(module.__version__), unchecked))
     return _opened[0]
 
 

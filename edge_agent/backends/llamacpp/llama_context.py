@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.backends.llamacpp.library import never, present
-from edge_agent.backends.llamacpp.model import Model
+from edge_agent.backends.llamacpp.model import LlamaModel
 from edge_agent.base.errors import BackendError, WorkerError
 
 # ggml_type of the cache (ggml.h).
@@ -23,7 +23,7 @@ KV_TYPES = {"f16": 1, "q8_0": 8}
 _FLASH_ATTENTION_ON = 1
 
 
-class Part(NamedTuple):
+class DecodeInput(NamedTuple):
     """Tokens of one sequence for one call, at positions from `start`; `sample` asks for the last one's logits."""
 
     slot: int
@@ -39,7 +39,7 @@ class Outcome(Enum):
     ABORTED = 2
 
 
-class Sizes(NamedTuple):
+class ContextSizes(NamedTuple):
     """What a context is made for: cells of the cache, sequences, tokens of one call, format of the cache."""
 
     cells: int
@@ -48,10 +48,10 @@ class Sizes(NamedTuple):
     kv_type: str
 
 
-class Context:
+class LlamaContext:
     """One llama.cpp context. Raises BackendError when it cannot be made."""
 
-    def __init__(self, model: Model, sizes: Sizes) -> None:
+    def __init__(self, model: LlamaModel, sizes: ContextSizes) -> None:
         self._api = model.library.api
         self._model = model
         self._vocab_size = model.vocab_size
@@ -72,7 +72,7 @@ class Context:
         self._threads = 0
         self._adapter: Any = None
 
-    def _settings(self, sizes: Sizes) -> Any:
+    def _settings(self, sizes: ContextSizes) -> Any:
         settings = self._api.llama_context_default_params()
         settings.n_ctx = sizes.cells
         settings.n_batch = settings.n_ubatch = sizes.batch
@@ -104,7 +104,7 @@ class Context:
         self._adapter = adapter
         return True
 
-    def decode(self, parts: Sequence[Part]) -> Outcome:
+    def decode(self, parts: Sequence[DecodeInput]) -> Outcome:
         """Compute the parts. Raises BackendError when the cache is full, WorkerError when it is beyond use."""
         self._stop[0] = b"\0"
         code = self._api.llama_decode(self.handle, self._batch.fill(parts))
@@ -159,7 +159,7 @@ class _Batch:
             _pointer(self._wanted, ctypes.c_int8),
         )
 
-    def fill(self, parts: Sequence[Part]) -> Any:
+    def fill(self, parts: Sequence[DecodeInput]) -> Any:
         """The parts one after the other; a batch beyond its size would end the process, so it is an error here."""
         at = 0
         for part in parts:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_agent.backends.api import Vocabulary
 from edge_agent.backends.gguf import GgufHeader
-from edge_agent.backends.llamacpp.library import Library, never, present
+from edge_agent.backends.llamacpp.library import LlamaLibrary, never, present
 from edge_agent.base.errors import AdapterRefused
 from edge_agent.base.limits import MIB
 
@@ -37,13 +37,13 @@ def _deeply(work: Callable[[bytes, bool], list[int]], data: bytes, begin: bool) 
     return found[0]
 
 
-class Model:
+class LlamaModel:
     """Weights, vocabulary and adapters; `tried`: grammars, with what is wrong with each (`grammar.try_out`).
 
     Raises BackendError when the file cannot be loaded.
     """
 
-    def __init__(self, library: Library, path: str, repack: bool) -> None:
+    def __init__(self, library: LlamaLibrary, path: str, repack: bool) -> None:
         self.library = library
         api = library.api
         settings = api.llama_model_default_params()
@@ -88,7 +88,7 @@ class Model:
 class LlamaVocabulary(Vocabulary):
     """The tokenizer in a GGUF file, by llama.cpp's own code."""
 
-    def __init__(self, model: Model, header: GgufHeader, context: int) -> None:
+    def __init__(self, model: LlamaModel, header: GgufHeader, context: int) -> None:
         self._api = model.library.api
         self._vocab = model.vocab
         self._size = model.vocab_size

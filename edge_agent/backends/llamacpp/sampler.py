@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.backends.llamacpp import grammar
-from edge_agent.backends.llamacpp.llama_context import Context
-from edge_agent.backends.llamacpp.model import Model
+from edge_agent.backends.llamacpp.llama_context import LlamaContext
+from edge_agent.backends.llamacpp.model import LlamaModel
 from edge_agent.base.errors import BackendError, ProgramRefused
 
 PENALTY_WINDOW = 64
@@ -43,7 +43,7 @@ class DeadEnd(BackendError):
 class Sampler:
     """The choice of one sequence's tokens. Raises BackendError for a grammar that cannot be used."""
 
-    def __init__(self, model: Model, params: Mapping[str, Any], prompt: Sequence[int]) -> None:
+    def __init__(self, model: LlamaModel, params: Mapping[str, Any], prompt: Sequence[int]) -> None:
         self._api = model.library.api
         self._vocab_size = model.vocab_size
         settings = {**NEUTRAL, **{name: params[name] for name in NEUTRAL if name in params}}
@@ -55,7 +55,7 @@ class Sampler:
                 self._api.llama_sampler_accept(self._chain, token)
         self._candidates: npt.NDArray[Any] | None = None
 
-    def sample(self, context: Context, place: int) -> int:
+    def sample(self, context: LlamaContext, place: int) -> int:
         """The next token from the logits of a place in the last batch. Raises DeadEnd, ProgramRefused."""
         if self._grammar is None:
             token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)

@@ -42,7 +42,7 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class Slots:
+class SequenceSlots:
     """The slots of one context. `tokens` of a slot is the owner's list, of which the first `count` are computed."""
 
     count: int
@@ -55,7 +55,7 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Slots without a job."""
+        """SequenceSlots without a job."""
         return sum(not slot.busy for slot in self._slots)
 
     def take(self, owner: int, prompt: Sequence[int], client: str = "") -> Place:

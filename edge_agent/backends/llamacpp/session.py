@@ -22,20 +22,25 @@ from edge_agent.backends.api import (
     Vocabulary,
 )
 from edge_agent.backends.gguf import GgufHeader, read_header
-from edge_agent.backends.llamacpp.calls import Calls
 from edge_agent.backends.llamacpp.features import FeatureRun
-from edge_agent.backends.llamacpp.llama_context import Context, Outcome, Part, Sizes
-from edge_agent.backends.llamacpp.model import LlamaVocabulary, Model
+from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
+from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
-from edge_agent.backends.llamacpp.sequence_slots import Slots
-from edge_agent.backends.llamacpp.step_schedule import Portion, Strand, Turns, by_turns, plan
-from edge_agent.backends.llamacpp.tuners import DecodeThreads
+from edge_agent.backends.llamacpp.sequence_slots import SequenceSlots
+from edge_agent.backends.llamacpp.step_schedule import (
+    AdapterRoundRobin,
+    ScheduledChunk,
+    TokenSequence,
+    longest_waiting,
+    schedule_chunks,
+)
+from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
 from edge_agent.backends.queue import JobQueue
 from edge_agent.base.errors import AdapterRefused, BackendError, ProgramRefused
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SessionSettings:
     """How a session works; see `backend.DEFAULTS`. `context` is one sequence's, in tokens."""
 
     base_id: str
@@ -58,22 +63,22 @@ class _Adapter(NamedTuple):
 class LlamaSession(Session):
     """One model, one context, its adapters, and the sequences inside it."""
 
-    def __init__(self, model: Model, header: GgufHeader, settings: Settings) -> None:
+    def __init__(self, model: LlamaModel, header: GgufHeader, settings: SessionSettings) -> None:
         self._model = model
         self._header = header
         self._settings = settings
         self.sequences, self.context = settings.sequences, settings.context
-        sizes = Sizes(settings.cells, settings.sequences, settings.batch, settings.kv_type)
-        self._context: Context | None = Context(model, sizes)
+        sizes = ContextSizes(settings.cells, settings.sequences, settings.batch, settings.kv_type)
+        self._context: LlamaContext | None = LlamaContext(model, sizes)
         self._vocabulary = LlamaVocabulary(model, header, settings.context)
         self._adapters: dict[str, _Adapter] = {}
         self._owners = 0
-        self._slots = Slots(settings.sequences)
-        self._turns = Turns(settings.turn_steps)
-        self._calls = Calls()
-        self._threads = DecodeThreads(0)
+        self._slots = SequenceSlots(settings.sequences)
+        self._round_robin = AdapterRoundRobin(settings.turn_steps)
+        self._batch_size = BatchSizeTuner()
+        self._thread_tuner = ThreadTuner(0)
         self._waiting: deque[tuple[Job, Sampler, float]] = deque()
-        self._active: dict[str, Strand] = {}
+        self._active: dict[str, TokenSequence] = {}
         self._reading: frozenset[str] = frozenset()
         self._features = JobQueue()
         self._feature_run = FeatureRun(self._live, self._slots)
@@ -117,7 +122,7 @@ class LlamaSession(Session):
             self._live().use_adapter(None)
             self._slots.forget(found.owner)
             self._slots.sweep(self._live().cut)
-            self._turns.forget(name)
+            self._round_robin.forget(name)
             self._model.free_adapter(found.handle)
 
     def submit(self, job: Job) -> None:
@@ -157,17 +162,19 @@ class LlamaSession(Session):
         self._admit(limits)
         if not self._active:
             return []
-        adapter = self._turns.next([strand.adapter for strand in self._active.values()])
-        group = [strand for strand in self._active.values() if strand.adapter == adapter]
-        portions = plan(by_turns(group, max(1, limits.max_rows)), self._settings.batch, self._settings.prompt_chunk)
-        prompts = [portion.strand.job_id for portion in portions if not portion.strand.decoding]
+        adapter = self._round_robin.next([sequence.adapter for sequence in self._active.values()])
+        group = [sequence for sequence in self._active.values() if sequence.adapter == adapter]
+        chunks = schedule_chunks(
+            longest_waiting(group, max(1, limits.max_rows)), self._settings.batch, self._settings.prompt_chunk
+        )
+        prompts = [chunk.sequence.job_id for chunk in chunks if not chunk.sequence.decoding]
         if prompts:
             self._use(adapter, limits.threads)
-            return self._call(portions, frozenset(prompts), len(portions))
-        rows = self._calls.rows(len(portions))
+            return self._call(chunks, frozenset(prompts), len(chunks))
+        rows = self._batch_size.rows(len(chunks))
         found: list[Event] = []
-        for start in range(0, len(portions), rows):
-            found += self._decode_once(portions[start : start + rows], adapter, limits, len(portions))
+        for start in range(0, len(chunks), rows):
+            found += self._decode_once(chunks[start : start + rows], adapter, limits, len(chunks))
         return found
 
     def cancel(self, job_id: str) -> bool:
@@ -178,16 +185,16 @@ class LlamaSession(Session):
                 del self._waiting[place]
                 sampler.close()
                 return True
-        strand = self._active.get(job_id)
-        if strand is None:
+        sequence = self._active.get(job_id)
+        if sequence is None:
             return self._features.cancel(job_id)
-        self._leave(strand)
+        self._leave(sequence)
         return True
 
     def finish(self, job_id: str) -> Done | None:
         """See `Session.finish`."""
-        strand = self._active.get(job_id)
-        return None if strand is None else self._done(strand, "stop")
+        sequence = self._active.get(job_id)
+        return None if sequence is None else self._done(sequence, "stop")
 
     def interrupt(self, job_id: str) -> bool:
         """See `Session.interrupt`: a step that reads the job's prompt is cut off; a step that decodes is short."""
@@ -210,8 +217,8 @@ class LlamaSession(Session):
             return
         for job_id in [job.job_id for job, _, _ in self._waiting]:
             self.cancel(job_id)
-        for strand in list(self._active.values()):
-            strand.sampler.close()
+        for sequence in list(self._active.values()):
+            sequence.sampler.close()
         self._active.clear()
         self._features.clear()
         context.close()
@@ -220,13 +227,13 @@ class LlamaSession(Session):
         self._adapters.clear()
         self._model.close()
 
-    def _live(self) -> Context:
+    def _live(self) -> LlamaContext:
         if self._context is None:
             raise BackendError("the session is closed", "llamacpp")
         return self._context
 
     def _uses(self, adapter: str) -> bool:
-        inside = [strand.adapter for strand in self._active.values()]
+        inside = [sequence.adapter for sequence in self._active.values()]
         return (
             adapter in inside
             or any(job.adapter == adapter for job, _, _ in self._waiting)
@@ -239,22 +246,22 @@ class LlamaSession(Session):
         context.use_threads(threads)
         self.switches += context.use_adapter(None if adapter is None else self._adapters[adapter].handle)
 
-    def _decode_once(self, portions: list[Portion], adapter: str | None, limits: Limits, rows: int) -> list[Event]:
+    def _decode_once(self, chunks: list[ScheduledChunk], adapter: str | None, limits: Limits, rows: int) -> list[Event]:
         """A call that only decodes: its threads are those that were set, or as many as are worth it."""
         wanted = limits.decode_threads or self._settings.decode_threads
         granted = min(limits.threads, wanted or limits.threads)
-        if self._threads.granted != granted:
-            self._threads = DecodeThreads(granted)
-            self._calls.forget()
-        kind = (len(portions), adapter is not None)
-        self._use(adapter, granted if wanted else self._threads.count(kind))
+        if self._thread_tuner.granted != granted:
+            self._thread_tuner = ThreadTuner(granted)
+            self._batch_size.forget()
+        kind = (len(chunks), adapter is not None)
+        self._use(adapter, granted if wanted else self._thread_tuner.count(kind))
         started_s = time.monotonic()
-        found = self._call(portions, frozenset(), rows)
+        found = self._call(chunks, frozenset(), rows)
         call_s = time.monotonic() - started_s
-        if wanted or self._threads.settled(kind):
-            self._calls.learn(len(portions), call_s)
-        if not wanted and self._threads.learn(kind, call_s):
-            self._calls.forget()
+        if wanted or self._thread_tuner.settled(kind):
+            self._batch_size.learn(len(chunks), call_s)
+        if not wanted and self._thread_tuner.learn(kind, call_s):
+            self._batch_size.forget()
         return found
 
     def _admit(self, limits: Limits) -> None:
@@ -270,25 +277,25 @@ class LlamaSession(Session):
             else:
                 context.cut(place.slot, 0)
                 context.copy(place.source, place.slot, place.cached)
-            strand = Strand(job.job_id, job.adapter, place.slot, prompt, len(prompt), place.cached)
-            strand.reused, strand.max_tokens, strand.sampler = place.cached, job.params["max_tokens"], sampler
-            strand.logprobs = bool(job.params.get("logprobs"))
-            strand.submitted_s, strand.started_s = submitted_s, time.monotonic()
-            self._active[job.job_id] = strand
+            sequence = TokenSequence(job.job_id, job.adapter, place.slot, prompt, len(prompt), place.cached)
+            sequence.reused, sequence.max_tokens, sequence.sampler = place.cached, job.params["max_tokens"], sampler
+            sequence.logprobs = bool(job.params.get("logprobs"))
+            sequence.submitted_s, sequence.started_s = submitted_s, time.monotonic()
+            self._active[job.job_id] = sequence
 
-    def _call(self, portions: list[Portion], reading: frozenset[str], rows: int) -> list[Event]:
+    def _call(self, chunks: list[ScheduledChunk], reading: frozenset[str], rows: int) -> list[Event]:
         """One decode call of a step that `rows` sequences share, and what came of it; nothing when it was cut off."""
         self._reading = reading
         started_s = time.monotonic()
         try:
-            done = self._decode([_part(portion) for portion in portions])
+            done = self._decode([_part(chunk) for chunk in chunks])
         except BackendError as error:
-            return [self._fail(portion.strand, error.what) for portion in portions]
+            return [self._fail(chunk.sequence, error.what) for chunk in chunks]
         finally:
             self._reading = frozenset()
-        return self._advance(portions, started_s, rows) if done else []
+        return self._advance(chunks, started_s, rows) if done else []
 
-    def _decode(self, parts: list[Part]) -> bool:
+    def _decode(self, parts: list[DecodeInput]) -> bool:
         """One call; False when it was cut off: then the cache is as it was before."""
         context = self._live()
         if context.decode(parts) is Outcome.DONE:
@@ -297,64 +304,64 @@ class LlamaSession(Session):
             context.cut(part.slot, part.start)
         return False
 
-    def _advance(self, portions: list[Portion], started_s: float, rows: int) -> list[Event]:
+    def _advance(self, chunks: list[ScheduledChunk], started_s: float, rows: int) -> list[Event]:
         now_s = time.monotonic()
         events: list[Event] = []
         place = -1
-        for portion in portions:
-            strand = portion.strand
-            count = portion.stop - strand.cached
+        for chunk in chunks:
+            sequence = chunk.sequence
+            count = chunk.stop - sequence.cached
             place += count
-            strand.cached, strand.worked_s = portion.stop, now_s
-            self._slots.computed(strand.slot, strand.tokens, strand.cached)
-            strand.compute_s += now_s - started_s
-            strand.batch_rows = max(strand.batch_rows, rows)
-            if portion.last:
-                events += self._sample(strand, place)
+            sequence.cached, sequence.worked_s = chunk.stop, now_s
+            self._slots.computed(sequence.slot, sequence.tokens, sequence.cached)
+            sequence.compute_s += now_s - started_s
+            sequence.batch_rows = max(sequence.batch_rows, rows)
+            if chunk.last:
+                events += self._sample(sequence, place)
         return events
 
-    def _sample(self, strand: Strand, place: int) -> list[Event]:
+    def _sample(self, sequence: TokenSequence, place: int) -> list[Event]:
         context = self._live()
         try:
-            token = strand.sampler.sample(context, place)
+            token = sequence.sampler.sample(context, place)
         except BackendError as error:
-            return [self._fail(strand, error.what)._replace(costly=isinstance(error, ProgramRefused))]
-        strand.last_s = time.monotonic()
-        strand.first_s = strand.first_s or strand.last_s
+            return [self._fail(sequence, error.what)._replace(costly=isinstance(error, ProgramRefused))]
+        sequence.last_s = time.monotonic()
+        sequence.first_s = sequence.first_s or sequence.last_s
         if self._model.ends(token):
-            return [self._done(strand, "stop")]
-        logprobs = [logprob(context.logits(place), token)] if strand.logprobs else []
-        strand.tokens.append(token)
-        chunk = Chunk(strand.job_id, [token], logprobs)
-        return [chunk] if strand.generated < strand.max_tokens else [chunk, self._done(strand, "length")]
+            return [self._done(sequence, "stop")]
+        logprobs = [logprob(context.logits(place), token)] if sequence.logprobs else []
+        sequence.tokens.append(token)
+        chunk = Chunk(sequence.job_id, [token], logprobs)
+        return [chunk] if sequence.generated < sequence.max_tokens else [chunk, self._done(sequence, "length")]
 
-    def _done(self, strand: Strand, reason: str) -> Done:
-        self._leave(strand)
-        first_s = strand.first_s or strand.started_s
+    def _done(self, sequence: TokenSequence, reason: str) -> Done:
+        self._leave(sequence)
+        first_s = sequence.first_s or sequence.started_s
         figures = Generated(
             finish=reason,
-            prompt_tokens=strand.prompt_tokens,
-            cached_tokens=strand.reused,
-            completion_tokens=strand.generated,
-            wait_s=strand.started_s - strand.submitted_s,
-            prompt_s=first_s - strand.started_s,
-            decode_s=max(0.0, strand.last_s - first_s),
+            prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.reused,
+            completion_tokens=sequence.generated,
+            wait_s=sequence.started_s - sequence.submitted_s,
+            prompt_s=first_s - sequence.started_s,
+            decode_s=max(0.0, sequence.last_s - first_s),
         )
         outputs: Mapping[str, Any] = figures._asdict()
-        return Done(strand.job_id, outputs, strand.compute_s, strand.batch_rows)
+        return Done(sequence.job_id, outputs, sequence.compute_s, sequence.batch_rows)
 
-    def _fail(self, strand: Strand, reason: str) -> Failed:
-        self._slots.clear(strand.slot)
-        self._leave(strand)
-        return Failed(strand.job_id, reason)
+    def _fail(self, sequence: TokenSequence, reason: str) -> Failed:
+        self._slots.clear(sequence.slot)
+        self._leave(sequence)
+        return Failed(sequence.job_id, reason)
 
-    def _leave(self, strand: Strand) -> None:
-        del self._active[strand.job_id]
-        self._slots.leave(strand.slot)
+    def _leave(self, sequence: TokenSequence) -> None:
+        del self._active[sequence.job_id]
+        self._slots.leave(sequence.slot)
         self._slots.sweep(self._live().cut)
-        strand.sampler.close()
+        sequence.sampler.close()
 
 
-def _part(portion: Portion) -> Part:
-    strand = portion.strand
-    return Part(strand.slot, strand.cached, strand.tokens[strand.cached : portion.stop], portion.last)
+def _part(chunk: ScheduledChunk) -> DecodeInput:
+    sequence = chunk.sequence
+    return DecodeInput(sequence.slot, sequence.cached, sequence.tokens[sequence.cached : chunk.stop], chunk.last)

@@ -15,7 +15,7 @@ OLDEST_SHARE = 4
 
 
 @dataclass(slots=True, eq=False)
-class Strand:
+class TokenSequence:
     """One sequence under way: its tokens so far (prompt and answer), of which the first `cached` are computed."""
 
     job_id: str
@@ -52,27 +52,27 @@ class Strand:
         return len(self.tokens) - self.prompt_tokens
 
 
-class Portion(NamedTuple):
+class ScheduledChunk(NamedTuple):
     """Tokens `cached` to `stop` of a sequence; `last` when nothing is pending after them."""
 
-    strand: Strand
+    sequence: TokenSequence
     stop: int
 
     @property
     def last(self) -> bool:
         """Whether a token is to be sampled behind them."""
-        return self.stop == len(self.strand.tokens)
+        return self.stop == len(self.sequence.tokens)
 
 
-def plan(sequences: Sequence[Strand], batch: int, prompt_chunk: int) -> list[Portion]:
-    """The portions of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode.
+def schedule_chunks(sequences: Sequence[TokenSequence], batch: int, prompt_chunk: int) -> list[ScheduledChunk]:
+    """The chunks of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode.
 
     The prompt with the least left comes first, so that its first token does not wait for the others'; a quarter of the
     room stays with the one that is here for longest, so that short ones cannot hold it up for ever.
     """
-    portions = [Portion(one, len(one.tokens)) for one in sequences if one.decoding][:batch]
-    room = batch - len(portions)
-    if portions:
+    chunks = [ScheduledChunk(one, len(one.tokens)) for one in sequences if one.decoding][:batch]
+    room = batch - len(chunks)
+    if chunks:
         room = min(room, prompt_chunk)
     prompting = [one for one in sequences if not one.decoding]
     kept = min(room // OLDEST_SHARE, prompting[0].pending) if prompting else 0
@@ -80,19 +80,19 @@ def plan(sequences: Sequence[Strand], batch: int, prompt_chunk: int) -> list[Por
         kept = 0 if one is prompting[0] else kept
         count = min(one.pending, room - kept)
         if count > 0:
-            portions.append(Portion(one, one.cached + count))
+            chunks.append(ScheduledChunk(one, one.cached + count))
             room -= count
-    return portions
+    return chunks
 
 
-def by_turns(sequences: Sequence[Strand], rows: int) -> list[Strand]:
+def longest_waiting(sequences: Sequence[TokenSequence], rows: int) -> list[TokenSequence]:
     """At most `rows` of them, those that computed longest ago; in their own order."""
     chosen = {one.job_id for one in sorted(sequences, key=lambda one: one.worked_s)[:rows]}
     return [one for one in sequences if one.job_id in chosen]
 
 
 @dataclass(slots=True)
-class Turns:
+class AdapterRoundRobin:
     """Whose turn it is: adapters in the order in which they were last served."""
 
     steps: int

@@ -19,10 +19,10 @@ KEPT_CALLS = 9
 FEWER_MAY_TAKE, MORE_MUST_TAKE = 1.02, 0.95
 """Fewer threads are taken where they are hardly slower: they make less heat. More, where they clearly save time."""
 SOON_CALLS, LATE_CALLS = 8, 256
-"""Calls until the next trial: few after a change, doubled by every trial that changed nothing."""
+"""BatchSizeTuner until the next trial: few after a change, doubled by every trial that changed nothing."""
 
-Kind = tuple[int, bool]
-"""Calls that take about as long: the number of sequences, and whether an adapter is applied."""
+CallKind = tuple[int, bool]
+"""BatchSizeTuner that take about as long: the number of sequences, and whether an adapter is applied."""
 
 
 @dataclass(slots=True)
@@ -44,23 +44,23 @@ class _Search:
 
 
 @dataclass(slots=True)
-class DecodeThreads:
+class ThreadTuner:
     """The count for every call that only decodes, by its kind; at most `granted`."""
 
     granted: int
-    _searches: dict[Kind, _Search] = field(default_factory=dict)
+    _searches: dict[CallKind, _Search] = field(default_factory=dict)
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: CallKind) -> int:
         """Threads for the next call of that kind."""
         search = self._searches.setdefault(kind, _Search(self.granted))
         return search.trying or search.best
 
-    def settled(self, kind: Kind) -> bool:
+    def settled(self, kind: CallKind) -> bool:
         """Whether such calls are made with the best count that is known, and not to try another one."""
         search = self._searches.get(kind)
         return search is not None and not search.trying
 
-    def learn(self, kind: Kind, call_s: float) -> bool:
+    def learn(self, kind: CallKind, call_s: float) -> bool:
         """A call with the count that was asked for took so long; True when the best count has changed by that."""
         search = self._searches[kind]
         threads = search.trying or search.best
@@ -97,3 +97,44 @@ class DecodeThreads:
             search.pause = min(2 * search.pause, LATE_CALLS)
         search.left = search.pause
         return better
+
+
+WEIGHT = 0.25
+LOOK_AGAIN_STEPS = 64
+OUTLIER = 2.0
+"""A call that took longer than twice the mean counts as that: the system was busy with something else."""
+
+
+@dataclass(slots=True)
+class BatchSizeTuner:
+    """Mean seconds of a call that only decodes, by its number of sequences."""
+
+    _mean_s: dict[int, float] = field(default_factory=dict)
+    _steps: int = 0
+
+    def rows(self, count: int) -> int:
+        """Sequences per call for a step of `count`: 1, or all."""
+        if count < 2:
+            return 1
+        self._steps += 1
+        together_s, one_s = self._mean_s.get(count), self._mean_s.get(1)
+        if together_s is None:
+            return count
+        if one_s is None:
+            return 1
+        apart = one_s * count < together_s
+        if self._steps % LOOK_AGAIN_STEPS == 0:
+            apart = not apart
+        return 1 if apart else count
+
+    def learn(self, rows: int, call_s: float) -> None:
+        """A call for so many sequences, one token each, took so long."""
+        mean_s = self._mean_s.get(rows)
+        if mean_s is None:
+            self._mean_s[rows] = call_s
+        else:
+            self._mean_s[rows] = mean_s + WEIGHT * (min(call_s, OUTLIER * mean_s) - mean_s)
+
+    def forget(self) -> None:
+        """Other threads, other times."""
+        self._mean_s.clear()

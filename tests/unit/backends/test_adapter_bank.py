@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.bank import PositionalCache
+from edge_agent.backends.adapter_bank import PositionalCache
 
 NAMES = st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g", "h", "i"])
 

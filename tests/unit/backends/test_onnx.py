@@ -187,11 +187,11 @@ def test_no_copies_of_the_bank_are_bound(session, tmp_path):
     """A window of the bank, and an adapter alone, are the very memory that is kept."""
     attach(session, tmp_path, "a", small.adapter(1))
     attach(session, tmp_path, "b", small.adapter(2))
-    slots = session._slots
-    first, again = slots.bind(["a", "b"]).arrays, slots.bind(["b", "a"]).arrays
+    bank = session._bank
+    first, again = bank.bind(["a", "b"]).arrays, bank.bind(["b", "a"]).arrays
     assert all(np.shares_memory(first[name], again[name]) for name in first)
     assert all(array.flags.c_contiguous for array in first.values())
-    assert all(slots.bind(["a"]).arrays[name] is slots.bind(["a", "a"]).arrays[name] for name in first)
+    assert all(bank.bind(["a"]).arrays[name] is bank.bind(["a", "a"]).arrays[name] for name in first)
 
 
 def test_telemetry_is_off_before_the_import():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.tasks.textstream import TextStream
+from edge_agent.tasks.generate import TextStream
 
 TEXTS = st.text(alphabet="aäb€c😀 \n", max_size=40)
 STOPS = st.lists(st.text(alphabet="aäb€😀", min_size=1, max_size=4), max_size=3)

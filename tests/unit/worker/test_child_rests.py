@@ -24,8 +24,7 @@ from edge_agent.protocol.worker_messages import (
 )
 from edge_agent.worker import child
 from edge_agent.worker.child import Child, Pending
-from edge_agent.worker.rest import Rest
-from edge_agent.worker.step_pacing import STEP_GROWTH, Flow
+from edge_agent.worker.step_pacing import STEP_GROWTH, ChunkCoalescer, StepThrottle
 
 STEP_S = 0.9
 """A token of a 1 B model on a Pi Zero 2 W."""
@@ -97,9 +96,9 @@ class Story(Daemon):
         inside: Any = Child(channel)
         self.child: Child = inside
         inside._session = self.session
-        inside._rest.concerned = True
+        inside._throttle.concerned = True
         nothing: Any = None
-        inside._pending["1"] = Pending(nothing, nothing, {}, 0.0, None, Flow(False, 0.0, deadline_s))
+        inside._pending["1"] = Pending(nothing, nothing, {}, 0.0, None, ChunkCoalescer(False, 0.0, deadline_s))
         self.limit(clock.now_s, permille)
 
     def limit(self, at_s: float, permille: int) -> None:
@@ -155,13 +154,13 @@ def test_a_deadline_is_kept_during_a_rest(tell: Tell) -> None:
 
 
 def test_an_encoders_worker_never_rests_by_itself() -> None:
-    rest = Rest()
+    rest = StepThrottle()
     rest.share = 0.0
     assert (rest.left_s(5.0), rest.wait_s(5.0, 6.0)) == (0.0, 0.0)
 
 
 def test_from_a_step_that_a_stopped_process_made_long_it_rests_for_seconds() -> None:
-    rest = Rest()
+    rest = StepThrottle()
     rest.concerned, rest.share = True, 0.5
     rest.begin(1000.0, 0.0)
     assert rest.left_s(1000.0) == PACED_STEP_S

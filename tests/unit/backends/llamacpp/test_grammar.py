@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edge_agent.backends.llamacpp import grammar, grammar_sandbox
 from edge_agent.backends.llamacpp.library import open_library
-from edge_agent.backends.llamacpp.model import Model
+from edge_agent.backends.llamacpp.model import LlamaModel
 from edge_agent.base.errors import BackendError, ProgramRefused
 from tests.support import tiny_gguf
 from tests.support.needs import need
@@ -123,23 +123,23 @@ AMBIGUOUS = "root ::= (" + "|".join(["[a-z]"] * 12) + ")+"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     need("llama_cpp", "gguf")
     path = tmp_path_factory.mktemp("models") / "model.gguf"
     tiny_gguf.write_model(path)
-    found = Model(open_library(), str(path), False)
+    found = LlamaModel(open_library(), str(path), False)
     yield found
     found.close()
 
 
 @pytest.mark.parametrize("text", [HARMLESS, 'root ::= "a', "root ::= root", 'root ::= ""'])
-def test_a_grammar_that_costs_nothing_is_let_through(model: Model, text: str) -> None:
+def test_a_grammar_that_costs_nothing_is_let_through(model: LlamaModel, text: str) -> None:
     """Also one that does not parse: the worker's own attempt says why."""
     grammar.try_out(model, text)
     assert model.tried[text] is None
 
 
-def test_a_grammar_that_takes_too_long_is_refused_and_remembered(model: Model) -> None:
+def test_a_grammar_that_takes_too_long_is_refused_and_remembered(model: LlamaModel) -> None:
     with pytest.raises(ProgramRefused, match=r"takes more than (1.5 s|64 MiB)"):
         grammar.try_out(model, DOUBLING)
     began_s = time.monotonic()
@@ -149,7 +149,7 @@ def test_a_grammar_that_takes_too_long_is_refused_and_remembered(model: Model) -
 
 
 def test_a_system_without_room_for_a_process_is_not_the_grammars_fault(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> int:
         raise OSError(12, "Cannot allocate memory")
@@ -162,7 +162,7 @@ def test_a_system_without_room_for_a_process_is_not_the_grammars_fault(
     grammar.try_out(model, 'root ::= "new"')
 
 
-def test_only_so_many_grammars_are_remembered(model: Model) -> None:
+def test_only_so_many_grammars_are_remembered(model: LlamaModel) -> None:
     for number in range(grammar.TRIED_KEPT + 5):
         grammar.try_out(model, f'root ::= "{number}"')
     assert len(model.tried) == grammar.TRIED_KEPT
@@ -201,7 +201,7 @@ def test_a_copy_takes_the_blow(work: Callable[[], None], told: str | None) -> No
 
 
 def test_a_copy_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "WALL_S", 0.2)
+    monkeypatch.setattr(grammar_sandbox, "WALL_S", 0.2)
     assert "takes more than" in str(grammar_sandbox.trouble(signal.pause))
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.llamacpp.sequence_slots import Slots
+from edge_agent.backends.llamacpp.sequence_slots import SequenceSlots
 
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 
 
 def test_a_prompt_that_continues_an_idle_slot_computes_only_what_is_new() -> None:
-    slots = Slots(2)
+    slots = SequenceSlots(2)
     first = slots.take(0, [1, 2, 3])
     slots.computed(first.slot, [1, 2, 3, 4], 4)
     slots.leave(first.slot)
@@ -18,14 +18,14 @@ def test_a_prompt_that_continues_an_idle_slot_computes_only_what_is_new() -> Non
 
 
 def test_the_last_token_is_always_computed() -> None:
-    slots = Slots(1)
+    slots = SequenceSlots(1)
     slots.computed(slots.take(0, [1, 2]).slot, [1, 2], 2)
     slots.leave(0)
     assert slots.take(0, [1, 2]).cached == 1
 
 
 def test_a_busy_slots_prefix_is_shared_with_another() -> None:
-    slots = Slots(2)
+    slots = SequenceSlots(2)
     busy = slots.take(0, [1, 2, 3])
     slots.computed(busy.slot, [1, 2, 3], 3)
     place = slots.take(0, [1, 2, 9])
@@ -34,7 +34,7 @@ def test_a_busy_slots_prefix_is_shared_with_another() -> None:
 
 
 def test_conversations_that_only_begin_alike_keep_their_caches() -> None:
-    slots = Slots(2)
+    slots = SequenceSlots(2)
     talks = {"a": [0, *range(10, 30)], "b": [0, *range(40, 60)]}
     cached: dict[str, list[int]] = {"a": [], "b": []}
     for _turn in range(3):
@@ -48,7 +48,7 @@ def test_conversations_that_only_begin_alike_keep_their_caches() -> None:
 
 
 def test_questions_with_a_long_common_beginning_take_one_slot_by_turns() -> None:
-    slots = Slots(2)
+    slots = SequenceSlots(2)
     system = list(range(20))
     slots.computed(slots.take(0, [99, 98, 97]).slot, [99, 98, 97], 3)
     slots.leave(0)
@@ -63,7 +63,7 @@ def test_questions_with_a_long_common_beginning_take_one_slot_by_turns() -> None
 
 
 def test_what_another_adapter_computed_is_no_prefix() -> None:
-    slots = Slots(2)
+    slots = SequenceSlots(2)
     slots.computed(slots.take(1, [1, 2, 3]).slot, [1, 2, 3], 3)
     slots.leave(0)
     assert slots.take(0, [1, 2, 3, 4]).cached == 0
@@ -72,14 +72,14 @@ def test_what_another_adapter_computed_is_no_prefix() -> None:
 
 
 def test_what_another_clients_prompt_left_is_no_prefix() -> None:
-    slots = Slots(2)
+    slots = SequenceSlots(2)
     slots.computed(slots.take(0, [1, 2, 3], "a").slot, [1, 2, 3], 3)
     slots.leave(0)
     assert slots.take(0, [1, 2, 3, 4], "b").cached == 0
     assert slots.take(0, [1, 2, 3, 4], "a").cached == 3
 
 
-def _serve(slots: Slots, prompt: list[int], cut: list[int]) -> int:
+def _serve(slots: SequenceSlots, prompt: list[int], cut: list[int]) -> int:
     """One request from beginning to end; how many of its tokens were there already."""
     place = slots.take(0, prompt)
     slots.computed(place.slot, prompt, len(prompt))
@@ -89,7 +89,7 @@ def _serve(slots: Slots, prompt: list[int], cut: list[int]) -> int:
 
 
 def test_cells_are_kept_no_longer_when_prompts_share_nothing() -> None:
-    slots, cut = Slots(4), list[int]()
+    slots, cut = SequenceSlots(4), list[int]()
     for turn in range(12):
         _serve(slots, [turn] * 9, cut)
     assert not cut, "a few strangers drive no conversation out"
@@ -100,7 +100,7 @@ def test_cells_are_kept_no_longer_when_prompts_share_nothing() -> None:
 
 
 def test_cells_are_kept_again_once_prompts_begin_alike() -> None:
-    slots, cut = Slots(2), list[int]()
+    slots, cut = SequenceSlots(2), list[int]()
     for turn in range(20):
         _serve(slots, [turn] * 9, cut)
     talk = [7] * 9
@@ -113,7 +113,7 @@ def test_cells_are_kept_again_once_prompts_begin_alike() -> None:
 
 
 def test_cells_of_no_use_are_given_back_at_once() -> None:
-    slots, cut = Slots(2), list[int]()
+    slots, cut = SequenceSlots(2), list[int]()
     failed = slots.take(0, [1, 2, 3])
     slots.clear(failed.slot)
     slots.leave(failed.slot)
@@ -130,7 +130,7 @@ def test_cells_of_no_use_are_given_back_at_once() -> None:
 @given(st.lists(st.tuples(st.integers(0, 2), PROMPTS, st.booleans()), max_size=60))
 def test_a_prefix_is_always_what_the_source_really_holds(jobs: list[tuple[int, list[int], bool]]) -> None:
     """The cache itself, imitated: per slot the (owner, tokens) that its cells were computed from."""
-    slots = Slots(3)
+    slots = SequenceSlots(3)
     cells: dict[int, tuple[int, list[int]]] = {}
     busy: list[int] = []
 

@@ -15,8 +15,8 @@ import pytest
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Job, Limits, Session
 from edge_agent.backends.llamacpp import sampler
-from edge_agent.backends.llamacpp.calls import Calls
-from edge_agent.backends.llamacpp.llama_context import Context, Outcome, Part
+from edge_agent.backends.llamacpp.llama_context import DecodeInput, LlamaContext, Outcome
+from edge_agent.backends.llamacpp.tuners import BatchSizeTuner
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import tiny_gguf
 from tests.support.needs import need
@@ -165,7 +165,7 @@ def sampled(count: int) -> list[Job]:
 def test_a_seed_draws_the_same_when_the_same_work_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampled answers side by side, to the last bit. How many share a call is measured otherwise: here it is fixed."""
     for rows in (1, 8):
-        monkeypatch.setattr(Calls, "rows", lambda _self, count, most=rows: min(count, most))
+        monkeypatch.setattr(BatchSizeTuner, "rows", lambda _self, count, most=rows: min(count, most))
         first, second = (drawn(load(folder), *sampled(6)) for _ in range(2))
         assert first == second
         assert len({tuple(tokens) for tokens, _ in first.values()}) == 6
@@ -176,7 +176,7 @@ def test_a_seed_draws_the_same_alone_and_beside_others_but_for_rounding(
     folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     """Other kernels round otherwise: probabilities agree closely, and tokens as long as no draw lay on the edge."""
-    monkeypatch.setattr(Calls, "rows", lambda _self, count: min(count, rows))
+    monkeypatch.setattr(BatchSizeTuner, "rows", lambda _self, count: min(count, rows))
     together = drawn(load(folder), *sampled(6))
     agreed = 0
     for one in sampled(6):
@@ -226,13 +226,13 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcomes_of(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     """How every decode call from now on ended."""
     found: list[Outcome] = []
-    decode = Context.decode
+    decode = LlamaContext.decode
 
-    def recorded(context: Context, parts: Sequence[Part]) -> Outcome:
+    def recorded(context: LlamaContext, parts: Sequence[DecodeInput]) -> Outcome:
         found.append(decode(context, parts))
         return found[-1]
 
-    monkeypatch.setattr(Context, "decode", recorded)
+    monkeypatch.setattr(LlamaContext, "decode", recorded)
     return found
 
 
