@@ -6,7 +6,7 @@ one step of a generator decodes one token for every active sequence. The worker 
     backend.probe()                      -> Capabilities | Unavailable
     session = backend.load(files, options)
     session.attach(AdapterSource(...))   unmerged LoRA, resident beside others
-    session.submit(Job(...))             any number; each row may use another adapter where mixed_adapters
+    session.submit(SessionJob(...))             any number; each row may use another adapter where mixed_adapters
     session.step(Limits(...))            -> [Chunk | Done | Failed], empty when nothing came of it
     session.finish(job_id)               a streamed answer is complete as it stands; interrupt(job_id): hurry the step
     session.close()
@@ -49,7 +49,7 @@ class AdapterSource(NamedTuple):
     base_id: str
 
 
-class Job(NamedTuple):
+class SessionJob(NamedTuple):
     """One request's rows. `rows` are token ids, one list per text; `params` is what the task has for the session.
 
     `client`: whose it is; what one client's prompts left in a cache is for that client alone.
@@ -186,7 +186,7 @@ class Session(abc.ABC):
         """Forget an adapter; unknown names are no error. Never called while one of its jobs is queued."""
 
     @abc.abstractmethod
-    def submit(self, job: Job) -> None:
+    def submit(self, job: SessionJob) -> None:
         """Queue a job. Raises AdapterRefused (adapter not attached) or BackendError (rows that can never run)."""
 
     @abc.abstractmethod

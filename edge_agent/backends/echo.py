@@ -19,9 +19,9 @@ from edge_agent.backends.api import (
     Event,
     Failed,
     Footprint,
-    Job,
     Limits,
     Session,
+    SessionJob,
     Unavailable,
     checked_options,
 )
@@ -80,7 +80,7 @@ class EchoSession(Session):
         """See `Session.detach`."""
         self._adapters.pop(name, None)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: SessionJob) -> None:
         """See `Session.submit`."""
         if job.adapter is not None and job.adapter not in self._adapters:
             raise AdapterRefused(f"adapter {job.adapter!r} is not attached")
@@ -131,7 +131,7 @@ class EchoSession(Session):
         outputs = {name: [row for part in parts for row in part[name]] for name in parts[0]}
         return Done(job.job_id, outputs, time.monotonic() - started_s, batch_rows)
 
-    def _outputs(self, job: Job, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def _outputs(self, job: SessionJob, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         shift = self._adapters.get(job.adapter, 0) if job.adapter is not None else 0
         features = [_features(row, shift) for row in rows]
         outputs: dict[str, Any] = {"features": features}

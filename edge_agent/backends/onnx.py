@@ -21,9 +21,9 @@ from edge_agent.backends.api import (
     Event,
     Failed,
     Footprint,
-    Job,
     Limits,
     Session,
+    SessionJob,
     Unavailable,
     checked_options,
 )
@@ -120,7 +120,7 @@ class OnnxSession(Session):
         if self._bank is not None:
             self._bank.detach(name)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: SessionJob) -> None:
         """See `Session.submit`."""
         if job.adapter is not None and (self._bank is None or job.adapter not in self._bank):
             raise AdapterRefused(f"adapter {job.adapter!r} is not attached", self._path)
@@ -281,7 +281,7 @@ class OnnxSession(Session):
                 events.append(_joined([*self._parts.pop(piece.job.job_id, []), done]))
         return events
 
-    def _of_job(self, job: Job, outputs: dict[str, Any]) -> dict[str, Any]:
+    def _of_job(self, job: SessionJob, outputs: dict[str, Any]) -> dict[str, Any]:
         """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
         if self._bank is not None:
             logits = outputs.pop("logits")

@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edge_agent.backends.api import Job
+from edge_agent.backends.api import SessionJob
 
 
 class Piece(NamedTuple):
     """Rows `start` to `stop` of a job; `last` when the job is complete with them."""
 
-    job: Job
+    job: SessionJob
     start: int
     stop: int
     last: bool
@@ -30,10 +30,10 @@ class JobQueue:
     """First in, first out; bounded by the credit that the daemon gives a worker."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[SessionJob] = deque()
         self._done_rows = 0
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: SessionJob) -> None:
         """Put a job at the end."""
         self._jobs.append(job)
 

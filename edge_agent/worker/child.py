@@ -28,9 +28,9 @@ from edge_agent.backends.api import (
     Done,
     Event,
     Failed,
-    Job,
     Limits,
     Session,
+    SessionJob,
     Unavailable,
 )
 from edge_agent.base.causes import Cause
@@ -249,7 +249,7 @@ class Child:
         coalescer = ChunkCoalescer(work.stream, work.flush_ms / 1000.0, until_s)
         tokenize_s = time.monotonic() - started_s
         pending = Pending(task, prepared, work.params, tokenize_s, task.reader(prepared, work.params), coalescer)
-        self._loaded().submit(Job(work.id, work.adapter, prepared.rows, prepared.settings, work.client))
+        self._loaded().submit(SessionJob(work.id, work.adapter, prepared.rows, prepared.settings, work.client))
         self._pending[work.id] = pending
 
     def _measure(self, request: MeasureTexts) -> TextsMeasured:
@@ -258,7 +258,7 @@ class Child:
         if task is None or self._pending:
             raise WorkerError("cannot measure: adapter not attached, or jobs are running", "worker")
         prepared = task.probe(request.texts)
-        session.submit(Job("measure", request.adapter, prepared.rows, {}))
+        session.submit(SessionJob("measure", request.adapter, prepared.rows, {}))
         while True:
             for event in session.step(self._limits):
                 if isinstance(event, Failed):

@@ -41,58 +41,7 @@ FOREIGN_WRITES = {"edge_agent": 162, "tools/edge_forge": 34}
 FOREIGN_WRITES_OF_THE_COMPOSITION_ROOT = 0
 
 # Public classes that two modules of the distribution (edge_agent and edge_forge) still call the same.
-REPEATED_CLASSES = frozenset(
-    {
-        "AdapterSource",
-        "Answers",
-        "Built",
-        "Canary",
-        "Choice",
-        "Context",
-        "DataSection",
-        "Encoded",
-        "Figure",
-        "Form",
-        "Job",
-        "Library",
-        "Limits",
-        "Listener",
-        "Log",
-        "Measured",
-        "Memory",
-        "Model",
-        "Models",
-        "Outputs",
-        "Packed",
-        "Part",
-        "Plan",
-        "Quantiles",
-        "QuantizeSection",
-        "Range",
-        "Refused",
-        "Resident",
-        "Rows",
-        "Rules",
-        "Seen",
-        "Sensors",
-        "Served",
-        "Settings",
-        "Site",
-        "Slots",
-        "State",
-        "Step",
-        "Target",
-        "TaskSection",
-        "Telemetry",
-        "Text",
-        "Trust",
-        "Turns",
-        "Vocabulary",
-        "Wanted",
-        "Wishes",
-        "Worker",
-    }
-)
+REPEATED_CLASSES = frozenset({"Canary"})
 
 # Modules of one package that still have the same file name. Every sub-package may have these four.
 TOLERATED_FILES = frozenset({"__init__.py", "__main__.py", "api.py", "registry.py"})

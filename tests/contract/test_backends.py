@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource, Capabilities, Done, Footprint, Job, Limits
+from edge_agent.backends.api import AdapterSource, Capabilities, Done, Footprint, Limits, SessionJob
 from edge_agent.base.errors import AdapterRefused, BackendError
 
 ROWS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9], [3, 2, 3, 8, 4, 6, 2, 6, 4, 3])
@@ -32,7 +32,7 @@ def output(event, name="features"):
 
 
 def alone(session, row, adapter=None):
-    return answers(session, [Job("alone", adapter, [row], {})])["alone"]
+    return answers(session, [SessionJob("alone", adapter, [row], {})])["alone"]
 
 
 def test_probe_tells_what_it_can_do(subject):
@@ -71,7 +71,7 @@ def test_nothing_queued_nothing_done(subject):
 
 def test_a_text_gets_the_same_answer_alone_and_in_a_batch(subject):
     session = subject.load()
-    batched = answers(session, [Job(str(place), None, [row], {}) for place, row in enumerate(ROWS)])
+    batched = answers(session, [SessionJob(str(place), None, [row], {}) for place, row in enumerate(ROWS)])
     assert {event.batch_rows for event in batched.values()} == {len(ROWS)}
     for place, row in enumerate(ROWS):
         assert output(batched[str(place)]) == pytest.approx(output(alone(session, row)), abs=subject.tolerance)
@@ -80,7 +80,7 @@ def test_a_text_gets_the_same_answer_alone_and_in_a_batch(subject):
 def test_the_rows_of_a_job_keep_their_order(subject):
     session = subject.load()
     session.attach(subject.adapter("a", 1))
-    jobs = [Job("first", "a", ROWS[:3], {}), Job("second", None, ROWS[2:], {})]
+    jobs = [SessionJob("first", "a", ROWS[:3], {}), SessionJob("second", None, ROWS[2:], {})]
     found = answers(session, jobs)
     for job in jobs:
         for place, row in enumerate(job.rows):
@@ -95,7 +95,7 @@ def test_every_row_of_a_mixed_batch_uses_its_own_adapter(subject):
     session.attach(subject.adapter("partial", 3, modules=("layer.0.value",), labels=2))
     for turn in range(6):
         names = [(None, "wide", "low", "partial")[(place * (turn + 1) + turn) % 4] for place in range(len(ROWS))]
-        jobs = [Job(str(place), names[place], [row], {}) for place, row in enumerate(ROWS)]
+        jobs = [SessionJob(str(place), names[place], [row], {}) for place, row in enumerate(ROWS)]
         mixed = answers(session, jobs)
         for place, row in enumerate(ROWS):
             single = alone(session, row, names[place])
@@ -121,12 +121,14 @@ def test_a_replaced_adapter_leaves_nothing_of_the_old_one(subject):
     session = subject.load()
     session.attach(subject.adapter("a", 1))
     session.attach(subject.adapter("other", 9))
-    answers(session, [Job("1", "a", [ROWS[0]], {}), Job("2", "other", [ROWS[1]], {})])  # both now lie in the bank
+    answers(
+        session, [SessionJob("1", "a", [ROWS[0]], {}), SessionJob("2", "other", [ROWS[1]], {})]
+    )  # both now lie in the bank
     session.detach("a")
     session.attach(subject.adapter("a", 2, rank=1))
     fresh = subject.load()
     fresh.attach(subject.adapter("a", 2, rank=1))
-    mixed = answers(session, [Job("1", "a", [ROWS[0]], {}), Job("2", "other", [ROWS[1]], {})])
+    mixed = answers(session, [SessionJob("1", "a", [ROWS[0]], {}), SessionJob("2", "other", [ROWS[1]], {})])
     if subject.name != "echo":  # it knows an adapter by its name alone
         wanted = output(alone(fresh, ROWS[0], "a"))
         assert output(mixed["1"]) == pytest.approx(wanted, abs=subject.tolerance)
@@ -139,7 +141,7 @@ def test_a_detached_adapter_is_refused_and_detaching_twice_is_no_error(subject):
     session.detach("a")
     session.detach("never-there")
     with pytest.raises(AdapterRefused, match="'a' is not attached"):
-        session.submit(Job("1", "a", [ROWS[0]], {}))
+        session.submit(SessionJob("1", "a", [ROWS[0]], {}))
     assert session.step(LIMITS) == []
 
 
@@ -149,21 +151,21 @@ def test_an_adapter_of_another_base_is_refused(subject):
     with pytest.raises(AdapterRefused, match="sha256:ff"):
         session.attach(AdapterSource(source.name, source.path, "sha256:" + "ff" * 32))
     with pytest.raises(AdapterRefused):
-        session.submit(Job("1", "foreign", [ROWS[0]], {}))
+        session.submit(SessionJob("1", "foreign", [ROWS[0]], {}))
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[1, 2], []]])
 def test_rows_that_can_never_run_are_refused(subject, rows):
     session = subject.load()
     with pytest.raises(BackendError):
-        session.submit(Job("1", None, rows, {}))
+        session.submit(SessionJob("1", None, rows, {}))
     assert session.step(LIMITS) == []
 
 
 def test_a_batch_keeps_within_the_rows_that_are_granted(subject):
     session = subject.load()
     for place, row in enumerate(ROWS):
-        session.submit(Job(str(place), None, [row], {}))
+        session.submit(SessionJob(str(place), None, [row], {}))
     first = session.step(Limits(max_rows=2, threads=1))
     assert [event.job_id for event in first] == ["0", "1"]
     assert first[0].batch_rows == 2
@@ -173,7 +175,9 @@ def test_a_batch_keeps_within_the_rows_that_are_granted(subject):
 def test_a_job_of_more_rows_than_a_batch_is_answered_whole(subject):
     session = subject.load(max_rows=4)
     rows = [list(range(1, 2 + place % 7)) for place in range(11)]
-    found = answers(session, [Job("big", None, rows, {}), Job("small", None, [ROWS[0]], {})], Limits(4, 1))
+    found = answers(
+        session, [SessionJob("big", None, rows, {}), SessionJob("small", None, [ROWS[0]], {})], Limits(4, 1)
+    )
     assert len(output(found["big"])) == 11
     for place, row in enumerate(rows):
         wanted = output(alone(session, row))[0]
@@ -184,7 +188,7 @@ def test_a_job_of_more_rows_than_a_batch_is_answered_whole(subject):
 def test_a_cancelled_job_is_never_heard_of_again(subject):
     session = subject.load()
     for place, row in enumerate(ROWS[:3]):
-        session.submit(Job(str(place), None, [row], {}))
+        session.submit(SessionJob(str(place), None, [row], {}))
     assert session.cancel("1")
     assert not session.cancel("1")
     assert not session.cancel("never-there")
@@ -193,8 +197,8 @@ def test_a_cancelled_job_is_never_heard_of_again(subject):
 
 def test_a_job_cancelled_between_its_pieces_leaves_the_next_one_whole(subject):
     session = subject.load(max_rows=2)
-    session.submit(Job("big", None, [ROWS[0]] * 5, {}))
-    session.submit(Job("next", None, [ROWS[1], ROWS[2]], {}))
+    session.submit(SessionJob("big", None, [ROWS[0]] * 5, {}))
+    session.submit(SessionJob("next", None, [ROWS[1], ROWS[2]], {}))
     first = session.step(Limits(2, 1))
     assert session.cancel("big") == (not first)
     (event,) = session.step(Limits(2, 1))
@@ -216,12 +220,12 @@ def test_the_footprint_is_of_bytes(subject):
 def test_another_number_of_threads_changes_no_answer(subject):
     session = subject.load()
     before = output(alone(session, ROWS[0]))
-    changed = answers(session, [Job("1", None, [ROWS[0]], {})], Limits(8, 2))
+    changed = answers(session, [SessionJob("1", None, [ROWS[0]], {})], Limits(8, 2))
     assert output(changed["1"]) == pytest.approx(before, abs=1e-5)
 
 
 def test_closing_twice_is_no_error(subject):
     session = subject.load()
-    session.submit(Job("1", None, [ROWS[0]], {}))
+    session.submit(SessionJob("1", None, [ROWS[0]], {}))
     session.close()
     session.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.backends.api import Done, Job, Limits
+from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.echo import EchoBackend
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, fragmentation_histogram, to_metrics
 from edge_agent.core import drift
@@ -54,7 +54,7 @@ def package(folder: Path) -> Path:
     opened = tokens.open_tokenizer(str(tokenizer), 64)
     options = {"base_id": BASE_ID, "labels": len(LABELS)}
     session = EchoBackend().load({}, options)
-    session.submit(Job("probe", None, [one.ids for one in opened.encode(TEXTS)], {}))
+    session.submit(SessionJob("probe", None, [one.ids for one in opened.encode(TEXTS)], {}))
     (event,) = session.step(Limits(64, 1))
     assert isinstance(event, Done)
     entry = {"features": event.outputs["features"], "features_tolerance": 1e-6}

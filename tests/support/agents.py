@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_agent.app.packages import install
 from edge_agent.backends.api import AdapterSource as Attached
-from edge_agent.backends.api import Done, Job, Limits
+from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.echo import EchoBackend
 from edge_forge.package.build import base_descriptor, build
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
@@ -31,7 +31,7 @@ def echo_rows(adapter: str | None, options: Mapping[str, object]) -> list[dict[s
     session = EchoBackend().load({}, options)
     if adapter is not None:
         session.attach(Attached(adapter, "", BASE_ID))
-    session.submit(Job("probe", adapter, [list(text.encode()) for text in TEXTS], {}))
+    session.submit(SessionJob("probe", adapter, [list(text.encode()) for text in TEXTS], {}))
     (event,) = session.step(Limits(64, 1))
     assert isinstance(event, Done)
     return [{name: rows[index] for name, rows in event.outputs.items()} for index in range(len(TEXTS))]

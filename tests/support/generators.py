@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource as Attached
-from edge_agent.backends.api import Done, Job, Limits
+from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_forge.package.build import base_descriptor, build
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from tests.support import tiny_gguf
@@ -31,7 +31,7 @@ def features(model: Path, adapter: Path | None, prompts: Sequence[str] = PROMPTS
         if adapter is not None:
             session.attach(Attached("probe", str(adapter), ""))
         rows = [vocabulary.encode(text, True) for text in prompts]
-        session.submit(Job("probe", None if adapter is None else "probe", rows, {}))
+        session.submit(SessionJob("probe", None if adapter is None else "probe", rows, {}))
         (done,) = session.step(Limits(8, 1))
         assert isinstance(done, Done)
         return [[float(value) for value in row] for row in done.outputs["features"]]

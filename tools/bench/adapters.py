@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from edge_agent.backends.api import AdapterSource, Job, Limits, Session
+from edge_agent.backends.api import AdapterSource, Limits, Session, SessionJob
 from edge_agent.backends.onnx import OnnxBackend
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx.export_graphs import Bank, export_base
@@ -110,7 +110,7 @@ def runner(session: Session, groups: Sequence[Sequence[str | None]], shape: Shap
         place = 0
         for group in groups:
             for name in group:
-                session.submit(Job(str(place), name, [rows[place]], {}))
+                session.submit(SessionJob(str(place), name, [rows[place]], {}))
                 place += 1
             session.step(Limits(len(group), shape.threads))
 

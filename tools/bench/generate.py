@@ -30,7 +30,7 @@ import psutil
 
 from bench import generate_adapters, generate_server, random_gguf
 from bench.generate_direct import Direct, kept
-from edge_agent.backends.api import Done, Job, Limits
+from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.gguf import predict, read_header
 from edge_agent.backends.llamacpp.backend import DEFAULTS, LlamaBackend
 from edge_agent.base import openmp
@@ -227,13 +227,13 @@ def memory(_folder: Path, model: Path, _options: argparse.Namespace) -> list[Row
 
 _HOLDER = """
 import sys
-from edge_agent.backends.api import Job, Limits
+from edge_agent.backends.api import SessionJob, Limits
 from edge_agent.backends.llamacpp.backend import LlamaBackend
 path, context, kv_type = sys.argv[1:]
 options = {"max_tokens": int(context), "kv_type": kv_type}
 session = LlamaBackend().load({"model": path}, options)
 for name in "abcd":
-    session.submit(Job(name, None, [[256] * 300], {"max_tokens": 2, "temperature": 0.0}))
+    session.submit(SessionJob(name, None, [[256] * 300], {"max_tokens": 2, "temperature": 0.0}))
 for _ in range(20):
     session.step(Limits(8, 1))
 print("ready", flush=True)
@@ -261,7 +261,7 @@ def _package(folder: Path, model: Path, dtype: str) -> tuple[Path, Path]:
 
     keys = keygen(folder / "keys")
     session = LlamaBackend().load({"model": str(model)}, {"max_tokens": CONTEXT})
-    session.submit(Job("probe", None, [[256, *b"probe"]], {}))
+    session.submit(SessionJob("probe", None, [[256, *b"probe"]], {}))
     (done,) = session.step(Limits(1, 1))
     if not isinstance(done, Done):
         raise SystemExit("bench: the model gives no features")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import random_gguf
-from edge_agent.backends.api import AdapterSource, Chunk, Done, Job, Limits, Session
+from edge_agent.backends.api import AdapterSource, Chunk, Done, Limits, Session, SessionJob
 from edge_agent.backends.llamacpp.backend import LlamaBackend
 from edge_agent.backends.llamacpp.session import LlamaSession
 
@@ -72,7 +72,7 @@ def switching(folder: Path, model: Path, options: argparse.Namespace) -> list[Ro
         for name in names:
             prompt = [256, *f"switch {name}".encode()]
             params = {"max_tokens": SWITCHED_TOKENS, "temperature": 0.0}
-            session.submit(Job(name, name, [prompt], params))
+            session.submit(SessionJob(name, name, [prompt], params))
         kept_s, switched_s = _timed_steps(session, count, options.threads)
         session.close()
         kept_ms, switched_ms = (1e3 * statistics.median(times) for times in (kept_s, switched_s))
@@ -130,7 +130,9 @@ def _decode_s(session: Session, adapter: str | None, sequences: int, threads: in
     """Seconds that the sequences take for `MERGED_TOKENS` tokens each behind their first ones."""
     for number in range(sequences):
         prompt = [256, *f"{number} {time.perf_counter()}".encode()]
-        session.submit(Job(str(number), adapter, [prompt], {"max_tokens": MERGED_TOKENS + 1, "temperature": 0.0}))
+        session.submit(
+            SessionJob(str(number), adapter, [prompt], {"max_tokens": MERGED_TOKENS + 1, "temperature": 0.0})
+        )
     begun: set[str] = set()
     while len(begun) < sequences:
         begun |= {event.job_id for event in session.step(Limits(sequences, threads)) if isinstance(event, Chunk)}
@@ -148,7 +150,7 @@ def _serve(session: Session, wanted: Sequence[str | None], threads: int) -> tupl
     for number, adapter in enumerate(wanted):
         prompt = [256, *f"request {number} {time.perf_counter()}".encode()]
         params = {"max_tokens": ANSWER_TOKENS, "seed": number, "temperature": 0.0}
-        session.submit(Job(str(number), adapter, [prompt], params))
+        session.submit(SessionJob(str(number), adapter, [prompt], params))
     while done < len(wanted):
         events = session.step(Limits(8, threads))
         steps += 1

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from edge_agent.backends.api import AdapterSource, Job, Limits, Session
+from edge_agent.backends.api import AdapterSource, Limits, Session, SessionJob
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.latency import QuantileWindow
@@ -144,7 +144,7 @@ def _in_process(model: InstalledModel) -> tuple[Session, list[int]]:
 
 def _timed_direct(session: Session, row: list[int]) -> float:
     started_s = time.perf_counter()
-    session.submit(Job("direct", ADAPTER, [row], {}))
+    session.submit(SessionJob("direct", ADAPTER, [row], {}))
     session.step(Limits(16, THREADS))
     return (time.perf_counter() - started_s) * 1000.0
 

@@ -16,9 +16,9 @@ from edge_agent.backends.api import (
     Failed,
     Footprint,
     Generated,
-    Job,
     Limits,
     Session,
+    SessionJob,
     Vocabulary,
 )
 from edge_agent.backends.gguf import GgufHeader, read_header
@@ -77,7 +77,7 @@ class LlamaSession(Session):
         self._round_robin = AdapterRoundRobin(settings.turn_steps)
         self._batch_size = BatchSizeTuner()
         self._thread_tuner = ThreadTuner(0)
-        self._waiting: deque[tuple[Job, Sampler, float]] = deque()
+        self._waiting: deque[tuple[SessionJob, Sampler, float]] = deque()
         self._active: dict[str, TokenSequence] = {}
         self._reading: frozenset[str] = frozenset()
         self._features = JobQueue()
@@ -125,7 +125,7 @@ class LlamaSession(Session):
             self._round_robin.forget(name)
             self._model.free_adapter(found.handle)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: SessionJob) -> None:
         """See `Session.submit`."""
         if job.adapter is not None and job.adapter not in self._adapters:
             raise AdapterRefused(f"adapter {job.adapter!r} is not attached")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_agent.backends.api import AdapterSource, Done, Failed, Job, Limits
+from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import small_graph as small
@@ -43,7 +43,7 @@ def test_a_mixed_batch_equals_arithmetic_without_a_graph(session, tmp_path):
     for name, value in tensors.items():
         attach(session, tmp_path, name, value)
     for names in (["full"] * 4, [None] * 4, ["low", "one", None, "full"], ["mixed-ranks", "head-only", "full", "full"]):
-        found = run(session, [Job(str(place), name, [ROWS[place]], {}) for place, name in enumerate(names)])
+        found = run(session, [SessionJob(str(place), name, [ROWS[place]], {}) for place, name in enumerate(names)])
         for place, name in enumerate(names):
             features, logits = small.reference([ROWS[place]], tensors.get(name))
             outputs = found[str(place)].outputs
@@ -80,8 +80,8 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_session_goes_on(session
     with pytest.raises(AdapterRefused, match=why):
         attach(session, tmp_path, "bad", tensors)
     with pytest.raises(AdapterRefused, match="'bad' is not attached"):
-        session.submit(Job("1", "bad", [ROWS[0]], {}))
-    outputs = run(session, [Job("1", "good", [ROWS[0]], {})])["1"].outputs
+        session.submit(SessionJob("1", "bad", [ROWS[0]], {}))
+    outputs = run(session, [SessionJob("1", "good", [ROWS[0]], {})])["1"].outputs
     assert outputs["features"] == pytest.approx(small.reference(ROWS[:1], small.adapter(1))[0], abs=2e-5)
 
 
@@ -89,7 +89,7 @@ def test_a_refused_replacement_leaves_the_old_adapter(session, tmp_path):
     attach(session, tmp_path, "a", small.adapter(1))
     with pytest.raises(AdapterRefused):
         attach(session, tmp_path, "a", {})
-    assert isinstance(run(session, [Job("1", "a", [ROWS[0]], {})])["1"], Done)
+    assert isinstance(run(session, [SessionJob("1", "a", [ROWS[0]], {})])["1"], Done)
 
 
 def test_the_base_id_in_the_file_must_be_the_packages(session, tmp_path):
@@ -106,7 +106,7 @@ def test_a_format_of_the_future_is_refused(session, tmp_path):
 
 def test_an_adapter_in_use_by_a_queued_job_is_not_replaced(session, tmp_path):
     attach(session, tmp_path, "a", small.adapter(1))
-    session.submit(Job("1", "a", [ROWS[0]], {}))
+    session.submit(SessionJob("1", "a", [ROWS[0]], {}))
     with pytest.raises(AdapterRefused, match="queued"):
         attach(session, tmp_path, "a", small.adapter(2))
 
@@ -122,7 +122,7 @@ def test_a_merged_graph_gives_logits_and_takes_no_adapter(tmp_path):
     merged.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2]))
     save(merged, tmp_path / "merged.onnx")
     session = OnnxBackend().load({"model": str(tmp_path / "merged.onnx")}, {"threads": 1})
-    outputs = run(session, [Job("1", None, list(ROWS), {})])["1"].outputs
+    outputs = run(session, [SessionJob("1", None, list(ROWS), {})])["1"].outputs
     features = small.reference(ROWS)[0]
     assert outputs["features"] == pytest.approx(features, abs=1e-5)
     assert outputs["logits"] == pytest.approx(np.repeat(features.sum(1, keepdims=True), 2, 1), abs=1e-4)
@@ -134,15 +134,15 @@ def test_values_that_are_not_finite_fail_their_job_only(session, tmp_path):
     huge = small.adapter(1)
     huge["layer.0.out.B"] = np.full((4, 16), 3e38, np.float32)
     attach(session, tmp_path, "huge", huge)
-    found = run(session, [Job("1", "huge", [ROWS[0]], {}), Job("2", None, [ROWS[1]], {})])
+    found = run(session, [SessionJob("1", "huge", [ROWS[0]], {}), SessionJob("2", None, [ROWS[1]], {})])
     assert isinstance(found["1"], Failed) and "not finite" in found["1"].reason
     assert found["2"].outputs["features"] == pytest.approx(small.reference(ROWS[1:2])[0], abs=1e-5)
 
 
 def test_a_token_id_outside_the_vocabulary_fails_the_batch_with_a_reason_and_the_session_goes_on(session):
-    found = run(session, [Job("1", None, [[small.VOCABULARY + 3]], {})])
+    found = run(session, [SessionJob("1", None, [[small.VOCABULARY + 3]], {})])
     assert isinstance(found["1"], Failed) and "ONNX Runtime failed" in found["1"].reason
-    assert isinstance(run(session, [Job("2", None, [ROWS[0]], {})])["2"], Done)
+    assert isinstance(run(session, [SessionJob("2", None, [ROWS[0]], {})])["2"], Done)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_options_out_of_range_are_refused(model, options, why):
 
 def test_a_text_over_the_limit_is_refused_at_submit(session):
     with pytest.raises(BackendError, match="17 tokens, 1 to 16"):
-        session.submit(Job("1", None, [[1] * 17], {}))
+        session.submit(SessionJob("1", None, [[1] * 17], {}))
 
 
 @pytest.mark.parametrize("damage", ["no-bank-metadata", "other-version", "other-input"])

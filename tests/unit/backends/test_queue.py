@@ -1,12 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.backends.api import Job
+from edge_agent.backends.api import SessionJob
 from edge_agent.backends.queue import JobQueue
 
 
 def job(name, rows):
-    return Job(name, None, [[place + 1] for place in range(rows)], {})
+    return SessionJob(name, None, [[place + 1] for place in range(rows)], {})
 
 
 @given(st.lists(st.integers(1, 20), max_size=12), st.lists(st.integers(1, 8), min_size=1, max_size=6))
@@ -42,7 +42,7 @@ def test_cancel_reaches_a_job_that_has_begun_and_only_it():
 
 def test_uses_names_the_adapters_that_wait():
     queue = JobQueue()
-    queue.submit(Job("1", "x", [[1]], {}))
+    queue.submit(SessionJob("1", "x", [[1]], {}))
     assert queue.uses("x") and not queue.uses("y")
     queue.clear()
     assert not queue.uses("x") and len(queue) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.backends.api import Capabilities, Chunk, Done, Event, Footprint, Generated, Job, Limits, Session
+from edge_agent.backends.api import Capabilities, Chunk, Done, Event, Footprint, Generated, Limits, Session, SessionJob
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError
 from edge_agent.protocol.worker_messages import (
@@ -69,7 +69,7 @@ class Script(Session):
     def vocabulary(self) -> Any:
         return Letters()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: SessionJob) -> None:
         self.inside.append(job.job_id)
 
     def step(self, limits: Limits) -> list[Event]:

@@ -109,9 +109,9 @@ def _session(request: Mapping[str, Any]) -> Iterator[Any]:
 
 def _done(session: Any, request: Mapping[str, Any], rows: Sequence[Sequence[int]], params: Mapping[str, Any]) -> Any:
     """The outputs of one job."""
-    from edge_agent.backends.api import Done, Failed, Job, Limits
+    from edge_agent.backends.api import Done, Failed, Limits, SessionJob
 
-    session.submit(Job("measure", None if request["adapter"] is None else _ADAPTER, rows, params))
+    session.submit(SessionJob("measure", None if request["adapter"] is None else _ADAPTER, rows, params))
     while True:
         for event in session.step(Limits(_ROWS, request["threads"])):
             if isinstance(event, Failed):

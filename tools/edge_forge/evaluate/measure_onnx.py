@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource, Capabilities, Done, Job, Limits, Session
+from edge_agent.backends.api import AdapterSource, Capabilities, Done, Limits, Session, SessionJob
 from edge_agent.base.errors import BackendError
 from edge_agent.tasks import tokens
 
@@ -154,7 +154,7 @@ def _threads(subject: OnnxSubject) -> int:
 
 
 def _run(session: Session, subject: OnnxSubject, rows: Sequence[Sequence[int]]) -> Done:
-    session.submit(Job("measure", None if subject.adapter is None else _ADAPTER, rows, {}))
+    session.submit(SessionJob("measure", None if subject.adapter is None else _ADAPTER, rows, {}))
     while True:
         for event in session.step(Limits(subject.max_rows, _threads(subject))):
             if isinstance(event, Done):

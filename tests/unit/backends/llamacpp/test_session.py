@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Job, Limits, Session
+from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Limits, Session, SessionJob
 from edge_agent.backends.llamacpp import sampler
 from edge_agent.backends.llamacpp.llama_context import DecodeInput, LlamaContext, Outcome
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner
@@ -49,11 +49,11 @@ def load(folder: Path, **options: Any) -> Session:
     return session
 
 
-def job(name: str, adapter: str | None = None, prompt: list[int] | None = None, **params: Any) -> Job:
-    return Job(name, adapter, [prompt or PROMPT], {"max_tokens": 20, **params})
+def job(name: str, adapter: str | None = None, prompt: list[int] | None = None, **params: Any) -> SessionJob:
+    return SessionJob(name, adapter, [prompt or PROMPT], {"max_tokens": 20, **params})
 
 
-def run(session: Session, *jobs: Job, steps: int = 2000) -> dict[str, tuple[list[int], Any]]:
+def run(session: Session, *jobs: SessionJob, steps: int = 2000) -> dict[str, tuple[list[int], Any]]:
     """Tokens and the last event of each job."""
     for one in jobs:
         session.submit(one)
@@ -138,7 +138,7 @@ def test_neighbours_with_other_adapters_and_long_prompts_change_no_answer(sessio
 SAMPLED = {"temperature": 1.2, "top_k": 4, "seed": 11, "logprobs": True, "max_tokens": 60}
 
 
-def drawn(session: Session, *jobs: Job) -> dict[str, tuple[list[int], list[float]]]:
+def drawn(session: Session, *jobs: SessionJob) -> dict[str, tuple[list[int], list[float]]]:
     """Tokens and their logprobs of each job."""
     for one in jobs:
         session.submit(one)
@@ -155,7 +155,7 @@ def drawn(session: Session, *jobs: Job) -> dict[str, tuple[list[int], list[float
     return found
 
 
-def sampled(count: int) -> list[Job]:
+def sampled(count: int) -> list[SessionJob]:
     return [
         job(str(number), (None, "1", "2")[number % 3], [256, *f"Question {number}".encode()], **SAMPLED)
         for number in range(count)
@@ -390,7 +390,7 @@ def test_what_can_never_run_is_refused_before_it_reaches_the_library(
     session: Session, row: list[int], params: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(BackendError, match=says):
-        session.submit(Job("x", None, [row], params))
+        session.submit(SessionJob("x", None, [row], params))
     assert run(session, job("y"))["y"][0]
 
 
