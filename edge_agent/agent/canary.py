@@ -14,7 +14,7 @@ from collections.abc import Callable
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Worker
-from edge_agent.agent.served_model import Phase, Probed, ServedModel
+from edge_agent.agent.served_model import Probed, ServedModel
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
@@ -69,22 +69,23 @@ class Canary:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _idle(self, served: ServedModel, now_s: float) -> bool:
-        if served.worker is None or served.phase is not Phase.READY or served.lock.locked() or len(served.queue):
+        worker = served.worker
+        if worker is None or not served.lifecycle.is_loaded or served.lock.locked() or len(served.queue):
             return False
-        return now_s - served.last_used_s >= IDLE_S
+        return now_s - worker.last_used_s >= IDLE_S
 
     async def _probe(self, served: ServedModel, adapter: str | None) -> None:
         async with served.lock:
-            subject = served.subject(adapter)
+            subject = served.probe_subject(adapter)
             if subject is None or adapter not in served.in_worker() or served.worker is None:
                 return  # it left, or was replaced, since the look
             before = served.last_probed(adapter)
             try:
-                ok, reason = await self._verdict(served, served.worker, adapter)
+                ok, reason = await self._verdict(served, served.worker.process, adapter)
             except EdgeError as error:
                 # The worker died or the store cannot be read: others say that; it is tried again at the next date.
                 ok, reason = None, f"the probes could not be run: {error}"
-            served.probed[adapter] = Probed(subject, ok, reason, self._context.clock.monotonic_s())
+            served.note_probe(adapter, Probed(subject, ok, reason, self._context.clock.monotonic_s()))
         if ok is False and (before is None or before.ok is not False):
             what = f"model {served.name!r}" if adapter is None else f"adapter {adapter!r} of model {served.name!r}"
             data = {"model": served.name} | ({} if adapter is None else {"adapter": adapter})
@@ -104,7 +105,9 @@ class Canary:
 
 def _since_s(served: ServedModel, adapter: str | None) -> float:
     last = served.last_probed(adapter)
-    return served.loaded_s if last is None else last.at_s
+    if last is not None:
+        return last.at_s
+    return served.worker.loaded_s if served.worker is not None else 0.0
 
 
 async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> ProbeOutputs:

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import EdgeError, RequestError, WorkerError
+from edge_agent.core.model_lifecycle import DrainReason, ModelState
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
 from edge_agent.protocol.envelope import Outbound
@@ -152,15 +153,14 @@ class Commands:
     async def _load(self, command: Command) -> Mapping[str, Any]:
         """Also lifts a quarantine."""
         served = self._served(_body(command, ModelOrder).model)
-        if served.phase is Phase.QUARANTINED:
-            served.phase = Phase.ABSENT
-            served.deaths_s.clear()
+        if served.lifecycle.state is ModelState.QUARANTINED:
+            served.lifecycle.lift_quarantine()
             text = f"model {served.name!r} may be loaded again: quarantine lifted by cmd/load"
             self._context.announce("quarantine-lifted", text, {"model": served.name}, "info")
         async with _at_rest(served):
             await self._manager.ensure_loaded(served)
         served.wake.set()
-        return {"footprint_bytes": served.footprint_bytes, "load_s": round(served.load_s, 3)}
+        return {"footprint_bytes": served.footprint_bytes, "load_s": round(served.lifecycle.load_s, 3)}
 
     async def _unload(self, command: Command) -> Mapping[str, Any]:
         served = self._served(_body(command, ModelOrder).model)
@@ -182,7 +182,6 @@ class Commands:
         async with _at_rest(served):
             if served.worker is not None and body.adapter in served.attached:
                 await served.worker.detach(body.adapter)
-                del served.attached[body.adapter]
         return {"attached": list(served.attached)}
 
     async def _diag(self, _command: Command) -> Mapping[str, Any]:
@@ -218,13 +217,13 @@ class Commands:
 
 @contextlib.asynccontextmanager
 async def _at_rest(served: ServedModel) -> AsyncIterator[None]:
-    """The served's lock. A generator that is always asked would never give it back: it takes no new jobs meanwhile."""
-    served.orders += 1
+    """Hold the served model's lock. A generator that always has requests would never release it: it drains first."""
+    served.lifecycle.drain(DrainReason.ORDER)
     try:
         async with served.lock:
             yield
     finally:
-        served.orders -= 1
+        served.lifecycle.resume(DrainReason.ORDER)
         served.wake.set()
 
 

@@ -14,8 +14,8 @@ from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.publisher import Publisher
-from edge_agent.agent.served_model import Phase
 from edge_agent.agent.status_builder import Identity, IntervalFigures
+from edge_agent.core.model_lifecycle import ModelState
 from edge_agent.protocol.envelope import LinkChange, Outbound
 from edge_agent.protocol.messages import Runtime, Severity, State
 
@@ -114,7 +114,9 @@ class DeviceReporter:
         if self._manager.closed:
             troubles.append("no requests are taken for want of memory")
         quarantined = [
-            served.name for served in self._manager.served_models.values() if served.phase is Phase.QUARANTINED
+            served.name
+            for served in self._manager.served_models.values()
+            if served.lifecycle.state is ModelState.QUARANTINED
         ]
         if quarantined:
             troubles.append(f"quarantined: {', '.join(quarantined)}")

@@ -53,7 +53,7 @@ class GovernorLoop:
         self._note_lost_sensors()
         self._note_held_clock()
         self._govern()
-        self._server.overdue.look()
+        self._server.deadlines.look()
         self._manager.measure()
         self.refresh_models()
 

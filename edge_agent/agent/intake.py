@@ -111,7 +111,7 @@ class Intake:
             self._context.acks.release(message)
             return
         self._context.requests.open(job)
-        served.overtaking.note(job.priority, job.deadline_s - now_s, self._work_s(job, served), now_s)
+        served.priority_load.note(job.priority, job.deadline_s - now_s, self._work_s(job, served), now_s)
         self._server.add(served, job)
 
     def _closed(self) -> Closure | None:
@@ -134,11 +134,11 @@ class Intake:
         grant = self._context.grant
         costs = self._context.costs
         part = self._context.duty_cycle.share_of(served.name, grant)
-        at = replace(served.station(grant, part), load_s=served.load_left_s(now_s))
+        at = replace(served.load_at(grant, part), load_s=served.lifecycle.load_left_s(now_s))
         at = replace(at, running_s=remaining_s(served.running.values(), costs, at, now_s))
         wait_s, compute_s = wait_and_compute_s(served.queue, job, costs, at, now_s)
         if wait_s is not None:
-            wait_s = served.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+            wait_s = served.priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, compute_s)
 
     def _weighed(self, job: Job, wait_s: float | None, compute_s: float | None) -> admission.QueueLoad:
@@ -169,8 +169,8 @@ class Intake:
             wait_s = (
                 max(0, ahead) / sequences * whole_s / max(0.01, self._context.duty_cycle.share_of(served.name, grant))
             )
-            wait_s += served.load_left_s(now_s)
-            wait_s = served.overtaking.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+            wait_s += served.lifecycle.load_left_s(now_s)
+            wait_s = served.priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         return self._weighed(job, wait_s, first_s)
 
     def _work_s(self, job: Job, served: ServedModel) -> float:
@@ -178,7 +178,7 @@ class Intake:
         grant, costs = self._context.grant, self._context.costs
         part = self._context.duty_cycle.share_of(served.name, grant)
         if not served.generates:
-            return work_s(job, costs, served.station(grant, part))
+            return work_s(job, costs, served.load_at(grant, part))
         whole_s = costs.predict_s(served.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
         return whole_s / max(1, served.sequences) / max(0.01, part)
 
@@ -231,7 +231,7 @@ def check_form(request: Request, served: ServedModel) -> None:
 
 def check_program(request: Request, served: ServedModel, now_s: float) -> None:
     """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker, or after many did."""
-    left_s = served.suspects.left_s(request.client, now_s)
+    left_s = served.grammar_bans.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
         reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"
         raise RequestError(503, Cause.UNAVAILABLE, reason, round(left_s, 1))

@@ -126,7 +126,7 @@ class Agent:
     async def _get_ready(self, notifier: Notifier) -> None:
         """Ready means: every model that is to be resident was tried. A large one may take its time."""
         for served in list(self._manager.served_models.values()):
-            while served.wanted and not served.settled.is_set():
+            while served.lifecycle.wanted and not served.settled.is_set():
                 notifier.extend_timeout(2 * PATIENCE_S)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(served.settled.wait(), PATIENCE_S)

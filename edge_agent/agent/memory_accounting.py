@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge_agent.agent.ports import FootprintCache, Host
-from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.core.memory_ledger import MemoryLedger
 
 MEASURE_EVERY_S = 10.0
@@ -19,8 +19,8 @@ SETTLED_S = 60.0
 class MemoryAccounting:
     """The byte ledger, and when to look again."""
 
-    def __init__(self, host: Host, figures: FootprintCache | None) -> None:
-        self._host = host
+    def __init__(self, host: Host, figures: FootprintCache | None = None) -> None:
+        self.host = host
         self._figures = figures
         self.ledger = MemoryLedger(figures.read() if figures is not None else {})
         self._measured_s: dict[str, float] = {}
@@ -29,33 +29,34 @@ class MemoryAccounting:
     def loaded(self, served: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
         """A model has just been loaded: `fallback_bytes` is the runtime's own figure, where the kernel has none."""
         self._measured_s.pop(served.name, None)
-        self._gpu_bytes[served.name] = max(0, self._host.gpu_bytes() - gpu_before_bytes)
-        if not self._measure(served, served.load_s) and fallback_bytes:
-            served.footprint_bytes = fallback_bytes + self._gpu_bytes[served.name]
-            self.ledger.hold_estimate(served.name, served.footprint_bytes, served.load_s)
+        self._gpu_bytes[served.name] = max(0, self.host.gpu_bytes() - gpu_before_bytes)
+        if not self._measure(served, served.lifecycle.load_s) and fallback_bytes:
+            served.note_footprint(fallback_bytes + self._gpu_bytes[served.name])
+            self.ledger.hold_estimate(served.name, served.footprint_bytes, served.lifecycle.load_s)
         self._keep()
 
     def measure(self, served_models: Iterable[ServedModel], now_s: float) -> None:
         """Look at what the workers hold, each at most every ten seconds while it is used; keep figures that changed."""
         for served in served_models:
-            asked_s = self._measured_s.get(served.name, served.loaded_s)
-            # One that still loads holds a part of what it will.
-            ready = served.worker is not None and served.phase is Phase.READY
-            if not ready or served.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
+            worker = served.worker
+            if worker is None or not served.lifecycle.is_loaded:
+                continue  # a worker that still loads holds a part of what it will
+            asked_s = self._measured_s.get(served.name, worker.loaded_s)
+            if worker.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
                 continue
             self._measured_s[served.name] = now_s
             self._measure(served)
-            if now_s - served.loaded_s >= SETTLED_S:
+            if now_s - worker.loaded_s >= SETTLED_S:
                 self.ledger.settle(served.name)
         self._keep()
 
     def _measure(self, served: ServedModel, load_s: float | None = None) -> bool:
         """Book what the kernel says that the worker holds; False when it says nothing."""
-        held = self._host.process_bytes(served.worker.pid) if served.worker is not None else None
+        held = self.host.process_bytes(served.worker.process.pid) if served.worker is not None else None
         if held is None or not held[0]:
             return False
         held_bytes, mapped_bytes = held
-        served.footprint_bytes = held_bytes + self._gpu_bytes.get(served.name, 0)
+        served.note_footprint(held_bytes + self._gpu_bytes.get(served.name, 0))
         self.ledger.hold(served.name, served.footprint_bytes, mapped_bytes, load_s)
         return True
 

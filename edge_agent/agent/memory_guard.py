@@ -73,14 +73,18 @@ class MemoryGuard:
         signs = self._host.signs(self._manager.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
             # Nothing is known: what was closed for want of memory must not stay so for ever.
-            self._state, self._manager.closed = memory_pressure.PressureState(), None
+            self._state = memory_pressure.PressureState()
+            self._manager.open_admission()
             return
         now_s = self._context.clock.monotonic_s()
         before, self._state = self._state.stage, memory_pressure.decide(signs, self._state, now_s)
         if self.stage is not before:
             await self._change(before, signs)
-        reason = f"no memory: {memory_pressure.reason(signs, self._state.stalls)}"
-        self._manager.closed = Closure(Cause.MEMORY, reason) if self.stage >= PressureStage.SHORT else None
+        if self.stage >= PressureStage.SHORT:
+            reason = f"no memory: {memory_pressure.reason(signs, self._state.stalls)}"
+            self._manager.close_admission(Closure(Cause.MEMORY, reason))
+        else:
+            self._manager.open_admission()
         if self.stage is not PressureStage.CALM:
             await self._make_room(signs, now_s)
 
@@ -104,7 +108,7 @@ class MemoryGuard:
         async with served.lock:
             if served.worker is not None:
                 try:
-                    await served.worker.shrink()
+                    await served.worker.process.shrink()
                 except WorkerError:
                     return
 

@@ -1,8 +1,8 @@
-"""The served models of all installed models: who is in memory, who must leave, which adapters are attached.
+"""All served models: which are in memory, which must leave, which adapters are attached.
 
-Acts on the decisions of `core.residency` with the figures of `core.memory_ledger`; one load at a time, so that two
-loads never promise the same memory. A model that does not fit now waits (`NoRoom`, `room`), and one that is always in
-use lets it in after its turn (`give_way`).
+Carries out the decisions of `core.residency` with the figures of `core.memory_ledger`. One model is loaded at a time,
+so that two loads never promise the same memory. A model that does not fit now waits (`NoRoom`, `memory_may_be_free`); a
+model that is always in use lets a waiting one in after its turn (`give_way`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.context_sizing import Sizer
+from edge_agent.agent.context_sizing import LoadPlan, Sizer
 from edge_agent.agent.memory_accounting import MemoryAccounting
-from edge_agent.agent.ports import FootprintCache, Host, Library, Spawner
-from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.agent.ports import Library, Spawner
+from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.worker_events import WorkerEventHandler
+from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, Closure, WorkerDeath
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
-from edge_agent.bundle.catalog import InstalledModel, Variant
+from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.core import adapter_routing, residency, variants
-from edge_agent.protocol.worker_messages import AnyEvent, LoadMemory
+from edge_agent.core.memory_ledger import MemoryLedger
+from edge_agent.core.model_lifecycle import DrainReason, ModelState
+from edge_agent.protocol.worker_messages import AnyEvent
 
-DEFAULT_ROUTING = adapter_routing.RoutingPolicy()
 RETRY_AFTER_S = 30.0
 NOT_NOW_S = 5.0
 NO_ROOM_S = 60.0
@@ -44,37 +47,68 @@ class InUse(RequestError):
     """An adapter is to be exchanged for its newer version, and the old one is at work."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Hears one worker of a model. Implements `ports.WorkerListener`."""
+
+    served: ServedModel
+    take_event: Callable[[ServedModel, AnyEvent], None]
+    take_death: Callable[[ServedModel, WorkerDeath], None]
+
+    def on_event(self, event: AnyEvent) -> None:
+        self.take_event(self.served, event)
+
+    def on_death(self, death: WorkerDeath) -> None:
+        self.take_death(self.served, death)
+
+
 class ModelManager:
-    """Every installed model's served, and the loading and unloading of their workers."""
+    """Every installed model as it is served, and the loading and unloading of their workers."""
 
     def __init__(
         self,
         context: Context,
         library: Library,
         spawner: Spawner,
-        host: Host,
-        figures: FootprintCache | None = None,
-        sizer: Sizer | None = None,
-        rules: adapter_routing.RoutingPolicy = DEFAULT_ROUTING,
+        events: WorkerEventHandler,
+        memory: MemoryAccounting,
+        sizer: Sizer,
+        routing: adapter_routing.RoutingPolicy,
     ) -> None:
+        """`events` is told what the workers say; `routing` decides which variant runs an adapter."""
+        self._context = context
         self._library = library
         self._spawn = spawner
-        self._clock = context.clock
-        self._host = host
-        self._announce = context.announce
-        self.sizer = sizer or Sizer()
-        self.books = MemoryAccounting(host, figures)
-        self.ledger = self.books.ledger
-        self.closed: Closure | None = None
-        self.rules = rules
-        self._forms: Mapping[adapter_routing.Key, adapter_routing.AdapterRoute] = {}
+        self._events = events
+        self._memory = memory
+        self._host = memory.host
+        self._sizer = sizer
+        self._routing = routing
+        self._routes: Mapping[adapter_routing.Key, adapter_routing.AdapterRoute] = {}
         self._tier = 0
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
-        self.served_models: dict[str, ServedModel] = {}
+        self._closed: Closure | None = None
         self._leaving: dict[str, ServedModel] = {}
-        self.on_event: Callable[[ServedModel, AnyEvent], None] = lambda _served, _event: None
-        self.on_death: Callable[[ServedModel, WorkerDeath], None] = lambda _served, _death: None
+        self.served_models: dict[str, ServedModel] = {}
+
+    @property
+    def ledger(self) -> MemoryLedger:
+        """What models hold and were promised, in bytes."""
+        return self._memory.ledger
+
+    @property
+    def closed(self) -> Closure | None:
+        """Why no request is admitted and no model loaded for lack of memory; None while they are."""
+        return self._closed
+
+    def close_admission(self, why: Closure) -> None:
+        """The host is short of memory: load nothing and admit no request."""
+        self._closed = why
+
+    def open_admission(self) -> None:
+        """The host has memory again."""
+        self._closed = None
 
     def sync(self) -> tuple[list[ServedModel], list[ServedModel]]:
         """Bring the served models in line with the library; returns (new served models, served models whose model is
@@ -87,20 +121,19 @@ class ModelManager:
         for served in gone:
             del self.served_models[served.name]
             self._leaving[served.name] = served
-            served.gone = True
-            served.wake.set()
+            served.remove()
         for name in self._leaving.keys() & active.keys():
             self.served_models[name] = self._leaving.pop(name)
-            self.served_models[name].gone = False
+            self.served_models[name].lifecycle.come_back()
         new = [ServedModel(model) for name, model in active.items() if name not in self.served_models]
         for served in new:
-            served.load_s = self.ledger.load_s(served.model.variant.digest) or served.load_s
-        for served in new:
+            load_s = self.ledger.load_s(served.model.variant.digest)
+            if load_s:
+                served.lifecycle.expect_load(load_s)
             self.served_models[served.name] = served
         for name, model in active.items():
-            self.served_models[name].model = model
-            self.served_models[name].wake.set()
-        self._forms = adapter_routing.route_adapters(tuple(active.values()), self.rules, self._ceiling_bytes)
+            self.served_models[name].install(model)
+        self._routes = adapter_routing.route_adapters(tuple(active.values()), self._routing, self._ceiling_bytes)
         return new, gone
 
     def _ceiling_bytes(self) -> int | None:
@@ -110,12 +143,13 @@ class ModelManager:
     def runs(self, served: ServedModel, adapter: str | None) -> ServedModel:
         """Where requests for an adapter of that served model's model run: there, or on the merged model
         (`core.adapter_routing`), unless that is quarantined, or found no memory of late while the base is there."""
-        form = self._forms.get((served.name, adapter)) if adapter is not None else None
-        merged = self.served_models.get(form.merged) if form is not None and form.merged is not None else None
-        if merged is None or merged.phase is Phase.QUARANTINED:
+        route = self._routes.get((served.name, adapter)) if adapter is not None else None
+        merged = self.served_models.get(route.merged) if route is not None and route.merged is not None else None
+        if merged is None or merged.lifecycle.state is ModelState.QUARANTINED:
             return served
-        no_room = merged.worker is None and self._clock.monotonic_s() < merged.no_room_s + NO_ROOM_S
-        return served if no_room and served.worker is not None else merged
+        waited_s = self._context.clock.monotonic_s() - merged.lifecycle.no_memory_s
+        no_memory = merged.worker is None and waited_s < NO_ROOM_S
+        return served if no_memory and served.worker is not None else merged
 
     def every_served_model(self) -> tuple[ServedModel, ...]:
         """Also those whose model was removed and whose worker still finishes what it has."""
@@ -123,7 +157,7 @@ class ModelManager:
 
     def left(self, served: ServedModel) -> bool:
         """True once nothing is left to do for a served model whose model was removed: it is forgotten."""
-        done = served.gone and served.worker is None and not len(served.queue)
+        done = served.lifecycle.is_removed and served.worker is None and not len(served.queue)
         if done:
             self._leaving.pop(served.name, None)
         return done
@@ -132,9 +166,8 @@ class ModelManager:
         """Hand the limits of the moment to every worker that was told others."""
         limits = self._host.worker_limits()
         for served in self.every_served_model():
-            if served.worker is not None and served.limits != limits:
-                served.limits = limits
-                served.worker.set_limits(limits)
+            if served.worker is not None:
+                served.worker.tell_limits(limits)
 
     def take_tier(self, tier: int, why: str) -> None:
         """What the governor asks for: 1 is the cheaper variant of every model that has one, 0 the chosen one."""
@@ -147,37 +180,37 @@ class ModelManager:
             variant = self._tiered(model).variant
             if served is None or variant.digest == before.digest:
                 continue
-            served.model = replace(model, variant=variant)
-            served.wake.set()
+            served.install(replace(model, variant=variant))
             text = f"model {served.name!r} runs {variant.name} instead of {before.name}: {why}"
-            self._announce("variant-changed", text, {"model": served.name, "variant": variant.name}, "info")
+            self._context.announce("variant-changed", text, {"model": served.name, "variant": variant.name}, "info")
 
     def _tiered(self, model: InstalledModel) -> InstalledModel:
-        found = variants.cheaper(model, self.rules.accuracy_loss_limit) if self._tier else None
+        found = variants.cheaper(model, self._routing.accuracy_loss_limit) if self._tier else None
         return model if found is None else replace(model, variant=found)
 
-    async def ensure_loaded(self, served: ServedModel, evict: bool = True) -> None:
-        """Make the served model's current variant resident; without `evict` only where there is room as things are.
+    async def ensure_loaded(self, served: ServedModel, evict: bool = True) -> WorkerHandle:
+        """Make the served model's current variant resident; without `evict` only where there is memory as things are.
 
-        Raises NoRoom when it must wait, RequestError (500, 503) when waiting does not help.
+        Returns the worker that holds it. Raises NoRoom when it must wait, RequestError (404, 500, 503) when waiting
+        does not help, WorkerError when the worker died while it loaded.
         """
-        if served.worker is not None and served.loaded_digest == served.model.variant.digest:
-            return
-        if served.gone:
-            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed")
-        if served.phase is Phase.QUARANTINED:
+        if served.worker is not None and served.is_current:
+            return served.worker
+        self._check_may_load(served)
+        if served.lifecycle.state is ModelState.QUARANTINED:
             why = f"model {served.name!r} is quarantined after repeated worker deaths, until `edge-agent load` lifts it"
             raise RequestError(503, Cause.QUARANTINED, why)
         async with self._loading:
             await self.unload(served)
-            await self.sizer.look(served)
-            await self._make_room(served, evict)
-            self.ledger.promise(served.name, served.claim)
-            served.phase, served.loading_s = Phase.LOADING, self._clock.monotonic_s()
+            await self._sizer.look(served.model)
+            plan = await self._make_room(served, evict)
+            self._check_may_load(served)  # it may have been removed while others were evicted
+            self.ledger.promise(served.name, plan.claim)
+            served.lifecycle.begin_load(self._context.clock.monotonic_s())
             try:
-                await self._load(served)
+                return await self._load(served, plan)
             except WorkerError:
-                # It died while it loaded: that is a death like any other, and the server's loop tries again.
+                # It died while it loaded. That is a death like any other, and the serving loop tries again.
                 await self.unload(served)
                 raise
             except EdgeError as error:
@@ -185,56 +218,56 @@ class ModelManager:
                 why = f"model {served.name!r} cannot be loaded: {error}"
                 raise RequestError(500, Cause.WORKER_FAILED, why, RETRY_AFTER_S) from error
 
+    def _check_may_load(self, served: ServedModel) -> None:
+        if served.lifecycle.is_removed:
+            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed")
+
     async def unload(self, served: ServedModel) -> None:
-        """End the served model's worker, if it has one; the memory is back when this returns."""
-        worker, served.worker = served.worker, None
-        served.attached.clear()
-        served.phase = Phase.ABSENT if served.phase is not Phase.QUARANTINED else served.phase
+        """End the served model's worker, if it has one; the memory is free when this returns."""
+        worker = served.drop_worker()
         held = worker is not None or self.ledger.account(served.name) is not None
         try:
             if worker is not None:
-                await worker.close()
+                await worker.process.close()
         finally:
             self.ledger.release(served.name)
             if held:
                 self._pulse()
 
-    def forget_worker(self, served: ServedModel) -> None:
-        """The served's worker has died: what it held is free."""
-        served.worker = None
-        served.attached.clear()
+    def take_death(self, served: ServedModel, death: WorkerDeath) -> None:
+        """The served model's worker has died: what it held is free."""
         self.ledger.release(served.name)
         self._pulse()
+        self._events.take_death(served, death)
 
-    async def room(self, served: ServedModel) -> None:
+    async def memory_may_be_free(self, served: ServedModel) -> None:
         """Returns when it may be worth asking for memory again; at once for a model that does not wait for any."""
-        if served.short_of_room:
+        if served.lifecycle.wants_memory:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._change.wait(), ROOM_LOOK_S)
 
     def turn_is_over(self, served: ServedModel) -> bool:
         """Whether a model in use has had its turn and another one waits for memory."""
-        waiting_s = [
-            other.load_s for other in self.served_models.values() if other.short_of_room and other is not served
-        ]
+        others = (other for other in self.served_models.values() if other is not served)
+        waiting_s = [other.lifecycle.load_s for other in others if other.lifecycle.wants_memory]
         if not waiting_s or served.worker is None:
             return False
-        return residency.turn_is_over(served.loaded_s, max(waiting_s), self._clock.monotonic_s())
+        return residency.turn_is_over(served.worker.loaded_s, max(waiting_s), self._context.clock.monotonic_s())
 
     async def give_way(self, served: ServedModel) -> None:
         """Between two batches: a model that has had its turn lets itself be evicted by one that waits for memory."""
         if not self.turn_is_over(served):
             return
-        served.yielding = True
+        served.lifecycle.drain(DrainReason.GIVING_WAY)
         self._pulse()
         try:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._let_in(served), GIVE_WAY_S)
         finally:
-            served.yielding = False
+            served.lifecycle.resume(DrainReason.GIVING_WAY)
 
     async def _let_in(self, served: ServedModel) -> None:
-        while served.worker is not None and any(other.short_of_room for other in self.served_models.values()):
+        while served.worker is not None and any(one.lifecycle.wants_memory for one in self.served_models.values()):
             await self._change.wait()
 
     def _pulse(self) -> None:
@@ -245,7 +278,7 @@ class ModelManager:
 
     async def shed(self, why: str) -> bool:
         """Send the idle model away that is worth least, for the host's sake; False when there is none."""
-        now_s = self._clock.monotonic_s()
+        now_s = self._context.clock.monotonic_s()
         idle = [one for one in self.residents() if not one.busy]
         if not idle:
             return False
@@ -258,14 +291,14 @@ class ModelManager:
         if not working:
             return
         served = max(working, key=lambda one: one.footprint_bytes)
-        self._announce("evicted", f"model {served.name!r} was ended at work: {why}", {"model": served.name})
-        served.spared = True
+        self._context.announce("evicted", f"model {served.name!r} was ended at work: {why}", {"model": served.name})
+        served.lifecycle.evict()
         if served.worker is not None:
-            served.worker.kill()
+            served.worker.process.kill()
 
     def measure(self) -> None:
         """Look at what the workers hold; see `books`."""
-        self.books.measure(self.served_models.values(), self._clock.monotonic_s())
+        self._memory.measure(self.served_models.values(), self._context.clock.monotonic_s())
 
     async def ensure_attached(self, served: ServedModel, name: str) -> None:
         """Make an adapter resident on the served model's worker; the least recently used one leaves when there are
@@ -277,45 +310,45 @@ class ModelManager:
         adapter = served.model.adapter(name)
         if adapter is None:
             raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} has no adapter {name!r}")
-        if served.attached.get(name) == adapter.digest:
-            served.attached.move_to_end(name)
-            return
         worker = served.worker
         if worker is None:
             raise WorkerError("the worker is gone", served.name)
-        leaving = None
-        if name in served.attached or len(served.attached) >= ADAPTERS_RESIDENT:
-            used = {job.adapter for job in served.running.values()}
-            leaving = (
-                name if name in served.attached else next((one for one in served.attached if one not in used), name)
-            )
-            if leaving in used:
-                why = f"adapter {name!r} cannot be exchanged while its requests run"
-                raise InUse(503, Cause.UNAVAILABLE, why, NOT_NOW_S)
+        if worker.attached.get(name) == adapter.digest:
+            worker.use_adapter(name)
+            return
         try:
-            if leaving is not None:
-                await worker.detach(leaving)
-                del served.attached[leaving]
-            await worker.attach(adapter)
+            await self._exchange(served, worker, adapter)
         except AdapterRefused as error:
             raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"adapter {name!r} was refused: {error.what}") from error
         except BackendError as error:
             raise RequestError(
                 500, Cause.WORKER_FAILED, f"adapter {name!r} could not be attached: {error.what}"
             ) from error
-        served.attached[name] = adapter.digest
+
+    async def _exchange(self, served: ServedModel, worker: WorkerHandle, adapter: Adapter) -> None:
+        """Attach an adapter; its older version leaves first, or the least recently used one where there are many."""
+        name = adapter.name
+        if name in worker.attached or len(worker.attached) >= ADAPTERS_RESIDENT:
+            used = {job.adapter for job in served.running.values()}
+            unused = (one for one in worker.attached if one not in used)
+            leaving = name if name in worker.attached else next(unused, name)
+            if leaving in used:
+                why = f"adapter {name!r} cannot be exchanged while its requests run"
+                raise InUse(503, Cause.UNAVAILABLE, why, NOT_NOW_S)
+            await worker.detach(leaving)
+        await worker.attach(adapter)
 
     def residents(self) -> Sequence[residency.ResidentModel]:
         """The loaded models, as the residency decision sees them."""
-        now_s = self._clock.monotonic_s()
+        now_s = self._context.clock.monotonic_s()
         return [
             residency.ResidentModel(
                 served.name,
                 account.reserved_bytes,
-                served.lock.locked() or (len(served.queue) > 0 and not served.yielding),
-                served.last_used_s,
-                served.load_s,
-                served.uses.now(now_s),
+                served.lock.locked() or (len(served.queue) > 0 and not _gives_way(served)),
+                served.worker.last_used_s,
+                served.lifecycle.load_s,
+                served.popularity.now(now_s),
             )
             for served in self.served_models.values()
             if served.worker is not None and (account := self.ledger.account(served.name)) is not None
@@ -325,8 +358,8 @@ class ModelManager:
         """End every worker."""
         await asyncio.gather(*(self.unload(served) for served in self.every_served_model()))
 
-    async def _make_room(self, served: ServedModel, evict: bool) -> None:
-        """Send idle models away until the served model's model fits into what is there then.
+    async def _make_room(self, served: ServedModel, evict: bool) -> LoadPlan:
+        """Evict idle models until the served model fits into what is free then; returns with what to load it.
 
         Others go on meanwhile: a model sent for begins to work, another program grows while one ends. So after every
         departure memory is read anew, and only room that is there is promised.
@@ -335,23 +368,23 @@ class ModelManager:
             others = [resident for resident in self.residents() if resident.name != served.name]
             if not evict:
                 others = [replace(one, busy=True) for one in others]
-            now_s = self._clock.monotonic_s()
+            now_s = self._context.clock.monotonic_s()
             memory = self._host.memory(self.ledger.mapped_bytes)
-            needed_bytes = self.sizer.decide(served, self.ledger, memory)
+            plan, needed_bytes = self._sizer.plan(served.model, self.ledger, memory)
             decision = residency.decide(needed_bytes, memory, self.ledger.outstanding_bytes, others, now_s)
             if isinstance(decision, residency.DoesNotFit):
                 reason = f"no memory for model {served.name!r}: {decision.reason}"
                 if decision.never:
-                    why = reason + self.sizer.explained(served, needed_bytes, memory)
+                    why = reason + plan.explained(needed_bytes, memory)
                     raise RequestError(503, Cause.MEMORY, why)
-                served.no_room_s = now_s
+                served.lifecycle.found_no_memory(now_s)
                 raise NoRoom(503, Cause.MEMORY, reason, NOT_NOW_S)
-            if self.closed is not None:
-                served.no_room_s = now_s
-                raise NoRoom(503, self.closed.cause, self.closed.reason, NOT_NOW_S)
+            if self._closed is not None:
+                served.lifecycle.found_no_memory(now_s)
+                raise NoRoom(503, self._closed.cause, self._closed.reason, NOT_NOW_S)
             leaving = [self.served_models[name] for name in decision.evict if name in self.served_models]
             if not leaving:
-                return
+                return plan
             for one in leaving:
                 await self._evict(one, f"model {one.name!r} made room for {served.name!r}")
 
@@ -360,41 +393,48 @@ class ModelManager:
         if leaving.lock.locked():
             return False
         async with leaving.lock:
+            if leaving.worker is not None:
+                leaving.lifecycle.evict()
             await self.unload(leaving)
-        self._announce("evicted", text, {"model": leaving.name}, "info")
+        self._context.announce("evicted", text, {"model": leaving.name}, "info")
         return True
 
-    async def _load(self, served: ServedModel) -> None:
-        started_s, gpu_bytes = self._clock.monotonic_s(), self._host.gpu_bytes()
-        variant = served.to_load
+    async def _load(self, served: ServedModel, plan: LoadPlan) -> WorkerHandle:
+        begun_s, gpu_bytes = self._context.clock.monotonic_s(), self._host.gpu_bytes()
         try:
-            served.worker = worker = await self._spawn(
-                lambda event: self.on_event(served, event), lambda death: self.on_death(served, death)
-            )
+            process = await self._spawn(_Listener(served, self._events.take_event, self.take_death))
         except WorkerError as error:
             # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
             raise BackendError(f"no worker can be started: {error}") from error
-        served.limits = granted = self._host.worker_limits()
+        if served.lifecycle.state is not ModelState.LOADING:
+            # The model was removed, and its serving loop gave the load up, while the process started.
+            await process.close()
+            raise WorkerError("the load was given up", served.name)
+        limits = self._host.worker_limits()
+        worker = served.spawned(process, plan, limits)
         # What it takes memory for at the load holds for its life: not the few rows that heat allows at the moment.
-        limits = msgspec.structs.replace(granted, most_rows=self._host.most_rows())
-        memory = LoadMemory(served.budget_bytes, shrink=True) if served.budget_bytes else None
-        loaded = await worker.load(variant, served.model.task, limits, memory)
-        served.mixed, served.sequences = loaded.runtime.mixed_adapters, loaded.sequences
-        served.context = loaded.context
-        served.load_s = self._clock.monotonic_s() - started_s
-        served.loaded_s = served.last_used_s = served.heard_s = self._clock.monotonic_s()
-        self.books.loaded(served, gpu_bytes, loaded.footprint.total_bytes)
-        served.loaded_digest = variant.digest
-        served.phase = Phase.READY
-        if served.budget_bytes or (variant.sizing is not None and variant.sizing.shrunk):
-            self._say_shrunk(served, variant)
+        most_rows = msgspec.structs.replace(limits, most_rows=self._host.most_rows())
+        answer = await worker.load(served.model.task, most_rows)
+        if served.worker is not worker:
+            raise WorkerError("the worker ended when its load was over", served.name)
+        now_s = self._context.clock.monotonic_s()
+        served.loaded(worker, answer, begun_s, now_s)
+        self._memory.loaded(served, gpu_bytes, answer.footprint.total_bytes)
+        if plan.is_shrunk:
+            self._say_shrunk(served, worker)
+        return worker
 
-    def _say_shrunk(self, served: ServedModel, variant: Variant) -> None:
-        """A generator runs with less than was asked for: with how much, and with how much it would have been."""
-        data: dict[str, object] = {"model": served.name, "context": served.context, "sequences": served.sequences}
-        text = f"model {served.name!r} has a context of {served.context} tokens for {served.sequences} sequences"
-        if variant.sizing is not None:
-            full = variant.sizing.full
+    def _say_shrunk(self, served: ServedModel, worker: WorkerHandle) -> None:
+        """A generator runs with less than was asked for: say with how much, and with how much it would have been."""
+        context, sequences, sizing = worker.context, worker.sequences, worker.plan.variant.sizing
+        data: dict[str, object] = {"model": served.name, "context": context, "sequences": sequences}
+        text = f"model {served.name!r} has a context of {context} tokens for {sequences} sequences"
+        if sizing is not None:
+            full = sizing.full
             data.update(wanted_context=full.context, wanted_sequences=full.sequences)
             text += f" instead of {full.context} for {full.sequences}"
-        self._announce("context-shrunk", f"{text}: memory is too small for more (models.shrink_context)", data)
+        self._context.announce("context-shrunk", f"{text}: memory is too small for more (models.shrink_context)", data)
+
+
+def _gives_way(served: ServedModel) -> bool:
+    return DrainReason.GIVING_WAY in served.lifecycle.drain_reasons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from edge_agent.base.causes import DeathCause, WorkerDeath
@@ -204,11 +204,23 @@ class Worker(Protocol):
         ...
 
 
+class WorkerListener(Protocol):
+    """Hears one worker."""
+
+    def on_event(self, event: AnyEvent) -> None:
+        """The worker says something by itself."""
+        ...
+
+    def on_death(self, death: WorkerDeath) -> None:
+        """The worker is gone and was not asked to go; called once, and nothing is called after it."""
+        ...
+
+
 class Spawner(Protocol):
     """Starts workers. Implemented by `worker.supervisor.spawn` with its options bound."""
 
-    async def __call__(self, on_event: Callable[[AnyEvent], None], on_death: Callable[[WorkerDeath], None]) -> Worker:
-        """A new child; `on_death` is called once, unless the end was asked for. Raises WorkerError."""
+    async def __call__(self, listener: WorkerListener) -> Worker:
+        """A new child, which `listener` hears. Raises WorkerError."""
         ...
 
 

@@ -1,35 +1,23 @@
-"""A model's served on this device: its queue, its worker if it has one, and what is known of both."""
+"""One installed model as served on this device: its queue, what runs, its worker and its state."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
+from edge_agent.agent.context_sizing import LoadPlan
 from edge_agent.agent.ports import Worker
-from edge_agent.bundle.catalog import InstalledModel, Variant
-from edge_agent.bundle.variant_sizing import settings_text
+from edge_agent.agent.worker_handle import WorkerHandle
+from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.forecast import PriorityLoad, WorkerLoad
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.grammar_bans import GrammarBans
 from edge_agent.core.job import Job
-from edge_agent.core.memory_ledger import MemoryClaim
+from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER, DrainReason, ModelLifecycle
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
-from edge_agent.protocol.worker_messages import StepLimits
-
-QUARANTINE_WINDOW_S = 900.0
-
-
-class Phase(Enum):
-    """Whether the model is in memory."""
-
-    ABSENT = "absent"
-    LOADING = "loading"
-    READY = "ready"
-    QUARANTINED = "quarantined"
+from edge_agent.protocol.worker_messages import ModelLoaded, StepLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,63 +35,34 @@ class Probed:
 class ServedModel:
     """One installed model.
 
-    `overtaking`: what was admitted to it lately; `suspects`: whose grammars ended its workers. `gone` is set for good
-    when it was removed from the device. `wake` is set when there is something to do, `idle` when the worker has
-    answered everything, `settled` when the first load was tried; `lock` is held while the worker is in use. `load_s`:
-    how long a load takes, `loading_s`: when the last one began, `loaded_s`: since when it is in memory;
-    `short_of_room`: it waits for memory; `no_room_s`: when it last found none; `yielding`: it lets a waiting model in
-    between two batches; `spared`: its worker is ended for the sake of the host, which is no fault of its own.
-    `sequences`: jobs that a generator works on at once, each ending by itself (0: a model
-    that answers a batch at a time), each in so many tokens of `context`; `sized`: the variant with the options to load
-    it with; `budget_bytes`: where only the worker can tell what fits, the bytes that it may take (0: it need not
-    shrink). `wanted`: it is to be loaded although nobody waits, and `resident`: so it is whenever its worker dies;
-    `demanded_s`: when it was last loaded for requests that could not wait for it; `told_failed_s`: when a failed load
-    was last told in an event. `orders`: orders that wait for it; a generator takes no new jobs meanwhile. `probed`:
-    golden probes of the model (None) and its adapters. `learned`: rows and compute seconds of the batch whose cost was
-    learned last, None when another is handed over. `limits`: what its worker was told last.
+    `running`: the jobs inside the worker, by their id there. `worker` is set exactly while there is one;
+    `lifecycle` says in which state the model is. `popularity`: how often it was used lately; `priority_load`: what was
+    admitted to it lately, by priority; `grammar_bans`: clients whose grammars ended its workers. `footprint_bytes`:
+    what its worker holds, or the last one held. `sequences`: see `WorkerHandle`; known from the last worker where there
+    is none. `probed`: golden probes of the model (None) and its adapters.
+
+    `wake` is set when there is something to do, `idle` when the worker has answered everything, `settled` when the
+    first load was tried. `lock` is held while the worker is in use: a batch, a load, an order, a probe.
     """
 
     model: InstalledModel
+    lifecycle: ModelLifecycle = field(default_factory=ModelLifecycle)
+    worker: WorkerHandle | None = None
     queue: Queue = field(default_factory=Queue)
-    overtaking: PriorityLoad = field(default_factory=PriorityLoad)
-    suspects: GrammarBans = field(default_factory=GrammarBans)
-    phase: Phase = Phase.ABSENT
-    gone: bool = False
-    worker: Worker | None = None
-    mixed: bool = False
-    sequences: int = 0
-    context: int = 0
-    sized: Variant | None = None
-    budget_bytes: int = 0
     running: dict[str, Job] = field(default_factory=dict)
-    attached: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    popularity: Popularity = field(default_factory=Popularity)
+    priority_load: PriorityLoad = field(default_factory=PriorityLoad)
+    grammar_bans: GrammarBans = field(default_factory=GrammarBans)
+    sequences: int = 0
     footprint_bytes: int = 0
-    load_s: float = 1.0
-    loading_s: float = 0.0
-    loaded_s: float = 0.0
-    last_used_s: float = 0.0
-    uses: Popularity = field(default_factory=Popularity)
-    short_of_room: bool = False
-    no_room_s: float = -math.inf
-    yielding: bool = False
-    spared: bool = False
-    orders: int = 0
-    limits: StepLimits | None = None
-    learned: tuple[int, float] | None = None
-    heard_s: float = 0.0
-    loaded_digest: str | None = None
-    wanted: bool = False
-    resident: bool = False
-    demanded_s: float = -math.inf
-    told_failed_s: float = -math.inf
-    deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    deaths_in_a_row: int = 0
     probed: dict[str | None, Probed] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
+
+    # ---- what is known of it ---------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -115,7 +74,103 @@ class ServedModel:
         """Whether the model continues prompts."""
         return self.model.task.kind == "generate"
 
-    def subject(self, adapter: str | None) -> str | None:
+    @property
+    def is_current(self) -> bool:
+        """Whether the worker holds the variant that is installed now."""
+        return self.worker is not None and self.worker.digest == self.model.variant.digest
+
+    @property
+    def attached(self) -> Mapping[str, str]:
+        """Digests of the adapters in the worker, least recently used first; empty without a worker."""
+        return self.worker.attached if self.worker is not None else {}
+
+    @property
+    def cost_key(self) -> tuple[str, str]:
+        """What compute times depend on: the model and its variant."""
+        return self.model.name, self.model.variant.digest
+
+    @property
+    def whole_cost_key(self) -> tuple[str, str]:
+        """The same for whole answers of a generator, whose `cost_key` is for the time to the first token."""
+        return self.model.name, f"{self.model.variant.digest} whole"
+
+    def load_at(self, grant: ComputeGrant, duty_share: float = 1.0) -> WorkerLoad:
+        """The worker as a request finds it under this grant, in its share of the time; a generator reads one prompt."""
+        return WorkerLoad(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, duty_share)
+
+    # ---- what is installed -----------------------------------------------------------------------------------------
+
+    def install(self, model: InstalledModel) -> None:
+        """Serve this version, variant and set of adapters from now on."""
+        self.model = model
+        self._note_version()
+        self.wake.set()
+
+    def remove(self) -> None:
+        """The model is no longer installed: its serving loop refuses what waits and ends the worker."""
+        self.lifecycle.remove()
+        self.wake.set()
+
+    def serve_by(self, task: asyncio.Task[None]) -> None:
+        """The task that serves this model."""
+        self.task = task
+
+    # ---- the worker ------------------------------------------------------------------------------------------------
+
+    def spawned(self, process: Worker, plan: LoadPlan, limits: StepLimits) -> WorkerHandle:
+        """A worker process was started for this model, which it is to load next."""
+        self.worker = WorkerHandle(process, plan, limits)
+        return self.worker
+
+    def loaded(self, worker: WorkerHandle, answer: ModelLoaded, begun_s: float, now_s: float) -> None:
+        """The worker holds the model. Raises ValueError where the model is not loading."""
+        self.lifecycle.loaded(now_s, now_s - begun_s)
+        worker.note_loaded(answer, now_s)
+        self.sequences = worker.sequences
+        self._note_version()
+
+    def drop_worker(self) -> WorkerHandle | None:
+        """The agent ends the worker in order, or gives up a load; the caller closes what is returned."""
+        worker, self.worker = self.worker, None
+        if self.lifecycle.state in MAY_HAVE_WORKER:
+            self.lifecycle.unloaded()
+        return worker
+
+    def worker_died(self, now_s: float, quarantine_deaths: int, requests_fault: bool) -> bool:
+        """The worker is gone. True when the model is quarantined; see `ModelLifecycle.died`."""
+        self.worker = None
+        return self.lifecycle.died(now_s, quarantine_deaths, requests_fault)
+
+    def note_footprint(self, held_bytes: int) -> None:
+        """The worker holds so many bytes."""
+        self.footprint_bytes = held_bytes
+
+    # ---- jobs ------------------------------------------------------------------------------------------------------
+
+    def enter(self, job: Job) -> None:
+        """A job goes into the worker."""
+        while job.job_id in self.running:  # an earlier job of this key was answered, and is still inside
+            job.again += 1
+        self.running[job.job_id] = job
+
+    def leave(self, job: Job) -> None:
+        """A job is no longer in the worker."""
+        if self.running.get(job.job_id) is job:
+            del self.running[job.job_id]
+        if self.sequences:
+            self.wake.set()  # a sequence is free
+        if not self.running:
+            self.idle.set()
+
+    def clear_running(self) -> None:
+        """The worker is gone, and with it the jobs inside."""
+        self.running.clear()
+        self.idle.set()
+        self.wake.set()
+
+    # ---- golden probes ---------------------------------------------------------------------------------------------
+
+    def probe_subject(self, adapter: str | None) -> str | None:
         """What the golden probes of the model or of one adapter are about; None for an adapter that it has not."""
         if adapter is None:
             return self.model.variant.digest
@@ -125,55 +180,21 @@ class ServedModel:
     def last_probed(self, adapter: str | None) -> Probed | None:
         """How the probes of what is installed now went; None where they have not been run since it was."""
         found = self.probed.get(adapter)
-        return found if found is not None and found.subject == self.subject(adapter) else None
+        return found if found is not None and found.subject == self.probe_subject(adapter) else None
+
+    def note_probe(self, adapter: str | None, probed: Probed) -> None:
+        """The golden probes of the model or of one adapter were run."""
+        self.probed[adapter] = probed
 
     def in_worker(self) -> tuple[str | None, ...]:
         """What the worker holds in the version that is installed: the model (None) and its adapters; often nothing."""
-        if self.worker is None or self.loaded_digest != self.model.variant.digest:
+        if not self.is_current:
             return ()
         current = {adapter.name: adapter.digest for adapter in self.model.adapters}
         return (None, *(name for name, digest in self.attached.items() if current.get(name) == digest))
 
-    @property
-    def cost_key(self) -> tuple[str, str]:
-        """What compute times depend on: the model and its variant."""
-        return self.model.name, self.model.variant.digest
-
-    @property
-    def whole_cost_key(self) -> tuple[str, str]:
-        """The same of whole answers of a generator, whose `cost_key` is for the time to the first token."""
-        return self.model.name, f"{self.model.variant.digest} whole"
-
-    def station(self, grant: ComputeGrant, duty_share: float = 1.0) -> WorkerLoad:
-        """The worker as a request finds it under this grant, in its part of the time; a generator reads one prompt."""
-        return WorkerLoad(self.cost_key, 1 if self.generates else grant.max_rows, grant.threads, duty_share)
-
-    def load_left_s(self, now_s: float) -> float:
-        """Seconds until it is in memory, as far as is known: all of a load, or what is left of the one under way."""
-        if self.phase is Phase.READY:
-            return 0.0
-        return max(0.0, self.load_s - (now_s - self.loading_s)) if self.phase is Phase.LOADING else self.load_s
-
-    @property
-    def claim(self) -> MemoryClaim:
-        """What the byte ledger is asked for: bytes as tried at the install, else as the package says, else by files;
-        of a generator whose header was read by that, since the trial may have been made with another context."""
-        variant = self.to_load
-        if self.budget_bytes:
-            return MemoryClaim(variant.digest, variant.runtime, self.budget_bytes, bounded=True)
-        settings = settings_text(variant, self.model.variant)
-        tried = variant.measured.peak_bytes if variant.measured and variant.sizing is None and not settings else 0
-        stated_bytes = tried or variant.peak_bytes or 2 * variant.size_bytes
-        return MemoryClaim(variant.digest, variant.runtime, stated_bytes, settings)
-
-    @property
-    def to_load(self) -> Variant:
-        """The current variant with this device's options."""
-        variant = self.model.variant
-        return self.sized if self.sized is not None and self.sized.digest == variant.digest else variant
-
-    def died(self, now_s: float, quarantine_deaths: int) -> bool:
-        """Note a death; True when the model is to be left alone: `quarantine_deaths` in fifteen minutes (0: never)."""
-        self.deaths_s.append(now_s)
-        recent = sum(1 for death_s in self.deaths_s if now_s - death_s <= QUARANTINE_WINDOW_S)
-        return 0 < quarantine_deaths <= recent
+    def _note_version(self) -> None:
+        if self.lifecycle.is_loaded and not self.is_current:
+            self.lifecycle.drain(DrainReason.NEWER_VERSION)
+        else:
+            self.lifecycle.resume(DrainReason.NEWER_VERSION)

@@ -1,7 +1,7 @@
-"""Schedule, run, collect: one loop per model, from its queue to its worker and back to the answers.
+"""The serving loop of every model: wait, schedule, attach, run, collect.
 
-A dead worker's jobs go back to the queue once, then are answered with 500. An idle worker never waits for a batch. A
-generator's jobs end one by one, and whoever waits takes the place of the one that ended.
+A model's batches run one after the other; a generator's jobs end one by one, and the next job takes the place of the
+one that ended. `_serve_batch` is the loop's body and states, in order, what a batch waits for.
 """
 
 from __future__ import annotations
@@ -11,77 +11,96 @@ import contextlib
 import functools
 import logging
 from collections.abc import Collection
-from typing import Protocol
 
 from edge_agent.agent.context import Context
-from edge_agent.agent.deadline_monitor import DeadlineMonitor, Endings
-from edge_agent.agent.handover import job_work, learn, reply_topic
+from edge_agent.agent.deadline_monitor import DeadlineMonitor
 from edge_agent.agent.model_manager import InUse, ModelManager, NoRoom
-from edge_agent.agent.ports import Worker
-from edge_agent.agent.served_model import Phase, ServedModel
-from edge_agent.agent.step_gate import StepGate
-from edge_agent.base.causes import Cause, WorkerDeath
+from edge_agent.agent.respond import Origin
+from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.worker_events import Answers, WorkerEventHandler
+from edge_agent.agent.worker_handle import WorkerHandle
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, WorkerError
-from edge_agent.core import backoff
+from edge_agent.core.duty_cycle import LEAST_PAUSE_S
 from edge_agent.core.forecast import batch_s, least_s
-from edge_agent.core.grammar_bans import brings_program, by_itself
-from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
+from edge_agent.core.job import Job, JobState
+from edge_agent.core.model_lifecycle import ModelState
 from edge_agent.core.scheduler import BatchLimits
-from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobFailed, TextChunk
+from edge_agent.protocol.worker_messages import JobWork
 
 log = logging.getLogger("edge_agent")
-RESPAWN_BASE_S = 0.05
-RESPAWN_CAP_S = 30.0
-DEMAND_S = 60.0
-"""A model that requests did not wait for is loaded for their sake this often at most."""
-TOLD_AGAIN_S = 600.0
-"""A load that fails again and again is told so often."""
+PAUSE_LOOK_S = 0.5
+"""A model that pauses asks again after this time: the governor's grant changes."""
 
 
-class Answers(Endings, Protocol):
-    """What the server says about a job; `agent.respond.Responder`."""
+class StepGate:
+    """Lets served models wait until the duty cycle lets their next step begin."""
 
-    def part(self, job: Job, text: str) -> bool:
-        """A part of a streamed answer; False when it cannot be sent now."""
-        ...
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._step_over = asyncio.Event()
 
-    def done(self, job: Job, served: ServedModel, event: JobDone) -> None:
-        """The worker's answer."""
-        ...
+    def may_begin(self, served: ServedModel) -> bool:
+        """Whether the served model's next step may begin now."""
+        return self._pause_s(served) <= LEAST_PAUSE_S
+
+    async def wait(self, served: ServedModel) -> None:
+        """Return when the served model's next step may begin, or when the model is removed."""
+        self._context.duty_cycle.wait(served.name)
+        try:
+            while not served.lifecycle.is_removed and (pause_s := self._pause_s(served)) > LEAST_PAUSE_S:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._step_over.wait(), min(pause_s, PAUSE_LOOK_S))
+        finally:
+            self._context.duty_cycle.leave(served.name)
+            self.step_is_over()
+
+    def step_is_over(self) -> None:
+        """A step has ended, or was not taken: the models that wait look again."""
+        self._step_over.set()
+        self._step_over = asyncio.Event()
+
+    def _pause_s(self, served: ServedModel) -> float:
+        now_s = self._context.clock.monotonic_s()
+        return self._context.duty_cycle.pause_s(served.name, self._context.grant, now_s, served.generates)
 
 
 class ModelServer:
-    """Runs every served model's loop. `resident`: the models to hold in memory from the start ('all': every one)."""
+    """Runs the loop of every served model.
+
+    `flush_ms`: a generator collects text of a stream for so long. `resident`: names of the models to hold in memory
+    from the start ('all': every one).
+    """
 
     def __init__(
         self,
         context: Context,
         manager: ModelManager,
+        events: WorkerEventHandler,
         answers: Answers,
-        quarantine_deaths: int,
         flush_ms: float = 100.0,
         resident: Collection[str] = (),
     ) -> None:
         self._context = context
         self._manager = manager
+        self._events = events
         self._answers = answers
-        self._quarantine_deaths = quarantine_deaths
         self._flush_ms = flush_ms
         self._resident = frozenset(resident)
-        self.fault: str | None = None
-        self._cancelling: set[asyncio.Task[None]] = set()
         self._step_gate = StepGate(context)
-        self.overdue = DeadlineMonitor(context, manager, answers, self.stop)
-        manager.on_event = self._take_event
-        manager.on_death = self._take_death
+        self.deadlines = DeadlineMonitor(context, manager, events, answers)
+        self.fault: str | None = None
+
+    # ---- what others ask -------------------------------------------------------------------------------------------
 
     def start(self, served: ServedModel) -> None:
-        """Begin to serve a served model."""
-        served.task = asyncio.create_task(self._serve(served), name=f"serve-{served.name}")
-        served.task.add_done_callback(self._serving_ended)
+        """Begin to serve a model."""
+        task = asyncio.create_task(self._serve(served), name=f"serve-{served.name}")
+        task.add_done_callback(self._serving_ended)
+        served.serve_by(task)
 
     def _serving_ended(self, task: asyncio.Task[None]) -> None:
-        """A loop that ends by an error nobody foresaw serves its model no more: said to whoever watches the process."""
+        """A loop that ends by an unforeseen error serves its model no more: the watchdog is told by `fault`."""
         if not task.cancelled() and task.exception() is not None:
             self.fault = f"{task.get_name()} ended: {task.exception()!r}"
             log.error("%s", self.fault, exc_info=task.exception())
@@ -92,11 +111,11 @@ class ModelServer:
         served.wake.set()
 
     def want_resident(self) -> None:
-        """Have the models loaded that the operator wants in memory although nobody asks them."""
+        """Have the models loaded that the operator wants in memory although no request waits for them."""
         for served in self._manager.served_models.values():
-            served.resident = "all" in self._resident or served.name in self._resident
-            if served.resident:
-                served.wanted = served.worker is None or served.loaded_digest != served.model.variant.digest
+            resident = "all" in self._resident or served.name in self._resident
+            served.lifecycle.keep_resident(resident, served.is_current)
+            if resident:
                 served.wake.set()
 
     def demand(self, served: ServedModel, now_s: float) -> None:
@@ -104,126 +123,132 @@ class ModelServer:
 
         Else a load that was slow once, and is expected to be so again, would keep every such request out for ever.
         """
-        if served.phase is Phase.ABSENT and now_s - served.demanded_s >= DEMAND_S:
-            served.demanded_s, served.wanted = now_s, True
+        if served.lifecycle.demand(now_s):
             served.wake.set()
 
     def cancel(self, served: ServedModel, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
-        self._end(served, job, 499, Cause.CANCELLED, "cancelled by the client")
+        self._events.cancel(served, job)
 
     def stop_streams(self, reason: str, request_id: str | None = None, topic: str | None = None) -> None:
-        """Nobody hears the answers that come in parts (of one request, or of all): they end, and their memory is free.
+        """Nobody hears the answers that come in parts (of one request, or of all): end them, and free their memory.
 
-        A stream that has not begun is not concerned: perhaps it is heard again by then.
+        A stream that has not begun is left: perhaps it is heard again by then.
         """
         for served in self._manager.every_served_model():
             for job in [job for job in served.running.values() if job.parts and job.state is JobState.RUNNING]:
-                if request_id in {None, job.key[1]} and topic in {None, reply_topic(job)}:
-                    self.stop(served, job, 499, Cause.CANCELLED, reason)
+                if request_id in {None, job.key[1]} and topic in {None, _reply_topic(job)}:
+                    self._events.stop(served, job, 499, Cause.CANCELLED, reason)
 
-    def stop(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
-        """End a running answer, say so in an event, and take it out of the worker."""
-        self._announce_stop(served, job, reason)
-        self._end(served, job, status, cause, reason)
+    def abandon(self, reason: str) -> None:
+        """Answer everything that is open with 503: the agent stops."""
+        for job in self._context.requests.open_jobs():
+            self._answers.refuse(job, 503, Cause.UNAVAILABLE, reason)
+        for served in self._manager.every_served_model():
+            served.queue.take(lambda _job: True)
 
-    def _announce_stop(self, served: ServedModel, job: Job, reason: str) -> None:
-        data = {"model": served.name, "id": job.key[1], "parts": job.parts}
-        self._context.announce("stream-stopped", f"an answer of model {served.name!r} was stopped: {reason}", data)
-
-    def _end(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
-        was_running = job.state is JobState.RUNNING
-        served.queue.remove(job)
-        self._answers.refuse(job, status, cause, reason)
-        if was_running and served.worker is not None:
-            task = asyncio.create_task(self._take_back(served, served.worker, job))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelling.discard)
-
-    async def _take_back(self, served: ServedModel, worker: Worker, job: Job) -> None:
-        """Ask the worker to drop a job that was answered already; it hears between two steps, a generator in one."""
-        with contextlib.suppress(WorkerError):
-            if await worker.cancel(job.job_id):
-                self._leave(served, job)
+    # ---- the loop --------------------------------------------------------------------------------------------------
 
     async def _serve(self, served: ServedModel) -> None:
         while not self._manager.left(served):
             await served.wake.wait()
             served.wake.clear()
-            while not served.gone and (len(served.queue) or served.wanted):
-                await self._step_gate.wait(served)
-                await self._manager.room(served)
-                await self._manager.give_way(served)
-                async with served.lock:
-                    await self._serve_once(served)
-            if served.gone:
-                self._drain(served, RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed"))
+            while not served.lifecycle.is_removed and (len(served.queue) or served.lifecycle.wanted):
+                await self._serve_batch(served)
+            if served.lifecycle.is_removed:
+                self._refuse_all(served, RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed"))
                 await self._manager.unload(served)
 
-    async def _serve_once(self, served: ServedModel) -> None:
-        try:
-            await self._pause_after_deaths(served)
-            # Nobody waits for a model that is only to be resident: it is loaded where there is room, and evicts nobody.
-            asked = len(served.queue) > 0 or self._context.clock.monotonic_s() - served.demanded_s < DEMAND_S
-            await self._manager.ensure_loaded(served, evict=asked)
-            served.short_of_room = served.wanted = False
-            served.settled.set()
-            if not self._step_gate.may_begin(served):
-                return  # another model began while this one was loaded
-            batch = await self._attach(served, self._schedule(served))
-            if self._step_gate.may_begin(served):
-                await self._run(served, batch)
-            else:
-                self._put_back(served, batch)
-        except NoRoom as error:
-            self._wait_for_room(served, error)
-        except RequestError as error:
-            served.short_of_room = served.wanted = False
-            served.settled.set()
-            self._tell_failed(served, error.reason)
-            self._drain(served, error)
-        except WorkerError:
-            # The worker died between two steps; `_take_death` has put its jobs back and said so. Go round again.
-            pass
-
-    def _tell_failed(self, served: ServedModel, reason: str) -> None:
-        """Not for every request that meets it again; a quarantine was told when it began."""
-        now_s = self._context.clock.monotonic_s()
-        if served.phase is not Phase.QUARANTINED and now_s - served.told_failed_s >= TOLD_AGAIN_S:
-            served.told_failed_s = now_s
-            self._context.announce("load-failed", reason, {"model": served.name})
-
-    def _wait_for_room(self, served: ServedModel, error: NoRoom) -> None:
-        """Whom a later load would still serve in time waits; the others are told the arithmetic now."""
-        if not served.short_of_room:
-            self._context.announce("load-failed", error.reason, {"model": served.name}, "info")
-        until_s = self._context.clock.monotonic_s() + served.load_s
-        for job in served.queue.take(lambda waiting: waiting.deadline_s <= until_s):
-            self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
-        served.wanted = False
-        served.short_of_room = len(served.queue) > 0
-        served.settled.set()
+    async def _serve_batch(self, served: ServedModel) -> None:
+        """Wait, schedule, attach, run, collect: one batch. What it waits for, in this order:"""
+        # 1. The duty cycle: where heat limits, models step in turns. First, and without the lock: a rest may take
+        #    seconds, in which orders, probes and evictions of this model are to go on.
+        await self._step_gate.wait(served)
+        # 2. Memory, where the last load found none: until some was freed, or a moment has passed. Asking at once again
+        #    would find none again. Without the lock, as above.
+        await self._manager.memory_may_be_free(served)
+        # 3. A model that has had its turn lets a model in that waits for memory. Without the lock, since that one
+        #    takes it in order to evict this one; and between two batches, since nothing is inside then.
+        await self._manager.give_way(served)
+        # 4. The lock: the worker is used by one at a time (a batch, a load, an order, a probe, an eviction).
+        async with served.lock:
+            try:
+                # 5. The pause after deaths in a row, so that a model that dies at every load leaves the cores to
+                #    others. With the lock: an order to load waits for the pause, too.
+                await self._pause_after_deaths(served)
+                # 6. The load, which is asked for last: memory is taken only when nothing else is to be waited for.
+                worker = await self._ensure_loaded(served)
+                # 7. The duty cycle again: another model may have begun a step during the load, or while an adapter
+                #    was attached. The loop then begins anew with gate 1.
+                if not self._step_gate.may_begin(served):
+                    return
+                batch = await self._attach(served, self._schedule(served, worker))
+                if self._step_gate.may_begin(served):
+                    await self._run(served, batch)
+                else:
+                    self._put_back(served, batch)
+            except NoRoom as error:
+                self._wait_for_memory(served, error)
+            except RequestError as error:
+                self._load_was_refused(served, error)
+            except WorkerError:
+                pass  # it died between two steps; its jobs were put back, and the death was reported: go round again
 
     async def _pause_after_deaths(self, served: ServedModel) -> None:
-        """The first successor comes at once; one that dies before it has answered anything makes the next wait."""
-        if served.worker is None and served.deaths_in_a_row > 1 and served.phase is not Phase.QUARANTINED:
-            await asyncio.sleep(backoff.delay_s(served.deaths_in_a_row - 2, RESPAWN_BASE_S, RESPAWN_CAP_S, 1.0))
+        pause_s = served.lifecycle.respawn_pause_s
+        if pause_s:
+            await asyncio.sleep(pause_s)
 
-    def _schedule(self, served: ServedModel) -> list[Job]:
-        self.overdue.expire_late()
+    async def _ensure_loaded(self, served: ServedModel) -> WorkerHandle:
+        # A model that no request waits for (it is only to be resident) is loaded where there is memory: it evicts none.
+        asked = len(served.queue) > 0 or served.lifecycle.was_demanded(self._context.clock.monotonic_s())
+        worker = await self._manager.ensure_loaded(served, evict=asked)
+        served.lifecycle.settle_load()
+        served.settled.set()
+        return worker
+
+    def _wait_for_memory(self, served: ServedModel, error: NoRoom) -> None:
+        """Jobs that a later load can still serve in time wait; the others are refused now, with the arithmetic."""
+        if not served.lifecycle.wants_memory:
+            self._context.announce("load-failed", error.reason, {"model": served.name}, "info")
+        until_s = self._context.clock.monotonic_s() + served.lifecycle.load_s
+        for job in served.queue.take(lambda waiting: waiting.deadline_s <= until_s):
+            self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
+        if len(served.queue) and not served.lifecycle.is_removed:
+            served.lifecycle.wait_for_memory()
+        else:
+            served.lifecycle.settle_load()
+        served.settled.set()
+
+    def _load_was_refused(self, served: ServedModel, error: RequestError) -> None:
+        """Waiting does not help: everything that waits is refused."""
+        served.lifecycle.settle_load()
+        served.settled.set()
+        if served.lifecycle.may_tell_failure(self._context.clock.monotonic_s()):
+            self._context.announce("load-failed", error.reason, {"model": served.name})
+        self._refuse_all(served, error)
+
+    def _refuse_all(self, served: ServedModel, error: RequestError) -> None:
+        for job in served.queue.take(lambda _job: True):
+            self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
+
+    # ---- schedule and attach ---------------------------------------------------------------------------------------
+
+    def _schedule(self, served: ServedModel, worker: WorkerHandle) -> list[Job]:
+        """The jobs that run next. Removes and answers those that are too late, or would be."""
+        self.deadlines.expire_late()
         now_s = self._context.clock.monotonic_s()
-        self.overdue.refuse_hopeless(served, now_s, now_s)
-        if served.sequences:
-            # Whose adapters are whose turn is the session's affair: it switches between two tokens.
-            free = min(served.sequences, self._context.grant.max_rows) - len(served.running)
-            near = frozenset(job.adapter for job in served.running.values())
-            return (
-                served.queue.next_batch(BatchLimits(free, mixed=True, active_adapters=near), now_s) if free > 0 else []
-            )
-        costs, at = self._context.costs, served.station(self._context.grant)
-        limits = BatchLimits(at.max_rows, served.mixed, predict_s=functools.partial(batch_s, costs, at))
+        self.deadlines.refuse_hopeless(served, now_s, now_s)
+        if worker.sequences:
+            # The session takes turns between adapters, from token to token: any may join.
+            free = min(worker.sequences, self._context.grant.max_rows) - len(served.running)
+            active = frozenset(job.adapter for job in served.running.values())
+            limits = BatchLimits(free, mixed=True, active_adapters=active)
+            return served.queue.next_batch(limits, now_s) if free > 0 else []
+        costs, at = self._context.costs, served.load_at(self._context.grant)
+        limits = BatchLimits(at.max_rows, worker.mixed, predict_s=functools.partial(batch_s, costs, at))
         batch = served.queue.next_batch(limits, now_s)
-        self.overdue.refuse_hopeless(served, now_s, now_s + least_s(batch, costs, at))
+        self.deadlines.refuse_hopeless(served, now_s, now_s + least_s(batch, costs, at))
         return batch
 
     async def _attach(self, served: ServedModel, batch: list[Job]) -> list[Job]:
@@ -250,158 +275,90 @@ class ModelServer:
             if job.state is JobState.QUEUED:
                 served.queue.add(job)
 
+    # ---- run and collect -------------------------------------------------------------------------------------------
+
     async def _run(self, served: ServedModel, batch: list[Job]) -> None:
+        """Hand a batch over and wait until its answers were collected (`WorkerEventHandler`), or the worker died."""
         if not batch:
             return
-        worker = served.worker
-        self._hand_over(served, batch)
+        worker = self._hand_over(served, batch)
         try:
-            if served.sequences:
-                await self._keep_fed(served)
+            if worker.sequences:
+                await self._keep_fed(served, worker)
             else:
                 await served.idle.wait()
         except WorkerError:
             await served.idle.wait()  # it is being ended, and still holds answers: its death takes them back
             raise
         finally:
-            served.last_used_s = self._context.clock.monotonic_s()
-            self._context.duty_cycle.end(served.name, served.last_used_s)
+            now_s = self._context.clock.monotonic_s()
+            worker.end_batch(now_s)
+            self._context.duty_cycle.end(served.name, now_s)
             if served.worker is not worker:
                 # It died, perhaps after half a minute of silence: its successor need not rest from that.
                 self._context.duty_cycle.forget(served.name)
-            self._step_gate.over()
+            self._step_gate.step_is_over()
 
-    async def _keep_fed(self, served: ServedModel) -> None:
-        """While a generator works: give it what waits, as far as it has sequences free."""
+    async def _keep_fed(self, served: ServedModel, worker: WorkerHandle) -> None:
+        """While a generator works: hand over what waits, as far as it has free sequences."""
         while served.running:
             await served.wake.wait()
             served.wake.clear()
             if not self._may_join(served):
                 continue
-            batch = await self._attach(served, self._schedule(served))
+            batch = await self._attach(served, self._schedule(served, worker))
             if batch:
                 self._hand_over(served, batch)
 
     def _may_join(self, served: ServedModel) -> bool:
-        """Not when its worker is to end soon: for another version, for a model whose turn it is, for the heat."""
-        current = served.loaded_digest == served.model.variant.digest and served.worker is not None and not served.gone
-        open_ = not served.orders and self._context.grant.duty_share > 0.0 and not self._manager.turn_is_over(served)
-        return len(served.running) > 0 and len(served.queue) > 0 and current and open_
+        """Whether jobs may join those inside: not in a model that drains or has had its turn, and not in the heat."""
+        ready = served.lifecycle.state is ModelState.READY and not self._manager.turn_is_over(served)
+        return len(served.running) > 0 and len(served.queue) > 0 and ready and self._context.grant.duty_share > 0.0
 
-    def _hand_over(self, served: ServedModel, batch: list[Job]) -> None:
-        if served.worker is None:
+    def _hand_over(self, served: ServedModel, batch: list[Job]) -> WorkerHandle:
+        """Give the worker a batch. Raises WorkerError, with the batch back in the queue, where there is none."""
+        worker = served.worker
+        if worker is None:
             self._put_back(served, batch)
             raise WorkerError("the worker died before the batch reached it", served.name)
         now_s = self._context.clock.monotonic_s()
         if not served.running:
-            self._context.duty_cycle.begin(served.name, sum(job.rows for job in batch), now_s, served.sequences > 0)
+            rows = sum(job.rows for job in batch)
+            self._context.duty_cycle.begin(served.name, rows, now_s, worker.sequences > 0)
             self._manager.tell_limits()
         for job in batch:
             job.start(now_s)
-            while job.job_id in served.running:  # an earlier one of this key was answered, and is still inside
-                job.again += 1
-            served.running[job.job_id] = job
+            served.enter(job)
             self._context.energy.begin(job.job_id, job.rows, now_s)
-        served.heard_s = served.last_used_s = now_s
-        served.learned = None
-        served.uses.note(now_s)
+        worker.begin_batch(now_s)
+        served.popularity.note(now_s)
         served.idle.clear()
-        self._submit(served, served.worker, batch, now_s)
+        self._submit(served, worker, batch, now_s)
+        return worker
 
-    def _submit(self, served: ServedModel, worker: Worker, batch: list[Job], now_s: float) -> None:
-        """Send a batch; where it does not fit into one frame each job goes alone, and only one too large is refused."""
+    def _submit(self, served: ServedModel, worker: WorkerHandle, batch: list[Job], now_s: float) -> None:
+        """Send a batch. Where it does not fit into one frame each job goes alone, and only one too large is refused."""
         try:
-            worker.submit([job_work(served, job, now_s, self._flush_ms) for job in batch])
+            worker.process.submit([self._job_work(worker, job, now_s) for job in batch])
         except WorkerError as error:
             if len(batch) > 1:
                 for job in batch:
                     self._submit(served, worker, [job], now_s)
                 return
-            self._leave(served, batch[0])
+            served.leave(batch[0])
             self._answers.refuse(batch[0], 413, Cause.TOO_LARGE, str(error))
 
-    def _take_event(self, served: ServedModel, event: AnyEvent) -> None:
-        served.heard_s = self._context.clock.monotonic_s()
-        job = None if isinstance(event, Heartbeat) else served.running.get(event.id)
-        if job is None or isinstance(event, Heartbeat):
-            return
-        if isinstance(event, TextChunk):
-            if job.state is JobState.RUNNING and not self._answers.part(job, event.text):
-                self.stop(served, job, 503, Cause.UNAVAILABLE, "a part of it could not be sent")
-            return
-        if isinstance(event, JobDone):
-            learn(self._context, served, job, event)
-        self._leave(served, job)
-        served.deaths_in_a_row = 0
-        if isinstance(event, JobFailed) and event.costly:
-            served.suspects.note(job.key[0], served.heard_s)
-        if job.state is not JobState.RUNNING:
-            return
-        if isinstance(event, JobFailed):
-            self._answers.refuse(job, event.status, event.cause, event.reason)
-        elif job.deadline_s <= served.heard_s:
-            self._answers.expire(job)
-        else:
-            if event.generated is not None and event.results[0]["finish_reason"] == "deadline":
-                self._announce_stop(served, job, "its deadline came; what there is of it was sent")
-            self._answers.done(job, served, event)
-
-    def _take_death(self, served: ServedModel, death: WorkerDeath) -> None:
-        """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
-        now_s, reason = self._context.clock.monotonic_s(), death.reason
-        self._manager.forget_worker(served)
-        spared, served.spared = served.spared, False
-        jobs = list(served.running.values())
-        programs = [job for job in jobs if by_itself(death.cause) and brings_program(job.params)]
-        # Of several it cannot be told which it was: nobody is barred then.
-        blamed = programs if len(programs) == 1 and not spared else []
-        quarantined = not (spared or programs) and served.died(now_s, self._quarantine_deaths)
-        served.deaths_in_a_row += 0 if spared else 1
-        served.phase = Phase.QUARANTINED if quarantined else Phase.ABSENT
-        served.wanted = served.resident and not (spared or quarantined)
-        if programs and not spared:
-            served.suspects.count(now_s)
-        for job in blamed:
-            served.suspects.note(job.key[0], now_s)
-        self._context.announce(
-            "worker-died", f"model {served.name!r}: {reason}", {"model": served.name, "jobs": len(jobs)}
+    def _job_work(self, worker: WorkerHandle, job: Job, now_s: float) -> JobWork:
+        """A job as it crosses to the child."""
+        texts = () if job.messages else job.texts
+        if not worker.sequences:
+            return JobWork(job.job_id, job.adapter, job.params, texts, job.messages)
+        client, left_s = job.key[0], job.deadline_s - now_s
+        return JobWork(
+            job.job_id, job.adapter, job.params, texts, job.messages, client, job.stream, self._flush_ms, left_s
         )
-        for job in jobs:
-            if job.state is not JobState.RUNNING:
-                continue
-            if job.parts:
-                self.stop(served, job, 500, Cause.WORKER_DIED, f"its worker died: {reason}")
-            elif job in programs and not spared:
-                why = f"the worker died with this request's grammar or schema: {reason}"
-                self._answers.refuse(job, 500, Cause.WORKER_DIED, why)
-            elif job.attempts >= MAX_ATTEMPTS and not spared:
-                self._answers.refuse(job, 500, Cause.WORKER_DIED, f"the worker died twice with this request: {reason}")
-            else:
-                job.to(JobState.QUEUED)
-                served.queue.add(job)
-        served.running.clear()
-        served.idle.set()
-        served.wake.set()
-        if quarantined:
-            deaths = len(served.deaths_s)
-            text = f"model {served.name!r} is left alone after {deaths} worker deaths; `edge-agent load` lifts this"
-            self._context.announce("quarantined", text, {"model": served.name})
 
-    def abandon(self, reason: str) -> None:
-        """Answer everything that is open with 503: the agent stops."""
-        for job in self._context.requests.open_jobs():
-            self._answers.refuse(job, 503, Cause.UNAVAILABLE, reason)
-        for served in self._manager.every_served_model():
-            served.queue.take(lambda _job: True)
 
-    def _leave(self, served: ServedModel, job: Job) -> None:
-        if served.running.get(job.job_id) is job:
-            del served.running[job.job_id]
-        if served.sequences:
-            served.wake.set()
-        if not served.running:
-            served.idle.set()
-
-    def _drain(self, served: ServedModel, error: RequestError) -> None:
-        for job in served.queue.take(lambda _job: True):
-            self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
+def _reply_topic(job: Job) -> str | None:
+    """The topic that a job's answer goes to."""
+    return job.origin.request.reply_topic if isinstance(job.origin, Origin) else None

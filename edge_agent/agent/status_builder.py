@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.agent.model_telemetry import canaries, model_telemetry
-from edge_agent.agent.served_model import Phase, ServedModel
+from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
@@ -199,21 +199,21 @@ def measured(reading: Reading) -> telemetry.Measured:
 
 def model_entry(served: ServedModel) -> messages.ModelEntry:
     """A served model as a message part."""
-    model, ready = served.model, served.worker is not None and served.phase is Phase.READY
+    model, worker = served.model, served.worker
     return messages.ModelEntry(
         name=model.name,
         version=model.version,
         base_id=model.base_id,
         task=model.task.kind,
         labels=list(model.task.labels),
-        resident=served.worker is not None,
+        resident=worker is not None,
         variant=model.variant.digest,
         variants=[_variant_entry(variant) for variant in model.variants],
         adapters=[_adapter_entry(adapter, served) for adapter in model.adapters],
         footprint_bytes=served.footprint_bytes or None,
-        reason=served.phase.value,
-        context=(served.context or None) if ready else None,
-        sequences=(served.sequences or None) if ready else None,
+        reason=served.lifecycle.published,
+        context=(worker.context or None) if worker is not None else None,
+        sequences=(worker.sequences or None) if worker is not None else None,
     )
 
 

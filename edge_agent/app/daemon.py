@@ -24,12 +24,14 @@ from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import Budget, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent
+from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.publisher import Publisher
 from edge_agent.agent.respond import Responder
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
+from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
 from edge_agent.app.daemon_processes import StoreProcess, find_runtimes
 from edge_agent.base.clock import SystemClock
@@ -103,13 +105,21 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
 
     budget = Budget(settings.memory.reserve_bytes, settings.memory.models_bytes)
     host = HostMonitor(context, sensors, budget, worker.decode_threads or 0, daemon_bytes)
-    spawner = functools.partial(spawn, spawn_options)
-    sizer = Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path))
-    footprints = FootprintFile(state_dir)
-    manager = ModelManager(context, library, spawner, host, footprints, sizer, wiring.form_rules(settings))
     responder = Responder(context, host.reading)
+    events = WorkerEventHandler(context, responder, worker.quarantine_deaths)
+    memory = MemoryAccounting(host, FootprintFile(state_dir))
+    sizer = Sizer(wiring.generators(settings), lambda path: asyncio.to_thread(header_at, path))
+    manager = ModelManager(
+        context,
+        library,
+        lambda listener: spawn(spawn_options, listener.on_event, listener.on_death),
+        events,
+        memory,
+        sizer,
+        wiring.form_rules(settings),
+    )
     flush_ms, resident = settings.stream.flush_ms, settings.models.resident
-    server = ModelServer(context, manager, responder, worker.quarantine_deaths, flush_ms, resident)
+    server = ModelServer(context, manager, events, responder, flush_ms, resident)
 
     governor_config = wiring.governor_config(settings, sensors.board, max_rows, threads)
     clock_cap = ClockCap(sysroot, state_dir) if settings.thermal.set_clock else None

@@ -12,7 +12,7 @@ they share one power budget. While it is limited,
 
 Terms: a *duty share* is permitted, a *busy share* is measured, a *pause* is the time between two steps.
 
-Pure: the clock is an argument. `agent.step_gate` waits for the pauses.
+Pure: the clock is an argument. `agent.serving.StepGate` waits for the pauses.
 """
 
 from __future__ import annotations

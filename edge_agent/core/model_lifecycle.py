@@ -251,15 +251,11 @@ class ModelLifecycle:
         """A load is known to take so many seconds."""
         self.load_s = load_s
 
-    def keep_resident(self, resident: bool, up_to_date: bool) -> bool:
-        """Set whether the model is always to be in memory; `up_to_date`: it is, in its current version.
-
-        Returns `resident`: the serving loop is to look.
-        """
+    def keep_resident(self, resident: bool, up_to_date: bool) -> None:
+        """Set whether the model is always to be in memory; `up_to_date`: it is, in its current version."""
         self.resident = resident
         if resident:
             self.wanted = not up_to_date
-        return resident
 
     def demand(self, now_s: float) -> bool:
         """A request could not wait for the load. True when it is to be loaded for those that come after it."""

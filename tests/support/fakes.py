@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.agent.ports import WorkerListener
 from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import EdgeError, WorkerError
@@ -254,8 +255,7 @@ class FakeWorker:
     def __init__(
         self,
         pid: int,
-        on_event: Callable[[AnyEvent], None],
-        on_death: Callable[[WorkerDeath], None],
+        listener: WorkerListener,
         plan: Plan,
     ) -> None:
         self.pid = pid
@@ -269,8 +269,7 @@ class FakeWorker:
         self.largest_batch = 0
         self.held_bytes = 0
         self.plan = plan
-        self._on_event = on_event
-        self._on_death = on_death
+        self._listener = listener
         self._reasons: list[str] = []
 
     async def load(
@@ -405,7 +404,7 @@ class FakeWorker:
         self.inside.clear()
         self._reasons.append(reason)
         if not self.closed:
-            self._on_death(death(reason, cause))
+            self._listener.on_death(death(reason, cause))
 
     def dump(self) -> str:
         """What it was told, and what it holds."""
@@ -414,7 +413,7 @@ class FakeWorker:
 
     def _say(self, event: AnyEvent) -> None:
         if self.alive:
-            self._on_event(event)
+            self._listener.on_event(event)
 
     async def _alive_for(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -451,16 +450,14 @@ class FakeSpawner:
         self.workers: list[FakeWorker] = []
         self.tries = 0
 
-    async def __call__(
-        self, on_event: Callable[[AnyEvent], None], on_death: Callable[[WorkerDeath], None]
-    ) -> FakeWorker:
+    async def __call__(self, listener: WorkerListener) -> FakeWorker:
         """See `ports.Spawner`."""
         self.tries += 1
         fault = self.plan.spawn_faults.popleft() if self.plan.spawn_faults else None
         if fault is not None:
             raise fault
         await asyncio.sleep(0)
-        worker = FakeWorker(4000 + len(self.workers), on_event, on_death, self.plan)
+        worker = FakeWorker(4000 + len(self.workers), listener, self.plan)
         self.workers.append(worker)
         return worker
 

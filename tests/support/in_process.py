@@ -15,11 +15,13 @@ from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
+from edge_agent.agent.context_sizing import LoadPlan, Sizer
 from edge_agent.agent.device_reporter import DeviceReporter
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
 from edge_agent.agent.loop import Agent
+from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.publisher import Publisher
@@ -27,10 +29,13 @@ from edge_agent.agent.respond import Responder
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
+from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core import governor
+from edge_agent.core.adapter_routing import RoutingPolicy
+from edge_agent.core.memory_ledger import MemoryClaim
 from edge_agent.core.request_table import RequestTable
 from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.envelope import Inbound
@@ -93,14 +98,14 @@ class Device:
         decode_threads: int = 0,
     ) -> None:
         """`ports` replaces fakes by name: transport (a function of the status builder, which makes the will), library,
-        sensors, spawner, operator; so do ledger, figures."""
+        sensors, spawner, operator; so do ledger, figures, sizer, routing."""
         given = ports or {}
         self.clock = clock
         self.queue_jobs = queue_jobs
         self.library: FakeLibrary = given.get("library") or FakeLibrary(*models)
         self.spawner: FakeSpawner = given.get("spawner") or FakeSpawner(plan)
         self.sensors: FakeSensors = given.get("sensors") or FakeSensors(clock)
-        if not given:
+        if not given.keys() - {"sizer", "routing"}:
             self.sensors.held_bytes = self.spawner.held_bytes
         self.operator = given.get("operator") or FakeOperator()
         self.events: list[tuple[str, str]] = []
@@ -120,9 +125,12 @@ class Device:
         )
         self.host = HostMonitor(self.context, self.sensors, decode_threads=decode_threads)
         self.host.sample()
-        self.manager = ModelManager(self.context, self.library, self.spawner, self.host, given.get("figures"))
         responder = Responder(self.context, self.host.reading)
-        self.server = ModelServer(self.context, self.manager, responder, quarantine_deaths, resident=resident)
+        events = WorkerEventHandler(self.context, responder, quarantine_deaths)
+        memory = MemoryAccounting(self.host, given.get("figures"))
+        sizer, routing = given.get("sizer") or Sizer(), given.get("routing") or RoutingPolicy()
+        self.manager = ModelManager(self.context, self.library, self.spawner, events, memory, sizer, routing)
+        self.server = ModelServer(self.context, self.manager, events, responder, resident=resident)
         plan_c = governor.GovernorConfig(soft_limit_c, max_rows, 4)
         self.watch = GovernorLoop(self.context, plan_c, self.host, self.library, self.manager, self.server)
         self.guard = MemoryGuard(self.context, self.manager, self.host)
@@ -171,6 +179,19 @@ class Device:
     def served(self, name: str = "m") -> ServedModel:
         """A model's served."""
         return self.manager.served_models[name]
+
+    def claim(self, name: str = "m") -> MemoryClaim:
+        """What the model in memory was promised, or what it is to be promised as it is packaged."""
+        served = self.served(name)
+        if served.worker is not None and served.is_current:
+            return served.worker.plan.claim
+        return LoadPlan(served.model.variant, served.model.variant).claim
+
+    def quarantine(self, name: str = "m") -> None:
+        """A model is quarantined, without the deaths and events that lead to it."""
+        lifecycle = self.served(name).lifecycle
+        lifecycle.begin_load(self.clock.monotonic_s())
+        assert lifecycle.died(self.clock.monotonic_s(), quarantine_deaths=1)
 
     def message(
         self,

@@ -11,10 +11,11 @@ import asyncio
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from edge_agent.agent.ports import WorkerListener
 from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
@@ -45,7 +46,6 @@ ROOM_C = 25.0
 HEATING_C = 75.0
 TIME_CONSTANT_S = 25.0
 DISK_BYTES_PER_S = 400.0 * MIB
-Told = Callable[[AnyEvent], None]
 
 
 @dataclass(slots=True)
@@ -146,9 +146,7 @@ class SimBoard:
 class SimWorker:
     """See `ports.Worker`. One step at a time; each job's answer repeats its texts, adapter and variant."""
 
-    def __init__(
-        self, pid: int, board: SimBoard, moods: Moods, dice: Random, told: tuple[Told, Callable[[WorkerDeath], None]]
-    ) -> None:
+    def __init__(self, pid: int, board: SimBoard, moods: Moods, dice: Random, listener: WorkerListener) -> None:
         self.pid = pid
         self.alive = True
         self.held_bytes = 0
@@ -159,7 +157,7 @@ class SimWorker:
         self._board = board
         self._moods = moods
         self._dice = dice
-        self._on_event, self._on_death = told
+        self._listener: WorkerListener | None = listener
         self._loop = asyncio.get_running_loop()
         self._attached: set[str] = set()
         self._waiting: deque[JobWork] = deque(maxlen=10_000)
@@ -258,7 +256,7 @@ class SimWorker:
 
     def orphan(self) -> None:
         """The daemon was killed: the kernel ends its children (`worker.child` asks it to), whatever they are doing."""
-        self._on_event = self._on_death = lambda _what: None
+        self._listener = None
         self._closing = True
         self.kill()
 
@@ -283,7 +281,7 @@ class SimWorker:
             if not call.done():
                 call.set_exception(WorkerError(f"the worker ended: {reason}", "worker"))
         if not self._closing:
-            self._on_death(death(reason, self._killed_for))
+            self._tell_death(death(reason, self._killed_for))
         self._ended.set_result(None)
 
     async def _answer_after(self, seconds: float, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -304,6 +302,14 @@ class SimWorker:
         if not call.done() and not self.hangs:
             call.set_result(None)
 
+    def _say(self, event: AnyEvent) -> None:
+        if self._listener is not None:
+            self._listener.on_event(event)
+
+    def _tell_death(self, death: WorkerDeath) -> None:
+        if self._listener is not None:
+            self._listener.on_death(death)
+
     def _talk(self, job: JobWork, words: list[str]) -> None:
         """The next word of a generator's answer; a part of it goes out at once where it streams."""
         name = job.id
@@ -314,7 +320,7 @@ class SimWorker:
         self._talking[name] += 1
         if number < len(words) - 1:
             if job.stream:
-                self._on_event(TextChunk(name, words[number]))
+                self._say(TextChunk(name, words[number]))
             self._loop.call_later(5 * self._moods.row_s, self._talk, job, words)
             return
         del self._talking[name]
@@ -322,7 +328,7 @@ class SimWorker:
         result = {"text": "".join(words), "finish_reason": "stop", "usage": usage, "seed": 1}
         compute_ms = 5000.0 * self._moods.row_s * len(words)
         generated = GeneratedText(words[-1], wait_ms=0.0, prompt_ms=1.0, tokens_per_s=9.0)
-        self._on_event(JobDone(name, [result], 0.1, compute_ms, batch=1, generated=generated))
+        self._say(JobDone(name, [result], 0.1, compute_ms, batch=1, generated=generated))
 
     def _step(self) -> None:
         """Begin the next step, unless one runs: as many rows as the limits allow, one job at least."""
@@ -345,7 +351,7 @@ class SimWorker:
         for job in done:
             if not self.alive:
                 return
-            self._on_event(self._event(job, rows, seconds))
+            self._say(self._event(job, rows, seconds))
         self._step()
 
     def _event(self, job: JobWork, rows: int, seconds: float) -> AnyEvent:
@@ -370,12 +376,12 @@ class SimSpawner:
     dice: Random
     moods: Moods = field(default_factory=Moods)
 
-    async def __call__(self, on_event: Told, on_death: Callable[[WorkerDeath], None]) -> SimWorker:
+    async def __call__(self, listener: WorkerListener) -> SimWorker:
         """See `ports.Spawner`."""
         await asyncio.sleep(0.03)
         if self.dice.random() < self.moods.spawn_fails:
             raise WorkerError("cannot start python: Resource temporarily unavailable", "worker.python")
-        worker = SimWorker(4000 + len(self.board.workers), self.board, self.moods, self.dice, (on_event, on_death))
+        worker = SimWorker(4000 + len(self.board.workers), self.board, self.moods, self.dice, listener)
         self.board.workers.append(worker)
         return worker
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from edge_agent.agent.ports import WorkerListener
 from edge_agent.agent.status_builder import StatusBuilder
+from edge_agent.base.causes import WorkerDeath
 from edge_agent.base.errors import StoreError
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.mqtt.options import MqttOptions
@@ -23,6 +25,7 @@ from edge_agent.mqtt.spool import _HEADER, Segment, Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.worker_messages import AnyEvent
 from edge_agent.store.footprint_cache import FootprintFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
@@ -38,7 +41,6 @@ REAP_ROUNDS = 500
 DOOM_S = 3.0
 # RestartSec of systemd/edge-agent.service.
 RESTART_S = 2.0
-T = TypeVar("T")
 
 
 class Killed(BaseException):
@@ -126,18 +128,9 @@ class Life:
                 file.seek(segment.size_bytes)
                 file.write(data)
 
-    async def _spawn(self, on_event: Callable[..., None], on_death: Callable[..., None]) -> SimWorker:
+    async def _spawn(self, listener: WorkerListener) -> SimWorker:
         self.effect()
-        return await self._world.spawner(self._unless_dead(on_event), self._unless_dead(on_death))
-
-    def _unless_dead(self, told: Callable[[T], None]) -> Callable[[T], None]:
-        def tell(what: T) -> None:
-            if not self.dead:
-                # The worker that told it lives on for a moment.
-                with contextlib.suppress(Killed):
-                    told(what)
-
-        return tell
+        return await self._world.spawner(UnlessDead(self, listener))
 
     def _publish(self, message: Outbound) -> bool:
         if self.dead:
@@ -147,6 +140,26 @@ class Life:
         if not taken and "/reply" in message.topic:
             self.complain(f"the link does not take an answer: {message.payload[:80]!r}")
         return taken
+
+
+class UnlessDead:
+    """Passes on what a worker tells while the daemon that started it lives; the worker lives on for a moment."""
+
+    def __init__(self, life: Life, listener: WorkerListener) -> None:
+        self._life = life
+        self._listener = listener
+
+    def on_event(self, event: AnyEvent) -> None:
+        """See `ports.WorkerListener`."""
+        if not self._life.dead:
+            with contextlib.suppress(Killed):
+                self._listener.on_event(event)
+
+    def on_death(self, death: WorkerDeath) -> None:
+        """See `ports.WorkerListener`."""
+        if not self._life.dead:
+            with contextlib.suppress(Killed):
+                self._listener.on_death(death)
 
 
 class SimSpool(Spool):

@@ -10,6 +10,7 @@ from edge_agent.agent.acks import HELD
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
 from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.job import JobState
+from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER
 from edge_agent.core.request_table import ANSWERS_BYTES
 from tests.support.whole.clients import DEVICE, PREFIX
 from tests.support.whole.lives import outlived
@@ -122,9 +123,14 @@ class Rules:
                 self._say("queue", f"a job that does not wait stands in the queue of {served.name}")
 
     def _workers(self) -> None:
-        """A process belongs to a served, is being started, or is being ended."""
+        """A process belongs to a served model, is being started, or is being ended. A model has a worker only in the
+        states that may have one."""
         world = self._world
-        owned = {id(served.worker) for served in world.device.manager.every_served_model() if served.worker is not None}
+        served_models = world.device.manager.every_served_model()
+        owned = {id(served.worker.process) for served in served_models if served.worker is not None}
+        for served in served_models:
+            if served.worker is not None and served.lifecycle.state not in MAY_HAVE_WORKER:
+                self._say("lifecycle", f"{served.name} has a worker and is {served.lifecycle.state.value}")
         strays = [worker for worker in world.spawner.alive() if id(worker) not in owned and not worker._closing]
         for worker in world.spawner.alive():
             if worker.most_at_once > worker.sequences:

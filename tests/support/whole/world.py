@@ -223,7 +223,7 @@ class World:
 
     async def _lift(self, name: str) -> None:
         """A quarantine, as an operator does."""
-        if self.device.manager.served_models[name].phase.value == "quarantined":
+        if self.device.manager.served_models[name].lifecycle.published == "quarantined":
             self.lifted = True
             self.clients.order("load", {"model": name})
             await asyncio.sleep(30.0)

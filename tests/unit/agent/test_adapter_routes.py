@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.agent.model_manager import NO_ROOM_S
-from edge_agent.agent.served_model import Phase
 from edge_agent.base.limits import GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.core.adapter_routing import RoutingPolicy
@@ -54,12 +53,13 @@ def test_a_quarantined_merged_model_is_passed_by_and_a_cancel_finds_the_job() ->
         await device.cancel("1")
         await later(0.5)
         assert device.status("1") == 499
-        device.manager.served_models["a-merged"].phase = Phase.QUARANTINED
+        device.spawner.last.die("killed by SIGSEGV")
+        assert device.served("a-merged").lifecycle.published == "quarantined"
         await device.ask("2", {"text": "x", "adapter": "a"})
         await later(0.5)
         assert [job.model for job in device.context.requests.open_jobs()] == ["m"]
 
-    Device.run(scenario, *both(), plan=Plan(compute_s=None))
+    Device.run(scenario, *both(), plan=Plan(compute_s=None), quarantine_deaths=1)
 
 
 def test_while_memory_is_short_the_base_that_is_there_answers() -> None:
@@ -87,16 +87,20 @@ def test_while_memory_is_short_the_base_that_is_there_answers() -> None:
     Device.run(scenario, replace(one, variant=a_variant("m", 400, 400)), other, plan=Plan(compute_s=None))
 
 
-def test_the_choice_follows_what_is_installed_and_what_the_operator_prefers() -> None:
+def test_the_choice_follows_what_is_installed() -> None:
     async def scenario(device: Device) -> None:
         base = device.manager.served_models["m"]
         assert device.manager.runs(base, "a").name == "a-merged"
-        device.manager.rules = RoutingPolicy(prefer=("unmerged",))
-        device.manager.sync()
-        assert device.manager.runs(base, "a") is base
-        device.manager.rules = RoutingPolicy()
         device.library.remove("a-merged")
         device.manager.sync()
         assert device.manager.runs(base, "a") is base
 
     Device.run(scenario, *both())
+
+
+def test_the_choice_follows_what_the_operator_prefers() -> None:
+    async def scenario(device: Device) -> None:
+        base = device.manager.served_models["m"]
+        assert device.manager.runs(base, "a") is base
+
+    Device.run(scenario, *both(), ports={"routing": RoutingPolicy(prefer=("unmerged",))})

@@ -65,10 +65,10 @@ def test_no_probe_runs_while_requests_are_refused_for_heat_or_memory(monkeypatch
         device.probes["m"] = PROBES
         await device.ask("1")
         await later(1.0)
-        device.manager.closed = Closure(Cause.MEMORY, "no memory: 12 MiB are left")
+        device.manager.close_admission(Closure(Cause.MEMORY, "no memory: 12 MiB are left"))
         await ticks(device, 90)
         assert verdict(device) == (None, "not yet")
-        device.manager.closed = None
+        device.manager.open_admission()
         grant = device.context.grant
         device.context.grant = replace(grant, closed=Closure(Cause.HEAT, "too hot: 80.1 °C"))
         await ticks(device, 5)

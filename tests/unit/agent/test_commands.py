@@ -77,7 +77,7 @@ def test_load_and_unload() -> None:
     async def scenario(device: Device) -> None:
         await device.order("load", {"model": "m"}, "1")
         await settle()
-        assert device.spawner.running() == [device.served().worker]
+        assert device.spawner.running() == [device.served().worker.process]
         assert device.transport.reply("1")["result"]["footprint_bytes"] > 0
         await device.order("unload", {"model": "m"}, "2")
         await settle()

@@ -69,7 +69,7 @@ def test_where_the_host_runs_short_the_worker_that_holds_most_is_ended() -> None
         for name, held in (("a", 10), ("b", 30), ("c", 20)):
             await device.ask(name, model=name)
             await later(0.1)
-            device.served(name).footprint_bytes = held
+            device.served(name).note_footprint(held)
         device.manager.end_largest("the host is short of memory")
         await settle()
         assert [name for name in "abc" if device.served(name).worker is None] == ["b"]
@@ -90,7 +90,7 @@ def test_an_adapter_at_work_is_not_the_one_that_makes_room() -> None:
         device.spawner.last.plan = replace(device.spawner.last.plan, compute_s=None)
         await device.ask("at-work", {"text": "x", "adapter": names[0]})
         await settle()
-        served.attached.move_to_end(names[0], last=False)  # the least recently used, and at work
+        served.worker.attached.move_to_end(names[0], last=False)  # the least recently used, and at work
         await device.manager.ensure_attached(served, names[-1])
         assert names[0] in served.attached
         assert names[1] not in served.attached
@@ -103,11 +103,11 @@ def test_an_adapter_at_work_is_not_the_one_that_makes_room() -> None:
 def test_a_model_is_not_loaded_while_the_host_is_short_of_memory() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1", deadline_s=3.0)
-        device.manager.closed = Closure(Cause.MEMORY, "no memory: 1 MiB is left")
+        device.manager.close_admission(Closure(Cause.MEMORY, "no memory: 1 MiB is left"))
         await later(1.0)
         assert device.spawner.running() == []
         assert "no memory: 1 MiB is left" in [message for kind, message in device.events if kind == "load-failed"]
-        device.manager.closed = None
+        device.manager.open_admission()
         await later(1.0)
         assert device.status("1") == 200
 

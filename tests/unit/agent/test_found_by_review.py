@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from edge_agent.agent.served_model import Phase
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import BackendError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
@@ -177,12 +176,12 @@ def states(device: Device) -> list[tuple[str, str]]:
 def test_whoever_watches_from_afar_is_told_at_once_that_nothing_is_taken_and_that_it_is_again() -> None:
     async def scenario(device: Device) -> None:
         task = await running(device)
-        device.manager.closed = Closure(Cause.MEMORY, "no memory: 3 MiB are left")
+        device.manager.close_admission(Closure(Cause.MEMORY, "no memory: 3 MiB are left"))
         device.guard.look = _nothing  # type: ignore[method-assign]
         await later(2.0)
-        device.manager.closed = Closure(Cause.MEMORY, "no memory: 2 MiB are left")
+        device.manager.close_admission(Closure(Cause.MEMORY, "no memory: 2 MiB are left"))
         await later(2.0)
-        device.manager.closed = None
+        device.manager.open_admission()
         await later(2.0)
         assert states(device)[-2:] == [("degraded", "no requests are taken for want of memory"), ("online", "serving")]
         device.agent.stop("enough")
@@ -198,10 +197,10 @@ async def _nothing() -> None:
 def test_a_quarantine_is_in_the_status_within_a_second_and_gone_when_it_is_lifted() -> None:
     async def scenario(device: Device) -> None:
         task = await running(device)
-        device.served().phase = Phase.QUARANTINED
+        device.quarantine()
         await later(1.5)
         assert states(device)[-1] == ("degraded", "quarantined: m")
-        device.served().phase = Phase.ABSENT
+        device.served().lifecycle.lift_quarantine()
         await later(1.5)
         assert states(device)[-1] == ("online", "serving")
         device.agent.stop("enough")
@@ -224,7 +223,7 @@ def test_a_load_that_fails_for_every_request_is_told_once_in_a_while() -> None:
 
 def test_requests_to_a_quarantined_model_are_no_events() -> None:
     async def scenario(device: Device) -> None:
-        device.served().phase = Phase.QUARANTINED
+        device.quarantine()
         for number in range(5):
             await device.ask(str(number))
             await later(0.1)
@@ -239,7 +238,7 @@ def test_a_model_that_was_slow_to_load_once_is_loaded_for_those_who_cannot_wait_
 
     async def scenario(device: Device) -> None:
         device.context.costs.expect(device.served().cost_key, 16, 0.01)
-        device.served().load_s = 45.0
+        device.served().lifecycle.expect_load(45.0)
         await device.ask("1", deadline_s=10.0)
         refused = device.transport.reply("1")
         assert (refused["status"], "cannot meet the deadline: 45.0 s of queue" in refused["reason"]) == (503, True)
@@ -254,7 +253,7 @@ def test_a_model_that_was_slow_to_load_once_is_loaded_for_those_who_cannot_wait_
 def test_requests_that_cannot_wait_load_a_model_that_finds_no_room_once_a_minute() -> None:
     async def scenario(device: Device) -> None:
         device.context.costs.expect(device.served().cost_key, 16, 0.01)
-        device.served().load_s = 45.0
+        device.served().lifecycle.expect_load(45.0)
         device.sensors.held_bytes = lambda: 0
         device.sensors.set(ram_total=4e9, ram_available=1.0)
         for number in range(100):

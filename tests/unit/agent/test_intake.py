@@ -72,11 +72,11 @@ def test_who_would_be_overtaken_is_refused_at_the_door_and_the_urgent_are_not() 
 def test_a_load_under_way_counts_with_what_is_left_of_it() -> None:
     async def scenario(device: Device) -> None:
         served = device.manager.served_models["m"]
-        served.load_s = 6.0
+        served.lifecycle.expect_load(6.0)
         device.context.costs.learn(served.cost_key, 1, 1, 0.1, device.context.grant.threads)
         await device.ask("begins")
         await later(2.0)
-        assert served.phase.value == "loading"
+        assert served.lifecycle.published == "loading"
         await device.ask("short", {"text": "x", "deadline_s": 3.0})
         await device.ask("long", {"text": "x", "deadline_s": 5.0})
         assert device.transport.reply("short")["reason"].startswith("cannot meet the deadline: 4.1 s of queue")

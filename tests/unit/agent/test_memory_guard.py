@@ -99,7 +99,7 @@ def test_a_worker_is_ended_at_last_and_its_request_is_answered_by_its_successor(
         await later(5.0)
         await guard.look()
         assert not device.spawner.workers[0].alive
-        assert device.served("a").died(0.0, 2) is False, "it counts as no death"
+        assert not device.served("a").lifecycle.deaths_s, "it counts as no death"
         available(device, 900)
         device.spawner.plan.compute_s = 0.01
         for _ in range(30):

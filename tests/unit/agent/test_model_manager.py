@@ -117,7 +117,7 @@ def test_measured_bytes_replace_the_package_s() -> None:
         device.sensors.pss[4000] = 123 * MIB
         await device.ask("1")
         await later(0.1)
-        assert device.manager.ledger.predict(device.served().claim) == 123 * MIB
+        assert device.manager.ledger.predict(device.claim()) == 123 * MIB
 
     Device.run(scenario, a_model())
 
@@ -194,10 +194,8 @@ def test_a_new_variant_is_predicted_by_its_own_size() -> None:
         newer = a_variant("newer", peak_mib=900)
         device.library.change("m", variant=newer, variants=(newer,))
         device.watch.tick()
-        assert device.served().claim.stated_bytes == 900 * MIB
-        assert device.manager.ledger.predict(device.served().claim) == 450 * MIB, (
-            "the first one held half of what it said"
-        )
+        assert device.claim().stated_bytes == 900 * MIB
+        assert device.manager.ledger.predict(device.claim()) == 450 * MIB, "the first one held half of what it said"
 
     Device.run(scenario, a_model())
 
@@ -211,7 +209,8 @@ async def being_evicted(device: Device) -> None:
     for name in ("b1", "b2"):
         await device.ask(name, model=name)
         await later(0.1)
-    device.manager.served_models["b1"].load_s, device.manager.served_models["b2"].load_s = 0.1, 5.0
+    device.served("b1").lifecycle.expect_load(0.1)
+    device.served("b2").lifecycle.expect_load(5.0)
     device.spawner.plan.close_s = 2.0
     await device.ask("a", model="a")
     await later(0.5)
@@ -277,7 +276,7 @@ def test_models_that_are_only_to_be_resident_evict_nobody() -> None:
     async def scenario(device: Device) -> None:
         free(device, 700)
         for served in device.manager.served_models.values():
-            served.wanted = True
+            served.lifecycle.keep_resident(True, up_to_date=False)
             served.wake.set()
         await later(5.0)
         assert resident(device) == {"a"}
@@ -343,7 +342,7 @@ def test_a_model_that_grows_is_measured_again_and_its_figure_kept() -> None:
         await device.ask("2")
         await later(0.1)
         device.watch.tick()
-        assert device.manager.ledger.predict(device.served().claim) == 130 * MIB
+        assert device.manager.ledger.predict(device.claim()) == 130 * MIB
         assert device.served().footprint_bytes == 130 * MIB
 
     Device.run(scenario, a_model())
@@ -358,6 +357,6 @@ def test_what_the_gpu_took_during_a_load_is_the_model_s() -> None:
         device.sensors.set(nvmap_used=350.0 * MIB)
         await later(1.0)
         assert device.served().footprint_bytes == 400 * MIB
-        assert device.manager.ledger.predict(device.served().claim) == 400 * MIB
+        assert device.manager.ledger.predict(device.claim()) == 400 * MIB
 
     Device.run(scenario, a_model(), plan=Plan(load_s=1.0))

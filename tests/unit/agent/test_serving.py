@@ -259,7 +259,7 @@ def test_repeated_deaths_quarantine_the_model_with_503() -> None:
             await later(1.0)
             device.spawner.last.die()
             await settle()
-        assert device.served().phase.value == "quarantined"
+        assert device.served().lifecycle.published == "quarantined"
         assert "quarantined" in device.kinds()
         await device.ask("after")
         await settle()
@@ -311,7 +311,7 @@ def test_old_deaths_do_not_count() -> None:
             await later(0.5)
             device.spawner.last.finish()
             await later(500.0)
-        assert device.served().phase.value != "quarantined"
+        assert device.served().lifecycle.published != "quarantined"
         assert device.transport.statuses() == {str(index): [200] for index in range(6)}
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))

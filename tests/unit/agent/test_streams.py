@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.streams import END_S
 from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
@@ -255,7 +256,6 @@ def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None
         assert (reply["status"], "needs 8.0 GiB, this board can give" in reply["reason"]) == (503, True)
 
     async def shrunk(device: Device) -> None:
-        device.manager.sizer.wanted = GeneratorOverrides(shrink=True)
         device.sensors.set(ram_available=4.0 * 2**30)
         await device.ask("1", {"prompt": "x"})
         await later(0.1)
@@ -270,8 +270,9 @@ def test_where_only_the_worker_can_read_the_file_it_is_told_the_budget() -> None
         assert again == load, "what it held when it was shrunk is no reason to load it in full"
 
     model = replace(generator(), variant=variant, variants=(variant,))
-    for scenario in (refused, shrunk):
-        Device.run(scenario, model, plan=Plan(compute_s=None, sequences=2))
+    plan = Plan(compute_s=None, sequences=2)
+    Device.run(refused, model, plan=plan)
+    Device.run(shrunk, model, plan=plan, ports={"sizer": Sizer(GeneratorOverrides(shrink=True))})
 
 
 def test_a_retry_of_an_answered_stream_gets_the_whole_text_in_one_reply() -> None:
@@ -322,7 +323,9 @@ def test_a_grammar_that_ends_the_worker_is_its_clients_affair_alone() -> None:
             assert f"good{number}" not in device.transport.statuses(), "it waits for the successor"
             device.spawner.last.end(f"other/good{number}", "x")
             await settle()
-        assert device.served().phase.value == "ready", "four deaths in two minutes, and none of them the model's"
+        assert device.served().lifecycle.published == "ready", (
+            "four deaths in two minutes, and none of them the model's"
+        )
         await device.ask("again", program, client="c1")
         reply = device.transport.reply("again")
         assert (reply["status"], reply["retry_after_s"] > 0.0) == (503, True)
@@ -392,7 +395,7 @@ def test_a_worker_that_others_end_is_no_fault_of_the_grammar_inside_but_one_that
         await later(1.0)
         assert "tester/1" in device.spawner.last.inside, "it is tried again"
         await later(60.0)
-        device.server.overdue.end_silent()
+        device.server.deadlines.end_silent()
         await later(1.0)
         assert "this request's grammar or schema" in device.transport.reply("1")["reason"]
         await device.ask("2", program)

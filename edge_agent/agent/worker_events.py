@@ -1,0 +1,168 @@
+"""What becomes of the jobs inside a worker: its answers, its death, a cancel, a stop.
+
+A dead worker's jobs go back to the queue once; a job that was inside two workers when they died is answered with 500.
+`ModelManager` passes on what each worker tells, so the handler is made before the manager and knows no loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from edge_agent.agent.context import Context
+from edge_agent.agent.ports import Worker
+from edge_agent.agent.served_model import ServedModel
+from edge_agent.base.causes import Cause, WorkerDeath
+from edge_agent.base.errors import WorkerError
+from edge_agent.core.grammar_bans import brings_program, by_itself
+from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
+from edge_agent.core.model_lifecycle import ModelState
+from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobFailed, TextChunk
+
+
+class Answers(Protocol):
+    """How jobs are answered; `agent.respond.Responder`."""
+
+    def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
+        """A status other than 200; the job's state follows from it, and `cause` is what telemetry counts."""
+        ...
+
+    def expire(self, job: Job) -> None:
+        """The deadline passed: no answer."""
+        ...
+
+    def part(self, job: Job, text: str) -> bool:
+        """A part of a streamed answer; False when it cannot be sent now."""
+        ...
+
+    def done(self, job: Job, served: ServedModel, event: JobDone) -> None:
+        """The worker's answer."""
+        ...
+
+
+class WorkerEventHandler:
+    """Answers jobs by what their worker says, or ends them without it.
+
+    `quarantine_deaths`: deaths within the quarantine window after which a model is left alone; 0: never.
+    """
+
+    def __init__(self, context: Context, answers: Answers, quarantine_deaths: int) -> None:
+        self._context = context
+        self._answers = answers
+        self._quarantine_deaths = quarantine_deaths
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    # ---- what a worker tells ---------------------------------------------------------------------------------------
+
+    def take_event(self, served: ServedModel, event: AnyEvent) -> None:
+        """A worker says something about a job, or that it is alive."""
+        now_s = self._context.clock.monotonic_s()
+        if served.worker is not None:
+            served.worker.hear(now_s)
+        if isinstance(event, Heartbeat):
+            return
+        job = served.running.get(event.id)
+        if job is None:
+            return
+        if isinstance(event, TextChunk):
+            if job.state is JobState.RUNNING and not self._answers.part(job, event.text):
+                self.stop(served, job, 503, Cause.UNAVAILABLE, "a part of it could not be sent")
+            return
+        if isinstance(event, JobDone):
+            self._learn(served, job, event)
+        served.leave(job)
+        served.lifecycle.answered()
+        if isinstance(event, JobFailed) and event.costly:
+            served.grammar_bans.note(job.key[0], now_s)
+        if job.state is JobState.RUNNING:  # else it was answered meanwhile: cancelled, or too late
+            self._answer(served, job, event, now_s)
+
+    def _answer(self, served: ServedModel, job: Job, event: JobDone | JobFailed, now_s: float) -> None:
+        if isinstance(event, JobFailed):
+            self._answers.refuse(job, event.status, event.cause, event.reason)
+        elif job.deadline_s <= now_s:
+            self._answers.expire(job)
+        else:
+            if event.generated is not None and event.results[0]["finish_reason"] == "deadline":
+                self._announce_stop(served, job, "its deadline came; what there is of it was sent")
+            self._answers.done(job, served, event)
+
+    def _learn(self, served: ServedModel, job: Job, event: JobDone) -> None:
+        """Take the compute time of an answer into the cost model, also when nobody waits for it any more: the slow
+        ones are late. A batch is learned once, by its longest text: all its rows were padded to that."""
+        costs, threads = self._context.costs, self._context.grant.threads
+        compute_s = event.compute_ms / 1000.0
+        if event.generated is not None:
+            # An answer may be cut short, its first token not: that is what a deadline must leave time for.
+            costs.learn(served.cost_key, 1, job.size_bytes, event.generated.prompt_ms / 1000.0, threads)
+            costs.learn(served.whole_cost_key, 1, job.size_bytes, compute_s, threads)
+        elif served.worker is not None and served.worker.is_new_cost(event.batch, compute_s):
+            row_bytes = max(inside.size_bytes // inside.rows for inside in (job, *served.running.values()))
+            costs.learn(served.cost_key, event.batch, row_bytes * event.batch, compute_s, threads)
+
+    def take_death(self, served: ServedModel, death: WorkerDeath) -> None:
+        """The worker is gone: its jobs wait again, or are answered when they were inside a dead worker twice."""
+        now_s = self._context.clock.monotonic_s()
+        evicted = served.lifecycle.state is ModelState.EVICTING
+        jobs = list(served.running.values())
+        programs = [job for job in jobs if by_itself(death.cause) and brings_program(job.params)]
+        quarantined = served.worker_died(now_s, self._quarantine_deaths, requests_fault=bool(programs))
+        if programs and not evicted:
+            served.grammar_bans.count(now_s)
+            if len(programs) == 1:  # of several it cannot be told which one it was: no client is banned then
+                served.grammar_bans.note(programs[0].key[0], now_s)
+        self._context.announce(
+            "worker-died", f"model {served.name!r}: {death.reason}", {"model": served.name, "jobs": len(jobs)}
+        )
+        for job in jobs:
+            if job.state is JobState.RUNNING:
+                self._requeue(served, job, death.reason, evicted, job in programs)
+        served.clear_running()
+        if quarantined:
+            deaths = len(served.lifecycle.deaths_s)
+            text = f"model {served.name!r} is left alone after {deaths} worker deaths; `edge-agent load` lifts this"
+            self._context.announce("quarantined", text, {"model": served.name})
+
+    def _requeue(self, served: ServedModel, job: Job, reason: str, evicted: bool, program: bool) -> None:
+        """A job was inside when its worker died: it waits again, unless it began to be answered or may be the cause."""
+        if job.parts:
+            self.stop(served, job, 500, Cause.WORKER_DIED, f"its worker died: {reason}")
+        elif program and not evicted:
+            why = f"the worker died with this request's grammar or schema: {reason}"
+            self._answers.refuse(job, 500, Cause.WORKER_DIED, why)
+        elif job.attempts >= MAX_ATTEMPTS and not evicted:
+            self._answers.refuse(job, 500, Cause.WORKER_DIED, f"the worker died twice with this request: {reason}")
+        else:
+            job.to(JobState.QUEUED)
+            served.queue.add(job)
+
+    # ---- ends that the worker does not bring about -----------------------------------------------------------------
+
+    def cancel(self, served: ServedModel, job: Job) -> None:
+        """Answer a job with 499 and take it out of the queue or the worker."""
+        self._end(served, job, 499, Cause.CANCELLED, "cancelled by the client")
+
+    def stop(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
+        """End a running answer, say so in an event, and take it out of the worker."""
+        self._announce_stop(served, job, reason)
+        self._end(served, job, status, cause, reason)
+
+    def _announce_stop(self, served: ServedModel, job: Job, reason: str) -> None:
+        data = {"model": served.name, "id": job.key[1], "parts": job.parts}
+        self._context.announce("stream-stopped", f"an answer of model {served.name!r} was stopped: {reason}", data)
+
+    def _end(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
+        was_running = job.state is JobState.RUNNING
+        served.queue.remove(job)
+        self._answers.refuse(job, status, cause, reason)
+        if was_running and served.worker is not None:
+            task = asyncio.create_task(self._take_back(served, served.worker.process, job))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _take_back(self, served: ServedModel, worker: Worker, job: Job) -> None:
+        """Ask the worker to drop a job that was answered already. It does so between two steps, a generator within."""
+        with contextlib.suppress(WorkerError):
+            if await worker.cancel(job.job_id):
+                served.leave(job)
