@@ -22,7 +22,7 @@ NOT_LEARNED = -100
 
 
 class EncodedRow(NamedTuple):
-    """A row: `ids`, the same as `labels` where learned (else NOT_LEARNED), and where its last answer begins."""
+    """A tokenised row: `ids`, `labels` (the id where learned, else NOT_LEARNED), where the last answer begins."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -31,7 +31,7 @@ class EncodedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of exactly one length for training: places restart with every packed row, so attention can tell them."""
+    """Rows of exactly one length for training. `places` restart at 0 with every row, which bounds its attention."""
 
     ids: list[list[int]]
     labels: list[list[int]]
@@ -58,14 +58,14 @@ class ChatTokenizer:
             raise ConfigError("the model names no token that ends a text (eos)", str(folder))
 
     def prompt(self, row: Row) -> str:
-        """The text before the last answer, as a device gets it after its template; empty for a plain text."""
+        """The prompt of the last answer, as a device renders it; empty for a plain text."""
         if row[-1].role == TEXT:
             return ""
         turns = row[:-1]
         return turns[-1].text if self.template is None else self._render(self.template, turns, ask=True)
 
     def encode(self, row: Row) -> EncodedRow:
-        """A row with everything that the model is to learn, the end token included."""
+        """The tokens of a row, the end token included."""
         if row[-1].role == TEXT:
             ids = (*self.ids(row[-1].text, begins=True), self.ends[0])
             return EncodedRow(ids, ids, 0)

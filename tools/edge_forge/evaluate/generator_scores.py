@@ -16,7 +16,7 @@ Answer = Callable[[Sequence[Sequence[int]]], list[str]]
 
 
 class EvaluationSet(NamedTuple):
-    """What is asked: rows, how long they may be, and how long an answer."""
+    """The rows that scores are taken on, the longest row and the longest answer in tokens, and their tokenizer."""
 
     tokenizer: ChatTokenizer
     rows: Sequence[Row]

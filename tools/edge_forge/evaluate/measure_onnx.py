@@ -67,7 +67,7 @@ class ProcessMemory(NamedTuple):
 
 
 def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
-    """What the device would compute for `texts`, in order. Raises BackendError."""
+    """The outputs that a device computes for `texts`, in order. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     rows = [encoded.ids for encoded in tokenizer.encode(texts)]
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -79,7 +79,7 @@ def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
 
 
 def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:
-    """How the variant's tokenizer takes `texts`: bytes, tokens, unknown tokens. Raises BackendError."""
+    """How the variant's tokenizer splits `texts`: bytes, tokens, unknown tokens of each. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     return tokens.wording(texts, tokenizer.encode(texts))
 
@@ -128,7 +128,7 @@ def memory(subject: OnnxSubject) -> ProcessMemory:
 
 
 def runtime(name: str = "onnx") -> Capabilities:
-    """What the runtime on this host is. Raises BackendError when it is not installed."""
+    """The capabilities of the runtime on this host. Raises BackendError when it is not installed."""
     found = registry.create(name).probe()
     if not isinstance(found, Capabilities):
         raise BackendError(found.reason, name, found.remedy)
@@ -170,7 +170,7 @@ def _peak_bytes() -> int:
 
 
 def main() -> int:
-    """Read a Subject as JSON, print a Memory as JSON."""
+    """Read an `OnnxSubject` as JSON, print a `ProcessMemory` as JSON."""
     fields: dict[str, Any] = json.loads(sys.stdin.read())
     for name in ("model", "tokenizer", "adapter"):
         fields[name] = None if fields[name] is None else Path(fields[name])

@@ -39,7 +39,7 @@ _DIGITS = 7
 
 
 class VariantOutputs(NamedTuple):
-    """What a variant gave: features [texts][hidden] and, with a head, logits [texts][labels]."""
+    """Outputs of a variant: features [texts][hidden] and, with a head, logits [texts][labels]."""
 
     features: Sequence[Sequence[float]]
     logits: Sequence[Sequence[float]] | None = None

@@ -27,7 +27,7 @@ class RecipePlan(Protocol):
 
     @property
     def steps(self) -> StepRunner:
-        """What runs the steps, with the build folder and the progress lines."""
+        """The runner of the steps; it holds the build folder and the progress lines."""
 
     @property
     def signer(self) -> PackageSigner:
@@ -62,7 +62,7 @@ class RecipeParts:
 
 @dataclass(frozen=True)
 class ReportParts:
-    """What is shown of a build, and of several beside each other."""
+    """The reports of a kind: of one build, and of several runs side by side."""
 
     report: Callable[[Figures], list[Block]]
     score_lines: Callable[[Figures], list[str]]

@@ -24,8 +24,7 @@ def kind(name: str) -> Kind:
 
 
 def kind_of(document: Mapping[str, Any]) -> Kind:
-    """The kind of a recipe's parsed TOML; the default one where it names none or one that is not known, which the
-    default's schema then refuses by name."""
+    """The kind of a recipe's parsed TOML. Without a known `task.kind`: the default, whose schema refuses others."""
     task = document.get("task")
     name = task.get("kind", DEFAULT) if isinstance(task, dict) else DEFAULT
     return kind(name if isinstance(name, str) and name in KINDS else DEFAULT)

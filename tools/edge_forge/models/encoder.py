@@ -21,7 +21,7 @@ _QKV = frozenset({"query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_l
 
 
 class _Through(nn.Module):
-    """Stands where a frozen module stood: returns what is already known at its place."""
+    """Replaces a frozen module: returns its input, which is that module's known output."""
 
     def forward(self, hidden_states: torch.Tensor | None = None, *_: object, **named: Any) -> torch.Tensor:
         """The hidden states as given (a layer), or `inputs_embeds` (embeddings)."""

@@ -47,8 +47,8 @@ class SequenceClassifier(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """{"loss" (with labels), "logits"}; the loss is the mean over rows of weighted, smoothed cross-entropy.
 
-        With `consistency` every row is seen twice while training, other tokens hidden each time, and the two answers
-        are held together: + consistency * (KL(p|q) + KL(q|p)) / 2 (R-Drop, Liang et al. 2021).
+        With `consistency` every row is computed twice in training, with other tokens hidden each time, and the distance
+        of the two answers is added: + consistency * (KL(p|q) + KL(q|p)) / 2 (R-Drop, Liang et al. 2021).
         """
         twice = self.training and self.consistency > 0.0 and labels is not None
         if twice:

@@ -61,7 +61,7 @@ def task_of(recipe: ClassifierRecipe, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[VariantSource]:
-    """The variants of a model, with what was measured; where it `answers` by itself, also what its test set is like."""
+    """The variants of a model with their figures; a model that `answers` alone also carries its drift reference."""
     return [
         VariantSource(
             weights=graph.path,
@@ -83,8 +83,8 @@ def numbers(graph: OnnxVariant) -> dict[str, float]:
 
 
 def drift_reference(graph: OnnxVariant) -> dict[str, float]:
-    """What the test set is like, for the device to see drift: histograms of top scores and of how texts fall apart, and
-    the share of unknown tokens. Empty where nothing was measured."""
+    """The drift reference of the test set: histograms of top scores and of tokens per byte, and the share of unknown
+    tokens. A device compares its own requests with it. Empty where nothing was measured."""
     figures = graph.figures or {}
     found: dict[str, float] = {}
     for kind in get_args(Kind):

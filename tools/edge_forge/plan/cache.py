@@ -28,7 +28,7 @@ from edge_forge.progress import Progress, duration, size
 
 _CHUNK_BYTES = 1 << 20
 UNUSED_DAYS = 14
-"""A result that no build asked for in so many days is removed; the next build that needs it makes it again."""
+"""Days after which a result that no build asked for is removed; the next build that needs it makes it again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ _POOL_BATCHES = 50
 
 
 class RowDataset(Dataset[int]):
-    """Rows by number; what a number stands for is looked up by `collate`, batch-wise."""
+    """Rows by number; `collate` looks up the numbers of a batch at once."""
 
     def __init__(self, rows: TokenizedRows, kept: KeptStates | None) -> None:
         self.rows = rows

@@ -34,7 +34,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy
 
 @dataclass
 class _Run:
-    """One run and what is gathered about it on the way."""
+    """One run and the figures of its record."""
 
     job: ClassifierJob
     report: Callable[[str, float], None]

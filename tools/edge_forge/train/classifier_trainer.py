@@ -42,7 +42,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after one step."""
+        """Add the weights after one step to the average."""
         if not self._kept:
             return
         self.steps += 1
@@ -60,7 +60,7 @@ class Average:
 
 @dataclass
 class Curves:
-    """What was seen while training, one entry per evaluation; losses in nats, scores in 0..1."""
+    """The evaluations of a run, one entry each; losses in nats, scores in 0..1."""
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best: int = -1

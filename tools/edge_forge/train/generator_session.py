@@ -38,7 +38,7 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 
 @dataclass
 class _Run:
-    """One run and what is gathered about it on the way."""
+    """One run and the figures of its record."""
 
     job: GeneratorJob
     report: Callable[[str, float], None]

@@ -146,7 +146,7 @@ def load_adapter(path: Path) -> dict[str, torch.Tensor]:
 
 
 def apply_adapter(encoder: Encoder, tensors: Mapping[str, torch.Tensor], merged: bool) -> None:
-    """Put a device-form adapter on an encoder for inference: folded into the weights, or as added branches.
+    """Apply a device-form adapter to an encoder for inference: folded into the weights, or as added branches.
 
     Raises ConfigError when a tensor names a module that the encoder lacks or has another shape.
     """

@@ -41,7 +41,7 @@ def _same(model: Any) -> Any:
 
 
 def _keep_forward(model: Any, precision: str) -> None:
-    """A model that computes its steps in the same way at every precision."""
+    """Change nothing: the model computes in the same way at every precision."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class _Bench:
     def time(self, name: str, tokens: int, precision: str) -> float:
         """Least milliseconds of the batch at `tokens` at once, after one warm-up; kept under `name`.
 
-        Where the warm-up alone uses up the time for measuring, it has to do.
+        Where the warm-up alone uses up the time for measuring, its time is taken.
         """
         self.compute_for(precision)
         taken_ms = [self._step(tokens, precision)]
@@ -155,7 +155,7 @@ class _Bench:
         return self.keep(name, taken_ms)
 
     def in_turn(self, cases: dict[str, tuple[int, str]]) -> dict[str, float]:
-        """Least milliseconds per case (threads, precision), timed in turn, so that a busy moment hits all alike."""
+        """Least milliseconds per case (threads, precision), timed in turn, so that other load affects all alike."""
         taken_ms: dict[str, list[float]] = {name: [] for name in cases}
         for turn in range(_TURNS + 1):
             if turn > 1 and self.spent:
@@ -167,7 +167,7 @@ class _Bench:
         return {name: self.keep(name, found[1:]) for name, found in taken_ms.items()}
 
     def keep(self, name: str, taken_ms: list[float]) -> float:
-        """Keep the least under `name` and return it: what else runs on the machine only ever adds."""
+        """Keep the least under `name` and return it: other programs on the machine only add time."""
         self.measured_ms[name] = round(min(taken_ms), 3)
         return self.measured_ms[name]
 

@@ -154,7 +154,7 @@ def _check_gemma3(config: Mapping[str, Any]) -> None:
 
 
 def _check_layers(config: Mapping[str, Any], period: int) -> None:
-    """llama.cpp takes every `period`th layer of the family to see everything, and the others a window."""
+    """Raise unless every `period`th layer attends to everything and the others to a window, as llama.cpp assumes."""
     for place, kind in enumerate(config.get("layer_types") or (), 1):
         if (kind == "full_attention") != (place % period == 0):
             raise ConfigError(f"layer {place} has {kind!r}, which llama.cpp would compute otherwise", "base.source")

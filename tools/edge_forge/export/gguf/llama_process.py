@@ -26,7 +26,7 @@ _PIECE_BYTES = 256
 
 
 class LlamaRefusal(Exception):
-    """llama.cpp would not; the text says what it logged."""
+    """llama.cpp refused a request; the text is what it logged."""
 
 
 def _library() -> Any:

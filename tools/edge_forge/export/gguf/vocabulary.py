@@ -200,7 +200,7 @@ def _prepends(found: Mapping[str, Any]) -> bool:
 
 
 def _ends(folder: Path, options: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts BOS before a text and EOS behind it, found by letting it encode one."""
+    """Whether the tokenizer puts BOS before a text and EOS behind it, found by encoding a text."""
     from tokenizers import Tokenizer
 
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -228,7 +228,7 @@ def _special(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json and special_tokens_map.json say."""
+    """The merged contents of tokenizer_config.json and special_tokens_map.json."""
     return {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
 
 

@@ -36,7 +36,7 @@ _SEED = 2
 
 @dataclass(frozen=True)
 class Bank:
-    """What the bank takes: modules by the training step's `targets` from `first_layer` up, rank, labels."""
+    """Limits of an adapter bank: modules by the training step's `targets` from `first_layer` up, rank, labels."""
 
     targets: Sequence[str] = ("all",)
     first_layer: int = 0
@@ -130,7 +130,7 @@ def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str) -> onn
 
 
 def _longest(encoder: Encoder) -> int:
-    """Tokens that the base has positions for."""
+    """The largest number of tokens that the base has positions for."""
     return int(getattr(encoder.model.config, "max_position_embeddings", 512))
 
 
