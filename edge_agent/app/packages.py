@@ -12,9 +12,9 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
 from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.gguf_header import header_at
-from edge_agent.bundle.probes import ProbeOutputs
+from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.config.load import load
@@ -25,11 +25,11 @@ from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.worker_messages import LoadMemory, RuntimeAvailable, StepLimits
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
+from edge_agent.sensors.time_sync import ClockSync, clock_sync
 from edge_agent.store.install import InstallReport
-from edge_agent.store.install_context import InstallContext, ProbeOutcome, ProbeRequest, Progress, silent
+from edge_agent.store.install_context import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import become_owner, running_daemon
-from edge_agent.store.timesync import synchronised
 from edge_agent.worker import one_shot as workers
 
 
@@ -62,15 +62,22 @@ class WorkerProber:
         run = workers.trial_run(
             self._options, replace(model, variant=variant), questions, self._limits, self._sensors.sample_power, memory
         )
-        measured = tuple(ProbeOutputs(outputs.features, outputs.logits) for outputs in run.outputs)
+        outputs = tuple(ProbeOutputs(one.features, one.logits) for one in run.outputs)
         energy, board = run.energy, self._sensors.board
         usual = wiring.utilisation(board)
         if energy.joules is None and board.power is None and usual is not None:
             energy = estimated(usual, self._limits.threads, run.latency_ms / 1000.0)
-        return ProbeOutcome(
-            measured, run.load_s, run.peak_bytes, run.latency_ms, run.text_bytes, energy.joules, energy.method,
-            run.adapters,
-        )  # fmt: skip
+        figures = TrialFigures(
+            run.latency_ms,
+            run.peak_bytes,
+            run.load_s,
+            run.text_bytes,
+            energy.joules,
+            energy.method,
+            energy.estimated,
+        )
+        adapters = {name: TrialFigures(ms, 0, 0.0, size) for name, (ms, size) in run.adapters.items()}
+        return ProbeOutcome(outputs, figures, adapters)
 
 
 def trust(settings: Settings) -> Trust | None:
@@ -91,19 +98,20 @@ def open_library(settings: Settings, again: bool = False) -> ModelStore:
     runtimes = tuple(name for name in names if isinstance(backends[name], RuntimeAvailable))
     ram_bytes = _ceiling_bytes(settings, suite)
     features = read_cpu_features(settings.sensors.sysroot) or None
-    setup = InstallContext(
+    context = InstallContext(
         prober=WorkerProber(settings, suite, ram_bytes),
         hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
         trust=trust(settings),
         allow_unsigned=settings.store.allow_unsigned,
-        time_trusted=lambda: synchronised(settings.sensors.sysroot),
+        # Only a proven synchronisation may call a release expired.
+        time_trusted=lambda: clock_sync(settings.sensors.sysroot) is ClockSync.SYNCHRONISED,
         reserve_bytes=settings.store.reserve_bytes,
-        wishes=wiring.wishes(settings),
+        selection=wiring.selection_policy(settings),
         keep_all=settings.models.keep == "all",
         measure=settings.models.measure,
         again=again,
     )
-    return ModelStore(wiring.store_dir(settings), setup)
+    return ModelStore(wiring.store_dir(settings), context)
 
 
 def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
@@ -194,6 +202,13 @@ def models(config: Path | None) -> list[dict[str, Any]]:
     ]
 
 
+def _figure_fields(figures: TrialFigures) -> dict[str, Any]:
+    """A trial's figures as JSON has them; that energy is an estimate stands in `energy_method`."""
+    fields = asdict(figures)
+    del fields["energy_estimated"]
+    return fields
+
+
 def _form_fields(form: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
     """Where an adapter is installed merged as well: which of the two runs, and why."""
     return {} if form is None else {"merged": form.merged, "form": form.why}
@@ -217,7 +232,7 @@ def _model_fields(
                 "accuracy": one.accuracy,
                 "size_bytes": one.size_bytes,
                 "kept": bool(one.files),
-                "measured": None if one.measured is None else asdict(one.measured),
+                "measured": None if one.measured is None else _figure_fields(one.measured),
             }
             for one in model.variants
         ],

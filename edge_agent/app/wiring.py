@@ -88,7 +88,7 @@ def utilisation(board: Board) -> UtilisationModel | None:
     return UtilisationModel(board.name, prior.idle_w, prior.full_w, board.cores)
 
 
-def wishes(settings: Settings) -> SelectionPolicy:
+def selection_policy(settings: Settings) -> SelectionPolicy:
     """Which variant the operator wants."""
     models = settings.models
     return SelectionPolicy(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))

@@ -29,8 +29,11 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrialFigures:
-    """What a variant did on this device at the install: compute time of one text of `text_bytes`, bytes held by its
-    worker, seconds to load, and joules of such a text (None: `energy_method` is the reason)."""
+    """What a trial on this device measured: compute time of one text of `text_bytes`, bytes held by the worker, seconds
+    to load, and joules of such a text (None: `energy_method` is the reason).
+
+    `energy_estimated`: the joules come from the board's published power, not from a sensor.
+    """
 
     latency_ms: float
     peak_bytes: int
@@ -38,6 +41,7 @@ class TrialFigures:
     text_bytes: int
     joules: float | None = None
     energy_method: str = ""
+    energy_estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ between the features with it and without it, both measured on this device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from edge_agent.base import limits
+from edge_agent.bundle.catalog import TrialFigures
 from edge_agent.bundle.jsonio import Document
 from edge_agent.bundle.manifest import Word
 
@@ -60,6 +61,24 @@ class ProbeOutputs:
 
     features: Sequence[Sequence[float]]
     logits: Sequence[Sequence[float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Run these texts with an adapter of the model, or without one (None)."""
+
+    adapter: str | None
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutcome:
+    """What a trial's worker measured: outputs per request, in order, the figures of the model (None: it was not timed),
+    and of a text with each adapter."""
+
+    outputs: tuple[ProbeOutputs, ...]
+    figures: TrialFigures | None = None
+    adapters: Mapping[str, TrialFigures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

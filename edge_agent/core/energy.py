@@ -139,10 +139,11 @@ def _measured_w(before: Reading | None, after: Reading, now_s: float) -> float |
 
 @dataclass(frozen=True, slots=True)
 class TextEnergy:
-    """Joules of one text and the method, or None and the reason in the method's place."""
+    """Joules of one text and the method, or None and the reason in the method's place. `estimated`: not by a sensor."""
 
     joules: float | None
     method: str
+    estimated: bool = False
 
 
 def enough_samples(samples: Sequence[Reading], elapsed_s: float) -> bool:
@@ -169,7 +170,7 @@ def per_text(samples: Sequence[Reading], elapsed_s: float, texts: int) -> TextEn
 
 def estimated(model: UtilisationModel, threads: int, latency_s: float) -> TextEnergy:
     """Energy of a text on a known board without a sensor: its power at full load on `threads`, times `latency_s`."""
-    return TextEnergy(model.watts(threads) * latency_s, model.method("the time of one text"))
+    return TextEnergy(model.watts(threads) * latency_s, model.method("the time of one text"), estimated=True)
 
 
 def _changes(samples: Sequence[Reading]) -> list[int]:

@@ -15,6 +15,7 @@ from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import default_reserve_bytes
 from edge_agent.lifecycle.doctor_facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
+from edge_agent.sensors.time_sync import ClockSync
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
 
@@ -161,10 +162,10 @@ def _clock(facts: DoctorFacts) -> Iterator[Check]:
         yield Check(
             "clock", "fail", text, "let it be set from the network (timedatectl set-ntp true) or add a battery clock"
         )
-    elif facts.clock_synchronised is False:
+    elif facts.clock_sync is ClockSync.UNSYNCHRONISED:
         yield Check("clock", "warn", "plausible, but not set from the network", "timedatectl set-ntp true")
     else:
-        yield Check("clock", "ok", "set" if facts.clock_synchronised else "plausible")
+        yield Check("clock", "ok", "plausible" if facts.clock_sync is ClockSync.UNKNOWN else "set")
 
 
 def _runtimes(facts: DoctorFacts) -> Iterator[Check]:

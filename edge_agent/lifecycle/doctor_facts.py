@@ -18,6 +18,7 @@ from edge_agent.protocol.worker_messages import RuntimeAvailable, RuntimeReport
 from edge_agent.sensors.boards import Board, read_cpu_features
 from edge_agent.sensors.memory import memory_controller
 from edge_agent.sensors.suite import SensorSuite
+from edge_agent.sensors.time_sync import ClockSync, clock_sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class DoctorFacts:
     trust_root_exists: bool = False
     allow_unsigned: bool = False
     wall_s: float | None = None
-    clock_synchronised: bool | None = None
+    clock_sync: ClockSync = ClockSync.UNKNOWN
     runtimes: tuple[RuntimeProbe, ...] | None = None
     broker: BrokerProbe | None = None
     service: ServiceStatus | None = None
@@ -113,8 +114,6 @@ DEVICES = (
 )
 LARGEST = 3
 """Programs that a finding about memory names."""
-SYNCHRONISED = ("run/systemd/timesync/synchronized", "run/chrony")
-"""timesyncd's mark; chrony's folder is taken for a running chrony, which sets the clock when it can."""
 
 
 def survey(
@@ -157,7 +156,7 @@ def survey(
         trust_root_exists=settings.store.trust_root.is_file(),
         allow_unsigned=settings.store.allow_unsigned,
         wall_s=clock.wall_s(),
-        clock_synchronised=_synchronised(root),
+        clock_sync=clock_sync(root),
         runtimes=runtimes,
         broker=broker,
         service=service,
@@ -214,10 +213,3 @@ def _state(settings: Settings) -> StateFolder:
     except OSError:
         return StateFolder(path, path.exists(), False, 0, reserve)
     return StateFolder(path, True, os.access(path, os.W_OK | os.X_OK), free.f_bavail * free.f_frsize, reserve)
-
-
-def _synchronised(root: Path) -> bool | None:
-    """True when something has set the clock; False when timesyncd runs and has not; None when nothing can be said."""
-    if any((root / name).exists() for name in SYNCHRONISED):
-        return True
-    return False if (root / "run/systemd/timesync").is_dir() else None

@@ -1,1 +1,1 @@
-"""The packages on this device: stage, verify, probe, switch, roll back."""
+"""The packages on this device: verify, stage, try, switch, roll back."""

@@ -1,4 +1,4 @@
-"""Content-addressed files of the store: paths, verified reads, and what goes away. `staging` writes them."""
+"""Content-addressed files of the store: paths, verified reads and garbage collection. `install` writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_agent.store.disk import sync_folder
 
 
 class Blobs:
-    """`blobs/sha256/<hex>` and the folder for unfinished ones beside it."""
+    """The folder `blobs/sha256/<hex>` and the folder for blobs that are not finished."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "blobs" / "sha256"
@@ -27,18 +27,18 @@ class Blobs:
         self.unfinished.mkdir(exist_ok=True)
 
     def path(self, digest: str) -> Path:
-        """Where a blob stands or would stand."""
+        """The path of a blob, present or not."""
         return self.folder / digest.removeprefix("sha256:")
 
     def whole(self, found: Descriptor) -> bool:
-        """True when the blob is there with its size; its bytes are not read."""
+        """True when the blob is present with its size; its bytes are not read."""
         try:
             return self.path(found.digest).stat().st_size == found.size
         except FileNotFoundError:
             return False
 
     def intact(self, found: Descriptor) -> bool:
-        """True when the blob is there and its bytes have its digest."""
+        """True when the blob is present and its bytes have its digest."""
         return self.whole(found) and self.digest_of(self.path(found.digest)) == found.digest
 
     def digest_of(self, path: Path) -> str:
@@ -50,7 +50,7 @@ class Blobs:
         return "sha256:" + running.hexdigest()
 
     def fetch(self, found: Descriptor, limit_bytes: int) -> bytes:
-        """The bytes of a small blob, verified. Raises PackageError. (A `contents.Fetch`.)"""
+        """The bytes of a small blob, verified; a `contents.Fetch`. Raises PackageError."""
         where = f"blob {found.digest[7:19]}"
         check_size(found.size, limit_bytes, where)
         try:
@@ -60,7 +60,7 @@ class Blobs:
         return check_bytes(found, data, where)
 
     def sync(self) -> None:
-        """Make the names of placed blobs durable."""
+        """Make the directory entries of renamed blobs durable."""
         sync_folder(self.folder)
 
     def names(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Blobs:
         return tuple(sorted(f"sha256:{name}" for name in (path.name for path in self.folder.iterdir())))
 
     def keep_only(self, digests: Iterable[str]) -> int:
-        """Delete every other blob and all unfinished ones; returns the bytes that came free."""
+        """Delete every other blob and all unfinished ones; returns the bytes freed."""
         kept = {digest.removeprefix("sha256:") for digest in digests}
         freed = 0
         for folder, names in ((self.folder, kept), (self.unfinished, set[str]())):

@@ -1,7 +1,7 @@
-"""The named moments of an install at which the power may go. The kill tests take them from here, every one.
+"""The named points of a change at which a crash is tested: the kill tests cover every one of them.
 
-Before 'switched' a reopened store shows the old state, from there on the new one; nothing lies between, because one
-rename of one record is the whole switch.
+Before 'switched' a reopened store shows the old state, from there on the new one. There is no state between, because
+one rename of one file is the whole switch. A file of its own, so that the tests and the store share one list.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ INSTALL_POINTS: Final = (
     "committed",
 )
 ROLLBACK_POINTS: Final = ("record-written", "switched", "collected")
-"""Of a rollback, and of a removal."""
+"""The points of a rollback and of a removal."""
 
 At = Callable[[str], None]
 """Called with the name of each point as it is reached."""
 
 PHASES: Final = ("opened", "verified", "staged", "probing", "switched", "committed")
-"""The points that an operator is told about."""
+"""The points that are reported to the operator as progress."""
 
 
 def nowhere(_point: str) -> None:
-    """The hook of production: nothing happens at a point."""
+    """The hook in production: does nothing."""

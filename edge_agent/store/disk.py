@@ -1,4 +1,7 @@
-"""Writing so that a power cut leaves the old file or the new one: tmp, fsync, rename, fsync of the folder."""
+"""Atomic and durable writes: temporary file, fsync, rename, fsync of the folder.
+
+A power cut at any moment leaves the old file or the new one.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the directory entries of a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -40,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 def replace_file(path: Path, data: bytes, written: Callable[[], None] = lambda: None) -> None:
     """Put `data` in the place of `path`, atomically and durably. `written` is called just before the rename.
 
-    The new file's time is later than the old one's, whatever the clock does, so that one stat shows the change.
+    The new file's mtime is later than the old one's even when the clock went back, so that one stat detects the change.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -64,7 +67,7 @@ def _later_than(path: Path, descriptor: int) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, durably; none there is no error."""
+    """Remove a file, durably; a missing file is no error."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
         sync_folder(path.parent)
@@ -72,7 +75,7 @@ def remove_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def translated(where: Path) -> Iterator[None]:
-    """Turn an error of the operating system into a StoreError that names the place and the way out."""
+    """Turn an OSError into a StoreError that names the path and the remedy."""
     try:
         yield
     except OSError as error:

@@ -1,46 +1,23 @@
-"""What a store needs from the rest of the device in order to change: prober, board, trust, clock, rules."""
+"""What a change of the store needs from the rest of the device: prober, board, trust, clock, operator's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_agent.base import limits
 from edge_agent.base.clock import Clock, SystemClock
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import ProbeOutputs
+from edge_agent.bundle.probes import ProbeOutcome, ProbeRequest
 from edge_agent.bundle.trust import Trust
 from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import FreeBytes, free_bytes
 from edge_agent.store.variant_selection import Hardware, SelectionPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeRequest:
-    """Run these texts with an adapter of the model, or without one (None)."""
-
-    adapter: str | None
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeOutcome:
-    """What the worker measured: a `ProbeOutputs` per request, in order; load time, resident memory, time and energy of
-    a text (`joules` None: `energy_method` is the reason); `adapters`: (milliseconds, bytes) of a text with each one."""
-
-    measured: tuple[ProbeOutputs, ...]
-    load_s: float = 0.0
-    peak_bytes: int | None = None
-    latency_ms: float | None = None
-    text_bytes: int = 0
-    joules: float | None = None
-    energy_method: str = ""
-    adapters: Mapping[str, tuple[float, int]] = field(default_factory=dict)
-
-
 class Prober(Protocol):
-    """Runs a model that is not active yet in a worker of its own. Implemented in `app`."""
+    """Runs a model that is not active yet in a worker of its own. Implemented by `worker.prober.WorkerProber`."""
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
         """Load the chosen variant and its adapters, run the requests, unload.
@@ -51,15 +28,15 @@ class Prober(Protocol):
 
 
 Progress = Callable[[str, int, int], None]
-"""(phase, bytes done, bytes in all); called as an install goes on."""
+"""(phase, bytes done, bytes in all); called while an install goes on."""
 
 
 def silent(_phase: str, _done_bytes: int, _total_bytes: int) -> None:
-    """A progress report that nobody wants."""
+    """A progress report that is thrown away."""
 
 
 def never_trusted() -> bool:
-    """The clock is not known to be synchronised."""
+    """For a clock that is not known to be synchronised."""
     return False
 
 
@@ -81,7 +58,7 @@ class InstallContext:
     clock: Clock = field(default_factory=SystemClock)
     time_trusted: Callable[[], bool] = never_trusted
     reserve_bytes: int = 256 * limits.MIB
-    wishes: SelectionPolicy = field(default_factory=SelectionPolicy)
+    selection: SelectionPolicy = field(default_factory=SelectionPolicy)
     keep_all: bool = False
     measure: bool = False
     again: bool = False

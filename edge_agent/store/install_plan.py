@@ -1,7 +1,7 @@
-"""What an install would change: from contents and record to new slots and wanted blobs. Decides, does not do.
+"""What an install would change: from a package's contents and the store's record to new versions and needed blobs.
 
-A model package makes a new version of its model and takes along the adapters that are there and fit. An adapter package
-makes a new version of every base model whose `base_id` it has.
+A model package makes a new version of its model and carries over the installed adapters that fit. An adapter package
+makes a new version of every base model whose `base_id` it has. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -14,25 +14,33 @@ from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import Variant
 from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item, VariantItem
 from edge_agent.bundle.gguf_memory import GgufHeader
-from edge_agent.bundle.manifest import ModelDoc
+from edge_agent.bundle.manifest import Descriptor, ModelDoc
 from edge_agent.bundle.statement import Release
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.installed_models import adapter_item, variant, variant_item
-from edge_agent.store.staging import BlobRequest
+from edge_agent.store.installed_models import adapter_item, catalog_variant, variant_item
 from edge_agent.store.state_file import AdapterRecord, InstalledVersion, ModelRecord, Record, Ref
 from edge_agent.store.variant_selection import Hardware, SelectionPolicy, VariantChoice, choose
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRequest:
+    """A blob that an install needs; `name` is the file's name in the package, whose suffix says what it must be."""
+
+    descriptor: Descriptor
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
     """A new version of one model. `probe` names the adapters (None: the model itself) whose golden probes must hold.
 
-    `candidates` are the variants to try and to choose from by what they are measured to need; one: nothing to choose.
+    `candidates` are the variants to try and to choose from by their measured figures; with one there is no choice.
+    `left_behind` names the installed adapters that do not fit the new base.
     """
 
     model: str
-    slot: InstalledVersion
+    version: InstalledVersion
     probe: tuple[str | None, ...]
     choice: VariantChoice | None
     left_behind: tuple[str, ...] = ()
@@ -44,7 +52,7 @@ class InstallPlan:
     """All changes of an install, made together, and the blobs that they need."""
 
     changes: tuple[ModelChange, ...]
-    wanted: tuple[BlobRequest, ...]
+    blobs: tuple[BlobRequest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class PlanContext:
     blobs: Blobs
     fetch: Fetch
     hardware: Hardware
-    wishes: SelectionPolicy
+    selection: SelectionPolicy
     keep_all: bool
     measure: bool
     signed: bool
@@ -71,16 +79,16 @@ def plan(contents: Contents, context: PlanContext) -> InstallPlan:
     """The plan of an install. Raises PackageError when nothing in the package can run here."""
     if contents.model is None:
         changes = _adapter_changes(contents, context)
-        return InstallPlan(changes, _wanted(contents.adapters, lambda _item: True))
+        return InstallPlan(changes, _blob_requests(contents.adapters, lambda _item: True))
     change = _model_change(contents, contents.model, context)
-    tried = {change.slot.chosen, *(one.digest for one in change.candidates)}
+    tried = {change.version.chosen, *(one.digest for one in change.candidates)}
     adapters = {item.descriptor.digest for item in contents.adapters}
-    keep = _wanted(contents.items, lambda item: item.descriptor.digest in tried | adapters)
+    keep = _blob_requests(contents.items, lambda item: item.descriptor.digest in tried | adapters)
     return InstallPlan((change,), keep)
 
 
 def base_missing(adapters: Sequence[AdapterItem], record: Record, context: PlanContext) -> PackageError:
-    """The error for adapters whose base is not here; names them, their base, and the bases that are here."""
+    """The error for adapters whose base is not installed; names them, their base, and the installed bases."""
     bases = []
     for name, model in record.models.items():
         item = variant_item(model.current.variants[0], context.fetch)
@@ -95,11 +103,11 @@ def base_missing(adapters: Sequence[AdapterItem], record: Record, context: PlanC
 
 def _model_change(contents: Contents, model: ModelDoc, context: PlanContext) -> ModelChange:
     variants = tuple(_variant(item, model, context) for item in contents.variants)
-    choice = choose(variants, context.hardware, context.wishes)
+    choice = choose(variants, context.hardware, context.selection)
     existing = context.record.models.get(model.name)
     new = tuple(_adapter_record(item, context.release) for item in contents.adapters)
     carried, left = _carried(existing, contents, context)
-    slot = InstalledVersion(
+    version = InstalledVersion(
         version=_next_version(existing),
         package=context.release.index.digest,
         line=context.release.line,
@@ -110,21 +118,23 @@ def _model_change(contents: Contents, model: ModelDoc, context: PlanContext) -> 
         signed=context.signed,
         installed_at_s=context.at_s,
         choice=choice.text(),
-        wishes=context.wishes.text(),
+        selection=context.selection.text(),
     )
     candidates = choice.possible if context.measure or context.keep_all else (choice.variant,)
-    return ModelChange(model.name, slot, (None, *(one.name for one in slot.adapters)), choice, left, candidates)
+    probe = (None, *(one.name for one in version.adapters))
+    return ModelChange(model.name, version, probe, choice, left, candidates)
 
 
 def _variant(item: VariantItem, model: ModelDoc, context: PlanContext) -> Variant:
-    found, wishes = variant(item, context.blobs), context.wishes.generators
-    return sized(found, model.task.spec(), context.header(item), wishes, context.hardware.ram_bytes)
+    found, overrides = catalog_variant(item, context.blobs), context.selection.generators
+    return sized(found, model.task.spec(), context.header(item), overrides, context.hardware.ram_bytes)
 
 
 def _carried(
     existing: ModelRecord | None, contents: Contents, context: PlanContext
 ) -> tuple[tuple[AdapterRecord, ...], tuple[str, ...]]:
-    """The installed adapters that fit the new base and are not in the package; the names of those that do not fit."""
+    """The installed adapters that fit the new base and are not in the package, and the names of those that do not
+    fit."""
     if existing is None or contents.model is None:
         return (), ()
     brought = {item.config.name for item in contents.adapters}
@@ -156,7 +166,7 @@ def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...]
     new = {item.config.name: _adapter_record(item, context.release) for item in items}
     kept = tuple(record for record in model.current.adapters if record.name not in new)
     current = model.current
-    slot = InstalledVersion(
+    version = InstalledVersion(
         version=_next_version(model),
         package=current.package,
         line=current.line,
@@ -170,9 +180,9 @@ def _with_adapters(name: str, model: ModelRecord, items: tuple[AdapterItem, ...]
         measured=current.measured,
         kept=current.kept,
         offered=current.offered,
-        wishes=current.wishes,
+        selection=current.selection,
     )
-    return ModelChange(name, slot, tuple(new), None)
+    return ModelChange(name, version, tuple(new), None)
 
 
 def _next_version(existing: ModelRecord | None) -> int:
@@ -189,8 +199,8 @@ def _ref(item: Item) -> Ref:
     return Ref(digest=item.descriptor.digest, size=item.descriptor.size)
 
 
-def _wanted(items: tuple[Item, ...], with_weights: Callable[[Item], bool]) -> tuple[BlobRequest, ...]:
-    """Documents of every item, so that it can be listed; weights and tokenizer only where they will run."""
+def _blob_requests(items: tuple[Item, ...], with_weights: Callable[[Item], bool]) -> tuple[BlobRequest, ...]:
+    """Documents of every item, so that it can be listed; weights and tokenizer only of what will run."""
     found: dict[str, BlobRequest] = {}
     for item in items:
         found[item.descriptor.digest] = BlobRequest(item.descriptor, "manifest.json")

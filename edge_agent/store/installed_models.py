@@ -1,4 +1,4 @@
-"""From the record to installed models: reads manifests and documents out of the blobs, never weights."""
+"""Installed models from the store's record: reads manifests and documents out of the blobs, never weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edge_agent.bundle.catalog import Adapter, InstalledModel, TrialFigures, Var
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
 from edge_agent.bundle.manifest import Descriptor
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.state_file import AdapterRecord, InstalledVersion, Measurements, Ref
+from edge_agent.store.state_file import AdapterRecord, InstalledVersion, Ref
 
 
 def descriptor(ref: Ref) -> Descriptor:
@@ -34,8 +34,8 @@ def adapter_item(ref: Ref, fetch: Fetch) -> AdapterItem:
     return item
 
 
-def variant(item: VariantItem, blobs: Blobs) -> Variant:
-    """The catalog's form of a variant; its files are named only where all of them are in the store."""
+def catalog_variant(item: VariantItem, blobs: Blobs) -> Variant:
+    """The catalog's form of a variant; `files` is empty unless all of them are in the store."""
     files = {"model": item.weight}
     if forms.TOKENIZER_FILE in item.files:
         files["tokenizer"] = item.files[forms.TOKENIZER_FILE]
@@ -55,12 +55,12 @@ def variant(item: VariantItem, blobs: Blobs) -> Variant:
     )
 
 
-def installed(slot: InstalledVersion, blobs: Blobs, fetch: Fetch | None = None) -> InstalledModel:
-    """The model in a slot. Raises PackageError when a document or a file of it is missing or damaged."""
+def installed_model(version: InstalledVersion, blobs: Blobs, fetch: Fetch | None = None) -> InstalledModel:
+    """The model of an installed version. Raises PackageError when a document or a file is missing or damaged."""
     fetch = fetch or blobs.fetch
-    items = [variant_item(ref, fetch) for ref in slot.variants]
-    variants = tuple(replace(variant(item, blobs), measured=_measured(item, slot)) for item in items)
-    chosen = next(found for found in variants if found.digest == slot.chosen)
+    items = [variant_item(ref, fetch) for ref in version.variants]
+    variants = tuple(replace(catalog_variant(item, blobs), measured=_figures(item, version)) for item in items)
+    chosen = next(found for found in variants if found.digest == version.chosen)
     model = items[0].model
     if not chosen.files:
         raise PackageError(
@@ -69,47 +69,39 @@ def installed(slot: InstalledVersion, blobs: Blobs, fetch: Fetch | None = None) 
     return InstalledModel(
         name=model.name,
         base_id=model.base_id,
-        version=slot.version,
+        version=version.version,
         variant=chosen,
         variants=variants,
         task=model.task.spec(),
-        adapters=tuple(_adapter(one, blobs, fetch) for one in slot.adapters),
+        adapters=tuple(_adapter(one, blobs, fetch) for one in version.adapters),
         kind=model.kind,
         merged_from=model.merged_from,
     )
 
 
-def referenced(slot: InstalledVersion, blobs: Blobs) -> set[str]:
-    """The digests of everything that a slot needs. Raises PackageError when a manifest cannot be read."""
+def referenced(version: InstalledVersion, blobs: Blobs) -> set[str]:
+    """The digests of every blob that a version needs. Raises PackageError when a manifest cannot be read."""
     found: set[str] = set()
-    for ref in slot.manifests():
+    for ref in version.manifests():
         item = read_item(descriptor(ref), blobs.fetch)
         found.add(ref.digest)
-        runs = ref.digest == slot.chosen or ref.digest in slot.kept
+        runs = ref.digest == version.chosen or ref.digest in version.kept
         heavy = _heavy(item) if isinstance(item, VariantItem) and not runs else set()
         found.update(one.digest for one in item.manifest.descriptors() if one.digest not in heavy)
     return found
 
 
 def _heavy(item: VariantItem) -> set[str]:
-    """What is not kept of a variant that does not run here: its weights and its tokenizer."""
+    """The blobs that are not kept of a variant that does not run here: its weights and its tokenizer."""
     tokenizer = item.files.get(forms.TOKENIZER_FILE)
     return {item.weight.digest, *(() if tokenizer is None else (tokenizer.digest,))}
 
 
-def _measured(item: VariantItem, slot: InstalledVersion) -> TrialFigures | None:
+def _figures(item: VariantItem, version: InstalledVersion) -> TrialFigures | None:
+    """The figures of the variant's trial on this device; None where it was not tried, or not timed."""
     digest = item.descriptor.digest
-    found = slot.offered.get(digest, slot.measured if digest == slot.chosen else None)
-    return None if found is None else measured(found)
-
-
-def measured(found: Measurements) -> TrialFigures | None:
-    """The catalog's form of what a trial measured; None where it was not timed."""
-    if found.latency_ms is None:
-        return None
-    return TrialFigures(
-        found.latency_ms, found.peak_bytes or 0, found.load_s, found.text_bytes, found.joules, found.energy_method
-    )
+    found = version.offered.get(digest, version.measured if digest == version.chosen else None)
+    return None if found is None else found.figures()
 
 
 def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:
@@ -128,5 +120,5 @@ def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:
         metrics=item.config.metrics,
         file_digest=item.weight.digest,
         accuracy=item.config.accuracy,
-        measured=measured(record.measured),
+        measured=record.measured.figures(),
     )

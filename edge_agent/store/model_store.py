@@ -1,7 +1,7 @@
-"""The packages on this device: install, roll back, remove, list, scrub, collect. The store's front door.
+"""The packages on this device: install, roll back, remove, list, scrub, collect. The interface of the store.
 
-Reading (`active`, `generation`, `models`) needs no lock and no set-up; the daemon does only that. Every change takes
-the change lock, first cleans up after one that was cut off, and leaves old or new.
+Reading (`active`, `generation`, `models`) needs no lock and no context; the daemon does only that. Every change takes
+the change lock, first cleans up after one that was cut off, and ends with the old state or the new one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger("edge_agent.store")
 
 @dataclass(frozen=True, slots=True)
 class ModelHistory:
-    """A model with its two slots, for lists. `problem` says why the current one cannot run, None when it can."""
+    """A model with its current and previous version. `problem`: why the current one cannot run, None when it can."""
 
     name: str
     current: InstalledVersion
@@ -58,20 +58,20 @@ class Damage:
 
 
 class ModelStore:
-    """The store under `root`. Without `setup` it can be read, rolled back and cleaned, but nothing installed."""
+    """The store under `root`. Without `context` it can be read, rolled back and cleaned, but nothing installed."""
 
-    def __init__(self, root: Path, setup: InstallContext | None = None) -> None:
+    def __init__(self, root: Path, context: InstallContext | None = None) -> None:
         self._root = root
-        self._setup = setup
-        self._at: At = nowhere if setup is None else setup.at
-        self._journal = StateFile(root)
+        self._context = context
+        self._at: At = nowhere if context is None else context.at
+        self._state = StateFile(root)
         self._blobs = Blobs(root)
         self._seen: tuple[int, tuple[InstalledModel, ...], tuple[str, ...]] | None = None
         with translated(root):
             root.mkdir(parents=True, exist_ok=True)
             self._blobs.create()
             (root / "roots").mkdir(exist_ok=True)
-        # Where another process is at work there is nothing to recover; a damaged record is told by whoever reads it.
+        # While another process changes the store there is nothing to recover; a damaged record is reported by readers.
         with contextlib.suppress(StoreError), self._changing():
             log.debug("store %s is whole", root)
 
@@ -84,11 +84,11 @@ class ModelStore:
         return self._read()[1]
 
     def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:
-        """The golden probes of the variant that runs, or of an adapter; None when another version is current by now.
+        """The golden probes of the variant that runs, or of an adapter; None when another version has become current.
 
         Raises StoreError, PackageError for what cannot be read any more.
         """
-        record = self._journal.read().models.get(model.name)
+        record = self._state.read().models.get(model.name)
         if record is None:
             return None
         if adapter is not None:
@@ -100,9 +100,9 @@ class ModelStore:
             else read_probes(installed_models.variant_item(chosen, self._blobs.fetch), self._blobs.fetch)
         )
 
-    def _adapter_probes(self, slot: InstalledVersion, adapter: Adapter | None) -> ProbeFile | None:
-        wanted = None if adapter is None else adapter.digest
-        found = next((one.manifest for one in slot.adapters if one.manifest.digest == wanted), None)
+    def _adapter_probes(self, version: InstalledVersion, adapter: Adapter | None) -> ProbeFile | None:
+        digest = None if adapter is None else adapter.digest
+        found = next((one.manifest for one in version.adapters if one.manifest.digest == digest), None)
         return (
             None
             if found is None
@@ -111,27 +111,27 @@ class ModelStore:
 
     def generation(self) -> int:
         """A number that changes whenever `active()` may have changed; one stat."""
-        return self._journal.generation()
+        return self._state.generation()
 
     def models(self) -> tuple[ModelHistory, ...]:
         """Every model with its current and previous version."""
         found = []
-        for name, model in sorted(self._journal.read().models.items()):
+        for name, model in sorted(self._state.read().models.items()):
             found.append(ModelHistory(name, model.current, model.previous, self._problem(model.current)))
         return tuple(found)
 
     def install(self, package: Path, progress: Progress | None = None) -> InstallReport:
         """Install a package (tar or folder). Raises PackageError or StoreError; then everything is as it was."""
-        if self._setup is None:
+        if self._context is None:
             raise StoreError("this store was opened for reading only", str(self._root))
-        # What installs stays out of the daemon, which only reads: imports are memory.
+        # Imported here, because the daemon only reads and every imported module costs it memory.
         from edge_agent.store.install import Installer
         from edge_agent.store.install_context import silent
 
         report_to = progress or silent
         with self._changing():
             try:
-                report = Installer(self._root, self._journal, self._blobs, self._setup, report_to).run(package)
+                report = Installer(self._root, self._state, self._blobs, self._context, report_to).run(package)
             finally:
                 self._collect()
             self._at("collected")
@@ -142,7 +142,7 @@ class ModelStore:
     def rollback(self, model: str) -> InstalledModel:
         """Make the previous version of a model current again (and the current one previous). Always allowed."""
         with self._changing():
-            record = self._journal.read()
+            record = self._state.read()
             found = self._model(record, model)
             if found.previous is None:
                 raise StoreError(f"there is no version of {model!r} before version {found.current.version}", "rollback")
@@ -154,7 +154,7 @@ class ModelStore:
     def remove(self, model: str, adapter: str | None = None) -> None:
         """Remove a model with both versions, or one adapter of it (a new version; rollback brings it back)."""
         with self._changing():
-            record = self._journal.read()
+            record = self._state.read()
             found = self._model(record, model)
             models = dict(record.models)
             if adapter is None:
@@ -164,25 +164,25 @@ class ModelStore:
             self._write(record, models)
 
     def scrub(self) -> tuple[Damage, ...]:
-        """Hash every blob that a slot needs; what is damaged is named, and repaired by installing its package again."""
+        """Hash every blob that a version needs and name the damaged ones; installing again repairs them."""
         found: dict[str, tuple[set[str], str]] = {}
-        for name, model in self._journal.read().models.items():
-            for slot in model.slots():
-                for digest, problem in self._damaged(slot):
+        for name, model in self._state.read().models.items():
+            for version in model.versions():
+                for digest, problem in self._damaged(version):
                     found.setdefault(digest, (set(), problem))[0].add(name)
         return tuple(
             Damage(digest, tuple(sorted(names)), problem) for digest, (names, problem) in sorted(found.items())
         )
 
     def collect(self) -> int:
-        """Delete what no slot needs; returns the bytes that came free."""
+        """Delete what no version needs; returns the bytes that came free."""
         with self._changing():
             return self._collect()
 
     def forget_trials(self, package: str) -> None:
         """Let a package (digest of its index) be tried again whose trials were cut off too often."""
         with self._changing():
-            self._journal.end_trial(package)
+            self._state.end_trial(package)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -191,16 +191,16 @@ class ModelStore:
             yield
 
     def _recover(self) -> None:
-        """Clean up after a change that was cut off: what it wrote is unreferenced, or it is the new state."""
+        """Clean up after a change that was cut off: what it wrote is either unreferenced or already the new state."""
         for path in self._root.rglob("*.tmp"):
             path.unlink()
         self._collect()
 
     def _collect(self) -> int:
         kept: set[str] = set()
-        for slot in self._journal.read().slots():
+        for version in self._state.read().versions():
             try:
-                kept |= installed_models.referenced(slot, self._blobs)
+                kept |= installed_models.referenced(version, self._blobs)
             except PackageError as error:
                 log.warning("nothing is collected: what a version needs cannot be read: %s", error)
                 return 0
@@ -208,33 +208,33 @@ class ModelStore:
 
     def _write(self, record: Record, models: dict[str, ModelRecord]) -> None:
         new = Record(models=models, committed=record.committed, newest_issued_s=record.newest_issued_s)
-        self._journal.write(new, lambda: self._at("record-written"))
+        self._state.write(new, lambda: self._at("record-written"))
         self._at("switched")
         self._collect()
         self._at("collected")
 
     def _read(self) -> tuple[tuple[InstalledModel, ...], tuple[str, ...]]:
-        generation = self._journal.generation()
+        generation = self._state.generation()
         if self._seen is None or self._seen[0] != generation:
             models, problems = [], []
-            for name, model in sorted(self._journal.read().models.items()):
+            for name, model in sorted(self._state.read().models.items()):
                 try:
-                    models.append(installed_models.installed(model.current, self._blobs))
+                    models.append(installed_models.installed_model(model.current, self._blobs))
                 except PackageError as error:
                     problems.append(f"{name}: {error}")
             self._seen = (generation, tuple(models), tuple(problems))
         return self._seen[1], self._seen[2]
 
-    def _problem(self, slot: InstalledVersion) -> str | None:
+    def _problem(self, version: InstalledVersion) -> str | None:
         try:
-            installed_models.installed(slot, self._blobs)
+            installed_models.installed_model(version, self._blobs)
         except PackageError as error:
             return str(error)
         return None
 
-    def _runnable(self, slot: InstalledVersion) -> InstalledModel:
+    def _runnable(self, version: InstalledVersion) -> InstalledModel:
         try:
-            return installed_models.installed(slot, self._blobs)
+            return installed_models.installed_model(version, self._blobs)
         except PackageError as error:
             raise StoreError(
                 f"the version before cannot run: {error}", "rollback", "install its package again"
@@ -246,14 +246,14 @@ class ModelStore:
             raise StoreError(f"there is no model {name!r} (installed: {there})")
         return record.models[name]
 
-    def _damaged(self, slot: InstalledVersion) -> Iterator[tuple[str, str]]:
-        for ref in slot.manifests():
+    def _damaged(self, version: InstalledVersion) -> Iterator[tuple[str, str]]:
+        for ref in version.manifests():
             try:
                 item = read_item(installed_models.descriptor(ref), self._blobs.fetch)
             except PackageError as error:
                 yield ref.digest, str(error)
                 continue
-            kept = ref.digest == slot.chosen or isinstance(item, AdapterItem)
+            kept = ref.digest == version.chosen or isinstance(item, AdapterItem)
             for found in item.manifest.descriptors():
                 if not self._blobs.intact(found) and (kept or self._blobs.path(found.digest).exists()):
                     yield found.digest, "missing or changed on disk"
@@ -264,7 +264,7 @@ def _without(found: ModelRecord, model: str, adapter: str) -> ModelRecord:
     if adapter not in {one.name for one in current.adapters}:
         there = ", ".join(one.name for one in current.adapters) or "none"
         raise StoreError(f"{model!r} has no adapter {adapter!r} (it has: {there})")
-    version = found.last_version + 1
+    number = found.last_version + 1
     adapters = tuple(one for one in current.adapters if one.name != adapter)
-    slot = msgspec.structs.replace(current, adapters=adapters, version=version)
-    return ModelRecord(current=slot, previous=current, last_version=version)
+    changed = msgspec.structs.replace(current, adapters=adapters, version=number)
+    return ModelRecord(current=changed, previous=current, last_version=number)

@@ -1,8 +1,8 @@
-"""The store's one record: which versions of which models are installed, and what was committed.
+"""The store's state file: which versions of which models are installed, and the anti-rollback counters.
 
-Slots, counters and the newest issue time stand in one file that is replaced by one rename, so a switch and its commit
-are one event. The record of trials is a file of its own, because it must be durable before a trial and must not touch
-the other. Both end in a checksum: a flipped bit on a card is said, not believed.
+Versions, counters and the newest issue time are in one file that one rename replaces, so a switch and its commit are
+one event (docs/decisions/0041). The count of trials has a file of its own, because it must be durable before a trial
+begins and must not touch the other file. Both files end in a SHA-256 of their body: a flipped bit is reported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError, StoreError
+from edge_agent.bundle.catalog import TrialFigures
 from edge_agent.bundle.jsonio import Document, decode, encode
 from edge_agent.bundle.manifest import Digest, Name
 from edge_agent.store.disk import remove_file, replace_file, translated
@@ -24,6 +25,10 @@ RECORD_FILE = "record.json"
 TRIALS_FILE = "trials.json"
 TRIALS_KEPT = 16
 RECORD_BYTES = 4 * limits.MIB
+# How `core.energy.Utilisation.method` begins. The file has the sentence only; its meaning is restored while reading.
+_ESTIMATED = "estimated"
+# msgspec leaves out a float that is the default object itself; an equal one would be written.
+_NOT_LOADED_S = 0.0
 
 
 class Ref(Document, frozen=True, kw_only=True):
@@ -34,18 +39,48 @@ class Ref(Document, frozen=True, kw_only=True):
 
 
 class Measurements(Document, frozen=True, kw_only=True):
-    """What the trial measured on this device. `joules` of one text; None: `energy_method` is the reason."""
+    """A `TrialFigures` on disk; `latency_ms` None: the trial measured no time. `joules` of one text; None:
+    `energy_method` is the reason."""
 
-    load_s: float = 0.0
+    load_s: float = _NOT_LOADED_S
     peak_bytes: int | None = None
     latency_ms: float | None = None
     text_bytes: int = 0
     joules: float | None = None
     energy_method: str = ""
 
+    @classmethod
+    def of(cls, figures: TrialFigures | None) -> Measurements:
+        """The form on disk of what a trial measured."""
+        if figures is None:
+            return cls()
+        return cls(
+            load_s=figures.load_s or _NOT_LOADED_S,
+            peak_bytes=figures.peak_bytes or None,
+            latency_ms=figures.latency_ms,
+            text_bytes=figures.text_bytes,
+            joules=figures.joules,
+            energy_method=figures.energy_method,
+        )
+
+    def figures(self) -> TrialFigures | None:
+        """What the trial measured; None where it measured no time."""
+        if self.latency_ms is None:
+            return None
+        return TrialFigures(
+            self.latency_ms,
+            self.peak_bytes or 0,
+            self.load_s,
+            self.text_bytes,
+            self.joules,
+            self.energy_method,
+            energy_estimated=self.energy_method.startswith(_ESTIMATED),
+        )
+
 
 class AdapterRecord(Document, frozen=True, kw_only=True):
-    """An adapter in a slot, with the release that brought it, and what a text took with it on the chosen variant."""
+    """An adapter of an installed version: the release that brought it, and the figures of a text with it on the chosen
+    variant."""
 
     name: Name
     manifest: Ref
@@ -54,11 +89,12 @@ class AdapterRecord(Document, frozen=True, kw_only=True):
     measured: Measurements = Measurements()
 
 
-class InstalledVersion(Document, frozen=True, kw_only=True):
+class InstalledVersion(Document, frozen=True, kw_only=True, rename={"selection": "wishes"}):
     """One version of a model on this device.
 
-    `kept` are variants whose weights stay beside the chosen one's. `offered` is what every variant that was tried was
-    measured to need, `wishes` the settings by which one of them was chosen, `choice` the sentence that says why.
+    `kept` are variants whose weights stay beside the chosen one's. `offered` has the figures of every variant that was
+    tried, `selection` the `SelectionPolicy` by which one was chosen (as its `text`), `choice` the sentence that says
+    why.
     """
 
     version: int
@@ -74,14 +110,14 @@ class InstalledVersion(Document, frozen=True, kw_only=True):
     measured: Measurements = Measurements()
     kept: tuple[Digest, ...] = ()
     offered: dict[Digest, Measurements] = field(default_factory=dict)
-    wishes: str = ""
+    selection: str = ""
 
     def manifests(self) -> tuple[Ref, ...]:
-        """Every manifest that the slot needs."""
+        """Every manifest that the version needs."""
         return (*self.variants, *(adapter.manifest for adapter in self.adapters))
 
     def same_contents(self, other: InstalledVersion | None) -> bool:
-        """True where `other` runs the same files, whatever its version."""
+        """True where `other` runs the same files, whatever its version number."""
         if other is None:
             return False
         return self._contents() == other._contents()
@@ -92,13 +128,13 @@ class InstalledVersion(Document, frozen=True, kw_only=True):
 
 
 class ModelRecord(Document, frozen=True, kw_only=True):
-    """The two slots of a model."""
+    """The current version of a model and the one before it."""
 
     current: InstalledVersion
     previous: InstalledVersion | None = None
     last_version: int
 
-    def slots(self) -> tuple[InstalledVersion, ...]:
+    def versions(self) -> tuple[InstalledVersion, ...]:
         """Current, then previous where there is one."""
         return (self.current,) if self.previous is None else (self.current, self.previous)
 
@@ -118,19 +154,19 @@ class Record(Document, frozen=True, kw_only=True):
     committed: dict[str, Committed] = field(default_factory=dict)
     newest_issued_s: float = 0.0
 
-    def slots(self) -> tuple[InstalledVersion, ...]:
-        """Every slot of every model."""
-        return tuple(slot for model in self.models.values() for slot in model.slots())
+    def versions(self) -> tuple[InstalledVersion, ...]:
+        """Every installed version of every model."""
+        return tuple(version for model in self.models.values() for version in model.versions())
 
 
 class Trials(Document, frozen=True, kw_only=True):
-    """Package -> trials on this device that began and have not ended by themselves."""
+    """Package -> number of trials on this device that began and did not end by themselves."""
 
     begun: dict[Digest, int] = field(default_factory=dict)
 
 
 class StateFile:
-    """Reads and replaces the records of a store."""
+    """Reads and replaces the state file and the file of trials of a store."""
 
     def __init__(self, root: Path) -> None:
         self._record = root / RECORD_FILE
@@ -141,11 +177,11 @@ class StateFile:
         return _read(self._record, Record)
 
     def write(self, record: Record, written: Callable[[], None]) -> None:
-        """Replace the state: the switch. `written` is called with the new record durable but not yet in place."""
+        """Replace the state: the switch. `written` is called with the new file durable but not yet in place."""
         replace_file(self._record, _sealed(encode(record)), written)
 
     def generation(self) -> int:
-        """Changes with every `write`; one stat. Raises StoreError when the disk does not answer."""
+        """A number that every `write` changes; one stat. Raises StoreError when the disk does not answer."""
         with translated(self._record):
             try:
                 found = self._record.stat()
@@ -197,4 +233,5 @@ def _read(path: Path, kind: type[T]) -> T:
 
 
 def _sealed(body: bytes) -> bytes:
+    """The body, a line break and its SHA-256 in hex."""
     return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"

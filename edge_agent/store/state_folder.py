@@ -1,4 +1,8 @@
-"""Locks on the state folder: one daemon, one change of the store at a time. The kernel drops them with the process."""
+"""The state folder: its locks (one daemon, one change of the store at a time) and its owner.
+
+The kernel releases a lock when its process ends. A command that root runs becomes the folder's owner first, so that no
+file in it becomes root's and the service can go on writing (docs/decisions/0063).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ CHANGE_LOCK = "change.lock"
 
 @contextlib.contextmanager
 def daemon_lock(state_dir: Path) -> Iterator[None]:
-    """Held by the daemon for its life. Raises StoreError that names the other daemon's pid."""
+    """Held while the daemon runs. Raises StoreError that names the other daemon's pid."""
     remedy = "stop the other one, or give this one its own store.state_dir"
     with _held(state_dir / DAEMON_LOCK, "another edge-agent daemon{} uses this state folder", remedy):
         yield
@@ -25,8 +29,8 @@ def daemon_lock(state_dir: Path) -> Iterator[None]:
 def running_daemon(state_dir: Path) -> int | None:
     """The pid of the daemon that works on this state folder, None where there is none.
 
-    Takes no lock: a daemon that starts at this very moment must find it free. So the number in the file is asked for
-    its command line: after a reboot it may be another program's.
+    Takes no lock, because a daemon that starts at the same moment must find it free. Instead the command line of the
+    process with the pid in the file is checked: after a reboot that pid may belong to another program.
     """
     with contextlib.suppress(OSError, ValueError):
         pid = int((state_dir / DAEMON_LOCK).read_bytes()[:16])
@@ -52,7 +56,7 @@ def _held(path: Path, sentence: str, remedy: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(sentence.format(_holder(descriptor)), str(path.parent), remedy) from None
-        # The number only says who holds it; a full disk is no reason not to start.
+        # The pid is only for error messages, so a full disk must not prevent the start.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
@@ -69,7 +73,7 @@ def _holder(descriptor: int) -> str:
 def become_owner(state_dir: Path) -> None:
     """As root, become the owner of `state_dir` for the rest of this process; as another user, be allowed to write.
 
-    A folder that does not exist yet is nobody's and changes nothing. Raises UsageError when it is somebody else's.
+    A folder that does not exist yet changes nothing. Raises UsageError when it belongs to another user.
     """
     try:
         owner = state_dir.stat()
@@ -85,7 +89,7 @@ def become_owner(state_dir: Path) -> None:
 
 
 def _name_of(uid: int) -> str:
-    import pwd  # a command's need, not the daemon's
+    import pwd  # only commands need it; the daemon does not load it
 
     try:
         return pwd.getpwuid(uid).pw_name

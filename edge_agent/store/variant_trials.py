@@ -1,7 +1,8 @@
-"""Which of a package's variants this device runs, decided by trying them: each is loaded, probed and measured once.
+"""Trials of a new version: its golden probes run in a worker on this device before anything becomes active.
 
-A variant whose golden probes do not hold here is out; among the rest `select` decides by the measured figures. Where
-only one can run there is nothing to decide, and its trial is all that happens.
+Where several variants of a package can run, each is loaded, probed and measured once; a variant whose probes do not
+hold is out, and among the rest `variant_selection` decides by the measured figures. Where only one can run, its trial
+is all that happens.
 """
 
 from __future__ import annotations
@@ -12,37 +13,104 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from edge_agent.base.errors import BackendError, ProbeError, WorkerError
-from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.contents import read_probes
-from edge_agent.bundle.probes import ProbeFile, Verdict, judge
+from edge_agent.bundle.probes import ProbeFile, ProbeOutcome, ProbeRequest, Verdict, judge
 from edge_agent.store.blobs import Blobs
-from edge_agent.store.install_context import ProbeOutcome, Prober, ProbeRequest
+from edge_agent.store.install_context import Prober
 from edge_agent.store.install_plan import ModelChange
-from edge_agent.store.installed_models import adapter_item, installed, measured, variant_item
+from edge_agent.store.installed_models import adapter_item, installed_model, variant_item
 from edge_agent.store.state_file import Measurements
-from edge_agent.store.variant_selection import Hardware, SelectionPolicy, VariantChoice, choose
+from edge_agent.store.variant_selection import Hardware, RefusalCause, RefusedVariant, SelectionPolicy, choose
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRules:
+    """By what a variant is chosen, and whether the others that passed keep their weights."""
+
+    hardware: Hardware
+    selection: SelectionPolicy
+    keep_all: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial that held: the model as it will be, a verdict per adapter (None: the model), what was measured, also of
-    each adapter."""
+    """A trial whose probes held: the model as it will be, a verdict per adapter (None: the model), and the figures of
+    the model (None: it was not timed) and of each adapter."""
 
     model: InstalledModel
     verdicts: tuple[tuple[str | None, Verdict], ...]
-    measured: Measurements
-    adapters: Mapping[str, Measurements]
+    figures: TrialFigures | None
+    adapters: Mapping[str, TrialFigures]
+
+
+def try_change(change: ModelChange, blobs: Blobs, prober: Prober, rules: TrialRules) -> tuple[ModelChange, Trial]:
+    """The change with the variant that was chosen, and its trial. Raises the first ProbeError when none passed."""
+    if len(change.candidates) > 1:
+        return _try_candidates(change, blobs, prober, rules)
+    trial = run_trial(change, blobs, prober)
+    kept = change.version.kept
+    if not kept:
+        return change, trial
+    # The model may switch to any of its kept variants later, so new adapters must hold on each of them.
+    passed = tuple(digest for digest in kept if _passes(_with_variant(change, digest), blobs, prober))
+    return replace(change, version=msgspec.structs.replace(change.version, kept=passed)), trial
+
+
+def _try_candidates(change: ModelChange, blobs: Blobs, prober: Prober, rules: TrialRules) -> tuple[ModelChange, Trial]:
+    trials: dict[str, Trial] = {}
+    failed: list[RefusedVariant] = []
+    first: ProbeError | None = None
+    for variant in change.candidates:
+        try:
+            trials[variant.digest] = run_trial(_with_variant(change, variant.digest), blobs, prober)
+        except ProbeError as error:
+            first = first or error
+            failed.append(RefusedVariant(variant.name, RefusalCause.TRIAL_FAILED, error.what))
+    if not trials:
+        raise first if first is not None else ProbeError("there is no variant to try", change.model)
+    passed = [replace(one, measured=trials[one.digest].figures) for one in change.candidates if one.digest in trials]
+    choice = choose(passed, rules.hardware, rules.selection)
+    # A refusal before the trials (it cannot run here) stays; the trials replace what was only ranked by its format.
+    tried = {one.name for one in (*choice.refused, *failed)} | {choice.variant.name}
+    before = () if change.choice is None else change.choice.refused
+    choice = replace(
+        choice,
+        considered=len(passed) + len(failed),
+        refused=(*(one for one in before if one.name not in tried), *failed, *choice.refused),
+    )
+    chosen = choice.variant.digest
+    version = msgspec.structs.replace(
+        change.version,
+        chosen=chosen,
+        choice=choice.text(),
+        kept=tuple(digest for digest in trials if digest != chosen) if rules.keep_all else (),
+        offered={digest: Measurements.of(trial.figures) for digest, trial in trials.items()},
+    )
+    return replace(change, version=version, choice=choice), trials[chosen]
+
+
+def _with_variant(change: ModelChange, digest: str) -> ModelChange:
+    return replace(change, version=msgspec.structs.replace(change.version, chosen=digest))
+
+
+def _passes(change: ModelChange, blobs: Blobs, prober: Prober) -> bool:
+    try:
+        run_trial(change, blobs, prober)
+    except ProbeError:
+        return False
+    return True
 
 
 def run_trial(change: ModelChange, blobs: Blobs, prober: Prober) -> Trial:
-    """Probe a change. Raises ProbeError that says which probe failed, by how much."""
-    model = installed(change.slot, blobs)
+    """Probe the chosen variant of a change. Raises ProbeError that says which probe failed, by how much."""
+    model = installed_model(change.version, blobs)
     files = {name: _probe_file(name, change, blobs) for name in change.probe}
     outcome = _probe(model, files, prober)
     verdicts, at = [], 0
     for name, file in files.items():
-        own = outcome.measured[at]
-        base = outcome.measured[at + 1] if name is not None else None
+        own = outcome.outputs[at]
+        base = outcome.outputs[at + 1] if name is not None else None
         at += 1 if name is None else 2
         verdict = judge(file, model.variant.name, own, base)
         if verdict.code is not None:
@@ -50,19 +118,11 @@ def run_trial(change: ModelChange, blobs: Blobs, prober: Prober) -> Trial:
                 f"{verdict.code}: {verdict.reason}", _place(model, name), "the version before stays active"
             )
         verdicts.append((name, verdict))
-    measured = Measurements(
-        load_s=outcome.load_s,
-        peak_bytes=outcome.peak_bytes,
-        latency_ms=outcome.latency_ms,
-        text_bytes=outcome.text_bytes,
-        joules=outcome.joules,
-        energy_method=outcome.energy_method,
-    )
-    adapters = {name: Measurements(latency_ms=ms, text_bytes=size) for name, (ms, size) in outcome.adapters.items()}
-    return Trial(model, tuple(verdicts), measured, adapters)
+    return Trial(model, tuple(verdicts), outcome.figures, outcome.adapters)
 
 
 def _probe(model: InstalledModel, files: dict[str | None, ProbeFile], prober: Prober) -> ProbeOutcome:
+    """Run the texts of every probe file; for an adapter also without it, because its effect is judged too."""
     requests: list[ProbeRequest] = []
     for name, file in files.items():
         requests.append(ProbeRequest(name, file.texts))
@@ -74,88 +134,19 @@ def _probe(model: InstalledModel, files: dict[str | None, ProbeFile], prober: Pr
         raise ProbeError(
             f"the golden probes could not be run: {error.what}", _place(model, None), error.remedy
         ) from error
-    if len(outcome.measured) != len(requests):
-        raise ProbeError(f"{len(outcome.measured)} of {len(requests)} probes were answered", _place(model, None))
+    if len(outcome.outputs) != len(requests):
+        raise ProbeError(f"{len(outcome.outputs)} of {len(requests)} probes were answered", _place(model, None))
     return outcome
 
 
 def _probe_file(name: str | None, change: ModelChange, blobs: Blobs) -> ProbeFile:
     if name is None:
-        chosen = next(ref for ref in change.slot.variants if ref.digest == change.slot.chosen)
+        chosen = next(ref for ref in change.version.variants if ref.digest == change.version.chosen)
         return read_probes(variant_item(chosen, blobs.fetch), blobs.fetch)
-    record = next(one for one in change.slot.adapters if one.name == name)
+    record = next(one for one in change.version.adapters if one.name == name)
     return read_probes(adapter_item(record.manifest, blobs.fetch), blobs.fetch)
 
 
 def _place(model: InstalledModel, adapter: str | None) -> str:
     what = f"model {model.name}" if adapter is None else f"adapter {adapter} on {model.name}"
     return f"{what}, variant {model.variant.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRules:
-    """By what a winner is chosen, and whether those that also passed keep their weights."""
-
-    hardware: Hardware
-    wishes: SelectionPolicy
-    keep_all: bool
-
-
-def try_change(change: ModelChange, blobs: Blobs, prober: Prober, rules: TrialRules) -> tuple[ModelChange, Trial]:
-    """The change with the variant that won, and its trial. Raises ProbeError of the first choice when none passed."""
-    if len(change.candidates) > 1:
-        return _contest(change, blobs, prober, rules)
-    trial = run_trial(change, blobs, prober)
-    if not change.slot.kept:
-        return change, trial
-    # New adapters of a model that keeps several variants must hold on each of them.
-    passed = tuple(digest for digest in change.slot.kept if _holds(_with(change, digest), blobs, prober))
-    return replace(change, slot=msgspec.structs.replace(change.slot, kept=passed)), trial
-
-
-def _contest(change: ModelChange, blobs: Blobs, prober: Prober, rules: TrialRules) -> tuple[ModelChange, Trial]:
-    trials: dict[str, Trial] = {}
-    failed: list[tuple[str, str]] = []
-    first: ProbeError | None = None
-    for variant in change.candidates:
-        try:
-            trials[variant.digest] = run_trial(_with(change, variant.digest), blobs, prober)
-        except ProbeError as error:
-            first = first or error
-            failed.append((variant.name, error.what))
-    if not trials:
-        raise first if first is not None else ProbeError("there is no variant to try", change.model)
-    passed = [
-        replace(one, measured=measured(trials[one.digest].measured))
-        for one in change.candidates
-        if one.digest in trials
-    ]
-    choice = choose(passed, rules.hardware, rules.wishes)
-    refused = [] if change.choice is None else list(change.choice.refused)
-    known = {name for name, _ in (*choice.refused, *failed)} | {choice.variant.name}
-    choice = VariantChoice(
-        choice.variant,
-        choice.why.replace(f" of {len(passed)} ", f" of {len(passed) + len(failed)} ", 1),
-        (*(one for one in refused if one[0] not in known), *failed, *choice.refused),
-    )
-    chosen = choice.variant.digest
-    slot = msgspec.structs.replace(
-        change.slot,
-        chosen=chosen,
-        choice=choice.text(),
-        kept=tuple(digest for digest in trials if digest != chosen) if rules.keep_all else (),
-        offered={digest: trial.measured for digest, trial in trials.items()},
-    )
-    return replace(change, slot=slot, choice=choice), trials[chosen]
-
-
-def _with(change: ModelChange, digest: str) -> ModelChange:
-    return replace(change, slot=msgspec.structs.replace(change.slot, chosen=digest))
-
-
-def _holds(change: ModelChange, blobs: Blobs, prober: Prober) -> bool:
-    try:
-        run_trial(change, blobs, prober)
-    except ProbeError:
-        return False
-    return True

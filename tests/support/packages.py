@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import ProbeOutputs
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
+from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import load_trust
-from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
 from edge_agent.store.variant_selection import Hardware
 from edge_forge.package.build import BuiltPackage, base_descriptor, build
 from edge_forge.package.keys import KeyFolder, keygen
@@ -91,7 +90,7 @@ class TinyProber:
     asked: list[tuple[str, tuple[str | None, ...]]] = field(default_factory=list)
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
-        """See `setup.Prober`."""
+        """See `install_context.Prober`."""
         self.asked.append((model.name, tuple(request.adapter for request in requests)))
         if self.error is not None:
             raise self.error
@@ -102,8 +101,8 @@ class TinyProber:
             rows = [features(text, model.variant.name, adapter) for text in request.texts]
             measured.append(ProbeOutputs(rows, [row[:2] for row in rows]))
         names = [request.adapter for request in requests if request.adapter is not None]
-        adapters = {name: (2.5, len(TEXTS[0])) for name in names}
-        return ProbeOutcome(tuple(measured), load_s=0.5, peak_bytes=1000, latency_ms=1.5, adapters=adapters)
+        adapters = {name: TrialFigures(2.5, 0, 0.0, len(TEXTS[0])) for name in names}
+        return ProbeOutcome(tuple(measured), TrialFigures(1.5, 1000, 0.5, 0), adapters)
 
 
 def release(product: str, counter: int = 1, **fields: object) -> ReleaseSource:

@@ -13,6 +13,7 @@ from edge_agent.lifecycle.doctor import Check, examine, failed, summary
 from edge_agent.lifecycle.doctor_facts import BrokerProbe, DeviceFile, DoctorFacts, Program, RuntimeProbe, StateFolder
 from edge_agent.lifecycle.service import ServiceStatus
 from edge_agent.sensors.boards import match
+from edge_agent.sensors.time_sync import ClockSync
 
 GIB = 1024**3
 PI5 = match(("raspberrypi,5-model-b",))
@@ -47,7 +48,7 @@ GOOD = DoctorFacts(
     trust_root=Path("/etc/edge-agent/trust-root.json"),
     trust_root_exists=True,
     wall_s=1_763_780_000.0,
-    clock_synchronised=True,
+    clock_sync=ClockSync.SYNCHRONISED,
     runtimes=(RuntimeProbe("onnx", "1.23.0", ("cpu",)),),
     broker=BrokerProbe("localhost:1883", "5", 0.4, 0.6),
     service=ServiceStatus(True, True, True, "active (running)"),
@@ -107,7 +108,7 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
         (but(trust_root_exists=False), "trust", "fail", "no package can be installed", "edge-forge keygen"),
         (but(trust_root=None, allow_unsigned=True), "trust", "warn", "WITHOUT A VALID SIGNATURE", "outside a bench"),
         (but(wall_s=12.0), "clock", "fail", "never set", "timedatectl"),
-        (but(clock_synchronised=False), "clock", "warn", "not set from the network", "timedatectl"),
+        (but(clock_sync=ClockSync.UNSYNCHRONISED), "clock", "warn", "not set from the network", "timedatectl"),
         (but(runtimes=()), "runtimes", "fail", "worker.backends is empty", "name a backend"),
         (but(runtimes=(RuntimeProbe("onnx", None, (), "no module", "pip install"),)), "runtimes", "fail",
          "onnx: no module", "pip install"),

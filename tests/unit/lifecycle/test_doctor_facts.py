@@ -11,6 +11,7 @@ from edge_agent.config.settings import DeviceSettings, MqttSettings, SensorSetti
 from edge_agent.lifecycle.doctor import examine
 from edge_agent.lifecycle.doctor_facts import RuntimeProbe, runtime_probes, survey
 from edge_agent.protocol.worker_messages import RuntimeAvailable, RuntimeUnavailable
+from edge_agent.sensors.time_sync import ClockSync
 from tests.support import sysfs
 
 
@@ -32,7 +33,7 @@ def test_a_stock_raspberry_pi_4(tmp_path: Path) -> None:
     facts = survey(settings(tree.root), (), "defaults", ManualClock())
     assert facts.board is not None
     assert (facts.board.key, facts.memory_controller, facts.pressure) == ("pi-4", False, False)
-    assert facts.clock_synchronised is True
+    assert facts.clock_sync is ClockSync.SYNCHRONISED
     assert facts.state is not None
     assert facts.state.exists and facts.state.writable and facts.state.free_bytes > 0
     assert [device.path for device in facts.device_files] == [tmp_path / "dev/vcio"]
@@ -55,7 +56,7 @@ def test_nothing_there_raises_nothing(tmp_path: Path) -> None:
     facts = survey(settings(tmp_path / "nowhere"), (ConfigError("bad"),), "x", ManualClock())
     assert facts.settings_problems == ("bad",)
     assert facts.state is not None and not facts.state.exists
-    assert facts.clock_synchronised is None
+    assert facts.clock_sync is ClockSync.UNKNOWN
     assert examine(facts)
 
 
@@ -72,7 +73,7 @@ def test_secrets_that_others_may_read_are_found(tmp_path: Path) -> None:
 def test_timesyncd_that_has_not_reached_a_server(tmp_path: Path) -> None:
     tree = sysfs.pi4(tmp_path)
     (tmp_path / "run/systemd/timesync").mkdir(parents=True)
-    assert survey(settings(tree.root), (), "x", ManualClock()).clock_synchronised is False
+    assert survey(settings(tree.root), (), "x", ManualClock()).clock_sync is ClockSync.UNSYNCHRONISED
 
 
 def test_what_a_worker_says_of_backends() -> None:

@@ -393,16 +393,16 @@ def test_reading_is_cached_until_something_changes(library: ModelStore, tmp_path
 def test_nothing_is_deleted_while_a_manifest_cannot_be_read(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
     blobs = tmp_path / "store" / "blobs" / "sha256"
-    slot = StateFile(tmp_path / "store").read().models["tiny"].current
-    (blobs / slot.chosen[7:]).write_bytes(b"{}")
+    version = StateFile(tmp_path / "store").read().models["tiny"].current
+    (blobs / version.chosen[7:]).write_bytes(b"{}")
     stray = blobs / ("f" * 64)
     stray.write_bytes(b"x")
     assert library.collect() == 0 and stray.exists()
-    assert [one.digest for one in library.scrub()] == [slot.chosen]
+    assert [one.digest for one in library.scrub()] == [version.chosen]
 
 
 def test_wishes_reach_the_choice(tmp_path: Path) -> None:
-    library = ModelStore(tmp_path / "store", make_setup(wishes=SelectionPolicy(prefer=("fp32",))))
+    library = ModelStore(tmp_path / "store", make_setup(selection=SelectionPolicy(prefer=("fp32",))))
     library.install(tiny.base_package(tmp_path))
     assert library.active()[0].variant.name == "onnx/fp32"
 
@@ -439,6 +439,6 @@ def test_a_generators_memory_is_judged_by_its_file_before_anything_is_written(tm
     ):
         library.install(package)
     assert snapshot(tmp_path / "store") == before
-    lenient = make_setup(hardware=hardware, wishes=SelectionPolicy(generators=GeneratorOverrides(shrink=True)))
+    lenient = make_setup(hardware=hardware, selection=SelectionPolicy(generators=GeneratorOverrides(shrink=True)))
     report = ModelStore(tmp_path / "store", lenient).install(package)
     assert "shrunk to a context of 512 tokens for 1 sequence" in report.lines[0]

@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.store.state_file import RECORD_FILE, TRIALS_KEPT, Committed, Record, StateFile
+from edge_agent.bundle.catalog import TrialFigures
+from edge_agent.store.state_file import (
+    RECORD_FILE,
+    TRIALS_KEPT,
+    AdapterRecord,
+    Committed,
+    InstalledVersion,
+    Measurements,
+    ModelRecord,
+    Record,
+    Ref,
+    StateFile,
+)
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -90,3 +103,42 @@ def test_trials_are_bounded(tmp_path: Path) -> None:
         journal.begin_trial(f"sha256:{number:064x}")
     kept = [number for number in range(TRIALS_KEPT + 5) if journal.trials(f"sha256:{number:064x}")]
     assert kept == list(range(5, TRIALS_KEPT + 5))
+
+
+def test_the_keys_on_disk_stay_those_of_the_first_release(tmp_path: Path) -> None:
+    version = InstalledVersion(
+        version=1,
+        package=DIGEST,
+        line="p/stable",
+        counter=3,
+        chosen=DIGEST,
+        variants=(Ref(digest=DIGEST, size=9),),
+        adapters=(
+            AdapterRecord(
+                name="a",
+                manifest=Ref(digest=DIGEST, size=9),
+                counter=3,
+                package=DIGEST,
+                measured=Measurements.of(TrialFigures(2.5, 0, 0.0, 17)),
+            ),
+        ),
+        measured=Measurements.of(TrialFigures(3.0, 1000, 0.5, 17, 0.02, "estimated: x", energy_estimated=True)),
+        selection="balanced  0.01",
+    )
+    StateFile(tmp_path).write(
+        Record(models={"m": ModelRecord(current=version, last_version=1)}, committed={}), lambda: None
+    )
+    found = json.loads((tmp_path / RECORD_FILE).read_bytes().splitlines()[0])["models"]["m"]["current"]
+    assert found["wishes"] == "balanced  0.01" and "selection" not in found
+    assert found["adapters"][0]["measured"] == {"latency_ms": 2.5, "text_bytes": 17}
+    assert found["measured"] == {
+        "energy_method": "estimated: x",
+        "joules": 0.02,
+        "latency_ms": 3.0,
+        "load_s": 0.5,
+        "peak_bytes": 1000,
+        "text_bytes": 17,
+    }
+    read = StateFile(tmp_path).read().models["m"].current
+    assert read == version
+    assert read.measured.figures() == TrialFigures(3.0, 1000, 0.5, 17, 0.02, "estimated: x", energy_estimated=True)

@@ -11,7 +11,8 @@ from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, Variant
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.variant_sizing import sized
-from edge_agent.store.variant_selection import Hardware, SelectionPolicy, choose
+from edge_agent.store.variant_selection import Hardware, RefusedVariant, SelectionPolicy, choose
+from edge_agent.store.variant_selection import RefusalCause as Cause
 from tests.support.generator_headers import SMOL
 
 BOARD = Hardware(names=("pi5", "raspberrypi,5-model-b", "aarch64"), runtimes=("onnx",), ram_bytes=200 * MIB)
@@ -25,7 +26,7 @@ FP32, FP16, INT8 = variant("fp32", 0.92, 180), variant("fp16", 0.92, 110), varia
 
 
 @pytest.mark.parametrize(
-    ("wishes", "chosen"),
+    ("selection", "chosen"),
     [
         (SelectionPolicy(), "onnx/int8"),
         (SelectionPolicy(policy="fastest"), "onnx/int8"),
@@ -38,25 +39,33 @@ FP32, FP16, INT8 = variant("fp32", 0.92, 180), variant("fp16", 0.92, 110), varia
         (SelectionPolicy(accuracy_loss_limit=0.005), "onnx/int8"),
     ],
 )
-def test_wishes(wishes: SelectionPolicy, chosen: str) -> None:
-    choice = choose([FP32, FP16, INT8], BOARD, wishes)
+def test_the_policy_and_the_preference_decide(selection: SelectionPolicy, chosen: str) -> None:
+    choice = choose([FP32, FP16, INT8], BOARD, selection)
     assert choice.variant.name == chosen
     assert choice.why.startswith(f"{chosen} of 3 ")
-    assert {name for name, _ in choice.refused} == {"onnx/fp32", "onnx/fp16", "onnx/int8"} - {chosen}
+    assert {one.name for one in choice.refused} == {"onnx/fp32", "onnx/fp16", "onnx/int8"} - {chosen}
 
 
 @pytest.mark.parametrize(
-    ("bad", "reason"),
+    ("bad", "cause", "reason"),
     [
-        (variant("fp16", 0.92, 60, "tensorrt"), "runtime 'tensorrt' is not available here (onnx)"),
-        (replace(INT8, hardware=("orin-nano",)), "it is for orin-nano, this is pi5"),
-        (replace(INT8, features=("asimddp", "sve")), "it needs the processor feature sve"),
-        (variant("fp32", 0.92, 300), "it needs 300.0 MiB of memory, 200.0 MiB may be used"),
+        (
+            variant("fp16", 0.92, 60, "tensorrt"),
+            Cause.RUNTIME_MISSING,
+            "runtime 'tensorrt' is not available here (onnx)",
+        ),
+        (replace(INT8, hardware=("orin-nano",)), Cause.OTHER_HARDWARE, "it is for orin-nano, this is pi5"),
+        (
+            replace(INT8, features=("asimddp", "sve")),
+            Cause.FEATURE_MISSING,
+            "it needs the processor feature sve",
+        ),
+        (variant("fp32", 0.92, 300), Cause.TOO_LARGE, "it needs 300.0 MiB of memory, 200.0 MiB may be used"),
     ],
 )
-def test_what_cannot_run_is_refused_with_its_reason(bad: Variant, reason: str) -> None:
+def test_what_cannot_run_is_refused_with_its_reason(bad: Variant, cause: Cause, reason: str) -> None:
     board = replace(BOARD, features=frozenset({"asimddp"}))
-    assert (bad.name, reason) in choose([bad, FP16], board, SelectionPolicy()).refused
+    assert RefusedVariant(bad.name, cause, reason) in choose([bad, FP16], board, SelectionPolicy()).refused
     with pytest.raises(PackageError) as caught:
         choose([bad], board, SelectionPolicy())
     assert f"no variant can run on pi5: {bad.name}: {reason}" in str(caught.value)
@@ -66,7 +75,9 @@ def test_accuracy_loss_is_told() -> None:
     bad = variant("int8", 0.80, 60)
     choice = choose([FP32, bad], BOARD, SelectionPolicy())
     assert choice.variant is FP32
-    assert choice.refused == (("onnx/int8", "it loses 12.00 points of accuracy, 1.00 are allowed"),)
+    assert choice.refused == (
+        RefusedVariant("onnx/int8", Cause.TOO_INACCURATE, "it loses 12.00 points of accuracy, 1.00 are allowed"),
+    )
     assert choose([FP32, bad], BOARD, SelectionPolicy(policy="smallest")).variant is bad
 
 
@@ -99,7 +110,7 @@ def test_every_variant_is_chosen_or_has_a_reason(variants: list[Variant], policy
         return
     assert choice.variant.runtime == "onnx" and choice.variant.peak_bytes <= 200 * MIB
     assert len(choice.refused) == len(variants) - 1
-    assert all(reason for _, reason in choice.refused)
+    assert all(one.detail for one in choice.refused)
 
 
 @given(VARIANTS.flatmap(lambda found: st.tuples(st.just(found), st.permutations(found))))
@@ -128,7 +139,7 @@ def test_a_generator_that_is_too_large_is_refused_with_its_arithmetic() -> None:
     assert choice.why.endswith("shrunk to a context of 2048 tokens for 4 sequences")
 
 
-def test_wishes_for_generators_are_wishes_too() -> None:
+def test_overrides_for_generators_belong_to_the_policy() -> None:
     assert SelectionPolicy().text() == "balanced  0.01", "as it was recorded before there were any"
     assert (
         SelectionPolicy(generators=GeneratorOverrides(context=512, shrink=True)).text()

@@ -11,8 +11,8 @@ import pytest
 
 from edge_agent.base.errors import ProbeError, StoreError, WorkerError
 from edge_agent.base.limits import MIB
-from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.store.install_context import ProbeOutcome, ProbeRequest
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
+from edge_agent.bundle.probes import ProbeOutcome, ProbeRequest
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.variant_selection import SelectionPolicy
 from tests.support import packages as tiny
@@ -27,17 +27,19 @@ class Board(tiny.TinyProber):
     broken: Sequence[str] = ()
     joules: Mapping[str, float] = field(default_factory=dict)
     method: str = "no power sensor was found"
+    estimated: bool = False
     tried: list[str] = field(default_factory=list)
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
-        """See `setup.Prober`."""
+        """See `install_context.Prober`."""
         self.tried.append(model.variant.name)
         if model.variant.name in self.broken:
             raise WorkerError("killed by SIGILL", "worker")
         outcome = super().probe(model, requests)
         latency_ms, peak_bytes = self.figures[model.variant.name]
-        outcome = replace(outcome, latency_ms=latency_ms, peak_bytes=peak_bytes, text_bytes=17)
-        return replace(outcome, joules=self.joules.get(model.variant.name), energy_method=self.method)
+        joules = self.joules.get(model.variant.name)
+        figures = TrialFigures(latency_ms, peak_bytes, 0.5, 17, joules, self.method, self.estimated)
+        return replace(outcome, figures=figures)
 
 
 BALANCED = SelectionPolicy(accuracy_loss_limit=0.5)
@@ -46,9 +48,9 @@ FIGURES = {"onnx/int8": (8.0, 40 * MIB), "onnx/fp32": (3.0, 90 * MIB)}
 
 
 def installed(
-    folder: Path, board: Board, wishes: SelectionPolicy = BALANCED, **more: object
+    folder: Path, board: Board, selection: SelectionPolicy = BALANCED, **more: object
 ) -> tuple[ModelStore, list[str]]:
-    library = ModelStore(folder / "store", make_setup(prober=board, measure=True, wishes=wishes, **more))
+    library = ModelStore(folder / "store", make_setup(prober=board, measure=True, selection=selection, **more))
     report = library.install(tiny.base_package(folder))
     return library, list(report.lines)
 
@@ -95,7 +97,7 @@ def test_energy_is_kept_with_every_variant_and_told_and_decides_nothing(tmp_path
 
 
 def test_an_estimate_is_told_as_one_and_a_missing_figure_has_its_reason(tmp_path: Path) -> None:
-    board = Board(figures=FIGURES, joules={"onnx/fp32": 0.02}, method="estimated: 2.7 W idle")
+    board = Board(figures=FIGURES, joules={"onnx/fp32": 0.02}, method="estimated: 2.7 W idle", estimated=True)
     library, lines = installed(tmp_path, board)
     assert "3 ms and about 20 mJ a text" in lines[0]
     (model,) = library.active()
@@ -138,12 +140,12 @@ def test_when_none_runs_nothing_is_installed(tmp_path: Path) -> None:
     assert ModelStore(tmp_path / "store").active() == ()
 
 
-def test_the_same_package_again_is_not_tried_again_until_the_wishes_change(tmp_path: Path) -> None:
+def test_the_same_package_again_is_not_tried_again_until_the_policy_changes(tmp_path: Path) -> None:
     board = Board(figures=FIGURES)
     library, _ = installed(tmp_path, board)
     assert not library.install(tmp_path / "tiny-1.tar").changed
     assert len(board.tried) == 2
-    smaller = make_setup(prober=board, measure=True, wishes=SelectionPolicy("smallest"))
+    smaller = make_setup(prober=board, measure=True, selection=SelectionPolicy("smallest"))
     assert ModelStore(tmp_path / "store", smaller).install(tmp_path / "tiny-1.tar").changed
     assert library.active()[0].variant.name == "onnx/int8"
 
