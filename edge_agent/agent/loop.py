@@ -74,7 +74,7 @@ class Agent:
     async def run(self, notifier: Notifier) -> None:
         """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
         self._governor_loop.tick()
-        await self._context.transport.start(LinkListener(self.link_changed, self.unheard))
+        await self._context.transport.start(LinkListener(self.link_changed, self.undelivered))
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="watch"),
@@ -114,7 +114,7 @@ class Agent:
         if not change.connected:
             self._server.stop_streams("the broker went away")
 
-    def unheard(self, message: Outbound, reason: str) -> None:
+    def undelivered(self, message: Outbound, reason: str) -> None:
         """The broker refused a message, or it matched no subscription: a streamed answer that it is part of ends."""
         if message.request_id is not None:
             self._server.stop_streams(f"{message.topic}: {reason}", message.request_id, message.topic)

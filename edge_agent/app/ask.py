@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.config.load import device_id, load
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.mqtt.client import RequestClient, read_models
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.protocol.topics import NAME
+from edge_agent.protocol.messages import Reply
+from edge_agent.protocol.topics import NAME, Topics
 
 CONNECT_S = 4.0
+MODELS_S = 2.0
+_WRONG_QUESTION = 422
 ORDER_S = 120.0
 """A large model takes its time to load."""
 
@@ -99,3 +103,155 @@ def order(arguments: argparse.Namespace, name: str, body: Mapping[str, Any]) -> 
         return asyncio.run(run())
     except RequestError as error:
         return {"status": error.status, "reason": error.reason}
+
+
+INTERRUPTED = 130
+Show = Callable[[str], None]
+Read = Callable[[], str | None]
+
+
+def stream(
+    arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float, show: Show
+) -> dict[str, Any]:
+    """One request, its text given to `show` part by part; the final message as plain values, its `text` the whole.
+
+    A refusal, or no answer, becomes a reply with a status other than 200 and its reason.
+    """
+    check_deadline(deadline_s)
+    place = target(arguments)
+
+    async def run() -> dict[str, Any]:
+        async with connected(place) as client:
+            return await _answer(client, place, model, {**body, "stream": True}, deadline_s, show)
+
+    return asyncio.run(run())
+
+
+def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> int:
+    """A conversation: lines from `read` until it gives None, answers to `show`, what went wrong to `told`.
+
+    Returns the exit code: 1 when the last question got no answer.
+    """
+    check_deadline(arguments.deadline)
+    place = target(arguments)
+    start: list[dict[str, str]] = []
+    if arguments.system:
+        start.append({"role": "system", "content": arguments.system})
+
+    async def run() -> int:
+        messages, failed = list(start), False
+        async with connected(place) as client:
+            while (line := await _line(read)) is not None:
+                if line.strip() == "/new":
+                    messages = list(start)
+                elif line.strip():
+                    asked = len(messages) + 1
+                    messages = await _turn(client, [*messages, {"role": "user", "content": line}])
+                    failed = len(messages) < asked
+        return 1 if failed else 0
+
+    async def _turn(client: RequestClient, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """The conversation with the answer, or without the question where there was none."""
+        body: dict[str, Any] = {"messages": list(messages), "stream": True, "params": generation_params(arguments)}
+        if arguments.adapter is not None:
+            body["adapter"] = arguments.adapter
+        final = await _answer(client, place, arguments.model, body, arguments.deadline, show)
+        show("\n")
+        if final["status"] != 200:
+            full = "; /new begins another conversation" if final["status"] == 422 and len(messages) > 1 else ""
+            told(f"{final['status']}: {final.get('reason', 'no reason given')}{full}")
+            return list(messages[:-1])
+        return [*messages, {"role": "assistant", "content": final["text"]}]
+
+    return asyncio.run(run())
+
+
+def generation_params(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of generation that were given on the command line."""
+    names = ("max_tokens", "temperature", "top_p", "seed", "stop")
+    found = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in found.items() if value not in (None, [])}
+
+
+async def _line(read: Read) -> str | None:
+    """A line of whoever sits there. Ctrl-C ends the program, though a thread still waits for one and cannot be told."""
+    try:
+        return await asyncio.to_thread(read)
+    except asyncio.CancelledError:
+        print(flush=True)
+        os._exit(INTERRUPTED)
+
+
+async def _answer(
+    client: RequestClient, place: DeviceTarget, model: str, body: Mapping[str, Any], deadline_s: float, show: Show
+) -> dict[str, Any]:
+    text = ""
+    try:
+        async for part in client.stream(place.device, model, body, deadline_s):
+            if isinstance(part, Reply):
+                fields: dict[str, Any] = msgspec.to_builtins(part)
+                return fields
+            if part.seq == 0 and text:
+                show("\n[the device began anew]\n")
+                text = ""
+            show(part.text)
+            text += part.text
+            if part.done:
+                return {**msgspec.to_builtins(part), "status": 200, "text": text}
+    except RequestError as error:
+        return {"status": error.status, "reason": error.reason}
+    return {"status": 408, "reason": "the stream ended without a final message"}
+
+
+def generator_hint(arguments: argparse.Namespace, body: Mapping[str, Any], reply: Mapping[str, Any]) -> str:
+    """For a generator that was asked by `text`: the options that ask it; empty for every other reply.
+
+    The reply says so in a sentence only, so the device's list of models is read for the model's task.
+    """
+    if reply["status"] != _WRONG_QUESTION or not ("text" in body or "texts" in body):
+        return ""
+    place = target(arguments)
+    listed = asyncio.run(read_models(place.options, Topics(place.prefix, place.device), MODELS_S))
+    task = next((one.task for one in listed.models if one.name == arguments.model), None) if listed else None
+    return "; on the command line: --prompt, --chat or --stream" if task == "generate" else ""
+
+
+def answer_text(reply: dict[str, Any], hint: str = "") -> str:
+    """A reply in words: results and where the time went, or the status, its reason and a hint."""
+    if reply["status"] != 200:
+        reason = reply.get("reason", "no reason given")
+        retry = f" (try again in {reply['retry_after_s']} s)" if reply.get("retry_after_s") else ""
+        return f"{reply['status']}: {reason}{hint}{retry}"
+    timing = reply["timing"]
+    if "first_token_ms" in timing:
+        return _generated_text(reply)
+    results = reply["result"] if isinstance(reply["result"], list) else [reply["result"]]
+    lines = [_result_text(result) for result in results]
+    lines.append(
+        f"  {timing['total_ms']:.1f} ms on the device (queue {timing['queue_ms']:.1f}, tokenise "
+        f"{timing['tokenize_ms']:.1f}, compute {timing['compute_ms']:.1f}), batch of {reply['batch']}, "
+        f"{reply['variant']}"
+    )
+    return "\n".join(lines)
+
+
+def _generated_text(reply: dict[str, Any]) -> str:
+    """A generated answer (a streamed one was shown already), how it ended, and its pace."""
+    timing, result = reply["timing"], reply.get("result") or reply
+    speed = f", {timing['tokens_per_s']:.1f} tokens/s" if "tokens_per_s" in timing else ""
+    shown = [] if "seq" in reply else [result["text"]]
+    usage = result["usage"]
+    figures = (
+        f"  {result['finish_reason']} after {usage['completion_tokens']} tokens; prompt of {usage['prompt_tokens']}, "
+        f"first token after {timing['first_token_ms']:.0f} ms{speed}"
+    )
+    return "\n".join([*shown, figures] if shown else ["", figures])
+
+
+def _result_text(result: dict[str, Any]) -> str:
+    if "embedding" in result:
+        start = ", ".join(f"{value:.3f}" for value in result["embedding"][:4])
+        return f"embedding of {len(result['embedding'])}: [{start}, ...]"
+    others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
+    cut = " (text was cut)" if result["truncated"] else ""
+    return f"{result['label']}  {result['score']:.2f}{cut}" + (f"   then {others}" if others else "")

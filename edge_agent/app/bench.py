@@ -12,13 +12,13 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from edge_agent.app.ask import DeviceTarget, check_deadline, connected, target
-from edge_agent.app.converse import generation_params
+from edge_agent.app.ask import DeviceTarget, check_deadline, connected, generation_params, target
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.core.latency import QuantileWindow
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import StreamChunk
 
+QUANTILES = ("p50", "p95", "p99")
 _WINDOW = 1_000_000
 _TEXT_DEADLINE_S = 30.0
 _STREAM_DEADLINE_S = 60.0
@@ -183,3 +183,32 @@ async def _ask_stream(
 
 def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 2) for name, value in values.items()}
+
+
+def bench_text(figures: dict[str, Any]) -> str:
+    """The figures of a load test in words."""
+    lines = [f"{figures['per_second']} answers per second, {figures['requests']} requests"]
+    if "200" in figures["statuses"]:
+        lines.append("latency at the client: " + ", ".join(f"{at} {figures[f'{at}_ms']} ms" for at in QUANTILES))
+        if "tokens_per_s" in figures:
+            lines += _streams_text(figures)
+    for status, count in figures["statuses"].items():
+        reason = figures["reasons"].get(status)
+        lines.append(f"{status}: {count}" + (f", such as: {reason}" if reason else ""))
+    return "\n".join(lines)
+
+
+def _streams_text(figures: dict[str, Any]) -> list[str]:
+    """First tokens, pace and lengths of generated answers; '–' where no answer had any."""
+
+    def shown(values: dict[str, float | None], unit: str = "") -> str:
+        return ", ".join(f"{at} {'–' if value is None else f'{value}{unit}'}" for at, value in values.items())
+
+    ends = ", ".join(f"{reason} {count}" for reason, count in figures["finished"].items())
+    return [
+        f"first token at the client: {shown(figures['first_token_ms'], ' ms')}",
+        f"tokens/s: {figures['tokens_per_s']} by all clients together; of one answer, after its first token on the "
+        f"device: {shown(figures['decode_tokens_per_s'])}",
+        f"prompts of {figures['prompt_tokens']} tokens ({figures['cached_tokens']} of them known already), answers of "
+        f"{figures['completion_tokens']}, ended by: {ends}",
+    ]

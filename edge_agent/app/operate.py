@@ -77,7 +77,7 @@ def _broker(settings: Settings) -> BrokerProbe:
     try:
         return asyncio.run(_round_trips(settings, address))
     except EdgeError as error:
-        return BrokerProbe(address, None, reason=error.what.removeprefix(f"{address}: "), remedy=error.remedy or "")
+        return BrokerProbe(address, None, reason=error.what, remedy=error.remedy or "")
 
 
 async def _round_trips(settings: Settings, address: str) -> BrokerProbe:
@@ -93,7 +93,8 @@ async def _round_trips(settings: Settings, address: str) -> BrokerProbe:
                 break
             await asyncio.sleep(0.02)
         if not link.connected:
-            raise BrokerError(said[-1].text if said else "no answer")
+            # The finding names the address itself.
+            raise BrokerError(said[-1].detail if said else "no answer")
         arriving = link.messages()
         medians = [await _median_ms(link, arriving, topic, qos) for qos in (0, 1)]
         version = "5" if said[-1].version == 5 else "3.1.1"

@@ -247,3 +247,32 @@ def _model_fields(
             for adapter in model.adapters
         ],
     }
+
+
+def models_text(listed: list[dict[str, Any]], why: bool) -> str:
+    """The installed models; with `why`, why this variant of each."""
+    if not listed:
+        return "nothing is installed; `edge-agent install PACKAGE` installs a package"
+    lines = []
+    for model in listed:
+        lines.append(
+            f"{model['name']}  version {model['version']}  {model['task']}  {model['variant']}  {model['why']}"
+        )
+        if why and model["choice"]:
+            lines.append(f"  because: {model['choice']}")
+        lines += _energy_lines(model.get("variants", [])) if why else []
+        for adapter in model["adapters"]:
+            runs = f"  runs as {adapter['merged']}" if adapter.get("merged") else ""
+            lines.append(f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}{runs}")
+            if why and adapter.get("form"):
+                lines.append(f"    because: {adapter['form']}")
+    return "\n".join(lines)
+
+
+def _energy_lines(variants: list[dict[str, Any]]) -> list[str]:
+    """By what way the energy of each variant that was tried is known, or why it is not; once where all say the same."""
+    tried = {one["name"]: one["measured"] for one in variants if one["measured"] and one["measured"]["energy_method"]}
+    known = [f"  energy of a text, {name}: {one['energy_method']}" for name, one in tried.items()
+             if one["joules"] is not None]  # fmt: skip
+    reasons = dict.fromkeys(one["energy_method"] for one in tried.values() if one["joules"] is None)
+    return [*known, *(f"  energy of a text is not known: {reason}" for reason in reasons)]

@@ -10,21 +10,236 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edge_agent.app import top_view
 from edge_agent.app.ask import CONNECT_S, DeviceTarget, target
 from edge_agent.base.errors import BrokerError, UsageError
+from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import LinkChange, LinkListener
 from edge_agent.protocol.messages import Event, Status
 from edge_agent.protocol.telemetry import Telemetry
 from edge_agent.protocol.topics import Subscription
+
+Report = Mapping[str, Any]
+HISTORY = 60
+EVENTS = 6
+BARS = "▁▂▃▄▅▆▇█"
+MODELS_SHOWN = 8
+COLUMNS = (
+    "time", "device", "interval_s", "model", "requests", "failed", "p50_ms", "p95_ms", "p99_ms", "compute_p50_ms",
+    "batch_mean", "model_joules", "confidence_mean", "confidence_psi", "fragmentation_psi", "out_of_vocabulary",
+    "held_bytes", "queue_jobs", "refused", "expired",
+    "temperature_c", "forecast_c", "headroom_c", "governor_level", "busy_share", "power_w", "joules", "energy_method",
+    "ram_available_bytes", "memory_stage", "rss_bytes",
+)  # fmt: skip
+"""Of the table that `edge-agent record` writes: one row per report and model; a device without work has one row."""
+
+
+@dataclass(slots=True)
+class DeviceView:
+    """What was heard of a device so far. `heard_s` is when the last report came, monotonic."""
+
+    device: str
+    status: Report | None = None
+    report: Report | None = None
+    heard_s: float | None = None
+    events: deque[Report] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    temperature: deque[float | None] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    rate: deque[float | None] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    def take(self, kind: str, body: Report, now_s: float) -> None:
+        """A message of the device: status, telemetry or event; other kinds are no concern of this view."""
+        if kind == "status":
+            self.status = body
+        elif kind == "event":
+            self.events.append(body)
+        elif kind == "telemetry":
+            self.report, self.heard_s = body, now_s
+            self.temperature.append(_sensor(body, "temperature"))
+            self.rate.append(sum(model["requests"] for model in body["models"].values()) / body["interval_s"])
+
+
+def lines(seen: DeviceView, now_s: float, width: int = 80) -> list[str]:
+    """One screen, no line longer than `width`."""
+    report = seen.report
+    if report is None or seen.heard_s is None:
+        return [_cut(line, width) for line in (_head(seen, None), "waiting for the next report ...")]
+    found = [
+        _head(seen, now_s - seen.heard_s),
+        "",
+        _heat(report),
+        *_heat_why(report),
+        _memory(report),
+        _energy(report),
+        "",
+    ]
+    found += [f"  °C  {spark(seen.temperature)}", f"  1/s {spark(seen.rate)}", ""]
+    found += [*_models(report), "", _refusals(report)]
+    if seen.events:
+        found += ["", "events", *(f"  {event['severity']:<8}{event['message']}" for event in seen.events)]
+    return [_cut(line, width) for line in found]
+
+
+def spark(values: Sequence[float | None]) -> str:
+    """A row of bars from the least to the largest value, with both; a gap where there was none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "no value"
+    low, high = min(known), max(known)
+    span = high - low or 1.0
+    bars = "".join(" " if value is None else BARS[min(7, int(8 * (value - low) / span))] for value in values)
+    return f"{bars}  {low:.1f} to {high:.1f}, now {known[-1]:.1f}"
+
+
+def rows(device: str, report: Report) -> Iterator[dict[str, Any]]:
+    """One report as rows of `COLUMNS`; what is not known stays empty."""
+    governor, memory = report["governor"], report["memory"]
+    shared = {
+        "time": report["ts"],
+        "device": device,
+        "interval_s": report["interval_s"],
+        "queue_jobs": report["queue_jobs"],
+        "refused": sum(report["refusals"].values()),
+        "expired": report["expired"],
+        "temperature_c": _sensor(report, "temperature"),
+        "forecast_c": governor["forecast_c"],
+        "headroom_c": governor["headroom_c"],
+        "governor_level": governor["level"],
+        "busy_share": governor["busy_share"],
+        "power_w": _sensor(report, "power"),
+        "joules": report["energy"]["joules"],
+        "energy_method": report["energy"]["method"],
+        "ram_available_bytes": _sensor(report, "ram_available"),
+        "memory_stage": memory["stage"],
+        "rss_bytes": report["rss_bytes"],
+    }
+    for name, model in (report["models"] or {"": None}).items():
+        yield shared | {"model": name} | (_model_row(model, memory["models"].get(name)) if model is not None else {})
+
+
+def _model_row(model: Report, account: Report | None) -> dict[str, Any]:
+    total, compute = model["total_ms"] or {}, model["compute_ms"] or {}
+    return {
+        "requests": model["requests"],
+        "failed": model["failed"],
+        "p50_ms": total.get("p50"),
+        "p95_ms": total.get("p95"),
+        "p99_ms": total.get("p99"),
+        "compute_p50_ms": compute.get("p50"),
+        "batch_mean": model["batch_mean"],
+        "model_joules": model["joules"],
+        "confidence_mean": model["confidence_mean"],
+        **{key: _worst(model, key) for key in ("confidence_psi", "fragmentation_psi", "out_of_vocabulary")},
+        "held_bytes": account["held_bytes"] if account else None,
+    }
+
+
+def _head(seen: DeviceView, age_s: float | None) -> str:
+    state = seen.status["state"] if seen.status else "no status yet"
+    if seen.status and state != "online":
+        state += f" ({seen.status['reason']})"
+    late = "" if age_s is None else f"   report {duration_text(age_s)} old"
+    up = "" if seen.report is None else f"   up {duration_text(seen.report['uptime_s'])}"
+    return f"{seen.device}   {state}{up}{late}"
+
+
+def _heat(report: Report) -> str:
+    governor, celsius = report["governor"], _sensor(report, "temperature")
+    shown = "no temperature" if celsius is None else f"{celsius:.1f} °C"
+    forecast = "" if governor["forecast_c"] is None else f", {governor['forecast_c']:.1f} in ten seconds"
+    room = "" if governor["headroom_c"] is None else f", {governor['headroom_c']:.1f} to the soft limit"
+    busy = f"busy {governor['busy_share']:.0%} of the time at most"
+    limits = f"{governor['max_rows']} rows, {governor['threads']} threads, {busy}"
+    return f"heat    {shown}{forecast}{room}   governor {governor['level']}: {limits}"
+
+
+def _heat_why(report: Report) -> list[str]:
+    """Where heat or a sensor that is not believed limits what runs: why."""
+    governor = report["governor"]
+    why = governor["derated"] or governor["disagree"] or (governor["why"] if governor["level"] != "normal" else "")
+    return [f"        because: {why}"] if why else []
+
+
+def _memory(report: Report) -> str:
+    memory = report["memory"]
+    if memory["available_bytes"] is None:
+        return "memory  not known"
+    held = sum(one["held_bytes"] for one in memory["models"].values())
+    free, kept = bytes_text(memory["available_bytes"]), bytes_text(memory["reserve_bytes"] or 0)
+    models = f"models hold {bytes_text(held)}, {bytes_text(memory['outstanding_bytes'])} more promised"
+    return f"memory  {memory['stage']}: {free} available, {kept} stay free; {models}"
+
+
+def _energy(report: Report) -> str:
+    power, joules = _sensor(report, "power"), report["energy"]["joules"]
+    shown = "no power sensor" if power is None else f"{power:.1f} W"
+    used = "" if joules is None else f"; requests took {joules:.2f} J in {report['interval_s']:.0f} s"
+    return f"power   {shown}{used} ({report['energy']['method']})"
+
+
+def _models(report: Report) -> list[str]:
+    found = [f"{'model':<24}{'req/s':>8}{'p50':>10}{'p99':>10}{'batch':>7}{'drift':>8}{'probes':>8}"]
+    busiest = sorted(report["models"].items(), key=lambda item: -item[1]["requests"])
+    for name, model in busiest[:MODELS_SHOWN]:
+        found.append(_model_line(name, model["requests"], model["total_ms"], report["interval_s"], model["batch_mean"])
+                     + _drift_text(model) + _canary_text(report["canaries"].get(name)))  # fmt: skip
+        adapters = sorted(model["adapters"].items(), key=lambda item: -item[1]["requests"])[:MODELS_SHOWN]
+        probes = (report["canaries"].get(name) or {}).get("adapters", {})
+        found += [_model_line(f"  + {one}", of["requests"], of["total_ms"], report["interval_s"], None)
+                  + f"{'':>8}" + _canary_text(probes.get(one)) for one, of in adapters]  # fmt: skip
+    # In memory, and nothing was finished in this interval; a long answer may be under way.
+    idle = sorted(set(report["memory"]["models"]) - set(report["models"]))
+    found += [f"{name:<24}{0.0:>8.1f}{'':>35}" + _canary_text(report["canaries"].get(name)) for name in idle]
+    return found if len(found) > 1 else [*found, "no requests in this interval"]
+
+
+def _model_line(name: str, requests: int, total_ms: Report | None, interval_s: float, batch: float | None) -> str:
+    p50, p99 = (f"{total_ms[at]:.1f} ms" if total_ms else "-" for at in ("p50", "p99"))
+    return f"{name:<24}{requests / interval_s:>8.1f}{p50:>10}{p99:>10}{'' if batch is None else f'{batch:.1f}':>7}"
+
+
+def _drift_text(model: Report) -> str:
+    """The larger of both indices, of the adapter where it is largest: they are read on the same scale."""
+    known = [index for key in ("confidence_psi", "fragmentation_psi") if (index := _worst(model, key)) is not None]
+    return f"{max(known):>8.2f}" if known else f"{'-':>8}"
+
+
+def _worst(model: Report, key: str) -> float | None:
+    """The largest figure of drift among a model's adapters; an older agent does not know every one."""
+    known = [value for one in model["drift"].values() if (value := one.get(key)) is not None]
+    return max(known, default=None)
+
+
+def _canary_text(canary: Report | None) -> str:
+    """Of a model: it fails, too, where one of its adapters does, which may be among those not shown."""
+    words = {True: "hold", False: "FAIL", None: "-"}
+    known = [] if canary is None else [canary, *canary.get("adapters", {}).values()]
+    failed = any(one["ok"] is False for one in known)
+    return f"{words[False if failed else canary['ok'] if canary else None]:>8}"
+
+
+def _refusals(report: Report) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report["refusal_reasons"].items()))
+    return f"open {report['queue_jobs']}   refused {reasons or 'none'}   expired {report['expired']}"
+
+
+def _sensor(report: Report, key: str) -> float | None:
+    sensor = report["sensors"].get(key)
+    return sensor["value"] if sensor else None
+
+
+def _cut(line: str, width: int) -> str:
+    """What a device sends is text for a terminal only without its control characters."""
+    line = "".join(char if char.isprintable() else "?" for char in line)
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
 
 KINDS: Mapping[str, type[Status] | type[Telemetry] | type[Event]] = {
     "status": Status,
@@ -87,7 +302,7 @@ def top(arguments: argparse.Namespace) -> int:
     """Show the device until Ctrl-C, or with `once` until its first report. Exit code 1 when none came in `seconds`."""
     place = target(arguments)
     live = sys.stdout.isatty() and not arguments.once
-    seen = top_view.DeviceView(place.device)
+    seen = DeviceView(place.device)
 
     async def show() -> int:
         seconds = arguments.seconds or (ONCE_S if arguments.once else None)
@@ -98,10 +313,10 @@ def top(arguments: argparse.Namespace) -> int:
                 seen.take(kind, body, now_s)
             if live:
                 size = shutil.get_terminal_size()
-                screen = top_view.lines(seen, now_s, size.columns)[: size.lines - 1]
+                screen = lines(seen, now_s, size.columns)[: size.lines - 1]
                 print(CLEAR + "\n".join(screen), end="", flush=True)
             elif kind == "telemetry":
-                print("\n".join(top_view.lines(seen, now_s, 120)), flush=True)
+                print("\n".join(lines(seen, now_s, 120)), flush=True)
             if arguments.once and seen.status is not None and seen.status["state"] == "offline":
                 break  # no report will come
             if (arguments.once and seen.report is not None) or (until_s is not None and now_s >= until_s):
@@ -133,14 +348,14 @@ def record(arguments: argparse.Namespace) -> int:
         until_s = time.monotonic() + arguments.seconds
         count = 0
         with path.open("a", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, top_view.COLUMNS, restval="")
+            table = csv.DictWriter(file, COLUMNS, restval="")
             if file.tell() == 0:
                 table.writeheader()
             else:
                 _check_columns(path)
             async for kind, body in _hear(place):
                 if kind == "telemetry":
-                    table.writerows(top_view.rows(place.device, body))
+                    table.writerows(rows(place.device, body))
                     file.flush()
                     count += 1
                 if time.monotonic() >= until_s:
@@ -158,5 +373,5 @@ def record(arguments: argparse.Namespace) -> int:
 def _check_columns(path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         found = next(csv.reader(file), [])
-    if found != list(top_view.COLUMNS):
+    if found != list(COLUMNS):
         raise UsageError(f"{path} has other columns than this version writes", "record", "name a new file")

@@ -32,9 +32,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def infer(options: argparse.Namespace) -> int:
     """Ask a model over MQTT; 1 for any status but 200."""
-    from edge_agent.app import texts
-    from edge_agent.app.ask import ask
-    from edge_agent.app.converse import generation_params, stream
+    from edge_agent.app.ask import answer_text, ask, generation_params, generator_hint, stream
 
     params = {"top_k": options.top_k, "threshold": options.threshold}
     body = _question(options)
@@ -60,7 +58,8 @@ def infer(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(reply, ensure_ascii=False))
     else:
-        print(texts.answer_text(reply), file=sys.stdout if served else sys.stderr)
+        hint = generator_hint(options, body, reply)
+        print(answer_text(reply, hint), file=sys.stdout if served else sys.stderr)
     return 0 if served else 1
 
 
@@ -75,7 +74,7 @@ def _question(options: argparse.Namespace) -> dict[str, Any]:
 
 def chat(options: argparse.Namespace) -> int:
     """Talk to a generator over MQTT."""
-    from edge_agent.app.converse import chat
+    from edge_agent.app.ask import chat
 
     def read() -> str | None:
         try:
@@ -92,18 +91,16 @@ def _write(text: str) -> None:
 
 def bench(options: argparse.Namespace) -> int:
     """Load a running agent over MQTT; 1 when nothing was served."""
-    from edge_agent.app import texts
-    from edge_agent.app.bench import load_test
+    from edge_agent.app.bench import bench_text, load_test
 
     figures = load_test(options)
-    print(json.dumps(figures, ensure_ascii=False) if options.json else texts.bench_text(figures))
+    print(json.dumps(figures, ensure_ascii=False) if options.json else bench_text(figures))
     return 0 if "200" in figures["statuses"] else 1
 
 
 def order(options: argparse.Namespace) -> int:
     """Load, unload: what a running agent is told over MQTT."""
-    from edge_agent.app import texts
-    from edge_agent.app.ask import order
+    from edge_agent.app.ask import answer_text, order
 
     reply = order(options, options.order, {"model": options.model})
     done = reply["status"] == 200
@@ -113,7 +110,7 @@ def order(options: argparse.Namespace) -> int:
         held = (reply.get("result") or {}).get("footprint_bytes")
         print(f"{options.order} {options.model}: done" + (f", it holds {bytes_text(held)}" if held else ""))
     else:
-        print(texts.answer_text(reply), file=sys.stderr)
+        print(answer_text(reply), file=sys.stderr)
     return 0 if done else 1
 
 
@@ -147,14 +144,13 @@ def install(options: argparse.Namespace) -> int:
 
 def models(options: argparse.Namespace) -> int:
     """What is installed."""
-    from edge_agent.app import texts
-    from edge_agent.app.packages import models
+    from edge_agent.app.packages import models, models_text
 
     listed = models(options.config)
     if options.json:
         print(json.dumps(listed, ensure_ascii=False, indent=2))
     else:
-        print(texts.models_text(listed, options.why))
+        print(models_text(listed, options.why))
     return 0
 
 

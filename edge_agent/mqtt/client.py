@@ -1,8 +1,8 @@
-"""The other side: a client that asks. Used by `edge-agent infer`, `bench` and the tests, over the same link.
+"""An MQTT client that sends requests to an agent. Used by `edge-agent infer`, `bench` and the tests.
 
-It listens only to its own reply topic (and the status of the devices it is told to watch), sends requests with
-correlation data and expiry on MQTT 5, with `id`, `reply_to` and `deadline_s` in the body on 3.1.1, and matches answers
-by id.
+It uses the daemon's transport and subscribes only to its own reply topic (and the status of the devices it watches).
+Requests carry correlation data and expiry on MQTT 5, and `id`, `reply_to` and `deadline_s` in the body on 3.1.1.
+Answers are matched by id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.encode import whole_expiry_s
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
-from edge_agent.protocol.messages import Reply, Status, StreamChunk
+from edge_agent.protocol.messages import Models, Reply, Status, StreamChunk
 from edge_agent.protocol.topics import Subscription, Topics
 
 # How long after its deadline an answer may still be on its way.
@@ -38,7 +38,7 @@ class _Pending:
 
 
 class RequestClient:
-    """An asker with one connection: `async with RequestClient(options) as client: await client.infer(...)`.
+    """A client with one connection: `async with RequestClient(options) as client: await client.infer(...)`.
 
     `options.client_id` is also the {client} level of its reply topic; a random one is made when it is empty.
     """
@@ -51,7 +51,7 @@ class RequestClient:
         self._pending: dict[str, _Pending] = {}
         self._last_change: LinkChange | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._link: MqttTransport | None = None
+        self._transport: MqttTransport | None = None
         self.status: dict[str, Status] = {}
         self._reply_topic = f"{prefix}/client/{name}/reply"
 
@@ -63,31 +63,31 @@ class RequestClient:
         await self.close()
 
     async def connect(self, timeout_s: float = 10.0) -> None:
-        """Reach the broker, or raise BrokerError that says why not. Only transient failures are tried again."""
+        """Connect to the broker, or raise BrokerError with the reason. Only transient failures are tried again."""
         watched = [Subscription(f"{self._prefix}/{device}/status", replay=True) for device in self._devices]
-        self._link = MqttTransport(
+        self._transport = MqttTransport(
             self._options,
             [Subscription(f"{self._reply_topic}/#"), *watched],
         )
-        await self._link.start(LinkListener(self._changed, self._unheard))
-        self._reading = asyncio.create_task(self._read(self._link))
+        await self._transport.start(LinkListener(self._changed, self._undelivered))
+        self._reading = asyncio.create_task(self._read(self._transport))
         for _ in range(max(1, round(timeout_s / 0.01))):
             change = self._last_change
-            if self._link.connected or (change is not None and change.kind == "permanent"):
+            if self._transport.connected or (change is not None and change.kind == "permanent"):
                 break
             await asyncio.sleep(0.01)
-        if not self._link.connected:
+        if not self._transport.connected:
             reason = self._last_change.text if self._last_change else "no answer from the broker"
             await self.close()
             raise BrokerError(reason)
 
     async def close(self) -> None:
-        """Leave the broker; what is still waiting gets no answer."""
-        if self._link is not None:
-            await self._link.stop([])
+        """Disconnect; requests that still wait get no answer."""
+        if self._transport is not None:
+            await self._transport.stop([])
         if self._reading is not None:
             await self._reading
-        self._link = self._reading = None
+        self._transport = self._reading = None
 
     @property
     def version(self) -> int | None:
@@ -95,8 +95,8 @@ class RequestClient:
         return self._last_change.version if self._last_change else None
 
     async def infer(self, device: str, model: str, body: Mapping[str, Any], deadline_s: float = 30.0) -> Reply:
-        """Ask a model. `body` as in DESIGN 5 (text or texts, adapter, params, priority). Raises RequestError (408)
-        when no answer came; an answer of any other status is returned, not raised."""
+        """Ask a model. `body` as in docs/mqtt.md (text or texts, adapter, params, priority). Raises RequestError
+        (408) when no answer came; an answer of any other status is returned, not raised."""
         topic = Topics(self._prefix, device).infer(model)
         return msgspec.json.decode(await self.request(topic, body, deadline_s), type=Reply)
 
@@ -107,7 +107,7 @@ class RequestClient:
         topic = Topics(self._prefix, device).infer(model)
         request_id, ended = str(body.get("id") or secrets.token_hex(16)), False
         try:
-            # Closed at its end and not when it is collected: the id may be used again at once.
+            # Closed here, not by the garbage collector, because the id may be used again at once.
             async with contextlib.aclosing(self._ask(topic, body, deadline_s, request_id)) as payloads:
                 async for payload in payloads:
                     part = _part(payload)
@@ -116,18 +116,18 @@ class RequestClient:
                     if ended:
                         return
         finally:
-            if not ended:  # whoever reads no further does not want the rest computed
+            if not ended:  # the caller stopped reading: the device need not compute the rest
                 self.cancel(device, request_id)
 
     async def command(
         self, device: str, name: str, body: Mapping[str, Any], deadline_s: float = 60.0
     ) -> dict[str, Any]:
-        """Give an order to a device (`cmd/{name}`); returns the answer's body. Raises RequestError (408)."""
+        """Send a command to a device (`cmd/{name}`); returns the answer's body. Raises RequestError (408)."""
         topic = Topics(self._prefix, device).command(name)
         return msgspec.json.decode(await self.request(topic, body, deadline_s), type=dict[str, Any])
 
     def cancel(self, device: str, request_id: str) -> bool:
-        """Withdraw a request of ours; its answer (499) comes to whoever waits for it."""
+        """Cancel a request of this client; whoever waits for it gets the answer 499."""
         body = {"id": request_id, "reply_to": self._reply_topic}
         return self._publish(Outbound(Topics(self._prefix, device).cancel, msgspec.json.encode(body)))
 
@@ -155,7 +155,7 @@ class RequestClient:
                 try:
                     answer = await asyncio.wait_for(pending.answers.get(), until_s - loop.time())
                 except asyncio.TimeoutError:
-                    raise RequestError(408, Cause.EXPIRED, self._silence(topic, deadline_s)) from None
+                    raise RequestError(408, Cause.EXPIRED, self._no_answer(topic, deadline_s)) from None
                 if isinstance(answer, RequestError):
                     raise answer
                 yield answer.payload
@@ -184,11 +184,11 @@ class RequestClient:
         )
 
     def _publish(self, message: Outbound) -> bool:
-        return self._link is not None and self._link.publish(message)
+        return self._transport is not None and self._transport.publish(message)
 
-    async def _read(self, link: MqttTransport) -> None:
-        async for message in link.messages():
-            link.ack(message)
+    async def _read(self, transport: MqttTransport) -> None:
+        async for message in transport.messages():
+            transport.ack(message)
             if message.topic.endswith("/status") and not message.topic.startswith(self._reply_topic):
                 self._note_status(message)
                 continue
@@ -209,17 +209,33 @@ class RequestClient:
     def _changed(self, change: LinkChange) -> None:
         self._last_change = change
 
-    def _unheard(self, message: Outbound, reason: str) -> None:
+    def _undelivered(self, message: Outbound, reason: str) -> None:
         pending = self._pending.get((message.correlation or b"").decode())
         if pending is not None and not pending.answers.full():
             remedy = "is the device's name right, and is it running?"
             pending.answers.put_nowait(RequestError(503, Cause.UNAVAILABLE, f"{message.topic}: {reason} ({remedy})"))
 
-    def _silence(self, topic: str, deadline_s: float) -> str:
+    def _no_answer(self, topic: str, deadline_s: float) -> str:
         device = topic.removeprefix(self._prefix + "/").split("/")[0]
         status = self.status.get(device)
-        said = f"; {device} says it is {status.state}: {status.reason}" if status else ""
-        return f"no answer from {topic} within {duration_text(deadline_s)}{said}"
+        stated = f"; {device} says it is {status.state}: {status.reason}" if status else ""
+        return f"no answer from {topic} within {duration_text(deadline_s)}{stated}"
+
+
+async def read_models(options: MqttOptions, topics: Topics, timeout_s: float) -> Models | None:
+    """The device's retained list of models; None when there is none, or no broker, within `timeout_s`."""
+    transport = MqttTransport(
+        replace(options, client_id=f"ask-{secrets.token_hex(6)}", session_expiry_s=0),
+        [Subscription(topics.models, replay=True)],
+    )
+    await transport.start()
+    try:
+        message = await asyncio.wait_for(anext(transport.messages()), timeout_s)
+        return msgspec.json.decode(message.payload, type=Models)
+    except (asyncio.TimeoutError, msgspec.MsgspecError):
+        return None
+    finally:
+        await transport.stop([])
 
 
 def _id_of(message: Inbound) -> str:

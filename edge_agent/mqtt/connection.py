@@ -1,8 +1,8 @@
-"""One connection to the broker, from the first packet to the last, over one paho client that is then thrown away.
+"""One connection to the broker, from CONNECT to its end, over one paho client that is used once.
 
-paho's own thread, its reconnecting and its memory of unacknowledged messages are not used: the socket is watched by
-the event loop (docs/decisions/0050), and what was on its way goes back to our outbox (0051). Only name resolution,
-TCP connect and TLS handshake block; they run in a thread that ends with them.
+paho's thread, its reconnecting and its queue of unacknowledged messages are not used: the event loop watches the socket
+(docs/decisions/0050), and unacknowledged messages return to the outbox (0051). Only name resolution, TCP connect and
+TLS handshake block; they run in a thread of their own that ends after them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from edge_agent.protocol.topics import Subscription
 UNWRITTEN_BYTES = 256 * 1024
 # How long a broker may take from CONNECT to CONNACK.
 CONNACK_S = 5.0
-# What paho's readers and ours let out on a malformed packet; it ends the connection, and the link dials again.
-_NONSENSE = (MQTTException, ValueError, LookupError, TypeError, AssertionError, struct.error, OSError)
+# What paho's parsers and ours raise on a malformed packet; it ends the connection, and the transport reconnects.
+_MALFORMED = (MQTTException, ValueError, LookupError, TypeError, AssertionError, struct.error, OSError)
 
 
 @dataclass(frozen=True, slots=True)
 class ConnAck:
-    """What the broker grants with its CONNACK. `max_packet_bytes` is None where it names no limit."""
+    """What the broker grants in its CONNACK. `max_packet_bytes` is None where it names no limit."""
 
     session_present: bool
     receive_maximum: int
@@ -48,16 +48,16 @@ class ConnAck:
 
 
 class ConnectionListener(Protocol):
-    """Who is told what happens on a connection, always inside the event loop."""
+    """Receives the events of a connection, always inside the event loop."""
 
     def received(self, message: Inbound) -> None:
         """A message arrived; its `ack` is the connection's epoch * 65,536 + the packet id, for QoS 1."""
 
     def acknowledged(self, mid: int, code: int, name: str) -> None:
-        """The broker has a QoS 1 message, or refuses it (a `code` of 0x80 and above, `name` in words)."""
+        """PUBACK: the broker has a QoS 1 message, or refuses it (`code` of 0x80 and above; `name` is its text)."""
 
     def writable(self) -> None:
-        """The socket took all that was waiting."""
+        """The socket accepted everything that was waiting."""
 
 
 class Connection:
@@ -81,26 +81,26 @@ class Connection:
         self._flush_planned = False
         self._dropped = False
         self._unwritten = 0
-        self._ear = packets.LastErrorLogger()
+        self._last_error = packets.LastErrorLogger()
         self._client = self._make_client(will)
 
     @property
     def congested(self) -> bool:
-        """True while the socket does not take what was handed over."""
+        """True while more than `UNWRITTEN_BYTES` handed to paho are not yet in the socket."""
         return self._unwritten > UNWRITTEN_BYTES
 
     async def open(self) -> ConnAck | Reason:
-        """Connect and wait for the broker's word; a Reason when it is no, or when there is none in time."""
+        """Connect and wait for CONNACK; a Reason when the broker refuses or does not answer in time."""
         threading.Thread(target=self._dial, name="mqtt-dial", daemon=True).start()
         try:
-            # Resolving, connecting and shaking hands have their own timeouts; the first wait bounds them together.
+            # Name resolution, connect and handshake have timeouts of their own; the first wait bounds their sum.
             await asyncio.wait({self._dialled}, timeout=3 * self._options.connect_timeout_s)
             await asyncio.wait({self._opened}, timeout=CONNACK_S if self._dialled.done() else 0)
         except asyncio.CancelledError:
             self.drop()
             raise
         self._settle(
-            Reason("transient", f"{self._where}: no answer to CONNECT", "is it an MQTT broker?", silent="mute")
+            Reason("transient", "no answer to CONNECT", "is it an MQTT broker?", silent="mute", place=self._where)
         )
         answer = self._opened.result()
         if isinstance(answer, Reason):
@@ -133,43 +133,43 @@ class Connection:
         return info.mid
 
     def ack(self, mid: int) -> None:
-        """Acknowledge a QoS 1 message, so that the broker sends the next."""
+        """Send PUBACK for a QoS 1 message, so that the broker sends the next."""
         self._client.ack(mid, 1)
 
     def pause_reading(self) -> None:
-        """Leave what arrives in the socket."""
+        """Stop reading; TCP then holds back what arrives."""
         if self._reading and self._watched is not None:
             self._loop.remove_reader(self._watched)
         self._reading = False
 
     def resume_reading(self) -> None:
-        """Take up reading again; also what TLS has decrypted already."""
+        """Read again, beginning with what TLS has already decrypted."""
         if not self._reading and self._watched is not None:
             self._reading = True
             self._loop.add_reader(self._watched, self._on_readable)
             self._loop.call_soon(self._on_readable)
 
     def keep_alive(self) -> None:
-        """To be called about every second: pings when it is time, and notices that no answer came."""
+        """To be called about every second: sends PINGREQ when due, and ends the connection when no answer came."""
         if self._watched is not None:
             self._client.loop_misc()
 
     async def close(self, timeout_s: float) -> None:
-        """Say goodbye, which suppresses the will, and wait for it to be sent."""
+        """Send DISCONNECT, which suppresses the will, and wait until it is sent."""
         if not self.closed.done():
             self._client.disconnect()
             await asyncio.wait({self.closed}, timeout=timeout_s)
         self.drop()
 
     def drop(self) -> None:
-        """Let go of the socket at once; the broker will publish the will."""
+        """Close the socket at once; the broker will publish the will."""
         self._dropped = True
         self.lose(Reason("transient", "the connection was closed here"))
         if self._sock is not None:
             self._sock.close()
 
     def lose(self, reason: Reason) -> None:
-        """It ends here, for this reason, unless it has ended already."""
+        """End the connection for this reason, unless it has ended already."""
         self._unwatch()
         self._settle(reason)
         if not self.closed.done():
@@ -186,11 +186,11 @@ class Connection:
             packets.set_credentials(self._client, self._options)
             self._client.reconnect()
         except (OSError, ValueError) as error:
-            self._tell(self._settle, reconnect.from_error(error, self._where))
+            self._call_in_loop(self._settle, reconnect.from_error(error, self._where))
         else:
-            self._tell(self._attach)
+            self._call_in_loop(self._attach)
 
-    def _tell(self, what: Callable[..., None], *args: object) -> None:
+    def _call_in_loop(self, what: Callable[..., None], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(what, *args)
         except RuntimeError:
@@ -222,7 +222,7 @@ class Connection:
             self._client.loop_read()
             while self._reading and self._decrypted():
                 self._client.loop_read()
-        except _NONSENSE as error:
+        except _MALFORMED as error:
             self.lose(Reason("transient", f"a packet from the broker makes no sense: {type(error).__name__}: {error}"))
 
     def _decrypted(self) -> bool:
@@ -263,14 +263,14 @@ class Connection:
             self.lose(reconnect.from_code(code.value, code.getName()))
         else:
             in_tls = self._options.tls is not None and not self._opened.done()
-            self.lose(reconnect.from_silence(self._where, self._ear.last, in_tls))
+            self.lose(reconnect.from_silence(self._where, self._last_error.text, self._last_error.cause, in_tls))
 
     def _on_publish_packet(self, flags: int, body: bytes) -> None:
         topic, mid, said, payload = packets.read_publish(flags, body, self.version)
         self._deliver(topic, payload, flags, said, mid)
 
     def _on_message(self, _c: Client, _d: Any, message: MQTTMessage) -> None:
-        """The way of a paho that has no `_handle_publish` to replace (`packets.FastClient`)."""
+        """Called by a paho without `_handle_publish` (see `packets.FastClient`)."""
         packed: bytes = message.properties.pack() if message.properties else b"\0"  # type: ignore[no-untyped-call]
         flags = message.qos << 1 | message.retain
         try:
@@ -318,7 +318,7 @@ class Connection:
 
     def _make_client(self, will: Outbound | None) -> packets.FastClient:
         client = packets.make_client(self._options, self.version, will)
-        client.enable_logger(cast("logging.Logger", self._ear))
+        client.enable_logger(cast("logging.Logger", self._last_error))
         client.on_socket_open = self._on_socket_open
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_want_write

@@ -1,6 +1,7 @@
-"""What arrived and was not yet taken, bounded by number and by bytes.
+"""Received messages that were not yet taken, bounded by number and by bytes.
 
-When it is full the link stops reading the socket: TCP and the broker's queue hold the rest back. Nothing is dropped.
+When it is full the transport stops reading the socket: TCP and the broker's queue hold the rest back, and nothing is
+dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from edge_agent.protocol.envelope import Inbound
 
 
 class Inbox:
-    """A queue with one reader, used only inside the event loop. `on_room` is called when it may be filled again."""
+    """A queue with one reader, used only inside the event loop. `on_room` is called when it has room again."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Inbox:
         return len(self._waiting)
 
     def put(self, message: Inbound) -> bool:
-        """Add a message; False when there is no room at all (the caller read on although the inbox was full)."""
+        """Add a message; False when there is no room (the caller kept reading although the inbox was full)."""
         if len(self._waiting) > self._max_messages:
             return False
         self._waiting.append(message)
@@ -48,7 +49,7 @@ class Inbox:
         return True
 
     def close(self) -> None:
-        """End the iteration once what waits has been taken."""
+        """End the iteration after the waiting messages were taken."""
         self._closed = True
         self._wake.set()
 

@@ -22,12 +22,12 @@ class TlsOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MqttOptions:
-    """How to reach the broker and who we are there.
+    """How to reach the broker, and the identity used there. A file of its own, so that commands need no paho.
 
-    `client_id` is the device's name (DESIGN 5). The password stands here or in `password_file`, which is read anew
-    for every attempt, so that a rotated secret needs no restart. `keepalive_s` is how long silence may last before the
-    broker is asked; a dead one is noticed after at most twice that. The broker keeps our session, and QoS 1 messages
-    for us, for `session_expiry_s` after we leave; 0 asks for a clean session (clients that only ask).
+    `client_id` is the device's name. The password is given here or in `password_file`, which is read again for every
+    attempt, so that a rotated secret needs no restart. After `keepalive_s` without a packet PINGREQ is sent; a dead
+    broker is noticed after at most twice that. The broker keeps the session and its QoS 1 messages for
+    `session_expiry_s` after a disconnect; 0 asks for a clean session (clients that only send requests).
     'auto' speaks MQTT 5 and falls back to 3.1.1 where the broker refuses it.
     """
 

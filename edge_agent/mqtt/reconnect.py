@@ -1,4 +1,12 @@
-"""When and how to dial again: pure decisions, so that they can be tested without a broker or a clock."""
+"""Why there is no connection to the broker, and when to connect again. Pure: needs no broker and no clock.
+
+Reasons are sorted by what to do about them:
+
+transient   try again soon (full jitter)
+permanent   only a person can change it: try again at the longest interval, and say the remedy
+takeover    another client uses the same client id: wait long, so that the two do not alternate
+protocol    the broker does not speak this version of MQTT: try the other one
+"""
 
 from __future__ import annotations
 
@@ -15,17 +23,26 @@ Kind = Literal["transient", "permanent", "takeover", "protocol"]
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a connection ended or never began. `code` is the MQTT 5 reason code where the broker gave one;
-    `silent` tells whether it hung up without a word, or said nothing at all (mute)."""
+    """Why a connection ended or never began.
+
+    `place` is the address of the broker, None where not needed. `code` is the MQTT 5 reason code where the broker
+    gave one. `silent`: it closed the connection without a packet ('hung up'), or sent nothing at all ('mute').
+    """
 
     kind: Kind
     text: str
     remedy: str | None = None
     code: int | None = None
     silent: Literal["", "hung up", "mute"] = ""
+    place: str | None = None
+
+    @property
+    def detail(self) -> str:
+        """Text and remedy, without the broker's address."""
+        return self.text if self.remedy is None else f"{self.text} ({self.remedy})"
 
     def __str__(self) -> str:
-        return self.text if self.remedy is None else f"{self.text} ({self.remedy})"
+        return self.detail if self.place is None else f"{self.place}: {self.detail}"
 
 
 TAKEN_OVER = 0x8E
@@ -56,43 +73,47 @@ def from_error(error: OSError | ValueError, where: str) -> Reason:
     """An error of the operating system or of TLS on the way to `where` (host:port)."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", None) or error
-        text = f"{where}: the broker's certificate is not trusted: {why}"
-        return Reason("permanent", text, "check mqtt.tls.ca and the host name in the certificate")
+        text = f"the broker's certificate is not trusted: {why}"
+        return Reason("permanent", text, "check mqtt.tls.ca and the host name in the certificate", place=where)
     if isinstance(error, ssl.SSLError):
         why = getattr(error, "reason", None) or error
-        return Reason("permanent", f"{where}: TLS failed: {why}", "check mqtt.port and mqtt.tls")
+        return Reason("permanent", f"TLS failed: {why}", "check mqtt.port and mqtt.tls", place=where)
     if isinstance(error, socket.gaierror):
-        return Reason("transient", f"{where}: the name cannot be resolved", "check mqtt.host and the network")
+        return Reason("transient", "the name cannot be resolved", "check mqtt.host and the network", place=where)
     if isinstance(error, ConnectionRefusedError):
-        return Reason("transient", f"{where}: nothing listens there", "start the broker or check mqtt.port")
+        return Reason("transient", "nothing listens there", "start the broker or check mqtt.port", place=where)
     if isinstance(error, TimeoutError):
-        return Reason("transient", f"{where}: no answer", "check the network and the firewall")
+        return Reason("transient", "no answer", "check the network and the firewall", place=where)
     if isinstance(error, OSError) and error.filename is not None:
         return Reason("permanent", f"cannot read {error.filename}: {error.strerror}", "check its path and its owner")
-    return Reason("transient", f"{where}: {getattr(error, 'strerror', None) or error}")
+    return Reason("transient", str(getattr(error, "strerror", None) or error), place=where)
 
 
-def from_silence(where: str, last_error: str | None, in_tls: bool) -> Reason:
-    """The connection broke without a word of MQTT; `last_error` is what the socket said, if anything.
+def from_silence(where: str, last_error: str | None, cause: OSError | None, in_tls: bool) -> Reason:
+    """The connection broke without a DISCONNECT; `last_error` is what the socket reported, if anything, `cause` the
+    exception in it.
 
-    `in_tls`: during a TLS connection that the broker had not welcomed yet. With TLS 1.3 a broker judges our
-    certificate only after the handshake, so a refusal shows up here, with or without an alert.
+    `in_tls`: during a TLS connection before CONNACK. With TLS 1.3 a broker verifies the client's certificate only after
+    the handshake, so a refusal shows up here, with or without an alert.
     """
-    said = f": {last_error}" if last_error else ""
-    if last_error and "ALERT" in last_error and "CERT" in last_error:
-        text = f"{where}: the broker refuses our certificate{said}"
-        return Reason("permanent", text, "check mqtt.tls.cert, and which authorities the broker trusts")
+    detail = f": {last_error}" if last_error else ""
+    # OpenSSL names the alert, such as TLSV13_ALERT_CERTIFICATE_REQUIRED.
+    alert = str(cause.reason) if isinstance(cause, ssl.SSLError) else ""
+    if "ALERT" in alert and "CERT" in alert:
+        remedy: str | None = "check mqtt.tls.cert, and which authorities the broker trusts"
+        return Reason("permanent", f"the broker refuses our certificate{detail}", remedy, place=where)
     remedy = "brokers that refuse a certificate hang up like this: check mqtt.tls.cert" if in_tls else None
-    return Reason("transient", f"{where}: the connection broke{said}", remedy, silent="hung up")
+    return Reason("transient", f"the connection broke{detail}", remedy, silent="hung up", place=where)
 
 
-# A connection that held for so long was a good one: the next failure starts the back-off anew. Shorter ones are part
-# of the same trouble (two devices of one name throw each other out every second).
+# A connection that lasted so long was good: the next failure starts the back-off anew. Shorter ones belong to the same
+# fault (two devices with one client id disconnect each other every second).
 STABLE_S = 10.0
-# A broker that hangs up on CONNECT without a word may be one of 3.1.1 only, or one that is just restarting: it is asked
-# twice. One that takes the connection and stays mute waits for the rest of what it reads as 3.1.1 (amqtt does).
+# A broker that closes the connection on CONNECT without a packet may speak 3.1.1 only, or may be restarting: MQTT 5 is
+# tried twice. One that accepts the connection and sends nothing waits for the rest of what it parses as 3.1.1 (amqtt
+# does).
 SILENT_ENDS = 2
-# So many short connections in a row, each broken without a word, look like two clients of one name at an older broker.
+# So many short connections in a row, each closed without a packet, suggest two clients with one id at an older broker.
 SHORT_LIVES = 3
 
 
@@ -114,12 +135,12 @@ class Retry:
         return 4 if self._try_old else 5
 
     def connected(self) -> None:
-        """The broker said welcome. The next connection starts with MQTT 5 again: brokers get upgraded."""
+        """CONNACK arrived. The next connection starts with MQTT 5 again, because brokers get upgraded."""
         self._silent_ends = 0
         self._try_old = False
 
     def explain(self, reason: Reason, lasted_s: float) -> Reason:
-        """The reason, with a guess at the cause where connections break again and again soon after they began."""
+        """The reason, with a likely cause as its remedy where connections repeatedly break soon after they began."""
         if lasted_s >= STABLE_S or not reason.silent:
             self._short_lives = 0
         elif lasted_s > 0:

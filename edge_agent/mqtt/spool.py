@@ -1,4 +1,4 @@
-"""Events on disk until the broker has them: they survive a restart of the agent, of the broker, and of the board.
+"""Events on disk until the broker has acknowledged them: they survive restarts of agent, broker and board.
 
 The folder holds segments and a mark:
 
@@ -8,8 +8,8 @@ The folder holds segments and a mark:
 
 Rules: an event leaves when the broker acknowledged it, or with the oldest segment when the spool is full (counted in
 `lost`). A torn or damaged record ends its segment: the rest is cut off (counted in `cut`), the segments after it are
-used. A stale mark sends events twice, never not at all; (boot_id, seq) in the event tells. When the disk takes
-nothing, events wait in a little memory and `trouble` says why.
+used. A stale mark causes events to be sent twice, never to be lost; (boot_id, seq) in the event shows the
+duplicate. When the disk cannot be written, a few events wait in memory and `trouble` says why.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _HEADER = struct.Struct("<II")
 
 
 class Segment:
-    """`first` is the sequence number of its first record. Methods raise OSError; none leaves a half record behind."""
+    """One file of the spool: records appended, found by number, recovered up to the first damaged one.
+
+    `first` is the sequence number of its first record. Methods raise OSError; none leaves half a record behind.
+    """
 
     def __init__(self, path: Path, first: int) -> None:
         self.path = path
@@ -57,13 +60,13 @@ class Segment:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         data = _HEADER.pack(len(record), zlib.crc32(record)) + record
         if os.pwrite(self._fd, data, self.size_bytes) != len(data):
-            # A short write is how a disk fills up; the next append or recovery overwrites or cuts what it left.
+            # A full disk causes a short write; the next append overwrites the rest, or recovery cuts it off.
             raise OSError(28, "No space left on device")
         self._starts.append(self.size_bytes)
         self.size_bytes += len(data)
 
     def read(self, sequence: int) -> bytes | None:
-        """The record of that number; None when it cannot be read any more (deleted, damaged since)."""
+        """The record of that number; None when it can no longer be read (deleted, damaged since)."""
         start = self._starts[sequence - self.first]
         try:
             with self.path.open("rb") as file:
@@ -81,7 +84,7 @@ class Segment:
         while at + _HEADER.size <= len(data):
             length, checksum = _HEADER.unpack_from(data, at)
             record = data[at + _HEADER.size : at + _HEADER.size + min(length, max_record_bytes)]
-            # No record is empty, but a file cut by a power failure may end in zeros, whose checksum would be right.
+            # No record is empty, but after a power failure a file may end in zeros, whose checksum would match.
             if not record or len(record) != length or zlib.crc32(record) != checksum:
                 break
             self._starts.append(at)
@@ -141,7 +144,7 @@ class Spool:
         return on_disk + len(self._memory)
 
     def append(self, message: Outbound) -> None:
-        """Keep a message; the oldest go when there is no room."""
+        """Keep a message; the oldest are dropped when there is no room."""
         self._memory.append((self._next, message))
         self._next += 1
         self._write_memory()
@@ -165,7 +168,7 @@ class Spool:
         return self._memory[0] if self._memory else None
 
     def pop(self, token: int) -> None:
-        """The broker has the message of that token; one that was dropped meanwhile is no error."""
+        """The broker has acknowledged the message of that token; one that was dropped meanwhile is no error."""
         if self._memory and self._memory[0][0] == token:
             self._memory.popleft()
         elif token == self._head:
@@ -175,7 +178,7 @@ class Spool:
             self._write_mark()
 
     def take_unsynced(self) -> list[int]:
-        """Descriptors whose content is not surely on the disk yet; hand them to `sync`, in any thread."""
+        """Descriptors of files that were not yet synced; hand them to `sync`, in any thread."""
         taken = list(self._unsynced.values())
         self._unsynced.clear()
         return taken
@@ -190,7 +193,7 @@ class Spool:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Force everything to the disk and let go of it."""
+        """Sync everything to the disk and close the files."""
         self.sync(self.take_unsynced())
         for segment in self._segments:
             segment.close()
@@ -198,7 +201,7 @@ class Spool:
     # ---- writing ---------------------------------------------------------------------------------------------------
 
     def _write_memory(self) -> None:
-        """Move what waits in memory to the disk, as far as the disk takes it."""
+        """Move the events that wait in memory to the disk, as far as it can be written."""
         try:
             while self._memory:
                 sequence, message = self._memory[0]
@@ -249,7 +252,7 @@ class Spool:
             self._drop_oldest()
 
     def _forget_sent(self) -> None:
-        """Delete segments of which the broker has everything."""
+        """Delete segments whose events were all acknowledged."""
         while self._segments and self._segments[0].end <= self._head:
             self._drop_oldest()
 

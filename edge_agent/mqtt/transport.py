@@ -1,11 +1,10 @@
-"""The Transport port over MQTT: a connection that heals itself.
+"""The Transport port over MQTT: connects, and connects again after every failure.
 
-One task dials, waits for the end, and dials again. Between the ends stand an inbox and an outbox, both bounded; a
-window of unacknowledged messages, as wide as the broker allows; and, for events, a spool on disk. Changes are said
-once, when they happen, in the log and to the listener; being offline is not a failure.
+One task connects, waits for the end of the connection, and connects again. It keeps a bounded inbox and a bounded
+outbox, a window of unacknowledged messages as wide as the broker allows, and for events a spool on disk. A change is
+reported once, when it happens, to the log and to the listener; being offline is not a failure.
 
-Not here: packets and sockets (`connection`), what to do about a failure (`retry`, `reasons`), what messages mean
-(`protocol`).
+Not here: packets and sockets (`connection`), what to do about a failure (`reconnect`), what messages mean (`protocol`).
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 SUBACK_S = 10.0
-LAST_WORDS_S = 2.0
-GOODBYE_S = 1.0
+FINAL_MESSAGES_S = 2.0
+DISCONNECT_S = 1.0
 # A packet is topic, properties and body; this much is left for the first two when a broker limits packets.
 PACKET_OVERHEAD_BYTES = 2048
-# A spooled event that the broker refused is tried again after so long (an access list may have been mended).
+# A spooled event that the broker refused is tried again after so long: its access list may have been corrected.
 REFUSED_EVENT_S = 60.0
 
 
-# MQTT 5's reason code for a QoS 1 message that the broker took although nobody subscribes to its topic.
-NOBODY_LISTENS = 0x10
+# MQTT 5's reason code "No matching subscribers" in a PUBACK: the broker took the message and delivers it to nobody.
+NO_MATCHING_SUBSCRIBERS = 0x10
 
 
 class MqttTransport:
     """Implements `agent.ports.Transport`. Everything happens inside one event loop, its construction too.
 
-    `will` is what the broker says for us when we vanish. `spool` keeps what is published with keep='disk'.
+    `will` is what the broker publishes when the connection breaks. `spool` keeps what is published with keep='disk'.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class MqttTransport:
         # By packet id: what is on its way, or the spool's token of an event.
         self._inflight: dict[int, Waiting | int] = {}
         self._connection: Connection | None = None
-        self._welcome: ConnAck | None = None
+        self._connack: ConnAck | None = None
         self._epoch = 0
         self._subscribed = False
         self._said: tuple[bool, str] | None = None
@@ -81,8 +80,8 @@ class MqttTransport:
 
     @property
     def connected(self) -> bool:
-        """True while the broker has welcomed us and our subscriptions stand."""
-        return self._welcome is not None
+        """True from CONNACK and SUBACK until the connection ends."""
+        return self._connack is not None
 
     @property
     def events_waiting(self) -> int:
@@ -97,16 +96,16 @@ class MqttTransport:
     @property
     def max_payload_bytes(self) -> int:
         """The largest body that can be sent now: our own limit, or the broker's if that is smaller."""
-        packet = self._welcome.max_packet_bytes if self._welcome else None
+        packet = self._connack.max_packet_bytes if self._connack else None
         return MESSAGE_BYTES if packet is None else max(1024, min(MESSAGE_BYTES, packet - PACKET_OVERHEAD_BYTES))
 
     def alive(self) -> bool:
-        """Whether the link still does its work, connected or not; for the watchdog."""
+        """Whether the transport's tasks still run, connected or not; for the watchdog."""
         running = bool(self._tasks) and not any(task.done() for task in self._tasks)
         return running and asyncio.get_running_loop().time() - self._ticked_s < 10 * TICK_S
 
     async def start(self, listener: LinkListener = NO_LISTENER) -> None:
-        """Begin to connect, and to reconnect for ever with full jitter; returns at once. `listener` is told from now
+        """Start connecting, and reconnecting for ever with full jitter; returns at once. `listener` is called from now
         on."""
         self._listener = listener
         self._ticked_s = asyncio.get_running_loop().time()
@@ -114,12 +113,12 @@ class MqttTransport:
         self._tasks = [asyncio.create_task(work, name=f"mqtt-{name}") for name, work in own.items()]
 
     def messages(self) -> AsyncIterator[Inbound]:
-        """What arrives, in order; ends after `stop`."""
+        """Messages in order of arrival; ends after `stop`."""
         return self._inbox.stream()
 
     def ack(self, message: Inbound) -> None:
-        """Acknowledge a QoS 1 message. Of one that came over an earlier connection nothing is sent: the broker has
-        forgotten its packet id and will deliver it again."""
+        """Acknowledge a QoS 1 message. For one of an earlier connection nothing is sent: the broker has forgotten its
+        packet id and will deliver it again."""
         if message.ack is None or self._connection is None:
             return
         epoch, mid = divmod(message.ack, 65_536)
@@ -127,7 +126,7 @@ class MqttTransport:
             self._connection.ack(mid)
 
     def publish(self, message: Outbound) -> bool:
-        """Hand a message over without waiting. It is sent now or, in the way that `keep` says, later.
+        """Queue a message without waiting. It is sent now or, as `keep` says, later.
 
         False when there is no room or it can never be sent (larger than the broker takes).
         """
@@ -147,40 +146,41 @@ class MqttTransport:
             self.publish(message)
         if self.connected:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._drained(), LAST_WORDS_S)
+                await asyncio.wait_for(self._drained(), FINAL_MESSAGES_S)
         for task in self._tasks:
             task.cancel()
         if self._connection is not None:
-            await self._connection.close(GOODBYE_S)
+            await self._connection.close(DISCONNECT_S)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._end_connection()
         if self._spool is not None:
             self._spool.close()
         self._inbox.close()
 
-    # ---- dialling --------------------------------------------------------------------------------------------------
+    # ---- connecting ------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while True:
             began_s = self._now_s()
             reason, lasted_s = await self._connect_once()
-            self._say(LinkChange(False, reason.kind, str(self._retry.explain(reason, lasted_s))))
+            told = self._retry.explain(reason, lasted_s)
+            self._report(LinkChange(False, told.kind, str(told), detail=told.detail))
             pause_s = self._retry.pause_s(reason, lasted_s, self._random01())
             log.debug("dialling again in %.1f s (last attempt took %.1f s)", pause_s, self._now_s() - began_s)
             await asyncio.sleep(pause_s)
 
     async def _connect_once(self) -> tuple[Reason, float]:
-        """One connection from dialling to its end: why it ended, and how long it was up."""
+        """One connection from connecting to its end: why it ended, and for how many seconds it was up."""
         self._epoch += 1
         connection = Connection(self._options, self._retry.version, self._will, self, self._epoch)
         self._connection = connection
-        welcome = await connection.open()
-        if isinstance(welcome, Reason):
-            return welcome, 0.0
+        answer = await connection.open()
+        if isinstance(answer, Reason):
+            return answer, 0.0
         self._retry.connected()
         since_s = self._now_s()
         try:
-            self._greet(welcome, await self._subscribe(connection, welcome))
+            self._begin(answer, await self._subscribe(connection, answer))
             # Not `await connection.closed`: a cancelled task would cancel that future with it.
             await asyncio.wait({connection.closed})
         except asyncio.TimeoutError:
@@ -192,26 +192,26 @@ class MqttTransport:
         self._end_connection()
         return reason, max(self._now_s() - since_s, 1e-6)
 
-    def _greet(self, welcome: ConnAck, refused: Sequence[str]) -> None:
-        self._welcome = welcome
+    def _begin(self, connack: ConnAck, refused: Sequence[str]) -> None:
+        self._connack = connack
         note = f"; the broker refuses subscriptions, check its access list: {', '.join(refused)}" if refused else ""
         where = f"{self._options.host}:{self._options.port}"
-        version = "MQTT 5" if welcome.version == 5 else "MQTT 3.1.1"
-        kind = "subscription-refused" if refused else "connected"
-        self._say(LinkChange(True, kind, f"connected to {where} with {version}{note}", welcome.version))
+        version = "MQTT 5" if connack.version == 5 else "MQTT 3.1.1"
+        text = f"connected to {where} with {version}{note}"
+        self._report(LinkChange(True, "subscription-refused" if refused else "connected", text, connack.version))
         self._pump()
 
-    async def _subscribe(self, connection: Connection, welcome: ConnAck) -> list[str]:
-        if not self._subscriptions or (welcome.session_present and self._subscribed):
+    async def _subscribe(self, connection: Connection, connack: ConnAck) -> list[str]:
+        if not self._subscriptions or (connack.session_present and self._subscribed):
             return []
         refused = await connection.subscribe(self._subscriptions, SUBACK_S)
         self._subscribed = not refused
         return refused
 
     def _end_connection(self) -> None:
-        """What was not acknowledged goes back to the front of the outbox, to be sent again if it is still in time."""
+        """Return unacknowledged messages to the front of the outbox, to be sent again unless they have expired."""
         self._connection = None
-        self._welcome = None
+        self._connack = None
         unsent = [item for item in self._inflight.values() if isinstance(item, Waiting)]
         self._inflight.clear()
         self._event_sent = False
@@ -232,7 +232,7 @@ class MqttTransport:
             self._pump()
 
     async def _sync(self) -> None:
-        """Events to the disk, beside everything else: a card that stalls for seconds must not cost the connection."""
+        """Sync events to the disk in a thread: an SD card that stalls for seconds must not break the connection."""
         said = None
         while True:
             await asyncio.sleep(TICK_S)
@@ -244,8 +244,8 @@ class MqttTransport:
             if unsynced := self._spool.take_unsynced():
                 await asyncio.to_thread(Spool.sync, unsynced)
 
-    def _say(self, change: LinkChange) -> None:
-        """Log and report a change; a repetition of what was said last is no change."""
+    def _report(self, change: LinkChange) -> None:
+        """Log and report a change, unless it repeats the last one."""
         if self._said == (change.connected, change.text):
             return
         self._said = (change.connected, change.text)
@@ -256,10 +256,10 @@ class MqttTransport:
     # ---- sending ---------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        connection, welcome = self._connection, self._welcome
-        if connection is None or welcome is None:
+        connection, connack = self._connection, self._connack
+        if connection is None or connack is None:
             return
-        most = min(INFLIGHT_MESSAGES, welcome.receive_maximum)
+        most = min(INFLIGHT_MESSAGES, connack.receive_maximum)
         while not connection.congested and not connection.closed.done():
             window = 1 if self._outbox.suspicious else most
             item = self._outbox.take(self._now_s(), qos1=len(self._inflight) < window)
@@ -274,7 +274,7 @@ class MqttTransport:
         self._pump_events(connection, most)
 
     def _pump_events(self, connection: Connection, window: int) -> None:
-        """One spooled event at a time, oldest first: it leaves the disk when the broker has it."""
+        """Send one spooled event at a time, oldest first. It leaves the disk when the broker has acknowledged it."""
         if self._spool is None or self._event_sent or len(self._inflight) >= window or connection.closed.done():
             return
         event = None if self._now_s() < self._events_held_until_s else self._spool.oldest()
@@ -310,7 +310,8 @@ class MqttTransport:
             else:
                 self._spool.pop(item)
         elif code and isinstance(item, Waiting):
-            self._listener.unheard(item.message, "nobody listens there" if code == NOBODY_LISTENS else name)
+            nobody = code == NO_MATCHING_SUBSCRIBERS
+            self._listener.undelivered(item.message, "nobody listens there" if nobody else name)
         self._pump()
 
     def writable(self) -> None:

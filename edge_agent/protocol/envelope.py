@@ -55,12 +55,16 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
-    """The connection came, went, or fails for a new reason. `version` is 5 or 4 (3.1.1) while connected."""
+    """The connection was made or lost, or fails for a new reason. `version` is 5 or 4 (3.1.1) while connected.
+
+    `kind` is what to do about it, `text` the sentence, `detail` the sentence of a failure without the broker's address.
+    """
 
     connected: bool
     kind: str
     text: str
     version: int | None = None
+    detail: str = ""
 
 
 def _ignore(*_values: object) -> None:
@@ -69,15 +73,15 @@ def _ignore(*_values: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LinkListener:
-    """Who acts on what a connection reports.
+    """The functions that a connection reports to.
 
-    `changed` hears of its coming and going; after it came, the retained state (status, info, models) is to be published
-    again, since the broker has published the will. `unheard` hears of QoS 1 messages that the broker refused, or that
-    match no subscription, where it says so (MQTT 5), with the reason.
+    `changed` is called when it is made or lost; after it was made, the retained state (status, info, models) must be
+    published again, since the broker has published the will. `undelivered` is called with QoS 1 messages that the broker
+    refused, or that have no matching subscribers, where it says so (MQTT 5), and the reason.
     """
 
     changed: Callable[[LinkChange], None] = _ignore
-    unheard: Callable[[Outbound, str], None] = _ignore
+    undelivered: Callable[[Outbound, str], None] = _ignore
 
 
 NO_LISTENER = LinkListener()

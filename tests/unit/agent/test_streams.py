@@ -185,7 +185,7 @@ def test_a_stream_that_nobody_hears_stops_and_no_other() -> None:
         worker = device.spawner.last
         worker.say("tester/a", "x")
         worker.say("tester/b", "x")
-        device.agent.unheard(Outbound(TOPIC, b"{}", request_id="a"), "nobody listens there")
+        device.agent.undelivered(Outbound(TOPIC, b"{}", request_id="a"), "nobody listens there")
         await later(0.1)
         assert list(worker.inside) == ["tester/b"]
         assert [kind for kind in device.kinds() if kind == "stream-stopped"] == ["stream-stopped"]

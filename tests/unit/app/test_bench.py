@@ -5,8 +5,7 @@ import argparse
 import pytest
 from msgspec import UNSET
 
-from edge_agent.app.bench import Streams, Tally, load_test
-from edge_agent.app.texts import bench_text
+from edge_agent.app.bench import Streams, Tally, bench_text, load_test
 from edge_agent.base.errors import UsageError
 from edge_agent.protocol.messages import StreamChunk, Timing, Usage
 

@@ -8,7 +8,7 @@ import ssl
 import pytest
 
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.reconnect import STABLE_S, Reason, Retry, from_code, from_error
+from edge_agent.mqtt.reconnect import STABLE_S, Reason, Retry, from_code, from_error, from_silence
 
 REFUSED = Reason("transient", "nothing listens there")
 SILENT = Reason("transient", "the connection broke", silent="hung up")
@@ -141,3 +141,21 @@ def test_errors_of_the_system_are_put_in_words(error: OSError | ValueError, kind
     reason = from_error(error, "h:1")
     assert reason.kind == kind
     assert words in str(reason)
+
+
+def test_the_alert_of_openssl_tells_a_refused_certificate_and_words_do_not() -> None:
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required")
+    alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    refused = from_silence("h:1", "failed to receive", alert, in_tls=True)
+    assert (refused.kind, str(refused).partition(" (")[0]) == (
+        "permanent",
+        "h:1: the broker refuses our certificate: failed to receive",
+    )
+    other = from_silence("h:1", "ALERT CERT", ConnectionResetError(104, "ALERT CERT"), in_tls=False)
+    assert (other.kind, other.silent, str(other)) == ("transient", "hung up", "h:1: the connection broke: ALERT CERT")
+
+
+def test_the_detail_of_a_reason_leaves_out_the_address() -> None:
+    reason = from_error(ConnectionRefusedError(111, "refused"), "h:1")
+    assert reason.detail == "nothing listens there (start the broker or check mqtt.port)"
+    assert str(reason) == f"h:1: {reason.detail}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_agent.app.top_view import COLUMNS, DeviceView, lines, rows, spark
+from edge_agent.app.top import COLUMNS, DeviceView, lines, rows, spark
 from tests.support.fakes import a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
