@@ -13,8 +13,8 @@ from pathlib import Path
 
 from edge_agent.base.errors import BackendMissing, EdgeError
 from edge_agent.base.units import duration_text
-from edge_agent.demo import stage, steps
-from edge_agent.demo.steps import DEVICE
+from edge_agent.demo import stage
+from edge_agent.demo.stage import DEVICE
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply, StreamChunk, Usage
@@ -39,13 +39,13 @@ def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
             "llama-cpp-python is not installed", "demo", "`make demo-llm` compiles and installs it (3 to 10 minutes)"
         )
     started_s = time.monotonic()
-    built = steps.build_packages(build, models, RECIPES)
-    with steps.serving(build / "demo-llm", built, port, "llamacpp") as served:
+    built = stage.build_packages(build, models, RECIPES)
+    with stage.serving(build / "demo-llm", built, port, "llamacpp") as served:
         asyncio.run(_converse(served.broker))
-        steps.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
+        stage.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_next_steps(build, served.config, stay))
         if stay:
-            steps.stay(served.broker)
+            stage.stay(served.broker)
     return 0
 
 
@@ -67,7 +67,7 @@ async def _converse(broker: stage.Broker) -> None:
         protocol=311 if broker.protocol == "3.1.1" else "auto",
     )
     async with RequestClient(options, devices=[DEVICE]) as client:
-        steps.say("ask", "streamed over MQTT")
+        stage.say("ask", "streamed over MQTT")
         for adapter, text in QUESTIONS:
             print(f"    {adapter}: {text}\n      ", end="", flush=True)
             await _stream(client, adapter, text)

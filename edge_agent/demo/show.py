@@ -15,8 +15,8 @@ import msgspec
 
 from edge_agent.base.errors import EdgeError
 from edge_agent.base.units import bytes_text, duration_text
-from edge_agent.demo import stage, steps
-from edge_agent.demo.steps import DEVICE
+from edge_agent.demo import stage
+from edge_agent.demo.stage import DEVICE
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 
@@ -35,13 +35,13 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
 def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
     """The demo; returns the exit code. `stay` keeps broker and daemon until Ctrl-C, so that others may ask them."""
     started_s = time.monotonic()
-    built = steps.build_packages(build, models, RECIPES)
-    with steps.serving(build / "demo", built, port) as served:
+    built = stage.build_packages(build, models, RECIPES)
+    with stage.serving(build / "demo", built, port) as served:
         asyncio.run(_converse(served.broker))
-        steps.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
+        stage.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
         print(_next_steps(build, served.config, stay))
         if stay:
-            steps.stay(served.broker)
+            stage.stay(served.broker)
     return 0
 
 
@@ -54,13 +54,13 @@ async def _converse(broker: stage.Broker) -> None:
         protocol=311 if broker.protocol == "3.1.1" else "auto",
     )
     async with RequestClient(options, devices=[DEVICE]) as client:
-        steps.say("ask", "one at a time, over MQTT")
+        stage.say("ask", "one at a time, over MQTT")
         for adapter, text in QUESTIONS:
             reply = await _ask(client, adapter, text)
             result, timing = reply["result"], reply["timing"]
             answer = f"{result['label']:<17} {result['score']:.2f}"
             print(f"    {adapter:<13} {text:<50} {answer}  {timing['total_ms']:6.1f} ms")
-        steps.say("ask", "all at once: in one batch every row has its own adapter")
+        stage.say("ask", "all at once: in one batch every row has its own adapter")
         started_s = time.monotonic()
         replies = await asyncio.gather(*(_ask(client, adapter, text) for adapter, text in QUESTIONS * 4))
         elapsed_s = time.monotonic() - started_s
@@ -80,7 +80,7 @@ async def _ask(client: RequestClient, adapter: str, text: str) -> dict[str, Any]
 async def _show_board(client: RequestClient, reply: dict[str, Any]) -> None:
     found = (await client.command(DEVICE, "diag", {}))["result"]
     sensors = found["sensors"]
-    steps.say("board", f"{found['board']}, agent {found['agent']}")
+    stage.say("board", f"{found['board']}, agent {found['agent']}")
     for key in ("temperature", "power", "ram_available", "throttle"):
         reading = sensors[key]
         value = _value(reading)

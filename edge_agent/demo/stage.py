@@ -1,4 +1,7 @@
-"""A broker and a daemon on this machine for the length of a block, in one folder: for the demo and for measuring."""
+"""A broker and a daemon on this machine for the length of a block, in one folder: for the demos and for measuring.
+
+The demos also build packages from recipes and install them with the steps at the end of the file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edge_agent.base.errors import EdgeError
+from edge_agent.base.units import duration_text
 
 READY_S = 60.0
 STOP_S = 10.0
@@ -25,7 +31,7 @@ LOOK_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A broker of the stage: amqtt speaks MQTT 3.1.1 only, and is mute towards who tries 5 first."""
+    """A broker of the stage. amqtt speaks MQTT 3.1.1 only and does not answer a client that tries MQTT 5 first."""
 
     port: int
     name: str
@@ -80,7 +86,7 @@ def broker(folder: Path, port: int = 0) -> Iterator[Broker]:
 
 @contextlib.contextmanager
 def daemon(config: Path, folder: Path) -> Iterator[Running]:
-    """`edge-agent run`, ready: it tells so over the same socket that systemd would give it."""
+    """`edge-agent run`, ready: it reports READY over a socket such as systemd's $NOTIFY_SOCKET."""
     address = folder / "notify.sock"
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
@@ -106,7 +112,7 @@ def _next_word(channel: socket.socket, process: subprocess.Popen[bytes], log: Pa
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Only one stage stands in a folder. Raises EdgeError that names the process of the other one."""
+    """Allow one stage per folder. Raises EdgeError that names the process of the other one."""
     with (folder / "stage.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +131,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the block as Ctrl-C does, so that no process of it is left behind."""
+    """End the block on SIGTERM and SIGHUP as on Ctrl-C, so that none of its processes is left running."""
 
     def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -179,3 +185,86 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> No
 
 def _tail(log: Path) -> str:
     return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
+
+
+DEVICE = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPackages:
+    """Packages in the order of installation, and the trust root of their signatures."""
+
+    packages: tuple[Path, ...]
+    root: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DemoService:
+    """A running daemon: its broker and its settings."""
+
+    broker: Broker
+    config: Path
+
+
+def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> DemoPackages:
+    """Run the named recipes of `models`. Merged models are left out, because one base is to carry all adapters.
+
+    A device that has those too would answer by them where they are faster (`core.adapter_routing`), each alone in its
+    batch.
+    """
+    packages: list[Path] = []
+    root = build / "keys" / "root.json"
+    for name in recipes:
+        recipe = models / name / "recipe.toml"
+        if not recipe.is_file():
+            raise EdgeError(
+                f"there is no recipe {recipe}", "demo", "run it from a clone of the project, or name --models"
+            )
+        say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: the second time it takes seconds)")
+        command = [sys.executable, "-m", "edge_forge.cli", "build", str(recipe), "--build", str(build), "--json"]
+        built = msgspec.json.decode(call(command, capture=True))
+        made = [Path(path) for path in built["packages"] if "-merged-" not in Path(path).name]
+        packages += [path for path in made if path not in packages]
+        root = Path(built["trust_root"])
+    return DemoPackages(tuple(packages), root)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, built: DemoPackages, port: int, backend: str = "onnx") -> Iterator[DemoService]:
+    """Broker, installed packages and daemon, all in `folder`, for the length of the block."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(folder))
+        stack.enter_context(ended_by_signals())
+        mqtt = stack.enter_context(broker(folder, port))
+        say("broker", f"{mqtt.name} on port {mqtt.port}")
+        config = write_config(folder, mqtt, built.root, DEVICE, backend)
+        say("install", "verify signatures, run the golden probes on this machine, activate")
+        for package in built.packages:
+            call([sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)])
+        running = stack.enter_context(daemon(config, folder))
+        say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
+        yield DemoService(mqtt, config)
+
+
+def stay(broker: Broker) -> None:
+    """Keep everything running until Ctrl-C."""
+    say("stay", f"broker on 127.0.0.1:{broker.port}, device {DEVICE!r}; Ctrl-C ends both")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+def call(command: Sequence[str], capture: bool = False) -> bytes:
+    """Run a command as a user would; returns what it printed where `capture`. Raises EdgeError when it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, check=False)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode != 0:
+        raise EdgeError(f"`{' '.join(command[1:5])} ...` failed, see above", "demo")
+    return done.stdout or b""
+
+
+def say(step: str, text: str) -> None:
+    """Print one line about the step that begins."""
+    print(f"[{step:>7}] {text}", flush=True)
