@@ -1,4 +1,4 @@
-"""`edge-agent infer` and orders: ask a running agent over MQTT, as any client would."""
+"""`edge-agent infer`, `chat`, `load` and `unload`: requests to a running agent over MQTT, and their output."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def target(arguments: argparse.Namespace) -> DeviceTarget:
 
 @contextlib.asynccontextmanager
 async def connected(place: DeviceTarget) -> AsyncIterator[RequestClient]:
-    """A client of that broker. Raises BrokerError sooner than a daemon would mind: a person waits at the terminal."""
+    """A connected client. Raises BrokerError after a few seconds, because a person waits at the terminal."""
     client = RequestClient(place.options, place.prefix, [place.device])
     await client.connect(CONNECT_S)
     try:
@@ -69,7 +69,7 @@ async def connected(place: DeviceTarget) -> AsyncIterator[RequestClient]:
 
 
 def check_deadline(deadline_s: float) -> None:
-    """Raise UsageError for a deadline that no agent keeps."""
+    """Raise UsageError for a deadline outside the range that agents accept."""
     if not 0 < deadline_s <= DEADLINE_MAX_S:
         raise UsageError(f"--deadline is {deadline_s:g}; seconds from 0 to {DEADLINE_MAX_S:g} are needed")
 
@@ -128,7 +128,7 @@ def stream(
 
 
 def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> int:
-    """A conversation: lines from `read` until it gives None, answers to `show`, what went wrong to `told`.
+    """A conversation: lines from `read` until it gives None, answers to `show`, errors to `told`.
 
     Returns the exit code: 1 when the last question got no answer.
     """
@@ -151,7 +151,7 @@ def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> i
         return 1 if failed else 0
 
     async def _turn(client: RequestClient, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-        """The conversation with the answer, or without the question where there was none."""
+        """The conversation with the answer, or without the question where no answer came."""
         body: dict[str, Any] = {"messages": list(messages), "stream": True, "params": generation_params(arguments)}
         if arguments.adapter is not None:
             body["adapter"] = arguments.adapter
@@ -174,7 +174,7 @@ def generation_params(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _line(read: Read) -> str | None:
-    """A line of whoever sits there. Ctrl-C ends the program, though a thread still waits for one and cannot be told."""
+    """A line from `read`, which blocks a thread. Ctrl-C ends the process, because that thread cannot be interrupted."""
     try:
         return await asyncio.to_thread(read)
     except asyncio.CancelledError:

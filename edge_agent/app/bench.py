@@ -1,4 +1,4 @@
-"""`edge-agent bench`: keep a running agent busy over MQTT, and say what its clients see of it."""
+"""`edge-agent bench`: load a running agent over MQTT and measure what its clients see."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STREAM_DEADLINE_S = 60.0
 _WRONG = (400, 404, 413, 422)
 """Statuses of a request that would get the same answer the next time."""
 _WRONG_AT_MOST = 20
-"""So many without one answer, and the test ends: all of its requests are alike."""
+"""The test ends after so many without one answer, because all of its requests are alike."""
 
 
 def _samples() -> QuantileWindow:
@@ -34,7 +34,7 @@ def _samples() -> QuantileWindow:
 
 @dataclass
 class Streams:
-    """What answers in parts were like. First tokens and their latency are the client's, rates the device's."""
+    """Figures of streamed answers. First tokens and their latency are measured by the client, rates by the device."""
 
     first_token_ms: QuantileWindow = field(default_factory=_samples)
     tokens_per_s: QuantileWindow = field(default_factory=_samples)
@@ -73,7 +73,7 @@ class Streams:
 
 @dataclass
 class Tally:
-    """What became of requests: statuses, of every status but 200 the first reason, latency of what was served."""
+    """Results of requests: counts by status, the first reason of every status but 200, latency of those served."""
 
     streams: Streams | None = None
     latency_ms: QuantileWindow = field(default_factory=_samples)

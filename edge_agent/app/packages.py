@@ -115,7 +115,7 @@ def open_library(settings: Settings, again: bool = False) -> ModelStore:
 
 
 def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
-    """What all models together may take on this board; None where its memory is not known."""
+    """Bytes that all models together may take on this board; None where its memory is not known."""
     total_bytes = int(suite.sample()["ram_total"].value or 0)
     memory = HostMemory(total_bytes, total_bytes, settings.memory.reserve_bytes, settings.memory.models_bytes)
     return memory.ceiling_bytes if total_bytes else None
@@ -138,13 +138,13 @@ def install(config: Path | None, package: Path, progress: Progress = silent, aga
 
 
 def _heard_by(settings: Settings) -> list[str]:
-    """A note that what was changed is not served at once, where a daemon runs."""
+    """Where a daemon runs: a note that it takes the change over."""
     pid = running_daemon(settings.store.state_dir)
     return [] if pid is None else [f"the running daemon (pid {pid}) takes it over within a second"]
 
 
 def _settings_of_owner(config: Path | None) -> Settings:
-    """The settings, as the owner of the state folder: what root writes there the daemon could not change any more."""
+    """The settings. Becomes the owner of the state folder first: the daemon could not change files that root wrote."""
     settings = load(config)
     become_owner(settings.store.state_dir)
     return settings
@@ -189,7 +189,7 @@ def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, An
 
 
 def models(config: Path | None) -> list[dict[str, Any]]:
-    """What is installed and active, and what is damaged."""
+    """The installed models, active or damaged."""
     settings = load(config)
     library = ModelStore(wiring.store_dir(settings))
     reasons = {history.name: history.why for history in library.models()}
@@ -210,7 +210,7 @@ def _figure_fields(figures: TrialFigures) -> dict[str, Any]:
 
 
 def _form_fields(form: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
-    """Where an adapter is installed merged as well: which of the two runs, and why."""
+    """Where the adapter is also installed merged into its base: which of the two runs, and why."""
     return {} if form is None else {"merged": form.merged, "form": form.why}
 
 
@@ -270,7 +270,7 @@ def models_text(listed: list[dict[str, Any]], why: bool) -> str:
 
 
 def _energy_lines(variants: list[dict[str, Any]]) -> list[str]:
-    """By what way the energy of each variant that was tried is known, or why it is not; once where all say the same."""
+    """How the energy of each tried variant was measured, or why it is not known; equal reasons once."""
     tried = {one["name"]: one["measured"] for one in variants if one["measured"] and one["measured"]["energy_method"]}
     known = [f"  energy of a text, {name}: {one['energy_method']}" for name, one in tried.items()
              if one["joules"] is not None]  # fmt: skip

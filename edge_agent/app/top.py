@@ -44,7 +44,7 @@ COLUMNS = (
 
 @dataclass(slots=True)
 class DeviceView:
-    """What was heard of a device so far. `heard_s` is when the last report came, monotonic."""
+    """The messages received from a device so far. `heard_s` is when the last report came, monotonic."""
 
     device: str
     status: Report | None = None
@@ -161,7 +161,7 @@ def _heat(report: Report) -> str:
 
 
 def _heat_why(report: Report) -> list[str]:
-    """Where heat or a sensor that is not believed limits what runs: why."""
+    """The reason where heat, or a sensor that is taken for faulty, limits what runs."""
     governor = report["governor"]
     why = governor["derated"] or governor["disagree"] or (governor["why"] if governor["level"] != "normal" else "")
     return [f"        because: {why}"] if why else []
@@ -236,7 +236,7 @@ def _sensor(report: Report, key: str) -> float | None:
 
 
 def _cut(line: str, width: int) -> str:
-    """What a device sends is text for a terminal only without its control characters."""
+    """The text without control characters, which a device could send to the terminal."""
     line = "".join(char if char.isprintable() else "?" for char in line)
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
@@ -248,7 +248,7 @@ KINDS: Mapping[str, type[Status] | type[Telemetry] | type[Event]] = {
 }
 REDRAW_S = 1.0
 ONCE_S = 60.0
-"""So long `--once` waits for a report, where nobody says how long."""
+"""How long `--once` waits for a report, where `--seconds` is not given."""
 CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
 
 
@@ -289,8 +289,8 @@ async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
 
 
 def is_report(kind: str, payload: bytes) -> bool:
-    """Whether a message is what a device of this version says under that topic: anybody may publish where no access
-    list forbids it, and what is none must not end a recording of weeks."""
+    """Whether a message on that topic has the type that a device of this version publishes. Without an access list any
+    client may publish there, and a malformed message must not end a recording of weeks."""
     try:
         msgspec.json.decode(payload, type=KINDS[kind])
     except (msgspec.MsgspecError, KeyError, RecursionError):

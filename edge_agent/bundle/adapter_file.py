@@ -1,4 +1,4 @@
-"""An adapter's file: does it say of itself what its manifest says of it?
+"""Checks that an adapter's file states the same base, rank, labels and number format as its manifest.
 
 `adapter.safetensors` (encoders): tensors are named by the module they adapt, `<module>.A` [d_in, rank] and `<module>.B`
 [rank, d_out], plus `head.weight` [hidden, labels] and `head.bias` [labels]; the string metadata carries

@@ -1,4 +1,4 @@
-"""What the store hands to the rest of the device: installed models, in the terms of the package format."""
+"""Installed models as the store gives them to the rest of the device, in the terms of the package format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edge_agent.bundle.gguf_memory import Demand, GgufHeader
 
 SAME_ACCURACY = 5e-7
-"""Half a unit in the sixth place: 0.91 - 0.90 must not lose to 0.01 by a rounding of the last bit."""
+"""Half a unit in the sixth place: 0.91 - 0.90 must not count as more than 0.01 by rounding of the last bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class TrialFigures:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """How a generator is to be loaded, by its file's header. `full` is what it would be without `shrink_context`."""
+    """How a generator is to be loaded, by its file's header. `full` is the demand without `shrink_context`."""
 
     header: GgufHeader
     demand: Demand
@@ -54,7 +54,7 @@ class Sizing:
 
     @property
     def shrunk(self) -> bool:
-        """Whether it gets less than was asked for."""
+        """Whether it gets less than was requested."""
         return self.demand != self.full
 
 

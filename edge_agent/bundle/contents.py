@@ -1,7 +1,7 @@
-"""From manifests to models and adapters: parse what a manifest points to and check that it hangs together.
+"""From manifests to models and adapters: parses what a manifest points to and checks that it is consistent.
 
-Used on a package before anything is staged and on the store whenever it is read; `fetch` hides which of the two gives
-the bytes. No weights are read here.
+Used on a package before anything is staged and on the store whenever it is read; `fetch` gives the bytes of either. No
+weights are read here.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Contents:
 
 
 def check_bytes(found: Descriptor, data: bytes, where: str) -> bytes:
-    """`data` if it has exactly the descriptor's size and digest, else PackageError. Size first: it costs nothing."""
+    """`data` if it has exactly the descriptor's size and digest, else PackageError. Compares the size first."""
     if len(data) != found.size:
         raise PackageError(f"it has {len(data)} bytes, its descriptor says {found.size}", where)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()

@@ -1,10 +1,10 @@
-"""How a package says what its test set looked like, among its metrics: ten shares of the answers' confidence, ten of
-how the texts fall apart into tokens, and how many of the tokens the tokenizer did not know.
+"""The drift reference: how a package describes its test set, among its metrics. It consists of a histogram of the
+answers' confidence, one of tokens per byte of the texts, and the share of tokens that the tokenizer did not know.
 
-The host writes them, the device compares (`core.drift`). Bin i of the confidence holds top scores from i/10 to
+The host writes it, the device compares with it (`core.drift`). Bin i of the confidence holds top scores from i/10 to
 (i+1)/10, the last one 1, too. Fragmentation is tokens per byte of UTF-8, of a whole text and without special tokens: it
-means the same for every tokenizer and every script, which tokens per word does not. Its bins end at 0.1 x 1.25^i, since
-what makes a text fall apart (misspelling, another language, codes) multiplies its tokens.
+means the same for every tokenizer and every script, which tokens per word does not. Its bins end at 0.1 x 1.25^i:
+misspelling, another language or codes multiply the tokens of a text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fragmentation_histogram(texts: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def to_metrics(shares: Sequence[float], kind: Kind = "confidence") -> dict[str, float]:
-    """The shares as metrics, rounded so that they read well."""
+    """The shares as metrics, rounded to five places."""
     return {reference_key(index, kind): round(share, 5) for index, share in enumerate(shares)}
 
 

@@ -1,7 +1,8 @@
-"""The head of a GGUF file: its keys and its table of tensors, bounded, and checked against the bytes that are there.
+"""The header of a GGUF file: its keys and tensors, bounded and checked against the size of the file, and the model
+that they describe. The one reader for host, install, daemon and worker.
 
 Values of arrays are kept only where they are short lists of numbers (heads per layer); of vocabularies the count is
-enough. The weights themselves are not read. Source: ggml docs/gguf.md (versions 2 and 3, little endian).
+enough. Weights are not read. Source: ggml docs/gguf.md (versions 2 and 3, little endian).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def read_table(file: BinaryIO, name: str, size_bytes: int | None = None) -> Gguf
 
 
 class _Cursor:
-    """Reads forward through a file whose size is known; whatever would lead beyond its end is an error."""
+    """Reads forward through a file of known size; a read beyond its end is an error."""
 
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
         self._file = file
@@ -176,7 +177,7 @@ class _Cursor:
             raise self.damaged("a text that is not UTF-8") from error
 
     def damaged(self, what: str) -> PackageError:
-        """The error for something that cannot be."""
+        """The error for a value that the format does not allow."""
         return PackageError(f"its GGUF header is damaged: {what} before byte {self.at}", self.name, "copy it again")
 
     def _spend(self, count: int) -> None:
@@ -270,8 +271,8 @@ SPECIAL_TOKEN_KEYS = {
 
 
 def header_of(file: BinaryIO, name: str, size_bytes: int | None = None) -> GgufHeader:
-    """The header of an open file (`size_bytes`: where it is none by itself). Raises PackageError for what is damaged or
-    no model."""
+    """The header of an open file; `size_bytes` is needed where the file is part of another one. Raises PackageError for
+    a file that is damaged or no model."""
     return _header(read_table(file, name, size_bytes), name)
 
 

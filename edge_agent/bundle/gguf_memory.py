@@ -1,7 +1,7 @@
-"""What a generator takes of memory: the arithmetic that package, install, load and worker share. Pure.
+"""Memory of a generator: the arithmetic that package, install, load and worker share. Pure.
 
-weights + cache (2 x layers x kv heads x head size x context x sequences x bytes) + work. What does not fit can be
-asked what would (`fitted`, `advice`).
+bytes = weights + cache (2 x layers x kv heads x head size x context x sequences x bytes per value) + work. `fitted` and
+`advice` say which context would fit into a number of bytes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ KV_BLOCK: Final = {"f16": 1, "q8_0": 32}
 CONTEXT_STEP = 256
 """llama.cpp pads the context of every sequence to this many cells."""
 SMALLEST_CONTEXT = 2 * CONTEXT_STEP
-"""Nothing is shrunk below it: a shorter context holds no conversation."""
+"""A context is never shrunk below this: a shorter one does not hold a conversation."""
 PROCESS_BYTES = 60 * MIB
 """A worker's interpreter, numpy and llama.cpp's libraries before any model (PSS)."""
 SEQUENCES, KV_TYPE, BATCH = 4, "f16", 256
-"""What holds where neither the operator nor the package says otherwise."""
+"""Defaults where neither the operator nor the package sets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class GgufHeader:
 
 
 class Need(NamedTuple):
-    """Bytes by what they are for; `arena_bytes` is the work: graph, logits, process."""
+    """Bytes by purpose; `arena_bytes` is the work: graph, logits, process."""
 
     weights_bytes: int
     cache_bytes: int
@@ -65,8 +65,8 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GeneratorOverrides:
-    """What the operator wants of generators; None: as the package says. `shrink`: a shorter context, or fewer
-    sequences, rather than none."""
+    """The operator's settings for generators; None: as the package says. `shrink`: load with a shorter context, or
+    fewer sequences, where memory is too small, instead of refusing."""
 
     context: int | None = None
     sequences: int | None = None
@@ -74,7 +74,7 @@ class GeneratorOverrides:
     shrink: bool = False
 
     def text(self) -> str:
-        """As one text, to tell whether a choice was made by others; empty where nothing is set."""
+        """The settings as one text, for the state file; empty where nothing is set."""
         found = {"context": self.context, "sequences": self.sequences, "kv_type": self.kv_type}
         words = [f"{name}={value}" for name, value in found.items() if value is not None]
         return " ".join([*words, *(["shrink"] if self.shrink else [])])
@@ -82,7 +82,7 @@ class GeneratorOverrides:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a generator is to be loaded with: tokens of one sequence, sequences, format of the cache, tokens a call."""
+    """What a generator is loaded with: tokens of one sequence, sequences, format of the cache, tokens per call."""
 
     context: int
     sequences: int = SEQUENCES
@@ -99,10 +99,10 @@ def need(header: GgufHeader, demand: Demand) -> Need:
 
     weights: all tensors, mapped from the file and touched by every step.
     cache: 2 (K and V) x kv_width x cells x bytes per value, cells = sequences x context padded to 256
-    (facts/boards.md E, checked against llama.cpp's own log).
-    arena: llama.cpp's largest graph, that of a full prompt batch: what is alive at its widest point, per token of the
-    batch in float32 the residual stream twice with the widest of attention (4 x embedding) and feed-forward (2 x), and
-    the logits of its `sequences` outputs, kept once in the graph and once for us; plus the process itself.
+    (equal to the KV buffer that llama.cpp's log reports).
+    arena: llama.cpp's largest graph, that of a full prompt batch. At its widest point it holds, per token of the batch
+    in float32, the residual stream twice and the wider of attention (4 x embedding) and feed-forward (2 x its width);
+    then the logits of `sequences` outputs, once in the graph and once in our copy; and the process itself.
     """
     cells = demand.sequences * padded(demand.context)
     cache = int(2 * header.kv_width * cells * KV_BYTES[demand.kv_type])
@@ -113,12 +113,12 @@ def need(header: GgufHeader, demand: Demand) -> Need:
 
 
 def padded(context: int) -> int:
-    """The cells that llama.cpp takes for a sequence of this context."""
+    """The cache cells that llama.cpp allocates for a sequence of this context."""
     return -(-context // CONTEXT_STEP) * CONTEXT_STEP
 
 
 def fitted(header: GgufHeader, demand: Demand, allowed_bytes: float) -> Demand | None:
-    """The demand made smaller until it fits: context halved, then sequences given up. None: it never does."""
+    """The demand reduced until it fits: context halved, then fewer sequences. None: it never fits."""
     while sum(need(header, demand)) > allowed_bytes:
         smaller = padded(demand.context // 2)
         if SMALLEST_CONTEXT <= smaller < demand.context:
@@ -131,7 +131,7 @@ def fitted(header: GgufHeader, demand: Demand, allowed_bytes: float) -> Demand |
 
 
 def arithmetic(header: GgufHeader, demand: Demand) -> str:
-    """What the demand takes, as a sum with its factors."""
+    """The bytes of the demand as a sum with its factors, for people."""
     found = need(header, demand)
     even = header.blocks * header.kv_heads * header.head_dim == header.kv_width
     width = f"{header.blocks} layers x {header.kv_heads} kv heads x {header.head_dim}" if even else f"{header.kv_width}"
@@ -143,7 +143,7 @@ def arithmetic(header: GgufHeader, demand: Demand) -> str:
 
 
 def advice(header: GgufHeader, demand: Demand, allowed_bytes: float) -> str:
-    """What would fit into so many bytes, and the settings that choose it."""
+    """What would fit into so many bytes, and the settings that choose it, for people."""
     shrinks = fitted(header, demand, allowed_bytes) is not None
     by_itself = "; models.shrink_context = true finds one by itself" if shrinks else ""
     for sequences in dict.fromkeys((demand.sequences, 1)):

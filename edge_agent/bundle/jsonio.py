@@ -1,8 +1,8 @@
-"""JSON of a package: bounded, strict, read once, written one way.
+"""JSON of a package: bounded, strict, and written in one canonical form.
 
-What is refused before anything is built from it: more bytes than the limit, deeper nesting than the limit, text that is
-not UTF-8, an object with the same key twice (readers differ on which one counts), a number that is no number, an
-unknown field, a value of another type.
+Refused before anything is built from it: more bytes than the limit, deeper nesting than the limit, text that is not
+UTF-8, an object with the same key twice (readers differ on which one counts), NaN and infinities, an unknown field, a
+value of another type.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def encode(value: object) -> bytes:
-    """The one byte form of a document: keys sorted, no blanks. The same value always gives the same digest."""
+    """The canonical bytes of a document: keys sorted, no blanks. The same value always gives the same digest."""
     return msgspec.json.encode(value, order="sorted")
 
 
@@ -91,5 +91,5 @@ def _check_strict(text: str, where: str) -> None:
 
 
 def _plain(message: str) -> str:
-    """msgspec's sentence with its path in our words, bounded, since it may quote the package."""
+    """msgspec's message with its path in our form; bounded, because it may quote the package."""
     return message.replace(" - at `$", " at `").replace("`.", "`")[:300]

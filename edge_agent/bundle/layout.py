@@ -1,4 +1,4 @@
-"""A package on disk, as one tar or as a folder: which files it holds, and their bytes. Trusts nothing.
+"""A package on disk, as one tar or as a folder: which files it holds, and their bytes. Nothing in it is trusted.
 
 A folder is walked by descriptors that never follow a link. Sizes come from the file system or the tar headers and are
 known before a byte is read; every read is bounded by them.
@@ -77,7 +77,7 @@ class Package:
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read and seek in, for its head; it ends where `sizes` says."""
+        """A file of the package to read and seek in; it ends where `sizes` says."""
         with self._source.open(name) as (descriptor, offset):
             yield io.BufferedReader(_Window(descriptor, offset, self.sizes[name]), limits.KIB * 64)
 
@@ -101,7 +101,7 @@ def open_package(path: Path) -> Package:
 
 
 class _Window(io.RawIOBase):
-    """A part of an open file as a file of its own; the descriptor is its owner's to close."""
+    """A part of an open file as a file of its own. It does not close the descriptor."""
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
         super().__init__()

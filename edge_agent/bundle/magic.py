@@ -51,7 +51,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEPTH = 64
 _FIELDS = 5_000_000
-"""A graph of a language model has some ten thousand; a walk of so many takes seconds and is given up."""
+"""A graph of a language model has some ten thousand; a walk through so many takes seconds and is refused."""
 
 
 def check_file(path: Path, name: str) -> None:
@@ -125,7 +125,8 @@ def refuse_external(file: BinaryIO, size: int, name: str) -> None:
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, value, 0) of numbers and (field number, begin, end) of what has a length; stops at nonsense."""
+    """(field number, value, 0) of numbers and (field number, begin, end) of what has a length; stops where the bytes
+    are no protobuf."""
     while at < end:
         key, at = _varint(data, at, end)
         if at < 0:
@@ -149,7 +150,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
 
 
 def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """(value, place behind it); the place is -1 when the number does not end within its message."""
+    """(value, offset behind it); the offset is -1 when the number does not end within its message."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

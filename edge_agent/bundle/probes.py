@@ -1,7 +1,7 @@
-"""Golden probes: texts with the outputs that the host measured, and the judgement of what a device measures.
+"""Golden probes: texts with the outputs that the host measured, and the comparison with what a device measures.
 
-They catch what no digest can: a runtime that computes something else on this board, and an adapter that is attached and
-changes nothing. The judgement is pure; who runs the texts is the store's `Prober`.
+They detect what no digest can: a runtime that computes other values on this board, and an attached adapter without
+effect. The comparison is pure; the store's `Prober` runs the texts.
 
 Distances: features by relative L2 distance per text, |m - e| / |e| (scale-free, hidden size does not matter); logits
 by the largest absolute difference (they decide labels). The effect of an adapter is the mean relative L2 distance
@@ -32,7 +32,7 @@ Tolerance = Annotated[float, Meta(gt=0.0, le=10.0)]
 
 
 class Expected(Document, frozen=True, kw_only=True):
-    """What one variant gave on the host, one row per text, and how far this device may be off.
+    """The outputs of one variant on the host, one row per text, and the tolerated differences on a device.
 
     `features_tolerance` is a relative L2 distance, `logits_tolerance` an absolute difference. For an adapter
     `min_effect` is the least mean relative distance from the base's features.
@@ -46,7 +46,7 @@ class Expected(Document, frozen=True, kw_only=True):
 
 
 class ProbeFile(Document, frozen=True, kw_only=True):
-    """`edge/probes.json`: the texts, and per variant ('onnx/int8') what they must give."""
+    """`edge/probes.json`: the texts, and per variant ('onnx/int8') the expected outputs."""
 
     schema: Literal[1]
     texts: Annotated[
@@ -57,7 +57,7 @@ class ProbeFile(Document, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutputs:
-    """What this device gave, one row per text; `logits` is None where the model has no classifier."""
+    """Outputs on this device, one row per text; `logits` is None where the model has no classifier."""
 
     features: Sequence[Sequence[float]]
     logits: Sequence[Sequence[float]] | None = None
@@ -168,7 +168,7 @@ def _shape_problem(expected: Expected, measured: ProbeOutputs, base: ProbeOutput
 
 
 def problem_of(file: ProbeFile, adapter: bool) -> str | None:
-    """What is inconsistent in a probe file itself (rows per text, tolerances, an adapter's effect), or None."""
+    """What is inconsistent within a probe file (rows per text, tolerances, an adapter's effect), or None."""
     for variant, expected in file.expected.items():
         rows = [expected.features] + ([expected.logits] if expected.logits is not None else [])
         if any(len(found) != len(file.texts) for found in rows):

@@ -1,8 +1,8 @@
 """DSSE envelopes signed with Ed25519: keys, signing, and counting the valid signatures of a set of keys.
 
 DSSE v1 (secure-systems-lab/dsse protocol.md): the signature covers the payload's type and bytes, length-prefixed, so
-that one document can never be taken for another. The key id is a hint; it must still name the key that verifies.
-`cryptography` is imported inside the functions: the resident daemon never pays for it.
+that one document cannot be taken for another. The key id is a hint; it must still name the key that verifies.
+`cryptography` is imported inside the functions, because the resident daemon does not need it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Envelope(jsonio.Document, frozen=True, kw_only=True, rename={"payload_type
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
-    """Pre-authentication encoding of DSSE v1: what is really signed."""
+    """Pre-authentication encoding of DSSE v1: the bytes that are signed."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
@@ -60,7 +60,7 @@ def wrap(payload_type: str, payload: bytes, keys: Iterable[PrivateKey] = ()) -> 
 
 
 def unwrap(data: bytes, payload_type: str, where: str) -> tuple[Envelope, bytes]:
-    """Envelope and payload bytes, nothing verified yet. Raises PackageError."""
+    """Envelope and payload bytes, not verified yet. Raises PackageError."""
     envelope = jsonio.decode(data, Envelope, where, limits.STATEMENT_BYTES)
     if envelope.payload_type != payload_type:
         raise PackageError(f"its payload is {envelope.payload_type!r}, {payload_type!r} is needed", where)

@@ -60,7 +60,7 @@ class Release(Document, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What the device knows of the time: its clock, whether that is synchronised, the newest signed issue time."""
+    """What is known of the time: the wall clock, whether it is synchronised, and the newest signed issue time."""
 
     wall_s: float
     trusted: bool
@@ -68,7 +68,7 @@ class Now:
 
     @property
     def at_least_s(self) -> float:
-        """A moment that has passed for certain; the clock counts only where it is trusted."""
+        """A time that has certainly passed; the clock counts only where it is trusted."""
         known = max(self.newest_issued_s, float(BUILT_AT_S))
         return max(known, self.wall_s) if self.trusted else known
 

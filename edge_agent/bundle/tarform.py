@@ -1,8 +1,8 @@
-"""The one tar form of a package: plain ustar, fixed metadata, fixed order, nothing before, between or after.
+"""The canonical tar form of a package: plain ustar, fixed metadata, fixed order, nothing before, between or after.
 
-The header of a member is a function of its name and size. A reader that accepts exactly those bytes has no room left
-for links, devices, pax or sparse headers, odd modes, second names, or data hidden in padding; and the same contents
-always give the same file. Source of the layout: POSIX.1-2017, pax, "ustar Interchange Format".
+The header of a member is a function of its name and size. A reader that accepts exactly those bytes excludes links,
+devices, pax and sparse headers, odd modes, second names and data hidden in padding; and the same contents always give
+the same file. Source of the layout: POSIX.1-2017, pax, "ustar Interchange Format".
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Member(NamedTuple):
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse every name but those of the format; so no path can lead anywhere."""
+    """Refuse every name but those of the format, so that no path leads out of the package."""
     if not _MEMBER.fullmatch(name):
         raise PackageError(f"{name[:100]!r} is no file of a package", where)
 
@@ -101,7 +101,7 @@ def total_size(sizes: Mapping[str, int]) -> int:
 
 
 def read_members(file: BinaryIO, file_bytes: int, where: str) -> list[Member]:
-    """The members of a tar in the one form, without reading their data. Raises PackageError."""
+    """The members of a tar in canonical form, without reading their data. Raises PackageError."""
     members: list[Member] = []
     at = 0
     while True:

@@ -1,8 +1,8 @@
-"""Who may release: root files, each signed by a threshold of keys, and the chain from one to the next.
+"""Which keys may sign releases: root files, each signed by a threshold of keys, and the chain from one to the next.
 
 The rule is TUF's (specification 5.3): root N+1 counts only when a threshold of N's root keys and a threshold of its own
 root keys signed it, and its version is exactly N+1. So a lost release key is replaced by one signed file inside the
-next package, and a thief of release keys can never change who is trusted.
+next package, and stolen release keys cannot change which keys are trusted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT_TYPE = "application/vnd.edge-agent.root.v1+json"
 
 
 class Role(jsonio.Document, frozen=True, kw_only=True):
-    """Which keys act together, and how many of them must."""
+    """A set of keys, and how many of them must sign."""
 
     keys: Annotated[tuple[KeyId, ...], Meta(min_length=1, max_length=16)]
     threshold: Annotated[int, Meta(ge=1, le=16)]
@@ -48,7 +48,7 @@ class Root(jsonio.Document, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """A root that is believed, with the bytes of its file."""
+    """A trusted root, with the bytes of its file."""
 
     root: Root
     data: bytes

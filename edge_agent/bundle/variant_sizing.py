@@ -1,7 +1,8 @@
-"""A generator's variant as this device loads it: the operator's settings over the package's, shrunk where he lets it.
+"""A generator's variant as this device loads it: the operator's settings over the package's, shrunk where allowed.
 
-Pure. Without a header (a file that cannot be read, another runtime) the settings are passed on and the package's figure
-stays: then only the worker, which reads the file anyway, can say what fits.
+Pure. Without a header (an unreadable file, another runtime) the settings are passed on and the package's memory figure
+stays; then only the worker, which reads the file, can say what fits. Apart from `gguf_memory`, because it works on the
+catalog's variants, which contain that module's values.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def sized(
 ) -> Variant:
     """The variant with the options to load it with, and the bytes that it then needs.
 
-    Unchanged for everything that is no generator. `allowed_bytes`: what it may take (None: not known); what cannot be
-    made to fit stays as it was asked for.
+    Unchanged for everything that is no generator. `allowed_bytes`: what it may take (None: not known); a demand that
+    cannot be made to fit stays as requested.
     """
     if task.kind != "generate" or not traits(variant.runtime).context_sized:
         return variant
@@ -60,7 +61,7 @@ def sized(
 
 
 def explained(variant: Variant, allowed_bytes: float) -> str:
-    """Where the bytes of a generator go, and what would fit into the allowed ones; empty where that is not known."""
+    """The sum of a generator's bytes, and what would fit into the allowed ones; empty where that is not known."""
     if variant.sizing is None:
         return ""
     header, full = variant.sizing.header, variant.sizing.full
@@ -68,14 +69,14 @@ def explained(variant: Variant, allowed_bytes: float) -> str:
 
 
 def settings_text(variant: Variant, packaged: Variant) -> str:
-    """In what the options differ from the package's; empty where they do not."""
+    """The options that differ from the package's, as text; empty where none does."""
     changed = [name for name in SETTINGS if variant.options.get(name) != packaged.options.get(name)]
     return " ".join(f"{name}={variant.options.get(name)}" for name in changed)
 
 
 def _demand(options: dict[str, object], task: TaskSpec, header: GgufHeader) -> Demand:
-    """What the options ask for. A context beyond what the model was trained for is cut to that: the operator's
-    setting is one for all generators."""
+    """The demand that the options state. A context longer than the model was trained for is cut to that length, because
+    the operator's setting applies to all generators."""
     context = _whole(options, "context", 0) or task.max_tokens
     kv_type = str(options.get("kv_type", KV_TYPE))
     sequences = _whole(options, "sequences", SEQUENCES)

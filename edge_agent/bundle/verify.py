@@ -1,4 +1,4 @@
-"""Verification of a package, in the order that wastes least on a hostile one.
+"""Verification of a package, cheapest checks first, so that a hostile one costs little.
 
 Container names and sizes, then the statement's signatures, then its rules, then `oci-layout`, then `index.json` by size
 and digest, then manifests and documents, then that no byte is there which the statement does not cover. Weights are

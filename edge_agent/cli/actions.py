@@ -99,7 +99,7 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def order(options: argparse.Namespace) -> int:
-    """Load, unload: what a running agent is told over MQTT."""
+    """Load or unload a model of a running agent over MQTT."""
     from edge_agent.app.ask import answer_text, order
 
     reply = order(options, options.order, {"model": options.model})

@@ -1,4 +1,7 @@
-"""The settings classes as data: which fields there are, of what kind, and whether a value fits."""
+"""The settings classes as data: their fields, the kinds and rules of their values, and whether a value fits.
+
+A rule is written beside its field as `Annotated[type, rule]` and says in words what it expects, for error messages.
+"""
 
 from __future__ import annotations
 

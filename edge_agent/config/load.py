@@ -46,7 +46,7 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Sett
 
 
 def check(path: Path | None = None, env: Mapping[str, str] | None = None) -> tuple[Settings, tuple[ConfigError, ...]]:
-    """Like `load`, but hands back every problem at once, with the settings as far as they are sound."""
+    """Like `load`, but returns every problem, with the settings as far as they are valid."""
     problems: list[ConfigError] = []
     settings = Settings()
     try:
@@ -100,7 +100,7 @@ def _table(path: Path | None) -> dict[str, Any]:
 def _overlaid(
     section: Any, table: Mapping[str, Any], where: str, folder: Path, problems: list[ConfigError], prefix: str = ""
 ) -> Any:
-    """`section` with the values of `table` laid over it; what does not fit becomes a problem and changes nothing."""
+    """`section` overridden by the values of `table`; a value that does not fit is added to `problems` and ignored."""
     kind: type = type(section)
     known = {spec.name: spec for spec in specs(kind)}
     changes: dict[str, Any] = {}
@@ -196,7 +196,7 @@ def _shown(raw: Any) -> str:
 
 
 def _contradictions(settings: Settings) -> list[ConfigError]:
-    """What no single value shows: settings that cannot hold together."""
+    """Settings that contradict each other."""
     mqtt, bounds, tls = settings.mqtt, settings.limits, settings.mqtt.tls
     found = [
         (

@@ -1,4 +1,4 @@
-"""`edge-agent demo --llm`: a language model on this machine, made here, that answers as it speaks.
+"""`edge-agent demo --llm`: a language model that is trained on this machine and streams its answers.
 
 A small Llama is trained from nothing, then two adapters on it; all is converted to GGUF, quantised, signed and
 installed (`edge-forge build`, cached), and a wish becomes a JSON command, token by token over MQTT.

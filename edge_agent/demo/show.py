@@ -1,4 +1,4 @@
-"""`edge-agent demo`: the whole way on one machine, each step done by the command that a user would type.
+"""`edge-agent demo`: from training to answers on one machine, each step by the command that a user would type.
 
 Two adapters are trained on one base, exported, quantised, signed and packaged (`edge-forge build`, cached), a broker is
 started, the packages are installed, the daemon is started, and questions are asked over MQTT.
@@ -33,7 +33,7 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
 
 
 def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
-    """The demo; returns the exit code. `stay` keeps broker and daemon until Ctrl-C, so that others may ask them."""
+    """The demo; returns the exit code. `stay` keeps broker and daemon until Ctrl-C, for other terminals."""
     started_s = time.monotonic()
     built = stage.build_packages(build, models, RECIPES)
     with stage.serving(build / "demo", built, port) as served:

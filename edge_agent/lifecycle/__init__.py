@@ -1,1 +1,1 @@
-"""The service manager's side: readiness, watchdog, signals."""
+"""The agent as a service: systemd's notifications and signals, the unit files, and `doctor`."""

@@ -1,4 +1,4 @@
-"""`edge-agent doctor`: verdicts over gathered facts. Pure; each finding says what is wrong and what to do about it.
+"""`edge-agent doctor`: findings from gathered facts. Pure; each finding says what is wrong and what to do about it.
 
 ok    as it should be        warn  works, but worse than it could or not for long
 fail  does not work          skip  not there, or not looked at; nothing to do
@@ -22,7 +22,7 @@ Verdict = Literal["ok", "warn", "fail", "skip"]
 OLDEST_PYTHON = (3, 10)
 STOCK_NAMES = frozenset({"raspberrypi", "jetson", "nano", "nvidia", "ubuntu", "debian", "dietpi", "tegra-ubuntu", "pi"})
 YEAR_2025_S = 1735689600.0
-"""No clock that was ever set is before this; boards without a battery start in 1970 or at their image's date."""
+"""A clock before this was never set: boards without a battery start in 1970 or at the date of their image."""
 
 NAGLE_MS = 25.0
 """A QoS 1 round trip that takes so much longer than a QoS 0 one waits for delayed acknowledgements: one end without
@@ -47,7 +47,7 @@ class Check:
 
 
 def examine(facts: DoctorFacts) -> list[Check]:
-    """All findings in the order in which they should be read: what stops the agent first."""
+    """All findings, first those that prevent the agent from running."""
     parts = (_settings, _python, _device, _board, _cpu, _state, _trust, _clock, _runtimes, _broker, _temperature,
              _throttle, _power, _memory, _memory_guard, _pressure, _files, _service)  # fmt: skip
     return [check for part in parts for check in part(facts)]

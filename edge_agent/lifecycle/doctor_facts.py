@@ -1,4 +1,8 @@
-"""Gathering what `doctor` judges from this machine. Whatever needs a broker or a worker child is handed in by `app`."""
+"""What `doctor` judges: the state of this machine as plain values, and how it is gathered.
+
+Results that need a broker or a worker process are passed in by `app`. A field that is None was not looked at; its
+checks are skipped.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from edge_agent.sensors.time_sync import ClockSync, clock_sync
 
 @dataclass(frozen=True, slots=True)
 class StateFolder:
-    """The folder of the agent's state. `free_bytes` is what this user may still write on its file system."""
+    """The folder of the agent's state. `free_bytes` is what this user may still write to its file system."""
 
     path: Path
     exists: bool
@@ -34,7 +38,7 @@ class StateFolder:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeProbe:
-    """What a worker child said of a backend: its version, or why it cannot be used and how to change that.
+    """A worker process's answer about a backend: its version, or why it cannot be used and how to change that.
 
     With a version, `reason` is what could not be found out about it, '' for nothing.
     """
@@ -60,7 +64,7 @@ class BrokerProbe:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFile:
-    """A device file that the agent would use, and whether this user may."""
+    """A device file that the agent would use, and whether this user may read it."""
 
     path: Path
     usable: bool
@@ -113,7 +117,7 @@ DEVICES = (
     ("dev/dri/renderD128", "render"),
 )
 LARGEST = 3
-"""Programs that a finding about memory names."""
+"""How many programs a finding about memory names."""
 
 
 def survey(

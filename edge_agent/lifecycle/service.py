@@ -19,13 +19,13 @@ from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.example import example_toml
 
 COMMAND_TIMEOUT_S = 120.0
-"""`systemctl start` waits for READY; the rest takes a moment."""
+"""`systemctl start` waits for READY; other commands take less."""
 
 OUTPUT_CHARS = 2000
 
 
 class CommandResult(NamedTuple):
-    """What a command came to: its exit code (127: there is no such command) and its output, shortened."""
+    """The exit code of a command (127: there is no such command) and its output, shortened."""
 
     code: int
     output: str
@@ -35,7 +35,7 @@ Runner = Callable[[Sequence[str]], CommandResult]
 
 
 def run_command(command: Sequence[str]) -> CommandResult:
-    """Run it and wait. Never raises for what the command does: a missing one is 127, one that hangs 124."""
+    """Run a command and wait. Never raises for it: a missing one is 127, one that hangs is 124."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def run_command(command: Sequence[str]) -> CommandResult:
 
 UNIT = "edge-agent.service"
 HIDDEN_FROM_SERVICE = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not written to
-"""What the unit's ProtectHome and PrivateTmp take away: an interpreter there cannot be started."""
+"""Hidden by the unit's ProtectHome and PrivateTmp: an interpreter there cannot be started."""
 
 _EXEC = re.compile(r"^ExecStart=\S+(?P<rest> .*)$", re.MULTILINE)
 
@@ -162,7 +162,7 @@ def install(target: ServiceTarget, drop_ins: Sequence[str] | None = None, start:
 
 
 def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
-    """Take the service away and say what was done. `purge` also removes settings, keys and every installed package."""
+    """Remove the service and say what was done. `purge` also removes settings, keys and every installed package."""
     _check(target, ())
     done: list[str] = []
     if target.live and target.path(f"{SYSTEM}/{UNIT}").exists():
@@ -243,7 +243,7 @@ def _remove(target: ServiceTarget, name: str, done: list[str]) -> bool:
 
 
 def _choose_drop_ins(target: ServiceTarget, chosen: Sequence[str], done: list[str]) -> bool:
-    """Exactly the chosen ones of ours; a file that an operator put there under another name stays."""
+    """Install exactly the chosen drop-ins; a file that an operator put there under another name stays."""
     changed = False
     for name in drop_in_names():
         path = f"{DROP_INS}/{name}.conf"

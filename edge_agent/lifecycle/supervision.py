@@ -1,6 +1,8 @@
-"""Talking to systemd: sd_notify(3) over its datagram socket, without a library. Implements `agent.ports.Notifier`.
+"""The daemon's side of systemd: sd_notify(3) over its datagram socket, without a library, and signals.
 
-What READY means here (docs/decisions/0062): the settings hold, the store is open and recovered, the connection to the
+`SystemdNotifier` implements `agent.ports.Notifier`.
+
+READY means (docs/decisions/0062): the settings hold, the store is open and recovered, the connection to the
 broker is being attempted, and every resident model was tried. A broker that is away delays nothing and is no failure.
 """
 
@@ -17,7 +19,7 @@ log = logging.getLogger(__name__)
 
 STATUS_CHARS = 200
 Health = Callable[[], str | None]
-"""Says what is wrong with the process, or None when it is well."""
+"""Returns what is wrong with the process, or None when it works."""
 
 
 class SystemdNotifier:
@@ -26,8 +28,8 @@ class SystemdNotifier:
     def __init__(self, address: str | None, watchdog_s: float | None = None, health: Health | None = None) -> None:
         """`address`: $NOTIFY_SOCKET (a path, or '@' and an abstract name) or None. `watchdog_s`: WatchdogSec.
 
-        `health` is asked before every `watchdog()`; while it names a fault no sign of life is sent, so that systemd
-        restarts a process that runs but no longer does its work.
+        `health` is called before every `watchdog()`; while it names a fault the watchdog is not fed, so that systemd
+        restarts a process that runs but no longer works.
         """
         self._address = _socket_address(address)
         self._health = health
@@ -56,7 +58,7 @@ class SystemdNotifier:
         self._send(f"STATUS={' '.join(text.split())[:STATUS_CHARS]}")
 
     def watchdog(self) -> None:
-        """A sign of life, unless `health` names a fault."""
+        """Feed the watchdog, unless `health` names a fault."""
         fault = self._health() if self._health is not None else None
         if fault != self._fault:
             self._fault = fault
@@ -118,8 +120,8 @@ class Signals:
         with Signals(stop=agent.stop, reload=agent.reload):
             await agent.run()
 
-    The first stop signal calls `stop(name)` and gives the signals back their usual meaning, so that a second Ctrl-C
-    ends a shutdown that hangs. The handlers run in the event loop, never inside other code.
+    The first stop signal calls `stop(name)` and restores the default handlers, so that a second Ctrl-C ends a shutdown
+    that hangs. The handlers run in the event loop, never inside other code.
     """
 
     def __init__(self, stop: Callable[[str], None], reload: Callable[[], None] | None = None) -> None:
@@ -128,7 +130,7 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> Signals:
-        """Take the signals; needs a running event loop in the main thread."""
+        """Install the handlers; needs a running event loop in the main thread."""
         self._loop = asyncio.get_running_loop()
         for number in STOPPING:
             self._loop.add_signal_handler(number, self._stopped_by, number)
@@ -137,7 +139,7 @@ class Signals:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Give the signals back."""
+        """Restore the default handlers."""
         self._release(*STOPPING, signal.SIGHUP)
 
     def _stopped_by(self, number: signal.Signals) -> None:

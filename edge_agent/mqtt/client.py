@@ -127,7 +127,7 @@ class RequestClient:
         return msgspec.json.decode(await self.request(topic, body, deadline_s), type=dict[str, Any])
 
     def cancel(self, device: str, request_id: str) -> bool:
-        """Cancel a request of this client; whoever waits for it gets the answer 499."""
+        """Cancel a request of this client; the pending call gets the answer 499."""
         body = {"id": request_id, "reply_to": self._reply_topic}
         return self._publish(Outbound(Topics(self._prefix, device).cancel, msgspec.json.encode(body)))
 

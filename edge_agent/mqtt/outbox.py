@@ -67,7 +67,7 @@ class Outbox:
         return bool(self._queue) and self._queue[0].returns > 1
 
     def returned(self, on_its_way: Sequence[Waiting]) -> list[Waiting]:
-        """Put back what was on its way when the connection ended; returns what is given up after `RETURNS` ends."""
+        """Put back the messages in flight when the connection ended; returns those given up after `RETURNS` times."""
         items = [replace(item, returns=item.returns + 1) for item in on_its_way]
         self.lost += self.put_back(item for item in items if item.returns < RETURNS)
         return [item for item in items if item.returns >= RETURNS]

@@ -93,6 +93,6 @@ def _text(raw: Raw | UnsetType) -> str | None:
 
 
 def _fresh_id(inbound: Inbound, topic: str) -> str:
-    """An id for a request that brought none: it can be answered, but neither cancelled nor told from a repetition."""
+    """An id for a request without one: it can be answered, but not cancelled, and a repetition is not recognised."""
     seed = b"\0".join((topic.encode(), repr(inbound.received_s).encode(), inbound.payload))
     return "anon-" + hashlib.blake2b(seed, digest_size=8).hexdigest()

@@ -48,7 +48,7 @@ _said = msgspec.json.Decoder(_Said)
 
 
 def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbound:
-    """The very answer that was given before, to whoever asks for it again."""
+    """The answer that was given before, addressed to the client that repeats its request."""
     user = {"status": str(_said.decode(payload).status)}
     return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
 

@@ -12,8 +12,8 @@ from typing import Literal
 class Inbound:
     """A message that arrived.
 
-    `expiry_s` is the remaining message expiry interval (MQTT 5) or None. `ack` is the token that the transport
-    wants back once the message is taken (manual acknowledgement), None for QoS 0. `received_s` is the monotonic
+    `expiry_s` is the remaining message expiry interval (MQTT 5) or None. `ack` is the token to give back to the
+    transport once the message is taken (manual acknowledgement), None for QoS 0. `received_s` is the monotonic
     time at which it left the socket: what it then waits inside the agent counts against its deadline.
     """
 
@@ -32,12 +32,12 @@ class Inbound:
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """A message to publish. `expiry_s` lets the broker drop it when nobody fetched it in time, in whole seconds rounded
-    up; while it waits to be sent here it holds to the fraction.
+    """A message to publish. `expiry_s` lets the broker drop it when it was not delivered in time, in whole seconds
+    rounded up; while it waits here the fraction counts too.
 
-    `request_id`: whose answer it is or a part of. `keep` says how it waits while it cannot be sent: 'queue' in order,
-    until its expiry; 'latest' as a state, of which only the newest per topic is worth sending; 'disk' (events) through
-    restarts of agent and broker.
+    `request_id`: the request that it answers, wholly or in part. `keep` says how it waits while it cannot be sent:
+    'queue' in order, until its expiry; 'latest' as a state, of which only the newest per topic is sent; 'disk' (events)
+    through restarts of agent and broker.
     """
 
     topic: str

@@ -133,7 +133,7 @@ class Energy(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True, kw_only=True):
-    """The one answer to a request. `status` is 200 or says why there is no `result` (DESIGN 5); `reason` and
+    """The one answer to a request. `status` is 200 or says why there is no `result` (docs/mqtt.md); `reason` and
     `retry_after_s` are there only when they say something. `merged` names the merged model that answered for the
     adapter, where the device chose it."""
 

@@ -1,4 +1,4 @@
-"""What the fields of a well-typed body must say. Each check raises `BadField` with the status word and the sentence."""
+"""Checks of the fields of a well-typed body. Each raises `BadField` with the status and the sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The topic tree (DESIGN 5): which topics this device owns, listens to, and may answer on.
+"""The topic tree (docs/mqtt.md): which topics this device owns, subscribes to, and may answer on.
 
 A topic is trusted for its place in the tree only. Whether a model or a command exists is for others to say.
 """
