@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
-from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
-from edge_agent.bundle.gguf_header import header_at
-from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest
 from edge_agent.bundle.trust import Trust
-from edge_agent.bundle.variant_sizing import sized
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
-from edge_agent.core.energy import estimated
 from edge_agent.core.residency import HostMemory
-from edge_agent.protocol.worker_messages import LoadMemory, RuntimeAvailable, StepLimits
+from edge_agent.protocol.worker_messages import RuntimeAvailable, StepLimits
 from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.sensors.time_sync import ClockSync, clock_sync
@@ -31,53 +26,6 @@ from edge_agent.store.install_context import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import become_owner, running_daemon
 from edge_agent.worker import one_shot as workers
-
-
-class WorkerProber:
-    """Runs a model that is not active yet in a worker of its own, as the daemon will.
-
-    Implements `store.install_context.Prober`.
-
-    `ram_bytes`: what one model may take in all; None: not known.
-    """
-
-    def __init__(self, settings: Settings, sensors: SensorSuite, ram_bytes: int | None = None) -> None:
-        self._options = wiring.spawn_options(settings)
-        self._limits = StepLimits(
-            settings.worker.max_rows, wiring.threads(settings), settings.worker.decode_threads or 0
-        )
-        self._wanted = wiring.generators(settings)
-        self._ram_bytes = ram_bytes
-        self._sensors = sensors
-
-    def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
-        """See `store.install_context.Prober`."""
-        questions = [(request.adapter, request.texts) for request in requests]
-        header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
-        variant = sized(model.variant, model.task, header, self._wanted, self._ram_bytes)
-        memory = None
-        generator = model.task.kind == "generate" and traits(variant.runtime).context_sized
-        if variant.sizing is None and generator and self._wanted.shrink and self._ram_bytes:
-            memory = LoadMemory(self._ram_bytes, shrink=True)
-        run = workers.trial_run(
-            self._options, replace(model, variant=variant), questions, self._limits, self._sensors.sample_power, memory
-        )
-        outputs = tuple(ProbeOutputs(one.features, one.logits) for one in run.outputs)
-        energy, board = run.energy, self._sensors.board
-        usual = wiring.utilisation(board)
-        if energy.joules is None and board.power is None and usual is not None:
-            energy = estimated(usual, self._limits.threads, run.latency_ms / 1000.0)
-        figures = TrialFigures(
-            run.latency_ms,
-            run.peak_bytes,
-            run.load_s,
-            run.text_bytes,
-            energy.joules,
-            energy.method,
-            energy.estimated,
-        )
-        adapters = {name: TrialFigures(ms, 0, 0.0, size) for name, (ms, size) in run.adapters.items()}
-        return ProbeOutcome(outputs, figures, adapters)
 
 
 def trust(settings: Settings) -> Trust | None:
@@ -99,7 +47,7 @@ def open_library(settings: Settings, again: bool = False) -> ModelStore:
     ram_bytes = _ceiling_bytes(settings, suite)
     features = read_cpu_features(settings.sensors.sysroot) or None
     context = InstallContext(
-        prober=WorkerProber(settings, suite, ram_bytes),
+        prober=_prober(settings, suite, ram_bytes),
         hardware=wiring.hardware(suite.board, runtimes, features, ram_bytes),
         trust=trust(settings),
         allow_unsigned=settings.store.allow_unsigned,
@@ -112,6 +60,19 @@ def open_library(settings: Settings, again: bool = False) -> ModelStore:
         again=again,
     )
     return ModelStore(wiring.store_dir(settings), context)
+
+
+def _prober(settings: Settings, suite: SensorSuite, ram_bytes: int | None) -> workers.WorkerProber:
+    """A prober that starts workers as the daemon does."""
+    worker = settings.worker
+    return workers.WorkerProber(
+        wiring.spawn_options(settings),
+        StepLimits(worker.max_rows, wiring.threads(settings), worker.decode_threads or 0),
+        wiring.generators(settings),
+        suite.sample_power,
+        wiring.utilisation(suite.board) if suite.board.power is None else None,
+        ram_bytes,
+    )
 
 
 def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:

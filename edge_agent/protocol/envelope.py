@@ -76,8 +76,8 @@ class LinkListener:
     """The functions that a connection reports to.
 
     `changed` is called when it is made or lost; after it was made, the retained state (status, info, models) must be
-    published again, since the broker has published the will. `undelivered` is called with QoS 1 messages that the broker
-    refused, or that have no matching subscribers, where it says so (MQTT 5), and the reason.
+    published again, since the broker has published the will. `undelivered` is called with QoS 1 messages that the
+    broker refused, or that have no matching subscribers, where it says so (MQTT 5), and the reason.
     """
 
     changed: Callable[[LinkChange], None] = _ignore

@@ -17,7 +17,7 @@ from edge_agent.store.variant_selection import Hardware, SelectionPolicy
 
 
 class Prober(Protocol):
-    """Runs a model that is not active yet in a worker of its own. Implemented by `worker.prober.WorkerProber`."""
+    """Runs a model that is not active yet in a worker of its own. Implemented by `worker.one_shot.WorkerProber`."""
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
         """Load the chosen variant and its adapters, run the requests, unload.

@@ -1,19 +1,24 @@
-"""Short-lived workers that answer a question: what runs here, and what does a new model compute.
+"""Workers that run once, from start to end: to list the backends that work here, and to try a new model.
 
-Used by installs and by `doctor`, outside the daemon's loop; each call runs a child from start to end.
+Used by installs and by `doctor`, outside the daemon's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.reading import Reading
-from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.core.energy import TextEnergy, enough_samples, per_text
+from edge_agent.base.runtimes import traits
+from edge_agent.bundle.catalog import InstalledModel, TrialFigures
+from edge_agent.bundle.gguf_header import header_at
+from edge_agent.bundle.gguf_memory import GeneratorOverrides
+from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest
+from edge_agent.bundle.variant_sizing import sized
+from edge_agent.core.energy import TextEnergy, UtilisationModel, enough_samples, estimated, per_text
 from edge_agent.protocol.worker_messages import BackendsProbed, LoadMemory, ProbeBackends, RuntimeReport, StepLimits
 from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
@@ -22,28 +27,6 @@ PROBE_TIMEOUT_S = 60.0
 TIMED_RUNS, TIMED_MS = 20, 2000.0
 SAMPLE_S = 0.05
 Power = Callable[[], Reading]
-
-
-@dataclass(frozen=True, slots=True)
-class RawOutputs:
-    """Raw outputs of a list of texts, one row per text; `logits` is None without a classifier."""
-
-    features: Sequence[Sequence[float]]
-    logits: Sequence[Sequence[float]] | None
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRun:
-    """What a model did in a worker of its own: outputs per question, seconds to load, bytes held, and time and energy
-    of one text by itself, of so many bytes. `adapters`: (milliseconds, bytes) of one text with each of them."""
-
-    outputs: tuple[RawOutputs, ...]
-    load_s: float
-    peak_bytes: int
-    latency_ms: float
-    text_bytes: int
-    energy: TextEnergy
-    adapters: Mapping[str, tuple[float, int]]
 
 
 async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, RuntimeReport]:
@@ -60,55 +43,85 @@ def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[s
     return asyncio.run(ask_backends(options, names))
 
 
-def trial_run(
-    options: SpawnOptions,
-    model: InstalledModel,
-    questions: Sequence[tuple[str | None, Sequence[str]]],
-    limits: StepLimits,
-    power: Power,
-    memory: LoadMemory | None = None,
-) -> TrialRun:
-    """Load a model in a fresh worker and run (adapter, texts) questions; `memory` as in `WorkerProcess.load`.
+class WorkerProber:
+    """Runs a model that is not active yet in a worker of its own. Implements `store.install_context.Prober`.
 
-    `power` reads the whole board's power. Raises BackendError, WorkerError.
+    The worker gets the same limits and overrides as the daemon's will. `power` reads the whole board's power;
+    `estimate` stands in for it on a board without a sensor whose power is known. `ram_bytes`: what one model may take
+    in all; None: not known.
     """
 
-    async def run() -> TrialRun:
-        worker = await _spawn(options)
+    def __init__(
+        self,
+        options: SpawnOptions,
+        limits: StepLimits,
+        overrides: GeneratorOverrides,
+        power: Power,
+        estimate: UtilisationModel | None = None,
+        ram_bytes: int | None = None,
+    ) -> None:
+        self._options = options
+        self._limits = limits
+        self._overrides = overrides
+        self._power = power
+        self._estimate = estimate
+        self._ram_bytes = ram_bytes
+
+    def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
+        """Load the model, run the requests, measure a text and end the worker. Raises BackendError, WorkerError."""
+        header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
+        variant = sized(model.variant, model.task, header, self._overrides, self._ram_bytes)
+        memory = None
+        generator = model.task.kind == "generate" and traits(variant.runtime).context_sized
+        if variant.sizing is None and generator and self._overrides.shrink and self._ram_bytes:
+            memory = LoadMemory(self._ram_bytes, shrink=True)
+        return asyncio.run(self._run(replace(model, variant=variant), requests, memory))
+
+    async def _run(
+        self, model: InstalledModel, requests: Sequence[ProbeRequest], memory: LoadMemory | None
+    ) -> ProbeOutcome:
+        worker = await _spawn(self._options)
         try:
-            loaded = await worker.load(model.variant, model.task, limits, memory)
-            return await _run(worker, model, questions, power, loaded.load_ms / 1000.0)
+            loaded = await worker.load(model.variant, model.task, self._limits, memory)
+            await _attach(worker, model, requests)
+            outputs = []
+            for request in requests:
+                answer = await worker.measure(request.adapter, request.texts)
+                outputs.append(ProbeOutputs(answer.features, answer.logits))
+            text = requests[0].texts[0]
+            latency_ms = await _latency_ms(worker, text)
+            own = {one.adapter: one.texts[0] for one in requests if one.adapter is not None}
+            adapters = {
+                name: TrialFigures(await _latency_ms(worker, one, name), 0, 0.0, len(one.encode()))
+                for name, one in own.items()
+            }
+            # Last, because adapters and a while of work belong to what the worker holds.
+            figures = await self._figures(worker, text, latency_ms, loaded.load_ms / 1000.0)
+            return ProbeOutcome(tuple(outputs), figures, adapters)
         finally:
             await worker.close()
 
-    return asyncio.run(run())
+    async def _figures(self, worker: WorkerProcess, text: str, latency_ms: float, load_s: float) -> TrialFigures:
+        """The figures of the model; measures the energy of one text by itself, and then the memory."""
+        energy = await text_energy(lambda: worker.measure(None, [text]), self._power)
+        if energy.joules is None and self._estimate is not None:
+            energy = estimated(self._estimate, self._limits.threads, latency_ms / 1000.0)
+        held = await worker.footprint()
+        # The memory of the process is what the device must have free; where the kernel does not report it, the
+        # runtime's own figure stands in.
+        peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or held.total_bytes)
+        return TrialFigures(
+            latency_ms, peak_bytes, load_s, len(text.encode()), energy.joules, energy.method, energy.estimated
+        )
 
 
-async def _run(
-    worker: WorkerProcess,
-    model: InstalledModel,
-    questions: Sequence[tuple[str | None, Sequence[str]]],
-    power: Power,
-    load_s: float,
-) -> TrialRun:
-    for wanted in dict.fromkeys(name for name, _ in questions if name is not None):
-        adapter = model.adapter(wanted)
+async def _attach(worker: WorkerProcess, model: InstalledModel, requests: Sequence[ProbeRequest]) -> None:
+    """Attach every adapter that the requests name, once."""
+    for name in dict.fromkeys(one.adapter for one in requests if one.adapter is not None):
+        adapter = model.adapter(name)
         if adapter is None:
-            raise WorkerError(f"the model has no adapter {wanted!r}", model.name)
+            raise WorkerError(f"the model has no adapter {name!r}", model.name)
         await worker.attach(adapter)
-    outputs = []
-    for name, asked in questions:
-        answer = await worker.measure(name, asked)
-        outputs.append(RawOutputs(answer.features, answer.logits))
-    text = questions[0][1][0]
-    latency_ms = await _latency_ms(worker, text)
-    own = {name: asked[0] for name, asked in questions if name is not None}
-    adapters = {name: (await _latency_ms(worker, one, name), len(one.encode())) for name, one in own.items()}
-    energy = await text_energy(lambda: worker.measure(None, [text]), power)
-    held = await worker.footprint()
-    # What the process holds is what the device must find; where the kernel does not tell, what the runtime says.
-    peak_bytes = int(read_pss(Path("/"), worker.pid, 0.0).value or held.total_bytes)
-    return TrialRun(tuple(outputs), load_s, peak_bytes, latency_ms, len(text.encode()), energy, adapters)
 
 
 async def _latency_ms(worker: WorkerProcess, text: str, adapter: str | None = None) -> float:
