@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge_agent.backends.api import SessionJob
+from edge_agent.base.errors import BackendError
+from edge_agent.base.limits import QUEUE_JOBS
 
 
 class Piece(NamedTuple):
@@ -27,14 +29,16 @@ class Piece(NamedTuple):
 
 
 class JobQueue:
-    """First in, first out; bounded by the credit that the daemon gives a worker."""
+    """First in, first out, of at most `QUEUE_JOBS` jobs: the daemon has no more requests open."""
 
     def __init__(self) -> None:
-        self._jobs: deque[SessionJob] = deque()
+        self._jobs: deque[SessionJob] = deque(maxlen=QUEUE_JOBS)
         self._done_rows = 0
 
     def submit(self, job: SessionJob) -> None:
-        """Put a job at the end."""
+        """Put a job at the end. Raises BackendError when the queue is full, where a deque would drop its first job."""
+        if len(self._jobs) == QUEUE_JOBS:
+            raise BackendError(f"{QUEUE_JOBS} jobs wait in this worker already", job.job_id)
         self._jobs.append(job)
 
     def take(self, max_rows: int, one_adapter: bool = False) -> list[Piece]:

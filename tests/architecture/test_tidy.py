@@ -32,7 +32,7 @@ CONTAINERS = {
     },
     **{(module, "SimpleQueue"): ("", -1) for module in ("queue", "multiprocessing")},
 }
-UNBOUNDED_CONTAINERS = 2
+UNBOUNDED_CONTAINERS = 0
 
 # Where the attributes of another object are written: an assignment, annotated or augmented assignment whose target is
 # `x.attribute` and x is neither the name `self` nor the name `cls` (`self.other.attribute` counts; so does an object

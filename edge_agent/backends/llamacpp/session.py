@@ -37,6 +37,7 @@ from edge_agent.backends.llamacpp.step_schedule import (
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
 from edge_agent.backends.queue import JobQueue
 from edge_agent.base.errors import AdapterRefused, BackendError, ProgramRefused
+from edge_agent.base.limits import QUEUE_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class LlamaSession(Session):
         self._round_robin = AdapterRoundRobin(settings.turn_steps)
         self._batch_size = BatchSizeTuner()
         self._thread_tuner = ThreadTuner(0)
-        self._waiting: deque[tuple[SessionJob, Sampler, float]] = deque()
+        self._waiting: deque[tuple[SessionJob, Sampler, float]] = deque(maxlen=QUEUE_JOBS)
         self._active: dict[str, TokenSequence] = {}
         self._reading: frozenset[str] = frozenset()
         self._features = JobQueue()
@@ -146,6 +147,8 @@ class LlamaSession(Session):
             return
         if len(job.rows) != 1:
             raise BackendError(f"one row is continued, not {len(job.rows)}", job.job_id)
+        if len(self._waiting) == QUEUE_JOBS:
+            raise BackendError(f"{QUEUE_JOBS} jobs wait in this worker already", job.job_id)
         self._waiting.append((job, Sampler(self._model, job.params, job.rows[0]), time.monotonic()))
 
     def step(self, limits: Limits) -> list[Event]:

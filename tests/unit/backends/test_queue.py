@@ -1,8 +1,11 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.backends.api import SessionJob
 from edge_agent.backends.queue import JobQueue
+from edge_agent.base.errors import BackendError
+from edge_agent.base.limits import QUEUE_JOBS
 
 
 def job(name, rows):
@@ -46,3 +49,12 @@ def test_uses_names_the_adapters_that_wait():
     assert queue.uses("x") and not queue.uses("y")
     queue.clear()
     assert not queue.uses("x") and len(queue) == 0
+
+
+def test_a_full_queue_refuses_a_job_and_keeps_those_it_has():
+    queue = JobQueue()
+    for place in range(QUEUE_JOBS):
+        queue.submit(job(str(place), 1))
+    with pytest.raises(BackendError, match="256 jobs wait in this worker already"):
+        queue.submit(job("one more", 1))
+    assert [piece.job.job_id for piece in queue.take(2)] == ["0", "1"]
