@@ -1,6 +1,6 @@
-"""What arrives: decode it, recognise duplicates, admit or refuse, queue.
+"""What arrives: decode it, recognise duplicates, find the model, check the form, admit or refuse, queue.
 
-Every message that is not a request is handed on (commands, cancels) or dropped with an event. Nothing here waits.
+Commands and cancels are handed on; what is none of these is refused, or dropped with an event. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.respond import Origin
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
-from edge_agent.base.causes import Cause, Closure
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
-from edge_agent.core.forecast import remaining_s, wait_and_compute_s, work_s
+from edge_agent.core.forecast import (
+    GeneratorLoad,
+    WorkerLoad,
+    generator_wait_and_first_token_s,
+    generator_work_s,
+    remaining_s,
+    wait_and_compute_s,
+    work_s,
+)
 from edge_agent.core.grammar_bans import brings_program
 from edge_agent.core.job import Job
 from edge_agent.core.request_table import RequestStatus
@@ -33,14 +41,14 @@ GENERATOR_FORMS = frozenset({"prompt", "messages"})
 
 @dataclass(frozen=True, slots=True)
 class IntakeOptions:
-    """`queue_jobs` bounds the requests open at once; `bounds` what one message may hold."""
+    """`queue_jobs`: requests that may be open at once on this device; `bounds`: what one message may hold."""
 
     queue_jobs: int
     bounds: Bounds
 
 
 class Intake:
-    """Takes every inbound message to its end or to the queue."""
+    """Answers every inbound message, hands it on, or puts it into the queue of a model."""
 
     def __init__(
         self,
@@ -79,45 +87,40 @@ class Intake:
 
     def _take_request(self, request: Request, message: Inbound) -> None:
         now_s = self._context.clock.monotonic_s()
+        if self._is_duplicate(request, message, now_s):
+            self._context.acks.release(message)
+            return
+        try:
+            served = self._find_model(request)
+            check_form(request, served)
+            check_program(request, served, now_s)
+            job = _job(request, message, served)
+            self._admit(job, served, now_s)
+        except RequestError as error:
+            self._refuse_request(request, error, now_s)
+            self._context.acks.release(message)
+        else:
+            self._queue(job, served, now_s)
+
+    def _is_duplicate(self, request: Request, message: Inbound, now_s: float) -> bool:
+        """Whether this request was seen before. Repeats the answer, where there is one, and refuses another question
+        under an id that is in use."""
         key = (request.client, request.id)
         status = self._context.requests.status(key, now_s, _fingerprint(message))
         if status is RequestStatus.NEW:
-            self._admit(request, message, now_s)
-            return
+            return False
         if status is RequestStatus.TAKEN:
             reason = "another request of this client with the same id is open; give each its own id or correlation data"
-            self._refuse_request(request, admission.Refused(422, Cause.INVALID, reason, None), now_s)
-            self._context.acks.release(message)
-            return
+            self._refuse_request(request, RequestError(422, Cause.INVALID, reason), now_s)
+            return True
         self._context.stats.duplicates += 1
         answer = self._context.requests.answer(key)
         if status is RequestStatus.ANSWERED and answer is not None:
             self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))
-        self._context.acks.release(message)
+        return True
 
-    def _admit(self, request: Request, message: Inbound, now_s: float) -> None:
-        try:
-            served = self._served(request)
-            check_form(request, served)
-            check_program(request, served, now_s)
-            job = _job(request, message, served)
-            refused = admission.decide(self._load(job, served, now_s), job.deadline_s, now_s, self._closed())
-            if refused is not None and refused.cause is Cause.DEADLINE:
-                self._server.demand(served, now_s)
-        except RequestError as error:
-            refused = admission.Refused(error.status, error.cause, error.reason, error.retry_after_s)
-        if refused is not None:
-            self._refuse_request(request, refused, now_s)
-            self._context.acks.release(message)
-            return
-        self._context.requests.open(job)
-        served.priority_load.note(job.priority, job.deadline_s - now_s, self._work_s(job, served), now_s)
-        self._server.add(served, job)
-
-    def _closed(self) -> Closure | None:
-        return self._context.grant.closed or self._manager.closed
-
-    def _served(self, request: Request) -> ServedModel:
+    def _find_model(self, request: Request) -> ServedModel:
+        """The model that answers: the one asked for, or its merged model for the adapter. Raises RequestError 404."""
         served = self._manager.served_models.get(request.model)
         if served is None:
             reason = f"no model {request.model!r} on this device; {_names(self._manager.served_models)}"
@@ -128,65 +131,75 @@ class Intake:
             raise RequestError(404, Cause.UNKNOWN_ADAPTER, reason)
         return self._manager.runs(served, request.adapter)
 
-    def _load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
-        if served.generates:
-            return self._generator_load(job, served, now_s)
-        grant = self._context.grant
-        costs = self._context.costs
-        part = self._context.duty_cycle.share_of(served.name, grant)
-        at = replace(served.load_at(grant, part), load_s=served.lifecycle.load_left_s(now_s))
-        at = replace(at, running_s=remaining_s(served.running.values(), costs, at, now_s))
-        wait_s, compute_s = wait_and_compute_s(served.queue, job, costs, at, now_s)
+    def _admit(self, job: Job, served: ServedModel, now_s: float) -> None:
+        """Raise RequestError 429 or 503 for a job that cannot be taken now."""
+        closed = self._context.grant.closed or self._manager.closed
+        refused = admission.decide(self._queue_load(job, served, now_s), job.deadline_s, now_s, closed)
+        if refused is None:
+            return
+        if refused.cause is Cause.DEADLINE:
+            self._server.demand(served, now_s)
+        raise RequestError(refused.status, refused.cause, refused.reason, refused.retry_after_s)
+
+    def _queue(self, job: Job, served: ServedModel, now_s: float) -> None:
+        self._context.requests.open(job)
+        served.priority_load.note(job.priority, job.deadline_s - now_s, self._work_s(job, served, now_s), now_s)
+        self._server.add(served, job)
+
+    def _queue_load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
+        """What is open on this device and of this client, and the predicted times of the job."""
+        wait_s, compute_s = self._predicted_s(job, served, now_s)
         if wait_s is not None:
             wait_s = served.priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
-        return self._weighed(job, wait_s, compute_s)
-
-    def _weighed(self, job: Job, wait_s: float | None, compute_s: float | None) -> admission.QueueLoad:
-        """The times, beside what is open on this device and of the client that asks."""
-        ledger = self._context.requests
-        own_jobs, own_bytes = ledger.open_of(job.key[0])
-        held_bytes = ledger.held_bytes + job.message_bytes
+        requests = self._context.requests
+        own_jobs, own_bytes = requests.open_of(job.key[0])
         return admission.QueueLoad(
-            len(ledger),
+            len(requests),
             self._options.queue_jobs,
             wait_s,
             compute_s,
             own_jobs,
-            held_bytes,
+            requests.held_bytes + job.message_bytes,
             own_bytes + job.message_bytes,
         )
 
-    def _generator_load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
-        """A generator's sequences end one by one: what is ahead waits for its share of them, then reads its prompt."""
-        grant, costs = self._context.grant, self._context.costs
-        sequences = max(1, served.sequences)
-        first_s = costs.predict_s(served.cost_key, 1, job.size_bytes, grant.threads)
-        whole_s = costs.predict_s(served.whole_cost_key, 1, job.size_bytes, grant.threads)
-        wait_s = None
-        if whole_s is not None:
-            near = frozenset(one.adapter for one in served.running.values())
-            ahead = served.queue.rows_ahead(job, now_s, near) + len(served.running) - sequences + 1
-            wait_s = (
-                max(0, ahead) / sequences * whole_s / max(0.01, self._context.duty_cycle.share_of(served.name, grant))
-            )
-            wait_s += served.lifecycle.load_left_s(now_s)
-            wait_s = served.priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
-        return self._weighed(job, wait_s, first_s)
+    def _predicted_s(self, job: Job, served: ServedModel, now_s: float) -> tuple[float | None, float | None]:
+        """Seconds until the worker begins with the job, and seconds that its batch, or its first token, takes."""
+        costs = self._context.costs
+        if served.generates:
+            generator, running = self._generator_load(served, now_s), served.running.values()
+            return generator_wait_and_first_token_s(served.queue, job, running, costs, generator, now_s)
+        load = self._worker_load(served)
+        running_s = remaining_s(served.running.values(), costs, load, now_s)
+        load = replace(load, running_s=running_s, load_s=served.lifecycle.load_left_s(now_s))
+        return wait_and_compute_s(served.queue, job, costs, load, now_s)
 
-    def _work_s(self, job: Job, served: ServedModel) -> float:
-        """Seconds of the worker's time that an admitted request will cost; 0 while nothing is known."""
-        grant, costs = self._context.grant, self._context.costs
-        part = self._context.duty_cycle.share_of(served.name, grant)
-        if not served.generates:
-            return work_s(job, costs, served.load_at(grant, part))
-        whole_s = costs.predict_s(served.whole_cost_key, 1, job.size_bytes, grant.threads) or 0.0
-        return whole_s / max(1, served.sequences) / max(0.01, part)
+    def _work_s(self, job: Job, served: ServedModel, now_s: float) -> float:
+        """Seconds of the worker's time that the job will use; 0 while nothing was measured."""
+        if served.generates:
+            return generator_work_s(job, self._context.costs, self._generator_load(served, now_s))
+        return work_s(job, self._context.costs, self._worker_load(served))
 
-    def _refuse_request(self, request: Request, refused: admission.Refused, now_s: float) -> None:
+    def _worker_load(self, served: ServedModel) -> WorkerLoad:
+        grant = self._context.grant
+        return served.load_at(grant, self._context.duty_cycle.share_of(served.name, grant))
+
+    def _generator_load(self, served: ServedModel, now_s: float) -> GeneratorLoad:
+        grant = self._context.grant
+        return GeneratorLoad(
+            served.cost_key,
+            served.whole_cost_key,
+            max(1, served.sequences),
+            grant.threads,
+            self._context.duty_cycle.share_of(served.name, grant),
+            served.lifecycle.load_left_s(now_s),
+        )
+
+    def _refuse_request(self, request: Request, error: RequestError, now_s: float) -> None:
+        """Answer a request that becomes no job. It is not noted as seen: asked again, it is decided anew."""
+        self._context.stats.refused(error.status, error.cause)
         remaining_s = request.deadline_s - now_s
-        message = encode.refusal(refused.status, refused.reason, request.reply, remaining_s, refused.retry_after_s)
-        # Not noted in the ledger: whoever asks again after `retry_after_s` is asking anew.
-        self._context.stats.refused(refused.status, refused.cause)
+        message = encode.refusal(error.status, error.reason, request.reply, remaining_s, error.retry_after_s)
         self._context.transport.publish(message)
 
     def _refuse(self, refusal: Refusal, message: Inbound) -> None:
@@ -207,8 +220,8 @@ class Intake:
             return
         mine = [job for job in self._context.requests.open_jobs() if job.key == (wish.client, wish.id)]
         if not mine:
-            return  # nothing is open under that id: answered already, most likely
-        # Also of a model that was removed and whose worker still finishes what it has.
+            return  # most likely it is answered already
+        # A removed model may still have a worker that finishes its jobs: look among those, too.
         for served in self._manager.every_served_model():
             if served.name == mine[0].model:
                 self._server.cancel(served, mine[0])
@@ -216,12 +229,13 @@ class Intake:
 
 
 def _fingerprint(message: Inbound) -> bytes:
-    """What a retry has in common with the request: topic and body. Who reuses an id asks another question."""
+    """A hash of topic and body, which a retry has in common with its request; another question under the same id has
+    not."""
     return hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=8).digest()
 
 
 def check_form(request: Request, served: ServedModel) -> None:
-    """Raise RequestError 422 for a question in a form that the model does not take."""
+    """Raise RequestError 422 where the request has a form (text, prompt, ...) that the model does not take."""
     if served.generates == (request.form in GENERATOR_FORMS):
         return
     takes = "prompt or messages" if served.generates else "text or texts"
@@ -230,7 +244,7 @@ def check_form(request: Request, served: ServedModel) -> None:
 
 
 def check_program(request: Request, served: ServedModel, now_s: float) -> None:
-    """Raise RequestError 503 for a grammar or schema of a client whose last one ended the worker, or after many did."""
+    """Raise RequestError 503 for a grammar or schema while `GrammarBans` takes none of this client, or of anybody."""
     left_s = served.grammar_bans.left_s(request.client, now_s)
     if left_s > 0.0 and brings_program(request.params):
         reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"
@@ -241,7 +255,7 @@ def _job(request: Request, message: Inbound, served: ServedModel) -> Job:
     return Job(
         key=(request.client, request.id),
         model=served.name,
-        # On its merged model an adapter is a part of the weights.
+        # A merged model has the adapter in its weights.
         adapter=request.adapter if served.name == request.model else None,
         texts=request.texts,
         params=request.params,
@@ -250,7 +264,7 @@ def _job(request: Request, message: Inbound, served: ServedModel) -> Job:
         received_s=request.received_s,
         message_bytes=len(message.payload),
         fingerprint=_fingerprint(message),
-        # Of the message only its acknowledgement is needed from here on.
+        # Only the acknowledgement of the message is needed from here on; its body would be held twice.
         origin=Origin(request, replace(message, payload=b"")),
         messages=tuple({"role": one.role, "content": one.content} for one in request.messages),
         stream=request.stream,

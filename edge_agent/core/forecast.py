@@ -42,6 +42,23 @@ class WorkerLoad:
     load_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class GeneratorLoad:
+    """A generator's worker as a new request finds it.
+
+    `first_key`, `whole_key` name the time to the first token and the time of a whole answer for the cost model.
+    `sequences`: answers that it computes at once, each ending by itself. `threads`, `duty_share`, `load_s` as in
+    `WorkerLoad`.
+    """
+
+    first_key: Hashable
+    whole_key: Hashable
+    sequences: int
+    threads: int
+    duty_share: float = 1.0
+    load_s: float = 0.0
+
+
 def wait_and_compute_s(
     queue: Queue, job: Job, costs: CostModel, load: WorkerLoad, now_s: float
 ) -> tuple[float | None, float | None]:
@@ -66,6 +83,32 @@ def work_s(job: Job, costs: CostModel, load: WorkerLoad) -> float:
     row_bytes = max(1, job.size_bytes // job.rows)
     full_s = costs.predict_s(load.key, load.max_rows, load.max_rows * row_bytes, load.threads) or 0.0
     return full_s / load.max_rows * job.rows / max(LEAST_DUTY_SHARE, load.duty_share)
+
+
+def generator_wait_and_first_token_s(
+    queue: Queue, job: Job, running: Collection[Job], costs: CostModel, load: GeneratorLoad, now_s: float
+) -> tuple[float | None, float | None]:
+    """(seconds until the job gets a sequence, seconds until its first token from there); None where nothing was
+    measured.
+
+    Sequences end one by one: as many answers as are ahead of the job, less the free sequences, must end first, and
+    `sequences` of them end in the time of a whole answer.
+    """
+    first_s = costs.predict_s(load.first_key, 1, job.size_bytes, load.threads)
+    whole_s = costs.predict_s(load.whole_key, 1, job.size_bytes, load.threads)
+    if whole_s is None:
+        return None, first_s
+    # Jobs whose adapter is in use already go first.
+    adapters = frozenset(inside.adapter for inside in running)
+    ends = max(0, queue.rows_ahead(job, now_s, adapters) + len(running) - load.sequences + 1)
+    whole_s /= max(LEAST_DUTY_SHARE, load.duty_share)
+    return ends / load.sequences * whole_s + load.load_s, first_s
+
+
+def generator_work_s(job: Job, costs: CostModel, load: GeneratorLoad) -> float:
+    """Seconds of the worker's time that an answer uses: its share of them; 0 while nothing was measured."""
+    whole_s = costs.predict_s(load.whole_key, 1, job.size_bytes, load.threads) or 0.0
+    return whole_s / load.sequences / max(LEAST_DUTY_SHARE, load.duty_share)
 
 
 def batch_s(costs: CostModel, load: WorkerLoad, rows: int, row_bytes: int) -> float | None:

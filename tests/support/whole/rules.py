@@ -149,7 +149,7 @@ class Rules:
         others_bytes = min(self._others_bytes, board.others_bytes) if new else 0
         self._accounts, self._others_bytes = accounts, board.others_bytes
         self.promises += len(new)
-        if memory is not None and reserved > board.total_bytes - memory.kept_bytes - others_bytes:
+        if memory is not None and reserved > board.total_bytes - memory.reserve_bytes - others_bytes:
             self._say("memory", f"{reserved} bytes are held or promised to {accounts}, others hold {others_bytes}")
 
     def _heat(self) -> None:

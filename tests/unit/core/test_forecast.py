@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.core.forecast import WorkerLoad, least_s, remaining_s, take_hopeless, wait_and_compute_s
+from edge_agent.core.forecast import (
+    GeneratorLoad,
+    WorkerLoad,
+    generator_wait_and_first_token_s,
+    generator_work_s,
+    least_s,
+    remaining_s,
+    take_hopeless,
+    wait_and_compute_s,
+)
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
 from edge_agent.core.scheduler import Queue
@@ -81,3 +90,58 @@ def test_the_hopeless_are_those_that_no_batch_of_the_waiting_can_answer() -> Non
 def test_the_least_of_a_batch() -> None:
     assert least_s([], costs(), AT) == 0.0
     assert least_s([a_job("a"), a_job("b")], costs(), AT) == pytest.approx(0.1)
+
+
+GENERATOR = GeneratorLoad("first", "whole", sequences=2, threads=2)
+
+
+def generator_costs() -> CostModel:
+    """Half a second to the first token, eight seconds for a whole answer."""
+    model = CostModel()
+    model.learn("first", 1, 64, 0.5, 2)
+    model.learn("whole", 1, 64, 8.0, 2)
+    return model
+
+
+def running(count: int, adapter: str | None = None) -> list[Job]:
+    return [replace(a_job(f"running-{index}"), adapter=adapter) for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "inside", "wait_s"), [(0, 0, 0.0), (0, 1, 0.0), (0, 2, 4.0), (1, 2, 8.0), (4, 2, 20.0), (2, 0, 4.0)]
+)
+def test_a_generators_answers_end_one_by_one(ahead: int, inside: int, wait_s: float) -> None:
+    found = generator_wait_and_first_token_s(
+        waiting(ahead), a_job("x"), running(inside), generator_costs(), GENERATOR, NOW_S
+    )
+    assert found == (pytest.approx(wait_s), pytest.approx(0.5))
+
+
+def test_pauses_stretch_a_generators_wait_and_its_load_comes_first() -> None:
+    load = replace(GENERATOR, duty_share=0.5, load_s=3.0)
+    wait_s, first_s = generator_wait_and_first_token_s(Queue(), a_job("x"), running(2), generator_costs(), load, NOW_S)
+    assert (wait_s, first_s) == (pytest.approx(8.0 + 3.0), pytest.approx(0.5))
+
+
+def test_without_a_whole_answer_measured_a_generators_wait_is_unknown() -> None:
+    costs = CostModel()
+    assert generator_wait_and_first_token_s(Queue(), a_job("x"), running(2), costs, GENERATOR, NOW_S) == (None, None)
+    costs.learn("first", 1, 64, 0.5, 2)
+    found = generator_wait_and_first_token_s(Queue(), a_job("x"), running(2), costs, GENERATOR, NOW_S)
+    assert found == (None, pytest.approx(0.5))
+
+
+def test_jobs_whose_adapter_a_generator_uses_already_go_before_a_job_that_needs_another() -> None:
+    queue = Queue()
+    for index in range(4):
+        queue.add(replace(a_job(str(index), deadline_s=1000.0), adapter="in-use"))
+    late = replace(a_job("x", deadline_s=900.0), adapter="other")
+    before, _ = generator_wait_and_first_token_s(queue, late, running(2), generator_costs(), GENERATOR, NOW_S)
+    behind, _ = generator_wait_and_first_token_s(queue, late, running(2, "in-use"), generator_costs(), GENERATOR, NOW_S)
+    assert (before, behind) == (pytest.approx(4.0), pytest.approx(20.0))
+
+
+def test_a_generators_answer_takes_its_share_of_the_sequences() -> None:
+    assert generator_work_s(a_job("x"), generator_costs(), GENERATOR) == pytest.approx(4.0)
+    assert generator_work_s(a_job("x"), generator_costs(), replace(GENERATOR, duty_share=0.5)) == pytest.approx(8.0)
+    assert generator_work_s(a_job("x"), CostModel(), GENERATOR) == 0.0
