@@ -1,8 +1,8 @@
-"""The golden probes of the package, asked again of an idle worker on a schedule: what computes wrongly is noticed.
+"""Runs the package's golden probes again on a schedule, to notice a model that computes something else than it did.
 
 A board that overheated, a card that decays or a runtime that was upgraded may change what a model computes after its
-install was judged sound. One look a second, at a model itself or at one of its adapters. A model that has work, or that
-is not in memory, is left alone, and so are adapters that are not attached.
+install was verified. Once a second one model, or one of its adapters, may be probed. Models that have requests or are
+not in memory are left alone, and so are adapters that are not attached.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
 
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
-"""No request for so long: the probes take some tens of milliseconds, and whoever comes then waits for them."""
+"""A model is probed only after so long without a request: probes take tens of milliseconds, and a request that comes
+meanwhile waits for them."""
 LOOK_S = 1.0
 ReadProbes = Callable[[InstalledModel, str | None], ProbeFile | None]
 
 
 class Canary:
-    """Runs the probes. `read` gives the probe file of a model or of its adapter, None where there is none; it may
-    raise EdgeError."""
+    """Runs the probes of each model and adapter every `every_s` seconds (0: never).
+
+    `read` returns the probe file of a model or of its adapter, None where there is none; it may raise EdgeError.
+    """
 
     def __init__(self, context: Context, manager: ModelManager, read: ReadProbes, every_s: float) -> None:
         self._context = context
@@ -47,11 +50,11 @@ class Canary:
             await self.close()
 
     def tick(self) -> None:
-        """Begin with what was not probed for longest, if something is due and idle; one at a time. 0: never."""
+        """Probe what was not probed for longest, if it is due and idle; one probe runs at a time."""
         if self._every_s <= 0.0 or (self._task is not None and not self._task.done()):
             return
         if self._context.grant.closed or self._manager.closed:
-            return  # too hot, or short of memory: what requests may not do, probes may not
+            return  # too hot or short of memory: no request is admitted either
         now_s = self._context.clock.monotonic_s()
         due: list[tuple[float, ServedModel, str | None]] = []
         for served in self._manager.served_models.values():
@@ -63,7 +66,7 @@ class Canary:
             self._task = asyncio.create_task(self._probe(served, name), name=f"canary-{served.name}")
 
     async def close(self) -> None:
-        """Give up a probe under way."""
+        """Cancel a probe under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -78,12 +81,12 @@ class Canary:
         async with served.lock:
             subject = served.probe_subject(adapter)
             if subject is None or adapter not in served.in_worker() or served.worker is None:
-                return  # it left, or was replaced, since the look
+                return  # it was unloaded, detached or replaced since `tick` looked
             before = served.last_probed(adapter)
             try:
                 ok, reason = await self._verdict(served, served.worker.process, adapter)
             except EdgeError as error:
-                # The worker died or the store cannot be read: others say that; it is tried again at the next date.
+                # The worker died or the store cannot be read. Others report that; the next try is when it is next due.
                 ok, reason = None, f"the probes could not be run: {error}"
             served.note_probe(adapter, Probed(subject, ok, reason, self._context.clock.monotonic_s()))
         if ok is False and (before is None or before.ok is not False):

@@ -1,7 +1,7 @@
 """Orders to the device over MQTT: install, remove, load, unload, attach, detach, rollback, diag.
 
-Long ones run beside the requests, one at a time; a second one is told to come back. What changes the store runs in a
-process of its own (`Operator`), so that the daemon never loads the signature library.
+One order is carried out at a time, beside the requests; a second one is refused with a time to try again. Changes of
+the store run in a process of their own (`Operator`), so that the daemon never loads the signature library.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrde
 
 log = logging.getLogger("edge_agent")
 REMEMBERED = 64
-"""Commands whose ids are kept until their deadline, with their answers: far more than can be on their way twice."""
+"""Commands whose ids and answers are kept until their deadline: more than a broker can deliver twice."""
 
 
 @dataclass(slots=True)
 class _Taken:
-    """A command that was begun: when its id may be used again, and its answer once there is one."""
+    """A command that was begun: when its id may be used again (monotonic seconds), and its answer once there is one."""
 
     until_s: float
     answer: Outbound | None = None
@@ -69,7 +69,7 @@ class Commands:
         self._taken: OrderedDict[tuple[str, str], _Taken] = OrderedDict()
 
     async def take(self, command: Command) -> None:
-        """Begin a command; the answer follows when it is done. One that the broker delivers again is not done again."""
+        """Begin a command; the answer follows when it is done. A command that is delivered again is not done again."""
         key = (command.client or "", command.id)
         taken = self._taken.get(key)
         if taken is not None and self._context.clock.monotonic_s() < taken.until_s:
@@ -87,7 +87,7 @@ class Commands:
         self._running.add_done_callback(functools.partial(self._ended, command))
 
     async def close(self) -> None:
-        """Give up waiting for the running command, and say so; what another process does for it goes on by itself."""
+        """Stop waiting for the running command and answer it; what another process does for it goes on."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -105,7 +105,7 @@ class Commands:
             self._answer(command, 200, None, result=result)
 
     def _ended(self, command: Command, task: asyncio.Task[None]) -> None:
-        """An order that ends by an error nobody foresaw, or because the device stops, is answered all the same."""
+        """Answer an order that ended by an unforeseen error, or because the device stops."""
         if task.cancelled():
             self._answer(command, 503, "the device is stopping; diag says afterwards whether the order was carried out")
             return
@@ -142,7 +142,8 @@ class Commands:
         return report
 
     async def _of(self, model: str, change: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """A change of a model that is perhaps not served, but may lie damaged in the store: the store has the word."""
+        """Change a model in the store. A model that is not served may still lie damaged in the store, so the store
+        decides whether it exists."""
         try:
             return await change
         except EdgeError as error:
@@ -151,7 +152,7 @@ class Commands:
             raise RequestError(404, Cause.UNKNOWN_MODEL, str(error)) from error
 
     async def _load(self, command: Command) -> Mapping[str, Any]:
-        """Also lifts a quarantine."""
+        """Load a model; lifts its quarantine first."""
         served = self._served(_body(command, ModelOrder).model)
         if served.lifecycle.state is ModelState.QUARANTINED:
             served.lifecycle.lift_quarantine()
@@ -203,7 +204,7 @@ class Commands:
     ) -> None:
         if command.reply is None:
             return
-        # Late ones are answered too, unlike requests: what was ordered was done, and somebody may want to know.
+        # Unlike requests, orders are answered after their deadline, too: they were carried out.
         remaining_s = max(1.0, command.deadline_s - self._context.clock.monotonic_s())
         body = CommandReply(id=command.id, status=status, result=result)
         message = encode.reply(body, command.reply, remaining_s)

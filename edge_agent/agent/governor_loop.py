@@ -62,7 +62,7 @@ class GovernorLoop:
         generation = self._library.generation()
         if generation == self._generation:
             return
-        new, _ = self._manager.sync()
+        new = self._manager.sync()
         # Not before: a store that could not be read is read again at the next look.
         self._generation = generation
         for served in self._manager.served_models.values():

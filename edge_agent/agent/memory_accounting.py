@@ -1,7 +1,7 @@
-"""The books on memory, kept with what is measured: `core.memory_ledger`' ledger, fed by the workers' real sizes.
+"""Measures what the workers hold and keeps it in the ledger of `core.memory_ledger`.
 
-A worker is measured after its load and, while it is used, every ten seconds. What the GPU of a Jetson took during a
-load is counted to the model that was loading: loads come one at a time, and it is in no process's own figure.
+A worker is measured after its load and, while it is used, every ten seconds. Memory that the GPU of a Jetson took
+during a load is in no process's own figure. It is counted to the model that was loading: one model is loaded at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from edge_agent.core.memory_ledger import MemoryLedger
 
 MEASURE_EVERY_S = 10.0
 SETTLED_S = 60.0
+"""After this time in memory a model is taken to hold all that it will."""
 
 
 class MemoryAccounting:
-    """The byte ledger, and when to look again."""
+    """The memory ledger, and when each worker is measured again. `figures` keeps what was measured over restarts."""
 
     def __init__(self, host: Host, figures: FootprintCache | None = None) -> None:
         self.host = host
@@ -27,7 +28,8 @@ class MemoryAccounting:
         self._gpu_bytes: dict[str, int] = {}
 
     def loaded(self, served: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
-        """A model has just been loaded: `fallback_bytes` is the runtime's own figure, where the kernel has none."""
+        """A model has just been loaded. `gpu_before_bytes` is what the GPU held before; `fallback_bytes` is the
+        runtime's own figure of the worker, for kernels that tell none."""
         self._measured_s.pop(served.name, None)
         self._gpu_bytes[served.name] = max(0, self.host.gpu_bytes() - gpu_before_bytes)
         if not self._measure(served, served.lifecycle.load_s) and fallback_bytes:
@@ -36,11 +38,11 @@ class MemoryAccounting:
         self._keep()
 
     def measure(self, served_models: Iterable[ServedModel], now_s: float) -> None:
-        """Look at what the workers hold, each at most every ten seconds while it is used; keep figures that changed."""
+        """Measure the workers that were used since they were measured, each at most every ten seconds."""
         for served in served_models:
             worker = served.worker
             if worker is None or not served.lifecycle.is_loaded:
-                continue  # a worker that still loads holds a part of what it will
+                continue  # a worker that still loads holds only a part of what it will hold
             asked_s = self._measured_s.get(served.name, worker.loaded_s)
             if worker.last_used_s < asked_s or now_s - asked_s < MEASURE_EVERY_S:
                 continue
@@ -51,7 +53,7 @@ class MemoryAccounting:
         self._keep()
 
     def _measure(self, served: ServedModel, load_s: float | None = None) -> bool:
-        """Book what the kernel says that the worker holds; False when it says nothing."""
+        """Enter what the kernel says that the worker holds; False when it says nothing. `load_s`: of its load."""
         held = self.host.process_bytes(served.worker.process.pid) if served.worker is not None else None
         if held is None or not held[0]:
             return False

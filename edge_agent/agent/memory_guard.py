@@ -1,7 +1,7 @@
-"""Several times a second: how short of memory is the host, and what is done about it, before the kernel does it.
+"""Looks four times a second how short of memory the host is, and frees memory before the kernel kills a process.
 
-The stages and their figures are `core.memory_pressure`'s. One thing at a time, and time in between for it to have its
-effect.
+`core.memory_pressure` defines the stages. One model is evicted or killed at a time, with time in between for the memory
+to be free.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from edge_agent.core.memory_pressure import MemorySigns, PressureStage
 from edge_agent.protocol.messages import Severity
 
 LOOK_S = 0.25
-"""Two small files each time; a board without PSI has no other way to notice in time (facts/boards.md E)."""
-SHED_EVERY_S = 1.0
-END_EVERY_S = 5.0
-"""A worker's memory is back within this; only then is another one ended."""
+"""Two small files are read each time: a kernel without PSI (pressure stall information) notifies of nothing."""
+EVICT_EVERY_S = 1.0
+KILL_EVERY_S = 5.0
+"""A killed worker's memory is free within this time; only then is another one killed."""
 
 
 class MemoryGuard:
-    """Looks at the host's memory and acts on the manager."""
+    """Reads the host's memory, and has the model manager evict models and refuse requests."""
 
     def __init__(self, context: Context, manager: ModelManager, host: HostMonitor) -> None:
         self._context = context
         self._manager = manager
         self._host = host
         self._state = memory_pressure.PressureState()
-        self._shed_s = self._ended_s = -math.inf
+        self._evicted_s = self._killed_s = -math.inf
 
     @property
     def stage(self) -> PressureStage:
@@ -43,7 +43,7 @@ class MemoryGuard:
         return self._state.stage
 
     def summary(self) -> dict[str, Any]:
-        """The books on memory, for telemetry; bytes."""
+        """The memory ledger for telemetry, in bytes."""
         ledger = self._manager.ledger
         memory = self._host.last_memory
         return {
@@ -72,7 +72,7 @@ class MemoryGuard:
         """One look."""
         signs = self._host.signs(self._manager.ledger.mapped_bytes)
         if signs.available_bytes <= 0 and self._host.reading("ram_available").value is None:
-            # Nothing is known: what was closed for want of memory must not stay so for ever.
+            # The sensor is lost: admission that was closed for lack of memory must not stay closed for ever.
             self._state = memory_pressure.PressureState()
             self._manager.open_admission()
             return
@@ -102,9 +102,7 @@ class MemoryGuard:
             await asyncio.gather(*(self._shrink(served) for served in idle))
 
     async def _shrink(self, served: ServedModel) -> None:
-        """Let an idle worker give back what it only keeps for later; one that dies of it is noticed by its own
-        served.
-        """
+        """Have an idle worker free what it only keeps for later use. If it dies of that, its serving loop notices."""
         async with served.lock:
             if served.worker is not None:
                 try:
@@ -113,11 +111,11 @@ class MemoryGuard:
                     return
 
     async def _make_room(self, signs: MemorySigns, now_s: float) -> None:
-        if now_s - self._shed_s >= SHED_EVERY_S or self.stage >= PressureStage.SHORT:
-            self._shed_s = now_s
-            if await self._manager.shed(memory_pressure.reason(signs, self._state.stalls)):
-                self._ended_s = now_s
+        if now_s - self._evicted_s >= EVICT_EVERY_S or self.stage >= PressureStage.SHORT:
+            self._evicted_s = now_s
+            if await self._manager.evict_idle(memory_pressure.reason(signs, self._state.stalls)):
+                self._killed_s = now_s
                 return
-        if self.stage is PressureStage.CRITICAL and now_s - self._ended_s >= END_EVERY_S:
-            self._ended_s = now_s
-            self._manager.end_largest(memory_pressure.reason(signs, self._state.stalls))
+        if self.stage is PressureStage.CRITICAL and now_s - self._killed_s >= KILL_EVERY_S:
+            self._killed_s = now_s
+            self._manager.kill_largest(memory_pressure.reason(signs, self._state.stalls))

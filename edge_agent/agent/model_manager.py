@@ -31,20 +31,23 @@ from edge_agent.core.model_lifecycle import DrainReason, ModelState
 from edge_agent.protocol.worker_messages import AnyEvent
 
 RETRY_AFTER_S = 30.0
+"""What a client is told to wait for after a load that failed."""
 NOT_NOW_S = 5.0
+"""What a client is told to wait for where memory or an adapter is in use."""
 NO_ROOM_S = 60.0
-"""For so long after a merged model found no memory, new requests go to the base that is there."""
-ROOM_LOOK_S = 0.5
-"""A waiting model looks again so often: memory also comes free without our doing."""
+"""For so long after a merged model found no memory, requests for its adapter run on the base, if that is loaded."""
+MEMORY_LOOK_S = 0.5
+"""A model that waits for memory asks again after this time: other programs free memory, too, and tell nobody."""
 GIVE_WAY_S = 2.0
+"""A model that lets another one in waits no longer than this to be evicted."""
 
 
 class NoRoom(RequestError):
-    """The model fits on this board, but not now: busy models hold the memory."""
+    """The model fits on this board, but not now: models that cannot be evicted hold the memory."""
 
 
 class InUse(RequestError):
-    """An adapter is to be exchanged for its newer version, and the old one is at work."""
+    """An adapter cannot be exchanged now: requests that use it run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +113,14 @@ class ModelManager:
         """The host has memory again."""
         self._closed = None
 
-    def sync(self) -> tuple[list[ServedModel], list[ServedModel]]:
-        """Bring the served models in line with the library; returns (new served models, served models whose model is
-        gone).
+    def sync(self) -> list[ServedModel]:
+        """Bring the served models in line with the library; returns those that are new. Raises StoreError.
 
-        A model that returns while its worker still finishes gets its old served back: a name has one worker at most.
+        A model that returns while its worker still finishes is served by that worker again: two served models of one
+        name would promise its memory twice.
         """
         active = {model.name: self._tiered(model) for model in self._library.active()}
-        gone = [served for name, served in self.served_models.items() if name not in active]
-        for served in gone:
+        for served in [served for name, served in self.served_models.items() if name not in active]:
             del self.served_models[served.name]
             self._leaving[served.name] = served
             served.remove()
@@ -134,15 +136,18 @@ class ModelManager:
         for name, model in active.items():
             self.served_models[name].install(model)
         self._routes = adapter_routing.route_adapters(tuple(active.values()), self._routing, self._ceiling_bytes)
-        return new, gone
+        return new
 
     def _ceiling_bytes(self) -> int | None:
         memory = self._host.memory()
         return memory.ceiling_bytes if memory.total_bytes else None
 
     def runs(self, served: ServedModel, adapter: str | None) -> ServedModel:
-        """Where requests for an adapter of that served model's model run: there, or on the merged model
-        (`core.adapter_routing`), unless that is quarantined, or found no memory of late while the base is there."""
+        """The model that requests for an adapter of this one run on: this one, or the merged model of the adapter.
+
+        `core.adapter_routing` prefers one of them. A merged model is passed by while it is quarantined, and for
+        `NO_ROOM_S` after it found no memory while this one is loaded.
+        """
         route = self._routes.get((served.name, adapter)) if adapter is not None else None
         merged = self.served_models.get(route.merged) if route is not None and route.merged is not None else None
         if merged is None or merged.lifecycle.state is ModelState.QUARANTINED:
@@ -152,25 +157,26 @@ class ModelManager:
         return served if no_memory and served.worker is not None else merged
 
     def every_served_model(self) -> tuple[ServedModel, ...]:
-        """Also those whose model was removed and whose worker still finishes what it has."""
+        """All served models, those included that were removed and whose worker still finishes what it has."""
         return (*self.served_models.values(), *self._leaving.values())
 
-    def left(self, served: ServedModel) -> bool:
-        """True once nothing is left to do for a served model whose model was removed: it is forgotten."""
+    def forget_if_done(self, served: ServedModel) -> bool:
+        """Forget a removed model whose worker is gone and for which nothing waits; True when it was forgotten."""
         done = served.lifecycle.is_removed and served.worker is None and not len(served.queue)
         if done:
             self._leaving.pop(served.name, None)
         return done
 
     def tell_limits(self) -> None:
-        """Hand the limits of the moment to every worker that was told others."""
+        """Pass the limits of the moment to every worker that was told other ones."""
         limits = self._host.worker_limits()
         for served in self.every_served_model():
             if served.worker is not None:
                 served.worker.tell_limits(limits)
 
     def take_tier(self, tier: int, why: str) -> None:
-        """What the governor asks for: 1 is the cheaper variant of every model that has one, 0 the chosen one."""
+        """Serve the variants that the governor asks for: in tier 1 the cheaper variant of every model that has one, in
+        tier 0 the chosen one. `why` is told in the events."""
         if tier == self._tier:
             return
         self._tier = tier
@@ -189,7 +195,7 @@ class ModelManager:
         return model if found is None else replace(model, variant=found)
 
     async def ensure_loaded(self, served: ServedModel, evict: bool = True) -> WorkerHandle:
-        """Make the served model's current variant resident; without `evict` only where there is memory as things are.
+        """Load the model's current variant; without `evict` only into memory that is free now.
 
         Returns the worker that holds it. Raises NoRoom when it must wait, RequestError (404, 500, 503) when waiting
         does not help, WorkerError when the worker died while it loaded.
@@ -244,7 +250,7 @@ class ModelManager:
         """Returns when it may be worth asking for memory again; at once for a model that does not wait for any."""
         if served.lifecycle.wants_memory:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._change.wait(), ROOM_LOOK_S)
+                await asyncio.wait_for(self._change.wait(), MEMORY_LOOK_S)
 
     def turn_is_over(self, served: ServedModel) -> bool:
         """Whether a model in use has had its turn and another one waits for memory."""
@@ -271,13 +277,15 @@ class ModelManager:
             await self._change.wait()
 
     def _pulse(self) -> None:
-        """Memory came free or a busy model yields: whoever waits looks again. Never without such a cause: those who
-        wait would wake each other for ever, in no time."""
+        """Wake the models that wait for memory: some was freed, or a busy model gives way.
+
+        Not to be called without such a cause: the models that wait would wake each other without end.
+        """
         event, self._change = self._change, asyncio.Event()
         event.set()
 
-    async def shed(self, why: str) -> bool:
-        """Send the idle model away that is worth least, for the host's sake; False when there is none."""
+    async def evict_idle(self, why: str) -> bool:
+        """Evict the idle model that is worth least, for the host's sake; False when there is none."""
         now_s = self._context.clock.monotonic_s()
         idle = [one for one in self.residents() if not one.busy]
         if not idle:
@@ -285,8 +293,8 @@ class ModelManager:
         leaving = self.served_models[min(idle, key=lambda one: residency.worth(one, now_s)).name]
         return await self._evict(leaving, f"model {leaving.name!r} left: {why}")
 
-    def end_largest(self, why: str) -> None:
-        """End the worker that holds most, for the host's sake. Its jobs wait again, and it counts as no death."""
+    def kill_largest(self, why: str) -> None:
+        """Kill the worker that holds most, for the host's sake. Its jobs wait again, and the death is not counted."""
         working = [served for served in self.served_models.values() if served.worker is not None]
         if not working:
             return
@@ -297,15 +305,14 @@ class ModelManager:
             served.worker.process.kill()
 
     def measure(self) -> None:
-        """Look at what the workers hold; see `books`."""
+        """Measure what the workers hold; see `MemoryAccounting.measure`."""
         self._memory.measure(self.served_models.values(), self._context.clock.monotonic_s())
 
     async def ensure_attached(self, served: ServedModel, name: str) -> None:
-        """Make an adapter resident on the served model's worker; the least recently used one leaves when there are
-        too many.
+        """Attach an adapter to the model's worker; the least recently used one is detached when there are too many.
 
         Raises InUse when it must wait for running requests, RequestError 404 when the model has no such adapter (any
-        more) or the runtime refuses it.
+        more) or the runtime refuses it, RequestError 500 when it cannot be attached, WorkerError without a worker.
         """
         adapter = served.model.adapter(name)
         if adapter is None:
@@ -326,7 +333,7 @@ class ModelManager:
             ) from error
 
     async def _exchange(self, served: ServedModel, worker: WorkerHandle, adapter: Adapter) -> None:
-        """Attach an adapter; its older version leaves first, or the least recently used one where there are many."""
+        """Attach an adapter, after its older version or, where there are too many, the least recently used one left."""
         name = adapter.name
         if name in worker.attached or len(worker.attached) >= ADAPTERS_RESIDENT:
             used = {job.adapter for job in served.running.values()}
@@ -359,10 +366,10 @@ class ModelManager:
         await asyncio.gather(*(self.unload(served) for served in self.every_served_model()))
 
     async def _make_room(self, served: ServedModel, evict: bool) -> LoadPlan:
-        """Evict idle models until the served model fits into what is free then; returns with what to load it.
+        """Evict idle models until the model fits into the memory that is free then; returns with what to load it.
 
-        Others go on meanwhile: a model sent for begins to work, another program grows while one ends. So after every
-        departure memory is read anew, and only room that is there is promised.
+        While one worker ends, another model may begin to work and another program may grow. So after every eviction
+        memory is read anew, and only memory that is free is promised.
         """
         while True:
             others = [resident for resident in self.residents() if resident.name != served.name]
@@ -389,7 +396,7 @@ class ModelManager:
                 await self._evict(one, f"model {one.name!r} made room for {served.name!r}")
 
     async def _evict(self, leaving: ServedModel, text: str) -> bool:
-        """False when it works again by now: waiting for it here would hold up every other load."""
+        """Evict an idle model; False where it is in use by now: waiting for it would delay every other load."""
         if leaving.lock.locked():
             return False
         async with leaving.lock:
@@ -404,7 +411,7 @@ class ModelManager:
         try:
             process = await self._spawn(_Listener(served, self._events.take_event, self.take_death))
         except WorkerError as error:
-            # No death but a setting or a system that does not let it start: it is answered, not tried for ever.
+            # Not a death: a setting or the system does not let the process start, and would not at the next try.
             raise BackendError(f"no worker can be started: {error}") from error
         if served.lifecycle.state is not ModelState.LOADING:
             # The model was removed, and its serving loop gave the load up, while the process started.
@@ -412,7 +419,8 @@ class ModelManager:
             raise WorkerError("the load was given up", served.name)
         limits = self._host.worker_limits()
         worker = served.spawned(process, plan, limits)
-        # What it takes memory for at the load holds for its life: not the few rows that heat allows at the moment.
+        # The session allocates memory for this many rows at the load and keeps it, so it is told the most rows, not the
+        # few that heat may allow at the moment.
         most_rows = msgspec.structs.replace(limits, most_rows=self._host.most_rows())
         answer = await worker.load(served.model.task, most_rows)
         if served.worker is not worker:
@@ -425,7 +433,7 @@ class ModelManager:
         return worker
 
     def _say_shrunk(self, served: ServedModel, worker: WorkerHandle) -> None:
-        """A generator runs with less than was asked for: say with how much, and with how much it would have been."""
+        """Report that a generator runs with a smaller context than was asked for, with both figures."""
         context, sequences, sizing = worker.context, worker.sequences, worker.plan.variant.sizing
         data: dict[str, object] = {"model": served.name, "context": context, "sequences": sequences}
         text = f"model {served.name!r} has a context of {context} tokens for {sequences} sequences"

@@ -1,4 +1,4 @@
-"""What telemetry says of the models: latencies by model and adapter, drift against the package, the canaries."""
+"""The models' part of telemetry: latencies by model and adapter, drift against the package, golden probes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def model_telemetry(share: ModelStats, served: ServedModel | None) -> telemetry.
 
 
 def canaries(served_models: Mapping[str, ServedModel], now_s: float) -> dict[str, telemetry.Canary]:
-    """The golden probes of every model that is in memory and of its attached adapters, as they last were; also of what
-    has left the memory after they failed."""
+    """The last golden probes of every model in memory and of its attached adapters, and of models and adapters that
+    left memory after their probes failed. `now_s`: monotonic seconds."""
     found = {}
     for served in served_models.values():
         own = _canary(served, None, now_s)

@@ -150,7 +150,7 @@ class ModelServer:
     # ---- the loop --------------------------------------------------------------------------------------------------
 
     async def _serve(self, served: ServedModel) -> None:
-        while not self._manager.left(served):
+        while not self._manager.forget_if_done(served):
             await served.wake.wait()
             served.wake.clear()
             while not served.lifecycle.is_removed and (len(served.queue) or served.lifecycle.wanted):

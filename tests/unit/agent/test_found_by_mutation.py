@@ -70,7 +70,7 @@ def test_where_the_host_runs_short_the_worker_that_holds_most_is_ended() -> None
             await device.ask(name, model=name)
             await later(0.1)
             device.served(name).note_footprint(held)
-        device.manager.end_largest("the host is short of memory")
+        device.manager.kill_largest("the host is short of memory")
         await settle()
         assert [name for name in "abc" if device.served(name).worker is None] == ["b"]
 
