@@ -67,9 +67,8 @@ def test_a_seed_is_the_same_run_whatever_the_hash_seed() -> None:
     assert runs[0] == runs[1] == runs[2]
 
 
-# What earlier versions got wrong. A seed's story changes with the simulation;
-# `tests/unit/agent/test_found_by_simulation`
-# holds each as a scenario.
+# What earlier versions got wrong. A seed's story changes with the simulation; the files of `tests/unit/agent` hold each
+# as a scenario.
 REGRESSIONS = {
     3: "what an orderly stop had answered stood in its queue while the workers were being ended",
     13: "models that waited for memory woke each other for ever, in no time (ran at 100 % of a core)",

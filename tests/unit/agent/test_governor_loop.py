@@ -9,12 +9,13 @@ import pytest
 
 from edge_agent.agent.context import full_grant
 from edge_agent.agent.governor_loop import GovernorLoop
+from edge_agent.base.errors import StoreError
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.bundle.catalog import TrialFigures
+from edge_agent.bundle.catalog import InstalledModel, TaskSpec, TrialFigures
 from edge_agent.core import governor
-from edge_agent.core.governor import GovernorLevel
+from edge_agent.core.governor import ComputeGrant, GovernorLevel, Observation
 from edge_agent.protocol.worker_messages import StepLimits
-from tests.support.fakes import Plan, a_model, a_variant
+from tests.support.fakes import FakeLibrary, Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
 
@@ -343,3 +344,99 @@ def test_the_operators_decode_threads_are_passed_on_and_capped_by_the_grant() ->
         assert limits.threads == limits.decode_threads == 2
 
     Device.run(scenario, a_model(), decode_threads=3)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
+    """What the governor is told each second."""
+    found: list[Observation] = []
+
+    def decide(
+        _plan: Any, _temperature: Any, memory: Any, _now_s: float, seen: Observation
+    ) -> tuple[ComputeGrant, Any]:
+        found.append(seen)
+        return full_grant(8, 4), memory
+
+    monkeypatch.setattr(governor, "decide", decide)
+    return found
+
+
+def test_the_governor_is_told_how_busy_the_workers_were_and_how_long_a_row_takes(told: list[Observation]) -> None:
+    async def scenario(device: Device) -> None:
+        device.watch.tick()
+        await device.ask("1", {"texts": ["a", "b"]})
+        await settle()
+        await later(0.5)
+        device.spawner.last.finish()
+        await later(0.5)
+        device.watch.tick()
+        assert told[-1].busy_share == pytest.approx(0.5, abs=0.02)
+        assert told[-1].row_s == pytest.approx(0.25, abs=0.02)
+        assert not told[-1].bandwidth_bound
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_the_governor_is_told_that_a_generator_waits_for_memory(told: list[Observation]) -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"prompt": "x"})
+        await settle()
+        device.watch.tick()
+        assert told[-1].bandwidth_bound
+        device.spawner.last.end("tester/1", "done")
+        await settle()
+        device.watch.tick()
+        assert not told[-1].bandwidth_bound, "nothing of it runs"
+
+    generator = replace(a_model(variant=a_variant(runtime="llamacpp")), task=TaskSpec("generate", max_tokens=64))
+    Device.run(scenario, generator, plan=Plan(compute_s=None, sequences=2, mixed=False))
+
+
+def test_a_control_group_leaves_no_more_than_the_host_has() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(ram_total=4e9, ram_available=1e8, cgroup_limit=2e9, cgroup_used=1e9)
+        assert device.host.memory().available_bytes == int(1e8)
+        device.sensors.set(ram_total=4e9, ram_available=3e9, cgroup_limit=2e9, cgroup_used=1e9)
+        assert device.host.memory().available_bytes == int(1e9)
+
+    Device.run(scenario, a_model())
+
+
+def test_a_generator_that_may_run_a_thousandth_of_the_time_may_run() -> None:
+    async def scenario(device: Device) -> None:
+        device.context.grant = replace(full_grant(8, 4), level=GovernorLevel.REDUCED, duty_share=1e-5)
+        assert device.host.worker_limits().busy_permille == 1
+        device.context.grant = replace(full_grant(8, 4), level=GovernorLevel.REDUCED, duty_share=0.0)
+        assert device.host.worker_limits().busy_permille == 0
+
+    Device.run(scenario, a_model())
+
+
+class HalfReadable(FakeLibrary):
+    """Its number can be read while its content cannot, as when the record is damaged on its way from the card."""
+
+    unreadable = False
+
+    def active(self) -> tuple[InstalledModel, ...]:
+        """See `ports.Library`."""
+        if self.unreadable:
+            raise StoreError("Input/output error", "record.json")
+        return super().active()
+
+
+def test_a_change_that_could_not_be_read_is_read_at_the_next_look() -> None:
+    """The number was taken for read before the content was: the new model was never served."""
+    library = HalfReadable(a_model("old"))
+
+    async def scenario(device: Device) -> None:
+        library.install(a_model("new"))
+        library.unreadable = True
+        with pytest.raises(StoreError):
+            device.watch.tick()
+        library.unreadable = False
+        device.watch.tick()
+        await device.ask("1", model="new")
+        await later(1.0)
+        assert device.status("1") == 200
+
+    Device.run(scenario, ports={"library": library})

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from edge_agent.base.errors import BackendError, StoreError
 from tests.support.fakes import Plan, RecordingNotifier, a_model
 from tests.support.in_process import Device
-from tests.support.virtual_time import later
+from tests.support.virtual_time import later, settle
 
 
 def run(scenario: Callable[[Device, RecordingNotifier], Awaitable[None]], *models: object, **options: object) -> Device:
@@ -197,3 +197,35 @@ def test_the_models_message_follows_the_store() -> None:
         assert latest["models"][1]["adapters"][0]["name"] == "a"
 
     run(scenario, a_model())
+
+
+def test_an_orderly_stop_leaves_nothing_in_the_queues() -> None:
+    """Seed 3: what was answered with 503 still stood in its queue while the workers were being ended."""
+
+    async def scenario(device: Device) -> None:
+        running = asyncio.create_task(device.agent.run(RecordingNotifier()))
+        for name in ("1", "2", "3"):
+            await device.ask(name)
+        await later(0.5)
+        device.agent.stop("restart")
+        await running
+        assert [device.status(name) for name in ("1", "2", "3")] == [503, 503, 503]
+        assert not len(device.served().queue)
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None), max_rows=1)
+
+
+def test_an_order_under_way_is_answered_by_an_orderly_stop() -> None:
+    """It was acknowledged when it began: without an answer its sender waited for the whole deadline."""
+
+    async def scenario(device: Device) -> None:
+        device.operator.takes_s = 60.0
+        running = asyncio.create_task(device.agent.run(RecordingNotifier()))
+        await settle()
+        await device.order("install", {"package": "p.tar"})
+        await later(0.5)
+        device.agent.stop("restart")
+        await running
+        assert device.status("order") == 503
+
+    Device.run(scenario, a_model())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edge_agent.agent.host_monitor import Budget
+from edge_agent.base.causes import Cause, Closure
+from edge_agent.base.errors import BackendError
 from edge_agent.base.limits import ADAPTERS_RESIDENT, GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
 from tests.support.fakes import Plan, a_model, a_variant
@@ -360,3 +364,165 @@ def test_what_the_gpu_took_during_a_load_is_the_model_s() -> None:
         assert device.manager.ledger.predict(device.claim()) == 400 * MIB
 
     Device.run(scenario, a_model(), plan=Plan(load_s=1.0))
+
+
+def test_where_the_host_runs_short_the_worker_that_holds_most_is_ended() -> None:
+    async def scenario(device: Device) -> None:
+        for name, held in (("a", 10), ("b", 30), ("c", 20)):
+            await device.ask(name, model=name)
+            await later(0.1)
+            device.served(name).note_footprint(held)
+        device.manager.kill_largest("the host is short of memory")
+        await settle()
+        assert [name for name in "abc" if device.served(name).worker is None] == ["b"]
+
+    Device.run(scenario, *(a_model(name) for name in "abc"))
+
+
+def test_an_adapter_at_work_is_not_the_one_that_makes_room() -> None:
+    names = [f"a{number:02}" for number in range(ADAPTERS_RESIDENT + 1)]
+
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.compute_s = 0.01
+        for name in names[:-1]:
+            await device.ask(name, {"text": "x", "adapter": name})
+            await later(0.05)
+        served = device.served()
+        assert len(served.attached) == ADAPTERS_RESIDENT
+        device.spawner.last.plan = replace(device.spawner.last.plan, compute_s=None)
+        await device.ask("at-work", {"text": "x", "adapter": names[0]})
+        await settle()
+        served.worker.attached.move_to_end(names[0], last=False)  # the least recently used, and at work
+        await device.manager.ensure_attached(served, names[-1])
+        assert names[0] in served.attached
+        assert names[1] not in served.attached
+        device.spawner.last.finish()
+        await settle()
+
+    Device.run(scenario, a_model(adapters=names))
+
+
+def test_a_model_is_not_loaded_while_the_host_is_short_of_memory() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", deadline_s=3.0)
+        device.manager.close_admission(Closure(Cause.MEMORY, "no memory: 1 MiB is left"))
+        await later(1.0)
+        assert device.spawner.running() == []
+        assert "no memory: 1 MiB is left" in [message for kind, message in device.events if kind == "load-failed"]
+        device.manager.open_admission()
+        await later(1.0)
+        assert device.status("1") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_a_load_that_fails_for_every_request_is_told_once_in_a_while() -> None:
+    async def scenario(device: Device) -> None:
+        for number in range(20):
+            device.spawner.plan.load_faults.append(BackendError("the file is no model"))
+            await device.ask(str(number))
+            await later(1.0)
+        assert device.status("19") == 500
+        assert device.kinds().count("load-failed") == 1
+
+    Device.run(scenario, a_model())
+
+
+def test_requests_to_a_quarantined_model_are_no_events() -> None:
+    async def scenario(device: Device) -> None:
+        device.quarantine()
+        for number in range(5):
+            await device.ask(str(number))
+            await later(0.1)
+        assert device.status("4") == 503
+        assert device.kinds() == []
+
+    Device.run(scenario, a_model())
+
+
+def test_a_model_that_was_slow_to_load_once_is_loaded_for_those_who_cannot_wait_for_it() -> None:
+    """Found by seed 1218: a load of 45 s, during which the process stood still, kept all others out for ever."""
+
+    async def scenario(device: Device) -> None:
+        device.context.costs.expect(device.served().cost_key, 16, 0.01)
+        device.served().lifecycle.expect_load(45.0)
+        await device.ask("1", deadline_s=10.0)
+        refused = device.transport.reply("1")
+        assert (refused["status"], "cannot meet the deadline: 45.0 s of queue" in refused["reason"]) == (503, True)
+        await later(1.0)
+        await device.ask("2", deadline_s=10.0)
+        await later(0.1)
+        assert device.status("2") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_requests_that_cannot_wait_load_a_model_that_finds_no_room_once_a_minute() -> None:
+    async def scenario(device: Device) -> None:
+        device.context.costs.expect(device.served().cost_key, 16, 0.01)
+        device.served().lifecycle.expect_load(45.0)
+        device.sensors.held_bytes = lambda: 0
+        device.sensors.set(ram_total=4e9, ram_available=1.0)
+        for number in range(100):
+            await device.ask(str(number), deadline_s=10.0)
+            await later(1.0)
+        assert device.kinds().count("load-failed") <= 2
+
+    Device.run(scenario, a_model())
+
+
+def test_models_that_wait_for_memory_do_not_wake_each_other_for_ever() -> None:
+    """Seed 13: 100 % of a core without a moment passing; virtual time calls that stuck."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("held", model="busy", deadline_s=300.0)
+        await settle()
+        for name in ("one", "two", "three"):
+            await device.ask(name, model=name, deadline_s=20.0)
+        await later(30.0)
+        assert [device.status(name) for name in ("one", "two", "three")] == [503, 503, 503]
+        device.spawner.last.finish()
+
+    sizes = {"busy": 1800, "one": 900, "two": 900, "three": 900}
+    models = [a_model(name, a_variant(f"{name}-v1", mib, mib)) for name, mib in sizes.items()]
+    Device.run(scenario, *models, plan=Plan(compute_s=None))
+
+
+def test_a_worker_that_loads_is_not_measured() -> None:
+    """Seed 131: half of a model was taken for all of it, and the next load overbooked the memory."""
+
+    async def scenario(device: Device) -> None:
+        device.sensors.pss[4000] = 1
+        await device.ask("1", deadline_s=120.0)
+        await later(30.0)
+        device.manager.measure()
+        account = device.manager.ledger.account("m")
+        assert account is not None
+        assert account.held_bytes == 0
+        device.sensors.pss.clear()
+        await later(60.0)
+        assert device.status("1") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(load_s=60.0))
+
+
+def test_a_model_that_returns_while_its_worker_finishes_has_one_worker() -> None:
+    """The second served of a name promised memory a second time: 'has an account already'."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("1", deadline_s=20.0)
+        await settle()
+        device.library.remove("m")
+        device.watch.tick()
+        device.library.install(a_model())
+        device.watch.tick()
+        await device.ask("2", deadline_s=20.0)
+        device.spawner.last.finish()
+        await later(1.0)
+        device.spawner.last.finish()
+        await settle()
+        assert (device.status("1"), device.status("2")) == (200, 200)
+        assert len(device.spawner.running()) == 1
+        assert device.server.fault is None
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))

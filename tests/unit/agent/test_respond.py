@@ -256,3 +256,17 @@ async def play(device: Device, step: str, number: int) -> None:
             last.fail(next(iter(last.inside)))
         elif step == "die":
             last.die()
+
+
+def test_an_answer_too_large_for_a_message_is_counted_as_what_it_is() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await settle()
+        device.spawner.last.finish(label="z" * 200_000)
+        await settle()
+        stats = device.context.stats
+        assert device.status("1") == 413
+        assert (dict(stats.statuses), stats.model("m").answered) == ({413: 1}, 0)
+        assert dict(stats.causes) == {Cause.TOO_LARGE: 1}
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
-from edge_agent.base.limits import ADAPTERS_RESIDENT
+from edge_agent.base.limits import ADAPTERS_RESIDENT, WORKER_SILENCE_S
+from edge_agent.core.duty_cycle import FinishedStep
+from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from tests.support.fakes import Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -585,3 +589,126 @@ def test_what_can_no_longer_be_computed_in_time_is_told_while_its_client_listens
         assert device.status("well") == 200
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_what_comes_too_late_is_learned_from() -> None:
+    """Else a board that slows down goes on to promise what it cannot keep."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("quick")
+        await settle()
+        device.spawner.last.finish(compute_ms=5.0)
+        await settle()
+        for number in range(4):
+            await device.ask(f"late-{number}", deadline_s=1.0)
+            await later(2.0)
+            device.spawner.last.finish(compute_ms=2000.0)
+            await settle()
+        assert device.context.stats.expired == 1, "the next ones are refused at the door"
+        assert device.status("late-3") == 503
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_batch_is_learned_once_and_as_long_as_its_longest_text() -> None:
+    async def scenario(device: Device) -> None:
+        learned: list[tuple[object, ...]] = []
+        device.context.costs.learn = lambda *sample: learned.append(sample)  # type: ignore[method-assign]
+        for round_ in "ab":
+            await device.ask(f"first-{round_}", {"text": "x"})
+            await settle()
+            for number in range(3):
+                await device.ask(f"{round_}{number}", {"text": "y" * (10 + number)})
+            await settle()
+            device.spawner.last.finish(compute_ms=5.0)
+            await settle()
+            device.spawner.last.finish(compute_ms=7.0)
+            await settle()
+        assert [sample[1:4] for sample in learned] == 2 * [(1, 1, 0.005), (3, 36, 0.007)]
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_an_adapter_that_cannot_be_detached_fails_its_request_alone() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", {"text": "x", "adapter": "one"})
+        await later(0.1)
+        device.spawner.plan.refuses["detach"] = BackendError("the runtime does not let go of it")
+        device.library.change("m", adapters=(an_adapter("one", "sha256:new"),))
+        device.watch.tick()
+        await device.ask("2", {"text": "y", "adapter": "one"})
+        await later(0.1)
+        assert (device.status("1"), device.status("2"), device.server.fault) == (200, 500, None)
+
+    Device.run(scenario, a_model(adapters=("one",)))
+
+
+HALF = ComputeGrant(GovernorLevel.REDUCED, 8, 4, None, "warm", duty_share=0.5)
+
+
+async def seconds(device: Device, count: int) -> None:
+    """Time passes, with the watch's look at every second of it."""
+    for _ in range(count):
+        device.watch.tick()
+        await later(1.0)
+
+
+def test_a_removed_model_whose_worker_hangs_is_ended_and_its_requests_with_it() -> None:
+    """Seed 317: nobody looked after its served any more, and worker, memory and requests stayed for ever."""
+
+    async def scenario(device: Device) -> None:
+        await device.ask("1", deadline_s=20.0)
+        await settle()
+        device.library.remove("m")
+        await seconds(device, int(WORKER_SILENCE_S) + 5)
+        assert len(device.context.requests) == 0
+        assert device.spawner.running() == []
+        assert device.manager.every_served_model() == ()
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_requests_past_their_deadline_do_not_fill_the_queue_while_a_load_hangs() -> None:
+    """Seed 352: the served that would have let them go waited for the load."""
+
+    async def scenario(device: Device) -> None:
+        for number in range(4):
+            await device.ask(f"old{number}", deadline_s=2.0)
+        await seconds(device, 5)
+        assert len(device.context.requests) == 0
+        await device.ask("new", deadline_s=200.0)
+        assert device.transport.statuses() == {}, "there is room for it"
+        await later(150.0)
+        assert device.status("new") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(load_s=100.0), queue_jobs=4)
+
+
+def test_a_successor_does_not_rest_from_the_silence_of_the_one_before() -> None:
+    """Seed 5: half a minute of hanging counted as a step, and at half cycle the next one waited as long again."""
+
+    async def scenario(device: Device) -> None:
+        device.context.grant = HALF
+        await device.ask("1", deadline_s=60.0)
+        await later(31.0)
+        device.spawner.last.die()
+        device.spawner.plan.compute_s = 0.01
+        await later(2.0)
+        assert device.status("1") == 200
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_what_rounding_leaves_of_a_rest_is_none() -> None:
+    """Seed 18: a rest of a billionth of a second was waited for again and again."""
+
+    async def scenario(device: Device) -> None:
+        device.context.grant = HALF
+        device.context.duty_cycle.begin("m", 1, 0.0)
+        device.context.duty_cycle.end("m", device.clock.monotonic_s() - 1.0)
+        device.context.duty_cycle._last = FinishedStep(device.clock.monotonic_s() - 1.0, 1.0 + 1e-9, 1)
+        await device.ask("1")
+        await asyncio.wait_for(later(1.0), 5.0)
+        assert device.status("1") == 200
+
+    Device.run(scenario, a_model())

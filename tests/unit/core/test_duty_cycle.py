@@ -241,3 +241,14 @@ def test_nothing_starts_while_nothing_may() -> None:
         assert device.status("2") == 200
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=0.1))
+
+
+HALF = ComputeGrant(GovernorLevel.REDUCED, 8, 4, None, "warm", duty_share=0.5)
+
+
+def test_a_step_that_a_stopped_process_made_long_is_rested_from_for_seconds() -> None:
+    """Seed 1613: a daemon that stood still for 40 s left a model unserved for minutes."""
+    cycle = DutyCycle()
+    cycle.begin("m", 1, 0.0)
+    cycle.end("m", 40.0)
+    assert cycle.pause_s("m", HALF, 40.0) == PACED_STEP_S
