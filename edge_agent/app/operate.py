@@ -85,32 +85,32 @@ async def _round_trips(settings: Settings, address: str) -> BrokerProbe:
     name = f"doctor-{secrets.token_hex(4)}"
     topic = f"{settings.mqtt.prefix}/client/{name}/reply/ping"
     said: list[LinkChange] = []
-    link = MqttTransport(wiring.mqtt_options(settings, name), [Subscription(topic)])
-    await link.start(LinkListener(said.append))
+    transport = MqttTransport(wiring.mqtt_options(settings, name), [Subscription(topic)])
+    await transport.start(LinkListener(said.append))
     try:
         for _ in range(round(BROKER_S / 0.02)):
-            if link.connected or any(change.kind == "permanent" for change in said):
+            if transport.connected or any(change.kind == "permanent" for change in said):
                 break
             await asyncio.sleep(0.02)
-        if not link.connected:
+        if not transport.connected:
             # The finding names the address itself.
             raise BrokerError(said[-1].detail if said else "no answer")
-        arriving = link.messages()
-        medians = [await _median_ms(link, arriving, topic, qos) for qos in (0, 1)]
+        arriving = transport.messages()
+        medians = [await _median_ms(transport, arriving, topic, qos) for qos in (0, 1)]
         version = "5" if said[-1].version == 5 else "3.1.1"
         return BrokerProbe(address, version, qos0_ms=medians[0], qos1_ms=medians[1])
     finally:
-        await link.stop([])
+        await transport.stop([])
 
 
-async def _median_ms(link: MqttTransport, arriving: AsyncIterator[Inbound], topic: str, qos: int) -> float:
+async def _median_ms(transport: MqttTransport, arriving: AsyncIterator[Inbound], topic: str, qos: int) -> float:
     loop = asyncio.get_running_loop()
     taken_ms = []
     for _ in range(ROUND_TRIPS):
         started_s = loop.time()
-        link.publish(Outbound(topic, b"{}", qos=qos))
+        transport.publish(Outbound(topic, b"{}", qos=qos))
         try:
-            link.ack(await asyncio.wait_for(anext(arriving), BROKER_S))
+            transport.ack(await asyncio.wait_for(anext(arriving), BROKER_S))
         except asyncio.TimeoutError:
             raise BrokerError("a message to ourselves does not come back", remedy="check the access list") from None
         taken_ms.append((loop.time() - started_s) * 1000.0)

@@ -256,19 +256,19 @@ async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
     """(kind, body) of the device's messages; ('', None) about every second without one. Raises BrokerError."""
     said: list[LinkChange] = []
     own = f"{place.prefix}/{place.device}"
-    link = MqttTransport(
+    transport = MqttTransport(
         replace(place.options, client_id=f"top-{secrets.token_hex(6)}", session_expiry_s=0),
         [Subscription(f"{own}/{kind}", qos=0 if kind == "telemetry" else 1, replay=kind == "status") for kind in KINDS],
     )
     coming: asyncio.Future[Any] | None = None
-    await link.start(LinkListener(said.append))
+    await transport.start(LinkListener(said.append))
     try:
         until_s = time.monotonic() + CONNECT_S
-        while not link.connected:
+        while not transport.connected:
             await asyncio.sleep(0.01)
             if time.monotonic() > until_s:
                 raise BrokerError(said[-1].text if said else "no answer from the broker")
-        stream = link.messages().__aiter__()
+        stream = transport.messages().__aiter__()
         coming = asyncio.ensure_future(stream.__anext__())
         while True:
             await asyncio.wait({coming}, timeout=REDRAW_S)
@@ -276,7 +276,7 @@ async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
                 yield "", None
                 continue
             message = coming.result()
-            link.ack(message)
+            transport.ack(message)
             coming = asyncio.ensure_future(stream.__anext__())
             kind = message.topic.rsplit("/", 1)[-1]
             if message.payload and is_report(kind, message.payload):
@@ -285,7 +285,7 @@ async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
         if coming is not None:
             coming.cancel()
             await asyncio.gather(coming, return_exceptions=True)
-        await link.stop([])
+        await transport.stop([])
 
 
 def is_report(kind: str, payload: bytes) -> bool:

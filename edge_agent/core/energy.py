@@ -58,13 +58,21 @@ class UtilisationModel:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """How the energy of a request is known, for people, and whether it is an estimate."""
+
+    text: str
+    estimated: bool
+
+
 @dataclass(slots=True)
 class _RequestEnergy:
     """One request inside a worker; `gap`: why the power is not known for a part of its time."""
 
     rows: int
     joules: float = 0.0
-    method: str = ""
+    method: _Method | None = None
     gap: str | None = None
 
 
@@ -96,10 +104,10 @@ class EnergyMeter:
             return None, NOT_METERED
         if request.gap is not None:
             return None, request.gap
-        if request.method:
-            return request.joules, request.method
+        if request.method is not None:
+            return request.joules, request.method.text
         method = self._method(power)
-        return (0.0, method) if method else (None, power.reason or NOT_METERED)
+        return (0.0, method.text) if method is not None else (None, power.reason or NOT_METERED)
 
     def drop(self, job_id: str) -> None:
         """A request ended without an answer of a worker; an unknown one is no error."""
@@ -123,11 +131,11 @@ class EnergyMeter:
                 request.joules += watts * elapsed_s * request.rows / total_rows
                 request.method = self._method(power, request.method)
 
-    def _method(self, power: Reading, already: str = "") -> str:
+    def _method(self, power: Reading, before: _Method | None = None) -> _Method | None:
         """The method of a request; one that was estimated for a part of its time is an estimate."""
-        if power.value is not None and not already.startswith("estimated"):
-            return f"{power.source} over the request's share of the compute"
-        return already if self._model is None else self._model.method()
+        if power.value is not None and not (before is not None and before.estimated):
+            return _Method(f"{power.source} over the request's share of the compute", estimated=False)
+        return before if self._model is None else _Method(self._model.method(), estimated=True)
 
 
 def _measured_w(before: Reading | None, after: Reading, now_s: float) -> float | None:
