@@ -1,7 +1,7 @@
-"""What models were found to hold on this device, in one small file of the state folder. Implements `ports.Figures`.
+"""Bytes that models were measured to hold on this device, in one file of the state folder.
 
-A convenience, not a record: a file that is missing, damaged or from a later release is begun anew, and a disk that
-cannot be written to is said once in the log while the agent goes on.
+The file is a cache: where it is missing, damaged or from a later release, measuring starts anew. A disk that cannot be
+written is logged once, and the agent continues.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Entry(Document, frozen=True, kw_only=True):
     load_s: float = 0.0
 
 
-class _Book(Document, frozen=True, kw_only=True):
+class _Contents(Document, frozen=True, kw_only=True):
     """The whole file; `figures` by `stored_key`."""
 
     schema: Literal[1] = 1
@@ -42,16 +42,16 @@ class _Book(Document, frozen=True, kw_only=True):
 
 
 class FootprintFile:
-    """The figures in `folder`."""
+    """The figures in `folder`. Implements `agent.ports.FootprintCache`."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FIGURES_FILE
-        self._told = False
+        self._reported = False
 
     def read(self) -> Mapping[FootprintKey, MeasuredFootprint]:
-        """See `ports.Figures`."""
+        """See `ports.FootprintCache`."""
         try:
-            book = decode(self._path.read_bytes(), _Book, str(self._path), FIGURES_BYTES)
+            contents = decode(self._path.read_bytes(), _Contents, str(self._path), FIGURES_BYTES)
         except FileNotFoundError:
             return {}
         except (OSError, EdgeError) as error:
@@ -59,23 +59,23 @@ class FootprintFile:
             return {}
         return {
             parse_key(stored): MeasuredFootprint(entry.runtime, entry.stated_bytes, entry.held_bytes, entry.load_s)
-            for stored, entry in book.figures.items()
+            for stored, entry in contents.figures.items()
             if entry.held_bytes > 0
         }
 
     def write(self, figures: Mapping[FootprintKey, MeasuredFootprint]) -> None:
-        """See `ports.Figures`."""
-        book = _Book(figures={stored_key(key): _entry(figure) for key, figure in figures.items()})
+        """See `ports.FootprintCache`."""
+        contents = _Contents(figures={stored_key(key): _entry(figure) for key, figure in figures.items()})
         try:
             with translated(self._path.parent):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(self._path, encode(book))
+                replace_file(self._path, encode(contents))
         except EdgeError as error:
-            if not self._told:
+            if not self._reported:
                 log.warning("measured footprints are not kept: %s", error)
-            self._told = True
+            self._reported = True
         else:
-            self._told = False
+            self._reported = False
 
 
 def _entry(figure: MeasuredFootprint) -> _Entry:
