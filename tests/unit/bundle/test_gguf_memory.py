@@ -49,15 +49,28 @@ def test_the_advice_is_the_longest_context_that_fits() -> None:
     assert advice(SMOL, FULL, SMOL.tensor_bytes).startswith("no context fits beside its weights")
 
 
-@given(st.integers(1, 16384), st.integers(1, 16), st.sampled_from(["f16", "q8_0"]), st.integers(0, 1 << 30))
+def shrinking(context: int, sequences: int) -> list[tuple[int, int]]:
+    """What is tried, in order: the context halved in whole blocks of 256 down to 512, then fewer sequences."""
+    contexts = [context]
+    while 512 <= (half := -(-(contexts[-1] // 2) // 256) * 256) < contexts[-1]:
+        contexts.append(half)
+    return [(one, sequences) for one in contexts] + [(contexts[-1], one) for one in range(sequences - 1, 0, -1)]
+
+
+CONTEXTS = st.integers(1, 16384) | st.sampled_from([511, 512, 513, 514, 1023, 1024, 1025])
+
+
+@given(
+    CONTEXTS,
+    st.integers(1, 16),
+    st.sampled_from(["f16", "q8_0"]),
+    st.integers(1 << 27, 1 << 28) | st.integers(0, 1 << 30),
+)
 def test_what_is_fitted_fits_and_is_never_more(context: int, sequences: int, kv_type: str, allowed: int) -> None:
     demand = Demand(context, sequences, kv_type)
     found = fitted(SMOL, demand, allowed)
-    if found is None:
-        assert total(Demand(min(context, SMALLEST_CONTEXT), 1, kv_type)) > allowed or context < SMALLEST_CONTEXT
-    else:
-        assert total(found) <= allowed and found.context <= context and found.sequences <= sequences
-        assert found == demand or total(demand) > allowed
+    tried = (Demand(*one, kv_type) for one in shrinking(context, sequences))
+    assert found == next((one for one in tried if total(one) <= allowed), None)
 
 
 def test_the_operators_settings_come_before_the_packages() -> None:
