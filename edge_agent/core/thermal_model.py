@@ -1,14 +1,15 @@
-"""How a board heats up: a two-node thermal model, identified online from the watts spent and the temperatures seen.
+"""The thermal model of a board: two nodes, identified online from the power spent and the temperatures measured.
 
-    T = ambient + fast * P_fast + slow * P_slow + start * exp(-t / slow_s)
+    T = ambient + R_fast * P_fast + R_slow * P_slow + transient * exp(-t / slow_s)
 
-P_fast and P_slow are the spent watts behind a low pass of `fast_s` and `slow_s`: the die and the board with its sink.
-The thermal resistances and the ambient temperature are found by recursive least squares with exponential forgetting
-and a prior from the board's table (stabilised forgetting: what the data say nothing about returns to the prior, so
-the covariance cannot wind up while a board idles). The slow time constant is the best of a bank of candidates.
-Regressing on low-passed watts instead of on old temperatures keeps sensor noise out of the regressors.
+P_fast and P_slow are the spent watts behind low passes with the time constants `fast_s` (the processor die) and
+`slow_s` (the board with its heat sink). The thermal resistances R (K/W) and the ambient temperature are found by
+recursive least squares with exponential forgetting and a prior per kind of board. The forgetting is stabilised:
+parameters that the data do not determine return to the prior, so that the covariance cannot wind up while a board
+idles. `slow_s` is the best of a list of candidates, each of which is fitted. Regressing on low-passed watts, and not on
+previous temperatures, keeps the noise of the sensor out of the regressors.
 
-It does not decide anything (`governor`) and reads no clock: the elapsed time is an argument.
+This module decides nothing (`governor` does) and reads no clock: the elapsed time is an argument.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SAMPLE_SD_C = 6.0
-"""Weight of one sample against the prior, as a standard deviation. Far above the sensor's 0.6: the samples of a second
-are not independent, for what two nodes cannot explain (leakage, age of the sample) stays the same for minutes."""
+"""Standard deviation of one sample against the prior. Much higher than the 0.6 °C of the sensor, because consecutive
+samples are not independent: errors that two nodes cannot explain (leakage, age of the sample) last for minutes."""
 FORGETTING_S = 1200.0
+"""Time constant of the forgetting of samples: a moved board or a changed room is learned within 20 minutes."""
 ERROR_S = 300.0
+"""Time constant of the mean squared prediction error by which the candidates are compared."""
 SOLVE_EVERY_S = 10.0
 SLOW_CANDIDATES_S = (50.0, 90.0, 165.0, 300.0, 550.0, 1000.0)
-"""From a fan's 64 s to a closed metal case's 840 s (facts: fits to published step responses)."""
+"""Published step responses fit 64 s (with a fan) to 840 s (closed metal case)."""
 SWITCH_BELOW = 0.9
-"""Another time constant is taken over when its error is a tenth smaller, so that two equals do not alternate."""
+"""Another candidate is used when its error is 10 % smaller, so that two equally good ones do not alternate."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThermalPrior:
-    """What is assumed of a board before anything was seen. Watts at the board's input, K/W, seconds.
+    """Parameters of a kind of board, assumed until it has been observed. `full_w`: watts that full load adds to
+    `idle_w`.
 
-    `full_w` is what full load adds to `idle_w`.
+    Watts are at the board's input, resistances in K/W, time constants in seconds.
     """
 
     idle_w: float
@@ -55,25 +59,27 @@ PRIORS = {
     "orin-nx": ThermalPrior(6.0, 20.0, 0.5, 3.0, 1.4, 300.0),
     "orin": ThermalPrior(9.0, 40.0, 0.25, 3.0, 0.7, 300.0),
 }
-"""Fits to published step responses and power figures (facts/boards.md D2; Zero 2 W, 3 and the Jetsons estimated)."""
+"""Pi 3 B+, 4 and 5: fits to published step responses and power measurements of bare boards and passive sinks (Pi 4: 72
+°C after 300 s of stress-ng; Pi 5: 80 °C after 83 s of ONNX Runtime). Zero 2 W, Pi 3 and the Jetsons are estimated."""
 DEFAULT_PRIOR = ThermalPrior(3.0, 6.0, 2.5, 7.0, 4.5, 165.0)
 
 
 def prior_for(board_key: str) -> ThermalPrior:
-    """The prior of a board by its key in `sensors.boards`; an average one for a board that is not in the table."""
+    """The prior of a board by its key in `sensors.boards`; an average one for a board that is not listed."""
     return PRIORS.get(board_key, DEFAULT_PRIOR)
 
 
 class CandidateFit(NamedTuple):
-    """One candidate time constant with its least-squares state.
+    """The least-squares fit of one candidate for the slow time constant `slow_s`.
 
-    `gram` is the upper triangle of the weighted sum of outer products of (1, P_fast, P_slow, start); `moment` the sum
-    of regressors times temperature; `theta` the last solution; `error_c2` the recent mean squared prediction error.
+    The regressors are x = (1, P_fast, P_slow = `slow_w`, decay); the parameters `theta` = (ambient, R_fast,
+    R_slow, transient). `gram`: upper triangle of the weighted sum of x x^T, row by row. `moment`: weighted sum of x T.
+    `error_c2`: recent mean squared prediction error in °C^2.
     """
 
     slow_s: float
     slow_w: float
-    start: float
+    decay: float
     gram: tuple[float, ...]
     moment: tuple[float, float, float, float]
     theta: tuple[float, float, float, float]
@@ -81,10 +87,11 @@ class CandidateFit(NamedTuple):
 
 
 class ThermalModel(NamedTuple):
-    """The board as it is understood now.
+    """The identified board.
 
-    `initial_ambient_c`: the ambient temperature assumed at the start; `observed_s`: how long it was watched under a
-    changing load.
+    `fast_w`: P_fast now. `best`: index of the candidate in use. `since_solved_s`: seconds since the last solution.
+    `initial_ambient_c`: the ambient temperature assumed at the start, used as prior. `observed_s`: for how long samples
+    were taken since the load has varied; `lowest_w`, `highest_w`: the range of `fast_w` by which that is judged.
     """
 
     initial_ambient_c: float
@@ -103,14 +110,15 @@ class ThermalModel(NamedTuple):
 
     @property
     def total_k_per_w(self) -> float:
-        """Degrees per watt when everything has settled."""
+        """Steady-state temperature rise per watt."""
         return self.fast_k_per_w + self.slow_k_per_w
 
 
 def start_model(prior: ThermalPrior, first_c: float) -> ThermalModel:
-    """Nothing seen yet: the prior, a board settled at idle, and the room that explains its first temperature.
+    """The model before any observation: the prior, and the ambient temperature that explains `first_c` at idle power.
 
-    A board that was just under load makes the room look too warm: the error is on the careful side, and goes.
+    After a recent load the ambient temperature is estimated too high, which limits power more than needed until it has
+    been learned.
     """
     spent_w = prior.idle_w
     ambient_c = first_c - (prior.fast_k_per_w + prior.slow_k_per_w) * spent_w
@@ -134,7 +142,7 @@ def start_model(prior: ThermalPrior, first_c: float) -> ThermalModel:
 
 
 def advance(model: ThermalModel, spent_w: float, elapsed_s: float) -> ThermalModel:
-    """Let the low passes follow the watts spent during `elapsed_s`; nothing is learned."""
+    """Update the low passes by the watts spent during `elapsed_s`; nothing is learned."""
     fast_w = model.fast_w + (spent_w - model.fast_w) * -math.expm1(-elapsed_s / model.fast_s)
     candidates = tuple(_advanced(candidate, spent_w, elapsed_s) for candidate in model.candidates)
     return model._replace(fast_w=fast_w, candidates=candidates)
@@ -146,7 +154,7 @@ def _advanced(candidate: CandidateFit, spent_w: float, elapsed_s: float) -> Cand
     return CandidateFit(
         candidate.slow_s,
         slow_w,
-        candidate.start * keep,
+        candidate.decay * keep,
         candidate.gram,
         candidate.moment,
         candidate.theta,
@@ -155,15 +163,17 @@ def _advanced(candidate: CandidateFit, spent_w: float, elapsed_s: float) -> Cand
 
 
 def learn(model: ThermalModel, prior: ThermalPrior, measured_c: float, elapsed_s: float) -> ThermalModel:
-    """Take a fresh temperature into all candidates; every `SOLVE_EVERY_S` solve them and take over the best.
+    """Add a fresh temperature to all candidates; every `SOLVE_EVERY_S` solve them and use the best.
 
-    The resistances are bounded; the ambient temperature is what then explains the mean.
+    The resistances are bounded to 0.5 to 2 (fast) and 0.2 to 2.5 (slow) times the prior's. The ambient temperature then
+    follows from the weighted means.
     """
     keep, keep_error = math.exp(-elapsed_s / FORGETTING_S), math.exp(-elapsed_s / ERROR_S)
     candidates = tuple(
         _learned(candidate, model.fast_w, measured_c, keep, keep_error) for candidate in model.candidates
     )
     lowest_w, highest_w = min(model.lowest_w, model.fast_w), max(model.highest_w, model.fast_w)
+    # Without a change of at least 20 % of full power the resistances cannot be told from the ambient temperature.
     moved = highest_w - lowest_w >= 0.2 * prior.full_w
     since_solved_s = model.since_solved_s + elapsed_s
     model = model._replace(
@@ -177,31 +187,31 @@ def learn(model: ThermalModel, prior: ThermalPrior, measured_c: float, elapsed_s
 
 
 def _learned(candidate: CandidateFit, fast_w: float, measured_c: float, keep: float, keep_error: float) -> CandidateFit:
-    slow_w, start = candidate.slow_w, candidate.start
+    slow_w, decay = candidate.slow_w, candidate.decay
     a, b, c, d = candidate.theta
-    residual_c = measured_c - a - b * fast_w - c * slow_w - d * start
+    residual_c = measured_c - a - b * fast_w - c * slow_w - d * decay
     g = candidate.gram
     m = candidate.moment
     gram = (
         keep * g[0] + 1.0,
         keep * g[1] + fast_w,
         keep * g[2] + slow_w,
-        keep * g[3] + start,
+        keep * g[3] + decay,
         keep * g[4] + fast_w * fast_w,
         keep * g[5] + fast_w * slow_w,
-        keep * g[6] + fast_w * start,
+        keep * g[6] + fast_w * decay,
         keep * g[7] + slow_w * slow_w,
-        keep * g[8] + slow_w * start,
-        keep * g[9] + start * start,
+        keep * g[8] + slow_w * decay,
+        keep * g[9] + decay * decay,
     )
     moment = (
         keep * m[0] + measured_c,
         keep * m[1] + fast_w * measured_c,
         keep * m[2] + slow_w * measured_c,
-        keep * m[3] + start * measured_c,
+        keep * m[3] + decay * measured_c,
     )
     error_c2 = keep_error * candidate.error_c2 + (1.0 - keep_error) * residual_c * residual_c
-    return CandidateFit(candidate.slow_s, slow_w, start, gram, moment, candidate.theta, error_c2)
+    return CandidateFit(candidate.slow_s, slow_w, decay, gram, moment, candidate.theta, error_c2)
 
 
 def _solved(model: ThermalModel, prior: ThermalPrior) -> ThermalModel:
@@ -211,14 +221,14 @@ def _solved(model: ThermalModel, prior: ThermalPrior) -> ThermalModel:
     best = min(range(len(candidates)), key=lambda index: candidates[index].error_c2)
     if candidates[best].error_c2 > SWITCH_BELOW * candidates[model.best].error_c2:
         best = model.best
-    _, fast, slow, started_c = candidates[best].theta
+    _, fast, slow, transient_c = candidates[best].theta
     fast = _clamp(fast, 0.5 * prior.fast_k_per_w, 2.0 * prior.fast_k_per_w)
     slow = _clamp(slow, 0.2 * prior.slow_k_per_w, 2.5 * prior.slow_k_per_w)
     g = candidates[best].gram
     return model._replace(
         candidates=candidates,
         best=best,
-        ambient_c=(candidates[best].moment[0] - fast * g[1] - slow * g[2] - started_c * g[3]) / g[0],
+        ambient_c=(candidates[best].moment[0] - fast * g[1] - slow * g[2] - transient_c * g[3]) / g[0],
         fast_k_per_w=fast,
         slow_k_per_w=slow,
         slow_s=candidates[best].slow_s,
@@ -227,8 +237,12 @@ def _solved(model: ThermalModel, prior: ThermalPrior) -> ThermalModel:
 
 
 def _solve(candidate: CandidateFit, prior: ThermalPrior, ambient_c: float) -> tuple[float, float, float, float]:
-    """Least squares with the prior as four more observations; symmetric and positive definite by it."""
+    """Weighted least squares with the prior as four more observations, which make the matrix positive definite.
+
+    Solved by Gaussian elimination without pivoting; numpy would cost more memory than the whole model.
+    """
     expected = (ambient_c, prior.fast_k_per_w, prior.slow_k_per_w, 0.0)
+    # Standard deviations of the prior: ambient 12 °C, resistances 30 % and 50 %, initial transient 25 °C.
     spread = (12.0, 0.3 * prior.fast_k_per_w, 0.5 * prior.slow_k_per_w, 25.0)
     weights = [(SAMPLE_SD_C / each) ** 2 for each in spread]
     g = candidate.gram
@@ -252,8 +266,10 @@ def _solve(candidate: CandidateFit, prior: ThermalPrior, ambient_c: float) -> tu
 
 
 def forecast_c(model: ThermalModel, now_c: float, power_w: float, ahead_s: float) -> float:
-    """The temperature after `ahead_s` at `power_w`, from `now_c` now. Anchored at what is measured: the model only
-    adds the change, so that a wrong ambient temperature hardly matters."""
+    """The temperature after `ahead_s` at `power_w`, starting from the measured `now_c`.
+
+    The model only adds the change, so that an error of the ambient temperature has little effect.
+    """
     slow_now_c = now_c - model.fast_k_per_w * model.fast_w
     fast = model.fast_k_per_w * (power_w - model.fast_w) * -math.expm1(-ahead_s / model.fast_s)
     slow = (model.ambient_c + model.slow_k_per_w * power_w - slow_now_c) * -math.expm1(-ahead_s / model.slow_s)
@@ -261,8 +277,7 @@ def forecast_c(model: ThermalModel, now_c: float, power_w: float, ahead_s: float
 
 
 def holding_w(model: ThermalModel, now_c: float, target_c: float, ahead_s: float) -> float:
-    """The watts that bring the temperature to `target_c` in `ahead_s`, the die settled: the sustainable power for
-    that horizon. May be negative."""
+    """The watts that bring the temperature to `target_c` in `ahead_s`, with the die settled. May be negative."""
     slow_now_c = now_c - model.fast_k_per_w * model.fast_w
     reached = -math.expm1(-ahead_s / model.slow_s)
     rise_c = target_c - slow_now_c - (model.ambient_c - slow_now_c) * reached
@@ -270,7 +285,7 @@ def holding_w(model: ThermalModel, now_c: float, target_c: float, ahead_s: float
 
 
 def settled_w(model: ThermalModel, target_c: float) -> float:
-    """The watts that hold `target_c` for ever, by the model alone. May be negative."""
+    """The watts that hold `target_c` in steady state. May be negative."""
     return (target_c - model.ambient_c) / model.total_k_per_w
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_agent.base.causes import DeathCause
-from edge_agent.core.grammar_bans import BARRED_S, ENOUGH, KEPT, GrammarBans, brings_program, by_itself
+from edge_agent.core.grammar_bans import BAN_S, DEATHS_FOR_ALL, CLIENTS_KEPT, GrammarBans, brings_program, by_itself
 
 
 @pytest.mark.parametrize(
@@ -22,27 +22,27 @@ def test_a_worker_that_crashes_or_hangs_ended_by_what_it_computed(cause: DeathCa
 
 
 def test_a_client_is_barred_for_a_while_and_nobody_else() -> None:
-    suspects = GrammarBans()
-    suspects.note("a", 100.0)
-    assert suspects.left_s("a", 100.0) == BARRED_S
-    assert suspects.left_s("a", 100.0 + BARRED_S) == 0.0
-    assert suspects.left_s("b", 100.0) == 0.0
+    bans = GrammarBans()
+    bans.note("a", 100.0)
+    assert bans.left_s("a", 100.0) == BAN_S
+    assert bans.left_s("a", 100.0 + BAN_S) == 0.0
+    assert bans.left_s("b", 100.0) == 0.0
 
 
 def test_the_oldest_is_forgotten_first() -> None:
-    suspects = GrammarBans()
-    for index in range(KEPT):
-        suspects.note(str(index), 0.0)
-    suspects.note("0", 1.0)
-    suspects.note("new", 1.0)
-    assert suspects.left_s("0", 1.0) == BARRED_S
-    assert suspects.left_s("1", 1.0) == 0.0
+    bans = GrammarBans()
+    for index in range(CLIENTS_KEPT):
+        bans.note(str(index), 0.0)
+    bans.note("0", 1.0)
+    bans.note("new", 1.0)
+    assert bans.left_s("0", 1.0) == BAN_S
+    assert bans.left_s("1", 1.0) == 0.0
 
 
 def test_after_many_deaths_nobodys_are_taken_until_the_first_is_long_ago() -> None:
-    suspects = GrammarBans()
-    for number in range(ENOUGH):
-        assert suspects.left_s("anybody", 100.0 + number) == 0.0
-        suspects.count(100.0 + number)
-    assert suspects.left_s("anybody", 110.0) == BARRED_S - 10.0
-    assert suspects.left_s("anybody", 100.0 + BARRED_S) == 0.0
+    bans = GrammarBans()
+    for number in range(DEATHS_FOR_ALL):
+        assert bans.left_s("anybody", 100.0 + number) == 0.0
+        bans.count(100.0 + number)
+    assert bans.left_s("anybody", 110.0) == BAN_S - 10.0
+    assert bans.left_s("anybody", 100.0 + BAN_S) == 0.0
