@@ -1,9 +1,9 @@
-"""The clock cap: the highest frequency that processor and, on a Jetson, GPU may use. Implements `agent.ports.Clocks`.
+"""The clock cap: the highest frequency of the processor and, on a Jetson, of the GPU. Implements `agent.ports.Clocks`.
 
-Written to cpufreq's `scaling_max_freq` and devfreq's `max_freq`, which is what a power mode of nvpmodel consists of
-too; a cap that is there already (nvpmodel's, or the operator's) is the highest that is ever written. What was there
-before the first change is kept in a file of the state folder, so that a daemon that is killed leaves no slow board
-behind: the next one puts it back. Never raises: a board that refuses is reported once, and goes on without.
+It is written to cpufreq's `scaling_max_freq` and devfreq's `max_freq`, the same files that a power mode of nvpmodel
+sets. A cap that exists already (from nvpmodel or the operator) is never exceeded. The original values are stored in the
+state folder before the first change, so that after a kill the next start of the daemon restores them. Never raises: a
+board that refuses a cap is reported once and is then not capped.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ BOOT = "boot_id"
 _BOOT_ID = "proc/sys/kernel/random/boot_id"
 _CPU_POLICIES = "sys/devices/system/cpu/cpufreq"
 _GPU_FOLDERS = ("*.gpu", "*.ga10b", "*.gm20b", "*.gv11b")
-"""The GPU's devfreq by kernel: Orin 17000000.gpu or .ga10b, Nano 57000000.gpu or .gm20b, Xavier .gv11b."""
+"""The GPU's devfreq folder by kernel: Orin 17000000.gpu or .ga10b, Nano 57000000.gpu or .gm20b, Xavier .gv11b."""
 LEAST_SHARE = 0.3
-"""No lower: below a third of the clock a board is slow, not cool, since idle watts keep burning."""
+"""No lower cap: below a third of the clock idle power dominates, so that the board gets slower and hardly cooler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One clock domain: the file of its cap, and the frequencies in hertz or kilohertz that it can take, ascending."""
+    """A clock domain: the file of its cap, and the possible frequencies (Hz or kHz, as in the file), ascending."""
 
     path: Path
     steps: tuple[int, ...]
 
     @property
     def highest(self) -> int:
-        """The cap without ours."""
+        """The frequency without our cap."""
         return self.steps[-1]
 
     def step(self, share: float) -> int:
-        """The highest frequency at or below `share` of the highest one; the lowest where none is."""
+        """The highest frequency at or below `share` of the highest one; the lowest if there is none."""
         below = [one for one in self.steps if one <= share * self.highest * 1.001]
         return max(below, default=self.steps[0])
 
 
 class ClockCap:
-    """All clock domains of the board under `root`; originals are kept in `state_dir`."""
+    """All clock domains of the board under `root`; the original caps are stored in `state_dir`."""
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._state = state_dir / STATE_FILE
@@ -55,7 +55,7 @@ class ClockCap:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """What may be asked for, as shares of the highest processor clock, descending from 1; empty: no clock here."""
+        """Possible caps as shares of the highest processor clock, descending from 1; empty without a clock domain."""
         if not self._domains:
             return ()
         first = self._domains[0]
@@ -63,7 +63,7 @@ class ClockCap:
         return tuple(sorted((share for share in found if share >= LEAST_SHARE), reverse=True))
 
     def set(self, share: float) -> str | None:
-        """Cap every domain at this share of its highest clock; None, or the sentence why that was refused."""
+        """Cap every domain at this share of its highest clock; None, or the sentence why it was refused."""
         try:
             self._remember()
             for domain in self._domains:
@@ -76,7 +76,7 @@ class ClockCap:
         return None
 
     def restore(self) -> None:
-        """Put back what was there before the first change."""
+        """Restore the original caps."""
         self._originals = {}
         self._put_back()
 
@@ -90,16 +90,16 @@ class ClockCap:
     def _put_back(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             kept = json.loads(self._state.read_bytes()[:STATE_BYTES])
-            # After a boot the caps are those of the kernel, or of a power mode chosen since: ours went with the power.
-            mine = isinstance(kept, dict) and kept.get(BOOT, self._boot) == self._boot
-            for path, text in _paths(kept).items() if mine else ():
+            # After a boot the caps are those of the kernel or of a newly chosen power mode; stored ones are outdated.
+            same_boot = isinstance(kept, dict) and kept.get(BOOT, self._boot) == self._boot
+            for path, text in _paths(kept).items() if same_boot else ():
                 with contextlib.suppress(OSError):
                     Path(path).write_text(f"{text}\n")
             self._state.unlink()
 
 
 def find_domains(root: Path) -> tuple[Domain, ...]:
-    """The processor's clock policies, then the GPU's; one whose files cannot be read is left out."""
+    """The clock domains of the processor, then of the GPU; a domain whose files cannot be read is left out."""
     policies = sorted((root / _CPU_POLICIES).glob("policy*"))
     gpus = sorted(folder for pattern in _GPU_FOLDERS for folder in (root / "sys/class/devfreq").glob(pattern))
     found = [_domain(folder, "scaling_max_freq", "scaling_available_frequencies", "cpuinfo_min_freq")
@@ -109,7 +109,7 @@ def find_domains(root: Path) -> tuple[Domain, ...]:
 
 
 def parse_steps(available: str | None, lowest: str | None, highest: str) -> tuple[int, ...]:
-    """Frequencies ascending, up to the cap that is set: those listed, else eight even ones (no table)."""
+    """The possible frequencies, ascending, up to the present cap: those listed, else eight evenly spaced ones."""
     top = int(highest)
     if available is not None:
         steps = sorted({int(word) for word in available.split()} | {top})
@@ -136,7 +136,7 @@ def _text(path: Path) -> str | None:
 
 
 def _paths(kept: object) -> Mapping[str, str]:
-    """What a state file may name: clock caps alone, whatever else somebody wrote into it."""
+    """The caps in a state file; only known names and numbers, since the file may have been edited."""
     if not isinstance(kept, dict):
         return {}
     names = ("scaling_max_freq", "max_freq")

@@ -1,4 +1,7 @@
-"""Once a second: read the sensors, ask the governor, hand out its limits, notice what died, fell silent or changed."""
+"""The once-a-second loop: read the sensors, ask the governor, pass its limits on, and report what was lost or changed.
+
+The decisions are in `core.governor` and `core.sensor_validation`; `host_monitor` holds the samples.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from edge_agent.core import governor, sensor_validation, variants
 from edge_agent.protocol.messages import Severity
 
 PERIOD_S = 1.0
-# Zones of an Orin go to sleep with what they measure; only what decides something is worth an event when it is lost.
+# The thermal zones of an Orin disappear while the part that they measure is powered off, so only sensors on which a
+# decision depends are reported when they are lost.
 WATCHED = ("temperature", "temperature_firmware", "temperature_jtop", "throttle", "power", "ram_available")
 
 
 class GovernorLoop:
-    """The agent's look at its board and its store."""
+    """Runs once a second. `changed` is True after `tick` when the installed models have changed."""
 
     def __init__(
         self,
@@ -50,20 +54,20 @@ class GovernorLoop:
     def tick(self) -> None:
         """One look at the board, the workers and the store."""
         self._host.sample()
-        self._note_lost_sensors()
-        self._note_held_clock()
+        self._report_lost_sensors()
+        self._report_throttling()
         self._govern()
         self._server.deadlines.look()
         self._manager.measure()
         self.refresh_models()
 
     def refresh_models(self) -> None:
-        """Take over what was installed, removed or rolled back since the last look."""
+        """Apply what was installed, removed or rolled back since the last round."""
         generation = self._library.generation()
         if generation == self._generation:
             return
         new = self._manager.sync()
-        # Not before: a store that could not be read is read again at the next look.
+        # Set after the sync: a store that could not be read is read again in the next round.
         self._generation = generation
         for served in self._manager.served_models.values():
             for variant in served.model.variants:
@@ -87,7 +91,7 @@ class GovernorLoop:
         grant, self._state = governor.decide(self._config, temperature, self._state, now_s, observed)
         before, self._context.grant = self._context.grant, grant
         self._manager.tell_limits()
-        self._note_doubts(before, grant)
+        self._report_doubts(before, grant)
         self._set_clock(grant.clock)
         self._manager.take_tier(grant.tier, grant.why)
         if before.level is not grant.level:
@@ -96,18 +100,19 @@ class GovernorLoop:
             self._context.announce("throttled", text, {"level": grant.level.name.lower()}, severity)
 
     def _set_clock(self, share: float) -> None:
-        """Where the board refuses, the governor goes on without a clock: it must not count on a cap that is none."""
+        """Apply the clock cap. A board that refuses it is governed without clocks from then on."""
         if self._clocks is None or not self._config.clocks or share == self._clock:
             return
         self._clock = share
         refused = self._clocks.set(share)
         if refused is not None:
             self._config = replace(self._config, clocks=())
-            self._clocks.restore()  # it may have been taken by some domains, and nobody counts on a cap any more
+            # Some clock domains may have accepted the cap, which the governor no longer takes into account.
+            self._clocks.restore()
             self._context.announce("clock-refused", f"the clock cannot be set: {refused}", {})
 
     def close(self) -> None:
-        """Give back what was changed on the board."""
+        """Restore the clocks that were set."""
         if self._clocks is not None:
             self._clocks.restore()
 
@@ -125,41 +130,41 @@ class GovernorLoop:
             bandwidth_bound=any(traits(served.model.variant.runtime).bandwidth_bound for served in running),
         )
 
-    def _note_doubts(self, before: governor.ComputeGrant, grant: governor.ComputeGrant) -> None:
-        """A temperature that is there and not believed, or two that contradict each other: when it begins and ends."""
+    def _report_doubts(self, before: governor.ComputeGrant, grant: governor.ComputeGrant) -> None:
+        """Report the start and the end of a temperature that is not believed, and of two that disagree."""
         if grant.derated is None and self._doubted:
             self._doubted = False
-            self._say_sensor("sensor-lost", "temperature", "the temperature is believed again", lost=False)
+            self._announce_sensor("sensor-lost", "temperature", "the temperature is believed again", lost=False)
         elif grant.derated is not None and before.derated is None and self._has("temperature"):
             self._doubted = True
             text = f"the temperature is not believed, limits are those of a lost sensor: {grant.derated}"
-            self._say_sensor("sensor-lost", "temperature", text, lost=True)
+            self._announce_sensor("sensor-lost", "temperature", text, lost=True)
         if grant.disagree is not None and before.disagree is None:
             text = f"two temperatures disagree, the hotter one counts: {grant.disagree}"
-            self._say_sensor("sensors-disagree", "temperature", text, disagree=True)
+            self._announce_sensor("sensors-disagree", "temperature", text, disagree=True)
         elif grant.disagree is None and before.disagree is not None:
             text = "the two temperatures agree again, or one of them is gone"
-            self._say_sensor("sensors-disagree", "temperature", text, disagree=False)
+            self._announce_sensor("sensors-disagree", "temperature", text, disagree=False)
 
-    def _note_lost_sensors(self) -> None:
+    def _report_lost_sensors(self) -> None:
         have = {key for key in WATCHED if self._has(key)}
         for key in sorted(self._had - have):
             text = f"sensor {key!r} is lost: {self._host.reading(key).reason}"
-            self._say_sensor("sensor-lost", key, text, lost=True)
+            self._announce_sensor("sensor-lost", key, text, lost=True)
         for key in sorted(self._lost & have):
-            self._say_sensor("sensor-lost", key, f"sensor {key!r} is back", lost=False)
+            self._announce_sensor("sensor-lost", key, f"sensor {key!r} is back", lost=False)
         self._lost = (self._lost | self._had) - have
         self._had = have
 
     def _has(self, key: str) -> bool:
         return self._host.reading(key).value is not None
 
-    def _say_sensor(self, kind: str, key: str, text: str, **state: bool) -> None:
-        """`state` tells a reader of events whether it begins or ends."""
+    def _announce_sensor(self, kind: str, key: str, text: str, **state: bool) -> None:
+        """Send an event; `state` says whether the condition begins (True) or ends."""
         self._context.announce(kind, text, {"sensor": key, **state}, "warning" if any(state.values()) else "info")
 
-    def _note_held_clock(self) -> None:
-        """The firmware holds the clock below what the kernel asks for, or has let go of it."""
+    def _report_throttling(self) -> None:
+        """Report when the firmware starts or stops to hold the clock below the one that the kernel requests."""
         real, requested = self._host.reading("cpu_clock"), self._host.reading("cpu_clock_requested")
         before = self._throttle.throttled
         self._throttle = sensor_validation.detect_throttling(

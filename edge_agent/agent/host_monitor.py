@@ -1,4 +1,4 @@
-"""The machine that the agent runs on, as the sensors last showed it: memory, temperatures, the limits that hold now."""
+"""The host as the sensors last showed it: memory, temperatures, and the limits that hold now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_agent.protocol.worker_messages import StepLimits
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the operator has set: bytes to leave to the host, bytes for all models together. None: the agent decides."""
+    """The operator's settings: bytes that stay free for the host, and bytes of all models. None: the agent decides."""
 
     reserve_bytes: int | None = None
     models_bytes: int | None = None
@@ -49,19 +49,20 @@ class HostMonitor:
         self.last_memory: HostMemory | None = None
 
     def sample(self) -> None:
-        """One round over all sensors."""
+        """Read all sensors."""
         self.readings = self._sensors.sample()
 
     def reading(self, key: str) -> Reading:
-        """The last sample of a sensor, or why there is none."""
+        """The last sample of a sensor, or a reading with the reason why there is none."""
         found = self.readings.get(key)
         return found if found is not None else unavailable("", key, 0.0, f"this board has no {key} sensor")
 
     def memory(self, mapped_bytes: int = 0) -> HostMemory:
-        """Total and available RAM as of now, within the control group's limit where there is one.
+        """Total and available RAM now, within the limit of the control group where there is one.
 
-        `mapped_bytes` are mapped from files by models: the kernel could drop them, so it counts them as available; the
-        models would then run from the disk. A control group counts them as used already.
+        `mapped_bytes` are mapped from files by models. The kernel counts them as available because it could drop them,
+        and the models would then read their weights from the disk; they are subtracted here. A control group already
+        counts them as used.
         """
         self.readings = {**self.readings, **self._sensors.sample_memory()}
         total, available = self.reading("ram_total").value or 0.0, self.reading("ram_available").value or 0.0
@@ -74,7 +75,7 @@ class HostMonitor:
         return found
 
     def signs(self, mapped_bytes: int) -> MemorySigns:
-        """How short memory is, for `core.memory_pressure`."""
+        """The figures for `core.memory_pressure`."""
         memory = self.memory(mapped_bytes)
         return MemorySigns(
             memory.available_bytes,
@@ -85,30 +86,31 @@ class HostMonitor:
         )
 
     def _counts(self) -> FaultCounts | None:
-        """What stands in for the pressure figures; None where the kernel has them, or has neither."""
+        """The fault counters that replace PSI; None where the kernel has PSI, or has no such counters."""
         faults, swapped = self.reading("major_faults").value, self.reading("swapped_in").value
         if self.reading("memory_pressure_some").value is not None or faults is None or swapped is None:
             return None
         return FaultCounts(faults, swapped, self.reading("refaults").value)
 
     def process_bytes(self, pid: int) -> tuple[int, int] | None:
-        """PSS of a process, and the part of it mapped from files (0 where the kernel does not tell)."""
+        """(PSS of a process, its part that is mapped from files) in bytes; the second is 0 where the kernel has no figure."""
         held = self._sensors.process_bytes(pid)
         pss, mapped = held["pss"].value, held["mapped"].value
         return None if pss is None else (int(pss), int(mapped or 0.0))
 
     def gpu_bytes(self) -> int:
-        """HostMemory that a Jetson's GPU has mapped (NvMap), of all processes; 0 where the kernel does not tell."""
+        """Bytes that the GPU of a Jetson has mapped (NvMap) for all processes; 0 where the kernel has no figure."""
         return int(self._sensors.sample_memory().get("nvmap_used", NO_READING).value or 0.0)
 
     def most_rows(self) -> int:
-        """Rows of a batch while nothing is wrong: what a worker makes room for."""
+        """Rows of a batch without a thermal limit, for which a worker reserves memory."""
         grant = self._context.grant
         return grant.unlimited_rows or grant.max_rows
 
     def worker_limits(self) -> StepLimits:
-        """What the governor grants now; `busy_permille` is a generator's part of the time (0: no step at all)."""
+        """The limits granted now; `busy_permille` is the duty share of each active generator in permille (0: no step)."""
         grant = self._context.grant
         share = self._context.duty_cycle.set_generator_share(grant, self._context.clock.monotonic_s())
+        # At least 1: a share that rounds to 0 would stop the generator.
         permille = max(1, round(1000 * share)) if share > 0.0 else 0
         return StepLimits(grant.max_rows, grant.threads, min(self._decode_threads, grant.threads), permille)

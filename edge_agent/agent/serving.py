@@ -41,7 +41,7 @@ class StepGate:
         self._step_over = asyncio.Event()
 
     def may_begin(self, served: ServedModel) -> bool:
-        """Whether the served model's next step may begin now."""
+        """Whether the model's next step may begin now."""
         return self._pause_s(served) <= LEAST_PAUSE_S
 
     async def wait(self, served: ServedModel) -> None:

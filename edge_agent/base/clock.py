@@ -1,4 +1,4 @@
-"""The clock port. Pure rooms take `now_s` as an argument; whoever must ask the time asks a `Clock`."""
+"""The clock port. Pure modules take `now_s` as an argument; every other module asks a `Clock`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two times: one that never jumps, for durations and deadlines; one that people read."""
+    """A monotonic time for durations and deadlines, and a wall-clock time for people."""
 
     def monotonic_s(self) -> float:
-        """Seconds since an arbitrary start; never goes back."""
+        """Seconds since an arbitrary start; never decreases."""
         ...
 
     def wall_s(self) -> float:
-        """Seconds since 1970 as the host believes; may jump (boards without a battery clock boot in 1970)."""
+        """Seconds since 1970 by the host's clock; may jump (a board without a battery-backed clock boots in 1970)."""
         ...
 
 
@@ -31,7 +31,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that tests and simulations own and move by hand."""
+    """A clock that tests and simulations advance themselves."""
 
     def __init__(self, monotonic_s: float = 1000.0, wall_s: float = 1_700_000_000.0) -> None:
         self._monotonic_s = monotonic_s
@@ -53,5 +53,5 @@ class ManualClock:
         self._wall_s += seconds
 
     def set_wall(self, wall_s: float) -> None:
-        """Let only the wall clock jump, as NTP does on a board without a battery clock."""
+        """Set only the wall clock, as NTP does after the boot of a board without a battery-backed clock."""
         self._wall_s = wall_s

@@ -9,24 +9,25 @@ GIB = 1024 * MIB
 
 # MQTT. AWS IoT's hard payload limit, the smallest of the large brokers'.
 MESSAGE_BYTES = 128 * KIB
-# What a broker lets be in flight to us unacknowledged; with manual acknowledgement it is the back-pressure.
+# Unacknowledged messages that a broker may send to us (Receive Maximum). Messages are acknowledged after their answer,
+# so this is the back-pressure.
 RECEIVE_MAXIMUM = 64
 OUTBOX_MESSAGES = 1024
-# Counts alone do not bound memory: 1,024 messages of 128 KiB would be 128 MiB on a board that has 512.
+# A count does not bound memory: 1,024 messages of 128 KiB are 128 MiB, on a board that has 512.
 OUTBOX_BYTES = 8 * MIB
 INBOX_MESSAGES = 256
 INBOX_BYTES = 4 * MIB
-# What we let be unacknowledged towards the broker; a smaller Receive Maximum of the broker wins.
+# Our unacknowledged messages towards the broker; a smaller Receive Maximum of the broker replaces it.
 INFLIGHT_MESSAGES = 64
 TOPIC_BYTES = 512
-# mosquitto hangs up on whoever publishes more than 200 levels deep, EMQX above 128.
+# mosquitto disconnects a client that publishes to a topic of more than 200 levels, EMQX of more than 128.
 TOPIC_LEVELS = 16
 CORRELATION_BYTES = 128
 CLIENT_ID_BYTES = 64
 
 # Requests.
 QUEUE_JOBS = 256
-# Counts alone do not bound memory: 256 requests of 128 KiB are 32 MiB as they came, and several times that as values.
+# A count does not bound memory: 256 requests of 128 KiB are 32 MiB as text and several times that when parsed.
 QUEUE_BYTES = 8 * MIB
 TEXTS_PER_REQUEST = 64
 TEXT_BYTES = 32 * KIB
@@ -42,14 +43,15 @@ PRIORITY_LOWEST = 9
 FRAME_BYTES = 4 * MIB
 WORKER_BACKLOG_FRAMES = 64
 BATCH_ROWS = 64
-# A worker that has jobs and reports on none of them for so long is taken for hung and ended.
+# A worker with jobs that reports on none of them for this long is considered hung and is ended.
 WORKER_SILENCE_S = 30.0
-# The golden probes of a package, on the slowest board.
+# Time for the golden probes of a package on the slowest board.
 MEASURE_S = 300.0
-# A step that takes longer did not compute all the time (a worker that hangs, a process that was stopped); resting in
-# proportion would leave the model unserved for minutes. Where it is really that long, the governor asks for less.
+# The longest step that counts for a pause. A longer one did not compute all the time (a hung worker, a stopped
+# process), and a proportional pause would leave the model unserved for minutes. If steps really take this long, the
+# temperature rises and the governor reduces the duty share.
 PACED_STEP_S = 10.0
-# A load may take this plus a share by size: eMMC and SD cards read about 50 MB/s.
+# Time limit of a load: a base plus a time by size, since eMMC and SD cards read about 50 MB/s.
 LOAD_BASE_S = 60.0
 LOAD_S_PER_GIB = 20.0
 ADAPTERS_RESIDENT = 32
@@ -67,9 +69,9 @@ CONTEXT_TOKENS = 131_072
 BLOB_BYTES = 64 * GIB
 PATH_BYTES = 255
 PACKAGE_MEMBERS = 4096
-# The largest multilingual vocabularies' tokenizer.json has 17 MB.
+# The tokenizer.json of the largest multilingual vocabularies has 17 MB.
 TOKENIZER_BYTES = 64 * MIB
-# An install whose trial on the device was cut off so often (power, kernel) is not tried again by itself.
+# After this many trials of an install that were interrupted (power, kernel) it is not retried automatically.
 INSTALL_TRIALS = 3
 
 # Spool of events on disk.

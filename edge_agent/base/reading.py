@@ -1,4 +1,7 @@
-"""A sensor reading is a value with unit, source and time, or is unavailable with the reason. Never a made-up figure."""
+"""A sensor reading: a value with unit, source and time, or no value with the reason. Never an invented figure.
+
+In a file of its own because sensors, the governor, telemetry and trials share it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from dataclasses import dataclass
 class Reading:
     """One sampled quantity.
 
-    `value` is None exactly when `reason` says why there is none. `unit` is one of
-    'celsius', 'watts', 'bytes', 'hertz', 'percent', 'flags', 'rpm', 'count'. `taken_s` is monotonic.
+    `value` is None exactly when `reason` says why. `unit` is one of 'celsius', 'watts', 'bytes', 'hertz', 'percent',
+    'flags', 'rpm', 'count'. `taken_s`: monotonic seconds.
     """
 
     value: float | None
@@ -33,5 +36,5 @@ class Reading:
 
 
 def unavailable(unit: str, source: str, taken_s: float, reason: str) -> Reading:
-    """A reading without a value; `reason` is a sentence for the operator."""
+    """A reading without a value; `reason` is shown to the operator."""
     return Reading(None, unit, source, taken_s, reason)

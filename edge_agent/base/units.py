@@ -1,4 +1,7 @@
-"""Text forms of quantities, for messages that carry numbers."""
+"""Quantities as text, for messages that contain figures.
+
+In a file of its own because refusals, events and the command line of all rooms use it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from edge_agent.base.limits import GIB, KIB, MIB
 
 
 def bytes_text(count: float) -> str:
-    """Bytes in the largest unit that keeps the figure, as it is printed, at one or above: 1536 -> '1.5 KiB'."""
+    """Bytes in the largest unit in which the printed figure is at least 1: 1536 -> '1.5 KiB'."""
     for size, below, unit in ((GIB, MIB, "GiB"), (MIB, KIB, "MiB"), (KIB, 10, "KiB")):
         if abs(count) >= size - 0.05 * below:
             return f"{count / size:.1f} {unit}"

@@ -1,1 +1,1 @@
-"""Readers of temperature, memory, power and throttling. Each parses text (pure) and reads under a given root (thin)."""
+"""Readers of temperature, memory, power and throttling: each parses text (pure) and reads files under a given root."""

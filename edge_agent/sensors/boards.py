@@ -1,6 +1,6 @@
-"""Which board this is, from its device tree, and what is known about it.
+"""Recognises the board from its device tree, and states what is known about it.
 
-Limits: Raspberry Pi documentation (frequency management) and NVIDIA's device trees (thermal trips).
+Temperature limits: Raspberry Pi documentation (frequency management), and the thermal trips in NVIDIA's device trees.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from edge_agent.sensors.files import read_text
 class Board:
     """What is known about a kind of board.
 
-    `soft_limit_c`: where firmware or kernel begin to slow it down; `hard_limit_c`: where they cut deeply (None: not
-    known). `zones`: thermal zones that count, hottest governs; empty takes every plausible one. `power`: 'pmic',
+    `soft_limit_c`: °C from which firmware or kernel begin to throttle. `hard_limit_c`: °C from which they throttle hard
+    (None: not known). `zones`: thermal zones of which the hottest is used; empty: all plausible ones. `power`: 'pmic',
     'ina3221' or None (no sensor). `family`: 'raspberry-pi', 'jetson' or 'other'.
     """
 
@@ -34,23 +34,23 @@ class Board:
 
     @property
     def set_point_c(self) -> float:
-        """Where the governor holds the temperature: 2.5 degrees under the soft limit (DESIGN 8)."""
+        """The temperature at which the governor holds the board: 2.5 °C below the soft limit."""
         return self.soft_limit_c - SET_POINT_BELOW_C
 
     @property
     def flags_c(self) -> float | None:
-        """What the board's own throttle flags say that it has reached; None for a board without such flags."""
+        """The temperature that the board's throttle flags stand for; None for a board without such flags."""
         return self.soft_limit_c if self.family == "raspberry-pi" else None
 
     @property
     def known(self) -> bool:
-        """False for a machine that is not in the table."""
+        """False for a machine that is not listed."""
         return self.family != "other"
 
 
 SET_POINT_BELOW_C = 2.5
 UNKNOWN_SOFT_LIMIT_C = 80.0
-"""For a machine that is not in the table: the lowest limit of the current boards, which hurts none of them."""
+"""For a machine that is not listed: the lowest limit of the current boards, which is safe for all of them."""
 
 _PI_ZONES = ("cpu-thermal", "cpu_thermal")
 _ORIN_ZONES = ("tj-thermal", "cpu-thermal", "gpu-thermal", "soc0-thermal", "soc1-thermal", "soc2-thermal",
@@ -79,12 +79,12 @@ BOARDS = (
 
 
 def parse_compatible(text: str) -> tuple[str, ...]:
-    """The device tree's `compatible`: texts separated by NUL, the most specific first."""
+    """The names in the device tree's `compatible`, which are separated by NUL; the most specific comes first."""
     return tuple(part.strip() for part in text.split("\0") if part.strip())
 
 
 def match(compatible: tuple[str, ...], model: str | None = None, cores: int = 1) -> Board:
-    """The board of the first text that the table knows; else an unknown one with cautious limits."""
+    """The board of the first name that is listed; else an unknown one with safe limits."""
     for text in compatible:
         for board in BOARDS:
             if text in board.compatible or any(part in board.compatible for part in _parts(text)):
@@ -93,13 +93,13 @@ def match(compatible: tuple[str, ...], model: str | None = None, cores: int = 1)
 
 
 def _parts(text: str) -> list[str]:
-    """NVIDIA joins carrier and module: 'nvidia,p3768-0000+p3767-0005-super' -> [..., 'nvidia,p3767-0005']."""
+    """Split 'carrier+module': 'nvidia,p3768-0000+p3767-0005-super' -> [..., 'nvidia,p3767-0005']."""
     vendor, _, rest = text.partition(",")
     return [f"{vendor},{part.removesuffix('-super')}" for part in rest.split("+")]
 
 
 def read_board(root: Path) -> Board:
-    """Recognise the machine under `root`."""
+    """The board whose file system is under `root`."""
     base = root / "sys/firmware/devicetree/base"
     compatible = read_text(str(base / "compatible")).text
     model = read_text(str(base / "model")).text
@@ -107,7 +107,7 @@ def read_board(root: Path) -> Board:
 
 
 def parse_cpu_list(text: str) -> int:
-    """How many processors a kernel list names: '0-3' is 4, '0,2-3' is 3; what cannot be read counts nothing."""
+    """Number of processors in a kernel list: 4 for '0-3', 3 for '0,2-3'; parts that cannot be parsed are ignored."""
     count = 0
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
@@ -118,17 +118,17 @@ def parse_cpu_list(text: str) -> int:
 
 
 def read_cores(root: Path) -> int:
-    """Processors that are on line; at least 1."""
+    """Number of processors that are online, at least 1."""
     text = read_text(str(root / "sys/devices/system/cpu/online")).text
     return max(1, parse_cpu_list(text) if text else (os.cpu_count() or 1))
 
 
 def parse_cpu_features(text: str) -> frozenset[str]:
-    """The feature words of /proc/cpuinfo: 'Features' on Arm, 'flags' on x86."""
+    """The processor features in /proc/cpuinfo: the line 'Features' on Arm, 'flags' on x86."""
     found = re.search(r"^(?:Features|flags)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
 
 
 def read_cpu_features(root: Path) -> frozenset[str]:
-    """The processor's feature words; empty where they cannot be read."""
+    """The processor features; empty if they cannot be read."""
     return parse_cpu_features(read_text(str(root / "proc/cpuinfo")).text or "")

@@ -1,4 +1,4 @@
-"""The processor's clock and the fan: what else an operator wants to see when a board is hot."""
+"""The processor's clock and the fan."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
 
 
 def read_clocks(root: Path, family: str, taken_s: float, gencmd: Gencmd | None = None) -> dict[str, Reading]:
-    """`cpu_clock`, the real clock of core 0 in hertz, and `cpu_clock_requested`, what the kernel asks for.
+    """`cpu_clock`: the real clock of core 0 in hertz. `cpu_clock_requested`: the clock that the kernel requests.
 
-    They differ on a Raspberry Pi, whose firmware holds the clock down without the kernel's knowledge: there the real
-    one comes from the firmware or not at all. `family` is the board's.
+    The firmware of a Raspberry Pi lowers the clock without the knowledge of the kernel, so there the real clock comes
+    from the firmware or is not available. `family`: see `Board`.
     """
     if gencmd is not None:
         real = _measured(gencmd, taken_s)
@@ -35,7 +35,7 @@ def read_clocks(root: Path, family: str, taken_s: float, gencmd: Gencmd | None =
 
 
 def parse_measured_clock(text: str) -> float | str:
-    """Hertz of the firmware's `measure_clock arm` ("frequency(48)=1500345728"), or why they cannot be believed."""
+    """Hertz in the answer to `measure_clock arm` ("frequency(48)=1500345728"), or why the value is implausible."""
     found = re.fullmatch(r"frequency\(\d{1,3}\)=(\d{1,11})", text.strip())
     if found is None:
         return f"{text[:40]!r} is not a clock"
@@ -63,7 +63,7 @@ def _cpufreq(root: Path, name: str, source: str, taken_s: float) -> Reading:
 
 
 def find_fan(root: Path) -> dict[str, str]:
-    """Paths of `fan` (duty, 0 to 255) and `fan_rpm`; hwmon numbers change from boot to boot, names do not."""
+    """Paths of `fan` (PWM duty, 0 to 255) and `fan_rpm`, found by name: hwmon numbers change between boots."""
     found: dict[str, str] = {}
     for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         name = read_text(str(folder / "name")).text
@@ -78,7 +78,7 @@ def find_fan(root: Path) -> dict[str, str]:
 
 
 def read_fan(paths: dict[str, str], taken_s: float) -> dict[str, Reading]:
-    """`fan` in percent of full duty and `fan_rpm`; a board without a fan has neither value."""
+    """`fan` in percent of full duty, and `fan_rpm`; without values on a board without a fan."""
     found: dict[str, Reading] = {}
     for key, unit, scale in (("fan", "percent", 100.0 / 255.0), ("fan_rpm", "rpm", 1.0)):
         if key not in paths:

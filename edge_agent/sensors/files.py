@@ -1,4 +1,4 @@
-"""Reading small kernel files: a text, or the reason why there is none. Never raises, never waits."""
+"""Reads small kernel files: the text, or the reason why there is none. Never raises and never blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 FILE_BYTES = 64 * 1024
-"""More than any file of sys or proc that is read here."""
+"""Larger than any file of /sys and /proc that is read."""
 
 _REASONS = {
     errno.ENOENT: "this kernel or board does not have it",
@@ -23,31 +23,31 @@ _REASONS = {
 }
 
 
-class Text(NamedTuple):
-    """A file's text; `text` is None exactly when `reason` says why."""
+class FileText(NamedTuple):
+    """The text of a file; None exactly when `reason` says why."""
 
     text: str | None
     reason: str
 
 
-def read_text(path: str) -> Text:
-    """The file's text, stripped. Opened without blocking: a switched-off Jetson sensor answers EAGAIN, not never."""
+def read_text(path: str) -> FileText:
+    """The stripped text of a file, opened non-blocking: a Jetson sensor that is powered off then answers EAGAIN."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as problem:
-        return Text(None, reason_of(problem, path))
+        return FileText(None, reason_of(problem, path))
     try:
         data = os.read(descriptor, FILE_BYTES)
     except OSError as problem:
-        return Text(None, reason_of(problem, path))
+        return FileText(None, reason_of(problem, path))
     finally:
         os.close(descriptor)
     text = data.decode("utf-8", "replace").strip().strip("\0")
-    return Text(text, "") if text else Text(None, f"{path}: empty")
+    return FileText(text, "") if text else FileText(None, f"{path}: empty")
 
 
 def read_number(path: str) -> tuple[float | None, str]:
-    """The whole number that a sensor file holds, or None and the reason."""
+    """(the integer in a sensor file, ""), or (None, reason)."""
     text, reason = read_text(path)
     if text is None:
         return None, reason
@@ -56,11 +56,11 @@ def read_number(path: str) -> tuple[float | None, str]:
 
 
 def parse_number(text: str) -> float | None:
-    """A decimal whole number as the kernel prints it, or None; nothing that a sensor prints has more than 20 digits."""
+    """A decimal integer as the kernel prints it, of at most 20 digits; None for anything else."""
     digits = text.removeprefix("-")
     return float(text) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
 
 
 def reason_of(problem: OSError, path: str) -> str:
-    """An operating system's error in the operator's words."""
+    """An operating system's error as a sentence for the operator."""
     return f"{path}: {_REASONS.get(problem.errno or 0, problem.strerror or 'cannot be read')}"

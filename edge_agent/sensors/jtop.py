@@ -1,12 +1,12 @@
-"""jtop (jetson-stats) as a further source on a Jetson: temperature, board power and NvMap without being root.
+"""jtop (jetson-stats) as an additional source on a Jetson: temperature, board power and NvMap without root permissions.
 
-The only module that imports jetson-stats, and only once `JtopSource.open` is called: it is optional, since it is
-AGPL-3.0-or-later, and it brings threads and a manager of its own into the daemon. sysfs comes first wherever it can be
-read; see docs/decisions/0120.
+The only module that imports jetson-stats, and only once `JtopSource.open` is called. It is optional because its licence
+is AGPL-3.0-or-later, and because it brings threads and a multiprocessing manager into the daemon. sysfs has precedence
+wherever it can be read (docs/decisions/0120).
 
-Its client hands out the last sample for ever when the service hangs or is gone. Every sample of the service carries the
-uptime at which it was taken: one whose uptime has not grown is not new, keeps the time at which it was first seen, and
-is no value any more after `STALE_S`. This module owns no clock: the caller hands the time in.
+The jtop client returns the last sample for ever when its service hangs or has ended. Every sample contains the uptime
+of the service at which it was taken. A sample whose uptime has not increased is not new: it keeps the time at which it
+was first seen, and has no value after `STALE_S`. This module owns no clock: the time is an argument.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from edge_agent.base.reading import Reading, unavailable
 
 INTERVAL_S = 1.0
 STALE_S = 5.0
-"""Four samples late: the service slows down to three seconds when nobody else looks, and a busy board is late."""
+"""Up to four samples late: without other clients the service samples every three seconds, and less on a busy board."""
 OFFLINE_C = -256.0
 HIGHEST_W = 200.0
 SOURCE = "jtop"
 
 
 class JtopSource:
-    """One client of the jtop service behind `socket`. Nothing here raises; a reading says why it has no value."""
+    """A client of the jtop service at `socket`. Nothing raises; a reading says why it has no value."""
 
     def __init__(self, socket: Path, zones: Sequence[str] = ()) -> None:
-        """`zones`: the board's thermal zones that count, as sysfs names them; empty takes all."""
+        """`zones`: the board's thermal zones by their names in sysfs; empty: all."""
         self._socket = socket
         self._names = frozenset(short_name(zone) for zone in zones)
         self._client: Any = None
@@ -39,17 +39,16 @@ class JtopSource:
 
     @property
     def lost(self) -> bool:
-        """True when `open` is worth a try: never opened, failed, or nothing new for too long."""
+        """True when `open` should be called: never opened, failed, or no new sample for too long."""
         return self._trouble is not None
 
     def open(self) -> None:
-        """Connect, anew where there was a connection. May block for ever on a service that is mute (the client waits
-        without a limit), so that it belongs into a thread of its own."""
+        """Connect or reconnect. Call it in its own thread: the client waits for its service without a time limit."""
         try:
             import jtop
             import jtop.service
 
-            # The name is looked up when a client is made; a simulated board has its socket elsewhere.
+            # The client reads this module variable; a simulated board has its socket elsewhere.
             jtop.service.JTOP_PIPE = str(self._socket)
             client = jtop.jtop(interval=INTERVAL_S)
             client.start()
@@ -63,7 +62,9 @@ class JtopSource:
                 before.close()
 
     def read(self, now_s: float) -> Mapping[str, Reading]:
-        """`temperature_jtop`, `power_jtop`, `nvmap_jtop`: the newest sample, at the time at which it was new."""
+        """`temperature_jtop`, `power_jtop` and `nvmap_jtop` of the newest sample, with the time at which it was first
+        seen.
+        """
         client = self._client
         if client is not None:
             self._trouble = self._aged(client.uptime, now_s)
@@ -86,12 +87,12 @@ _UNITS = {"temperature_jtop": "celsius", "power_jtop": "watts", "nvmap_jtop": "b
 
 
 def short_name(zone: str) -> str:
-    """jtop's name of a thermal zone: its type up to the first '-' or '_', in lower case."""
+    """The name that jtop gives a thermal zone: its type up to the first '-' or '_', in lower case."""
     return zone.replace("_", "-").split("-")[0].lower()
 
 
 def parse_temperatures(zones: Mapping[str, Any], wanted: frozenset[str], taken_s: float) -> Reading:
-    """The hottest zone that is on line (-256 means off line), among those that count where any of them is there."""
+    """The hottest online zone (-256 °C means offline), of the `wanted` zones where there is any of them."""
     found: dict[str, float] = {}
     for name, zone in zones.items():
         value = zone.get("temp") if isinstance(zone, Mapping) else None
@@ -105,7 +106,7 @@ def parse_temperatures(zones: Mapping[str, Any], wanted: frozenset[str], taken_s
 
 
 def parse_power(power: Mapping[str, Any], taken_s: float) -> Reading:
-    """Board power: jtop's total, in milliwatts (the input rail where the board has one, else the sum of its rails)."""
+    """Board power: jtop's total in mW, which is the input rail where the board has one, else the sum of its rails."""
     total = power.get("tot", {})
     value = total.get("power") if isinstance(total, Mapping) else None
     if not isinstance(value, int | float) or not 0 < value <= 1000.0 * HIGHEST_W:
@@ -114,7 +115,7 @@ def parse_power(power: Mapping[str, Any], taken_s: float) -> Reading:
 
 
 def parse_nvmap(memory: Mapping[str, Any], taken_s: float) -> Reading:
-    """Memory that the GPU holds: jtop's `shared`, in kibibytes, is NvMapMemUsed."""
+    """Memory that the GPU holds: jtop's `shared` is NvMapMemUsed in KiB."""
     ram = memory.get("RAM", {})
     value = ram.get("shared") if isinstance(ram, Mapping) else None
     if not isinstance(value, int | float) or value < 0:

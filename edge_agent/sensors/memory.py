@@ -1,7 +1,7 @@
-"""Memory: what is available, what presses, what a process really holds, and what a cgroup allows.
+"""Memory: available bytes, pressure, the bytes of a process, and the limit of a control group.
 
-MemAvailable is the figure to admit by: `free` counts page cache as used, RSS counts shared pages twice. Page sizes
-differ between boards (16 KiB on a Pi 5), so nothing here is in pages.
+Admission uses MemAvailable: `MemFree` does not count the page cache that the kernel would drop, and RSS counts shared
+pages once per process. Page sizes differ between boards (16 KiB on a Pi 5), so nothing is returned in pages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEMINFO_KEYS = {
     "swap_free": "SwapFree",
 }
 NO_LIMIT_BYTES = float(1 << 60)
-"""cgroup v1 writes 'no limit' as the largest multiple of a page."""
+"""cgroup v1 writes 'no limit' as the largest multiple of the page size below 2^63."""
 
 
 def daemon_bytes() -> int | None:
@@ -33,7 +33,7 @@ def daemon_bytes() -> int | None:
 
 
 def parse_meminfo(text: str) -> dict[str, float]:
-    """Bytes by name of /proc/meminfo (and of smaps_rollup, which looks alike); lines in other units are left out."""
+    """Bytes by name in /proc/meminfo, or in smaps_rollup, which has the same format; other lines are ignored."""
     return {name: float(kib) * KIB for name, kib in re.findall(r"^([\w()]+):[ \t]*(\d{1,16}) kB$", text, re.MULTILINE)}
 
 
@@ -58,22 +58,22 @@ VMSTAT_KEYS = {
     "swapped_in": ("pswpin",),
     "refaults": ("workingset_refault_file", "workingset_refault"),
 }
-"""Kernels before 5.9 do not tell refaults of files from those of anonymous memory."""
+"""Kernels before 5.9 count refaults of files and of anonymous memory together."""
 _VMSTAT = re.compile(
     rf"^({'|'.join(name for names in VMSTAT_KEYS.values() for name in names)}) (\d{{1,19}})$", re.MULTILINE
 )
 
 
 def parse_vmstat(text: str) -> dict[str, float]:
-    """Counts since boot by name of /proc/vmstat, those of `VMSTAT_KEYS` alone."""
+    """Counts since boot by name in /proc/vmstat, only those of `VMSTAT_KEYS`."""
     return {name: float(count) for name, count in _VMSTAT.findall(text)}
 
 
 def read_faults(root: Path, taken_s: float) -> dict[str, Reading]:
-    """Counts since boot whose growth shows thrashing, on kernels without PSI too.
+    """Counts since boot whose growth shows thrashing, also on kernels without PSI.
 
-    `major_faults`: page faults that had to wait for the disk, a file's first reading included; `swapped_in`: pages that
-    came back from swap; `refaults`: pages of files that were dropped not long ago and are read again.
+    `major_faults`: page faults that waited for the disk, including the first read of a file. `swapped_in`: pages read
+    from swap. `refaults`: pages of files that were dropped recently and read again.
     """
     path = str(root / "proc/vmstat")
     text, reason = read_text(path)
@@ -89,13 +89,15 @@ def read_faults(root: Path, taken_s: float) -> dict[str, Reading]:
 
 
 def parse_pressure(text: str) -> dict[str, float]:
-    """Percent of the last 10 s in which 'some' or all ('full') tasks waited for memory."""
+    """Percent of the last 10 s in which some ('some') or all ('full') tasks waited for memory."""
     found = re.findall(r"^(some|full) avg10=(\d{1,3}(?:\.\d{1,4})?) ", text, re.MULTILINE)
     return {kind: float(value) for kind, value in found}
 
 
 def read_pressure(root: Path, taken_s: float) -> dict[str, Reading]:
-    """`memory_pressure_some` and `memory_pressure_full`, percent over 10 s. Raspberry Pi OS needs `psi=1` for them."""
+    """`memory_pressure_some` and `memory_pressure_full` in percent over 10 s; Raspberry Pi OS needs `psi=1` to boot
+    with.
+    """
     path = str(root / "proc/pressure/memory")
     text, reason = read_text(path)
     table = parse_pressure(text or "")
@@ -110,12 +112,12 @@ def read_pressure(root: Path, taken_s: float) -> dict[str, Reading]:
 
 
 def read_pss(root: Path, pid: int, taken_s: float) -> Reading:
-    """Bytes of a process, shared pages divided among those who share them (PSS)."""
+    """Bytes of a process, with shared pages divided among the processes that share them (PSS)."""
     return read_held(root, pid, taken_s)["pss"]
 
 
 def read_held(root: Path, pid: int, taken_s: float) -> Mapping[str, Reading]:
-    """Bytes of a process: `pss`, and `mapped`, the part of it that is mapped from files (from kernel 5.4 on)."""
+    """Bytes of a process: `pss`, and `mapped`, its part that is mapped from files (kernel 5.4 and later)."""
     source = f"pss of {pid}"
     path = str(root / f"proc/{pid}/smaps_rollup")
     text, reason = read_text(path)
@@ -130,26 +132,26 @@ def read_held(root: Path, pid: int, taken_s: float) -> Mapping[str, Reading]:
 
 
 def parse_cgroup(text: str) -> tuple[str | None, str | None]:
-    """The paths of /proc/<pid>/cgroup: (unified hierarchy, version 1 memory controller), None where there is none."""
+    """The paths in /proc/<pid>/cgroup: (unified hierarchy, version 1 memory controller); None where there is none."""
     unified = re.search(r"^0::(/.*)$", text, re.MULTILINE)
     memory = re.search(r"^\d+:(?:\w+,)*memory(?:,\w+)*:(/.*)$", text, re.MULTILINE)
     return (unified[1] if unified else None, memory[1] if memory else None)
 
 
 def parse_limit(text: str) -> float | None:
-    """Bytes of memory.max or memory.limit_in_bytes; None for 'max' and for version 1's huge figure."""
+    """Bytes in memory.max or memory.limit_in_bytes; None without a limit."""
     value = parse_number(text.strip())
     return None if value is None or value >= NO_LIMIT_BYTES else value
 
 
 def parse_reclaimable(text: str) -> float:
-    """Bytes of memory.stat that the kernel drops when it must: file pages that nobody used of late."""
+    """Bytes in memory.stat that the kernel can drop: file pages that were not used recently."""
     found = re.search(r"^(?:total_)?inactive_file (\d{1,19})$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
 def read_cgroup(root: Path, taken_s: float, pid: str = "self") -> Mapping[str, Reading]:
-    """`cgroup_limit`, the tightest limit above the process, and `cgroup_used` there without reclaimable file cache."""
+    """`cgroup_limit`: lowest limit of the process's groups; `cgroup_used`: bytes there without reclaimable cache."""
     text, reason = read_text(str(root / f"proc/{pid}/cgroup"))
     unified, version1 = parse_cgroup(text or "")
     tops = (
@@ -176,7 +178,7 @@ def read_cgroup(root: Path, taken_s: float, pid: str = "self") -> Mapping[str, R
 
 
 def _upwards(top: Path, path: str | None) -> list[str]:
-    """The cgroup's folder and all above it; a path that escapes (seen from another namespace) leaves only the top."""
+    """The group's folder and its parents; only the top for a path that leaves it (seen from another namespace)."""
     if path is None:
         return []
     parts = [part for part in path.split("/") if part]
@@ -195,8 +197,11 @@ def _used(folder: str, name: str, taken_s: float) -> Reading:
 
 
 def memory_controller(root: Path) -> bool:
-    """True when the kernel enforces memory limits. Stock Raspberry Pi OS boots with `cgroup_disable=memory`: then
-    systemd's MemoryMax does nothing. Since kernel 6.12 only `cgroup.controllers` tells, not /proc/cgroups."""
+    """Whether the kernel enforces memory limits.
+
+    Stock Raspberry Pi OS boots with `cgroup_disable=memory`, and systemd's MemoryMax then has no effect. From kernel
+    6.12 on only `cgroup.controllers` shows it, and /proc/cgroups no longer does.
+    """
     controllers = read_text(str(root / "sys/fs/cgroup/cgroup.controllers")).text
     if controllers is not None:
         return "memory" in controllers.split()

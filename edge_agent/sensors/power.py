@@ -1,8 +1,9 @@
-"""Board power: rails of a Jetson's INA3221, or the PMIC of a Raspberry Pi 5. Other boards have no sensor and no figure.
+"""Board power: the INA3221 rails of a Jetson, or the PMIC of a Raspberry Pi 5. Other boards have no sensor.
 
 INA3221: P = V * I per rail. The total is the input rail where the board has one, else the sum of its rails.
-PMIC: the firmware's `pmic_read_adc` gives volts and amperes of 12 rails but not of the 5 V rail (USB, HAT, fan). The
-board's input is fitted: P = 1.1451 * sum(V * I) + 0.5879 W (jfikar/RPi5-power, one board; take it as +-10 %).
+PMIC: the firmware command `pmic_read_adc` returns volts and amperes of 12 rails, without the 5 V rail (USB, HAT, fan).
+The power at the board's input is fitted: P = 1.1451 * sum(V * I) + 0.5879 W (jfikar/RPi5-power, measured on one board;
+assume an error of 10 %).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from edge_agent.base.reading import Reading, unavailable
 from edge_agent.sensors.files import read_number, read_text
 
 Gencmd = Callable[[str], str]
-"""Asks the Raspberry Pi's firmware; raises OSError. See `sensors.vcio`."""
+"""Sends a command to the Raspberry Pi's firmware and returns its answer; raises OSError. See `sensors.vcio`."""
 
 PMIC_SLOPE = 1.1451
 PMIC_OFFSET_W = 0.5879
 INPUT_RAILS = ("POM_5V_IN", "VDD_IN")
 HIGHEST_W = 200.0
-"""No board here takes more; a larger product is a misread register."""
+"""No listed board takes more; a larger value is a misread register."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rail:
-    """Where one rail is read: `power_mw`, or else the product of `voltage_mv` and `current_ma`."""
+    """The files of one rail: `power_mw`, or `voltage_mv` and `current_ma`, whose product is used."""
 
     name: str
     power_mw: str | None
@@ -36,7 +37,7 @@ class Rail:
 
 
 def parse_pmic(text: str) -> dict[str, float]:
-    """Watts per rail of `pmic_read_adc`; a rail counts when both its ampere and its volt line are there."""
+    """Watts per rail in the answer to `pmic_read_adc`; rails without a line for both amperes and volts are ignored."""
     lines = re.findall(
         r"^\s*(\w{1,32})_([AV]) (?:current|volt)\(\d+\)=(\d{1,6}(?:\.\d{1,12})?)[AV]\s*$", text, re.MULTILINE
     )
@@ -46,7 +47,7 @@ def parse_pmic(text: str) -> dict[str, float]:
 
 
 def pmic_board_w(rails: Mapping[str, float]) -> float:
-    """Watts at the board's input, fitted from the rails (source above)."""
+    """Watts at the board's input, by the fit in the module docstring."""
     return PMIC_SLOPE * sum(rails.values()) + PMIC_OFFSET_W
 
 
@@ -64,7 +65,7 @@ def read_pmic(gencmd: Gencmd, taken_s: float) -> Reading:
 
 
 def find_rails(root: Path) -> tuple[Rail, ...]:
-    """The INA3221 rails of a Jetson, without those that are not connected ('NC') and the chip's own sum channel."""
+    """The INA3221 rails of a Jetson, without unconnected ones ('NC') and the sum channel of the chip."""
     drivers = root / "sys/bus/i2c/drivers"
     return (*_iio_rails(drivers / "ina3221x"), *_hwmon_rails(drivers / "ina3221"))
 
@@ -113,12 +114,12 @@ def read_rail(rail: Rail, taken_s: float) -> Reading:
 
 
 def read_rails(rails: tuple[Rail, ...], taken_s: float) -> dict[str, Reading]:
-    """Every rail's watts by its name."""
+    """Watts of every rail by its name."""
     return {rail.name: read_rail(rail, taken_s) for rail in rails}
 
 
 def board_power(rails: Mapping[str, Reading], taken_s: float) -> Reading:
-    """The whole board: its input rail, else the sum of all rails, which needs every one of them."""
+    """Power of the whole board: its input rail, else the sum of all rails, of which none may be missing."""
     for name in INPUT_RAILS:
         if name in rails:
             rail = rails[name]

@@ -1,7 +1,7 @@
-"""One round over all sensors of a board. Implements `agent.ports.Sensors`.
+"""Samples all sensors of a board. Implements `agent.ports.Sensors`.
 
-The places are searched once (and again after one was lost, since drivers come late and hwmon numbers move); a round
-then only reads files. It owns no clock: the caller hands one in.
+The paths are searched once, and again after a sensor was lost, because drivers may load late and hwmon numbers change.
+A sample then only reads files. This module owns no clock: the caller passes one in.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from edge_agent.sensors.boards import Board, read_board
 from edge_agent.sensors.jtop import JtopSource
 
 SEARCH_AGAIN_S = 60.0
-"""A lost sensor is searched for at most this often; a search lists folders and takes some milliseconds."""
+"""Shortest time between two searches; a search lists folders and takes some milliseconds."""
 
 FOUND = ("temperature", "throttle", "power", "fan")
-"""Whose places are searched for; a driver that is loaded anew puts them under other names."""
+"""Readings whose paths are searched again when they are lost: a driver that is loaded again gets other paths."""
 
 
 class SensorSuite:
-    """The sensors under `root` (normally /). `sample()` reads them all and never raises."""
+    """The sensors under `root` (normally /). `sample` reads all of them and never raises."""
 
     def __init__(
         self, root: Path, clock_s: Callable[[], float], gencmd: power.Gencmd | None = None, jtop: bool = False
     ) -> None:
-        """`clock_s`: monotonic seconds; `gencmd`: asks a Raspberry Pi's firmware (None: by its device under `root`);
-        `jtop`: ask that service, too, by its socket under `root`; whoever owns threads keeps `jtop` open."""
+        """`clock_s` returns monotonic seconds. `gencmd`: see `sensors.power` (None: use the device under `root`).
+        `jtop`: also read the jtop service by its socket under `root`; the caller keeps `self.jtop` open in a thread.
+        """
         self._root = root
         self._clock_s = clock_s
         self._given_gencmd = gencmd
@@ -41,12 +42,12 @@ class SensorSuite:
     def sample(self) -> Mapping[str, Reading]:
         """One reading per key.
 
-        Always there: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
+        Always present: temperature, throttle, over_current, power, ram_total, ram_available, swap_total, swap_free,
         major_faults, swapped_in, refaults, memory_pressure_some, memory_pressure_full, cgroup_limit, cgroup_used,
-        cpu_clock (the real one), cpu_clock_requested, fan, fan_rpm.
-        Where the board has them: temperature_<zone>, temperature_second (another way to the same figure),
-        temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop,
-        nvmap_jtop, which stand in for what sysfs does not show, and are the second temperature.
+        cpu_clock (the real clock), cpu_clock_requested, fan, fan_rpm.
+        Where the board has them: temperature_<zone>, temperature_second (a second source of the temperature),
+        temperature_firmware, temperature_pmic, power_<rail>, nvmap_used; with jtop temperature_jtop, power_jtop and
+        nvmap_jtop, which replace what sysfs does not show and are the second temperature.
         """
         now_s = self._clock_s()
         readings: dict[str, Reading] = {}
@@ -77,9 +78,9 @@ class SensorSuite:
         return readings
 
     def sample_memory(self) -> Mapping[str, Reading]:
-        """The part of `sample()` that tells how much memory there is: four small files, quick enough for any moment.
+        """The memory readings of `sample`: four small files, fast enough to be read at any time.
 
-        Where the kernel has no pressure figures, the counts that stand in for them are among it.
+        Includes the fault counts where the kernel has no PSI.
         """
         now_s = self._clock_s()
         pressure = memory.read_pressure(self._root, now_s)
@@ -88,11 +89,11 @@ class SensorSuite:
         return {**memory.read_meminfo(self._root, now_s), **pressure, **memory.read_cgroup(self._root, now_s)}
 
     def sample_power(self) -> Reading:
-        """The part of `sample()` that is the whole board's power, for who asks many times a second."""
+        """The board's power alone, for callers that ask many times a second."""
         return self._power(self._clock_s())["power"]
 
     def process_bytes(self, pid: int) -> Mapping[str, Reading]:
-        """What a process holds: `pss`, and `mapped`, the part from files. The kernel walks all its pages for it."""
+        """Bytes of a process: `pss`, and `mapped`, its part from files. Slow: the kernel walks all its pages."""
         return memory.read_held(self._root, pid, self._clock_s())
 
     def _search(self) -> None:
@@ -117,7 +118,7 @@ class SensorSuite:
 
 
 def _stand_in(readings: dict[str, Reading], jtop: Mapping[str, Reading]) -> None:
-    """jtop's readings under their own names, and for what is missing."""
+    """Add jtop's readings under their own names, and in the place of missing ones."""
     readings.update(jtop)
     for key, other in (("temperature", "temperature_jtop"), ("power", "power_jtop"), ("nvmap_used", "nvmap_jtop")):
         known = readings.get(key)

@@ -1,4 +1,4 @@
-"""Temperatures from the kernel's thermal zones. The zone numbers change from boot to boot: zones go by their type."""
+"""Temperatures from the kernel's thermal zones, identified by their type: zone numbers change between boots."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edge_agent.sensors.files import parse_number, read_text
 
 COLDEST_C = -40.0
 HOTTEST_C = 130.0
-"""Silicon that runs Linux is between these; −256 (jtop for 'off') and −274 are not temperatures."""
+"""Plausible temperatures of a running processor. −256 °C (jtop: sensor off) and −274 °C are not."""
 
 CONSTANT_ZONES = frozenset({"PMIC-Die", "PMIC-therm"})
-"""The Jetson Nano's PMIC zone says 100 degrees for ever."""
+"""The PMIC zone of a Jetson Nano always reads 100 °C."""
 
 
 def parse_temp(text: str) -> float | str:
-    """Degrees Celsius of a zone's `temp` (millidegrees), or the reason why they cannot be believed."""
+    """°C of a zone's `temp` file, which is in millidegrees, or why the value is implausible."""
     millidegrees = parse_number(text.strip())
     if millidegrees is None:
         return f"{text[:40]!r} is not a temperature"
@@ -30,7 +30,7 @@ def parse_temp(text: str) -> float | str:
 
 
 def find_zones(root: Path) -> dict[str, str]:
-    """Zone type -> path of its `temp` file, without zones that only repeat a constant."""
+    """Path of the `temp` file by zone type, without zones that always read the same."""
     zones: dict[str, str] = {}
     for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         kind = read_text(str(folder / "type")).text
@@ -40,7 +40,7 @@ def find_zones(root: Path) -> dict[str, str]:
 
 
 def find_hwmon_temps(root: Path) -> dict[str, str]:
-    """The processor's hwmon temperatures, for machines without thermal zones."""
+    """Paths of the processor's hwmon temperatures by name, for machines without thermal zones."""
     names = {"cpu_thermal", "coretemp", "k10temp", "soc_thermal"}
     found: dict[str, str] = {}
     for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
@@ -67,9 +67,9 @@ def read_zones(zones: Mapping[str, str], taken_s: float) -> dict[str, Reading]:
 
 
 def governing(zones: Mapping[str, Reading], board: Board, taken_s: float) -> Reading:
-    """The temperature that counts: the hottest of the board's zones that has a value; its source names the zone.
+    """The hottest of the board's zones that has a value; its source names the zone.
 
-    On an unknown board every zone counts. When none has a value the reason names the first one's.
+    On an unknown board all zones are used. Without any value the reason is that of the first zone.
     """
     counted = [zones[kind] for kind in board.zones if kind in zones] if board.zones else list(zones.values())
     hottest = _hottest(counted)
@@ -83,7 +83,7 @@ def governing(zones: Mapping[str, Reading], board: Board, taken_s: float) -> Rea
 
 
 def parse_measured(text: str) -> float | str:
-    """Degrees Celsius of the Raspberry Pi firmware's `measure_temp` ("temp=48.3'C"), or why they cannot be believed."""
+    """°C in the firmware's answer to `measure_temp` ("temp=48.3'C"), or why the value is implausible."""
     found = re.fullmatch(r"temp=(-?\d{1,3}(?:\.\d{1,3})?)'C", text.strip())
     if found is None:
         return f"{text[:40]!r} is not a temperature"
@@ -91,7 +91,7 @@ def parse_measured(text: str) -> float | str:
 
 
 def read_firmware(gencmd: Callable[[str], str], taken_s: float) -> dict[str, Reading]:
-    """`temperature_firmware`, the processor as its firmware sees it; `temperature_pmic`, the power chip beside it."""
+    """`temperature_firmware`: the processor by the firmware; `temperature_pmic`: the power chip beside it."""
     found: dict[str, Reading] = {}
     for key, command in (("temperature_firmware", "measure_temp"), ("temperature_pmic", "measure_temp pmic")):
         source = f"firmware {command}"
@@ -108,10 +108,10 @@ def read_firmware(gencmd: Callable[[str], str], taken_s: float) -> dict[str, Rea
 
 
 def second_source(first: Reading, firmware: Mapping[str, Reading]) -> Reading | None:
-    """What may contradict `first`, or stand in for it when it is lost; None where there is nothing.
+    """A second source of the temperature `first`; None without one.
 
-    The firmware reads the same die by another way. The power chip lies beside it and is cooler under load: it cannot
-    stand in, but where it is the hotter one the die's figure is wrong.
+    The firmware reads the same die in another way. The power management chip is cooler than the processor under load,
+    so it cannot replace `first`; but if it is the hotter one, `first` is wrong.
     """
     die, beside = firmware.get("temperature_firmware"), firmware.get("temperature_pmic")
     if die is not None and die.value is not None:

@@ -1,8 +1,8 @@
-"""Raspberry Pi's throttle word, decoded; Jetson's over-current counters.
+"""The Raspberry Pi's throttle word, decoded; the over-current counters of a Jetson.
 
-The word comes from sysfs (hex without 0x; the kernel refreshes it every 2 s) or, where a kernel has no such file, from
-the firmware's mailbox (`get_throttled`, 0x...). Without either the hwmon alarm tells under-voltage alone.
-Bits: raspberrypi/documentation, get_throttled. Bits 16-19 repeat bits 0-3 as 'has happened since boot'.
+The word comes from sysfs (hexadecimal without 0x; the kernel refreshes it every 2 s) or, on kernels without that file,
+from the firmware's mailbox (`get_throttled`, 0x...). Without either the hwmon alarm reports under-voltage only.
+Bits: Raspberry Pi documentation, get_throttled. Bits 16 to 19 mean that bits 0 to 3 have been set since boot.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ UNDER_VOLTAGE_NOW = 1
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """The word in words: what holds now, and what has happened since boot."""
+    """The decoded word: the flags that are set now, and those that have been set since boot."""
 
     now: tuple[str, ...]
     since_boot: tuple[str, ...]
 
 
 def decode(word: int) -> Throttle:
-    """The flags of a throttle word; bits without a known meaning are left out."""
+    """Decode a throttle word; bits without a known meaning are ignored."""
     now = tuple(name for bit, name in FLAGS.items() if word >> bit & 1)
     since_boot = tuple(name for bit, name in FLAGS.items() if word >> (bit + SINCE_BOOT_SHIFT) & 1)
     return Throttle(now, since_boot)
 
 
 def parse_word(text: str) -> int | None:
-    """The word from '50005' (sysfs), '0x50005' or 'throttled=0x50005' (get_throttled); None when it is none of them."""
+    """The word in '50005' (sysfs), '0x50005' or 'throttled=0x50005' (get_throttled); None for any other text."""
     found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", text.strip())
     return int(found[1], 16) if found else None
 
@@ -54,7 +54,7 @@ def find_throttled(root: Path) -> str | None:
 
 
 def find_under_voltage(root: Path) -> str | None:
-    """The hwmon alarm 'under-voltage within the last 2 s', for kernels without the word."""
+    """The file of the hwmon alarm 'under-voltage within the last 2 s', for kernels without the word."""
     for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if read_text(str(folder / "name")).text == "rpi_volt":
             return str(folder / "in0_lcrit_alarm")
@@ -62,16 +62,16 @@ def find_under_voltage(root: Path) -> str | None:
 
 
 def find_over_current(root: Path) -> tuple[str, ...]:
-    """Jetson's counters of over-current (often under-voltage) events, oc1..3_event_cnt."""
+    """The files of a Jetson's counters of over-current (often under-voltage) events, oc1 to 3_event_cnt."""
     return tuple(str(path) for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")))
 
 
 def read_throttled(
     word_path: str | None, alarm_path: str | None, taken_s: float, gencmd: Gencmd | None = None
 ) -> Reading:
-    """The throttle word as a reading of unit 'flags'; the alarm alone tells bit 0 only, and its source says so.
+    """The throttle word as a reading of unit 'flags'; from the alarm only bit 0, and its source says so.
 
-    A word that cannot be read where it should be is a reading without a value, unless another way tells it.
+    Tried in order: the file, the firmware, the alarm. The reading has no value if none of them has one.
     """
     word: Reading | None = None
     if word_path is not None:
@@ -109,7 +109,7 @@ def _word(text: str | None, reason: str, place: str, source: str, taken_s: float
 
 
 def read_over_current(paths: tuple[str, ...], taken_s: float) -> Reading:
-    """The sum of the over-current counters; an alert is its growth, not its height."""
+    """The sum of the over-current counters since boot; an increase means an event."""
     total = 0.0
     for path in paths:
         value, reason = read_number(path)

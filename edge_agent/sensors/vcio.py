@@ -1,8 +1,8 @@
-"""Asking the Raspberry Pi's firmware a text command through its mailbox device, as `vcgencmd` does, without a process.
+"""Sends text commands to the Raspberry Pi's firmware through its mailbox device, as `vcgencmd` does, without a process.
 
-Message layout and ioctl number: raspberrypi/utils, vcgencmd.c (property tag 0x00030080, a buffer of 1024 bytes).
-The device belongs to the group `video`. Mainline kernels have none; then sysfs is all there is. A simulated board has a
-folder in the device's place, with one answer per file, named like the command.
+Message layout and ioctl number: raspberrypi/utils, vcgencmd.c (property tag 0x00030080, a buffer of 1024 bytes). The
+device belongs to the group `video`. Mainline kernels have no such device; there sysfs is the only source. A simulated
+board has a folder in place of the device, with one answer per file, named like the command.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def decode(message: bytes | bytearray) -> tuple[int, str]:
 
 
 def find_gencmd(root: Path) -> Gencmd | None:
-    """A function that asks the firmware, or None where there is no device. It raises OSError when it is refused."""
+    """A function that sends a command and returns the answer; None without a device. It raises OSError on a refusal."""
     path = next((str(root / device) for device in DEVICES if (root / device).exists()), None)
     if path is None:
         return None
@@ -69,7 +69,7 @@ def find_gencmd(root: Path) -> Gencmd | None:
 
 
 def _answers(folder: Path) -> Gencmd:
-    """A simulated firmware: it refuses what it has no answer to, as the real one does an unknown command."""
+    """A simulated firmware; it refuses a command without a file, as the real one refuses an unknown command."""
 
     def gencmd(command: str) -> str:
         text, reason = read_text(str(folder / command))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_agent.base.causes import DeathCause
-from edge_agent.core.grammar_bans import BAN_S, DEATHS_FOR_ALL, CLIENTS_KEPT, GrammarBans, brings_program, by_itself
+from edge_agent.core.grammar_bans import BAN_S, CLIENTS_KEPT, DEATHS_FOR_ALL, GrammarBans, brings_program, by_itself
 
 
 @pytest.mark.parametrize(
