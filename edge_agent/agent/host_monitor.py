@@ -93,7 +93,9 @@ class HostMonitor:
         return FaultCounts(faults, swapped, self.reading("refaults").value)
 
     def process_bytes(self, pid: int) -> tuple[int, int] | None:
-        """(PSS of a process, its part that is mapped from files) in bytes; the second is 0 where the kernel has no figure."""
+        """(PSS of a process, its part that is mapped from files) in bytes; the second is 0 where the kernel has no
+        figure.
+        """
         held = self._sensors.process_bytes(pid)
         pss, mapped = held["pss"].value, held["mapped"].value
         return None if pss is None else (int(pss), int(mapped or 0.0))
@@ -108,7 +110,7 @@ class HostMonitor:
         return grant.unlimited_rows or grant.max_rows
 
     def worker_limits(self) -> StepLimits:
-        """The limits granted now; `busy_permille` is the duty share of each active generator in permille (0: no step)."""
+        """The limits granted now; `busy_permille`: duty share of each active generator in permille (0: no step)."""
         grant = self._context.grant
         share = self._context.duty_cycle.set_generator_share(grant, self._context.clock.monotonic_s())
         # At least 1: a share that rounds to 0 would stop the generator.

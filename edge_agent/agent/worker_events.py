@@ -15,7 +15,7 @@ from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
-from edge_agent.core.grammar_bans import brings_program, by_itself
+from edge_agent.core.grammar_bans import died_computing, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
 from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobFailed, TextChunk
@@ -74,7 +74,7 @@ class WorkerEventHandler:
         served.leave(job)
         served.lifecycle.answered()
         if isinstance(event, JobFailed) and event.costly:
-            served.grammar_bans.note(job.key[0], now_s)
+            served.grammar_bans.ban(job.key[0], now_s)
         if job.state is JobState.RUNNING:  # else it was answered meanwhile: cancelled, or too late
             self._answer(served, job, event, now_s)
 
@@ -106,12 +106,12 @@ class WorkerEventHandler:
         now_s = self._context.clock.monotonic_s()
         evicted = served.lifecycle.state is ModelState.EVICTING
         jobs = list(served.running.values())
-        programs = [job for job in jobs if by_itself(death.cause) and brings_program(job.params)]
+        programs = [job for job in jobs if died_computing(death.cause) and has_grammar(job.params)]
         quarantined = served.worker_died(now_s, self._quarantine_deaths, requests_fault=bool(programs))
         if programs and not evicted:
-            served.grammar_bans.count(now_s)
+            served.grammar_bans.record_death(now_s)
             if len(programs) == 1:  # of several it cannot be told which one it was: no client is banned then
-                served.grammar_bans.note(programs[0].key[0], now_s)
+                served.grammar_bans.ban(programs[0].key[0], now_s)
         self._context.announce(
             "worker-died", f"model {served.name!r}: {death.reason}", {"model": served.name, "jobs": len(jobs)}
         )

@@ -22,12 +22,12 @@ CLIENTS_KEPT = 64
 GRAMMAR_PARAMS = ("grammar", "json_schema")
 
 
-def brings_program(params: Mapping[str, object]) -> bool:
+def has_grammar(params: Mapping[str, object]) -> bool:
     """Whether a request's parameters contain a grammar or a JSON schema."""
     return any(name in params for name in GRAMMAR_PARAMS)
 
 
-def by_itself(cause: DeathCause) -> bool:
+def died_computing(cause: DeathCause) -> bool:
     """Whether a worker that ended for this cause was ended by what it computed, and not from outside."""
     return cause in {DeathCause.CRASHED, DeathCause.HUNG}
 
@@ -39,18 +39,18 @@ class GrammarBans:
         self._until_s: dict[str, float] = {}
         self._deaths_s: deque[float] = deque(maxlen=DEATHS_FOR_ALL)
 
-    def count(self, now_s: float) -> None:
+    def record_death(self, now_s: float) -> None:
         """A worker ended with at least one grammar inside."""
         self._deaths_s.append(now_s)
 
-    def note(self, client: str, now_s: float) -> None:
+    def ban(self, client: str, now_s: float) -> None:
         """Ban a client: its grammar was the only one inside a worker that ended, or it cost too much."""
         self._until_s.pop(client, None)
         self._until_s[client] = now_s + BAN_S
         while len(self._until_s) > CLIENTS_KEPT:
             del self._until_s[next(iter(self._until_s))]
 
-    def left_s(self, client: str, now_s: float) -> float:
+    def banned_s(self, client: str, now_s: float) -> float:
         """Seconds until grammars of this client are accepted again; 0 when they are now."""
         all_s = self._deaths_s[0] + BAN_S if len(self._deaths_s) == DEATHS_FOR_ALL else now_s
         return max(0.0, self._until_s.get(client, now_s) - now_s, all_s - now_s)
