@@ -1,11 +1,15 @@
-"""Adapters in the form of a graph's bank inputs: read from files, kept resident, copied into bank positions.
+"""The adapter bank of an encoder's graph: unmerged LoRA adapters as arrays for the graph's bank inputs.
 
-The graph says in its metadata (`edge.bank`) which adapter tensors go to which inputs. A batch is given, per input, one
-of three arrays, all bound by pointer and never copied per run:
-  base alone      arrays of the least rank: the branch costs next to nothing
+The graph's metadata (`edge.bank`) says which adapter tensors go to which inputs. A batch binds, per input, one of three
+arrays; each is bound by pointer and not copied per run:
+  base alone      arrays of rank 1 (`BankSite.least_rank`), so that the LoRA branch costs little
   one adapter     that adapter's own arrays, first axis 1: the graph broadcasts them
-  several         a window of the bank, one position per row (`bank.py` says which)
-numpy is imported when a bank is made.
+  several         a window of the bank, one position per row (`PositionalCache`)
+
+The bank has a fixed number of positions, and each holds one adapter. A mixed batch of n rows gets n adjacent positions
+(a view, no copy), and its rows are put in the order in which those positions hold their adapters. Only a row whose
+adapter is not in the window costs a write. Popular adapters therefore come to hold several positions, and the positions
+that have not been used for longest are overwritten first (docs/decisions/0034). numpy is imported when a bank is made.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ ADAPTER_BYTES = 256 * 1024 * 1024
 
 
 class BankSite(NamedTuple):
-    """Bank inputs of the modules that share one product: A input, one B input per module, sizes."""
+    """Bank inputs of the modules that share one product x*A: the input of A, one input of B per module, and sizes."""
 
     a: str
     b: tuple[str, ...]
@@ -39,7 +43,7 @@ class BankSite(NamedTuple):
 
 
 class BankSpec(NamedTuple):
-    """What a banked graph takes."""
+    """The bank inputs of a graph, and the largest adapter that fits: rank, labels, hidden size."""
 
     rank: int
     max_labels: int
@@ -57,7 +61,7 @@ class ResidentAdapter(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """What a batch binds: arrays by input name, and the row order (`order[i]` is the request row at batch row i)."""
+    """What a batch binds: arrays by input name, and the row order (batch row i is request row `order[i]`)."""
 
     arrays: dict[str, Any]
     order: tuple[int, ...]
@@ -139,7 +143,7 @@ def _head(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource) -> dic
 
 
 def _site(tensors: dict[str, Any], site: BankSite, rank_max: int, arrays: dict[str, Any], source: AdapterSource) -> int:
-    """Lay one site's modules into bank form; returns the site's rank (the least when the adapter leaves it alone)."""
+    """Put one site's modules into bank form; returns its rank (the least one where the adapter has no such module)."""
     import numpy
 
     pairs = [_pair(tensors, module, site.d_in, site.d_out[i], source) for i, module in enumerate(site.modules)]
@@ -160,7 +164,7 @@ def _site(tensors: dict[str, Any], site: BankSite, rank_max: int, arrays: dict[s
 
 
 def _filled(b: Any, rank: int, d_out: int) -> Any:
-    """B [1, rank, d_out], the file's own memory where it already has that form, else filled up with zeros."""
+    """B [1, rank, d_out], a view of the file's array where it has that form already, else padded with zeros."""
     import numpy
 
     if b is not None and b.shape[0] == rank and b.flags.c_contiguous and b.flags.aligned:
@@ -198,7 +202,7 @@ class Placement(NamedTuple):
 
 
 class PositionalCache:
-    """What each position holds, and when it was last used (a count of batches, no clock)."""
+    """Which adapter each position holds, and in which batch it was last used. Pure; it counts batches, not time."""
 
     def __init__(self, positions: int) -> None:
         self._holds: list[str | None] = [None] * positions
@@ -228,7 +232,7 @@ class PositionalCache:
         return plan
 
     def forget(self, adapter: str) -> None:
-        """Positions with this adapter hold nothing any more (it was detached, or replaced by another version)."""
+        """Mark the positions that hold this adapter as empty (it was detached, or replaced by another version)."""
         for position, held in enumerate(self._holds):
             if held == adapter:
                 self._holds[position] = None
@@ -285,7 +289,7 @@ class AdapterBank:
         self._resident[source.name] = adapter
         ranks = tuple(map(max, self._ranks, adapter.ranks))
         if ranks != self._ranks:
-            # A larger rank than any before: the bank is laid out anew and filled again as rows come.
+            # A larger rank than any before needs larger bank arrays; they are filled again as rows need them.
             self._ranks, self._bank, self._cache = ranks, None, PositionalCache(self._positions)
         return adapter.size_bytes
 

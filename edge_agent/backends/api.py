@@ -1,4 +1,4 @@
-"""The backend seam: all that a runtime must offer, on one page.
+"""The interface of a backend: all that a runtime must offer.
 
 Encoders and generators have the same shape, a loop that steps. One step of an encoder answers one micro-batch;
 one step of a generator decodes one token for every active sequence. The worker child drives it:
@@ -6,9 +6,9 @@ one step of a generator decodes one token for every active sequence. The worker 
     backend.probe()                      -> Capabilities | Unavailable
     session = backend.load(files, options)
     session.attach(AdapterSource(...))   unmerged LoRA, resident beside others
-    session.submit(SessionJob(...))             any number; each row may use another adapter where mixed_adapters
-    session.step(Limits(...))            -> [Chunk | Done | Failed], empty when nothing came of it
-    session.finish(job_id)               a streamed answer is complete as it stands; interrupt(job_id): hurry the step
+    session.submit(SessionJob(...))      any number; jobs of one batch may use different adapters (mixed_adapters)
+    session.step(Limits(...))            -> [Chunk | Done | Failed], empty where no job got further
+    session.finish(job_id)               end a streamed answer now; interrupt(job_id): end the running step early
     session.close()
 
 A backend never starts threads that outlive `close`, never prints, and raises only the errors of `base.errors`.
@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 
 
 class Capabilities(NamedTuple):
-    """What a runtime can do on this machine; `unchecked` says what could not be found out about it, if anything."""
+    """What a runtime can do on this machine; `unchecked` names what could not be checked, '' if nothing.
+
+    What holds for a runtime on every machine is in `base.runtimes`.
+    """
 
     runtime: str
     version: str
@@ -50,10 +53,10 @@ class AdapterSource(NamedTuple):
 
 
 class SessionJob(NamedTuple):
-    """One request's rows. `rows` are token ids, one list per text; `params` is what the task has for the session.
+    """One request's rows. `rows` are token ids, one list per text; `params` are the task's settings for the session.
 
-    `client`: whose it is; what one client's prompts left in a cache is for that client alone.
-    A generator continues the one row of a job whose params have `max_tokens`; of any other it gives the features.
+    `client`: who sent it; a cached prefix is reused for the same client only. A generator continues the one row of a
+    job whose params have `max_tokens`; for any other job it computes features.
     """
 
     job_id: str
@@ -64,8 +67,8 @@ class SessionJob(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the governor grants a step. `max_rows` bounds a micro-batch or the active sequences. `decode_threads` (0: as
-    the session's options say) are a generator's while it reads no prompt, and never more than `threads`."""
+    """The governor's limits of a step. `max_rows` bounds a micro-batch, or the active sequences. `decode_threads`: a
+    generator's threads while it processes no prompt, at most `threads`; 0: as the session's options say."""
 
     max_rows: int
     threads: int
@@ -115,7 +118,10 @@ class Generated(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A job that this runtime cannot answer; the session stays usable. `costly`: its own program took too much."""
+    """A job that this runtime cannot answer; the session stays usable.
+
+    `costly`: the job's own grammar or schema took too much time or memory.
+    """
 
     job_id: str
     reason: str
@@ -126,7 +132,7 @@ Event = Chunk | Done | Failed
 
 
 class Footprint(NamedTuple):
-    """Measured or, where the runtime does not tell, computed bytes by purpose."""
+    """Bytes by purpose: measured, or computed where the runtime does not tell."""
 
     weights_bytes: int
     adapters_bytes: int
@@ -135,22 +141,23 @@ class Footprint(NamedTuple):
 
 
 class Vocabulary(abc.ABC):
-    """The tokenizer that a model's own file carries."""
+    """The tokenizer in a model's own file."""
 
     context: int
     """Tokens of one sequence, prompt and answer together."""
     chat_template: str | None
-    """The Jinja template that makes a prompt of messages, where there is one."""
+    """The Jinja template that renders messages to a prompt; None where the file has none."""
     special_tokens: Mapping[str, str]
     """Texts by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`) of the special tokens that the model has."""
 
     @abc.abstractmethod
     def encode(self, text: str, begin: bool) -> list[int]:
-        """Token ids of a text in which control tokens may be written out; `begin` puts the model's first token."""
+        """Token ids of a text; control tokens written out in it are encoded as such. `begin`: put bos first, if the
+        model wants it."""
 
     @abc.abstractmethod
     def piece(self, token: int) -> bytes:
-        """The bytes of a token: perhaps only a part of a character; none for a control token."""
+        """The bytes of a token, perhaps a part of a character; empty for a control token."""
 
     @abc.abstractmethod
     def control_in(self, text: str) -> str | None:
@@ -158,23 +165,23 @@ class Vocabulary(abc.ABC):
 
 
 class Session(abc.ABC):
-    """A loaded model. Used by one thread only, save `interrupt`."""
+    """A loaded model. One thread uses it; only `interrupt` may be called from another one."""
 
     sequences = 0
-    """Jobs that may be inside at once, each advancing by itself; 0: jobs are answered a batch at a time."""
+    """A generator's number of sequences decoded at once; 0: an encoder, which answers a batch per step."""
     context = 0
-    """Tokens that each of them may hold; 0: not for this kind of session."""
+    """Tokens of each sequence, prompt and answer together; 0: an encoder."""
 
     def vocabulary(self) -> Vocabulary | None:
         """The model's own tokenizer, or None where its package brings one."""
         return None
 
     def finish(self, job_id: str) -> Done | None:
-        """End a streamed job whose answer is complete as it stands; None when it is not here. No event follows."""
+        """End a streamed job now, with its figures; None when it is not in a sequence. No event follows."""
         return None
 
     def interrupt(self, job_id: str) -> bool:
-        """End the step under way early where it works mainly for that job; True when that was begun. Any thread's."""
+        """End the running step early if it processes that job's prompt; True if so. Callable from any thread."""
         return False
 
     @abc.abstractmethod
@@ -191,7 +198,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def step(self, limits: Limits) -> list[Event]:
-        """Do one unit of work and report what came of it: nothing where no job is queued, or none got anywhere."""
+        """Do one unit of work and return its events; empty where no job is inside or none got further."""
 
     @abc.abstractmethod
     def cancel(self, job_id: str) -> bool:
@@ -203,15 +210,15 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give everything back; the session is unusable afterwards."""
+        """Free everything; the session is unusable afterwards."""
 
 
 class Backend(abc.ABC):
-    """A runtime, as a plug-in. Named by an `edge_agent.backends` entry point."""
+    """A runtime as a plug-in, declared by an entry point of the group `edge_agent.backends`."""
 
     @abc.abstractmethod
     def probe(self) -> Capabilities | Unavailable:
-        """Say what the runtime can do here; never raises because it is absent."""
+        """What the runtime can do here; Unavailable where it is not installed. Raises nothing for that."""
 
     @abc.abstractmethod
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:

@@ -1,7 +1,7 @@
-"""A backend without a runtime: answers follow from the token ids and the adapter's name by arithmetic alone.
+"""A backend without a runtime: its answers are computed from the token ids and the adapter's name.
 
-For the contract suite, the daemon's tests and the trial of an installation without any model. Its options can make it
-slow, fail or die, which no real runtime does on request.
+The contract suite, the daemon's tests and installations without a model use it. Its options make it slow, let a job
+fail, or end the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError
 
 HIDDEN = 8
-# `hold_mib` is memory to take and touch, as weights would.
+# `hold_mib`: MiB to allocate and to touch, as weights would be.
 # `fail_token` and `die_token` are token ids: a row that holds one fails its job, or ends the process.
 DEFAULTS: dict[str, Any] = {
     "max_rows": 16,

@@ -31,7 +31,7 @@ from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
-# threads: 0 means one per core that this process may use. spinning: threads that wait burn power; off on purpose.
+# threads: 0 means one per core that this process may use. spinning: waiting threads poll, which costs power; off.
 # positions: of the adapter bank; 0 means as many as rows. base_id: checked against the graph's own where it has one.
 DEFAULTS: dict[str, Any] = {
     "max_rows": 16,
@@ -174,9 +174,9 @@ class OnnxSession(Session):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # Hardware-specific layouts beyond this level do not pay here and tie a saved graph to a machine.
+        # The next level uses layouts of one CPU type: not faster here, and a saved graph would be tied to that type.
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        # Patterns are kept per input shape for ever: memory would grow with every new length.
+        # Memory patterns are kept per input shape without limit: memory would grow with every new length.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options["spinning"] else "0")
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -246,7 +246,7 @@ class OnnxSession(Session):
         return {name: value[back] for name, value in outputs.items()}
 
     def _compute(self, ids: Any, mask: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """One run with every input and output bound to memory of ours."""
+        """One run with every input and output bound to arrays that this session owns."""
         numpy = _numpy()
         binding = self._session.io_binding()
         given = dict(arrays, input_ids=ids, attention_mask=mask)
@@ -340,7 +340,7 @@ def _share_arena(runtime: Any) -> None:
 
 
 def _errors(runtime: Any) -> tuple[Any, ...]:
-    """What ONNX Runtime raises: its own classes share no base but Exception."""
+    """The exception classes of ONNX Runtime; they share no base class but Exception."""
     state = runtime.capi.onnxruntime_pybind11_state
     names = (
         "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",

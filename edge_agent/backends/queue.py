@@ -1,6 +1,6 @@
-"""The jobs inside a session, in order, and what the next micro-batch takes of them. Pure.
+"""The jobs inside a session in order of arrival, and the rows of the next micro-batch. Pure.
 
-A job is never split, save one that has more rows than a batch may have: that one runs in pieces, one per step.
+Only a job with more rows than a batch may have is split: it runs in pieces, one per step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class JobQueue:
     def take(self, max_rows: int, one_adapter: bool = False) -> list[Piece]:
         """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits.
 
-        With `one_adapter` it ends before the first job with another adapter than the one in front.
+        With `one_adapter` the batch ends before the first job with another adapter than the first one's.
         """
         pieces: list[Piece] = []
         free = max(1, max_rows)

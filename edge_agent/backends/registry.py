@@ -1,7 +1,7 @@
 """Which backends exist: the ones that come with the agent, and plug-ins by the entry point `edge_agent.backends`.
 
-Who may run is not decided here: the operator's `worker.backends` is an allow-list of names, and only a name from there
-ever reaches `create`.
+Which of them may run is the operator's decision: `worker.backends` is an allow-list of names, and only names from it
+are passed to `create`.
 """
 
 from __future__ import annotations

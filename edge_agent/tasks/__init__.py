@@ -1,1 +1,1 @@
-"""What a model is for: tokenise, hand rows to a backend session, shape the answer. Runs in the worker child."""
+"""The tasks of models: tokenise texts, shape a backend's outputs into answers. They run in the worker process."""

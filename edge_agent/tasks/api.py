@@ -1,9 +1,9 @@
-"""What a model is for, as a pair of functions around a backend: texts to rows, outputs to results.
+"""The task of a model: what comes before and after its backend. Texts become rows, outputs become results.
 
     task = registry.build(fields, tokenizer_path, vocabulary)
-    prepared = task.prepare(texts, params)          rows for the session; refuses bad parameters
-    reader = task.reader(prepared, params)          where the answer comes in chunks: what they say so far
-    results = task.answer(outputs, prepared, params)    one plain map per text
+    prepared = task.prepare(texts, params)              rows for the session; refuses bad parameters
+    reader = task.reader(prepared, params)              a generator's: turns chunks of tokens into text
+    results = task.answer(outputs, prepared, params)    one map per text
 
 A task knows no backend and no message format. It runs in the worker child.
 """
@@ -21,10 +21,10 @@ from edge_agent.tasks.tokens import Wording, wording
 
 
 class Prepared(NamedTuple):
-    """Token ids per text, with how many tokens each text has in full and whether it was cut.
+    """Token ids per text (`rows`), the number of tokens before truncation, and whether the text was cut.
 
-    `settings` is what the session is to know of the parameters: nothing, where it only computes rows. `wording` tells
-    per text how the tokenizer took it, for who looks whether texts have changed; a generator does not tell.
+    `settings` are the parameters that the session needs; an encoder's needs none. `wording` says per text how the
+    tokenizer split it, for statistics about changed input; a generator's is empty.
     """
 
     rows: list[list[int]]
@@ -35,28 +35,28 @@ class Prepared(NamedTuple):
 
 
 class Reader(abc.ABC):
-    """Makes text of the chunks of one answer."""
+    """Turns the chunks of one generated answer into text."""
 
     @property
     @abc.abstractmethod
     def complete(self) -> bool:
-        """Whether the answer is complete, so that no further token is wanted."""
+        """Whether the answer is complete (a stop string was met), so that no further token is needed."""
 
     @abc.abstractmethod
     def take(self, chunk: Chunk) -> str:
-        """The text that is certain with this chunk, '' while there is none."""
+        """The text that can be shown after this chunk; '' while nothing is certain."""
 
     @abc.abstractmethod
     def end(self) -> str:
-        """The text that was held back, once nothing follows."""
+        """The text that was held back, after the last chunk."""
 
     @abc.abstractmethod
     def outputs(self) -> Mapping[str, Any]:
-        """What `Task.answer` gets beside the session's outputs."""
+        """Outputs that `Task.answer` gets in addition to the session's."""
 
 
 class Task(abc.ABC):
-    """One kind of question."""
+    """One task: classify, embed or generate."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -83,11 +83,11 @@ class Task(abc.ABC):
         raise RequestError(422, Cause.INVALID, "this model takes texts, not messages")
 
     def probe(self, texts: Sequence[str]) -> Prepared:
-        """Rows whose raw features are asked for, as golden probes do."""
+        """Rows whose raw features are computed, for golden probes."""
         return self.prepare(texts, {})
 
     def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:
-        """Who reads the chunks of an answer; None where an answer comes at once."""
+        """The reader of an answer that comes in chunks; None for an encoder's."""
         return None
 
     @abc.abstractmethod

@@ -1,4 +1,7 @@
-"""Check messages and render them to a prompt with the model's chat template (`bundle.chat_template`)."""
+"""Check messages and render them to a prompt with the model's chat template (`bundle.chat_template`).
+
+Apart from `generate`, whose subject is one prompt, because the host tool has the renderer but not these checks.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class ChatTemplate:
                 )
             control = self._vocabulary.control_in(message["content"])
             if control is not None:
-                # It would end the turn and begin another one in a role of the writer's choice.
+                # A written-out control token ends the turn; text after it could then claim any role.
                 raise RequestError(
                     422, Cause.INVALID, f"messages[{place}]: it writes out the control token {control!r}"
                 )

@@ -17,7 +17,7 @@ LOGPROB_DIGITS = 5
 
 
 class Generate(Task):
-    """Continues one prompt. The tokenizer and the chat template are the model's own."""
+    """Continues one prompt, with the tokenizer and the chat template in the model's file."""
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
         if vocabulary is None:
@@ -31,7 +31,7 @@ class Generate(Task):
         sampling.read(params, self._vocabulary.context)
 
     def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
-        """The one text is a prompt as it stands; control tokens that are written out in it count as such."""
+        """The single text is the prompt; control tokens that are written out in it are encoded as control tokens."""
         if len(texts) != 1:
             raise RequestError(422, Cause.INVALID, f"one prompt is continued at a time, not {len(texts)}")
         return self._prepare(texts[0], params)
@@ -41,7 +41,7 @@ class Generate(Task):
         return self._prepare(self._chat.render(messages), params)
 
     def probe(self, texts: Sequence[str]) -> Prepared:
-        """See `Task.probe`: prompts as they stand, of which the session gives the features."""
+        """See `Task.probe`: the texts are prompts; the session gives the logits of the next token as features."""
         rows = [self._vocabulary.encode(text, True) for text in texts]
         return Prepared(rows, [len(row) for row in rows], [False] * len(rows), {})
 
@@ -51,7 +51,7 @@ class Generate(Task):
         return TextReader(self._vocabulary, wanted.stops)
 
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """See `Task.answer`: the whole text, why it ends, and what it took."""
+        """See `Task.answer`: the whole text, why it ended, and the numbers of tokens."""
         result = {
             "text": outputs["text"],
             "finish_reason": outputs["finish"],
@@ -122,7 +122,11 @@ class TextReader(Reader):
 
 
 class TextStream:
-    """Takes bytes, gives text. `complete` turns true when a stop string was met; what follows it is dropped."""
+    """Decodes the bytes of tokens to text that can be shown. Pure.
+
+    A token may hold a part of a character: no character is cut. Text that may be the beginning of a stop string is held
+    back until that is decided: no part of a stop string is shown. `complete` turns true at a stop string.
+    """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -131,7 +135,7 @@ class TextStream:
         self.complete = False
 
     def take(self, data: bytes) -> str:
-        """The text that is certain with these bytes; '' while it is not."""
+        """The text that is certain after these bytes, '' for none."""
         if self.complete:
             return ""
         text = self._held + self._decoder.decode(data)
@@ -144,13 +148,13 @@ class TextStream:
         return text[: len(text) - keep]
 
     def end(self) -> str:
-        """What was held back, now that nothing follows. A character whose last bytes never came is left out."""
+        """The text that was held back, at the end. A character whose last bytes are missing is left out."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins, less than all of it."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`, and shorter than `stop`."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -11,7 +11,7 @@ from edge_agent.tasks.api import Task
 def build(task: TaskFields, tokenizer_path: str | None, vocabulary: Vocabulary | None = None) -> Task:
     """The task that these fields describe. Raises BackendError for a kind that is not known."""
     if task.kind == "generate":
-        from edge_agent.tasks.generate import Generate  # needs what a classifier's worker may lack
+        from edge_agent.tasks.generate import Generate  # imported here: an encoder's worker does not need it
 
         return Generate(vocabulary)
     from edge_agent.tasks.encoders import Classify, Embed

@@ -1,4 +1,4 @@
-"""The parameters of generation: their ranges, their defaults, and what of them goes to the session."""
+"""The parameters of generation: ranges, defaults, and the settings that the session gets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edge_agent.tasks.api import refuse_unknown
 
 
 class NumberRange(NamedTuple):
-    """The values that a number may have, and what it is when nobody says."""
+    """The range of a number and its default."""
 
     lowest: float
     highest: float
     default: int | float
 
 
-# Temperature 0 takes the best token every time: on a device the same question is to get the same answer.
+# Temperature 0 takes the most probable token: by default the same question gets the same answer.
 NUMBERS: dict[str, NumberRange] = {
     "temperature": NumberRange(0.0, 2.0, 0.0),
     "top_k": NumberRange(0, 1000, 40),
@@ -38,7 +38,7 @@ KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", "json_schema", "grammar", "logp
 
 
 class SamplingParams(NamedTuple):
-    """Checked parameters: `session` is what the sampler needs, `stops` the texts that end an answer."""
+    """Checked parameters: `session` is for the sampler, `stops` are the texts that end an answer."""
 
     session: dict[str, Any]
     stops: tuple[str, ...]
@@ -52,7 +52,7 @@ def read(params: Mapping[str, Any], context: int) -> SamplingParams:
     for name, limits in NUMBERS.items():
         session[name] = _number(params, name, limits)
     if 0.0 < session["temperature"] < LEAST_TEMPERATURE:
-        # Divided by so little, logits are no numbers any more.
+        # Logits divided by less overflow.
         raise RequestError(
             422,
             Cause.INVALID,

@@ -17,7 +17,7 @@ class EncodedText(NamedTuple):
     """One text: its ids (at most the bound), how many it would have had, whether it was cut.
 
     `pieces` are the tokens of the whole text without special ones, `unknown` how many of them are the tokenizer's
-    unknown token (None: it has none, whatever it does not know it splits into smaller pieces or bytes).
+    unknown token (None: the tokenizer has none; it splits unknown text into smaller pieces or bytes).
     """
 
     ids: list[int]
@@ -28,7 +28,7 @@ class EncodedText(NamedTuple):
 
 
 class Wording(NamedTuple):
-    """How one text falls apart: its bytes in UTF-8, its tokens without special ones, the unknown ones among them."""
+    """How the tokenizer split one text: bytes in UTF-8, tokens without special ones, and the unknown ones of these."""
 
     size_bytes: int
     pieces: int
@@ -46,7 +46,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Ids of every text, in order."""
-        # The library's object is shared by the tasks of a worker, which may bound texts differently.
+        # The tasks of a worker share the library's object and may have different bounds.
         self._library.enable_truncation(max_length=self._max_tokens)
         found = []
         for encoding in self._library.encode_batch(list(texts)):
@@ -60,8 +60,8 @@ class Tokenizer:
         return found
 
 
-# Files that were opened, by path, size and time of change: an adapter's task reuses its model's tokenizer, which takes
-# longer to parse (about 50 ms, several MB) than an adapter to attach.
+# Opened files by path, size and time of change. An adapter's task reuses its model's tokenizer: parsing it takes about
+# 50 ms and several MB, more than attaching an adapter.
 _OPENED: dict[tuple[str, int, float], Any] = {}
 _OPENED_MAX = 4
 
@@ -89,7 +89,7 @@ def _opened(path: str) -> Any:
 
 
 def unknown_id(library: Any) -> int | None:
-    """The id that stands for whatever a tokenizer does not know; None where it has none, or falls back to bytes.
+    """The id of the unknown token; None where the tokenizer has none, or falls back to bytes.
 
     WordPiece, WordLevel and BPE name it. The library does not show a Unigram's: it is `<unk>` in those of
     SentencePiece, whose byte fallback shows in the vocabulary.
@@ -121,7 +121,7 @@ class ByteTokenizer:
 
 
 def wording(texts: Sequence[str], encoded: Sequence[EncodedText]) -> list[Wording]:
-    """How a tokenizer took these texts."""
+    """How a tokenizer split these texts."""
     return [
         Wording(len(text.encode("utf-8")), one.pieces, one.unknown) for text, one in zip(texts, encoded, strict=True)
     ]

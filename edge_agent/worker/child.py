@@ -1,10 +1,9 @@
-"""The worker child: one process, one resident model. One thread computes; a generator's channel is read by a second
-(`listen`).
+"""The worker process: it serves one resident model and ends when its channel closes.
 
-It loads a backend session, turns texts into rows with the model's tasks, steps the session while there is work,
-and reports; what a session streams it joins to parts before it sends them. It keeps no queue of its own beyond what
-the daemon gave it credit for, knows nothing of MQTT or temperature, and ends when its channel closes. A native crash
-here ends this process only.
+`Child.run` is the loop: take a request if one is there, else compute a step. A request is handled by its type
+(`protocol.worker_messages`); a step's events become answers. One thread computes; for a generator a second thread reads
+the channel (`wire.FrameReader`). The process holds no queue beyond the jobs that the daemon has submitted, and has no
+access to MQTT or sensors. A native crash of a runtime ends this process only.
 """
 
 from __future__ import annotations
@@ -85,11 +84,12 @@ from edge_agent.worker.step_pacing import BEAT_S, ChunkCoalescer, StepThrottle, 
 from edge_agent.worker.wire import Channel, FrameReader, UnknownRequest
 
 PR_SET_PDEATHSIG = 1
+"""Linux prctl(2): the signal that this process gets when its parent ends."""
 BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 class Pending(NamedTuple):
-    """A job inside the session, with what its answer needs."""
+    """A job inside the session, with what is needed to make its answer. `tokenize_s`: seconds spent on its rows."""
 
     task: tasks.Task
     prepared: tasks.Prepared
@@ -100,7 +100,7 @@ class Pending(NamedTuple):
 
 
 class Child:
-    """The state of the process: at most one session, its tasks, and the jobs inside it."""
+    """The worker's state: at most one session, one task for the model and one per adapter, and the jobs inside."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -112,29 +112,29 @@ class Child:
         self._limits = Limits(max_rows=1, threads=1)
         self._throttle = StepThrottle()
         self._steps = StepTimes()
-        self._said_s = 0.0
+        self._last_sent_s = 0.0
 
     def run(self) -> None:
-        """Serve until the daemon closes the channel or says so."""
+        """Serve until CloseWorker. Raises EOFError when the daemon closes the channel."""
         while True:
-            request = self._inbox.receive(self._patience_s())
+            request = self._inbox.receive(self._wait_s())
             if isinstance(request, CloseWorker):
                 break
             if request is not None:
                 self._handle(request)
             elif self._throttle.left_s(time.monotonic()) > 0.0:
-                self._look_around()
+                self._check_clock()
             else:
                 self._step()
         if self._session is not None:
             self._session.close()
 
-    def _patience_s(self) -> float | None:
-        """How long to wait for a message: for ever without work, else until there is something to do by itself."""
+    def _wait_s(self) -> float | None:
+        """Seconds to wait for a request: None (no limit) without jobs, else until a step, a deadline or a heartbeat."""
         if not self._pending:
             return None
         ends_s = [pending.coalescer.ends_s - self._steps.ahead_s for pending in self._pending.values()]
-        return self._throttle.wait_s(time.monotonic(), self._said_s + BEAT_S, *ends_s)
+        return self._throttle.wait_s(time.monotonic(), self._last_sent_s + BEAT_S, *ends_s)
 
     def _handle(self, request: AnyRequest | UnknownRequest) -> None:
         answer: AnyAnswer
@@ -171,7 +171,7 @@ class Child:
             case UnknownRequest():
                 raise WorkerError(request.reason, "worker channel")
             case CloseWorker():
-                pass  # `run` has ended the loop
+                pass  # `run` ends the loop before it comes here
         return Accepted()
 
     def _load(self, request: LoadModel) -> ModelLoaded:
@@ -183,13 +183,13 @@ class Child:
         bounds: dict[str, Any] = {
             "max_rows": request.limits.most_rows or request.limits.max_rows,
             "max_tokens": request.task.max_tokens,
-            # The first step must not find another number of threads and build the session a second time.
+            # A first step with another number of threads would make the session build itself a second time.
             "threads": self._limits.threads,
         }
         if request.memory is not None:
             bounds.update(memory_bytes=request.memory.memory_bytes, shrink=request.memory.shrink)
         session = self._session = backend.load(request.files, {**bounds, **request.options})
-        self._throttle.concerned = session.sequences > 0
+        self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
         self._tasks[None] = self._build_task(request.task)
         runtime = _report(backend)
@@ -221,7 +221,7 @@ class Child:
         self._tasks.pop(request.name, None)
 
     def _submit(self, request: SubmitJobs) -> None:
-        """Queue a micro-batch: each job is tokenised and refused on its own, so that one bad text harms no other."""
+        """Queue a micro-batch. Each job is tokenised on its own: a text that is refused fails its job and no other."""
         for work in request.jobs:
             try:
                 self._submit_one(work)
@@ -232,7 +232,7 @@ class Child:
             except BackendError as error:
                 self._fail(work.id, 422, Cause.INVALID, str(error), isinstance(error, ProgramRefused))
             except BY_A_REQUEST as error:
-                # Whatever a request can still bring about ends it, and not its neighbours.
+                # A task or tokenizer raised on this input. Only this job fails: the others in the worker are sound.
                 reason = f"the request broke the worker's preparation: {error!r}"[:200]
                 self._fail(work.id, 500, Cause.WORKER_FAILED, reason)
 
@@ -253,7 +253,7 @@ class Child:
         self._pending[work.id] = pending
 
     def _measure(self, request: MeasureTexts) -> TextsMeasured:
-        """Raw outputs for golden probes; only while no job is inside, so that the step is theirs alone."""
+        """Raw outputs for golden probes. Refused while jobs are inside: the step computes the probes alone."""
         task, session = self._tasks.get(request.adapter), self._loaded()
         if task is None or self._pending:
             raise WorkerError("cannot measure: adapter not attached, or jobs are running", "worker")
@@ -287,9 +287,9 @@ class Child:
         return FootprintRead(footprint=footprint, pid=os.getpid())
 
     def _shrink(self) -> FootprintRead:
-        """Give freed memory back to the system: Python's garbage, and what the C library keeps for later (glibc)."""
+        """Return freed memory to the system: Python's garbage, and the free lists of glibc's allocator."""
         gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+        with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
         return self._footprint()
 
@@ -298,26 +298,26 @@ class Child:
         try:
             events = self._loaded().step(self._limits)
         except BackendError as error:
-            # The session could not run this batch and cannot say which job is to blame: all of them fail, with the
-            # reason, and the worker goes on. A runtime that is beyond use raises something else and ends the child.
+            # The session could not run the batch and does not say for which job: all jobs inside fail with the reason,
+            # and the worker goes on. A runtime that cannot be used any more raises WorkerError, which ends the process.
             events = [Failed(job_id, str(error)) for job_id in self._pending]
             for job_id in self._pending:
                 self._loaded().cancel(job_id)
         for event in events:
-            # One job's end may be taken from the others' chunks: a stop string, a deadline.
+            # A job may have ended with an earlier event of this step, at a stop string; its later events are dropped.
             if event.job_id in self._pending:
                 self._report(event)
         if self._loaded().sequences:
             now_s = time.monotonic()
             self._steps.add(now_s - started_s)
             self._throttle.begin(now_s, started_s)
-            self._look_around()
+            self._check_clock()
 
-    def _look_around(self) -> None:
-        """A generator works for long: between its steps, and while it rests, deadlines are looked at, and it beats."""
+    def _check_clock(self) -> None:
+        """Between a generator's steps, and during its pauses: end answers at their deadline, send a heartbeat."""
         now_s = time.monotonic()
         self._end_late(now_s)
-        if self._pending and now_s - self._said_s >= BEAT_S:
+        if self._pending and now_s - self._last_sent_s >= BEAT_S:
             self._send(Heartbeat())
 
     def _report(self, event: Event) -> None:
@@ -342,12 +342,12 @@ class Child:
             self._send(TextChunk(chunk.job_id, text))
 
     def _end_late(self, now_s: float) -> None:
-        """Answers whose deadline comes end as they stand; one that has not begun is told so."""
+        """End the answers whose deadline falls into the next step; one without a token fails with 408."""
         end_s = now_s + self._steps.ahead_s
         for job_id in [job_id for job_id, pending in self._pending.items() if pending.coalescer.late(end_s)]:
             done = self._loaded().finish(job_id)
             if done is None:
-                continue  # it has no place yet: the daemon lets it expire
+                continue  # it waits for a free sequence: the daemon lets it expire
             if done.outputs["completion_tokens"]:
                 self._conclude(done._replace(outputs=dict(done.outputs, finish="deadline")))
             else:
@@ -355,7 +355,7 @@ class Child:
                 self._fail(job_id, 408, Cause.EXPIRED, "the deadline came while the prompt was read")
 
     def _conclude(self, done: Done, text: str = "") -> None:
-        """Send a job's results; `text` was read of a stream and not sent yet."""
+        """Send a job's results; `text` is the part of a stream that was read and not sent."""
         pending = self._pending.pop(done.job_id)
         outputs: Mapping[str, Any] = done.outputs
         generated: GeneratedText | None = None
@@ -364,11 +364,11 @@ class Child:
             generated = _generated(text + pending.coalescer.rest() + held, outputs)
             outputs = dict(outputs, **pending.reader.outputs())
             if pending.reader.complete:
-                outputs["finish"] = "stop"  # also where the stop text came with the last token that was allowed
+                outputs["finish"] = "stop"  # also when the stop string came with the last token that max_tokens allows
         try:
             results = pending.task.answer(outputs, pending.prepared, pending.params)
         except BackendError as error:
-            # The model's outputs do not fit its task: this job's trouble, not that of the others in the worker.
+            # The model's outputs do not fit its task (a mistake in the package): this job fails and no other.
             self._fail(done.job_id, 500, Cause.WORKER_FAILED, str(error))
             return
         answer = JobDone(
@@ -382,11 +382,11 @@ class Child:
         )
         try:
             self._send(answer)
-        except WorkerError as error:  # larger than a frame, of which nothing was sent
+        except WorkerError as error:  # larger than a frame; nothing of it was sent
             self._fail(done.job_id, 413, Cause.TOO_LARGE, str(error))
 
     def _send(self, event: AnyEvent) -> None:
-        self._said_s = time.monotonic()
+        self._last_sent_s = time.monotonic()
         self._channel.send(event)
 
     def _fail(self, job_id: str, status: int, cause: Cause, reason: str, costly: bool = False) -> None:
@@ -399,14 +399,14 @@ class Child:
 
 
 def _generated(text: str, outputs: Mapping[str, Any]) -> GeneratedText:
-    """What a generated answer took, in milliseconds; tokens per second only where there is a second token."""
+    """Milliseconds that a generated answer took; tokens per second from the first token to the last, if it has two."""
     steps, decode_s = outputs["completion_tokens"] - 1, outputs["decode_s"]
     rate = steps / decode_s if steps > 0 and decode_s > 0.0 else None
     return GeneratedText(text, outputs["wait_s"] * 1000.0, outputs["prompt_s"] * 1000.0, rate)
 
 
 def _rows(values: Any) -> list[list[float]]:
-    """An array with one row per text, as plain lists."""
+    """An array [texts, width] as lists of floats."""
     return [[float(value) for value in row] for row in values]
 
 
@@ -428,8 +428,8 @@ def _report(backend: Backend) -> RuntimeReport:
     return RuntimeAvailable(*found)
 
 
-def step_back(oom_score_adj: int, nice: int) -> None:
-    """Ask the kernel to take this process before the daemon when memory runs out, and to let others run first."""
+def lower_priority(oom_score_adj: int, nice: int) -> None:
+    """Set the OOM score, so that the kernel ends this process before the daemon, and the CPU niceness."""
     try:
         with open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
             stream.write(str(oom_score_adj))
@@ -439,17 +439,17 @@ def step_back(oom_score_adj: int, nice: int) -> None:
 
 
 def die_with_the_daemon() -> None:
-    """Ask the kernel to end this process when the daemon is gone: one that is inside a load or a step that never comes
-    back would not read of it, and would hold its memory for ever."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+    """Have the kernel kill this process when the daemon ends: inside a load or a step that does not return, it would
+    not notice that its channel was closed, and would hold its memory without end."""
+    with contextlib.suppress(OSError, AttributeError):  # a C library without prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by the supervisor only."""
+    """`python -m edge_agent.worker.child FD OOM_SCORE_ADJ NICE`, started by `worker.supervisor`; FD is the channel."""
     fd, oom_score_adj, nice = (int(argument) for argument in arguments)
     die_with_the_daemon()
-    step_back(oom_score_adj, nice)
+    lower_priority(oom_score_adj, nice)
     channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd))
     try:
         Child(channel).run()

@@ -39,7 +39,7 @@ async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[s
 
 
 def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, RuntimeReport]:
-    """`ask_backends` for who runs no event loop."""
+    """`ask_backends` for callers without an event loop."""
     return asyncio.run(ask_backends(options, names))
 
 
@@ -125,7 +125,7 @@ async def _attach(worker: WorkerProcess, model: InstalledModel, requests: Sequen
 
 
 async def _latency_ms(worker: WorkerProcess, text: str, adapter: str | None = None) -> float:
-    """The median compute time of one text by itself; a slow board is asked less often."""
+    """The median compute time of one text alone, in milliseconds, of at most TIMED_RUNS runs and about TIMED_MS."""
     times: list[float] = []
     while len(times) < TIMED_RUNS and sum(times) < TIMED_MS:
         times.append((await worker.measure(adapter, [text])).compute_ms)

@@ -11,31 +11,35 @@ from collections import deque
 from edge_agent.base.limits import PACED_STEP_S
 
 BEAT_S = 1.0
-"""A worker that works says so at least this often; what it says may be nothing but that."""
+"""A generator with jobs sends something at least this often; a heartbeat where it has nothing else to send."""
 DEADLINE_MARGIN_S = 0.03
-"""So long before its deadline an answer is ended as it stands, so that its end still arrives in time."""
+"""An answer is ended this long before its deadline, so that its last message arrives in time."""
 STEPS_KEPT, STEP_GROWTH = 4, 1.5
-"""A step is expected to take at most so many times the longest of the last few."""
+"""The next step is expected to take at most STEP_GROWTH times the longest of the last STEPS_KEPT steps."""
 
 
 class StepTimes:
-    """How long the next step may take: none can be cut short, so an answer ends before one that would outlast it."""
+    """An upper estimate of the next step's length. A step cannot be cut short, so an answer whose deadline would pass
+    during it is ended before it."""
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=STEPS_KEPT)
 
     def add(self, step_s: float) -> None:
-        """A step took so many seconds."""
+        """Note the length of a step, in seconds."""
         self._last.append(step_s)
 
     @property
     def ahead_s(self) -> float:
-        """Seconds that the next step is expected to take at most; 0 before the first."""
+        """Seconds that the next step is expected to take at most; 0 before the first step."""
         return STEP_GROWTH * max(self._last, default=0.0)
 
 
 class ChunkCoalescer:
-    """The text of one answer on its way out. Times are monotonic seconds; `until_s` None: no deadline."""
+    """Joins the text of one answer to chunks: the first text is sent at once, more text every `flush_s` seconds.
+
+    `wanted`: whether the answer streams at all. `until_s`: its deadline, None without one.
+    """
 
     def __init__(self, wanted: bool, flush_s: float, until_s: float | None) -> None:
         self._wanted = wanted
@@ -45,7 +49,7 @@ class ChunkCoalescer:
         self._sent_s: float | None = None
 
     def add(self, text: str, now_s: float) -> str:
-        """Take text; what is to be sent now, '' for nothing yet."""
+        """Add text; returns what is to be sent now, '' for nothing yet."""
         if not self._wanted or not text:
             return ""
         self._parts.append(text)
@@ -55,45 +59,46 @@ class ChunkCoalescer:
         return self.rest()
 
     def rest(self) -> str:
-        """What was taken and not sent."""
+        """Text that was added and not sent; it is handed out once."""
         parts, self._parts = self._parts, []
         return "".join(parts)
 
     @property
     def ends_s(self) -> float:
-        """When the answer is to end as it stands; infinite without a deadline."""
+        """The time at which the answer is ended for its deadline; infinite without one."""
         return math.inf if self._until_s is None else self._until_s - DEADLINE_MARGIN_S
 
     def late(self, now_s: float) -> bool:
-        """Whether the answer is to end now."""
+        """Whether the answer is to be ended now."""
         return now_s >= self.ends_s
 
 
 class StepThrottle:
-    """`share`: the part of the time in which steps may run; 1: no rest, 0: no step until it changes.
+    """Pauses after each step, so that steps run for the fraction `share` of the time (the governor's duty cycle).
 
-    `concerned`: whether this worker rests at all; an encoder's does not, the daemon rests it between two batches.
+    `share` 1: no pause; 0: no step until it changes. `enabled`: only a generator's worker pauses by itself; the daemon
+    keeps the duty cycle of an encoder, between two batches.
     """
 
     def __init__(self) -> None:
         self.share = 1.0
-        self.concerned = False
+        self.enabled = False
         self._ended_s = -math.inf
         self._step_s = 0.0
 
     def begin(self, now_s: float, started_s: float) -> None:
-        """A step that began at `started_s` is over."""
+        """Begin the pause after a step that ran from `started_s` to `now_s`."""
         self._ended_s, self._step_s = now_s, min(now_s - started_s, PACED_STEP_S)
 
     def left_s(self, now_s: float) -> float:
-        """Seconds until the next step may begin, by the share as it is now; not above 0: at once."""
-        if not self.concerned or self.share >= 1.0:
+        """Seconds until the next step may begin, by the present share; 0 or less: at once."""
+        if not self.enabled or self.share >= 1.0:
             return 0.0
         if self.share <= 0.0:
             return math.inf
         return self._ended_s + self._step_s * (1.0 / self.share - 1.0) - now_s
 
     def wait_s(self, now_s: float, *moments_s: float) -> float:
-        """Seconds until the next step, or the first of these moments that is still to come; at most until a beat."""
+        """Seconds until the next step or the first of `moments_s` that lies ahead, at most BEAT_S; 0: step now."""
         left_s = self.left_s(now_s)
         return min([left_s, BEAT_S] + [at_s - now_s for at_s in moments_s if at_s > now_s]) if left_s > 0.0 else 0.0

@@ -1,7 +1,7 @@
-"""The daemon's side of a worker child: spawn it, speak to it, notice its death or silence, end it.
+"""The daemon's side of a worker process: spawn it, exchange messages, notice its death, end it.
 
-It decides nothing about requests: `agent.serving` says what to send and what a death means for the jobs inside.
-A worker that died is not revived; a new one is spawned.
+It decides nothing about requests: `agent.serving` decides what to send and what a death means for the jobs inside.
+A dead worker is not restarted; the agent spawns another one.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ AnswerT = TypeVar("AnswerT", bound=WorkerAnswer)
 
 @dataclass(frozen=True, slots=True)
 class SpawnOptions:
-    """How a child is started.
+    """How a worker process is started.
 
-    `python` is the interpreter (None: the daemon's own); `oom_score_adj` lets the kernel take the child first;
+    `python` is the interpreter (None: the daemon's own); `oom_score_adj` makes the kernel's OOM killer choose the child
+    before the daemon;
     `environment` is added to the daemon's.
     """
 
@@ -81,7 +82,7 @@ class SpawnOptions:
 
 
 class WorkerProcess:
-    """A running child. `on_event` gets what it tells about jobs, `on_death` is called once, when it is gone."""
+    """A running worker. `on_event` gets its events about jobs; `on_death` is called once, after it has exited."""
 
     def __init__(
         self,
@@ -194,18 +195,18 @@ class WorkerProcess:
         self._send(SetStepLimits(limits=limits))
 
     def kill(self, cause: DeathCause | None = None) -> None:
-        """End the child at once; the only sure way to get its memory back.
+        """Kill the child at once. Of all ends only this one is sure to return its memory.
 
         `cause` is what its death is reported with; None: what the exit status tells.
         """
-        self._killed_for = cause
+        self._killed_for = self._killed_for or cause
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """End the child: ask, wait a bounded time, kill. `on_death` is not called for an end that was asked for.
+        """End the child: ask it, wait CLOSE_TIMEOUT_S, kill it. `on_death` is not called for this end.
 
-        Cancelled, it kills at once: nobody else may know of the child any more.
+        When this call is cancelled it kills at once: its caller may hold the only reference to the child.
         """
         self._closing = True
         self._send(CloseWorker())
@@ -234,7 +235,7 @@ class WorkerProcess:
         except WorkerError as error:
             complaint = str(error)
         finally:
-            # Whatever ended the reading, a bug of ours included: a child that nobody hears is ended and reported.
+            # Whatever ended the reading, a bug of ours included: a child that nobody reads is killed and reported.
             self._writer.close()
             if complaint is not None:
                 self.kill()

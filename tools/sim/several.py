@@ -76,7 +76,7 @@ class Several:
         common = DutyCycle()
         self.models = [Work(name, gen, size, common if shared else DutyCycle()) for name, gen, size in models]
         for model in self.models:
-            model.rest.concerned = model.generator
+            model.rest.enabled = model.generator
             if model.generator:
                 model.cycle.begin(model.name, 1, 0.0, generates=True)
 

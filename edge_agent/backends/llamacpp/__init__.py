@@ -1,13 +1,16 @@
-"""Token generation by llama.cpp: many sequences in one batch, adapters by turns, prefixes kept.
+"""Token generation with llama.cpp: sequences decoded in one batch, adapters in round robin, prefix cache.
 
-    library    the C library: found, checked against this CPU, its log caught
-    model      one GGUF file in memory: weights mapped, its vocabulary, its adapters
-    context    the cache and the decode call
-    slots      which sequence lies where in the cache, and what of a new prompt is there already (pure)
-    plan       what the next decode call computes, and for which adapter (pure)
-    calls      whether sequences decode in one call or one after the other: as measured (pure)
-    sampler    from logits to a token
-    session    the seam: jobs in, events out
+    backend            the plug-in: capabilities, options, memory before a load
+    session            jobs in, events out; a step's way is `LlamaSession.step`
+    step_schedule      which tokens the next decode call computes, and with which adapter (pure)
+    sequence_slots     which sequence uses which slot of the cache, and the prefix cache (pure)
+    tuners             threads and batch size of decode calls, by measurement (pure)
+    llama_context      the KV cache and the decode call
+    model              one GGUF file in memory: weights, vocabulary, adapters
+    sampler            from logits to a token
+    grammar, schema    GBNF and JSON schema of requests, bounded; grammar_sandbox tries them in a forked process
+    features           logits of the next token, for golden probes
+    library            the C library: found, checked against this CPU, its log captured
 
-Only this package's modules know llama.cpp; they need Python 3.10.
+No module outside of this package uses llama.cpp.
 """

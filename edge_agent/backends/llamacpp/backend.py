@@ -1,4 +1,4 @@
-"""llama.cpp as a plug-in: what it can do here, and a session whose memory is known before anything is loaded."""
+"""llama.cpp as a backend: its capabilities here, its options, and the memory of a session before it is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_agent.bundle.gguf_memory import BATCH, KV_TYPE, SEQUENCES, Demand, adv
 NAME = "llamacpp"
 # max_tokens, context: tokens of one sequence (context 0: as the package's task says). sequences: how many are decoded
 # together. kv_type: format of the cache. batch: the most tokens of one call; prompt_chunk: of prompts while others
-# decode; turn_steps: calls before another adapter's sequences get their turn. decode_threads: at most so many while no
+# decode; turn_steps: calls until another adapter's sequences are computed. decode_threads: at most so many while no
 # prompt is read (0: as many as granted). repack: a second copy of the weights in the CPU's own order. memory_bytes:
 # what may be used (0: unknown), shrink: make the context smaller rather than refuse; max_rows is not needed.
 DEFAULTS: Final[Mapping[str, Any]] = {

@@ -1,4 +1,4 @@
-"""A generator as an encoder: the logits of the next token behind each row, for golden probes and for comparisons."""
+"""A generator's features: the logits of the next token after each row, for golden probes and comparisons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edge_agent.base.errors import BackendError
 
 
 class FeatureRun:
-    """Computes micro-batches of rows from their beginnings: no cached prefix, so that the numbers are reproducible."""
+    """Computes micro-batches of rows without the prefix cache, so that the numbers are reproducible."""
 
     def __init__(self, context: Callable[[], LlamaContext], slots: SequenceSlots) -> None:
         self._context = context
@@ -31,7 +31,7 @@ class FeatureRun:
         sequences = []
         for piece in pieces:
             for row in piece.rows:
-                # A prefix under an owner that nobody has: whatever the slot held is overwritten.
+                # No adapter has the owner -1, so no cached prefix is found and the slot is overwritten.
                 place = self._slots.take(-1, row)
                 self._slots.clear(place.slot)
                 sequences.append(TokenSequence(piece.job.job_id, piece.job.adapter, place.slot, list(row), len(row), 0))
@@ -47,7 +47,7 @@ class FeatureRun:
         return self._events(pieces, rows, time.monotonic() - started_s)
 
     def forget(self, job_id: str) -> None:
-        """A job was cancelled between its pieces."""
+        """Drop the rows of a job that was cancelled between its pieces."""
         self._parts.pop(job_id, None)
 
     def _compute(self, sequences: list[TokenSequence], batch: int) -> list[npt.NDArray[np.float32]]:

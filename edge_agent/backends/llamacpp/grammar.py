@@ -1,8 +1,8 @@
-"""Grammars that requests bring: a JSON schema to GBNF, and what llama.cpp is spared of both.
+"""Grammars of requests: a JSON schema is converted to GBNF, and both are bounded before llama.cpp parses them.
 
-Whoever may ask may send a program here. llama.cpp's parser works by recursion and ends the process when that goes too
-deep, llama-cpp-python's converter writes repetitions out; so counts, nesting and length are bounded before either sees
-them. How much a grammar costs per token cannot be told from its text: `sampler` measures that.
+Any client can send a grammar, and a grammar is a program. llama.cpp's parser is recursive and ends the process when it
+recurses too deep; llama-cpp-python's converter writes repetitions out. So counts, nesting and length are bounded first.
+The cost of a grammar per token cannot be computed from its text: `sampler` measures it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ROOT = b"root"
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 GBNF_CHARS = 64 * 1024
 NESTING = 2000
-"""Parentheses; llama.cpp has survived 8,000 of them and died of 20,000."""
+"""Nested parentheses: llama.cpp parsed 8,000 of them and crashed on 20,000."""
 ALTERNATIVES = 512
-"""Each one that the text so far may be inside of is looked at beside every other, so cost goes with the cube of them: a
-thousand alike, repeated, took 10 s for one token."""
+"""Alternatives: the parser keeps one stack for each that the text may be in, and the cost grows with the cube of their
+number: a thousand equal ones, repeated, took 10 s for one token."""
 COUNT = 1000
 COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 PATTERN_REPEATS = 10_000
@@ -41,13 +41,13 @@ REASON_CHARS = 200
 
 _REPEATS = re.compile(r"\{([^{}]*\}?)")
 _PLAIN = re.compile(r"([0-9]{1,4})(?:,([0-9]{0,4}))?\}")
-# What of GBNF may hold a parenthesis that opens nothing: a literal, a class of characters, a comment.
-# Its ends may be missing, so that it never has to look twice at the same text.
+# The parts of GBNF in which a parenthesis groups nothing: a literal, a character class, a comment. Closing quotes are
+# optional in the pattern, so that the regular expression never backtracks.
 _QUOTED = re.compile(r'"(?:[^"\\]+|\\.)*"?|\[(?:[^\]\\]+|\\.)*\]?|#[^\r\n]*', re.DOTALL)
 _ESCAPED = re.compile(r"\\.|\[(?:[^\]\\]+|\\.)*\]?", re.DOTALL)
-"""What of a pattern may hold a brace that repeats nothing."""
+"""The parts of a pattern in which a brace repeats nothing."""
 VISITS = 5000
-"""Of the converter; a reference that it does not recognise doubles them at every level."""
+"""Places that the converter visits; a reference that it does not resolve doubles them at every level."""
 ANY_SIGN, PRINTABLE = r'[^"\\]', r'[^"\\\x7F\x00-\x1F]'
 """Control characters, which the converter lets into texts, are written as escapes in JSON."""
 TRIED_KEPT = 64
@@ -74,7 +74,7 @@ def build(model: LlamaModel, params: Mapping[str, Any]) -> Any:
 def schema_grammar(schema: Mapping[str, Any]) -> str:
     """The GBNF of a JSON schema, by llama-cpp-python's converter. Raises BackendError for one that it cannot read.
 
-    Its import costs nothing here: the package, which imports it, is loaded with the library.
+    The import costs no memory here: llama-cpp-python has imported its converter already.
     """
     from llama_cpp import llama_grammar
 
@@ -106,7 +106,7 @@ def _limit_visits(converter: Any) -> None:
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raise BackendError for counts that would be written out without end, naming where they stand."""
+    """Raise BackendError that names the place of a count that would be written out too often."""
     for place, key, value in _entries(schema, "json_schema"):
         if key in COUNTS and isinstance(value, (int, float)) and value > COUNT:
             raise BackendError(f"{place}.{key} is {value:g}; at most {COUNT} are possible", "json_schema")
@@ -155,11 +155,11 @@ def _counts(text: str, where: str) -> Iterator[int]:
 
 
 def try_out(model: LlamaModel, text: str) -> None:
-    """Raise ProgramRefused for a grammar that takes too much, or that its parser does not survive; see `trial`."""
+    """Raise ProgramRefused for a grammar that takes too much or crashes its parser; see `grammar_sandbox`."""
     known = model.tried.pop(text, "")
     try:
         found = grammar_sandbox.trouble(lambda: _first_tokens(model, text)) if known == "" else known
-    except OSError as error:  # no memory for a process: that says nothing of the grammar, and is not remembered
+    except OSError as error:  # no memory for a process: no statement about the grammar, so it is not remembered
         why = f"the grammar cannot be tried: {error.strerror}"
         raise BackendError(why, "grammar", "ask again when there is more memory") from error
     model.tried[text] = found
@@ -170,7 +170,7 @@ def try_out(model: LlamaModel, text: str) -> None:
 
 
 def _first_tokens(model: LlamaModel, text: str) -> None:
-    """Build it, and look at the whole vocabulary under it once per token, taking the longest of those allowed."""
+    """Build the grammar and apply it to the whole vocabulary for a few tokens, each time taking the longest allowed."""
     api = model.library.api
     handle = api.llama_sampler_init_grammar(model.vocab, text.encode(), ROOT)
     for _ in range(TRIAL_TOKENS if present(handle) else 0):

@@ -1,8 +1,8 @@
-"""A grammar is tried in a process of its own before it may hold up, or end, the one that serves everybody.
+"""Tries a grammar in a forked copy of the worker, so that it cannot block or crash the worker itself.
 
-What a grammar costs cannot be told from its text: some build for minutes or take gigabytes, some need seconds for each
-token. llama.cpp cannot be interrupted in either. So the first time that a text is seen, a forked copy of the worker
-builds it and looks at the vocabulary under it a few times, bounded in computing time and in memory.
+The cost of a grammar cannot be computed from its text: some build for minutes or take gigabytes, some need seconds per
+token, and llama.cpp cannot be interrupted in either. So a text that is seen for the first time is built in a forked
+copy and applied to the vocabulary a few times, within COMPUTE_S of CPU time and MEMORY_BYTES of address space.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from edge_agent.base.limits import MIB
 COMPUTE_S = 1.5
 MEMORY_BYTES = 64 * MIB
 WALL_S = 15.0
-"""A copy that neither ends nor computes (a lock that another thread held when it was made) is given up."""
+"""A copy that does not end within this time (it waits for a lock that another thread held at the fork) is killed."""
 LOOK_S = 0.001
 
 
 def trouble(work: Callable[[], object]) -> str | None:
-    """Do `work` in a forked copy of this process: None where it ends by itself, even with an error, else what it took.
+    """Run `work` in a forked copy of this process. None where it ends by itself, even with an error; else what it took.
 
-    The copy shares this one's memory until it writes, and is over before this returns. Raises OSError where the system
-    has no room for a process.
+    The copy shares memory until it writes, and has ended when this returns. Raises OSError if no process can be made.
     """
     with warnings.catch_warnings():
-        # Python warns of forks beside threads: the copy takes no lock of theirs, it computes and ends.
+        # Python warns of a fork in a process with threads: the copy takes none of their locks, it computes and ends.
         warnings.simplefilter("ignore", DeprecationWarning)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -43,9 +42,9 @@ def trouble(work: Callable[[], object]) -> str | None:
 
 
 def _compute(work: Callable[[], object]) -> None:
-    """In the copy. It leaves by `_exit`: nothing of the worker's is closed or flushed twice."""
+    """The copy's part. It ends with `_exit`, so that no file of the worker is closed or flushed twice."""
     try:
-        faulthandler.disable()  # how it ends is no news for anybody's log, or debugger
+        faulthandler.disable()  # its crash is expected: no traceback, no backtrace, no core file
         os.environ["GGML_NO_BACKTRACE"] = "1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -58,11 +57,11 @@ def _compute(work: Callable[[], object]) -> None:
     except MemoryError:
         os.abort()
     finally:
-        os._exit(0)  # whatever else it was, the worker meets it again and says it
+        os._exit(0)  # another error comes again in the worker, which reports it
 
 
 def _wait(pid: int) -> int | None:
-    """How the copy ended, as `waitstatus_to_exitcode` puts it; None for one that had to be given up."""
+    """The copy's exit code (negative: a signal); None for one that was killed after WALL_S."""
     until_s = time.monotonic() + WALL_S
     while time.monotonic() < until_s:
         ended, status = os.waitpid(pid, os.WNOHANG)

@@ -1,7 +1,7 @@
-"""The edge to the C library: found, checked against this CPU before anything of it computes, its log caught.
+"""The C library of llama.cpp: found, checked against this CPU before any of its code runs, its log captured.
 
 llama.cpp reports most errors as a null pointer and a line in its log. A null pointer is an object that is false, not
-None, so every pointer is looked at with `present`; the log's last warnings become the reason of the error.
+None, so every pointer is tested with `present`; the last warnings in the log become the reason of the error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REASONS = frozenset({3, 4})
 _NOISE = ("llama_graph_n_input_tensors",)
 _BUFFER = re.compile(r"(KV|compute|output|LoRA)\s+buffer size\s*=\s*([0-9.]+) MiB")
 
-# What a build can need, as ggml names it, and the kernel's word for it (x86: flags, ARM: Features in /proc/cpuinfo).
+# Instruction sets that a build can need: ggml's name and the kernel's (x86: flags, ARM: Features in /proc/cpuinfo).
 INSTRUCTIONS: Final[Mapping[str, str]] = {
     "sse3": "pni",
     "ssse3": "ssse3",
@@ -51,7 +51,7 @@ INSTRUCTIONS: Final[Mapping[str, str]] = {
 
 
 class Log:
-    """The last lines in which llama.cpp said what is wrong, and the sizes of the buffers that it allocated."""
+    """The last warnings and errors of llama.cpp, and the sizes of the buffers that it allocated."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
@@ -67,12 +67,12 @@ class Log:
             self._lines.append(text)
 
     def begin(self) -> None:
-        """Forget what was said so far."""
+        """Drop the lines so far."""
         self._lines.clear()
         self.buffer_mib.clear()
 
     def reason(self) -> str:
-        """What was said since `begin`, in one line."""
+        """The lines since `begin`, joined to one."""
         return "; ".join(dict.fromkeys(self._lines)) or "it gives no reason"
 
 
@@ -116,7 +116,7 @@ def open_library() -> LlamaLibrary:
 
 
 def library_folder() -> Path:
-    """Where llama-cpp-python will look for its libraries; found without importing it. Raises ImportError."""
+    """The folder of llama-cpp-python's libraries, found without importing it. Raises ImportError."""
     other = os.environ.get("LLAMA_CPP_LIB_PATH")
     if other is not None:
         return Path(other)
@@ -127,15 +127,15 @@ def library_folder() -> Path:
 
 
 def _demand_instructions(folder: Path, has: frozenset[str]) -> str:
-    """Refuse a build that this CPU cannot run, before anything of it is loaded but the part that knows.
+    """Refuse a build that this CPU cannot run, before more of it is loaded than the CPU library.
 
-    Returns why that could not be found out, '' where it was. Opening the CPU part by itself runs no code of it: it has
-    no initialisers of its own. What is loaded with llama.cpp has some, and comes after.
+    Returns why that could not be checked, '' where it was. Opening the CPU library alone runs no code of it: it has no
+    initialisers. The libraries that are loaded after it have some.
     """
     if not has:
         return "the kernel does not say which instructions this CPU has"
     if not (folder / CPU_PART).exists() and any(folder.glob(CPU_PARTS)):
-        return ""  # one part for every kind of CPU, of which llama.cpp itself takes the one that fits
+        return ""  # a build with one library per CPU type: llama.cpp itself chooses the one that fits
     try:
         built_for = _built_for(folder)
     except OSError as error:
@@ -161,7 +161,7 @@ def missing_instructions(built_for: Iterable[str], has: frozenset[str]) -> list[
 
 
 def cpu_words(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What this CPU can do, in the kernel's words."""
+    """The instruction sets of this CPU by the kernel's names."""
     try:
         text = cpuinfo.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -185,5 +185,5 @@ def _built_for(folder: Path) -> list[str]:
 
 
 def never(what: str, where: str, log: Log) -> BackendError:
-    """The error for something that llama.cpp would not do, with what it said about it."""
+    """The error for a call that llama.cpp refused, with the reason from its log."""
     return BackendError(f"{what}: {log.reason()}", where)

@@ -1,7 +1,7 @@
-"""The cache of all sequences and the one call that computes: `decode`.
+"""A llama.cpp context: the KV cache of all sequences, and the call that computes (`decode`).
 
-The cache is one pool for all sequences (kv_unified): sequences of different lengths share one graph whatever their
-places, a prefix is copied between them without moving a byte, and Flash Attention skips what is not a row's own.
+The cache is one pool for all sequences (kv_unified): sequences of different lengths share one graph, a prefix is copied
+between them without moving data, and Flash Attention skips the cells of other sequences.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class DecodeInput(NamedTuple):
 
 
 class Outcome(Enum):
-    """How a decode call ended; after ABORTED the cache may hold a part of what was asked for."""
+    """How a decode call ended; after ABORTED the cache may hold a part of the tokens."""
 
     DONE = 0
     ABORTED = 2
 
 
 class ContextSizes(NamedTuple):
-    """What a context is made for: cells of the cache, sequences, tokens of one call, format of the cache."""
+    """The sizes of a context: cells of the cache, sequences, tokens per call, and the number format of the cache."""
 
     cells: int
     sequences: int
@@ -55,8 +55,8 @@ class LlamaContext:
         self._api = model.library.api
         self._model = model
         self._vocab_size = model.vocab_size
-        # Polled by llama.cpp between two operations of its graph. `strlen` reads it: a C function costs nothing there,
-        # where a Python one would take the interpreter's lock a thousand times per token. '' is 0, go on; 'x' is 1.
+        # llama.cpp calls the abort callback between two operations of its graph. It is `strlen` of this buffer, since a
+        # Python function would take the interpreter lock a thousand times per token. '' gives 0, go on; 'x' gives 1.
         self._stop = ctypes.create_string_buffer(2)
         self._poll = self._api.ggml_abort_callback(ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value)
         model.library.log.begin()
@@ -84,13 +84,13 @@ class LlamaContext:
         return settings
 
     def use_threads(self, count: int) -> None:
-        """Threads from the next call on. llama.cpp tells calls of one token from others; who calls knows better."""
+        """Set the threads from the next call on, the same for llama.cpp's two kinds of calls (one token, several)."""
         if count != self._threads:
             self._api.llama_set_n_threads(self.handle, count, count)
             self._threads = count
 
     def use_adapter(self, adapter: Any) -> bool:
-        """Compute with this adapter from now on, with none for None; True when that is a change."""
+        """Use this adapter from now on (None: none); True when that is a change."""
         if adapter is self._adapter:
             return False
         if adapter is None:
@@ -105,7 +105,8 @@ class LlamaContext:
         return True
 
     def decode(self, parts: Sequence[DecodeInput]) -> Outcome:
-        """Compute the parts. Raises BackendError when the cache is full, WorkerError when it is beyond use."""
+        """Compute the parts. Raises BackendError when the cache is full, WorkerError when it cannot be
+        used any more."""
         self._stop[0] = b"\0"
         code = self._api.llama_decode(self.handle, self._batch.fill(parts))
         if code in (Outcome.DONE.value, Outcome.ABORTED.value):
@@ -116,7 +117,7 @@ class LlamaContext:
         raise WorkerError(f"llama.cpp gave up with code {code}: {self._model.library.log.reason()}", "llamacpp")
 
     def stop(self) -> None:
-        """Let the call under way end as soon as it can; from another thread."""
+        """Make the running call end early; called from another thread."""
         self._stop[0] = b"x"
 
     def logits(self, place: int) -> npt.NDArray[np.float32]:
@@ -160,7 +161,7 @@ class _Batch:
         )
 
     def fill(self, parts: Sequence[DecodeInput]) -> Any:
-        """The parts one after the other; a batch beyond its size would end the process, so it is an error here."""
+        """Put the parts one after the other. More tokens than fit would crash the process: BackendError here."""
         at = 0
         for part in parts:
             stop = at + len(part.tokens)

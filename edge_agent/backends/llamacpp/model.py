@@ -1,4 +1,4 @@
-"""One GGUF file in memory: weights mapped from the file, the vocabulary in it, adapters beside it."""
+"""One GGUF file in memory: its mapped weights, its vocabulary, and adapters for it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from edge_agent.base.limits import MIB
 PIECE_BYTES = 256
 DEEP_BYTES = 4096
 STACK_BYTES_PER_BYTE = 1024
-"""Some vocabularies (tekken, gpt-4o, falcon) are split by a regular expression that calls itself for every character of
-a long word: 32 KiB of one letter overran a stack of 8 MiB. Stack that is not touched takes no memory."""
+"""llama.cpp splits texts of some vocabularies (tekken, gpt-4o, falcon) by a regular expression that recurses for every
+character of a long word: 32 KiB of one letter overran a stack of 8 MiB. Stack that is not touched takes no memory."""
 
 BYTE_LEVEL = "gpt2"
 """The tokenizer for which llama.cpp's default for bos and eos is no special token but number 11 of GPT-2's."""
 
 
 def _deeply(work: Callable[[bytes, bool], list[int]], data: bytes, begin: bool) -> list[int]:
-    """`work` on a thread with a stack as deep as the text may need."""
+    """Run `work` on a thread whose stack is large enough for the text."""
     found: list[list[int]] = []
     before = threading.stack_size(16 * MIB + STACK_BYTES_PER_BYTE * len(data))
     try:
@@ -49,7 +49,7 @@ class LlamaModel:
         settings = api.llama_model_default_params()
         settings.load_mode = api.LLAMA_LOAD_MODE_MMAP
         settings.n_gpu_layers = -1
-        # Repacked weights are a second, anonymous copy; and AMX buffers crash on quantised models (llama.cpp#20824).
+        # Repacked weights are a second, anonymous copy, and AMX buffers crash on quantised models (llama.cpp#20824).
         settings.use_extra_bufts = repack
         library.log.begin()
         self.handle = api.llama_model_load_from_file(path.encode(), settings)
@@ -68,7 +68,7 @@ class LlamaModel:
         return handle
 
     def free_adapter(self, handle: Any) -> None:
-        """Give an adapter's memory back; never one that a context still uses."""
+        """Free an adapter, which no context may use any more."""
         self.library.api.llama_adapter_lora_free(handle)
 
     def ends(self, token: int) -> bool:
@@ -76,7 +76,7 @@ class LlamaModel:
         return bool(self.library.api.llama_vocab_is_eog(self.vocab, token))
 
     def piece_bytes(self, token: int) -> int:
-        """How many bytes of text a token stands for."""
+        """The number of bytes of a token's text."""
         buffer = ctypes.create_string_buffer(PIECE_BYTES)
         return abs(int(self.library.api.llama_token_to_piece(self.vocab, token, buffer, PIECE_BYTES, 0, False)))
 
@@ -86,7 +86,7 @@ class LlamaModel:
 
 
 class LlamaVocabulary(Vocabulary):
-    """The tokenizer in a GGUF file, by llama.cpp's own code."""
+    """The tokenizer in a GGUF file, computed by llama.cpp."""
 
     def __init__(self, model: LlamaModel, header: GgufHeader, context: int) -> None:
         self._api = model.library.api

@@ -1,8 +1,8 @@
-"""From logits to a token: llama.cpp's own samplers in a chain, and a grammar that only speaks up when it must.
+"""From logits to a token: a chain of llama.cpp's samplers, and a grammar that is applied only when it is needed.
 
 Order as in llama.cpp's tools: penalties, top-k, top-p, min-p, temperature, then a draw (or the best, at temperature 0).
-A grammar would have to look at the whole vocabulary for every token; so the chain draws first and is asked again under
-the grammar only when the grammar refuses the token drawn (llama.cpp common/sampling.cpp does the same).
+Applying a grammar to the whole vocabulary for every token is slow. So the chain draws first; only when the grammar
+refuses the token, the grammar is applied to all tokens and the chain draws again (as in llama.cpp common/sampling.cpp).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge_agent.base.errors import BackendError, ProgramRefused
 
 PENALTY_WINDOW = 64
 GRAMMAR_STEP_S = 1.0
-"""A grammar that takes longer than this for one token holds everybody up: ambiguous ones grow without bound."""
+"""Seconds per token after which a grammar is refused: an ambiguous one grows without bound and delays all sequences."""
 
 # The task gives all of these; what it leaves out has no effect.
 NEUTRAL: Mapping[str, Any] = {
@@ -41,13 +41,13 @@ class DeadEnd(BackendError):
 
 
 class Sampler:
-    """The choice of one sequence's tokens. Raises BackendError for a grammar that cannot be used."""
+    """Samples the tokens of one sequence. Raises BackendError for a grammar that cannot be used."""
 
     def __init__(self, model: LlamaModel, params: Mapping[str, Any], prompt: Sequence[int]) -> None:
         self._api = model.library.api
         self._vocab_size = model.vocab_size
         settings = {**NEUTRAL, **{name: params[name] for name in NEUTRAL if name in params}}
-        # The grammar first: it is the only part that can fail, and nothing else is to be freed then.
+        # The grammar comes first: only it can fail, and then nothing else has to be freed.
         self._grammar = grammar.build(model, params)
         self._chain = self._build(settings)
         if settings["repeat_penalty"] != 1.0:
@@ -66,7 +66,7 @@ class Sampler:
         if not self._allowed(token):
             token = self._choose(logits, ruled=True)
             if not self._allowed(token):
-                # Where nothing that is allowed has a probability left, the chain may draw what is not.
+                # When no allowed token has a probability above 0, the chain may draw one that is not allowed.
                 raise DeadEnd("no token that the grammar allows can be drawn", "grammar", "raise the temperature")
         self._api.llama_sampler_accept(self._chain, token)
         self._api.llama_sampler_accept(self._grammar, token)

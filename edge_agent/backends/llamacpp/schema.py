@@ -1,9 +1,8 @@
-"""A JSON schema as its converter can follow it, or the keyword that it would pass over, by name and place. Pure.
+"""Reduces a JSON schema to what llama-cpp-python's converter follows, or refuses a keyword by name and place. Pure.
 
-llama-cpp-python's converter ignores what it does not know, and much of what it does know beside certain others: an
-answer would be said to follow the schema, and would not. So every keyword is either followed, or says nothing about
-values, or is refused. Two things are put into words that the converter knows: a small range of whole numbers becomes
-the list of them, and a combination of one schema that schema.
+The converter ignores keywords that it does not know, and some known ones beside others, so that an answer would break
+its schema. So every keyword is either followed, or does not restrict values, or is refused. Two forms are rewritten: a
+small range of whole numbers becomes an `enum`, and a combination of one schema becomes that schema.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ REMARKS = frozenset({
     "$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples", "example", "deprecated",
     "readOnly", "writeOnly", "discriminator",
 })  # fmt: skip
-"""They say nothing about which values are right."""
+"""Keywords that do not restrict values."""
 DEFINITIONS = ("$defs", "definitions")
 FORMATS = frozenset({"date", "time", "date-time", "uuid", "uuid1", "uuid2", "uuid3", "uuid4", "uuid5"})
 BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 LISTED = 256
-"""Whole numbers between two bounds that are written out."""
+"""The largest range of whole numbers that is written out as an `enum`."""
 _OBJECT = frozenset({"type", "properties", "required", "additionalProperties"})
 _ARRAY = frozenset({"type", "items", "prefixItems", "minItems", "maxItems"})
 
 
 def followable(schema: Mapping[str, Any], place: str = "json_schema") -> dict[str, Any]:
-    """The schema without remarks, in words that the converter follows. Raises BackendError for what it would ignore."""
+    """The schema without annotations, in keywords that the converter follows. Raises BackendError for others."""
     found = {key: value for key, value in schema.items() if key not in REMARKS}
     definitions = {key: _all(found.pop(key), f"{place}.{key}") for key in DEFINITIONS if key in found}
     return {**_body(found, place), **definitions}
@@ -105,7 +104,7 @@ def _string(found: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _combined(found: dict[str, Any], place: str) -> dict[str, Any]:
-    """Of several, the converter follows properties only, and asks for all of them."""
+    """Of `allOf` with several schemas the converter follows `properties` only, and requires all of them."""
     parts = _list(_only(found, {"type", "allOf"}, "beside allOf", place)["allOf"], f"{place}.allOf")
     if len(parts) == 1:
         return parts[0]

@@ -1,13 +1,13 @@
-"""Which sequence lies in which slot of the cache, and what of a new prompt is there already. Pure.
+"""Slots of the KV cache for sequences, and the prefix cache in them. Pure.
 
-A slot keeps its tokens after its job has ended, until another job needs it. What a cached token means depends on the
-adapter that computed it, so a prefix is found only under the same adapter: `owner` is a number that each attachment
-gets anew (0: the base), so a re-attached adapter of the same name never meets its predecessor's cache. Nor does one
-client's prompt meet another's: how much of a prompt was there already tells what others asked.
+A slot keeps its tokens after its job has ended, until another job needs it. Cached keys and values depend on the
+adapter that computed them, so a prefix is found only under the same adapter: `owner` is a number that every attachment
+gets anew (0: the base), so that an adapter that is attached again does not find the cache of its former version. A
+prefix is found only for the same client too: the number of cached tokens in an answer would tell what others asked.
 
-Cells that are kept cost something: every token computed beside them is masked against them (docs/decisions/0133). So
-they are kept while prompts do begin with what is there. Where few do, a slot that is left remembers its tokens alone,
-without cells, by which it is seen when prompts begin alike again.
+Cells of the cache that are kept have a cost: the attention of every computed token masks them (docs/decisions/0133). So
+they are kept while prompts do share prefixes. Where few do, a free slot keeps its token ids only, without cells; with
+them it is noticed when prompts begin to share prefixes again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# What part of a prompt must have been there already, on average, for kept cells to be worth their price; and how fast
-# the average forgets. It starts in the middle: a first conversation is kept, a dozen that share nothing end it.
+# Cells are kept while, on average, at least _WORTH_SHARE of a prompt was cached; _FORGET is the weight of the newest
+# prompt in that average. It starts at _FIRST_SHARE: a first conversation is kept, a dozen that share nothing end it.
 _WORTH_SHARE = 0.1
 _FIRST_SHARE, _FORGET = 0.5, 1 / 8
 
@@ -55,15 +55,15 @@ class SequenceSlots:
 
     @property
     def free(self) -> int:
-        """SequenceSlots without a job."""
+        """The number of slots without a job."""
         return sum(not slot.busy for slot in self._slots)
 
     def take(self, owner: int, prompt: Sequence[int], client: str = "") -> Place:
         """A slot for a new sequence; at least one must be free. The last token of a prompt is always computed.
 
-        A free slot is continued where that loses no more of it than is used. Else the prefix is shared with the slot
-        that was unused for the longest time, and its holder keeps the rest: two conversations that have little more
-        than their beginning in common do not drive each other out.
+        A free slot with the prefix is continued if at most as many of its tokens are lost as are reused. Else the
+        prefix is copied to the slot that was unused for longest, and its holder keeps all tokens: two conversations
+        that share little more than their beginning do not evict each other.
         """
         best, source, known = 0, -1, 0
         for number, slot in enumerate(self._slots):
@@ -88,21 +88,21 @@ class SequenceSlots:
         self._slots[slot].count = count
 
     def leave(self, slot: int) -> None:
-        """The slot's job has ended; what it computed stays for whoever begins alike, while that pays."""
+        """Free a slot whose job has ended; its tokens stay for prompts with the same beginning."""
         self._slots[slot].busy = False
 
     def clear(self, slot: int) -> None:
-        """What lies in the slot is of no use to anybody."""
+        """Mark the slot's tokens as unusable."""
         self._slots[slot].tokens, self._slots[slot].count = (), 0
 
     def forget(self, owner: int) -> None:
-        """An adapter was detached."""
+        """Clear the free slots of an adapter that was detached."""
         for number, slot in enumerate(self._slots):
             if slot.owner == owner and not slot.busy:
                 self.clear(number)
 
     def sweep(self, cut: Callable[[int, int], None]) -> None:
-        """Give the cells back that nobody needs any more: `cut(slot, start)` forgets a slot from a position on."""
+        """Free the cells that are not needed: `cut(slot, start)` drops the cells of a slot from a position on."""
         for number, slot in enumerate(self._slots):
             if slot.cells and not slot.busy and (not slot.count or self._share < _WORTH_SHARE):
                 slot.cells = False

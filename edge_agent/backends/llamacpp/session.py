@@ -1,4 +1,4 @@
-"""The seam over llama.cpp: jobs in, one decode call a step, chunks and figures out."""
+"""A session of llama.cpp: jobs in, decode calls in each step, chunks and figures out."""
 
 from __future__ import annotations
 
@@ -244,13 +244,13 @@ class LlamaSession(Session):
         )
 
     def _use(self, adapter: str | None, threads: int) -> None:
-        """Adapter and threads of the next call."""
+        """Set adapter and threads of the next call."""
         context = self._live()
         context.use_threads(threads)
         self.switches += context.use_adapter(None if adapter is None else self._adapters[adapter].handle)
 
     def _decode_once(self, chunks: list[ScheduledChunk], adapter: str | None, limits: Limits, rows: int) -> list[Event]:
-        """A call that only decodes: its threads are those that were set, or as many as are worth it."""
+        """A call without prompt tokens: its threads are the configured ones, else the tuner's."""
         wanted = limits.decode_threads or self._settings.decode_threads
         granted = min(limits.threads, wanted or limits.threads)
         if self._thread_tuner.granted != granted:
@@ -268,7 +268,7 @@ class LlamaSession(Session):
         return found
 
     def _admit(self, limits: Limits) -> None:
-        """Give waiting jobs a slot, with what the cache holds of their prompts."""
+        """Give waiting jobs a slot, with the cached prefix of their prompts."""
         while self._waiting and self._slots.free and len(self._active) < max(1, limits.max_rows):
             job, sampler, submitted_s = self._waiting.popleft()
             prompt = list(job.rows[0])
@@ -287,7 +287,7 @@ class LlamaSession(Session):
             self._active[job.job_id] = sequence
 
     def _call(self, chunks: list[ScheduledChunk], reading: frozenset[str], rows: int) -> list[Event]:
-        """One decode call of a step that `rows` sequences share, and what came of it; nothing when it was cut off."""
+        """One decode call of a step that `rows` sequences share; its events, none when it was interrupted."""
         self._reading = reading
         started_s = time.monotonic()
         try:
@@ -299,7 +299,7 @@ class LlamaSession(Session):
         return self._advance(chunks, started_s, rows) if done else []
 
     def _decode(self, parts: list[DecodeInput]) -> bool:
-        """One call; False when it was cut off: then the cache is as it was before."""
+        """One call; False when it was interrupted: then the cache is as it was before."""
         context = self._live()
         if context.decode(parts) is Outcome.DONE:
             return True

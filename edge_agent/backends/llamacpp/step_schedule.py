@@ -1,8 +1,8 @@
-"""What the next decode call computes. Pure.
+"""Chooses the tokens that the next decode call computes. Pure.
 
-Every sequence that decodes gets its one token; what room is left goes to prompts, in chunks that do not keep the others
-waiting. A context applies one adapter at a time, so sequences take turns by adapter: a turn ends after a few steps
-when another adapter waits, which bounds the wait to (adapters - 1) turns.
+Every decoding sequence gets one token; the rest of the batch goes to prompts, in chunks that bound the delay of the
+decoding ones (chunked prefill). A context applies one adapter at a time, so adapters are served in round robin: a turn
+ends after `AdapterRoundRobin.steps` steps when another adapter waits, which bounds the wait to (adapters - 1) turns.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 OLDEST_SHARE = 4
+"""One OLDEST_SHARE-th of a call's room for prompts is reserved for the oldest of them."""
 
 
 @dataclass(slots=True, eq=False)
 class TokenSequence:
-    """One sequence under way: its tokens so far (prompt and answer), of which the first `cached` are computed."""
+    """One active sequence: its tokens so far (prompt and answer), of which the first `cached` are in the cache.
+
+    Times are monotonic seconds. `reused`: tokens of its prompt that the prefix cache had.
+    """
 
     job_id: str
     adapter: str | None
@@ -38,12 +42,12 @@ class TokenSequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not computed yet: one while it decodes, more while it reads its prompt."""
+        """Tokens that are not computed yet: one while it decodes, more during its prompt."""
         return len(self.tokens) - self.cached
 
     @property
     def decoding(self) -> bool:
-        """Whether its first token is out."""
+        """Whether its first token was sampled."""
         return len(self.tokens) > self.prompt_tokens
 
     @property
@@ -60,15 +64,15 @@ class ScheduledChunk(NamedTuple):
 
     @property
     def last(self) -> bool:
-        """Whether a token is to be sampled behind them."""
+        """Whether a token is sampled after them."""
         return self.stop == len(self.sequence.tokens)
 
 
 def schedule_chunks(sequences: Sequence[TokenSequence], batch: int, prompt_chunk: int) -> list[ScheduledChunk]:
     """The chunks of one call of at most `batch` tokens; prompts get `prompt_chunk` of them while others decode.
 
-    The prompt with the least left comes first, so that its first token does not wait for the others'; a quarter of the
-    room stays with the one that is here for longest, so that short ones cannot hold it up for ever.
+    The prompt with the fewest tokens left comes first, so that its first token does not wait for longer prompts. A
+    quarter of the room is reserved for the oldest prompt, so that short ones cannot starve it.
     """
     chunks = [ScheduledChunk(one, len(one.tokens)) for one in sequences if one.decoding][:batch]
     room = batch - len(chunks)
@@ -86,14 +90,14 @@ def schedule_chunks(sequences: Sequence[TokenSequence], batch: int, prompt_chunk
 
 
 def longest_waiting(sequences: Sequence[TokenSequence], rows: int) -> list[TokenSequence]:
-    """At most `rows` of them, those that computed longest ago; in their own order."""
+    """At most `rows` of the sequences, those whose last step is longest ago, in the given order."""
     chosen = {one.job_id for one in sorted(sequences, key=lambda one: one.worked_s)[:rows]}
     return [one for one in sequences if one.job_id in chosen]
 
 
 @dataclass(slots=True)
 class AdapterRoundRobin:
-    """Whose turn it is: adapters in the order in which they were last served."""
+    """Which adapter is computed next: the one that was served longest ago, after `steps` steps of the present one."""
 
     steps: int
     _current: str | None = None
@@ -113,5 +117,5 @@ class AdapterRoundRobin:
         return self._current
 
     def forget(self, adapter: str) -> None:
-        """An adapter was detached."""
+        """Forget an adapter that was detached."""
         self._served.pop(adapter, None)

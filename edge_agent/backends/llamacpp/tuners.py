@@ -1,10 +1,15 @@
-"""How many threads decode: as many as are worth it. Pure.
+"""Tunes decode calls by measurement while decoding: the number of threads, and the number of sequences per call. Pure.
 
-Decoding waits for memory, and its threads wait for each other after each of several hundred operations per token. So
-more threads are not always faster, and where another program has a core, or a model is small, they are slower: two of
-them took 23 ms a token where one took 11 (docs/decisions/0135). Which count is best depends on model, board and what
-else runs, so it is looked for while decoding: now and then a neighbouring count is tried for a few calls. The kernels
-split their work by rows, so the count changes no result.
+Threads. Decoding is bound by memory, and its threads synchronise after each of several hundred operations per token. So
+more threads are not always faster; where another program uses a core, or a model is small, they are slower: two of them
+took 23 ms a token where one took 11 (docs/decisions/0135). The best count depends on model, board and load, so
+`ThreadTuner` tries a neighbouring count for a few calls from time to time. The kernels split their work by rows, so the
+count changes no result.
+
+Sequences. A batch should be cheaper than its sequences one by one, and is where the kernels for few columns are good.
+Other builds switch from a kernel for one column, as fast as memory, to one for long prompts: with Q8_0 on AVX2 a call
+for two took 31 ms, for one 7 ms, and only from five on the batch was faster (docs/decisions/0097). `BatchSizeTuner`
+measures both ways in use and takes the cheaper one.
 """
 
 from __future__ import annotations
@@ -15,19 +20,20 @@ from dataclasses import dataclass, field
 
 TRIED_CALLS = 5
 KEPT_CALLS = 9
-"""The median of so many calls is compared: one that was held up by another program decides nothing."""
+"""Medians of this many calls are compared, so that one call that another program delayed has no effect."""
 FEWER_MAY_TAKE, MORE_MUST_TAKE = 1.02, 0.95
-"""Fewer threads are taken where they are hardly slower: they make less heat. More, where they clearly save time."""
+"""Factors on the time of a call. One thread fewer is chosen below the first, since it heats less; one more, below the
+second."""
 SOON_CALLS, LATE_CALLS = 8, 256
-"""BatchSizeTuner until the next trial: few after a change, doubled by every trial that changed nothing."""
+"""Calls until the next trial: SOON_CALLS after a change, doubled up to LATE_CALLS by every trial without one."""
 
 CallKind = tuple[int, bool]
-"""BatchSizeTuner that take about as long: the number of sequences, and whether an adapter is applied."""
+"""Decode calls of one kind take about as long: the number of sequences, and whether an adapter is applied."""
 
 
 @dataclass(slots=True)
 class _Search:
-    """The search for calls of one kind."""
+    """The search for the best count for one kind of call."""
 
     best: int
     times: dict[int, deque[float]] = field(default_factory=dict)
@@ -45,7 +51,7 @@ class _Search:
 
 @dataclass(slots=True)
 class ThreadTuner:
-    """The count for every call that only decodes, by its kind; at most `granted`."""
+    """The number of threads of decode calls by their kind, at most `granted`."""
 
     granted: int
     _searches: dict[CallKind, _Search] = field(default_factory=dict)
@@ -56,12 +62,12 @@ class ThreadTuner:
         return search.trying or search.best
 
     def settled(self, kind: CallKind) -> bool:
-        """Whether such calls are made with the best count that is known, and not to try another one."""
+        """Whether calls of that kind use the best known count at present, and not one on trial."""
         search = self._searches.get(kind)
         return search is not None and not search.trying
 
     def learn(self, kind: CallKind, call_s: float) -> bool:
-        """A call with the count that was asked for took so long; True when the best count has changed by that."""
+        """Note the seconds of a call with the count from `count`; True when the best count changed."""
         search = self._searches[kind]
         threads = search.trying or search.best
         search.note(threads, call_s)
@@ -74,7 +80,7 @@ class ThreadTuner:
         return False
 
     def _begin(self, search: _Search) -> None:
-        """Try the next count on one side, by turns; the other side where there is none."""
+        """Try the next higher and lower count alternately; the other one where there is none."""
         search.upwards = not search.upwards
         if not 1 <= search.best + (1 if search.upwards else -1) <= self.granted:
             search.upwards = not search.upwards
@@ -102,12 +108,12 @@ class ThreadTuner:
 WEIGHT = 0.25
 LOOK_AGAIN_STEPS = 64
 OUTLIER = 2.0
-"""A call that took longer than twice the mean counts as that: the system was busy with something else."""
+"""A call that took longer counts as OUTLIER times the mean: another program delayed it."""
 
 
 @dataclass(slots=True)
 class BatchSizeTuner:
-    """Mean seconds of a call that only decodes, by its number of sequences."""
+    """Chooses the sequences per decode call by the mean seconds of a call of each size."""
 
     _mean_s: dict[int, float] = field(default_factory=dict)
     _steps: int = 0
@@ -128,7 +134,7 @@ class BatchSizeTuner:
         return 1 if apart else count
 
     def learn(self, rows: int, call_s: float) -> None:
-        """A call for so many sequences, one token each, took so long."""
+        """Note the seconds of a call for `rows` sequences, one token each."""
         mean_s = self._mean_s.get(rows)
         if mean_s is None:
             self._mean_s[rows] = call_s
@@ -136,5 +142,5 @@ class BatchSizeTuner:
             self._mean_s[rows] = mean_s + WEIGHT * (min(call_s, OUTLIER * mean_s) - mean_s)
 
     def forget(self) -> None:
-        """Other threads, other times."""
+        """Drop the means: they were measured with another number of threads."""
         self._mean_s.clear()

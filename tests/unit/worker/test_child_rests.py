@@ -96,7 +96,7 @@ class Story(Daemon):
         inside: Any = Child(channel)
         self.child: Child = inside
         inside._session = self.session
-        inside._throttle.concerned = True
+        inside._throttle.enabled = True
         nothing: Any = None
         inside._pending["1"] = Pending(nothing, nothing, {}, 0.0, None, ChunkCoalescer(False, 0.0, deadline_s))
         self.limit(clock.now_s, permille)
@@ -161,6 +161,6 @@ def test_an_encoders_worker_never_rests_by_itself() -> None:
 
 def test_from_a_step_that_a_stopped_process_made_long_it_rests_for_seconds() -> None:
     rest = StepThrottle()
-    rest.concerned, rest.share = True, 0.5
+    rest.enabled, rest.share = True, 0.5
     rest.begin(1000.0, 0.0)
     assert rest.left_s(1000.0) == PACED_STEP_S
