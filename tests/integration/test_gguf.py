@@ -90,6 +90,21 @@ def test_the_device_has_the_special_tokens_of_the_host(made, tmp_path, family):
 
 
 @needs_llama
+def test_special_tokens_are_those_of_the_file_whoever_names_them(tmp_path):
+    """bos is named by config.json alone, as Qwen2 has it; the padding token is not in the vocabulary."""
+    folder = tiny_generators.write(tmp_path / "model", "llama")
+    options = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**options, "bos_token": None, "pad_token": "<none>"}))
+    assert special_tokens(folder) == {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    session = registry.create("llamacpp").load({"model": str(tmp_path / "model.gguf")}, {"max_tokens": 64})
+    try:
+        assert session.vocabulary().special_tokens == special_tokens(folder)
+    finally:
+        session.close()
+
+
+@needs_llama
 def test_a_byte_level_vocabulary_that_names_no_special_token_has_none(tmp_path, monkeypatch):
     """llama.cpp takes token 11 for bos and eos there, as in GPT-2's vocabulary."""
     gguf = pytest.importorskip("gguf")

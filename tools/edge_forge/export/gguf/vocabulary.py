@@ -27,6 +27,7 @@ _QWEN2 = (
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _SPLITS = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe"}
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TEMPLATE_TOKENS = ("bos", "eos", "unk", "pad")
 _UNKNOWN_SCORE = -1e6
 
 
@@ -109,21 +110,31 @@ def chat_template(folder: Path) -> str | None:
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens that a chat template may name: `bos_token`, `eos_token` and so on."""
+    """Texts by name (`bos_token` and so on) of the special tokens that a chat template may use.
+
+    They are those that the GGUF file names, so that the device renders with the same ones: a token that config.json
+    alone names is among them, and one that the vocabulary lacks is not.
+    """
+    ids = _token_ids(folder)
+    texts = {place: token for token, place in ids.items()}
+    found = _special(folder, ids)
+    return {f"{name}_token": texts[found[name]] for name in TEMPLATE_TOKENS if found.get(name) in texts}
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """Texts of the special tokens that the tokenizer's configuration names, by `bos`, `eos`, `unk` and `pad`."""
     found = {}
-    for name in ("bos", "eos", "unk", "pad"):
+    for name in TEMPLATE_TOKENS:
         token = _options(folder).get(f"{name}_token")
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str):
-            found[f"{name}_token"] = content
+            found[name] = content
     return found
 
 
 def end_tokens(folder: Path) -> tuple[int, ...]:
     """Ids of the tokens that end a text, the tokenizer's own first; empty where none is named."""
-    library = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    ids = {**library["model"]["vocab"], **{one["content"]: one["id"] for one in library.get("added_tokens", ())}}
-    found = _special(folder, ids)
+    found = _special(folder, _token_ids(folder))
     return tuple(found[name] for name in ("eos", "eot") if name in found)
 
 
@@ -210,10 +221,14 @@ def _ends(folder: Path, options: Mapping[str, Any]) -> tuple[bool, bool]:
     return at > 0 or options.get("add_bos_token") is True, len(ids) > at + len(plain)
 
 
+def _token_ids(folder: Path) -> dict[str, int]:
+    library = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return {**library["model"]["vocab"], **{one["content"]: one["id"] for one in library.get("added_tokens", ())}}
+
+
 def _special(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
     """Ids of bos, eos, unk, pad, and eot where generation ends at a second token."""
-    named = {name.removesuffix("_token"): token for name, token in special_tokens(folder).items()}
-    found = {name: ids[token] for name, token in named.items() if token in ids}
+    found = {name: ids[token] for name, token in _named_tokens(folder).items() if token in ids}
     config = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
     ends = config.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
