@@ -4,7 +4,7 @@ import pytest
 
 from edge_forge.kinds import registry
 from edge_forge.plan import classifier_training, generator_training
-from edge_forge.plan.step_runner import _closure, code_version
+from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _closure, _path, code_version
 from edge_forge.recipe.scaffold import _TEMPLATES
 
 CODES = {"classify": classifier_training.CODE, "generate": generator_training.CODE}
@@ -49,3 +49,7 @@ def test_training_is_keyed_by_what_runs_in_the_worker_process():
         (CODES["generate"], "generate-train", "edge_forge.train.generator_session"),
     ):
         assert {session, "edge_forge.train.methods", "edge_forge.train.lora"} <= _closure(code[step][0])
+
+
+def test_modules_that_do_not_count_for_a_key_exist():
+    assert [name for name in _WITHOUT_EFFECT if _path(name) is None] == []

@@ -26,16 +26,27 @@ class SequenceClassifier(nn.Module):
     # Trainer would otherwise hand its row count to any forward that takes **inputs, and not scale summed micro-batches.
     accepts_loss_kwargs = False
 
-    def __init__(self, encoder: Any, hidden: int, labels: int) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        hidden: int,
+        labels: int,
+        *,
+        class_weight: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        token_dropout: float = 0.0,
+        consistency: float = 0.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(hidden, labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("class_weight", torch.ones(labels), persistent=False)
-        self.label_smoothing = 0.0
-        self.token_dropout = 0.0
-        self.consistency = 0.0
+        weight = torch.ones(labels) if class_weight is None else class_weight
+        self.register_buffer("class_weight", weight, persistent=False)
+        self.label_smoothing = label_smoothing
+        self.token_dropout = token_dropout
+        self.consistency = consistency
 
     def features(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Features [rows, hidden] of `input_ids` or of kept states given as `inputs_embeds`."""

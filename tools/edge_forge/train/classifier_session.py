@@ -122,12 +122,16 @@ def _data(going: _Run, encoder: Encoder, first_layer: int) -> _Data:
 
 
 def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) -> SequenceClassifier:
-    model = SequenceClassifier(encoder.model, encoder.hidden, labels)
-    model.label_smoothing, model.token_dropout = settings.label_smoothing, settings.token_dropout
-    model.consistency = settings.consistency
-    if settings.class_weights == "balanced":
-        model.class_weight = class_weights(data.train.rows.targets, labels)
-    return model
+    balanced = settings.class_weights == "balanced"
+    return SequenceClassifier(
+        encoder.model,
+        encoder.hidden,
+        labels,
+        class_weight=class_weights(data.train.rows.targets, labels) if balanced else None,
+        label_smoothing=settings.label_smoothing,
+        token_dropout=settings.token_dropout,
+        consistency=settings.consistency,
+    )
 
 
 def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: list[str]) -> TrainRecord:
