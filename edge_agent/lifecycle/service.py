@@ -307,12 +307,15 @@ class ServiceStatus:
     """The service at one moment. On an image only `installed`, `enabled` and `current` are known; the rest is None.
 
     `current` is False when the installed unit differs from the one of this version (`service install` renews it).
+    `active` and `substate` are systemd's ActiveState and SubState, `result` its Result where that is not 'success'.
     """
 
     installed: bool
     enabled: bool
     current: bool
-    state: str | None = None
+    active: str | None = None
+    substate: str = "unknown"
+    result: str | None = None
     says: str | None = None
     pid: int | None = None
     restarts: int | None = None
@@ -321,9 +324,17 @@ class ServiceStatus:
     drop_ins: tuple[str, ...] = ()
 
     @property
+    def state(self) -> str | None:
+        """ActiveState, SubState and a bad result for a person; None where they are not known."""
+        if self.active is None:
+            return None
+        failed = "" if self.result is None else f", last result: {self.result}"
+        return f"{self.active} ({self.substate}){failed}"
+
+    @property
     def healthy(self) -> bool:
         """True when it runs (or, on an image, when it will be started at boot)."""
-        return self.installed and (self.enabled if self.state is None else self.state.startswith("active"))
+        return self.installed and (self.enabled if self.active is None else self.active == "active")
 
     def lines(self) -> list[str]:
         """The status for a person."""
@@ -357,18 +368,19 @@ def status(target: ServiceTarget) -> ServiceStatus:
     if not installed or not table:
         return ServiceStatus(installed, enabled, current)
     result = table.get("Result", "success")
-    state = f"{table.get('ActiveState', 'unknown')} ({table.get('SubState', 'unknown')})"
     return ServiceStatus(
         installed,
         table.get("UnitFileState") == "enabled",
         current,
-        state if result == "success" else f"{state}, last result: {result}",
-        table.get("StatusText") or None,
-        _number(table.get("MainPID")) or None,
-        _number(table.get("NRestarts")),
-        _number(table.get("MemoryCurrent")),
-        table.get("ActiveEnterTimestamp") or None,
-        tuple(path.rpartition("/")[2].removesuffix(".conf") for path in table.get("DropInPaths", "").split()),
+        active=table.get("ActiveState", "unknown"),
+        substate=table.get("SubState", "unknown"),
+        result=None if result == "success" else result,
+        says=table.get("StatusText") or None,
+        pid=_number(table.get("MainPID")) or None,
+        restarts=_number(table.get("NRestarts")),
+        memory_bytes=_number(table.get("MemoryCurrent")),
+        since=table.get("ActiveEnterTimestamp") or None,
+        drop_ins=tuple(path.rpartition("/")[2].removesuffix(".conf") for path in table.get("DropInPaths", "").split()),
     )
 
 

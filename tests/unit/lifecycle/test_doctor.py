@@ -51,7 +51,7 @@ GOOD = DoctorFacts(
     clock_sync=ClockSync.SYNCHRONISED,
     runtimes=(RuntimeProbe("onnx", "1.23.0", ("cpu",)),),
     broker=BrokerProbe("localhost:1883", "5", 0.4, 0.6),
-    service=ServiceStatus(True, True, True, "active (running)"),
+    service=ServiceStatus(True, True, True, "active", "running"),
 )
 
 
@@ -137,8 +137,8 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
         (but(device_files=(DeviceFile(Path("/dev/vcio"), False, "video"),)), "devices", "warn", "/dev/vcio",
          "usermod -aG video"),
         (but(service=None), "service", "skip", "not installed", "service install"),
-        (but(service=ServiceStatus(True, True, True, "failed (failed)")), "service", "fail", "failed", "journalctl"),
-        (but(service=ServiceStatus(True, True, False, "active (running)")), "service", "warn", "another version",
+        (but(service=ServiceStatus(True, True, True, "failed", "failed")), "service", "fail", "failed", "journalctl"),
+        (but(service=ServiceStatus(True, True, False, "active", "running")), "service", "warn", "another version",
          "service install"),
     ],
 )  # fmt: skip
