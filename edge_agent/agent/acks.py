@@ -1,9 +1,9 @@
-"""When a QoS 1 request is acknowledged: after its answer, within a small window, in the order of arrival.
+"""Acknowledge QoS 1 requests after their answers, within a small window, in the order of arrival.
 
-An unacknowledged request is redelivered by the broker when this daemon is killed, so the answer is not lost. Brokers
-stop delivering at their in-flight limit (mosquitto: 20), and then overload would pile up unseen in the broker instead
-of being answered with 429; so at most `HELD` requests stay unacknowledged, and the oldest is acknowledged early when
-more arrive. MQTT wants acknowledgements in order (MQTT 5, 4.6.0-2).
+The broker redelivers an unacknowledged request when this daemon is killed, so that its answer is not lost. Brokers stop
+delivering at their in-flight limit (mosquitto: 20); overload would then wait in the broker instead of being answered
+with 429. Therefore at most `HELD` requests stay unacknowledged: when more arrive, the oldest is acknowledged before its
+answer. Acknowledgements must be in order (MQTT 5, 4.6.0-2).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HELD = 12
 
 
 class AckWindow:
-    """The requests taken but not acknowledged yet."""
+    """The messages that were taken in and are not acknowledged yet."""
 
     def __init__(self, ack: Callable[[Inbound], None], held: int = HELD) -> None:
         self._ack = ack
@@ -25,7 +25,7 @@ class AckWindow:
         self._waiting: OrderedDict[int, tuple[Inbound, bool]] = OrderedDict()
 
     def hold(self, message: Inbound) -> None:
-        """The agent has taken the message; its acknowledgement waits for `release`, or until newer ones push it out."""
+        """Take a message in; it is acknowledged after `release`, or when `held` newer ones have arrived."""
         if message.ack is None:
             return
         self._waiting[message.ack] = (message, False)
@@ -35,7 +35,7 @@ class AckWindow:
         self._drain()
 
     def release(self, message: Inbound) -> None:
-        """The message was answered, refused, or dropped."""
+        """Acknowledge a message that was answered, refused or dropped, as soon as all before it are."""
         if message.ack is not None and message.ack in self._waiting:
             self._waiting[message.ack] = (message, True)
             self._drain()

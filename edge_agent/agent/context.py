@@ -1,4 +1,4 @@
-"""What every part of the running agent shares: its connection, its books, its clock, its way to report events."""
+"""What the parts of the running agent share: clock, connection, open requests, counters, events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ class Announce(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """Shared by intake, dispatch, respond, watch and report. `grant` is what the governor allows at this moment."""
+    """The shared collaborators of intake, serving, responder, governor loop and reporter.
+
+    `grant`: the limits that the governor allows now; only `GovernorLoop` replaces it. `requests`: open and recently
+    answered requests. `stats`: counters of the current telemetry interval. `costs`: measured compute times.
+    """
 
     clock: Clock
     transport: Transport
@@ -45,7 +49,7 @@ class Context:
 
 
 def full_grant(max_rows: int, threads: int) -> ComputeGrant:
-    """The limits before the first reading."""
+    """The grant that holds until the first temperature is read: no limit."""
     return ComputeGrant(
         GovernorLevel.NORMAL,
         max_rows,

@@ -23,7 +23,7 @@ WATCHED = ("temperature", "temperature_firmware", "temperature_jtop", "throttle"
 
 
 class GovernorLoop:
-    """Runs once a second. `changed` is True after `tick` when the installed models have changed."""
+    """Runs once a second. `clocks` caps the clock, where the operator permits it."""
 
     def __init__(
         self,

@@ -23,18 +23,19 @@ from edge_agent.protocol.envelope import LinkChange, LinkListener, Outbound
 
 log = logging.getLogger("edge_agent")
 PATIENCE_S = 20.0
+"""The service manager is told at this interval that the start still goes on while resident models are loaded."""
 
 
 class Background(Protocol):
-    """Work beside the requests: the memory guard, the golden probes."""
+    """Periodic work beside the requests: the memory guard, the golden probes."""
 
     async def run(self) -> None:
-        """Work until cancelled, and leave nothing behind then."""
+        """Work until cancelled; what is under way then is ended before this returns."""
         ...
 
 
 class Agent:
-    """Runs until `stop` is called."""
+    """The running agent: one task each for messages, the governor, heartbeats, telemetry and the background work."""
 
     def __init__(
         self,
@@ -56,23 +57,23 @@ class Agent:
         self._stopping = asyncio.Event()
 
     def stop(self, why: str) -> None:
-        """Begin an orderly end; safe to call more than once."""
+        """Begin an orderly end. May be called more than once."""
         log.info("stopping: %s", why)
         self._stopping.set()
 
     def look_again(self) -> None:
-        """SIGHUP: take over what changed in the store now. Settings are read at the start only."""
+        """Read the store again at once (SIGHUP). Settings are read at the start only."""
         log.info("reload: the store is read again; settings take effect with a restart")
         self._governor_loop.refresh_models()
 
     def fault(self) -> str | None:
-        """What is wrong with the process itself, for the watchdog; None when it is well. Offline is well."""
+        """What is wrong with the process itself, for the watchdog; None when nothing is. Being offline is no fault."""
         if not self._context.transport.alive():
             return "the MQTT link has stopped working"
         return self._server.fault
 
     async def run(self, notifier: Notifier) -> None:
-        """Serve until `stop`. Being offline is no failure: the broker may come later than we."""
+        """Serve until `stop`. Raises what a task raised; a broker that cannot be reached ends nothing."""
         self._governor_loop.tick()
         await self._context.transport.start(LinkListener(self.link_changed, self.undelivered))
         tasks = [
@@ -81,7 +82,7 @@ class Agent:
             asyncio.create_task(self._reporter.measure(), name="report"),
             asyncio.create_task(self._reporter.beat(), name="heartbeat"),
             *(asyncio.create_task(work.run(), name=type(work).__name__) for work in self._background),
-            # Ends by itself: the last one, which `wait` leaves out.
+            # This one ends when the agent is ready, so `wait` below leaves it out.
             asyncio.create_task(self._get_ready(notifier), name="ready"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -109,13 +110,13 @@ class Agent:
         await self._context.transport.stop([self._reporter.last_words()])
 
     def link_changed(self, change: LinkChange) -> None:
-        """The connection to the broker came or went. Streamed answers end when it goes: nobody receives their parts."""
+        """Report that the connection came or went. Streamed answers end with it, since their parts cannot be sent."""
         self._reporter.link_changed(change)
         if not change.connected:
             self._server.stop_streams("the broker went away")
 
     def undelivered(self, message: Outbound, reason: str) -> None:
-        """The broker refused a message, or it matched no subscription: a streamed answer that it is part of ends."""
+        """The broker refused a message, or no subscription matched it: end the streamed answer that it is part of."""
         if message.request_id is not None:
             self._server.stop_streams(f"{message.topic}: {reason}", message.request_id, message.topic)
 
@@ -124,7 +125,7 @@ class Agent:
             await self._intake.take(message)
 
     async def _get_ready(self, notifier: Notifier) -> None:
-        """Ready means: every model that is to be resident was tried. A large one may take its time."""
+        """Say that the agent is ready once the load of every resident model has succeeded or failed."""
         for served in list(self._manager.served_models.values()):
             while served.lifecycle.wanted and not served.settled.is_set():
                 notifier.extend_timeout(2 * PATIENCE_S)
@@ -141,7 +142,7 @@ class Agent:
             try:
                 self._governor_loop.tick()
             except EdgeError as error:
-                # A store that cannot be read now may be readable later; what is loaded goes on.
+                # The loaded models are served on; the store is read again at the next tick.
                 log.error("watch: %s", error)
             if self._governor_loop.take_changed():
                 self._reporter.report_models()

@@ -1,4 +1,4 @@
-"""What the agent needs from the rooms beside it, as protocols; `app` hands it the real ones, tests their own."""
+"""Protocols of what the agent needs from other packages; `app.daemon` passes the real objects, tests pass fakes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edge_agent.protocol.worker_messages import (
 
 
 class Transport(Protocol):
-    """An MQTT connection that heals itself. Implemented by `mqtt.transport.MqttTransport`."""
+    """An MQTT connection that reconnects by itself. Implemented by `mqtt.transport.MqttTransport`."""
 
     @property
     def connected(self) -> bool:
@@ -36,7 +36,7 @@ class Transport(Protocol):
         ...
 
     def alive(self) -> bool:
-        """False when the link itself has stopped working; being offline is not that."""
+        """False when the tasks of the connection have stopped working; True while it is only offline."""
         ...
 
     @property
@@ -50,7 +50,8 @@ class Transport(Protocol):
         ...
 
     async def start(self, listener: LinkListener = NO_LISTENER) -> None:
-        """Begin to connect, and to reconnect for ever with full jitter; returns at once. Offline is not a failure."""
+        """Begin to connect, and reconnect after every loss with full jitter; returns at once. `listener` is called from
+        now on."""
         ...
 
     def messages(self) -> AsyncIterator[Inbound]:
@@ -58,11 +59,11 @@ class Transport(Protocol):
         ...
 
     def ack(self, message: Inbound) -> None:
-        """Acknowledge a QoS 1 message once the agent has taken responsibility for it."""
+        """Acknowledge a QoS 1 message: the broker will not deliver it again."""
         ...
 
     def publish(self, message: Outbound) -> bool:
-        """Hand a message over without waiting. False when it cannot be sent now (offline, outbox full)."""
+        """Queue a message to be sent. False when there is no room for it, or it can never be sent."""
         ...
 
     async def stop(self, last_words: Sequence[Outbound]) -> None:
@@ -78,19 +79,19 @@ class Library(Protocol):
         ...
 
     def generation(self) -> int:
-        """A number that changes whenever `active()` may have changed, cheap to ask (one stat)."""
+        """A number that changes whenever `active()` may have changed; one stat call."""
         ...
 
 
 class Sensors(Protocol):
-    """The board's sensors. Implemented in `app` over the `sensors` room."""
+    """The board's sensors. Implemented by `sensors.suite.SensorSuite`."""
 
     def sample(self) -> Mapping[str, Reading]:
-        """One round over all sensors, by key: temperature, throttle, power, ram_available, ram_total and others."""
+        """All sensors by key: temperature, throttle, power, ram_available, ram_total and others."""
         ...
 
     def sample_memory(self) -> Mapping[str, Reading]:
-        """The part of `sample` about memory, asked several times a second: ram_, swap_, memory_pressure_, cgroup_."""
+        """The part of `sample` about memory, read several times a second: ram_, swap_, memory_pressure_, cgroup_."""
         ...
 
     def process_bytes(self, pid: int) -> Mapping[str, Reading]:
@@ -99,22 +100,23 @@ class Sensors(Protocol):
 
 
 class Host(Protocol):
-    """What the manager asks about its machine. Implemented by `agent.host_monitor.HostMonitor`."""
+    """What `ModelManager` needs to know of the board. Implemented by `agent.host_monitor.HostMonitor`."""
 
     def memory(self, mapped_bytes: int = 0) -> HostMemory:
-        """Total and available RAM, less what models hold mapped from files and the kernel counts as available."""
+        """Total and available RAM, less the bytes that models hold mapped from files, which the kernel counts as
+        available."""
         ...
 
     def process_bytes(self, pid: int) -> tuple[int, int] | None:
-        """What a process holds (PSS) and the part of it mapped from files; None where that cannot be read."""
+        """Bytes that a process holds (PSS), and those of them mapped from files; None where that cannot be read."""
         ...
 
     def gpu_bytes(self) -> int:
-        """What a Jetson's GPU holds of the shared memory for all processes; 0 elsewhere."""
+        """Bytes of shared memory that a Jetson's GPU holds for all processes; 0 elsewhere."""
         ...
 
     def most_rows(self) -> int:
-        """Rows of a batch while nothing is wrong."""
+        """Rows of a batch without thermal limit."""
         ...
 
     def worker_limits(self) -> StepLimits:
@@ -127,29 +129,29 @@ class Clocks(Protocol):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """What may be asked for, as shares of the highest clock, descending; empty: this board has none to set."""
+        """The caps that can be set, as shares of the highest clock, descending; empty where the board has none."""
         ...
 
     def set(self, share: float) -> str | None:
-        """Cap the clock; None, or the sentence why the board refused."""
+        """Cap the clock. None, or the reason why the board refused."""
         ...
 
     def restore(self) -> None:
-        """Put back what was there before."""
+        """Restore the clock as it was before the first cap."""
         ...
 
 
 class FootprintCache(Protocol):
-    """What models were found to hold on this device, kept over restarts.
+    """Measured memory footprints of models on this device, kept over restarts.
 
     Implemented by `store.footprint_cache.FootprintFile`."""
 
     def read(self) -> Mapping[FootprintKey, MeasuredFootprint]:
-        """The figures by variant; empty where there are none, or none that can be believed."""
+        """The footprints by variant; empty where there are none, or the file is damaged."""
         ...
 
     def write(self, figures: Mapping[FootprintKey, MeasuredFootprint]) -> None:
-        """Keep them, atomically. A disk that cannot is said in the log, not raised: the figures are a convenience."""
+        """Replace the stored footprints atomically. A failure is logged, not raised: they are measured again."""
         ...
 
 
@@ -172,7 +174,7 @@ class Worker(Protocol):
         ...
 
     async def detach(self, name: str) -> None:
-        """Forget an adapter. Raises WorkerError."""
+        """Free an adapter. Raises WorkerError."""
         ...
 
     async def cancel(self, job_id: str) -> bool:
@@ -184,35 +186,35 @@ class Worker(Protocol):
         ...
 
     async def shrink(self) -> None:
-        """Have it return freed memory to the system. Raises WorkerError."""
+        """Make the child return freed memory to the system. Raises WorkerError."""
         ...
 
     def submit(self, jobs: Sequence[JobWork]) -> None:
-        """Hand over a micro-batch; JobDone or JobFailed follows for each, before it TextChunk where it streams."""
+        """Send a batch of jobs; the listener gets JobDone or JobFailed for each, before that TextChunk for a stream."""
         ...
 
     def set_limits(self, limits: StepLimits) -> None:
-        """Pass on the governor's limits."""
+        """Set the limits for the next steps."""
         ...
 
     def kill(self, cause: DeathCause | None = None) -> None:
-        """End it at once; `cause` is what its death is reported with, None: what the exit status tells."""
+        """End the child at once. Its death is reported with `cause` (None: the cause that the exit status shows)."""
         ...
 
     async def close(self) -> None:
-        """End it in order, within a bounded time; at once when this is cancelled."""
+        """End the child in order, within a bounded time; at once when this is cancelled."""
         ...
 
 
 class WorkerListener(Protocol):
-    """Hears one worker."""
+    """Handles the events of one worker."""
 
     def on_event(self, event: AnyEvent) -> None:
-        """The worker says something by itself."""
+        """The worker sent an event about its jobs."""
         ...
 
     def on_death(self, death: WorkerDeath) -> None:
-        """The worker is gone and was not asked to go; called once, and nothing is called after it."""
+        """The worker has ended without being asked to. Called once, and nothing is called after it."""
         ...
 
 
@@ -220,7 +222,7 @@ class Spawner(Protocol):
     """Starts workers. Implemented by `worker.supervisor.spawn` with its options bound."""
 
     async def __call__(self, listener: WorkerListener) -> Worker:
-        """A new child, which `listener` hears. Raises WorkerError."""
+        """Start a child whose events go to `listener`. Raises WorkerError."""
         ...
 
 
@@ -228,21 +230,21 @@ class Notifier(Protocol):
     """The service manager. Implemented by `lifecycle.supervision.SystemdNotifier`."""
 
     def ready(self) -> None:
-        """Start-up is over."""
+        """Tell that start-up is over."""
         ...
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Set the line that `systemctl status` shows."""
         ...
 
     def watchdog(self) -> None:
-        """The agent is alive and well."""
+        """Tell that the agent works; without this the service manager restarts it."""
         ...
 
     def extend_timeout(self, seconds: float) -> None:
-        """Start-up goes on for up to `seconds` more."""
+        """Ask for up to `seconds` more for the start."""
         ...
 
     def stopping(self) -> None:
-        """Shutdown has begun."""
+        """Tell that the shutdown has begun."""
         ...

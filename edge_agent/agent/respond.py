@@ -1,4 +1,4 @@
-"""Say the answer: every job leaves the ledger here, exactly once, and its message is acknowledged."""
+"""Answer a job: every job is closed in the request table here, exactly once, and its message acknowledged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Energy, Reply, Timing
 from edge_agent.protocol.worker_messages import JobDone
 
-STATES = {408: JobState.EXPIRED, 499: JobState.CANCELLED, 500: JobState.FAILED}
+STATES = {
+    Cause.EXPIRED: JobState.EXPIRED,
+    Cause.CANCELLED: JobState.CANCELLED,
+    Cause.WORKER_DIED: JobState.FAILED,
+    Cause.WORKER_FAILED: JobState.FAILED,
+}
+"""The final state of a job by the cause of its refusal; for the other causes see `Responder.refuse`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +38,18 @@ class Origin:
 
 
 class Responder:
-    """Turns outcomes into replies."""
+    """Turns the outcome of a job into its reply. `reading` gives the last sample of a sensor."""
 
     def __init__(self, context: Context, reading: Callable[[str], Reading]) -> None:
         self._context = context
         self._reading = reading
 
     def part(self, job: Job, text: str) -> bool:
-        """A part of a streamed answer; False when it cannot be sent now."""
+        """Send a part of a streamed answer; False when it cannot be sent now."""
         return streams.send_part(self._context, job, _origin(job).request.reply, text)
 
     def done(self, job: Job, served: ServedModel, event: JobDone) -> None:
-        """A worker's answer, with its timing, energy and the board's temperature."""
+        """Send a worker's answer with its timing, its energy and the board's temperature."""
         now_s = self._context.clock.monotonic_s()
         request = _origin(job).request
         results = event.results
@@ -87,7 +93,7 @@ class Responder:
                 )
                 self.refuse(job, 413, Cause.TOO_LARGE, f"{text}; ask for fewer tokens, or without logprobs")
                 return
-        elif encode.status_of(whole) != 200:  # too large: what there is says so instead
+        elif encode.status_of(whole) != 200:  # too large: `reply` has put a refusal in its place
             self._context.stats.causes[Cause.TOO_LARGE] += 1
             self._finish(job, JobState.FAILED, 413, whole)
             return
@@ -97,7 +103,8 @@ class Responder:
         self._finish(job, JobState.DONE, 200, message, whole.payload)
 
     def refuse(self, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
-        """A status other than 200; telemetry counts it under `cause`."""
+        """Answer with a status other than 200; telemetry counts `cause`. After the deadline nothing is sent, except
+        to a client that has received parts of the answer."""
         request = _origin(job).request
         remaining_s = job.deadline_s - self._context.clock.monotonic_s()
         if remaining_s <= 0 and not job.parts:
@@ -108,10 +115,10 @@ class Responder:
         otherwise = JobState.REFUSED if job.state is JobState.QUEUED else JobState.FAILED
         message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
         self._context.stats.causes[cause] += 1
-        self._finish(job, STATES.get(status, otherwise), status, message)
+        self._finish(job, STATES.get(cause, otherwise), status, message)
 
     def expire(self, job: Job) -> None:
-        """The deadline passed: no answer, since an answer after it is worse than none. A stream is told its end."""
+        """Close a job whose deadline has passed, without an answer; a stream that has begun gets its last message."""
         if job.parts:
             self.refuse(job, 408, Cause.EXPIRED, f"the deadline passed in mid-stream, after {job.parts} parts")
             return
@@ -121,7 +128,7 @@ class Responder:
     def _finish(
         self, job: Job, state: JobState, status: int, message: Outbound | None, kept: bytes | None = None
     ) -> None:
-        """`kept` is what a retry gets instead of the message itself."""
+        """Close the job, count it, send `message`. `kept`: the answer to a repeated request (None: the message)."""
         job.to(state)
         self._context.energy.drop(job.job_id)
         if not self._context.requests.close(job, kept or (message.payload if message else None)):

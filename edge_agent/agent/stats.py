@@ -12,15 +12,16 @@ from edge_agent.bundle.drift_reference import BINS, fragmentation_histogram, his
 from edge_agent.core.latency import QuantileWindow
 
 ADAPTERS_TOLD = 16
+"""Adapters of a model that telemetry reports by name: those with the most answers."""
 
 Wording = Sequence[tuple[int, int, int | None]]
-"""Per text its bytes, its tokens, and the unknown ones among them (None: the tokenizer has no unknown token)."""
+"""Per text: bytes, tokens, and unknown tokens among them (None: the tokenizer has no unknown token)."""
 
 
 @dataclass(slots=True)
 class TextStatistics:
-    """How the texts of one adapter looked: counts by bin of `bundle.drift_reference`, tokens, and the unknown ones
-    among them (None: the tokenizer has no unknown token)."""
+    """Statistics of the texts of one adapter, for drift: counts by bin of `bundle.drift_reference`, tokens, and unknown
+    tokens among them (None: the tokenizer has no unknown token)."""
 
     confidence: list[int] = field(default_factory=lambda: [0] * BINS)
     fragmentation: list[int] = field(default_factory=lambda: [0] * BINS)
@@ -28,7 +29,7 @@ class TextStatistics:
     unknown: int | None = None
 
     def note(self, scores: Sequence[float], wording: Wording) -> None:
-        """An answer: the top scores of its texts, where they have any, and how the tokenizer took them."""
+        """Count an answer: the top scores of its texts, where they have any, and how they were tokenised."""
         self.confidence = _added(self.confidence, histogram(scores))
         self.fragmentation = _added(self.fragmentation, fragmentation_histogram(text[:2] for text in wording))
         self.tokens += sum(tokens for _, tokens, _ in wording)
@@ -43,7 +44,7 @@ def _added(counts: list[int], more: list[int]) -> list[int]:
 
 @dataclass(slots=True)
 class ModelStats:
-    """One model's share since the last report. Latencies in milliseconds, answered requests only."""
+    """Figures of one model since the last report. Latencies in milliseconds, of answered requests only."""
 
     total_ms: QuantileWindow = field(default_factory=QuantileWindow)
     compute_ms: QuantileWindow = field(default_factory=QuantileWindow)
@@ -62,7 +63,7 @@ class ModelStats:
     def note_adapter(
         self, adapter: str | None, total_ms: float, results: Sequence[Mapping[str, Any]], wording: Wording = ()
     ) -> None:
-        """The same answer, counted by adapter (None: the model alone)."""
+        """Count an answer by adapter (None: the model alone)."""
         if adapter is not None:
             self.adapters.setdefault(adapter, QuantileWindow()).add(total_ms)
         scores = [result["score"] for result in results if "score" in result]
@@ -78,7 +79,7 @@ class ModelStats:
         results: Sequence[Mapping[str, Any]],
         joules: float | None,
     ) -> None:
-        """A request was answered with these results."""
+        """Count a request that was answered with these results."""
         self.answered += 1
         self.rows += rows
         self.batch_rows += batch_rows
@@ -95,7 +96,7 @@ class ModelStats:
 
 @dataclass(slots=True)
 class Stats:
-    """The whole agent's, since the last report."""
+    """Figures of the whole agent since the last report."""
 
     models: dict[str, ModelStats] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -105,16 +106,17 @@ class Stats:
     energy_method: str | None = None
 
     def model(self, name: str) -> ModelStats:
-        """That model's share, begun when first asked for. Callers pass installed names only, which bounds it."""
+        """The figures of a model, made at the first call. Callers pass names of installed models, which bounds their
+        number."""
         return self.models.setdefault(name, ModelStats())
 
     def refused(self, status: int, cause: Cause) -> None:
-        """A request was refused before it became a job."""
+        """Count a request that was refused before it became a job."""
         self.statuses[status] += 1
         self.causes[cause] += 1
 
     def take(self) -> Stats:
-        """What was gathered, leaving a fresh start behind: a report covers one interval."""
+        """Return the figures of this interval and begin the next one."""
         taken = replace(self)
         fresh = Stats()
         for item in fields(self):

@@ -1,7 +1,7 @@
-"""Answers in parts: what is sent of them, and who is told when one cannot go on.
+"""The messages of an answer that is sent in parts.
 
-A stream ends with exactly one final message: the chunk that is `done`, or a reply that says why there is none. Whoever
-asks again for an answered stream gets its text in one reply.
+A stream ends with exactly one final message: the chunk with `done`, or a reply with the reason why there is none. A
+repeated request for an answered stream gets the whole text in one reply.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
 from edge_agent.protocol.worker_messages import GeneratedText
 
 END_S = 5.0
-"""A stream that has begun and cannot be finished is told so, also a little after its deadline."""
+"""The reply that ends a stream which cannot be finished is worth sending until this long after now, even past the
+deadline: its client waits for the next part."""
 
 
 def waits_s(remaining_s: float) -> float:
-    """For how long the word that ends a stream which cannot be finished may wait to be sent and fetched, seconds."""
+    """Seconds for which the reply that ends an unfinished stream may wait to be sent and fetched."""
     return max(remaining_s, END_S)
 
 
@@ -40,7 +41,7 @@ def send_part(context: Context, job: Job, to: ReplyAddress, text: str) -> bool:
 
 
 def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: float) -> Outbound:
-    """The chunk that ends a stream: the rest of the text and all that the reply says beside it."""
+    """The chunk that ends a stream: the rest of the text and every other field of the reply."""
     result: Mapping[str, Any] = whole.result
     body = StreamChunk(
         id=to.request_id,
@@ -64,7 +65,7 @@ def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: 
 
 
 def timed(timing: Timing, generated: GeneratedText | None) -> Timing:
-    """The timing with what a generator's worker says of its prompt and its tokens."""
+    """The timing, with prompt and token times where the answer is a generator's."""
     if generated is None:
         return timing
     queue_ms = timing.queue_ms + generated.wait_ms

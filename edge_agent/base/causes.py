@@ -24,6 +24,8 @@ class Cause(Enum):
     QUARANTINED = "quarantined"
     UNKNOWN_MODEL = "unknown-model"
     UNKNOWN_ADAPTER = "unknown-adapter"
+    """The model has no such adapter, or the runtime refuses it. Telemetry counts the other requests that are answered
+    with 404 here, too: a name that no package can have, a model that was removed meanwhile, an unknown command."""
     MALFORMED = "malformed"
     INVALID = "invalid"
     TOO_LARGE = "too-large"

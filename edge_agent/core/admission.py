@@ -1,7 +1,7 @@
-"""Whether a request is taken at all. A refusal comes at once and carries the numbers behind it.
+"""Admission control: whether a request is queued or refused at once, with the figures behind the refusal.
 
-Pure: it is handed what is known (queue lengths, predicted times, the governor's word) and returns a decision.
-Whether model and adapter exist is the intake's question; memory is `residency`'s.
+Pure: queue lengths, predicted times and closures are arguments. `agent.intake` checks that model and adapter exist,
+`residency` decides about memory.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from edge_agent.base.limits import QUEUE_BYTES
 from edge_agent.base.units import bytes_text, duration_text
 
 PLACES_PER_FREE = 4
-"""A client may hold four times as many places as are free: one alone four fifths of all, two that flood four ninths
-each. The next client always finds some (dynamic thresholds; Choudhury and Hahne, 1998)."""
+"""A client may hold four times as many places as are free: one client alone 4/5 of all places, two 4/9 each. So there
+is always a place for another client (dynamic thresholds; Choudhury and Hahne, 1998)."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLoad:
-    """The queue in front of a request.
+    """The load that a new request meets.
 
-    `jobs`/`max_jobs`: requests open on this device and the bound. `wait_s`: predicted time until a worker is free for
-    it, `compute_s`: predicted compute time of its own batch; None while nothing was measured yet. `own_jobs`: those of
-    the jobs that belong to the client that asks. `held_bytes`: the bodies of all of them and of this request,
-    `own_bytes`: those of this client.
+    `jobs`, `max_jobs`: requests open on this device, and their bound; `own_jobs`: those of the same client. `wait_s`:
+    predicted seconds until a worker begins with it; `compute_s`: predicted seconds of its own batch; None while nothing
+    was measured. `held_bytes`: bodies of all open requests and of this one; `own_bytes`: those of the same client.
     """
 
     jobs: int
@@ -47,10 +46,10 @@ class Refused:
 
 
 def decide(load: QueueLoad, deadline_s: float, now_s: float, closed: Closure | None) -> Refused | None:
-    """None when the request is taken.
+    """None when the request is admitted.
 
-    429 when the queue is full, or has only places left that others shall find; 503 when the governor has closed
-    admission (`closed` says why) or when the predicted end lies after the deadline.
+    429 when the queue is full, or when the client holds its share of it; 503 while admission is closed, or when the
+    predicted end lies after the deadline.
     """
     if closed is not None:
         return Refused(503, closed.cause, closed.reason, 10.0)

@@ -144,17 +144,19 @@ def test_a_final_job_cannot_be_answered_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "running", "state"),
+    ("status", "cause", "running", "state"),
     [
-        (499, False, JobState.CANCELLED),
-        (499, True, JobState.CANCELLED),
-        (500, False, JobState.FAILED),
-        (503, False, JobState.REFUSED),
-        (503, True, JobState.FAILED),
-        (404, True, JobState.FAILED),
+        (499, Cause.CANCELLED, False, JobState.CANCELLED),
+        (499, Cause.CANCELLED, True, JobState.CANCELLED),
+        (500, Cause.WORKER_FAILED, False, JobState.FAILED),
+        (500, Cause.WORKER_DIED, True, JobState.FAILED),
+        (503, Cause.UNAVAILABLE, False, JobState.REFUSED),
+        (503, Cause.UNAVAILABLE, True, JobState.FAILED),
+        (404, Cause.UNKNOWN_ADAPTER, True, JobState.FAILED),
+        (408, Cause.EXPIRED, True, JobState.EXPIRED),
     ],
 )
-def test_the_state_follows_from_the_status_word(status: int, running: bool, state: JobState) -> None:
+def test_the_state_follows_from_the_cause(status: int, cause: Cause, running: bool, state: JobState) -> None:
     async def scenario(device: Device) -> None:
         jobs: list[Job] = []
         await device.ask("busy")
@@ -164,8 +166,9 @@ def test_the_state_follows_from_the_status_word(status: int, running: bool, stat
             await device.ask("waiting")
             jobs = [device.context.requests.open_jobs()[-1]]
             device.served().queue.remove(jobs[0])
-        device.server._answers.refuse(jobs[0], status, Cause.UNAVAILABLE, "because")
+        device.server._answers.refuse(jobs[0], status, cause, "because")
         assert jobs[0].state is state
+        assert device.context.stats.causes == {cause: 1}
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
 
