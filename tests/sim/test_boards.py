@@ -81,7 +81,7 @@ def settle(key: str, share: float, ambient_c: float, seconds: int) -> Plants:
 
 
 def test_pi5_bare_matches_what_was_published() -> None:
-    """Idle about 50 °C; 80 °C after 83 s of ORT; settles at 86.7 °C and 74 % of the clock (facts/boards.md D2, D5)."""
+    """Idle about 50 °C; 80 °C after 83 s of ORT; settles at 86.7 °C and 74 % of the clock (docs/boards.md)."""
     idle = settle("pi-5-bare", 0.0, 22.0, 1)
     assert float(idle.t1[0]) == pytest.approx(49.0, abs=2.0)
     early, late = settle("pi-5-bare", 1.0, 22.0, 60), settle("pi-5-bare", 1.0, 22.0, 110)

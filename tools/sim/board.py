@@ -71,7 +71,7 @@ class LiveBoard:
         )
 
     def _flags(self) -> int:
-        """What the firmware says now, each bit with its 'since boot' bit (facts/boards.md A1)."""
+        """What the firmware says now, each bit with its 'since boot' bit (docs/boards.md)."""
         now = int(self.plant.flags[0])
         self._seen_flags |= now << 16
         return now | self._seen_flags

@@ -1,6 +1,6 @@
 """Boards as plants: thermal resistances, power, clocks, throttling laws and sensors.
 
-Figures: facts/boards.md A2, A3, C and D1-D3. Marked [E] there and here: estimated, not published; all of them carry
+Figures and sources: docs/boards.md. Marked [E] here, E there: estimated, not published; all of them carry
 an uncertainty of +-25 % in K/W and +-40 % in J/K, which is why everything is swept and not tuned to one point.
 """
 
@@ -78,7 +78,7 @@ _PI5_VOLTS = ((1500.0, 0.72), (2000.0, 0.80), (2400.0, 0.91))
 _PI5_CLOCKS = tuple(range(1500, 2401, 100))
 
 PI_ZERO_2 = BoardModel(
-    # Fitted here to "60+ C at 1.8 W, 80 C and more under full load" (A3); the least certain plant of all [E].
+    # Fitted here to "60+ C at 1.8 W, 80 C and more under full load"; the least certain plant of all [E].
     "pi-zero-2", "pi-zero-2", "Pi Zero 2 W, bare", 1.2, 6.0, 12.0, _still(14.0), 0.7, 2.2, 4,
     (600, 700, 800, 900, 1000), ((600.0, 1.20), (1000.0, 1.34)), "pi4", 80.0, 85.0, _PI4_SENSOR, None, 0.55, 0.9,
 )  # fmt: skip

@@ -3,7 +3,7 @@
     C1 dT1/dt = P - (T1 - T2) / R1          C2 dT2/dt = (T1 - T2) / R1 - (T2 - Tamb) / R2(fan)
     P = P_idle + P_fan + P_full * share * (f / fmax) * (V(f) / V(fmax))^2 * (1 + 0.004 (T1 - 60))
 
-Firmware (facts/boards.md A2, D3; fitted, the laws are unpublished), deciding once a second on its own sensor:
+Firmware (docs/boards.md; fitted, the laws are unpublished), deciding once a second on its own sensor:
 - pi5: fmax * (1 - 0.02 (T - 80)) from 80 to 85, then linear to 62.5 % at 88; in that zone it overrides the user's cap
   in both directions. pi4: fmax * (1 - 0.069 (T - 80)) to 85, the lowest clock above; obeys no lower cap there either.
 - nano: one clock step down every half second from 97, up again below; half speed from 100.5; off at 102.
@@ -125,7 +125,7 @@ class Plants:
     def flags(self) -> npt.NDArray[np.int64]:
         """The Raspberry Pis' throttle words by the shown temperature: bit 3 from 80 °C, bits 1 and 2 from 85 °C.
 
-        0 on other boards (facts/boards.md A1).
+        0 on other boards.
         """
         hot = np.where(self.sensor_c >= 85.0, 0b1110, np.where(self.sensor_c >= 80.0, 0b1000, 0))
         words: npt.NDArray[np.int64] = np.where(self._flagged, hot, 0)

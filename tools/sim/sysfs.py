@@ -1,7 +1,7 @@
 """A simulated board as files: the `sys` and `proc` that a Pi or a Jetson shows, kept up to date by a plant.
 
 `BoardTree(root, model)` builds the tree; `update(...)` writes what the sensors show now. Point an agent's
-`sensors.sysroot` (or `edge-agent run --sysroot`) at it. Names and forms: facts/boards.md A1 and B1. What a file cannot
+`sensors.sysroot` (or `edge-agent run --sysroot`) at it. Names and forms: docs/boards.md. What a file cannot
 be is said: a Raspberry Pi's firmware answers by ioctl on `/dev/vcio`, so that a folder stands there, with an answer per
 command (`sensors.vcio`). A Jetson's switched-off zone is a FIFO that is held open: reading it without blocking gives
 EAGAIN, as the kernel does. `proc` is `sim.procfs`'s.

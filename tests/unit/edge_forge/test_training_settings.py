@@ -14,7 +14,7 @@ def test_every_preset_is_valid_and_says_what_it_is():
 
 
 def test_the_presets_hold_the_sources_values():
-    # MISSION rows 20 and 21.
+    # A: the article on full fine-tuning against LoRA at the edge; B: the paper on fine-tuning with LoRA.
     a_full, a_lora, b_lora = settings("full", "A"), settings("lora", "A"), settings("lora", "B")
     assert 5e-6 <= a_full.learning_rate <= 5e-5 and 32 <= a_full.batch_size <= 64 and 3 <= a_full.epochs <= 5
     assert 8 <= a_lora.rank <= 16 and 3e-5 <= a_lora.learning_rate <= 1e-4
