@@ -19,7 +19,7 @@ import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource as Attached
-from edge_agent.backends.api import Done, Job, Limits
+from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_forge.package.build import build
@@ -60,7 +60,7 @@ def probes(folder: Path, graph: Path, adapter: Path | None) -> Path:
     )
     if adapter is not None:
         session.attach(Attached("one", str(adapter), small_graph.BASE_ID))
-    session.submit(Job("probe", None if adapter is None else "one", rows(), {}))
+    session.submit(SessionJob("probe", None if adapter is None else "one", rows(), {}))
     (event,) = session.step(Limits(8, 1))
     assert isinstance(event, Done)
     entry: dict[str, Any] = {"features": [[float(x) for x in row] for row in event.outputs["features"]]}
