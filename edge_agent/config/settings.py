@@ -167,8 +167,8 @@ class WorkerSettings:
     """The child processes that run the models."""
 
     python: Annotated[Path | None, Example("/usr/bin/python3")] = None
-    """The interpreter of the workers. Unset: the daemon's own. A plug-in that needs a board's system Python (as
-    TensorRT on JetPack 4 does) names that one here."""
+    """The interpreter of the workers. Unset: the daemon's own. A plug-in that needs a board's system Python
+    (3.10 or newer) names that one here."""
 
     backends: Annotated[tuple[str, ...], NAME] = ("onnx", "llamacpp")
     """Backends that may be used; a plug-in that is merely installed never runs until it is named here."""
