@@ -38,6 +38,10 @@ class _Taken:
     until_s: float
     answer: Outbound | None = None
 
+    def keep(self, answer: Outbound) -> None:
+        """The command was answered; a second delivery gets the same answer."""
+        self.answer = answer
+
 
 class Operator(Protocol):
     """Changes to the store, carried out by another process; `app.StoreProcess`. Raises StoreError, PackageError."""
@@ -212,7 +216,7 @@ class Commands:
             message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s, CommandReply)
         key = (command.client or "", command.id)
         if key in self._taken and status != 429:
-            self._taken[key].answer = message
+            self._taken[key].keep(message)
         self._context.transport.publish(message)
 
 

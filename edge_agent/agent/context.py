@@ -47,6 +47,11 @@ class Context:
     duty_cycle: DutyCycle = field(default_factory=DutyCycle)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
+    def replace_grant(self, grant: ComputeGrant) -> ComputeGrant:
+        """Set what the governor allows from now on; returns what it allowed before."""
+        before, self.grant = self.grant, grant
+        return before
+
 
 def full_grant(max_rows: int, threads: int) -> ComputeGrant:
     """The grant that holds until the first temperature is read: no limit."""

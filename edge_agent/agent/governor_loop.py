@@ -89,7 +89,7 @@ class GovernorLoop:
         observed = self._observe(now_s)
         temperature = self._host.reading("temperature")
         grant, self._state = governor.decide(self._config, temperature, self._state, now_s, observed)
-        before, self._context.grant = self._context.grant, grant
+        before = self._context.replace_grant(grant)
         self._manager.tell_limits()
         self._report_doubts(before, grant)
         self._set_clock(grant.clock)

@@ -113,7 +113,7 @@ class Intake:
             reason = "another request of this client with the same id is open; give each its own id or correlation data"
             self._refuse_request(request, RequestError(422, Cause.INVALID, reason), now_s)
             return True
-        self._context.stats.duplicates += 1
+        self._context.stats.duplicated()
         answer = self._context.requests.answer(key)
         if status is RequestStatus.ANSWERED and answer is not None:
             self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))

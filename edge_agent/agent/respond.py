@@ -58,7 +58,7 @@ class Responder:
         started_s = job.started_s if job.started_s is not None else now_s
         joules, method = self._context.energy.end(job.job_id, self._reading("power"), now_s)
         if joules is not None:
-            self._context.stats.energy_method = method
+            self._context.stats.measured_energy(method)
         temperature = self._reading("temperature")
         body = Reply(
             id=request.id,
@@ -122,7 +122,7 @@ class Responder:
         if job.parts:
             self.refuse(job, 408, Cause.EXPIRED, f"the deadline passed in mid-stream, after {job.parts} parts")
             return
-        self._context.stats.expired += 1
+        self._context.stats.deadline_passed()
         self._finish(job, JobState.EXPIRED, 408, None)
 
     def _finish(

@@ -150,7 +150,7 @@ class ServedModel:
     def enter(self, job: Job) -> None:
         """A job goes into the worker."""
         while job.job_id in self.running:  # an earlier job of this key was answered, and is still inside
-            job.again += 1
+            job.rename()
         self.running[job.job_id] = job
 
     def leave(self, job: Job) -> None:

@@ -160,8 +160,8 @@ class ModelServer:
                 await self._manager.unload(served)
 
     async def _serve_batch(self, served: ServedModel) -> None:
-        """Wait, schedule, attach, run, collect: one batch. What it waits for, in this order:"""
-        # 1. The duty cycle: where heat limits, models step in turns. First, and without the lock: a rest may take
+        """One batch: wait, schedule, attach, run and collect. The numbered gates are all that it waits for."""
+        # 1. The duty cycle: where heat limits, models step in turns. First, and without the lock: a pause may take
         #    seconds, in which orders, probes and evictions of this model are to go on.
         await self._step_gate.wait(served)
         # 2. Memory, where the last load found none: until some was freed, or a moment has passed. Asking at once again
@@ -176,7 +176,7 @@ class ModelServer:
                 # 5. The pause after deaths in a row, so that a model that dies at every load leaves the cores to
                 #    others. With the lock: an order to load waits for the pause, too.
                 await self._pause_after_deaths(served)
-                # 6. The load, which is asked for last: memory is taken only when nothing else is to be waited for.
+                # 6. The load comes last: a model takes memory only when it waits for nothing else.
                 worker = await self._ensure_loaded(served)
                 # 7. The duty cycle again: another model may have begun a step during the load, or while an adapter
                 #    was attached. The loop then begins anew with gate 1.
@@ -192,7 +192,7 @@ class ModelServer:
             except RequestError as error:
                 self._load_was_refused(served, error)
             except WorkerError:
-                pass  # it died between two steps; its jobs were put back, and the death was reported: go round again
+                pass  # The worker died. Its jobs wait again and the death was reported; the loop begins anew.
 
     async def _pause_after_deaths(self, served: ServedModel) -> None:
         pause_s = served.lifecycle.respawn_pause_s

@@ -115,6 +115,18 @@ class Stats:
         self.statuses[status] += 1
         self.causes[cause] += 1
 
+    def duplicated(self) -> None:
+        """A request arrived that is open or answered already."""
+        self.duplicates += 1
+
+    def deadline_passed(self) -> None:
+        """A request's deadline passed before it was answered."""
+        self.expired += 1
+
+    def measured_energy(self, method: str) -> None:
+        """The energy of a request was measured; `method` says how."""
+        self.energy_method = method
+
     def take(self) -> Stats:
         """Return the figures of this interval and begin the next one."""
         taken = replace(self)

@@ -36,7 +36,7 @@ def send_part(context: Context, job: Job, to: ReplyAddress, text: str) -> bool:
     remaining_s = job.deadline_s - context.clock.monotonic_s()
     if not context.transport.connected or not context.transport.publish(encode.chunk(body, to, remaining_s)):
         return False
-    job.parts += 1
+    job.sent_part()
     return True
 
 

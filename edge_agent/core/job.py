@@ -105,3 +105,11 @@ class Job:
         self.to(JobState.RUNNING)
         self.attempts += 1
         self.started_s = now_s
+
+    def rename(self) -> None:
+        """An earlier job of the same key is still inside the worker: this one gets the next name, see `again`."""
+        self.again += 1
+
+    def sent_part(self) -> None:
+        """A part of the streamed answer was sent."""
+        self.parts += 1

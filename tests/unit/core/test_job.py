@@ -92,3 +92,12 @@ def test_worker_names_are_unique_because_a_client_is_one_topic_level(
 ) -> None:
     one, other = a_job(key=(client, request)), a_job(key=(other_client, other_request))
     assert (one.job_id == other.job_id) == (one.key == other.key)
+
+
+def test_a_job_is_told_from_an_earlier_one_of_its_key_that_is_still_inside() -> None:
+    job = a_job()
+    names = [job.job_id]
+    for _ in range(2):
+        job.rename()
+        names.append(job.job_id)
+    assert names == ["c/1", "c/1 (1)", "c/1 (2)"]
