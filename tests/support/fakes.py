@@ -287,6 +287,8 @@ class FakeWorker:
             await asyncio.sleep(0)
             self.die("killed by SIGKILL")
             raise WorkerError("the worker ended: killed by SIGKILL", "worker")
+        if fault == "die when loaded":
+            self.die("killed by SIGSEGV")
         if isinstance(fault, EdgeError):
             raise fault
         options: Mapping[str, Any] = variant.options
@@ -437,8 +439,9 @@ class Plan:
     frame_bytes: int = 1 << 40
     refuses: dict[str, EdgeError] = field(default_factory=dict)
     die_after_attach: set[str] = field(default_factory=set)
-    # What the next loads meet: 'die', or an error to raise, or None for a good one.
+    # What the next loads meet: 'die', 'die when loaded', or an error to raise, or None for a good one.
     load_faults: deque[EdgeError | str | None] = field(default_factory=lambda: deque(maxlen=1000))
+    spawn_s: float = 0.0
     spawn_faults: deque[EdgeError | None] = field(default_factory=lambda: deque(maxlen=1000))
 
 
@@ -456,7 +459,7 @@ class FakeSpawner:
         fault = self.plan.spawn_faults.popleft() if self.plan.spawn_faults else None
         if fault is not None:
             raise fault
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.plan.spawn_s)
         worker = FakeWorker(4000 + len(self.workers), listener, self.plan)
         self.workers.append(worker)
         return worker

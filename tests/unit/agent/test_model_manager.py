@@ -526,3 +526,58 @@ def test_a_model_that_returns_while_its_worker_finishes_has_one_worker() -> None
         assert device.server.fault is None
 
     Device.run(scenario, a_model(), plan=Plan(compute_s=None))
+
+
+def test_a_worker_that_dies_when_its_load_is_over_is_never_taken_for_ready() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_faults.append("die when loaded")
+        await device.ask("1")
+        await later(1.0)
+        assert device.status("1") == 200
+        assert len(device.spawner.workers) == 2
+        assert device.kinds() == ["worker-died"]
+        assert len(device.served().lifecycle.deaths_s) == 1
+
+    Device.run(scenario, a_model())
+
+
+def test_a_quarantine_by_a_death_when_the_load_is_over_holds() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_faults.append("die when loaded")
+        await device.ask("1")
+        await later(1.0)
+        assert device.status("1") == 503
+        assert device.served().lifecycle.published == "quarantined"
+        assert len(device.spawner.workers) == 1
+
+    Device.run(scenario, a_model(), quarantine_deaths=1)
+
+
+def test_a_model_that_is_removed_while_room_is_made_for_it_is_not_loaded() -> None:
+    async def scenario(device: Device) -> None:
+        await being_evicted(device)
+        device.library.remove("a")
+        device.watch.tick()
+        await later(10.0)
+        assert device.status("a") == 404
+        assert len(device.spawner.workers) == 2, "those of b1 and b2"
+        assert [served.name for served in device.manager.every_served_model()] == ["b1", "b2"]
+
+    Device.run(scenario, *(model(name, size) for name, size in BIG_AND_TWO_SMALL))
+
+
+def test_a_load_that_is_ordered_is_given_up_when_the_model_is_removed_while_the_worker_starts() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.spawn_s = 1.0
+        await device.order("load", {"model": "m"})
+        await later(0.5)
+        device.library.remove("m")
+        device.watch.tick()
+        await later(2.0)
+        assert device.status("order") == 500
+        assert device.spawner.running() == []
+        assert device.manager.every_served_model() == ()
+        assert not device.manager.ledger.accounts()
+        assert device.server.fault is None
+
+    Device.run(scenario, a_model())
