@@ -52,7 +52,7 @@ class InUse(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """Hears one worker of a model. Implements `ports.WorkerListener`."""
+    """Hears one worker of a model. Implements `WorkerListener`."""
 
     served: ServedModel
     take_event: Callable[[ServedModel, AnyEvent], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from edge_agent.base.causes import DeathCause, WorkerDeath
+from edge_agent.base.causes import DeathCause
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
@@ -13,12 +13,12 @@ from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
-    AnyEvent,
     JobWork,
     LoadMemory,
     ModelLoaded,
     StepLimits,
     TextsMeasured,
+    WorkerListener,
 )
 
 
@@ -203,18 +203,6 @@ class Worker(Protocol):
 
     async def close(self) -> None:
         """End the child in order, within a bounded time; at once when this is cancelled."""
-        ...
-
-
-class WorkerListener(Protocol):
-    """Handles the events of one worker."""
-
-    def on_event(self, event: AnyEvent) -> None:
-        """The worker sent an event about its jobs."""
-        ...
-
-    def on_death(self, death: WorkerDeath) -> None:
-        """The worker has ended without being asked to. Called once, and nothing is called after it."""
         ...
 
 

@@ -112,7 +112,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     manager = ModelManager(
         context,
         library,
-        lambda listener: spawn(spawn_options, listener.on_event, listener.on_death),
+        functools.partial(spawn, spawn_options),
         events,
         memory,
         sizer,

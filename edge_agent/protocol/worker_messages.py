@@ -23,11 +23,11 @@ of the two rooms may import the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct, field
 
-from edge_agent.base.causes import Cause
+from edge_agent.base.causes import Cause, WorkerDeath
 
 TextTokens = tuple[int, int, int | None]
 """How the tokenizer took one text: its bytes in UTF-8, its tokens without special ones, the unknown ones among them
@@ -328,3 +328,25 @@ AnyAnswer = (
     | JobCancelled
 )
 AnyEvent = TextChunk | JobDone | JobFailed | Heartbeat
+
+
+class WorkerListener(Protocol):
+    """Is told by the daemon's side of one worker what the worker says, and that it has ended."""
+
+    def on_event(self, event: AnyEvent) -> None:
+        """The worker sent an event about a job, or a heartbeat."""
+        ...
+
+    def on_death(self, death: WorkerDeath) -> None:
+        """The worker has exited and was not asked to; called at most once, and nothing is called after it."""
+        ...
+
+
+class NoListener:
+    """Ignores everything; for a worker that gets no jobs. Implements `WorkerListener`."""
+
+    def on_event(self, event: AnyEvent) -> None:
+        """Nothing happens."""
+
+    def on_death(self, death: WorkerDeath) -> None:
+        """Nothing happens."""

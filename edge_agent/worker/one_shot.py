@@ -19,7 +19,14 @@ from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.core.energy import TextEnergy, UtilisationModel, enough_samples, estimated, per_text
-from edge_agent.protocol.worker_messages import BackendsProbed, LoadMemory, ProbeBackends, RuntimeReport, StepLimits
+from edge_agent.protocol.worker_messages import (
+    BackendsProbed,
+    LoadMemory,
+    NoListener,
+    ProbeBackends,
+    RuntimeReport,
+    StepLimits,
+)
 from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 
@@ -159,4 +166,4 @@ async def _sample(samples: list[Reading], power: Power) -> None:
 
 
 async def _spawn(options: SpawnOptions) -> WorkerProcess:
-    return await spawn(options, lambda _event: None, lambda _death: None)
+    return await spawn(options, NoListener())

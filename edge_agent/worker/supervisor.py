@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +50,7 @@ from edge_agent.protocol.worker_messages import (
     TaskFields,
     TextsMeasured,
     WorkerAnswer,
+    WorkerListener,
     WorkerRequest,
 )
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack_answer
@@ -82,20 +83,18 @@ class SpawnOptions:
 
 
 class WorkerProcess:
-    """A running worker. `on_event` gets its events about jobs; `on_death` is called once, after it has exited."""
+    """A running worker. `listener` is told its events, and that it has exited."""
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
         writer: asyncio.StreamWriter,
         reader: asyncio.StreamReader,
-        on_event: Callable[[AnyEvent], None],
-        on_death: Callable[[WorkerDeath], None],
+        listener: WorkerListener,
     ) -> None:
         self._process = process
         self._writer = writer
-        self._on_event = on_event
-        self._on_death = on_death
+        self._listener = listener
         self._calls: dict[int, asyncio.Future[WorkerAnswer]] = {}
         self._next_call = 0
         self._closing = False
@@ -171,7 +170,7 @@ class WorkerProcess:
         await self.call(DetachAdapter(name=name), Accepted)
 
     def submit(self, jobs: Sequence[JobWork]) -> None:
-        """Hand over a micro-batch; its events come through `on_event`."""
+        """Hand over a micro-batch; the listener is told its events."""
         self._send(SubmitJobs(jobs=jobs))
 
     async def cancel(self, job_id: str) -> bool:
@@ -204,7 +203,7 @@ class WorkerProcess:
             self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """End the child: ask it, wait CLOSE_TIMEOUT_S, kill it. `on_death` is not called for this end.
+        """End the child: ask it, wait CLOSE_TIMEOUT_S, kill it. the listener is not told of this end.
 
         When this call is cancelled it kills at once: its caller may hold the only reference to the child.
         """
@@ -243,7 +242,7 @@ class WorkerProcess:
 
     def _take(self, message: AnyAnswer | AnyEvent) -> None:
         if not isinstance(message, WorkerAnswer):
-            self._on_event(message)
+            self._listener.on_event(message)
             return
         future = self._calls.get(message.call or 0)
         if future is None or future.done():
@@ -260,12 +259,10 @@ class WorkerProcess:
             if not future.done():
                 future.set_exception(WorkerError(f"the worker ended: {death.reason}", "worker"))
         if not self._closing:
-            self._on_death(death)
+            self._listener.on_death(death)
 
 
-async def spawn(
-    options: SpawnOptions, on_event: Callable[[AnyEvent], None], on_death: Callable[[WorkerDeath], None]
-) -> WorkerProcess:
+async def spawn(options: SpawnOptions, listener: WorkerListener) -> WorkerProcess:
     """Start a child and connect to it. Raises WorkerError when the interpreter cannot be started."""
     ours, theirs = socket.socketpair()
     command = [options.python or sys.executable, "-m", CHILD_MODULE, str(theirs.fileno())]
@@ -282,7 +279,7 @@ async def spawn(
     finally:
         theirs.close()
     reader, writer = await asyncio.open_connection(sock=ours)
-    return WorkerProcess(process, writer, reader, on_event, on_death)
+    return WorkerProcess(process, writer, reader, listener)
 
 
 def task_fields(task: TaskSpec) -> TaskFields:

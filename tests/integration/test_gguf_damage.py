@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from edge_agent.app.packages import models, open_library
+from edge_agent.base.causes import WorkerDeath
 from edge_agent.base.errors import EdgeError, PackageError, WorkerError
 from edge_agent.bundle.catalog import TaskSpec, Variant
 from edge_agent.config.load import load
 from edge_agent.mqtt.client import RequestClient
-from edge_agent.protocol.worker_messages import StepLimits
+from edge_agent.protocol.worker_messages import AnyEvent, StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 from tests.support import generators, tiny_gguf
 from tests.support.agents import AgentProcess, running
@@ -60,6 +61,13 @@ class Bench:
         self._worker: WorkerProcess | None = None
         self.deaths: list[str] = []
 
+    def on_event(self, event: AnyEvent) -> None:
+        """See `WorkerListener`."""
+
+    def on_death(self, death: WorkerDeath) -> None:
+        """See `WorkerListener`."""
+        self.deaths.append(death.reason)
+
     async def outcome(self, data: bytes) -> tuple[str, str]:
         """('loaded' | 'refused' | 'died', what was said). Raises TimeoutError where nothing comes."""
         self._path.write_bytes(data)
@@ -67,9 +75,7 @@ class Bench:
 
     async def _outcome(self) -> tuple[str, str]:
         if self._worker is None:
-            self._worker = await spawn(
-                SpawnOptions(), lambda _event: None, lambda death: self.deaths.append(death.reason)
-            )
+            self._worker = await spawn(SpawnOptions(), self)
         deaths = len(self.deaths)
         try:
             await self._worker.load(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent.bundle.catalog import TaskSpec, Variant
-from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobWork, StepLimits
+from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobWork, NoListener, StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 from tests.support import tiny_gguf
 from tests.support.llama import needs_llama
@@ -28,6 +28,11 @@ def asked(name: str) -> JobWork:
 
 def test_nothing_is_generated_while_nothing_may_and_all_of_it_afterwards(tmp_path: Path) -> None:
     heard: list[AnyEvent] = []
+
+    class Heard(NoListener):
+        def on_event(self, event: AnyEvent) -> None:
+            heard.append(event)
+
     weights = tiny_gguf.write_model(tmp_path / "tiny.gguf", tiny_gguf.TINY)
 
     async def until(found: Any) -> None:
@@ -35,7 +40,7 @@ def test_nothing_is_generated_while_nothing_may_and_all_of_it_afterwards(tmp_pat
             await asyncio.sleep(0.02)
 
     async def body() -> None:
-        worker = await spawn(SpawnOptions(), heard.append, print)
+        worker = await spawn(SpawnOptions(), Heard())
         try:
             variant = Variant("sha256:0", "llamacpp", "f16", {"model": str(weights)}, 0, 0)
             await worker.load(variant, TASK, limits(0))

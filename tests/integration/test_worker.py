@@ -29,6 +29,7 @@ from edge_agent.protocol.worker_messages import (
     JobDone,
     JobFailed,
     JobWork,
+    NoListener,
     ReadFootprint,
     StepLimits,
     WorkerRequest,
@@ -98,7 +99,7 @@ class ServedModel:
 @asynccontextmanager
 async def child(options: SpawnOptions | None = None, load: Variant | None = None) -> AsyncIterator[ServedModel]:
     served = ServedModel()
-    served.worker = await spawn(options or SpawnOptions(), served.on_event, served.on_death)
+    served.worker = await spawn(options or SpawnOptions(), served)
     try:
         if load is not None:
             await served.worker.load(load, TASK, LIMITS)
@@ -439,12 +440,12 @@ def test_a_silent_child_is_ended_by_the_call_that_waits_for_it(tmp_path: pathlib
 
 def test_a_bug_in_the_daemons_handler_does_not_leave_a_child_unheard() -> None:
     async def body() -> None:
-        served = ServedModel()
+        class Broken(ServedModel):
+            def on_event(self, event: AnyEvent) -> None:
+                raise LookupError("a bug of ours")
 
-        def broken(event: AnyEvent) -> None:
-            raise LookupError("a bug of ours")
-
-        served.worker = await spawn(SpawnOptions(), broken, served.on_death)
+        served = Broken()
+        served.worker = await spawn(SpawnOptions(), served)
         await served.worker.load(variant(), TASK, LIMITS)
         served.worker.submit([job("1")])
         await served.death()
@@ -457,7 +458,7 @@ def test_a_bug_in_the_daemons_handler_does_not_leave_a_child_unheard() -> None:
 def test_an_interpreter_that_is_not_there_is_named() -> None:
     async def body() -> None:
         with pytest.raises(WorkerError, match="cannot start /no/python: No such file"):
-            await spawn(SpawnOptions(python="/no/python"), lambda _event: None, lambda _reason: None)
+            await spawn(SpawnOptions(python="/no/python"), NoListener())
 
     run(body)
 
@@ -506,11 +507,11 @@ def test_an_answer_of_another_kind_than_the_asked_one_ends_the_child(tmp_path: p
 DAEMON = """
 import asyncio, os, signal, sys
 from edge_agent.bundle.catalog import TaskSpec, Variant
-from edge_agent.protocol.worker_messages import JobWork, StepLimits
+from edge_agent.protocol.worker_messages import JobWork, NoListener, StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
 async def main():
-    worker = await spawn(SpawnOptions(), print, print)
+    worker = await spawn(SpawnOptions(), NoListener())
     slow = Variant("", "echo", "fp32", {}, 0, 0, options={"delay_s": 0.5})
     await worker.load(slow, TaskSpec("embed"), StepLimits(1, 1))
     if sys.argv[1] == "busy":
@@ -575,7 +576,7 @@ def test_fifty_lives_and_deaths_leak_nothing() -> None:
         before_children = children()
         for cycle in range(50):
             served = ServedModel()
-            served.worker = await spawn(SpawnOptions(), served.on_event, served.on_death)
+            served.worker = await spawn(SpawnOptions(), served)
             if cycle % 5 == 0:
                 await served.worker.load(variant(), TASK, LIMITS)
                 await served.ask(job("1"))

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.agent.ports import WorkerListener
 from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import EdgeError, WorkerError
@@ -37,6 +36,7 @@ from edge_agent.protocol.worker_messages import (
     StepLimits,
     TextChunk,
     TextsMeasured,
+    WorkerListener,
 )
 
 TASK = TaskSpec("classify", labels=("on", "off", "other"), max_tokens=64)

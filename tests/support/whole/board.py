@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from edge_agent.agent.ports import WorkerListener
 from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
 from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
@@ -36,6 +35,7 @@ from edge_agent.protocol.worker_messages import (
     StepLimits,
     TextChunk,
     TextsMeasured,
+    WorkerListener,
 )
 from tests.support.fakes import death
 

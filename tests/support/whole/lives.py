@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.agent.ports import WorkerListener
 from edge_agent.agent.status_builder import StatusBuilder
 from edge_agent.base.causes import WorkerDeath
 from edge_agent.base.errors import StoreError
@@ -25,7 +24,7 @@ from edge_agent.mqtt.spool import _HEADER, Segment, Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics
-from edge_agent.protocol.worker_messages import AnyEvent
+from edge_agent.protocol.worker_messages import AnyEvent, WorkerListener
 from edge_agent.store.footprint_cache import FootprintFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
@@ -150,13 +149,13 @@ class UnlessDead:
         self._listener = listener
 
     def on_event(self, event: AnyEvent) -> None:
-        """See `ports.WorkerListener`."""
+        """See `WorkerListener`."""
         if not self._life.dead:
             with contextlib.suppress(Killed):
                 self._listener.on_event(event)
 
     def on_death(self, death: WorkerDeath) -> None:
-        """See `ports.WorkerListener`."""
+        """See `WorkerListener`."""
         if not self._life.dead:
             with contextlib.suppress(Killed):
                 self._listener.on_death(death)
