@@ -125,7 +125,7 @@ class Host(Protocol):
 
 
 class Clocks(Protocol):
-    """The clock cap, where the operator permits it. Implemented by `actuators.clocks.ClockCap`."""
+    """The clock cap, where the operator permits it. Implemented by `actuators.clock_cap.ClockCap`."""
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 
 from edge_agent import __version__
-from edge_agent.actuators.clocks import ClockCap
+from edge_agent.actuators.clock_cap import ClockCap
 from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import Canary
 from edge_agent.agent.commands import Commands

@@ -46,7 +46,7 @@ REPEATED_CLASSES = frozenset({"Canary"})
 # Modules of one package that still have the same file name. Every sub-package may have these four.
 TOLERATED_FILES = frozenset({"__init__.py", "__main__.py", "api.py", "registry.py"})
 REPEATED_FILES = {
-    "edge_agent": frozenset({"clocks.py"}),
+    "edge_agent": frozenset(),
     "tools/edge_forge": frozenset(),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.actuators.clocks import LEAST_SHARE, STATE_FILE, ClockCap, parse_steps
+from edge_agent.actuators.clock_cap import LEAST_SHARE, STATE_FILE, ClockCap, parse_steps
 
 PI_5 = "1500000 1600000 1700000 1800000 1900000 2000000 2100000 2200000 2300000 2400000"
 
