@@ -27,7 +27,7 @@ LOOK_S = 1.0
 ReadProbes = Callable[[InstalledModel, str | None], ProbeFile | None]
 
 
-class Canary:
+class CanaryProber:
     """Runs the probes of each model and adapter every `every_s` seconds (0: never).
 
     `read` returns the probe file of a model or of its adapter, None where there is none; it may raise EdgeError.

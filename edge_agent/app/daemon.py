@@ -15,7 +15,7 @@ from pathlib import Path
 from edge_agent import __version__
 from edge_agent.actuators.clock_cap import ClockCap
 from edge_agent.agent.acks import AckWindow
-from edge_agent.agent.canary import Canary
+from edge_agent.agent.canary import CanaryProber
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
@@ -125,7 +125,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     clock_cap = ClockCap(sysroot, state_dir) if settings.thermal.set_clock else None
     governor_loop = GovernorLoop(context, governor_config, host, library, manager, server, clock_cap)
     guard = MemoryGuard(context, manager, host)
-    canary = Canary(context, manager, library.probes, settings.telemetry.canary_s)
+    canary = CanaryProber(context, manager, library.probes, settings.telemetry.canary_s)
     runtimes = functools.partial(find_runtimes, spawn_options, worker.backends)
     reporter = DeviceReporter(context, identity, publisher, manager, host, guard, runtimes)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from edge_agent.agent.acks import AckWindow
-from edge_agent.agent.canary import Canary
+from edge_agent.agent.canary import CanaryProber
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.context_sizing import LoadPlan, Sizer
@@ -141,7 +141,7 @@ class Device:
         options = IntakeOptions(queue_jobs, Bounds())
         self.intake = Intake(self.context, options, self.manager, self.server, self.commands)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
-        self.canary = Canary(self.context, self.manager, self._probes_of, canary_s)
+        self.canary = CanaryProber(self.context, self.manager, self._probes_of, canary_s)
         background = [self.guard, self.canary]
         self.agent = Agent(self.context, self.manager, self.server, self.intake, self.watch, self.reporter, background)
         self._acks = 0
