@@ -37,7 +37,8 @@ UNBOUNDED_CONTAINERS = 0
 # Where the attributes of another object are written: an assignment, annotated or augmented assignment whose target is
 # `x.attribute` and x is neither the name `self` nor the name `cls` (`self.other.attribute` counts; so does an object
 # that the same function has just made). 162 in edge_agent and 34 in edge_forge at commit 2a2e28b.
-FOREIGN_WRITES = {"edge_agent": 81, "tools/edge_forge": 29}
+# Four more are properties of TensorRT's builder (backends/tensorrt/engine_host/build_engine.py), which has no setters.
+FOREIGN_WRITES = {"edge_agent": 81 + 4, "tools/edge_forge": 29}
 FOREIGN_WRITES_OF_THE_COMPOSITION_ROOT = 0
 
 # The two packages of the distribution: a public class name stands once in both together, a file name once in each.
