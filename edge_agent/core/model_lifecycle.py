@@ -210,7 +210,7 @@ class ModelLifecycle:
     @property
     def is_removed(self) -> bool:
         """Whether the model was removed from the device; its worker may still finish what it has."""
-        return self.state is ModelState.REMOVED or DrainReason.REMOVAL in self.drain_reasons
+        return DrainReason.REMOVAL in self.drain_reasons
 
     @property
     def is_loaded(self) -> bool:
@@ -358,10 +358,9 @@ class ModelLifecycle:
         """The model is no longer installed: REMOVED, or as soon as its worker is gone. Raises ValueError if it is."""
         if self.is_removed:
             raise ValueError("a model that is removed cannot be removed again")
-        if self.state in MAY_HAVE_WORKER:
-            self.drain(DrainReason.REMOVAL)
-        else:
+        if self.state not in MAY_HAVE_WORKER:
             self._move(LifecycleEvent.REMOVED)
+        self.drain(DrainReason.REMOVAL)
 
     def come_back(self) -> None:
         """The model is installed again, and its serving loop had not ended. Raises ValueError unless it was removed."""
@@ -380,10 +379,8 @@ class ModelLifecycle:
 
     def _rest(self) -> None:
         """The worker is gone: do what was to be done then."""
-        self.load_is_over = False
         self.drain_reasons.discard(DrainReason.NEWER_VERSION)  # the next worker loads the current version
         if DrainReason.REMOVAL in self.drain_reasons:
-            self.drain_reasons.discard(DrainReason.REMOVAL)
             self._move(LifecycleEvent.REMOVED)
         elif self.waited_for_memory and self.state is ModelState.ABSENT:
             self._move(LifecycleEvent.NO_MEMORY)

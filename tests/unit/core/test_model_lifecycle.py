@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -344,6 +345,28 @@ def test_a_resident_model_is_wanted_again_after_a_death_of_its_own_only() -> Non
         ACTS[act](model, 1.0)
         model.died(1.0, DEATHS)
         assert model.wanted is wanted
+
+
+def test_a_quarantined_model_is_not_wanted_even_if_it_is_to_be_resident() -> None:
+    model = in_state(ModelState.READY)
+    model.keep_resident(True, up_to_date=True)
+    assert model.died(1.0, 1)
+    assert not model.wanted
+
+
+@pytest.mark.parametrize("name", ["settle load", "wait for memory"])
+def test_a_load_is_not_wanted_any_more_once_it_was_tried(name: str) -> None:
+    model = ModelLifecycle()
+    model.demand(0.0)
+    ACTS[name](model, 1.0)
+    assert not model.wanted
+
+
+def test_it_is_known_when_a_load_last_found_no_memory() -> None:
+    model = ModelLifecycle()
+    assert model.no_memory_s == -math.inf
+    model.found_no_memory(3.0)
+    assert (model.no_memory_s, model.state) == (3.0, ModelState.ABSENT)
 
 
 def test_the_rest_of_a_load_under_way_is_told() -> None:
