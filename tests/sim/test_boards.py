@@ -19,7 +19,7 @@ from edge_agent.sensors.suite import SensorSuite
 from sim.board import LiveBoard
 from sim.boards import BOARDS
 from sim.plant import Plants
-from sim.policies import Governed
+from sim.policies import GovernorControl
 from sim.sysfs import BoardTree, Shown
 from tests.support import sysfs
 
@@ -35,7 +35,9 @@ def test_the_agent_recognises_every_board_and_reads_its_temperature(key: str, tm
         readings = suite.sample()
         assert suite.board.key == model.board
         assert suite.board.soft_limit_c == model.soft_c
-        assert governor_config(Settings(), suite.board, 16, model.cores) == Governed(model, 16, False, False).config
+        assert (
+            governor_config(Settings(), suite.board, 16, model.cores) == GovernorControl(model, 16, False, False).config
+        )
         assert readings["temperature"].value == pytest.approx(61.5, abs=6.1)
         assert (readings["fan"].value is not None) == bool(model.fan.trips_c)
 

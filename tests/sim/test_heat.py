@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sim.boards import BOARDS
-from sim.closed_loop import Fault, Lane, Loop, PaceHistory
-from sim.policies import Constant, Governed, OnOff
-from sim.search import Case, best_constant
-from sim.several import Several
+from sim.closed_loop import Fault, Lane, Loop, ReversalDetector
+from sim.policies import ConstantLimits, GovernorControl, OnOffControl
+from sim.search import SearchCase, best_constant
+from sim.several import ModelsOnBoard
 
 PLACES = (
     ("pi-4", 25.0, 1.4), ("pi-4", 40.0, 1.0), ("pi-5-bare", 10.0, 1.0), ("pi-5-bare", 25.0, 1.4),
@@ -28,7 +28,7 @@ KEYS = ("pi-4", "pi-5-bare", "pi-5-sink")
 def governed(key: str, ambient_c: float, cooling: float, generator: bool, clocks: bool) -> Lane:
     rows = 4 if generator else 16
     board = BOARDS[key]
-    return Lane(board, ambient_c, cooling, generator, Governed(board, rows, clocks, generator), rows)
+    return Lane(board, ambient_c, cooling, generator, GovernorControl(board, rows, clocks, generator), rows)
 
 
 def everywhere(places: Sequence[tuple[str, float, float]]) -> list[Lane]:
@@ -42,7 +42,7 @@ def everywhere(places: Sequence[tuple[str, float, float]]) -> list[Lane]:
 
 
 def left_alone(lane: Lane) -> Lane:
-    return replace(lane, policy=Constant(lane.rows, lane.board.cores))
+    return replace(lane, policy=ConstantLimits(lane.rows, lane.board.cores))
 
 
 def named(lane: Lane) -> str:
@@ -55,13 +55,13 @@ def test_no_second_at_the_soft_limit_and_nearly_the_best_throughput() -> None:
     alone = Loop([left_alone(lane) for lane in lanes], 3).run(1000)
     best = {}
     cases = [
-        Case(lane.board, lane.ambient_c, lane.cooling, lane.generator, lane.rows, lane.board.soft_c - 2.5)
+        SearchCase(lane.board, lane.ambient_c, lane.cooling, lane.generator, lane.rows, lane.board.soft_c - 2.5)
         for lane in lanes
     ]
     for clocks in (False, True):
         best[clocks] = best_constant(cases, clocks).speed
     for index, lane in enumerate(lanes):
-        clocks = bool(isinstance(lane.policy, Governed) and lane.policy.plan.clocks)
+        clocks = bool(isinstance(lane.policy, GovernorControl) and lane.policy.config.clocks)
         reached = trace.served[600:, index].mean()
         where = f"{named(lane)} clocks={clocks}"
         assert alone.hottest_c[index] >= lane.board.soft_c, f"{where}: nothing to govern"
@@ -119,12 +119,12 @@ def test_a_sensor_that_fails_at_any_moment_never_leads_above_the_hard_limit() ->
 
 def test_two_thresholds_react_too_late_for_a_bare_board() -> None:
     board = BOARDS["pi-5-bare"]
-    trace = Loop([Lane(board, 40.0, 1.0, False, OnOff(16, 4, 77.5, 74.5), 16)], 1).run(600)
+    trace = Loop([Lane(board, 40.0, 1.0, False, OnOffControl(16, 4, 77.5, 74.5), 16)], 1).run(600)
     assert (trace.die_c >= board.soft_c).any()
 
 
 def test_a_pace_that_turns_is_counted_and_its_noise_is_not() -> None:
-    swing = PaceHistory()
+    swing = ReversalDetector()
     paces = [0.5, 0.55, 0.5, 0.7, 0.65, 0.7, 0.59, 0.5, 0.62, 0.7]
     found = [swing.turned(float(second), pace) for second, pace in enumerate(paces)]
     assert [second for second, since_s in enumerate(found) if since_s is not None] == [6, 8]
@@ -145,7 +145,7 @@ GENERATORS = [("g", True, 1.0), ("h", True, 1.37)]
 )  # fmt: skip
 def test_several_models_spend_together_what_one_may(models: list[tuple[str, bool, float]], clocks: bool) -> None:
     board = BOARDS["pi-5-bare"]
-    found = Several(board, models, clocks=clocks).run(900)
+    found = ModelsOnBoard(board, models, clocks=clocks).run(900)
     assert found.die_c.max() < board.soft_c
     assert found.die_c[600:].mean() > board.soft_c - 4.5, "they leave no heat unused either"
     assert min(found.by_model.values()) > 0.2 * max(found.by_model.values()), "each has its turn"
@@ -155,13 +155,13 @@ def test_several_models_spend_together_what_one_may(models: list[tuple[str, bool
 def test_with_a_pace_of_its_own_each_they_pass_the_soft_limit(models: list[tuple[str, bool, float]]) -> None:
     """The test above could fail: so it was before models shared one pace."""
     board = BOARDS["pi-5-bare"]
-    assert (Several(board, models, shared=False).run(600).die_c[300:] >= board.soft_c).sum() > 60
+    assert (ModelsOnBoard(board, models, shared=False).run(600).die_c[300:] >= board.soft_c).sum() > 60
 
 
 def test_a_stream_is_answered_in_time_while_the_governor_holds() -> None:
     board = BOARDS["pi-5-sink"]
     offered = 0.5
-    lane = Lane(board, 25.0, 1.0, False, Governed(board, 16, False, False), 16, offered, 5)
+    lane = Lane(board, 25.0, 1.0, False, GovernorControl(board, 16, False, False), 16, offered, 5)
     trace = Loop([lane], 1).run(1200)
     assert trace.refused.sum() == 0
     assert float(np.quantile(trace.latencies[0], 0.99)) < 10.0

@@ -1,16 +1,17 @@
-"""Adapters side by side: mixed batches, one adapter per run, ONNX Runtime's own LoraAdapter, attaching, INT8.
+"""Adapters: mixed batches, one adapter per run, ONNX Runtime's own LoraAdapter, attaching, and INT8.
 
     python -m bench.adapters [--base FOLDER] [--rounds N] [--threads N] [--tokens N] [--json FILE]
 
-Every figure is a ratio within one run: each round times every case once, in a new order, and the ratio is the median
-over the rounds of (case / its reference), so that a busy machine slows both alike. `cpu` is the same ratio of CPU time,
-`best` that of the fastest rounds.
-Adapters have random weights: the arithmetic does not depend on them.
+Every figure is a ratio within one run: each round times every case once, in a new random order, and the ratio is the
+median over the rounds of (case / its reference), so that other load on the machine affects both. `cpu` is the same
+ratio of CPU time, `best` that of the fastest rounds. The adapters have random weights, which does not change the
+arithmetic.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import random
@@ -42,15 +43,15 @@ ROWS, LABELS = 8, 4
 _ATTACHES = 20
 
 
-class Shape(NamedTuple):
+class RunShape(NamedTuple):
     """Tokens per row, and the threads of every session."""
 
     tokens: int
     threads: int
 
 
-class Case(NamedTuple):
-    """Something to time, and the case it is compared with. A run does its work `times` times."""
+class TimedCase(NamedTuple):
+    """A case to time, and the name of the case that it is compared with. A run repeats the work `times` times."""
 
     name: str
     run: Callable[[], None]
@@ -59,8 +60,8 @@ class Case(NamedTuple):
     times: int = 1
 
 
-class Row(NamedTuple):
-    """A measured case: median milliseconds; its ratio to its reference by wall time, CPU time, and the best of each."""
+class TimedRow(NamedTuple):
+    """A measured case: median ms, and its ratio to the reference by wall time, CPU time, and of the fastest rounds."""
 
     name: str
     reference: str
@@ -71,8 +72,8 @@ class Row(NamedTuple):
     target: str
 
 
-def timed(cases: Sequence[Case], rounds: int, seed: int = 1) -> list[Row]:
-    """Time all cases in `rounds` rounds of shuffled order."""
+def timed(cases: Sequence[TimedCase], rounds: int, seed: int = 1) -> list[TimedRow]:
+    """Time all cases in `rounds` rounds, each in a random order."""
     wall: dict[str, list[float]] = {case.name: [] for case in cases}
     cpu: dict[str, list[float]] = {case.name: [] for case in cases}
     order, shuffler = list(cases), random.Random(seed)
@@ -92,7 +93,7 @@ def timed(cases: Sequence[Case], rounds: int, seed: int = 1) -> list[Row]:
             for found in (wall, cpu)
         )
         median_ms, best = statistics.median(wall[case.name]) * 1e3, min(wall[case.name]) / min(wall[case.reference])
-        rows.append(Row(case.name, case.reference, median_ms, ratio, cpu_ratio, best, case.target))
+        rows.append(TimedRow(case.name, case.reference, median_ms, ratio, cpu_ratio, best, case.target))
     return rows
 
 
@@ -101,8 +102,8 @@ def load(path: Path, threads: int, rows: int = ROWS, tokens: int = 128) -> Sessi
     return OnnxBackend().load({"model": str(path)}, {"max_rows": rows, "max_tokens": tokens, "threads": threads})
 
 
-def runner(session: Session, groups: Sequence[Sequence[str | None]], shape: Shape) -> Callable[[], None]:
-    """A run of ROWS rows: each group of adapters is one batch, one row per name."""
+def runner(session: Session, groups: Sequence[Sequence[str | None]], shape: RunShape) -> Callable[[], None]:
+    """A function that runs ROWS rows: each group of adapters is one batch with one row per name."""
     words = random.Random(2)
     rows = [[words.randrange(1000, 20000) for _ in range(shape.tokens)] for _ in range(ROWS)]
 
@@ -136,8 +137,8 @@ def write_adapters(folder: Path, model: Path, rank: int, count: int, base_id: st
     return sources
 
 
-def own_adapters(encoder: Path, folder: Path, modules: Sequence[str], rank: int, shape: Shape) -> Callable[[], None]:
-    """ROWS rows over ROWS adapters by ONNX Runtime's LoraAdapter: it cannot mix rows, so ROWS runs of one row."""
+def own_adapters(encoder: Path, folder: Path, modules: Sequence[str], rank: int, shape: RunShape) -> Callable[[], None]:
+    """ROWS rows with ROWS adapters by ONNX Runtime's LoraAdapter, which cannot mix them: ROWS runs of one row."""
     import onnxruntime
 
     model = onnx.load(encoder)
@@ -185,24 +186,24 @@ def own_adapters(encoder: Path, folder: Path, modules: Sequence[str], rank: int,
     return run
 
 
-def mixed_cases(label: str, model: Path, sources: Sequence[AdapterSource], shape: Shape) -> list[Case]:
-    """A batch over ROWS adapters against one adapter, the plain base, and one run per adapter."""
+def mixed_cases(label: str, model: Path, sources: Sequence[AdapterSource], shape: RunShape) -> list[TimedCase]:
+    """A batch with ROWS adapters against one adapter, the base alone, and one run per adapter."""
     session = load(model, shape.threads)
     for source in sources:
         session.attach(source)
     names = [source.name for source in sources]
     base, one, mixed = f"{label}: base alone", f"{label}: one adapter", f"{label}: 8 adapters"
     return [
-        Case(base, runner(session, [[None] * ROWS], shape), base, ""),
-        Case(one, runner(session, [names[:1] * ROWS], shape), base, ""),
-        Case(mixed, runner(session, [names], shape), one, "<= 1.10"),
-        Case(f"{mixed} (again)", runner(session, [names[::-1]], shape), base, "<= 1.15 at r=8 on attention"),
-        Case(f"{label}: one run per adapter", runner(session, [[name] for name in names], shape), mixed, ">= 1.6"),
+        TimedCase(base, runner(session, [[None] * ROWS], shape), base, ""),
+        TimedCase(one, runner(session, [names[:1] * ROWS], shape), base, ""),
+        TimedCase(mixed, runner(session, [names], shape), one, "<= 1.10"),
+        TimedCase(f"{mixed} (again)", runner(session, [names[::-1]], shape), base, "<= 1.15 at r=8 on attention"),
+        TimedCase(f"{label}: one run per adapter", runner(session, [[name] for name in names], shape), mixed, ">= 1.6"),
     ]
 
 
 def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
-    """The graphs that are compared, by name."""
+    """Write the graphs that are compared; their paths by name."""
     record = export_base(base_dir=base_dir, out_dir=folder, base_id=base_id, bank=Bank(rank=16))
     encoder = onnx.load(folder / "encoder.onnx")
     texts = feeds(BASE_TEXTS, folder / "tokenizer.json", 64)
@@ -222,10 +223,12 @@ def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def attach_rows(paths: Mapping[str, Path], sources: Sequence[AdapterSource], threads: int, rounds: int) -> list[Row]:
+def attach_rows(
+    paths: Mapping[str, Path], sources: Sequence[AdapterSource], threads: int, rounds: int
+) -> list[TimedRow]:
     """Attaching an adapter against loading a merged model (a graph without a bank, of one short row)."""
     gc.collect()
-    gc.freeze()  # PyTorch's objects, which no worker has, would be walked again and again
+    gc.freeze()  # a worker has no PyTorch objects for the garbage collector to visit
     session = load(paths["fp32-attention"], threads)
 
     def attach() -> None:
@@ -234,25 +237,33 @@ def attach_rows(paths: Mapping[str, Path], sources: Sequence[AdapterSource], thr
             session.attach(sources[0])
 
     name = "attach r=8 on attention"
-    cases = [Case(name, attach, name, "<= 5 ms", _ATTACHES)]
+    cases = [TimedCase(name, attach, name, "<= 5 ms", _ATTACHES)]
     for form in ("fp32", "int8"):
         path = paths[f"plain-{form}"]
-        cases.append(Case(f"load merged {form}", lambda path=path: load(path, threads, 1, 8).close(), name, ">= 100"))  # type: ignore[misc]
+        loaded = functools.partial(_load_and_close, path, threads)
+        cases.append(TimedCase(f"load merged {form}", loaded, name, ">= 100"))
     return timed(cases, max(5, rounds // 4))
 
 
-def measure(base_dir: Path, base_id: str, rounds: int, shape: Shape) -> list[Row]:
+def _load_and_close(path: Path, threads: int) -> None:
+    load(path, threads, 1, 8).close()
+
+
+def measure(base_dir: Path, base_id: str, rounds: int, shape: RunShape) -> list[TimedRow]:
     """All rows of the table."""
     with tempfile.TemporaryDirectory(prefix="bench-adapters-") as name:
         folder = Path(name)
         paths = graphs(base_dir, base_id, folder)
-        rows: list[Row] = []
+        rows: list[TimedRow] = []
         for form in ("fp32", "int8"):
             sources = write_adapters(folder, paths[f"{form}-attention"], 8, ROWS, base_id)
             cases = mixed_cases(f"{form} r=8 attention", paths[f"{form}-attention"], sources, shape)
             plain = f"{form}: graph without bank"
             cases.insert(
-                0, Case(plain, runner(load(paths[f"plain-{form}"], shape.threads), [[None] * ROWS], shape), plain, "")
+                0,
+                TimedCase(
+                    plain, runner(load(paths[f"plain-{form}"], shape.threads), [[None] * ROWS], shape), plain, ""
+                ),
             )
             cases[1] = cases[1]._replace(reference=plain, target="~ 1.00")
             cases[4] = cases[4]._replace(reference=plain)
@@ -261,7 +272,7 @@ def measure(base_dir: Path, base_id: str, rounds: int, shape: Shape) -> list[Row
                     m for s in metadata(onnx.load(paths["fp32-attention"]), "edge.bank")["sites"] for m in s["modules"]
                 ]
                 own = own_adapters(folder / "encoder.onnx", folder, attention, 8, shape)
-                cases.append(Case("fp32 r=8 attention: ORT LoraAdapter, 8 runs", own, cases[3].name, "(compare)"))
+                cases.append(TimedCase("fp32 r=8 attention: ORT LoraAdapter, 8 runs", own, cases[3].name, "(compare)"))
             rows += timed(cases, rounds)
             wide = write_adapters(folder, paths[f"{form}-all"], 16, ROWS, base_id)
             rows += timed(mixed_cases(f"{form} r=16 all", paths[f"{form}-all"], wide, shape)[:3], rounds)
@@ -270,10 +281,12 @@ def measure(base_dir: Path, base_id: str, rounds: int, shape: Shape) -> list[Row
         sessions = {form: load(paths[f"plain-{form}"], shape.threads) for form in ("int8", "fp32")}
         one = [[None]]
         cases = [
-            Case("int8, 8 rows", runner(sessions["int8"], [[None] * ROWS], shape), "int8, 8 rows", ""),
-            Case("fp32, 8 rows", runner(sessions["fp32"], [[None] * ROWS], shape), "int8, 8 rows", ">= 2 with VNNI"),
-            Case("int8, 1 row", runner(sessions["int8"], one, shape), "int8, 1 row", ""),
-            Case("fp32, 1 row", runner(sessions["fp32"], one, shape), "int8, 1 row", ">= 2 with VNNI"),
+            TimedCase("int8, 8 rows", runner(sessions["int8"], [[None] * ROWS], shape), "int8, 8 rows", ""),
+            TimedCase(
+                "fp32, 8 rows", runner(sessions["fp32"], [[None] * ROWS], shape), "int8, 8 rows", ">= 2 with VNNI"
+            ),
+            TimedCase("int8, 1 row", runner(sessions["int8"], one, shape), "int8, 1 row", ""),
+            TimedCase("fp32, 1 row", runner(sessions["fp32"], one, shape), "int8, 1 row", ">= 2 with VNNI"),
         ]
         return rows + timed(cases, rounds)
 
@@ -288,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     base = bases.resolve([f"dir:{given.base.resolve()}"] if given.base else list(SOURCES), Path.cwd())
-    rows = measure(base.directory, base.base_id, given.rounds, Shape(given.tokens, given.threads))
+    rows = measure(base.directory, base.base_id, given.rounds, RunShape(given.tokens, given.threads))
     print(f"{'case':46} {'ms':>8} {'ratio':>7} {'cpu':>7} {'best':>7}  {'to':40} target")
     for row in rows:
         reference = "" if row.reference == row.name else row.reference

@@ -1,9 +1,9 @@
-"""Deadlines under overload: the agent's core against first come first served and the best that any order could do.
+"""Deadlines under overload: the agent's core against first come first served and an upper bound for any order.
 
     python -m bench.deadlines [--seconds N] [--seeds N] [--json FILE] [--plot FILE]
 
-A discrete-event simulation of one worker: the real `core` decides, a stated cost model computes (`deadlines_load`), no
-time is measured. Capacity is what the worker does with batches that are always full.
+A discrete-event simulation of one worker: the real `core` decides, a stated cost model computes (`deadlines_load`), and
+no time is measured. Capacity is the throughput of the worker with batches that are always full.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.deadlines_load import Costs, Offer, offers
-from bench.deadlines_orders import Core, Fifo, Order, Refuse, best_s
+from bench.deadlines_load import BatchCosts, Offer, offers
+from bench.deadlines_orders import AgentOrder, FifoOrder, Refuse, ServingOrder, best_s
 
 LOADS = (0.5, 1.0, 2.0, 3.0)
 SETTLE_S = 10.0
-ORDERS: Mapping[str, Callable[[Refuse], Order]] = {
-    "edge-agent": Core,
-    "fifo, drops late": lambda refuse: Fifo(refuse, drops=True),
-    "fifo": lambda refuse: Fifo(refuse, drops=False),
+ORDERS: Mapping[str, Callable[[Refuse], ServingOrder]] = {
+    "edge-agent": AgentOrder,
+    "fifo, drops late": lambda refuse: FifoOrder(refuse, drops=True),
+    "fifo": lambda refuse: FifoOrder(refuse, drops=False),
 }
 
 
 @dataclass
-class Record:
-    """What became of the requests of one run. Times in seconds."""
+class RunRecord:
+    """The outcome of the requests of one run; times in seconds."""
 
     served: list[tuple[Offer, float]] = field(default_factory=list)
     late: int = 0
@@ -39,9 +39,9 @@ class Record:
     expired: int = 0
 
 
-def play(name: str, offered: Sequence[Offer], seed: int) -> Record:
-    """Run one order over these offers to the end."""
-    record = Record()
+def play(name: str, offered: Sequence[Offer], seed: int) -> RunRecord:
+    """Serve these offers in one order, to the end."""
+    record = RunRecord()
 
     def refuse(offer: Offer, status: int, now_s: float) -> None:
         if status == 408:
@@ -49,7 +49,7 @@ def play(name: str, offered: Sequence[Offer], seed: int) -> Record:
         else:
             record.refused.append((offer, status, now_s - offer.arrival_s))
 
-    order, costs = ORDERS[name](refuse), Costs(seed)
+    order, costs = ORDERS[name](refuse), BatchCosts(seed)
     now_s, place = 0.0, 0
     while True:
         while place < len(offered) and offered[place].arrival_s <= now_s:
@@ -72,8 +72,8 @@ def play(name: str, offered: Sequence[Offer], seed: int) -> Record:
         now_s = end_s
 
 
-def figures(record: Record, offered: Sequence[Offer], seconds: float) -> dict[str, Any]:
-    """The figures of one run between the first seconds, in which costs are learned, and the last arrival."""
+def figures(record: RunRecord, offered: Sequence[Offer], seconds: float) -> dict[str, Any]:
+    """The figures of one run, from `SETTLE_S` (until then costs are learned) to the last arrival."""
     counted = [offer for offer in offered if offer.arrival_s >= SETTLE_S]
     span_s = seconds - SETTLE_S
     in_time = [(o, end_s) for o, end_s in record.served if end_s <= o.deadline_s and o.arrival_s >= SETTLE_S]
@@ -105,7 +105,7 @@ def figures(record: Record, offered: Sequence[Offer], seconds: float) -> dict[st
 
 
 def _fairness(offered: Sequence[Offer], in_time: Sequence[tuple[Offer, float]]) -> float:
-    """Jain's index of what each client got over its fair share: the max-min fair division of all that was served."""
+    """Jain's fairness index of each client's served work over its max-min fair share of all served work."""
     wanted: dict[str, float] = defaultdict(float)
     got: dict[str, float] = defaultdict(float)
     for offer in offered:
@@ -126,7 +126,7 @@ def _at(ordered: Sequence[float], share: float) -> float:
 
 
 def sweep(seconds: float, seeds: int) -> dict[str, Any]:
-    """Every order at every load: the mean over seeds, and the worst goodput."""
+    """Every order at every load: means over the seeds, and the lowest goodput."""
     rows: dict[str, Any] = {}
     for load in LOADS:
         for name in ORDERS:
@@ -150,7 +150,7 @@ def _mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(rows: Mapping[str, Any]) -> str:
-    """The rows as the page prints them."""
+    """The rows as the tables of docs/deadlines.md."""
     head = "| load | order | goodput | of best | answered | refused | at once | refusal p99 | late sent | fairness |"
     lines = [head, "|" + "---|" * 10]
     for name, row in rows.items():

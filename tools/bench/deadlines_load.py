@@ -1,7 +1,7 @@
-"""The workload of `bench.deadlines`: who asks what, when, and by when; and what a batch costs.
+"""The workload of `bench.deadlines`: clients, arrivals and deadlines of requests, and the cost of batches.
 
-Arrivals are a renewal process with Gamma gaps (coefficient of variation 1.5: bursts), clients and adapters follow power
-laws, lengths are log-normal, deadlines and priorities are mixed. Everything comes from one seed.
+Arrivals are a renewal process with Gamma-distributed gaps (coefficient of variation 1.5: bursts). Clients and adapters
+follow power laws, lengths are log-normal, deadlines and priorities are mixed. Everything comes from one seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRIORITIES = ((2, 0.1), (5, 0.7), (8, 0.2))
 ROWS = ((1, 0.85), (4, 0.1), (16, 0.05))
 MEDIAN_BYTES, LENGTH_SIGMA, LONGEST_BYTES = 60, 0.6, 400
 
-# A small encoder on a small board: what a step costs at least, per text, and per byte; attaching an adapter.
+# A small encoder on a small board: seconds per step, per text and per byte, and to attach an adapter. Estimated.
 STEP_S, ROW_S, BYTE_S, ATTACH_S = 0.006, 0.0012, 0.00006, 0.002
 STEP_SIGMA = 0.08
 MAX_ROWS = 16
@@ -30,7 +30,7 @@ ADAPTERS_HELD = 32
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One request: its place in the order of arrival, when it arrives and is useless, who asks, and what."""
+    """One request; `number`: in order of arrival."""
 
     number: int
     arrival_s: float
@@ -43,12 +43,12 @@ class Offer:
 
     @property
     def work_s(self) -> float:
-        """Seconds that it takes of a worker whose batches are always full: the least that it can cost."""
+        """Seconds of a worker whose batches are always full: the lowest possible cost."""
         return self.rows * (ROW_S + BYTE_S * self.row_bytes + STEP_S / MAX_ROWS)
 
 
-class Costs:
-    """What batches take: the step, its rows, adapters that are not attached, and some noise. Remembers attachments."""
+class BatchCosts:
+    """The cost of batches: step, rows, attaching of adapters, and noise. Keeps which adapters are attached."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(f"costs {seed}")
@@ -71,7 +71,7 @@ class Costs:
 
 
 def offers(seed: int, load: float, seconds: float) -> list[Offer]:
-    """Requests whose mean work is `load` times what a worker with full batches can do, over so many seconds."""
+    """Requests over `seconds` whose mean work is `load` times the capacity of a worker with full batches."""
     dice = random.Random(f"offers {seed} {load}")
     probe = [_offer(random.Random(f"mix {index}"), index, 0.0) for index in range(4000)]
     mean_gap_s = sum(offer.work_s for offer in probe) / len(probe) / load
@@ -104,6 +104,6 @@ def _one_of(dice: random.Random, shares: Sequence[tuple[float, float]]) -> float
 
 
 def _ranked(dice: random.Random, count: int, exponent: float) -> int:
-    """A rank with probability in proportion to rank^-exponent."""
+    """A rank with a probability proportional to rank^-exponent."""
     weights = list(accumulate((rank + 1) ** -exponent for rank in range(count)))
     return bisect_left(weights, dice.random() * weights[-1])

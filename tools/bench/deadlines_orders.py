@@ -1,8 +1,8 @@
-"""The orders that `bench.deadlines` compares: the agent's core as it is, first come first served, and a bound.
+"""The serving orders that `bench.deadlines` compares: the agent's core, first come first served, and an upper bound.
 
-`Core` drives the real ledger, admission, queue and cost model as `agent.intake` and `agent.serving` do. `Fifo` keeps a
-queue of the same bound and knows no deadlines, or drops what is too late when its turn comes. `best_s` is no order but
-the most work that any could do.
+`AgentOrder` drives the real request table, admission, queue and cost model as `agent.intake` and `agent.serving` do.
+`FifoOrder` has a queue of the same bound and ignores deadlines, or drops requests that are late when their turn comes.
+`best_s` is the most work that any order could do.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from edge_agent.core.scheduler import BatchLimits, Queue
 MODEL, THREADS = ("m", "variant"), 4
 AT = WorkerLoad(MODEL, MAX_ROWS, THREADS)
 Refuse = Callable[[Offer, int, float], None]
-"""Called with the offer, the status word and the time."""
+"""(offer, status, time in seconds): called for each refused or expired request."""
 
 
-class Order(Protocol):
-    """Takes offers and hands out batches to one worker."""
+class ServingOrder(Protocol):
+    """Takes offers and returns batches for one worker."""
 
     def arrive(self, offer: Offer, now_s: float, busy: bool) -> None:
         """A request arrives, while the worker is `busy` or not."""
         ...
 
     def next_batch(self, now_s: float) -> Sequence[Offer]:
-        """What runs now; empty when nothing waits."""
+        """The batch that runs now; empty when nothing waits."""
         ...
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
-        """The batch is computed; returns the offers that are answered with 200."""
+        """The batch has been computed; returns the offers that are answered with status 200."""
         ...
 
 
-class Core:
-    """The agent's own decisions."""
+class AgentOrder:
+    """The decisions of the agent's core."""
 
     def __init__(self, refuse: Refuse) -> None:
         self._refuse = refuse
@@ -129,9 +129,10 @@ class Core:
         self._refuse(job.origin, status, now_s)
 
 
-class Fifo:
-    """First come, first served, in the same batches from a queue of the same bound; answers late, or with `drops`
-    leaves out what is late already when it would begin."""
+class FifoOrder:
+    """First come, first served, with batches and a queue bound like the agent's. Answers late; with `drops` it leaves
+    out requests that are late when they would begin.
+    """
 
     def __init__(self, refuse: Refuse, drops: bool) -> None:
         self._refuse = refuse
@@ -139,14 +140,14 @@ class Fifo:
         self._queue: deque[Offer] = deque(maxlen=QUEUE_JOBS)
 
     def arrive(self, offer: Offer, now_s: float, busy: bool) -> None:
-        """See `Order`."""
+        """See `ServingOrder`."""
         if len(self._queue) >= QUEUE_JOBS:
             self._refuse(offer, 429, now_s)
         else:
             self._queue.append(offer)
 
     def next_batch(self, now_s: float) -> Sequence[Offer]:
-        """See `Order`."""
+        """See `ServingOrder`."""
         batch: list[Offer] = []
         while self._queue and (not batch or sum(one.rows for one in batch) + self._queue[0].rows <= MAX_ROWS):
             offer = self._queue.popleft()
@@ -157,7 +158,7 @@ class Fifo:
         return batch
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
-        """See `Order`."""
+        """See `ServingOrder`."""
         return batch
 
 

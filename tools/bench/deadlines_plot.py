@@ -1,6 +1,6 @@
 """The plot of `bench.deadlines`: what is answered in time at each load, and who waits how long at three times capacity.
 
-Lines are named where they end, so that nobody looks up a legend.
+Lines are labelled at their ends instead of in a legend.
 """
 
 from __future__ import annotations

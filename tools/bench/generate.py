@@ -1,12 +1,12 @@
-"""What generation costs around llama.cpp: speed, first token, streams at once, adapters by turns, memory.
+"""What generation costs around llama.cpp: speed, time to the first token, parallel streams, adapters and memory.
 
     python -m bench.generate [--shape NAME ...] [--dtype q8_0] [--threads N] [--rounds N] [--only PART ...]
                              [--requests N] [--tokens IN OUT] [--json FILE]
 
-Random weights in the shape of known models: what is said is noise, what it costs is not. llama.cpp driven directly and
-the agent over a local broker take turns, so that a busy machine slows both alike; what counts are ratios.
-Parts: memory, mqtt, server (llama_cpp.server beside the agent), kept (what other conversations' cells cost),
-adapters, switch (of an adapter), merged.
+The models have random weights in the shape of known models: their text is random, their cost is not. llama.cpp driven
+directly and the agent over a local broker run alternately, so that other load on the machine affects both; the results
+are ratios. Parts: memory, mqtt, server (llama_cpp.server beside the agent), kept (the cost of cells that other
+conversations keep), adapters, switch (of an adapter), merged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from edge_agent.sensors.memory import read_pss
 
 DEVICE, MODEL, CONTEXT = "bench", "random", 1024
 CLIENTS = (1, 4, 8)
-# So many prompts that share nothing, and the agent keeps no cells for anybody (decision 0133): as the direct one does.
+# After this many prompts without a common prefix the agent keeps no cells of earlier conversations
+# (docs/decisions/0133), like the direct run.
 STRANGERS = 16
 
 Row = tuple[str, object]
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(shape: str, options: argparse.Namespace) -> dict[str, object]:
-    """The chosen parts for a model of that shape, printed as they come."""
+    """Measure the chosen parts for a model of that shape, and print each at once."""
     print(f"random weights in the shape of {shape}, {options.dtype.upper()}; {options.threads} threads", flush=True)
     rows: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -87,7 +88,7 @@ def _measure(shape: str, options: argparse.Namespace) -> dict[str, object]:
 
 
 def over_mqtt(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
-    """Speed and first token against llama.cpp driven directly; several streams at once."""
+    """Speed and time to the first token against llama.cpp driven directly; several parallel streams."""
     with ExitStack() as stack:
         asked, daemon = _agent(stack, folder, model, options, same_threads=True)
         direct = Direct(model, CONTEXT, int(DEFAULTS["batch"]), options.threads)
@@ -98,8 +99,11 @@ def over_mqtt(folder: Path, model: Path, options: argparse.Namespace) -> list[Ro
 def _agent(
     stack: ExitStack, folder: Path, model: Path, given: argparse.Namespace, same_threads: bool = False
 ) -> tuple[MqttOptions, int]:
-    """How to reach an agent that serves the model, and its process id; both end with the stack. With `same_threads` it
-    decodes by as many as llama.cpp driven directly, instead of those that it finds worth it (decision 0135)."""
+    """(MQTT options of an agent that serves the model, its process id); both end with the stack.
+
+    `same_threads`: it decodes with as many threads as llama.cpp driven directly, instead of the number that its own
+    tuning chooses (docs/decisions/0135).
+    """
     broker = stack.enter_context(stage.broker(folder))
     root, package = _package(folder, model, given.dtype)
     config = stage.write_config(folder, broker, root, DEVICE, "llamacpp")
@@ -113,7 +117,7 @@ def _agent(
 
 
 def against_server(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
-    """Clients that ask one request after the other: llama_cpp.server over HTTP, then the agent over MQTT."""
+    """Clients that send one request after another: to llama_cpp.server over HTTP, then to the agent over MQTT."""
     tokens_in, tokens_out = options.tokens
     title = f"{tokens_in} tokens in, {tokens_out} out: tokens/s out; a request's time, s"
     rows: list[Row] = []
@@ -190,7 +194,7 @@ async def _asked(options: MqttOptions, direct: Direct, given: argparse.Namespace
 
 
 async def _stream(client: RequestClient, turn: int, tokens: Sequence[int]) -> tuple[StreamChunk, float, float]:
-    """The last part of one answer, seconds to the first part and to the last."""
+    """(last part of the answer, seconds to the first part, seconds to the last part)."""
     params = {"max_tokens": tokens[1], "seed": 1, "temperature": 0.0}
     started_s, first_s = time.perf_counter(), 0.0
     body = {"prompt": _prompt(tokens[0], turn), "stream": True, "params": params}
@@ -213,7 +217,7 @@ async def _at_once(client: RequestClient, count: int, tokens: Sequence[int]) -> 
 
 
 def memory(_folder: Path, model: Path, _options: argparse.Namespace) -> list[Row]:
-    """Predicted against held bytes (PSS of a process that has computed a full batch), four sequences."""
+    """Predicted against measured bytes (PSS of a process that has computed a full batch), with four sequences."""
     rows: list[Row] = []
     header = read_header(model)
     for kv_type in ("f16", "q8_0"):
@@ -281,12 +285,12 @@ def _package(folder: Path, model: Path, dtype: str) -> tuple[Path, Path]:
 
 
 def _prompt(tokens: int, turn: int) -> str:
-    """A prompt of so many tokens (bytes, and the one that begins a text) that no earlier one begins like."""
+    """A prompt of `tokens` tokens (bytes, plus the one at the start) with a beginning that no earlier prompt has."""
     return f"{str(turn)[::-1]:0<6} ".ljust(tokens - 1, "x")
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
-    """Seconds of CPU time that processes have used, ended ones left out."""
+    """CPU seconds of the processes; ended ones are ignored."""
     used_s = 0.0
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -310,7 +314,7 @@ def _median(values: Sequence[float]) -> str:
 
 
 PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], list[Row]]] = {
-    # Memory first: later this process maps the model as well, and each would count for half.
+    # Memory first: later this process maps the model too, and PSS would divide its pages between both.
     "memory": memory,
     "mqtt": over_mqtt,
     "server": against_server,

@@ -1,4 +1,4 @@
-"""What adapters of a generator cost, inside one process: by turns, a switch alone, and against merged weights."""
+"""The cost of a generator's adapters inside one process: round robin, a single switch, and against merged weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Row = tuple[str, object]
 
 
 def by_turns(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
-    """Eight adapters whose popularity follows a power law, against one, and against none, in rounds."""
+    """Eight adapters whose popularity follows Zipf's law, against one adapter and against none, in rounds."""
     names = _names(ADAPTERS)
     session = _session(model, folder, options, names)
-    # Zipf's law: the k-th most popular one is asked 1/k as often as the first.
+    # Zipf's law: the k-th most popular adapter is used 1/k as often as the first.
     mixed: list[str | None] = [name for rank, name in enumerate(names, 1) for _ in range(round(12 / rank))]
     random.Random(1).shuffle(mixed)
     lines: dict[str, list[str | None]] = {"many": mixed, "one": ["a0"] * len(mixed), "base": [None] * len(mixed)}
@@ -62,7 +62,7 @@ def by_turns(folder: Path, model: Path, options: argparse.Namespace) -> list[Row
 
 
 def switching(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
-    """A decode step right after a switch against one without, in turns: one sequence each on 2 and on 8 adapters."""
+    """A decode step after a switch against one without, alternately: one sequence each on 2 and on 8 adapters."""
     rows: list[Row] = []
     for count in (2, ADAPTERS):
         names = _names(count)
@@ -84,7 +84,7 @@ def switching(folder: Path, model: Path, options: argparse.Namespace) -> list[Ro
 
 
 def _timed_steps(session: LlamaSession, jobs: int, threads: int) -> tuple[list[float], list[float]]:
-    """Seconds of the steps that decode one token: without a switch, and with one."""
+    """(seconds of steps without a switch, with a switch), of the steps that decode one token."""
     kept_s: list[float] = []
     switched_s: list[float] = []
     done, seen = 0, dict[str, int]()
@@ -96,14 +96,14 @@ def _timed_steps(session: LlamaSession, jobs: int, threads: int) -> tuple[list[f
         tokens = [event.job_id for event in events if isinstance(event, Chunk)]
         for name in tokens:
             seen[name] = seen.get(name, 0) + 1
-        # The first steps read prompts, and threads and caches find their places; the last ones have fewer adapters.
+        # The first steps read prompts and warm up threads and caches; the last ones have fewer adapters.
         if len(tokens) == 1 and seen[tokens[0]] > WARM_STEPS and not done:
             (kept_s if session.switches == before else switched_s).append(elapsed_s)
     return kept_s, switched_s
 
 
 def merged(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
-    """An adapter applied while computing against the same one merged into the weights, by turns: 1 and 4 sequences."""
+    """An adapter applied at run time against the same one merged into the weights, alternately: 1 and 4 sequences."""
     lora = random_gguf.Lora(0, RANK, TARGETS)
     whole = random_gguf.write_model(folder / "merged.gguf", options.shape, dtype=options.dtype, merged=lora)
     apart = _session(model, folder, options, ["a0"])
@@ -127,7 +127,7 @@ def merged(folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
 
 
 def _decode_s(session: Session, adapter: str | None, sequences: int, threads: int) -> float:
-    """Seconds that the sequences take for `MERGED_TOKENS` tokens each behind their first ones."""
+    """Seconds for `MERGED_TOKENS` tokens of each sequence after its first one."""
     for number in range(sequences):
         prompt = [256, *f"{number} {time.perf_counter()}".encode()]
         session.submit(
@@ -143,7 +143,7 @@ def _decode_s(session: Session, adapter: str | None, sequences: int, threads: in
 
 
 def _serve(session: Session, wanted: Sequence[str | None], threads: int) -> tuple[float, int, list[float]]:
-    """Seconds, steps, and all times from one token of a request to its next."""
+    """(seconds, steps, seconds between consecutive tokens of a request)."""
     started_s, steps, done = time.perf_counter(), 0, 0
     gaps_s: list[float] = []
     seen: dict[str, float] = {}

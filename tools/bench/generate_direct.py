@@ -1,4 +1,4 @@
-"""llama.cpp driven directly, with the settings of the agent's backend: what the agent is held against."""
+"""llama.cpp driven directly with the settings of the agent's backend: the reference for the agent's figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One answer: seconds until its first token was chosen, tokens per second of the others."""
+    """One answer: seconds until its first token, and tokens per second of the prompt and of the other tokens."""
 
     prompt_s: float
     prompt_per_s: float
@@ -40,23 +40,23 @@ class Direct:
         self._sampler = self._api.llama_sampler_init_greedy()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._api.llama_sampler_free(self._sampler)
         self._context.close()
         self._model.close()
 
     def empty(self, sequences: int) -> None:
-        """Forget all sequences."""
+        """Remove all sequences."""
         for sequence in range(sequences):
             self._context.cut(sequence, 0)
 
     def fill(self, sequence: int, prompt: list[int]) -> None:
-        """Read a prompt into another sequence, where it stays."""
+        """Process a prompt in another sequence and keep its cells."""
         self._context.cut(sequence, 0)
         self._context.decode([DecodeInput(sequence, 0, prompt, True)])
 
     def run(self, prompt: list[int], answer: int) -> Speed:
-        """Read a prompt, then choose `answer` tokens."""
+        """Process a prompt, then generate `answer` tokens."""
         self._context.cut(0, 0)
         started_s = time.perf_counter()
         for start in range(0, len(prompt), self._batch):
@@ -72,7 +72,7 @@ class Direct:
 
 
 def kept(_folder: Path, model: Path, options: argparse.Namespace) -> list[Row]:
-    """What cells that other conversations keep in the pool cost a prompt and its answer, in turns without and with."""
+    """The cost of cells that other conversations keep in the cache, for a prompt and its answer, alternately."""
     direct = Direct(model, KEPT_SEQUENCES * KEPT_CELLS, KEPT_CELLS, options.threads, KEPT_SEQUENCES)
     prompt = [65 + place % 23 for place in range(KEPT_TOKENS)]
     answer = KEPT_CELLS - KEPT_TOKENS

@@ -1,6 +1,6 @@
-"""llama-cpp-python's own server (`llama_cpp.server`) beside the agent: the same model, prompts and clients, over HTTP.
+"""llama-cpp-python's server (`llama_cpp.server`) with the same model, prompts and clients as the agent, over HTTP.
 
-Needs `pip install 'llama-cpp-python[server]'`; nothing that is shipped does.
+Needs `pip install 'llama-cpp-python[server]'`, which nothing else in the repository needs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from edge_agent.base import openmp
 
 READY_S = 60.0
 P99_REQUESTS = 100
-"""Of fewer requests the 99th percentile would only be the slowest one."""
+"""With fewer requests the 99th percentile would be the slowest request."""
 
 
 class Load(NamedTuple):
-    """What clients saw: tokens a second over all of them, seconds per request (p50, p99, slowest)."""
+    """Figures over all clients: tokens per second, and seconds per request (p50, p99, slowest)."""
 
     tokens_per_s: float
     requests: int
@@ -50,13 +50,13 @@ def summary(tokens: int, elapsed_s: float, taken_s: list[float]) -> Load:
 
 
 def installed() -> bool:
-    """Whether the server's own requirements are here."""
+    """Whether the packages that the server needs are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("llama_cpp", "uvicorn", "fastapi"))
 
 
 @contextlib.contextmanager
 def server(model: Path, context: int, threads: int, log: Path) -> Iterator[int]:
-    """The server on a free port of this machine, ready; its OpenMP threads wait as they do when anybody starts it."""
+    """A server that is ready on a free port, which is returned. Its OpenMP threads wait as by default."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])

@@ -1,8 +1,8 @@
-"""`python -m bench.heat`: the governor against what else is done about heat, on simulated boards.
+"""`python -m bench.heat`: the governor against other ways to control temperature, on simulated boards.
 
 It sweeps the plants of `sim.boards` over rooms, coolings and loads (see `bench.heat_cases`), prints a table, and writes
-every row as JSON and two plots under --out. Everything comes from the seed. A board takes one to two minutes; finished
-boards are kept under --out and are not run again unless --fresh is given.
+every row as JSON and two plots to --out. Everything comes from the seed. A board takes one to two minutes; finished
+boards are kept in --out and are not run again unless --fresh is given.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from statistics import fmean, median
 
-from bench.heat_cases import CONTROLS, SECONDS, SETTLED_S, Row, Swept, sweep
+from bench.heat_cases import CONTROLS, SECONDS, SETTLED_S, CaseRow, SweptBoard, sweep
 from sim.boards import BOARDS
 
 WORDS = {
@@ -29,7 +29,7 @@ HEADS = (
     "reversal", "turns/h", "turn",
 )  # fmt: skip
 SERVABLE = 0.05
-"""Cases in which even the best limit leaves less than a twentieth of full speed are named, not averaged."""
+"""Cases in which even the best limit leaves less than 5 % of full speed are listed and not averaged."""
 
 
 def main() -> int:
@@ -61,21 +61,21 @@ def main() -> int:
     return 0
 
 
-def save(swept: Swept, path: Path) -> None:
+def save(swept: SweptBoard, path: Path) -> None:
     """One board's rows and traces."""
     traces = [[*key, trace] for key, trace in swept.traces.items()]
     path.write_text(json.dumps({"rows": [row._asdict() for row in swept.rows], "traces": traces}))
 
 
-def load(path: Path) -> Swept:
+def load(path: Path) -> SweptBoard:
     """The inverse of `save`."""
     data = json.loads(path.read_text())
     traces = {(str(name), float(room), float(cool), str(who)): trace for name, room, cool, who, trace in data["traces"]}
-    return Swept([Row(**row) for row in data["rows"]], traces)
+    return SweptBoard([CaseRow(**row) for row in data["rows"]], traces)
 
 
-def report(rows: list[Row]) -> str:
-    """The table over the cases that heat limits, then what it leaves out."""
+def report(rows: list[CaseRow]) -> str:
+    """The table over the cases with a thermal limit, then the cases that it leaves out."""
     limited = [row for row in rows if row.limited]
     best = {_case(row): row.throughput / row.of_best for row in limited if row.control == "constant"}
     hopeless = {case for case, speed in best.items() if speed < SERVABLE}
@@ -92,11 +92,11 @@ def report(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _case(row: Row) -> tuple[str, str, float, float]:
+def _case(row: CaseRow) -> tuple[str, str, float, float]:
     return row.board, row.load, row.ambient_c, row.cooling
 
 
-def _line(control: str, rows: list[Row]) -> tuple[str, ...]:
+def _line(control: str, rows: list[CaseRow]) -> tuple[str, ...]:
     mine = [row for row in rows if row.control == control]
     late = [row.p99_s for row in mine if row.p99_s is not None]
     backs = [row.fastest_reversal_s for row in mine if row.fastest_reversal_s is not None]
@@ -120,7 +120,7 @@ def _line(control: str, rows: list[Row]) -> tuple[str, ...]:
 
 
 def markdown(lines: list[tuple[str, ...]]) -> str:
-    """Lines of cells, the first the heads, as a table whose columns are aligned in the text, too."""
+    """A Markdown table with aligned columns; the first line is the header."""
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
@@ -128,7 +128,7 @@ def markdown(lines: list[tuple[str, ...]]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def _targets(rows: list[Row]) -> list[str]:
+def _targets(rows: list[CaseRow]) -> list[str]:
     found = []
     for control in ("governor", "governor+clock"):
         mine = [row for row in rows if row.control == control]
@@ -153,7 +153,7 @@ def _targets(rows: list[Row]) -> list[str]:
     return found
 
 
-def _hopeless(rows: list[Row]) -> list[str]:
+def _hopeless(rows: list[CaseRow]) -> list[str]:
     return [
         f"{row.board}, {row.load}, {row.ambient_c:.0f} °C, sink x{row.cooling}: idle {row.idle_c:.1f} °C; "
         f"{WORDS[row.control]} {row.throughput:.3f} of full speed ({row.of_best:.2f} of best), "

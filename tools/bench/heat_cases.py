@@ -1,9 +1,9 @@
-"""The sweep of `bench.heat`: boards, rooms and loads; who controls them; and what is measured of each.
+"""The sweep of `bench.heat`: boards, rooms and loads, the policies, and the figures of each run.
 
 A case is a board with its cooling (sink-to-air resistance times 0.7, 1 or 1.4), a room (10, 25 or 40 °C) and a load.
-Every case runs twice per control: saturated, and fed a stream at 85 % of what the best constant limit without clock
-control could serve. All controls of a case see the same jobs. The cap is the governor's set point: 2.5 °C under the
-board's soft limit.
+Each case runs twice per policy: saturated, and with a stream of jobs at 85 % of the throughput of the best constant
+limit without clock control. All policies of a case get the same jobs. The temperature cap is the governor's set point,
+2.5 °C below the board's soft limit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from sim.boards import BOARDS, BoardModel
 from sim.closed_loop import Lane, Loop, Trace
-from sim.policies import SET_POINT_BELOW_SOFT_C, Constant, DutyCycle, Governed, OnOff, Policy
-from sim.search import Best, Case, best_constant
+from sim.policies import SET_POINT_BELOW_SOFT_C, ConstantLimits, DutyCycleControl, GovernorControl, OnOffControl, Policy
+from sim.search import Best, SearchCase, best_constant
 
 AMBIENTS_C = (10.0, 25.0, 40.0)
 COOLINGS = (0.7, 1.0, 1.4)
@@ -26,11 +26,11 @@ ON_OFF_BAND_C = 3.0
 JUST_UNDER_SOFT_C = 0.01
 
 CONTROLS = ("firmware", "on-off", "duty", "constant", "governor", "constant+clock", "governor+clock")
-"""'firmware': full limits. 'constant': the best constant limit. '+clock': the operator lets the agent set the clock."""
+"""'firmware': full limits. 'constant': the best constant limit. '+clock': the policy may set the clock."""
 
 
-class Row(NamedTuple):
-    """One case under one control, measured. Throughput: 1 is full speed; see docs/governor.md."""
+class CaseRow(NamedTuple):
+    """The figures of one case under one policy. Throughput: 1 is full speed; see docs/governor.md."""
 
     board: str
     load: str
@@ -57,17 +57,19 @@ class Row(NamedTuple):
     limited: bool
 
 
-class Swept(NamedTuple):
-    """A board's rows, and the traces of its saturated lanes for plots, keyed by (load, ambient, cooling, control)."""
+class SweptBoard(NamedTuple):
+    """A board's rows, and the traces of its saturated lanes by (load, ambient, cooling, policy), for the plots."""
 
-    rows: list[Row]
+    rows: list[CaseRow]
     traces: dict[tuple[str, float, float, str], dict[str, list[float]]]
 
 
-def cases_of(board: BoardModel) -> list[Case]:
+def cases_of(board: BoardModel) -> list[SearchCase]:
     """All rooms, coolings and loads of a board."""
     return [
-        Case(board, ambient_c, cooling, generator, GENERATOR_SEQUENCES if generator else ENCODER_ROWS, _cap_c(board))
+        SearchCase(
+            board, ambient_c, cooling, generator, GENERATOR_SEQUENCES if generator else ENCODER_ROWS, _cap_c(board)
+        )
         for generator in (False, True)
         for ambient_c in AMBIENTS_C
         for cooling in COOLINGS
@@ -78,8 +80,8 @@ def _cap_c(board: BoardModel) -> float:
     return board.soft_c - SET_POINT_BELOW_SOFT_C
 
 
-def sweep(key: str, seconds: int, settled_s: int, seed: int) -> Swept:
-    """Run one board's cases under all controls."""
+def sweep(key: str, seconds: int, settled_s: int, seed: int) -> SweptBoard:
+    """Run one board's cases under all policies."""
     cases = cases_of(BOARDS[key])
     best = {clocks: best_constant(cases, clocks) for clocks in (False, True)}
     at_soft = [case._replace(cap_c=case.board.soft_c - JUST_UNDER_SOFT_C) for case in cases]
@@ -102,7 +104,7 @@ def sweep(key: str, seconds: int, settled_s: int, seed: int) -> Swept:
         row = _row(lanes[place], trace, (place, place + half), speeds, settled_s)
         rows.append(row._replace(idle_c=float(idle_c[place])))
     kept = {_key(lane): _kept(trace, place) for place, lane in enumerate(lanes[:half])}
-    return Swept(rows, kept)
+    return SweptBoard(rows, kept)
 
 
 def _key(lane: Lane) -> tuple[str, float, float, str]:
@@ -117,7 +119,7 @@ def _kept(trace: Trace, place: int) -> dict[str, list[float]]:
     }
 
 
-def _lane(case: Case, index: int, control: str, best: dict[bool, Best], streamed: bool) -> Lane:
+def _lane(case: SearchCase, index: int, control: str, best: dict[bool, Best], streamed: bool) -> Lane:
     offered = max(1e-3, OFFERED * float(best[False].speed[index])) if streamed else None
     labels: dict[str, object] = {"control": control, "limited": bool(best[False].speed[index] < 0.999)}
     policy = _policy(case, index, control, best)
@@ -126,22 +128,24 @@ def _lane(case: Case, index: int, control: str, best: dict[bool, Best], streamed
     )
 
 
-def _policy(case: Case, index: int, control: str, best: dict[bool, Best]) -> Policy:
+def _policy(case: SearchCase, index: int, control: str, best: dict[bool, Best]) -> Policy:
     board, rows = case.board, case.rows
     if control == "firmware":
-        return Constant(rows, board.cores)
+        return ConstantLimits(rows, board.cores)
     if control == "on-off":
-        return OnOff(rows, board.cores, case.cap_c, case.cap_c - ON_OFF_BAND_C)
+        return OnOffControl(rows, board.cores, case.cap_c, case.cap_c - ON_OFF_BAND_C)
     if control == "duty":
-        return DutyCycle(rows, board.cores, case.cap_c)
+        return DutyCycleControl(rows, board.cores, case.cap_c)
     clocks = control.endswith("clock")
     if control.startswith("constant"):
         found = best[clocks]
-        return Constant(rows, int(found.threads[index]), float(found.clock[index]), float(found.busy[index]))
-    return Governed(board, rows, clocks, case.generator)
+        return ConstantLimits(
+            rows, int(found.threads[index]), float(found.clock[index]), float(found.duty_share[index])
+        )
+    return GovernorControl(board, rows, clocks, case.generator)
 
 
-def _row(lane: Lane, trace: Trace, places: tuple[int, int], speeds: tuple[float, float], settled_s: int) -> Row:
+def _row(lane: Lane, trace: Trace, places: tuple[int, int], speeds: tuple[float, float], settled_s: int) -> CaseRow:
     full, stream = places
     board = lane.board
     seconds = trace.die_c.shape[0]
@@ -151,7 +155,7 @@ def _row(lane: Lane, trace: Trace, places: tuple[int, int], speeds: tuple[float,
     hot = die_c >= board.soft_c
     late = trace.latencies[stream]
     reversal, turn_s = float(trace.reversal_s[full]), float(trace.turn_s[full])
-    return Row(
+    return CaseRow(
         board=board.key,
         load="generator" if lane.generator else "encoder",
         ambient_c=lane.ambient_c,

@@ -1,7 +1,7 @@
-"""`python -m bench.heat_faults`: the sensor is lost or freezes at a random moment; does the board pass its hard limit?
+"""`python -m bench.heat_faults`: does a board pass its hard limit when its sensor is lost or freezes at a random time?
 
-Every board, room and cooling of the sweep, with a sensor that dies and one that freezes, each at a moment drawn from
-the seed; load and permission to set the clock are drawn too. The load is saturated.
+Every board, room and cooling of the sweep runs with a sensor that is lost and with one that freezes, each at a time
+drawn from the seed; load and permission to set the clock are drawn too. The load is saturated.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from bench.heat_cases import AMBIENTS_C, COOLINGS, ENCODER_ROWS, GENERATOR_SEQUENCES
 from sim.boards import BOARDS
 from sim.closed_loop import Lane, Loop
-from sim.policies import Governed
+from sim.policies import GovernorControl
 
 AFTER_S = 400
 
 
 def main() -> int:
-    """Run and print; exit code 1 when a lane passed its hard limit that does not pass it at idle."""
+    """Run and print; the exit code is 1 when a lane passed its hard limit."""
     parser = argparse.ArgumentParser(prog="bench.heat_faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--latest", type=int, default=600, help="the latest moment of a fault, seconds")
@@ -34,7 +34,7 @@ def main() -> int:
                     clocks, generator = chance.random() < 0.5, chance.random() < 0.5
                     rows = GENERATOR_SEQUENCES if generator else ENCODER_ROWS
                     labels: dict[str, object] = {"name": f"{key} {ambient_c:.0f} °C x{cooling}"}
-                    governed = Governed(board, rows, clocks, generator)
+                    governed = GovernorControl(board, rows, clocks, generator)
                     lanes.append(Lane(board, ambient_c, cooling, generator, governed, rows, labels=labels))
                     kinds.append(kind)
                     moments_s.append(chance.randrange(1, options.latest))

@@ -1,8 +1,8 @@
-"""`python -m bench.heat_orders`: in which order to take limits away, by what each order leaves of the throughput.
+"""`python -m bench.heat_orders`: in which order limits should be reduced, by the throughput that each order leaves.
 
-For every case of `bench.heat_cases` the limits are taken step by step along an order, until the settled temperature is
-at the cap; what is left at the end of the order is paced. The share of the best combination (found by search) is what
-the order costs. Steady states only, by the plant's own equations: no governor is involved.
+For every case of `bench.heat_cases` the limits are reduced step by step in an order until the settled temperature is at
+the cap; what remains at the end of the order is achieved by the duty share. The result is the throughput as a share of
+the best combination (found by search). Steady states only, from the plant's equations, without the governor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.heat_cases import cases_of
 from sim import load
 from sim.boards import BOARDS
 from sim.plant import Floats, Plants
-from sim.search import Case, best_constant
+from sim.search import SearchCase, best_constant
 
 ORDERS: Mapping[str, tuple[str, ...]] = {
     "batch, threads, clock, pace": ("rows", "threads", "clock"),
@@ -27,21 +27,21 @@ ORDERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class Limits(NamedTuple):
-    """One step of an order, per case."""
+class OrderStep(NamedTuple):
+    """The limits after one step of an order, per case."""
 
     rows: Floats
     threads: Floats
     clock: Floats
 
 
-def walk(cases: Sequence[Case], order: tuple[str, ...]) -> Iterator[Limits]:
-    """The steps of an order: rows are halved, threads go one by one, the clock by a tenth of its range."""
+def walk(cases: Sequence[SearchCase], order: tuple[str, ...]) -> Iterator[OrderStep]:
+    """The steps of an order: rows are halved, threads reduced by one, the clock by a tenth of its range."""
     rows = np.array([float(case.rows) for case in cases])
     threads = np.array([float(case.board.cores) for case in cases])
     lowest = np.array([case.board.clock_shares[0] for case in cases])
     clock = np.ones(len(cases))
-    yield Limits(rows, threads, clock)
+    yield OrderStep(rows, threads, clock)
     for knob in order:
         for step in range(1, 11 if knob == "clock" else 6):
             if knob == "rows":
@@ -50,11 +50,11 @@ def walk(cases: Sequence[Case], order: tuple[str, ...]) -> Iterator[Limits]:
                 threads = np.maximum(1.0, threads - 1.0)
             else:
                 clock = 1.0 - (1.0 - lowest) * step / 10.0
-            yield Limits(rows, threads, clock)
+            yield OrderStep(rows, threads, clock)
 
 
-def reached(cases: Sequence[Case], order: tuple[str, ...]) -> Floats:
-    """Throughput of each case at its cap along this order."""
+def reached(cases: Sequence[SearchCase], order: tuple[str, ...]) -> Floats:
+    """Throughput of each case at its cap with this order."""
     plants = Plants(
         [case.board for case in cases],
         np.array([case.ambient_c for case in cases]),

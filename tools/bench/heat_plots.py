@@ -1,6 +1,6 @@
-"""Plots of `bench.heat`: temperature and throughput over time for one case, and every case's share of the best.
+"""Plots of `bench.heat`: temperature and throughput over time for one case, and the share of the best for all cases.
 
-Lines are named where they end, so that nobody looks up a legend.
+Lines are labelled at their ends instead of in a legend.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.heat_cases import Row, Swept
+from bench.heat_cases import CaseRow, SweptBoard
 from sim.boards import BOARDS
 
 STORY = ("pi-5-bare", "encoder", 25.0, 1.0)
-"""A bare Pi 5 in a normal room under a compute-bound load: the case that people meet."""
+"""A bare Pi 5 in a room of 25 °C under a compute-bound load: the most common case."""
 CURVES = (
     ("firmware", "firmware only", "#b2182b"),
     ("on-off", "on/off", "#e08214"),
@@ -26,7 +26,7 @@ SMOOTH_S = 60
 SHOWN_S = 1200
 
 
-def draw(swept: Mapping[str, Swept], out: Path) -> None:
+def draw(swept: Mapping[str, SweptBoard], out: Path) -> None:
     """Write time.png (when its board was swept) and best.png into `out`."""
     import matplotlib
 
@@ -83,8 +83,8 @@ def _smooth(values: list[float]) -> list[float]:
     return sums
 
 
-def _of_best(rows: list[Row], path: Path) -> None:
-    """One dot per case that heat limits: throughput against the best constant limit at the same cap."""
+def _of_best(rows: list[CaseRow], path: Path) -> None:
+    """One mark per case with a thermal limit: throughput relative to the best constant limit at the same cap."""
     import matplotlib.pyplot as plt
 
     names = ("on-off", "duty", "constant", "governor", "constant+clock", "governor+clock")

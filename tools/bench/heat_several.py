@@ -1,15 +1,15 @@
-"""`python -m bench.heat_several`: several busy models on one board, with one pace for all, and with one for each.
+"""`python -m bench.heat_several`: several busy models on one board, with one duty cycle for all or one for each.
 
-Every step of every model is simulated (`sim.several`), 15 minutes in a room of 25 °C; all models always have work.
-`work` is that of all models (1: full speed) in the second half. One pace for each is what a governor does that paces
-models and not the board.
+Every step of every model is simulated (`sim.several`) for 15 minutes in a room of 25 °C; all models always have work.
+`work` is the throughput of all models (1: full speed) in the second half. One duty cycle for each model is what a
+governor does that limits models instead of the board.
 """
 
 from __future__ import annotations
 
 from bench.heat import markdown
 from sim.boards import BOARDS
-from sim.several import Several
+from sim.several import ModelsOnBoard
 
 BOARDS_SHOWN = ("pi-4", "pi-5-bare")
 SECONDS = 900
@@ -21,7 +21,7 @@ MODELS = {
     "one of each": [("a", False, 1.0), ("g", True, 1.0)],
     "two of each": [("a", False, 1.0), ("b", False, 3.0), ("g", True, 1.0), ("h", True, 1.37)],
 }
-"""Name, whether it generates, size of its steps against the board's table."""
+"""Name, whether it generates, length of its steps relative to the board model's."""
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
         for name, models in MODELS.items():
             cells = []
             for shared in (True, False):
-                found = Several(board, models, shared=shared).run(SECONDS)
+                found = ModelsOnBoard(board, models, shared=shared).run(SECONDS)
                 hot_s = str(int((found.die_c >= board.soft_c).sum()))
                 half = found.die_c[SECONDS // 2 :].mean(), found.served[SECONDS // 2 :].mean()
                 cells += [f"{found.die_c.max():.1f} °C", *([f"{half[0]:.1f} °C"] if shared else []), hot_s]

@@ -1,7 +1,8 @@
-"""Real GGUF models with random weights, by the `gguf` library: a few layers for tests, larger shapes for the bench.
+"""GGUF models with random weights, written by the `gguf` library: small ones for tests, known shapes for the
+benchmarks.
 
-The vocabulary is byte-level BPE: the 256 bytes, four control tokens, and as many fillers as a shape asks for. Random
-weights say random things; what is tested is the machinery around them, never sense.
+The vocabulary is byte-level BPE: the 256 bytes, four control tokens, and fillers up to the size that a shape has. The
+text that such a model generates is random; the code around it is what is tested and timed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ Matrix = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama architecture: counts of layers, heads and values. The head size is `width / heads`; `tied`: the output
-    has the embedding's weights."""
+    """A Llama architecture: numbers of layers, heads and values per layer. The head size is `width / heads`. `tied`:
+    the output layer uses the weights of the embedding.
+    """
 
     width: int = 128
     layers: int = 2
@@ -41,7 +43,7 @@ class Shape:
 
 
 class Lora(NamedTuple):
-    """A random LoRA adapter: the same seed, rank and targets give the same one."""
+    """A random LoRA adapter; the same seed, rank and targets give the same adapter."""
 
     seed: int = 1
     rank: int = 4
@@ -50,7 +52,7 @@ class Lora(NamedTuple):
 
 TINY = Shape()
 SMOLLM2_135M = Shape(576, 30, 9, 3, 1536, 49152, 8192)
-# Sizes as in the models' config.json. All are written as Llama: of Qwen2.5 the biases of q, k and v are missing.
+# Sizes of the models' config.json. All are written as Llama, so that Qwen2.5 lacks its biases of q, k and v.
 SHAPES = {
     "smollm2-135m": SMOLLM2_135M,
     "qwen2.5-0.5b": Shape(896, 24, 14, 2, 4864, 151936, 32768),
@@ -68,8 +70,9 @@ def write_model(
     template: str | None = TEMPLATE,
     merged: Lora | None = None,
 ) -> Path:
-    """A model with random weights; `dtype` is one of `FILE_TYPES` (matrices; norms stay float32). With `merged` that
-    adapter is a part of the weights."""
+    """Write a model with random weights. `dtype`: one of `FILE_TYPES`, for matrices; norms are float32. `merged`: an
+    adapter that is added to the weights.
+    """
     gguf = _library()
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, gguf, shape, template)
@@ -96,7 +99,7 @@ def write_adapter(
     shape: Shape = TINY,
     arch: str = "llama",
 ) -> Path:
-    """A LoRA adapter of `write_model`'s base that clearly changes what it says."""
+    """Write a LoRA adapter of `write_model`'s base that clearly changes its output."""
     gguf = _library()
     writer = gguf.GGUFWriter(path, arch)
     writer.add_type("adapter")
@@ -109,7 +112,7 @@ def write_adapter(
 
 
 def _factors(lora: Lora, shape: Shape) -> Iterator[tuple[str, tuple[Matrix, Matrix]]]:
-    """The names of the weights that an adapter changes, with its A [rank, in] and B [out, rank]."""
+    """The weights that an adapter changes, by name, with its A [rank, in] and B [out, rank]."""
     rng = np.random.default_rng(lora.seed + 1000)
     sizes = dict(_tensors(shape))
     for layer in range(shape.layers):

@@ -1,9 +1,9 @@
-"""A request's cost around the computation: over a local broker, through the daemon, to a worker and back.
+"""What a request costs beside its computation: over a local broker, through the daemon, to a worker and back.
 
     python -m bench.requests [--build FOLDER] [--rounds N] [--json FILE]
 
-Needs the packages that `make demo` builds. The same text is asked over MQTT (QoS 1) and run by the device's own
-backend in this process, in turn, so that a busy machine slows both alike: the difference is what the agent adds.
+Needs the packages that `make demo` builds. The same text is sent over MQTT (QoS 1) and computed by the device's backend
+in this process, alternately, so that other load on the machine affects both. The difference is the cost of the agent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    # The merged package stays away: where it is there the daemon may answer by it.
+    # Without the merged package, which the daemon might prefer to the adapter.
     packages = [
         one for name in (f"{MODEL}-*", f"{ADAPTER}-v*") for one in (options.build / "packages").glob(f"{name}.tar")
     ]
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(packages: Sequence[Path], root: Path, rounds: int) -> dict[str, Any]:
-    """All figures of this file, `packages` in their order; milliseconds unless the name says otherwise."""
+    """All figures of this module, with `packages` installed in their order; in ms unless the name says otherwise."""
     rows: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,10 +1,10 @@
 """A simulated board in real time: `python -m sim.board --board pi-5-bare --root DIR`.
 
-It moves the files under DIR (see `sim.sysfs`) by a thermal plant, and with --jtop serves the jtop protocol. The load
-is the number in DIR/load (0 to 1, edit it at any time) or, with --follow PID, the processor time of that process and
-its children against the cores of this machine, so that a running agent heats the board it believes to be on; what they
-hold is missing in the board's memory, and so are the MiB in DIR/others, which stand for other programs. While
-there is a file DIR/jtop-frozen, the jtop service hands out its last sample again and again.
+Updates the files under DIR (see `sim.sysfs`) from a thermal plant; with --jtop it also serves the jtop protocol. The
+load is the number in DIR/load (0 to 1, which can be edited at any time) or, with --follow PID, the processor time of
+that process and its children relative to the cores of this machine, so that a running agent heats the board that it
+reads. The memory of these processes, and the MiB in DIR/others for other programs, is missing on the board. While a
+file DIR/jtop-frozen exists, the jtop service repeats its last sample.
 
     python -m sim.board --board orin-nano --root /tmp/board --run edge-agent run --config agent.toml
 
@@ -36,7 +36,7 @@ NOTHING = Used()
 
 
 class LiveBoard:
-    """A plant and its tree; `second(load)` lets one second pass. `shown` is what the sensors show."""
+    """A plant and its files; `second` advances both. `shown`: what the sensors show."""
 
     def __init__(
         self, model: BoardModel, root: Path, ambient_c: float = 25.0, cooling: float = 1.0, seed: int = 0
@@ -49,7 +49,9 @@ class LiveBoard:
         self.tree.update(self.shown)
 
     def second(self, load: float, requested: float = 1.0, used: Used = NOTHING) -> Shown:
-        """One second at this share of full dynamic power, this requested clock (or the cap's) and this memory held."""
+        """Advance by a second at this share of full dynamic power, this requested clock (at most the cap) and this
+        memory.
+        """
         requested = min(requested, self.tree.cap())
         self.plant.second()
         for _ in range(STEPS):
@@ -71,7 +73,7 @@ class LiveBoard:
         )
 
     def _flags(self) -> int:
-        """What the firmware says now, each bit with its 'since boot' bit (docs/boards.md)."""
+        """The throttle word now: each bit with its bit for 'since boot' (bits 16 to 19)."""
         now = int(self.plant.flags[0])
         self._seen_flags |= now << 16
         return now | self._seen_flags
@@ -85,7 +87,7 @@ def _read_figure(path: Path, most: float) -> float:
 
 
 class Follower:
-    """The load of a process tree on this machine, 0 to 1 of all cores, and what it holds."""
+    """The load of a process tree on this machine (0 to 1 of all cores), and its memory."""
 
     def __init__(self, pid: int) -> None:
         import psutil
@@ -96,7 +98,7 @@ class Follower:
         self._at_s = time.monotonic()
 
     def load(self) -> float:
-        """Since the last call."""
+        """The load since the last call."""
         now_s = time.monotonic()
         spent_s, used = 0.0, {}
         try:
@@ -111,7 +113,7 @@ class Follower:
         return float(max(0.0, min(share, 1.0)))
 
     def held(self) -> Used:
-        """PSS of the processes as the real kernel tells it; those that `load` saw last."""
+        """PSS by the real kernel, of the processes that `load` found last."""
         texts: dict[int, str] = {}
         for pid in self._used:
             with contextlib.suppress(OSError):
@@ -120,7 +122,7 @@ class Follower:
 
 
 def main() -> int:
-    """Run until interrupted or told to end; what was started ends too."""
+    """Run until interrupted or terminated; a started command is ended as well."""
     parser = argparse.ArgumentParser(
         prog="sim.board", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -135,7 +137,7 @@ def main() -> int:
     options = parser.parse_args()
     options.root.mkdir(parents=True, exist_ok=True)
     live = LiveBoard(BOARDS[options.board], options.root, options.ambient, options.cooling)
-    # Before anything is started: told to end in that moment, this process would leave it behind.
+    # Set before the command is started: a signal in between would leave the command running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = None
     try:
@@ -152,7 +154,7 @@ def main() -> int:
 
 
 def _live_on(live: LiveBoard, options: argparse.Namespace, started: subprocess.Popen[bytes] | None) -> None:
-    """Seconds pass, for as long as what was started runs."""
+    """Advance the board until the started command ends."""
     followed = started.pid if started else options.follow
     follower = Follower(followed) if followed else None
 
@@ -167,7 +169,7 @@ def _live_on(live: LiveBoard, options: argparse.Namespace, started: subprocess.P
                 f"load {load:.2f}  {shown.temperature_c:.1f} °C  {shown.power_w:.1f} W  clock {shown.clock:.2f}",
                 flush=True,
             )
-        # The jtop service serves for ever: what the command left with is the end of it all.
+        # The jtop service never returns, so the process exits here with the status of the command.
         os._exit(started.returncode)
 
     print(f"{live.model.name} under {options.root}", flush=True)

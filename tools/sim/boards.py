@@ -1,7 +1,8 @@
-"""Boards as plants: thermal resistances, power, clocks, throttling laws and sensors.
+"""Boards as thermal plants: resistances, capacities, power, clocks, throttling laws and sensors.
 
-Figures and sources: docs/boards.md. Marked [E] here, E there: estimated, not published; all of them carry
-an uncertainty of +-25 % in K/W and +-40 % in J/K, which is why everything is swept and not tuned to one point.
+Resistances, capacities and watts are fits to published step responses and power measurements (docs/boards.md). Figures
+marked [E] are estimated. All carry an uncertainty of about 25 % in K/W and 40 % in J/K, which is why cases are swept and nothing is
+tuned to a single one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 Law = Literal["pi5", "pi4", "nano", "orin"]
-"""Whose firmware throttles, and how; see `plant.Plants`."""
+"""The throttling law of the firmware; see `sim.plant`."""
 FLAGGED = frozenset({"pi5", "pi4"})
-"""Laws of boards that tell by throttle flags what their firmware does."""
+"""Laws of boards that report throttling by flags."""
 
 
 @dataclass(frozen=True)
 class Fan:
-    """Sink-to-air resistance by fan level (first: off), where each level starts, and where it ends."""
+    """Sink-to-air resistance by fan level (first: off), °C at which each level starts, and its hysteresis."""
 
     k_per_w: tuple[float, ...]
     trips_c: tuple[float, ...]
@@ -27,7 +28,7 @@ class Fan:
 
 @dataclass(frozen=True)
 class Sensor:
-    """What the kernel shows of the die: quantum and noise in degrees, one second old."""
+    """The die's temperature as the kernel shows it: quantum and noise (standard deviation) in °C; one second old."""
 
     quantum_c: float
     noise_c: float
@@ -37,9 +38,9 @@ class Sensor:
 class BoardModel:
     """One board with its cooling. Resistances in K/W, capacities in J/K, watts at the board's input, clocks in MHz.
 
-    `volts`: core voltage at given clocks, interpolated. `row_s`: one encoder row (MiniLM-L6, 128 tokens, int8 or the
-    better) at full clock in full batches; `token_s`: one decode step of a 1 B model in 4 bits.
-    `powered`: share noise of the power sensor, None without one.
+    `volts`: core voltage by clock, interpolated. `row_s`: seconds of one encoder row (MiniLM-L6, 128 tokens, in int8 or
+    the faster format) at the full clock in full batches. `token_s`: one decode step of a model with 1 B parameters in 4
+    bits. `powered`: relative noise of the power sensor; None without one.
     """
 
     key: str
@@ -78,7 +79,7 @@ _PI5_VOLTS = ((1500.0, 0.72), (2000.0, 0.80), (2400.0, 0.91))
 _PI5_CLOCKS = tuple(range(1500, 2401, 100))
 
 PI_ZERO_2 = BoardModel(
-    # Fitted here to "60+ C at 1.8 W, 80 C and more under full load"; the least certain plant of all [E].
+    # Fitted to reports of more than 60 °C at 1.8 W and 80 °C and more under full load; the least certain plant [E].
     "pi-zero-2", "pi-zero-2", "Pi Zero 2 W, bare", 1.2, 6.0, 12.0, _still(14.0), 0.7, 2.2, 4,
     (600, 700, 800, 900, 1000), ((600.0, 1.20), (1000.0, 1.34)), "pi4", 80.0, 85.0, _PI4_SENSOR, None, 0.55, 0.9,
 )  # fmt: skip
@@ -100,7 +101,7 @@ PI5_COOLER = BoardModel(
     _PI5_CLOCKS, _PI5_VOLTS, "pi5", 80.0, 85.0, _PI5_SENSOR, 0.03, 0.018, 0.088,
 )  # fmt: skip
 NANO = BoardModel(
-    # Sensor of half degrees, little noise; voltages of the tegra210 table's order of size [E].
+    # A sensor with steps of 0.5 °C and little noise; voltages of the magnitude in the tegra210 tables [E].
     "jetson-nano", "jetson-nano", "Jetson Nano, fanless", 4.0, 1.0, 150.0, _still(4.0), 2.0, 8.0, 4,
     (614, 710, 825, 921, 1036, 1132, 1224, 1326, 1428, 1479), ((614.0, 0.85), (1479.0, 1.15)), "nano", 97.0, 100.5,
     Sensor(0.5, 0.3), 0.01, 0.015, 0.22,

@@ -1,9 +1,9 @@
-"""Boards under load with a policy each: what is served, how late, how hot, and for how many joules.
+"""Boards under load with one policy each: throughput, latency, temperature and energy.
 
-Work is counted in seconds of full speed. A lane is saturated (there is always work) or is fed a stream of jobs: on
-average one a second with Gamma distributed gaps (coefficient of variation 1.5), each job as large as the offered rate
-times a factor in 0.5-1.5. Steps that last longer than half a second run and pause explicitly, and new limits reach
-them at their next step; shorter ones are averaged. The queue is first come, first served.
+Work is counted in seconds of full speed. A lane is saturated (there is always work) or is fed a stream of jobs: one a
+second on average, with Gamma-distributed gaps (coefficient of variation 1.5); the size of a job is the offered rate
+times a factor uniform in 0.5 to 1.5. Steps longer than half a second run and pause explicitly, and new limits apply
+from the next step; shorter steps are averaged. The queue is first come, first served.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy.typing as npt
 from sim import load
 from sim.boards import FLAGGED, BoardModel
 from sim.plant import Plants
-from sim.policies import Drive, Look, Policy
+from sim.policies import Policy, PolicyInput, PolicyLimits
 
 Floats = npt.NDArray[np.float64]
 DT_S = 0.25
 PER_SECOND = 4
 FLUID_BELOW_S = 0.5
 CV2 = 1.5**2
-SWING = 0.1
-"""A pace that goes back by a tenth of full speed has turned; less is a correction."""
+REVERSAL_SHARE = 0.1
+"""A movement of the duty share by this much against its last direction counts as a reversal."""
 
 
 @dataclass
 class Lane:
-    """One board, one load, one policy. `offered`: work per second of the stream; None saturates."""
+    """One board with one load and one policy. `offered`: work per second of the stream; None: saturated."""
 
     board: BoardModel
     ambient_c: float
@@ -46,11 +46,11 @@ class Lane:
 
 @dataclass
 class Trace:
-    """What happened, second by second: arrays [seconds, lanes]. `served`, `joules` are of that second.
+    """The run second by second, in arrays [seconds, lanes]. `served` and `joules` are those of one second.
 
-    `changes` counts changes of a level, threads or clock; `reversal_s` is the shortest time after which one was taken
-    back, per lane. `turns` counts the seconds in which the pace was seen to have turned by `SWING` of full or more;
-    `turn_s` is the shortest time between two such moments.
+    `changes`: changes of level, threads or clock. `reversal_s`: shortest time after which one was reversed, per lane.
+    `turns`: seconds in which the duty share had reversed by `REVERSAL_SHARE` or more. `turn_s`: shortest time between
+    two of these.
     """
 
     die_c: Floats
@@ -70,8 +70,8 @@ class Trace:
     hottest_c: Floats
 
 
-class PaceHistory:
-    """Finds where a pace turns, smaller movements than `SWING` left out."""
+class ReversalDetector:
+    """Detects reversals of the duty share by `REVERSAL_SHARE` or more."""
 
     def __init__(self) -> None:
         self._rising = 0
@@ -79,19 +79,19 @@ class PaceHistory:
         self._turn_s = -math.inf
 
     def shift(self, value: float) -> None:
-        """Other threads or another clock: the pace that makes up for them is no turn (their changes are counted)."""
+        """Threads or clock changed: the duty share that compensates for them is not a reversal."""
         self._extreme = value
 
     def turned(self, now_s: float, value: float) -> float | None:
-        """Once the value has gone back by `SWING` from its last extreme: seconds since it did so before, else None."""
+        """Seconds since the previous reversal when `value` completes a reversal, else None."""
         if math.isnan(self._extreme):
             self._extreme = value
         elif not self._rising:
-            self._rising = 0 if abs(value - self._extreme) < SWING else 1 if value > self._extreme else -1
+            self._rising = 0 if abs(value - self._extreme) < REVERSAL_SHARE else 1 if value > self._extreme else -1
             self._extreme = value if self._rising else self._extreme
         elif self._rising * (value - self._extreme) >= 0.0:
             self._extreme = value
-        elif abs(value - self._extreme) >= SWING:
+        elif abs(value - self._extreme) >= REVERSAL_SHARE:
             since_s, self._turn_s = now_s - self._turn_s, now_s
             self._rising, self._extreme = -self._rising, value
             return since_s
@@ -99,11 +99,11 @@ class PaceHistory:
 
 
 Fault = Callable[[int, int, float], float | None]
-"""(second, lane, what the sensor shows) -> what the policy sees; None is a lost sensor."""
+"""(second, lane, °C that the sensor shows) -> °C that the policy is told; None: the sensor is lost."""
 
 
 class Loop:
-    """Runs lanes for a number of seconds."""
+    """Runs lanes for a number of simulated seconds."""
 
     def __init__(self, lanes: Sequence[Lane], seed: int, fault: Fault | None = None) -> None:
         self.lanes = list(lanes)
@@ -128,12 +128,12 @@ class Loop:
         self._busy = np.zeros(count)
         self._step_s = np.zeros(count)
         self._turns: dict[tuple[int, int], tuple[float, bool]] = {}
-        self._swings = [PaceHistory() for _ in self.lanes]
+        self._reversals = [ReversalDetector() for _ in self.lanes]
         self._flags = self.plants.flags
         self._flagged = [board.law in FLAGGED for board in boards]
 
     def run(self, seconds: int) -> Trace:
-        """Simulate; lanes keep their state, so that runs can be continued."""
+        """Simulate. The lanes keep their state, so a run can be continued."""
         count = len(self.lanes)
         trace = _empty(seconds, count)
         arrivals = [_arrivals(lane, seconds) for lane in self.lanes]
@@ -156,16 +156,16 @@ class Loop:
         self._flags = self.plants.flags
         row_s = self._step_s / np.maximum(1.0, self._rows_now)
         for index, lane in enumerate(self.lanes):
-            drive = lane.policy.limits(self._look(second, index, lane, float(row_s[index])))
-            if (drive.threads, drive.clock) != (self._threads[index], self._cap[index]):
-                self._swings[index].shift(drive.busy)
-            self._rows[index], self._threads[index] = drive.rows, drive.threads
-            self._cap[index], self._allowed[index] = drive.clock, drive.busy
-            closed[index] = drive.closed
-            self._note(second, index, drive, trace, marks)
+            limits = lane.policy.limits(self._look(second, index, lane, float(row_s[index])))
+            if (limits.threads, limits.clock) != (self._threads[index], self._cap[index]):
+                self._reversals[index].shift(limits.duty_share)
+            self._rows[index], self._threads[index] = limits.rows, limits.threads
+            self._cap[index], self._allowed[index] = limits.clock, limits.duty_share
+            closed[index] = limits.closed
+            self._note(second, index, limits, trace, marks)
         return closed
 
-    def _look(self, second: int, index: int, lane: Lane, row_s: float) -> Look:
+    def _look(self, second: int, index: int, lane: Lane, row_s: float) -> PolicyInput:
         sensor_c: float | None = float(self.plants.sensor_c[index])
         if self._fault is not None:
             sensor_c = self._fault(second, index, float(self.plants.sensor_c[index]))
@@ -174,7 +174,7 @@ class Loop:
             power_w = float(self.plants.power_w[index]) * (
                 1.0 + lane.board.powered * self._power_noise.standard_normal()
             )
-        return Look(
+        return PolicyInput(
             float(second),
             sensor_c,
             power_w,
@@ -184,17 +184,19 @@ class Loop:
             float(self.plants.second_c[index]) if self._fault is None and self._flagged[index] else None,
         )
 
-    def _note(self, second: int, index: int, drive: Drive, trace: Trace, marks: list[tuple[int, ...] | None]) -> None:
-        since_s = self._swings[index].turned(second, drive.busy)
+    def _note(
+        self, second: int, index: int, limits: PolicyLimits, trace: Trace, marks: list[tuple[int, ...] | None]
+    ) -> None:
+        since_s = self._reversals[index].turned(second, limits.duty_share)
         if since_s is not None:
             trace.turns[second, index] = 1
             trace.turn_s[index] = min(trace.turn_s[index], since_s)
         before = marks[index]
-        marks[index] = drive.mark
-        if before is None or before == drive.mark:
+        marks[index] = limits.mark
+        if before is None or before == limits.mark:
             return
         trace.changes[second, index] = 1
-        for part, (old, new) in enumerate(zip(before, drive.mark, strict=True)):
+        for part, (old, new) in enumerate(zip(before, limits.mark, strict=True)):
             if old == new:
                 continue
             last_s, last_up = self._turns.get((index, part), (-np.inf, new > old))
@@ -245,7 +247,7 @@ class Loop:
         trace.clock[second], trace.busy[second], trace.threads[second] = self.plants.clock, busy, self._threads_now
 
     def _on(self) -> tuple[Floats, Floats]:
-        """Which part of this quarter of a second each lane computes, and how fast."""
+        """(share of this quarter of a second that each lane computes, its speed)."""
         fluid = self._step_s <= FLUID_BELOW_S
         starts = ~fluid & (self._on_s <= 0.0) & (self._off_s <= 0.0) & (self._allowed > 0.0)
         latch = fluid | starts
@@ -269,7 +271,7 @@ class Loop:
 
 
 def _step_speed(speed: Floats, rows_speed: Floats, loop: Loop) -> Floats:
-    """Relative duration of a step of the present size: an encoder's grows with rows, a decode step's does not."""
+    """Relative speed of a step: an encoder's step gets longer with its rows, a decode step does not."""
     return np.where(loop._generator, rows_speed, speed)
 
 
@@ -299,7 +301,7 @@ def _arrivals(lane: Lane, seconds: int) -> list[list[tuple[float, float]]]:
 
 
 def _latencies(accepted: list[float], done: npt.NDArray[np.float32]) -> Floats:
-    """Completion minus arrival, by the curves of work arrived and work done; jobs that never end count to the end."""
+    """Completion minus arrival of each job, from the cumulative work; unfinished jobs count to the end of the run."""
     at_s, work = np.array(accepted[0::2]), np.array(accepted[1::2])
     if at_s.size == 0:
         return np.zeros(0)

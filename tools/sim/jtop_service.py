@@ -1,11 +1,11 @@
-"""A small jtop service: the real `jtop` client of jetson-stats reads it over the real protocol.
+"""A small jtop service, which the real `jtop` client of jetson-stats reads over the real protocol.
 
-The protocol (jetson-stats 7.2, read in its source): a SyncManager on a Unix socket with a constant key and three
-callables: `get_queue`, `sync_data`, `sync_event`. A client puts {'interval': s} into the queue and takes {'init': ...}
-out of it; then it waits for the event, copies the data, clears the event, and puts {} as a sign of life.
+The protocol (jetson-stats 7.2, from its source): a SyncManager on a Unix socket with a constant key and three
+callables, `get_queue`, `sync_data` and `sync_event`. A client puts {'interval': s} into the queue and takes {'init':
+...} out of it. Then it waits for the event, copies the data, clears the event, and puts {} as a heartbeat.
 
-jetson-stats is AGPL-3.0: this simulator and the agent's optional `sensors.jtop` import it, nothing else does.
-Run it as a process of its own (`python -m sim.board --jtop SOCKET`), or `JtopService` inside one.
+jetson-stats is AGPL-3.0; only this simulator and the agent's optional `sensors.jtop` import it. Run it as a process of
+its own (`python -m sim.board --jtop SOCKET`), or use `JtopService` in one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ QUEUE_ITEMS = 64
 
 
 class _Manager(SyncManager):
-    """Its registry is its own, so that jtop's client-side registration is not disturbed."""
+    """A class of its own has its own registry, which does not disturb the registration of the jtop client."""
 
 
 class JtopService:
-    """Serves `sample()` once per interval. `run()` blocks until `stop()`."""
+    """Serves `sample()` once per interval."""
 
     def __init__(self, socket: Path, model: BoardModel, sample: Callable[[], Shown], interval_s: float = 1.0) -> None:
         """Raises ImportError when jetson-stats is not installed."""
@@ -53,7 +53,7 @@ class JtopService:
         self._server = _Manager(address=str(socket), authkey=get_key().encode()).get_server()
 
     def run(self) -> None:
-        """Serve in this thread; normally a process's main thread, since the server exits its thread by SystemExit."""
+        """Serve in this thread, normally the main thread: the server ends by SystemExit."""
         threading.Thread(target=self._greet, daemon=True).start()
         threading.Thread(target=self._publish, daemon=True).start()
         self._server.serve_forever()
@@ -91,7 +91,7 @@ class JtopService:
 
 
 def data_of(model: BoardModel, shown: Shown, average_mw: int) -> dict[str, Any]:
-    """One sample in jtop's shapes: temperatures by the zone's first word (offline: -256), milliwatts, kilobytes."""
+    """One sample in jtop's format: temperatures by the first word of the zone (-256: offline), mW, kB."""
     identity = IDENTITIES[model.board]
     milliwatts = round(shown.power_w * 1000)
     average_mw = (milliwatts + average_mw) // 2 if average_mw else milliwatts

@@ -1,16 +1,16 @@
-"""What limits do to speed and power: the model of the two kinds of load. Everything here is a stated assumption [E].
+"""The assumed effect of limits on speed and power, for the two kinds of load. All figures here are estimates.
 
-Encoder (compute-bound). Speed = clock * Amdahl(threads; 5 % serial) * rows / (rows + 0.5), against all cores, full
-batch and full clock: half a row's time of overhead per batch. Power share = (0.15 + 0.85 * threads / cores) *
+Encoder (compute-bound). Speed = clock * Amdahl(threads; 5 % serial) * rows / (rows + 0.5), relative to all cores, a
+full batch and the full clock: each batch has an overhead of half a row. Power share = (0.15 + 0.85 * threads / cores) *
 (0.9 + 0.1 * batch efficiency): 15 % of dynamic power is shared by the cores (caches, memory, interconnect).
 
-Generator (bandwidth-bound). A decode step reads all weights once for all sequences. At full clock with one sequence
-90 % of its time is memory, 10 % arithmetic (decode speed hardly moves with the clock: Pi 500 between 2.2 and 2.4 GHz,
-arXiv 2501.08219). Memory time does not depend on the clock; one core draws 62 %, two 95 % of the bandwidth (decode on
-2-3 of 4 cores is as fast as on 4). Arithmetic grows with the number of sequences. Power share = (0.25 + 0.75 * threads
-/ cores) * 0.9: waiting cores burn almost like computing ones, memory burns more.
+Generator (bandwidth-bound). A decode step reads all weights once for all sequences. At the full clock with one sequence
+90 % of its time is memory access and 10 % arithmetic (decode speed hardly changes with the clock: Pi 500 between 2.2
+and 2.4 GHz; arXiv 2501.08219). Memory time does not depend on the clock; one core uses 62 % of the bandwidth, two 95 %
+(decode on 2 or 3 of 4 cores is as fast as on 4). Arithmetic grows with the number of sequences. Power share = (0.25 +
+0.75 * threads / cores) * 0.9: waiting cores use almost as much power as computing ones.
 
-Dynamic power also goes with f * V(f)^2 and 0.4 % per degree above 60 of leakage; that part is the plant's.
+Dynamic power also depends on f * V(f)^2 and rises by 0.4 % per °C above 60 °C (leakage); `plant` models both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEMORY_SHARE = 0.9
 
 
 def speed(generator: Any, cores: Any, rows: Any, full_rows: Any, threads: Any, clock: Any) -> Floats:
-    """Rows (tokens) per full-speed row (token) time; 1 at full limits. All arguments broadcast."""
+    """Throughput relative to full limits. All arguments broadcast."""
     amdahl = _amdahl(threads) / _amdahl(cores)
     batch = _efficiency(rows) / _efficiency(full_rows)
     encoder = clock * amdahl * batch
@@ -37,14 +37,14 @@ def speed(generator: Any, cores: Any, rows: Any, full_rows: Any, threads: Any, c
 
 
 def power_share(generator: Any, cores: Any, rows: Any, threads: Any) -> Floats:
-    """Dynamic power against full power, the clock left out."""
+    """Dynamic power relative to full power, without the clock's part."""
     encoder = (SHARED + (1.0 - SHARED) * threads / cores) * (0.9 + 0.1 * _efficiency(rows))
     decode = 0.9 * (0.25 + 0.75 * threads / cores)
     return np.asarray(np.where(generator, decode, encoder), dtype=np.float64)
 
 
 def step_s(generator: Any, row_s: Any, token_s: Any, rows: Any, relative_speed: Any) -> Floats:
-    """How long one step lasts: a batch of an encoder, one token of every sequence of a generator."""
+    """Seconds of one step: a batch of an encoder, or one token of every sequence of a generator."""
     return np.asarray(np.where(generator, token_s, row_s * rows) / np.maximum(relative_speed, 1e-6), dtype=np.float64)
 
 

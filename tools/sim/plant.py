@@ -1,14 +1,17 @@
-"""Many boards at once: two-node thermal plants with fans, firmware throttling and imperfect sensors.
+"""Two-node thermal models of many boards at once, with fans, firmware throttling and imperfect sensors.
 
     C1 dT1/dt = P - (T1 - T2) / R1          C2 dT2/dt = (T1 - T2) / R1 - (T2 - Tamb) / R2(fan)
     P = P_idle + P_fan + P_full * share * (f / fmax) * (V(f) / V(fmax))^2 * (1 + 0.004 (T1 - 60))
 
-Firmware (docs/boards.md; fitted, the laws are unpublished), deciding once a second on its own sensor:
-- pi5: fmax * (1 - 0.02 (T - 80)) from 80 to 85, then linear to 62.5 % at 88; in that zone it overrides the user's cap
-  in both directions. pi4: fmax * (1 - 0.069 (T - 80)) to 85, the lowest clock above; obeys no lower cap there either.
-- nano: one clock step down every half second from 97, up again below; half speed from 100.5; off at 102.
-- orin: one clock step every second from 99; off at 104.5.
-Lanes are vectorised; every random figure comes from the seed.
+The firmware decides once a second on its own sensor. Its laws are unpublished; these are fitted to reported behaviour
+(docs/boards.md):
+- pi5: fmax * (1 - 0.02 (T - 80)) from 80 to 85 °C, then linear to 62.5 % at 88 °C. In that range it overrides the clock
+  cap of the user in both directions (raspberrypi/rpi-eeprom issue 518: 2256 MHz at 82.9 °C with a cap of 2000 MHz).
+- pi4: fmax * (1 - 0.069 (T - 80)) to 85 °C, the lowest clock above; it ignores a lower cap there as well
+  (raspberrypi/linux issue 5875).
+- nano: one clock step down every half second from 97 °C, up again below; half speed from 100.5 °C; off at 102 °C.
+- orin: one clock step every second from 99 °C; off at 104.5 °C.
+Lanes are vectorised; all random numbers come from the seed.
 """
 
 from __future__ import annotations
@@ -27,13 +30,14 @@ OFF_C = {"pi5": 200.0, "pi4": 200.0, "nano": 102.0, "orin": 104.5}
 
 
 class Plants:
-    """Lanes of boards. `t1`, `t2`: die and board in °C; `clock`: real clock share; `power_w`: at the board's input.
+    """The lanes. `t1`, `t2`: °C of die and board. `clock`: real share of the highest clock. `power_w`: at the board's
+    input.
 
-    `sensor_c`: what the kernel shows; `second_c`: the same sample as a Raspberry Pi's firmware tells it, in tenths.
+    `sensor_c`: what the kernel shows. `second_c`: the same sample from a Raspberry Pi's firmware, in steps of 0.1 °C.
     """
 
     def __init__(self, boards: Sequence[BoardModel], ambient_c: Floats, cooling: Floats, seed: int) -> None:
-        """`cooling` multiplies the sink's resistance to air. Every lane starts settled at idle."""
+        """`cooling` multiplies the resistance from sink to air. Every lane starts settled at idle power."""
         self.boards = tuple(boards)
         count = len(self.boards)
         self._random = np.random.default_rng(seed)
@@ -115,7 +119,9 @@ class Plants:
         return shown
 
     def second(self) -> None:
-        """What happens once a second: sensor (the shown sample is a second old), fan, firmware."""
+        """Once a second: sample the sensor (the value shown is a second old), switch the fan, decide the firmware's
+        cap.
+        """
         self.second_c = self._second
         self.sensor_c, self._shown = self._shown, self._read()
         self._turn_fan(self._shown)
@@ -123,9 +129,9 @@ class Plants:
 
     @property
     def flags(self) -> npt.NDArray[np.int64]:
-        """The Raspberry Pis' throttle words by the shown temperature: bit 3 from 80 °C, bits 1 and 2 from 85 °C.
+        """Throttle words of Raspberry Pis by the shown temperature: bit 3 from 80 °C, bits 1 and 2 from 85 °C; else 0.
 
-        0 on other boards.
+        From the documentation of get_throttled, and 0x80008 observed at 82 °C (raspberrypi/documentation issue 2546).
         """
         hot = np.where(self.sensor_c >= 85.0, 0b1110, np.where(self.sensor_c >= 80.0, 0b1000, 0))
         words: npt.NDArray[np.int64] = np.where(self._flagged, hot, 0)
@@ -146,7 +152,7 @@ class Plants:
         return np.where(self._law == "pi5", pi5, np.where(self._law == "pi4", pi4, stepped))
 
     def step(self, share: Floats, user_cap: Floats, dt_s: float) -> None:
-        """Advance by `dt_s` with this share of dynamic power (clock left out) and this clock cap of the user."""
+        """Advance by `dt_s` with this share of dynamic power (without the clock's part) and the user's clock cap."""
         pi = (self._law == "pi5") | (self._law == "pi4")
         overridden = pi & (self.firmware_cap < 1.0)
         wanted = np.where(overridden, self.firmware_cap, np.minimum(user_cap, self.firmware_cap))
@@ -158,14 +164,14 @@ class Plants:
         self.off |= self.t1 >= self._off_c
 
     def watts(self, share: Floats, clock: Floats, t1: Floats) -> Floats:
-        """Board power at this share, clock and die temperature."""
+        """Watts of the board at this share of dynamic power, clock and die temperature."""
         leak = 1.0 + LEAK_PER_C * (t1 - 60.0)
         fan_w = self._fan_w[self._lane, self.fan]
         watts: Floats = self._idle_w + fan_w + self.full_w * share * clock * self.volts2(clock) * leak
         return watts
 
     def settled_c(self, share: Floats, user_cap: Floats) -> Floats:
-        """The die temperature at which this constant drive ends, without firmware; the fan found by iteration."""
+        """Steady-state die temperature under constant limits, without firmware; the fan level is found by iteration."""
         kept = self.fan.copy()
         t1 = np.full(len(self.boards), 60.0)
         self.fan = np.zeros_like(self.fan)

@@ -1,4 +1,4 @@
-"""Who decides on limits once a second: the governor, and what it is compared with. One object per lane."""
+"""The policies that set limits once a second: the governor, and the policies that it is compared with. One per lane."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from sim.boards import FLAGGED, BoardModel
 SET_POINT_BELOW_SOFT_C = governor.SET_POINT_BELOW_SOFT_C
 
 
-class Look(NamedTuple):
-    """What a policy sees: the kernel's temperature and measured watts (None: there are none), the busy part of the
-    second, seconds per row, throttle flags, another source of the temperature (None: there is none)."""
+class PolicyInput(NamedTuple):
+    """What a policy is told: time, the kernel's temperature in °C, measured watts, the share of the last second that
+    was computed, seconds per row, throttle flags, and a second source of the temperature. None: not available.
+    """
 
     now_s: float
     sensor_c: float | None
     power_w: float | None
-    busy: float
+    busy_share: float
     row_s: float | None = None
     flags: int = 0
     second_c: float | None = None
 
 
-class Drive(NamedTuple):
-    """Limits to apply: rows, threads, clock cap, the part of the time in which steps may run, whether jobs are refused.
+class PolicyLimits(NamedTuple):
+    """The limits to apply: rows, threads, clock cap, duty share, and whether new jobs are refused.
 
-    `mark` identifies the setting: a change of it counts as a level change.
+    `mark` identifies the setting; a change of it counts as a change of level.
     """
 
     rows: int
     threads: int
     clock: float
-    busy: float
+    duty_share: float
     closed: bool
     mark: tuple[int, ...]
 
@@ -43,29 +44,29 @@ class Drive(NamedTuple):
 class Policy(Protocol):
     """Asked once a second."""
 
-    def limits(self, look: Look) -> Drive:
-        """What holds from now on."""
+    def limits(self, seen: PolicyInput) -> PolicyLimits:
+        """The limits from now on."""
         ...
 
 
 @dataclass
-class Constant:
-    """The same limits for ever; at full limits it is 'no control', where only the firmware acts."""
+class ConstantLimits:
+    """Constant limits; at full limits only the firmware controls the temperature."""
 
     rows: int
     threads: int
     clock: float = 1.0
-    busy: float = 1.0
+    duty_share: float = 1.0
 
-    def limits(self, look: Look) -> Drive:
+    def limits(self, seen: PolicyInput) -> PolicyLimits:
         """The limits."""
-        del look
-        return Drive(self.rows, self.threads, self.clock, self.busy, False, ())
+        del seen
+        return PolicyLimits(self.rows, self.threads, self.clock, self.duty_share, False, ())
 
 
 @dataclass
-class OnOff:
-    """Two thresholds: stop at the upper, go on at the lower."""
+class OnOffControl:
+    """Two-point control: stop at the upper threshold, continue at the lower one."""
 
     rows: int
     threads: int
@@ -73,16 +74,16 @@ class OnOff:
     lower_c: float
     running: bool = True
 
-    def limits(self, look: Look) -> Drive:
-        """All or nothing."""
-        if look.sensor_c is not None:
-            self.running = look.sensor_c < self.upper_c if self.running else look.sensor_c <= self.lower_c
-        return Drive(self.rows, self.threads, 1.0, float(self.running), False, (int(self.running),))
+    def limits(self, seen: PolicyInput) -> PolicyLimits:
+        """Full limits or none."""
+        if seen.sensor_c is not None:
+            self.running = seen.sensor_c < self.upper_c if self.running else seen.sensor_c <= self.lower_c
+        return PolicyLimits(self.rows, self.threads, 1.0, float(self.running), False, (int(self.running),))
 
 
 @dataclass
-class DutyCycle:
-    """Full speed for a part of every period; the part follows the mean temperature of the last period."""
+class DutyCycleControl:
+    """Full speed for a share of every period; integral control of that share by the mean temperature of a period."""
 
     rows: int
     threads: int
@@ -93,21 +94,21 @@ class DutyCycle:
     sum_c: float = 0.0
     second: int = 0
 
-    def limits(self, look: Look) -> Drive:
-        """On until the duty is used up, then off."""
-        if look.sensor_c is not None:
-            self.sum_c += look.sensor_c
+    def limits(self, seen: PolicyInput) -> PolicyLimits:
+        """On for the duty share of the period, then off."""
+        if seen.sensor_c is not None:
+            self.sum_c += seen.sensor_c
         if self.second == self.period_s:
             error_c = self.set_point_c - self.sum_c / self.period_s
             self.duty = max(0.0, min(self.duty + self.gain_per_c * error_c, 1.0))
             self.second, self.sum_c = 0, 0.0
         on = self.second < round(self.duty * self.period_s)
         self.second += 1
-        return Drive(self.rows, self.threads, 1.0, float(on), False, (int(on),))
+        return PolicyLimits(self.rows, self.threads, 1.0, float(on), False, (int(on),))
 
 
-class Governed:
-    """The governor of the product, with the readings it would have on that board."""
+class GovernorControl:
+    """The agent's governor, with the readings that it would have on that board."""
 
     def __init__(self, board: BoardModel, rows: int, clocks: bool, generator: bool) -> None:
         """`clocks`: whether the operator lets the agent set the clock."""
@@ -121,18 +122,18 @@ class Governed:
         self.state = governor.GovernorState()
         self.grant: governor.ComputeGrant | None = None
 
-    def limits(self, look: Look) -> Drive:
-        """One call of `governor.decide`."""
+    def limits(self, seen: PolicyInput) -> PolicyLimits:
+        """Call `governor.decide`."""
         reading = (
-            Reading(look.sensor_c, "celsius", "sim", look.now_s - 1.0)
-            if look.sensor_c is not None
-            else Reading(None, "celsius", "sim", look.now_s, "the sensor is lost")
+            Reading(seen.sensor_c, "celsius", "sim", seen.now_s - 1.0)
+            if seen.sensor_c is not None
+            else Reading(None, "celsius", "sim", seen.now_s, "the sensor is lost")
         )
-        power = Reading(look.power_w, "watts", "sim", look.now_s) if look.power_w is not None else None
-        second = Reading(look.second_c, "celsius", "sim", look.now_s - 1.0) if look.second_c is not None else None
-        observed = governor.Observation(look.busy, look.row_s, power, second, look.flags, self._generator)
-        grant, self.state = governor.decide(self.config, reading, self.state, look.now_s, observed)
+        power = Reading(seen.power_w, "watts", "sim", seen.now_s) if seen.power_w is not None else None
+        second = Reading(seen.second_c, "celsius", "sim", seen.now_s - 1.0) if seen.second_c is not None else None
+        observed = governor.Observation(seen.busy_share, seen.row_s, power, second, seen.flags, self._generator)
+        grant, self.state = governor.decide(self.config, reading, self.state, seen.now_s, observed)
         self.grant = grant
         closed = grant.closed is not None
         mark = (int(grant.level), self.state.point_index)
-        return Drive(grant.max_rows, grant.threads, grant.clock, grant.duty_share, closed, mark)
+        return PolicyLimits(grant.max_rows, grant.threads, grant.clock, grant.duty_share, closed, mark)

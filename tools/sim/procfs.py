@@ -1,7 +1,8 @@
-"""The `proc` side of a simulated board: memory, what it had to read again, pressure, and what processes hold.
+"""The /proc files of a simulated board: memory, page faults, pressure, and the bytes of processes.
 
-A board boots with a base load and loses what programs take. Below `NEAR` of its memory the kernel drops pages that are
-needed again: counts in vmstat grow, and the pressure figures rise where the board's kernel has them.
+A board starts with a base use of memory, to which programs add. When less than `NEAR` of all memory is available, the
+simulated kernel drops pages that are needed again: the counts in vmstat grow, and PSI rises on boards whose kernel has
+it.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 NEAR = 0.06
-"""Share of all memory below which pages come back from the disk, the more the less is left [E]."""
+"""Share of all memory below which dropped pages are read again, at a rate that grows linearly. Estimated."""
 BACK_PER_S = 2000.0
-"""Pages a second that a memory card gives when nothing is left; class A1 promises 1,500 random reads."""
+"""Pages a second that are read again when no memory is left; an A1 memory card guarantees 1,500 random reads a second.
+"""
 BASE_SHARE = 0.15
-"""What the system without any program of ours holds."""
+"""Share of memory that the system uses without our programs."""
 Write = Callable[[str, str], None]
 
 
 class Used(NamedTuple):
-    """What programs hold: `kib` in all, and the text of smaps_rollup by process."""
+    """Memory of programs: `kib` in total, and the text of smaps_rollup by process id."""
 
     kib: int = 0
     processes: Mapping[int, str] = {}
 
 
 class ProcFiles:
-    """Keeps `proc/meminfo`, `vmstat`, `pressure` and `proc/<pid>` under `root` as time passes."""
+    """Maintains `proc/meminfo`, `vmstat`, `pressure` and `proc/<pid>` under `root`."""
 
     def __init__(self, root: Path, write: Write, total_kib: int, pressure: bool) -> None:
         """`pressure`: this board's kernel reports PSI."""
@@ -42,11 +44,11 @@ class ProcFiles:
 
     @property
     def base_kib(self) -> int:
-        """Held without programs of ours."""
+        """KiB in use without our programs."""
         return int(BASE_SHARE * self._total_kib)
 
     def pass_time(self, used: Used, seconds: float) -> None:
-        """Write what the kernel shows after so many seconds with this held."""
+        """Write what the kernel shows after `seconds` with this use of memory."""
         available = max(0, self._total_kib - self.base_kib - used.kib)
         missing = max(0.0, 1.0 - available / (NEAR * self._total_kib))
         back = BACK_PER_S * missing * seconds

@@ -1,7 +1,8 @@
-"""The best constant limit at a temperature cap, by search: what a person with a calibrated board and time would find.
+"""The best constant limit at a temperature cap, by search: an upper bound for what a person with a calibrated board
+finds.
 
-For every lane all threads and (where they may be set) clocks are tried with the largest pace whose settled die
-temperature stays at the cap; the fastest wins. It knows the plant, the room and the load: nobody has that in the field.
+For every lane all threads and (where permitted) clocks are tried with the largest duty share whose settled temperature
+does not exceed the cap; the fastest combination is returned. The search knows plant, room and load exactly.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from sim.plant import Floats, Plants
 
 
 class Best(NamedTuple):
-    """The winner per lane; `speed` is the settled throughput (1: full)."""
+    """The best limits per lane; `speed`: settled throughput (1: full speed)."""
 
     threads: Floats
     clock: Floats
-    busy: Floats
+    duty_share: Floats
     speed: Floats
 
 
-class Case(NamedTuple):
-    """What is searched for: a board, its room, its load and its cap."""
+class SearchCase(NamedTuple):
+    """A board with its room, load and temperature cap."""
 
     board: BoardModel
     ambient_c: float
@@ -36,7 +37,7 @@ class Case(NamedTuple):
     cap_c: float
 
 
-def best_constant(cases: Sequence[Case], clocks: bool) -> Best:
+def best_constant(cases: Sequence[SearchCase], clocks: bool) -> Best:
     """Search all cases at once."""
     plants = Plants(
         [case.board for case in cases],
@@ -54,17 +55,17 @@ def best_constant(cases: Sequence[Case], clocks: bool) -> Best:
         used = np.minimum(float(threads), cores)
         share = load.power_share(generator, cores, rows, used)
         for clock in _clock_grid(cases, clocks):
-            busy = _largest_pace(plants, share, clock, cap_c)
-            speed = load.speed(generator, cores, rows, rows, used, clock) * busy
+            duty_share = _largest_duty_share(plants, share, clock, cap_c)
+            speed = load.speed(generator, cores, rows, rows, used, clock) * duty_share
             better = speed > best.speed + 1e-9
             best = Best(
-                *(np.where(better, new, old) for new, old in zip((used, clock, busy, speed), best, strict=True))
+                *(np.where(better, new, old) for new, old in zip((used, clock, duty_share, speed), best, strict=True))
             )
     return best
 
 
-def _clock_grid(cases: Sequence[Case], clocks: bool) -> list[Floats]:
-    """One array of clock shares per try; lanes with fewer clocks repeat their highest."""
+def _clock_grid(cases: Sequence[SearchCase], clocks: bool) -> list[Floats]:
+    """One array of clock shares per trial; lanes with fewer clocks repeat their highest one."""
     if not clocks:
         return [np.ones(len(cases))]
     longest = max(len(case.board.clocks_mhz) for case in cases)
@@ -72,7 +73,7 @@ def _clock_grid(cases: Sequence[Case], clocks: bool) -> list[Floats]:
     return [np.array([lane[place] for lane in shares]) for place in range(longest)]
 
 
-def _largest_pace(plants: Plants, share: Floats, clock: Floats, cap_c: Floats) -> Floats:
+def _largest_duty_share(plants: Plants, share: Floats, clock: Floats, cap_c: Floats) -> Floats:
     low, high = np.zeros(len(cap_c)), np.ones(len(cap_c))
     whole = plants.settled_c(share, clock) <= cap_c
     for _ in range(12):

@@ -1,9 +1,9 @@
-"""Several models on one board: the agent's turns (`core.duty_cycle`), the workers' rests (`worker.rest`), the governor.
+"""Several models on one board, with the agent's duty cycle, the workers' step throttle and the governor.
 
-`closed_loop` averages one load; here every step of every model is simulated in slices of 50 ms, because what matters is
-whether steps of different models coincide and whether their sum keeps to the grant. All models always have work. Models
-that compute at once share the cores: each is slowed down in proportion, and the board spends what all cores spend.
-`shared=False` gives every model a pace of its own, as if it were alone: what to compare with.
+`closed_loop` averages one load. Here every step of every model is simulated in slices of 50 ms, to see whether steps of
+different models coincide and whether their sum keeps to the grant. All models always have work. Models that compute at
+the same time share the cores and are slowed down in proportion. With `shared=False` every model has a duty cycle of its
+own, as if it were alone, for comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge_agent.worker.step_pacing import StepThrottle
 from sim import load
 from sim.boards import BoardModel
 from sim.plant import Plants
-from sim.policies import Governed
+from sim.policies import GovernorControl
 
 Floats = npt.NDArray[np.float64]
 SLICE_S = 0.05
@@ -31,14 +31,14 @@ SLICES = 20
 
 
 @dataclass
-class Work:
-    """One model. `size`: its steps against those of the board's table; `left_s`: of its step, at full speed."""
+class SimulatedModel:
+    """One model. `size`: length of its steps relative to the board model; `left_s`: rest of the step at full speed."""
 
     name: str
     generator: bool
     size: float = 1.0
     cycle: DutyCycle = field(default_factory=DutyCycle)
-    rest: StepThrottle = field(default_factory=StepThrottle)
+    throttle: StepThrottle = field(default_factory=StepThrottle)
     stepping: bool = False
     began_s: float = 0.0
     left_s: float = 0.0
@@ -46,8 +46,8 @@ class Work:
     served: float = 0.0
 
 
-class Outcome(NamedTuple):
-    """Second by second: the die in °C at its hottest, work of all models (1: full speed), and the granted pace."""
+class SimulatedRun(NamedTuple):
+    """Per second: highest die temperature in °C, work of all models (1: full speed), and the granted duty share."""
 
     die_c: Floats
     served: Floats
@@ -55,8 +55,8 @@ class Outcome(NamedTuple):
     by_model: dict[str, float]
 
 
-class Several:
-    """A board and its models; `run` simulates seconds."""
+class ModelsOnBoard:
+    """A board and its models."""
 
     def __init__(
         self,
@@ -66,22 +66,22 @@ class Several:
         shared: bool = True,
         clocks: bool = False,
     ) -> None:
-        """`models`: (name, whether it generates, size of its steps against the board's table)."""
+        """`models`: (name, whether it generates, length of its steps relative to the board model's)."""
         self.board, self._shared = board, shared
         self.plants = Plants([board], np.array([ambient_c]), np.array([1.0]), 1)
         generates = any(generator for _, generator, _ in models)
-        self.policy = Governed(board, 16, clocks, generates)
+        self.policy = GovernorControl(board, 16, clocks, generates)
         self.state = governor.GovernorState()
         self.grant = ComputeGrant(governor.GovernorLevel.NORMAL, 16, board.cores, None, "")
         common = DutyCycle()
-        self.models = [Work(name, gen, size, common if shared else DutyCycle()) for name, gen, size in models]
+        self.models = [SimulatedModel(name, gen, size, common if shared else DutyCycle()) for name, gen, size in models]
         for model in self.models:
-            model.rest.enabled = model.generator
+            model.throttle.enabled = model.generator
             if model.generator:
                 model.cycle.begin(model.name, 1, 0.0, generates=True)
 
-    def run(self, seconds: int) -> Outcome:
-        """Simulate from the start."""
+    def run(self, seconds: int) -> SimulatedRun:
+        """Simulate this many seconds from the start."""
         die_c, served, busy = np.zeros(seconds), np.zeros(seconds), np.zeros(seconds)
         for second in range(seconds):
             self.plants.second()
@@ -92,7 +92,7 @@ class Several:
                 self._slice(second + part * SLICE_S)
                 die_c[second] = max(die_c[second], float(self.plants.t1[0]))
             served[second] = sum(model.served for model in self.models) - before
-        return Outcome(die_c, served, busy, {model.name: model.served for model in self.models})
+        return SimulatedRun(die_c, served, busy, {model.name: model.served for model in self.models})
 
     def _decide(self, now_s: float) -> None:
         cycles = {id(model.cycle): model.cycle for model in self.models}.values()
@@ -108,7 +108,7 @@ class Several:
 
     def _tell(self, now_s: float) -> None:
         for model in self.models:
-            model.rest.share = model.cycle.set_generator_share(self.grant, now_s)
+            model.throttle.share = model.cycle.set_generator_share(self.grant, now_s)
 
     def _slice(self, now_s: float) -> None:
         for model in self.models:
@@ -129,13 +129,13 @@ class Several:
             if model.left_s <= 0.0:
                 self._end(model, now_s + SLICE_S)
 
-    def _may(self, model: Work, now_s: float) -> bool:
+    def _may(self, model: SimulatedModel, now_s: float) -> bool:
         if model.generator:
-            return model.rest.left_s(now_s) <= 0.0
+            return model.throttle.left_s(now_s) <= 0.0
         model.cycle.wait(model.name)
         return model.cycle.pause_s(model.name, self.grant, now_s) <= LEAST_PAUSE_S
 
-    def _begin(self, model: Work, now_s: float) -> None:
+    def _begin(self, model: SimulatedModel, now_s: float) -> None:
         model.stepping, model.began_s, model.threads = True, now_s, self.grant.threads
         rows = self.grant.max_rows
         model.left_s = model.size * (self.board.token_s if model.generator else self.board.row_s * rows)
@@ -144,9 +144,9 @@ class Several:
             model.cycle.begin(model.name, rows, now_s)
             self._tell(now_s)
 
-    def _end(self, model: Work, now_s: float) -> None:
+    def _end(self, model: SimulatedModel, now_s: float) -> None:
         model.stepping = False
         if model.generator:
-            model.rest.begin(now_s, model.began_s)
+            model.throttle.begin(now_s, model.began_s)
         else:
             model.cycle.end(model.name, now_s)

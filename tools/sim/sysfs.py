@@ -1,10 +1,10 @@
-"""A simulated board as files: the `sys` and `proc` that a Pi or a Jetson shows, kept up to date by a plant.
+"""A simulated board as files: the /sys and /proc of a Raspberry Pi or a Jetson, updated from a thermal model.
 
-`BoardTree(root, model)` builds the tree; `update(...)` writes what the sensors show now. Point an agent's
-`sensors.sysroot` (or `edge-agent run --sysroot`) at it. Names and forms: docs/boards.md. What a file cannot
-be is said: a Raspberry Pi's firmware answers by ioctl on `/dev/vcio`, so that a folder stands there, with an answer per
-command (`sensors.vcio`). A Jetson's switched-off zone is a FIFO that is held open: reading it without blocking gives
-EAGAIN, as the kernel does. `proc` is `sim.procfs`'s.
+`BoardTree(root, model)` builds the tree; `update` writes what the sensors show now. Set an agent's `sensors.sysroot`
+(or `edge-agent run --sysroot`) to `root`. File names and formats are those of the kernels of these boards (Raspberry Pi
+OS, L4T 32 and 36). Two things cannot be plain files: the firmware of a Raspberry Pi answers by ioctl on `/dev/vcio`, so
+a folder with one answer per command is in its place (`sensors.vcio`); and a switched-off thermal zone of a Jetson is a
+FIFO that is held open, so that a non-blocking read gives EAGAIN, as on the device. `sim.procfs` writes /proc.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _PI_SOC = {"pi-5": "soc@107c000000/soc@107c000000:firmware"}
 _ORIN_RAILS = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
 _NANO_RAILS = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
 PMIC_SLOPE, PMIC_OFFSET_W = 1.1451, 0.5879
-"""Board watts = slope * sum of rails + offset (one published board); the simulation inverts it."""
+"""Board watts = slope * sum of rails + offset (see `sensors.power`), which the simulation inverts."""
 
 
 class Shown(NamedTuple):
-    """What a board shows at one moment. `fan` is a share of full duty; `flags` the Raspberry Pi's throttle word."""
+    """What the sensors show at one moment. `fan`: share of full PWM duty; `flags`: the Raspberry Pi's throttle word."""
 
     temperature_c: float
     power_w: float
@@ -39,8 +39,8 @@ class Shown(NamedTuple):
     flags: int = 0
 
 
-class Identity(NamedTuple):
-    """What the device tree and /proc say."""
+class BoardIdentity(NamedTuple):
+    """The contents of the device tree and of /proc."""
 
     model: str
     compatible: tuple[str, ...]
@@ -52,18 +52,18 @@ class Identity(NamedTuple):
 _A53 = "fp asimd evtstrm crc32 cpuid"
 _A57 = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
 _A76 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm asimddp"
-IDENTITIES: Mapping[str, Identity] = {
-    "pi-zero-2": Identity("Raspberry Pi Zero 2 W Rev 1.0", ("raspberrypi,model-zero-2-w", "brcm,bcm2837"),
+IDENTITIES: Mapping[str, BoardIdentity] = {
+    "pi-zero-2": BoardIdentity("Raspberry Pi Zero 2 W Rev 1.0", ("raspberrypi,model-zero-2-w", "brcm,bcm2837"),
                           ("cpu-thermal",), 427_000, _A53),
-    "pi-4": Identity("Raspberry Pi 4 Model B Rev 1.4", ("raspberrypi,4-model-b", "brcm,bcm2711"),
+    "pi-4": BoardIdentity("Raspberry Pi 4 Model B Rev 1.4", ("raspberrypi,4-model-b", "brcm,bcm2711"),
                      ("cpu-thermal",), 3_884_000, _A53),
-    "pi-5": Identity("Raspberry Pi 5 Model B Rev 1.0", ("raspberrypi,5-model-b", "brcm,bcm2712"),
+    "pi-5": BoardIdentity("Raspberry Pi 5 Model B Rev 1.0", ("raspberrypi,5-model-b", "brcm,bcm2712"),
                      ("cpu-thermal",), 8_255_000, _A76),
-    "jetson-nano": Identity("NVIDIA Jetson Nano Developer Kit",
+    "jetson-nano": BoardIdentity("NVIDIA Jetson Nano Developer Kit",
                             ("nvidia,p3450-0000", "nvidia,jetson-nano", "nvidia,tegra210"),
                             ("AO-therm", "CPU-therm", "GPU-therm", "PLL-therm", "PMIC-Die", "thermal-fan-est"),
                             4_059_000, _A57),
-    "orin-nano": Identity("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+    "orin-nano": BoardIdentity("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
                           ("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"),
                           ("cpu-thermal", "gpu-thermal", "cv0-thermal", "soc0-thermal", "tj-thermal"), 7_620_000, _A76),
 }  # fmt: skip
@@ -72,13 +72,13 @@ _OFFSETS_C = {"AO-therm": 6.0, "GPU-therm": -0.5, "PLL-therm": -1.5, "thermal-fa
 SWITCHED_OFF = ("cv0-thermal",)
 CONSTANT_C = {"PMIC-Die": 100.0}
 WITH_PRESSURE = ("orin-nano",)
-"""Boards whose stock kernel reports PSI: a Raspberry Pi needs `psi=1`, a Nano's 4.9 has none."""
+"""Boards whose stock kernel has PSI: a Raspberry Pi needs `psi=1` to boot with, the kernel 4.9 of a Nano has none."""
 PMIC_COOLER_C = 4.0
-"""The power chip lies beside the die [E]."""
+"""By how much the power management chip is cooler than the processor. Estimated."""
 
 
 class BoardTree:
-    """One board's files under `root`. A context manager: it holds FIFOs open."""
+    """The files of one board under `root`. A context manager, because it holds FIFOs open."""
 
     def __init__(self, root: Path, model: BoardModel) -> None:
         self.root, self.model = root, model
@@ -96,7 +96,7 @@ class BoardTree:
         self.close()
 
     def close(self) -> None:
-        """Let go of the FIFOs; the files stay."""
+        """Close the FIFOs; the files stay."""
         for descriptor in self._held:
             os.close(descriptor)
         self._held.clear()
@@ -121,7 +121,7 @@ class BoardTree:
             self._answer(shown)
 
     def cap(self) -> float:
-        """The share of the highest clock that whoever wrote `scaling_max_freq` allows."""
+        """The clock cap in `scaling_max_freq`, as a share of the highest clock."""
         try:
             khz = int((self.root / _POLICY / "scaling_max_freq").read_text())
         except (OSError, ValueError):
@@ -129,7 +129,7 @@ class BoardTree:
         return max(self.model.clock_shares[0], min(khz / (self.model.clocks_mhz[-1] * 1000), 1.0))
 
     def _answer(self, shown: Shown) -> None:
-        """What the firmware says; only a Pi 5's knows the rails: one loaded rail carries the board's power."""
+        """Write the firmware's answers; those of a Pi 5 include power rails, of which one carries all of the power."""
         hertz = round(self.model.clocks_mhz[-1] * 1e6 * shown.clock)
         answers = {
             "measure_temp": f"temp={shown.temperature_c:.1f}'C",
@@ -168,7 +168,7 @@ class BoardTree:
         self.update(Shown(40.0, self.model.idle_w, 1.0, 1.0))
 
     def _policy(self) -> None:
-        """The clock policy of all cores, and the way to it by core 0."""
+        """Write the clock policy of all cores, and the link to it from core 0."""
         clocks_khz = [clock * 1000 for clock in self.model.clocks_mhz]
         self._write(f"{_POLICY}/scaling_available_frequencies", " ".join(map(str, clocks_khz)) + " \n")
         self._write(f"{_POLICY}/cpuinfo_min_freq", f"{clocks_khz[0]}\n")
@@ -204,7 +204,7 @@ class BoardTree:
             self._write("sys/class/hwmon/hwmon2/pwm1", f"{round(255 * duty)}\n")
 
     def _write(self, path: str, text: str) -> None:
-        """Replace a file in one step: a reader sees the old text or the new."""
+        """Replace a file atomically: a reader gets the old text or the new one."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.new")
