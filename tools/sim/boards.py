@@ -1,8 +1,8 @@
 """Boards as thermal plants: resistances, capacities, power, clocks, throttling laws and sensors.
 
 Resistances, capacities and watts are fits to published step responses and power measurements (docs/boards.md). Figures
-marked [E] are estimated. All carry an uncertainty of about 25 % in K/W and 40 % in J/K, which is why cases are swept and nothing is
-tuned to a single one.
+marked [E] are estimated. All carry an uncertainty of about 25 % in K/W and 40 % in J/K, which is why cases are swept
+and nothing is tuned to a single one.
 """
 
 from __future__ import annotations
