@@ -119,9 +119,10 @@ class ModelServer:
                 served.wake.set()
 
     def demand(self, served: ServedModel, now_s: float) -> None:
-        """A request could not wait for the load of its model: who tries again is to find it loaded, or under way.
+        """Load a model for which a request could not wait, so that the client finds it loaded when it tries again.
 
-        Else a load that was slow once, and is expected to be so again, would keep every such request out for ever.
+        Without this, a model whose load was slow once, and is expected to be slow, would refuse every request with a
+        short deadline and never be loaded.
         """
         if served.lifecycle.demand(now_s):
             served.wake.set()
@@ -131,9 +132,9 @@ class ModelServer:
         self._events.cancel(served, job)
 
     def stop_streams(self, reason: str, request_id: str | None = None, topic: str | None = None) -> None:
-        """Nobody hears the answers that come in parts (of one request, or of all): end them, and free their memory.
+        """End the streamed answers (of one request, or all) that no client receives any more, and free their memory.
 
-        A stream that has not begun is left: perhaps it is heard again by then.
+        A stream that has not begun is left: a client may receive it by then.
         """
         for served in self._manager.every_served_model():
             for job in [job for job in served.running.values() if job.parts and job.state is JobState.RUNNING]:
@@ -141,7 +142,7 @@ class ModelServer:
                     self._events.stop(served, job, 499, Cause.CANCELLED, reason)
 
     def abandon(self, reason: str) -> None:
-        """Answer everything that is open with 503: the agent stops."""
+        """Answer every open request with 503, because the agent stops, and empty the queues."""
         for job in self._context.requests.open_jobs():
             self._answers.refuse(job, 503, Cause.UNAVAILABLE, reason)
         for served in self._manager.every_served_model():
@@ -208,7 +209,7 @@ class ModelServer:
         return worker
 
     def _wait_for_memory(self, served: ServedModel, error: NoRoom) -> None:
-        """Jobs that a later load can still serve in time wait; the others are refused now, with the arithmetic."""
+        """Keep the jobs that a later load can still serve in time; refuse the others now, with the reason."""
         if not served.lifecycle.wants_memory:
             self._context.announce("load-failed", error.reason, {"model": served.name}, "info")
         until_s = self._context.clock.monotonic_s() + served.lifecycle.load_s
@@ -221,7 +222,7 @@ class ModelServer:
         served.settled.set()
 
     def _load_was_refused(self, served: ServedModel, error: RequestError) -> None:
-        """Waiting does not help: everything that waits is refused."""
+        """Refuse all waiting jobs: the load was refused, and waiting does not help."""
         served.lifecycle.settle_load()
         served.settled.set()
         if served.lifecycle.may_tell_failure(self._context.clock.monotonic_s()):
@@ -235,12 +236,12 @@ class ModelServer:
     # ---- schedule and attach ---------------------------------------------------------------------------------------
 
     def _schedule(self, served: ServedModel, worker: WorkerHandle) -> list[Job]:
-        """The jobs that run next. Removes and answers those that are too late, or would be."""
+        """Take the jobs that run next from the queue; answer those that are or would be too late."""
         self.deadlines.expire_late()
         now_s = self._context.clock.monotonic_s()
         self.deadlines.refuse_hopeless(served, now_s, now_s)
         if worker.sequences:
-            # The session takes turns between adapters, from token to token: any may join.
+            # The session switches between adapters from token to token, so jobs of any adapter may join.
             free = min(worker.sequences, self._context.grant.max_rows) - len(served.running)
             active = frozenset(job.adapter for job in served.running.values())
             limits = BatchLimits(free, mixed=True, active_adapters=active)
@@ -288,14 +289,14 @@ class ModelServer:
             else:
                 await served.idle.wait()
         except WorkerError:
-            await served.idle.wait()  # it is being ended, and still holds answers: its death takes them back
+            await served.idle.wait()  # the worker is being ended; its death puts the jobs inside back
             raise
         finally:
             now_s = self._context.clock.monotonic_s()
             worker.end_batch(now_s)
             self._context.duty_cycle.end(served.name, now_s)
             if served.worker is not worker:
-                # It died, perhaps after half a minute of silence: its successor need not rest from that.
+                # The worker died, perhaps after half a minute of silence: its successor does not pause for that step.
                 self._context.duty_cycle.forget(served.name)
             self._step_gate.step_is_over()
 

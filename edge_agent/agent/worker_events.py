@@ -89,8 +89,8 @@ class WorkerEventHandler:
             self._answers.done(job, served, event)
 
     def _learn(self, served: ServedModel, job: Job, event: JobDone) -> None:
-        """Take the compute time of an answer into the cost model, also when nobody waits for it any more: the slow
-        ones are late. A batch is learned once, by its longest text: all its rows were padded to that."""
+        """Take the compute time of an answer into the cost model, also of answers that come too late: they are the slow
+        ones. A batch is learned once, by its longest text: all its rows were padded to that length."""
         costs, threads = self._context.costs, self._context.grant.threads
         compute_s = event.compute_ms / 1000.0
         if event.generated is not None:
