@@ -1,0 +1,39 @@
+"""The check for boards runs to its end against the stand-in; what only a device can hold (times) is not asked here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import tiny_base
+
+ROOT = Path(__file__).resolve().parents[2]
+# Demands that a machine without a GPU may miss: times, and a build that must last long enough to be killed.
+OF_A_DEVICE = ("second build", "mixed batch against one adapter", "a run through the host", "swap of an adapter")
+
+
+@pytest.mark.slow
+def test_graphs_are_prepared_and_every_part_of_the_check_runs(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base, graphs, out = tiny_base.write(tmp_path / "base"), tmp_path / "graphs", tmp_path / "out"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools")))}
+    made = [sys.executable, "-m", "tests.device.prepare", str(base), str(graphs)]
+    subprocess.run(made, env=env, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    stand_in = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support" / "fake_gpu")))
+    env = {**os.environ, "PYTHONPATH": stand_in, "EDGE_FAKE_BUILD_S": "6"}
+    command = [sys.executable, "-m", "tests.device.check", str(graphs), "--out", str(out), "--churn-s", "1",
+               "--repeats", "3"]  # fmt: skip
+    done = subprocess.run(command, env=env, cwd=ROOT, check=False, capture_output=True, text=True, timeout=280)
+    found = json.loads((out / "check.json").read_text())
+    assert {
+        name: figures["failed"] for name, figures in found.items() if isinstance(figures, dict) and "failed" in figures
+    } == {}, done.stderr
+    missed = [what for what in found.get("missed", []) if not any(words in what for words in OF_A_DEVICE)]
+    assert missed == [], done.stdout
+    assert found["churn"]["runs"] > 0 and found["churn"]["lost_bytes"] == 0
+    assert found["parity int8"]["same_label"] == 1.0
