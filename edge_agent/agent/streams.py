@@ -24,6 +24,9 @@ END_S = 5.0
 """The reply that ends a stream which cannot be finished is worth sending until this long after now, even past the
 deadline: its client waits for the next part."""
 
+SHARED_FIELDS = tuple(sorted(set(StreamChunk.__struct_fields__) & set(Reply.__struct_fields__) - {"id"}))
+"""Fields of a reply that the last part repeats: those that both types have. The id is the request's for every part."""
+
 
 def waits_s(remaining_s: float) -> float:
     """Seconds for which the reply that ends an unfinished stream may wait to be sent and fetched."""
@@ -41,25 +44,19 @@ def send_part(context: Context, job: Job, to: ReplyAddress, text: str) -> bool:
 
 
 def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: float) -> Outbound:
-    """The chunk that ends a stream: the rest of the text and every other field of the reply."""
+    """The chunk that ends a stream: the rest of the text and every field that the reply (of status 200) shares."""
     result: Mapping[str, Any] = whole.result
+    shared = {name: getattr(whole, name) for name in SHARED_FIELDS}
     body = StreamChunk(
         id=to.request_id,
         seq=job.parts,
         text=text,
         done=True,
-        model=whole.model if whole.model is not None else UNSET,
-        adapter=whole.adapter,
-        merged=whole.merged,
-        variant=whole.variant,
         finish_reason=result["finish_reason"],
         usage=Usage(**result["usage"]),
-        timing=UNSET if whole.timing is None else whole.timing,
-        batch=UNSET if whole.batch is None else whole.batch,
-        energy=UNSET if whole.energy is None else whole.energy,
-        temperature_c=whole.temperature_c,
         seed=result["seed"],
         logprobs=result.get("logprobs", UNSET),
+        **shared,
     )
     return encode.chunk(body, to, remaining_s)
 

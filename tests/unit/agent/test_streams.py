@@ -13,6 +13,7 @@ from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.protocol.envelope import LinkChange, Outbound
+from edge_agent.protocol.messages import StreamChunk
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import PREFIX, Device
 from tests.support.virtual_time import later, settle
@@ -55,6 +56,26 @@ def test_a_stream_is_parts_in_order_and_one_end() -> None:
         assert len(device.context.requests) == 0
 
     run(scenario)
+
+
+def test_the_last_part_repeats_every_field_that_it_shares_with_the_reply() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(power=10.0, temperature=55.5)
+        device.watch.tick()
+        await device.ask("1", asked(adapter="a"))
+        await settle()
+        device.spawner.last.end("tester/1", "upon a time", rest="upon a time")
+        (last,) = said(device, "1")
+        device.transport.published.clear()
+        await device.ask("1", asked(adapter="a"))
+        await settle()
+        (reply,) = said(device, "1")  # a retry is answered with the reply that was kept
+        shared = {name: value for name, value in reply.items() if name in StreamChunk.__struct_fields__}
+        assert shared.keys() >= {"model", "adapter", "variant", "timing", "batch", "energy", "temperature_c"}
+        assert {name: last[name] for name in shared} == shared
+        assert (last["model"], last["adapter"], last["temperature_c"]) == ("m", "a", 55.5)
+
+    run(scenario, adapters=("a",))
 
 
 def test_without_stream_one_reply_comes() -> None:
