@@ -1,4 +1,4 @@
-"""Orders to the device over MQTT: install, remove, load, unload, attach, detach, rollback, diag.
+"""Carries out the orders to the device over MQTT; their names and bodies are `protocol.messages.ORDERS`.
 
 One order is carried out at a time, beside the requests; a second one is refused with a time to try again. Changes of
 the store run in a process of their own (`Operator`), so that the daemon never loads the signature library.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import CLIENT_ID_BYTES, TOPIC_BYTES, TOPIC_LEVELS
 
-COMMANDS = ("install", "remove", "load", "unload", "attach", "detach", "rollback", "diag")
 # Levels beside {dev} that mean something else: no device may be called so.
 RESERVED = frozenset({"client", "pool", "group"})
 # What a device, pool, model or adapter may be called: one topic level that needs no quoting anywhere.

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.protocol import encode
 from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.messages import ORDERS, Energy, Event, Reply, Status, StreamChunk, Timing
-from edge_agent.protocol.topics import COMMANDS, Topics
+from edge_agent.protocol.topics import Topics
 from tests.support import asyncapi
 
 DOCUMENT = asyncapi.load()
@@ -65,7 +65,14 @@ def test_the_topics_are_those_of_the_code() -> None:
         assert here[name] == getattr(TOPICS, name)
     assert here["infer"] == TOPICS.infer("{model}")
     assert here["command"] == TOPICS.command("{command}")
-    assert tuple(DOCUMENT["components"]["parameters"]["command"]["enum"]) == COMMANDS == tuple(ORDERS)
+    assert tuple(DOCUMENT["components"]["parameters"]["command"]["enum"]) == tuple(ORDERS)
+
+
+def test_the_command_channel_has_the_body_of_every_order() -> None:
+    channel = DOCUMENT["channels"]["command"]["messages"]
+    messages = DOCUMENT["components"]["messages"]
+    bodies = [messages[reference["$ref"].rpartition("/")[2]]["payload"]["$ref"] for reference in channel.values()]
+    assert sorted(bodies) == sorted({f"#/components/schemas/{body.__name__}" for body in ORDERS.values()})
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.protocol.messages import ORDERS, Order
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -161,13 +163,17 @@ def test_an_order_that_cannot_be_decoded_never_reaches_the_store() -> None:
     Device.run(scenario, a_model())
 
 
-def test_diag_is_answered() -> None:
+@pytest.mark.parametrize(("name", "kind"), ORDERS.items())
+def test_every_order_has_a_handler_that_takes_its_body(name: str, kind: type[Order]) -> None:
+    known = {"model": "m", "adapter": "a", "package": "m.tar"}
+    body = {field.name: known.get(field.name, "a text") for field in msgspec.structs.fields(kind) if field.required}
+
     async def scenario(device: Device) -> None:
-        await device.order("diag", {})
-        await settle()
+        await device.order(name, body)
+        await later(1.0)
         assert device.status("order") == 200
 
-    Device.run(scenario, a_model())
+    Device.run(scenario, a_model(adapters=("a",)))
 
 
 def test_an_order_delivered_twice_is_carried_out_once_and_answered_twice() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import CLIENT_ID_BYTES, TOPIC_BYTES
+from edge_agent.protocol.messages import ORDERS
 from edge_agent.protocol.topics import (
-    COMMANDS,
     CancelTarget,
     CommandTarget,
     DesiredTarget,
@@ -27,7 +27,7 @@ def test_every_topic_that_is_listened_to_is_understood() -> None:
     assert TOPICS.parse(TOPICS.cancel) == CancelTarget()
     assert TOPICS.parse(TOPICS.desired) == DesiredTarget()
     assert TOPICS.parse(TOPICS.pool_infer("hall", "minilm")) == InferTarget("minilm", "hall")
-    for name in COMMANDS:
+    for name in ORDERS:
         assert TOPICS.parse(TOPICS.command(name)) == CommandTarget(name)
 
 
