@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
+from edge_agent.base.units import bytes_text
 from edge_agent.protocol import encode
 from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.messages import Energy, Event, Reply, Status, StreamChunk, Timing
@@ -52,7 +53,8 @@ def test_an_answer_too_large_becomes_one_that_says_so() -> None:
     message = encode.reply(body, TO, 5.0)
     fields = json.loads(message.payload)
     assert (fields["status"], fields["result"], fields["model"]) == (413, None, "m")
-    assert "128.1 KiB, more than the 128.0 KiB" in fields["reason"]
+    size = bytes_text(len(msgspec.json.encode(body)))
+    assert f"the answer has {size}, more than the 128.0 KiB that fit a message" in fields["reason"]
     assert message.user["status"] == "413"
     assert json.loads(encode.reply(Reply(id="x", status=200, result="y" * 500), TO, 5.0, 400).payload)["status"] == 413
 
