@@ -70,6 +70,11 @@ def inline_commands(text: str) -> list[Command]:
     return [found for code in inline(text) if code.split()[0] in PROGRAMS for found in _split(code, "")]
 
 
+def verbs(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The verbs of a program, each with the parser of its arguments."""
+    return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+
+
 def wrong_command(command: Command, parsers: Mapping[str, argparse.ArgumentParser], targets: set[str]) -> str | None:
     """Why a command of ours cannot be right: an unknown verb, option or make target; None where there is no reason."""
     program, *words = command.words
@@ -79,14 +84,14 @@ def wrong_command(command: Command, parsers: Mapping[str, argparse.ArgumentParse
     if program not in parsers or not words:
         return None
     parser = parsers[program]
-    verbs = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     if not words[0].startswith("-"):
         if re.fullmatch(r"[A-Z.…|]+", words[0]):
             return None
-        missing = [verb for verb in words[0].split("|") if verb not in verbs]
+        known_verbs = verbs(parser)
+        missing = [verb for verb in words[0].split("|") if verb not in known_verbs]
         if missing:
             return f"{program} has no verb {missing[0]!r}"
-        parser = verbs[words[0].split("|")[0]]
+        parser = known_verbs[words[0].split("|")[0]]
     known = {option for action in parser._actions for option in action.option_strings}
     for word in words:
         option = word.split("=")[0]
