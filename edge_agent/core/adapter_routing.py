@@ -67,6 +67,7 @@ def route_adapters(
     total_bytes = ceiling_bytes()
     found: dict[Key, AdapterRoute] = {}
     for pair in pairs:
+        # Bytes of all other models, including merged ones that were chosen before.
         others_bytes = sum(taken.values()) - taken.get(pair.merged.name, 0)
         room_bytes = None if total_bytes is None else max(0, total_bytes - others_bytes)
         route = found[pair.base.name, pair.adapter.name] = choose(pair, policy, room_bytes)
@@ -106,6 +107,7 @@ def choose(pair: MergedPair, policy: RoutingPolicy, room_bytes: int | None) -> A
 
 def _by_policy(pair: MergedPair, policy: RoutingPolicy, room_bytes: int | None) -> tuple[bool, str]:
     """Whether the merged model is chosen, and the reason."""
+    # The order of the checks: memory policy, accuracy, speed, and last the room, which is the most variable.
     if policy.policy == "smallest":
         return False, "the adapter needs no second model"
     merged_accuracy, accuracy = pair.merged.variant.accuracy, _accuracy(pair.base, pair.adapter)

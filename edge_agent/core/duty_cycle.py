@@ -79,6 +79,7 @@ class DutyCycle:
         self._count(now_s)
         step = self._active.pop(model)
         if not step.generates:
+            # A generator pauses in its worker, so its time with the worker causes no pause here.
             self._last = FinishedStep(now_s, min(now_s - step.began_s, PACED_STEP_S), step.rows)
             self._finished[model] = self._last
 
@@ -97,12 +98,14 @@ class DutyCycle:
         # A generator begins at once: its worker pauses between tokens.
         if generates or not grant.one_at_a_time:
             return 0.0
+        # No end is known for either; the gate asks again when a step ends.
         if self._encoder_steps(now_s) or self._another_goes_first(model):
             return math.inf
         return self._pause_left_s(grant, now_s)
 
     def share_of(self, model: str, grant: ComputeGrant) -> float:
         """The duty share that the model can expect beside the models that step or wait now."""
+        # A model that neither steps nor waits uses no power and does not count.
         others = {*self._active, *self._waiting} - {model}
         return _share_of_each(grant, len(others) + 1)
 
@@ -111,11 +114,14 @@ class DutyCycle:
         self._count(now_s)
         models = max(1, self._generators() + self._encoders_count(grant, now_s))
         self._generator_share = share = _share_of_each(grant, models)
+        # Steps of several models overlap by chance and then share the cores; weighted by this, the busy shares of all
+        # models add up to the granted duty share.
         self._step_weight = grant.duty_share / models / share if grant.one_at_a_time and share > 0.0 else 1.0
         return share
 
     def row_s(self) -> float | None:
         """Seconds per row of the slowest model's last step within `RECENT_S`; None before the first step."""
+        # A slow model that is no longer used must not keep the batches of the others small.
         recent = [step for step in self._finished.values() if self._last.ended_s - step.ended_s <= RECENT_S]
         return max((step.step_s / max(1, step.rows) for step in recent), default=None)
 

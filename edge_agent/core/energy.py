@@ -118,6 +118,7 @@ class EnergyMeter:
         before, before_w = self._power, self._watts
         elapsed_s = max(0.0, now_s - self._at_s) if self._at_s is not None else 0.0
         self._power, self._watts, self._at_s = power, estimate_w, now_s
+        # Power without a request inside a worker belongs to no request.
         if not self._requests or elapsed_s <= 0.0 or power is None:
             return
         watts = _measured_w(before, power, now_s)
@@ -164,6 +165,7 @@ def per_text(samples: Sequence[Reading], elapsed_s: float, texts: int) -> TextEn
 
     A missing sample is a gap and gives no figure.
     """
+    # A gap cannot be bridged: the load during a trial is not constant enough.
     lost = next((sample for sample in samples if sample.value is None), None)
     if lost is not None or not samples or texts < 1:
         return TextEnergy(None, (lost.reason if lost is not None else None) or "no power sample was taken")

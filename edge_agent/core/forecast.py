@@ -68,6 +68,7 @@ def wait_and_compute_s(
     beside it. More urgent jobs that arrive later are not included (see `PriorityLoad`).
     """
     row_bytes = max(1, job.size_bytes // job.rows)
+    # The job's own batch is filled from the queue, so its time is that of a larger batch than the job alone.
     own_rows = min(load.max_rows, job.rows + queue.rows)
     compute_s = costs.predict_s(load.key, own_rows, own_rows * row_bytes, load.threads)
     full_s = costs.predict_s(load.key, load.max_rows, load.max_rows * row_bytes, load.threads)
@@ -140,6 +141,8 @@ def take_hopeless(queue: Queue, costs: CostModel, load: WorkerLoad, begins_s: fl
 
     A job runs in a batch with the jobs that wait beside it, so the time of a batch of that size is compared.
     """
+    # The shortest measured time is used here and a quantile for admission: a waiting job is only given up when it is
+    # hopeless.
     beside = min(load.max_rows, queue.rows)
 
     def needed(job: Job) -> float:

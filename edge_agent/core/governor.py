@@ -224,6 +224,7 @@ def decide(
         return _unlimited_grant(config, "the board's soft limit is unknown"), state
     elapsed_s = _elapsed_s(state, now_s)
     share = _sustainable_share(config, state, state.model, validated, observed)
+    # Three limits on the controller's output: the unchanged reading, then the slew rate in both directions.
     share = min(share, _unchanged_reading_limit(config, state, validated, elapsed_s))
     lowest, highest = state.power_share - SLEW_DOWN_PER_S * elapsed_s, state.power_share + SLEW_UP_PER_S * elapsed_s
     share = max(lowest, min(share, highest))
@@ -239,6 +240,7 @@ def decide(
 
 
 def _elapsed_s(state: GovernorState, now_s: float) -> float:
+    # Bounded to 5 s: after a longer stop (a suspended board) the low passes would jump to the last power.
     return max(0.0, min(now_s - state.decided_s, 5.0)) if state.decided_s > -math.inf else 1.0
 
 
@@ -247,6 +249,8 @@ def _update_estimate(
 ) -> tuple[ValidatedTemperature, GovernorState]:
     """Predict the temperature from the power spent, correct it by the reading, and update the thermal model."""
     elapsed_s = _elapsed_s(state, now_s)
+    # The prediction comes before the correction, as in a Kalman filter with a fixed gain: between samples the estimate
+    # follows the power, and a late sample changes nothing.
     model, predicted_c = state.model, state.temperature_c
     if model is not None:
         spent_w = _spent_w(config, state, observed)
@@ -277,6 +281,7 @@ def _unchanged_reading_limit(
     """
     if validated.value_c is not None and validated.unchanged_s < UNCHANGED_S:
         return 1.0
+    # A frozen sensor is most dangerous near the limit, so it is probed there after 15 s instead of 120 s.
     near = state.temperature_c >= _soft_limit_c(config) - NEAR_C
     loaded = state.duty_share * state.step_power_share > LOADED_ABOVE
     probing = loaded and validated.unchanged_s >= (PROBE_NEAR_S if near else PROBE_AFTER_S)
@@ -320,10 +325,12 @@ def _sustainable_share(
     observed: Observation,
 ) -> float:
     """The share of full dynamic power that the control law permits, in [0, 1]."""
+    # Long steps make the temperature ripple around the set point, so the set point moves down with the ripple.
     set_point_c = _soft_limit_c(config) - SET_POINT_BELOW_SOFT_C - RIPPLE_SHARE * _ripple_c(config, state, observed)
     if validated.lost is not None:
         return _share_without_sensor(config, state, model, set_point_c)
     sustainable_w = holding_w(model, state.temperature_c, set_point_c, FORECAST_S)
+    # A gain below 1 leaves margin for errors of the model.
     watts = model.fast_w + GAIN * (sustainable_w - model.fast_w)
     return max(0.0, min((watts - config.prior.idle_w) / _full_dynamic_w(config, state), 1.0))
 
@@ -399,6 +406,7 @@ def _with_duty_share(
     near_firmware_limit = state.temperature_c >= min(_soft_limit_c(config), _firmware_soft_c(config)) - 0.5
     if near_firmware_limit or _throttled_by_heat(observed.throttle_word) or validated.lost is not None:
         point = points[operating_points.without_clock(points, state.point_index)]
+    # At a point of low power the same power share is a larger duty share; the deadband scales with it.
     share, deadband = state.power_share / point.power, DEADBAND / point.power
     if 0.0 < state.duty_share < 1.0 and state.step_power_share == point.power and state.power_share > 0.0:
         share = max(share - deadband, min(state.duty_share, share + deadband))
@@ -406,6 +414,7 @@ def _with_duty_share(
         share = 0.0
     elif share >= UNLIMITED_ABOVE:
         share = 1.0
+    # Safety before steadiness: a duty share that leads close to the soft limit may be reversed at any time.
     near = _forecast_c(config, state, point.power * state.duty_share) >= _soft_limit_c(config) - NEAR_SOFT_C
     urgent = near or validated.lost is not None
     share, reversal = limit_reversals(state.reversal, min(1.0, share), now_s, state.point_index, urgent)
@@ -456,6 +465,7 @@ def _with_level(
     wanted = _wanted_level(config, state, validated, now_s)
     if wanted > state.level or (wanted < state.level and now_s - state.level_since_s >= DWELL_S):
         state = state._replace(level=wanted, level_since_s=now_s)
+    # Overrides the duty share of this second only; `_with_duty_share` computes the next one from the temperature.
     if state.level is GovernorLevel.EMERGENCY:
         state = state._replace(duty_share=0.0)
     return state
@@ -471,9 +481,11 @@ def _wanted_level(
             return GovernorLevel.EMERGENCY
         if now_c >= soft_c or (level >= GovernorLevel.CLOSED and now_c >= soft_c - HYSTERESIS_C):
             return GovernorLevel.CLOSED
+    # Requests that cannot be computed for ten seconds are refused with the figures instead of waiting.
     if now_s - state.stopped_since_s >= DWELL_S:
         return GovernorLevel.CLOSED
     limited = state.point_index > 0 or state.duty_share < 1.0 or validated.lost is not None
+    # Without this the level would alternate between NORMAL and REDUCED at the edge of what full power permits.
     held = level >= GovernorLevel.REDUCED and not _has_headroom(config, state)
     return GovernorLevel.REDUCED if limited or held else GovernorLevel.NORMAL
 
@@ -555,6 +567,7 @@ def _heating_c_per_s(config: GovernorConfig, state: GovernorState) -> float:
     """How fast a step heats the die above the mean of steps and pauses."""
     if state.model is None:
         return 0.0
+    # The mean power already contains duty_share times the power of a step; only the rest heats the die during a step.
     watts = _full_dynamic_w(config, state) * state.step_power_share * (1.0 - state.duty_share)
     return watts * state.model.fast_k_per_w / state.model.fast_s
 

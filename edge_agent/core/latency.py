@@ -93,6 +93,7 @@ class CostModel:
         counts = {cell[1] for cell in self._cells if cell[0] == model}
         if not counts:
             return self._expectation(model, rows, size_bytes)
+        # On a tie the larger number of threads: scaling its time up is pessimistic, and never too optimistic.
         nearest = min(counts, key=lambda count: (abs(count - threads), -count))
         slower = nearest / threads if 0 < threads < nearest else 1.0
         return slower * self._from_neighbours(_cell(model, rows, size_bytes, nearest))
@@ -113,6 +114,7 @@ class CostModel:
         place = bisect.bisect_left([work for work, _ in known], wanted_work)
         work, cell = known[min(place, len(known) - 1)]
         measured = self._cells[cell].quantile(self._quantile) or 0.0
+        # A smaller batch takes at most as long as a larger one; a larger one is scaled in proportion to its bytes.
         return measured if work >= wanted_work else measured * wanted_work / work
 
     def _expectation(self, model: Hashable, rows: int, size_bytes: int) -> float | None:

@@ -101,6 +101,7 @@ class MemoryLedger:
     def predict(self, claim: MemoryClaim) -> int:
         """The most bytes that the variant is expected to hold."""
         known = self._figures.get(claim.key)
+        # A measurement of this very variant and setting is better than any correction of a stated figure.
         return known.held_bytes if known else int(claim.stated_bytes * self.ratio(claim.runtime))
 
     def load_s(self, digest: str) -> float | None:
@@ -158,6 +159,7 @@ class MemoryLedger:
     def settle(self, name: str) -> None:
         """Reduce the promise to the highest measurement: the model has been in use long enough to have grown."""
         account = self._accounts.get(name)
+        # Without a measurement nothing has been learned, and the promise stays.
         if account is not None and account.most_bytes:
             account.promised_bytes = account.most_bytes
 

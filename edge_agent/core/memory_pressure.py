@@ -110,6 +110,7 @@ def stall_rate(counts: FaultCounts, stalls: StallRate, now_s: float) -> StallRat
     elapsed_s = now_s - stalls.since_s
     if elapsed_s < STALLS_WINDOW_S:
         return stalls
+    # Kernels without refault counts: every fault may have been a refault, which errs towards a higher stage.
     faults = counts.major_faults - begun.major_faults
     if counts.refaults is not None and begun.refaults is not None:
         faults = min(faults, max(0.0, counts.refaults - begun.refaults))
@@ -118,12 +119,14 @@ def stall_rate(counts: FaultCounts, stalls: StallRate, now_s: float) -> StallRat
 
 def decide(signs: MemorySigns, state: PressureState, now_s: float) -> PressureState:
     """The next state. The stage falls to that of the signs once they have been clearly better for `CALM_AFTER_S`."""
+    # With PSI the counters are not used, and a window that was begun before is dropped.
     stalls = StallRate()
     if signs.some_percent is None and signs.counts is not None:
         stalls = stall_rate(signs.counts, state.stalls, now_s)
     wanted = _stage(signs, stalls.per_s, 1.0)
     if wanted >= state.stage:
         return PressureState(wanted, stalls=stalls)
+    # Better than the stage, and not clearly: stay, and start the time of calm again.
     if _stage(signs, stalls.per_s, CALM_FACTOR) >= state.stage:
         return PressureState(state.stage, stalls=stalls)
     since_s = min(state.lower_since_s, now_s)

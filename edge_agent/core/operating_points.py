@@ -61,11 +61,13 @@ def _power(thread_share: float, clock: float) -> float:
 
 
 def _encoder_speed(count: int, threads: int, clock: float) -> float:
+    # Times of a step relative to one thread, by Amdahl's law.
     full = SERIAL + (1.0 - SERIAL) / threads
     return clock * full / (SERIAL + (1.0 - SERIAL) / count)
 
 
 def _decode_speed(count: int, threads: int, clock: float) -> float:
+    # Memory time plus arithmetic time of a step; only the arithmetic depends on the clock.
     full = (1.0 - ARITHMETIC) / BANDWIDTH.get(threads, 1.0) + ARITHMETIC
     return full / ((1.0 - ARITHMETIC) / BANDWIDTH.get(count, 1.0) + ARITHMETIC * threads / (count * clock))
 
@@ -105,6 +107,7 @@ def duty_share_of_each(models: int, duty_share: float, threads: int, of_threads:
     solved by bisection. So p is larger than `duty_share / models`, and 1 for a duty share of 1 with all threads.
     """
     wanted = duty_share * _power(threads / of_threads, 1.0)
+    # 20 halvings give the share to 1e-6; the spent power rises monotonically with it.
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2.0

@@ -79,6 +79,7 @@ class RequestTable:
         """
         if job.state not in FINAL:
             raise ValueError(f"a {job.state.value} job cannot be closed")
+        # Compared by identity: another job may have the same key by now.
         if self._open.get(job.key) is not job:
             return False
         del self._open[job.key]

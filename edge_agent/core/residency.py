@@ -116,6 +116,7 @@ def decide(
     if needed_bytes > memory.ceiling_bytes:
         return DoesNotFit(too_large(needed_bytes, memory), never=True)
     free = memory.available_bytes - memory.reserve_bytes - promised_bytes
+    # The operator's budget is compared with what the models hold, since it does not depend on other programs.
     if memory.budget_bytes is not None:
         free = min(free, memory.budget_bytes - sum(one.footprint_bytes for one in residents))
     idle = sorted((one for one in residents if not one.busy), key=lambda one: worth(one, now_s))
@@ -162,6 +163,7 @@ def _not_now(needed_bytes: int, memory: HostMemory, promised_bytes: int, residen
 def _without_needless(evict: Sequence[ResidentModel], spare_bytes: int) -> list[ResidentModel]:
     """Leave out the evictions that a later, larger one made unnecessary; models of the highest worth are kept first."""
     leaving = []
+    # From the most valuable one: each that still fits into the spare bytes stays in memory.
     for resident in reversed(evict):
         if resident.footprint_bytes <= spare_bytes:
             spare_bytes -= resident.footprint_bytes

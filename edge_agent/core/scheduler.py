@@ -79,6 +79,7 @@ class Queue:
     def add(self, job: Job) -> None:
         """Add a job."""
         client = job.key[0]
+        # The client had no job waiting: it starts at the virtual time, see the class.
         if all(other.key[0] != client for other in self._jobs.values()):
             self._served[client] = max(self._served.get(client, 0.0), self._virtual_time)
         self._jobs[job.key] = job
@@ -106,6 +107,7 @@ class Queue:
         batch: list[Job] = []
         rows = 0
         for job in self._ordered(self.jobs(), now_s, self._active_adapters(limits, now_s)):
+            # A job that does not fit is skipped and not waited for: later, smaller ones may fill the batch.
             if batch and not (_fits(job, batch, rows, limits) and _has_time(job, batch, rows, limits, now_s)):
                 continue
             batch.append(job)
@@ -193,6 +195,7 @@ def _has_time(job: Job, batch: list[Job], rows: int, limits: BatchLimits, now_s:
         return True
     members = [*batch, job]
     together_s = limits.predict_s(rows + job.rows, max(one.size_bytes // one.rows for one in members))
+    # Without a measurement batches are filled; the first one is what the costs are learned from.
     if together_s is None:
         return True
     for one in members:

@@ -91,11 +91,13 @@ def validate(
     reading, problem = first, _problem(first, now_s)
     disagree = None
     if second is not None and _problem(second, now_s) is None:
+        # A second source that is alone has nothing to disagree with.
         disagree = _disagreement(first, second, state.disagree) if problem is None else None
         if problem is not None or _value(second) > _value(first):
             reading, problem = second, None
     state = state._replace(disagree=disagree is not None)
     if problem is not None:
+        # A machine without a sensor is not limited; only a sensor that worked and stopped is a fault.
         if not state.seen:
             return ValidatedTemperature(None), state
         if state.invalid is None and now_s - state.valid_s < STALE_S:
@@ -139,6 +141,7 @@ def _with_value(state: SensorState, value_c: float, die_w: float, now_s: float) 
 def _frozen(state: SensorState, die: DieConditions, now_s: float) -> str | None:
     unchanged_s = now_s - state.unchanged_since_s
     text = f"it has said {state.last_c:.1f} °C for {unchanged_s:.0f} s"
+    # The load may return to its old value, which would make the unchanged reading look right again.
     if state.frozen_c == state.last_c:
         return f"{text}, where it froze"
     if unchanged_s >= FROZEN_AFTER_S and die.k_per_w * abs(die.watts - state.die_w) >= FROZEN_MOVE_C:

@@ -127,6 +127,7 @@ def start_model(prior: ThermalPrior, first_c: float) -> ThermalModel:
         CandidateFit(slow_s, spent_w, 1.0, (0.0,) * 10, (0.0,) * 4, theta, SAMPLE_SD_C**2)
         for slow_s in SLOW_CANDIDATES_S
     )
+    # By ratio: 50 s and 100 s differ as much as 500 s and 1000 s.
     best = min(range(len(candidates)), key=lambda index: abs(math.log(candidates[index].slow_s / prior.slow_s)))
     return ThermalModel(
         ambient_c,
@@ -168,6 +169,7 @@ def learn(model: ThermalModel, prior: ThermalPrior, measured_c: float, elapsed_s
     The resistances are bounded to 0.5 to 2 (fast) and 0.2 to 2.5 (slow) times the prior's. The ambient temperature then
     follows from the weighted means.
     """
+    # By elapsed time and not per sample: a late sample must not change how fast old ones are forgotten.
     keep, keep_error = math.exp(-elapsed_s / FORGETTING_S), math.exp(-elapsed_s / ERROR_S)
     candidates = tuple(
         _learned(candidate, model.fast_w, measured_c, keep, keep_error) for candidate in model.candidates
@@ -222,6 +224,7 @@ def _solved(model: ThermalModel, prior: ThermalPrior) -> ThermalModel:
     if candidates[best].error_c2 > SWITCH_BELOW * candidates[model.best].error_c2:
         best = model.best
     _, fast, slow, transient_c = candidates[best].theta
+    # The bounds keep a short or unusual history from producing a model that permits too much power.
     fast = _clamp(fast, 0.5 * prior.fast_k_per_w, 2.0 * prior.fast_k_per_w)
     slow = _clamp(slow, 0.2 * prior.slow_k_per_w, 2.5 * prior.slow_k_per_w)
     g = candidates[best].gram
@@ -270,6 +273,7 @@ def forecast_c(model: ThermalModel, now_c: float, power_w: float, ahead_s: float
 
     The model only adds the change, so that an error of the ambient temperature has little effect.
     """
+    # The measured temperature less the modelled rise of the die: the temperature of board and sink now.
     slow_now_c = now_c - model.fast_k_per_w * model.fast_w
     fast = model.fast_k_per_w * (power_w - model.fast_w) * -math.expm1(-ahead_s / model.fast_s)
     slow = (model.ambient_c + model.slow_k_per_w * power_w - slow_now_c) * -math.expm1(-ahead_s / model.slow_s)
@@ -279,6 +283,7 @@ def forecast_c(model: ThermalModel, now_c: float, power_w: float, ahead_s: float
 def holding_w(model: ThermalModel, now_c: float, target_c: float, ahead_s: float) -> float:
     """The watts that bring the temperature to `target_c` in `ahead_s`, with the die settled. May be negative."""
     slow_now_c = now_c - model.fast_k_per_w * model.fast_w
+    # Share of its final rise that the slow node reaches within `ahead_s`.
     reached = -math.expm1(-ahead_s / model.slow_s)
     rise_c = target_c - slow_now_c - (model.ambient_c - slow_now_c) * reached
     return rise_c / (model.fast_k_per_w + model.slow_k_per_w * reached)

@@ -40,6 +40,7 @@ def cheaper(model: InstalledModel, accuracy_loss_limit: float) -> Variant | None
     chosen = model.variant
     if chosen.measured is None:
         return None
+    # Only measured times of this device are compared; an expected time is too uncertain to justify a reload.
     best_ms, found = WORTH_SWITCHING * chosen.measured.latency_ms, None
     for variant in model.variants:
         loss = (chosen.accuracy or 0.0) - (variant.accuracy or 0.0)
