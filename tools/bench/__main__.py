@@ -1,9 +1,9 @@
-"""`python -m bench [NAME ...]`: measures the figures of the README. Every figure is a ratio within one run.
+"""`python -m bench [NAME ...]`: measures the figures of docs/figures.md. Every figure is a ratio within one run.
 
-adapters   mixed adapters, attaching, INT8 against FP32, inside one process deadlines  goodput, refusals and waiting
-times at up to three times the capacity, simulated generate   tokens per second, time to the first token, parallel
-streams, adapters (round robin, switched, merged), memory requests   a request over MQTT against the same computation in
-this process; saturation; idle memory and start
+adapters   mixed adapters, attaching, INT8 against FP32, inside one process
+deadlines  goodput, refusals and waiting under up to three times capacity, simulated
+generate   tokens per second, first token, streams at once, adapters by turns, switched and merged, memory
+requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 
 from __future__ import annotations
