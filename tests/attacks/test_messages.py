@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.base.causes import Cause
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.decode import Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound, Outbound
@@ -22,6 +23,7 @@ from tests.support.mqtt import linked, until
 
 TOPICS = Topics("edge/v1", "pi")
 REPLY = TOPICS.client_reply("attacker")
+CAUSES = {400: Cause.MALFORMED, 404: Cause.UNKNOWN_ADAPTER, 413: Cause.TOO_LARGE, 422: Cause.INVALID}
 FILES = sorted((Path(__file__).parent / "messages").glob("*.json"))
 
 
@@ -34,6 +36,7 @@ def test_it_is_refused_quickly_and_in_few_words(path: Path) -> None:
     assert time.perf_counter() - began < 1.0
     assert isinstance(refusal, Refusal)
     assert refusal.status == status, refusal.reason
+    assert refusal.cause is CAUSES[status]
     assert len(refusal.reason) <= 200
     assert refusal.reason.isprintable()
 

@@ -173,6 +173,25 @@ async def dies_within_a_stream(device: Device) -> None:
     assert device.transport.replies()[-1]["reason"].startswith("its worker died: ")
 
 
+async def answer_of_a_stream_comes_after_its_deadline(device: Device) -> None:
+    await streaming(device, 3.0)
+    await later(3.1)
+    device.spawner.last.end("tester/1", "late")
+    assert device.transport.replies()[-1]["reason"] == "the deadline passed in mid-stream, after 1 parts"
+
+
+async def adapter_removed_while_it_waits(device: Device) -> None:
+    device.spawner.plan.compute_s = None
+    await device.ask("inside")
+    await settle()
+    await device.ask("waiting", {"text": "x", "adapter": "a"})
+    device.library.change("m", adapters=())
+    device.watch.tick()
+    device.spawner.last.finish()
+    await settle()
+    assert device.transport.reply("waiting")["reason"] == "model 'm' has no adapter 'a'"
+
+
 async def stream_cannot_be_sent(device: Device) -> None:
     await streaming(device)
     device.transport.full = True
@@ -301,6 +320,8 @@ TABLE: list[tuple[str, Scenario, dict[str, int]]] = [
     ("the worker died within a stream", dies_within_a_stream, {"worker-died": 1}),
     ("a part cannot be sent", stream_cannot_be_sent, {"unavailable": 1}),
     ("the deadline passed in mid-stream", stream_past_its_deadline, {"expired": 1}),
+    ("the answer of a stream comes late", answer_of_a_stream_comes_after_its_deadline, {"expired": 1}),
+    ("the adapter was removed", adapter_removed_while_it_waits, {"unknown-adapter": 1}),
     ("the end of a stream is too large", end_of_stream_too_large, {"too-large": 1}),
     ("the answer is too large", answer_too_large, {"too-large": 1}),
     ("the frame to the worker is too large", frame_too_large, {"too-large": 1}),

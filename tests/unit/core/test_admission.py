@@ -119,4 +119,18 @@ def test_a_queue_of_large_bodies_is_full_before_its_places_are() -> None:
 def test_a_client_with_exactly_four_times_what_is_free_is_refused() -> None:
     assert decide(QueueLoad(8, 10, 0.1, 0.1, own_jobs=7), 10.0, 0.0, None) is None
     refused = decide(QueueLoad(8, 10, 0.1, 0.1, own_jobs=8), 10.0, 0.0, None)
-    assert refused is not None and refused.status == 429
+    assert refused is not None
+    assert (refused.status, refused.cause) == (429, Cause.CLIENT_SHARE)
+
+
+def test_a_client_whose_bodies_take_four_times_what_is_free_is_refused() -> None:
+    free = 1024 * 1024
+    held, own = QUEUE_BYTES - free, 4 * free
+    assert decide(QueueLoad(9, 256, 0.5, 0.1, held_bytes=held, own_bytes=own), 10.0, 0.0, None) is None
+    assert decide(QueueLoad(9, 256, 0.5, 0.1, held_bytes=held, own_bytes=own + 1), 10.0, 0.0, None) == Refused(
+        429,
+        Cause.CLIENT_SHARE,
+        "queue full for this client: with this request 4.0 MiB of its own would wait, "
+        "the last 1.0 MiB of 8.0 MiB are left to others",
+        0.5,
+    )

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_agent.base import limits
+from edge_agent.base.causes import Cause
 from edge_agent.protocol.decode import (
     Bounds,
     Cancel,
@@ -28,6 +29,16 @@ from edge_agent.protocol.topics import Topics
 TOPICS = Topics("edge/v1", "pi")
 REPLY = TOPICS.client_reply("app", "1")
 NOW_S = 1000.0
+
+CAUSES = {
+    400: Cause.MALFORMED,
+    404: Cause.UNKNOWN_ADAPTER,
+    408: Cause.EXPIRED,
+    413: Cause.TOO_LARGE,
+    415: Cause.MALFORMED,
+    422: Cause.INVALID,
+}
+"""How telemetry counts what is refused before its model is looked up."""
 
 
 def message(body: object, topic: str = TOPICS.infer("minilm"), **more: Any) -> Inbound:
@@ -183,7 +194,7 @@ def test_a_body_that_is_wrong_is_refused_in_words(body: object, status: int, wor
         accepted(body)
         return
     refusal = refused(body)
-    assert (refusal.status, refusal.event) == (status, None)
+    assert (refusal.status, refusal.cause, refusal.event) == (status, CAUSES[status], None)
     assert word in refusal.reason
     assert refusal.reply is not None
     assert (refusal.reply.topic, refusal.reply.correlation) == (REPLY, b"id-1")
@@ -207,7 +218,7 @@ def test_properties_that_are_wrong_are_refused_in_words(more: dict[str, Any], st
         accepted({"text": "x"}, **more)
         return
     refusal = refused({"text": "x"}, **more)
-    assert refusal.status == status
+    assert (refusal.status, refusal.cause) == (status, CAUSES[status])
     assert word in refusal.reason
     assert refusal.reply is not None
 
@@ -256,7 +267,7 @@ def test_lower_bounds_hold() -> None:
     for body in ({"text": "abcde"}, {"texts": ["a", "b"]}, {"text": "x" * 100}):
         large = decode_request(message(body), topics=TOPICS, now_s=NOW_S, bounds=bounds)
         assert isinstance(large, Refusal)
-        assert large.status == 413
+        assert (large.status, large.cause) == (413, Cause.TOO_LARGE)
 
 
 def test_cancel_by_id_or_by_correlation() -> None:
@@ -270,7 +281,8 @@ def test_cancel_by_id_or_by_correlation() -> None:
     assert nobody == Cancel("7", None, None)
     nameless = decode_cancel(Inbound(TOPICS.cancel, b"{}"), topics=TOPICS)
     assert isinstance(nameless, Refusal)
-    assert (nameless.status, nameless.event) == (422, "request-unanswerable")
+    assert (nameless.status, nameless.cause) == (422, Cause.INVALID)
+    assert nameless.event == "request-unanswerable"
 
 
 def test_commands_carry_their_own_bodies() -> None:
@@ -298,7 +310,7 @@ def test_commands_carry_their_own_bodies() -> None:
     ):
         refusal = command(name, body)
         assert isinstance(refusal, Refusal)
-        assert refusal.status == status
+        assert (refusal.status, refusal.cause) == (status, CAUSES[status])
     denied = command("load", {"model": "m"}, response_topic="edge/v1/pi/cmd/remove")
     assert isinstance(denied, Refusal)
     assert denied.event == "reply-denied"

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from edge_agent.backends.api import Chunk, Vocabulary
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import api, registry
@@ -77,8 +78,9 @@ def test_without_max_tokens_the_answer_may_fill_the_context() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_arithmetic(prompt: str, params: dict[str, Any], says: str) -> None:
-    with pytest.raises(RequestError, match=says):
+    with pytest.raises(RequestError, match=says) as refused:
         task().prepare([prompt], params)
+    assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
 
 
 @pytest.mark.parametrize(
@@ -101,15 +103,16 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(prompt: str, params: d
     ],
 )
 def test_a_template_that_cannot_is_a_sentence(template: str | None, messages: list[Any], says: str) -> None:
-    with pytest.raises(RequestError, match=says):
+    with pytest.raises(RequestError, match=says) as refused:
         task(template).prepare_chat(messages, {})
+    assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
 
 
 def test_a_template_that_writes_without_end_is_stopped() -> None:
     endless = "{% for i in range(99999) %}{{ 'x' * 100 }}{% endfor %}"
     with pytest.raises(RequestError, match="more than") as refused:
         task(endless).prepare_chat([user("x")], {})
-    assert refused.value.status == 413
+    assert (refused.value.status, refused.value.cause) == (413, Cause.TOO_LARGE)
 
 
 def test_an_answer_says_what_it_took() -> None:
@@ -131,8 +134,22 @@ def test_probes_are_rows_without_parameters() -> None:
 
 
 def test_encoders_take_no_messages() -> None:
-    with pytest.raises(RequestError, match="takes texts, not messages"):
+    with pytest.raises(RequestError, match="takes texts, not messages") as refused:
         registry.build(msgspec.structs.replace(GENERATE, kind="embed"), None).prepare_chat([user("x")], {})
+    assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
+
+
+def test_one_prompt_is_continued_at_a_time() -> None:
+    with pytest.raises(RequestError, match="one prompt is continued at a time, not 2") as refused:
+        task().prepare(["a", "b"], {})
+    assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
+
+
+def test_a_prompt_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bytes, "encode", lambda *_: [])
+    with pytest.raises(RequestError, match="the prompt is empty") as refused:
+        task().prepare([""], {})
+    assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

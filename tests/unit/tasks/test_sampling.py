@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.tasks import sampling
 
@@ -55,4 +56,4 @@ def test_what_is_said_goes_to_the_session() -> None:
 def test_what_cannot_be_is_refused_by_name(params: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says) as refused:
         sampling.read(params, 512)
-    assert refused.value.status == 422
+    assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)

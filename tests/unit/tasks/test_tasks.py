@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import tokens
@@ -128,7 +129,7 @@ def test_a_broken_tokenizer_is_refused(tmp_path, content):
 def test_an_empty_text_is_refused(spec, texts, reason):
     with pytest.raises(RequestError, match=reason) as caught:
         build(spec, None).prepare(texts, {})
-    assert caught.value.status == 422
+    assert (caught.value.status, caught.value.cause) == (422, Cause.INVALID)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_an_empty_text_is_refused(spec, texts, reason):
 def test_a_parameter_that_does_not_fit_is_named(spec, params, reason):
     with pytest.raises(RequestError, match=reason) as caught:
         build(spec, None).prepare(["a"], params)
-    assert caught.value.status == 422
+    assert (caught.value.status, caught.value.cause) == (422, Cause.INVALID)
 
 
 def test_labels_come_by_score_and_extra_logits_are_ignored():
