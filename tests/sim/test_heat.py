@@ -124,14 +124,14 @@ def test_two_thresholds_react_too_late_for_a_bare_board() -> None:
 
 
 def test_a_pace_that_turns_is_counted_and_its_noise_is_not() -> None:
-    swing = ReversalDetector()
-    paces = [0.5, 0.55, 0.5, 0.7, 0.65, 0.7, 0.59, 0.5, 0.62, 0.7]
-    found = [swing.turned(float(second), pace) for second, pace in enumerate(paces)]
+    detector = ReversalDetector()
+    shares = [0.5, 0.55, 0.5, 0.7, 0.65, 0.7, 0.59, 0.5, 0.62, 0.7]
+    found = [detector.turned(float(second), share) for second, share in enumerate(shares)]
     assert [second for second, since_s in enumerate(found) if since_s is not None] == [6, 8]
     assert found[8] == 2.0
-    swing.shift(0.2)
-    assert swing.turned(10.0, 0.25) is None, "other threads or another clock"
-    assert swing.turned(11.0, 0.14) == 3.0
+    detector.shift(0.2)
+    assert detector.turned(10.0, 0.25) is None, "other threads or another clock"
+    assert detector.turned(11.0, 0.14) == 3.0
 
 
 ENCODERS = [("a", False, 1.0), ("b", False, 3.0)]
@@ -153,7 +153,7 @@ def test_several_models_spend_together_what_one_may(models: list[tuple[str, bool
 
 @pytest.mark.parametrize("models", [ENCODERS, GENERATORS, [ENCODERS[0], GENERATORS[0]]])
 def test_with_a_pace_of_its_own_each_they_pass_the_soft_limit(models: list[tuple[str, bool, float]]) -> None:
-    """The test above could fail: so it was before models shared one pace."""
+    """The test above could fail: so it was before models shared one duty cycle."""
     board = BOARDS["pi-5-bare"]
     assert (ModelsOnBoard(board, models, shared=False).run(600).die_c[300:] >= board.soft_c).sum() > 60
 

@@ -107,11 +107,11 @@ def test_it_settles_at_the_set_point_and_never_reaches_the_soft_limit(
 
 
 def test_where_the_clock_may_be_set_more_work_is_done_at_the_same_temperature() -> None:
-    paced, clocked = Board(), Board(GovernorConfig(80.0, 16, 4, 85.0, prior_for("pi-5"), CLOCKS))
-    paced.run(1200)
+    pausing, clocked = Board(), Board(GovernorConfig(80.0, 16, 4, 85.0, prior_for("pi-5"), CLOCKS))
+    pausing.run(1200)
     clocked.run(1200)
-    assert clocked.grant.clock < 1.0 == paced.grant.clock
-    assert clocked.work > 1.2 * paced.work
+    assert clocked.grant.clock < 1.0 == pausing.grant.clock
+    assert clocked.work > 1.2 * pausing.work
 
 
 def test_a_load_that_waits_for_memory_loses_threads_before_time() -> None:
@@ -399,7 +399,7 @@ def test_the_same_arguments_give_the_same_answer(value_c: float, seconds: int) -
 
 
 def turned_up(board: Board, high: float) -> None:
-    """As if its pace had come up to `high` in this second."""
+    """As if its duty share had come up to `high` in this second."""
     board.state = board.state._replace(
         reversal=ReversalState(1, high, board.now_s, board.state.point_index), duty_share=high
     )
