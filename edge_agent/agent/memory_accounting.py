@@ -28,8 +28,9 @@ class MemoryAccounting:
         self._gpu_bytes: dict[str, int] = {}
 
     def loaded(self, served: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
-        """A model has just been loaded. `gpu_before_bytes` is what the GPU held before; `fallback_bytes` is the
-        runtime's own figure of the worker, for kernels that tell none."""
+        """Enter what a model holds that was just loaded: the memory of its worker's process, plus what the GPU's memory
+        has grown since `gpu_before_bytes`. `fallback_bytes`, the runtime's own figure, replaces the process's part
+        where the operating system reports none."""
         self._measured_s.pop(served.name, None)
         self._gpu_bytes[served.name] = max(0, self.host.gpu_bytes() - gpu_before_bytes)
         if not self._measure(served, served.lifecycle.load_s) and fallback_bytes:

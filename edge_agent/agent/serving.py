@@ -34,7 +34,11 @@ PAUSE_LOOK_S = 0.5
 
 
 class StepGate:
-    """Lets served models wait until the duty cycle lets their next step begin."""
+    """Lets a model wait until its next step may begin.
+
+    An encoder waits for the pause that the duty cycle demands and, where models run one at a time, for another
+    encoder's step and for models whose last step is longer ago. A generator waits only while no step at all may begin.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -68,7 +72,7 @@ class StepGate:
 class ModelServer:
     """Runs the loop of every served model.
 
-    `flush_ms`: a generator collects text of a stream for so long. `resident`: names of the models to hold in memory
+    `flush_ms`: milliseconds between two parts of a stream. `resident`: names of the models to hold in memory
     from the start ('all': every one).
     """
 

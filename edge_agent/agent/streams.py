@@ -62,7 +62,8 @@ def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: 
 
 
 def timed(timing: Timing, generated: GeneratedText | None) -> Timing:
-    """The timing, with prompt and token times where the answer is a generator's."""
+    """The timing, completed for a generator's answer: `queue_ms` grows by the wait inside the worker, and prompt time,
+    time to the first token (which contains `queue_ms`) and tokens per second are set. Unchanged for other answers."""
     if generated is None:
         return timing
     queue_ms = timing.queue_ms + generated.wait_ms

@@ -89,8 +89,13 @@ class WorkerEventHandler:
             self._answers.done(job, served, event)
 
     def _learn(self, served: ServedModel, job: Job, event: JobDone) -> None:
-        """Take the compute time of an answer into the cost model, also of answers that come too late: they are the slow
-        ones. A batch is learned once, by its longest text: all its rows were padded to that length."""
+        """Add the cost of an answer to the cost model, also when the answer comes too late to be sent: without the late
+        ones every prediction would be too short.
+
+        Of a generator two costs are learned: the time of its prompt (`cost_key`) and of its whole answer
+        (`whole_cost_key`). A batch of an encoder is learned once. All its rows count with the mean length of the texts
+        of the job whose texts are longest, because the runtime pads rows to one length.
+        """
         costs, threads = self._context.costs, self._context.grant.threads
         compute_s = event.compute_ms / 1000.0
         if event.generated is not None:

@@ -232,7 +232,8 @@ class PositionalCache:
         return plan
 
     def forget(self, adapter: str) -> None:
-        """Mark the positions that hold this adapter as empty (it was detached, or replaced by another version)."""
+        """Mark every bank position (one per row of a batch) that holds this adapter as empty: the adapter was detached,
+        or replaced by another version."""
         for position, held in enumerate(self._holds):
             if held == adapter:
                 self._holds[position] = None

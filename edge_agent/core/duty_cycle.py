@@ -33,7 +33,8 @@ LEAST_PAUSE_S = 1e-5
 
 
 class ActiveStep(NamedTuple):
-    """A step that runs now; of a generator (`generates`) the whole time of its current requests."""
+    """A step that runs now. A generator (`generates`) counts as in one step from its first request until it has none
+    left."""
 
     began_s: float
     rows: int

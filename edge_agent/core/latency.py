@@ -72,7 +72,10 @@ class CostModel:
         self._expected: dict[Hashable, tuple[int, float]] = {}
 
     def learn(self, model: Hashable, rows: int, size_bytes: int, compute_s: float, threads: int = 0) -> None:
-        """Add a measured batch. `model` identifies everything else that the time depends on (model, variant)."""
+        """Add a measured batch: `rows` texts of `size_bytes` in all took `compute_s` with `threads` (0: not stated).
+
+        `model` identifies everything else that the time depends on (model, variant).
+        """
         cell = self._cells.setdefault(_cell(model, rows, size_bytes, threads), QuantileWindow(COST_WINDOW))
         cell.add(compute_s)
 

@@ -240,9 +240,10 @@ def _solved(model: ThermalModel, prior: ThermalPrior) -> ThermalModel:
 
 
 def _solve(candidate: CandidateFit, prior: ThermalPrior, ambient_c: float) -> tuple[float, float, float, float]:
-    """Weighted least squares with the prior as four more observations, which make the matrix positive definite.
+    """(ambient °C, fast and slow thermal resistance in K/W, initial transient in °C) by weighted least squares.
 
-    Solved by Gaussian elimination without pivoting; numpy would cost more memory than the whole model.
+    The prior counts as four more observations, which make the matrix positive definite. Gaussian elimination then needs
+    no pivoting; numpy would take more memory than the whole thermal model.
     """
     expected = (ambient_c, prior.fast_k_per_w, prior.slow_k_per_w, 0.0)
     # Standard deviations of the prior: ambient 12 °C, resistances 30 % and 50 %, initial transient 25 °C.

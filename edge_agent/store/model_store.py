@@ -80,7 +80,8 @@ class ModelStore:
         return self._read()[0]
 
     def problems(self) -> tuple[str, ...]:
-        """One sentence for every installed model that is not active because a file of it is damaged."""
+        """One sentence for every installed model that cannot run because a document or file, of it or of one of its
+        adapters, is missing or damaged."""
         return self._read()[1]
 
     def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:

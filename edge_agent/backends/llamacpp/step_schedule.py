@@ -57,7 +57,8 @@ class TokenSequence:
 
 
 class ScheduledChunk(NamedTuple):
-    """Tokens `cached` to `stop` of a sequence; `last` when nothing is pending after them."""
+    """Tokens `cached` to `stop` of a sequence; `last`: no token of the sequence is pending after
+    them, so the next token is sampled."""
 
     sequence: TokenSequence
     stop: int

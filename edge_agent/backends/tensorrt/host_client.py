@@ -188,7 +188,7 @@ class EngineHost:
         return self._call({"op": "footprint"}, RUN_S)
 
     def close(self) -> None:
-        """Let the host free the device and end; kill it where it does not."""
+        """Ask the engine host's process to free the device and end; kill it if it does not."""
         if self.alive:
             with contextlib.suppress(BackendError):
                 self._call({"op": "close"}, CLOSE_S)
