@@ -75,13 +75,13 @@ class DeviceReporter:
         self._runtimes = await self._find_runtimes()
         self._publisher.info(self._runtimes)
 
-    async def beat(self) -> None:
+    async def run_heartbeat(self) -> None:
         """Report at every heartbeat, until cancelled."""
         while True:
             await asyncio.sleep(self._identity.heartbeat_s)
             self.report()
 
-    async def measure(self) -> None:
+    async def run_telemetry(self) -> None:
         """Publish telemetry at the end of every interval, until cancelled."""
         while True:
             await asyncio.sleep(self._identity.interval_s)

@@ -79,8 +79,8 @@ class Agent:
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="watch"),
-            asyncio.create_task(self._reporter.measure(), name="report"),
-            asyncio.create_task(self._reporter.beat(), name="heartbeat"),
+            asyncio.create_task(self._reporter.run_telemetry(), name="report"),
+            asyncio.create_task(self._reporter.run_heartbeat(), name="heartbeat"),
             *(asyncio.create_task(work.run(), name=type(work).__name__) for work in self._background),
             # This one ends when the agent is ready, so `wait` below leaves it out.
             asyncio.create_task(self._get_ready(notifier), name="ready"),
