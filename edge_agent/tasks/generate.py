@@ -1,17 +1,176 @@
-"""Text generation: a prompt or messages in, text out, whole or in parts."""
+"""Text generation: a prompt or messages in, text out, whole or in parts.
+
+`ChatTemplate` renders messages to a prompt, `read_sampling_params` checks the parameters, `Generate` is the task, and
+`TextReader` makes text of the tokens. The host tool renders with the same `bundle.chat_template`.
+"""
 
 from __future__ import annotations
 
 import codecs
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
-from edge_agent.tasks import sampling
-from edge_agent.tasks.api import Prepared, Reader, Task
-from edge_agent.tasks.chat import ChatTemplate
+from edge_agent.base.limits import MESSAGE_BYTES
+from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
+from edge_agent.tasks.api import Prepared, Reader, Task, refuse_unknown
+
+MESSAGES = 128
+PROMPT_CHARS = 4 * MESSAGE_BYTES
+DETAIL_CHARS = 160
+ROLES = ("system", "user", "assistant")
+
+
+class ChatTemplate:
+    """A model's chat template, which is compiled at the first request that has messages."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        source = vocabulary.chat_template
+        self._renderer = None if source is None else TemplateRenderer(source, vocabulary.special_tokens, PROMPT_CHARS)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that asks for the next answer. Raises RequestError 422, or 413 for one that is too long."""
+        if self._renderer is None:
+            raise RequestError(422, Cause.INVALID, "this model's package has no chat template; ask it by `prompt`")
+        self._check(messages)
+        try:
+            return self._renderer.render(messages)
+        except ChatTemplateError as error:
+            raise _request_error(error) from error
+
+    def _check(self, messages: Sequence[Mapping[str, str]]) -> None:
+        if not 0 < len(messages) <= MESSAGES:
+            raise RequestError(422, Cause.INVALID, f"messages: {len(messages)} given, 1 to {MESSAGES} are possible")
+        for place, message in enumerate(messages):
+            if message["role"] not in ROLES:
+                raise RequestError(
+                    422, Cause.INVALID, f"messages[{place}]: role {message['role']!r} is none of {ROLES}"
+                )
+            control = self._vocabulary.control_in(message["content"])
+            if control is not None:
+                # A written-out control token ends the turn; text after it could then claim any role.
+                raise RequestError(
+                    422, Cause.INVALID, f"messages[{place}]: it writes out the control token {control!r}"
+                )
+
+
+def _request_error(error: ChatTemplateError) -> RequestError:
+    if error.fault == "too long":
+        return RequestError(413, Cause.TOO_LARGE, f"the chat template makes {error.detail}")
+    if error.fault == "refused":
+        return RequestError(
+            422, Cause.INVALID, f"the chat template refuses the messages: {error.detail[:DETAIL_CHARS]}"
+        )
+    text = f"{error.error_type}: {error.detail[:DETAIL_CHARS]}"
+    return RequestError(422, Cause.INVALID, f"the chat template cannot make a prompt of these messages: {text}")
+
+
+class NumberRange(NamedTuple):
+    """The range of a number and its default."""
+
+    lowest: float
+    highest: float
+    default: int | float
+
+
+# Temperature 0 takes the most probable token: by default the same question gets the same answer.
+NUMBERS: dict[str, NumberRange] = {
+    "temperature": NumberRange(0.0, 2.0, 0.0),
+    "top_k": NumberRange(0, 1000, 40),
+    "top_p": NumberRange(0.01, 1.0, 0.95),
+    "min_p": NumberRange(0.0, 1.0, 0.05),
+    "repeat_penalty": NumberRange(0.5, 2.0, 1.0),
+}
+LEAST_TEMPERATURE = 0.01
+WHOLE = ("top_k",)
+SEED_MAX = 2**32 - 2
+STOPS = 4
+STOP_CHARS = 64
+GRAMMAR_CHARS = 16 * 1024
+DEFAULT_TOKENS = 256
+KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", "json_schema", "grammar", "logprobs")
+
+
+class SamplingParams(NamedTuple):
+    """Checked parameters: `session` is for the sampler, `stops` are the texts that end an answer."""
+
+    session: dict[str, Any]
+    stops: tuple[str, ...]
+    max_tokens: int | None
+
+
+def read_sampling_params(params: Mapping[str, Any], context: int) -> SamplingParams:
+    """The parameters of a request for a context of so many tokens. Raises RequestError 422 that names the first bad."""
+    refuse_unknown(params, KNOWN)
+    session: dict[str, Any] = {}
+    for name, limits in NUMBERS.items():
+        session[name] = _number(params, name, limits)
+    if 0.0 < session["temperature"] < LEAST_TEMPERATURE:
+        # Logits divided by less overflow.
+        raise RequestError(
+            422,
+            Cause.INVALID,
+            f"temperature is {params['temperature']!r}; 0, or {LEAST_TEMPERATURE:g} and more, is possible",
+        )
+    session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
+    if "json_schema" in params and "grammar" in params:
+        raise RequestError(422, Cause.INVALID, "json_schema and grammar exclude each other: give one of them")
+    if "json_schema" in params:
+        session["json_schema"] = _schema(params["json_schema"])
+    if "grammar" in params:
+        session["grammar"] = _text(params["grammar"], "grammar", GRAMMAR_CHARS)
+    session["logprobs"] = _truth(params.get("logprobs", False), "logprobs")
+    max_tokens = _whole(params["max_tokens"], "max_tokens", 1, context) if "max_tokens" in params else None
+    return SamplingParams(session, tuple(_stops(params.get("stop", []))), max_tokens)
+
+
+def _number(params: Mapping[str, Any], name: str, limits: NumberRange) -> int | float:
+    value = params.get(name, limits.default)
+    if name in WHOLE:
+        return _whole(value, name, int(limits.lowest), int(limits.highest))
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits.lowest <= value <= limits.highest:
+        raise RequestError(
+            422, Cause.INVALID, f"{name} is {value!r}; {limits.lowest:g} to {limits.highest:g} are possible"
+        )
+    return float(value)
+
+
+def _whole(value: Any, name: str, lowest: int, highest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise RequestError(
+            422, Cause.INVALID, f"{name} is {value!r}; whole numbers from {lowest} to {highest} are possible"
+        )
+    return value
+
+
+def _truth(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(422, Cause.INVALID, f"{name} is {value!r}; true or false is needed")
+    return value
+
+
+def _text(value: Any, name: str, most: int) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
+        raise RequestError(422, Cause.INVALID, f"{name}: a text of 1 to {most} characters without NUL is needed")
+    return value
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > STOPS:
+        raise RequestError(422, Cause.INVALID, f"stop: a text, or a list of at most {STOPS}, is needed")
+    return [_text(stop, "stop", STOP_CHARS) for stop in stops]
+
+
+def _schema(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise RequestError(422, Cause.INVALID, "json_schema: an object that is a JSON schema is needed")
+    return value
+
 
 LOGPROB_DIGITS = 5
 
@@ -27,8 +186,8 @@ class Generate(Task):
         self._chat = ChatTemplate(vocabulary)
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """See `sampling.read`."""
-        sampling.read(params, self._vocabulary.context)
+        """See `read_sampling_params`."""
+        read_sampling_params(params, self._vocabulary.context)
 
     def prepare(self, texts: Sequence[str], params: Mapping[str, Any]) -> Prepared:
         """The single text is the prompt; control tokens that are written out in it are encoded as control tokens."""
@@ -47,7 +206,7 @@ class Generate(Task):
 
     def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:
         """See `Task.reader`."""
-        wanted = sampling.read(params, self._vocabulary.context)
+        wanted = read_sampling_params(params, self._vocabulary.context)
         return TextReader(self._vocabulary, wanted.stops)
 
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -68,7 +227,7 @@ class Generate(Task):
 
     def _prepare(self, prompt: str, params: Mapping[str, Any]) -> Prepared:
         context = self._vocabulary.context
-        wanted = sampling.read(params, context)
+        wanted = read_sampling_params(params, context)
         bos = self._vocabulary.special_tokens.get("bos_token", "")
         begins = bool(bos) and prompt.startswith(bos)
         row = self._vocabulary.encode(prompt, not begins)
@@ -82,7 +241,7 @@ class Generate(Task):
                 f"the prompt has {len(row)} tokens and {least} are to come, {len(row) + least} in all; "
                 f"the context holds {context}: shorten the prompt or lower max_tokens",
             )
-        settings = dict(wanted.session, max_tokens=wanted.max_tokens or min(room, sampling.DEFAULT_TOKENS))
+        settings = dict(wanted.session, max_tokens=wanted.max_tokens or min(room, DEFAULT_TOKENS))
         return Prepared([row], [len(row)], [False], settings)
 
 

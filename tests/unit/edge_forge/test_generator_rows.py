@@ -116,7 +116,7 @@ JSON = chat_templates.Family(
 
 @pytest.mark.parametrize("family", [*chat_templates.FAMILIES.values(), JSON], ids=[*chat_templates.FAMILIES, "json"])
 def test_a_device_makes_the_same_prompt_as_training(tmp_path, family):
-    from edge_agent.tasks.chat import ChatTemplate
+    from edge_agent.tasks.generate import ChatTemplate
 
     tokens = {"eos_token": "<|im_end|>", **family.special_tokens}
     library = tiny_generators.byte_level()

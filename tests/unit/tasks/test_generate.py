@@ -13,7 +13,7 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import api, registry
-from edge_agent.tasks.chat import ChatTemplate
+from edge_agent.tasks.generate import ChatTemplate
 from tests.support.chat_templates import DIALOGUE, FAMILIES, Family
 
 TEMPLATE = (

@@ -6,18 +6,18 @@ import pytest
 
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
-from edge_agent.tasks import sampling
+from edge_agent.tasks import generate
 
 
 def test_what_is_not_said_is_the_best_token_every_time() -> None:
-    wishes = sampling.read({}, 512)
+    wishes = generate.read_sampling_params({}, 512)
     assert (wishes.session["temperature"], wishes.stops, wishes.max_tokens) == (0.0, (), None)
-    assert 0 <= wishes.session["seed"] <= sampling.SEED_MAX
+    assert 0 <= wishes.session["seed"] <= generate.SEED_MAX
 
 
 def test_what_is_said_goes_to_the_session() -> None:
     params = {"temperature": 1, "top_k": 7, "seed": 3, "stop": "x", "max_tokens": 512, "json_schema": {"type": "null"}}
-    wishes = sampling.read(params, 512)
+    wishes = generate.read_sampling_params(params, 512)
     assert wishes.session["temperature"] == 1.0
     assert (wishes.session["top_k"], wishes.session["seed"]) == (7, 3)
     assert wishes.session["json_schema"] == {"type": "null"}
@@ -55,5 +55,5 @@ def test_what_is_said_goes_to_the_session() -> None:
 )
 def test_what_cannot_be_is_refused_by_name(params: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says) as refused:
-        sampling.read(params, 512)
+        generate.read_sampling_params(params, 512)
     assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
