@@ -9,19 +9,67 @@ arrays; each is bound by pointer and not copied per run:
 The bank has a fixed number of positions, and each holds one adapter. A mixed batch of n rows gets n adjacent positions
 (a view, no copy), and its rows are put in the order in which those positions hold their adapters. Only a row whose
 adapter is not in the window costs a write. Popular adapters therefore come to hold several positions, and the positions
-that have not been used for longest are overwritten first (docs/decisions/0034). numpy is imported when a bank is made.
+that have not been used for longest are overwritten first (docs/decisions/0034). An adapter's file is read with numpy
+alone (`read_tensors`): `bundle.safetensors` checks its header. numpy is imported when a bank is made.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.backends.api import AdapterSource
-from edge_agent.backends.tensors import TensorFile, read_tensors
-from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_agent.base.errors import AdapterRefused, BackendError, PackageError
+from edge_agent.bundle.safetensors import read_safetensors
+
+_NUMPY_TYPES = {"F32": "<f4", "F16": "<f2"}
+
+
+class TensorFile(NamedTuple):
+    """`tensors` by name as float32 arrays, and the string metadata."""
+
+    tensors: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+def read_tensors(path: str, size_max_bytes: int) -> TensorFile:
+    """All tensors of a file. Raises AdapterRefused for anything that is not exactly a safetensors file."""
+    try:
+        size = os.stat(path).st_size  # noqa: PTH116 (pathlib costs memory for two lines)
+        if size > size_max_bytes:
+            raise AdapterRefused(f"the file has {size} bytes, at most {size_max_bytes} are taken", path)
+        with open(path, "rb") as stream:  # noqa: PTH123 (as above)
+            data = stream.read(size)
+    except OSError as error:
+        raise AdapterRefused(f"the file cannot be read: {error.strerror}", path) from error
+    return parse_tensors(data, path)
+
+
+def parse_tensors(data: bytes, where: str) -> TensorFile:
+    """The same from bytes; `where` is named in errors."""
+    try:
+        header = read_safetensors(io.BytesIO(data), len(data), where)
+    except PackageError as error:
+        raise AdapterRefused(error.what, error.where, error.remedy) from error
+    tensors = {}
+    for name, (dtype, shape, begin, _) in header.tensors.items():
+        if dtype not in _NUMPY_TYPES or len(shape) > 2:
+            raise AdapterRefused(f"tensor {name!r} is not a float32 or float16 vector or matrix", where)
+        tensors[name] = _array(data, begin, _NUMPY_TYPES[dtype], shape)
+    return TensorFile(tensors, header.metadata)
+
+
+def _array(data: bytes, first: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    import numpy
+
+    array = numpy.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=first).reshape(shape)
+    return array.astype(numpy.float32, copy=False)
+
 
 FORMAT = "edge-adapter/1"
 ADAPTER_BYTES = 256 * 1024 * 1024

@@ -1,10 +1,16 @@
+import json
+import struct
 from collections import Counter
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.backends.adapter_bank import PositionalCache
+from edge_agent.backends.adapter_bank import PositionalCache, parse_tensors, read_tensors
+from edge_agent.base.errors import AdapterRefused
+from edge_agent.bundle.safetensors import TENSORS_MAX
+from tests.support.small_graph import safetensors
 
 NAMES = st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g", "h", "i"])
 
@@ -78,3 +84,100 @@ def test_more_rows_than_positions_is_a_mistake_of_the_caller():
         PositionalCache(2).place(["a", "b", "c"])
     with pytest.raises(ValueError, match="0 rows"):
         PositionalCache(2).place([])
+
+
+GOOD = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.asarray([1.5], np.float16),
+    "z": np.zeros((4, 0), np.float32),
+}
+
+
+def header(fields, data=b""):
+    text = json.dumps(fields).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape=(1,), offsets=(0, 4), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def test_reads_what_was_written_as_float32(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors(GOOD, {"format": "edge-adapter/1"}))
+    found = read_tensors(str(path), 10_000)
+    assert found.metadata == {"format": "edge-adapter/1"}
+    assert set(found.tensors) == set(GOOD)
+    for name, value in GOOD.items():
+        assert found.tensors[name].dtype == np.float32
+        assert np.array_equal(found.tensors[name], value.astype(np.float32))
+
+
+def test_an_empty_tensor_may_share_its_place_with_the_next():
+    data = header({"a": entry(), "z": entry((0,), (0, 0))}, b"\0" * 4)
+    assert parse_tensors(data, "here").tensors["z"].shape == (0,)
+
+
+def test_reads_what_the_library_writes():
+    save = pytest.importorskip("safetensors.numpy").save
+    assert np.array_equal(parse_tensors(save(GOOD), "x").tensors["b"], GOOD["b"])
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "header claims"),
+        (b"\0" * 7, "header claims"),
+        (struct.pack("<Q", 2**63) + b"{}", "header claims"),
+        (struct.pack("<Q", 50) + b"{}", "header claims"),
+        (struct.pack("<Q", 0) + b"{}", "no JSON object"),
+        (struct.pack("<Q", 2) + b"\xff\xff", "no JSON object"),
+        (struct.pack("<Q", 4000) + b'{"a":' + b"[" * 3995, "damaged: "),
+        (struct.pack("<Q", 2) + b"[]", "no JSON object"),
+        (header({"__metadata__": {"a": 1}}), "metadata"),
+        (header({"a": 5}), "'a' is damaged"),
+        (header({"a": entry(dtype="BF16", offsets=(0, 2))}, b"\0\0"), "'a' is not"),
+        (header({"a": entry(dtype="I64", offsets=(0, 8))}, b"\0" * 8), "'a' is not"),
+        (header({"a": entry(dtype=["F32"])}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(1, 1, 1))}, b"\0" * 4), "'a' is not"),
+        (header({"a": entry(shape=(-1,))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(True,))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(1.0,))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(shape=(2**30, 2**30))}, b"\0" * 4), "does not fit its bytes"),
+        (header({"a": entry(shape=(2**39, 2**39))}, b"\0" * 4), "'a' is damaged"),
+        (header({"a": entry(offsets=(0, 8))}, b"\0" * 8), "does not fit its bytes"),
+        (header({"a": entry(offsets=(4, 0))}, b"\0" * 4), "does not fit its bytes"),
+        (header({"a": entry(offsets=(4, 8))}, b"\0" * 8), "gap"),
+        (header({"a": entry()}, b"\0" * 3), "cover 4 bytes of 3"),
+        (header({"a": entry(), "b": entry()}, b"\0" * 4), "overlap"),
+        (header({"a": entry()}, b"\0" * 9), "cover 4 bytes of 9"),
+        (header({str(place): entry((0,), (0, 0)) for place in range(TENSORS_MAX + 1)}), "at most"),
+    ],
+)  # fmt: skip
+def test_every_way_a_file_can_be_wrong_is_refused(data, why):
+    with pytest.raises(AdapterRefused, match=why):
+        parse_tensors(data, "here")
+
+
+def test_a_file_over_the_limit_or_absent_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors(GOOD))
+    with pytest.raises(AdapterRefused, match="at most 10 are taken"):
+        read_tensors(str(path), 10)
+    with pytest.raises(AdapterRefused, match="cannot be read"):
+        read_tensors(str(tmp_path / "absent"), 10)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(data):
+    raw = bytearray(safetensors(GOOD, {"format": "x"}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    for damaged in (bytes(raw), bytes(raw[:cut])):
+        try:
+            found = parse_tensors(damaged, "here")
+        except AdapterRefused:
+            continue
+        assert all(value.dtype == np.float32 for value in found.tensors.values())
