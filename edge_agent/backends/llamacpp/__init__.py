@@ -8,8 +8,7 @@
     llama_context      the KV cache and the decode call
     model              one GGUF file in memory: weights, vocabulary, adapters
     sampler            from logits to a token
-    grammar, schema    GBNF and JSON schema of requests, bounded; grammar_sandbox tries them in a forked process
-    features           logits of the next token, for golden probes
+    grammar            GBNF and JSON schema of requests: bounded, and tried in a forked process
     library            the C library: found, checked against this CPU, its log captured
 
 No module outside of this package uses llama.cpp.
