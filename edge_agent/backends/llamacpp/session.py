@@ -1,12 +1,15 @@
-"""A session of llama.cpp: jobs in, decode calls in each step, chunks and figures out."""
+"""A session of llama.cpp: jobs in, decode calls in each step, chunks and figures out; `FeatureRun` computes golden probes."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from edge_agent.backends.api import (
     AdapterSource,
@@ -20,9 +23,9 @@ from edge_agent.backends.api import (
     Session,
     SessionJob,
     Vocabulary,
+    feature_ids,
 )
 from edge_agent.backends.gguf import GgufHeader, read_header
-from edge_agent.backends.llamacpp.features import FeatureRun
 from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
 from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
@@ -35,7 +38,7 @@ from edge_agent.backends.llamacpp.step_schedule import (
     schedule_chunks,
 )
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
-from edge_agent.backends.queue import JobQueue
+from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError, ProgramRefused
 from edge_agent.base.limits import QUEUE_JOBS
 
@@ -369,3 +372,77 @@ class LlamaSession(Session):
 def _part(chunk: ScheduledChunk) -> DecodeInput:
     sequence = chunk.sequence
     return DecodeInput(sequence.slot, sequence.cached, sequence.tokens[sequence.cached : chunk.stop], chunk.last)
+
+
+class FeatureRun:
+    """Computes micro-batches of rows without the prefix cache, so that the numbers are reproducible."""
+
+    def __init__(self, context: Callable[[], LlamaContext], slots: SequenceSlots) -> None:
+        self._context = context
+        self._slots = slots
+        self._parts: dict[str, list[npt.NDArray[np.float32]]] = {}
+
+    def run(self, pieces: list[Piece], batch: int) -> list[Event]:
+        """The jobs that are complete with these pieces, or failed."""
+        started_s = time.monotonic()
+        sequences = []
+        for piece in pieces:
+            for row in piece.rows:
+                # No adapter has the owner -1, so no cached prefix is found and the slot is overwritten.
+                place = self._slots.take(-1, row)
+                self._slots.clear(place.slot)
+                sequences.append(TokenSequence(piece.job.job_id, piece.job.adapter, place.slot, list(row), len(row), 0))
+        try:
+            rows = self._compute(sequences, batch)
+        except BackendError as error:
+            self._parts.clear()
+            return [Failed(piece.job.job_id, error.what) for piece in pieces]
+        finally:
+            for sequence in sequences:
+                self._slots.leave(sequence.slot)
+            self._slots.sweep(self._context().cut)
+        return self._events(pieces, rows, time.monotonic() - started_s)
+
+    def forget(self, job_id: str) -> None:
+        """Drop the rows of a job that was cancelled between its pieces."""
+        self._parts.pop(job_id, None)
+
+    def _compute(self, sequences: list[TokenSequence], batch: int) -> list[npt.NDArray[np.float32]]:
+        context = self._context()
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for sequence in sequences:
+            context.cut(sequence.slot, 0)
+        while len(found) < len(sequences):
+            chunks = schedule_chunks([sequence for sequence in sequences if sequence.pending], batch, batch)
+            parts = [
+                DecodeInput(
+                    one.sequence.slot,
+                    one.sequence.cached,
+                    one.sequence.tokens[one.sequence.cached : one.stop],
+                    one.last,
+                )
+                for one in chunks
+            ]
+            context.decode(parts)
+            place = -1
+            for chunk, part in zip(chunks, parts, strict=True):
+                place += len(part.tokens)
+                chunk.sequence.cached = chunk.stop
+                if chunk.last:
+                    logits = context.logits(place)
+                    ids = feature_ids(len(logits))
+                    found[chunk.sequence.slot] = logits[ids.start : ids.stop : ids.step].copy()
+        return [found[sequence.slot] for sequence in sequences]
+
+    def _events(self, pieces: list[Piece], rows: list[npt.NDArray[np.float32]], compute_s: float) -> list[Event]:
+        events: list[Event] = []
+        at = 0
+        for piece in pieces:
+            stop = at + len(piece.rows)
+            held = self._parts.setdefault(piece.job.job_id, [])
+            held.extend(rows[at:stop])
+            at = stop
+            if piece.last:
+                outputs: dict[str, Any] = {"features": np.stack(self._parts.pop(piece.job.job_id))}
+                events.append(Done(piece.job.job_id, outputs, compute_s, len(rows)))
+        return events
