@@ -1,4 +1,4 @@
-"""A session of llama.cpp: jobs in, decode calls in each step, chunks and figures out; `FeatureRun` computes golden probes."""
+"""A session of llama.cpp: jobs in, decode calls in each step, chunks and figures out; golden probes by `FeatureRun`."""
 
 from __future__ import annotations
 
