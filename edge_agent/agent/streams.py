@@ -15,9 +15,9 @@ from msgspec import UNSET
 from edge_agent.agent.context import Context
 from edge_agent.core.job import Job
 from edge_agent.protocol import encode
-from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
+from edge_agent.protocol.topics import ReplyAddress
 from edge_agent.protocol.worker_messages import GeneratedText
 
 END_S = 5.0

@@ -22,11 +22,21 @@ from edge_agent.base import limits
 from edge_agent.base.causes import Cause
 from edge_agent.base.limits import PRIORITY_DEFAULT, PRIORITY_HIGHEST, PRIORITY_LOWEST
 from edge_agent.base.units import bytes_text
-from edge_agent.protocol.address import ReplyAddress, correlation_id, find_address, fit_id
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.json_guard import quoted, repeated_key, too_deep
 from edge_agent.protocol.messages import ORDERS, CancelRequest, ChatMessage, InferRequest, Order
-from edge_agent.protocol.topics import NAME, CancelTarget, CommandTarget, InferTarget, ReplyDenied, Topics
+from edge_agent.protocol.topics import (
+    NAME,
+    CancelTarget,
+    CommandTarget,
+    InferTarget,
+    ReplyAddress,
+    ReplyDenied,
+    Topics,
+    correlation_id,
+    find_address,
+    fit_id,
+)
 
 FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16

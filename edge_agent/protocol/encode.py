@@ -8,11 +8,10 @@ import msgspec
 
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
-from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk
 from edge_agent.protocol.telemetry import Telemetry
-from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.topics import ReplyAddress, Topics
 
 REASON_CHARS, REASON_PROPERTY_CHARS = 600, 240
 """Of a reason in the body, which has room for the arithmetic of memory, and in the user property, which has not."""

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 
 from edge_agent.protocol import encode
-from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.messages import ORDERS, Energy, Event, Reply, Status, StreamChunk, Timing
-from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.topics import ReplyAddress, Topics
 from tests.support import asyncapi
 
 DOCUMENT = asyncapi.load()

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from edge_agent.mqtt.outbox import RETURNS, STATES, Outbox
 from edge_agent.protocol import encode
-from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.topics import ReplyAddress
 
 
 def reply(name: str, expiry_s: float | None = None, qos: int = 1, size: int = 1) -> Outbound:

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol import encode
-from edge_agent.protocol.address import ReplyAddress
 from edge_agent.protocol.messages import Energy, Event, Reply, Status, StreamChunk, Timing
 from edge_agent.protocol.telemetry import Telemetry
-from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.topics import ReplyAddress, Topics
 
 TOPICS = Topics("edge/v1", "pi")
 TO = ReplyAddress("edge/v1/client/app/reply", "id-1", "app", b"id-1", "v5")
