@@ -18,7 +18,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core.governor import ComputeGrant
-from edge_agent.protocol import encode, home_assistant, messages, telemetry
+from edge_agent.protocol import encode, home_assistant, messages
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
 from edge_agent.protocol.topics import Topics
@@ -112,7 +112,7 @@ class StatusBuilder:
         joules = [share.joules for share in stats.models.values() if share.joules is not None]
         served_models = figures.served_models
         method = stats.energy_method or _energy_method(figures.readings.get("power"))
-        body = telemetry.Telemetry(
+        body = messages.Telemetry(
             boot_id=self.identity.boot_id,
             seq=self._next(),
             ts=self._clock.wall_s(),
@@ -191,10 +191,10 @@ def governor_entry(grant: ComputeGrant) -> dict[str, Any]:
     }
 
 
-def measured(reading: Reading) -> telemetry.Measured:
+def measured(reading: Reading) -> messages.Measured:
     """A reading as a message part."""
     value = None if reading.value is None else round(reading.value, 3)
-    return telemetry.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
+    return messages.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
 
 
 def model_entry(served: ServedModel) -> messages.ModelEntry:

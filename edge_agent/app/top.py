@@ -23,8 +23,7 @@ from edge_agent.base.errors import BrokerError, UsageError
 from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import LinkChange, LinkListener
-from edge_agent.protocol.messages import Event, Status
-from edge_agent.protocol.telemetry import Telemetry
+from edge_agent.protocol.messages import Event, Status, Telemetry
 from edge_agent.protocol.topics import Subscription
 
 Report = Mapping[str, Any]

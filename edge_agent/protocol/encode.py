@@ -9,8 +9,7 @@ import msgspec
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk
-from edge_agent.protocol.telemetry import Telemetry
+from edge_agent.protocol.messages import CommandReply, Event, Reply, Status, StreamChunk, Telemetry
 from edge_agent.protocol.topics import ReplyAddress, Topics
 
 REASON_CHARS, REASON_PROPERTY_CHARS = 600, 240

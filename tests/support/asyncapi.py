@@ -12,7 +12,7 @@ import jsonschema
 import msgspec
 import yaml
 
-from edge_agent.protocol import messages, telemetry
+from edge_agent.protocol import messages
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml"
 ROOTS = (
@@ -25,7 +25,7 @@ ROOTS = (
     messages.Status,
     messages.Info,
     messages.Models,
-    telemetry.Telemetry,
+    messages.Telemetry,
     messages.Event,
 )
 # MQTT 5 properties, named as in the mqtt message binding.

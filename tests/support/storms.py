@@ -15,8 +15,7 @@ import msgspec
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import Reply, StreamChunk
-from edge_agent.protocol.telemetry import Telemetry
+from edge_agent.protocol.messages import Reply, StreamChunk, Telemetry
 from edge_agent.protocol.topics import Subscription, Topics
 
 Part = StreamChunk | Reply

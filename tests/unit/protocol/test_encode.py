@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol import encode
-from edge_agent.protocol.messages import Energy, Event, Reply, Status, StreamChunk, Timing
-from edge_agent.protocol.telemetry import Telemetry
+from edge_agent.protocol.messages import Energy, Event, Reply, Status, StreamChunk, Telemetry, Timing
 from edge_agent.protocol.topics import ReplyAddress, Topics
 
 TOPICS = Topics("edge/v1", "pi")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.protocol import encode, messages
-from edge_agent.protocol import telemetry as forms
+from edge_agent.protocol import messages as forms
 from edge_agent.protocol.home_assistant import discovery, object_id
 from edge_agent.protocol.topics import Topics
 
