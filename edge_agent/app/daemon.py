@@ -1,16 +1,19 @@
-"""`edge-agent run`: settings become the running agent."""
+"""`edge-agent run`: settings become the running agent, and what it has other processes do."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import platform
 import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge_agent import __version__
 from edge_agent.actuators.clock_cap import ClockCap
@@ -33,9 +36,8 @@ from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
-from edge_agent.app.daemon_processes import StoreProcess, find_runtimes
 from edge_agent.base.clock import SystemClock
-from edge_agent.base.errors import StoreError
+from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.settings import Settings
@@ -44,7 +46,9 @@ from edge_agent.lifecycle.supervision import Signals, SystemdNotifier
 from edge_agent.mqtt.spool import Spool
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.messages import Runtime
 from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.worker_messages import RuntimeReport, RuntimeUnavailable
 from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.memory import daemon_bytes
@@ -52,7 +56,8 @@ from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import daemon_lock
-from edge_agent.worker.supervisor import spawn
+from edge_agent.worker.one_shot import ask_backends
+from edge_agent.worker.supervisor import SpawnOptions, spawn
 
 log = logging.getLogger("edge_agent")
 JTOP_RETRY_S = 30.0
@@ -177,3 +182,64 @@ def _identity(settings: Settings, board: Board, threads: int) -> Identity:
         interval_s=settings.telemetry.interval_s,
         home_assistant=settings.telemetry.home_assistant,
     )
+
+
+class StoreProcess:
+    """Carries out store commands in `edge-agent install|remove|rollback` processes. Implements `commands.Operator`.
+
+    The signature library never enters the daemon, and a package that crashes its reader harms nobody.
+    """
+
+    def __init__(self, config: Path | None, inbox: Path) -> None:
+        self._config = config
+        self._inbox = inbox
+
+    async def install(self, package: str) -> Mapping[str, Any]:
+        """See `commands.Operator`; only names inside the incoming folder are taken."""
+        if "/" in package or package.startswith(".") or not package.isprintable() or not package:
+            raise StoreError(f"{package!r} is not the name of a file in the incoming folder", str(self._inbox))
+        return await self._run("install", str(self._inbox / package))
+
+    async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
+        """See `commands.Operator`."""
+        return await self._run("remove", model, *(("--adapter", adapter) if adapter else ()))
+
+    async def rollback(self, model: str) -> Mapping[str, Any]:
+        """See `commands.Operator`."""
+        return await self._run("rollback", model)
+
+    async def _run(self, verb: str, *arguments: str) -> Mapping[str, Any]:
+        command = [sys.executable, "-m", "edge_agent", verb, "--json", *arguments]
+        if self._config is not None:
+            command += ["--config", str(self._config)]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error
+        try:
+            out, err = await process.communicate()
+        except asyncio.CancelledError:
+            process.terminate()
+            raise
+        if process.returncode != 0:
+            text = err.decode("utf-8", "replace").strip().removeprefix("edge-agent: ")
+            raise StoreError(text[-500:] or f"exit code {process.returncode}", f"edge-agent {verb}")
+        report: Mapping[str, Any] = json.loads(out)
+        return report
+
+
+async def find_runtimes(options: SpawnOptions, names: Sequence[str]) -> list[Runtime]:
+    """The allowed backends as a worker's interpreter finds them; asked once, in a child, since imports are memory."""
+    try:
+        found = await ask_backends(options, names)
+    except WorkerError as error:
+        return [Runtime(name=name, version=None, devices=[], reason=str(error)) for name in names]
+    return [_runtime(name, found[name]) for name in names]
+
+
+def _runtime(name: str, report: RuntimeReport) -> Runtime:
+    if isinstance(report, RuntimeUnavailable):
+        return Runtime(name=name, version=None, devices=[], reason=report.reason)
+    return Runtime(name=name, version=report.version, devices=list(report.devices), reason=report.unchecked or None)
