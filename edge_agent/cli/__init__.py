@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
-from edge_agent.cli.arguments import parser as build_parser
+from edge_agent.cli.verbs import parser as build_parser
 
 __all__ = ["main"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.cli import arguments as agent_arguments
+from edge_agent.cli import verbs as agent_verbs
 from edge_agent.config.load import _all_keys
 from edge_agent.config.settings import Settings
 from edge_forge import cli as forge_cli
@@ -30,7 +30,7 @@ PAGES = sorted([README, *ROOT.glob("docs/**/*.md"), ROOT / "systemd" / "README.m
 README_LINES = 120
 FIGURES = ROOT / "docs" / "figures.md"
 TOPS = ("docs", "edge_agent", "models", "systemd", "tests", "tools", ".ci")
-PARSERS = {"edge-agent": agent_arguments.parser(), "edge-forge": forge_cli._parser()}
+PARSERS = {"edge-agent": agent_verbs.parser(), "edge-forge": forge_cli._parser()}
 TARGETS = pages.targets(ROOT / "Makefile")
 KEYS = set(_all_keys(Settings))
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}

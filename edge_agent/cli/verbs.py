@@ -1,13 +1,20 @@
-"""The verbs of `edge-agent` and their arguments."""
+"""The verbs of `edge-agent`: their arguments, and what they do: a few lines each that hand the arguments on and print.
+
+A verb returns its exit code and imports the modules that it needs itself, so that `--help` answers at once and a verb
+pays only for itself.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
-from edge_agent.cli import actions
+from edge_agent.base.errors import ConfigError, UsageError
+from edge_agent.base.units import bytes_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +40,7 @@ def _add_run(verbs: Any) -> None:
     verb = verbs.add_parser("run", help="the daemon")
     _config_option(verb)
     verb.add_argument("--sysroot", type=Path, help="read sensors under this folder instead of /")
-    verb.set_defaults(verb=actions.run)
+    verb.set_defaults(verb=run)
 
 
 def _add_demo(verbs: Any) -> None:
@@ -43,7 +50,7 @@ def _add_demo(verbs: Any) -> None:
     verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
     verb.add_argument("--llm", action="store_true", help="a language model instead: answers are streamed (llama.cpp)")
-    verb.set_defaults(verb=actions.demo)
+    verb.set_defaults(verb=demo)
 
 
 def _add_infer(verbs: Any) -> None:
@@ -64,7 +71,7 @@ def _add_infer(verbs: Any) -> None:
     _generation_options(verb)
     _broker_options(verb)
     verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
-    verb.set_defaults(verb=actions.infer)
+    verb.set_defaults(verb=infer)
     verb = verbs.add_parser("chat", help="talk to a generator over MQTT; /new begins anew, the end of input ends it")
     _config_option(verb)
     verb.add_argument("model")
@@ -73,7 +80,7 @@ def _add_infer(verbs: Any) -> None:
     verb.add_argument("--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer")
     _generation_options(verb)
     _broker_options(verb)
-    verb.set_defaults(verb=actions.chat)
+    verb.set_defaults(verb=chat)
     verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
     _config_option(verb)
     verb.add_argument("model")
@@ -87,7 +94,7 @@ def _add_infer(verbs: Any) -> None:
     _generation_options(verb)
     _broker_options(verb)
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=actions.bench)
+    verb.set_defaults(verb=bench)
 
 
 def _add_orders(verbs: Any) -> None:
@@ -101,7 +108,7 @@ def _add_orders(verbs: Any) -> None:
         verb.add_argument("model")
         _broker_options(verb)
         verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
-        verb.set_defaults(verb=actions.order, order=name)
+        verb.set_defaults(verb=order, order=name)
 
 
 def _add_monitoring(verbs: Any) -> None:
@@ -110,17 +117,17 @@ def _add_monitoring(verbs: Any) -> None:
     _broker_options(verb)
     verb.add_argument("--once", action="store_true", help="print the next report and end")
     verb.add_argument("--seconds", type=float, help="end after so long")
-    verb.set_defaults(verb=actions.top, model="any")
+    verb.set_defaults(verb=top, model="any")
     verb = verbs.add_parser("record", help="write a device's reports to a CSV file")
     _config_option(verb)
     verb.add_argument("file", type=Path, help="the table; rows are added to one that exists")
     verb.add_argument("--seconds", type=float, default=3600.0)
     _broker_options(verb)
-    verb.set_defaults(verb=actions.record, model="any")
+    verb.set_defaults(verb=record, model="any")
     verb = verbs.add_parser("plot", help="draw what was recorded")
     verb.add_argument("table", type=Path, help="as `record` wrote it")
     verb.add_argument("picture", type=Path, help="to write: .png, .svg or .pdf")
-    verb.set_defaults(verb=actions.plot)
+    verb.set_defaults(verb=plot)
 
 
 def _add_packages(verbs: Any) -> None:
@@ -129,34 +136,34 @@ def _add_packages(verbs: Any) -> None:
     verb.add_argument("package", type=Path, help="a package: .tar or folder")
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=actions.install)
+    verb.set_defaults(verb=install)
     verb = verbs.add_parser("models", help="what is installed")
     _config_option(verb)
     verb.add_argument("--why", action="store_true", help="why this variant of each, with what was measured here")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=actions.models)
+    verb.set_defaults(verb=models)
     verb = verbs.add_parser("rollback", help="return a model to the version before")
     _config_option(verb)
     verb.add_argument("model")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=actions.rollback)
+    verb.set_defaults(verb=rollback)
     verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
     _config_option(verb)
     verb.add_argument("model")
     verb.add_argument("--adapter")
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=actions.remove)
+    verb.set_defaults(verb=remove)
 
 
 def _add_operating(verbs: Any) -> None:
     verb = verbs.add_parser("doctor", help="check board, sensors, runtimes, permissions, broker")
     _config_option(verb)
     verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=actions.doctor)
+    verb.set_defaults(verb=doctor)
     verb = verbs.add_parser("check-config", help="check a settings file")
     verb.add_argument("file", type=Path, nargs="?")
     verb.add_argument("--example", action="store_true", help="print a commented file with every setting instead")
-    verb.set_defaults(verb=actions.check_config)
+    verb.set_defaults(verb=check_config)
 
 
 def _add_service(verbs: Any) -> None:
@@ -166,7 +173,7 @@ def _add_service(verbs: Any) -> None:
     verb.add_argument("--python", help="the interpreter of the service, as seen on the device")
     verb.add_argument("--drop-in", action="append", metavar="NAME", help="a drop-in to use; repeat for several")
     verb.add_argument("--purge", action="store_true", help="with uninstall: also remove settings and state")
-    verb.set_defaults(verb=actions.service)
+    verb.set_defaults(verb=service)
 
 
 def _config_option(verb: argparse.ArgumentParser) -> None:
@@ -186,3 +193,207 @@ def _broker_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--host", help="the broker (default: the settings' own)")
     verb.add_argument("--port", type=int)
     verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The daemon."""
+    from edge_agent.app.daemon import run
+
+    return run(options.config, options.sysroot)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Train, package, install and query on this machine."""
+    if options.llm:
+        from edge_agent.demo.llm import run
+    else:
+        from edge_agent.demo.show import run
+    return run(options.build, options.models, port=options.port, stay=options.stay)
+
+
+def infer(options: argparse.Namespace) -> int:
+    """Ask a model over MQTT; 1 for any status but 200."""
+    from edge_agent.app.ask import answer_text, ask, generation_params, generator_hint, stream
+
+    params = {"top_k": options.top_k, "threshold": options.threshold}
+    body = _question(options)
+    body["params"] = {name: value for name, value in params.items() if value is not None} | generation_params(options)
+    for name in ("adapter", "priority"):
+        if getattr(options, name) is not None:
+            body[name] = getattr(options, name)
+    deadline_s = options.deadline if options.deadline is not None else (60.0 if options.stream else 10.0)
+    shown: list[str] = []
+    if options.stream:
+
+        def show(text: str) -> None:
+            if text and not options.json:
+                shown.append("some")
+                _write(text)
+
+        reply = stream(options, options.model, body, deadline_s, show)
+    else:
+        reply = ask(options, options.model, body, deadline_s)
+    served = reply["status"] == 200
+    if options.stream and not served and shown and not options.json:
+        print()  # the reason begins a line of its own
+    if options.json:
+        print(json.dumps(reply, ensure_ascii=False))
+    else:
+        hint = generator_hint(options, body, reply)
+        print(answer_text(reply, hint), file=sys.stdout if served else sys.stderr)
+    return 0 if served else 1
+
+
+def _question(options: argparse.Namespace) -> dict[str, Any]:
+    texts: list[str] = options.text
+    if not (options.prompt or options.chat or options.stream):
+        return {"text": texts[0]} if len(texts) == 1 else {"texts": texts}
+    if len(texts) != 1 or (options.prompt and options.chat):
+        raise UsageError("a generator is asked one thing at a time, by --prompt or by --chat")
+    return {"messages": [{"role": "user", "content": texts[0]}]} if options.chat else {"prompt": texts[0]}
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Talk to a generator over MQTT."""
+    from edge_agent.app.ask import chat
+
+    def read() -> str | None:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+
+    return chat(options, read, _write, lambda text: print(text, file=sys.stderr))
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Load a running agent over MQTT; 1 when nothing was served."""
+    from edge_agent.app.bench import bench_text, load_test
+
+    figures = load_test(options)
+    print(json.dumps(figures, ensure_ascii=False) if options.json else bench_text(figures))
+    return 0 if "200" in figures["statuses"] else 1
+
+
+def order(options: argparse.Namespace) -> int:
+    """Load or unload a model of a running agent over MQTT."""
+    from edge_agent.app.ask import answer_text, order
+
+    reply = order(options, options.order, {"model": options.model})
+    done = reply["status"] == 200
+    if options.json:
+        print(json.dumps(reply, ensure_ascii=False))
+    elif done:
+        held = (reply.get("result") or {}).get("footprint_bytes")
+        print(f"{options.order} {options.model}: done" + (f", it holds {bytes_text(held)}" if held else ""))
+    else:
+        print(answer_text(reply), file=sys.stderr)
+    return 0 if done else 1
+
+
+def top(options: argparse.Namespace) -> int:
+    """What a device does now."""
+    from edge_agent.app.top import top
+
+    return top(options)
+
+
+def record(options: argparse.Namespace) -> int:
+    """Its reports into a table."""
+    from edge_agent.app.top import record
+
+    return record(options)
+
+
+def plot(options: argparse.Namespace) -> int:
+    """A table as a picture."""
+    from edge_agent.app.telemetry_plot import plot
+
+    return plot(options)
+
+
+def install(options: argparse.Namespace) -> int:
+    """Verify, probe and activate a package."""
+    from edge_agent.app.packages import install
+
+    return _print_report(install(options.config, options.package, again=options.again), options.json)
+
+
+def models(options: argparse.Namespace) -> int:
+    """What is installed."""
+    from edge_agent.app.packages import models, models_text
+
+    listed = models(options.config)
+    if options.json:
+        print(json.dumps(listed, ensure_ascii=False, indent=2))
+    else:
+        print(models_text(listed, options.why))
+    return 0
+
+
+def rollback(options: argparse.Namespace) -> int:
+    """Return a model to the version before."""
+    from edge_agent.app.packages import rollback
+
+    return _print_report(rollback(options.config, options.model), options.json)
+
+
+def remove(options: argparse.Namespace) -> int:
+    """Remove a model, or one of its adapters."""
+    from edge_agent.app.packages import remove
+
+    return _print_report(remove(options.config, options.model, options.adapter), options.json)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Check this board; 1 when something does not work."""
+    from edge_agent.app.operate import doctor
+
+    return doctor(options.config, options.json)
+
+
+def check_config(options: argparse.Namespace) -> int:
+    """Check a settings file; 1 when it is not sound."""
+    from edge_agent.app.wiring import topics
+    from edge_agent.config import load
+
+    if options.example:
+        from edge_agent.config.example import example_toml
+
+        print(example_toml(), end="")
+        return 0
+    settings, problems = load.check(options.file)
+    device = ""
+    if not problems:
+        try:
+            device = topics(settings).device
+        except ConfigError as error:
+            problems = (error,)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        print(f"edge-agent: {count} in the settings", file=sys.stderr)
+        return 1
+    source = options.file or (load.DEFAULT_PATH if load.DEFAULT_PATH.exists() else "no settings file, defaults alone")
+    print(f"{source}: sound; device {device!r}, broker {settings.mqtt.host}:{settings.mqtt.broker_port}")
+    return 0
+
+
+def service(options: argparse.Namespace) -> int:
+    """The systemd service."""
+    from edge_agent.app.operate import service
+
+    return service(options.action, options.root, options.python, options.drop_in, options.purge)
+
+
+def _print_report(report: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print(report["text"])
+    return 0
