@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.cli.arguments import parser
+from edge_agent.cli.verbs import parser
 from edge_agent.config.load import check
 from tests.support import pages
 from tests.support.agents import LABELS, AgentProcess, echo_adapter_package, echo_package, running
