@@ -204,11 +204,10 @@ def run(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Train, package, install and query on this machine."""
-    if options.llm:
-        from edge_agent.demo.llm import run
-    else:
-        from edge_agent.demo.show import run
-    return run(options.build, options.models, port=options.port, stay=options.stay)
+    from edge_agent.demo.show import run, run_llm
+
+    play = run_llm if options.llm else run
+    return play(options.build, options.models, port=options.port, stay=options.stay)
 
 
 def infer(options: argparse.Namespace) -> int:
