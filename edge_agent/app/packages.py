@@ -22,7 +22,7 @@ from edge_agent.sensors.boards import read_cpu_features
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.sensors.time_sync import ClockSync, clock_sync
 from edge_agent.store.install import InstallReport
-from edge_agent.store.install_context import InstallContext, Progress, silent
+from edge_agent.store.install_plan import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import become_owner, running_daemon
 from edge_agent.worker import one_shot as workers

@@ -29,8 +29,15 @@ from edge_agent.bundle.verify import Verified, check_blob, read_package, read_re
 from edge_agent.store.blobs import Blobs
 from edge_agent.store.crash_points import At
 from edge_agent.store.disk import replace_file
-from edge_agent.store.install_context import InstallContext, Progress
-from edge_agent.store.install_plan import BlobRequest, InstallPlan, ModelChange, PlanContext, plan
+from edge_agent.store.install_plan import (
+    BlobRequest,
+    InstallContext,
+    InstallPlan,
+    ModelChange,
+    PlanContext,
+    Progress,
+    plan,
+)
 from edge_agent.store.state_file import AdapterRecord, Committed, Measurements, ModelRecord, Record, StateFile
 from edge_agent.store.variant_trials import Trial, TrialRules, try_change
 

@@ -28,7 +28,7 @@ from edge_agent.store.state_folder import change_lock
 
 if TYPE_CHECKING:
     from edge_agent.store.install import InstallReport
-    from edge_agent.store.install_context import InstallContext, Progress
+    from edge_agent.store.install_plan import InstallContext, Progress
 
 log = logging.getLogger("edge_agent.store")
 
@@ -127,7 +127,7 @@ class ModelStore:
             raise StoreError("this store was opened for reading only", str(self._root))
         # Imported here, because the daemon only reads and every imported module costs it memory.
         from edge_agent.store.install import Installer
-        from edge_agent.store.install_context import silent
+        from edge_agent.store.install_plan import silent
 
         report_to = progress or silent
         with self._changing():

@@ -51,7 +51,7 @@ def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[s
 
 
 class WorkerProber:
-    """Runs a model that is not active yet in a worker of its own. Implements `store.install_context.Prober`.
+    """Runs a model that is not active yet in a worker of its own. Implements `store.install_plan.Prober`.
 
     The worker gets the same limits and overrides as the daemon's will. `power` reads the whole board's power;
     `estimate` stands in for it on a board without a sensor whose power is known. `ram_bytes`: what one model may take

@@ -16,7 +16,7 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import EdgeError, PackageError, SignatureError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
-from edge_agent.store.install_context import InstallContext
+from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from edge_forge.package.keys import keygen, rotate, sign_package
 from tests.support import hostile

@@ -90,7 +90,7 @@ class TinyProber:
     asked: list[tuple[str, tuple[str | None, ...]]] = field(default_factory=list)
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
-        """See `install_context.Prober`."""
+        """See `install_plan.Prober`."""
         self.asked.append((model.name, tuple(request.adapter for request in requests)))
         if self.error is not None:
             raise self.error

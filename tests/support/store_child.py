@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.verify import load_trust
-from edge_agent.store.install_context import InstallContext
+from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from tests.support import packages as tiny
 

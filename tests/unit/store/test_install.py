@@ -17,7 +17,7 @@ from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, Sto
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.crash_points import PHASES
-from edge_agent.store.install_context import InstallContext
+from edge_agent.store.install_plan import InstallContext
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_file import StateFile
 from edge_agent.store.state_folder import change_lock

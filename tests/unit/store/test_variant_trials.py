@@ -31,7 +31,7 @@ class Board(tiny.TinyProber):
     tried: list[str] = field(default_factory=list)
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
-        """See `install_context.Prober`."""
+        """See `install_plan.Prober`."""
         self.tried.append(model.variant.name)
         if model.variant.name in self.broken:
             raise WorkerError("killed by SIGILL", "worker")
