@@ -26,9 +26,8 @@ from edge_agent.bundle.gguf_memory import GgufHeader
 from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
-from edge_agent.store.blobs import Blobs
 from edge_agent.store.crash_points import At
-from edge_agent.store.disk import replace_file
+from edge_agent.store.disk import Blobs, replace_file
 from edge_agent.store.install_plan import (
     BlobRequest,
     InstallContext,

@@ -23,9 +23,8 @@ from edge_agent.bundle.probes import ProbeOutcome, ProbeRequest
 from edge_agent.bundle.statement import Release
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized
-from edge_agent.store.blobs import Blobs
 from edge_agent.store.crash_points import At, nowhere
-from edge_agent.store.disk import FreeBytes, free_bytes
+from edge_agent.store.disk import Blobs, FreeBytes, free_bytes
 from edge_agent.store.installed_models import adapter_item, catalog_variant, variant_item
 from edge_agent.store.state_file import AdapterRecord, InstalledVersion, ModelRecord, Record, Ref
 from edge_agent.store.variant_selection import Hardware, SelectionPolicy, VariantChoice, choose

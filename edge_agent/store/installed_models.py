@@ -9,7 +9,7 @@ from edge_agent.bundle import manifest as forms
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TrialFigures, Variant
 from edge_agent.bundle.contents import AdapterItem, Fetch, VariantItem, read_item
 from edge_agent.bundle.manifest import Descriptor
-from edge_agent.store.blobs import Blobs
+from edge_agent.store.disk import Blobs
 from edge_agent.store.state_file import AdapterRecord, InstalledVersion, Ref
 
 

@@ -20,9 +20,8 @@ from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.store import installed_models
-from edge_agent.store.blobs import Blobs
 from edge_agent.store.crash_points import At, nowhere
-from edge_agent.store.disk import translated
+from edge_agent.store.disk import Blobs, translated
 from edge_agent.store.state_file import InstalledVersion, ModelRecord, Record, StateFile
 from edge_agent.store.state_folder import change_lock
 

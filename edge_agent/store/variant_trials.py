@@ -16,7 +16,7 @@ from edge_agent.base.errors import BackendError, ProbeError, WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.contents import read_probes
 from edge_agent.bundle.probes import ProbeFile, ProbeOutcome, ProbeRequest, Verdict, judge
-from edge_agent.store.blobs import Blobs
+from edge_agent.store.disk import Blobs
 from edge_agent.store.install_plan import ModelChange, Prober
 from edge_agent.store.installed_models import adapter_item, installed_model, variant_item
 from edge_agent.store.state_file import Measurements
