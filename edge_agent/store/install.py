@@ -17,8 +17,7 @@ from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle import magic, statement
-from edge_agent.bundle.adapter_file import check_adapter
+from edge_agent.bundle import statement, weight_files
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.contents import Contents, VariantItem
 from edge_agent.bundle.gguf_header import header_of
@@ -26,6 +25,7 @@ from edge_agent.bundle.gguf_memory import GgufHeader
 from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.verify import Verified, check_blob, read_package, read_release
+from edge_agent.bundle.weight_files import check_adapter
 from edge_agent.store.crash_points import At
 from edge_agent.store.disk import Blobs, replace_file
 from edge_agent.store.install_plan import (
@@ -272,7 +272,7 @@ def _stage_blob(blobs: Blobs, package: Package, request: BlobRequest, at: At) ->
     temporary = blobs.unfinished / found.digest.removeprefix("sha256:")
     if _copy(package, name, temporary, at) != found.digest:
         raise PackageError("its SHA-256 is not its name: damaged or exchanged", where, "fetch the package again")
-    magic.check_file(temporary, request.name)
+    weight_files.check_file(temporary, request.name)
     at("blob-written")
     temporary.replace(blobs.path(found.digest))
     at("blob-placed")

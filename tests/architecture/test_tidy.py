@@ -61,7 +61,7 @@ PARSERS = {
     "edge_agent/backends/llamacpp/library.py": "the log lines of llama.cpp, which has no other interface for these",
     "edge_agent/backends/llamacpp/model.py": "control tokens in a client's message",
     "edge_agent/backends/onnx.py": "the message of an ONNX Runtime error is put on one line",
-    "edge_agent/bundle/adapter_file.py": "a field of the adapter file",
+    "edge_agent/bundle/weight_files.py": "a field of the adapter file",
     "edge_agent/bundle/jsonio.py": "the path in a message of msgspec is put into our form",
     "edge_agent/bundle/sign.py": "base64 text",
     "edge_agent/config/fields.py": "values of settings, and environment variables",

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
-from edge_agent.bundle import gguf_header, magic
-from edge_agent.bundle.adapter_file import check_adapter
+from edge_agent.bundle import gguf_header, weight_files
 from edge_agent.bundle.manifest import AdapterConfig, TaskDoc
+from edge_agent.bundle.weight_files import check_adapter
 from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, adapter_bytes, gguf_bytes
 
@@ -39,7 +39,7 @@ def test_keys_and_tensors_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [20, 30, 200, len(MODEL) - 300, len(MODEL) - 33])
 def test_a_file_cut_short_is_named_as_such(tmp_path: Path, keep: int) -> None:
     with pytest.raises(PackageError, match=r"cut short|header is damaged"):
-        magic.check_file(written(tmp_path, MODEL[:keep]), "m.gguf")
+        weight_files.check_file(written(tmp_path, MODEL[:keep]), "m.gguf")
 
 
 @given(place=st.integers(0, len(MODEL) - 1), byte=st.integers(0, 255))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
-from edge_agent.bundle import magic
+from edge_agent.bundle import weight_files
 
 onnx = pytest.importorskip("onnx")
 helper, FLOAT = onnx.helper, onnx.TensorProto.FLOAT
@@ -68,10 +68,10 @@ PLACES = [initializer, attribute, subgraph, sparse, function]
 def test_a_tensor_outside_is_refused_wherever_it_stands(place: Callable[[object], object], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(place(inside()).SerializeToString())  # type: ignore[attr-defined]
-    magic.check_file(path, "model.onnx")
+    weight_files.check_file(path, "model.onnx")
     path.write_bytes(place(outside()).SerializeToString())  # type: ignore[attr-defined]
     with pytest.raises(PackageError, match="lies in another file"):
-        magic.check_file(path, "model.onnx")
+        weight_files.check_file(path, "model.onnx")
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,6 +80,6 @@ def test_any_bytes_for_a_graph_end_the_walk(tmp_path: Path, graph: bytes) -> Non
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08\x3a" + bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7]) + graph)
     try:
-        magic.check_file(path, "model.onnx")
+        weight_files.check_file(path, "model.onnx")
     except PackageError as error:
         assert "another file" in str(error) or "too" in str(error)

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.base.errors import PackageError, UsageError
-from edge_agent.bundle import jsonio, magic
+from edge_agent.bundle import jsonio, weight_files
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import sign as dsse
-from edge_agent.bundle.adapter_file import check_adapter
 from edge_agent.bundle.contents import Contents
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, Manifest, ModelDoc
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, IndexRef
 from edge_agent.bundle.verify import read_package, read_release
+from edge_agent.bundle.weight_files import check_adapter
 from edge_forge.package.sources import (
     AdapterPackageSource,
     ModelSource,
@@ -178,7 +178,7 @@ def _manifest_descriptor(manifest: Manifest, layout: Layout) -> Descriptor:
 def _checked(path: Path, name: str) -> Path:
     """The path, when its contents are what `name` says. Raises UsageError that names the file."""
     try:
-        magic.check_file(path, name)
+        weight_files.check_file(path, name)
     except OSError as error:
         raise UsageError(f"the file cannot be read: {error.strerror}", str(path)) from error
     except PackageError as error:

@@ -1,11 +1,18 @@
-"""Checks that a file is of the kind that its name's suffix says, by its first bytes and its table of contents.
+"""Checks of a package's weight files: the kind that the suffix says, and for an adapter what its manifest says.
 
-Refused: a pickle, a zip, a script or a library in the place of weights; a header that claims more than the file holds;
-an ONNX graph whose tensors lie in another file. All blobs of the store lie in one folder, so such a graph could read
-another package's weights, and what runs would not be what the manifest's digests cover.
+`check_file` looks at the first bytes and the table of contents. Refused: a pickle, a zip, a script or a library in the
+place of weights; a header that claims more than the file holds; an ONNX graph whose tensors lie in another file. All
+blobs of the store lie in one folder, so such a graph could read another package's weights, and what runs would not be
+what the manifest's digests cover. The ONNX graph is walked as protobuf, without the onnx library. A message that is no
+protobuf ends the walk through it: the runtime refuses to parse it too. Sources: onnx.proto3 (ModelProto, IR version
+10), ggml docs/gguf.md.
 
-The ONNX graph is walked as protobuf, without the onnx library. A message that is no protobuf ends the walk through it:
-the runtime refuses to parse it too. Sources: onnx.proto3 (ModelProto, IR version 10), ggml docs/gguf.md.
+`check_adapter` compares base, rank, labels and number format of an adapter's file with its manifest.
+`adapter.safetensors` (encoders): tensors are named by the module they adapt, `<module>.A` [d_in, rank] and `<module>.B`
+[rank, d_out], plus `head.weight` [hidden, labels] and `head.bias` [labels]; the string metadata carries
+{format: "edge-adapter/1", base_id, rank, ...}. `adapter.gguf` (generators): llama.cpp's own form (general.type
+"adapter", adapter.type "lora"), tensors `<tensor>.lora_a` and `<tensor>.lora_b` in pairs; where it has the key
+`edge.base_id`, that names its base.
 """
 
 from __future__ import annotations
@@ -18,7 +25,8 @@ from typing import BinaryIO, Final
 
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.gguf_header import read_table
+from edge_agent.bundle.gguf_header import GgufTable, read_table
+from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
 from edge_agent.bundle.safetensors import read_safetensors
 
 _FOREIGN = (
@@ -161,3 +169,54 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     return 0, -1
+
+
+FORMAT = "edge-adapter/1"
+GGUF_BASE_ID = "edge.base_id"
+_DTYPES = {"float32": "F32", "float16": "F16"}
+_GGUF_DTYPES = {"float32": "f32", "float16": "f16", "f32": "f32", "f16": "f16"}
+
+
+def check_adapter(path: Path, config: AdapterConfig) -> None:
+    """Raises PackageError when base, rank, labels or number format of the file are not those of the manifest."""
+    where = f"adapter {config.name}"
+    with path.open("rb") as file:
+        if file.read(4) == b"GGUF":
+            _check_gguf(read_table(file, ADAPTER_GGUF_FILE), config, where)
+            return
+        header = read_safetensors(file, os.fstat(file.fileno()).st_size, ADAPTER_FILE)
+    if header.metadata.get("format") != FORMAT:
+        raise PackageError(f"its file does not say that it is {FORMAT}", where)
+    _check_base(header.metadata.get("base_id"), config, where)
+    labels = len(config.task.labels)
+    bias = header.tensors.get("head.bias")
+    if labels and (bias is None or bias.shape != (labels,)):
+        raise PackageError(f"its head is not for the {labels} labels of its task", where)
+    for name, (dtype, shape, _, _) in header.tensors.items():
+        if dtype != _DTYPES.get(config.dtype):
+            raise PackageError(f"tensor {name[:80]} is {dtype}, the manifest says {config.dtype}", where)
+        if name.endswith((".A", ".B")) and (len(shape) != 2 or shape[name.endswith(".A")] > config.rank):
+            raise PackageError(f"tensor {name[:80]} has a rank above the manifest's {config.rank}", where)
+
+
+def _check_base(said: object, config: AdapterConfig, where: str) -> None:
+    if said != config.base_id:
+        raise PackageError(f"its file is for base {str(said)[:19]}, the manifest says otherwise", where)
+
+
+def _check_gguf(table: GgufTable, config: AdapterConfig, where: str) -> None:
+    if table.text("general.type") != "adapter" or table.text("adapter.type") != "lora":
+        raise PackageError("its file is a GGUF, but no LoRA adapter", where)
+    if GGUF_BASE_ID in table.keys:
+        _check_base(table.text(GGUF_BASE_ID), config, where)
+    if table.number("adapter.lora.alpha") is None or not table.tensors:
+        raise PackageError("its file lacks adapter.lora.alpha, or has no tensors", where)
+    for name, tensor in table.tensors.items():
+        stem, _, side = name.rpartition(".")
+        other = {"lora_a": "lora_b", "lora_b": "lora_a"}.get(side)
+        if other is None or f"{stem}.{other}" not in table.tensors:
+            raise PackageError(f"tensor {name[:80]} is not one of a pair .lora_a, .lora_b", where)
+        if len(tensor.shape) != 2 or tensor.shape[side == "lora_a"] > config.rank:
+            raise PackageError(f"tensor {name[:80]} has a rank above the manifest's {config.rank}", where)
+        if tensor.dtype != _GGUF_DTYPES[config.dtype]:
+            raise PackageError(f"tensor {name[:80]} is {tensor.dtype}, the manifest says {config.dtype}", where)

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
-from edge_agent.bundle import magic
-from edge_agent.bundle.adapter_file import check_adapter
+from edge_agent.bundle import weight_files
 from edge_agent.bundle.manifest import AdapterConfig, TaskDoc
+from edge_agent.bundle.weight_files import check_adapter
 from tests.support import packages as tiny
 
 SHAPES = {"l.0.q.A": (8, 4), "l.0.q.B": (4, 8), "head.weight": (8, 2), "head.bias": (2,)}
@@ -19,7 +19,7 @@ METADATA = {"format": "edge-adapter/1", "base_id": tiny.BASE_ID, "rank": "4"}
 def check(data: bytes, name: str, folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(data)
-    magic.check_file(path, name)
+    weight_files.check_file(path, name)
 
 
 def test_real_ones_pass(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_file_of_the_safetensors_library_passes(tmp_path: Path) -> None:
 
     path = tmp_path / "a.safetensors"
     library.save_file({"b": np.zeros((2, 3), np.float16), "a": np.ones(5, np.float32)}, path, {"format": "x"})
-    magic.check_file(path, "a.safetensors")
+    weight_files.check_file(path, "a.safetensors")
 
 
 @pytest.mark.parametrize(
