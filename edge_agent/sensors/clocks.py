@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.sensors.files import read_number, read_text
-from edge_agent.sensors.power import Gencmd
+from edge_agent.sensors.files import Gencmd, read_number, read_text
 
 FAN_NAMES = frozenset({"pwmfan", "pwm-fan", "pwm_fan", "cooling_fan", "gpio_fan"})
 TACH_NAMES = frozenset({"pwm_tach", "pwmfan", "cooling_fan", "gpio_fan"})

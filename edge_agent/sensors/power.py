@@ -9,15 +9,12 @@ assume an error of 10 %).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.sensors.files import read_number, read_text
-
-Gencmd = Callable[[str], str]
-"""Sends a command to the Raspberry Pi's firmware and returns its answer; raises OSError. See `sensors.vcio`."""
+from edge_agent.sensors.files import Gencmd, read_number, read_text
 
 PMIC_SLOPE = 1.1451
 PMIC_OFFSET_W = 0.5879

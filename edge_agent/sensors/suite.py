@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.sensors import clocks, memory, power, thermal, throttle, vcio
+from edge_agent.sensors import clocks, files, memory, power, thermal, throttle
 from edge_agent.sensors.boards import Board, read_board
 from edge_agent.sensors.jtop import JtopSource
 
@@ -25,7 +25,7 @@ class SensorSuite:
     """The sensors under `root` (normally /). `sample` reads all of them and never raises."""
 
     def __init__(
-        self, root: Path, clock_s: Callable[[], float], gencmd: power.Gencmd | None = None, jtop: bool = False
+        self, root: Path, clock_s: Callable[[], float], gencmd: files.Gencmd | None = None, jtop: bool = False
     ) -> None:
         """`clock_s` returns monotonic seconds. `gencmd`: see `sensors.power` (None: use the device under `root`).
         `jtop`: also read the jtop service by its socket under `root`; the caller keeps `self.jtop` open in a thread.
@@ -103,7 +103,7 @@ class SensorSuite:
         self._under_voltage = throttle.find_under_voltage(root)
         self._over_current = throttle.find_over_current(root)
         self._rails = power.find_rails(root)
-        self._gencmd = self._given_gencmd or vcio.find_gencmd(root)
+        self._gencmd = self._given_gencmd or files.find_gencmd(root)
         self._fan = clocks.find_fan(root)
 
     def _power(self, now_s: float) -> dict[str, Reading]:

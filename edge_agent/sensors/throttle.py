@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.sensors.files import read_number, read_text
-from edge_agent.sensors.power import Gencmd
+from edge_agent.sensors.files import Gencmd, read_number, read_text
 
 FLAGS = {0: "under-voltage", 1: "clock-capped", 2: "throttled", 3: "soft-temperature-limit"}
 REMEDIES = {

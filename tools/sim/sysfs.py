@@ -3,7 +3,7 @@
 `BoardTree(root, model)` builds the tree; `update` writes what the sensors show now. Set an agent's `sensors.sysroot`
 (or `edge-agent run --sysroot`) to `root`. File names and formats are those of the kernels of these boards (Raspberry Pi
 OS, L4T 32 and 36). Two things cannot be plain files: the firmware of a Raspberry Pi answers by ioctl on `/dev/vcio`, so
-a folder with one answer per command is in its place (`sensors.vcio`); and a switched-off thermal zone of a Jetson is a
+a folder with one answer per command is in its place (`sensors.files`); and a switched-off thermal zone of a Jetson is a
 FIFO that is held open, so that a non-blocking read gives EAGAIN, as on the device. `sim.procfs` writes /proc.
 """
 

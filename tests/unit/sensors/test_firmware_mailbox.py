@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.sensors.vcio import decode, encode, find_gencmd, ioctl_number
+from edge_agent.sensors.files import decode_gencmd, encode_gencmd, find_gencmd, ioctl_number
 
 
 def test_the_message_is_laid_out_as_vcgencmd_does() -> None:
-    message = encode("pmic_read_adc")
+    message = encode_gencmd("pmic_read_adc")
     words = struct.unpack("=6I", message[:24])
     assert words == (263 * 4, 0, 0x00030080, 1024, 0, 0)
     assert message[24:38] == b"pmic_read_adc\0"
@@ -26,17 +26,17 @@ def test_the_ioctl_number() -> None:
 
 
 def test_the_answer_replaces_the_command() -> None:
-    message = encode("measure_temp")
+    message = encode_gencmd("measure_temp")
     message[24:34] = b"temp=48.2'"
     message[34:38] = b"C\0\0\0"
-    assert decode(message) == (0, "temp=48.2'C")
+    assert decode_gencmd(message) == (0, "temp=48.2'C")
     struct.pack_into("=I", message, 20, 5)
-    assert decode(message)[0] == 5
+    assert decode_gencmd(message)[0] == 5
 
 
 def test_a_command_must_fit() -> None:
     with pytest.raises(ValueError, match="too long"):
-        encode("x" * 1024)
+        encode_gencmd("x" * 1024)
 
 
 def test_no_device_no_function(tmp_path: Path) -> None:
