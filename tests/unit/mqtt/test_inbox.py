@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_agent.mqtt.inbox import Inbox
+from edge_agent.mqtt.transport import Inbox
 from edge_agent.protocol.envelope import Inbound
 
 
