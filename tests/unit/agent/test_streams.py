@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.agent.context_sizing import Sizer
-from edge_agent.agent.streams import END_S
+from edge_agent.agent.respond import END_S
 from edge_agent.base.errors import WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
