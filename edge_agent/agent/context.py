@@ -20,7 +20,7 @@ from edge_agent.protocol.topics import Topics
 
 
 class Announce(Protocol):
-    """Report an event; `agent.publisher.Publisher.event`."""
+    """Report an event; `agent.device_reporter.Publisher.event`."""
 
     def __call__(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
         """`kind` is one of protocol.messages.EVENT_KINDS; `message` a sentence with its numbers."""

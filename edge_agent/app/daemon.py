@@ -22,7 +22,7 @@ from edge_agent.agent.canary import CanaryProber
 from edge_agent.agent.commands import Commands
 from edge_agent.agent.context import Context, full_grant
 from edge_agent.agent.context_sizing import Sizer
-from edge_agent.agent.device_reporter import DeviceReporter
+from edge_agent.agent.device_reporter import DeviceReporter, Publisher
 from edge_agent.agent.governor_loop import GovernorLoop
 from edge_agent.agent.host_monitor import Budget, HostMonitor
 from edge_agent.agent.intake import Intake, IntakeOptions
@@ -30,7 +30,6 @@ from edge_agent.agent.loop import Agent
 from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.publisher import Publisher
 from edge_agent.agent.respond import Responder
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_agent.agent.publisher import EVENTS_PER_MINUTE
+from edge_agent.agent.device_reporter import EVENTS_PER_MINUTE
 from edge_agent.core.memory_ledger import TAKEN_AT_LOAD
 from edge_agent.protocol.envelope import LinkChange
 from tests.support.fakes import a_model
