@@ -1,12 +1,12 @@
-"""What the parts of the running agent share: clock, connection, open requests, counters, events."""
+"""What the parts of the running agent share: clock, connection, open requests, counters, events, acknowledgements."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.ports import Transport
 from edge_agent.agent.stats import Stats
 from edge_agent.base.clock import Clock
@@ -15,8 +15,51 @@ from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from edge_agent.core.latency import CostModel
 from edge_agent.core.request_table import RequestTable
+from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import Severity
 from edge_agent.protocol.topics import Topics
+
+UNACKNOWLEDGED = 12
+"""At most so many requests stay unacknowledged; see `AckWindow`."""
+
+
+class AckWindow:
+    """Acknowledges QoS 1 requests after their answers, within a small window, in the order of arrival.
+
+    The broker redelivers an unacknowledged request when this daemon is killed, so that its answer is not lost. Brokers
+    stop delivering at their in-flight limit (mosquitto: 20); overload would then wait in the broker instead of being
+    answered with 429. So when more than `held` requests are unacknowledged, the oldest is acknowledged before its
+    answer. Acknowledgements must be in order (MQTT 5, 4.6.0-2).
+    """
+
+    def __init__(self, ack: Callable[[Inbound], None], held: int = UNACKNOWLEDGED) -> None:
+        self._ack = ack
+        self._held = held
+        self._waiting: OrderedDict[int, tuple[Inbound, bool]] = OrderedDict()
+
+    def hold(self, message: Inbound) -> None:
+        """Take a message in; it is acknowledged after `release`, or when `held` newer ones have arrived."""
+        if message.ack is None:
+            return
+        self._waiting[message.ack] = (message, False)
+        while len(self._waiting) > self._held:
+            _, (oldest, _) = self._waiting.popitem(last=False)
+            self._ack(oldest)
+        self._drain()
+
+    def release(self, message: Inbound) -> None:
+        """Acknowledge a message that was answered, refused or dropped, as soon as all before it are."""
+        if message.ack is not None and message.ack in self._waiting:
+            self._waiting[message.ack] = (message, True)
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._waiting:
+            message, released = next(iter(self._waiting.values()))
+            if not released:
+                return
+            self._waiting.popitem(last=False)
+            self._ack(message)
 
 
 class Announce(Protocol):

@@ -11,10 +11,9 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from edge_agent.agent.acks import AckWindow
 from edge_agent.agent.canary import CanaryProber
 from edge_agent.agent.commands import Commands
-from edge_agent.agent.context import Context, full_grant
+from edge_agent.agent.context import AckWindow, Context, full_grant
 from edge_agent.agent.context_sizing import LoadPlan, Sizer
 from edge_agent.agent.device_reporter import DeviceReporter, Publisher
 from edge_agent.agent.governor_loop import GovernorLoop

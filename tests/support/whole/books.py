@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.agent.acks import HELD
+from edge_agent.agent.context import UNACKNOWLEDGED
 from edge_agent.core.job import Job
 from edge_agent.core.request_table import GRACE_S, RequestTable
 from edge_agent.protocol.envelope import Inbound, Outbound
@@ -122,7 +122,7 @@ class Books:
         """The device acknowledges a message while `held` are unacknowledged, this one included."""
         key = _key(message.response_topic, message.payload, message.correlation)
         ask = self.asks.get(key) if key and "/infer/" in message.topic else None
-        if ask is None or not ask.well_formed or ask.deliveries != 1 or held > HELD:
+        if ask is None or not ask.well_formed or ask.deliveries != 1 or held > UNACKNOWLEDGED:
             return
         if not ask.told and ask.key not in closed:
             self._complain(f"{key} is acknowledged before its answer, with {held} unacknowledged")

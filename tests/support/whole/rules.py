@@ -6,7 +6,7 @@ import json
 import zlib
 from typing import TYPE_CHECKING
 
-from edge_agent.agent.acks import HELD
+from edge_agent.agent.context import UNACKNOWLEDGED
 from edge_agent.base.limits import DEDUP_ENTRIES, INBOX_MESSAGES, OUTBOX_MESSAGES, SPOOL_EVENTS
 from edge_agent.core.governor import GovernorLevel
 from edge_agent.core.job import JobState
@@ -103,7 +103,7 @@ class Rules:
             "inbox": (len(world.transport._inbox), INBOX_MESSAGES + 1),
             "outbox": (len(world.transport._outbox), OUTBOX_MESSAGES + 64),
             "spool": (len(world.spool), SPOOL_EVENTS),
-            "held acknowledgements": (len(device.context.acks._waiting), HELD),
+            "held acknowledgements": (len(device.context.acks._waiting), UNACKNOWLEDGED),
         }
         for what, (size, most) in sizes.items():
             if size > most:

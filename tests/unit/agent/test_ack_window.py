@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.agent.acks import HELD, AckWindow
+from edge_agent.agent.context import UNACKNOWLEDGED, AckWindow
 from edge_agent.protocol.envelope import Inbound
 
 
@@ -16,7 +16,7 @@ def message(token: int | None) -> Inbound:
 class Log:
     """A window and what it acknowledged."""
 
-    def __init__(self, held: int = HELD) -> None:
+    def __init__(self, held: int = UNACKNOWLEDGED) -> None:
         self.acked: list[int | None] = []
         self.window = AckWindow(lambda one: self.acked.append(one.ack), held)
 
