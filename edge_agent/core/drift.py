@@ -8,7 +8,7 @@ of the answers and of how texts split into tokens:
 the symmetric Kullback-Leibler divergence of two histograms (Jeffreys, 1946). Credit scoring takes 0.1 for a small shift
 and 0.25 for a large one. `unknown_share` adds the share of tokens that the tokenizer does not know.
 
-Pure. In a file of its own because the statistic is tested by itself; `agent.model_telemetry` counts the histograms.
+Pure. In a file of its own because the statistic is tested by itself; `agent.status_builder` counts the histograms.
 """
 
 from __future__ import annotations

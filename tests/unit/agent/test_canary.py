@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edge_agent.agent import model_telemetry
+from edge_agent.agent import status_builder
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.probes import Expected, ProbeFile
@@ -191,10 +191,10 @@ def test_an_adapter_that_computes_something_else_is_named_once_and_shown(monkeyp
         assert [body["data"] for body in failed] == [{"model": "m", "adapter": "b"}]
         assert failed[0]["message"].startswith("adapter 'b' of model 'm' computes something else than it did: probe 1")
         now_s = device.clock.monotonic_s()
-        told = model_telemetry.canaries(device.manager.served_models, now_s)["m"]
+        told = status_builder.canaries(device.manager.served_models, now_s)["m"]
         assert (told.ok, {name: one.ok for name, one in told.adapters.items()}) == (True, {"a": True, "b": False})
         await device.manager.unload(device.served())
-        assert list(model_telemetry.canaries(device.manager.served_models, now_s)["m"].adapters) == ["b"], (
+        assert list(status_builder.canaries(device.manager.served_models, now_s)["m"].adapters) == ["b"], (
             "not forgotten by leaving"
         )
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.agent.model_telemetry import model_telemetry
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ModelStats
+from edge_agent.agent.status_builder import model_telemetry
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, to_metrics
 from edge_agent.core.drift import LEAST_TEXTS
 from edge_agent.protocol.messages import Drift
