@@ -1,11 +1,13 @@
 """The runtimes that packages may name, and what the rest of the agent has to know of each: one row per runtime.
 
 Rooms that must not import a backend (`agent`, `store`, `bundle`) decide by these facts. What a runtime can do on the
-machine at hand is a different question, which its backend answers (`backends.api.Capabilities`).
+machine at hand is a different question, which its backend answers (`backends.api.Capabilities`). `OPENMP_ENVIRONMENT`
+says to every process that computes how its OpenMP threads wait for each other.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,3 +59,15 @@ _PLUG_IN = RuntimeTraits()
 def traits(runtime: str) -> RuntimeTraits:
     """The row of a runtime; for a plug-in's, which has none, the least that can be said."""
     return RUNTIMES.get(runtime, _PLUG_IN)
+
+
+# OpenMP threads that only spin burn power, and are suspended for milliseconds whenever another process needs their
+# core. Threads that sleep at once pay a wake-up after each of several hundred operations per token. So they spin for a
+# short time and then sleep (docs/decisions/0094 and 0135).
+#
+# Iterations of GNU OpenMP's waiting loop, about two microseconds in all. On x86-64 each contains a pause instruction,
+# so that fewer are needed.
+_SPINS = {"x86_64": 100}.get(platform.machine(), 1000)
+OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": str(_SPINS)}
+"""Environment of a process that computes with OpenMP, set before its library is loaded. GOMP_SPINCOUNT takes precedence
+over OMP_WAIT_POLICY in GNU OpenMP; other implementations only know the latter."""

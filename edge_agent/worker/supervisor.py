@@ -19,10 +19,10 @@ from typing import TypeVar
 
 import msgspec
 
-from edge_agent.base import openmp
 from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
 from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB, MEASURE_S
+from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.protocol.worker_messages import (
     Accepted,
@@ -307,4 +307,4 @@ def _environment(options: SpawnOptions) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "GGML_NO_BACKTRACE": "1"}
-    return {**os.environ, **quiet, **openmp.ENVIRONMENT, "PYTHONPATH": path, **options.environment}
+    return {**os.environ, **quiet, **OPENMP_ENVIRONMENT, "PYTHONPATH": path, **options.environment}

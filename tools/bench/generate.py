@@ -33,7 +33,7 @@ from bench.generate_direct import Direct, kept
 from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.gguf import predict, read_header
 from edge_agent.backends.llamacpp.backend import DEFAULTS, LlamaBackend
-from edge_agent.base import openmp
+from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 from edge_agent.demo import stage
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.update(openmp.ENVIRONMENT)  # as workers have it; read when the library is loaded
+    os.environ.update(OPENMP_ENVIRONMENT)  # as workers have it; read when the library is loaded
     found = {shape: _measure(shape, options) for shape in options.shape}
     if options.json:
         conditions = {"threads": options.threads, "dtype": options.dtype, "rounds": options.rounds}

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.base import openmp
+from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 
 READY_S = 60.0
 P99_REQUESTS = 100
@@ -62,7 +62,7 @@ def server(model: Path, context: int, threads: int, log: Path) -> Iterator[int]:
         port = int(probe.getsockname()[1])
     counts = ("--n_threads", str(threads), "--n_threads_batch", str(threads))
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--n_ctx", str(context), *counts]
-    environment = {name: value for name, value in os.environ.items() if name not in openmp.ENVIRONMENT}
+    environment = {name: value for name, value in os.environ.items() if name not in OPENMP_ENVIRONMENT}
     with log.open("wb") as out:
         process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=out, env=environment)
     try:

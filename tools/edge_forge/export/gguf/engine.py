@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.base import openmp
 from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 QUANTISED = ("q8_0", "q4_k_m", "q4_0")
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", **openmp.ENVIRONMENT}  # as workers have it
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", **OPENMP_ENVIRONMENT}  # as workers have it
 _REMEDY = "install edge-agent with its extra llamacpp (it compiles llama.cpp, some ten minutes on two cores)"
 
 
