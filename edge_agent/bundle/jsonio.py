@@ -19,7 +19,9 @@ from edge_agent.base.units import bytes_text
 
 T = TypeVar("T")
 
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# The closing quote is optional: a string that never ends is one token up to the end of the data. If the quote were
+# required, the search would fail there and begin anew at each quote inside, quadratic in the size of unsigned data.
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 
 import msgspec
 import pytest
@@ -78,3 +80,24 @@ def test_noise_is_refused_by_name_only(data: bytes) -> None:
 
 def test_depth_limit_is_the_one_of_the_format() -> None:
     assert limits.MANIFEST_DEPTH == 12
+
+
+def cpu_s(data: bytes) -> float:
+    """Processor time of refusing or reading `data`, the least of three."""
+    found = []
+    for _ in range(3):
+        started_s = time.process_time()
+        with contextlib.suppress(PackageError):
+            jsonio.decode(data, dict, "statement", 1 << 20)
+        found.append(time.process_time() - started_s)
+    return min(found)
+
+
+@pytest.mark.parametrize("size_kib", [16, 32, 256])
+@pytest.mark.parametrize("opening", [b'{"', b'{"a":1,"', b'"'])
+@pytest.mark.parametrize("repeated", [b'\\"', b'\\\\\\"', b"\\", b'"'])
+def test_unsigned_bytes_cost_in_proportion_to_their_size(size_kib: int, opening: bytes, repeated: bytes) -> None:
+    size = size_kib << 10
+    sound = b'{"' + b'\\"' * (size // 2) + b'":1}'
+    hostile = opening + repeated * (size // len(repeated))
+    assert cpu_s(hostile) < 20 * cpu_s(sound) + 0.05
