@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.sensors import clocks, files, memory, power, thermal, throttle
+from edge_agent.sensors import files, memory, power, thermal, throttle
 from edge_agent.sensors.boards import Board, read_board
 from edge_agent.sensors.jtop import JtopSource
 
@@ -67,8 +67,8 @@ class SensorSuite:
         readings.update(memory.read_faults(self._root, now_s))
         if self.jtop is not None:
             _stand_in(readings, self.jtop.read(now_s))
-        readings.update(clocks.read_clocks(self._root, self.board.family, now_s, self._gencmd))
-        readings.update(clocks.read_fan(self._fan, now_s))
+        readings.update(throttle.read_clocks(self._root, self.board.family, now_s, self._gencmd))
+        readings.update(thermal.read_fan(self._fan, now_s))
         there = {key for key in FOUND if readings[key].value is not None}
         self._had |= there
         lost = readings["temperature"].value is None or bool(self._had - there)
@@ -104,7 +104,7 @@ class SensorSuite:
         self._over_current = throttle.find_over_current(root)
         self._rails = power.find_rails(root)
         self._gencmd = self._given_gencmd or files.find_gencmd(root)
-        self._fan = clocks.find_fan(root)
+        self._fan = thermal.find_fan(root)
 
     def _power(self, now_s: float) -> dict[str, Reading]:
         if self.board.power == "pmic":

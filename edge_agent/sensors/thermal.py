@@ -1,4 +1,4 @@
-"""Temperatures from the kernel's thermal zones, identified by their type: zone numbers change between boots."""
+"""Temperatures from the kernel's thermal zones, and the fan, each identified by name: numbers change between boots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.sensors.boards import Board
-from edge_agent.sensors.files import parse_number, read_text
+from edge_agent.sensors.files import parse_number, read_number, read_text
 
 COLDEST_C = -40.0
 HOTTEST_C = 130.0
@@ -16,6 +16,9 @@ HOTTEST_C = 130.0
 
 CONSTANT_ZONES = frozenset({"PMIC-Die", "PMIC-therm"})
 """The PMIC zone of a Jetson Nano always reads 100 °C."""
+
+FAN_NAMES = frozenset({"pwmfan", "pwm-fan", "pwm_fan", "cooling_fan", "gpio_fan"})
+TACH_NAMES = frozenset({"pwm_tach", "pwmfan", "cooling_fan", "gpio_fan"})
 
 
 def parse_temp(text: str) -> float | str:
@@ -123,3 +126,33 @@ def second_source(first: Reading, firmware: Mapping[str, Reading]) -> Reading | 
 
 def _hottest(readings: Iterable[Reading]) -> Reading | None:
     return max((item for item in readings if item.value is not None), key=lambda item: item.value or 0.0, default=None)
+
+
+def find_fan(root: Path) -> dict[str, str]:
+    """Paths of `fan` (PWM duty, 0 to 255) and `fan_rpm`, found by name: hwmon numbers change between boots."""
+    found: dict[str, str] = {}
+    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        name = read_text(str(folder / "name")).text
+        for key, names, file in (("fan", FAN_NAMES, "pwm1"), ("fan_rpm", TACH_NAMES, "fan1_input")):
+            if name in names and (folder / file).exists():
+                found.setdefault(key, str(folder / file))
+    legacy = root / "sys/devices/pwm-fan"
+    for key, file in (("fan", "target_pwm"), ("fan_rpm", "rpm_measured")):
+        if key not in found and (legacy / file).exists():
+            found[key] = str(legacy / file)
+    return found
+
+
+def read_fan(paths: dict[str, str], taken_s: float) -> dict[str, Reading]:
+    """`fan` in percent of full duty, and `fan_rpm`; without values on a board without a fan."""
+    found: dict[str, Reading] = {}
+    for key, unit, scale in (("fan", "percent", 100.0 / 255.0), ("fan_rpm", "rpm", 1.0)):
+        if key not in paths:
+            found[key] = unavailable(unit, "fan", taken_s, "no fan is known here")
+            continue
+        value, reason = read_number(paths[key])
+        if value is None:
+            found[key] = unavailable(unit, "fan", taken_s, reason)
+        else:
+            found[key] = Reading(value * scale, unit, "fan", taken_s)
+    return found

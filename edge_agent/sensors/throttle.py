@@ -1,6 +1,6 @@
-"""The Raspberry Pi's throttle word, decoded; the over-current counters of a Jetson.
+"""The processor's clock, and what holds it down: the throttle word of a Raspberry Pi, over-current on a Jetson.
 
-The word comes from sysfs (hexadecimal without 0x; the kernel refreshes it every 2 s) or, on kernels without that file,
+The throttle word comes from sysfs (hexadecimal without 0x; the kernel refreshes it every 2 s) or, on kernels without that file,
 from the firmware's mailbox (`get_throttled`, 0x...). Without either the hwmon alarm reports under-voltage only.
 Bits: Raspberry Pi documentation, get_throttled. Bits 16 to 19 mean that bits 0 to 3 have been set since boot.
 """
@@ -118,3 +118,54 @@ def read_over_current(paths: tuple[str, ...], taken_s: float) -> Reading:
     if not paths:
         return unavailable("count", "oc_event_cnt", taken_s, "this board does not count over-current events")
     return Reading(total, "count", "oc_event_cnt", taken_s)
+
+
+LEAST_HZ, HIGHEST_HZ = 1e7, 1e10
+_CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
+
+
+def read_clocks(root: Path, family: str, taken_s: float, gencmd: Gencmd | None = None) -> dict[str, Reading]:
+    """`cpu_clock`: the real clock of core 0 in hertz. `cpu_clock_requested`: the clock that the kernel requests.
+
+    The firmware of a Raspberry Pi lowers the clock without the knowledge of the kernel, so there the real clock comes
+    from the firmware or is not available. `family`: see `Board`.
+    """
+    if gencmd is not None:
+        real = _measured(gencmd, taken_s)
+    elif family == "raspberry-pi":
+        reason = "only the firmware knows it, and there is no /dev/vcio to ask it"
+        real = unavailable("hertz", "firmware measure_clock arm", taken_s, reason)
+    else:
+        real = _cpufreq(root, "cpuinfo_cur_freq", "cpufreq hardware", taken_s)
+    return {
+        "cpu_clock": real,
+        "cpu_clock_requested": _cpufreq(root, "scaling_cur_freq", "cpufreq requested", taken_s),
+    }
+
+
+def parse_measured_clock(text: str) -> float | str:
+    """Hertz in the answer to `measure_clock arm` ("frequency(48)=1500345728"), or why the value is implausible."""
+    found = re.fullmatch(r"frequency\(\d{1,3}\)=(\d{1,11})", text.strip())
+    if found is None:
+        return f"{text[:40]!r} is not a clock"
+    hertz = float(found[1])
+    return hertz if LEAST_HZ <= hertz <= HIGHEST_HZ else f"{hertz:g} Hz cannot be true"
+
+
+def _measured(gencmd: Gencmd, taken_s: float) -> Reading:
+    source = "firmware measure_clock arm"
+    try:
+        value = parse_measured_clock(gencmd("measure_clock arm"))
+    except OSError as problem:
+        reason = f"{problem.filename or '/dev/vcio'}: {problem.strerror}; the user must be in the group video"
+        return unavailable("hertz", source, taken_s, reason)
+    if isinstance(value, str):
+        return unavailable("hertz", source, taken_s, value)
+    return Reading(value, "hertz", source, taken_s)
+
+
+def _cpufreq(root: Path, name: str, source: str, taken_s: float) -> Reading:
+    kilohertz, reason = read_number(str(root / _CPUFREQ / name))
+    if kilohertz is None:
+        return unavailable("hertz", source, taken_s, reason)
+    return Reading(kilohertz * 1000.0, "hertz", source, taken_s)

@@ -70,7 +70,6 @@ PARSERS = {
     "edge_agent/lifecycle/service.py": "whether a unit file is the one that would be written",
     "edge_agent/mqtt/transport.py": "log on transition: a trouble that was told already is not told again",
     "edge_agent/sensors/boards.py": "files of /proc",
-    "edge_agent/sensors/clocks.py": "output of vcgencmd",
     "edge_agent/sensors/files.py": "files of /sys",
     "edge_agent/sensors/memory.py": "files of /proc and of the control group",
     "edge_agent/sensors/power.py": "output of vcgencmd",

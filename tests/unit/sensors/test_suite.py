@@ -9,8 +9,8 @@ import pytest
 
 from edge_agent.agent.ports import Sensors
 from edge_agent.base.clock import ManualClock
-from edge_agent.sensors.clocks import parse_measured_clock, read_clocks
 from edge_agent.sensors.suite import SEARCH_AGAIN_S, SensorSuite
+from edge_agent.sensors.throttle import parse_measured_clock, read_clocks
 from tests.support import sysfs
 
 ALWAYS = {
