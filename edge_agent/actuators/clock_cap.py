@@ -4,6 +4,8 @@ It is written to cpufreq's `scaling_max_freq` and devfreq's `max_freq`, the same
 sets. A cap that exists already (from nvpmodel or the operator) is never exceeded. The original values are stored in the
 state folder before the first change, so that after a kill the next start of the daemon restores them. Never raises: a
 board that refuses a cap is reported once and is then not capped.
+
+A file of its own because it is the only code that changes the board; the daemon makes it where the settings allow it.
 """
 
 from __future__ import annotations

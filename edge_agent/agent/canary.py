@@ -3,6 +3,8 @@
 A board that overheated, a card that decays or a runtime that was upgraded may change what a model computes after its
 install was verified. Once a second one model, or one of its adapters, may be probed. Models that have requests or are
 not in memory are left alone, and so are adapters that are not attached.
+
+A file of its own because the agent runs it as background work, apart from the requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""`edge-agent service` and `doctor`: the operator's side of this machine."""
+"""`edge-agent service` and `doctor`: the operator's side of this machine.
+
+A file of its own because no other verb loads the doctor and the units of the service.
+"""
 
 from __future__ import annotations
 

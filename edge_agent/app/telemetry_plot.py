@@ -1,6 +1,8 @@
 """`edge-agent plot`: a recorded hour as a picture, from the table that `edge-agent record` writes.
 
 Heat and the governor's forecast, requests and refusals, latencies by model; lines are named where they end.
+
+A file of its own because matplotlib is loaded for this verb only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a GGUF model is and what it will need, in the backends' terms; `bundle.gguf_memory` has the arithmetic.
 
-Shared by the llama.cpp backend and by the host tool, which writes the prediction into the package. No runtime is
-imported.
+A file of its own because the llama.cpp backend and the host tool, which writes the prediction into the package, share
+it. No runtime is imported.
 """
 
 from __future__ import annotations

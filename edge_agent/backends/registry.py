@@ -1,7 +1,7 @@
 """Which backends exist: the ones that come with the agent, and plug-ins by the entry point `edge_agent.backends`.
 
 Which of them may run is the operator's decision: `worker.backends` is an allow-list of names, and only names from it
-are passed to `create`.
+are passed to `create`. A file of its own because every backend imports `api`, and this one leads to every backend.
 """
 
 from __future__ import annotations

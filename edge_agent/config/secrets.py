@@ -1,6 +1,7 @@
 """Secrets by file: a path from the settings, else a systemd credential, else none. Never a setting, never a log line.
 
-A unit hands credentials over in the folder `$CREDENTIALS_DIRECTORY` (systemd 247 and later); older ones use files.
+A unit hands credentials over in the folder `$CREDENTIALS_DIRECTORY` (systemd 247 and later); older ones use files. A
+file of its own because nothing else may read a secret, and the settings never hold one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Settings of the MQTT connection, as the transport takes them; `config` maps the operator's file to these."""
+"""Settings of the MQTT connection, as the transport takes them; `config` maps the operator's file to these.
+
+A file of its own because it is shared by the transport, the client of requests and the verbs that only ask.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 States (`keep` = latest) are latest-wins per topic: a board that was offline for an hour has one telemetry message to
 send, not three hundred. Everything else waits in order until its expiry. What is kept on disk does not come here: see
-`spool`.
+`spool`. A file of its own because it is pure: no event loop, no connection.
 """
 
 from __future__ import annotations

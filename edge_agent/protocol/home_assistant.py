@@ -2,7 +2,7 @@
 
 Home Assistant reads what the agent publishes anyway; nothing here adds to the agent's own contract. Format: Home
 Assistant, MQTT integration, "Device discovery payload" (`dev`, `o`, `cmps`). A template that yields None makes the
-entity 'unknown', which is what a sensor that is null means.
+entity 'unknown', which is what a sensor that is null means. A file of its own because the format is not ours.
 """
 
 from __future__ import annotations

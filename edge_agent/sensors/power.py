@@ -4,6 +4,8 @@ INA3221: P = V * I per rail. The total is the input rail where the board has one
 PMIC: the firmware command `pmic_read_adc` returns volts and amperes of 12 rails, without the 5 V rail (USB, HAT, fan).
 The power at the board's input is fitted: P = 1.1451 * sum(V * I) + 0.5879 W (jfikar/RPi5-power, measured on one board;
 assume an error of 10 %).
+
+A file of its own because `suite` reads one module for each kind of sensor.
 """
 
 from __future__ import annotations

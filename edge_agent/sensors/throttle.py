@@ -1,8 +1,8 @@
 """The processor's clock, and what holds it down: the throttle word of a Raspberry Pi, over-current on a Jetson.
 
-The throttle word comes from sysfs (hexadecimal without 0x; the kernel refreshes it every 2 s) or, on kernels without that file,
-from the firmware's mailbox (`get_throttled`, 0x...). Without either the hwmon alarm reports under-voltage only.
-Bits: Raspberry Pi documentation, get_throttled. Bits 16 to 19 mean that bits 0 to 3 have been set since boot.
+The throttle word comes from sysfs (hexadecimal without 0x; the kernel refreshes it every 2 s) or, on kernels without
+that file, from the firmware's mailbox (`get_throttled`, 0x...). Without either the hwmon alarm reports under-voltage
+only. Bits: Raspberry Pi documentation, get_throttled. Bits 16 to 19 mean that bits 0 to 3 have been set since boot.
 """
 
 from __future__ import annotations

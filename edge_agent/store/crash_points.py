@@ -1,7 +1,8 @@
 """The named points of a change at which a crash is tested: the kill tests cover every one of them.
 
 Before 'switched' a reopened store shows the old state, from there on the new one. There is no state between, because
-one rename of one file is the whole switch. A file of its own, so that the tests and the store share one list.
+one rename of one file is the whole switch. A file of its own because the tests and the store share the
+list.
 """
 
 from __future__ import annotations

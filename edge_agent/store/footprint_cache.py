@@ -2,6 +2,8 @@
 
 The file is a cache: where it is missing, damaged or from a later release, measuring starts anew. A disk that cannot be
 written is logged once, and the agent continues.
+
+A file of its own because it is a file of the daemon's: installs and the record of the store do not touch it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Tasks of encoders: classification (labels with scores, top-k, threshold, out-of-scope) and sentence embeddings."""
+"""Tasks of encoders: classification (labels with scores, top-k, threshold, out-of-scope) and sentence embeddings.
+
+A file of its own because a generator's worker does not load it.
+"""
 
 from __future__ import annotations
 

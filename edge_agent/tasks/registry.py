@@ -1,4 +1,7 @@
-"""Which task serves which kind of spec; a kind's modules are imported when one is asked for."""
+"""Which task serves which kind of spec; a kind's modules are imported when one is asked for.
+
+A file of its own because every task imports `api`, and this one leads to every task.
+"""
 
 from __future__ import annotations
 

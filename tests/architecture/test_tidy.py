@@ -41,6 +41,14 @@ UNBOUNDED_CONTAINERS = 0
 FOREIGN_WRITES = {"edge_agent": 81 + 4, "tools/edge_forge": 29}
 FOREIGN_WRITES_OF_THE_COMPOSITION_ROOT = 0
 
+# A module of edge_agent that is so short, or that only one other module imports and that is not long, says in its
+# docstring why it is not a part of its neighbour or of its importer: with the words of STATED.
+SHORT_LINES = 50
+ONE_IMPORTER_LINES = 150
+STATED = "file of its own because"
+# A program of its own that the system's Python of a board runs; it imports nothing of edge_agent.
+SELF_CONTAINED = "edge_agent/backends/tensorrt/engine_host/"
+
 # The two packages of the distribution: a file name is used once in each. A public class name is used once in both, the
 # simulation and the benchmarks together.
 PACKAGES = ("edge_agent", "tools/edge_forge")
@@ -305,6 +313,37 @@ def test_a_file_name_is_used_once(package: str) -> None:
         if name(path).startswith(f"{package}/") and path.name not in TOLERATED_FILES:
             places[path.name].append(name(path))
     assert {found: where for found, where in places.items() if len(where) > 1} == {}
+
+
+def test_short_modules_say_why_they_stand_alone() -> None:
+    importers = _importers()
+    unexplained = {}
+    for path in SOURCES:
+        place, lines = name(path), len(path.read_text(encoding="utf-8").splitlines())
+        if not place.startswith("edge_agent/") or place.startswith(SELF_CONTAINED) or path.name.startswith("__"):
+            continue
+        short = lines < SHORT_LINES or (lines < ONE_IMPORTER_LINES and len(importers[_module(path)]) == 1)
+        if short and STATED not in " ".join((ast.get_docstring(parsed(path)) or "").split()):
+            unexplained[place] = lines
+    assert unexplained == {}
+
+
+def _module(path: pathlib.Path) -> str:
+    return name(path).removeprefix("tools/").removesuffix(".py").replace("/", ".")
+
+
+def _importers() -> dict[str, set[str]]:
+    """By module: the files of the two packages and of the tools that import it, anywhere in them."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for place, node in nodes():
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found[node.module].add(place)
+            for alias in node.names:
+                found[f"{node.module}.{alias.name}"].add(place)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                found[alias.name].add(place)
+    return found
 
 
 def test_nothing_sleeps_in_unit_tests() -> None:

@@ -3,6 +3,8 @@
 Order as in llama.cpp's tools: penalties, top-k, top-p, min-p, temperature, then a draw (or the best, at temperature 0).
 Applying a grammar to the whole vocabulary for every token is slow. So the chain draws first; only when the grammar
 refuses the token, the grammar is applied to all tokens and the chain draws again (as in llama.cpp common/sampling.cpp).
+
+A file of its own because it owns the memory of llama.cpp's samplers, one chain per sequence.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ prefix is found only for the same client too: the number of cached tokens in an 
 Cells of the cache that are kept have a cost: the attention of every computed token masks them (docs/decisions/0133). So
 they are kept while prompts do share prefixes. Where few do, a free slot keeps its token ids only, without cells; with
 them it is noticed when prompts begin to share prefixes again.
+
+A file of its own because it is pure and tested without llama.cpp.
 """
 
 from __future__ import annotations

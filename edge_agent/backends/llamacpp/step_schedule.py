@@ -3,6 +3,8 @@
 Every decoding sequence gets one token; the rest of the batch goes to prompts, in chunks that bound the delay of the
 decoding ones (chunked prefill). A context applies one adapter at a time, so adapters are served in round robin: a turn
 ends after `AdapterRoundRobin.steps` steps when another adapter waits, which bounds the wait to (adapters - 1) turns.
+
+A file of its own because it is pure and tested without llama.cpp.
 """
 
 from __future__ import annotations

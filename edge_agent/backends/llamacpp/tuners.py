@@ -10,6 +10,8 @@ Sequences. A batch should be cheaper than its sequences one by one, and is where
 Other builds switch from a kernel for one column, as fast as memory, to one for long prompts: with Q8_0 on AVX2 a call
 for two took 31 ms, for one 7 ms, and only from five on the batch was faster (docs/decisions/0097). `BatchSizeTuner`
 measures both ways in use and takes the cheaper one.
+
+A file of its own because it is pure and tested with invented times.
 """
 
 from __future__ import annotations
