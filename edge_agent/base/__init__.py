@@ -1,1 +1,1 @@
-"""What every room may use: errors, limits, units, readings, the clock port. No I/O, no third party."""
+"""What every room may use: errors, causes, limits, units, readings, traits of the runtimes, the clock. No third party."""

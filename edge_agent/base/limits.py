@@ -1,6 +1,7 @@
-"""Every bound of the agent in one place, with the relations between them asserted.
+"""The bounds that several rooms share, with the relations between them asserted.
 
-A bound that an operator may change is a setting in `config.settings` whose ceiling stands here.
+A bound that an operator may change is a setting in `config.settings` whose ceiling stands here. A bound that one
+module alone needs stands in that module.
 """
 
 KIB = 1024

@@ -1,1 +1,1 @@
-"""The MQTT contract, sans I/O: topics, messages, and the two directions between bytes and values."""
+"""The contracts as types, sans I/O: MQTT with its bytes in both directions, and the messages of the workers."""
