@@ -226,7 +226,7 @@ class ModelManager:
 
     def _check_may_load(self, served: ServedModel) -> None:
         if served.lifecycle.is_removed:
-            raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed")
+            raise RequestError(404, Cause.MODEL_REMOVED, f"model {served.name!r} was removed")
 
     async def unload(self, served: ServedModel) -> None:
         """End the served model's worker, if it has one; the memory is free when this returns."""

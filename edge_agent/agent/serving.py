@@ -165,7 +165,7 @@ class ModelServer:
             while not served.lifecycle.is_removed and (len(served.queue) or served.lifecycle.wanted):
                 await self._serve_batch(served)
             if served.lifecycle.is_removed:
-                self._refuse_all(served, RequestError(404, Cause.UNKNOWN_ADAPTER, f"model {served.name!r} was removed"))
+                self._refuse_all(served, RequestError(404, Cause.MODEL_REMOVED, f"model {served.name!r} was removed"))
                 await self._manager.unload(served)
 
     async def _serve_batch(self, served: ServedModel) -> None:

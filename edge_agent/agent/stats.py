@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edge_agent.base.causes import Cause
+from edge_agent.base.causes import Cause, telemetry_word
 from edge_agent.bundle.drift_reference import BINS, fragmentation_histogram, histogram
 from edge_agent.core.latency import QuantileWindow
 
@@ -114,6 +114,13 @@ class Stats:
         """Count a request that was refused before it became a job."""
         self.statuses[status] += 1
         self.causes[cause] += 1
+
+    def refusal_reasons(self) -> dict[str, int]:
+        """Refusals by the word that telemetry counts their cause under."""
+        counts: Counter[str] = Counter()
+        for cause, count in self.causes.items():
+            counts[telemetry_word(cause)] += count
+        return dict(counts)
 
     def duplicated(self) -> None:
         """A request arrived that is open or answered already."""

@@ -130,7 +130,7 @@ class StatusBuilder:
             memory=dict(figures.memory),
             events_waiting=figures.events_waiting,
             events_lost=figures.events_lost,
-            refusal_reasons={cause.value: count for cause, count in stats.causes.items()},
+            refusal_reasons=stats.refusal_reasons(),
             expired=stats.expired,
             duplicates=stats.duplicates,
             canaries=canaries(served_models, now_s),

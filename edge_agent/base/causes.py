@@ -5,12 +5,13 @@ The sentence that accompanies a cause is for people. Code never reads it: it car
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Cause(Enum):
-    """Why a request was not answered with 200. The values are the words in telemetry's `refusal_reasons`."""
+    """Why a request was not answered with 200. For the words in telemetry's `refusal_reasons` see `telemetry_word`."""
 
     CLIENT_SHARE = "client-share"
     """The client holds its share of the queue; the places left are kept for other clients."""
@@ -23,9 +24,16 @@ class Cause(Enum):
     MEMORY = "memory"
     QUARANTINED = "quarantined"
     UNKNOWN_MODEL = "unknown-model"
+    """No model of this name is installed."""
+    MODEL_REMOVED = "model-removed"
+    """The model was removed while the request waited."""
     UNKNOWN_ADAPTER = "unknown-adapter"
-    """The model has no such adapter, or the runtime refuses it. Telemetry counts the other requests that are answered
-    with 404 here, too: a name that no package can have, a model that was removed meanwhile, an unknown command."""
+    """The model has no such adapter, or the runtime refuses it."""
+    IMPOSSIBLE_NAME = "impossible-name"
+    """The name given for a model or an adapter is one that no package can have."""
+    UNKNOWN_COMMAND = "unknown-command"
+    UNKNOWN_TOPIC = "unknown-topic"
+    """The message came to a topic that takes no requests."""
     MALFORMED = "malformed"
     INVALID = "invalid"
     TOO_LARGE = "too-large"
@@ -36,6 +44,20 @@ class Cause(Enum):
     """The worker is alive and could not answer this request, or the model could not be loaded."""
     UNAVAILABLE = "unavailable"
     """Anything else that ends with 503."""
+
+
+COUNTED_AS: Mapping[Cause, Cause] = {
+    Cause.MODEL_REMOVED: Cause.UNKNOWN_ADAPTER,
+    Cause.IMPOSSIBLE_NAME: Cause.UNKNOWN_ADAPTER,
+    Cause.UNKNOWN_COMMAND: Cause.UNKNOWN_ADAPTER,
+    Cause.UNKNOWN_TOPIC: Cause.UNKNOWN_ADAPTER,
+}
+"""The causes that telemetry counts under the word of another one: the published list of words has none for them."""
+
+
+def telemetry_word(cause: Cause) -> str:
+    """The word under which telemetry's `refusal_reasons` counts a cause; docs/mqtt.md lists the words."""
+    return COUNTED_AS.get(cause, cause).value
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def check_priority(priority: int | UnsetType) -> int:
 def check_name(field: str, name: str) -> None:
     """A model or adapter name that no package could carry does not exist."""
     if not NAME.fullmatch(name):
-        raise BadField(404, Cause.UNKNOWN_ADAPTER, f"no such {field}: {quoted(name, 80)}")
+        raise BadField(404, Cause.IMPOSSIBLE_NAME, f"no such {field}: {quoted(name, 80)}")
 
 
 def check_params(params: Mapping[str, Any] | UnsetType) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def decode_request(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
     """A message on an infer topic. Never raises."""
     target = topics.parse(inbound.topic)
     if not isinstance(target, InferTarget):
-        return Refusal(404, Cause.UNKNOWN_ADAPTER, "this topic takes no requests")
+        return Refusal(404, Cause.UNKNOWN_TOPIC, "this topic takes no requests")
     address = _answerable(inbound, topics, bounds)
     if isinstance(address, Refusal):
         return address
@@ -344,7 +344,7 @@ def decode_command(inbound: Inbound, *, topics: Topics, now_s: float, bounds: Bo
     try:
         decoder = _orders.get(target.name) if isinstance(target, CommandTarget) else None
         if decoder is None or not isinstance(target, CommandTarget):
-            raise BadField(404, Cause.UNKNOWN_ADAPTER, f"no such command; there are: {', '.join(ORDERS)}")
+            raise BadField(404, Cause.UNKNOWN_COMMAND, f"no such command; there are: {', '.join(ORDERS)}")
         body: Order = _parse(inbound, decoder, bounds, empty=b"{}")
         for field in ("model", "adapter"):
             name = getattr(body, field, None)

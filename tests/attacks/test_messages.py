@@ -23,7 +23,7 @@ from tests.support.mqtt import linked, until
 
 TOPICS = Topics("edge/v1", "pi")
 REPLY = TOPICS.client_reply("attacker")
-CAUSES = {400: Cause.MALFORMED, 404: Cause.UNKNOWN_ADAPTER, 413: Cause.TOO_LARGE, 422: Cause.INVALID}
+CAUSES = {400: Cause.MALFORMED, 404: Cause.IMPOSSIBLE_NAME, 413: Cause.TOO_LARGE, 422: Cause.INVALID}
 FILES = sorted((Path(__file__).parent / "messages").glob("*.json"))
 
 

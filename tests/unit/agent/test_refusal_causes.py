@@ -23,7 +23,7 @@ GENERATOR = replace(a_model("g"), task=TaskSpec("generate", max_tokens=512))
 
 def counted(device: Device) -> dict[str, int]:
     """`refusal_reasons` as the next telemetry would carry it."""
-    return {cause.value: count for cause, count in device.context.stats.causes.items()}
+    return device.context.stats.refusal_reasons()
 
 
 async def sent(device: Device, **fields: Any) -> None:

@@ -50,8 +50,22 @@ def test_refusals_are_counted_by_status_and_by_cause() -> None:
     taken = stats.take()
     assert dict(taken.statuses) == {503: 3, 429: 1}
     assert dict(taken.causes) == {Cause.HEAT: 2, Cause.MEMORY: 1, Cause.QUEUE_FULL: 1}
+    assert taken.refusal_reasons() == {"heat": 2, "memory": 1, "queue-full": 1}
     assert not stats.causes
     assert not stats.statuses
+
+
+def test_causes_that_share_a_word_are_added() -> None:
+    stats = Stats()
+    for cause in (
+        Cause.UNKNOWN_ADAPTER,
+        Cause.MODEL_REMOVED,
+        Cause.MODEL_REMOVED,
+        Cause.UNKNOWN_COMMAND,
+        Cause.INVALID,
+    ):
+        stats.refused(404, cause)
+    assert stats.refusal_reasons() == {"unknown-adapter": 4, "invalid": 1}
 
 
 def test_adapters_and_confidence_are_counted_apart() -> None:

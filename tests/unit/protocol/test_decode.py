@@ -32,7 +32,7 @@ NOW_S = 1000.0
 
 CAUSES = {
     400: Cause.MALFORMED,
-    404: Cause.UNKNOWN_ADAPTER,
+    404: Cause.IMPOSSIBLE_NAME,
     408: Cause.EXPIRED,
     413: Cause.TOO_LARGE,
     415: Cause.MALFORMED,
@@ -300,8 +300,10 @@ def test_commands_carry_their_own_bodies() -> None:
     assert isinstance(load, Command)
     assert isinstance(load.body, ModelOrder)
     assert isinstance(command("diag", b""), Command)
+    unknown = command("selfdestruct", {})
+    assert isinstance(unknown, Refusal)
+    assert (unknown.status, unknown.cause) == (404, Cause.UNKNOWN_COMMAND)
     for name, body, status in (
-        ("selfdestruct", {}, 404),
         ("load", {}, 422),
         ("load", {"model": "m", "force": True}, 422),
         ("load", {"model": "../m"}, 404),
@@ -321,6 +323,7 @@ def test_other_topics_are_none_of_our_business() -> None:
     assert decode(Inbound("x", b"{}"), topics=TOPICS, now_s=NOW_S) is None
     foreign = decode_request(Inbound("x", b"{}"), topics=TOPICS, now_s=NOW_S)
     assert isinstance(foreign, Refusal)
+    assert (foreign.status, foreign.cause) == (404, Cause.UNKNOWN_TOPIC)
 
 
 JSON = st.recursive(
