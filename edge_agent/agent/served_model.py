@@ -124,7 +124,7 @@ class ServedModel:
 
     def loaded(self, worker: WorkerHandle, answer: ModelLoaded, begun_s: float, now_s: float) -> None:
         """The worker holds the model. Raises ValueError where the model is not loading."""
-        self.lifecycle.loaded(now_s, now_s - begun_s)
+        self.lifecycle.loaded(now_s - begun_s)
         worker.note_loaded(answer, now_s)
         self.sequences = worker.sequences
         self._note_version()

@@ -287,7 +287,7 @@ class ModelLifecycle:
         self._move(LifecycleEvent.LOAD_BEGUN)
         self.waited_for_memory, self.load_is_over, self.loading_since_s = waited, False, now_s
 
-    def loaded(self, now_s: float, load_s: float) -> None:
+    def loaded(self, load_s: float) -> None:
         """The worker holds the model, after `load_s` seconds. Raises ValueError where no load is under way."""
         self._move(LifecycleEvent.LOADED)
         self.load_is_over, self.load_s, self.waited_for_memory = True, load_s, False

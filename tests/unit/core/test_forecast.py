@@ -15,6 +15,7 @@ from edge_agent.core.forecast import (
     remaining_s,
     take_hopeless,
     wait_and_compute_s,
+    work_s,
 )
 from edge_agent.core.job import Job
 from edge_agent.core.latency import CostModel
@@ -139,6 +140,15 @@ def test_jobs_whose_adapter_a_generator_uses_already_go_before_a_job_that_needs_
     before, _ = generator_wait_and_first_token_s(queue, late, running(2), generator_costs(), GENERATOR, NOW_S)
     behind, _ = generator_wait_and_first_token_s(queue, late, running(2, "in-use"), generator_costs(), GENERATOR, NOW_S)
     assert (before, behind) == (pytest.approx(4.0), pytest.approx(20.0))
+
+
+def test_a_job_takes_its_share_of_full_batches() -> None:
+    """A batch of four rows takes 0.2 s, so a row takes 0.05 s of the worker's time."""
+    assert AT.max_rows == 4
+    assert work_s(a_job("x"), costs(), AT) == pytest.approx(0.05)
+    assert work_s(a_job("x", rows=6), costs(), AT) == pytest.approx(0.3)
+    assert work_s(a_job("x"), costs(), replace(AT, duty_share=0.5)) == pytest.approx(0.1)
+    assert work_s(a_job("x"), CostModel(), AT) == 0.0
 
 
 def test_a_generators_answer_takes_its_share_of_the_sequences() -> None:

@@ -44,7 +44,7 @@ ACTS: Mapping[str, Act] = {
     "wait for memory": lambda model, now_s: model.wait_for_memory(),
     "settle load": lambda model, now_s: model.settle_load(),
     "begin load": lambda model, now_s: model.begin_load(now_s),
-    "loaded": lambda model, now_s: model.loaded(now_s, 2.0),
+    "loaded": lambda model, _now_s: model.loaded(2.0),
     "unloaded": lambda model, now_s: model.unloaded(),
     "evict": lambda model, now_s: model.evict(),
     "kill for silence": lambda model, now_s: model.kill_for_silence(),
@@ -232,7 +232,7 @@ def test_the_published_words_are_the_contract_with_clients() -> None:
     model = in_state(ModelState.LOADING)
     model.evict()
     assert model.published == "loading", "its load is not over"
-    model.loaded(1.0, 1.0)
+    model.loaded(1.0)
     assert (model.published, model.state) == ("ready", ModelState.EVICTING)
 
 
@@ -275,7 +275,7 @@ def test_a_load_that_was_waited_for_waits_again_after_a_death() -> None:
     model.died(2.0, DEATHS)
     assert (model.state, model.wants_memory) == (ModelState.WAITING_FOR_MEMORY, True)
     model.begin_load(3.0)
-    model.loaded(4.0, 1.0)
+    model.loaded(1.0)
     assert not model.wants_memory
     model.died(5.0, 0)
     assert model.state is ModelState.ABSENT, "that one was loaded"
@@ -285,7 +285,7 @@ def test_a_model_removed_while_it_loads_is_removed_when_its_worker_is_gone() -> 
     model = in_state(ModelState.LOADING)
     model.remove()
     assert (model.state, model.is_removed) == (ModelState.LOADING, True)
-    model.loaded(1.0, 1.0)
+    model.loaded(1.0)
     assert model.state is ModelState.DRAINING
     model.unloaded()
     assert (model.state, model.is_removed) == (ModelState.REMOVED, True)
@@ -314,7 +314,7 @@ def test_an_order_that_waited_for_the_load_makes_the_model_drain_when_it_is_load
     model.drain(DrainReason.ORDER)
     assert model.state is ModelState.ABSENT
     model.begin_load(0.0)
-    model.loaded(1.0, 1.0)
+    model.loaded(1.0)
     assert model.state is ModelState.DRAINING
 
 
@@ -323,7 +323,7 @@ def test_the_next_worker_holds_the_newer_version() -> None:
     model.drain(DrainReason.NEWER_VERSION)
     model.unloaded()
     model.begin_load(1.0)
-    model.loaded(2.0, 1.0)
+    model.loaded(1.0)
     assert model.state is ModelState.READY
 
 
@@ -376,7 +376,7 @@ def test_the_rest_of_a_load_under_way_is_told() -> None:
     model.begin_load(100.0)
     assert model.load_left_s(104.0) == 6.0
     assert model.load_left_s(120.0) == 0.0
-    model.loaded(120.0, 20.0)
+    model.loaded(20.0)
     assert (model.load_left_s(121.0), model.load_s) == (0.0, 20.0)
 
 
