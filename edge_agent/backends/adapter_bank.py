@@ -24,9 +24,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.backends.api import AdapterSource
+from edge_agent.base import limits
 from edge_agent.base.errors import AdapterRefused, BackendError, PackageError
 from edge_agent.bundle.safetensors import read_safetensors
 
+HEADER_BYTES = 4 * limits.MIB
+TENSORS_MAX = 4096
 _NUMPY_TYPES = {"F32": "<f4", "F16": "<f2"}
 
 
@@ -53,15 +56,20 @@ def read_tensors(path: str, size_max_bytes: int) -> TensorFile:
 def parse_tensors(data: bytes, where: str) -> TensorFile:
     """The same from bytes; `where` is named in errors."""
     try:
-        header = read_safetensors(io.BytesIO(data), len(data), where)
+        header = read_safetensors(io.BytesIO(data), len(data), where, HEADER_BYTES)
     except PackageError as error:
         raise AdapterRefused(error.what, error.where, error.remedy) from error
+    metadata = header.metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise AdapterRefused("the metadata is not a map of texts", where)
+    if len(header.tensors) > TENSORS_MAX:
+        raise AdapterRefused(f"{len(header.tensors)} tensors are more than {TENSORS_MAX}", where)
     tensors = {}
     for name, (dtype, shape, begin, _) in header.tensors.items():
         if dtype not in _NUMPY_TYPES or len(shape) > 2:
             raise AdapterRefused(f"tensor {name!r} is not a float32 or float16 vector or matrix", where)
         tensors[name] = _array(data, begin, _NUMPY_TYPES[dtype], shape)
-    return TensorFile(tensors, header.metadata)
+    return TensorFile(tensors, metadata)
 
 
 def _array(data: bytes, first: int, dtype: str, shape: tuple[int, ...]) -> Any:

@@ -23,12 +23,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.gguf_header import GgufTable, read_table
 from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
 from edge_agent.bundle.safetensors import read_safetensors
 
+_SAFETENSORS_HEADER_BYTES = 16 * limits.MIB
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive (PyTorch checkpoints are such)"),
     (b"\x80\x02", "a Python pickle"),
@@ -75,7 +77,7 @@ def check_file(path: Path, name: str) -> None:
         elif name.endswith(".gguf"):
             read_table(file, name)
         elif name.endswith(".safetensors"):
-            read_safetensors(file, size, name)
+            read_safetensors(file, size, name, _SAFETENSORS_HEADER_BYTES)
         elif name.endswith(".json") and not head.lstrip(b" \t\r\n").startswith(b"{"):
             raise PackageError("it does not begin as a JSON object", name)
 
@@ -184,10 +186,12 @@ def check_adapter(path: Path, config: AdapterConfig) -> None:
         if file.read(4) == b"GGUF":
             _check_gguf(read_table(file, ADAPTER_GGUF_FILE), config, where)
             return
-        header = read_safetensors(file, os.fstat(file.fileno()).st_size, ADAPTER_FILE)
-    if header.metadata.get("format") != FORMAT:
+        size_bytes = os.fstat(file.fileno()).st_size
+        header = read_safetensors(file, size_bytes, ADAPTER_FILE, _SAFETENSORS_HEADER_BYTES)
+    metadata = header.metadata
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackageError(f"its file does not say that it is {FORMAT}", where)
-    _check_base(header.metadata.get("base_id"), config, where)
+    _check_base(metadata.get("base_id"), config, where)
     labels = len(config.task.labels)
     bias = header.tensors.get("head.bias")
     if labels and (bias is None or bias.shape != (labels,)):

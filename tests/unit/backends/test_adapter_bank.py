@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.backends.adapter_bank import PositionalCache, parse_tensors, read_tensors
+from edge_agent.backends.adapter_bank import HEADER_BYTES, TENSORS_MAX, PositionalCache, parse_tensors, read_tensors
 from edge_agent.base.errors import AdapterRefused
-from edge_agent.bundle.safetensors import TENSORS_MAX
 from tests.support.small_graph import safetensors
 
 NAMES = st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g", "h", "i"])
@@ -151,7 +150,8 @@ def test_reads_what_the_library_writes():
         (header({"a": entry()}, b"\0" * 3), "cover 4 bytes of 3"),
         (header({"a": entry(), "b": entry()}, b"\0" * 4), "overlap"),
         (header({"a": entry()}, b"\0" * 9), "cover 4 bytes of 9"),
-        (header({str(place): entry((0,), (0, 0)) for place in range(TENSORS_MAX + 1)}), "at most"),
+        (header({str(place): entry((0,), (0, 0)) for place in range(TENSORS_MAX + 1)}), "4097 tensors are more than"),
+        (header({"__metadata__": {"x" * HEADER_BYTES: "1"}}), "header claims"),
     ],
 )  # fmt: skip
 def test_every_way_a_file_can_be_wrong_is_refused(data, why):

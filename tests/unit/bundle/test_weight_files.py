@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle import weight_files
 from edge_agent.bundle.manifest import AdapterConfig, TaskDoc
@@ -45,6 +47,29 @@ def test_a_file_of_the_safetensors_library_passes(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     library.save_file({"b": np.zeros((2, 3), np.float16), "a": np.ones(5, np.float32)}, path, {"format": "x"})
     weight_files.check_file(path, "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {f"block.{place:05d}.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for place in range(5000)},
+        {"__metadata__": {"vocabulary": "x" * 5 * limits.MIB}},
+        {"__metadata__": {"layers": 12}},
+        {"__metadata__": "none"},
+    ],
+    ids=["many tensors", "long header", "metadata with a number", "metadata that is a text"],
+)
+def test_the_bounds_of_an_adapter_do_not_hold_for_the_weights_of_a_package(
+    table: dict[str, object], tmp_path: Path
+) -> None:
+    head = json.dumps(table).encode()
+    check(len(head).to_bytes(8, "little") + head, "weights.safetensors", tmp_path)
+
+
+def test_a_safetensors_header_above_16_mib_is_refused(tmp_path: Path) -> None:
+    head = json.dumps({"__metadata__": {"vocabulary": "x" * 16 * limits.MIB}}).encode()
+    with pytest.raises(PackageError, match="header claims"):
+        check(len(head).to_bytes(8, "little") + head, "weights.safetensors", tmp_path)
 
 
 @pytest.mark.parametrize(
