@@ -11,10 +11,15 @@ from importlib.metadata import entry_points
 
 from edge_agent.backends.api import Backend
 from edge_agent.base.errors import BackendMissing
-from edge_agent.base.runtimes import RUNTIMES
 
 GROUP = "edge_agent.backends"
-BUILT_IN = {name: traits.backend for name, traits in RUNTIMES.items() if traits.backend}
+BUILT_IN = {
+    "onnx": "edge_agent.backends.onnx:OnnxBackend",
+    "llamacpp": "edge_agent.backends.llamacpp.backend:LlamaBackend",
+    "echo": "edge_agent.backends.echo:EchoBackend",
+}
+"""The backends that come with the agent, as 'module:class'. What the other packages have to know of each runtime is in
+`base.runtimes`."""
 
 
 def known() -> dict[str, str]:

@@ -13,6 +13,7 @@ else:
 from edge_agent.backends import registry
 from edge_agent.backends.echo import EchoBackend
 from edge_agent.base.errors import BackendMissing
+from edge_agent.base.runtimes import RUNTIMES
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -43,6 +44,10 @@ def test_the_built_in_backends_are_the_entry_points_of_this_distribution():
     with (ROOT / "pyproject.toml").open("rb") as file:
         declared = tomllib.load(file)["project"]["entry-points"]["edge_agent.backends"]
     assert declared == registry.BUILT_IN
+
+
+def test_every_built_in_backend_has_a_row_in_the_table_of_runtimes():
+    assert set(registry.BUILT_IN) <= set(RUNTIMES)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
