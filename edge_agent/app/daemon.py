@@ -34,6 +34,7 @@ from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
+from edge_agent.base.child_python import module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.bundle.gguf_header import header_at
@@ -207,7 +208,7 @@ class StoreProcess:
         return await self._run("rollback", model)
 
     async def _run(self, verb: str, *arguments: str) -> Mapping[str, Any]:
-        command = [sys.executable, "-m", "edge_agent", verb, "--json", *arguments]
+        command = module_command("edge_agent", verb, "--json", *arguments)
         if self._config is not None:
             command += ["--config", str(self._config)]
         try:

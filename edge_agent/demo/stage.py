@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import EdgeError
 from edge_agent.base.units import duration_text
 
@@ -78,7 +78,7 @@ def broker(folder: Path, port: int = 0) -> Iterator[Broker]:
             f"listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:{port}\n"
             "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n"
         )
-        command = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(settings)]
+        command = module_command("amqtt.scripts.broker_script", "-c", str(settings))
     with _process(command, folder / "broker.log") as process:
         _wait_for_port(port, process, folder / "broker.log")
         yield Broker(port, "mosquitto" if mosquitto else "amqtt", "auto" if mosquitto else "3.1.1")
@@ -93,7 +93,7 @@ def daemon(config: Path, folder: Path) -> Iterator[Running]:
         channel.bind(str(address))
         channel.settimeout(LOOK_S)
         started_s = time.monotonic()
-        command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
+        command = module_command("edge_agent", "run", "--config", str(config))
         with _process(command, folder / "agent.log", NOTIFY_SOCKET=str(address)) as process:
             while b"READY=1" not in _next_word(channel, process, folder / "agent.log"):
                 pass
@@ -221,7 +221,7 @@ def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> DemoPac
                 f"there is no recipe {recipe}", "demo", "run it from a clone of the project, or name --models"
             )
         say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: the second time it takes seconds)")
-        command = [sys.executable, "-m", "edge_forge.cli", "build", str(recipe), "--build", str(build), "--json"]
+        command = module_command("edge_forge.cli", "build", str(recipe), "--build", str(build), "--json")
         built = msgspec.json.decode(call(command, capture=True))
         made = [Path(path) for path in built["packages"] if "-merged-" not in Path(path).name]
         packages += [path for path in made if path not in packages]
@@ -242,7 +242,7 @@ def serving(folder: Path, built: DemoPackages, port: int, backend: str = "onnx")
         config = write_config(folder, mqtt, built.root, DEVICE, backend)
         say("install", "verify signatures, run the golden probes on this machine, activate")
         for package in built.packages:
-            call([sys.executable, "-m", "edge_agent", "install", "--config", str(config), str(package)])
+            call(module_command("edge_agent", "install", "--config", str(config), str(package)))
         running = stack.enter_context(daemon(config, folder))
         say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
         yield DemoService(mqtt, config)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from edge_agent.base.causes import DeathCause, WorkerDeath
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
 from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB, MEASURE_S
 from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
@@ -265,8 +265,8 @@ class WorkerProcess:
 async def spawn(options: SpawnOptions, listener: WorkerListener) -> WorkerProcess:
     """Start a child and connect to it. Raises WorkerError when the interpreter cannot be started."""
     ours, theirs = socket.socketpair()
-    command = [options.python or sys.executable, "-m", CHILD_MODULE, str(theirs.fileno())]
-    command += [str(options.oom_score_adj), str(options.nice)]
+    arguments = [str(theirs.fileno()), str(options.oom_score_adj), str(options.nice)]
+    command = module_command(CHILD_MODULE, *arguments, python=options.python)
     try:
         process = await asyncio.create_subprocess_exec(
             *command, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, env=_environment(options)

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError, BackendMissing
 
-PROGRAM = Path(__file__).with_name("engine_host")
 # Run as a package of its own, so that its modules find each other and nothing else of this distribution.
-_START = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('engine_host', run_name='__main__')"
+PROGRAM = Path(__file__).with_name("engine_host")
 Array = npt.NDArray[Any]
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -88,7 +88,8 @@ class EngineHost:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock = ours
-        command = [python, "-u", "-B", "-c", _START, str(PROGRAM.parent), str(theirs.fileno()), str(device)]
+        command = module_command(str(PROGRAM), str(theirs.fileno()), str(device), python=python)
+        command[1:1] = ["-u", "-B"]
         try:
             self._process = subprocess.Popen(
                 command, env=dict(env) if env is not None else None, stdin=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError, EdgeError
 from edge_forge.export.gguf.engine import environment
 
@@ -64,7 +65,7 @@ def _call(operation: str, served: GgufSubject, **values: Any) -> Any:
         "adapter": None if served.adapter is None else str(served.adapter), "threads": _threads(), **values,
     }  # fmt: skip
     ended = subprocess.run(
-        [sys.executable, "-m", "edge_forge.evaluate.measure_gguf"],
+        module_command("edge_forge.evaluate.measure_gguf"),
         input=json.dumps(request), capture_output=True, text=True, check=False, env=environment(),
     )  # fmt: skip
     if ended.returncode != 0:

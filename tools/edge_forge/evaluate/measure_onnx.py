@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Capabilities, Done, Limits, Session, SessionJob
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError
 from edge_agent.tasks import tokens
 
@@ -117,7 +118,7 @@ def memory(subject: OnnxSubject) -> ProcessMemory:
     """Load the variant in a fresh process, run its largest batch, and say what it took. Raises BackendError."""
     request = {name: str(value) if isinstance(value, Path) else value for name, value in vars(subject).items()}
     ended = subprocess.run(
-        [sys.executable, "-m", "edge_forge.evaluate.measure_onnx"],
+        module_command("edge_forge.evaluate.measure_onnx"),
         input=json.dumps(request), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if ended.returncode != 0:

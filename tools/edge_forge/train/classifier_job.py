@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edge_agent.base import errors
+from edge_agent.base import child_python, errors
+from edge_agent.base.child_python import module_command
 from edge_forge.models.bases import base_id
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.settings import TrainSettings, check
@@ -93,22 +94,16 @@ def train(
             settings=settings,
         )
         job.write(Path(folder) / "job.json")
-        follow([*_launcher(settings), _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
+        follow(_command(settings, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
 
 
-def _launcher(settings: TrainSettings) -> list[str]:
+def _command(settings: TrainSettings, job: str) -> list[str]:
     """One process, or torchrun, which `accelerate` (and so Trainer) finds itself under, on CPUs as on GPUs."""
     if settings.processes == 1:
-        return [sys.executable, "-m"]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={settings.processes}",
-        "-m",
-    ]
+        return module_command(_WORKER, job)
+    counts = ["--standalone", f"--nproc_per_node={settings.processes}"]
+    return module_command("torch.distributed.run", *counts, child_python.__file__, _WORKER, job)
 
 
 def _check_rows(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edge_agent.base.child_python import module_command
 from edge_forge.data.generator_rows import Row, as_json, from_json
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.record import TrainRecord
@@ -75,7 +76,7 @@ def train(
             base[0].resolve(), base[1], out_dir, Path(folder), chat, tuple(rows[0]), tuple(rows[1]), settings
         )
         job.write(Path(folder) / "job.json")
-        follow([sys.executable, "-m", _WORKER, str(Path(folder) / "job.json")], out_dir / "train.log", progress)
+        follow(module_command(_WORKER, str(Path(folder) / "job.json")), out_dir / "train.log", progress)
     return TrainRecord.read(out_dir / "record.json")
 
 

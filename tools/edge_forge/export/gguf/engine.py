@@ -6,12 +6,12 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 
@@ -85,7 +85,7 @@ def generate(model: Path, rows: Sequence[Sequence[int]], most: int, adapter: Pat
 def _call(operation: str, **request: Any) -> Any:
     require()
     ended = subprocess.run(
-        [sys.executable, "-m", "edge_forge.export.gguf.llama_process"],
+        module_command("edge_forge.export.gguf.llama_process"),
         input=json.dumps({"op": operation, **request}), capture_output=True, text=True, check=False,
         env=environment(),
     )  # fmt: skip
