@@ -272,7 +272,7 @@ class LlamaSession(Session):
 
     def _admit(self, limits: Limits) -> None:
         """Give waiting jobs a slot, with the cached prefix of their prompts, while slots are free and at most
-        `limits.max_rows` jobs are active."""
+        `max_rows` of `limits` jobs are active."""
         while self._waiting and self._slots.free and len(self._active) < max(1, limits.max_rows):
             job, sampler, submitted_s = self._waiting.popleft()
             prompt = list(job.rows[0])
