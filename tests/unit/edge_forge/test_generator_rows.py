@@ -48,6 +48,8 @@ def test_three_kinds_are_told_apart(tmp_path):
         ),
         ("[1]", "no JSON object"),
         ("{", "no valid JSON"),
+        ('{"messages": [], "messages": []}', "the key 'messages' stands twice"),
+        ('{"messages": [{"role": "user", "content": "a", "role": "user"}]}', "the key 'role' stands twice"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(tmp_path, line, words):

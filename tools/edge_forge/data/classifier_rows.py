@@ -170,12 +170,7 @@ def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tu
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"the line is no valid JSON: {error}", f"{path}:{number}") from error
-        if not isinstance(found, dict):
-            raise ConfigError("the line holds no JSON object", f"{path}:{number}")
+        found = json_object(line, f"{path}:{number}")
         words, label = found.get(section.text, ""), found.get(section.label)
         if not isinstance(words, str) or isinstance(label, (dict, list, float, bool)):
             raise ConfigError(
@@ -183,6 +178,30 @@ def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tu
                 f"{path}:{number}",
             )
         yield number, words, "" if label is None else str(label)
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The object in a line of JSONL. Raises ConfigError at `where` for other JSON, and for a key that stands twice.
+
+    Parsers differ on which of two equal keys counts, so a person who checked the file may have seen the other value.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ConfigError(f"the key {twice!r} stands twice in one object", where, "keep one of them")
+        return found
+
+    try:
+        found = json.loads(line, object_pairs_hook=once)
+    except ValueError as error:
+        raise ConfigError(f"the line is no valid JSON: {error}", where) from error
+    except RecursionError as error:
+        raise ConfigError("the line nests too deep", where) from error
+    if not isinstance(found, dict):
+        raise ConfigError("the line holds no JSON object", where)
+    return found
 
 
 def _from_hub(section: ClassifierDataSection) -> dict[str, list[Row]]:

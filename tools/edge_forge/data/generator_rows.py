@@ -6,7 +6,6 @@ with empty lines between them, or JSONL). Every error names the file and the lin
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.classifier_rows import SPLITS, normal, read_text
+from edge_forge.data.classifier_rows import SPLITS, json_object, normal, read_text
 from edge_forge.recipe.generator_recipe import GeneratorDataSection
 
 ROLES = ("system", "user", "assistant")
@@ -135,10 +134,8 @@ def _kind(path: Path, text: str, section: GeneratorDataSection) -> str:
         )
     first = next((line for line in text.split("\n") if line.strip()), "{}")
     try:
-        found = json.loads(first)
-    except ValueError:
-        found = {}
-    if not isinstance(found, dict):
+        found = json_object(first, str(path))
+    except ConfigError:  # said with its line when the lines are read
         return "completion"
     return "chat" if section.messages in found else "text" if set(found) == {section.text} else "completion"
 
@@ -155,13 +152,7 @@ def _lines(path: Path, text: str, kind: str, section: GeneratorDataSection) -> I
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"the line is no valid JSON: {error}", where) from error
-        if not isinstance(found, dict):
-            raise ConfigError("the line holds no JSON object", where)
-        yield readers[kind](found, section, where)
+        yield readers[kind](json_object(line, where), section, where)
 
 
 def _chat(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
