@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.protocol.envelope import Inbound
-from tests.support.whole.books import Ask
+from tests.support.whole.request_log import Ask
 
 if TYPE_CHECKING:
     from tests.support.whole.world import World

@@ -29,7 +29,7 @@ from edge_agent.store.footprint_cache import FootprintFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
 from tests.support.whole.board import EXIT_S, SimWorker
-from tests.support.whole.books import WatchedLedger
+from tests.support.whole.request_log import WatchedLedger
 from tests.support.whole.clients import DEVICE, PREFIX
 
 if TYPE_CHECKING:

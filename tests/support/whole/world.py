@@ -33,7 +33,7 @@ from tests.support.in_process import Device
 from tests.support.virtual_time import Stuck, VirtualLoop
 from tests.support.whole import faults
 from tests.support.whole.board import Moods, SimBoard, SimSpawner
-from tests.support.whole.books import Books, Key, WatchedLedger
+from tests.support.whole.request_log import Books, Key, WatchedLedger
 from tests.support.whole.broker import SimBroker, SimConnection
 from tests.support.whole.clients import DEVICE, PREFIX, Clients
 from tests.support.whole.lives import Killed, Life, Lives
