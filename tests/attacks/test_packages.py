@@ -35,7 +35,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
     return Good(base, newer, tiny.adapter_package(folder, base), folder)
 
 
-def make_setup(**changes: Any) -> InstallContext:
+def install_context(**changes: Any) -> InstallContext:
     known = {
         "prober": tiny.TinyProber(),
         "hardware": tiny.HARDWARE,
@@ -50,7 +50,7 @@ def make_setup(**changes: Any) -> InstallContext:
 @pytest.fixture
 def store(good: Good, tmp_path: Path) -> Path:
     root = tmp_path / "device" / "store"
-    ModelStore(root, make_setup()).install(good.base)
+    ModelStore(root, install_context()).install(good.base)
     return root
 
 
@@ -60,10 +60,10 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(root)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def refuse(store: Path, package: Path, error: type[EdgeError], says: str, **setup: Any) -> None:
+def refuse(store: Path, package: Path, error: type[EdgeError], says: str, **context: Any) -> None:
     """Install must raise exactly this error with this sentence and change nothing."""
     before = snapshot(store)
-    library = ModelStore(store, make_setup(**setup))
+    library = ModelStore(store, install_context(**context))
     with pytest.raises(EdgeError) as caught:
         library.install(package)
     assert type(caught.value) is error, repr(caught.value)
@@ -86,7 +86,7 @@ def test_refused_by_name_and_without_a_trace(name: str, good: Good, store: Path,
 
 def test_the_good_ones_are_good(good: Good, tmp_path: Path) -> None:
     """What the attacks start from installs; else every one of them would be refused for nothing."""
-    library = ModelStore(tmp_path / "store", make_setup())
+    library = ModelStore(tmp_path / "store", install_context())
     for package in (good.base, good.newer, good.adapter):
         assert library.install(package).changed
 
@@ -147,7 +147,7 @@ def test_folder_refused(name: str, good: Good, store: Path, tmp_path: Path) -> N
 
 
 def test_a_good_folder_installs(good: Good, tmp_path: Path) -> None:
-    assert ModelStore(tmp_path / "store", make_setup()).install(unpack(good.base, tmp_path / "package")).changed
+    assert ModelStore(tmp_path / "store", install_context()).install(unpack(good.base, tmp_path / "package")).changed
 
 
 def test_neither_file_nor_folder(store: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_flip_in_every_kind_of_file_leaves_the_store_alone(good: Good, store: 
         package = hostile.write_parts(tmp_path / "flip.tar", {**parts, name: bytes(damaged)})
         before = snapshot(store)
         with pytest.raises(PackageError):
-            ModelStore(store, make_setup()).install(package)
+            ModelStore(store, install_context()).install(package)
         assert snapshot(store) == before, name
 
 
@@ -233,10 +233,10 @@ def test_expiry_needs_a_trusted_clock_or_proof(good: Good, tmp_path: Path) -> No
     """A clock in 1970 or in 2099 that nobody vouches for refuses nothing; what was signed later does."""
     old = tiny.base_package(tmp_path, counter=1, issued_at="2026-07-02T00:00:00Z", expires="2026-07-20T00:00:00Z")
     for wall_s in (0.0, 4e9):
-        setup = make_setup(clock=ManualClock(wall_s=wall_s), time_trusted=lambda: False)
-        assert ModelStore(tmp_path / f"{wall_s}", setup).install(old).changed
-    setup = make_setup(clock=ManualClock(wall_s=0.0), time_trusted=lambda: False)
-    library = ModelStore(tmp_path / "later", setup)
+        context = install_context(clock=ManualClock(wall_s=wall_s), time_trusted=lambda: False)
+        assert ModelStore(tmp_path / f"{wall_s}", context).install(old).changed
+    context = install_context(clock=ManualClock(wall_s=0.0), time_trusted=lambda: False)
+    library = ModelStore(tmp_path / "later", context)
     library.install(tiny.base_package(tmp_path, counter=1, name="other"))
     with pytest.raises(SignatureError, match="expired at"):
         library.install(old)
@@ -244,7 +244,7 @@ def test_expiry_needs_a_trusted_clock_or_proof(good: Good, tmp_path: Path) -> No
 
 def test_unsigned_only_when_allowed_and_loudly(good: Good, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     package = Forge(good.base).write(tmp_path / "unsigned.tar", keys=[])
-    library = ModelStore(tmp_path / "store", make_setup(allow_unsigned=True))
+    library = ModelStore(tmp_path / "store", install_context(allow_unsigned=True))
     report = library.install(package)
     assert report.changed and "unsigned" in report.warnings[0]
     assert any("UNSIGNED PACKAGE" in record.message for record in caplog.records)
@@ -254,10 +254,10 @@ def test_unsigned_only_when_allowed_and_loudly(good: Good, tmp_path: Path, caplo
 
 def test_without_trust_root_nothing_is_let_in(good: Good, tmp_path: Path) -> None:
     with pytest.raises(SignatureError, match="no trust root"):
-        ModelStore(tmp_path / "store", make_setup(trust=None)).install(good.base)
+        ModelStore(tmp_path / "store", install_context(trust=None)).install(good.base)
 
 
 def test_allow_unsigned_does_not_excuse_a_broken_signature(good: Good, tmp_path: Path) -> None:
     package = unpinned(swapped_payload)(good, tmp_path)
     with pytest.raises(SignatureError, match="does not fit"):
-        ModelStore(tmp_path / "store", make_setup(allow_unsigned=True)).install(package)
+        ModelStore(tmp_path / "store", install_context(allow_unsigned=True)).install(package)

@@ -27,7 +27,7 @@ from edge_agent.store.crash_points import INSTALL_POINTS, ROLLBACK_POINTS
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_file import StateFile
 from tests.support import packages as tiny
-from tests.support.store_child import Device, make_setup
+from tests.support.store_child import Device, install_context
 
 View = tuple[tuple[str, int, str, tuple[str, ...]], ...]
 # Points that are reached once per blob: die at the first and at a later one.
@@ -53,7 +53,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def reopen(store: Path) -> ModelStore:
-    return ModelStore(store, make_setup(tiny.keys().root_file))
+    return ModelStore(store, install_context(tiny.keys().root_file))
 
 
 def view(library: ModelStore) -> View:
@@ -162,7 +162,7 @@ def test_a_trial_that_is_cut_off_again_and_again_is_not_repeated(
     library = reopen(store)
     with pytest.raises(StoreError, match="cut off 3 times"):
         library.install(packages["first"])
-    again = ModelStore(store, replace(make_setup(tiny.keys().root_file), again=True))
+    again = ModelStore(store, replace(install_context(tiny.keys().root_file), again=True))
     assert again.install(packages["first"]).changed
 
 

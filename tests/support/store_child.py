@@ -25,7 +25,7 @@ from tests.support import packages as tiny
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make_setup(trust_file: Path, at: Callable[[str], None] = lambda _point: None) -> InstallContext:
+def install_context(trust_file: Path, at: Callable[[str], None] = lambda _point: None) -> InstallContext:
     """The set-up of the device under test."""
     return InstallContext(
         prober=tiny.TinyProber(),
@@ -84,7 +84,7 @@ def _work(order: dict[str, Any], out: int) -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    library = ModelStore(Path(order["store"]), make_setup(Path(order["trust"]), at))
+    library = ModelStore(Path(order["store"]), install_context(Path(order["trust"]), at))
     error = None
     try:
         if order["do"] == "install":

@@ -22,7 +22,7 @@ NONSENSE = (
 
 
 class Clients:
-    """Sends through the broker, and writes into the books what it asked."""
+    """Sends through the broker, and notes in the request log what it asked."""
 
     def __init__(self, world: World, dice: random.Random) -> None:
         self._world = world
@@ -85,7 +85,7 @@ class Clients:
         self._count += 1
         now_s = self._world.clock.monotonic_s()
         ask = Ask((client, f"r{self._count}"), texts, adapter, now_s, now_s + wait_s)
-        self._world.books.asks[ask.key] = ask
+        self._world.request_log.asks[ask.key] = ask
         return ask
 
     def _retry(self) -> None:
@@ -93,13 +93,13 @@ class Clients:
         recent = list(self._world.sent.items())[-20:]
         if recent:
             key, message = self._dice.choice(recent)
-            ask = self._world.books.asks[key]
+            ask = self._world.request_log.asks[key]
             if not ask.order and ask.due_s > self._world.clock.monotonic_s():
                 ask.sends += 1
                 self._world.broker.send(message, ask.due_s)
 
     def _cancel(self) -> None:
-        recent = list(self._world.books.asks.values())[-10:]
+        recent = list(self._world.request_log.asks.values())[-10:]
         if recent:
             ask = self._dice.choice(recent)
             ask.cancelled = True

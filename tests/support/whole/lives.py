@@ -29,8 +29,8 @@ from edge_agent.store.footprint_cache import FootprintFile
 from tests.support.fakes import RecordingNotifier
 from tests.support.in_process import Device, FakeOperator
 from tests.support.whole.board import EXIT_S, SimWorker
-from tests.support.whole.request_log import WatchedLedger
 from tests.support.whole.clients import DEVICE, PREFIX
+from tests.support.whole.request_log import WatchedLedger
 
 if TYPE_CHECKING:
     from tests.support.whole.world import World
@@ -106,7 +106,7 @@ class Life:
             connection.lose(Reason("transient", "the process was killed"))
         for worker in world.spawner.alive():
             worker.orphan()
-        world.books.turn_page()
+        world.request_log.process_ended()
 
     def over(self) -> None:
         """It has ended, in whichever way."""
@@ -134,7 +134,7 @@ class Life:
     def _publish(self, message: Outbound) -> bool:
         if self.dead:
             raise Killed
-        self._world.books.told(message, self._world.clock.monotonic_s())
+        self._world.request_log.told(message, self._world.clock.monotonic_s())
         taken = self._link_publish(message)
         if not taken and "/reply" in message.topic:
             self.complain(f"the link does not take an answer: {message.payload[:80]!r}")
@@ -253,11 +253,11 @@ class Lives:
         if len(life.ledger):
             world.complain(f"open after the end: {[job.key for job in life.ledger.open_jobs()]} of {open_keys}")
         if connection is not None and connection.said_goodbye and connection.never_troubled:
-            for text in world.books.answered_but_held(world.broker.held_messages()):
+            for text in world.request_log.answered_but_held(world.broker.held_messages()):
                 world.complain(f"answered but not acknowledged by an orderly end: {text}")
         life.over()
         await self._reap(life)
-        world.books.turn_page()
+        world.request_log.process_ended()
 
     async def _reap(self, life: Life) -> None:
         """What the process would have done next is never done. A cancelled task may ask for another round."""

@@ -1,4 +1,4 @@
-"""Who asked what and what the device said: the rules that hold for every request, checked as each packet leaves.
+"""The log of all requests and replies, with the rules that hold for each, checked as each packet leaves.
 
 - An answer belongs to a request that was delivered, and repeats its texts, adapter and nothing else.
 - At most one answer: the same words may be sent again (QoS 1, a retry), other words never. One exception: a refusal at
@@ -80,7 +80,7 @@ class WatchedLedger(RequestTable):
         return closed
 
 
-class Books:
+class RequestLog:
     """All requests by (client, id)."""
 
     def __init__(self, complain: Callable[[str], None]) -> None:
@@ -95,7 +95,7 @@ class Books:
         self.answered_again: set[Key] = set()
         self.spooled: set[tuple[str, int]] = set()
 
-    def turn_page(self) -> None:
+    def process_ended(self) -> None:
         """The daemon's process has ended: what it knew of requests went with it."""
         self.waiting.clear()
         for ask in self.asks.values():

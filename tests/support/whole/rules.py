@@ -73,7 +73,7 @@ class Rules:
             self._say("disconnected", "the link is down though the broker is up")
         if len(world.spool):
             self._say("events", f"{len(world.spool)} events are still in the spool: {world.spool.trouble}")
-        for text in world.books.unanswered(world.states):
+        for text in world.request_log.unanswered(world.states):
             self._say(text, f"neither answered nor expired: {text}")
 
         self._kept()
@@ -85,7 +85,7 @@ class Rules:
         well = {"online", "degraded"} if world.lifted else {"online"}
         if status["state"] not in well or status["boot_id"] != world.life.boot_id:
             self._say("status", f"after a long peace the status is {status}")
-        missing = sorted(world.books.spooled - world.books.numbered.keys())
+        missing = sorted(world.request_log.spooled - world.request_log.numbered.keys())
         if missing and not world.spool.lost:
             self._say("missing", f"events that were on the disk never arrived: {missing[:5]} of {len(missing)}")
 
@@ -171,11 +171,11 @@ class Rules:
         world = self._world
         connection, now_s = world.broker.connection, world.clock.monotonic_s()
         sound = connection is not None and connection.mute_since_s is None and not connection.congested
-        asks = world.books.asks
-        waiting = [key for key, since_s in world.books.waiting.items() if now_s - since_s > ANSWER_WAITS_S]
+        asks = world.request_log.asks
+        waiting = [key for key, since_s in world.request_log.waiting.items() if now_s - since_s > ANSWER_WAITS_S]
         late = [key for key in waiting if now_s <= asks[key].due_s]
         if not sound or not world.transport.connected:
-            world.books.waiting.clear()
+            world.request_log.waiting.clear()
         elif late:
             self._say("outbox", f"the answers to {late} wait on a sound connection")
 

@@ -33,10 +33,10 @@ from tests.support.in_process import Device
 from tests.support.virtual_time import Stuck, VirtualLoop
 from tests.support.whole import faults
 from tests.support.whole.board import Moods, SimBoard, SimSpawner
-from tests.support.whole.request_log import Books, Key, WatchedLedger
 from tests.support.whole.broker import SimBroker, SimConnection
 from tests.support.whole.clients import DEVICE, PREFIX, Clients
 from tests.support.whole.lives import Killed, Life, Lives
+from tests.support.whole.request_log import Key, RequestLog, WatchedLedger
 from tests.support.whole.rules import Rules
 
 TROUBLE_S = (5.0, 15.0, 30.0)
@@ -103,7 +103,7 @@ class World:
         self.faults: Counter[str] = Counter()
         self.sent: dict[Key, Inbound] = {}
         self.disk = Disk()
-        self.books = Books(self.complain)
+        self.request_log = RequestLog(self.complain)
         self.states: dict[Key, list[str]] = {}
         self.folder = folder
         self.broker = SimBroker(self.dice("broker"), self._heard, self.complain)
@@ -259,14 +259,14 @@ class World:
     def _heard(self, message: Outbound, now_s: float) -> None:
         if not message.topic.endswith(("/telemetry", "/models", "/info")):
             self.trace.append(f"{now_s:.4f} <- {message.topic} {message.payload[:140]!r}")
-        self.books.heard(message, now_s)
+        self.request_log.heard(message, now_s)
 
     def _delivered(self, message: Inbound) -> None:
         self.trace.append(f"{self.clock.monotonic_s():.4f} -> {message.topic} {message.correlation} {message.expiry_s}")
-        self.books.delivered(message)
+        self.request_log.delivered(message)
 
     def _acknowledged(self, message: Inbound, held: int) -> None:
-        self.books.acknowledged(message, held, self.states)
+        self.request_log.acknowledged(message, held, self.states)
 
     def serving(self) -> bool:
         """Whether any job is with a worker."""
@@ -300,13 +300,13 @@ def simulate(seed: int) -> Outcome:
         seed,
         world.complaints,
         world.frozen_trace or list(world.trace),
-        world.books.statuses,
-        world.books.kinds,
+        world.request_log.statuses,
+        world.request_log.kinds,
         world.faults,
         world.rules.steps,
         clock.monotonic_s() - 1000.0,
         world.rules.digest,
-        len(world.books.answered_again),
+        len(world.request_log.answered_again),
     )
 
 
@@ -325,7 +325,7 @@ async def _run(world: World, loop: Loop) -> None:
             if world.disk.full:
                 raise OSError(28, "No space left on device")
             super().append(record)
-            world.books.written(record)
+            world.request_log.written(record)
 
     def connect(_options: object, _version: int, will: Any, listener: Any, epoch: int) -> SimConnection:
         return SimConnection(

@@ -1,4 +1,4 @@
-"""Books on steps: how busy, how slow a row, how long to rest."""
+"""The duty cycle: how busy the steps were, how slow a row was, how long the pause after a step is."""
 
 from __future__ import annotations
 

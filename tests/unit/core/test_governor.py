@@ -219,10 +219,10 @@ def test_where_the_firmware_ignores_a_clock_no_cap_counts_also_under_a_raised_so
 
 
 def test_a_clock_that_is_refused_later_leaves_the_governor_able_to_go_on() -> None:
-    """The point_index of a ladder with clocks is none of the ladder without."""
+    """A point_index among points with clocks is not valid among points without clocks."""
     board = Board(replace(CONFIG, clocks=CLOCKS))
     board.run(600)
-    assert board.state.point_index >= 4, "more than the ladder without clocks has"
+    assert board.state.point_index >= 4, "more points than there are without clocks"
     board.config = replace(CONFIG, clocks=())
     grant = board.second()
     assert (grant.clock, grant.threads) == (1.0, 4)

@@ -62,7 +62,7 @@ def test_the_way_up_is_never_urgent() -> None:
     assert _run(wanted, urgent=[True] * 4)[-1] == pytest.approx(0.6, abs=1e-3)
 
 
-def test_another_rung_is_no_turn() -> None:
+def test_another_operating_point_is_no_reversal() -> None:
     wanted = [0.5, 0.8, 0.5, 0.9, 0.88]
     assert _run(wanted, points=[0, 0, 0, 1, 1]) == wanted
 

@@ -1,4 +1,4 @@
-"""Rungs: which limits do the most work with the power that is left."""
+"""Operating points: which limits do the most work with the power that is left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOCKS = (0.625, 0.75, 0.875, 1.0)
 
 
 @pytest.mark.parametrize("bandwidth_bound", [False, True])
-def test_the_first_rung_is_without_limits(bandwidth_bound: bool) -> None:
+def test_the_first_point_is_without_limits(bandwidth_bound: bool) -> None:
     first = build(4, CLOCKS, bandwidth_bound)[0]
     assert (first.threads, first.clock) == (4, 1.0)
     assert (first.power, first.speed) == pytest.approx((1.0, 1.0))
@@ -45,7 +45,7 @@ def test_a_generator_without_clock_gives_up_threads_but_never_the_second() -> No
     assert [points[choose(points, 0, share)].threads for share in (0.5, 0.2, 0.05)] == [2, 2, 2]
 
 
-def test_a_rung_is_kept_while_no_other_is_clearly_better() -> None:
+def test_a_point_is_kept_while_no_other_is_clearly_better() -> None:
     points = build(4, CLOCKS, False)
     here = choose(points, 0, 0.5)
     assert choose(points, here, 0.5 * 1.005) == here

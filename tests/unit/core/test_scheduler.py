@@ -300,7 +300,7 @@ def test_who_comes_back_has_saved_nothing_up() -> None:
     assert abs(first.count("a") - first.count("b")) <= 2 * TURN_ROWS
 
 
-def test_the_books_on_clients_are_bounded() -> None:
+def test_the_clients_that_a_queue_remembers_are_bounded() -> None:
     queue = Queue()
     for index in range(3 * CLIENTS_KEPT):
         queue.add(a_job("x", client=str(index)))

@@ -29,7 +29,7 @@ from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, gguf_bytes
 
 
-def make_setup(**changes: Any) -> InstallContext:
+def install_context(**changes: Any) -> InstallContext:
     known: dict[str, Any] = {
         "prober": tiny.TinyProber(),
         "hardware": tiny.HARDWARE,
@@ -42,7 +42,7 @@ def make_setup(**changes: Any) -> InstallContext:
 
 @pytest.fixture
 def library(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "store", make_setup())
+    return ModelStore(tmp_path / "store", install_context())
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def test_a_base_becomes_active_with_the_chosen_variant(library: ModelStore, tmp_
 
 
 def test_all_variants_are_kept_where_the_operator_wants_them(tmp_path: Path) -> None:
-    library = ModelStore(tmp_path / "store", make_setup(keep_all=True))
+    library = ModelStore(tmp_path / "store", install_context(keep_all=True))
     library.install(tiny.base_package(tmp_path))
     assert all(variant.files for variant in library.active()[0].variants)
     assert library.scrub() == () and library.collect() == 0
@@ -173,7 +173,7 @@ def test_an_install_repairs_what_the_disk_has_changed(library: ModelStore, tmp_p
 def test_a_cut_off_file_takes_the_model_out_of_service_and_says_so(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path))
     os.truncate(library.active()[0].variant.files["model"], 10)
-    reopened = ModelStore(tmp_path / "store", make_setup())
+    reopened = ModelStore(tmp_path / "store", install_context())
     assert reopened.active() == ()
     assert reopened.problems() == (
         "tiny: tiny: a file of variant onnx/int8 is missing or cut off (install its package again)",
@@ -194,8 +194,8 @@ def test_probes_that_fail_keep_the_old_version(library: ModelStore, tmp_path: Pa
 
 def test_an_adapter_without_effect_is_refused_by_name(tmp_path: Path) -> None:
     base = tiny.base_package(tmp_path)
-    ModelStore(tmp_path / "store", make_setup()).install(base)
-    deaf = ModelStore(tmp_path / "store", make_setup(prober=tiny.TinyProber(deaf=True)))
+    ModelStore(tmp_path / "store", install_context()).install(base)
+    deaf = ModelStore(tmp_path / "store", install_context(prober=tiny.TinyProber(deaf=True)))
     before = snapshot(tmp_path / "store")
     with pytest.raises(ProbeError) as caught:
         deaf.install(tiny.adapter_package(tmp_path, base))
@@ -205,7 +205,7 @@ def test_an_adapter_without_effect_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [WorkerError("the worker died", "worker"), AdapterRefused("rank 4 is too large")])
 def test_a_worker_that_fails_is_a_failed_probe(error: Exception, tmp_path: Path) -> None:
-    library = ModelStore(tmp_path / "store", make_setup(prober=tiny.TinyProber(error=error)))
+    library = ModelStore(tmp_path / "store", install_context(prober=tiny.TinyProber(error=error)))
     with pytest.raises(ProbeError, match="the golden probes could not be run: "):
         library.install(tiny.base_package(tmp_path))
     assert snapshot(tmp_path / "store") == {}
@@ -225,7 +225,7 @@ def test_a_variant_without_probes_of_the_adapter(library: ModelStore, tmp_path: 
 
 def test_only_what_is_new_is_probed(tmp_path: Path) -> None:
     prober = tiny.TinyProber()
-    library = ModelStore(tmp_path / "store", make_setup(prober=prober))
+    library = ModelStore(tmp_path / "store", install_context(prober=prober))
     base = tiny.base_package(tmp_path)
     library.install(base)
     library.install(tiny.adapter_package(tmp_path, base))
@@ -238,7 +238,9 @@ def test_only_what_is_new_is_probed(tmp_path: Path) -> None:
 
 
 def test_the_disk_is_full_before_a_byte_is_written(tmp_path: Path) -> None:
-    library = ModelStore(tmp_path / "store", make_setup(reserve_bytes=2**30, free_bytes=lambda _path: 2**30 + 5000))
+    library = ModelStore(
+        tmp_path / "store", install_context(reserve_bytes=2**30, free_bytes=lambda _path: 2**30 + 5000)
+    )
     with pytest.raises(StoreError) as caught:
         library.install(tiny.base_package(tmp_path))
     assert "the disk is too full: 1.0 MiB are needed and 1.0 GiB stay reserved, 1.0 GiB are free" in str(caught.value)
@@ -360,10 +362,10 @@ def test_a_rotated_root_stays_and_revokes(tmp_path: Path) -> None:
     sign_package(two, [keys.release_key], [second])
     sign_package(late, [first_key])
     root = tmp_path / "store"
-    ModelStore(root, make_setup(trust=first_root)).install(one)
-    ModelStore(root, make_setup(trust=first_root)).install(two)
+    ModelStore(root, install_context(trust=first_root)).install(one)
+    ModelStore(root, install_context(trust=first_root)).install(two)
     with pytest.raises(PackageError, match="none of which root version 2 trusts"):
-        ModelStore(root, make_setup(trust=first_root)).install(late)
+        ModelStore(root, install_context(trust=first_root)).install(late)
 
 
 def test_a_second_change_waits_its_turn(library: ModelStore, tmp_path: Path) -> None:
@@ -401,8 +403,8 @@ def test_nothing_is_deleted_while_a_manifest_cannot_be_read(library: ModelStore,
     assert [one.digest for one in library.scrub()] == [version.chosen]
 
 
-def test_wishes_reach_the_choice(tmp_path: Path) -> None:
-    library = ModelStore(tmp_path / "store", make_setup(selection=SelectionPolicy(prefer=("fp32",))))
+def test_the_selection_policy_reaches_the_choice(tmp_path: Path) -> None:
+    library = ModelStore(tmp_path / "store", install_context(selection=SelectionPolicy(prefer=("fp32",))))
     library.install(tiny.base_package(tmp_path))
     assert library.active()[0].variant.name == "onnx/fp32"
 
@@ -432,13 +434,13 @@ def generator_package(folder: Path, as_folder: bool) -> Path:
 def test_a_generators_memory_is_judged_by_its_file_before_anything_is_written(tmp_path: Path, as_folder: bool) -> None:
     package = generator_package(tmp_path, as_folder)
     hardware = replace(tiny.HARDWARE, runtimes=("llamacpp",), ram_bytes=80 << 20)
-    library = ModelStore(tmp_path / "store", make_setup(hardware=hardware))
+    library = ModelStore(tmp_path / "store", install_context(hardware=hardware))
     before = snapshot(tmp_path / "store")
     with pytest.raises(
         PackageError, match=r"2 layers x 2 kv heads x 2048 x 1024 tokens x 1 x 2 bytes, f16\).*context = 512\)"
     ):
         library.install(package)
     assert snapshot(tmp_path / "store") == before
-    lenient = make_setup(hardware=hardware, selection=SelectionPolicy(generators=GeneratorOverrides(shrink=True)))
+    lenient = install_context(hardware=hardware, selection=SelectionPolicy(generators=GeneratorOverrides(shrink=True)))
     report = ModelStore(tmp_path / "store", lenient).install(package)
     assert "shrunk to a context of 512 tokens for 1 sequence" in report.lines[0]

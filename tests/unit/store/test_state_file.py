@@ -29,9 +29,9 @@ def record(counter: int) -> Record:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    journal = StateFile(tmp_path)
-    assert journal.read() == Record()
-    journal.write(record(3), lambda: None)
+    state_file = StateFile(tmp_path)
+    assert state_file.read() == Record()
+    state_file.write(record(3), lambda: None)
     assert StateFile(tmp_path).read() == record(3)
 
 
@@ -41,35 +41,35 @@ def test_a_disk_that_does_not_answer_is_an_error_of_the_store(tmp_path: Path, mo
     def stat(_path: Path) -> os.stat_result:
         raise OSError(5, "Input/output error")
 
-    journal = StateFile(tmp_path)
+    state_file = StateFile(tmp_path)
     monkeypatch.setattr(Path, "stat", stat)
     with pytest.raises(StoreError, match="Input/output error"):
-        journal.generation()
+        state_file.generation()
 
 
 def test_every_write_changes_the_generation_whatever_the_clock_says(tmp_path: Path) -> None:
-    journal = StateFile(tmp_path)
-    seen = [journal.generation()]
+    state_file = StateFile(tmp_path)
+    seen = [state_file.generation()]
     for counter in range(50):
-        journal.write(record(counter), lambda: None)
-        seen.append(journal.generation())
+        state_file.write(record(counter), lambda: None)
+        seen.append(state_file.generation())
     assert len(set(seen)) == len(seen)
     os.utime(tmp_path / RECORD_FILE, (4e9, 4e9))
-    ahead = journal.generation()
-    journal.write(record(99), lambda: None)
+    ahead = state_file.generation()
+    state_file.write(record(99), lambda: None)
     assert (tmp_path / RECORD_FILE).stat().st_mtime > 3.9e9, "a time in the future is passed, not fallen behind"
-    assert journal.generation() != ahead
+    assert state_file.generation() != ahead
 
 
 def test_any_flipped_bit_is_said(tmp_path: Path) -> None:
-    journal = StateFile(tmp_path)
-    journal.write(record(3), lambda: None)
+    state_file = StateFile(tmp_path)
+    state_file.write(record(3), lambda: None)
     path = tmp_path / RECORD_FILE
     good = path.read_bytes()
     for at in range(len(good) - 1):
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with pytest.raises(StoreError, match="damaged"):
-            journal.read()
+            state_file.read()
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\0" * 4096])
@@ -80,28 +80,28 @@ def test_what_a_torn_file_system_leaves_is_damage(tmp_path: Path, data: bytes) -
 
 
 def test_nothing_is_in_place_before_the_rename(tmp_path: Path) -> None:
-    journal = StateFile(tmp_path)
-    journal.write(record(1), lambda: None)
+    state_file = StateFile(tmp_path)
+    state_file.write(record(1), lambda: None)
     seen: list[Record] = []
-    journal.write(record(2), lambda: seen.append(StateFile(tmp_path).read()))
+    state_file.write(record(2), lambda: seen.append(StateFile(tmp_path).read()))
     assert seen == [record(1)]
 
 
 def test_trials_are_counted_until_one_ends(tmp_path: Path) -> None:
-    journal = StateFile(tmp_path)
-    assert journal.trials(DIGEST) == 0
-    journal.begin_trial(DIGEST)
-    journal.begin_trial(DIGEST)
+    state_file = StateFile(tmp_path)
+    assert state_file.trials(DIGEST) == 0
+    state_file.begin_trial(DIGEST)
+    state_file.begin_trial(DIGEST)
     assert StateFile(tmp_path).trials(DIGEST) == 2
-    journal.end_trial(DIGEST)
-    assert journal.trials(DIGEST) == 0 and list(tmp_path.iterdir()) == []
+    state_file.end_trial(DIGEST)
+    assert state_file.trials(DIGEST) == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_trials_are_bounded(tmp_path: Path) -> None:
-    journal = StateFile(tmp_path)
+    state_file = StateFile(tmp_path)
     for number in range(TRIALS_KEPT + 5):
-        journal.begin_trial(f"sha256:{number:064x}")
-    kept = [number for number in range(TRIALS_KEPT + 5) if journal.trials(f"sha256:{number:064x}")]
+        state_file.begin_trial(f"sha256:{number:064x}")
+    kept = [number for number in range(TRIALS_KEPT + 5) if state_file.trials(f"sha256:{number:064x}")]
     assert kept == list(range(5, TRIALS_KEPT + 5))
 
 

@@ -16,7 +16,7 @@ from edge_agent.bundle.probes import ProbeOutcome, ProbeRequest
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.variant_selection import SelectionPolicy
 from tests.support import packages as tiny
-from tests.unit.store.test_install import make_setup
+from tests.unit.store.test_install import install_context
 
 
 @dataclass
@@ -50,7 +50,7 @@ FIGURES = {"onnx/int8": (8.0, 40 * MIB), "onnx/fp32": (3.0, 90 * MIB)}
 def installed(
     folder: Path, board: Board, selection: SelectionPolicy = BALANCED, **more: object
 ) -> tuple[ModelStore, list[str]]:
-    library = ModelStore(folder / "store", make_setup(prober=board, measure=True, selection=selection, **more))
+    library = ModelStore(folder / "store", install_context(prober=board, measure=True, selection=selection, **more))
     report = library.install(tiny.base_package(folder))
     return library, list(report.lines)
 
@@ -145,7 +145,7 @@ def test_the_same_package_again_is_not_tried_again_until_the_policy_changes(tmp_
     library, _ = installed(tmp_path, board)
     assert not library.install(tmp_path / "tiny-1.tar").changed
     assert len(board.tried) == 2
-    smaller = make_setup(prober=board, measure=True, selection=SelectionPolicy("smallest"))
+    smaller = install_context(prober=board, measure=True, selection=SelectionPolicy("smallest"))
     assert ModelStore(tmp_path / "store", smaller).install(tmp_path / "tiny-1.tar").changed
     assert library.active()[0].variant.name == "onnx/int8"
 
@@ -155,7 +155,7 @@ def test_a_disk_without_room_for_all_variants_takes_the_usual_one(tmp_path: Path
     package = tiny.base_package(tmp_path)
     for free_bytes in range(1 << 20, 2 << 20, 64):
         library = ModelStore(
-            tmp_path / "small", make_setup(prober=board, measure=True, free_bytes=lambda _, free=free_bytes: free)
+            tmp_path / "small", install_context(prober=board, measure=True, free_bytes=lambda _, free=free_bytes: free)
         )
         board.tried.clear()
         with contextlib.suppress(StoreError):  # too small even for one

@@ -10,18 +10,18 @@ from edge_agent.tasks import generate
 
 
 def test_what_is_not_said_is_the_best_token_every_time() -> None:
-    wishes = generate.read_sampling_params({}, 512)
-    assert (wishes.session["temperature"], wishes.stops, wishes.max_tokens) == (0.0, (), None)
-    assert 0 <= wishes.session["seed"] <= generate.SEED_MAX
+    sampling = generate.read_sampling_params({}, 512)
+    assert (sampling.session["temperature"], sampling.stops, sampling.max_tokens) == (0.0, (), None)
+    assert 0 <= sampling.session["seed"] <= generate.SEED_MAX
 
 
 def test_what_is_said_goes_to_the_session() -> None:
     params = {"temperature": 1, "top_k": 7, "seed": 3, "stop": "x", "max_tokens": 512, "json_schema": {"type": "null"}}
-    wishes = generate.read_sampling_params(params, 512)
-    assert wishes.session["temperature"] == 1.0
-    assert (wishes.session["top_k"], wishes.session["seed"]) == (7, 3)
-    assert wishes.session["json_schema"] == {"type": "null"}
-    assert (wishes.stops, wishes.max_tokens) == (("x",), 512)
+    sampling = generate.read_sampling_params(params, 512)
+    assert sampling.session["temperature"] == 1.0
+    assert (sampling.session["top_k"], sampling.session["seed"]) == (7, 3)
+    assert sampling.session["json_schema"] == {"type": "null"}
+    assert (sampling.stops, sampling.max_tokens) == (("x",), 512)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A generator's worker rests between its steps: really, in slices, and goes on once it may. On a fake clock."""
+"""The pause of a generator's worker between its steps: its length, its slices, its early end. On a fake clock."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def test_at_nothing_no_step_is_made_until_more_is_granted_and_the_daemon_hears_t
     assert max(silences_s) < 2.5 < WORKER_SILENCE_S
 
 
-def test_a_rest_ends_early_when_more_is_granted(tell: Tell) -> None:
+def test_a_pause_ends_early_when_more_is_granted(tell: Tell) -> None:
     story = tell(60.0, 20)
     story.limit(110.0, 500)
     story.child.run()
     assert story.session.steps_s[:3] == pytest.approx([100.0, 110.0, 110.0 + 2 * STEP_S])
 
 
-def test_a_cancel_is_heard_during_a_rest(tell: Tell) -> None:
+def test_a_cancel_is_heard_during_a_pause(tell: Tell) -> None:
     story = tell(60.0, 20)
     story.said.append((112.5, CancelJob(id="1", call=7)))
     story.child.run()
@@ -147,20 +147,20 @@ def test_a_cancel_is_heard_during_a_rest(tell: Tell) -> None:
     assert len(story.session.steps_s) == 1, "nothing is left to do"
 
 
-def test_a_deadline_is_kept_during_a_rest(tell: Tell) -> None:
+def test_a_deadline_is_kept_during_a_pause(tell: Tell) -> None:
     story = tell(60.0, 20, deadline_s=113.4)
     story.child.run()
     assert story.session.finished[0] == pytest.approx(113.37 - STEP_GROWTH * STEP_S), "before a step that outlasts it"
 
 
-def test_an_encoders_worker_never_rests_by_itself() -> None:
-    rest = StepThrottle()
-    rest.share = 0.0
-    assert (rest.left_s(5.0), rest.wait_s(5.0, 6.0)) == (0.0, 0.0)
+def test_an_encoders_worker_never_pauses_by_itself() -> None:
+    throttle = StepThrottle()
+    throttle.share = 0.0
+    assert (throttle.left_s(5.0), throttle.wait_s(5.0, 6.0)) == (0.0, 0.0)
 
 
-def test_from_a_step_that_a_stopped_process_made_long_it_rests_for_seconds() -> None:
-    rest = StepThrottle()
-    rest.enabled, rest.share = True, 0.5
-    rest.begin(1000.0, 0.0)
-    assert rest.left_s(1000.0) == PACED_STEP_S
+def test_from_a_step_that_a_stopped_process_made_long_it_pauses_for_seconds() -> None:
+    throttle = StepThrottle()
+    throttle.enabled, throttle.share = True, 0.5
+    throttle.begin(1000.0, 0.0)
+    assert throttle.left_s(1000.0) == PACED_STEP_S
