@@ -4,7 +4,7 @@ import pytest
 
 from edge_forge.kinds import registry
 from edge_forge.plan import classifier_training, generator_training
-from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _closure, _path, code_version
+from edge_forge.plan.step_runner import _WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW, _closure, _path, code_version
 from edge_forge.recipe.scaffold import _TEMPLATES
 
 CODES = {"classify": classifier_training.CODE, "generate": generator_training.CODE}
@@ -41,6 +41,9 @@ def test_every_step_is_keyed_by_modules_that_exist_and_not_by_the_whole_plan(nam
         reached = _closure(modules)
         if step != "package":
             assert not {one for one in reached if one.startswith(("edge_forge.plan", "edge_forge.kinds"))}, step
+        assert not {one for one in reached if one.startswith(_WITHOUT_EFFECT_BELOW)}, (
+            "its values are settings in the key"
+        )
 
 
 def test_training_is_keyed_by_what_runs_in_the_worker_process():
@@ -52,4 +55,4 @@ def test_training_is_keyed_by_what_runs_in_the_worker_process():
 
 
 def test_modules_that_do_not_count_for_a_key_exist():
-    assert [name for name in _WITHOUT_EFFECT if _path(name) is None] == []
+    assert [name for name in (*_WITHOUT_EFFECT, _WITHOUT_EFFECT_BELOW.rstrip(".")) if _path(name) is None] == []

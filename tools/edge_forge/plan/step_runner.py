@@ -104,12 +104,11 @@ _WITHOUT_EFFECT = frozenset(
         "edge_agent.base.errors",
         "edge_agent.base.limits",
         "edge_forge.progress",
-        "edge_forge.recipe.classifier_recipe",
-        "edge_forge.recipe.schema",
-        "edge_forge.recipe.generator_recipe",
         "edge_forge.plan.cache",
     }
 )
+# A recipe's values are in a step's key as its settings, so the code that reads them is not, of whatever kind it is.
+_WITHOUT_EFFECT_BELOW = "edge_forge.recipe."
 
 
 def code_version(modules: Sequence[str], distributions: Sequence[str] = ()) -> str:
@@ -127,10 +126,14 @@ def _closure(modules: Iterable[str]) -> set[str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name not in reached and name not in _WITHOUT_EFFECT:
+        if name not in reached and not _is_without_effect(name):
             reached.add(name)
             waiting.extend(_imports(name))
     return reached
+
+
+def _is_without_effect(name: str) -> bool:
+    return name in _WITHOUT_EFFECT or name.startswith(_WITHOUT_EFFECT_BELOW)
 
 
 @functools.cache
