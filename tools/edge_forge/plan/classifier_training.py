@@ -53,6 +53,13 @@ class ClassifierTraining:
         self.recipe = recipe
         self.steps = steps
 
+    def check_inputs(self) -> None:
+        """Run the data step and find the base, so that what is wrong with either is raised before anything long.
+
+        Raises ConfigError.
+        """
+        _ = (self.data_step, self.base)
+
     @cached_property
     def data_step(self) -> StepResult:
         """Splits as JSONL (`train.jsonl` ...) and their statistics."""

@@ -35,8 +35,7 @@ class GeneratorPlan:
     def prepare(self) -> None:
         """Raise what is missing here, or wrong with the data or the base, before anything long begins."""
         self.training.check_tools()
-        self.training.data_step  # noqa: B018
-        self.training.base  # noqa: B018
+        self.training.check_inputs()
 
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.generator_report` for the keys.

@@ -75,6 +75,13 @@ class GeneratorTraining:
         self.steps = steps
         self.above = above
 
+    def check_inputs(self) -> None:
+        """Run the data step and find the base, so that what is wrong with either is raised before anything long.
+
+        Raises ConfigError.
+        """
+        _ = (self.data_step, self.base)
+
     @cached_property
     def data_step(self) -> StepResult:
         """Splits as JSON lines (`train.jsonl` ...) and their statistics."""
