@@ -17,7 +17,6 @@ from edge_agent.base.errors import PackageError
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.bundle.jsonio import Document
 
-OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 MODEL: Final = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -28,7 +27,6 @@ ADAPTER: Final = "application/vnd.edge-agent.adapter.v1+json"
 ADAPTER_CONFIG = "application/vnd.edge-agent.adapter.config.v1+json"
 ADAPTER_WEIGHT = "application/vnd.edge-agent.adapter.weight.v1.safetensors"
 ADAPTER_GGUF = "application/vnd.edge-agent.adapter.weight.v1.gguf"
-LAYER_TYPES = frozenset({WEIGHT, WEIGHT_CONFIG, DOC, ADAPTER_WEIGHT, ADAPTER_GGUF})
 
 FILE_PATH = "org.cncf.model.filepath"
 VARIANT = "edge-agent.variant+json"

@@ -120,10 +120,6 @@ class Topics:
         """A topic under which a client hears its answers."""
         return "/".join((self.prefix, "client", client, "reply", *levels))
 
-    def device_reply(self, *levels: str) -> str:
-        """The place for answers beside the device's own topics, for clients that may read only there."""
-        return "/".join((self.prefix, self.device, "reply", *levels))
-
     def subscriptions(self) -> tuple[Subscription, ...]:
         """What the agent listens to. Commands and requests are never replayed; the desired state is."""
         own = f"{self.prefix}/{self.device}"

@@ -150,9 +150,9 @@ def parse_reclaimable(text: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def read_cgroup(root: Path, taken_s: float, pid: str = "self") -> Mapping[str, Reading]:
+def read_cgroup(root: Path, taken_s: float) -> Mapping[str, Reading]:
     """`cgroup_limit`: lowest limit of the process's groups; `cgroup_used`: bytes there without reclaimable cache."""
-    text, reason = read_text(str(root / f"proc/{pid}/cgroup"))
+    text, reason = read_text(str(root / "proc/self/cgroup"))
     unified, version1 = parse_cgroup(text or "")
     tops = (
         (root / "sys/fs/cgroup", unified, "memory.max", "memory.current"),

@@ -38,11 +38,9 @@ NOTHING = Used()
 class LiveBoard:
     """A plant and its files; `second` advances both. `shown`: what the sensors show."""
 
-    def __init__(
-        self, model: BoardModel, root: Path, ambient_c: float = 25.0, cooling: float = 1.0, seed: int = 0
-    ) -> None:
+    def __init__(self, model: BoardModel, root: Path, ambient_c: float = 25.0, cooling: float = 1.0) -> None:
         self.model = model
-        self.plant = Plants([model], np.array([ambient_c]), np.array([cooling]), seed)
+        self.plant = Plants([model], np.array([ambient_c]), np.array([cooling]), seed=0)
         self.tree = BoardTree(root, model)
         self._seen_flags = 0
         self.shown = self._show(1.0)

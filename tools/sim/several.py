@@ -62,13 +62,12 @@ class ModelsOnBoard:
         self,
         board: BoardModel,
         models: Sequence[tuple[str, bool, float]],
-        ambient_c: float = 25.0,
         shared: bool = True,
         clocks: bool = False,
     ) -> None:
         """`models`: (name, whether it generates, length of its steps relative to the board model's)."""
         self.board, self._shared = board, shared
-        self.plants = Plants([board], np.array([ambient_c]), np.array([1.0]), 1)
+        self.plants = Plants([board], np.array([25.0]), np.array([1.0]), 1)
         generates = any(generator for _, generator, _ in models)
         self.policy = GovernorControl(board, 16, clocks, generates)
         self.state = governor.GovernorState()

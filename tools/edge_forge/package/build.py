@@ -196,22 +196,19 @@ def build_base_package(
     out: Path,
     model: ModelSource,
     release: ReleaseSource,
-    adapters: Sequence[AdapterPackageSource] = (),
     keys: Sequence[Path] = (),
 ) -> BuiltPackage:
-    """A base in its variants, with or without adapters of it. The same inputs give the same bytes."""
+    """A base in its variants. The same inputs give the same bytes. Raises UsageError."""
     if model.merged_from:
         raise UsageError("this is a merged model", f"model {model.name}", "use build_merged_package")
-    return build(out, release, model, adapters, keys=keys)
+    return build(out, release, model, keys=keys)
 
 
-def build_merged_package(
-    out: Path, model: ModelSource, release: ReleaseSource, keys: Sequence[Path] = ()
-) -> BuiltPackage:
+def build_merged_package(out: Path, model: ModelSource, release: ReleaseSource) -> BuiltPackage:
     """A model with its adapter folded in; `merged_from` must say which. Raises UsageError."""
     if not model.merged_from:
         raise UsageError("a merged model says what it was merged from", f"model {model.name}", "set merged_from")
-    return build(out, release, model, keys=keys)
+    return build(out, release, model)
 
 
 def build_adapter_package(
@@ -219,10 +216,9 @@ def build_adapter_package(
     adapters: Sequence[AdapterPackageSource],
     base_package: Path,
     release: ReleaseSource,
-    keys: Sequence[Path] = (),
 ) -> BuiltPackage:
     """Adapters alone, a few megabytes: the base's weights are on the device already. Raises UsageError."""
     if not adapters:
         raise UsageError("there is no adapter", "package")
     subject = base_descriptor(base_package, adapters[0].base_id)
-    return build(out, release, None, adapters, subject=subject, keys=keys)
+    return build(out, release, None, adapters, subject=subject)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,14 +117,6 @@ def probe_bytes(path: Path, variants: Sequence[str] | None, adapter: bool) -> by
     if problem:
         raise UsageError(problem, str(path))
     return jsonio.encode(file)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The string metadata of a safetensors file whose table was checked."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        table = json.loads(file.read(length))
-    return dict(table.get("__metadata__", {}))
 
 
 T = TypeVar("T")

@@ -122,15 +122,15 @@ def _scores(figures: Mapping[str, Any]) -> Iterator[Block]:
                      plots.reliability(bins, scores["ece"]))  # fmt: skip
 
 
-def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int = 5) -> list[tuple[str, str, int]]:
-    """The largest off-diagonal counts: (gold, answered, rows)."""
+def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> list[tuple[str, str, int]]:
+    """The five largest off-diagonal counts: (gold, answered, rows)."""
     found = [
         (labels[gold], labels[answered], count)
         for gold, row in enumerate(matrix)
         for answered, count in enumerate(row)
         if gold != answered and count
     ]
-    return sorted(found, key=lambda one: -one[2])[:most]
+    return sorted(found, key=lambda one: -one[2])[:5]
 
 
 def _training(figures: Mapping[str, Any]) -> Iterator[Block]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -133,14 +133,3 @@ def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> LinearSi
     return LinearSite(
         tuple(linear.module for linear in group), x, f"{tag}.weight", tuple(ends), int(values[0].shape[0]), d_out
     )
-
-
-def linear_weights(module: Any, prefix: str = "") -> dict[str, FloatArray]:
-    """Weights [d_out, d_in] of every torch.nn.Linear below `module` whose path starts with `prefix`."""
-    import torch
-
-    return {
-        name: child.weight.detach().cpu().float().numpy()
-        for name, child in module.named_modules()
-        if isinstance(child, torch.nn.Linear) and name.startswith(prefix)
-    }
