@@ -95,6 +95,8 @@ def test_counter(committed: int | None, index: str | None, says: str | None) -> 
         ("0.9.9", "0.10.0", True),
         ("1", "0.99", False),
         ("0.1.0", "0.1.0rc1", True),
+        ("1.0.0", "1.0", True),
+        ("1.0", "1.0.0", True),
     ],
 )
 def test_versions_are_numbers(needed: str, here: str, fits: bool) -> None:
