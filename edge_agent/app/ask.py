@@ -17,16 +17,19 @@ from edge_agent.app import wiring
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.config.load import device_id, load
-from edge_agent.mqtt.client import RequestClient, read_models
+from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
-from edge_agent.protocol.topics import NAME, Topics
+from edge_agent.protocol.topics import NAME
 
 CONNECT_S = 4.0
-MODELS_S = 2.0
-_WRONG_QUESTION = 422
 ORDER_S = 120.0
 """A large model takes its time to load."""
+INTERRUPTED = 130
+OK = 200
+UNPROCESSABLE = 422
+Show = Callable[[str], None]
+Read = Callable[[], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +108,6 @@ def order(arguments: argparse.Namespace, name: str, body: Mapping[str, Any]) -> 
         return {"status": error.status, "reason": error.reason}
 
 
-INTERRUPTED = 130
-Show = Callable[[str], None]
-Read = Callable[[], str | None]
-
-
 def stream(
     arguments: argparse.Namespace, model: str, body: Mapping[str, Any], deadline_s: float, show: Show
 ) -> dict[str, Any]:
@@ -157,8 +155,10 @@ def chat(arguments: argparse.Namespace, read: Read, show: Show, told: Show) -> i
             body["adapter"] = arguments.adapter
         final = await _answer(client, place, arguments.model, body, arguments.deadline, show)
         show("\n")
-        if final["status"] != 200:
-            full = "; /new begins another conversation" if final["status"] == 422 and len(messages) > 1 else ""
+        if final["status"] != OK:
+            too_long = final["status"] == UNPROCESSABLE and len(messages) > 1
+            too_long = final["status"] == UNPROCESSABLE and len(messages) > 1
+            full = "; /new begins another conversation" if too_long else ""
             told(f"{final['status']}: {final.get('reason', 'no reason given')}{full}")
             return list(messages[:-1])
         return [*messages, {"role": "assistant", "content": final["text"]}]
@@ -197,28 +197,25 @@ async def _answer(
             show(part.text)
             text += part.text
             if part.done:
-                return {**msgspec.to_builtins(part), "status": 200, "text": text}
+                return {**msgspec.to_builtins(part), "status": OK, "text": text}
     except RequestError as error:
         return {"status": error.status, "reason": error.reason}
     return {"status": 408, "reason": "the stream ended without a final message"}
 
 
-def generator_hint(arguments: argparse.Namespace, body: Mapping[str, Any], reply: Mapping[str, Any]) -> str:
-    """For a generator that was asked by `text`: the options that ask it; empty for every other reply.
+def generator_hint(reply: Mapping[str, Any]) -> str:
+    """For a refusal because a generator was asked by `text`: the options that ask it; empty for every other reply.
 
-    The reply says so in a sentence only, so the device's list of models is read for the model's task.
+    Decided by the words of the reason: replies carry no cause, and an agent of any release may have sent it.
     """
-    if reply["status"] != _WRONG_QUESTION or not ("text" in body or "texts" in body):
-        return ""
-    place = target(arguments)
-    listed = asyncio.run(read_models(place.options, Topics(place.prefix, place.device), MODELS_S))
-    task = next((one.task for one in listed.models if one.name == arguments.model), None) if listed else None
-    return "; on the command line: --prompt, --chat or --stream" if task == "generate" else ""
+    reason = str(reply.get("reason", ""))
+    refused = reply["status"] != OK and "takes prompt or messages" in reason
+    return "; on the command line: --prompt, --chat or --stream" if refused else ""
 
 
 def answer_text(reply: dict[str, Any], hint: str = "") -> str:
     """A reply in words: results and where the time went, or the status, its reason and a hint."""
-    if reply["status"] != 200:
+    if reply["status"] != OK:
         reason = reply.get("reason", "no reason given")
         retry = f" (try again in {reply['retry_after_s']} s)" if reply.get("retry_after_s") else ""
         return f"{reply['status']}: {reason}{hint}{retry}"

@@ -238,7 +238,7 @@ def infer(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(reply, ensure_ascii=False))
     else:
-        hint = generator_hint(options, body, reply)
+        hint = generator_hint(reply)
         print(answer_text(reply, hint), file=sys.stdout if served else sys.stderr)
     return 0 if served else 1
 

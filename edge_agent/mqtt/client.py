@@ -23,7 +23,7 @@ from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.encode import whole_expiry_s
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
-from edge_agent.protocol.messages import Models, Reply, Status, StreamChunk
+from edge_agent.protocol.messages import Reply, Status, StreamChunk
 from edge_agent.protocol.topics import Subscription, Topics
 
 # How long after its deadline an answer may still be on its way.
@@ -220,22 +220,6 @@ class RequestClient:
         status = self.status.get(device)
         stated = f"; {device} says it is {status.state}: {status.reason}" if status else ""
         return f"no answer from {topic} within {duration_text(deadline_s)}{stated}"
-
-
-async def read_models(options: MqttOptions, topics: Topics, timeout_s: float) -> Models | None:
-    """The device's retained list of models; None when there is none, or no broker, within `timeout_s`."""
-    transport = MqttTransport(
-        replace(options, client_id=f"ask-{secrets.token_hex(6)}", session_expiry_s=0),
-        [Subscription(topics.models, replay=True)],
-    )
-    await transport.start()
-    try:
-        message = await asyncio.wait_for(anext(transport.messages()), timeout_s)
-        return msgspec.json.decode(message.payload, type=Models)
-    except (asyncio.TimeoutError, msgspec.MsgspecError):
-        return None
-    finally:
-        await transport.stop([])
 
 
 def _id_of(message: Inbound) -> str:

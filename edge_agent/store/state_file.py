@@ -25,7 +25,8 @@ RECORD_FILE = "record.json"
 TRIALS_FILE = "trials.json"
 TRIALS_KEPT = 16
 RECORD_BYTES = 4 * limits.MIB
-# How `core.energy.Utilisation.method` begins. The file has the sentence only; its meaning is restored while reading.
+# How `core.energy.UtilisationModel.method` begins. The file has the sentence only, and a new field would make it
+# unreadable to earlier releases, which refuse unknown fields; so `Measurements.figures` restores the meaning from it.
 _ESTIMATED = "estimated"
 # msgspec leaves out a float that is the default object itself; an equal one would be written.
 _NOT_LOADED_S = 0.0

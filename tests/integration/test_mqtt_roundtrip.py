@@ -10,16 +10,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import MESSAGE_BYTES
-from edge_agent.mqtt.client import RequestClient, read_models
+from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol import decode, encode
 from edge_agent.protocol.envelope import Inbound, Outbound
-from edge_agent.protocol.messages import ModelEntry, Models, Reply, Status, StreamChunk, Timing
+from edge_agent.protocol.messages import Reply, Status, StreamChunk, Timing
 from edge_agent.protocol.topics import Subscription, Topics
 from tests.support.mosquitto import Mosquitto, find
 
@@ -154,34 +153,6 @@ def test_a_wrong_device_name_is_noticed_at_once(tmp_path: Path) -> None:
                 with pytest.raises(RequestError, match="nobody listens") as caught:
                     await client.infer("typo", "m", {"text": "x"}, deadline_s=20.0)
                 assert caught.value.status == 503
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("version", [5, 311])
-def test_the_retained_list_of_models_is_read(tmp_path: Path, version: int) -> None:
-    """Also where a device publishes none, and where no broker is there: then it is not known."""
-    entry = ModelEntry(
-        name="m",
-        version=1,
-        base_id="b",
-        task="generate",
-        labels=[],
-        resident=True,
-        variant="v",
-        variants=[],
-        adapters=[],
-    )
-    listed = Models(ts=0.0, boot_id="b", seq=1, models=[entry])
-
-    async def run() -> None:
-        with Mosquitto(tmp_path) as broker:
-            options = broker.options("", protocol=version)
-            async with device(broker) as transport:
-                assert await read_models(options, TOPICS, 0.5) is None
-                transport.publish(Outbound(TOPICS.models, msgspec.json.encode(listed), retain=True))
-                assert await read_models(options, TOPICS, 5.0) == listed
-        assert await read_models(options, TOPICS, 0.5) is None
 
     asyncio.run(run())
 

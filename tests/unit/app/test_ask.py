@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from edge_agent.app import ask as ask_module
-from edge_agent.app.ask import DeviceTarget, _answer
+from edge_agent.app.ask import DeviceTarget, _answer, answer_text, generator_hint
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.protocol.messages import ModelEntry, Models, StreamChunk
-from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.messages import StreamChunk
 
 PLACE = DeviceTarget(MqttOptions(host="nowhere", client_id="me"), "edge/v1", "dev")
 
@@ -38,29 +35,25 @@ def test_an_answer_that_begins_anew_is_not_glued_to_what_there_was() -> None:
     assert "".join(shown) == "Once upon a ti\n[the device began anew]\nOnce more"
 
 
+HINT = "; on the command line: --prompt, --chat or --stream"
+
+
 @pytest.mark.parametrize(
-    ("status", "body", "task", "hint"),
+    ("status", "reason", "hint"),
     [
-        (422, {"text": "x"}, "generate", "; on the command line: --prompt, --chat or --stream"),
-        (422, {"texts": ["x", "y"]}, "generate", "; on the command line: --prompt, --chat or --stream"),
-        (422, {"text": "x"}, "classify", ""),
-        (422, {"text": "takes prompt or messages"}, None, ""),
-        (422, {"prompt": "x"}, "generate", ""),
-        (429, {"text": "x"}, "generate", ""),
+        (422, "model 'm' generates: it takes prompt or messages, not text", HINT),
+        (422, "model 'm' generates: it takes prompt or messages, not texts", HINT),
+        (422, "model 'm' does not generate: it takes text or texts, not prompt", ""),
+        (422, "the request is longer than the context of model 'm'", ""),
+        (429, "the queue of model 'm' is full", ""),
     ],
 )
-def test_who_asks_a_generator_by_text_is_told_the_options(
-    monkeypatch: pytest.MonkeyPatch, status: int, body: dict[str, object], task: str | None, hint: str
-) -> None:
-    async def read_models(_options: object, topics: Topics, _timeout_s: float) -> Models | None:
-        assert topics.models == "edge/v1/dev/models"
-        if task is None:
-            return None
-        entry = ModelEntry(
-            name="m", version=1, base_id="b", task=task, labels=[], resident=True, variant="v", variants=[], adapters=[]
-        )
-        return Models(ts=0.0, boot_id="b", seq=1, models=[entry])
+def test_who_asks_a_generator_by_text_is_told_the_options(status: int, reason: str, hint: str) -> None:
+    reply = {"status": status, "reason": reason}
+    assert generator_hint(reply) == hint
+    assert answer_text(reply, generator_hint(reply)) == f"{status}: {reason}{hint}"
 
-    monkeypatch.setattr(ask_module, "target", lambda _arguments: PLACE)
-    monkeypatch.setattr(ask_module, "read_models", read_models)
-    assert ask_module.generator_hint(argparse.Namespace(model="m"), body, {"status": status}) == hint
+
+def test_a_reply_without_a_reason_gets_no_hint() -> None:
+    assert generator_hint({"status": 422}) == ""
+    assert generator_hint({"status": 200, "result": {"text": "it takes prompt or messages"}}) == ""

@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.catalog import TrialFigures
+from edge_agent.core.energy import UtilisationModel
 from edge_agent.store.state_file import (
     RECORD_FILE,
     TRIALS_KEPT,
@@ -142,3 +143,17 @@ def test_the_keys_on_disk_stay_those_of_the_first_release(tmp_path: Path) -> Non
     read = StateFile(tmp_path).read().models["m"].current
     assert read == version
     assert read.measured.figures() == TrialFigures(3.0, 1000, 0.5, 17, 0.02, "estimated: x", energy_estimated=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "estimated"),
+    [
+        (UtilisationModel("board", 2.7, 4.0, 4).method("one text"), True),
+        ("ina3221 VDD_IN, whole board", False),
+        ("", False),
+    ],
+)
+def test_that_energy_is_an_estimate_survives_the_file(method: str, estimated: bool) -> None:
+    """The file has the method only; its field names are fixed because earlier releases refuse unknown ones."""
+    figures = TrialFigures(3.0, 1000, 0.5, 17, 0.02, method, energy_estimated=estimated)
+    assert Measurements.of(figures).figures() == figures
