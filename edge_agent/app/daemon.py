@@ -120,7 +120,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
         events,
         memory,
         sizer,
-        wiring.form_rules(settings),
+        wiring.routing_policy(settings),
     )
     flush_ms, resident = settings.stream.flush_ms, settings.models.resident
     server = ModelServer(context, manager, events, responder, flush_ms, resident)

@@ -156,7 +156,9 @@ def models(config: Path | None) -> list[dict[str, Any]]:
     reasons = {history.name: history.why for history in library.models()}
     active = library.active()
     suite = SensorSuite(settings.sensors.sysroot, time.monotonic)
-    found = adapter_routing.route_adapters(active, wiring.form_rules(settings), lambda: _ceiling_bytes(settings, suite))
+    found = adapter_routing.route_adapters(
+        active, wiring.routing_policy(settings), lambda: _ceiling_bytes(settings, suite)
+    )
     return [_model_fields(model, reasons.get(model.name, ""), found) for model in active] + [
         {"name": "?", "version": 0, "task": "", "variant": "", "why": problem, "choice": "", "adapters": []}
         for problem in library.problems()
@@ -170,7 +172,7 @@ def _figure_fields(figures: TrialFigures) -> dict[str, Any]:
     return fields
 
 
-def _form_fields(form: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
+def _route_fields(form: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
     """Where the adapter is also installed merged into its base: which of the two runs, and why."""
     return {} if form is None else {"merged": form.merged, "form": form.why}
 
@@ -203,7 +205,7 @@ def _model_fields(
                 "rank": adapter.rank,
                 "digest": adapter.digest,
                 "task": f"{adapter.task.kind}, {len(adapter.task.labels)} labels",
-                **_form_fields(found.get((model.name, adapter.name))),
+                **_route_fields(found.get((model.name, adapter.name))),
             }
             for adapter in model.adapters
         ],

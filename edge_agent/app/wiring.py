@@ -94,7 +94,7 @@ def selection_policy(settings: Settings) -> SelectionPolicy:
     return SelectionPolicy(models.policy, models.prefer, models.accuracy_loss_limit, generators(settings))
 
 
-def form_rules(settings: Settings) -> adapter_routing.RoutingPolicy:
+def routing_policy(settings: Settings) -> adapter_routing.RoutingPolicy:
     """Whether an adapter's requests run on a merged model, as the operator wants it."""
     models = settings.models
     return adapter_routing.RoutingPolicy(models.policy, models.prefer, models.accuracy_loss_limit)

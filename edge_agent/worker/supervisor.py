@@ -1,6 +1,7 @@
 """The daemon's side of a worker process: spawn it, exchange messages, notice its death, end it.
 
-It decides nothing about requests: `agent.serving` decides what to send and what a death means for the jobs inside.
+It decides nothing about requests: `agent.serving` decides what to send, `agent.worker_events` what
+a death means for the jobs inside.
 A dead worker is not restarted; the agent spawns another one.
 """
 
@@ -203,7 +204,7 @@ class WorkerProcess:
             self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """End the child: ask it, wait CLOSE_TIMEOUT_S, kill it. the listener is not told of this end.
+        """End the child: ask it, wait CLOSE_TIMEOUT_S, kill it. The listener is not told of this end.
 
         When this call is cancelled it kills at once: its caller may hold the only reference to the child.
         """

@@ -109,7 +109,7 @@ class AgentOrder:
             self._close(job, JobState.REFUSED, 503, now_s)
 
     def done(self, batch: Sequence[Offer], now_s: float, compute_s: float) -> Sequence[Offer]:
-        """See `agent.serving.ModelServer._take_event`."""
+        """See `agent.worker_events.WorkerEventHandler.take_event`."""
         rows, row_bytes = sum(offer.rows for offer in batch), max(offer.row_bytes for offer in batch)
         self._costs.learn(MODEL, rows, row_bytes * rows, compute_s, THREADS)
         answered = []
