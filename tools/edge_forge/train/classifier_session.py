@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,10 +23,13 @@ from edge_forge.train import lora as adapters
 from edge_forge.train import methods
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
-from edge_forge.train.classifier_job import ClassifierJob
 from edge_forge.train.frozen_states import keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    # The job's module is the program that imports this one; an import at run time would load it a second time.
+    from edge_forge.train.classifier_job import ClassifierJob
 
 _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,9 +28,12 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
 from edge_forge.models.causal_lm import open_model, target_names
 from edge_forge.train import methods
-from edge_forge.train.generator_job import GeneratorJob
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.record import TrainRecord, peak_bytes
+
+if TYPE_CHECKING:
+    # The job's module is the program that imports this one; an import at run time would load it a second time.
+    from edge_forge.train.generator_job import GeneratorJob
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,11 +18,24 @@ from torch.nn import functional
 from edge_agent.base.errors import ConfigError
 from edge_forge.models.encoder import Encoder
 
-if TYPE_CHECKING:
-    from edge_forge.train.methods import AdapterSettings
-
 ADAPTER_FORMAT = "edge-adapter/1"
 _NAME = "default"
+
+
+class AdapterSettings(Protocol):
+    """What a method reads of the settings of a run (`settings.TrainSettings`, `generator_settings`)."""
+
+    @property
+    def rank(self) -> int:
+        """Width of the adapter."""
+
+    @property
+    def alpha(self) -> float:
+        """Scale numerator of the adapter's branch."""
+
+    @property
+    def use_rslora(self) -> bool:
+        """Whether the branch is scaled by alpha / sqrt(rank)."""
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge_forge.train.lora import AdapterSettings
 
 ADAPTER = "adapter"
 """A form of a result: a file of its own that a device attaches to a shared base."""
@@ -18,22 +21,6 @@ MERGED = "merged"
 """A form of a result: base and adapter in one set of weights."""
 BASE = "base"
 """A form of a result: the base of other recipes."""
-
-
-class AdapterSettings(Protocol):
-    """What a method reads of the settings of a run (`settings.TrainSettings`, `generator_settings`)."""
-
-    @property
-    def rank(self) -> int:
-        """Width of the adapter."""
-
-    @property
-    def alpha(self) -> float:
-        """Scale numerator of the adapter's branch."""
-
-    @property
-    def use_rslora(self) -> bool:
-        """Whether the branch is scaled by alpha / sqrt(rank)."""
 
 
 def _same(model: Any) -> Any:
