@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
+from edge_forge.train.methods import restore_trained, save_trained
 from edge_forge.train.settings import TrainSettings
 
 _EVALUATION_TOKENS = 1024
@@ -183,7 +183,7 @@ class ClassifierTrainer(Trainer):
                 "validation_macro_f1": found["eval_macro_f1"],
             }
             if self.curves.better(entry) and self.is_world_process_zero():
-                save_file(_trained(self.classifier), self._best_path)
+                save_trained(self.classifier, self._best_path)
             if 0 < self.settings.early_stopping_patience <= self.curves.since_best:
                 self.control.should_training_stop = True
         finally:
@@ -192,12 +192,7 @@ class ClassifierTrainer(Trainer):
 
     def take_best(self) -> None:
         """Put the best evaluated weights into the model."""
-        if self._best_path.is_file():
-            found = load_file(self._best_path)
-            with torch.no_grad():
-                for name, parameter in self.classifier.named_parameters():
-                    if name in found:
-                        parameter.copy_(found[name])
+        restore_trained(self.classifier, self._best_path)
 
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
@@ -248,10 +243,6 @@ def _scores(prediction: EvalPrediction) -> dict[str, float]:
     gold = [int(value) for value in np.asarray(prediction.label_ids).reshape(-1)]
     found = evaluate(logits, gold, [str(index) for index in range(logits.shape[1])])
     return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "nll": found.nll}
-
-
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _last_loss(history: Sequence[dict[str, float]]) -> float:

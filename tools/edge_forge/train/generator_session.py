@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -250,22 +249,14 @@ class GeneratorTrainer(Trainer):
         self.curves.append({"epoch": float(self.state.epoch or 0.0), "train_loss": train, "validation_loss": loss})
         if loss < self._best[0]:
             self._best = (loss, len(self.curves) - 1)
-            kept = {
-                name: one.detach().contiguous() for name, one in self._learning.named_parameters() if one.requires_grad
-            }
-            save_file(kept, self._best_path)
+            methods.save_trained(self._learning, self._best_path)
         if 0 < self.settings.early_stopping_patience <= len(self.curves) - 1 - self._best[1]:
             self.control.should_training_stop = True
         return found
 
     def take_best(self) -> None:
         """Put the best evaluated weights into the model."""
-        if self._best_path.is_file():
-            found = load_file(self._best_path)
-            with torch.no_grad():
-                for name, parameter in self._learning.named_parameters():
-                    if name in found:
-                        parameter.copy_(found[name])
+        methods.restore_trained(self._learning, self._best_path)
 
 
 def _arguments(settings: GeneratorSettings, work_dir: Path, bf16: bool) -> TrainingArguments:

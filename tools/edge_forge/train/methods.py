@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.errors import ConfigError
@@ -90,3 +91,25 @@ def method(name: str, where: str = "train") -> Method:
     if name not in METHODS:
         raise ConfigError(f"method = {name!r} is not known", where, f"use one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def save_trained(model: Any, path: Path) -> None:
+    """Write the weights that are trained, by name, as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}, path
+    )
+
+
+def restore_trained(model: Any, path: Path) -> None:
+    """Put the weights that `save_trained` wrote back into the model; without the file, leave the model as it is."""
+    import torch
+    from safetensors.torch import load_file
+
+    if path.is_file():
+        found = load_file(path)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in found:
+                    parameter.copy_(found[name])
