@@ -164,7 +164,7 @@ class Commands:
             self._context.announce("quarantine-lifted", text, {"model": served.name}, "info")
         async with _at_rest(served):
             await self._manager.ensure_loaded(served)
-        served.wake.set()
+        served.wake_up()
         return {"footprint_bytes": served.footprint_bytes, "load_s": round(served.lifecycle.load_s, 3)}
 
     async def _unload(self, command: Command) -> Mapping[str, Any]:
@@ -229,7 +229,7 @@ async def _at_rest(served: ServedModel) -> AsyncIterator[None]:
             yield
     finally:
         served.lifecycle.resume(DrainReason.ORDER)
-        served.wake.set()
+        served.wake_up()
 
 
 def _body(command: Command, kind: type[Any]) -> Any:

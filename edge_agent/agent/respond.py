@@ -100,7 +100,7 @@ class Responder:
                 self.refuse(job, 413, Cause.TOO_LARGE, f"{text}; ask for fewer tokens, or without logprobs")
                 return
         elif encode.status_of(whole) != 200:  # too large: `reply` has put a refusal in its place
-            self._context.stats.causes[Cause.TOO_LARGE] += 1
+            self._context.stats.note_cause(Cause.TOO_LARGE)
             self._finish(job, JobState.FAILED, 413, whole)
             return
         stats = self._context.stats.model(job.model)
@@ -120,7 +120,7 @@ class Responder:
             remaining_s = waits_s(remaining_s)
         otherwise = JobState.REFUSED if job.state is JobState.QUEUED else JobState.FAILED
         message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
-        self._context.stats.causes[cause] += 1
+        self._context.stats.note_cause(cause)
         self._finish(job, STATES.get(cause, otherwise), status, message)
 
     def expire(self, job: Job) -> None:
@@ -139,8 +139,7 @@ class Responder:
         self._context.energy.drop(job.job_id)
         if not self._context.requests.close(job, kept or (message.payload if message else None)):
             return
-        self._context.stats.statuses[status] += 1
-        self._context.stats.model(job.model).statuses[status] += 1
+        self._context.stats.closed(job.model, status)
         if message is not None and not self._context.transport.publish(message):
             text = f"an answer of model {job.model!r} was dropped: what waits for the broker fills the outbox"
             self._context.announce("answer-dropped", text, {"model": job.model})

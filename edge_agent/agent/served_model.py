@@ -104,16 +104,25 @@ class ServedModel:
         """Serve this version, variant and set of adapters from now on."""
         self.model = model
         self._note_version()
-        self.wake.set()
+        self.wake_up()
 
     def remove(self) -> None:
         """The model is no longer installed: its serving loop refuses what waits and ends the worker."""
         self.lifecycle.remove()
-        self.wake.set()
+        self.wake_up()
 
     def serve_by(self, task: asyncio.Task[None]) -> None:
         """The task that serves this model."""
         self.task = task
+
+    def wake_up(self) -> None:
+        """Have the serving loop look at this model."""
+        self.wake.set()
+
+    async def woken(self) -> None:
+        """Wait until there is something to do; for the serving loop."""
+        await self.wake.wait()
+        self.wake.clear()
 
     # ---- the worker ------------------------------------------------------------------------------------------------
 
@@ -128,6 +137,16 @@ class ServedModel:
         worker.note_loaded(answer, now_s)
         self.sequences = worker.sequences
         self._note_version()
+
+    def settle_load(self) -> None:
+        """The load is over or was refused: no request waits for it any more."""
+        self.lifecycle.settle_load()
+        self.settled.set()
+
+    def wait_for_memory(self) -> None:
+        """The load was tried and found no memory; requests wait until there is some."""
+        self.lifecycle.wait_for_memory()
+        self.settled.set()
 
     def drop_worker(self) -> WorkerHandle | None:
         """The agent ends the worker in order, or gives up a load; the caller closes what is returned."""
@@ -147,8 +166,23 @@ class ServedModel:
 
     # ---- jobs ------------------------------------------------------------------------------------------------------
 
+    def enqueue(self, job: Job) -> None:
+        """A new job waits for the worker."""
+        self.queue.add(job)
+        self.wake_up()
+
+    def put_back(self, job: Job) -> None:
+        """A job that was scheduled waits again. The loop is not woken: a job whose adapter cannot be attached yet would
+        be scheduled again at once, without end."""
+        self.queue.add(job)
+
+    def withdraw(self, job: Job) -> None:
+        """A job waits no more, where it did."""
+        self.queue.remove(job)
+
     def enter(self, job: Job) -> None:
         """A job goes into the worker."""
+        self.idle.clear()
         while job.job_id in self.running:  # an earlier job of this key was answered, and is still inside
             job.rename()
         self.running[job.job_id] = job
@@ -158,7 +192,7 @@ class ServedModel:
         if self.running.get(job.job_id) is job:
             del self.running[job.job_id]
         if self.sequences:
-            self.wake.set()  # a sequence is free
+            self.wake_up()  # a sequence is free
         if not self.running:
             self.idle.set()
 
@@ -166,7 +200,7 @@ class ServedModel:
         """The worker is gone, and with it the jobs inside."""
         self.running.clear()
         self.idle.set()
-        self.wake.set()
+        self.wake_up()
 
     # ---- golden probes ---------------------------------------------------------------------------------------------
 

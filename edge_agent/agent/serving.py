@@ -115,8 +115,7 @@ class ModelServer:
 
     def add(self, served: ServedModel, job: Job) -> None:
         """A job waits for this served model's worker."""
-        served.queue.add(job)
-        served.wake.set()
+        served.enqueue(job)
 
     def want_resident(self) -> None:
         """Have the models loaded that the operator wants in memory although no request waits for them."""
@@ -124,7 +123,7 @@ class ModelServer:
             resident = "all" in self._resident or served.name in self._resident
             served.lifecycle.keep_resident(resident, served.is_current)
             if resident:
-                served.wake.set()
+                served.wake_up()
 
     def demand(self, served: ServedModel, now_s: float) -> None:
         """Load a model for which a request could not wait, so that the client finds it loaded when it tries again.
@@ -133,7 +132,7 @@ class ModelServer:
         short deadline and never be loaded.
         """
         if served.lifecycle.demand(now_s):
-            served.wake.set()
+            served.wake_up()
 
     def cancel(self, served: ServedModel, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
@@ -160,8 +159,7 @@ class ModelServer:
 
     async def _serve(self, served: ServedModel) -> None:
         while not self._manager.forget_if_done(served):
-            await served.wake.wait()
-            served.wake.clear()
+            await served.woken()
             while not served.lifecycle.is_removed and (len(served.queue) or served.lifecycle.wanted):
                 await self._serve_batch(served)
             if served.lifecycle.is_removed:
@@ -212,8 +210,7 @@ class ModelServer:
         # A model that no request waits for (it is only to be resident) is loaded where there is memory: it evicts none.
         asked = len(served.queue) > 0 or served.lifecycle.was_demanded(self._context.clock.monotonic_s())
         worker = await self._manager.ensure_loaded(served, evict=asked)
-        served.lifecycle.settle_load()
-        served.settled.set()
+        served.settle_load()
         return worker
 
     def _wait_for_memory(self, served: ServedModel, error: NoRoom) -> None:
@@ -224,15 +221,13 @@ class ModelServer:
         for job in served.queue.take(lambda waiting: waiting.deadline_s <= until_s):
             self._answers.refuse(job, error.status, error.cause, error.reason, error.retry_after_s)
         if len(served.queue) and not served.lifecycle.is_removed:
-            served.lifecycle.wait_for_memory()
+            served.wait_for_memory()
         else:
-            served.lifecycle.settle_load()
-        served.settled.set()
+            served.settle_load()
 
     def _load_was_refused(self, served: ServedModel, error: RequestError) -> None:
         """Refuse all waiting jobs: the load was refused, and waiting does not help."""
-        served.lifecycle.settle_load()
-        served.settled.set()
+        served.settle_load()
         if served.lifecycle.may_tell_failure(self._context.clock.monotonic_s()):
             self._context.announce("load-failed", error.reason, {"model": served.name})
         self._refuse_all(served, error)
@@ -282,7 +277,7 @@ class ModelServer:
     def _put_back(self, served: ServedModel, batch: list[Job]) -> None:
         for job in batch:
             if job.state is JobState.QUEUED:
-                served.queue.add(job)
+                served.put_back(job)
 
     # ---- run and collect -------------------------------------------------------------------------------------------
 
@@ -311,8 +306,7 @@ class ModelServer:
     async def _keep_fed(self, served: ServedModel, worker: WorkerHandle) -> None:
         """While a generator works: hand over what waits, as far as it has free sequences."""
         while served.running:
-            await served.wake.wait()
-            served.wake.clear()
+            await served.woken()
             if not self._may_join(served):
                 continue
             batch = await self._attach(served, self._schedule(served, worker))
@@ -341,7 +335,6 @@ class ModelServer:
             self._context.energy.begin(job.job_id, job.rows, now_s)
         worker.begin_batch(now_s)
         served.popularity.note(now_s)
-        served.idle.clear()
         self._submit(served, worker, batch, now_s)
         return worker
 

@@ -60,6 +60,10 @@ class ModelStats:
     adapters: dict[str, QuantileWindow] = field(default_factory=dict)
     seen: dict[str | None, TextStatistics] = field(default_factory=dict)
 
+    def closed(self, status: int) -> None:
+        """Count the status with which a job ended."""
+        self.statuses[status] += 1
+
     def note_adapter(
         self, adapter: str | None, total_ms: float, results: Sequence[Mapping[str, Any]], wording: Wording = ()
     ) -> None:
@@ -113,7 +117,16 @@ class Stats:
     def refused(self, status: int, cause: Cause) -> None:
         """Count a request that was refused before it became a job."""
         self.statuses[status] += 1
+        self.note_cause(cause)
+
+    def note_cause(self, cause: Cause) -> None:
+        """Count why a request was not answered with 200."""
         self.causes[cause] += 1
+
+    def closed(self, model: str, status: int) -> None:
+        """Count the status with which a job of a model ended."""
+        self.statuses[status] += 1
+        self.model(model).closed(status)
 
     def refusal_reasons(self) -> dict[str, int]:
         """Refusals by the word that telemetry counts their cause under."""

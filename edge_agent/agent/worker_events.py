@@ -140,7 +140,7 @@ class WorkerEventHandler:
             self._answers.refuse(job, 500, Cause.WORKER_DIED, f"the worker died twice with this request: {reason}")
         else:
             job.to(JobState.QUEUED)
-            served.queue.add(job)
+            served.put_back(job)
 
     # ---- ends that the worker does not bring about -----------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class WorkerEventHandler:
 
     def _end(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
         was_running = job.state is JobState.RUNNING
-        served.queue.remove(job)
+        served.withdraw(job)
         self._answers.refuse(job, status, cause, reason)
         if was_running and served.worker is not None:
             task = asyncio.create_task(self._take_back(served, served.worker.process, job))

@@ -57,7 +57,6 @@ VISITS = 5000
 """Places that the converter visits; a reference that it does not resolve doubles them at every level."""
 ANY_SIGN, PRINTABLE = r'[^"\\]', r'[^"\\\x7F\x00-\x1F]'
 """Control characters, which the converter lets into texts, are written as escapes in JSON."""
-TRIED_KEPT = 64
 TRIAL_TOKENS = 2
 LOOKED_AT = 64
 
@@ -163,15 +162,13 @@ def _counts(text: str, where: str) -> Iterator[int]:
 
 def try_out(model: LlamaModel, text: str) -> None:
     """Raise ProgramRefused for a grammar that takes too much or crashes its parser; see `run_in_sandbox`."""
-    known = model.tried.pop(text, "")
+    known = model.recall_grammar(text)
     try:
         found = run_in_sandbox(lambda: _first_tokens(model, text)) if known == "" else known
     except OSError as error:  # no memory for a process: no statement about the grammar, so it is not remembered
         why = f"the grammar cannot be tried: {error.strerror}"
         raise BackendError(why, "grammar", "ask again when there is more memory") from error
-    model.tried[text] = found
-    while len(model.tried) > TRIED_KEPT:
-        del model.tried[next(iter(model.tried))]
+    model.remember_grammar(text, found)
     if found is not None:
         raise ProgramRefused(f"the grammar {found}", "grammar", "write it without ambiguity, and with less in it")
 

@@ -14,6 +14,9 @@ from edge_agent.backends.llamacpp.library import LlamaLibrary, never, present
 from edge_agent.base.errors import AdapterRefused
 from edge_agent.base.limits import MIB
 
+TRIED_KEPT = 64
+"""Grammars whose trial is remembered."""
+
 PIECE_BYTES = 256
 DEEP_BYTES = 4096
 STACK_BYTES_PER_BYTE = 1024
@@ -58,6 +61,17 @@ class LlamaModel:
         self.vocab = api.llama_model_get_vocab(self.handle)
         self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
         self.tried: dict[str, str | None] = {}
+
+    def recall_grammar(self, text: str) -> str | None:
+        """What is wrong with a grammar that was tried; None where nothing is, "" where it is not remembered."""
+        return self.tried.get(text, "")
+
+    def remember_grammar(self, text: str, wrong: str | None) -> None:
+        """Remember what is wrong with a grammar (None: nothing) as the latest one; the oldest is forgotten."""
+        self.tried.pop(text, None)
+        self.tried[text] = wrong
+        while len(self.tried) > TRIED_KEPT:
+            del self.tried[next(iter(self.tried))]
 
     def load_adapter(self, path: str, name: str) -> Any:
         """A resident adapter. Raises AdapterRefused with llama.cpp's reason."""

@@ -281,7 +281,7 @@ def test_models_that_are_only_to_be_resident_evict_nobody() -> None:
         free(device, 700)
         for served in device.manager.served_models.values():
             served.lifecycle.keep_resident(True, up_to_date=False)
-            served.wake.set()
+            served.wake_up()
         await later(5.0)
         assert resident(device) == {"a"}
         assert len(device.spawner.workers) == 1

@@ -34,7 +34,7 @@ def test_every_count_is_reported_in_exactly_one_interval(steps: list[str]) -> No
             stats.model("m").note_answer(1, 1, 1.0, 1.0, [{}], None)
             given_answers += 1
         elif step == "status":
-            stats.statuses[429] += 1
+            stats.refused(429, Cause.QUEUE_FULL)
             given_statuses += 1
         else:
             taken = stats.take()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from edge_agent.backends.llamacpp import grammar
 from edge_agent.backends.llamacpp.grammar import followable
 from edge_agent.backends.llamacpp.library import open_library
-from edge_agent.backends.llamacpp.model import LlamaModel
+from edge_agent.backends.llamacpp.model import TRIED_KEPT, LlamaModel
 from edge_agent.base.errors import BackendError, ProgramRefused
 from tests.support import tiny_gguf
 from tests.support.needs import need
@@ -164,9 +164,9 @@ def test_a_system_without_room_for_a_process_is_not_the_grammars_fault(
 
 
 def test_only_so_many_grammars_are_remembered(model: LlamaModel) -> None:
-    for number in range(grammar.TRIED_KEPT + 5):
+    for number in range(TRIED_KEPT + 5):
         grammar.try_out(model, f'root ::= "{number}"')
-    assert len(model.tried) == grammar.TRIED_KEPT
+    assert len(model.tried) == TRIED_KEPT
 
 
 def _take_memory() -> None:
