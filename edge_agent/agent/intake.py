@@ -15,6 +15,7 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.respond import Origin
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
+from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError
 from edge_agent.core import admission
@@ -56,12 +57,14 @@ class Intake:
         options: IntakeOptions,
         manager: ModelManager,
         server: ModelServer,
+        events: WorkerEventHandler,
         commands: Commands,
     ) -> None:
         self._context = context
         self._options = options
         self._manager = manager
         self._server = server
+        self._events = events
         self._commands = commands
 
     async def take(self, message: Inbound) -> None:
@@ -224,7 +227,7 @@ class Intake:
         # A removed model may still have a worker that finishes its jobs: look among those, too.
         for served in self._manager.every_served_model():
             if served.name == mine[0].model:
-                self._server.cancel(served, mine[0])
+                self._events.cancel(served, mine[0])
                 return
 
 

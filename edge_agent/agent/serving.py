@@ -134,10 +134,6 @@ class ModelServer:
         if served.lifecycle.demand(now_s):
             served.wake_up()
 
-    def cancel(self, served: ServedModel, job: Job) -> None:
-        """Answer a job with 499 and take it out of the queue or the worker."""
-        self._events.cancel(served, job)
-
     def stop_streams(self, reason: str, request_id: str | None = None, topic: str | None = None) -> None:
         """End the streamed answers (of one request, or all) that no client receives any more, and free their memory.
 

@@ -136,7 +136,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     store = StoreProcess(config, settings.store.inbox_path)
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
     intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings))
-    intake = Intake(context, intake_options, manager, server, commands)
+    intake = Intake(context, intake_options, manager, server, events, commands)
     return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary])
 
 

@@ -137,7 +137,7 @@ class Device:
         )
         self.commands = Commands(self.context, self.manager, self.operator, dict)
         options = IntakeOptions(queue_jobs, Bounds())
-        self.intake = Intake(self.context, options, self.manager, self.server, self.commands)
+        self.intake = Intake(self.context, options, self.manager, self.server, events, self.commands)
         self.probes: dict[str | tuple[str, str], ProbeFile] = {}
         self.canary = CanaryProber(self.context, self.manager, self._probes_of, canary_s)
         background = [self.guard, self.canary]
