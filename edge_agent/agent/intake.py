@@ -70,18 +70,18 @@ class Intake:
     async def take(self, message: Inbound) -> None:
         """One message."""
         self._context.acks.hold(message)
-        wish = decode(
+        decoded = decode(
             message, topics=self._context.topics, now_s=self._context.clock.monotonic_s(), bounds=self._options.bounds
         )
-        if isinstance(wish, Request):
-            self._take_request(wish, message)
+        if isinstance(decoded, Request):
+            self._take_request(decoded, message)
             return
-        if isinstance(wish, Refusal):
-            self._refuse(wish, message)
-        elif isinstance(wish, Cancel):
-            self._cancel(wish)
-        elif isinstance(wish, Command):
-            await self._commands.take(wish)
+        if isinstance(decoded, Refusal):
+            self._refuse(decoded, message)
+        elif isinstance(decoded, Cancel):
+            self._cancel(decoded)
+        elif isinstance(decoded, Command):
+            await self._commands.take(decoded)
         self._context.acks.release(message)
 
     async def close(self) -> None:
@@ -96,7 +96,7 @@ class Intake:
         try:
             served = self._find_model(request)
             check_form(request, served)
-            check_program(request, served, now_s)
+            check_grammar(request, served, now_s)
             job = _job(request, message, served)
             self._admit(job, served, now_s)
         except RequestError as error:
@@ -132,7 +132,7 @@ class Intake:
             names = _names({adapter.name: adapter for adapter in served.model.adapters})
             reason = f"model {served.name!r} has no adapter {request.adapter!r}; {names}"
             raise RequestError(404, Cause.UNKNOWN_ADAPTER, reason)
-        return self._manager.runs(served, request.adapter)
+        return self._manager.route(served, request.adapter)
 
     def _admit(self, job: Job, served: ServedModel, now_s: float) -> None:
         """Raise RequestError 429 or 503 for a job that cannot be taken now."""
@@ -216,12 +216,12 @@ class Intake:
         if refusal.event is not None:
             self._context.announce(refusal.event, refusal.reason, {})
 
-    def _cancel(self, wish: Cancel) -> None:
-        if wish.client is None:
-            text = f"a cancel of request {wish.id!r} does not say whose it is: give the request's reply topic, too"
-            self._context.announce("request-unanswerable", text, {"id": wish.id})
+    def _cancel(self, cancel: Cancel) -> None:
+        if cancel.client is None:
+            text = f"a cancel of request {cancel.id!r} does not say whose it is: give the request's reply topic, too"
+            self._context.announce("request-unanswerable", text, {"id": cancel.id})
             return
-        mine = [job for job in self._context.requests.open_jobs() if job.key == (wish.client, wish.id)]
+        mine = [job for job in self._context.requests.open_jobs() if job.key == (cancel.client, cancel.id)]
         if not mine:
             return  # most likely it is answered already
         # A removed model may still have a worker that finishes its jobs: look among those, too.
@@ -246,8 +246,8 @@ def check_form(request: Request, served: ServedModel) -> None:
     raise RequestError(422, Cause.INVALID, f"model {served.name!r} {kind}: it takes {takes}, not {request.form}")
 
 
-def check_program(request: Request, served: ServedModel, now_s: float) -> None:
-    """Raise RequestError 503 for a grammar or schema while `GrammarBans` takes none of this client, or of anybody."""
+def check_grammar(request: Request, served: ServedModel, now_s: float) -> None:
+    """Raise RequestError 503 for a grammar or schema while `GrammarBans` takes none from this client, or from any."""
     left_s = served.grammar_bans.banned_s(request.client, now_s)
     if left_s > 0.0 and has_grammar(request.params):
         reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"

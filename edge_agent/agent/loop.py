@@ -23,7 +23,7 @@ from edge_agent.protocol.envelope import LinkChange, LinkListener, Outbound
 
 log = logging.getLogger("edge_agent")
 PATIENCE_S = 20.0
-"""The service manager is told at this interval that the start still goes on while resident models are loaded."""
+"""Extend the service manager's start timeout at this interval while resident models are loaded."""
 
 
 class Background(Protocol):
@@ -78,7 +78,7 @@ class Agent:
         await self._context.transport.start(LinkListener(self.link_changed, self.undelivered))
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
-            asyncio.create_task(self._look_around(notifier), name="watch"),
+            asyncio.create_task(self._look_around(notifier), name="governor"),
             asyncio.create_task(self._reporter.run_telemetry(), name="report"),
             asyncio.create_task(self._reporter.run_heartbeat(), name="heartbeat"),
             *(asyncio.create_task(work.run(), name=type(work).__name__) for work in self._background),
@@ -125,7 +125,7 @@ class Agent:
             await self._intake.take(message)
 
     async def _get_ready(self, notifier: Notifier) -> None:
-        """Say that the agent is ready once the load of every resident model has succeeded or failed."""
+        """Report that the agent is ready once the load of every resident model has succeeded or failed."""
         for served in list(self._manager.served_models.values()):
             while served.lifecycle.wanted and not served.settled.is_set():
                 notifier.extend_timeout(2 * PATIENCE_S)

@@ -142,14 +142,14 @@ class ModelManager:
         memory = self._host.memory()
         return memory.ceiling_bytes if memory.total_bytes else None
 
-    def runs(self, served: ServedModel, adapter: str | None) -> ServedModel:
+    def route(self, served: ServedModel, adapter: str | None) -> ServedModel:
         """The model that requests for an adapter of this one run on: this one, or the merged model of the adapter.
 
         `core.adapter_routing` prefers one of them. A merged model is passed by while it is quarantined, and for
         `NO_ROOM_S` after it found no memory while this one is loaded.
         """
-        route = self._routes.get((served.name, adapter)) if adapter is not None else None
-        merged = self.served_models.get(route.merged) if route is not None and route.merged is not None else None
+        found = self._routes.get((served.name, adapter)) if adapter is not None else None
+        merged = self.served_models.get(found.merged) if found is not None and found.merged is not None else None
         if merged is None or merged.lifecycle.state is ModelState.QUARANTINED:
             return served
         waited_s = self._context.clock.monotonic_s() - merged.lifecycle.no_memory_s

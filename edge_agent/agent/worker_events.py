@@ -1,7 +1,7 @@
 """What becomes of the jobs inside a worker: its answers, its death, a cancel, a stop.
 
 A dead worker's jobs go back to the queue once; a job that was inside two workers when they died is answered with 500.
-`ModelManager` passes on what each worker tells, so the handler is made before the manager and knows no loads.
+`ModelManager` passes on what each worker sends, so the handler is made before the manager and knows no loads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Answers(Protocol):
 
 
 class WorkerEventHandler:
-    """Answers jobs by what their worker says, or ends them without it.
+    """Answers jobs with what their worker sends, or ends them without it.
 
     `quarantine_deaths`: deaths within the quarantine window after which a model is left alone; 0: never.
     """
@@ -53,10 +53,10 @@ class WorkerEventHandler:
         self._quarantine_deaths = quarantine_deaths
         self._cancelling: set[asyncio.Task[None]] = set()
 
-    # ---- what a worker tells ---------------------------------------------------------------------------------------
+    # ---- what a worker sends ---------------------------------------------------------------------------------------
 
     def take_event(self, served: ServedModel, event: AnyEvent) -> None:
-        """A worker says something about a job, or that it is alive."""
+        """A worker sent an event about a job, or a heartbeat."""
         now_s = self._context.clock.monotonic_s()
         if served.worker is not None:
             served.worker.hear(now_s)
@@ -111,29 +111,29 @@ class WorkerEventHandler:
         now_s = self._context.clock.monotonic_s()
         evicted = served.lifecycle.state is ModelState.EVICTING
         jobs = list(served.running.values())
-        programs = [job for job in jobs if died_computing(death.cause) and has_grammar(job.params)]
-        quarantined = served.worker_died(now_s, self._quarantine_deaths, requests_fault=bool(programs))
-        if programs and not evicted:
+        with_grammar = [job for job in jobs if died_computing(death.cause) and has_grammar(job.params)]
+        quarantined = served.worker_died(now_s, self._quarantine_deaths, requests_fault=bool(with_grammar))
+        if with_grammar and not evicted:
             served.grammar_bans.record_death(now_s)
-            if len(programs) == 1:  # of several it cannot be told which one it was: no client is banned then
-                served.grammar_bans.ban(programs[0].key[0], now_s)
+            if len(with_grammar) == 1:  # of several it cannot be told which one it was: no client is banned then
+                served.grammar_bans.ban(with_grammar[0].key[0], now_s)
         self._context.announce(
             "worker-died", f"model {served.name!r}: {death.reason}", {"model": served.name, "jobs": len(jobs)}
         )
         for job in jobs:
             if job.state is JobState.RUNNING:
-                self._requeue(served, job, death.reason, evicted, job in programs)
+                self._requeue(served, job, death.reason, evicted, job in with_grammar)
         served.clear_running()
         if quarantined:
             deaths = len(served.lifecycle.deaths_s)
             text = f"model {served.name!r} is left alone after {deaths} worker deaths; `edge-agent load` lifts this"
             self._context.announce("quarantined", text, {"model": served.name})
 
-    def _requeue(self, served: ServedModel, job: Job, reason: str, evicted: bool, program: bool) -> None:
+    def _requeue(self, served: ServedModel, job: Job, reason: str, evicted: bool, suspect: bool) -> None:
         """A job was inside when its worker died: it waits again, unless it began to be answered or may be the cause."""
         if job.parts:
             self.stop(served, job, 500, Cause.WORKER_DIED, f"its worker died: {reason}")
-        elif program and not evicted:
+        elif suspect and not evicted:
             why = f"the worker died with this request's grammar or schema: {reason}"
             self._answers.refuse(job, 500, Cause.WORKER_DIED, why)
         elif job.attempts >= MAX_ATTEMPTS and not evicted:
@@ -149,7 +149,7 @@ class WorkerEventHandler:
         self._end(served, job, 499, Cause.CANCELLED, "cancelled by the client")
 
     def stop(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
-        """End a running answer, say so in an event, and take it out of the worker."""
+        """End a running answer, report it in an event, and take it out of the worker."""
         self._announce_stop(served, job, reason)
         self._end(served, job, status, cause, reason)
 

@@ -172,9 +172,9 @@ def _figure_fields(figures: TrialFigures) -> dict[str, Any]:
     return fields
 
 
-def _route_fields(form: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
+def _route_fields(route: adapter_routing.AdapterRoute | None) -> dict[str, Any]:
     """Where the adapter is also installed merged into its base: which of the two runs, and why."""
-    return {} if form is None else {"merged": form.merged, "form": form.why}
+    return {} if route is None else {"merged": route.merged, "form": route.why}
 
 
 def _model_fields(

@@ -223,7 +223,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A wish to withdraw request `id`. `client` is None when the sender did not say whose request it is."""
+    """Request `id` is to be cancelled. `client` is None when the message does not say whose request it is."""
 
     id: str
     client: str | None

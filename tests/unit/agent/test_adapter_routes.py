@@ -90,10 +90,10 @@ def test_while_memory_is_short_the_base_that_is_there_answers() -> None:
 def test_the_choice_follows_what_is_installed() -> None:
     async def scenario(device: Device) -> None:
         base = device.manager.served_models["m"]
-        assert device.manager.runs(base, "a").name == "a-merged"
+        assert device.manager.route(base, "a").name == "a-merged"
         device.library.remove("a-merged")
         device.manager.sync()
-        assert device.manager.runs(base, "a") is base
+        assert device.manager.route(base, "a") is base
 
     Device.run(scenario, *both())
 
@@ -101,6 +101,6 @@ def test_the_choice_follows_what_is_installed() -> None:
 def test_the_choice_follows_what_the_operator_prefers() -> None:
     async def scenario(device: Device) -> None:
         base = device.manager.served_models["m"]
-        assert device.manager.runs(base, "a") is base
+        assert device.manager.route(base, "a") is base
 
     Device.run(scenario, *both(), ports={"routing": RoutingPolicy(prefer=("unmerged",))})
