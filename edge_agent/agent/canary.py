@@ -23,7 +23,7 @@ from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
 
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
-"""A model is probed only after so long without a request: probes take tens of milliseconds, and a request that comes
+"""A model is probed after this time without a request: probes take tens of milliseconds, and a request that arrives
 meanwhile waits for them."""
 LOOK_S = 1.0
 ReadProbes = Callable[[InstalledModel, str | None], ProbeFile | None]

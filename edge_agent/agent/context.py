@@ -20,7 +20,7 @@ from edge_agent.protocol.messages import Severity
 from edge_agent.protocol.topics import Topics
 
 UNACKNOWLEDGED = 12
-"""At most so many requests stay unacknowledged; see `AckWindow`."""
+"""The most requests that stay unacknowledged; see `AckWindow`."""
 
 
 class AckWindow:

@@ -1,7 +1,7 @@
-"""When the agent says how the device is: at a change, at every heartbeat, at the end of a telemetry interval.
+"""When the agent reports the state of the device: at a change, at every heartbeat, at the end of a telemetry interval.
 
 Also what follows when the connection to the broker comes or goes. `StatusBuilder` builds the messages, `Publisher`
-sends them and limits events of one kind by the minute, `DeviceReporter` says when.
+sends them and limits events of one kind by the minute, `DeviceReporter` decides when.
 """
 
 from __future__ import annotations

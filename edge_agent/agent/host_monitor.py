@@ -29,7 +29,7 @@ class HostMonitor:
     """The machine as last sampled. Implements `ports.Host`.
 
     `decode_threads`: the operator's limit of compute threads for generators while they read no prompt (0: as the
-    package says). `daemon_bytes`: tells the resident bytes of this process, None where the kernel does not tell.
+    package says). `daemon_bytes`: returns the resident bytes of this process, None where they are not known.
     """
 
     def __init__(

@@ -85,7 +85,7 @@ class Intake:
         self._context.acks.release(message)
 
     async def close(self) -> None:
-        """Give up waiting for a command that is being carried out, and say so."""
+        """Give up waiting for a command that is being carried out, and answer it with 503."""
         await self._commands.close()
 
     def _take_request(self, request: Request, message: Inbound) -> None:

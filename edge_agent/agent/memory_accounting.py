@@ -54,7 +54,7 @@ class MemoryAccounting:
         self._keep()
 
     def _measure(self, served: ServedModel, load_s: float | None = None) -> bool:
-        """Enter what the kernel says that the worker holds; False when it says nothing. `load_s`: of its load."""
+        """Enter what the worker holds by the kernel's figures; False when there are none. `load_s`: of its load."""
         held = self.host.process_bytes(served.worker.process.pid) if served.worker is not None else None
         if held is None or not held[0]:
             return False

@@ -31,13 +31,13 @@ from edge_agent.core.model_lifecycle import DrainReason, ModelState
 from edge_agent.protocol.worker_messages import AnyEvent
 
 RETRY_AFTER_S = 30.0
-"""What a client is told to wait for after a load that failed."""
+"""`retry_after_s` of a refusal after a load that failed."""
 NOT_NOW_S = 5.0
-"""What a client is told to wait for where memory or an adapter is in use."""
+"""`retry_after_s` of a refusal where memory or an adapter is in use."""
 NO_ROOM_S = 60.0
-"""For so long after a merged model found no memory, requests for its adapter run on the base, if that is loaded."""
+"""After a merged model found no memory, requests for its adapter run on the base for this time, if that is loaded."""
 MEMORY_LOOK_S = 0.5
-"""A model that waits for memory asks again after this time: other programs free memory, too, and tell nobody."""
+"""A model that waits for memory asks again after this time: other programs free memory without notice."""
 GIVE_WAY_S = 2.0
 """A model that lets another one in waits no longer than this to be evicted."""
 
@@ -78,7 +78,7 @@ class ModelManager:
         sizer: Sizer,
         routing: adapter_routing.RoutingPolicy,
     ) -> None:
-        """`events` is told what the workers say; `routing` decides which variant runs an adapter."""
+        """`events` receives what the workers send; `routing` decides which variant runs an adapter."""
         self._context = context
         self._library = library
         self._spawn = spawner
@@ -168,7 +168,7 @@ class ModelManager:
         return done
 
     def tell_limits(self) -> None:
-        """Pass the limits of the moment to every worker that was told other ones."""
+        """Pass the limits of the moment to every worker that has other ones."""
         limits = self._host.worker_limits()
         for served in self.every_served_model():
             if served.worker is not None:
@@ -176,7 +176,7 @@ class ModelManager:
 
     def take_tier(self, tier: int, why: str) -> None:
         """Serve the variants that the governor asks for: in tier 1 the cheaper variant of every model that has one, in
-        tier 0 the chosen one. `why` is told in the events."""
+        tier 0 the chosen one. `why` is a part of the events."""
         if tier == self._tier:
             return
         self._tier = tier
@@ -419,7 +419,7 @@ class ModelManager:
             raise WorkerError("the load was given up", served.name)
         limits = self._host.worker_limits()
         worker = served.spawned(process, plan, limits)
-        # The session allocates memory for this many rows at the load and keeps it, so it is told the most rows, not the
+        # The session allocates memory for this many rows at the load and keeps it, so it gets the most rows, not the
         # few that heat may allow at the moment.
         most_rows = msgspec.structs.replace(limits, most_rows=self._host.most_rows())
         answer = await worker.load(served.model.task, most_rows)

@@ -161,7 +161,7 @@ class ServedModel:
         return self.lifecycle.died(now_s, quarantine_deaths, requests_fault)
 
     def note_footprint(self, held_bytes: int) -> None:
-        """The worker holds so many bytes."""
+        """Set the bytes that the worker holds."""
         self.footprint_bytes = held_bytes
 
     # ---- jobs ------------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class ModelServer:
         served.serve_by(task)
 
     def _serving_ended(self, task: asyncio.Task[None]) -> None:
-        """A loop that ends by an unforeseen error serves its model no more: the watchdog is told by `fault`."""
+        """A loop that ends by an unforeseen error serves its model no more: the watchdog asks for `fault`."""
         if not task.cancelled() and task.exception() is not None:
             self.fault = f"{task.get_name()} ended: {task.exception()!r}"
             log.error("%s", self.fault, exc_info=task.exception())
@@ -363,11 +363,11 @@ def _reply_topic(job: Job) -> str | None:
 
 
 OVERDUE_S = 0.25
-"""A worker ends its answers itself a little before their deadlines. The daemon ends them only so long after."""
+"""The daemon ends an answer this time after its deadline; before that the worker itself ends it."""
 
 
 class DeadlineMonitor:
-    """Ends what the clock says must end."""
+    """Ends jobs whose deadline has passed and workers that are silent."""
 
     def __init__(self, context: Context, manager: ModelManager, events: WorkerEventHandler, answers: Answers) -> None:
         self._context = context

@@ -1,6 +1,6 @@
-"""The bodies of what the agent says of itself: status, info, models, telemetry, events, diagnosis.
+"""The bodies of what the agent reports: status, info, models, telemetry, events, diagnosis.
 
-Nothing is sent here: `Publisher` sends them, `DeviceReporter` says when.
+Nothing is sent here: `Publisher` sends them, `DeviceReporter` decides when.
 """
 
 from __future__ import annotations

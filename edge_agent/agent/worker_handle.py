@@ -1,4 +1,4 @@
-"""The worker process of one served model as the daemon knows it: what it was told, and what it holds.
+"""The worker process of one served model as the daemon knows it: what was sent to it, and what it holds.
 
 A handle exists exactly while the daemon counts on the worker. `ServedModel.worker` is the current one; when the worker
 died or is being ended the handle is dropped, and nothing of it is left to be reset.
@@ -24,7 +24,7 @@ class WorkerHandle:
     """
 
     def __init__(self, process: Worker, plan: LoadPlan, limits: StepLimits) -> None:
-        """`limits`: what the process will be told with the load."""
+        """`limits`: what is sent to the process with the load."""
         self.process = process
         self.plan = plan
         self.limits = limits
@@ -49,7 +49,7 @@ class WorkerHandle:
         self.loaded_s = self.last_used_s = self.heard_s = now_s
 
     def tell_limits(self, limits: StepLimits) -> None:
-        """Pass the governor's limits on, unless they are what the process was told last."""
+        """Pass the governor's limits on, unless they are the ones that were sent last."""
         if self.limits != limits:
             self.limits = limits
             self.process.set_limits(limits)

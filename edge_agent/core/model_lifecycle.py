@@ -1,9 +1,9 @@
 """The life of an installed model on this device, as one transition table.
 
 A model that is in memory is held by a worker, a process of its own. This module knows in which state the model is, why
-its worker is ended, and whether somebody wants it loaded.
+its worker is ended, and whether it is to be loaded.
 
-Rules for whoever changes it:
+Rules for changes:
 - A worker exists only in the states of `MAY_HAVE_WORKER`. They are left by UNLOADED (the agent has ended the worker
   in order, or has given up a load) or by a death (DIED, DIED_TOO_OFTEN), and by nothing else.
 - A model drains for a reason (`DrainReason`): it finishes what is inside its worker and takes nothing new. A reason may
@@ -37,7 +37,7 @@ RESPAWN_CAP_S = 30.0
 DEMAND_S = 60.0
 """Load a model for requests that could not wait for the load at most once in this time."""
 TOLD_AGAIN_S = 600.0
-"""Report a failed load in an event at most once in this time: with every request it would fail, and be told, again."""
+"""Report a failed load in an event at most once in this time: every request that arrives tries, and fails, again."""
 FIRST_LOAD_S = 1.0
 """The assumed duration of a load before one was measured."""
 
@@ -174,7 +174,7 @@ is published as loading."""
 
 @dataclass(slots=True, eq=False)
 class ModelLifecycle:
-    """The state of one model and what its next move depends on. Others call the methods and read; nobody writes.
+    """The state of one model and what its next move depends on. Other modules call the methods and only read.
 
     `load_s`: seconds that a load takes, as last measured. `loading_since_s`: when the last load began.
     `waited_for_memory`: requests waited for the load that is under way. `resident`: load it again whenever it is not in
@@ -248,7 +248,7 @@ class ModelLifecycle:
     # ---- loads -----------------------------------------------------------------------------------------------------
 
     def expect_load(self, load_s: float) -> None:
-        """A load is known to take so many seconds."""
+        """Set the seconds that the next load is expected to take."""
         self.load_s = load_s
 
     def keep_resident(self, resident: bool, up_to_date: bool) -> None:
@@ -276,7 +276,7 @@ class ModelLifecycle:
         self.wanted = False
 
     def settle_load(self) -> None:
-        """Nobody waits for a load any more: the model is in memory, the load was refused, or no request is left."""
+        """No request waits for a load any more: the model is in memory, the load was refused, or no request is left."""
         self.wanted = self.waited_for_memory = False
         if self.state is ModelState.WAITING_FOR_MEMORY:
             self._move(LifecycleEvent.WAITING_ENDED)

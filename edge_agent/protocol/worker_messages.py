@@ -270,7 +270,7 @@ class JobCancelled(WorkerAnswer, tag="cancelled"):
 
 
 class WorkerEvent(Struct, tag_field="ev", omit_defaults=True):
-    """What a worker tells by itself."""
+    """What a worker sends without having been asked."""
 
 
 class GeneratedText(Struct, frozen=True, omit_defaults=True):
@@ -331,7 +331,7 @@ AnyEvent = TextChunk | JobDone | JobFailed | Heartbeat
 
 
 class WorkerListener(Protocol):
-    """Is told by the daemon's side of one worker what the worker says, and that it has ended."""
+    """Called by the daemon's side of one worker for each event that the worker sends, and for its end."""
 
     def on_event(self, event: AnyEvent) -> None:
         """The worker sent an event about a job, or a heartbeat."""

@@ -84,7 +84,7 @@ class SpawnOptions:
 
 
 class WorkerProcess:
-    """A running worker. `listener` is told its events, and that it has exited."""
+    """A running worker. `listener` receives its events and its exit."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class WorkerProcess:
         await self.call(DetachAdapter(name=name), Accepted)
 
     def submit(self, jobs: Sequence[JobWork]) -> None:
-        """Hand over a micro-batch; the listener is told its events."""
+        """Hand over a micro-batch; the listener receives its events."""
         self._send(SubmitJobs(jobs=jobs))
 
     async def cancel(self, job_id: str) -> bool:
@@ -235,7 +235,7 @@ class WorkerProcess:
         except WorkerError as error:
             complaint = str(error)
         finally:
-            # Whatever ended the reading, a bug of ours included: a child that nobody reads is killed and reported.
+            # Whatever ended the reading, a bug of ours included: a child that is no longer read is killed and reported.
             self._writer.close()
             if complaint is not None:
                 self.kill()
