@@ -49,6 +49,12 @@ def test_the_advice_is_the_longest_context_that_fits() -> None:
     assert advice(SMOL, FULL, SMOL.tensor_bytes).startswith("no context fits beside its weights")
 
 
+@pytest.mark.parametrize("context", range(512, 2048, 256))
+def test_the_advice_names_the_next_context_where_exactly_that_fits(context: int) -> None:
+    assert f"(models.context = {context})" in advice(SMOL, FULL, total(Demand(context, 4)))
+    assert f"(models.context = {context})" in advice(SMOL, FULL, total(Demand(context + 256, 4)) - 1)
+
+
 def shrinking(context: int, sequences: int) -> list[tuple[int, int]]:
     """What is tried, in order: the context halved in whole blocks of 256 down to 512, then fewer sequences."""
     contexts = [context]

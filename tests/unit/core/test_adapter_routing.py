@@ -62,6 +62,8 @@ def test_the_sentence_has_the_figures_of_both() -> None:
         (base(9.0), folded(accuracy=0.89), RoutingPolicy("most-accurate"), None, False, "the more accurate one"),
         (base(0.5), folded(accuracy=0.91), RoutingPolicy("most-accurate"), None, True, "the more accurate one"),
         (base(0.5), folded(), RoutingPolicy("most-accurate"), None, False, "the faster one"),
+        (base(0.0), folded(), RoutingPolicy(), None, False, "not measured alike"),
+        (base(), folded(0.0), RoutingPolicy(), None, False, "not measured alike"),
         (base(None), folded(), RoutingPolicy(), None, False, "not measured alike"),
         (base(), folded(None), RoutingPolicy(), None, False, "not measured alike"),
         (base(text_bytes=80), folded(), RoutingPolicy(), None, False, "not measured alike"),

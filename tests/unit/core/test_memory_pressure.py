@@ -144,6 +144,12 @@ def test_a_model_that_is_read_for_the_first_time_is_no_thrashing() -> None:
     assert (first.per_s, again.per_s, unknown.per_s) == (0.0, 350.0, 350.0)
 
 
+def test_refaults_count_from_the_beginning_of_the_window_and_not_since_the_boot() -> None:
+    begun = stall_rate(FaultCounts(1000.0, 0.0, 5000.0), NO_STALLS, 0.0)
+    assert stall_rate(FaultCounts(9000.0, 0.0, 5000.0), begun, STALLS_WINDOW_S).per_s == 0.0
+    assert stall_rate(FaultCounts(9000.0, 0.0, 5600.0), begun, STALLS_WINDOW_S).per_s == 300.0
+
+
 def test_the_reason_tells_the_rate() -> None:
     state = stalling(190, 900)
     assert reason(signs(190), state.stalls).endswith("tasks waited for 900 pages a second to come back from the disk")
