@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.envelope import LinkListener
 from tests.support.mosquitto import free_port
 from tests.support.mqtt import until
 
@@ -46,7 +47,7 @@ def test_a_broker_without_mqtt_5_is_found_out_and_served(tmp_path: Path) -> None
             await until(lambda: b"up" in (tmp_path / "log").read_bytes())
             options = MqttOptions(host="127.0.0.1", port=port, client_id="pi", reconnect_base_s=0.05)
             pi = NotedLink(options, TOPICS.subscriptions())
-            await pi.link.start()
+            await pi.link.start(LinkListener(pi.changes.append))
             await until(lambda: pi.link.connected)
             assert pi.changes[-1].version == 4
 
