@@ -80,6 +80,7 @@ def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(session: Se
 
 def test_a_long_word_does_not_overrun_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such vocabularies are split by a regular expression that calls itself for every letter."""
+    need("llama_cpp", "gguf")
     gguf = pytest.importorskip("gguf")
     named = gguf.GGUFWriter.add_tokenizer_pre
     monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_pre", lambda self, _name: named(self, "tekken"))
