@@ -17,6 +17,7 @@ from edge_agent.base.errors import PackageError
 from edge_agent.bundle.catalog import TaskSpec
 from edge_agent.bundle.jsonio import Document
 
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 MODEL: Final = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -29,6 +30,8 @@ ADAPTER_WEIGHT = "application/vnd.edge-agent.adapter.weight.v1.safetensors"
 ADAPTER_GGUF = "application/vnd.edge-agent.adapter.weight.v1.gguf"
 
 FILE_PATH = "org.cncf.model.filepath"
+REF_NAME = "org.opencontainers.image.ref.name"
+"""Tools of registries address a manifest by this annotation of its descriptor in `index.json` (OCI annotations.md)."""
 VARIANT = "edge-agent.variant+json"
 
 MODEL_FILE = "edge/model.json"
@@ -72,7 +75,9 @@ class Index(Document, frozen=True, kw_only=True, rename="camel"):
     """`index.json`: one descriptor per manifest."""
 
     schema_version: Literal[2]
-    media_type: Literal["application/vnd.oci.image.index.v1+json"] = "application/vnd.oci.image.index.v1+json"
+    # None where a writer left it out (the standard says SHOULD). The default is no constant, since defaults are not
+    # written.
+    media_type: Literal["application/vnd.oci.image.index.v1+json"] | None = None
     manifests: Annotated[tuple[Descriptor, ...], Meta(min_length=1, max_length=limits.INDEX_ENTRIES)]
     annotations: Texts = field(default_factory=dict)
 

@@ -41,13 +41,26 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_it_has_the_shape_of_asyncapi_3() -> None:
     assert DOCUMENT["asyncapi"].startswith("3.")
-    assert set(DOCUMENT) == {"asyncapi", "info", "defaultContentType", "channels", "operations", "components"}
+    parts = {"asyncapi", "info", "defaultContentType", "servers", "channels", "operations", "components"}
+    assert set(DOCUMENT) == parts
     for operation in DOCUMENT["operations"].values():
         assert operation["action"] in ("send", "receive")
     for name, channel in DOCUMENT["channels"].items():
         address = channel["address"]
         named = set() if address is None else {part[1:-1] for part in address.split("/") if part.startswith("{")}
         assert named == set(channel.get("parameters", {})), name
+
+
+def test_it_has_what_linters_of_asyncapi_ask_for() -> None:
+    """Spectral's rules for AsyncAPI warn where a contact, servers, tags or the description of an operation are left
+    out."""
+    assert set(DOCUMENT["info"]["contact"]) == {"name", "url", "email"}
+    tags = {tag["name"] for tag in DOCUMENT["info"]["tags"]}
+    assert {server["protocol"] for server in DOCUMENT["servers"].values()} == {"mqtt", "mqtts"}
+    for name, operation in DOCUMENT["operations"].items():
+        assert operation["description"].strip(), name
+        assert operation["tags"], name
+        assert {tag["name"] for tag in operation["tags"]} <= tags, name
 
 
 def test_the_schemas_are_those_of_the_code() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ from typing import Any
 import pytest
 
 from edge_agent.base.errors import EdgeError, SignatureError, UsageError
-from edge_agent.bundle.layout import open_package
+from edge_agent.bundle.contents import read_contents
+from edge_agent.bundle.jsonio import decode
+from edge_agent.bundle.layout import blob_name, open_package
+from edge_agent.bundle.manifest import Index
 from edge_agent.bundle.verify import load_trust, read_release
 from edge_forge import cli
 from edge_forge.package.build import build, build_adapter_package, build_base_package, build_merged_package
@@ -131,6 +137,61 @@ def test_a_folder_is_the_same_package(tmp_path: Path) -> None:
     build(tmp_path / "x", tiny.release("tiny", 2), source, folder=True)
     with open_package(folder.path) as opened:
         assert read_release(opened, None, allow_unsigned=True).release.counter == 2
+
+
+def test_every_manifest_has_a_name_for_the_tools_of_registries(tmp_path: Path) -> None:
+    """One name each, in the letters of a registry's tag; variants that differ by their boards alone are numbered."""
+    model = tiny.model_source(tmp_path / "src")
+    boards = [replace(model.variants[1], hardware=(board,)) for board in ("orin", "xavier")]
+    source = replace(model, variants=[model.variants[0], *boards])
+    adapter = tiny.adapter_source(tmp_path / "adapter")
+    out = tmp_path / "package"
+    build(out, tiny.release("tiny"), source, [adapter], folder=True)
+    index = json.loads((out / "index.json").read_bytes())
+    assert index["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    names = [entry["annotations"]["org.opencontainers.image.ref.name"] for entry in index["manifests"]]
+    assert names == ["onnx-fp32", "onnx-int8", "onnx-int8-2", "adapter-intents"]
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", name) for name in names)
+
+
+def test_an_index_without_media_type_and_names_is_read(tmp_path: Path) -> None:
+    """Other writers may leave both out."""
+    model = tiny.model_source(tmp_path / "src")
+    out = tmp_path / "package"
+    build(out, tiny.release("tiny"), model, folder=True)
+    index = json.loads((out / "index.json").read_bytes())
+    del index["mediaType"]
+    for entry in index["manifests"]:
+        del entry["annotations"]
+    with open_package(out) as package:
+        contents = read_contents(
+            decode(json.dumps(index).encode(), Index, "index.json"),
+            lambda found, limit: package.read(blob_name(found.digest), limit),
+        )
+    assert [item.info.dtype for item in contents.variants] == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_skopeo_and_umoci_address_a_variant(form: str, tmp_path: Path) -> None:
+    """With the real programs, where they are installed; the names themselves are tested above, everywhere."""
+    for program in ("skopeo", "umoci"):
+        if shutil.which(program) is None:
+            pytest.skip(
+                f"NO {program} HERE: whether it can address a variant was NOT checked; apt-get install {program}"
+            )
+    out = tmp_path / "package"
+    model, adapter = tiny.model_source(tmp_path / "src"), tiny.adapter_source(tmp_path / "adapter")
+    build(out, tiny.release("tiny"), model, [adapter], folder=form == "folder")
+    where = f"{'oci' if form == 'folder' else 'oci-archive'}:{out}"
+    copy = ["skopeo", "--insecure-policy", "copy", f"{where}:onnx-int8", f"oci:{tmp_path / 'copy'}:int8"]
+    subprocess.run(copy, check=True, capture_output=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    copied = json.loads((tmp_path / "copy" / "index.json").read_bytes())["manifests"][0]["digest"]
+    with open_package(out) as package:
+        index = decode(package.read("index.json", 1 << 20), Index, "index.json")
+    assert copied == index.manifests[1].digest
+    if form == "folder":
+        listed = subprocess.run(["umoci", "ls", "--layout", str(out)], check=True, capture_output=True, text=True)
+        assert listed.stdout.split() == ["onnx-fp32", "onnx-int8", "adapter-intents"]
 
 
 def test_rotation_of_each_role(tmp_path: Path) -> None:

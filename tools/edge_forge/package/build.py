@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edge_agent.base.errors import PackageError, UsageError
 from edge_agent.bundle import jsonio, weight_files
 from edge_agent.bundle import manifest as forms
@@ -29,6 +31,9 @@ from edge_forge.package.sources import (
     task_doc,
 )
 from edge_forge.package.write import Layout, PackageFile, package_file
+
+REF_CHARS = 120
+"""Of a name in `index.json`. A registry's tag, which it becomes at a push, has at most 128 characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ def build(
         entries.append(_adapter_entry(adapter, base, layout))
     if not entries:
         raise UsageError("there is neither a model nor an adapter", "package")
-    index = layout.put("index.json", jsonio.encode(Index(schema_version=2, manifests=tuple(entries))))
+    document = Index(schema_version=2, media_type=forms.OCI_INDEX, manifests=_unique_refs(entries))
+    index = layout.put("index.json", jsonio.encode(document))
     statement = release.statement(IndexRef(digest=index.digest, size=index.size))
     signers = [dsse.PrivateKey.load(path) for path in keys]
     layout.put(RELEASE_FILE, dsse.wrap(RELEASE_TYPE, jsonio.encode(statement), signers))
@@ -127,7 +133,7 @@ def _variant_entry(
         layers=layers,
         annotations={forms.VARIANT: jsonio.encode(source.info()).decode()},
     )
-    return _manifest_descriptor(manifest, layout)
+    return _manifest_descriptor(manifest, layout, f"{source.runtime}-{source.dtype}")
 
 
 def _adapter_entry(source: AdapterPackageSource, subject: Descriptor, layout: Layout) -> Descriptor:
@@ -154,7 +160,7 @@ def _adapter_entry(source: AdapterPackageSource, subject: Descriptor, layout: La
         layers=_layers(files),
         subject=Descriptor(media_type=subject.media_type, digest=subject.digest, size=subject.size),
     )
-    return _manifest_descriptor(manifest, layout)
+    return _manifest_descriptor(manifest, layout, f"adapter-{source.name}")
 
 
 def _layers(files: dict[str, tuple[str, PackageFile]]) -> tuple[Descriptor, ...]:
@@ -168,11 +174,31 @@ def _descriptor(media_type: str, part: PackageFile, annotations: dict[str, str] 
     return Descriptor(media_type=media_type, digest=part.digest, size=part.size, annotations=annotations or {})
 
 
-def _manifest_descriptor(manifest: Manifest, layout: Layout) -> Descriptor:
+def _manifest_descriptor(manifest: Manifest, layout: Layout, ref: str) -> Descriptor:
     part = layout.blob(jsonio.encode(manifest))
     return Descriptor(
-        media_type=forms.OCI_MANIFEST, digest=part.digest, size=part.size, artifact_type=manifest.artifact_type
+        media_type=forms.OCI_MANIFEST,
+        digest=part.digest,
+        size=part.size,
+        artifact_type=manifest.artifact_type,
+        annotations={forms.REF_NAME: ref[:REF_CHARS]},
     )
+
+
+def _unique_refs(entries: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
+    """The entries; of those with one name (variants of one runtime and format for several boards) the second and later
+    get a number, since skopeo and umoci take a name that two manifests have for an error."""
+    taken: set[str] = set()
+    named = []
+    for entry in entries:
+        first = ref = entry.annotations[forms.REF_NAME]
+        number = 1
+        while ref in taken:
+            number += 1
+            ref = f"{first}-{number}"
+        taken.add(ref)
+        named.append(msgspec.structs.replace(entry, annotations={**entry.annotations, forms.REF_NAME: ref}))
+    return tuple(named)
 
 
 def _checked(path: Path, name: str) -> Path:
