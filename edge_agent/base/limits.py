@@ -64,6 +64,13 @@ STATEMENT_BYTES = 256 * KIB
 INDEX_ENTRIES = 256
 LAYERS = 256
 PROBES = 64
+# Classes of a classifier. Banking77 has 77, CLINC150 151, the largest topic taxonomies in use some hundreds. A class
+# costs a column of the head: hidden width x 4 bytes for each resident adapter and each position of the bank.
+LABELS = 1024
+# A label may be a sentence. 1,024 labels of 256 characters of three bytes are 768 KiB of a manifest.
+LABEL_CHARACTERS = 256
+# A golden probe; longer texts are left to requests.
+PROBE_CHARACTERS = 4096
 # Tokens of a text for an encoder; prompt and answer of one sequence for a generator (the longest contexts in use).
 TASK_TOKENS = 8192
 CONTEXT_TOKENS = 131_072
@@ -87,5 +94,6 @@ assert MESSAGE_BYTES * 16 <= OUTBOX_BYTES
 assert MESSAGE_BYTES * 2 <= FRAME_BYTES, "whatever arrives in one message fits in one frame to a worker"
 assert QUEUE_JOBS <= DEDUP_ENTRIES
 assert MESSAGE_BYTES * 16 <= QUEUE_BYTES
+assert LABELS * LABEL_CHARACTERS * 3 * 2 <= MANIFEST_BYTES, "a manifest holds the labels, escaped"
 assert EVENT_BYTES * 16 <= SPOOL_BYTES
 assert PRIORITY_HIGHEST <= PRIORITY_DEFAULT <= PRIORITY_LOWEST

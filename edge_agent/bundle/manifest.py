@@ -52,6 +52,7 @@ Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}\\Z")]
 Name = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\\Z")]
 Word = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._/+,:-]{0,63}\\Z")]
 Text = Annotated[str, Meta(max_length=4096)]
+Label = Annotated[str, Meta(min_length=1, max_length=limits.LABEL_CHARACTERS)]
 Bytes = Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Words = Annotated[tuple[Word, ...], Meta(max_length=64)]
@@ -126,10 +127,10 @@ class TaskDoc(Document, frozen=True, kw_only=True):
     """A task as JSON; see `catalog.TaskSpec`."""
 
     kind: Literal["classify", "embed", "generate"]
-    labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...], Meta(max_length=256)] = ()
+    labels: Annotated[tuple[Label, ...], Meta(max_length=limits.LABELS)] = ()
     max_tokens: Annotated[int, Meta(ge=1, le=limits.CONTEXT_TOKENS)] = 128
     threshold: Share = 0.0
-    out_of_scope: Annotated[str, Meta(max_length=128)] | None = None
+    out_of_scope: Label | None = None
 
     def spec(self) -> TaskSpec:
         """The form that the agent uses."""

@@ -50,7 +50,8 @@ class ProbeFile(Document, frozen=True, kw_only=True):
 
     schema: Literal[1]
     texts: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...], Meta(min_length=1, max_length=limits.PROBES)
+        tuple[Annotated[str, Meta(min_length=1, max_length=limits.PROBE_CHARACTERS)], ...],
+        Meta(min_length=1, max_length=limits.PROBES),
     ]
     expected: Annotated[dict[Word, Expected], Meta(min_length=1, max_length=32)]
 

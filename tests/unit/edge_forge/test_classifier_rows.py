@@ -101,7 +101,7 @@ def test_missing_files_and_unknown_suffixes(tmp_path):
 def test_labels_unknown_to_training_are_refused_in_other_splits(tmp_path):
     write(tmp_path, "train.tsv", TRAIN)
     write(tmp_path, "test.tsv", "text\tlabel\nwait\tpause\n")
-    with pytest.raises(ConfigError, match=r"test.tsv: the label 'pause'.*known labels: off, on"):
+    with pytest.raises(ConfigError, match=r"test.tsv:2: the label 'pause'.*known labels: off, on"):
         loaded(tmp_path, test="test.tsv")
 
 
@@ -113,8 +113,136 @@ def test_labels_of_the_task_are_the_order_and_must_all_appear(tmp_path):
         loaded(tmp_path, ClassifierTaskSection(labels=("on", "off", "wait")))
     with pytest.raises(ConfigError, match="the label 'off'"):
         loaded(tmp_path, ClassifierTaskSection(labels=("on", "wait")))
-    with pytest.raises(ConfigError, match=r"'none' of task.out_of_scope"):
+    with pytest.raises(ConfigError, match=r"'none' of task.out_of_scope.*set task.threshold"):
         loaded(tmp_path, ClassifierTaskSection(out_of_scope="none"))
+
+
+def test_with_a_threshold_the_out_of_scope_label_needs_no_rows(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN)
+    found = loaded(tmp_path, ClassifierTaskSection(out_of_scope="unsure", threshold=0.6))
+    assert found.labels == ("off", "on")
+    assert found.statistics["out_of_scope_share"] == 0
+
+
+def both_labels(*names):
+    return "text\tlabel\n" + "".join(f"{name} {n}\t{label}\n" for n in range(2) for name, label in names)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("on", "ON"), ("Straße", "STRASSE"), ("first", "\ufb01rst"), ("on", "\uff4f\uff4e")]
+)
+def test_labels_that_differ_by_case_or_compatible_characters_are_refused_with_both_lines(tmp_path, one, other):
+    write(tmp_path, "train.tsv", both_labels(("lamp", one), ("light", other), ("stop", "off")))
+    with pytest.raises(ConfigError, match=r"train.tsv:2\).*train.tsv:3\) differ only by case or by form.*label_names"):
+        loaded(tmp_path)
+    assert loaded(tmp_path, label_names={other: one}).labels == tuple(sorted(("off", one)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("caf\u00e9", "cafe\u0301"), ("lamp on", "lamp  on"), ("lamp on", " lamp\u00a0on ")]
+)
+def test_labels_that_differ_by_spaces_or_the_form_of_accents_are_one(tmp_path, one, other):
+    write(tmp_path, "train.tsv", both_labels(("lamp", one), ("light", other), ("stop", "off")))
+    assert loaded(tmp_path).labels == tuple(sorted((one, "off")))
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("o\x00n", "NUL"),
+        ("o\x1b[31mn", r"U\+001B \(a control character\), which cannot be seen"),
+        ("o\x1fn", r"U\+001F"),
+        ("o\u202en", r"U\+202E \(right-to-left override\)"),
+        ("o\u200bn", "zero width space"),
+        ("x" * 257, "257 characters; a device takes at most 256"),
+    ],
+)
+def test_labels_that_cannot_be_shown_name_file_and_line(tmp_path, label, words):
+    path = write(tmp_path, "train.tsv", f"text\tlabel\nlamp\ton\nlight\t{label}\n")
+    with pytest.raises(ConfigError, match=words) as caught:
+        loaded(tmp_path)
+    assert caught.value.where == f"{path}:3"
+
+
+def test_labels_with_joiners_and_sentences_of_the_permitted_length_are_kept(tmp_path):
+    names = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "x" * 256]
+    write(tmp_path, "train.tsv", both_labels(("lamp", names[0]), ("stop", names[1])))
+    assert set(loaded(tmp_path).labels) == set(names)
+
+
+def test_more_labels_than_a_device_takes_are_refused_before_anything_runs(tmp_path):
+    write(tmp_path, "train.tsv", both_labels(*((f"text {n}", f"label {n}") for n in range(1025))))
+    with pytest.raises(ConfigError, match="1025 different labels; a device takes at most 1024"):
+        loaded(tmp_path)
+
+
+def test_half_of_a_surrogate_pair_and_nul_in_a_text_name_the_line(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"text":"fine","label":"a"}\n{"text":"lights \\ud83d","label":"a"}\n')
+    with pytest.raises(ConfigError, match=r"\\ud83d, half of a surrogate pair") as caught:
+        list(read(path, ClassifierDataSection(train="x")))
+    assert caught.value.where == f"{path}:2"
+    path = write(tmp_path, "a.tsv", "text\tlabel\nli\0ght\ton\n")
+    with pytest.raises(ConfigError, match=r"NUL character.*UTF-16"):
+        list(read(path, ClassifierDataSection(train="x")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_what_spreadsheets_save_is_read(tmp_path, encoding):
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    path = write(tmp_path, "a.tsv", (mark + "text\tlabel\r\nläuft\ton\r\n").encode(encoding))
+    assert list(read(path, ClassifierDataSection(train="x"))) == [Row("läuft", "on")]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text", "note"),
+    [
+        ('"he said ""on"" now"', 'he said "on" now', "read as spreadsheets write them"),
+        ('"two\nlines"', "two\nlines", "read as spreadsheets write them"),
+        ('"a\ttab"', "a\ttab", "read as spreadsheets write them"),
+        ('"quoted"', '"quoted"', 'stay part of the text: TSV has no quoting (data.format = "csv"'),
+        ('5" screen', '5" screen', None),
+    ],
+)
+def test_quotation_marks_in_tsv_are_text_unless_a_spreadsheet_wrote_them(tmp_path, cell, text, note):
+    write(tmp_path, "train.tsv", TRAIN + f"{cell}\ton\n")
+    found = loaded(tmp_path)
+    assert text in {row.text for rows in found.splits.values() for row in rows}
+    assert any(note in warning for warning in found.warnings) if note else "quotation" not in "".join(found.warnings)
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_the_separator_of_a_csv_file_is_found_by_its_header_and_said(tmp_path, separator, name):
+    rows = [line.split("\t") for line in TRAIN.splitlines()]
+    write(tmp_path, "train.csv", "\n".join(separator.join(row) for row in [*rows, ['"a;b,c"', "on"]]))
+    found = load(ClassifierDataSection(train="train.csv"), ClassifierTaskSection(), tmp_path)
+    assert "a;b,c" in {row.text for rows in found.splits.values() for row in rows}
+    assert any(f"train.csv: its cells are separated by {name}" in warning for warning in found.warnings)
+
+
+def test_a_file_with_other_separators_than_its_name_says_so(tmp_path):
+    path = write(tmp_path, "a.tsv", "text,label\nlamp,on\n")
+    with pytest.raises(ConfigError, match=r"no column 'text' \(it has 'text,label', separated by tabs\)"):
+        list(read(path, ClassifierDataSection(train="x")))
+    twice = write(tmp_path, "b.tsv", "text\tlabel\ttext\nlamp\ton\tx\n")
+    with pytest.raises(ConfigError, match="the column 'text' twice"):
+        list(read(twice, ClassifierDataSection(train="x")))
+
+
+@pytest.mark.parametrize("blank", ["", " ", " \t", "\u00a0"])
+def test_blank_lines_are_no_rows(tmp_path, blank):
+    section = ClassifierDataSection(train="x")
+    for name, text in (
+        ("a.tsv", f"text\tlabel\n{blank}\nlamp\ton\n{blank}"),
+        ("a.csv", f"text,label\n{blank}\nlamp,on\n{blank}\n,\n"),
+        ("a.jsonl", f'{blank}\n{{"text":"lamp","label":"on"}}\n{blank}'),
+    ):
+        assert list(read(write(tmp_path, name, text), section)) == [Row("lamp", "on")]
+
+
+def test_line_ends_of_every_system_are_read(tmp_path):
+    for end in ("\n", "\r\n", "\r"):
+        path = write(tmp_path, "a.tsv", end.join(["text\tlabel", "lamp\ton", ""]))
+        assert list(read(path, ClassifierDataSection(train="x"))) == [Row("lamp", "on")]
 
 
 def test_what_flatters_figures_is_counted_and_said(tmp_path):
@@ -125,8 +253,11 @@ def test_what_flatters_figures_is_counted_and_said(tmp_path):
     assert found.statistics["shared"] == {"train/validation": 1, "train/test": 1}
     assert found.statistics["contradictions"] == 1
     assert found.statistics["imbalance"] == pytest.approx(23 / 3, abs=0.01)
-    assert len(found.warnings) == 4
+    assert len(found.warnings) == 5
     assert "validation.tsv are also in train" in found.warnings[0]
+    assert "test.tsv has no row of 1 class(es), whose figures are missing there: 'off'" in " ".join(found.warnings)
+    assert "train.tsv:7 'off' and" in found.warnings[-1]
+    assert "test.tsv:2 'on'" in found.warnings[-1]
 
 
 def test_no_test_split_is_said(tmp_path):

@@ -35,6 +35,44 @@ def test_three_kinds_are_told_apart(tmp_path):
     assert [row[0].text for row in read(texts, section)] == ["one\ntwo", "three", "four"]
 
 
+def test_published_forms_are_read_and_the_mapping_is_said(tmp_path):
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    written(tmp_path, "shared.jsonl", *[{"id": n, "conversations": talk} for n in range(2)])
+    asked = {"instruction": "Sort.", "input": "b, a", "output": "a, b"}
+    written(tmp_path, "alpaca.jsonl", asked, {"instruction": "Greet.", "input": "", "output": "Hello."})
+    shared = load(GeneratorDataSection(train="shared.jsonl", validation="shared.jsonl"), tmp_path)
+    assert shared.train[0] == (Turn("user", "a"), Turn("assistant", "b"))
+    assert "read as ShareGPT: `conversations` are the messages" in shared.warnings[0]
+    alpaca = load(GeneratorDataSection(train="alpaca.jsonl"), tmp_path)
+    rows = {*alpaca.train, *alpaca.validation}
+    assert (Turn("user", "Sort.\n\nb, a"), Turn("assistant", "a, b")) in rows
+    assert (Turn("user", "Greet."), Turn("assistant", "Hello.")) in rows
+    assert "read as Alpaca: `instruction`" in alpaca.warnings[0]
+    robot = written(tmp_path, "bad.jsonl", {"conversations": [{"from": "tool", "value": "x"}]})
+    with pytest.raises(ConfigError, match=r"bad.jsonl:1: message 1 is from 'tool' \(speakers are system, human"):
+        list(read(robot, GeneratorDataSection(train="x")))
+
+
+def test_a_json_list_says_how_to_write_lines(tmp_path):
+    path = written(tmp_path, "alpaca.json", '[{"instruction": "a", "output": "b"}]')
+    with pytest.raises(ConfigError, match=r"jq -c '\.\[\]'"):
+        list(read(path, GeneratorDataSection(train="x")))
+
+
+def test_half_of_a_surrogate_pair_names_the_line(tmp_path):
+    path = written(tmp_path, "a.jsonl", {"prompt": "a", "completion": "b"}, '{"prompt":"a \\ud83d","completion":"b"}')
+    with pytest.raises(ConfigError, match=r"a.jsonl:2: 'prompt' holds \\ud83d, half of a surrogate pair"):
+        list(read(path, GeneratorDataSection(train="x")))
+
+
+def test_a_blank_line_that_holds_a_space_separates_texts(tmp_path):
+    path = written(tmp_path, "a.txt", "one", " ", "two\r", "\t", "three")
+    assert [row[0].text for row in read(path, GeneratorDataSection(train="x"))] == ["one", "two", "three"]
+    bad = written(tmp_path, "b.txt", "one", "", "two", "th\0ree")
+    with pytest.raises(ConfigError, match=r"b.txt:3: the text holds a NUL"):
+        list(read(bad, GeneratorDataSection(train="x")))
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

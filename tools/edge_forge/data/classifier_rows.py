@@ -1,30 +1,42 @@
 """The rows that a classifier is trained and measured on: read, checked, split, counted.
 
-Local files are TSV (tab separated, no quoting), CSV (quoted as RFC 4180 says) or JSONL; a hub data set is loaded by
-id where `datasets` is installed. Every error names the file and the line. A text that is in two splits, or that has two
-labels, makes figures look better than they are; it is counted and warned of, and kept, since the data is the author's.
-This module loads no runtime.
+Local files are TSV, CSV or JSONL (`text_files`); a hub data set is loaded by id where `datasets` is installed. Every
+error names the file and the line. A text that is in two splits, or that has two labels, makes figures look better than
+they are; it is counted and warned of, and kept, since the data is the author's. Labels that differ only by case are
+refused, those that differ by white space or by the form of accents are one. This module loads no runtime.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
-from edge_agent.base.limits import TEXT_BYTES
+from edge_agent.base.limits import LABEL_CHARACTERS, LABELS, TEXT_BYTES
+from edge_forge.data.text_files import (
+    SEPARATORS,
+    TableRows,
+    check_name,
+    check_text,
+    csv_rows,
+    json_object,
+    lines_of,
+    read_text,
+    tsv_rows,
+)
 from edge_forge.recipe.classifier_recipe import ClassifierDataSection, ClassifierTaskSection
 
 SPLITS = ("train", "validation", "test")
 _IMBALANCED = 5.0  # the largest class has so many times the rows of the smallest: worth a warning
+_SHOWN_CONTRADICTIONS = 3
+_SHOWN_LABELS = 12
 
 
 class Row(NamedTuple):
@@ -64,112 +76,174 @@ def files(section: ClassifierDataSection, recipe_dir: Path) -> dict[str, Path]:
 
 def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir: Path) -> ClassifierData:
     """Read and check all splits. Raises ConfigError naming file and line, or what the split lacks."""
+    notes: list[str] = []
     if section.hub:
-        splits = {split: tuple(rows) for split, rows in _from_hub(section).items()}
-        places = {split: f"{section.hub} ({split})" for split in SPLITS}
+        located = {split: list(rows) for split, rows in _from_hub(section).items()}
+        names = {split: f"{section.hub} ({split})" for split in SPLITS}
     else:
         found = files(section, recipe_dir)
-        splits = {split: tuple(read(path, section)) for split, path in found.items()}
-        places = {split: str(found.get(split, found["train"])) for split in SPLITS}
-    labels = _labels(splits["train"], task, places["train"])
+        located = {split: list(_located(path, section, notes)) for split, path in found.items()}
+        names = {split: str(found.get(split, found["train"])) for split in SPLITS}
+    places = _places(located)
+    _check_look_alikes(places)
+    splits = {split: tuple(row for row, _ in rows) for split, rows in located.items()}
+    labels = _labels(splits["train"], task, names["train"], places)
     for split in SPLITS[1:]:
-        _check_known(splits.get(split, ()), labels, places[split])
+        _check_known(splits.get(split, ()), labels, places, "the training data")
     if not splits.get("validation"):
         splits["train"], splits["validation"] = split_rows(
-            splits["train"], section.validation_share, section.seed, places["train"]
+            splits["train"], section.validation_share, section.seed, names["train"]
         )
     if section.max_rows:
         splits = {split: sample(rows, section.max_rows, section.seed) for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test}, labels, task.out_of_scope)
-    return ClassifierData(labels, train, validation, test, statistics, tuple(_warnings(statistics, places)))
+    warnings = [*notes, *_warnings(statistics, names), *_contradictions(places)]
+    return ClassifierData(labels, train, validation, test, statistics, tuple(warnings))
+
+
+Places = Mapping[Row, str]
+"""Where each row stands first: 'data/train.tsv:7'."""
+
+
+def _places(located: Mapping[str, Sequence[tuple[Row, str]]]) -> Places:
+    places: dict[Row, str] = {}
+    for rows in located.values():
+        for row, where in rows:
+            places.setdefault(row, where)
+    return places
+
+
+def _check_look_alikes(places: Places) -> None:
+    """Refuse labels that differ only by case, or by characters that Unicode calls compatible (a ligature, full width).
+
+    They are either one class by mistake, or two that no person could tell apart; the author has to say which.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for row, where in places.items():
+        alike = unicodedata.normalize("NFKC", row.label).casefold()
+        label, seen = first.setdefault(alike, (row.label, where))
+        if label != row.label:
+            raise ConfigError(
+                f"the labels {label!r} ({seen}) and {row.label!r} ({where}) differ only by case or by form",
+                where,
+                f"write them alike, or join them: data.label_names = {{ {json.dumps(row.label, ensure_ascii=False)} = "
+                f"{json.dumps(label, ensure_ascii=False)} }}",
+            )
+
+
+def _contradictions(places: Places) -> Iterator[str]:
+    """A sentence on texts that stand with two labels, with the lines of the first few."""
+    meanings: dict[str, dict[str, str]] = defaultdict(dict)
+    for row, where in places.items():
+        meanings[normal(row.text)].setdefault(row.label, where)
+    two = [found for found in meanings.values() if len(found) > 1]
+    if two:
+        shown = "; ".join(
+            " and ".join(f"{where} {label!r}" for label, where in list(found.items())[:2])
+            for found in two[:_SHOWN_CONTRADICTIONS]
+        )
+        more = "; ..." if len(two) > _SHOWN_CONTRADICTIONS else ""
+        yield f"{len(two)} text(s) appear with two labels: {shown}{more}"
 
 
 def read(path: Path, section: ClassifierDataSection) -> Iterator[Row]:
     """The rows of one file. Raises ConfigError naming the file and the line."""
+    return (row for row, _ in _located(path, section, []))
+
+
+def _located(path: Path, section: ClassifierDataSection, notes: list[str]) -> Iterator[tuple[Row, str]]:
+    """The rows of one file with their places; `notes` gets a sentence on each choice that the file left open."""
     kind = section.format or path.suffix.lstrip(".").lower()
-    readers = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}
-    if kind not in readers:
+    text = read_text(path) if kind in ("tsv", "csv", "jsonl") else ""
+    if kind == "jsonl":
+        rows = _jsonl(path, text, section)
+    elif kind == "tsv":
+        rows = _cells(path, tsv_rows(text, str(path)), section, notes)
+    elif kind == "csv":
+        table = csv_rows(text, (section.text, section.label), len(section.columns), str(path))
+        rows = _cells(path, table, section, notes)
+    else:
         raise ConfigError(
             f"files of type {kind or '(no suffix)'!r} cannot be read",
             str(path),
             "use .tsv, .csv or .jsonl, or name the format: data.format",
         )
     empty = True
-    for number, text, label in readers[kind](path, read_text(path), section):
+    for number, words, label in rows:
         empty = False
-        yield _row(path, number, text, section.label_names.get(label, label))
+        names = section.label_names
+        where = f"{path}:{number}"
+        yield _row(words, names.get(label, names.get(one_label(label), label)), where), where
     if empty:
         raise ConfigError("the file has no rows", str(path))
 
 
-def read_text(path: Path) -> str:
-    """The text of a data file. Raises ConfigError that names the file, and the line that is not UTF-8."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError("there is no such data file", str(path), "see [data] of the recipe") from None
-    except OSError as error:
-        raise ConfigError(f"the data file cannot be read: {error.strerror}", str(path)) from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"byte {raw[error.start]:#04x} is not UTF-8", f"{path}:{line}", "save the file as UTF-8"
-        ) from error
+def one_label(label: str) -> str:
+    """A label in its one form: Unicode's composed form (NFC), runs of white space as one space, none at the ends.
+
+    "café" can be written in two ways that look alike; nobody could tell two such classes apart.
+    """
+    return " ".join(unicodedata.normalize("NFC", label).split())
 
 
-def _row(path: Path, number: int, text: str, label: str) -> Row:
-    where = f"{path}:{number}"
+def _row(text: str, label: str, where: str) -> Row:
     if not text.strip():
         raise ConfigError("the text is empty", where)
     if not label.strip():
         raise ConfigError("the label is missing", where)
+    check_text(text, "the text", where)
     if len(text.encode()) > TEXT_BYTES:
         raise ConfigError(f"the text has {len(text.encode())} bytes; a device takes at most {TEXT_BYTES}", where)
-    return Row(text.strip(), label.strip())
+    check_label(label, where)
+    return Row(text.strip(), one_label(label))
+
+
+def check_label(label: str, where: str) -> None:
+    """Refuse a label that is too long for a device, or holds what cannot be seen. Raises ConfigError."""
+    name = one_label(label)
+    check_name(label.strip(" \t\r\n"), "the label", where)
+    if len(name) > LABEL_CHARACTERS:
+        raise ConfigError(
+            f"the label {name[:40] + '...'!r} has {len(name)} characters; a device takes at most {LABEL_CHARACTERS}",
+            where,
+            "shorten it, or give it a short name in data.label_names",
+        )
 
 
 def _cells(
-    path: Path, rows: Iterable[tuple[int, list[str]]], section: ClassifierDataSection
+    path: Path, table: TableRows, section: ClassifierDataSection, notes: list[str]
 ) -> Iterator[tuple[int, str, str]]:
     """Text and label out of rows of cells, by the header or the recipe's columns."""
+    notes.extend([table.note] if table.note else [])
     columns = list(section.columns)
-    for number, cells in rows:
+    by = f"separated by {SEPARATORS[table.separator]}"
+    for number, cells in table.rows:
+        where = f"{path}:{number}"
         if not columns:
             columns = [cell.strip() for cell in cells]
-            for wanted in (section.text, section.label):
-                if wanted not in columns:
-                    raise ConfigError(
-                        f"the header has no column {wanted!r} (it has {', '.join(map(repr, columns))})",
-                        f"{path}:{number}",
-                        "name the columns with data.text and data.label, or give data.columns if there is no header",
-                    )
+            _check_header(columns, section, by, where)
             continue
         if len(cells) != len(columns):
             what = "the label is missing" if len(cells) < len(columns) else f"{len(cells)} columns"
-            raise ConfigError(f"{what}: {len(columns)} columns are expected", f"{path}:{number}")
+            raise ConfigError(f"{what}: {len(columns)} columns are expected, {by}", where)
         yield number, cells[columns.index(section.text)], cells[columns.index(section.label)]
 
 
-def _tsv(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
-    lines = ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1))
-    return _cells(path, ((number, line.split("\t")) for number, line in lines if line.strip()), section)
-
-
-def _csv(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        yield from _cells(path, ((reader.line_num, cells) for cells in reader if cells), section)
-    except csv.Error as error:
-        raise ConfigError(f"it is no valid CSV: {error}", f"{path}:{reader.line_num}") from error
+def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: str, where: str) -> None:
+    for wanted in (section.text, section.label):
+        if wanted not in columns:
+            raise ConfigError(
+                f"the header has no column {wanted!r} (it has {', '.join(map(repr, columns))}, {by})",
+                where,
+                "name the columns with data.text and data.label, or give data.columns if there is no header",
+            )
+        if columns.count(wanted) > 1:
+            raise ConfigError(f"the header has the column {wanted!r} twice", where, "rename one of the two")
 
 
 def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(text):
         found = json_object(line, f"{path}:{number}")
         words, label = found.get(section.text, ""), found.get(section.label)
         if not isinstance(words, str) or isinstance(label, (dict, list, float, bool)):
@@ -180,31 +254,7 @@ def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tu
         yield number, words, "" if label is None else str(label)
 
 
-def json_object(line: str, where: str) -> dict[str, Any]:
-    """The object in a line of JSONL. Raises ConfigError at `where` for other JSON, and for a key that stands twice.
-
-    Parsers differ on which of two equal keys counts, so a person who checked the file may have seen the other value.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ConfigError(f"the key {twice!r} stands twice in one object", where, "keep one of them")
-        return found
-
-    try:
-        found = json.loads(line, object_pairs_hook=once)
-    except ValueError as error:
-        raise ConfigError(f"the line is no valid JSON: {error}", where) from error
-    except RecursionError as error:
-        raise ConfigError("the line nests too deep", where) from error
-    if not isinstance(found, dict):
-        raise ConfigError("the line holds no JSON object", where)
-    return found
-
-
-def _from_hub(section: ClassifierDataSection) -> dict[str, list[Row]]:
+def _from_hub(section: ClassifierDataSection) -> dict[str, list[tuple[Row, str]]]:
     where = f"data.hub = {section.hub!r}"
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
@@ -221,7 +271,7 @@ def _from_hub(section: ClassifierDataSection) -> dict[str, list[Row]]:
             where,
             "check the id, or reach the hub once to fill the cache",
         ) from error
-    splits: dict[str, list[Row]] = {}
+    splits: dict[str, list[tuple[Row, str]]] = {}
     for split in SPLITS:
         name = section.hub_splits.get(split, split)
         if name and name in loaded:
@@ -231,7 +281,7 @@ def _from_hub(section: ClassifierDataSection) -> dict[str, list[Row]]:
     return splits
 
 
-def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator[Row]:
+def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator[tuple[Row, str]]:
     for wanted in (section.text, section.label):
         if wanted not in rows.column_names:
             raise ConfigError(f"it has no column {wanted!r} (it has {', '.join(rows.column_names)})", where)
@@ -242,34 +292,43 @@ def _hub_rows(rows: Any, section: ClassifierDataSection, where: str) -> Iterator
             raise ConfigError("the label is missing (-1): this split is unlabelled", f"{where}:{number}",
                               'leave it out: hub_splits = { test = "" }')  # fmt: skip
         raw = names[value] if names and isinstance(value, int) else str(value)
-        yield _row(Path(where), number, str(row[section.text]), section.label_names.get(str(value), raw))
+        place = f"{where}:{number}"
+        yield _row(str(row[section.text]), section.label_names.get(str(value), raw), place), place
 
 
-def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str) -> tuple[str, ...]:
+def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str, places: Places) -> tuple[str, ...]:
     counts = Counter(row.label for row in train)
     if len(counts) < 2:
         raise ConfigError(
             f"all {len(train)} rows have the label {next(iter(counts))!r}: a classifier needs at least two classes",
             where,
         )
-    if task.labels:
-        _check_known(train, task.labels, where)
-        unseen = [label for label in task.labels if label not in counts]
+    named = tuple(map(one_label, task.labels))
+    if named:
+        _check_known(train, named, places, "task.labels")
+        unseen = [label for label in named if label not in counts]
         if unseen:
             raise ConfigError(f"no training row has the label {unseen[0]!r} of task.labels", where)
-    labels = task.labels or tuple(sorted(counts))
-    if task.out_of_scope is not None and task.out_of_scope not in labels:
-        raise ConfigError(f"no row has the label {task.out_of_scope!r} of task.out_of_scope", where)
+    labels = named or tuple(sorted(counts))
+    if task.out_of_scope is not None and one_label(task.out_of_scope) not in labels and not task.threshold:
+        raise ConfigError(
+            f"no row has the label {task.out_of_scope!r} of task.out_of_scope: no text would be answered with it",
+            where,
+            "add rows with it, or set task.threshold: answers with a lower probability then have this label",
+        )
+    if len(labels) > LABELS:
+        raise ConfigError(f"the rows have {len(labels)} different labels; a device takes at most {LABELS}", where)
     return labels
 
 
-def _check_known(rows: Sequence[Row], labels: Sequence[str], where: str) -> None:
+def _check_known(rows: Sequence[Row], labels: Sequence[str], places: Places, whose: str) -> None:
     known = set(labels)
     for row in rows:
         if row.label not in known:
+            shown = ", ".join(labels[:_SHOWN_LABELS]) + (", ..." if len(labels) > _SHOWN_LABELS else "")
             raise ConfigError(
-                f"the label {row.label!r} (of {row.text[:40]!r}) is not among those of the training data", where,
-                f"known labels: {', '.join(labels)}",
+                f"the label {row.label!r} (of {row.text[:40]!r}) is not among those of {whose}", places[row],
+                f"known labels: {shown}",
             )  # fmt: skip
 
 
@@ -350,8 +409,13 @@ def _warnings(statistics: Mapping[str, Any], places: Mapping[str, str]) -> Itera
     for pair, count in statistics["shared"].items():
         one, other = pair.split("/")
         yield f"{count} text(s) of {places[other]} are also in {one}: figures on {other} look better than they are"
-    if statistics["contradictions"]:
-        yield f"{statistics['contradictions']} text(s) appear with two labels"
+    for split in SPLITS[1:]:
+        absent = [label for label, counts in statistics["labels"].items() if not counts[split]]
+        if absent and statistics["rows"][split]:
+            shown = ", ".join(map(repr, absent[:_SHOWN_LABELS])) + (", ..." if len(absent) > _SHOWN_LABELS else "")
+            yield f"{places[split]} has no row of {len(absent)} class(es), whose figures are missing there: {shown}"
+    if statistics["duplicates"].get("train"):
+        yield f"{statistics['duplicates']['train']} row(s) of {places['train']} repeat the text of another one"
     if statistics["imbalance"] >= _IMBALANCED:
         yield f"the largest class has {statistics['imbalance']:g} times the training rows of the smallest"
     if not statistics["rows"]["test"]:

@@ -1,7 +1,9 @@
 """The rows that a generator is trained and measured on: dialogues, questions with answers, or plain texts.
 
 Local files: chat JSONL (`messages`: a list of {role, content}), completion JSONL (`prompt`, `completion`), texts (.txt
-with empty lines between them, or JSONL). Every error names the file and the line. This module loads no runtime.
+with empty lines between them, or JSONL), and two forms that data sets are published in: ShareGPT (`conversations`: a
+list of {from, value}) and Alpaca (`instruction`, `input`, `output`). Every error names the file and the line. This
+module loads no runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.data.classifier_rows import SPLITS, json_object, normal, read_text
+from edge_forge.data.classifier_rows import SPLITS, normal
+from edge_forge.data.text_files import check_text, json_object, lines_of, read_text
 from edge_forge.recipe.generator_recipe import GeneratorDataSection
 
 ROLES = ("system", "user", "assistant")
@@ -67,7 +70,8 @@ def files(section: GeneratorDataSection, recipe_dir: Path) -> dict[str, Path]:
 def load(section: GeneratorDataSection, recipe_dir: Path) -> GeneratorData:
     """Read and check all splits. Raises ConfigError naming file and line."""
     found = files(section, recipe_dir)
-    splits: dict[str, tuple[Row, ...]] = {split: tuple(read(path, section)) for split, path in found.items()}
+    notes: list[str] = []
+    splits: dict[str, tuple[Row, ...]] = {split: tuple(_read(path, section, notes)) for split, path in found.items()}
     kinds = {split: rows[0][-1].role for split, rows in splits.items()}
     for split, kind in kinds.items():
         if kind != kinds["train"]:
@@ -78,15 +82,22 @@ def load(section: GeneratorDataSection, recipe_dir: Path) -> GeneratorData:
         splits = {split: rows[: section.max_rows] for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test})
-    return GeneratorData(train, validation, test, statistics, tuple(_warnings(statistics)))
+    return GeneratorData(train, validation, test, statistics, (*notes, *_warnings(statistics)))
 
 
 def read(path: Path, section: GeneratorDataSection) -> Iterator[Row]:
     """The rows of one file. Raises ConfigError naming the file and the line."""
+    return _read(path, section, [])
+
+
+def _read(path: Path, section: GeneratorDataSection, notes: list[str]) -> Iterator[Row]:
+    """As `read`; `notes` gets a sentence on a form that was recognised by its keys."""
     text = read_text(path)
     kind = section.format or _kind(path, text, section)
+    if kind in _PUBLISHED and not section.format:
+        notes.append(f"{path}: read as {_PUBLISHED[kind]}")
     empty = True
-    for row in _texts(text) if path.suffix == ".txt" else _lines(path, text, kind, section):
+    for row in _texts(path, text) if path.suffix == ".txt" else _lines(path, text, kind, section):
         empty = False
         yield row
     if empty:
@@ -125,34 +136,80 @@ def from_json(found: Sequence[Sequence[str]]) -> Row:
     return tuple(Turn(role, text) for role, text in found)
 
 
+_PUBLISHED = {
+    "sharegpt": "ShareGPT: `conversations` are the messages, human asks and gpt answers",
+    "alpaca": "Alpaca: `instruction`, an empty line and `input` where there is one ask, `output` answers",
+}
+# Who speaks in ShareGPT's rows, by the names in use.
+_SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+}
+
+
 def _kind(path: Path, text: str, section: GeneratorDataSection) -> str:
     if path.suffix == ".txt":
         return TEXT
     if path.suffix != ".jsonl":
+        listed = text.lstrip()[:1] == "["
         raise ConfigError(
-            f"files of type {path.suffix or '(no suffix)'!r} cannot be read", str(path), "use .jsonl or .txt"
+            f"files of type {path.suffix or '(no suffix)'!r} cannot be read",
+            str(path),
+            "write one object per line: jq -c '.[]' FILE.json > FILE.jsonl" if listed else "use .jsonl or .txt",
         )
-    first = next((line for line in text.split("\n") if line.strip()), "{}")
+    first = next((line for _, line in lines_of(text)), "{}")
     try:
         found = json_object(first, str(path))
     except ConfigError:  # said with its line when the lines are read
         return "completion"
-    return "chat" if section.messages in found else "text" if set(found) == {section.text} else "completion"
+    if section.messages in found:
+        return "chat"
+    if "conversations" in found:
+        return "sharegpt"
+    if {"instruction", "output"} <= set(found) and section.completion not in found:
+        return "alpaca"
+    return "text" if set(found) == {section.text} else "completion"
 
 
-def _texts(text: str) -> Iterator[Row]:
-    for part in text.replace("\r\n", "\n").split("\n\n"):
-        if part.strip():
-            yield (Turn(TEXT, part.strip("\n")),)
+def _texts(path: Path, text: str) -> Iterator[Row]:
+    part: list[str] = []
+    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
+        if line.strip():
+            part.append(line)
+        elif part:
+            check_text("\n".join(part), "the text", f"{path}:{number - len(part)}")
+            yield (Turn(TEXT, "\n".join(part)),)
+            part = []
 
 
 def _lines(path: Path, text: str, kind: str, section: GeneratorDataSection) -> Iterator[Row]:
-    readers = {"chat": _chat, "completion": _completion, "text": _text}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    readers = {"chat": _chat, "completion": _completion, "text": _text, "sharegpt": _sharegpt, "alpaca": _alpaca}
+    for number, line in lines_of(text):
         where = f"{path}:{number}"
         yield readers[kind](json_object(line, where), section, where)
+
+
+def _sharegpt(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
+    told = found.get("conversations")
+    messages = []
+    for place, one in enumerate(told if isinstance(told, list) else (), 1):
+        speaker = one.get("from") if isinstance(one, dict) else None
+        if speaker not in _SPEAKERS:
+            raise ConfigError(f"message {place} is from {speaker!r}", where, f"speakers are {', '.join(_SPEAKERS)}")
+        messages.append({"role": _SPEAKERS[speaker], "content": one.get("value")})
+    return _chat({section.messages: messages}, section, where)
+
+
+def _alpaca(found: Mapping[str, Any], _: GeneratorDataSection, where: str) -> Row:
+    more = found.get("input") or ""
+    if not isinstance(more, str):
+        raise ConfigError("'input' must be a text", where)
+    asked = _string(found, "instruction", where) + (f"\n\n{more}" if more.strip() else "")
+    return (Turn("user", asked), Turn("assistant", _string(found, "output", where)))
 
 
 def _chat(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -> Row:
@@ -185,6 +242,7 @@ def _string(found: Mapping[str, Any], key: str, where: str) -> str:
     value = found.get(key)
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{key!r} must be a text, and not empty", where)
+    check_text(value, repr(key), where)
     return value
 
 

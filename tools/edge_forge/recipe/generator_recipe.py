@@ -53,9 +53,9 @@ class GeneratorDataSection(Section, frozen=True, kw_only=True, forbid_unknown_fi
     """Empty: a share of the training rows, drawn by `seed`."""
     test: str = ""
     """Empty: the figures of the report are those of the validation split, and it says so."""
-    format: Literal["", "chat", "completion", "text"] = ""
-    """Empty: .txt is text; .jsonl is chat where its first line has `messages`, text where it has only that, else
-    completion."""
+    format: Literal["", "chat", "completion", "text", "sharegpt", "alpaca"] = ""
+    """Empty: .txt is text; .jsonl by the keys of its first line: chat with `messages`, sharegpt with `conversations`,
+    alpaca with `instruction` and `output`, text with `text` alone, else completion."""
     messages: str = "messages"
     """chat: the key of the list of {role, content}."""
     prompt: str = "prompt"

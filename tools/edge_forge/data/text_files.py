@@ -1,0 +1,184 @@
+"""Data files as text: encodings, lines, tables, objects of JSONL, and the characters that a row may hold.
+
+Used by the readers of classifiers' and generators' rows. Every error is a ConfigError that names the file and the line.
+This module loads no runtime.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge_agent.base.errors import ConfigError
+
+# Zero width joiner and non-joiner: Persian, Hindi and emoji need them inside a word. No other format character is
+# visible or changes how a name is read, except to deceive (direction overrides).
+_JOINERS = "\u200c\u200d"
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def read_text(path: Path) -> str:
+    """The text of a data file in UTF-8, or in UTF-16 where it begins with that byte order mark.
+
+    Spreadsheets save "Unicode text" as UTF-16. Raises ConfigError that names the file, and the line that cannot be
+    decoded.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError("there is no such data file", str(path), "see [data] of the recipe") from None
+    except OSError as error:
+        raise ConfigError(f"the data file cannot be read: {error.strerror}", str(path)) from error
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if wide:
+            raise ConfigError(
+                f"it begins as UTF-16 and is not: {error.reason}", str(path), "save the file as UTF-8"
+            ) from error
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"byte {raw[error.start]:#04x} is not UTF-8", f"{path}:{line}", "save the file as UTF-8"
+        ) from error
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that are not blank. A line ends with LF or CRLF; in a file without any, with CR.
+
+    A line of white space alone is blank: spreadsheets write empty rows so. Unicode's own separators (U+2028, U+0085)
+    are text: JSON may hold them unescaped within a string.
+    """
+    ends = text if "\n" in text else text.replace("\r", "\n")
+    for number, line in enumerate(ends.split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What may separate the cells of a table, with its name for people."""
+# A cell that only a program writes so: in quotation marks, with those inside of it doubled.
+_QUOTED_CELL = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+Cells = list[tuple[int, list[str]]]
+"""Rows of a table: the number of the line that a row ends in, and its cells."""
+
+
+class TableRows(NamedTuple):
+    """The rows of a table, header included, what separates their cells, and a sentence where that was a choice."""
+
+    rows: Cells
+    separator: str
+    note: str = ""
+
+
+def tsv_rows(text: str, where: str) -> TableRows:
+    """The rows of a TSV file. It has no quoting, but spreadsheets quote cells that hold a tab, a line break or a mark.
+
+    Their quoting is read where all rows have equally many cells only with it, or where a cell has doubled quotation
+    marks inside of its own; else quotation marks are part of the text.
+    """
+    plain = [(number, line.split("\t")) for number, line in lines_of(text)]
+    cells = [cell for _, row in plain for cell in row if len(cell) > 1 and cell[0] == cell[-1] == '"']
+    if not _is_even(plain) or any(map(_QUOTED_CELL.fullmatch, cells)):
+        quoted = _quoted_rows(text, "\t")
+        if quoted is not None and _is_even(quoted):
+            return TableRows(quoted, "\t", f"{where}: cells in quotation marks are read as spreadsheets write them")
+    note = (
+        f"{where}: {len(cells)} cell(s) stand in quotation marks, which stay part of the text: TSV has no quoting "
+        '(data.format = "csv" reads them as such)'
+    )
+    return TableRows(plain, "\t", note if cells else "")
+
+
+def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableRows:
+    """The rows of a CSV file, quoted as RFC 4180 says. Raises ConfigError at the line that is no CSV.
+
+    Cells are separated by commas, or by semicolons or tabs where only with these the first row is a header that has
+    `wanted` (without a header: has `width` cells). Spreadsheets write semicolons in countries of the decimal comma.
+    """
+    first = next((line for _, line in lines_of(text)), "")
+    found = ","
+    for separator in SEPARATORS:
+        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+        if (len(cells) == width) if width else set(wanted) <= set(cells):
+            found = separator
+            break
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=found, strict=True)
+    try:
+        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise ConfigError(f"it is no valid CSV: {error}", f"{where}:{reader.line_num}") from error
+    note = "" if found == "," else f"{where}: its cells are separated by {SEPARATORS[found]}"
+    return TableRows(rows, found, note)
+
+
+def _quoted_rows(text: str, separator: str) -> Cells | None:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error:
+        return None
+
+
+def _is_even(rows: Cells) -> bool:
+    return len({len(cells) for _, cells in rows}) <= 1
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The object in a line of JSONL. Raises ConfigError at `where` for other JSON, and for a key that stands twice.
+
+    Parsers differ on which of two equal keys counts, so a person who checked the file may have seen the other value.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ConfigError(f"the key {twice!r} stands twice in one object", where, "keep one of them")
+        return found
+
+    try:
+        found = json.loads(line, object_pairs_hook=once)
+    except ValueError as error:
+        hint = "a .json file with one list is no JSONL: write one object per line" if line[:1] == "[" else None
+        raise ConfigError(f"the line is no valid JSON: {error}", where, hint) from error
+    except RecursionError as error:
+        raise ConfigError("the line nests too deep", where) from error
+    if not isinstance(found, dict):
+        raise ConfigError("the line holds no JSON object", where, 'a row is an object: {"text": "...", ...}')
+    return found
+
+
+def check_text(text: str, what: str, where: str) -> None:
+    """Refuse a text that no device can be sent: halves of surrogate pairs, NUL characters. Raises ConfigError.
+
+    JSON can write half of a pair (\\ud83d), which is no character and has no form in UTF-8.
+    """
+    for character in text:
+        if "\ud800" <= character <= "\udfff":
+            raise ConfigError(
+                f"{what} holds \\u{ord(character):04x}, half of a surrogate pair, which is no character",
+                where,
+                "write the whole pair, or the character itself in UTF-8; a cut emoji is the usual reason",
+            )
+    if "\x00" in text:
+        raise ConfigError(
+            f"{what} holds a NUL character", where, "remove it; a file in UTF-16 without a byte order mark looks so"
+        )
+
+
+def check_name(name: str, what: str, where: str) -> None:
+    """Refuse characters that cannot be seen, in a name that is shown and compared. Raises ConfigError."""
+    check_text(name, what, where)
+    for character in name:
+        if unicodedata.category(character) in _UNPRINTABLE and character not in _JOINERS:
+            shown = f"U+{ord(character):04X} ({unicodedata.name(character, 'a control character').lower()})"
+            raise ConfigError(f"{what} {name!r} holds {shown}, which cannot be seen", where, "remove it")
