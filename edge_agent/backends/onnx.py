@@ -92,6 +92,7 @@ class OnnxSession(Session):
         self._session = self._build(self._threads)
         loaded = _resident_bytes()
         self._base_id, self._bank = self._describe()
+        self._vocabulary = self._table_rows()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._hidden = {output.name: output.shape[1] for output in self._session.get_outputs()}
         self._warm_up()
@@ -132,6 +133,10 @@ class OnnxSession(Session):
                     f"a row has {len(row)} tokens, 1 to {self._options['max_tokens']} are possible",
                     job.job_id,
                 )
+            if self._vocabulary and not 0 <= max(row) < self._vocabulary:
+                raise BackendError(
+                    f"the tokenizer gave id {max(row)}, the model's table has {self._vocabulary} rows", job.job_id
+                )
         self._queue.submit(job)
 
     def step(self, limits: Limits) -> list[Event]:
@@ -140,16 +145,29 @@ class OnnxSession(Session):
         if not pieces:
             return []
         self._use_threads(limits.threads)
-        started_s = time.monotonic()
         try:
-            outputs = self._run(pieces)
+            return self._computed(pieces)
         except BackendError as error:
-            for piece in pieces:
-                self._queue.cancel(piece.job.job_id)
-                self._parts.pop(piece.job.job_id, None)
-            return [Failed(piece.job.job_id, error.what) for piece in pieces]
-        compute_s = time.monotonic() - started_s
-        return self._events(pieces, outputs, compute_s)
+            if len(pieces) > 1:
+                return [event for piece in pieces for event in self._alone(piece)]
+            return [self._failed(pieces[0], error)]
+
+    def _computed(self, pieces: Sequence[Piece]) -> list[Event]:
+        """Run a batch. Raises BackendError where the runtime cannot."""
+        started_s = time.monotonic()
+        outputs = self._run(pieces)
+        return self._events(pieces, outputs, time.monotonic() - started_s)
+
+    def _alone(self, piece: Piece) -> list[Event]:
+        """Run one piece of a batch that failed. The runtime names no row, so the pieces are tried one by one."""
+        try:
+            return self._computed([piece])
+        except BackendError as error:
+            return [self._failed(piece, error)]
+
+    def _failed(self, piece: Piece, error: BackendError) -> Failed:
+        self.cancel(piece.job.job_id)
+        return Failed(piece.job.job_id, error.what)
 
     def cancel(self, job_id: str) -> bool:
         """See `Session.cancel`."""
@@ -208,6 +226,11 @@ class OnnxSession(Session):
         if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
             raise BackendError("the graph's inputs are not those of its bank description", self._path)
         return wanted or base_id, slots
+
+    def _table_rows(self) -> int:
+        """Rows of the table that token ids are looked up in, as the graph's metadata says; 0 where it does not."""
+        text = self._session.get_modelmeta().custom_metadata_map.get("edge.vocabulary", "0")
+        return int(text) if text.isdecimal() else 0
 
     def _warm_up(self) -> None:
         """Run the largest batch once, so that the arena has its final size and later runs allocate nothing."""

@@ -6,6 +6,7 @@ import pytest
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_forge.export.onnx.graph import save, set_metadata
 from tests.support import small_graph as small
 
 ROWS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9])
@@ -139,10 +140,31 @@ def test_values_that_are_not_finite_fail_their_job_only(session, tmp_path):
     assert found["2"].outputs["features"] == pytest.approx(small.reference(ROWS[1:2])[0], abs=1e-5)
 
 
-def test_a_token_id_outside_the_vocabulary_fails_the_batch_with_a_reason_and_the_session_goes_on(session):
-    found = run(session, [SessionJob("1", None, [[small.VOCABULARY + 3]], {})])
-    assert isinstance(found["1"], Failed) and "ONNX Runtime failed" in found["1"].reason
-    assert isinstance(run(session, [SessionJob("2", None, [ROWS[0]], {})])["2"], Done)
+def test_a_row_that_the_runtime_refuses_fails_alone(session, tmp_path):
+    attach(session, tmp_path, "other", small.adapter(1))
+    jobs = [
+        SessionJob("1", None, [ROWS[0]], {}),
+        SessionJob("2", None, [[small.VOCABULARY + 3]], {}),
+        SessionJob("3", "other", [ROWS[2]], {}),
+        SessionJob("4", None, [ROWS[1], [1, small.VOCABULARY]], {}),
+    ]
+    found = run(session, jobs)
+    for refused in ("2", "4"):
+        assert isinstance(found[refused], Failed) and "ONNX Runtime failed" in found[refused].reason
+    assert found["1"].outputs["features"] == pytest.approx(small.reference(ROWS[:1])[0], abs=1e-5)
+    expected = small.reference(ROWS[2:3], small.adapter(1))[0]
+    assert found["3"].outputs["features"] == pytest.approx(expected, abs=2e-5)
+    assert isinstance(run(session, [SessionJob("5", None, [ROWS[0]], {})])["5"], Done)
+
+
+def test_an_id_beyond_the_table_that_the_graph_states_is_refused_at_submit(tmp_path):
+    graph = small.encoder()
+    set_metadata(graph, "edge.vocabulary", small.VOCABULARY)
+    save(graph, tmp_path / "model.onnx")
+    session = OnnxBackend().load({"model": str(tmp_path / "model.onnx")}, {"max_rows": 2, "max_tokens": 8})
+    with pytest.raises(BackendError, match=f"gave id {small.VOCABULARY}, the model's table has {small.VOCABULARY}"):
+        session.submit(SessionJob("1", None, [[1, small.VOCABULARY]], {}))
+    assert session.step(LIMITS) == []
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,28 @@ def test_the_device_form_gives_what_was_trained(tiny_base, tmp_path, rslora, mer
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-3)
     plain = last(encoder.open_encoder(tiny_base).model, input_ids=ids, attention_mask=mask)
     assert (found - plain).abs().max() > 1e-2, "an adapter without effect would pass otherwise"
+
+
+def test_equal_adapters_are_equal_bytes(tmp_path):
+    metadata = {name: name * 3 for name in ("base_id", "rank", "alpha", "rslora", "labels")}
+    tensors = {name: torch.arange(4.0).reshape(2, 2) for name in ("a.A", "a.B", "head.weight")}
+    files = set()
+    for number in range(16):  # safetensors orders its metadata anew for every file
+        given = tensors if number % 2 else dict(reversed(tensors.items()))
+        adapters.save_adapter(tmp_path / "adapter.safetensors", given, metadata)
+        files.add((tmp_path / "adapter.safetensors").read_bytes())
+    assert len(files) == 1
+    found = adapters.load_adapter(tmp_path / "adapter.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in tensors.items()) and len(found) == 3
+
+
+def test_pefts_form_names_no_folder_and_sorts_its_targets(tiny_base, tmp_path):
+    _, model = adapted(tiny_base)
+    adapters.save_peft(model, tmp_path)
+    text = (tmp_path / "adapter_config.json").read_text()
+    targets = json.loads(text)["target_modules"]
+    assert str(tiny_base) not in text and targets == sorted(targets) and len(targets) > 3
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_an_adapter_of_another_base_is_refused(tiny_base):

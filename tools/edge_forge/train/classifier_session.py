@@ -204,9 +204,7 @@ def _save_lora(job: ClassifierJob, model: SequenceClassifier, peft_model: Any, h
     adapters.save_adapter(
         job.out_dir / "adapter.safetensors", adapters.device_tensors(peft_model, model.head), metadata
     )
-    peft_model.peft_config["default"].base_model_name_or_path = None
-    peft_model.save_pretrained(str(job.out_dir / "peft"))
-    (job.out_dir / "peft" / "README.md").unlink(missing_ok=True)
+    adapters.save_peft(peft_model, job.out_dir / "peft")
     save_file(head, job.out_dir / "peft" / "head.safetensors")
 
 

@@ -28,6 +28,7 @@ from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
 from edge_forge.models.causal_lm import open_model, target_names
 from edge_forge.train import methods
 from edge_forge.train.generator_settings import GeneratorSettings
+from edge_forge.train.lora import save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
 
 if TYPE_CHECKING:
@@ -110,9 +111,7 @@ def _pack(job: GeneratorJob) -> tuple[PackedRows, PackedRows]:
 def _save(job: GeneratorJob, model: Any) -> None:
     method = methods.method(job.settings.method)
     if method.exportable_to(methods.ADAPTER):
-        model.peft_config["default"].base_model_name_or_path = None
-        model.save_pretrained(str(job.out_dir / "peft"))
-        (job.out_dir / "peft" / "README.md").unlink(missing_ok=True)
+        save_peft(model, job.out_dir / "peft")
         return
     method.merge(model).save_pretrained(str(job.out_dir / "model"))
     for name in _COPIED:

@@ -6,6 +6,7 @@ into B, so that y += (x @ A) @ B; `head.weight` [hidden, labels] and `head.bias`
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,10 +140,40 @@ def module_name(parameter: str) -> str:
 
 
 def save_adapter(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write adapter.safetensors with its string metadata (format, base_id, rank, ...)."""
-    from safetensors.torch import save_file
+    """Write adapter.safetensors with its string metadata (format, base_id, rank, ...).
 
-    save_file(dict(tensors), path, metadata={"format": ADAPTER_FORMAT, **metadata})
+    Equal tensors and metadata give equal bytes: safetensors writes its metadata in the order of a hash map that has
+    another seed in every process, so the keys are put in order here.
+    """
+    from safetensors.torch import save
+
+    path.write_bytes(_in_order(save(dict(tensors), metadata={"format": ADAPTER_FORMAT, **metadata})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata sorted. The header keeps its length: no key or value changes."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    if len(text) != length:
+        raise ValueError("the header of a safetensors file changed its length")
+    return content[:8] + text + content[8 + length :]
+
+
+def save_peft(peft_model: Any, folder: Path) -> None:
+    """Write peft's own form of the adapter, without what differs between two builds of one recipe.
+
+    peft writes the folder that the base was read from, and the targets in the order of a set.
+    """
+    peft_model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = None
+    if isinstance(settings.get("target_modules"), list):
+        settings["target_modules"].sort()
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_adapter(path: Path) -> dict[str, torch.Tensor]:
