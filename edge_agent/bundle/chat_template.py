@@ -1,10 +1,14 @@
 """Render messages to a prompt with the Jinja chat template that a model carries.
 
 The host tool trains with this renderer and the device serves with it, so both make the same prompt of the same
-messages. Templates come in signed packages but are programs all the same. They run in jinja2's immutable sandbox: no
-attribute that begins with an underscore, no change of a value, at most 100,000 items per `range`, no globals but those
-below, and, where the caller sets it, a bound on the characters written. The run time is not bounded here: on the device
-the supervisor ends a worker that is silent for `limits.WORKER_SILENCE_S`.
+messages; it writes what `apply_chat_template` of transformers 5 writes. Templates come in signed packages but are
+programs all the same. They run in jinja2's immutable sandbox: no attribute that begins with an underscore, no change of
+a value, at most 100,000 items in the `range`s of a prompt, no text repeated to more than a million characters, no
+globals but those below, and, where the caller sets it, a bound on the characters written. The run time is not bounded
+here: on the device the supervisor ends a worker that is silent for `limits.WORKER_SILENCE_S`.
+
+`TemplateRenderer.prompt` also says where the contents of the messages stand, so that what a message writes is never
+taken for what the template writes (`bundle.prompt_tokens`). `try_out` says whether a template makes prompts at all.
 
 `jinja2` is imported when the first template is compiled, so that a worker without conversations never loads it.
 """
@@ -12,8 +16,10 @@ the supervisor ends a worker that is silent for `limits.WORKER_SILENCE_S`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
 
 from edge_agent.base.errors import BackendMissing
 
@@ -23,7 +29,17 @@ transformers: `{{ unk_token }}` writes nothing."""
 
 _KEPT_GLOBALS = ("range", "dict", "namespace", "cycler", "joiner")
 _INDENT_MAX = 8
+_SEPARATOR_CHARS = 8
+_RANGE_ITEMS = 100_000
+_REPEATED_CHARS = 1_000_000
+_DATE_CHARS = 64
+# strftime pads to any width that is asked for ("%9999999d").
+_DATE_FORMAT = re.compile(r"(?:[^%]|%[-_0^#]?[A-Za-z%])*")
+# Unicode's private planes: two characters that no content and no template writes are found here.
+_PRIVATE = range(0xF0000, 0x10FFFE)
 
+Message = Mapping[str, str]
+Span = tuple[int, int]
 Fault = Literal["syntax", "failed", "refused", "too long"]
 
 
@@ -41,17 +57,39 @@ class ChatTemplateError(Exception):
         self.detail = detail
         self.error_type = error_type
 
+    def sentence(self) -> str:
+        """What is wrong, with the template's own words where it refuses."""
+        said = {"syntax": "it does not parse", "refused": "it refuses the messages", "too long": "it writes too much"}
+        return f"{said.get(self.fault, f'it fails with {self.error_type}')}: {self.detail}"
+
+
+class Prompt(NamedTuple):
+    """A rendered prompt: `spans` are the places [start, end) of the messages' contents, in order; `unplaced` are the
+    numbers of messages whose place is unknown, since the template acts on what they hold."""
+
+    text: str
+    spans: tuple[Span, ...]
+    unplaced: tuple[int, ...] = ()
+
 
 class TemplateRenderer:
     """A model's chat template with its special tokens.
 
-    `special_tokens` maps names of `SPECIAL_TOKENS` to texts; `max_chars` bounds a prompt (None: no bound).
+    `special_tokens` maps names of `SPECIAL_TOKENS` to texts; `max_chars` bounds a prompt (None: no bound); `now` gives
+    the time that `strftime_now` writes.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], max_chars: int | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        max_chars: int | None = None,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
         self._source = source
         self._special_tokens = {name: special_tokens[name] for name in SPECIAL_TOKENS if name in special_tokens}
         self._max_chars = max_chars
+        self._now = now
         self._compiled: Any = None
 
     def compile(self) -> None:
@@ -59,37 +97,32 @@ class TemplateRenderer:
         if self._compiled is not None:
             return
         try:
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+            environment = _environment(self._now)
         except ImportError as error:
             raise BackendMissing(
                 "jinja2 is not installed", "tasks", "install edge-agent with its extra llamacpp"
             ) from error
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        kept = {name: environment.globals[name] for name in _KEPT_GLOBALS}
-        environment.globals.clear()  # `lipsum` writes texts of any length, and no chat template needs it
-        environment.globals.update(kept)
-        environment.globals["raise_exception"] = _raise_exception
-        # Jinja's own `tojson` writes for HTML: an apostrophe would reach the model as \u0027.
-        environment.filters["tojson"] = _to_json
         try:
             self._compiled = environment.from_string(self._source)
         except _template_errors() as error:
             raise ChatTemplateError("syntax", str(error), type(error).__name__) from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of messages (`role`, `content`), with the opening of the next answer where it is asked for.
 
         Raises ChatTemplateError, BackendMissing.
         """
         self.compile()
+        self._compiled.environment.globals["range"] = _bounded_range()
         parts: list[str] = []
         size = 0
         try:
             for part in self._compiled.generate(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
+                # As transformers calls it: templates ask whether they are none, not whether they are defined.
+                tools=None,
+                documents=None,
                 **self._special_tokens,
             ):
                 size += len(part)
@@ -100,21 +133,199 @@ class TemplateRenderer:
             raise ChatTemplateError("failed", str(error), type(error).__name__) from error
         return "".join(parts)
 
+    def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """Like `render`, with the places of the contents: found by a second rendering, in which each content stands
+        between two characters that nobody else writes."""
+        text = self.render(messages, add_generation_prompt)
+        opening, closing = _unused(self._source, *(message["content"] for message in messages))
+
+        def places(wrapped: Sequence[int]) -> tuple[Span, ...] | None:
+            """The spans with the contents of these messages wrapped; None where that changes the prompt."""
+            changed = [
+                {**one, "content": _wrapped(one["content"], opening, closing)} if at in wrapped else one
+                for at, one in enumerate(messages)
+            ]
+            try:
+                return _places(self.render(changed, add_generation_prompt), opening, closing, text)
+            except ChatTemplateError:
+                return None
+
+        every = range(len(messages))
+        spans = places(every)
+        if spans is not None:
+            return Prompt(text, spans)
+        kept = [at for at in every if places([at]) is not None]
+        spans = places(kept)
+        if spans is None:
+            kept, spans = [], ()
+        return Prompt(text, spans, tuple(at for at in every if at not in kept))
+
+    def try_out(self) -> frozenset[str]:
+        """Render the conversations that every template must take: one question, and a dialogue, each with and without
+        a system message. Returns the roles that it takes; one that refuses system messages takes 'user', 'assistant'.
+
+        Raises ChatTemplateError where the template cannot make a prompt, or writes no content.
+        """
+        system, *dialogue = trial_dialogue()
+        for messages in (dialogue[:1], dialogue):
+            if messages[-1]["content"] not in self.render(messages):
+                # Templates of models that see pictures may read contents as lists of parts, and then write nothing.
+                raise ChatTemplateError("failed", "the prompt lacks the question", "a prompt without the message")
+        self.render(dialogue[:2], add_generation_prompt=False)
+        try:
+            self.render([system, *dialogue])
+        except ChatTemplateError as error:
+            if error.fault != "refused":
+                raise
+            return frozenset({"user", "assistant"})
+        return frozenset({"system", "user", "assistant"})
+
+
+def trial_dialogue() -> list[dict[str, str]]:
+    """A system message, a question, an answer and a second question, of plain words."""
+    words = (("system", "Be brief."), ("user", "Hello there"), ("assistant", "Good morning"), ("user", "And now"))
+    return [{"role": role, "content": text} for role, text in words]
+
+
+def _environment(now: Callable[[], datetime]) -> Any:
+    """The sandbox. Raises ImportError without jinja2."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            """`*` and `**` of whole numbers and texts, bounded."""
+            _check_product(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
+    )
+    kept = {name: environment.globals[name] for name in _KEPT_GLOBALS}
+    environment.globals.clear()  # `lipsum` writes texts of any length, and no chat template needs it
+    environment.globals.update(kept)
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: _date(now(), form)
+    # Jinja's own `tojson` writes for HTML: an apostrophe would reach the model as \u0027.
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _generation_tag() -> Any:
+    """`{% generation %}`, which marks what a model learns: the block is rendered as it stands, in a scope of its own as
+    transformers has it. Made here because its base class is jinja2's."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class GenerationTag(Extension):
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("as_it_stands"), [], [], body).set_lineno(line)
+
+        def as_it_stands(self, caller: Callable[[], str]) -> str:
+            return caller()
+
+    return GenerationTag
+
 
 def _template_errors() -> tuple[type[Exception], ...]:
     """What a template can bring about while it is compiled or runs, jinja2's own errors included."""
     import jinja2
 
-    builtin = (ArithmeticError, LookupError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError)
-    return (jinja2.TemplateError, *builtin)
+    builtin = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, SyntaxError, RuntimeError)
+    return (jinja2.TemplateError, MemoryError, *builtin)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    if indent is not None and not 0 <= indent <= _INDENT_MAX:
+def _bounded_range() -> Callable[..., range]:
+    """`range` for one rendering: nested loops share its bound."""
+    left = _RANGE_ITEMS
+
+    def bounded(*arguments: int) -> range:
+        nonlocal left
+        found = range(*arguments)
+        left -= len(found)
+        if left < 0:
+            raise OverflowError(f"its ranges have more than {_RANGE_ITEMS} items")
+        return found
+
+    return bounded
+
+
+def _check_product(operator: str, left: Any, right: Any) -> None:
+    if operator == "**":
+        if not (abs(left) <= _REPEATED_CHARS and abs(right) <= 64):
+            raise OverflowError(f"{left!r} ** {right!r} is too large")
+        return
+    for repeated, times in ((left, right), (right, left)):
+        if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > _REPEATED_CHARS:
+            raise OverflowError(f"something is repeated {times} times, beyond {_REPEATED_CHARS} characters")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON with the options that transformers' filter takes, in their order."""
+    width = len(indent) if isinstance(indent, str) else indent or 0
+    if width > _INDENT_MAX:
         raise ValueError(f"tojson: an indent of {indent} is more than {_INDENT_MAX}")
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    pair: tuple[str, str] | None = None
+    if separators is not None:
+        item, key = separators
+        if len(item) > _SEPARATOR_CHARS or len(key) > _SEPARATOR_CHARS:
+            raise ValueError(f"tojson: a separator has more than {_SEPARATOR_CHARS} characters")
+        pair = (item, key)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
+
+
+def _date(now: datetime, form: object) -> str:
+    text = str(form)
+    if len(text) > _DATE_CHARS or not _DATE_FORMAT.fullmatch(text):
+        raise ValueError(f"strftime_now: the format {text[:_DATE_CHARS]!r} is too long, or asks for a width")
+    return now.strftime(text)
 
 
 def _raise_exception(text: object) -> None:
     """Templates call it when messages do not fit them, for example when roles do not alternate."""
     raise ChatTemplateError("refused", str(text))
+
+
+def _unused(*texts: str) -> tuple[str, str]:
+    """Two private characters that none of the texts holds."""
+    held = set().union(*texts)
+    found: Iterator[str] = (chr(code) for code in _PRIVATE if chr(code) not in held)
+    return next(found), next(found)
+
+
+def _wrapped(content: str, opening: str, closing: str) -> str:
+    """The content between two characters; spaces at its ends stay outside, where a template's `trim` takes them."""
+    core = content.strip()
+    if not core:
+        return content
+    begin = len(content) - len(content.lstrip())
+    return f"{content[:begin]}{opening}{core}{closing}{content[begin + len(core) :]}"
+
+
+def _places(marked: str, opening: str, closing: str, due: str) -> tuple[Span, ...] | None:
+    """Where the contents stand in `due`, which is `marked` without the two characters; None where it is not."""
+    spans: list[Span] = []
+    begin, length, parts = -1, 0, []
+    for part in re.split(f"([{opening}{closing}])", marked):
+        if part == opening and begin < 0:
+            begin = length
+        elif part == closing and begin >= 0:
+            spans.append((begin, length))
+            begin = -1
+        elif part in (opening, closing):
+            return None
+        else:
+            parts.append(part)
+            length += len(part)
+    return tuple(spans) if begin < 0 and "".join(parts) == due else None

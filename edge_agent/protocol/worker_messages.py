@@ -93,7 +93,10 @@ class ProbeBackends(WorkerRequest, tag="probe"):
 
 
 class LoadModel(WorkerRequest, tag="load"):
-    """Load a model. `files` maps a role ('model', 'tokenizer') to a path; `options` are the backend's."""
+    """Load a model. `files` maps a role ('model', 'tokenizer') to a path; `options` are the backend's.
+
+    `trial`: try what otherwise only requests use (a chat template), as an install does.
+    """
 
     backend: str
     files: Mapping[str, str]
@@ -101,6 +104,7 @@ class LoadModel(WorkerRequest, tag="load"):
     task: TaskFields
     limits: StepLimits
     memory: LoadMemory | None = None
+    trial: bool = False
 
 
 class AttachAdapter(WorkerRequest, tag="attach"):

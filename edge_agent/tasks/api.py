@@ -86,6 +86,10 @@ class Task(abc.ABC):
         """Rows whose raw features are computed, for golden probes."""
         return self.prepare(texts, {})
 
+    def try_out(self) -> None:
+        """Try what only some requests use, before the model is taken into service. Raises BackendError."""
+        return
+
     def reader(self, prepared: Prepared, params: Mapping[str, Any]) -> Reader | None:
         """The reader of an answer that comes in chunks; None for an encoder's."""
         return None

@@ -32,6 +32,18 @@ class ChatTemplate:
         source = vocabulary.chat_template
         self._renderer = None if source is None else TemplateRenderer(source, vocabulary.special_tokens, PROMPT_CHARS)
 
+    def try_out(self) -> None:
+        """Make prompts of a few plain messages. Raises BackendError where the template cannot."""
+        if self._renderer is not None:
+            try:
+                self._renderer.try_out()
+            except ChatTemplateError as error:
+                raise BackendError(
+                    f"its chat template makes no prompt of plain messages: {error.sentence()[:DETAIL_CHARS]}",
+                    "tokenizer.chat_template",
+                    "mend the template in the base's folder and build the package again",
+                ) from error
+
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt that asks for the next answer. Raises RequestError 422, or 413 for one that is too long."""
         if self._renderer is None:
@@ -184,6 +196,10 @@ class Generate(Task):
         super().__init__(None)
         self._vocabulary = vocabulary
         self._chat = ChatTemplate(vocabulary)
+
+    def try_out(self) -> None:
+        """See `Task.try_out`: the chat template makes prompts."""
+        self._chat.try_out()
 
     def check(self, params: Mapping[str, Any]) -> None:
         """See `read_sampling_params`."""

@@ -192,6 +192,8 @@ class Child:
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
         self._tasks[None] = self._build_task(request.task)
+        if request.trial:
+            self._tasks[None].try_out()
         runtime = _report(backend)
         if isinstance(runtime, RuntimeUnavailable):
             raise BackendMissing(runtime.reason, request.backend, runtime.remedy or None)

@@ -89,7 +89,7 @@ class WorkerProber:
     ) -> ProbeOutcome:
         worker = await _spawn(self._options)
         try:
-            loaded = await worker.load(model.variant, model.task, self._limits, memory)
+            loaded = await worker.load(model.variant, model.task, self._limits, memory, trial=True)
             await _attach(worker, model, requests)
             outputs = []
             for request in requests:

@@ -113,11 +113,16 @@ class WorkerProcess:
         return self._process.returncode is None and not self._task.done()
 
     async def load(
-        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+        self,
+        variant: Variant,
+        task: TaskSpec,
+        limits: StepLimits,
+        memory: LoadMemory | None = None,
+        trial: bool = False,
     ) -> ModelLoaded:
         """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError.
 
-        `memory` is for runtimes that can make themselves smaller.
+        `memory` is for runtimes that can make themselves smaller; `trial`: see `LoadModel`.
         """
         try:
             size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
@@ -131,6 +136,7 @@ class WorkerProcess:
             task=task_fields(task),
             limits=limits,
             memory=memory,
+            trial=trial,
         )
         return await self.call(request, ModelLoaded, timeout_s)
 

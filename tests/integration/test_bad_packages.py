@@ -16,6 +16,8 @@ from edge_agent.app.packages import models
 from edge_forge.package.build import base_descriptor, build
 from tests.support.agents import AgentProcess, echo_adapter_package, echo_package
 from tests.support.desk import cli, said
+from tests.support.generators import base_package as generator_package
+from tests.support.llama import needs_llama
 from tests.support.packages import BASE_ID, OTHER_BASE_ID, adapter_source, base_package, keys, model_source, release
 
 RESERVE_BYTES = 64 << 30
@@ -144,3 +146,17 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         assert cli("install", "--config", agent.config, newer).returncode == 0
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+@needs_llama
+def test_a_chat_template_that_makes_no_prompt(tmp_path: Path) -> None:
+    """Found at the install, and not by the first chat."""
+    agent = AgentProcess(tmp_path / "device", 1883, backends=("llamacpp",))
+    unknown = generator_package(
+        tmp_path / "unknown", template="{% for m in messages %}{{ m.content | nothing }}{% endfor %}"
+    )
+    refused(agent, unknown, "its chat template makes no prompt of plain messages", "No filter named 'nothing'")
+    own_words = "{{ raise_exception('only tools may speak') }}"
+    refused(agent, generator_package(tmp_path / "refusing", template=own_words), "refuses", "only tools may speak")
+    without_system = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    agent.install(generator_package(tmp_path / "good", template=without_system + "{{ m.content }}{% endfor %}"))

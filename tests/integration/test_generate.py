@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import tiny_generators
 from tests.support.llama import needs_llama
 
 pytestmark = [pytest.mark.slow, needs_llama]
@@ -249,6 +250,16 @@ def test_rows_longer_than_the_base_takes_are_refused_at_once(folder, built):
     done = forge("train", folder / "long", "--build", folder / "build")
     assert done.returncode == 1
     assert "512 tokens are more than the base takes (96)" in done.stderr
+
+
+def test_a_chat_template_that_makes_no_prompt_is_refused_at_once(folder, tmp_path):
+    base = tiny_generators.write(tmp_path / "model", "llama")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content[0].text }}{% endfor %}")
+    (tmp_path / "rows.jsonl").write_bytes((folder / "commands" / "rows.jsonl").read_bytes())
+    (tmp_path / "recipe.toml").write_text(ADAPTER.replace('"recipe:../base"', '"./model"'))
+    done = forge("train", tmp_path, "--build", tmp_path / "build")
+    assert done.returncode == 1
+    assert "the chat template makes no prompt of plain messages: it fails with a prompt without" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,16 @@ def _probes(folder: Path, name: str, model: Path, adapter: Path | None = None) -
 
 
 def base_package(
-    folder: Path, name: str = "tiny", counter: int = 1, shape: tiny_gguf.Shape = tiny_gguf.TINY, **options: object
+    folder: Path,
+    name: str = "tiny",
+    counter: int = 1,
+    shape: tiny_gguf.Shape = tiny_gguf.TINY,
+    template: str = tiny_gguf.TEMPLATE,
+    **options: object,
 ) -> Path:
     """A signed package of a generator; `options` are the backend's."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = tiny_gguf.write_model(folder / f"{name}.gguf", shape)
+    weights = tiny_gguf.write_model(folder / f"{name}.gguf", shape, template=template)
     variant = VariantSource(weights, "llamacpp", "f16", peak_bytes=128 << 20, accuracy=1.0, options=options)
     model = ModelSource(name, tiny_gguf.BASE_ID, TASK, [variant], _probes(folder, name, weights))
     out = folder / f"{name}-{counter}.tar"

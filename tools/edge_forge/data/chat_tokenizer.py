@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
 from edge_forge.data.generator_rows import TEXT, Row, Turn
 from edge_forge.export.gguf.vocabulary import chat_template, end_tokens, special_tokens
 
+TRAINING_TIME = datetime(2025, 1, 1)  # noqa: DTZ001 - a template writes the local time of a device
+"""What `strftime_now` of a chat template writes in prompts of the host: a fixed date, so that a build can be repeated.
+A device writes its own date."""
 NOT_LEARNED = -100
 """What torch's cross entropy leaves out."""
 
@@ -48,7 +52,7 @@ class ChatTokenizer:
         self._library = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._library.no_padding()
         self._library.no_truncation()
-        self.template: TemplateRenderer | None = _template(folder) if chat != "no" else None
+        self.template: TemplateRenderer | None = usable_template(folder) if chat != "no" else None
         self._where = str(folder)
         if chat == "yes" and self.template is None:
             raise ConfigError("the model has no chat template", "task.chat", 'use chat = "no", or another model')
@@ -123,25 +127,24 @@ class ChatTokenizer:
         return EncodedRow(tuple(ids), tuple(labels), answer)
 
 
-def _template(folder: Path) -> TemplateRenderer | None:
-    """The chat template of a model folder, None where it has none. Raises ConfigError where it does not parse."""
+def usable_template(folder: Path) -> TemplateRenderer | None:
+    """The chat template of a model folder, None where it has none. Raises ConfigError where it makes no prompt."""
     text = chat_template(folder)
     if text is None:
         return None
-    renderer = TemplateRenderer(text, special_tokens(folder))
+    renderer = TemplateRenderer(text, special_tokens(folder), now=lambda: TRAINING_TIME)
     try:
-        renderer.compile()
+        renderer.try_out()
     except ChatTemplateError as error:
-        raise _config_error(error, str(folder)) from error
+        raise ConfigError(
+            f"the chat template makes no prompt of plain messages: {error.sentence()}", str(folder),
+            "mend it, or remove it from the base's folder: devices refuse a package that carries it",
+        ) from error  # fmt: skip
     return renderer
 
 
 def _config_error(error: ChatTemplateError, where: str) -> ConfigError:
-    said = {
-        "syntax": "the chat template does not parse",
-        "refused": "the chat template refuses the messages",
-    }.get(error.fault, "the chat template cannot render these messages")
-    return ConfigError(f"{said}: {error.detail}", where)
+    return ConfigError(f"the chat template makes no prompt of these messages: {error.sentence()}", where)
 
 
 def pack(rows: Iterable[EncodedRow], length: int, pad: int, seed: int) -> PackedRows:

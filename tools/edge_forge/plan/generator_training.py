@@ -80,7 +80,10 @@ class GeneratorTraining:
 
         Raises ConfigError.
         """
-        _ = (self.data_step, self.base)
+        from edge_forge.data.chat_tokenizer import usable_template
+
+        _ = self.data_step
+        usable_template(self.base.directory)
 
     @cached_property
     def data_step(self) -> StepResult:
