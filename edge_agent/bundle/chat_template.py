@@ -27,7 +27,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 """The names of special tokens that a template may use. One that the model does not have is undefined, as in
 transformers: `{{ unk_token }}` writes nothing."""
 
-_KEPT_GLOBALS = ("range", "dict", "namespace", "cycler", "joiner")
+_KEPT_GLOBALS = ("dict", "namespace", "cycler", "joiner")
 _INDENT_MAX = 8
 _SEPARATOR_CHARS = 8
 _RANGE_ITEMS = 100_000
@@ -113,7 +113,6 @@ class TemplateRenderer:
         Raises ChatTemplateError, BackendMissing.
         """
         self.compile()
-        self._compiled.environment.globals["range"] = _bounded_range()
         parts: list[str] = []
         size = 0
         try:
@@ -123,6 +122,7 @@ class TemplateRenderer:
                 # As transformers calls it: templates ask whether they are none, not whether they are defined.
                 tools=None,
                 documents=None,
+                range=_bounded_range(),
                 **self._special_tokens,
             ):
                 size += len(part)
@@ -204,9 +204,8 @@ def _environment(now: Callable[[], datetime]) -> Any:
     )
     kept = {name: environment.globals[name] for name in _KEPT_GLOBALS}
     environment.globals.clear()  # `lipsum` writes texts of any length, and no chat template needs it
-    environment.globals.update(kept)
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: _date(now(), form)
+    own = {"raise_exception": _raise_exception, "strftime_now": lambda form: _date(now(), form)}
+    environment.globals.update({**kept, **own})
     # Jinja's own `tojson` writes for HTML: an apostrophe would reach the model as \u0027.
     environment.filters["tojson"] = _to_json
     return environment
