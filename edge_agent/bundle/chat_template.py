@@ -285,10 +285,10 @@ def _to_json(
 
 
 def _date(now: datetime, form: object) -> str:
-    text = str(form)
-    if len(text) > _DATE_CHARS or not _DATE_FORMAT.fullmatch(text):
-        raise ValueError(f"strftime_now: the format {text[:_DATE_CHARS]!r} is too long, or asks for a width")
-    return now.strftime(text)
+    wanted = str(form)
+    if len(wanted) > _DATE_CHARS or not _DATE_FORMAT.fullmatch(wanted):
+        raise ValueError(f"strftime_now: the format {wanted[:_DATE_CHARS]!r} is too long, or asks for a width")
+    return now.strftime(wanted)
 
 
 def _raise_exception(text: object) -> None:
