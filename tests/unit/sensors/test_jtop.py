@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,94 @@ def test_the_hottest_zone_that_counts_governs() -> None:
 @pytest.mark.parametrize("total", [{}, {"tot": {}}, {"tot": {"power": 0}}, {"tot": {"power": 1e9}}, {"tot": 7}])
 def test_a_total_that_cannot_be_is_no_power(total: dict[str, object]) -> None:
     assert parse_power(total, 0.0).value is None
+
+
+class Broken:
+    """A client whose properties raise or return whatever a test sets."""
+
+    def __init__(self, **held: object) -> None:
+        self._held = {"uptime": 1.0, "temperature": {"tj": {"temp": 50.0}}, "power": {"tot": {"power": 7000}},
+                      "memory": {"RAM": {"shared": 2048}}} | held  # fmt: skip
+
+    def __getattr__(self, name: str) -> object:
+        value = self._held[name]
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+ERRORS = (KeyError("uptime"), AttributeError("x"), TypeError("bytes"), Unprintable(), SystemExit(3), RecursionError())
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_client_that_raises_is_a_reason_and_is_asked_again(error: BaseException) -> None:
+    source = JtopSource(Path("/none"))
+    source._client = Broken(uptime=error)
+    found = source.read(100.0)
+    assert all(one.value is None and type(error).__name__ in str(one.reason) for one in found.values())
+    assert source.lost, "worth a new connection"
+    source._client = Broken(temperature=error)
+    found = source.read(101.0)
+    assert found["temperature_jtop"].value is None
+    assert type(error).__name__ in str(found["temperature_jtop"].reason)
+    assert found["power_jtop"].value == 7.0, "what the client does tell counts"
+    source._client = Broken(uptime=2.0)
+    assert source.read(102.0)["temperature_jtop"].value == 50.0
+
+
+HELD = (None, [1, 2], "text", 7, {"tj": 3}, {"tj": {"temp": float("nan")}}, {"RAM": {"shared": float("inf")}},
+        {"tot": {"power": True}}, {"tot": {"power": float("nan")}}, {"RAM": {"shared": 10**400}})  # fmt: skip
+
+
+@pytest.mark.parametrize("held", HELD, ids=lambda held: repr(held)[:30])
+def test_a_client_that_holds_another_type_is_a_reason(held: object) -> None:
+    source = JtopSource(Path("/none"))
+    source._client = Broken(temperature=held, power=held, memory=held)
+    for key, reading in source.read(100.0).items():
+        assert reading.value is None, key
+        assert reading.reason
+    source._client = Broken(uptime=held)
+    assert source.read(100.0)["power_jtop"].value == (7.0 if held == 7 else None)
+
+
+@pytest.mark.parametrize("uptime", [float("nan"), None, "1"])
+def test_an_uptime_that_cannot_grow_does_not_keep_a_sample_fresh(uptime: object) -> None:
+    source = JtopSource(Path("/none"))
+    source._client = Broken(uptime=uptime)
+    assert "its uptime is" in str(source.read(100.0)["power_jtop"].reason)
+
+
+@pytest.mark.parametrize("error", ["KeyError('memory')", "SystemExit(1)", "__import__('queue').Empty()", "SyntaxError('x')"])
+@pytest.mark.parametrize("place", ["module", "start", "close"])
+def test_connecting_never_raises_and_is_tried_again(
+    error: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package `jtop` is replaced by one that fails on its import, at its start, or when the old client ends."""
+    package = tmp_path / "jtop"
+    package.mkdir()
+    (package / "service.py").write_text("JTOP_PIPE = ''\n")
+    fails = {name: f"raise {error}" if name == place else "pass" for name in ("module", "start", "close")}
+    (package / "__init__.py").write_text(
+        f"import os\nclass jtop:\n    uptime = 1.0\n    temperature = power = memory = {{}}\n"
+        f"    def __init__(self, interval): pass\n    def start(self): {fails['start']}\n"
+        f"    def close(self): {fails['close']}\n{fails['module']}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "jtop"]:
+        monkeypatch.delitem(sys.modules, name)
+    source = JtopSource(Path("/none"))
+    source.open()
+    assert source.lost is (place != "close")
+    if place != "close":
+        assert "jetson-stats failed: " in str(source.read(1.0)["power_jtop"].reason)
+    source.open()
+    for name in [name for name in sys.modules if name.split(".")[0] == "jtop"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_memory_without_a_shared_part() -> None:
