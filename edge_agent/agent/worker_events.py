@@ -117,9 +117,8 @@ class WorkerEventHandler:
             served.grammar_bans.record_death(now_s)
             if len(with_grammar) == 1:  # of several it cannot be told which one it was: no client is banned then
                 served.grammar_bans.ban(with_grammar[0].key[0], now_s)
-        self._context.announce(
-            "worker-died", f"model {served.name!r}: {death.reason}", {"model": served.name, "jobs": len(jobs)}
-        )
+        data = {"model": served.name, "jobs": len(jobs), "cause": death.cause.value}
+        self._context.announce("worker-died", f"model {served.name!r}: {death.reason}", data)
         for job in jobs:
             if job.state is JobState.RUNNING:
                 self._requeue(served, job, death.reason, evicted, job in with_grammar)

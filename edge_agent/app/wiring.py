@@ -72,7 +72,12 @@ def bounds(settings: Settings) -> Bounds:
 def spawn_options(settings: Settings) -> SpawnOptions:
     """How workers are started."""
     worker = settings.worker
-    return SpawnOptions(python=_text(worker.python), oom_score_adj=worker.oom_score_adj, nice=worker.nice)
+    return SpawnOptions(
+        python=_text(worker.python),
+        oom_score_adj=worker.oom_score_adj,
+        nice=worker.nice,
+        load_limit_s=worker.load_limit_s,
+    )
 
 
 def threads(settings: Settings) -> int:

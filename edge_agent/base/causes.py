@@ -72,7 +72,9 @@ class DeathCause(Enum):
     """How a worker process ended without having been asked to."""
 
     SIGNALLED_FROM_OUTSIDE = "signalled-from-outside"
-    """SIGKILL or SIGTERM: the kernel for lack of memory, or a person. The requests inside are not to blame."""
+    """SIGKILL or SIGTERM, from a person or another program. The requests inside are not to blame."""
+    OUT_OF_MEMORY = "out-of-memory"
+    """SIGKILL, and the kernel counted a process that it killed for lack of memory. The requests are not to blame."""
     CRASHED = "crashed"
     """Any other signal or a non-zero exit status: what it computed may be to blame."""
     HUNG = "hung"

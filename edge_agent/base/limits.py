@@ -52,9 +52,17 @@ MEASURE_S = 300.0
 # process), and a proportional pause would leave the model unserved for minutes. If steps really take this long, the
 # temperature rises and the governor reduces the duty share.
 PACED_STEP_S = 10.0
-# Time limit of a load: a base plus a time by size, since eMMC and SD cards read about 50 MB/s.
+# Time limit of a load of a model whose trial was timed on this board: LOAD_SLOWER times that (a Raspberry Pi 4 that is
+# too hot computes at a third of its speed, beside other models and with the weights no longer in the page cache), and
+# at least a base plus a time by size, since eMMC and SD cards read about 50 MB/s.
 LOAD_BASE_S = 60.0
 LOAD_S_PER_GIB = 20.0
+LOAD_SLOWER = 10.0
+# Of any other load. A warm-up at the largest shape takes minutes on a Raspberry Pi Zero 2, an engine of TensorRT is
+# built for a quarter of an hour on a Jetson Nano.
+LOAD_LONGEST_S = 3600.0
+# A load that has used no processor time and read nothing for this long hangs.
+LOAD_STALL_S = 60.0
 ADAPTERS_RESIDENT = 32
 
 # Packages.

@@ -184,6 +184,11 @@ class WorkerSettings:
     max_rows: Annotated[int, Between(1, limits.BATCH_ROWS)] = 16
     """The most texts in one step. All texts of a step wait for its end, and a small CPU is kept busy by few."""
 
+    load_limit_s: Annotated[float | None, Between(10, 86400), Example(1800)] = None
+    """Seconds after which the load of a model is given up although its worker is at work. Unset: ten times what the
+    model's trial took on this board, at least 60 s and 20 s per GiB; an hour for a model that was not tried here. A load
+    without any work for a minute is given up in any case."""
+
     nice: Annotated[int, Between(0, 19)] = 5
     """Niceness of the workers, so that the daemon and the system answer while all cores compute."""
 

@@ -85,6 +85,7 @@ from edge_agent.worker.wire import Channel, FrameReader, UnknownRequest
 
 PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal that this process gets when its parent ends."""
+REASON_CHARS = 300
 BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
@@ -421,6 +422,8 @@ def _probed(name: str) -> RuntimeReport:
         return _report(registry.create(name))
     except EdgeError as error:
         return RuntimeUnavailable(error.what, error.remedy or "")
+    except Exception as error:  # a library or a plug-in that is imported may raise anything; this child ends afterwards
+        return RuntimeUnavailable(f"it cannot be imported: {type(error).__name__}: {error}"[:REASON_CHARS])
 
 
 def _report(backend: Backend) -> RuntimeReport:

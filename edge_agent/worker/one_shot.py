@@ -25,24 +25,39 @@ from edge_agent.protocol.worker_messages import (
     NoListener,
     ProbeBackends,
     RuntimeReport,
+    RuntimeUnavailable,
     StepLimits,
 )
 from edge_agent.sensors.memory import read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 
 PROBE_TIMEOUT_S = 60.0
+"""Without any work; an import from a slow card takes minutes."""
+PROBE_LONGEST_S = 600.0
+CRASH_REMEDY = (
+    "its library is damaged or not made for this processor: install it again, or take it out of worker.backends"
+)
 TIMED_RUNS, TIMED_MS = 20, 2000.0
 SAMPLE_S = 0.05
 Power = Callable[[], Reading]
 
 
 async def ask_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, RuntimeReport]:
-    """What each named backend says of itself on this machine. Raises WorkerError when no child can be started."""
+    """What each named backend says of itself on this machine, each in a child of its own: a runtime that crashes when
+    it is imported says nothing about the others. Raises WorkerError when no child can be started."""
+    # One after another: two runtimes at once are too much for a board with 512 MB.
+    return {name: await _ask_backend(options, name) for name in names}
+
+
+async def _ask_backend(options: SpawnOptions, name: str) -> RuntimeReport:
     worker = await _spawn(options)
     try:
-        return (await worker.call(ProbeBackends(backends=names), BackendsProbed, PROBE_TIMEOUT_S)).backends
+        answer = await worker.call(ProbeBackends(backends=[name]), BackendsProbed, PROBE_LONGEST_S, PROBE_TIMEOUT_S)
+    except WorkerError as error:
+        return RuntimeUnavailable(f"it cannot be asked: {error.what}", CRASH_REMEDY)
     finally:
         await worker.close()
+    return answer.backends[name]
 
 
 def available_backends(options: SpawnOptions, names: Sequence[str]) -> Mapping[str, RuntimeReport]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -22,7 +23,15 @@ import msgspec
 from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, WorkerError
-from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB, MEASURE_S
+from edge_agent.base.limits import (
+    GIB,
+    LOAD_BASE_S,
+    LOAD_LONGEST_S,
+    LOAD_S_PER_GIB,
+    LOAD_SLOWER,
+    LOAD_STALL_S,
+    MEASURE_S,
+)
 from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.protocol.worker_messages import (
@@ -54,13 +63,22 @@ from edge_agent.protocol.worker_messages import (
     WorkerListener,
     WorkerRequest,
 )
+from edge_agent.worker.kernel_accounts import KillCount, oom_kills, work_done
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack_answer
 
+log = logging.getLogger("edge_agent.worker")
 CHILD_MODULE = "edge_agent.worker.child"
 CHANNEL_CLOSED = "its channel closed"
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 """The signals that a process gets from others: the kernel for lack of memory, or a person."""
 CALL_TIMEOUT_S = 30.0
+WORK_LOOK_S = 2.0
+"""Interval of the looks at a load's work."""
+LOAD_SAID_S = 30.0
+"""A load that goes on is logged at this interval."""
+KILLS_LOOK_S = 1.0
+"""The kernel's count of kills is read at most this often while messages go to and fro: the nearer to a death the last
+count, the fewer kills of other programs lie between."""
 CLOSE_TIMEOUT_S = 2.0
 _ERRORS: Mapping[str, type[EdgeError]] = {
     error.__name__: error for error in (AdapterRefused, BackendError, BackendMissing, WorkerError)
@@ -74,13 +92,16 @@ class SpawnOptions:
 
     `python` is the interpreter (None: the daemon's own); `oom_score_adj` makes the kernel's OOM killer choose the child
     before the daemon;
-    `environment` is added to the daemon's.
+    `environment` is added to the daemon's. `load_limit_s` is the longest load (None: by what the trial of the model
+    took on this board). The kernel's counters are read under `root`.
     """
 
     python: str | None = None
     oom_score_adj: int = 500
     nice: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    load_limit_s: float | None = None
+    root: Path = Path("/")
 
 
 class WorkerProcess:
@@ -92,14 +113,19 @@ class WorkerProcess:
         writer: asyncio.StreamWriter,
         reader: asyncio.StreamReader,
         listener: WorkerListener,
+        options: SpawnOptions,
     ) -> None:
         self._process = process
+        self._options = options
         self._writer = writer
         self._listener = listener
         self._calls: dict[int, asyncio.Future[WorkerAnswer]] = {}
         self._next_call = 0
         self._closing = False
+        self._killed_here = False
         self._killed_for: DeathCause | None = None
+        self._kills = oom_kills(options.root)
+        self._kills_read_s = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._read(reader), name=f"worker-{process.pid}")
 
     @property
@@ -120,7 +146,8 @@ class WorkerProcess:
         memory: LoadMemory | None = None,
         trial: bool = False,
     ) -> ModelLoaded:
-        """Load a model; the time allowed grows with the size of its files. Raises BackendError, WorkerError.
+        """Load a model, for as long as the child works on it and at most `load_limit_s`. Raises BackendError,
+        WorkerError.
 
         `memory` is for runtimes that can make themselves smaller; `trial`: see `LoadModel`.
         """
@@ -128,7 +155,7 @@ class WorkerProcess:
             size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
         except OSError as error:
             raise BackendError(f"cannot read {error.filename}: {error.strerror}", variant.name) from error
-        timeout_s = LOAD_BASE_S + LOAD_S_PER_GIB * size_bytes / GIB
+        limit_s = self._options.load_limit_s or load_limit_s(variant, size_bytes)
         request = LoadModel(
             backend=variant.runtime,
             files=variant.files,
@@ -138,12 +165,19 @@ class WorkerProcess:
             memory=memory,
             trial=trial,
         )
-        return await self.call(request, ModelLoaded, timeout_s)
+        return await self.call(request, ModelLoaded, limit_s, LOAD_STALL_S)
 
-    async def call(self, request: WorkerRequest, expected: type[AnswerT], timeout_s: float = CALL_TIMEOUT_S) -> AnswerT:
+    async def call(
+        self,
+        request: WorkerRequest,
+        expected: type[AnswerT],
+        timeout_s: float = CALL_TIMEOUT_S,
+        stall_s: float | None = None,
+    ) -> AnswerT:
         """Send a request and wait for its answer, which is of the type `expected`.
 
-        Raises what the child refused with, or WorkerError when it dies, is silent for `timeout_s` or answers otherwise.
+        Raises what the child refused with, or WorkerError when it dies, is silent for `timeout_s`, does no work for
+        `stall_s` (None: its work is not looked at) or answers otherwise.
         """
         operation = request.__struct_config__.tag
         if self._task.done():
@@ -154,6 +188,8 @@ class WorkerProcess:
         self._calls[number] = future
         try:
             self._send(msgspec.structs.replace(request, call=number))
+            if stall_s is not None:
+                await self._while_it_works(future, operation, timeout_s, stall_s)
             answer = await asyncio.wait_for(future, timeout_s)
         except asyncio.TimeoutError as error:
             self.kill()
@@ -164,6 +200,34 @@ class WorkerProcess:
             self.kill()
             raise WorkerError(f"{operation!r} was answered with {type(answer).__name__}, worker ended", "worker")
         return answer
+
+    async def _while_it_works(
+        self, future: asyncio.Future[WorkerAnswer], operation: str, limit_s: float, stall_s: float
+    ) -> None:
+        """Wait until a call is answered. Raises WorkerError, with the child killed, when the child has done no work for
+        `stall_s`, or is not done after `limit_s`."""
+        loop = asyncio.get_running_loop()
+        begun_s = moved_s = said_s = loop.time()
+        before = work_done(self._options.root, self.pid)
+        while not (await asyncio.wait({future}, timeout=WORK_LOOK_S))[0]:
+            now_s, work = loop.time(), work_done(self._options.root, self.pid)
+            # Where the kernel tells nothing of the process, only the time limits.
+            if work is None or work != before:
+                before, moved_s = work, now_s
+            if now_s - moved_s >= stall_s:
+                self.kill()
+                raise WorkerError(
+                    f"{operation!r} made no progress for {now_s - moved_s:.0f} s (no processor time, nothing read), "
+                    "worker ended",
+                    "worker",
+                )
+            if now_s - begun_s >= limit_s:
+                self.kill()
+                why = f"{operation!r} was still at work after {now_s - begun_s:.0f} s, worker ended"
+                raise WorkerError(why, "worker", "raise worker.load_limit_s if this board takes longer")
+            if now_s - said_s >= LOAD_SAID_S:
+                said_s = now_s
+                log.info("%r goes on after %.0f s: worker %d is at work", operation, now_s - begun_s, self.pid)
 
     async def attach(self, adapter: Adapter) -> AdapterAttached:
         """Make an adapter resident. Raises AdapterRefused, BackendError, WorkerError."""
@@ -206,6 +270,7 @@ class WorkerProcess:
         `cause` is what its death is reported with; None: what the exit status tells.
         """
         self._killed_for = self._killed_for or cause
+        self._killed_here = True
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
 
@@ -227,6 +292,7 @@ class WorkerProcess:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def _send(self, request: WorkerRequest) -> None:
+        self._look_at_kills()
         if not self._writer.is_closing():
             self._writer.write(pack(request))
 
@@ -247,7 +313,13 @@ class WorkerProcess:
                 self.kill()
             self._bury(death_of(await self._process.wait(), complaint))
 
+    def _look_at_kills(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._kills_read_s >= KILLS_LOOK_S and self._process.returncode is None:
+            self._kills_read_s, self._kills = now_s, oom_kills(self._options.root)
+
     def _take(self, message: AnyAnswer | AnyEvent) -> None:
+        self._look_at_kills()
         if not isinstance(message, WorkerAnswer):
             self._listener.on_event(message)
             return
@@ -262,6 +334,8 @@ class WorkerProcess:
     def _bury(self, death: WorkerDeath) -> None:
         if self._killed_for is not None:
             death = WorkerDeath(self._killed_for, death.reason)
+        elif not self._killed_here and self._process.returncode == -signal.SIGKILL:
+            death = killed_from_outside(self._kills, oom_kills(self._options.root))
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(WorkerError(f"the worker ended: {death.reason}", "worker"))
@@ -286,7 +360,29 @@ async def spawn(options: SpawnOptions, listener: WorkerListener) -> WorkerProces
     finally:
         theirs.close()
     reader, writer = await asyncio.open_connection(sock=ours)
-    return WorkerProcess(process, writer, reader, listener)
+    return WorkerProcess(process, writer, reader, listener, options)
+
+
+def load_limit_s(variant: Variant, size_bytes: int) -> float:
+    """The longest load of a model on this board. What its trial took here decides, with room for a board that is hot,
+    busy or short of memory; a model that was not tried here may take LOAD_LONGEST_S."""
+    if variant.measured is None or not variant.measured.load_s:
+        return LOAD_LONGEST_S
+    least_s = LOAD_BASE_S + LOAD_S_PER_GIB * size_bytes / GIB
+    return min(LOAD_LONGEST_S, max(least_s, LOAD_SLOWER * variant.measured.load_s))
+
+
+def killed_from_outside(before: KillCount, after: KillCount) -> WorkerDeath:
+    """The death of a child that got SIGKILL and not from here, by what the kernel counted of kills for lack of memory
+    before and after."""
+    ended = "killed by SIGKILL"
+    if after.count is None or before.count is None:
+        unknown = f"{ended}, perhaps for lack of memory: this kernel does not count that"
+        return WorkerDeath(DeathCause.SIGNALLED_FROM_OUTSIDE, unknown)
+    if before.where != after.where or after.count <= before.count:
+        return WorkerDeath(DeathCause.SIGNALLED_FROM_OUTSIDE, ended)
+    counted = f"{after.where} went from {before.count} to {after.count}"
+    return WorkerDeath(DeathCause.OUT_OF_MEMORY, f"killed by the kernel for lack of memory (SIGKILL; {counted})")
 
 
 def task_fields(task: TaskSpec) -> TaskFields:
