@@ -76,6 +76,7 @@ class Context:
 
     `grant`: the limits that the governor allows now; only `GovernorLoop` replaces it. `requests`: open and recently
     answered requests. `stats`: counters of the current telemetry interval. `costs`: measured compute times.
+    `conditions`: what makes the device degraded at the moment, a sentence by the name of what is wrong.
     """
 
     clock: Clock
@@ -89,6 +90,7 @@ class Context:
     costs: CostModel = field(default_factory=CostModel)
     duty_cycle: DutyCycle = field(default_factory=DutyCycle)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
+    conditions: dict[str, str] = field(default_factory=dict)
 
     def replace_grant(self, grant: ComputeGrant) -> ComputeGrant:
         """Set what the governor allows from now on; returns what it allowed before."""

@@ -182,4 +182,5 @@ class DeviceReporter:
         ]
         if quarantined:
             troubles.append(f"quarantined: {', '.join(quarantined)}")
+        troubles += [self._context.conditions[name] for name in sorted(self._context.conditions)]
         return ("degraded", "; ".join(troubles)) if troubles else ("online", "serving")

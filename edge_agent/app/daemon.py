@@ -34,6 +34,7 @@ from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
+from edge_agent.app.state_keeper import StateKeeper
 from edge_agent.base.child_python import module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
@@ -54,7 +55,7 @@ from edge_agent.sensors.memory import daemon_bytes
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.state_folder import daemon_lock
+from edge_agent.store.state_folder import DaemonHold
 from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
@@ -63,31 +64,40 @@ JTOP_RETRY_S = 30.0
 
 
 def run(config: Path | None, sysroot: Path | None) -> int:
-    """Serve until SIGTERM. Raises ConfigError, StoreError before anything is started."""
+    """Serve until SIGTERM. Raises ConfigError, StoreError before anything is started.
+
+    A state folder that cannot be written is no such error: what is installed is served, and the folder waited for.
+    """
     settings = load(config)
     logging.basicConfig(level=settings.log.level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-    state_dir = settings.store.state_dir
+    hold = DaemonHold(settings.store.state_dir, settings.store.inbox_path)
     try:
-        settings.store.inbox_path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot be created: {error.strerror}", str(state_dir), "check owner and path") from error
-    with daemon_lock(state_dir):
-        asyncio.run(_serve(settings, config, sysroot or settings.sensors.sysroot))
+        asyncio.run(_serve(settings, config, sysroot or settings.sensors.sysroot, hold))
+    finally:
+        hold.release()
     return 0
 
 
-async def _serve(settings: Settings, config: Path | None, sysroot: Path) -> None:
+async def _serve(settings: Settings, config: Path | None, sysroot: Path, hold: DaemonHold) -> None:
+    trouble = hold.take()
+    if trouble is not None:
+        log.error("%s; what is installed is served, and the folder is tried again", trouble)
     if settings.store.allow_unsigned:
         log.warning(
             "UNSIGNED PACKAGES ARE ACCEPTED (store.allow_unsigned): whoever can write a package decides what runs"
         )
-    agent = build(settings, config, sysroot)
+    agent = build(settings, config, sysroot, hold, trouble)
     with Signals(stop=agent.stop, reload=agent.look_again):
         await agent.run(SystemdNotifier.from_environment(health=agent.fault))
 
 
-def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
-    """Make one agent of the parts that fit these settings and this board; nothing runs yet but the jtop client."""
+def build(
+    settings: Settings, config: Path | None, sysroot: Path, hold: DaemonHold, trouble: str | None = None
+) -> Agent:
+    """Make one agent of the parts that fit these settings and this board; nothing runs yet but the jtop client.
+
+    `trouble`: why the state folder is not held yet.
+    """
     worker, state_dir = settings.worker, settings.store.state_dir
     max_rows, threads = worker.max_rows, wiring.threads(settings)
     spawn_options = wiring.spawn_options(settings)
@@ -95,6 +105,7 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     clock = SystemClock()
     sensors = _sensors(settings, sysroot)
     library = ModelStore(wiring.store_dir(settings))
+    library.recover()
 
     topics = wiring.topics(settings)
     identity = _identity(settings, sensors.board, threads)
@@ -137,7 +148,8 @@ def build(settings: Settings, config: Path | None, sysroot: Path) -> Agent:
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
     intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings))
     intake = Intake(context, intake_options, manager, server, events, commands)
-    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary])
+    keeper = StateKeeper(context, hold, library, trouble)
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, keeper])
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:

@@ -186,8 +186,8 @@ class WorkerSettings:
 
     load_limit_s: Annotated[float | None, Between(10, 86400), Example(1800)] = None
     """Seconds after which the load of a model is given up although its worker is at work. Unset: ten times what the
-    model's trial took on this board, at least 60 s and 20 s per GiB; an hour for a model that was not tried here. A load
-    without any work for a minute is given up in any case."""
+    model's trial took on this board, at least 60 s and 20 s per GiB; an hour for a model that was not tried here. A
+    load without any work for a minute is given up in any case."""
 
     nice: Annotated[int, Between(0, 19)] = 5
     """Niceness of the workers, so that the daemon and the system answer while all cores compute."""

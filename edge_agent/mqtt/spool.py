@@ -9,7 +9,8 @@ The folder holds segments and a mark:
 Rules: an event leaves when the broker acknowledged it, or with the oldest segment when the spool is full (counted in
 `lost`). A torn or damaged record ends its segment: the rest is cut off (counted in `cut`), the segments after it are
 used. A stale mark causes events to be sent twice, never to be lost; (boot_id, seq) in the event shows the
-duplicate. When the disk cannot be written, a few events wait in memory and `trouble` says why.
+duplicate. When the disk cannot be written, a few events wait in memory and `trouble` says why; a folder that is not
+there yet (a card that is read-only at the start, a late mount) is opened as soon as it can be.
 """
 
 from __future__ import annotations
@@ -112,6 +113,9 @@ RECORD_BYTES = EVENT_BYTES + 4096
 # Dropping the oldest segment loses at most this share of the spool.
 SEGMENTS = 16
 MEMORY_EVENTS = 64
+UNOPENED = 1 << 62
+"""Events are numbered from here until the folder could be opened. An event that the broker acknowledges after that is
+then unknown by its old number, and is sent twice rather than taken for another one."""
 _MARK = struct.Struct("<QI")
 
 _encoder = msgspec.msgpack.Encoder()
@@ -119,7 +123,7 @@ _decoder = msgspec.msgpack.Decoder(tuple[str, bytes, dict[str, str]])
 
 
 class Spool:
-    """A bounded queue of messages in a folder, for one process. Only the constructor raises OSError."""
+    """A bounded queue of messages in a folder, for one process. Nothing raises OSError."""
 
     def __init__(
         self, folder: Path, max_bytes: int = SPOOL_BYTES, max_events: int = SPOOL_EVENTS, sync_always: bool = False
@@ -133,11 +137,9 @@ class Spool:
         self.trouble: str | None = None
         self._memory: deque[tuple[int, Outbound]] = deque(maxlen=MEMORY_EVENTS + 1)
         self._unsynced: dict[Path, int] = {}
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._segments = self._recover()
-        self._head = max(self._read_mark(), self._segments[0].first if self._segments else 0)
-        self._next = max(self._head, self._segments[-1].end if self._segments else 0)
-        self._forget_sent()
+        self._segments: list[Segment] = []
+        self._head = self._next = UNOPENED
+        self._open()
 
     def __len__(self) -> int:
         on_disk = sum(max(0, segment.end - max(segment.first, self._head)) for segment in self._segments)
@@ -174,8 +176,9 @@ class Spool:
         elif token == self._head:
             self._head += 1
         self._forget_sent()
-        with contextlib.suppress(OSError):
-            self._write_mark()
+        if self._next < UNOPENED:
+            with contextlib.suppress(OSError):
+                self._write_mark()
 
     def take_unsynced(self) -> list[int]:
         """Descriptors of files that were not yet synced; hand them to `sync`, in any thread."""
@@ -200,8 +203,27 @@ class Spool:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
+    def _open(self) -> None:
+        """Take over what an earlier run left, and number the events that wait in memory after it."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._segments = self._recover()
+        except OSError as error:
+            self.trouble = f"events are kept in memory only: {error.strerror or error}"
+            return
+        self._head = max(self._read_mark(), self._segments[0].first if self._segments else 0)
+        self._next = max(self._head, self._segments[-1].end if self._segments else 0)
+        for index in range(len(self._memory)):
+            self._memory[index] = (self._next, self._memory[index][1])
+            self._next += 1
+        self._forget_sent()
+
     def _write_memory(self) -> None:
         """Move the events that wait in memory to the disk, as far as it can be written."""
+        if self._next >= UNOPENED:
+            self._open()
+            if self._next >= UNOPENED:
+                return
         try:
             while self._memory:
                 sequence, message = self._memory[0]

@@ -218,6 +218,8 @@ EVENT_KINDS = (
     "context-shrunk",
     "broker",
     "events-lost",
+    "state-folder",
+    "removed",
 )
 
 

@@ -90,7 +90,8 @@ class JtopSource:
 
     def _look_at_age(self, client: Any, now_s: float) -> None:
         uptime = client.uptime
-        if not isinstance(uptime, int | float | timedelta) or uptime != uptime:  # a NaN is new at every look
+        # A NaN would be new at every look.
+        if not isinstance(uptime, timedelta) and _number(uptime) is None:
             raise ValueError(f"its uptime is {_shown(uptime)}")
         if uptime != self._uptime:
             self._uptime, self._new_s = uptime, now_s
@@ -105,7 +106,7 @@ def _raised_by(action: Callable[[], object]) -> str | None:
     (SystemExit) counts as well: it would end the thread that tries again."""
     try:
         action()
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         if isinstance(error, ModuleNotFoundError) and error.name == "jtop":
             return "jetson-stats is not installed (install edge-agent with its extra jetson)"
         # Not str(error), which may raise as well.

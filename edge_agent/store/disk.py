@@ -27,6 +27,8 @@ _REMEDIES = {
     errno.EROFS: "the file system is mounted read-only; check the card and `dmesg`",
     errno.EACCES: "run it as the service's user",
     errno.EPERM: "run it as the service's user",
+    errno.EEXIST: "a file lies where a folder is needed; move it away, or set store.state_dir",
+    errno.ENOTDIR: "a file lies where a folder is needed; move it away, or set store.state_dir",
     errno.EIO: "the disk reports errors; check `dmesg`",
 }
 

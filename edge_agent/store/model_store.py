@@ -1,7 +1,8 @@
 """The packages on this device: install, roll back, remove, list, scrub, collect. The interface of the store.
 
 Reading (`active`, `generation`, `models`) needs no lock and no context; the daemon does only that. Every change takes
-the change lock, first cleans up after one that was cut off, and ends with the old state or the new one.
+the change lock, first cleans up after one that was cut off, and ends with the old state or the new one. To open a store
+writes nothing: who only looks, root for example, leaves no files behind.
 """
 
 from __future__ import annotations
@@ -66,13 +67,15 @@ class ModelStore:
         self._state = StateFile(root)
         self._blobs = Blobs(root)
         self._seen: tuple[int, tuple[InstalledModel, ...], tuple[str, ...]] | None = None
-        with translated(root):
-            root.mkdir(parents=True, exist_ok=True)
-            self._blobs.create()
-            (root / "roots").mkdir(exist_ok=True)
-        # While another process changes the store there is nothing to recover; a damaged record is reported by readers.
+
+    def recover(self) -> None:
+        """Make the folders, and clean up after a change that was cut off. Every change begins with that, too.
+
+        Nothing to do while another process changes the store; a damaged record is reported by readers; a disk that
+        cannot be written is reported by the changes.
+        """
         with contextlib.suppress(StoreError), self._changing():
-            log.debug("store %s is whole", root)
+            log.debug("store %s is whole", self._root)
 
     def active(self) -> tuple[InstalledModel, ...]:
         """Every model that can run, as it is now; what cannot is in `problems()`. Cached until `generation` changes."""
@@ -186,9 +189,13 @@ class ModelStore:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        with translated(self._root), change_lock(self._root):
-            self._recover()
-            yield
+        with translated(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+            with change_lock(self._root):
+                self._blobs.create()
+                (self._root / "roots").mkdir(exist_ok=True)
+                self._recover()
+                yield
 
     def _recover(self) -> None:
         """Clean up after a change that was cut off: what it wrote is either unreferenced or already the new state."""

@@ -7,23 +7,83 @@ file in it becomes root's and the service can go on writing (docs/decisions/0063
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from edge_agent.base.errors import StoreError, UsageError
+from edge_agent.store.disk import translated
 
 DAEMON_LOCK = "daemon.lock"
 CHANGE_LOCK = "change.lock"
 
 
-@contextlib.contextmanager
-def daemon_lock(state_dir: Path) -> Iterator[None]:
-    """Held while the daemon runs. Raises StoreError that names the other daemon's pid."""
-    remedy = "stop the other one, or give this one its own store.state_dir"
-    with _held(state_dir / DAEMON_LOCK, "another edge-agent daemon{} uses this state folder", remedy):
-        yield
+class DaemonHold:
+    """What the daemon needs of its state folder: that it and the incoming folder exist and can be written, and that no
+    other daemon works on it.
+
+    A card that turned read-only, or a folder that is mounted late, is no reason to end: what is installed is served,
+    and `take` is called again.
+    """
+
+    def __init__(self, state_dir: Path, inbox: Path) -> None:
+        self._state_dir = state_dir
+        self._inbox = inbox
+        self._descriptor: int | None = None
+
+    def take(self) -> str | None:
+        """Make the folders and take the lock, as far as that is not done. None, or why it cannot be done now.
+
+        Raises StoreError when another daemon works on the folder, or a file lies in the way.
+        """
+        try:
+            with translated(self._state_dir):
+                for folder in (self._state_dir, self._inbox):
+                    folder.mkdir(parents=True, exist_ok=True)
+                self._lock()
+                if not os.access(self._state_dir, os.W_OK | os.X_OK):
+                    # os.access does not say why; a file does.
+                    _try_to_write(self._state_dir)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileExistsError | NotADirectoryError | None):
+                raise
+            if isinstance(error.__cause__, PermissionError):
+                error.remedy = _owner_remedy(self._state_dir)
+            return str(error)
+        return None
+
+    def release(self) -> None:
+        """Let another daemon work on the folder."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _lock(self) -> None:
+        """Hold the lock of the folder that is there now; another one may have been mounted in its place."""
+        path = self._state_dir / DAEMON_LOCK
+        if self._descriptor is not None:
+            held = os.fstat(self._descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                if (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino):
+                    return
+            self.release()
+        remedy = "stop the other one, or give this one its own store.state_dir"
+        self._descriptor = _take_lock(path, "another edge-agent daemon{} uses this state folder", remedy)
+
+
+def _owner_remedy(folder: Path) -> str:
+    """What root has to do for a folder that this user may not write."""
+    user = _name_of(os.geteuid())
+    return f"files there belong to another user: sudo chown -R {user}:{user} {folder}"
+
+
+def _try_to_write(folder: Path) -> None:
+    path = folder / ".writable"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    path.unlink()
 
 
 def running_daemon(state_dir: Path) -> int | None:
@@ -47,22 +107,33 @@ def change_lock(store_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held(path: Path, sentence: str, remedy: str) -> Iterator[None]:
+    with translated(path):
+        descriptor = _take_lock(path, sentence, remedy)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"the lock cannot be opened: {error.strerror}", str(path), "check owner and path") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(sentence.format(_holder(descriptor)), str(path.parent), remedy) from None
-        # The pid is only for error messages, so a full disk must not prevent the start.
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take_lock(path: Path, sentence: str, remedy: str) -> int:
+    """The descriptor that holds the lock. Raises OSError, or StoreError when another process holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS or not path.exists():
+            raise
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no writing
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        raise StoreError(sentence.format(holder), str(path.parent), remedy) from None
+    # The pid is only for error messages, so a full or read-only disk must not prevent the start.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    return descriptor
 
 
 def _holder(descriptor: int) -> str:

@@ -422,7 +422,8 @@ def _probed(name: str) -> RuntimeReport:
         return _report(registry.create(name))
     except EdgeError as error:
         return RuntimeUnavailable(error.what, error.remedy or "")
-    except Exception as error:  # a library or a plug-in that is imported may raise anything; this child ends afterwards
+    # A library or a plug-in that is imported may raise anything: the reason is the answer, and this child ends then.
+    except Exception as error:  # noqa: BLE001
         return RuntimeUnavailable(f"it cannot be imported: {type(error).__name__}: {error}"[:REASON_CHARS])
 
 

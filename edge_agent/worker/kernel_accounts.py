@@ -58,7 +58,7 @@ def _work_of(root: Path, pid: int) -> WorkDone | None:
 class KillCount(NamedTuple):
     """Processes that the kernel has killed for lack of memory, and where it counts them; None: it does not count."""
 
-    count: int | None
+    kills: int | None
     where: str
 
 
@@ -73,9 +73,9 @@ def oom_kills(root: Path) -> KillCount:
     for top, group, name in places:
         if group is None or ".." in group.split("/"):
             continue
-        count = _count(top / group.lstrip("/") / name)
-        if count is not None:
-            return KillCount(count, f"oom_kill in {name} of {group}")
+        kills = _count(top / group.lstrip("/") / name)
+        if kills is not None:
+            return KillCount(kills, f"oom_kill in {name} of {group}")
     return KillCount(_count(root / "proc/vmstat"), "oom_kill in /proc/vmstat")
 
 

@@ -189,7 +189,7 @@ class WorkerProcess:
         try:
             self._send(msgspec.structs.replace(request, call=number))
             if stall_s is not None:
-                await self._while_it_works(future, operation, timeout_s, stall_s)
+                await self._while_it_works(future, str(operation), timeout_s, stall_s)
             answer = await asyncio.wait_for(future, timeout_s)
         except asyncio.TimeoutError as error:
             self.kill()
@@ -376,12 +376,12 @@ def killed_from_outside(before: KillCount, after: KillCount) -> WorkerDeath:
     """The death of a child that got SIGKILL and not from here, by what the kernel counted of kills for lack of memory
     before and after."""
     ended = "killed by SIGKILL"
-    if after.count is None or before.count is None:
+    if after.kills is None or before.kills is None:
         unknown = f"{ended}, perhaps for lack of memory: this kernel does not count that"
         return WorkerDeath(DeathCause.SIGNALLED_FROM_OUTSIDE, unknown)
-    if before.where != after.where or after.count <= before.count:
+    if before.where != after.where or after.kills <= before.kills:
         return WorkerDeath(DeathCause.SIGNALLED_FROM_OUTSIDE, ended)
-    counted = f"{after.where} went from {before.count} to {after.count}"
+    counted = f"{after.where} went from {before.kills} to {after.kills}"
     return WorkerDeath(DeathCause.OUT_OF_MEMORY, f"killed by the kernel for lack of memory (SIGKILL; {counted})")
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,7 @@ def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
     result = cli("run", "--config", config)
     assert result.returncode == 1
     assert str(tmp_path / "state") in said(result)
-    assert "check owner and path" in said(result)
+    assert "a file lies where a folder is needed" in said(result)
 
 
 def test_after_kill_9_the_broker_says_offline_and_the_next_daemon_says_what_happened(tmp_path: Path) -> None:
@@ -216,3 +216,43 @@ def test_a_stage_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: 
         assert process.wait(10.0) == 128 + number
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the broker has ended, too"
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that can be made read-only."""
+    folder = tmp_path / "device" / "state"
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("NO MOUNTS HERE: a read-only state folder was NOT tried (needs root and CAP_SYS_ADMIN)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_what_is_installed_is_served_from_a_card_that_is_read_only(card: Path, tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        agent.install(echo_package(tmp_path))
+        subprocess.run(["mount", "-o", "remount,ro", str(card)], check=True)
+        with running(agent):
+            asyncio.run(_served_until_writable(broker, card))
+            wait_for(lambda: "the state folder can be written again" in agent.log)
+        assert "is mounted read-only; check the card" in agent.log
+        assert "Traceback" not in agent.log
+        assert (card / "daemon.lock").exists()
+
+
+async def _served_until_writable(broker: Mosquitto, card: Path) -> None:
+    async with desk(broker) as table:
+        await until(lambda: table.bodies("status") and table.bodies("status")[-1]["state"] == "degraded", 20.0)
+        assert "the state folder cannot be written" in table.bodies("status")[-1]["reason"]
+        assert (await table.ask("first", {"text": "x"}))["status"] == 200
+        subprocess.run(["mount", "-o", "remount,rw", str(card)], check=True)
+        event = await table.event("state-folder")
+        assert event["data"] == {"writable": True}
+        await until(lambda: table.bodies("status")[-1]["state"] == "online", 10.0)

@@ -135,7 +135,7 @@ def board(root: Path, group: int | None, machine: int | None) -> Path:
 def test_the_control_group_counts_before_the_machine(tmp_path: Path) -> None:
     assert oom_kills(board(tmp_path, 2, 9)) == KillCount(2, "oom_kill in memory.events of /service")
     assert oom_kills(board(tmp_path / "stock", None, 9)) == KillCount(9, "oom_kill in /proc/vmstat")
-    assert oom_kills(board(tmp_path / "old", None, None)).count is None
+    assert oom_kills(board(tmp_path / "old", None, None)).kills is None
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ STOP_S = 60.0
 REAP_ROUNDS = 500
 DOOM_S = 3.0
 # RestartSec of systemd/edge-agent.service.
-RESTART_S = 2.0
+RESTART_S = 5.0
 
 
 class Killed(BaseException):

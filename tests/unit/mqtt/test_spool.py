@@ -243,3 +243,37 @@ def test_a_record_that_is_gone_is_none(tmp_path: Path) -> None:
     assert segment.read(0) == b"x"
     segment.delete()
     assert segment.read(0) is None
+
+
+def test_a_folder_that_comes_late_is_opened_and_its_events_go_first(tmp_path: Path) -> None:
+    """As when a card is mounted after the start: events of the earlier run lie in it."""
+    earlier = Spool(tmp_path / "card" / "spool")
+    for n in range(3):
+        earlier.append(event(n))
+    earlier.close()
+    (tmp_path / "spool").write_text("in the way")
+    spool = Spool(tmp_path / "spool")
+    assert spool.trouble is not None
+    for n in (3, 4):
+        spool.append(event(n))
+    under_way = spool.oldest()
+    assert under_way is not None
+    assert number(under_way[1]) == 3
+    (tmp_path / "spool").unlink()
+    (tmp_path / "card" / "spool").rename(tmp_path / "spool")
+    spool.append(event(5))
+    assert spool.trouble is None
+    spool.pop(under_way[0])  # by its old number: it is no longer known, and none is taken for it
+    assert drain(spool) == [0, 1, 2, 3, 4, 5]
+    spool.close()
+
+
+def test_events_without_a_folder_wait_in_memory_and_leave_when_they_are_acknowledged(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("in the way")
+    spool = Spool(tmp_path / "spool")
+    for n in range(MEMORY_EVENTS + 2):
+        spool.append(event(n))
+    assert spool.lost == 2
+    assert drain(spool) == list(range(2, MEMORY_EVENTS + 2))
+    assert len(spool) == 0
+    spool.close()

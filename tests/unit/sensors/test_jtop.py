@@ -120,7 +120,10 @@ def test_an_uptime_that_cannot_grow_does_not_keep_a_sample_fresh(uptime: object)
     assert "its uptime is" in str(source.read(100.0)["power_jtop"].reason)
 
 
-@pytest.mark.parametrize("error", ["KeyError('memory')", "SystemExit(1)", "__import__('queue').Empty()", "SyntaxError('x')"])
+RAISED = ("KeyError('memory')", "SystemExit(1)", "__import__('queue').Empty()", "SyntaxError('x')")
+
+
+@pytest.mark.parametrize("error", RAISED)
 @pytest.mark.parametrize("place", ["module", "start", "close"])
 def test_connecting_never_raises_and_is_tried_again(
     error: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

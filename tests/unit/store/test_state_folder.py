@@ -1,23 +1,30 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge_agent.base.errors import StoreError
-from edge_agent.store.state_folder import change_lock, daemon_lock, running_daemon
+from edge_agent.store.state_folder import DaemonHold, change_lock, running_daemon
 
 HOLD = """
 import sys
 from pathlib import Path
-from edge_agent.store.state_folder import daemon_lock
-with daemon_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
+from edge_agent.store.state_folder import DaemonHold
+hold = DaemonHold(Path(sys.argv[1]), Path(sys.argv[1]) / "inbox")
+assert hold.take() is None
+print("held", flush=True)
+sys.stdin.read()
 """
+
+
+def a_hold(folder: Path) -> DaemonHold:
+    return DaemonHold(folder, folder / "inbox")
 
 
 def test_two_daemons_on_one_folder(tmp_path: Path) -> None:
@@ -25,15 +32,18 @@ def test_two_daemons_on_one_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with pytest.raises(StoreError) as caught, daemon_lock(tmp_path):
-        raise AssertionError("both hold it")
+    hold = a_hold(tmp_path)
+    with pytest.raises(StoreError) as caught:
+        hold.take()
     assert f"another edge-agent daemon (pid {other.pid}) uses this state folder" in str(caught.value)
     assert running_daemon(tmp_path) == other.pid
     other.kill()
     other.communicate()
     assert running_daemon(tmp_path) is None
-    with daemon_lock(tmp_path):
-        assert (tmp_path / "daemon.lock").read_text().strip() == str(os.getpid())
+    assert hold.take() is None
+    assert (tmp_path / "daemon.lock").read_text().strip() == str(os.getpid())
+    assert hold.take() is None, "it is held already"
+    hold.release()
 
 
 def test_a_number_that_is_another_programs_by_now_is_no_daemon(tmp_path: Path) -> None:
@@ -46,23 +56,69 @@ def test_a_number_that_is_another_programs_by_now_is_no_daemon(tmp_path: Path) -
 
 def test_two_changes_at_once_even_in_one_process(tmp_path: Path) -> None:
     with change_lock(tmp_path):
-        with daemon_lock(tmp_path):
-            """The two locks are not in each other's way."""
+        hold = a_hold(tmp_path)
+        assert hold.take() is None, "the two locks are not in each other's way"
+        hold.release()
         with pytest.raises(StoreError, match="another install or rollback"), change_lock(tmp_path):
             raise AssertionError("both hold it")
     with change_lock(tmp_path):
         """Free again."""
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="the lock cannot be opened"), daemon_lock(tmp_path / "absent"):
+def test_a_lock_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="No such file"), change_lock(tmp_path / "absent"):
         raise AssertionError("there is no folder")
 
 
-def test_a_full_disk_is_no_reason_not_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
+def refusing(number: int, *writes: str) -> Callable[..., int]:
+    """`os.open` of a file system that refuses to open for writing what ends in one of these names."""
+    opened = os.open
 
-    monkeypatch.setattr("os.pwrite", full)
-    with daemon_lock(tmp_path), pytest.raises(StoreError), daemon_lock(tmp_path):
-        pass
+    def open_(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(path).endswith(writes):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, mode)
+
+    return open_
+
+
+def test_a_read_only_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = a_hold(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing(errno.EROFS, "daemon.lock"))
+        said = hold.take()
+        assert said is not None
+        assert "read-only; check the card" in said
+    assert hold.take() is None
+    hold.release()
+
+
+def test_a_lock_file_on_a_read_only_disk_still_keeps_a_second_daemon_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "daemon.lock").touch()
+    first, second = a_hold(tmp_path), a_hold(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing(errno.EROFS, "daemon.lock", ".writable"))
+        patched.setattr(os, "access", lambda *_: False)
+        assert "read-only" in str(first.take())
+        with pytest.raises(StoreError, match="another edge-agent daemon"):
+            second.take()
+    first.release()
+
+
+def test_a_folder_that_is_mounted_later_is_locked_anew(tmp_path: Path) -> None:
+    """The lock that is held lies in the folder that the mount covers."""
+    hold = a_hold(tmp_path / "state")
+    assert hold.take() is None
+    (tmp_path / "state").rename(tmp_path / "covered")
+    assert hold.take() is None
+    with pytest.raises(StoreError, match="another edge-agent daemon"):
+        a_hold(tmp_path / "state").take()
+    hold.release()
+
+
+def test_a_file_in_the_way_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(StoreError, match="File exists"):
+        a_hold(tmp_path / "state").take()
