@@ -92,6 +92,13 @@ class Context:
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     conditions: dict[str, str] = field(default_factory=dict)
 
+    def note_condition(self, name: str, sentence: str | None) -> None:
+        """Make the device degraded for this reason, or end that (None)."""
+        if sentence is None:
+            self.conditions.pop(name, None)
+        else:
+            self.conditions[name] = sentence
+
     def replace_grant(self, grant: ComputeGrant) -> ComputeGrant:
         """Set what the governor allows from now on; returns what it allowed before."""
         before, self.grant = self.grant, grant

@@ -7,13 +7,11 @@ root may do.
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from edge_agent.agent.context import Context
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import DaemonHold
 
-log = logging.getLogger("edge_agent")
 LOOK_S = 5.0
 CONDITION = "state folder"
 
@@ -42,12 +40,8 @@ class StateKeeper:
             self._announce()
 
     def _note(self) -> None:
-        if self._trouble is None:
-            self._context.conditions.pop(CONDITION, None)
-        else:
-            self._context.conditions[CONDITION] = f"the state folder cannot be written: {self._trouble}"
-            if self._library.generation() == 0:
-                log.warning("no store is there yet; it is served when it appears")
+        sentence = None if self._trouble is None else f"the state folder cannot be written: {self._trouble}"
+        self._context.note_condition(CONDITION, sentence)
 
     def _announce(self) -> None:
         if self._trouble is None:

@@ -50,7 +50,7 @@ class DaemonHold:
             if isinstance(error.__cause__, FileExistsError | NotADirectoryError | None):
                 raise
             if isinstance(error.__cause__, PermissionError):
-                error.remedy = _owner_remedy(self._state_dir)
+                return str(StoreError(error.what, error.where, _owner_remedy(self._state_dir)))
             return str(error)
         return None
 

@@ -3,6 +3,8 @@
 A load is one long call into a runtime, so the child cannot report on it. Its processor time, page faults and bytes
 read are counted by the kernel and show from outside that it goes on. SIGKILL says nothing about who sent it; the
 counters of the kernel's out-of-memory killer do.
+
+A file of its own because the supervisor knows messages and processes, and nothing of the kernel's files.
 """
 
 from __future__ import annotations
