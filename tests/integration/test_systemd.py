@@ -103,8 +103,8 @@ def test_what_the_program_relies_on_is_in_the_unit() -> None:
     unit = rendered_unit("/opt/edge-agent/bin/python")
     lines = unit.splitlines()
     assert "ExecStart=/opt/edge-agent/bin/python -m edge_agent run --config /etc/edge-agent/edge-agent.toml" in lines
-    for line in ("Type=notify", "WatchdogSec=60", "Restart=always", "StartLimitIntervalSec=0", "User=edge-agent", "StateDirectory=edge-agent",
-                 "OOMPolicy=continue", "KillMode=mixed"):  # fmt: skip
+    for line in ("Type=notify", "WatchdogSec=60", "Restart=always", "User=edge-agent", "StateDirectory=edge-agent",
+                 "StartLimitIntervalSec=0", "OOMPolicy=continue", "KillMode=mixed"):  # fmt: skip
         assert line in lines
     assert not any(line.startswith(("ProcSubset=", "DynamicUser=", "MemoryDenyWriteExecute=")) for line in lines)
     for name in ("mqtt-password", "mqtt-ca", "mqtt-cert", "mqtt-key"):
