@@ -14,34 +14,64 @@ from edge_forge.evaluate import gates, probes
 from edge_forge.evaluate.probes import VariantOutputs
 from edge_forge.plan.cache import canonical
 
-
-def variant(dtype, accuracy, form="merged", parity=1e-6):
-    return {"form": form, "dtype": dtype, "accuracy": accuracy, **({"parity": parity} if dtype == "fp32" else {})}
+LIMITS = gates.LossLimits(0.5, 0.95, 0.25)
 
 
-def test_a_variant_that_loses_the_limit_holds_and_one_that_loses_more_does_not():
-    found, beyond = gates.judge([variant("fp32", 0.93), variant("fp16", 0.925), variant("int8", 0.9249)], 1e-3, 0.5)
-    assert [gate.holds for gate in found] == [True, True, False]
-    assert beyond == [("merged", "int8")]
-    assert "merged int8 loses 0.51 points against FP32, 0.5 may be lost" in found[2].sentence
+def variant(dtype, form="merged", parity=1e-6, **paired):
+    if dtype == "fp32":
+        return {"form": form, "dtype": dtype, "parity": parity}
+    known = {
+        "rows": 387, "loss": 0.0026, "loss_low": -0.008, "loss_high": 0.011, "texts": 774, "agreement": 0.992,
+        "agreement_high": 0.997, "logit_error": 0.05,
+    }  # fmt: skip
+    return {"form": form, "dtype": dtype, "paired": {**known, **paired}}
 
 
-def test_each_form_is_held_against_its_own_fp32():
-    figures = [
-        variant("fp32", 0.9),
-        variant("int8", 0.9),
-        variant("fp32", 0.8, "banked"),
-        variant("int8", 0.9, "banked"),
-    ]
-    found, beyond = gates.judge(figures, 1e-3, 0.0)
-    assert not beyond
-    assert "banked int8 gains 10.00 points" in found[3].sentence
-    assert "merged int8 loses nothing" in found[1].sentence
+@pytest.mark.parametrize(
+    ("paired", "holds", "said"),
+    [
+        ({}, True, "387 rows cannot tell a loss of 0.5 points from none"),
+        ({"loss": 0.02, "loss_low": 0.004}, True, "show a loss, and not that it is more than 0.5 points"),
+        ({"loss_high": 0.005}, True, "a loss of more than 0.5 points is ruled out"),
+        ({"loss_low": 0.005}, True, "not that it is more than 0.5 points"),
+        ({"loss": 0.03, "loss_low": 0.0051}, False, "; 0.5 points may be lost"),
+        ({"agreement": 0.9, "agreement_high": 0.949}, False, "; 95.0 % of the answers must agree"),
+        ({"logit_error": 0.3}, False, "; logits may be off by 25.0 %"),
+        ({"logit_error": math.nan}, False, "; logits may be off by 25.0 %"),
+    ],
+)
+def test_a_variant_is_left_out_only_where_its_rows_show_that_it_is_beyond_a_limit(paired, holds, said):
+    found, beyond = gates.judge([variant("fp32"), variant("int8", **paired)], 1e-3, LIMITS)
+    assert (found[1].holds, beyond) == (holds, [] if holds else [("merged", "int8")])
+    assert said in found[1].sentence
+
+
+def test_the_sentence_of_a_verdict_carries_its_figures():
+    assert gates.accuracy("merged", "int8", variant("int8")["paired"], LIMITS).sentence == (
+        "merged int8 loses 0.26 points against FP32 on 387 rows (95 % interval of the loss -0.80 to +1.10), answers "
+        "99.2 % of 774 texts alike, logits off by 5.0 %; 387 rows cannot tell a loss of 0.5 points from none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds", "said"),
+    [
+        (1.02, 1.08, True, "more than 1.1 is ruled out"),
+        (1.02, 1.18, True, "60 rows cannot tell whether it is more than 1.1"),
+        (1.11, 1.18, False, "1.1 is allowed"),
+    ],
+)
+def test_a_generator_is_left_out_only_where_its_rows_show_a_higher_perplexity(low, high, holds, said):
+    gate = gates.perplexity("merged", "q4_0", {"rows": 60, "ratio": 1.12, "ratio_low": low, "ratio_high": high}, 1.1)
+    assert gate.holds is holds
+    assert f"1.120 times the perplexity of F16 on 60 rows (95 % interval {low:.3f} to {high:.3f}); {said}" in (
+        gate.sentence
+    )
 
 
 @pytest.mark.parametrize("difference", [2e-3, math.inf, math.nan])
 def test_parity_beyond_the_tolerance_stops_the_build(difference):
-    found, _ = gates.judge([variant("fp32", 0.9, parity=difference)], 1e-3, 0.5)
+    found, _ = gates.judge([variant("fp32", parity=difference)], 1e-3, LIMITS)
     with pytest.raises(EdgeError, match=r"recipe: merged FP32 differs from PyTorch by .* 0.001 is allowed .look"):
         gates.require(found, "recipe", "look")
     gates.require([gates.parity("merged", 1e-3, 1e-3)], "recipe", "look")

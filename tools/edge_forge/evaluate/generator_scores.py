@@ -11,6 +11,7 @@ from edge_forge.data.generator_rows import Row
 from edge_forge.evaluate.generator_metrics import perplexity, score
 
 _SAMPLES = 8
+_WORST_NATS = 500.0
 Losses = Callable[[Sequence[EncodedRow]], list[float]]
 Answer = Callable[[Sequence[Sequence[int]]], list[str]]
 
@@ -25,7 +26,10 @@ class EvaluationSet(NamedTuple):
 
 
 def by_torch(evaluation_set: EvaluationSet, folder: Path, adapter: Path | None) -> dict[str, Any]:
-    """{rows, tokens, perplexity, answers?, samples?} of a model folder, with a peft adapter beside it or alone."""
+    """{rows, tokens, perplexity, row_losses, answers?, samples?} of a model folder, with a peft adapter or alone.
+
+    `row_losses` holds (sum in nats, tokens) of each row.
+    """
     from edge_forge.models.causal_lm import answers, losses, open_model
 
     model, tokenizer = open_model(folder, adapter), evaluation_set.tokenizer
@@ -49,14 +53,22 @@ def by_llama(evaluation_set: EvaluationSet, model: Path, adapter: Path | None) -
 
 def _scored(evaluation_set: EvaluationSet, losses: Losses, answer: Answer) -> dict[str, Any]:
     rows, encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, evaluation_set.max_tokens)
-    tokens = sum(len(row.ids) - max(row.answer, 1) for row in encoded)
+    counts = [len(row.ids) - max(row.answer, 1) for row in encoded]
+    sums = [_bounded(nats, count) for nats, count in zip(losses(encoded), counts, strict=True)]
     found: dict[str, Any] = {
         "rows": len(evaluation_set.rows),
-        "tokens": tokens,
-        "perplexity": perplexity(losses(encoded), tokens),
+        "tokens": sum(counts),
+        "perplexity": perplexity(sums, sum(counts)),
+        "row_losses": [list(row) for row in zip(sums, counts, strict=True)],
     }
     if rows:
         said = answer([one.ids[: one.answer] for one in encoded])
         found["answers"] = score(said, [row[-1].text for row in rows]).as_dict()
         found["samples"] = [[row[-2].text, row[-1].text, one] for row, one in zip(rows, said, strict=True)][:_SAMPLES]
     return found
+
+
+def _bounded(nats: float, tokens: int) -> float:
+    """The loss of a row, at most `_WORST_NATS` a token: one that is not finite would spoil every figure of the file."""
+    worst = _WORST_NATS * tokens
+    return float(nats) if nats < worst else worst  # NaN is not smaller, either

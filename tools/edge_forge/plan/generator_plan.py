@@ -54,7 +54,10 @@ class GeneratorPlan:
             "train": dict(training.trained.facts),
             "split": training.data.measured[0],
             "exam": {"rows": self._rows_digest(), "tokenizer": training.tokenizer_digest},
-            "scores": dict(training.evaluated.facts),
+            "scores": {
+                who: {key: value for key, value in scores.items() if key != "row_losses"}
+                for who, scores in training.evaluated.facts.items()
+            },
             "task": {"max_tokens": recipe.task.max_tokens, "sequences": recipe.gguf.sequences},
             "adapter": dict(exports.adapter_file.facts) if exports.has_adapter else None,
             "steps": self.steps.timings(),

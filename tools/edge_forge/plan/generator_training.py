@@ -50,6 +50,7 @@ CODE: Code = {
         ("edge_forge.evaluate.generator_scores", "edge_forge.export.gguf.convert", _NATIVE),
         (*_LLAMA, *_SCORES, "tokenizers"),
     ),
+    "gguf-paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "gguf-speed": (
         ("edge_forge.evaluate.measure_gguf", "edge_forge.data.chat_tokenizer", "edge_agent.backends.llamacpp.backend"),
         (*_LLAMA, "tokenizers"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import EdgeError
-from edge_forge.evaluate.gates import Gate
+from edge_forge.evaluate import gates
 from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.generator_training import GeneratorTraining
@@ -47,6 +47,7 @@ class GgufExports:
         self.training = training
         self.recipe = training.recipe
         self.steps = training.steps
+        self._measurements: dict[tuple[str, str], StepResult] = {}
 
     @property
     def has_adapter(self) -> bool:
@@ -217,7 +218,9 @@ class GgufExports:
             return by_llama(evaluation_set, file.path, None if adapter is None else adapter.path(ADAPTER_FILE))
 
         title = f"measure {file.form} {file.dtype}"
-        facts = self.steps.run("gguf-measure", inputs, self.training.evaluation_settings, work, title).facts
+        entry = self.steps.run("gguf-measure", inputs, self.training.evaluation_settings, work, title)
+        self._measurements[file.form, file.dtype] = entry
+        facts = entry.facts
         figures = {"perplexity": facts["perplexity"], **facts.get("answers", {})}
         return replace(file, figures={**file.figures, **figures, "samples": facts.get("samples", [])})
 
@@ -259,30 +262,40 @@ class GgufExports:
         found = self.steps.run("gguf-speed", inputs, {**self.training.evaluation_settings, **options}, work, title)
         return replace(file, figures={**file.figures, "speed": dict(found.facts)})
 
+    def _paired(self, file: GgufVariant) -> Mapping[str, Any]:
+        """`PairedLosses` of a measured file beside the F16 file of its form, on the same rows."""
+        dtypes = {"reference": "f16", "variant": file.dtype}
+        losses = {name: self._measurements[file.form, dtype].facts["row_losses"] for name, dtype in dtypes.items()}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.paired import compare_losses
+
+            sums = {name: [nats for nats, _ in found] for name, found in losses.items()}
+            counts = [count for _, count in losses["variant"]]
+            return compare_losses(sums["reference"], sums["variant"], counts).as_dict()
+
+        title = f"compare {file.form} {file.dtype} with f16"
+        return self.steps.run("gguf-paired", {}, losses, work, title).facts
+
     @cached_property
-    def judged(self) -> tuple[tuple[Gate, ...], tuple[GgufVariant, ...]]:
+    def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[GgufVariant, ...]]:
         """Verdicts on lost perplexity, and the files that pass. Raises EdgeError where one stops the build."""
-        limits, gates, passed = self.recipe.quantize, [], []
-        measured = (*self.adapter_files, *self.merged_files)
-        reference = {file.form: file.figures["perplexity"] for file in measured if file.dtype == "f16"}
-        for file in measured:
-            ratio = file.figures["perplexity"] / reference[file.form]
-            holds = file.dtype == "f16" or ratio <= limits.max_perplexity_ratio
+        section, verdicts, passed = self.recipe.quantize, [], []
+        for file in (*self.adapter_files, *self.merged_files):
+            holds = True
             if file.dtype != "f16":
-                gates.append(Gate(
-                    f"perplexity of {file.form} {file.dtype}", holds,
-                    f"{file.form} {file.dtype} has {ratio:.3f} times the perplexity of F16, "
-                    f"{limits.max_perplexity_ratio:g} is allowed",
-                ))  # fmt: skip
+                gate = gates.perplexity(file.form, file.dtype, self._paired(file), section.max_perplexity_ratio)
+                verdicts.append(gate)
+                holds = gate.holds
             # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
             if holds or file.form == "adapter":
                 passed.append(file)
-        broken = [gate.sentence for gate in gates if not gate.holds]
-        if broken and limits.beyond == "fail":
+        broken = [gate.sentence for gate in verdicts if not gate.holds]
+        if broken and section.beyond == "fail":
             raise EdgeError("; ".join(broken), "gates", "leave the format out of quantize.variants, or allow more")
         for sentence in broken:
             self.steps.progress.warn(sentence)
-        return tuple(gates), tuple(passed)
+        return tuple(verdicts), tuple(passed)
 
 
 def rows_of(files: Sequence[GgufVariant]) -> Iterator[dict[str, Any]]:

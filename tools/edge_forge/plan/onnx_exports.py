@@ -33,6 +33,7 @@ class OnnxExports:
         self.training = training
         self.recipe = training.recipe
         self.steps = training.steps
+        self._measurements: dict[tuple[str, str], StepResult] = {}
 
     @property
     def has_multi_adapter(self) -> bool:
@@ -145,7 +146,9 @@ class OnnxExports:
             inputs |= {"adapter": self.training.trained_digests["run/adapter.safetensors"]}
         settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.training.base.base_id}
 
-        def work(_: Path) -> Mapping[str, Any]:
+        def work(folder: Path) -> Mapping[str, Any]:
+            import numpy
+
             from edge_forge.evaluate import measure_onnx as measure
             from edge_forge.evaluate.classifier_metrics import (
                 confidence_shares,
@@ -165,6 +168,7 @@ class OnnxExports:
                     logits, wording = measure.outputs(subject, texts).logits, measure.wording(subject, texts)
                     assert logits is not None  # noqa: S101 - a graph with a head was exported
                     own = logits[:, : len(rows.labels)]
+                    numpy.save(folder / f"{split}.npy", own)
                     found = evaluate(own, [row.label for row in gold], rows.labels)
                     facts[split] = {
                         **found.as_dict(), "confidence": confidence_shares(own),
@@ -176,6 +180,7 @@ class OnnxExports:
 
         scheme = f" ({graph.quantization_scheme})" if graph.quantization_scheme else ""
         entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{scheme}")
+        self._measurements[graph.form, graph.candidate] = entry
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
@@ -243,18 +248,56 @@ class OnnxExports:
 
         return self.steps.run("choose", {}, measured, work, "choose merged int8").facts
 
+    def _paired(self, graph: OnnxVariant) -> Mapping[str, Any] | None:
+        """`PairedScores` of a measured graph beside the FP32 graph of its form, which has none.
+
+        Accuracy by the measured split; agreement and logit error by validation and test together.
+        """
+        if graph.dtype == "fp32":
+            return None
+        rows = self.training.data
+        split, labelled = rows.measured
+        others = [name for name in ("validation", "test") if name != split and rows.splits[name]]
+        entries = {
+            "reference": self._measurements[graph.form, "fp32"],
+            "variant": self._measurements[graph.form, graph.candidate],
+        }
+        files = [f"{name}.npy" for name in (split, *others)]
+        inputs = {
+            f"{name}/{file}": digest
+            for name, entry in entries.items()
+            for file, digest in entry.digests(*files).items()
+        } | self.training.data_step.digests(f"{split}.jsonl")
+
+        def work(_: Path) -> Mapping[str, Any]:
+            import numpy
+
+            from edge_forge.evaluate.paired import compare_logits
+
+            found = {name: [numpy.load(entry.path(file)) for file in files] for name, entry in entries.items()}
+            gold = [rows.labels.index(row.label) for row in labelled]
+            further = tuple(found[name][1] for name in ("reference", "variant")) if others else None
+            return compare_logits(found["reference"][0], found["variant"][0], gold, further).as_dict()
+
+        title = f"compare {graph.form} {graph.candidate} with fp32"
+        return self.steps.run("paired", inputs, {"labels": list(rows.labels)}, work, title).facts
+
     @cached_property
     def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[OnnxVariant, ...]]:
         """The gates' verdicts and the graphs that pass. Raises EdgeError where a broken gate stops the build."""
-        limits = self.recipe.quantize
+        section = self.recipe.quantize
+        limits = gates.LossLimits(section.max_loss_points, section.min_agreement, section.max_logit_error)
         chosen = self.int8_choice
         kept = [
             graph for graph in (*self.merged_graphs, *self.multi_adapter_graphs)
             if graph.form == MULTI_ADAPTER or graph.dtype != "int8" or (chosen and graph.candidate == chosen["name"])
         ]  # fmt: skip
-        figures = [{"form": graph.form, "dtype": graph.dtype, **(graph.figures or {})} for graph in kept]
-        found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits.max_loss_points)
-        stopping = found if limits.beyond == "fail" else [gate for gate in found if gate.name.startswith("parity")]
+        figures = [
+            {"form": graph.form, "dtype": graph.dtype, **(graph.figures or {}), "paired": self._paired(graph)}
+            for graph in kept
+        ]
+        found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits)
+        stopping = found if section.beyond == "fail" else [gate for gate in found if gate.name.startswith("parity")]
         gates.require(stopping, "gates", "see the report of `edge-forge quantize`, or change [quantize] of the recipe")
         for gate in found:
             if not gate.holds:

@@ -95,8 +95,12 @@ class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     calibration_rows: Annotated[int, msgspec.Meta(ge=8, le=4096)] = 256
     max_loss_points: NotNegative = 0.5
     """Accuracy that a variant may lose against FP32, in percentage points of the test split."""
+    min_agreement: Share = 0.95
+    """Share of the texts that a variant must answer as FP32 does."""
+    max_logit_error: NotNegative = 0.25
+    """Root mean square difference of its logits from FP32's, over the root mean square of FP32's."""
     beyond: Literal["leave-out", "fail"] = "leave-out"
-    """What happens to a variant that loses more."""
+    """What happens to a variant whose interval of one of these lies beyond its limit."""
 
 
 class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
