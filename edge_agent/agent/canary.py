@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
@@ -19,7 +20,8 @@ from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import Probed, ServedModel
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, judge
+from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, company, judge
+from edge_agent.protocol.worker_messages import CompanyTexts
 
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
@@ -87,6 +89,8 @@ class CanaryProber:
             before = served.last_probed(adapter)
             try:
                 ok, reason = await self._verdict(served, served.worker.process, adapter)
+            except _RequestsWait:
+                return  # due again at the next idle moment
             except EdgeError as error:
                 # The worker died or the store cannot be read. Others report that; the next try is when it is next due.
                 ok, reason = None, f"the probes could not be run: {error}"
@@ -97,15 +101,28 @@ class CanaryProber:
             text = f"{what} computes something else than it did: {reason}"
             self._context.announce("verify-failed", text, data, "error")
 
+    def _yield_to_requests(self, served: ServedModel) -> None:
+        """Raise _RequestsWait between the parts of a probe, so that a request waits for one part at most."""
+        if len(served.queue):
+            raise _RequestsWait
+
     async def _verdict(self, served: ServedModel, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
         file = self._read(served.model, adapter)
         if file is None:
             return None, "the package has no golden probes for this variant"
         own = await _measure(worker, adapter, file)
+        self._yield_to_requests(served)
         # An adapter that silently does nothing gives what the model gives without it.
         base = None if adapter is None else await _measure(worker, None, file)
+        self._yield_to_requests(served)
+        others = [CompanyTexts(*one) for one in company(adapter, served.in_worker())]
+        own = replace(own, company=await _measure(worker, adapter, file, others))
         verdict = judge(file, served.model.variant.name, own, base)
         return None if verdict.code == MISSING else verdict.code is None, verdict.reason
+
+
+class _RequestsWait(Exception):
+    """Requests arrived while a model was being probed."""
 
 
 def _since_s(served: ServedModel, adapter: str | None) -> float:
@@ -115,6 +132,8 @@ def _since_s(served: ServedModel, adapter: str | None) -> float:
     return served.worker.loaded_s if served.worker is not None else 0.0
 
 
-async def _measure(worker: Worker, adapter: str | None, file: ProbeFile) -> ProbeOutputs:
-    answer = await worker.measure(adapter, file.texts)
+async def _measure(
+    worker: Worker, adapter: str | None, file: ProbeFile, others: Sequence[CompanyTexts] = ()
+) -> ProbeOutputs:
+    answer = await worker.measure(adapter, file.texts, others)
     return ProbeOutputs(answer.features, answer.logits)

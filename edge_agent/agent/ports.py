@@ -13,6 +13,7 @@ from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
+    CompanyTexts,
     JobWork,
     LoadMemory,
     ModelLoaded,
@@ -181,8 +182,11 @@ class Worker(Protocol):
         """Drop a job; False when it has ended and its event is under way. Raises WorkerError."""
         ...
 
-    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
-        """Raw outputs of texts, while no job is inside. Raises BackendError, WorkerError."""
+    async def measure(
+        self, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+    ) -> TextsMeasured:
+        """Raw outputs of texts, each alone or beside `company`, while no job is inside. Raises BackendError,
+        WorkerError."""
         ...
 
     async def shrink(self) -> None:

@@ -79,6 +79,8 @@ LABELS = 1024
 LABEL_CHARACTERS = 256
 # A golden probe; longer texts are left to requests.
 PROBE_CHARACTERS = 4096
+# A generator's texts that share batches with golden probes are cut to this: a slow board reads few tokens a second.
+COMPANY_TOKENS = 64
 # Tokens of a text for an encoder; prompt and answer of one sequence for a generator (the longest contexts in use).
 TASK_TOKENS = 8192
 CONTEXT_TOKENS = 131_072

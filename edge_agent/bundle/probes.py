@@ -1,7 +1,11 @@
 """Golden probes: texts with the outputs that the host measured, and the comparison with what a device measures.
 
-They detect what no digest can: a runtime that computes other values on this board, and an attached adapter without
-effect. The comparison is pure; the store's `Prober` runs the texts.
+They detect what no digest can: a runtime that computes other values on this board, an attached adapter without effect,
+and answers that depend on the other texts of a batch. The comparison is pure; the store's `Prober` runs the texts.
+
+Each text is computed alone, which is what the host measured, so that a device that cuts its batches to four rows gives
+the same numbers as one that does not. Then each is computed in company (`company`) and held against what it gave
+alone on the same device.
 
 Distances: features by relative L2 distance per text, |m - e| / |e| (scale-free, hidden size does not matter); logits
 by the largest absolute difference (they decide labels). The effect of an adapter is the mean relative L2 distance
@@ -11,8 +15,8 @@ between the features with it and without it, both measured on this device.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -24,7 +28,18 @@ from edge_agent.bundle.manifest import Word
 
 INEFFECTIVE = "adapter-ineffective"
 MISMATCH = "probe-mismatch"
+COMPANY = "probe-depends-on-company"
 MISSING = "probe-missing"
+
+# In company a text may differ from itself alone by these: scores (probabilities) absolutely, features by relative L2
+# distance. Runtimes sum floats in another order in another shape of batch, and a value between two codes of INT8 may
+# then fall to the other one; that stays a tenth of this and below.
+COMPANY_SCORES = 1e-3
+COMPANY_FEATURES = 1e-2
+COMPANY_WORDS = 48
+"""Words of the longest text of a company, about 140 tokens: encoders cut it at their limit, generators at
+`limits.COMPANY_TOKENS`."""
+COMPANY_ADAPTERS = 4
 
 Row = Annotated[tuple[float, ...], Meta(min_length=1, max_length=65536)]
 Rows = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=limits.PROBES)]
@@ -58,18 +73,23 @@ class ProbeFile(Document, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutputs:
-    """Outputs on this device, one row per text; `logits` is None where the model has no classifier."""
+    """Outputs on this device, one row per text; `logits` is None where the model has no classifier.
+
+    `company`: those of the same texts in company; None: they were computed alone only.
+    """
 
     features: Sequence[Sequence[float]]
     logits: Sequence[Sequence[float]] | None = None
+    company: ProbeOutputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
-    """Run these texts with an adapter of the model, or without one (None)."""
+    """Run these texts with an adapter of the model, or without one (None); `company`: in company, too."""
 
     adapter: str | None
     texts: tuple[str, ...]
+    company: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +132,20 @@ def judge(file: ProbeFile, variant: str, measured: ProbeOutputs, base: ProbeOutp
                 f"with and without it the features differ by {effect:.2g}, at least {expected.min_effect:.2g} is due"
             )
             return Verdict(INEFFECTIVE, reason, effect=effect)
-    return _distances(file, expected, measured, effect)
+    verdict = _distances(file, expected, measured, effect)
+    return verdict if verdict.code is not None else _in_company(file, measured, verdict)
+
+
+def company(adapter: str | None, attached: Iterable[str | None]) -> list[tuple[str | None, tuple[str, ...]]]:
+    """(adapter, texts) that are to disturb the probes of `adapter` in their batches.
+
+    With that adapter and without: the longest text, the shortest, and unusual characters. The longest also with other
+    adapters of the `attached` ones, COMPANY_ADAPTERS at most.
+    """
+    longest = " ".join(f"{number} ZX{number * 7919}!" for number in range(COMPANY_WORDS // 2))
+    others = sorted({name for name in attached if name is not None and name != adapter})[:COMPANY_ADAPTERS]
+    own = dict.fromkeys((adapter, None))
+    return [*((name, (longest, "?", "Ω≈ç√∫ ¿ß 🚀🚀 -1e38")) for name in own), *((name, (longest,)) for name in others)]
 
 
 def mean_effect(features: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> float:
@@ -146,6 +179,35 @@ def _distances(file: ProbeFile, expected: Expected, measured: ProbeOutputs, effe
     return Verdict(None, f"{len(file.texts)} golden probes hold", worst_features, worst_logits, effect)
 
 
+def _in_company(file: ProbeFile, measured: ProbeOutputs, alone: Verdict) -> Verdict:
+    """The verdict on texts that hold alone: whether each gives the same in company."""
+    if measured.company is None:
+        return alone
+    shared = measured.company
+    for number, text in enumerate(file.texts):
+        off = relative_distance(shared.features[number], measured.features[number])
+        if off > COMPANY_FEATURES:
+            return _depends(number, text, f"its features differ by {off:.3g}, {COMPANY_FEATURES:g} is", alone)
+        if measured.logits is None or shared.logits is None:
+            continue
+        off = _largest(_scores(shared.logits[number]), _scores(measured.logits[number]))
+        if off > COMPANY_SCORES:
+            return _depends(number, text, f"its scores differ by {off:.3g}, {COMPANY_SCORES:g} is", alone)
+    return replace(alone, reason=f"{alone.reason}, alone and in company")
+
+
+def _depends(number: int, text: str, what: str, alone: Verdict) -> Verdict:
+    reason = f"probe {number + 1} ({text[:40]!r}) holds alone; beside other texts in its batch {what} tolerated"
+    return replace(alone, code=COMPANY, reason=reason)
+
+
+def _scores(logits: Sequence[float]) -> list[float]:
+    """Probabilities by softmax; those of logits that are not finite are not finite either."""
+    top = max(logits)
+    powers = [math.exp(value - top) for value in logits]
+    return [value / sum(powers) for value in powers]
+
+
 def _off(number: int, text: str, what: str, off: float, tolerance: float) -> str:
     return f"probe {number + 1} ({text[:40]!r}): {what} {off:.3g}, {tolerance:.3g} is tolerated"
 
@@ -156,11 +218,17 @@ def _largest(measured: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def _shape_problem(expected: Expected, measured: ProbeOutputs, base: ProbeOutputs | None) -> str | None:
+    pairs: list[tuple[str, Sequence[Sequence[float]], Sequence[Sequence[float]]]]
     pairs = [("features", expected.features, measured.features)]
     if expected.logits is not None:
         pairs.append(("logits", expected.logits, measured.logits or ()))
     if expected.min_effect is not None:
         pairs.append(("features of the base", expected.features, base.features if base else ()))
+    shared = measured.company
+    if shared is not None:
+        pairs.append(("features in company", measured.features, shared.features))
+    if shared is not None and measured.logits is not None:
+        pairs.append(("logits in company", measured.logits, shared.logits or ()))
     for what, due, found in pairs:
         if [len(row) for row in due] != [len(row) for row in found]:
             due_shape, found_shape = f"{len(due)} x {len(due[0])}", f"{len(found)} x {len(found[0]) if found else 0}"

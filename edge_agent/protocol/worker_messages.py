@@ -134,11 +134,23 @@ class CancelJob(WorkerRequest, tag="cancel"):
     id: str
 
 
-class MeasureTexts(WorkerRequest, tag="measure"):
-    """Ask for the raw outputs of texts, with an adapter or (None) without."""
+class CompanyTexts(Struct, frozen=True):
+    """Texts that share batches with measured ones, with an adapter or (None) without."""
 
     adapter: str | None
     texts: Sequence[str]
+
+
+class MeasureTexts(WorkerRequest, tag="measure"):
+    """Ask for the raw outputs of texts, with an adapter or (None) without.
+
+    Each text is computed in a step of its own, so that no limit of rows decides what shares its batch. With `company`
+    the texts share their batches with these, as far as the limits allow.
+    """
+
+    adapter: str | None
+    texts: Sequence[str]
+    company: Sequence[CompanyTexts] = ()
 
 
 class SetStepLimits(WorkerRequest, tag="limits"):

@@ -124,7 +124,7 @@ def _probe(model: InstalledModel, files: dict[str | None, ProbeFile], prober: Pr
     """Run the texts of every probe file; for an adapter also without it, because its effect is judged too."""
     requests: list[ProbeRequest] = []
     for name, file in files.items():
-        requests.append(ProbeRequest(name, file.texts))
+        requests.append(ProbeRequest(name, file.texts, company=True))
         if name is not None:
             requests.append(ProbeRequest(None, file.texts))
     try:

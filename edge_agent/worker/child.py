@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.backends import registry
@@ -42,6 +42,7 @@ from edge_agent.base.errors import (
     RequestError,
     WorkerError,
 )
+from edge_agent.base.limits import COMPANY_TOKENS
 from edge_agent.protocol.worker_messages import (
     Accepted,
     AdapterAttached,
@@ -256,23 +257,41 @@ class Child:
         self._pending[work.id] = pending
 
     def _measure(self, request: MeasureTexts) -> TextsMeasured:
-        """Raw outputs for golden probes. Refused while jobs are inside: the step computes the probes alone."""
-        task, session = self._tasks.get(request.adapter), self._loaded()
-        if task is None or self._pending:
+        """Raw outputs for golden probes. Refused while jobs are inside: they would share the probes' batches."""
+        session = self._loaded()
+        company = [(one.adapter, text) for one in request.company for text in one.texts]
+        asked = [(request.adapter, text) for text in request.texts]
+        if self._pending or any(adapter not in self._tasks for adapter, _ in (*asked, *company)):
             raise WorkerError("cannot measure: adapter not attached, or jobs are running", "worker")
-        prepared = task.probe(request.texts)
-        session.submit(SessionJob("measure", request.adapter, prepared.rows, {}))
-        while True:
+        jobs = [
+            SessionJob(f"measure-{place}", adapter, self._tasks[adapter].probe([text]).rows, {})
+            for place, (adapter, text) in enumerate(asked)
+        ]
+        if not company:
+            return _measured([self._run_jobs([job]) for job in jobs], jobs)
+        longest = min(COMPANY_TOKENS, session.context - 1) if session.context else None
+        others = [
+            SessionJob(
+                f"company-{place}", adapter, [row[:longest] for row in self._tasks[adapter].probe([text]).rows], {}
+            )
+            for place, (adapter, text) in enumerate(company)
+        ]
+        return _measured([self._run_jobs(in_turns(jobs, others, session.sequences > 0))], jobs)
+
+    def _run_jobs(self, jobs: Sequence[SessionJob]) -> dict[str, Done]:
+        """Compute jobs that are inside at the same time. Raises BackendError when one fails."""
+        session, done = self._loaded(), dict[str, Done]()
+        for job in jobs:
+            session.submit(job)
+        while len(done) < len(jobs):
             for event in session.step(self._limits):
                 if isinstance(event, Failed):
+                    for job in jobs:
+                        session.cancel(job.job_id)
                     raise BackendError(event.reason, "measure")
                 if isinstance(event, Done):
-                    logits = event.outputs.get("logits")
-                    return TextsMeasured(
-                        features=_rows(event.outputs["features"]),
-                        logits=None if logits is None else _rows(logits),
-                        compute_ms=event.compute_s * 1000.0,
-                    )
+                    done[event.job_id] = event
+        return done
 
     def _cancel(self, request: CancelJob) -> JobCancelled:
         cancelled = request.id in self._pending and self._loaded().cancel(request.id)
@@ -406,6 +425,38 @@ def _generated(text: str, outputs: Mapping[str, Any]) -> GeneratedText:
     steps, decode_s = outputs["completion_tokens"] - 1, outputs["decode_s"]
     rate = steps / decode_s if steps > 0 and decode_s > 0.0 else None
     return GeneratedText(text, outputs["wait_s"] * 1000.0, outputs["prompt_s"] * 1000.0, rate)
+
+
+def in_turns(jobs: Sequence[SessionJob], company: Sequence[SessionJob], one_adapter: bool) -> list[SessionJob]:
+    """The measured jobs with a job of the company before each and at the end (again from the first where there are too
+    few), so that every batch of more than one row holds one.
+
+    `one_adapter`: the runtime computes one adapter at a time, so a job of another one would end the batch; those come
+    first.
+    """
+    first = [one for one in company if one_adapter and one.adapter != jobs[0].adapter]
+    beside = [one for one in company if one not in first]
+    missing = len(jobs) + 1 - len(beside) if beside else 0
+    beside += [beside[place % len(beside)]._replace(job_id=f"company-again-{place}") for place in range(missing)]
+    pairs = [one for pair in zip(beside, jobs, strict=False) for one in pair]
+    return [*first, *pairs, *jobs[len(beside) :], *beside[len(jobs) :]]
+
+
+def _measured(runs: Sequence[Mapping[str, Done]], jobs: Sequence[SessionJob]) -> TextsMeasured:
+    """The outputs of the jobs in their order; the time of texts alone is their sum, in company that of the longest
+    step."""
+    done = {job_id: one for run in runs for job_id, one in run.items()}
+    features: list[list[float]] = []
+    logits: list[list[float]] = []
+    for job in jobs:
+        outputs = done[job.job_id].outputs
+        features += _rows(outputs["features"])
+        logits += _rows(outputs.get("logits", ()))
+    return TextsMeasured(
+        features=features,
+        logits=logits if logits else None,
+        compute_ms=sum(max(one.compute_s for one in run.values()) for run in runs) * 1000.0,
+    )
 
 
 def _rows(values: Any) -> list[list[float]]:

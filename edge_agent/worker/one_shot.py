@@ -16,11 +16,12 @@ from edge_agent.base.runtimes import traits
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
-from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest
+from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest, company
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.core.energy import TextEnergy, UtilisationModel, enough_samples, estimated, per_text
 from edge_agent.protocol.worker_messages import (
     BackendsProbed,
+    CompanyTexts,
     LoadMemory,
     NoListener,
     ProbeBackends,
@@ -107,9 +108,15 @@ class WorkerProber:
             loaded = await worker.load(model.variant, model.task, self._limits, memory, trial=True)
             await _attach(worker, model, requests)
             outputs = []
+            attached = {one.adapter for one in requests}
             for request in requests:
                 answer = await worker.measure(request.adapter, request.texts)
-                outputs.append(ProbeOutputs(answer.features, answer.logits))
+                shared = None
+                if request.company:
+                    others = [CompanyTexts(*one) for one in company(request.adapter, attached)]
+                    beside = await worker.measure(request.adapter, request.texts, others)
+                    shared = ProbeOutputs(beside.features, beside.logits)
+                outputs.append(ProbeOutputs(answer.features, answer.logits, shared))
             text = requests[0].texts[0]
             latency_ms = await _latency_ms(worker, text)
             own = {one.adapter: one.texts[0] for one in requests if one.adapter is not None}

@@ -43,6 +43,7 @@ from edge_agent.protocol.worker_messages import (
     CallRefused,
     CancelJob,
     CloseWorker,
+    CompanyTexts,
     DetachAdapter,
     FootprintBytes,
     FootprintRead,
@@ -248,9 +249,13 @@ class WorkerProcess:
         """Drop a job; False when it has ended and its event is under way. Raises WorkerError."""
         return (await self.call(CancelJob(id=job_id), JobCancelled)).cancelled
 
-    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
-        """Raw outputs of texts, while no job is inside. Raises BackendError, WorkerError."""
-        return await self.call(MeasureTexts(adapter=adapter, texts=texts), TextsMeasured, MEASURE_S)
+    async def measure(
+        self, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+    ) -> TextsMeasured:
+        """Raw outputs of texts, each alone or beside `company`, while no job is inside. Raises BackendError,
+        WorkerError."""
+        request = MeasureTexts(adapter=adapter, texts=texts, company=company)
+        return await self.call(request, TextsMeasured, MEASURE_S)
 
     async def footprint(self) -> FootprintBytes:
         """Bytes that the session holds. Raises WorkerError."""

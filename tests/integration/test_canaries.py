@@ -81,7 +81,7 @@ def test_an_adapter_that_computes_something_else_on_this_device_is_an_event(tmp_
 
         with running(agent, **environment):
             told, events = asyncio.run(look())
-    assert (told["ok"], told["reason"]) == (True, "2 golden probes hold")
+    assert (told["ok"], told["reason"]) == (True, "2 golden probes hold, alone and in company")
     assert {name: one["ok"] for name, one in told["adapters"].items()} == {"one": True, "two": not upgraded}
     assert [event["data"] for event in events] == ([{"model": "echo", "adapter": "two"}] if upgraded else [])
     if upgraded:
@@ -113,5 +113,5 @@ def test_a_generator_and_its_attached_adapter_are_probed(tmp_path: Path) -> None
     assert after["status"] == 200
     assert told["ok"] is True
     assert {name: (one["ok"], one["reason"]) for name, one in told["adapters"].items()} == {
-        "one": (True, "2 golden probes hold")
+        "one": (True, "2 golden probes hold, alone and in company")
     }

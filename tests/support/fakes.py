@@ -25,6 +25,7 @@ from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Out
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
     AnyEvent,
+    CompanyTexts,
     FootprintBytes,
     GeneratedText,
     JobDone,
@@ -322,7 +323,9 @@ class FakeWorker:
         await self._take_call("cancel", job_id)
         return self.plan.cancels and self.inside.pop(job_id, None) is not None
 
-    async def measure(self, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+    async def measure(
+        self, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+    ) -> TextsMeasured:
         """See `ports.Worker`."""
         await self._take_call("measure", (adapter, tuple(texts)))
         return TextsMeasured(features=[[0.0] for _ in texts], compute_ms=1.0)

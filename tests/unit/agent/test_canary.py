@@ -10,7 +10,7 @@ from edge_agent.agent import status_builder
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import StoreError
 from edge_agent.bundle.probes import Expected, ProbeFile
-from edge_agent.protocol.worker_messages import TextsMeasured
+from edge_agent.protocol.worker_messages import CompanyTexts, TextsMeasured
 from tests.support.fakes import FakeWorker, Plan, a_model, a_variant, an_adapter
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -21,11 +21,15 @@ PROBES = ProbeFile(
 )  # fmt: skip
 
 
-def answering(features: list[list[float]]) -> Any:
-    async def measure(self: FakeWorker, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
+def answering(features: list[list[float]], beside: list[list[float]] | None = None) -> Any:
+    """Workers that give these features; `beside`: in company (None: the same)."""
+
+    async def measure(
+        self: FakeWorker, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+    ) -> TextsMeasured:
         assert (adapter, list(texts)) == (None, ["on", "off"])
-        self.heard.append(("measure", (adapter, texts)))
-        return TextsMeasured(features=features, compute_ms=1.0)
+        self.heard.append(("measure" if not company else "in company", (adapter, texts)))
+        return TextsMeasured(features=features if not company or beside is None else beside, compute_ms=1.0)
 
     return measure
 
@@ -50,9 +54,9 @@ def test_the_probes_run_when_the_model_is_idle_and_on_their_date(monkeypatch: An
         await ticks(device, 50)
         assert verdict(device)[0] is None, "not due yet"
         await ticks(device, 30)
-        assert verdict(device) == (True, "2 golden probes hold")
+        assert verdict(device) == (True, "2 golden probes hold, alone and in company")
         heard = [operation for operation, _ in device.spawner.last.heard]
-        assert heard.count("measure") == 1
+        assert (heard.count("measure"), heard.count("in company")) == (1, 1)
         assert "verify-failed" not in device.kinds()
 
     Device.run(scenario, a_model(), canary_s=60.0)
@@ -90,6 +94,46 @@ def test_a_model_that_computes_something_else_is_an_event_once(monkeypatch: Any)
         assert verdict(device)[0] is False
         assert "features are off by 0.5" in verdict(device)[1]
         assert device.kinds().count("verify-failed") == 1
+
+    Device.run(scenario, a_model(), canary_s=60.0)
+
+
+def test_a_model_whose_answers_depend_on_their_company_is_named_as_such(monkeypatch: Any) -> None:
+    monkeypatch.setattr(FakeWorker, "measure", answering([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.05, 1.0]]))
+
+    async def scenario(device: Device) -> None:
+        device.probes["m"] = PROBES
+        await device.ask("1")
+        await ticks(device, 100)
+        assert verdict(device) == (
+            False,
+            "probe 2 ('off') holds alone; beside other texts in its batch its features differ by 0.05, 0.01 is "
+            "tolerated",
+        )
+        assert device.kinds().count("verify-failed") == 1
+
+    Device.run(scenario, a_model(), canary_s=60.0)
+
+
+def test_a_request_that_arrives_meanwhile_ends_the_probe_without_a_verdict(monkeypatch: Any) -> None:
+    monkeypatch.setattr(FakeWorker, "measure", answering([[1.0, 0.0], [0.0, 1.0]]))
+
+    async def scenario(device: Device) -> None:
+        device.probes["m"] = PROBES
+        await device.ask("1")
+        await later(100.0)
+        queue = device.served().queue
+        waits = {"waits": True}
+        monkeypatch.setattr(
+            type(queue),
+            "__len__",
+            lambda _self: 1 if waits["waits"] and device.spawner.last.heard[-1][0] == "measure" else 0,
+        )
+        await ticks(device, 3)
+        assert verdict(device) == (None, "not yet")
+        waits["waits"] = False
+        await ticks(device, 3)
+        assert verdict(device)[0] is True
 
     Device.run(scenario, a_model(), canary_s=60.0)
 
@@ -136,12 +180,17 @@ RIGHT: dict[str | None, list[list[float]]] = {
 }  # fmt: skip
 
 
-def computing(features: dict[str | None, list[list[float]]]) -> Any:
-    """Workers that give these features by adapter."""
+def computing(features: dict[str | None, list[list[float]]], beside: list[set[str | None]] | None = None) -> Any:
+    """Workers that give these features by adapter; the adapters that share batches with each run go into `beside`."""
+    beside = [] if beside is None else beside
 
-    async def measure(self: FakeWorker, adapter: str | None, texts: Sequence[str]) -> TextsMeasured:
-        self.heard.append(("measure", (adapter, texts)))
+    async def measure(
+        self: FakeWorker, adapter: str | None, texts: Sequence[str], company: Sequence[CompanyTexts] = ()
+    ) -> TextsMeasured:
+        self.heard.append(("measure" if not company else "in company", (adapter, texts)))
         assert adapter is None or adapter in self.attached
+        assert all(one.adapter in (None, *self.attached) for one in company)
+        beside.append({one.adapter for one in company})
         return TextsMeasured(features=features[adapter], compute_ms=1.0)
 
     return measure
@@ -161,7 +210,8 @@ async def with_adapters(device: Device, *names: str) -> None:
 
 
 def test_attached_adapters_are_probed_one_a_tick_and_no_other_is_attached_for_it(monkeypatch: Any) -> None:
-    monkeypatch.setattr(FakeWorker, "measure", computing(RIGHT))
+    beside: list[set[str | None]] = []
+    monkeypatch.setattr(FakeWorker, "measure", computing(RIGHT, beside))
 
     async def scenario(device: Device) -> None:
         await with_adapters(device, "a", "b")
@@ -171,7 +221,8 @@ def test_attached_adapters_are_probed_one_a_tick_and_no_other_is_attached_for_it
             await ticks(device, 1)
             assert len(measured(device)) == count, "the model by itself; an adapter, and the model on its texts"
         assert measured(device) == [(None, "on"), ("a", "cold"), (None, "cold"), ("b", "cold"), (None, "cold")]
-        assert verdict(device, "a") == verdict(device, "b") == (True, "2 golden probes hold")
+        assert [one for one in beside if one] == [{None, "a", "b"}] * 3, "what is attached shares the batches"
+        assert verdict(device, "a") == verdict(device, "b") == (True, "2 golden probes hold, alone and in company")
         assert verdict(device, "c") == (None, "not yet")
         assert list(device.served().attached) == order, "being probed is no use: the one used least leaves first"
         assert "verify-failed" not in device.kinds()

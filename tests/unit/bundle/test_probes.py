@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.bundle import probes
-from edge_agent.bundle.probes import INEFFECTIVE, MISMATCH, MISSING, Expected, ProbeFile, ProbeOutputs, judge
+from edge_agent.bundle.probes import COMPANY, INEFFECTIVE, MISMATCH, MISSING, Expected, ProbeFile, ProbeOutputs, judge
 
 ROWS = ((3.0, 4.0), (0.0, 5.0))
 LOGITS = ((1.0, -1.0, 0.0), (0.5, 0.5, 2.0))
@@ -94,3 +94,51 @@ def test_files_that_contradict_themselves() -> None:
     assert "min_effect" in str(probes.problem_of(probe_file(min_effect=0.1), adapter=False))
     assert "tolerance" in str(probes.problem_of(probe_file(logits_tolerance=None), adapter=False))
     assert "as many as" in str(probes.problem_of(probe_file(features=ROWS[:1]), adapter=False))
+
+
+def beside(features: Any = ROWS, logits: Any = LOGITS) -> ProbeOutputs:
+    """Texts that hold alone, and what they give in company."""
+    return ProbeOutputs(ROWS, LOGITS, ProbeOutputs(features, logits))
+
+
+def test_what_holds_alone_and_not_in_company_is_a_cause_of_its_own() -> None:
+    assert judge(probe_file(), "onnx/int8", beside()) == probes.Verdict(
+        None, "2 golden probes hold, alone and in company"
+    )
+    moved = judge(probe_file(), "onnx/int8", beside(features=(ROWS[0], (0.0, 5.1))))
+    assert moved.code == COMPANY
+    assert moved.reason == (
+        "probe 2 ('b') holds alone; beside other texts in its batch its features differ by 0.02, 0.01 is tolerated"
+    )
+    scored = judge(probe_file(), "onnx/int8", beside(logits=(LOGITS[0], (0.5, 0.5, 2.01))))
+    assert scored.code == COMPANY
+    assert "its scores differ by 0.00" in scored.reason and "0.001 is tolerated" in scored.reason
+    assert (
+        judge(probe_file(), "onnx/int8", ProbeOutputs(shifted(0.2).features, LOGITS, beside().company)).code == MISMATCH
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_in_company_does_not_hold(value: float) -> None:
+    assert judge(probe_file(), "onnx/int8", beside(features=((value, 4.0), ROWS[1]))).code == COMPANY
+    assert judge(probe_file(), "onnx/int8", beside(logits=((value, -1.0, 0.0), LOGITS[1]))).code == COMPANY
+
+
+def test_outputs_of_another_shape_in_company_do_not_hold() -> None:
+    assert judge(probe_file(), "onnx/int8", beside(features=ROWS[:1])).code == MISMATCH
+    assert judge(probe_file(), "onnx/int8", beside(logits=None)).code == MISMATCH
+
+
+@given(st.floats(-30, 30), st.floats(-0.0035, 0.0035))
+def test_scores_and_not_logits_are_compared_in_company(level: float, by: float) -> None:
+    """Adding a constant to all logits of a row changes no score; a logit that moves by 0.004 moves no score by more
+    than a thousandth (p (1 - p) is 1/4 at most)."""
+    logits = (LOGITS[0], (0.5 + level, 0.5 + level + by, 2.0 + level))
+    assert judge(probe_file(), "onnx/int8", beside(logits=logits)).code is None
+
+
+def test_a_company_holds_the_longest_text_with_the_adapter_without_and_with_others() -> None:
+    found = probes.company("b", [None, "c", "a", "b", "g", "f", "e", "d"])
+    assert [name for name, _ in found] == ["b", None, "a", "c", "d", "e"]
+    assert all(len(texts[0].split()) == probes.COMPANY_WORDS for _, texts in found)
+    assert [name for name, _ in probes.company(None, [])] == [None]

@@ -86,12 +86,12 @@ def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:
 
 
 def golden(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
-    """As `outputs`, but all texts in one job in their own order, as a worker runs golden probes."""
+    """As `outputs`, but each text alone, as a worker runs golden probes."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
     with _session(subject) as session:
-        done = _run(session, subject, [encoded.ids for encoded in tokenizer.encode(texts)])
-    logits = done.outputs.get("logits")
-    return ModelOutputs(np.asarray(done.outputs["features"]), None if logits is None else np.asarray(logits))
+        done = [_run(session, subject, [encoded.ids]).outputs for encoded in tokenizer.encode(texts)]
+    logits = np.concatenate([one["logits"] for one in done]) if "logits" in done[0] else None
+    return ModelOutputs(np.concatenate([one["features"] for one in done]), logits)
 
 
 def latency(subject: OnnxSubject, texts: Sequence[str], runs: int = 50) -> Latency:
