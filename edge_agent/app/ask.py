@@ -250,5 +250,9 @@ def _result_text(result: dict[str, Any]) -> str:
         start = ", ".join(f"{value:.3f}" for value in result["embedding"][:4])
         return f"embedding of {len(result['embedding'])}: [{start}, ...]"
     others = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"][1:])
+    best = result["labels"][0]["label"]
+    # Below the threshold the label is the out-of-scope one, where the task names one; the best class is said as well.
+    unsure = f" (unsure: best is {best})" if result["label"] != best else ""
+    out = " (out of scope)" if result["out_of_scope"] and not unsure else ""
     cut = " (text was cut)" if result["truncated"] else ""
-    return f"{result['label']}  {result['score']:.2f}{cut}" + (f"   then {others}" if others else "")
+    return f"{result['label']}  {result['score']:.2f}{unsure}{out}{cut}" + (f"   then {others}" if others else "")

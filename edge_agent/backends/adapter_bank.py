@@ -80,6 +80,8 @@ def _array(data: bytes, first: int, dtype: str, shape: tuple[int, ...]) -> Any:
 
 
 FORMAT = "edge-adapter/1"
+VERSION = 2
+"""Of the bank's description. 2: the labels' axis of the head is free (1: as wide as `max_labels`)."""
 ADAPTER_BYTES = 256 * 1024 * 1024
 
 
@@ -127,8 +129,12 @@ def parse_spec(text: str) -> BankSpec:
     """The description that `edge-forge export` wrote. Raises BackendError when it is another version or broken."""
     try:
         fields = json.loads(text)
-        if fields["version"] != 1:
-            raise BackendError(f"the graph's bank has version {fields['version']!r}, 1 is known", "model")
+        if fields["version"] != VERSION:
+            raise BackendError(
+                f"the graph's bank has version {fields['version']!r}, {VERSION} is known",
+                "model",
+                "export the base anew",
+            )
         sites = tuple(
             BankSite(e["a"], tuple(e["b"]), tuple(e["modules"]), int(e["d_in"]), tuple(map(int, e["d_out"])))
             for e in fields["sites"]
@@ -191,11 +197,9 @@ def _head(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource) -> dic
             source.path,
             "export the base with a larger bank_labels",
         )
-    padded = numpy.zeros((1, spec.hidden, spec.max_labels), numpy.float32)
-    padded[0, :, :labels] = weight
-    padded_bias = numpy.full((1, spec.max_labels), -1e9, numpy.float32)
-    padded_bias[0, :labels] = bias
-    return {"head.weight": padded, "head.bias": padded_bias}
+    # A view of the file where it is aligned: the labels' axis is free, so an adapter's own head needs no padding.
+    return {name: numpy.require(value, numpy.float32, ["C", "A"])[None] for name, value in
+            (("head.weight", weight), ("head.bias", bias))}  # fmt: skip
 
 
 def _site(tensors: dict[str, Any], site: BankSite, rank_max: int, arrays: dict[str, Any], source: AdapterSource) -> int:
@@ -336,6 +340,7 @@ class AdapterBank:
         self._cache = PositionalCache(positions)
         self._resident: dict[str, ResidentAdapter] = {}
         self._ranks = tuple(site.least_rank for site in spec.sites)
+        self._labels = 1
         self._bank: dict[str, Any] | None = None
         self._base = self.zeros(0)
 
@@ -344,10 +349,11 @@ class AdapterBank:
         adapter = read_adapter(source, self.spec)
         self.detach(source.name)
         self._resident[source.name] = adapter
-        ranks = tuple(map(max, self._ranks, adapter.ranks))
-        if ranks != self._ranks:
-            # A larger rank than any before needs larger bank arrays; they are filled again as rows need them.
-            self._ranks, self._bank, self._cache = ranks, None, PositionalCache(self._positions)
+        ranks, labels = tuple(map(max, self._ranks, adapter.ranks)), max(self._labels, adapter.labels)
+        if ranks != self._ranks or labels != self._labels:
+            # A larger rank or head than any before needs larger bank arrays; they are filled again as rows need them.
+            self._ranks, self._labels = ranks, labels
+            self._bank, self._cache = None, PositionalCache(self._positions)
         return adapter.size_bytes
 
     def detach(self, name: str) -> None:
@@ -384,20 +390,20 @@ class AdapterBank:
         return Bound({name: array[window] for name, array in bank.items()}, plan.order)
 
     def zeros(self, rank: int) -> dict[str, Any]:
-        """Arrays of zeros of that rank (or the least possible) for one position: the base alone."""
-        return self._arrays(1, [max(rank, site.least_rank) for site in self.spec.sites])
+        """Arrays of zeros of that rank (or the least possible) for one position: the base alone, with one label."""
+        return self._arrays(1, [max(rank, site.least_rank) for site in self.spec.sites], 1)
 
     def _laid_out(self) -> dict[str, Any]:
         if self._bank is None:
-            self._bank = self._arrays(self._positions, self._ranks)
+            self._bank = self._arrays(self._positions, self._ranks, self._labels)
         return self._bank
 
-    def _arrays(self, positions: int, ranks: Sequence[int]) -> dict[str, Any]:
+    def _arrays(self, positions: int, ranks: Sequence[int], labels: int) -> dict[str, Any]:
         import numpy
 
         arrays = {
-            "head.weight": numpy.zeros((positions, self.spec.hidden, self.spec.max_labels), numpy.float32),
-            "head.bias": numpy.zeros((positions, self.spec.max_labels), numpy.float32),
+            "head.weight": numpy.zeros((positions, self.spec.hidden, labels), numpy.float32),
+            "head.bias": numpy.zeros((positions, labels), numpy.float32),
         }
         for site, rank in zip(self.spec.sites, ranks, strict=True):
             arrays[site.a] = numpy.zeros((positions, site.d_in, len(site.b) * rank), numpy.float32)
@@ -412,8 +418,11 @@ class AdapterBank:
                 array[position] = 0.0
             return
         adapter = self._resident[name]
-        bank["head.weight"][position] = adapter.arrays["head.weight"][0]
-        bank["head.bias"][position] = adapter.arrays["head.bias"][0]
+        # Columns beyond the adapter's own labels are cut from its logits, whatever they hold.
+        bank["head.weight"][position, :, : adapter.labels] = adapter.arrays["head.weight"][0]
+        bank["head.weight"][position, :, adapter.labels :] = 0.0
+        bank["head.bias"][position, : adapter.labels] = adapter.arrays["head.bias"][0]
+        bank["head.bias"][position, adapter.labels :] = 0.0
         for index, site in enumerate(self.spec.sites):
             _copy_site(bank, adapter.arrays, site, position, self._ranks[index], adapter.ranks[index])
 

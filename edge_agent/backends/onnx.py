@@ -94,7 +94,7 @@ class OnnxSession(Session):
         self._base_id, self._bank = self._describe()
         self._vocabulary = self._table_rows()
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._hidden = {output.name: output.shape[1] for output in self._session.get_outputs()}
+        self._widths = {output.name: output.shape[1] for output in self._session.get_outputs()}
         self._warm_up()
         self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, _resident_bytes() - loaded)
 
@@ -277,7 +277,9 @@ class OnnxSession(Session):
             binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
         outputs = {}
         for name in self._outputs:
-            value = outputs[name] = numpy.empty((len(ids), self._hidden[name]), numpy.float32)
+            # The labels' axis of a banked graph is free: logits are as wide as the heads that are bound.
+            width = given["head.bias"].shape[1] if name == "logits" and "head.bias" in given else self._widths[name]
+            value = outputs[name] = numpy.empty((len(ids), width), numpy.float32)
             binding.bind_output(name, "cpu", 0, numpy.float32, value.shape, value.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)

@@ -72,6 +72,8 @@ STATEMENT_BYTES = 256 * KIB
 INDEX_ENTRIES = 256
 LAYERS = 256
 PROBES = 64
+# Names of models, adapters, products and channels. They are parts of topics and file names.
+NAME_CHARACTERS = 64
 # Classes of a classifier. Banking77 has 77, CLINC150 151, the largest topic taxonomies in use some hundreds. A class
 # costs a column of the head: hidden width x 4 bytes for each resident adapter and each position of the bank.
 LABELS = 1024

@@ -49,7 +49,9 @@ REQUIRES = frozenset({"adapter-bank/1", "golden-probes/1"})
 
 # Patterns end in \Z: `$` would let a line break through at the end.
 Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}\\Z")]
-Name = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\\Z")]
+Name = Annotated[
+    str, Meta(pattern=f"^[a-z0-9]([a-z0-9._-]{{0,{limits.NAME_CHARACTERS - 2}}}[a-z0-9])?\\Z")
+]  # as checked by edge_forge.recipe.schema.check_name
 Word = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._/+,:-]{0,63}\\Z")]
 Text = Annotated[str, Meta(max_length=4096)]
 Label = Annotated[str, Meta(min_length=1, max_length=limits.LABEL_CHARACTERS)]

@@ -16,7 +16,11 @@ from edge_agent.tasks.api import Prepared, Task, refuse_unknown
 
 
 class Classify(Task):
-    """Scores are the softmax of the logits; labels are in logit order."""
+    """Scores are the softmax of the logits; labels are in logit order.
+
+    Below the threshold `label` is the task's out-of-scope label, where it names one, and `out_of_scope` is true; the
+    best class stays first in `labels`, and `score` is its probability.
+    """
 
     def __init__(self, tokenizer: Any, task: TaskFields) -> None:
         super().__init__(tokenizer)
@@ -50,11 +54,12 @@ class Classify(Task):
         scores = softmax([float(value) for value in logits[: len(self._labels)]])
         ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
         best = ranked[0]
+        unsure = scores[best] < threshold
         return {
-            "label": self._labels[best],
+            "label": self._out_of_scope if unsure and self._out_of_scope is not None else self._labels[best],
             "score": scores[best],
             "labels": [{"label": self._labels[index], "score": scores[index]} for index in ranked[:top_k]],
-            "out_of_scope": scores[best] < threshold or self._labels[best] == self._out_of_scope,
+            "out_of_scope": unsure or self._labels[best] == self._out_of_scope,
             "tokens": prepared.tokens[place],
             "truncated": prepared.truncated[place],
         }

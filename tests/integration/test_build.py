@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.bundle.contents import VariantItem
+from edge_agent.bundle.contents import VariantItem, read_probes
 from edge_agent.bundle.drift_reference import reference, unknown_share
 from edge_agent.bundle.layout import open_package
-from edge_agent.bundle.verify import read_package, read_release
+from edge_agent.bundle.verify import fetcher, read_package, read_release
 from tests.support import tiny_base
 from tests.support.agents import AgentProcess
 from tests.support.desk import cli, said
@@ -71,7 +71,9 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("lamps")
     tiny_base.write(place / "base")
     (place / "recipe.toml").write_text(RECIPE)
-    rows = "".join(f"{text}\t{label}\n" for text, label in tiny_base.ROWS)
+    # The first two texts are longer than task.max_tokens: golden probes are chosen from the top of each class.
+    long = [("please " * 20 + text, label) for text, label in (tiny_base.ROWS[0], tiny_base.ROWS[-1])]
+    rows = "".join(f"{text}\t{label}\n" for text, label in (*long, *tiny_base.ROWS))
     (place / "train.tsv").write_text("text\tlabel\n" + rows)
     (place / "card.md").write_text("# Lamps\nOn or off.\n")
     return place
@@ -106,6 +108,11 @@ def test_the_card_travels_in_the_packages_made_of_the_recipe(built):
 
 def test_a_device_installs_them_and_its_golden_probes_hold(built, tmp_path):
     found, _ = built
+    for path in found["packages"][1:]:
+        with open_package(Path(path)) as package:
+            contents = read_package(package, read_release(package, None, allow_unsigned=True).release)
+            probes = read_probes(contents.items[0], fetcher(package))
+        assert any(len(text.split()) > 16 for text in probes.texts), "a probe that is cut at the adapter's own limit"
     config = tmp_path / "edge-agent.toml"
     config.write_text(
         f'[device]\nid = "test"\n\n[mqtt]\nhost = "127.0.0.1"\n\n[store]\nstate_dir = "{tmp_path / "state"}"\n'

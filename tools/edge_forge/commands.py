@@ -6,6 +6,7 @@ Everything that differs between kinds of recipes is asked of the recipe's `Kind`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_agent.base.errors import UsageError
+from edge_agent.base.errors import ConfigError, UsageError
 from edge_forge.kinds import registry
 from edge_forge.kinds.api import Figures, Kind, RecipePlan
 from edge_forge.plan.cache import Cache, write_json
@@ -25,10 +26,11 @@ from edge_forge.train.settings import NAMES
 
 
 class Opened(NamedTuple):
-    """A recipe's kind and its plan."""
+    """A recipe's kind, its plan and its file."""
 
     kind: Kind
     plan: RecipePlan
+    file: Path
 
 
 def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Opened:
@@ -37,10 +39,20 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Opened
     file = place / "recipe.toml" if place.is_dir() else place
     document = schema.read(file)
     kind = registry.kind_of(document)
-    recipe = kind.recipe.parse(document, str(file), os.environ)
+    with lines_named(file):
+        recipe = kind.recipe.parse(document, str(file), os.environ)
     progress = Progress(quiet=arguments.quiet)
     cache = Cache(arguments.build or project_root(file) / "build", progress)
-    return Opened(kind, kind.plan(recipe, file.resolve().parent, cache, progress))
+    return Opened(kind, kind.plan(recipe, file.resolve().parent, cache, progress), file)
+
+
+@contextlib.contextmanager
+def lines_named(file: Path) -> Iterator[None]:
+    """Errors about a key of the recipe get the file and the line that the key stands on."""
+    try:
+        yield
+    except ConfigError as error:
+        raise schema.with_line(error, file)  # noqa: B904 - the same error
 
 
 def project_root(recipe_file: Path) -> Path:
@@ -54,8 +66,8 @@ def project_root(recipe_file: Path) -> Path:
 
 def step(arguments: argparse.Namespace) -> int:
     """`edge-forge train | evaluate | export | quantize | package`: run the plan up to one step."""
-    plan = open_plan(arguments).plan
-    with plan.steps.cache.locked():
+    _, plan, file = open_plan(arguments)
+    with lines_named(file), plan.steps.cache.locked():
         result = plan.result(arguments.verb)
     if arguments.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
@@ -66,9 +78,9 @@ def step(arguments: argparse.Namespace) -> int:
 
 def build(arguments: argparse.Namespace) -> int:
     """`edge-forge build`: all steps of a recipe, and its report."""
-    kind, plan = open_plan(arguments)
+    kind, plan, file = open_plan(arguments)
     cache = plan.steps.cache
-    with cache.locked():
+    with lines_named(file), cache.locked():
         figures = make(plan)
         written = _write_report(cache, plan.recipe.name, figures, kind.report.report(figures))
         cache.collect(time.time())
@@ -114,12 +126,13 @@ def compare(arguments: argparse.Namespace) -> int:
         raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
     parts, cache = opened[0].kind.report, opened[0].plan.steps.cache
     runs: dict[str, Figures] = {}
-    names = unique([title(plan.recipe) for _, plan in opened])
+    names = unique([title(one.plan.recipe) for one in opened])
     with cache.locked():
-        for (_, plan), name in zip(opened, names, strict=True):
+        for (_, plan, file), name in zip(opened, names, strict=True):
             plan.steps.progress.say(f"== {name} ==")
-            runs[name] = make(plan, ship=False)
-        stem = "compare-" + "-".join(dict.fromkeys(plan.recipe.name for _, plan in opened))
+            with lines_named(file):
+                runs[name] = make(plan, ship=False)
+        stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
         written = _write_report(cache, stem, runs, parts.comparison(runs))
     if arguments.json:
         print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
@@ -144,7 +157,7 @@ def _write_report(
 def _of_one_kind(opened: Sequence[Opened]) -> Sequence[Opened]:
     """The same plans. Raises UsageError where they are of different kinds."""
     by_kind: dict[str, list[str]] = {}
-    for kind, plan in opened:
+    for kind, plan, _ in opened:
         by_kind.setdefault(kind.name, []).append(plan.recipe.name)
     if len(by_kind) > 1:
         said = [f"{', '.join(names)} {kind}" for kind, names in sorted(by_kind.items(), reverse=True)]
@@ -172,14 +185,14 @@ def with_method(opened: Opened, wanted: str) -> Opened:
 
     Which of the recipe's values stay is the kind's to say (`RecipeParts.with_method`).
     """
-    kind, plan = opened
+    kind, plan, file = opened
     recipe: Any = plan.recipe
     name, _, preset = wanted.partition(":")
     if not wanted or (name == recipe.training.method and not preset):
         return opened
     changed = kind.recipe.with_method(recipe, name, preset)
     steps = plan.steps
-    return Opened(kind, kind.plan(changed, steps.recipe_dir, steps.cache, steps.progress))
+    return Opened(kind, kind.plan(changed, steps.recipe_dir, steps.cache, steps.progress), file)
 
 
 def title(recipe: Any) -> str:

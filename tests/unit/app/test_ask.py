@@ -57,3 +57,19 @@ def test_who_asks_a_generator_by_text_is_told_the_options(status: int, reason: s
 def test_a_reply_without_a_reason_gets_no_hint() -> None:
     assert generator_hint({"status": 422}) == ""
     assert generator_hint({"status": 200, "result": {"text": "it takes prompt or messages"}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "out", "shown"),
+    [
+        ("on", False, "on  0.60"),
+        ("unsure", True, "unsure  0.60 (unsure: best is on)"),
+        ("on", True, "on  0.60 (out of scope)"),
+    ],
+)
+def test_an_answer_below_the_threshold_says_so(label, out, shown):
+    result = {"label": label, "score": 0.6, "labels": [{"label": "on", "score": 0.6}], "out_of_scope": out,
+              "tokens": 3, "truncated": False}  # fmt: skip
+    timing = {"total_ms": 1.0, "queue_ms": 0.0, "tokenize_ms": 0.1, "compute_ms": 0.9}
+    reply = {"status": 200, "result": result, "timing": timing, "batch": 1, "variant": "onnx/fp32"}
+    assert answer_text(reply).splitlines()[0] == shown

@@ -7,6 +7,7 @@ from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, Session
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.base.errors import AdapterRefused, BackendError
 from edge_forge.export.onnx.graph import save, set_metadata
+from edge_forge.export.onnx.inject import inject_bank
 from tests.support import small_graph as small
 
 ROWS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9])
@@ -53,6 +54,29 @@ def test_a_mixed_batch_equals_arithmetic_without_a_graph(session, tmp_path):
                 assert "logits" not in outputs
             else:
                 assert outputs["logits"] == pytest.approx(logits, abs=1e-4)
+
+
+def test_the_memory_of_heads_follows_the_labels_that_adapters_have(tmp_path):
+    graph = small.encoder()
+    inject_bank(graph, small.MODULES, small.RANK, 1024)
+    save(graph, tmp_path / "model.onnx")
+    session = OnnxBackend().load(
+        {"model": str(tmp_path / "model.onnx")}, {"max_rows": 8, "max_tokens": 16, "threads": 1}
+    )
+    tensors = {"two": small.adapter(1, labels=2), "clinc": small.adapter(2, labels=151)}
+    held = {}
+    for name, value in tensors.items():
+        attach(session, tmp_path, name, value)
+        run(session, [SessionJob("a", name, [ROWS[0]], {}), SessionJob("b", None, [ROWS[1]], {})])
+        held[name] = session.footprint().adapters_bytes
+    head = (small.HIDDEN + 1) * 4
+    # Each adapter's own head, and one for each of the bank's eight positions, as wide as the widest.
+    assert held["clinc"] - held["two"] == sum(value.nbytes for value in tensors["clinc"].values()) + 8 * head * (
+        151 - 2
+    )
+    found = run(session, [SessionJob(name, name, [ROWS[0]], {}) for name in tensors])
+    for name, value in tensors.items():
+        assert found[name].outputs["logits"] == pytest.approx(small.reference([ROWS[0]], value)[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +220,12 @@ def test_a_graph_that_is_not_what_its_metadata_says_is_refused(tmp_path, model, 
     if damage == "no-bank-metadata":
         del graph.metadata_props[:]
     elif damage == "other-version":
-        set_metadata(graph, "edge.bank", {**bank, "version": 2})
+        set_metadata(graph, "edge.bank", {**bank, "version": 1})
     else:
         set_metadata(graph, "edge.bank", {**bank, "sites": bank["sites"][:1]})
     path = tmp_path / "damaged.onnx"
     onnx.save(graph, path)
-    with pytest.raises(BackendError, match=r"inputs|version 2"):
+    with pytest.raises(BackendError, match=r"inputs|version 1"):
         OnnxBackend().load({"model": str(path)}, {"threads": 1})
 
 

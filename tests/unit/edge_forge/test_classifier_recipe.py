@@ -3,17 +3,20 @@
 import copy
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.bundle.manifest import Name
 from edge_forge.kinds.classifier import KIND
 from edge_forge.recipe import classifier_recipe as recipes
 from edge_forge.recipe import generator_recipe as generators
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.classifier_recipe import load, parse
 from edge_forge.recipe.scaffold import recipe_text
+from edge_forge.recipe.schema import with_line
 
 GOOD = {
     "name": "toy",
@@ -159,3 +162,77 @@ def test_every_documented_key_exists():
         if line.startswith("| `"):
             for key in line.split("|")[1].replace("`", "").split(","):
                 assert key.strip() in known, line
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"name": "my-task2-"}, ["name: 'my-task2-' cannot be a name: it must begin and end with a letter or a digit"]),
+        ({"name": "dot."}, ["must begin and end"]),
+        ({"name": "_low"}, ["must begin and end"]),
+        ({"name": "Not A Name"}, ["name: 'Not A Name' cannot be a name: lower-case letters"]),
+        ({"name": "x" * 58}, ["has 58 characters; devices take 64 (57 and '-merged')"]),
+        ({"base": {"name": "x" * 65}}, ["base.name", "has 65 characters; devices take 64"]),
+        ({"package": {"channel": "beta-"}}, ["package.channel", "must begin and end"]),
+    ],
+)
+def test_names_that_a_device_would_refuse_are_refused_with_their_suffix(tables, words):
+    message = refused(**tables)
+    assert all(word in message for word in words), message
+
+
+def test_the_longest_name_is_one_of_the_device_with_its_suffix():
+    recipe = parse(changed(name="x" * 57), "r", {})
+    assert len(recipe.merged_name) == 64
+    assert msgspec.convert(recipe.merged_name, Name) == recipe.merged_name
+
+
+def test_a_bank_that_is_not_made_sets_no_bounds():
+    recipe = parse(changed(method={"name": "full"}, task={"max_tokens": 256}), "r", {})
+    assert recipe.export.bank_tokens < recipe.task.max_tokens
+    assert "set bank_tokens = 256, or banked = false" in refused(task={"max_tokens": 256})
+
+
+def test_a_threshold_says_how_to_name_the_label_below_it():
+    assert 'set out_of_scope = "unsure"; no row needs to have that label' in refused(task={"threshold": 0.5})
+    assert "set task.threshold" in refused(task={"labels": ["a", "b"], "out_of_scope": "c"})
+    assert parse(changed(task={"labels": ["a", "b"], "out_of_scope": "c", "threshold": 0.5}), "r", {})
+
+
+RECIPE_TEXT = """name = "toy"
+[base]
+name = "minilm"
+source = "x"
+[data]
+train = "t.tsv"
+[task]
+# threshold = 0.1
+max_tokens = 64
+"threshold" = 0.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("task.threshold", 10),
+        ("{file}: task.threshold", 10),
+        ("{file}: task.labels", 7),
+        ("{file}: name", 1),
+        ("{file}: base.name", 3),
+        ("export.bank_labels", None),
+    ],
+)
+def test_an_error_about_a_key_names_file_and_line(tmp_path, where, line):
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE_TEXT)
+    named = with_line(ConfigError("wrong", where.format(file=file)), file)
+    key = where.rpartition(" ")[2]
+    assert named.where == (f"{file}:{line}: {key}" if line else f"{file}: {key}")
+
+
+@pytest.mark.parametrize("where", ["data/train.tsv:3", "keys", None, "/models/base"])
+def test_an_error_about_another_place_keeps_it(tmp_path, where):
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE_TEXT)
+    assert with_line(ConfigError("wrong", where), file).where == where

@@ -143,7 +143,7 @@ def test_a_text_length_beyond_the_base_is_refused(world, monkeypatch):
     folder, _, plan = world
     short = bases.Base(folder / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 16}, ())
     monkeypatch.setattr(bases, "resolve", lambda *_: short)
-    with pytest.raises(ConfigError, match=r"task.max_tokens: 64 tokens are more than the base takes .16."):
+    with pytest.raises(ConfigError, match=r"task.max_tokens: 64 tokens are more than the base has positions for .16."):
         plan().base  # noqa: B018
 
 

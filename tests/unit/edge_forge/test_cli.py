@@ -100,6 +100,7 @@ def test_another_method_starts_from_its_preset_and_keeps_what_concerns_all(tmp_p
     plan = Opened(
         registry.kind("classify"),
         ClassifierPlan(recipe.parse(raw, "r", {}), tmp_path, Cache(tmp_path, progress), progress),
+        tmp_path / "recipe.toml",
     )
     assert commands.with_method(plan, "") is plan
     assert commands.with_method(plan, "lora") is plan

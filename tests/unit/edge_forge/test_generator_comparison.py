@@ -166,7 +166,8 @@ def test_another_method_keeps_the_ratio_of_its_step_size_and_what_concerns_all()
 
 def test_a_plan_by_another_method_is_a_plan_and_generators_have_no_presets(tmp_path):
     progress = Progress(quiet=True)
-    plan = Opened(KIND, GeneratorPlan(parse(RECIPE, "r", {}), tmp_path, Cache(tmp_path, progress), progress))
+    steps = GeneratorPlan(parse(RECIPE, "r", {}), tmp_path, Cache(tmp_path, progress), progress)
+    plan = Opened(KIND, steps, tmp_path / "recipe.toml")
     assert commands.with_method(plan, "lora") is plan
     full = commands.with_method(plan, "full")
     assert isinstance(full.plan, GeneratorPlan)

@@ -41,13 +41,13 @@ def test_bank_inputs_are_required_and_described():
         "an optional input is folded by TensorRT"
     )
     bank = metadata(model, "edge.bank")
-    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (1, 8, 5, 16)
+    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (2, 8, 5, 16)
     assert [site["modules"] for site in bank["sites"]] == [list(small.MODULES[:3]), list(small.MODULES[3:])]
     for site in bank["sites"]:
         assert inputs[site["a"]][:2] == ["rows", site["d_in"]]
         assert [inputs[name][2] for name in site["b"]] == site["d_out"]
         assert len({inputs[name][1] for name in site["b"]}) == 1
-    assert inputs["head.weight"] == ["rows", 16, 5]
+    assert inputs["head.weight"] == ["rows", 16, "labels"]
 
 
 def test_only_the_chosen_modules_are_banked():

@@ -178,6 +178,18 @@ def test_out_of_scope_is_a_low_score_or_the_label_for_it(logits, params, out):
     assert answer(CLASSIFY, {"logits": [logits]}, params)[0]["out_of_scope"] is out
 
 
+def test_below_the_threshold_the_label_is_the_out_of_scope_one_and_the_best_class_stays_in_the_list():
+    unsure = replace(CLASSIFY, labels=("on", "off"), threshold=0.0, out_of_scope="unsure")
+    (found,) = answer(unsure, {"logits": [[0.1, 0.0]]}, {"threshold": 0.9})
+    assert (found["label"], found["out_of_scope"], found["labels"][0]["label"]) == ("unsure", True, "on")
+    assert found["score"] == found["labels"][0]["score"] < 0.9
+    (sure,) = answer(unsure, {"logits": [[9.0, 0.0]]}, {"threshold": 0.9})
+    assert (sure["label"], sure["out_of_scope"]) == ("on", False)
+    unnamed = replace(CLASSIFY, threshold=0.0, out_of_scope=None)
+    (flagged,) = answer(unnamed, {"logits": [[0.1, 0.0, 0.0]]}, {"threshold": 0.9})
+    assert (flagged["label"], flagged["out_of_scope"]) == ("on", True)
+
+
 def test_one_answer_per_text_in_order():
     found = answer(CLASSIFY, {"logits": [[9, 0, 0], [0, 9, 0], [0, 0, 9]]}, texts=3)
     assert [one["label"] for one in found] == list(LABELS)

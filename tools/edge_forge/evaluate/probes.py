@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edge_agent.base.limits import PROBE_CHARACTERS
 from edge_forge.data.classifier_rows import Row
 
 # What a base is probed with: it has no task, so plain sentences of different length, script and punctuation.
@@ -46,10 +47,13 @@ class VariantOutputs(NamedTuple):
 
 
 def choose_texts(rows: Sequence[Row], labels: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` texts at most, label by label in turn; within a label in the rows' order, each text once."""
+    """`count` texts at most, label by label in turn; within a label in the rows' order, each text once.
+
+    Texts that are longer than a probe file takes are passed over.
+    """
     waiting: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.text not in waiting[row.label]:
+        if len(row.text) <= PROBE_CHARACTERS and row.text not in waiting[row.label]:
             waiting[row.label].append(row.text)
     chosen: list[str] = []
     while len(chosen) < count and any(waiting.values()):

@@ -94,18 +94,24 @@ def drift_reference(graph: OnnxVariant) -> dict[str, float]:
     return found if unknown is None else {**found, UNKNOWN_SHARE: round(unknown, 6)}
 
 
+def base_task(max_tokens: int) -> dict[str, Any]:
+    """What the base answers without an adapter."""
+    return {"kind": "embed", "max_tokens": max_tokens}
+
+
 def base_model(
     recipe: ClassifierRecipe,
     base_id: str,
     config: Mapping[str, Any],
     graphs: Sequence[OnnxVariant],
     files: Mapping[str, Path],
+    max_tokens: int,
 ) -> ModelSource:
     """The base with its bank; `files` are 'tokenizer' and 'probes'. Without an adapter it answers embeddings."""
     return ModelSource(
         name=recipe.base.name,
         base_id=base_id,
-        task={"kind": "embed", "max_tokens": recipe.export.bank_tokens},
+        task=base_task(max_tokens),
         variants=variants(graphs),
         probes=files["probes"],
         tokenizer=files["tokenizer"],
@@ -120,7 +126,7 @@ def merged_model(
 ) -> ModelSource:  # fmt: skip
     """Base and adapter in one graph; `merged_from` names the base_id and the digest of what was folded in."""
     return ModelSource(
-        name=merged_name(recipe),
+        name=recipe.merged_name,
         base_id=merged_id(merged_from),
         task=task_of(recipe, labels),
         variants=variants(graphs, answers=True),
@@ -130,11 +136,6 @@ def merged_model(
         merged_from=merged_from,
         docs=_docs(files),
     )
-
-
-def merged_name(recipe: ClassifierRecipe) -> str:
-    """The merged model's name on the device."""
-    return f"{recipe.name}-merged"
 
 
 def adapter(

@@ -35,7 +35,7 @@ class ClassifierPackages:
     def base_package(self) -> StepResult:
         """The base with its bank: of no recipe's own."""
         graphs = tuple(self._sized(graph) for graph in self.exports.bare_graphs)
-        subjects = {graph.variant: self._subject(graph, None, self.recipe.export.bank_tokens) for graph in graphs}
+        subjects = {graph.variant: self._subject(graph, None, self.training.bank_tokens) for graph in graphs}
         golden = self._probes("base", graphs, subjects, probes.BASE_TEXTS)
         base, recipe = self.training.base, self.recipe
 
@@ -43,10 +43,10 @@ class ClassifierPackages:
             from edge_forge.package.build import build_base_package
 
             files = {"probes": golden.path(PROBES), "tokenizer": self.exports.base_export.path("tokenizer.json")}
-            model = sources.base_model(recipe, base.base_id, base.config, graphs, files)
+            model = sources.base_model(recipe, base.base_id, base.config, graphs, files, self.training.bank_tokens)
             return build_base_package(folder / PACKAGE, model, release)
 
-        settings = {"name": recipe.base.name, "max_tokens": recipe.export.bank_tokens}
+        settings = {"name": recipe.base.name, "max_tokens": self.training.bank_tokens}
         return self._package(recipe.base.name, recipe.base.version, (graphs, golden), settings, pack)
 
     @cached_property
@@ -57,8 +57,9 @@ class ClassifierPackages:
             self.training.data.measured[1], self.training.data.labels, self.recipe.package.probes
         )
         file = self.training.trained.path("run/adapter.safetensors")
-        tokens = self.recipe.export.bank_tokens
-        subjects = {graph.variant: self._subject(graph, file, tokens) for graph in graphs}
+        # A device cuts a text at the adapter's own limit with it, at the base's without it; so do the probes.
+        own, tokens = self.recipe.task.max_tokens, self.training.bank_tokens
+        subjects = {graph.variant: self._subject(graph, file, own) for graph in graphs}
         bare = {graph.variant: self._subject(graph, None, tokens) for graph in graphs}
         golden = self._probes("adapter", graphs, subjects, texts, bare)
         base_package = self.base_package
@@ -105,7 +106,7 @@ class ClassifierPackages:
 
         settings = {"task": sources.task_of(self.recipe, self.training.data.labels), "merged_from": merged_from,
                     "licence": self.recipe.package.licence}  # fmt: skip
-        name = sources.merged_name(self.recipe)
+        name = self.recipe.merged_name
         return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
 
     @cached_property
@@ -117,7 +118,7 @@ class ClassifierPackages:
             found[f"{recipe.base.name}-{digest}.tar"] = ("base", self.base_package)
             found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
         if recipe.export.merged:
-            name = f"{sources.merged_name(recipe)}-v{recipe.package.version}.tar"
+            name = f"{recipe.merged_name}-v{recipe.package.version}.tar"
             found[name] = ("merged model", self.merged_package)
         return found
 
@@ -130,7 +131,7 @@ class ClassifierPackages:
 
     def _sized(self, graph: OnnxVariant) -> OnnxVariant:
         """A graph of the base with its memory, which no recipe has a part in."""
-        tokens = self.recipe.export.bank_tokens
+        tokens = self.training.bank_tokens
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate import measure_onnx as measure

@@ -17,10 +17,13 @@ from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import classifier_rows as data
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
 from edge_forge.models import bases
+from edge_forge.package import classifier_sources as sources
+from edge_forge.package import preflight
 from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, quiet, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
+from edge_forge.train.methods import ADAPTER, METHODS
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
@@ -57,9 +60,41 @@ class ClassifierTraining:
     def check_inputs(self) -> None:
         """Run the data step and find the base, so that what is wrong with either is raised before anything long.
 
-        Raises ConfigError.
+        What a device would refuse of the packages is raised too (`package.preflight`). Raises ConfigError.
         """
-        _ = (self.data_step, self.base)
+        _ = (self.data_step, self.base, self.bank_tokens)
+        recipe, labels = self.recipe, self.data.labels
+        banked = self.has_adapter_package
+        if banked:
+            preflight.check_bank(labels, recipe.export.bank_labels, f"[data] of {recipe.name}")
+        task = sources.task_of(recipe, labels)
+        products = [(recipe.base.name, recipe.base.version), (recipe.name, recipe.package.version)] if banked else []
+        products += [(recipe.merged_name, recipe.package.version)] if recipe.export.merged else []
+        preflight.check_documents(recipe, products, sources.base_task(self.bank_tokens), task)
+        settings = recipe.training
+        preflight.check_adapter_document(recipe.name, settings.rank, settings.alpha, task)
+        card = self.steps.recipe_dir / "card.md"
+        files = {"tokenizer": self.base.directory / "tokenizer.json"} | ({"card": card} if card.is_file() else {})
+        width = int(self.base.config.get("hidden_size") or self.base.config.get("dim") or 0)
+        shape = preflight.ProbeShape(width, len(labels), len(recipe.quantize.variants))
+        preflight.check_files(files, recipe.package.probes, shape)
+
+    @property
+    def has_adapter_package(self) -> bool:
+        """True when the base with its bank and the adapter are packages of their own: not in full fine-tuning."""
+        return self.recipe.export.banked and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
+
+    @cached_property
+    def bank_tokens(self) -> int:
+        """The longest text of the base's own package: `export.bank_tokens`, or fewer where the base has no more."""
+        wanted, longest = self.recipe.export.bank_tokens, usable_positions(self.base.config)
+        if longest is None or wanted <= longest:
+            return wanted
+        if self.has_adapter_package:
+            self.steps.progress.warn(
+                f"the base has positions for {longest} tokens: bank_tokens is {longest}, not {wanted}"
+            )
+        return longest
 
     @cached_property
     def data_step(self) -> StepResult:
@@ -70,7 +105,9 @@ class ClassifierTraining:
             name: value
             for name, value in plain(section).items()
             if name not in ("train", "validation", "test")
-        } | {"labels": list(task.labels), "out_of_scope": task.out_of_scope}  # fmt: skip
+        }  # fmt: skip
+        # With a threshold the label of out-of-scope texts needs no rows.
+        settings |= {"labels": list(task.labels), "out_of_scope": task.out_of_scope, "threshold": task.threshold > 0}
 
         def work(folder: Path) -> Mapping[str, Any]:
             loaded = data.load(section, task, self.steps.recipe_dir)
@@ -102,10 +139,12 @@ class ClassifierTraining:
     def base(self) -> bases.Base:
         """The base model where it is on this machine."""
         base = bases.resolve(self.recipe.base.sources, self.steps.recipe_dir)
-        longest = base.config.get("max_position_embeddings")
-        if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
+        longest = usable_positions(base.config)
+        if longest is not None and self.recipe.task.max_tokens > longest:
             raise ConfigError(
-                f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
+                f"{self.recipe.task.max_tokens} tokens are more than the base has positions for ({longest})",
+                "task.max_tokens",
+                f"set max_tokens = {longest} at most, or take another base",
             )
         self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
         return base
@@ -118,6 +157,7 @@ class ClassifierTraining:
     @cached_property
     def trained(self) -> StepResult:
         """`run/`: adapter.safetensors and peft/ (LoRA), or a model folder with head.safetensors (full)."""
+        self.check_inputs()
         settings, base, rows = self.recipe.training, self.base, self.data
         inputs = {
             "base": base.base_id, "tokenizer": self.tokenizer_digest,
@@ -186,6 +226,19 @@ class ClassifierTraining:
             return facts
 
         return self.steps.run("evaluate", inputs, settings, work)
+
+
+# Families whose position ids begin behind the padding id, so that the first entries of the table are never used.
+_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text")
+
+
+def usable_positions(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that a base has positions for, by its config.json; None where positions have no table."""
+    longest = config.get("max_position_embeddings")
+    if not isinstance(longest, int):
+        return None
+    behind = config.get("model_type") in _BEHIND_PADDING
+    return longest - int(config.get("pad_token_id") or 0) - 1 if behind else longest
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -40,7 +40,7 @@ class GeneratorPackages:
         if self.exports.has_adapter:
             found[f"{recipe.name}-v{recipe.package.version}.tar"] = ("adapter", self.adapter_package)
         if self.exports.has_merged:
-            found[f"{recipe.name}-merged-v{recipe.package.version}.tar"] = ("merged model", self.merged_package)
+            found[f"{recipe.merged_name}-v{recipe.package.version}.tar"] = ("merged model", self.merged_package)
         return found
 
     @cached_property
@@ -91,7 +91,7 @@ class GeneratorPackages:
     @cached_property
     def merged_package(self) -> StepResult:
         """Base and adapter in one file, in the formats that pass the gates."""
-        recipe, name = self.recipe, f"{self.recipe.name}-merged"
+        recipe, name = self.recipe, self.recipe.merged_name
         files = tuple(file for file in self.exports.judged[1] if file.form == "merged")
         merged_from = {"base": self.training.base.base_id}
         weights = {

@@ -113,7 +113,9 @@ class GeneratorTraining:
         splits = {
             split: tuple(
                 data.from_json(json.loads(line))
-                for line in entry.path(f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+                # Not splitlines: a text may hold U+2028, which ends a line there.
+                for line in entry.path(f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
+                if line
             )
             for split in SPLITS
         }

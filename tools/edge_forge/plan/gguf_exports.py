@@ -94,7 +94,7 @@ class GgufExports:
     def _converted(
         self, form: str, folder: Path, base_id: str, adapter: Path | None, inputs: Mapping[str, str]
     ) -> StepResult:
-        name = self.base_name if form == "base" else f"{self.recipe.name}-merged"
+        name = self.base_name if form == "base" else self.recipe.merged_name
         tolerance = self.recipe.gguf.parity_tolerance
 
         def work(out: Path) -> Mapping[str, Any]:

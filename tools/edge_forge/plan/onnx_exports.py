@@ -20,7 +20,6 @@ from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, On
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import quiet
-from edge_forge.train.methods import ADAPTER, METHODS
 
 _LATENCY_TEXTS = 50
 _DYNAMIC, _STATIC = "int8-dynamic", "int8-static"
@@ -38,7 +37,7 @@ class OnnxExports:
     @property
     def has_multi_adapter(self) -> bool:
         """True when the base's banked form is made: full fine-tuning has none."""
-        return self.recipe.export.banked and METHODS[self.recipe.training.method].exportable_to(ADAPTER)
+        return self.training.has_adapter_package
 
     @property
     def bank(self) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class OnnxExports:
         base, export = self.training.base, self.recipe.export
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest}
         settings = {"bank": self.bank, "tolerance": export.parity_tolerance,
-                    "max_tokens": export.bank_tokens}  # fmt: skip
+                    "max_tokens": self.training.bank_tokens}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank, as_dict, export_base
@@ -61,7 +60,7 @@ class OnnxExports:
             return as_dict(
                 export_base(
                     base_dir=base.directory, out_dir=folder, base_id=base.base_id, bank=Bank(**self.bank),
-                    tolerance=export.parity_tolerance, max_tokens=export.bank_tokens,
+                    tolerance=export.parity_tolerance, max_tokens=self.training.bank_tokens,
                 )
             )  # fmt: skip
 
@@ -92,8 +91,8 @@ class OnnxExports:
         """`int8-dynamic.onnx` with the bank, or None when the recipe wants FP32 only."""
         if "int8" not in self.recipe.quantize.variants:
             return None
-        export, entry = self.recipe.export, self.base_export
-        settings = {"formats": [_DYNAMIC], "bank": self.bank, "max_tokens": export.bank_tokens}
+        entry = self.base_export
+        settings = {"formats": [_DYNAMIC], "bank": self.bank, "max_tokens": self.training.bank_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
@@ -101,7 +100,7 @@ class OnnxExports:
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=[_DYNAMIC],
-                max_tokens=export.bank_tokens, bank=(Bank(**self.bank), entry.facts["modules"]),
+                max_tokens=self.training.bank_tokens, bank=(Bank(**self.bank), entry.facts["modules"]),
             )  # fmt: skip
             return {"made": sorted(made)}
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.base.limits import LABELS
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, NotNegative, Positive, RecipeSchema, Section, Share
 from edge_forge.train import settings as presets
@@ -26,6 +27,8 @@ from edge_forge.train.methods import ADAPTER, LORA, METHODS
 from edge_forge.train.settings import TrainSettings, replaced
 
 Dtype = Literal["fp32", "fp16", "int8"]
+BANK_RANK = 64
+"""The largest rank that a bank can be made for."""
 
 
 class ClassifierTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +42,7 @@ class ClassifierTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_f
     threshold: Share = 0.0
     """Below this probability the answer is `out_of_scope`."""
     out_of_scope: str | None = None
-    """The label that stands for 'none of these'."""
+    """The label that stands for 'none of these'; with a threshold no row needs to have it."""
 
 
 class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,8 +81,9 @@ class OnnxExportSection(Section, frozen=True, kw_only=True, forbid_unknown_field
     """The base with the adapter bank as inputs, and the adapter beside it (LoRA only)."""
     merged: bool = True
     """Base and adapter folded into one graph."""
-    bank_rank: Annotated[int, msgspec.Meta(ge=1, le=64)] = 16
-    bank_labels: Annotated[int, msgspec.Meta(ge=2, le=256)] = 32
+    bank_rank: Annotated[int, msgspec.Meta(ge=1, le=BANK_RANK)] = 16
+    bank_labels: Annotated[int, msgspec.Meta(ge=2, le=LABELS)] = 256
+    """The most labels of an adapter of this base. Devices pay for the labels that adapters have, not for this bound."""
     bank_tokens: Annotated[int, msgspec.Meta(ge=8, le=512)] = 128
     """The longest text of the base and of any adapter on it, in tokens; it sets the memory that a device needs."""
     parity_tolerance: Positive = 1e-3
@@ -173,24 +177,34 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         raise wrong("task.labels", "a label is named twice")
     if len(task.labels) == 1:
         raise wrong("task.labels", "a classifier needs at least two labels")
-    if task.out_of_scope is not None and task.labels and task.out_of_scope not in task.labels:
-        raise wrong("task.out_of_scope", f"{task.out_of_scope!r} is not among task.labels")
+    if task.out_of_scope is not None and task.labels and task.out_of_scope not in task.labels and not task.threshold:
+        raise wrong(
+            "task.out_of_scope",
+            f"{task.out_of_scope!r} is not among task.labels, and without task.threshold nothing else leads to it",
+            "add it to task.labels and rows with it, or set task.threshold",
+        )
     if task.threshold > 0.0 and task.out_of_scope is None:
-        raise wrong("task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it")
+        raise wrong(
+            "task.threshold", "a threshold needs task.out_of_scope: the label that is answered below it",
+            'set out_of_scope = "unsure"; no row needs to have that label',
+        )  # fmt: skip
     training = _training(recipe, where)
     method = METHODS[training.method]
     if not (method.exportable_to(ADAPTER) or recipe.export.merged):
         raise wrong("export.merged", f"{method.title} has only the merged form", "set export.merged = true")
     if not (recipe.export.merged or recipe.export.banked):
         raise wrong("export", "both forms are switched off: nothing would be made")
-    if training.rank > recipe.export.bank_rank and recipe.export.banked and method.exportable_to(ADAPTER):
+    banked = recipe.export.banked and method.exportable_to(ADAPTER)
+    if training.rank > recipe.export.bank_rank and banked:
         raise wrong(
-            "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}"
-        )
-    if recipe.export.banked and task.max_tokens > recipe.export.bank_tokens:
+            "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}",
+            f"set bank_rank = {training.rank}" if training.rank <= BANK_RANK else f"set rank = {BANK_RANK} at most",
+        )  # fmt: skip
+    if banked and task.max_tokens > recipe.export.bank_tokens:
         raise wrong(
-            "export.bank_tokens", f"the base takes {recipe.export.bank_tokens} tokens, the task {task.max_tokens}"
-        )
+            "export.bank_tokens", f"the base takes {recipe.export.bank_tokens} tokens, the task {task.max_tokens}",
+            f"set bank_tokens = {task.max_tokens}, or banked = false",
+        )  # fmt: skip
     if "fp32" not in recipe.quantize.variants:
         raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
 

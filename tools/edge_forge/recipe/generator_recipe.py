@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edge_agent.base.errors import ConfigError, UsageError
+from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
 from edge_forge.train.generator_settings import PRESETS, GeneratorSettings
@@ -28,7 +29,7 @@ class GeneratorTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_fi
     """`[task]`: what the model answers."""
 
     kind: Literal["generate"]
-    max_tokens: Annotated[int, msgspec.Meta(ge=16, le=131072)] = 1024
+    max_tokens: Annotated[int, msgspec.Meta(ge=16, le=CONTEXT_TOKENS)] = 1024
     """Context of one sequence, prompt and answer together: the length of training rows, and what devices are told."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether prompts are put into the model's chat template; auto: where it has one."""
@@ -87,11 +88,9 @@ class GgufSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base and adapter in one file."""
     parity_tolerance: Positive = 0.01
     """Largest relative L2 distance of a row of logits between PyTorch in float32 and the F16 file."""
-    contexts: Annotated[tuple[Annotated[int, msgspec.Meta(ge=16, le=131072)], ...], msgspec.Meta(min_length=1)] = (
-        512,
-        2048,
-        4096,
-    )
+    contexts: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=16, le=CONTEXT_TOKENS)], ...], msgspec.Meta(min_length=1, max_length=16)
+    ] = (512, 2048, 4096)
     """Contexts for which the package states the predicted memory; those beyond task.max_tokens are left out."""
     kv_type: KvType = "f16"
     """Number format of the cache that the package recommends."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
+import shlex
 from pathlib import Path
 
 from edge_agent.base.errors import UsageError
 from edge_forge.kinds import registry
 from edge_forge.kinds.api import Kind
+from edge_forge.recipe.schema import MERGED, check_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -16,12 +17,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def init(arguments: argparse.Namespace) -> int:
     """Write NAME/recipe.toml and NAME/data/train.*; an existing folder is left alone."""
     name: str = arguments.name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
-        raise UsageError(
-            f"{name!r} cannot be a name",
-            "init",
-            "use lower-case letters, digits, '.', '_' and '-', 63 at most; --dir says where the folder goes",
-        )
+    problem = check_name(name, MERGED)
+    if problem:
+        raise UsageError(problem, "init", "--dir says where the folder goes")
     folder: Path = arguments.dir / name
     if folder.exists():
         raise UsageError("it exists already", str(folder), "choose another name, or --dir DIR")
@@ -34,7 +32,7 @@ def init(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"it cannot be written: {error.strerror}", str(folder), "name another place: --dir") from error
     print(f"wrote {folder}/recipe.toml and a small {folder}/data/{data}")
-    print(f"next: put your own rows there, then  edge-forge build {folder}")
+    print(f"next: put your own rows there, then  edge-forge build {shlex.quote(str(folder))}")
     return 0
 
 

@@ -17,13 +17,15 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.base.limits import NAME_CHARACTERS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover - the same parser under its old name
     import tomli as tomllib
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+MERGED = "-merged"
+"""What the merged model's name has behind the recipe's."""
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
@@ -40,7 +42,7 @@ class BaseSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Where to look, in order: a folder, `python:DISTRIBUTION`, or a hub id (see `bases`)."""
     version: Annotated[int, msgspec.Meta(ge=1)] = 1
     """The anti-rollback counter of the base's own package; raise it when the bank's settings change."""
-    name: Name
+    name: str
     """The base's model name on the device and in MQTT topics; recipes that share a base share it."""
 
     @property
@@ -54,7 +56,7 @@ class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     version: Annotated[int, msgspec.Meta(ge=1)] = 1
     """The anti-rollback counter: a device refuses a lower one than it has committed."""
-    channel: Name = "stable"
+    channel: str = "stable"
     keys: str = "${EDGE_FORGE_KEYS:-}"
     """The folder of signing keys (`edge-forge keygen`); empty: development keys in the build folder, made once."""
     hardware: tuple[str, ...] = ()
@@ -66,12 +68,17 @@ class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every recipe has. `name` is the adapter's name on the device; its merged form is `<name>-merged`."""
+    """What every recipe has. `name` is the adapter's name on the device."""
 
-    name: Name
+    name: str
     base: BaseSection
     description: str = ""
     package: PackageSection = PackageSection()
+
+    @property
+    def merged_name(self) -> str:
+        """The merged model's name on the device."""
+        return self.name + MERGED
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,30 @@ class RecipeSchema:
 
 
 R = TypeVar("R", bound=CommonRecipe)
+
+
+def check_name(name: str, suffix: str = "") -> str:
+    """What is wrong with a name that devices are to take, with `suffix` behind it too; '' where nothing is."""
+    most = NAME_CHARACTERS - len(suffix)
+    behind = f" ({most} and {suffix!r})" if suffix else ""
+    if not re.fullmatch(r"[a-z0-9._-]+", name):
+        return f"{name!r} cannot be a name: lower-case letters, digits, '.', '_' and '-' are taken"
+    if not (name[0].isalnum() and name[-1].isalnum()):
+        return f"{name!r} cannot be a name: it must begin and end with a letter or a digit"
+    if len(name) > most:
+        return f"{name!r} has {len(name)} characters; devices take {NAME_CHARACTERS}{behind}"
+    return ""
+
+
+def check_names(recipe: CommonRecipe, where: str) -> None:
+    """Refuse names that a device would refuse. Raises ConfigError."""
+    keys = (("name", recipe.name, MERGED), ("base.name", recipe.base.name, ""),
+            ("package.channel", recipe.package.channel, ""))  # fmt: skip
+    for key, name, suffix in keys:
+        problem = check_name(name, suffix)
+        if problem:
+            raise ConfigError(problem, f"{where}: {key}")
+
 
 _PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -127,11 +158,41 @@ def convert(
         for section, keys in {"package": {}, **raw}.items()
     }
     try:
-        return msgspec.convert(expanded, kind)
+        recipe = msgspec.convert(expanded, kind)
     except msgspec.ValidationError as error:
         message, _, at = str(error).partition(" - at `$")
         key = at.rstrip("`").lstrip(".")
         raise ConfigError(_plain(message), f"{where}: {key}" if key else where) from error
+    check_names(recipe, where)
+    return recipe
+
+
+def with_line(error: ConfigError, file: Path) -> ConfigError:
+    """The same error with the file and line of the key that it is about: 'task.labels', or 'FILE: task.labels'.
+
+    Errors about other places (a line of data, a base's folder) stay as they are.
+    """
+    where = error.where or ""
+    key = where.removeprefix(f"{file}: ")
+    found = re.match(r"\[?([a-z]+)\]?(?:\.([a-z_0-9]+))?", key)
+    if found is None or (key == where and not re.fullmatch(r"([a-z]+)\.[a-z_0-9]+|recipe", where)):
+        return error
+    line = _line_of(file, found[1], found[2] or "") or _line_of(file, "", found[1])
+    error.where = f"{file}:{line}: {key}" if line else f"{file}: {key}"
+    return error
+
+
+def _line_of(file: Path, section: str, key: str) -> int:
+    """The line that a key stands on, that of its table where it does not stand there, 0 where neither does."""
+    table, found = "", 0
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        header = re.match(r"\s*\[([^\]]+)\]", line)
+        if header:
+            table = header[1].strip()
+            found = number if table == section else found
+        elif table == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) and key:
+            return number
+    return found
 
 
 def _plain(message: str) -> str:

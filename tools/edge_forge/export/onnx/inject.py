@@ -27,14 +27,15 @@ from edge_forge.export.onnx.graph import GraphEditor, metadata, set_metadata
 from edge_forge.export.onnx.sites import LinearSite, read_sites
 
 KEY = "edge.bank"
-VERSION = 1
+VERSION = 2
+LABELS_AXIS = "labels"
 
 
 def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max_labels: int) -> list[dict[str, Any]]:
     """Add bank inputs for `modules` and a banked head of up to `max_labels`; edits `model`, returns the bank's sites.
 
-    `rank` is the largest rank the bank promises to take. The description goes to the metadata key `edge.bank`:
-    {version, rank, max_labels, hidden, sites: [{a, b: [...], modules: [...], d_in, d_out: [...]}]}.
+    `rank` and `max_labels` are the largest that the bank promises to take. The description goes to the metadata key
+    `edge.bank`: {version, rank, max_labels, hidden, sites: [{a, b: [...], modules: [...], d_in, d_out: [...]}]}.
     Raises BackendError for a module that the graph does not have.
     """
     if metadata(model, KEY) is not None:
@@ -49,7 +50,7 @@ def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max
             wanted.difference_update(banked[-1]["modules"])
     if wanted:
         raise BackendError(f"the graph has no linear module {min(wanted)}", "ONNX graph")
-    hidden = _inject_head(editor, max_labels)
+    hidden = _inject_head(editor)
     editor.finish()
     description = {"version": VERSION, "rank": rank, "max_labels": max_labels, "hidden": hidden, "sites": banked}
     set_metadata(model, KEY, description)
@@ -87,17 +88,20 @@ def _inject_site(editor: GraphEditor, site: LinearSite, chosen: list[int], numbe
     }
 
 
-def _inject_head(editor: GraphEditor, max_labels: int) -> int:
-    """logits [batch, max_labels] = features @ head.weight + head.bias, per row; returns the hidden size."""
+def _inject_head(editor: GraphEditor) -> int:
+    """logits [batch, labels] = features @ head.weight + head.bias, per row; returns the hidden size.
+
+    The labels' axis is free: a device pays for the largest head of its resident adapters, not for what is promised.
+    """
     features = next(output for output in editor.graph.output if output.name == "features")
     hidden = int(features.type.tensor_type.shape.dim[1].dim_value)
     batch = features.type.tensor_type.shape.dim[0].dim_param
-    weight = _input(editor, "head.weight", ["rows", hidden, max_labels])
-    bias = _input(editor, "head.bias", ["rows", max_labels])
+    weight = _input(editor, "head.weight", ["rows", hidden, LABELS_AXIS])
+    bias = _input(editor, "head.bias", ["rows", LABELS_AXIS])
     axis = editor.add_constant("head.axis", np.asarray([1], np.int64))
     editor.add("Unsqueeze", ["features", axis], ["head.features"])
     editor.add("MatMul", ["head.features", weight], ["head.product"])
     editor.add("Squeeze", ["head.product", axis], ["head.squeezed"])
     editor.add("Add", ["head.squeezed", bias], ["logits"])
-    editor.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, max_labels]))
+    editor.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, LABELS_AXIS]))
     return hidden

@@ -1,8 +1,8 @@
 """A banked graph in the form that TensorRT 8.2 and later parse: opset 13, every bank input of one fixed rank.
 
 ONNX Runtime keeps its own graph (`inject.py`): there a free rank makes a batch without adapters cheap. TensorRT builds
-an engine for shapes: a fixed rank spares it a profile per input, adapters of a smaller rank are padded with zeros, and
-an adapter of zeros is the base. The first axis of the bank inputs stays free (`rows`).
+an engine for shapes: a fixed rank and head spare it a profile per input, smaller adapters are padded with zeros, and an
+adapter of zeros is the base. The first axis of the bank inputs stays free (`rows`).
 
 Opset 13 is what the parser of TensorRT 8.2 (JetPack 4.6) knows. Lowered are the four operators of these graphs that
 changed after it: LayerNormalization (written out), Split's `num_outputs`, Shape's `start` and `end`, Reshape's
@@ -37,19 +37,24 @@ _SAME = frozenset(
 )  # fmt: skip
 
 
-def for_tensorrt(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
-    """A copy of a banked graph in opset 13 whose bank inputs all have `rank`, at most the bank's own.
+def for_tensorrt(model: onnx.ModelProto, rank: int, labels: int | None = None) -> onnx.ModelProto:
+    """A copy of a banked graph in opset 13 whose bank inputs all have `rank` and `labels`, at most the bank's own.
 
-    Raises BackendError for a graph without a bank, a rank that the bank does not have, or an operator that is not
-    known to mean the same in opset 13.
+    `labels` None: the bank's. Raises BackendError for a graph without a bank, a rank or head that the bank does not
+    have, or an operator that is not known to mean the same in opset 13.
     """
     bank = metadata(model, KEY)
     if bank is None:
         raise BackendError("the graph has no adapter bank", "TensorRT form", "inject the bank first")
     if not 1 <= rank <= bank["rank"]:
         raise BackendError(f"rank {rank} is not in the bank, which takes 1 to {bank['rank']}", "TensorRT form")
+    width = bank["max_labels"] if labels is None else labels
+    if not 1 <= width <= bank["max_labels"]:
+        raise BackendError(
+            f"{width} labels are not in the bank, which takes 1 to {bank['max_labels']}", "TensorRT form"
+        )
     result = lower(model)
-    _fix_ranks(result, bank, rank)
+    _fix_axes(result, bank, rank, width)
     return result
 
 
@@ -69,15 +74,15 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     return editor.finish()
 
 
-def _fix_ranks(model: onnx.ModelProto, bank: dict[str, object], rank: int) -> None:
-    """Replace the free rank axes of the bank inputs by numbers."""
-    wanted: dict[str, tuple[int, int]] = {}
+def _fix_axes(model: onnx.ModelProto, bank: dict[str, object], rank: int, labels: int) -> None:
+    """Replace the free axes of the bank inputs and of the logits, rank and labels, by numbers."""
+    wanted: dict[str, tuple[int, int]] = {"head.weight": (2, labels), "head.bias": (1, labels), "logits": (1, labels)}
     sites = bank["sites"]
     assert isinstance(sites, list)  # noqa: S101 - written by inject.py
     for site in sites:
         wanted[site["a"]] = (2, len(site["b"]) * rank)
         wanted.update(dict.fromkeys(site["b"], (1, rank)))
-    for given in model.graph.input:
+    for given in (*model.graph.input, *model.graph.output):
         if given.name in wanted:
             axis, length = wanted[given.name]
             fixed = onnx.TensorShapeProto.Dimension(dim_value=length)
