@@ -129,8 +129,8 @@ class ModelSettings:
     """Which variant of a package to run. 'balanced' takes the fastest one within `accuracy_loss_limit` that fits."""
 
     measure: bool = True
-    """Try every variant of a package that can run here once at the install, and choose by the measured time and memory.
-    Costs seconds and writes of the install; without it what is usual for number formats decides."""
+    """Try every variant of a package that can run here at the install, time them in turns, and take another than the
+    usual one for this class of board where it is clearly better. Costs seconds and writes; without it the usual one."""
 
     keep: Literal["chosen", "all"] = "chosen"
     """Whose weights stay on the disk. 'all' lets the governor fall back to a cheaper variant when it is hot, at the

@@ -23,6 +23,7 @@ from edge_agent.bundle.probes import ProbeOutcome, ProbeRequest
 from edge_agent.bundle.statement import Release
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized
+from edge_agent.core.paired_times import PairedTimes
 from edge_agent.store.crash_points import At, nowhere
 from edge_agent.store.disk import Blobs, FreeBytes, free_bytes
 from edge_agent.store.installed_models import adapter_item, catalog_variant, variant_item
@@ -38,6 +39,11 @@ class Prober(Protocol):
 
         Raises WorkerError or BackendError (AdapterRefused) when that fails; must end in bounded time.
         """
+        ...
+
+    def compare_times(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+        """Time one text with several variants of a model in turns. Raises WorkerError or BackendError; must end in
+        bounded time."""
         ...
 
 

@@ -1,8 +1,10 @@
 """Which variant of a model this device runs: a pure choice, with the reason why every other variant was not taken.
 
 Variants that cannot run here are refused first (runtime, board, CPU or GPU features, memory, accuracy); among the rest
-the operator's preference decides, then the policy. Reasons travel as `RefusalCause` with the sentence that people read;
-no code reads the sentence.
+the operator's preference decides, then the policy. What is usual for this class of board comes first, and gives way
+only to a variant that measurements in turns show to be clearly better (`core.paired_times`): boards of one kind then
+run the same variant, whatever else they were doing during their installs. Reasons travel as `RefusalCause` with the
+sentence that people read; no code reads the sentence.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from edge_agent.bundle.catalog import SAME_ACCURACY, TrialFigures, Variant
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.statement import matches_hardware
 from edge_agent.bundle.variant_sizing import explained
+from edge_agent.core.paired_times import PairedTimes
 
 # Without a measurement, bytes per weight decide how fast an encoder is on a CPU or an embedded GPU, because reading the
 # weights dominates; `base.runtimes` orders the runtimes.
@@ -26,7 +29,13 @@ _SLOW_FLOAT16_RANK = {**_DTYPE_RANK, "fp32": 2, "fp16": 3, "bf16": 3}
 
 TEXT_CHARS = 2000
 CLOSE_TIMES = 1.1
-"""'balanced' treats times within a tenth of the fastest as equal, and of these takes the variant with least memory."""
+"""'balanced' treats times within a tenth as equal, and of these takes the variant with least memory."""
+FASTER_TIMES = 1.02
+"""'fastest' treats times within a fiftieth as equal: the kernel's scheduling and the clock alone move them as much."""
+CLOSE_BYTES = 1.1
+"""Memory within a tenth is treated as equal: what a process holds differs from load to load."""
+DOT_PRODUCTS = frozenset({"asimddp", "i8mm", "avx512_vnni", "avx_vnni"})
+"""CPU features as the kernel names them, with which INT8 takes about half the time of FP32 (docs/figures.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,13 @@ class Hardware:
     runtimes: tuple[str, ...]
     features: frozenset[str] | None = None
     ram_bytes: int | None = None
+
+    @property
+    def board_class(self) -> str:
+        """What is known of its speed before anything was measured."""
+        if self.features is None:
+            return "a processor whose features are not known"
+        return f"a processor {'with' if self.features & DOT_PRODUCTS else 'without'} dot products of INT8"
 
     @property
     def board(self) -> str:
@@ -98,7 +114,8 @@ class RefusedVariant:
 class VariantChoice:
     """The chosen variant of `considered` ones under `selection`, and why each other one was not taken.
 
-    `possible` are all that can run here and lose little enough accuracy, the chosen one first.
+    `possible` are all that can run here and lose little enough accuracy, the chosen one first. `sure` says how far
+    measurements decided; '' where there were none to compare.
     """
 
     variant: Variant
@@ -106,6 +123,7 @@ class VariantChoice:
     selection: SelectionPolicy
     refused: tuple[RefusedVariant, ...]
     possible: tuple[Variant, ...] = ()
+    sure: str = ""
 
     @property
     def why(self) -> str:
@@ -118,15 +136,19 @@ class VariantChoice:
         sizing = chosen.sizing
         shrunk = f", shrunk to {sizing.demand.text()}" if sizing is not None and sizing.shrunk else ""
         memory = bytes_text(_bytes(chosen))
-        return f"{chosen.name} of {self.considered} {reason}: {time}{memory} of memory{accuracy}{shrunk}"
+        sure = f" ({self.sure})" if self.sure else ""
+        return f"{chosen.name} of {self.considered} {reason}: {time}{memory} of memory{accuracy}{shrunk}{sure}"
 
     def text(self) -> str:
         """All of it in a sentence, for `edge-agent models --why`."""
         return "; ".join([self.why, *(one.text() for one in self.refused)])[:TEXT_CHARS]
 
 
-def choose(variants: Sequence[Variant], hardware: Hardware, selection: SelectionPolicy) -> VariantChoice:
-    """The variant to run: by what was measured here where every possible one was, else by what is known of formats.
+def choose(
+    variants: Sequence[Variant], hardware: Hardware, selection: SelectionPolicy, times: PairedTimes | None = None
+) -> VariantChoice:
+    """The variant to run: the one that is usual for the board, or one that `times` and the memory that was measured
+    here show to be clearly better.
 
     Raises PackageError with the reason of every variant when none can run.
     """
@@ -146,16 +168,43 @@ def choose(variants: Sequence[Variant], hardware: Hardware, selection: Selection
             if any(one.sizing is not None for one in variants)
             else "build a variant for this board",
         )
-    fastest_ms = _fastest_ms(possible)
-    ranked = sorted(possible, key=lambda variant: _rank(variant, selection, fastest_ms))
-    lower = tuple(_ranked_lower(variant, ranked[0]) for variant in ranked[1:])
-    return VariantChoice(ranked[0], len(variants), selection, (*refused, *lower), tuple(ranked))
+    ranked = sorted(possible, key=lambda variant: _rank(variant, hardware, selection))
+    usual = chosen = ranked[0]
+    for challenger in ranked[1:]:
+        if _clearly_better(challenger, chosen, selection, times):
+            chosen = challenger
+    rest = [variant for variant in ranked if variant is not chosen]
+    lower = tuple(_ranked_lower(variant, chosen, times) for variant in rest)
+    sure = "" if times is None or not rest else _sure(chosen, usual, hardware, times)
+    return VariantChoice(chosen, len(variants), selection, (*refused, *lower), (chosen, *rest), sure)
 
 
-def _fastest_ms(possible: Sequence[Variant]) -> float | None:
-    """The shortest measured time; None when one of them was not measured, because then times cannot be compared."""
-    times = [variant.measured.latency_ms for variant in possible if variant.measured is not None]
-    return min(times) if len(times) == len(possible) else None
+def _clearly_better(
+    challenger: Variant, chosen: Variant, selection: SelectionPolicy, times: PairedTimes | None
+) -> bool:
+    """Whether the whole interval of what was measured speaks for the challenger under the policy.
+
+    The operator's preference is no matter of measuring, nor is the accuracy that the package states.
+    """
+    if _preferred(challenger, selection) != _preferred(chosen, selection):
+        return False  # they are ranked by it
+    ratio = None if times is None else times.ratio(challenger.digest, chosen.digest)
+    smaller = _bytes(challenger) * CLOSE_BYTES <= _bytes(chosen)
+    larger = _bytes(chosen) * CLOSE_BYTES <= _bytes(challenger)
+    if selection.policy == "smallest":
+        return smaller or (not larger and ratio is not None and ratio.high * FASTER_TIMES < 1.0)
+    if ratio is None or (selection.policy == "most-accurate" and _accuracy(challenger) < _accuracy(chosen)):
+        return False
+    if selection.policy == "balanced":
+        return ratio.high * CLOSE_TIMES < 1.0 or (ratio.high < CLOSE_TIMES and smaller)
+    return ratio.high * FASTER_TIMES < 1.0
+
+
+def _sure(chosen: Variant, usual: Variant, hardware: Hardware, times: PairedTimes) -> str:
+    """How far the measurements decided."""
+    if chosen is usual:
+        return f"usual on {hardware.board_class}; none is clearly better in {times.text()}"
+    return f"clearly better than {usual.name}, which is usual on {hardware.board_class}, in {times.text()}"
 
 
 def _cannot_run(variant: Variant, hardware: Hardware) -> RefusedVariant | None:
@@ -199,22 +248,32 @@ def _bytes(variant: Variant) -> int:
     return variant.measured.peak_bytes if variant.measured and variant.measured.peak_bytes else variant.peak_bytes
 
 
-def _rank(variant: Variant, selection: SelectionPolicy, fastest_ms: float | None) -> tuple[float, ...]:
-    """Sort key, the best variant first."""
-    preferred = min((_position(word, selection.prefer) for word in (variant.dtype, variant.name)), default=0)
-    runtime = traits(variant.runtime)
+def _rank(variant: Variant, hardware: Hardware, selection: SelectionPolicy) -> tuple[float, ...]:
+    """Sort key of what is usual, the best variant first: by formats and by what the package states, so that boards of
+    one class agree."""
+    preferred, runtime = _preferred(variant, selection), traits(variant.runtime)
     ranks = _SLOW_FLOAT16_RANK if runtime.slow_float16 else _DTYPE_RANK
-    speed: tuple[float, ...] = (runtime.speed_rank, ranks.get(variant.dtype, 4))
-    if fastest_ms is not None and variant.measured is not None:
-        times = variant.measured.latency_ms / fastest_ms if fastest_ms > 0 else 1.0
-        close = selection.policy == "balanced" and times <= CLOSE_TIMES
-        speed = (0.0, _bytes(variant)) if close else (times, 0.0)
-    accuracy = -(variant.accuracy if variant.accuracy is not None else 0.0)
+    rank: float = ranks.get(variant.dtype, 4)
+    if selection.policy == "fastest" and runtime.slow_float16 and variant.dtype == "int8":
+        # Without dot products INT8 saves memory and not time: FP32 is ahead where time alone counts.
+        slow = hardware.features is not None and not hardware.features & DOT_PRODUCTS
+        rank = ranks["fp32"] + 0.5 if slow else rank
+    speed = (runtime.speed_rank, rank)
+    accuracy = -_accuracy(variant)
     if selection.policy == "most-accurate":
         return (preferred, accuracy, *speed, variant.size_bytes)
     if selection.policy == "smallest":
-        return (preferred, _bytes(variant), variant.size_bytes, *speed, accuracy)
+        return (preferred, variant.peak_bytes, variant.size_bytes, *speed, accuracy)
     return (preferred, *speed, variant.size_bytes, accuracy)
+
+
+def _preferred(variant: Variant, selection: SelectionPolicy) -> int:
+    """The place of a variant in the operator's list; those that are not in it come last together."""
+    return min(_position(word, selection.prefer) for word in (variant.dtype, variant.name))
+
+
+def _accuracy(variant: Variant) -> float:
+    return variant.accuracy if variant.accuracy is not None else 0.0
 
 
 def _position(word: str, prefer: tuple[str, ...]) -> int:
@@ -229,10 +288,12 @@ def _a_text(measured: TrialFigures) -> str:
     return f"{measured.latency_ms:.3g} ms and {about}{energy_text(measured.joules)} a text"
 
 
-def _ranked_lower(variant: Variant, chosen: Variant) -> RefusedVariant:
+def _ranked_lower(variant: Variant, chosen: Variant, times: PairedTimes | None) -> RefusedVariant:
     """A variant that can run, with its figures where both sides have any."""
     if variant.measured is None or chosen.measured is None:
         return RefusedVariant(variant.name, RefusalCause.RANKED_LOWER, f"{chosen.name} comes first")
     accuracy = "" if variant.accuracy is None else f", accuracy {variant.accuracy:.3f}"
-    text = f"{_a_text(variant.measured)}, {bytes_text(_bytes(variant))} of memory{accuracy}"
+    ratio = None if times is None else times.ratio(variant.digest, chosen.digest)
+    compared = "" if ratio is None else f", {ratio.text()} as long as {chosen.name}"
+    text = f"{_a_text(variant.measured)}{compared}, {bytes_text(_bytes(variant))} of memory{accuracy}"
     return RefusedVariant(variant.name, RefusalCause.RANKED_LOWER, text)

@@ -1,8 +1,8 @@
 """Trials of a new version: its golden probes run in a worker on this device before anything becomes active.
 
-Where several variants of a package can run, each is loaded, probed and measured once; a variant whose probes do not
-hold is out, and among the rest `variant_selection` decides by the measured figures. Where only one can run, its trial
-is all that happens.
+Where several variants of a package can run, each is loaded, probed and measured; a variant whose probes do not hold is
+out. The rest are timed in turns, so that whatever else the board does meanwhile slows all of them alike, and
+`variant_selection` decides. Where only one can run, its trial is all that happens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edge_agent.base.errors import BackendError, ProbeError, WorkerError
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.contents import read_probes
 from edge_agent.bundle.probes import ProbeFile, ProbeOutcome, ProbeRequest, Verdict, judge
+from edge_agent.core.paired_times import PairedTimes
 from edge_agent.store.disk import Blobs
 from edge_agent.store.install_plan import ModelChange, Prober
 from edge_agent.store.installed_models import adapter_item, installed_model, variant_item
@@ -69,7 +70,13 @@ def _try_candidates(change: ModelChange, blobs: Blobs, prober: Prober, rules: Tr
     if not trials:
         raise first if first is not None else ProbeError("there is no variant to try", change.model)
     passed = [replace(one, measured=trials[one.digest].figures) for one in change.candidates if one.digest in trials]
-    choice = choose(passed, rules.hardware, rules.selection)
+    times, problem = _in_turns(change, trials, blobs, prober)
+    if times is not None:
+        trials = {digest: _timed(trial, times.median_ms(digest)) for digest, trial in trials.items()}
+        passed = [replace(one, measured=trials[one.digest].figures) for one in passed]
+    choice = choose(passed, rules.hardware, rules.selection, times)
+    if problem:
+        choice = replace(choice, sure=f"usual on {rules.hardware.board_class}; {problem}")
     # A refusal before the trials (it cannot run here) stays; the trials replace what was only ranked by its format.
     tried = {one.name for one in (*choice.refused, *failed)} | {choice.variant.name}
     before = () if change.choice is None else change.choice.refused
@@ -87,6 +94,27 @@ def _try_candidates(change: ModelChange, blobs: Blobs, prober: Prober, rules: Tr
         offered={digest: Measurements.of(trial.figures) for digest, trial in trials.items()},
     )
     return replace(change, version=version, choice=choice), trials[chosen]
+
+
+def _in_turns(
+    change: ModelChange, trials: Mapping[str, Trial], blobs: Blobs, prober: Prober
+) -> tuple[PairedTimes | None, str]:
+    """The times of the variants that passed, measured in turns; None and the reason where they cannot be compared."""
+    if len(trials) < 2 or any(trial.figures is None for trial in trials.values()):
+        return None, ""
+    models = [
+        replace(trial.model, variant=replace(trial.model.variant, measured=trial.figures)) for trial in trials.values()
+    ]
+    text = _probe_file(None, _with_variant(change, models[0].variant.digest), blobs).texts[0]
+    try:
+        return prober.compare_times(models, text), ""
+    except (WorkerError, BackendError) as error:
+        return None, f"their times could not be compared: {error.what}"
+
+
+def _timed(trial: Trial, latency_ms: float) -> Trial:
+    """The trial with the time that was measured in turns with the others'."""
+    return trial if trial.figures is None else replace(trial, figures=replace(trial.figures, latency_ms=latency_ms))
 
 
 def _with_variant(change: ModelChange, digest: str) -> ModelChange:

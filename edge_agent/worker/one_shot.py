@@ -19,6 +19,7 @@ from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.probes import ProbeOutcome, ProbeOutputs, ProbeRequest, company
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.core.energy import TextEnergy, UtilisationModel, enough_samples, estimated, per_text
+from edge_agent.core.paired_times import PairedTimes
 from edge_agent.protocol.worker_messages import (
     BackendsProbed,
     CompanyTexts,
@@ -29,7 +30,7 @@ from edge_agent.protocol.worker_messages import (
     RuntimeUnavailable,
     StepLimits,
 )
-from edge_agent.sensors.memory import read_pss
+from edge_agent.sensors.memory import read_meminfo, read_pss
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 
 PROBE_TIMEOUT_S = 60.0
@@ -40,6 +41,11 @@ CRASH_REMEDY = (
 )
 TIMED_RUNS, TIMED_MS = 20, 2000.0
 SAMPLE_S = 0.05
+# Turns in which variants are timed: as many as an interval wants (31 leave out the seven smallest and largest ratios),
+# at least what has one of 99 % at all, and of a slow generator what two minutes allow.
+TURNS, FEWEST_TURNS, TOGETHER_S, LONGEST_S = 31, 9, 15.0, 120.0
+# Variants that do not fit into memory together: loads of each, and the time for all of them.
+APART_TURNS, APART_S = 3, 180.0
 Power = Callable[[], Reading]
 
 
@@ -92,16 +98,70 @@ class WorkerProber:
 
     def probe(self, model: InstalledModel, requests: Sequence[ProbeRequest]) -> ProbeOutcome:
         """Load the model, run the requests, measure a text and end the worker. Raises BackendError, WorkerError."""
+        return asyncio.run(self._run(*self._sized(model), requests))
+
+    def compare_times(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+        """Time one text with each model in turns. Raises BackendError, WorkerError.
+
+        They are in memory together where what their trials measured fits; else each turn loads one after the other, as
+        often as APART_S allows. Ends after TURNS, or where time is short after FEWEST_TURNS, in about TOGETHER_S.
+        """
+        needed = sum(one.variant.measured.peak_bytes for one in models if one.variant.measured is not None)
+        available = [self._ram_bytes, _available_bytes()]
+        fits = all(limit is None or needed <= limit for limit in available)
+        return asyncio.run(self._together(models, text) if fits else self._apart(models, text))
+
+    def _sized(self, model: InstalledModel) -> tuple[InstalledModel, LoadMemory | None]:
+        """The model as the daemon would load it."""
         header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
         variant = sized(model.variant, model.task, header, self._overrides, self._ram_bytes)
         memory = None
         generator = model.task.kind == "generate" and traits(variant.runtime).context_sized
         if variant.sizing is None and generator and self._overrides.shrink and self._ram_bytes:
             memory = LoadMemory(self._ram_bytes, shrink=True)
-        return asyncio.run(self._run(replace(model, variant=variant), requests, memory))
+        return replace(model, variant=variant), memory
+
+    async def _load(self, worker: WorkerProcess, model: InstalledModel, text: str) -> None:
+        """Load a model and let it compute the text once, which the first run of a shape is slower for."""
+        sized_model, memory = self._sized(model)
+        await worker.load(sized_model.variant, sized_model.task, self._limits, memory, trial=True)
+        await worker.measure(None, [text])
+
+    async def _together(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+        workers: list[WorkerProcess] = []
+        times: list[list[float]] = [[] for _ in models]
+        loop = asyncio.get_running_loop()
+        try:
+            for model in models:
+                workers.append(await _spawn(self._options))
+                await self._load(workers[-1], model, text)
+            started_s = loop.time()
+            while not _enough(len(times[0]), loop.time() - started_s):
+                # There and back, so that a drift over a turn favours none.
+                places = range(len(models)) if len(times[0]) % 2 == 0 else range(len(models) - 1, -1, -1)
+                for place in places:
+                    times[place].append((await workers[place].measure(None, [text])).compute_ms)
+        finally:
+            await asyncio.gather(*(worker.close() for worker in workers))
+        return PairedTimes({model.variant.digest: found for model, found in zip(models, times, strict=True)})
+
+    async def _apart(self, models: Sequence[InstalledModel], text: str) -> PairedTimes:
+        times: dict[str, list[float]] = {model.variant.digest: [] for model in models}
+        loop = asyncio.get_running_loop()
+        started_s, turn = loop.time(), 0
+        while turn < APART_TURNS and (turn == 0 or (loop.time() - started_s) * (turn + 1) / turn <= APART_S):
+            for model in models if turn % 2 == 0 else reversed(models):
+                worker = await _spawn(self._options)
+                try:
+                    await self._load(worker, model, text)
+                    times[model.variant.digest].append(await _latency_ms(worker, text))
+                finally:
+                    await worker.close()
+            turn += 1
+        return PairedTimes(times, apart=True)
 
     async def _run(
-        self, model: InstalledModel, requests: Sequence[ProbeRequest], memory: LoadMemory | None
+        self, model: InstalledModel, memory: LoadMemory | None, requests: Sequence[ProbeRequest]
     ) -> ProbeOutcome:
         worker = await _spawn(self._options)
         try:
@@ -142,6 +202,17 @@ class WorkerProber:
         return TrialFigures(
             latency_ms, peak_bytes, load_s, len(text.encode()), energy.joules, energy.method, energy.estimated
         )
+
+
+def _enough(turns: int, taken_s: float) -> bool:
+    """Whether variants were timed often enough, or for too long."""
+    return turns >= TURNS or taken_s >= LONGEST_S or (turns >= FEWEST_TURNS and taken_s >= TOGETHER_S)
+
+
+def _available_bytes() -> int | None:
+    """What the kernel says can be taken without swapping, less a fifth; None where it does not say."""
+    found = read_meminfo(Path("/"), 0.0)["ram_available"].value
+    return None if found is None else int(0.8 * found)
 
 
 async def _attach(worker: WorkerProcess, model: InstalledModel, requests: Sequence[ProbeRequest]) -> None:

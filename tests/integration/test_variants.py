@@ -63,6 +63,7 @@ def test_the_policy_decides_by_what_real_workers_took(tmp_path: Path) -> None:
         print(f"\n{why}")
         assert f"because: {chosen[policy]} of 2 by policy '{policy}':" in why
         assert "ms a text" in why
+        assert "31 turns)" in why
         assert [one["kept"] for one in model["variants"] if one["name"] != chosen[policy]] == [False]
     assert chosen == {"fastest": "echo/fp32", "smallest": "echo/int8"}
 
@@ -85,3 +86,16 @@ def test_a_budget_that_only_one_variant_fits_decides(tmp_path: Path) -> None:
     assert model["variant"] == "echo/int8"
     assert "not echo/fp32: it needs" in lines
     assert "of memory, 30.0 MiB may be used" in lines
+
+
+def test_variants_that_do_not_fit_together_are_timed_in_alternate_loads(tmp_path: Path) -> None:
+    """Each of them fits alone: the budget is a little more than what the larger one was measured to hold."""
+    package, policy = two_variants(tmp_path), '[models]\npolicy = "fastest"\n'
+    both = AgentProcess(tmp_path / "both", 1, extra=policy)
+    said(cli("install", package, "--config", both.config))
+    (model,) = json.loads(said(cli("models", "--json", "--config", both.config)))
+    held = max(one["measured"]["peak_bytes"] for one in model["variants"])
+    tight = AgentProcess(tmp_path / "tight", 1, extra=f"{policy}[memory]\nmodels_bytes = {held + (4 << 20)}\n")
+    lines = said(cli("install", package, "--config", tight.config))
+    assert "echo/fp32 of 2 by policy 'fastest'" in lines
+    assert "in 3 loads each, since they do not fit into memory together)" in lines

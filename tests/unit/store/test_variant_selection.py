@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, Variant
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.variant_sizing import sized
+from edge_agent.core.paired_times import PairedTimes
 from edge_agent.store.variant_selection import Hardware, RefusedVariant, SelectionPolicy, choose
 from edge_agent.store.variant_selection import RefusalCause as Cause
 from tests.support.generator_headers import SMOL
@@ -145,3 +148,67 @@ def test_overrides_for_generators_belong_to_the_policy() -> None:
         SelectionPolicy(generators=GeneratorOverrides(context=512, shrink=True)).text()
         == "balanced  0.01 context=512 shrink"
     )
+
+
+def seen(fp32_times: float, noise: float, seed: int, turns: int = 31) -> PairedTimes:
+    """What a board measures whose FP32 takes `fp32_times` as long as INT8, each run disturbed by itself."""
+    chance = random.Random(seed)
+    factors = {INT8.digest: 1.0, FP32.digest: fp32_times}
+    return PairedTimes(
+        {one: [8.0 * by * math.exp(chance.gauss(0.0, noise)) for _ in range(turns)] for one, by in factors.items()}
+    )
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3, 0.8])
+@pytest.mark.parametrize("fp32_times", [0.92, 1.0, 1.4])
+def test_where_the_usual_variant_is_right_99_of_100_boards_run_it_in_any_noise(fp32_times: float, noise: float) -> None:
+    chosen = [choose([FP32, INT8], BOARD, SelectionPolicy(), seen(fp32_times, noise, seed)) for seed in range(200)]
+    assert sum(one.variant is INT8 for one in chosen) >= 198
+
+
+@pytest.mark.parametrize(("fp32_times", "noise"), [(0.5, 0.2), (0.6, 0.2), (0.7, 0.1), (0.8, 0.05)])
+def test_where_another_is_much_faster_99_of_100_boards_run_that(fp32_times: float, noise: float) -> None:
+    chosen = [choose([FP32, INT8], BOARD, SelectionPolicy(), seen(fp32_times, noise, seed)) for seed in range(200)]
+    assert sum(one.variant is FP32 for one in chosen) >= 198
+
+
+@given(st.floats(0.3, 3.0), st.floats(0.0, 1.0), st.integers(0, 2**32))
+def test_a_variant_gives_way_only_to_one_whose_whole_interval_is_better(ratio: float, noise: float, seed: int) -> None:
+    times = seen(ratio, noise, seed)
+    choice = choose([FP32, INT8], BOARD, SelectionPolicy(), times)
+    found = times.ratio(FP32.digest, INT8.digest)
+    assert found is not None
+    assert (choice.variant is FP32) == (found.high * 1.1 < 1.0)
+    assert ("clearly better than onnx/int8" if choice.variant is FP32 else "none is clearly better") in choice.sure
+
+
+def test_less_memory_decides_between_times_that_are_shown_to_be_close() -> None:
+    light = replace(FP16, peak_bytes=40 * MIB)
+    usual, turns = [INT8, light], 31
+    close = PairedTimes({INT8.digest: [8.0] * turns, light.digest: [8.4] * turns})
+    assert choose(usual, BOARD, SelectionPolicy(), close).variant is light
+    unclear = PairedTimes({INT8.digest: [8.0] * turns, light.digest: [8.4] * 22 + [9.5] * 9})
+    assert choose(usual, BOARD, SelectionPolicy(), unclear).variant is INT8
+    assert choose(usual, BOARD, SelectionPolicy("fastest"), close).variant is INT8
+
+
+def test_the_operator_s_preference_and_the_package_s_accuracy_are_no_matter_of_time() -> None:
+    times = PairedTimes({FP32.digest: [8.0] * 31, INT8.digest: [1.0] * 31})
+    assert choose([FP32, INT8], BOARD, SelectionPolicy(prefer=("fp32",)), times).variant is FP32
+    assert choose([FP32, INT8], BOARD, SelectionPolicy("most-accurate"), times).variant is FP32
+
+
+@pytest.mark.parametrize(
+    ("features", "usual", "said"),
+    [
+        (frozenset({"asimddp"}), "int8", "with dot products of INT8"),
+        (frozenset({"avx512_vnni", "avx2"}), "int8", "with dot products of INT8"),
+        (frozenset({"avx2"}), "fp32", "without dot products of INT8"),
+        (None, "int8", "whose features are not known"),
+    ],
+)
+def test_what_is_usual_is_stated_by_class_of_board(features: frozenset[str] | None, usual: str, said: str) -> None:
+    board = replace(BOARD, features=features)
+    choice = choose([FP32, INT8], board, SelectionPolicy("fastest"), seen(1.0, 0.05, 1))
+    assert (choice.variant.dtype, said in choice.why) == (usual, True)
+    assert choose([FP32, INT8], board, SelectionPolicy(), seen(1.0, 0.05, 1)).variant is INT8, "a third of the memory"
