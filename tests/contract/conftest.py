@@ -49,7 +49,7 @@ def graphs(tmp_path_factory):
     """One banked graph per number format."""
     from edge_forge.export.onnx.graph import save
     from edge_forge.export.onnx.inject import inject_bank
-    from edge_forge.export.onnx.quantize import ValueRange, quantize_dynamic, quantize_static
+    from edge_forge.export.onnx.quantize import ValueRange, quantize_per_token, quantize_static
     from edge_forge.export.onnx.sites import read_sites
 
     folder = tmp_path_factory.mktemp("graphs")
@@ -57,7 +57,7 @@ def graphs(tmp_path_factory):
     ranges = {site.x: ValueRange(-4.0, 4.0) for site in read_sites(encoder)}
     made = {
         "fp32": small_graph.encoder(),
-        "int8-dynamic": quantize_dynamic(encoder),
+        "int8": quantize_per_token(encoder, {site.x: (3, 7) for site in read_sites(encoder)}),
         "int8-static": quantize_static(encoder, ranges),
     }
     for name, model in made.items():
@@ -75,7 +75,7 @@ def gguf(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["echo", "onnx-fp32", "onnx-int8-dynamic", "onnx-int8-static", "llamacpp-f16", "llamacpp-q8_0"])
+@pytest.fixture(params=["echo", "onnx-fp32", "onnx-int8", "onnx-int8-static", "llamacpp-f16", "llamacpp-q8_0"])
 def subject(request, tmp_path):
     name, _, form = request.param.partition("-")
     options = {"max_rows": 8, "max_tokens": 24, "base_id": small_graph.BASE_ID}
@@ -86,9 +86,7 @@ def subject(request, tmp_path):
         options["sequences"] = 8
         # Logits of about 1; a row alone and a row in a batch go through other kernels, with other roundings.
         return Subject(name, files, options, tmp_path, 0.05, mixed=False, heads=False)
-    # Ranges of dynamic INT8 span the batch: what shares a batch moves a row by a rounding step of its codes.
-    tolerance = {"fp32": 1e-5, "int8-dynamic": 0.15}.get(form, 1e-5)
     if name == "onnx":
         options["threads"] = 1
         files = {"model": str(request.getfixturevalue("graphs") / f"{form}.onnx")}
-    return Subject(name, files, options, tmp_path, tolerance)
+    return Subject(name, files, options, tmp_path, 1e-5)

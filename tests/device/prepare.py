@@ -46,7 +46,7 @@ def main() -> None:
     random = np.random.default_rng(3)
     lengths = [bank_tokens // 8, bank_tokens // 4, bank_tokens // 2]
     feeds = [_feed(random, words, length) for length in lengths]
-    quantised = quantize_static(encoder, calibrate(encoder, feeds), symmetric=True)
+    quantised = quantize_static(encoder, calibrate(encoder, feeds))
     for model, file in ((encoder, "banked.onnx"), (quantised, "banked-int8.onnx")):
         inject_bank(model, modules, RANK, MAX_LABELS)
         save(for_tensorrt(model, RANK), arguments.out / file)

@@ -34,7 +34,7 @@ from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx.export_graphs import Bank, export_base
 from edge_forge.export.onnx.graph import GraphEditor, metadata, save
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.quantize import calibrate, feeds, quantize_embeddings, quantize_static
+from edge_forge.export.onnx.quantize import feeds, quantize_embeddings, quantize_per_token, wide_channels
 from edge_forge.export.onnx.sites import read_sites
 from edge_forge.models import bases
 
@@ -207,7 +207,7 @@ def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
     record = export_base(base_dir=base_dir, out_dir=folder, base_id=base_id, bank=Bank(rank=16))
     encoder = onnx.load(folder / "encoder.onnx")
     texts = feeds(BASE_TEXTS, folder / "tokenizer.json", 64)
-    int8 = quantize_embeddings(quantize_static(encoder, calibrate(encoder, texts)))
+    int8 = quantize_embeddings(quantize_per_token(encoder, wide_channels(encoder, texts)))
     attention = [name for name in record.modules if ".attention." in name]
     made = {"plain-fp32": encoder, "plain-int8": int8}
     for form, model in (("fp32", encoder), ("int8", int8)):

@@ -86,7 +86,7 @@ def test_a_merged_model_is_the_base_with_its_adapter(tiny_base, trained, tmp_pat
     assert record.parity["merged"]["logits"] < 1e-3
     logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
     formats = quantize.make(
-        encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, calibration=TEXTS, max_tokens=16,
+        encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, max_tokens=16,
         tokenizer_path=tmp_path / "tokenizer.json",
     )  # fmt: skip
     for path in formats.values():
@@ -97,8 +97,8 @@ def test_a_merged_model_is_the_base_with_its_adapter(tiny_base, trained, tmp_pat
 def test_int8_bases_take_the_same_adapter(base, trained, tiny_base, tmp_path):
     folder, record, bank = base
     formats = quantize.make(
-        encoder_path=folder / "encoder.onnx", out_dir=tmp_path, formats=(quantize.DYNAMIC, quantize.STATIC),
-        calibration=TEXTS, tokenizer_path=folder / "tokenizer.json", max_tokens=16, bank=(bank, record.modules),
+        encoder_path=folder / "encoder.onnx", out_dir=tmp_path, formats=(quantize.INT8,),
+        tokenizer_path=folder / "tokenizer.json", max_tokens=16, bank=(bank, record.modules),
     )  # fmt: skip
     logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
     for path in formats.values():
@@ -128,7 +128,11 @@ def test_a_float16_bank_is_refused(base, tmp_path):
     folder, record, bank = base
     with pytest.raises(ConfigError, match="no float16 form"):
         quantize.make(
-            encoder_path=folder / "encoder.onnx", out_dir=tmp_path, formats=("fp16",), bank=(bank, record.modules)
+            encoder_path=folder / "encoder.onnx",
+            out_dir=tmp_path,
+            tokenizer_path=folder / "tokenizer.json",
+            formats=("fp16",),
+            bank=(bank, record.modules),
         )
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.base.errors import BackendError
 from edge_forge.export.onnx.graph import GraphEditor, metadata, opset, save
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.quantize import quantize_dynamic
+from edge_forge.export.onnx.quantize import quantize_per_token
 from edge_forge.export.onnx.sites import KEY, name_sites, read_sites
 from edge_forge.export.onnx.trace import tidy
 from tests.support import small_graph as small
@@ -75,7 +75,7 @@ def test_a_graph_without_a_site_map_is_refused():
 
 
 def test_quantising_first_keeps_what_injection_needs():
-    quantised = quantize_dynamic(small.encoder())
+    quantised = quantize_per_token(small.encoder())
     assert metadata(quantised, KEY) == metadata(small.encoder(), KEY)
     inject_bank(quantised, small.MODULES, 4, 4)
     onnx.checker.check_model(quantised, full_check=True)

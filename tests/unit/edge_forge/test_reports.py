@@ -27,7 +27,7 @@ METRICS = {
 def a_variant(form, dtype, accuracy, size_bytes, latency_ms):
     scores = {"accuracy": accuracy, "macro_f1": accuracy, "mcc": 0.5, "ece": 0.1}
     costs = {"size_bytes": size_bytes, "peak_bytes": 3 * size_bytes, "latency_ms": latency_ms, "parity": 1e-6}
-    return {"form": form, "dtype": dtype, "how": "", **scores, **costs}
+    return {"form": form, "dtype": dtype, **scores, **costs}
 
 
 def figures(**changed):

@@ -55,7 +55,7 @@ def test_codes_of_weights_become_floats_and_a_quantisation():
     encoder = small_graph.encoder()
     ids = np.arange(20).reshape(2, 10)
     ranges = calibrate(encoder, [{"input_ids": ids, "attention_mask": np.ones_like(ids)}])
-    model = banked(quantize_static(encoder, ranges, symmetric=True))
+    model = banked(quantize_static(encoder, ranges))
     form = for_tensorrt(model, small_graph.RANK)
     constants = {tensor.name: tensor.data_type for tensor in form.graph.initializer}
     read = [node.input[0] for node in form.graph.node if node.op_type == "DequantizeLinear"]

@@ -25,8 +25,6 @@ MULTI_ADAPTER, MERGED_FORM = "banked", "merged"
 class OnnxVariant:
     """One ONNX file and what was measured of it. `form` is `MULTI_ADAPTER` or `MERGED_FORM`.
 
-    `quantization_scheme` of INT8 is 'dynamic' or 'static', else ''.
-
     `figures` holds accuracy and the like where the graph has a task, and peak_bytes, latency_ms.
     """
 
@@ -34,13 +32,7 @@ class OnnxVariant:
     dtype: str
     path: Path
     digest: str
-    quantization_scheme: str = ""
     figures: Mapping[str, Any] | None = None
-
-    @property
-    def candidate(self) -> str:
-        """Its name among the ways to one number format: 'int8-dynamic', 'fp32'."""
-        return f"{self.dtype}-{self.quantization_scheme}" if self.quantization_scheme else self.dtype
 
     @property
     def variant(self) -> str:

@@ -143,7 +143,7 @@ class ClassifierPackages:
             "measure", {"model": graph.digest}, settings, work, f"measure memory of base {graph.dtype}"
         )
         figures = {"parity": (graph.figures or {}).get("parity"), "peak_bytes": entry.facts["memory"]["peak_bytes"]}
-        return OnnxVariant(graph.form, graph.dtype, graph.path, graph.digest, graph.quantization_scheme, figures)
+        return OnnxVariant(graph.form, graph.dtype, graph.path, graph.digest, figures)
 
     def _probes(
         self, what: str, graphs: Sequence[OnnxVariant], subjects: Mapping[str, Any], texts: Sequence[str],

@@ -67,17 +67,10 @@ class ClassifierPlan:
         """Variants, verdicts and packages."""
         gates, passed = self.exports.judged
         variants = [*self.exports.multi_adapter_graphs, *self.exports.merged_graphs]
-        choice = self.exports.int8_choice
-        chosen = choice["name"] if choice else ""
-        lost = [
-            [graph.form, graph.dtype]
-            for graph in variants
-            if graph not in passed and (graph.dtype != "int8" or graph.candidate in ("int8", chosen))
-        ]
+        lost = [[graph.form, graph.dtype] for graph in variants if graph not in passed]
         return {
             "variants": list(rows_of(variants)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
-            "int8_choice": choice["reason"] if choice else None,
             "left_out": lost,
             "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed)],
         }

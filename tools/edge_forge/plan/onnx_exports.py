@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
 from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, OnnxVariant
 from edge_forge.plan.cache import StepResult
@@ -22,7 +21,7 @@ from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import quiet
 
 _LATENCY_TEXTS = 50
-_DYNAMIC, _STATIC = "int8-dynamic", "int8-static"
+_ENCODER = ("encoder.onnx", "tokenizer.json")
 
 
 class OnnxExports:
@@ -88,51 +87,44 @@ class OnnxExports:
 
     @cached_property
     def base_formats(self) -> StepResult | None:
-        """`int8-dynamic.onnx` with the bank, or None when the recipe wants FP32 only."""
+        """`int8.onnx` with the bank, or None when the recipe wants FP32 only."""
         if "int8" not in self.recipe.quantize.variants:
             return None
         entry = self.base_export
-        settings = {"formats": [_DYNAMIC], "bank": self.bank, "max_tokens": self.training.bank_tokens}
+        settings = {"formats": ["int8"], "bank": self.bank, "max_tokens": self.training.bank_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
             from edge_forge.export.onnx.quantize import make
 
             made = make(
-                encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=[_DYNAMIC],
-                max_tokens=self.training.bank_tokens, bank=(Bank(**self.bank), entry.facts["modules"]),
+                encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
+                formats=["int8"], max_tokens=self.training.bank_tokens,
+                bank=(Bank(**self.bank), entry.facts["modules"]),
             )  # fmt: skip
             return {"made": sorted(made)}
 
-        return self.steps.run("quantize", entry.digests("encoder.onnx"), settings, work, "quantize base")
+        return self.steps.run("quantize", entry.digests(*_ENCODER), settings, work, "quantize base")
 
     @cached_property
     def merged_formats(self) -> StepResult | None:
-        """`fp16.onnx`, `int8-dynamic.onnx`, `int8-static.onnx`: those that the recipe wants; None for FP32 only."""
-        quantize, entry = self.recipe.quantize, self.merged_export
-        formats = [_DYNAMIC] if "int8" in quantize.variants and quantize.int8 != "static" else []
-        formats += [_STATIC] if "int8" in quantize.variants and quantize.int8 != "dynamic" else []
-        formats += ["fp16"] if "fp16" in quantize.variants else []
+        """`fp16.onnx`, `int8.onnx`: those that the recipe wants; None for FP32 only."""
+        entry = self.merged_export
+        formats = [name for name in ("int8", "fp16") if name in self.recipe.quantize.variants]
         if not formats:
             return None
-        inputs = entry.digests("encoder.onnx", "tokenizer.json")
-        settings: dict[str, Any] = {"formats": formats, "max_tokens": self.recipe.task.max_tokens}
-        if _STATIC in formats:
-            inputs |= self.training.data_step.digests("train.jsonl")
-            settings |= {"rows": quantize.calibration_rows, "seed": self.recipe.data.seed}
+        settings = {"formats": formats, "max_tokens": self.recipe.task.max_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.quantize import make
 
-            rows = sample(self.training.data.train, quantize.calibration_rows, self.recipe.data.seed)
             made = make(
-                encoder_path=entry.path("encoder.onnx"), out_dir=folder, formats=formats,
-                calibration=[row.text for row in rows], tokenizer_path=entry.path("tokenizer.json"),
-                max_tokens=self.recipe.task.max_tokens,
+                encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
+                formats=formats, max_tokens=self.recipe.task.max_tokens,
             )  # fmt: skip
             return {"made": sorted(made)}
 
-        return self.steps.run("quantize", inputs, settings, work, "quantize merged")
+        return self.steps.run("quantize", entry.digests(*_ENCODER), settings, work, "quantize merged")
 
     def measured(self, graph: OnnxVariant, tokenizer: Path, adapter: Path | None) -> OnnxVariant:
         """The graph with its figures: scores on validation and test, latency of one text, memory of a process."""
@@ -177,9 +169,8 @@ class OnnxExports:
             return {**facts, "latency": measure.latency(subject, texts)._asdict(),
                     "memory": measure.memory(subject)._asdict()}  # fmt: skip
 
-        scheme = f" ({graph.quantization_scheme})" if graph.quantization_scheme else ""
-        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}{scheme}")
-        self._measurements[graph.form, graph.candidate] = entry
+        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}")
+        self._measurements[graph.form, graph.dtype] = entry
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
@@ -205,47 +196,21 @@ class OnnxExports:
         """The base's graphs with their bank, unmeasured."""
         graphs = [_graph(MULTI_ADAPTER, "fp32", self.base_export, "model.onnx", parity=_parity(self.base_export))]
         if self.base_formats is not None:
-            graphs.append(_graph(MULTI_ADAPTER, "int8", self.base_formats, f"{_DYNAMIC}.onnx", "dynamic"))
+            graphs.append(_graph(MULTI_ADAPTER, "int8", self.base_formats, "int8.onnx"))
         return tuple(graphs)
 
     @cached_property
     def merged_graphs(self) -> tuple[OnnxVariant, ...]:
-        """All merged graphs, measured; of INT8 perhaps two."""
+        """All merged graphs, measured."""
         if not self.recipe.export.merged:
             return ()
         graphs = [_graph(MERGED_FORM, "fp32", self.merged_export, "model.onnx", parity=_parity(self.merged_export))]
         entry = self.merged_formats
         for name in entry.facts["made"] if entry is not None else ():
-            dtype, _, scheme = name.partition("-")
             assert entry is not None  # noqa: S101 - names come from it
-            graphs.append(_graph(MERGED_FORM, dtype, entry, f"{name}.onnx", scheme))
+            graphs.append(_graph(MERGED_FORM, name, entry, f"{name}.onnx"))
         tokenizer = self.merged_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
-
-    @cached_property
-    def int8_choice(self) -> Mapping[str, Any] | None:
-        """Which merged INT8 is packed: `name`, `loss` on the validation rows, `reason`; None where there is none.
-
-        A step of its own, so that a build that does nothing imports no runtime to say so.
-        """
-        measured = {
-            graph.candidate: [
-                (graph.figures or {})["validation_accuracy"],
-                (graph.figures or {})["latency_ms"],
-            ]
-            for graph in self.merged_graphs
-            if graph.dtype in ("fp32", "int8")
-        }
-        if len(measured) < 2:
-            return None
-
-        def work(_: Path) -> Mapping[str, Any]:
-            from edge_forge.export.onnx.quantize import Int8Candidate, choose
-
-            candidates = {name: Int8Candidate(*found) for name, found in measured.items()}
-            return choose(candidates.pop("fp32"), candidates)._asdict()
-
-        return self.steps.run("choose", {}, measured, work, "choose merged int8").facts
 
     def _paired(self, graph: OnnxVariant) -> Mapping[str, Any] | None:
         """`PairedScores` of a measured graph beside the FP32 graph of its form, which has none.
@@ -259,7 +224,7 @@ class OnnxExports:
         others = [name for name in ("validation", "test") if name != split and rows.splits[name]]
         entries = {
             "reference": self._measurements[graph.form, "fp32"],
-            "variant": self._measurements[graph.form, graph.candidate],
+            "variant": self._measurements[graph.form, graph.dtype],
         }
         files = [f"{name}.npy" for name in (split, *others)]
         inputs = {
@@ -278,7 +243,7 @@ class OnnxExports:
             further = tuple(found[name][1] for name in ("reference", "variant")) if others else None
             return compare_logits(found["reference"][0], found["variant"][0], gold, further).as_dict()
 
-        title = f"compare {graph.form} {graph.candidate} with fp32"
+        title = f"compare {graph.form} {graph.dtype} with fp32"
         return self.steps.run("paired", inputs, {"labels": list(rows.labels)}, work, title).facts
 
     @cached_property
@@ -286,11 +251,7 @@ class OnnxExports:
         """The gates' verdicts and the graphs that pass. Raises EdgeError where a broken gate stops the build."""
         section = self.recipe.quantize
         limits = gates.LossLimits(section.max_loss_points, section.min_agreement, section.max_logit_error)
-        chosen = self.int8_choice
-        kept = [
-            graph for graph in (*self.merged_graphs, *self.multi_adapter_graphs)
-            if graph.form == MULTI_ADAPTER or graph.dtype != "int8" or (chosen and graph.candidate == chosen["name"])
-        ]  # fmt: skip
+        kept = [*self.merged_graphs, *self.multi_adapter_graphs]
         figures = [
             {"form": graph.form, "dtype": graph.dtype, **(graph.figures or {}), "paired": self._paired(graph)}
             for graph in kept
@@ -312,16 +273,14 @@ def rows_of(graphs: Sequence[OnnxVariant]) -> Iterator[dict[str, Any]]:
     """The graphs as the report wants them: plain values."""
     for graph in graphs:
         yield {
-            "form": graph.form, "dtype": graph.dtype, "how": graph.quantization_scheme,
+            "form": graph.form, "dtype": graph.dtype,
             "size_bytes": graph.path.stat().st_size, **(graph.figures or {}),
         }  # fmt: skip
 
 
-def _graph(
-    form: str, dtype: str, entry: StepResult, name: str, scheme: str = "", parity: float | None = None
-) -> OnnxVariant:  # fmt: skip
+def _graph(form: str, dtype: str, entry: StepResult, name: str, parity: float | None = None) -> OnnxVariant:
     figures = {} if parity is None else {"parity": parity}
-    return OnnxVariant(form, dtype, entry.path(name), entry.digests(name)[name], scheme, figures)
+    return OnnxVariant(form, dtype, entry.path(name), entry.digests(name)[name], figures)
 
 
 def _parity(entry: StepResult) -> float:

@@ -94,9 +94,6 @@ class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     """`[quantize]`: the number formats that are tried, and what they may cost."""
 
     variants: tuple[Dtype, ...] = ("fp32", "fp16", "int8")
-    int8: Literal["best", "dynamic", "static"] = "best"
-    """`best` measures both on the validation split and keeps the better."""
-    calibration_rows: Annotated[int, msgspec.Meta(ge=8, le=4096)] = 256
     max_loss_points: NotNegative = 0.5
     """Accuracy that a variant may lose against FP32, in percentage points of the test split."""
     min_agreement: Share = 0.95

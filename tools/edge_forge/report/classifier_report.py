@@ -79,16 +79,13 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
         yield Items(
             [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
         )
-    if figures.get("int8_choice"):
-        yield Paragraph(f"INT8 of the merged model, chosen on the validation rows: {figures['int8_choice']}.")
     for form, dtype in figures.get("left_out", ()):
         yield Paragraph(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
 
 
 def label(variant: Mapping[str, Any]) -> str:
-    """How a variant is named to people: 'merged int8 (static)'."""
-    how = f" ({variant['how']})" if variant.get("how") else ""
-    return f"{variant['form']} {variant['dtype']}{how}"
+    """How a variant is named to people: 'merged int8'."""
+    return f"{variant['form']} {variant['dtype']}"
 
 
 def _variant_row(one: Mapping[str, Any]) -> list[str]:

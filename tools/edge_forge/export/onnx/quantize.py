@@ -1,14 +1,13 @@
-"""Number formats of an exported graph, INT8 (dynamic, or static QDQ) and float16, and which INT8 is shipped.
+"""Number formats of an exported graph: INT8 with a scale per token, float16, and INT8 as TensorRT parses it.
 
-`make` writes every candidate of a format into a folder: `fp16`, or `int8-dynamic` and `int8-static`. The plan measures
-them with the device's backend (`evaluate.measure_onnx`), and `choose` says which one is packed, and why.
+`make` writes the files that are packed, `int8.onnx` and `fp16.onnx`. The plan measures them with the device's backend
+(`evaluate.measure_onnx`).
 
 Graphs are quantised node by node here instead of by ONNX Runtime's quantiser, which fails on graphs of PyTorch's
-current exporter (onnxruntime#25890), counts padding into its ranges and wants calibration batches of one length; the
-patterns are the ones that ONNX Runtime fuses and TensorRT parses (docs/decisions/0032). Quantised are the named linear
-sites, per output channel and symmetric, and large embedding tables (int8 rows with a scale each). All else stays float;
-tensor names and the site map survive, so the bank can be injected afterwards. Every conversion returns a new model.
-`calibrate` measures the ranges of the sites' inputs on texts of the task, for static INT8.
+current exporter (onnxruntime#25890), counts padding into its ranges and has one scale for a whole batch
+(docs/decisions/0032, 0160). Quantised are the named linear sites, per output channel and symmetric, and large embedding
+tables (int8 rows with a scale each). All else stays float; tensor names and the site map survive, so the bank can be
+injected afterwards. Every conversion returns a new model.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import onnx
 from onnx import helper
 
 from edge_agent.base.errors import BackendError, ConfigError
+from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx.graph import FloatArray, GraphEditor, opset, save
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.sites import LinearSite, read_sites
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 
 # The smallest table worth it: below this the extra nodes cost more than the bytes.
 EMBEDDING_BYTES_MIN = 1 << 20
+
+
+_MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+_LEAST = 1e-30
+"""Added to a token's largest magnitude: a token of zeros is not divided by zero."""
+_MIDDLE = 128
+"""The uint8 code of 0. ONNX Runtime has no fast kernel for signed activation codes: they take seven times as long."""
 
 
 class ValueRange(NamedTuple):
@@ -51,40 +59,73 @@ class ValueRange(NamedTuple):
     outliers: tuple[int, ...] = ()
 
 
-def quantize_dynamic(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.ModelProto:
-    """INT8 weights; activations get uint8 codes at run time, one range per tensor.
+def quantize_per_token(
+    model: onnx.ModelProto, apart: Mapping[str, Sequence[int]] | None = None, keep_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """INT8 weights; activations get uint8 codes at run time, with a scale of its own for every token.
 
-    The range spans the whole batch, so a row's result depends slightly on what shares its batch. Sites with a module in
-    `keep_float` stay float.
+    A token's scale is the largest magnitude of its channels, those that `apart` names for the tensor excepted (see
+    `wide_channels`): they are multiplied in float32. No token's codes depend on another token, so that a row's answer
+    depends on that row alone; nothing is clipped, whatever an adapter adds. Sites with a module in `keep_float` stay
+    float.
     """
     result = _copy(model)
     editor = GraphEditor(result)
-    codes: dict[str, list[str]] = {}
+    if all(entry.domain != _MICROSOFT for entry in result.opset_import):
+        result.opset_import.add(domain=_MICROSOFT, version=1)
+    unit = editor.add_constant("token.unit", np.asarray(1.0 / 127.0, np.float32))
+    middle = editor.add_constant("token.middle", np.asarray(_MIDDLE, np.uint8))
+    largest: dict[str, str] = {}
     for _, product in _products(editor, read_sites(model), keep_float):
-        weight, scale = _weight_codes(_weight(editor, product))
-        x, out = product.input[0], product.output[0]
-        if x not in codes:
-            codes[x] = [f"{x}.u8", f"{x}.u8_scale", f"{x}.u8_zero"]
-            editor.add("DynamicQuantizeLinear", [x], codes[x])
-        name = product.input[1]
+        x, name = product.input[0], product.input[1]
+        channels = tuple((apart or {}).get(x, ()))
+        values = _weight(editor, product)
+        if channels:
+            values = _set_apart(editor, product, values, channels)
+        weight, scale = _weight_codes(values)
+        if x not in largest:
+            largest[x] = _token_codes(editor, x, channels, values.shape[0], (unit, middle))
+        out = product.output[0]
         w = editor.add_constant(f"{name}.int8", weight)
-        w_zero = editor.add_constant(f"{name}.zero", np.zeros(weight.shape[1], np.int8))
+        w_scale = editor.add_constant(f"{name}.scale", scale)
         editor.remove([product])
-        editor.add("MatMulInteger", [codes[x][0], w, codes[x][2], w_zero], [f"{out}.int32"])
-        editor.add("Cast", [f"{out}.int32"], [f"{out}.wide"], to=onnx.TensorProto.FLOAT)
-        editor.add("Mul", [codes[x][1], editor.add_constant(f"{name}.scale", scale)], [f"{out}.scale"])
-        editor.add("Mul", [f"{out}.wide", f"{out}.scale"], [out])
+        # The fused form of MatMulInteger, Cast and Mul; its scale of x is one number, so the token's follows.
+        fused = editor.add("MatMulIntegerToFloat", [f"{x}.u8", w, unit, w_scale, middle], [f"{out}.of_unit"])
+        fused.domain = _MICROSOFT
+        editor.add("Mul", [f"{out}.of_unit", largest[x]], [out])
     return _finished(editor, model)
 
 
+def _token_codes(editor: GraphEditor, x: str, apart: Sequence[int], width: int, constants: tuple[str, str]) -> str:
+    """Add the nodes of `x.u8`, the codes of x over each token's largest magnitude; returns that tensor's name."""
+    axis = "token.axis"
+    if editor.constant(axis) is None:
+        editor.add_constant(axis, np.asarray([-1], np.int64))
+        editor.add_constant("token.least", np.asarray(_LEAST, np.float32))
+    kept = x
+    if apart:
+        mask = np.ones(width, np.float32)
+        mask[list(apart)] = 0.0
+        kept = f"{x}.kept"
+        editor.add("Mul", [x, editor.add_constant(f"{x}.mask", mask)], [kept])
+    editor.add("Abs", [kept], [f"{x}.abs"])
+    editor.add("ReduceMax", [f"{x}.abs", axis], [f"{x}.peak"], keepdims=1)
+    editor.add("Add", [f"{x}.peak", "token.least"], [f"{x}.largest"])
+    # A product with the reciprocal is one multiplication per value; Div is sixteen times slower.
+    editor.add("Reciprocal", [f"{x}.largest"], [f"{x}.inverse"])
+    editor.add("Mul", [x, f"{x}.inverse"], [f"{x}.unit"])
+    editor.add("QuantizeLinear", [f"{x}.unit", *constants], [f"{x}.u8"])
+    return f"{x}.largest"
+
+
 def quantize_static(
-    model: onnx.ModelProto, ranges: Mapping[str, ValueRange], symmetric: bool = False, keep_float: Collection[str] = ()
+    model: onnx.ModelProto, ranges: Mapping[str, ValueRange], keep_float: Collection[str] = ()
 ) -> onnx.ModelProto:
     """INT8 weights and activations with fixed `ranges` per input tensor (see ``calibrate``), as QDQ nodes.
 
-    A row's result does not depend on its batch. Outlier channels of a range stay float.
-    uint8 codes with a zero point are what ONNX Runtime computes fastest; `symmetric` gives int8 codes without one, the
-    only form that TensorRT parses. Outputs stay float, so that adapters added to them are never clipped.
+    The form that TensorRT parses: int8 codes without a zero point. ONNX Runtime computes it correctly, but has no fast
+    kernel for it. A row's result does not depend on its batch. Outlier channels of a range stay float, and so do
+    outputs: adapters added to them are never clipped.
     """
     result = _copy(model)
     editor = GraphEditor(result)
@@ -98,7 +139,7 @@ def quantize_static(
             values = _set_apart(editor, product, values, interval.outliers)
         weight, scale = _weight_codes(values)
         if editor.maker(f"{x}.dq") is None:
-            _activation(editor, x, interval, symmetric)
+            _activation(editor, x, interval)
         parts = [
             editor.add_constant(f"{name}.int8", weight),
             editor.add_constant(f"{name}.scale", scale),
@@ -189,16 +230,11 @@ def _set_apart(editor: GraphEditor, product: onnx.NodeProto, weight: FloatArray,
     return rest
 
 
-def _activation(editor: GraphEditor, x: str, interval: ValueRange, symmetric: bool) -> None:
-    if symmetric:
-        scale = max(-interval.low, interval.high, 1e-12) / 127.0
-        zero: npt.NDArray[np.int8] | npt.NDArray[np.uint8] = np.asarray(0, np.int8)
-    else:
-        scale = max(interval.high - interval.low, 1e-12) / 255.0
-        zero = np.asarray(np.clip(np.rint(-interval.low / scale), 0, 255), np.uint8)
+def _activation(editor: GraphEditor, x: str, interval: ValueRange) -> None:
+    scale = max(-interval.low, interval.high, 1e-12) / 127.0
     names = [
         editor.add_constant(f"{x}.q_scale", np.asarray(scale, np.float32)),
-        editor.add_constant(f"{x}.q_zero", zero),
+        editor.add_constant(f"{x}.q_zero", np.asarray(0, np.int8)),
     ]
     editor.add("QuantizeLinear", [x, *names], [f"{x}.q"])
     editor.add("DequantizeLinear", [f"{x}.q", *names], [f"{x}.dq"])
@@ -223,8 +259,53 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
 Feed = Mapping[str, npt.NDArray[np.int64]]
 
 
-# Share of a tensor's channels that stay float. Measured on MiniLM: with 0, 1, 2 and 5 % the features are 12.4, 6.9, 4.3
-# and 3.9 % off FP32 (docs/decisions/0033).
+# Channels of a tensor that may be set apart; the least count that does nearly as well as the most is taken.
+_APART_COUNTS = (0, 1, 2, 4, 8)
+_APART_SHARE = 1 / 16
+# Setting channels apart takes a tenth of the graph's time. It is worth it where tokens' scales fall by a sixth or more.
+_APART_GAIN = 1.2
+_NEAR_BEST = 0.9
+
+
+def wide_channels(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
+    """Per tensor that a site's product reads, the channels to set apart from per-token INT8: mostly 0 to 4.
+
+    They are those with the largest values over `feeds`, as many as make the tokens' scales smaller. They are a property
+    of the base, so general texts find them. Raises BackendError without feeds.
+    """
+    return {name: _wide(np.concatenate(parts)) for name, parts in _magnitudes(model, feeds).items()}
+
+
+def _wide(magnitudes: FloatArray) -> tuple[int, ...]:
+    """From magnitudes [tokens, channels]."""
+    order = np.argsort(-magnitudes.max(axis=0), kind="stable")
+    whole = magnitudes.max(axis=1)
+    gains = {}
+    for count in _APART_COUNTS:
+        if count <= len(order) * _APART_SHARE:
+            rest = np.delete(magnitudes, order[:count], axis=1).max(axis=1)
+            gains[count] = float(np.mean(whole / np.maximum(rest, _LEAST)))
+    best = max(gains.values())
+    if best < _APART_GAIN:
+        return ()
+    count = min(count for count, gain in gains.items() if gain >= _NEAR_BEST * best)
+    return tuple(sorted(int(channel) for channel in order[:count]))
+
+
+def _magnitudes(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, list[FloatArray]]:
+    """Absolute values [tokens, channels] per feed of every tensor that a site reads, padding left out."""
+    names = product_inputs(model)
+    session = _session(model, names, feeds)
+    found: dict[str, list[FloatArray]] = {name: [] for name in names}
+    for feed in feeds:
+        kept = feed["attention_mask"].astype(bool)
+        for name, value in zip(names, session.run(names, dict(feed)), strict=True):
+            found[name].append(np.abs(value[kept]))
+    return found
+
+
+# Share of a tensor's channels that stay float in static INT8. Measured on MiniLM: with 0, 1, 2 and 5 % the features are
+# 12.4, 6.9, 4.3 and 3.9 % off FP32 (docs/decisions/0033).
 OUTLIERS = 0.02
 
 
@@ -235,10 +316,8 @@ def calibrate(model: onnx.ModelProto, feeds: Sequence[Feed], outliers: float = O
     median over the feeds of each feed's smallest and largest value, and contains 0: one odd text does not widen it.
     Padding is not counted. Raises BackendError without feeds.
     """
-    if not feeds:
-        raise BackendError("INT8 needs calibration rows", "quantize", "give texts of the task")
     names = product_inputs(model)
-    session = _session(model, names)
+    session = _session(model, names, feeds)
     lows: dict[str, list[FloatArray]] = {name: [] for name in names}
     highs: dict[str, list[FloatArray]] = {name: [] for name in names}
     for feed in feeds:
@@ -249,8 +328,10 @@ def calibrate(model: onnx.ModelProto, feeds: Sequence[Feed], outliers: float = O
     return {name: _range(np.asarray(lows[name]), np.asarray(highs[name]), outliers) for name in names}
 
 
-def _session(model: onnx.ModelProto, names: Sequence[str]) -> Any:
-    """The model with `names` as its outputs."""
+def _session(model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]) -> Any:
+    """The model with `names` as its outputs. Raises BackendError when there is nothing to feed it."""
+    if not feeds:
+        raise BackendError("INT8 needs calibration rows", "quantize", "give texts")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -277,47 +358,36 @@ def product_inputs(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(n.input[0] for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights))
 
 
-DYNAMIC, STATIC, FLOAT16 = "int8-dynamic", "int8-static", "fp16"
+INT8, FLOAT16 = "int8", "fp16"
 _BATCH_ROWS = 16
-# Losses closer than this (in accuracy, as a fraction) are taken for equal, and the faster candidate wins.
-_SAME_LOSS = 0.001
-
-
-class Int8Candidate(NamedTuple):
-    """A measured candidate: accuracy on held-out rows (fraction), median latency of one text."""
-
-    accuracy: float
-    p50_ms: float
-
-
-class Int8Choice(NamedTuple):
-    """The candidate to pack, its accuracy loss against FP32 (fraction; negative is a gain), and the reason in words."""
-
-    name: str
-    loss: float
-    reason: str
 
 
 def make(
     *,
     encoder_path: Path,
     out_dir: Path,
-    formats: Sequence[str] = (DYNAMIC, STATIC, FLOAT16),
-    calibration: Sequence[str] = (),
-    tokenizer_path: Path | None = None,
+    tokenizer_path: Path,
+    formats: Sequence[str] = (INT8, FLOAT16),
+    texts: Sequence[str] = BASE_TEXTS,
     max_tokens: int = 128,
     bank: tuple[Bank, Sequence[str]] | None = None,
 ) -> dict[str, Path]:
     """Write `<format>.onnx` for every format and return the paths.
 
-    `encoder_path` is the export step's float `encoder.onnx`. `calibration` are texts like those to come (static INT8).
+    `encoder_path` is the export step's float `encoder.onnx`. `texts` show which channels INT8 sets apart.
     `bank` (the settings and the modules of the export) is injected last. Raises BackendError, ConfigError.
     """
     model = onnx.load(encoder_path)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = {}
     for name in formats:
-        converted = _converted(model, name, calibration, tokenizer_path, max_tokens)
+        if name == INT8:
+            found = wide_channels(model, feeds(texts, tokenizer_path, max_tokens))
+            converted = quantize_embeddings(quantize_per_token(model, found))
+        elif name == FLOAT16:
+            converted = to_float16(model)
+        else:
+            raise ConfigError(f"there is no format {name!r}", "quantize", f"there are: {INT8}, {FLOAT16}")
         if bank is not None:
             if name == FLOAT16:
                 raise ConfigError("a banked base has no float16 form yet", "quantize", "ship fp16 as a merged model")
@@ -326,22 +396,6 @@ def make(
         written[name] = out_dir / f"{name}.onnx"
         save(converted, written[name])
     return written
-
-
-def choose(reference: Int8Candidate, candidates: Mapping[str, Int8Candidate]) -> Int8Choice:
-    """The INT8 candidate with the least loss; among those within 0.1 points of it, the fastest. Pure."""
-    if not candidates:
-        raise BackendError("no INT8 candidate was measured", "quantize")
-    least = min(reference.accuracy - found.accuracy for found in candidates.values())
-    near = {n: c for n, c in candidates.items() if reference.accuracy - c.accuracy <= least + _SAME_LOSS + 1e-9}
-    name = min(near, key=lambda candidate: (near[candidate].p50_ms, candidate))
-    loss = reference.accuracy - candidates[name].accuracy
-    measured = "; ".join(
-        f"{n}: {(reference.accuracy - c.accuracy) * 100:+.2f} points lost, {c.p50_ms:.2f} ms"
-        for n, c in sorted(candidates.items())
-    )
-    why = "the least loss" if len(near) == 1 else "the fastest of those with the least loss"
-    return Int8Choice(name, loss, f"{name} has {why} ({measured}; FP32: {reference.p50_ms:.2f} ms)")
 
 
 def feeds(texts: Sequence[str], tokenizer_path: Path, max_tokens: int) -> list[Feed]:
@@ -362,18 +416,3 @@ def feeds(texts: Sequence[str], tokenizer_path: Path, max_tokens: int) -> list[F
             mask[place, : len(row)] = 1
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
-
-
-def _converted(
-    model: onnx.ModelProto, name: str, calibration: Sequence[str], tokenizer_path: Path | None, max_tokens: int
-) -> onnx.ModelProto:
-    if name == DYNAMIC:
-        return quantize_embeddings(quantize_dynamic(model))
-    if name == FLOAT16:
-        return to_float16(model)
-    if name != STATIC:
-        raise ConfigError(f"there is no format {name!r}", "quantize", f"there are: {DYNAMIC}, {STATIC}, {FLOAT16}")
-    if tokenizer_path is None or not calibration:
-        raise ConfigError("static INT8 needs calibration texts and a tokenizer", "quantize")
-    ranges = calibrate(model, feeds(calibration, tokenizer_path, max_tokens))
-    return quantize_embeddings(quantize_static(model, ranges))
