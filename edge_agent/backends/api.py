@@ -20,6 +20,8 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edge_agent.bundle.prompt_tokens import TextEncoder
+
 
 class Capabilities(NamedTuple):
     """What a runtime can do on this machine; `unchecked` names what could not be checked, '' if nothing.
@@ -150,18 +152,19 @@ class Vocabulary(abc.ABC):
     special_tokens: Mapping[str, str]
     """Texts by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`) of the special tokens that the model has."""
 
+    @property
     @abc.abstractmethod
+    def encoder(self) -> TextEncoder:
+        """Texts to token ids, by the added tokens and the rules of the file."""
+
     def encode(self, text: str, begin: bool) -> list[int]:
         """Token ids of a text; control tokens written out in it are encoded as such. `begin`: put bos first, if the
-        model wants it."""
+        model wants it and the text does not begin with it."""
+        return self.encoder.encode(text, begin)
 
     @abc.abstractmethod
     def piece(self, token: int) -> bytes:
         """The bytes of a token, perhaps a part of a character; empty for a control token."""
-
-    @abc.abstractmethod
-    def control_in(self, text: str) -> str | None:
-        """The first control token that is written out in a text, or None."""
 
 
 class Session(abc.ABC):

@@ -262,6 +262,10 @@ def _entry(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: int) -> Ten
     return TensorEntry(shape, dtype, total // values * size)
 
 
+NFC_KEY = "edge.tokenizer.nfc"
+SPACE_PREFIX_KEY = "edge.tokenizer.space_prefix"
+SPACES_BEFORE_KEY, SPACES_BEHIND_KEY = "edge.tokenizer.lstrip", "edge.tokenizer.rstrip"
+"""What GGUF has no key for and a tokenizer does: see docs/bundle.md."""
 SPECIAL_TOKEN_KEYS = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",
@@ -330,6 +334,10 @@ def _header(table: GgufTable, where: str) -> GgufHeader:
         adapter_alpha=None,
         base_id=table.text("edge.base_id"),
         special_token_ids=_special_token_ids(table, tokens.count),
+        space_prefix=_space_prefix(table),
+        nfc=table.keys.get(NFC_KEY) is True,
+        takes_spaces_before=_ids(table, SPACES_BEFORE_KEY, where),
+        takes_spaces_behind=_ids(table, SPACES_BEHIND_KEY, where),
     )
 
 
@@ -359,6 +367,23 @@ def _special_token_ids(table: GgufTable, vocab: int) -> dict[str, int]:
     """Ids by name; llama.cpp ignores an id outside of the vocabulary, and so does this."""
     found = {name: _whole(table.number(key)) for name, key in SPECIAL_TOKEN_KEYS.items()}
     return {name: token for name, token in found.items() if token is not None and 0 <= token < vocab}
+
+
+def _space_prefix(table: GgufTable) -> str:
+    """As llama.cpp: BPE over pieces ('llama') has a prefix unless the file says otherwise, byte-level BPE has none."""
+    if table.keys.get("tokenizer.ggml.add_space_prefix", table.text("tokenizer.ggml.model") == "llama") is not True:
+        return "never"
+    return "first" if table.text(SPACE_PREFIX_KEY) == "first" else "always"
+
+
+def _ids(table: GgufTable, key: str, where: str) -> frozenset[int]:
+    """A short list of token ids. Raises PackageError for one that is too long to be kept."""
+    found = table.keys.get(key)
+    if not isinstance(found, Array):
+        return frozenset()
+    if found.values is None:
+        raise PackageError(f"{key} has {found.count} entries, at most {KEPT_ITEMS} are taken", where)
+    return frozenset(map(int, found.values))
 
 
 def _count(table: GgufTable, key: str, where: str) -> int:

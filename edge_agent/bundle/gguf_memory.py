@@ -53,6 +53,13 @@ class GgufHeader:
     base_id: str | None
     special_token_ids: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Ids of the special tokens that the file names: `bos`, `eos`, `unk`, `pad`."""
+    space_prefix: str = "never"
+    """Whether the tokenizer puts a space before a text ('never', 'first'), or before each piece ('always')."""
+    nfc: bool = False
+    """Whether texts are composed (Unicode NFC) before they are split."""
+    takes_spaces_before: frozenset[int] = frozenset()
+    takes_spaces_behind: frozenset[int] = frozenset()
+    """Ids of added tokens that take the spaces before or behind them along."""
 
 
 class Need(NamedTuple):

@@ -16,6 +16,7 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.base.limits import MESSAGE_BYTES
 from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
+from edge_agent.bundle.prompt_tokens import CannotEncode, ChatEncoder
 from edge_agent.tasks.api import Prepared, Reader, Task, refuse_unknown
 
 MESSAGES = 128
@@ -31,6 +32,7 @@ class ChatTemplate:
         self._vocabulary = vocabulary
         source = vocabulary.chat_template
         self._renderer = None if source is None else TemplateRenderer(source, vocabulary.special_tokens, PROMPT_CHARS)
+        self._encoder: ChatEncoder | None = None
 
     def try_out(self) -> None:
         """Make prompts of a few plain messages. Raises BackendError where the template cannot."""
@@ -44,15 +46,23 @@ class ChatTemplate:
                     "mend the template in the base's folder and build the package again",
                 ) from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that asks for the next answer. Raises RequestError 422, or 413 for one that is too long."""
+    def tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of the prompt that asks for the next answer. What a message writes is plain text, also where it looks
+        like a token that opens a turn. Raises RequestError 422, or 413 for a prompt that is too long."""
         if self._renderer is None:
             raise RequestError(422, Cause.INVALID, "this model's package has no chat template; ask it by `prompt`")
         self._check(messages)
+        if self._encoder is None:
+            self._encoder = ChatEncoder(self._renderer, self._vocabulary.encoder)
         try:
-            return self._renderer.render(messages)
+            return self._encoder.encode(self._encoder.prompt(messages), True)
         except ChatTemplateError as error:
             raise _request_error(error) from error
+        except CannotEncode as error:
+            place = "a message" if error.message < 0 else f"messages[{error.message}]"
+            raise RequestError(
+                422, Cause.INVALID, f"{place}: it writes {error.mark!r}, which would count as the template's own"
+            ) from error
 
     def _check(self, messages: Sequence[Mapping[str, str]]) -> None:
         if not 0 < len(messages) <= MESSAGES:
@@ -61,12 +71,6 @@ class ChatTemplate:
             if message["role"] not in ROLES:
                 raise RequestError(
                     422, Cause.INVALID, f"messages[{place}]: role {message['role']!r} is none of {ROLES}"
-                )
-            control = self._vocabulary.control_in(message["content"])
-            if control is not None:
-                # A written-out control token ends the turn; text after it could then claim any role.
-                raise RequestError(
-                    422, Cause.INVALID, f"messages[{place}]: it writes out the control token {control!r}"
                 )
 
 
@@ -209,11 +213,11 @@ class Generate(Task):
         """The single text is the prompt; control tokens that are written out in it are encoded as control tokens."""
         if len(texts) != 1:
             raise RequestError(422, Cause.INVALID, f"one prompt is continued at a time, not {len(texts)}")
-        return self._prepare(texts[0], params)
+        return self._prepare(self._vocabulary.encode(texts[0], True), params)
 
     def prepare_chat(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> Prepared:
         """See `Task.prepare_chat`."""
-        return self._prepare(self._chat.render(messages), params)
+        return self._prepare(self._chat.tokens(messages), params)
 
     def probe(self, texts: Sequence[str]) -> Prepared:
         """See `Task.probe`: the texts are prompts; the session gives the logits of the next token as features."""
@@ -241,12 +245,9 @@ class Generate(Task):
             result["logprobs"] = outputs["logprobs"]
         return [result]
 
-    def _prepare(self, prompt: str, params: Mapping[str, Any]) -> Prepared:
+    def _prepare(self, row: list[int], params: Mapping[str, Any]) -> Prepared:
         context = self._vocabulary.context
         wanted = read_sampling_params(params, context)
-        bos = self._vocabulary.special_tokens.get("bos_token", "")
-        begins = bool(bos) and prompt.startswith(bos)
-        row = self._vocabulary.encode(prompt, not begins)
         if not row:
             raise RequestError(422, Cause.INVALID, "the prompt is empty")
         room, least = context - len(row), wanted.max_tokens or 1

@@ -85,9 +85,12 @@ PARSERS = {
         "cpu_words take",
         "the log lines of llama.cpp, which has no other interface for these",
     ),
-    "edge_agent/backends/llamacpp/model.py": ("control_in", "control tokens in a client's message"),
     "edge_agent/backends/onnx.py": ("_short", "the message of an ONNX Runtime error is put on one line"),
     "edge_agent/bundle/jsonio.py": ("_plain", "the path in a message of msgspec is put into our form"),
+    "edge_agent/bundle/prompt_tokens.py": (
+        "__init__ _pieces _plain found prompt turn_marks",
+        "the texts that it splits: prompts, and what an added token looks like",
+    ),
     "edge_agent/bundle/sign.py": ("_from_base64", "base64 text"),
     "edge_agent/bundle/weight_files.py": ("_check_base", "a field of the adapter file"),
     "edge_agent/config/fields.py": ("accepts from_text", "values of settings, and environment variables"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from edge_agent.backends.api import Vocabulary
@@ -13,6 +13,7 @@ from edge_agent.backends.gguf import GgufHeader
 from edge_agent.backends.llamacpp.library import LlamaLibrary, never, present
 from edge_agent.base.errors import AdapterRefused
 from edge_agent.base.limits import MIB
+from edge_agent.bundle.prompt_tokens import AddedToken, TextEncoder, TextRules
 
 TRIED_KEPT = 64
 """Grammars whose trial is remembered."""
@@ -27,12 +28,12 @@ BYTE_LEVEL = "gpt2"
 """The tokenizer for which llama.cpp's default for bos and eos is no special token but number 11 of GPT-2's."""
 
 
-def _deeply(work: Callable[[bytes, bool], list[int]], data: bytes, begin: bool) -> list[int]:
+def _deeply(work: Callable[[bytes], list[int]], data: bytes) -> list[int]:
     """Run `work` on a thread whose stack is large enough for the text."""
     found: list[list[int]] = []
     before = threading.stack_size(16 * MIB + STACK_BYTES_PER_BYTE * len(data))
     try:
-        thread = threading.Thread(target=lambda: found.append(work(data, begin)), name="tokenize")
+        thread = threading.Thread(target=lambda: found.append(work(data)), name="tokenize")
         thread.start()
     finally:
         threading.stack_size(before)
@@ -46,7 +47,7 @@ class LlamaModel:
     Raises BackendError when the file cannot be loaded.
     """
 
-    def __init__(self, library: LlamaLibrary, path: str, repack: bool) -> None:
+    def __init__(self, library: LlamaLibrary, path: str, repack: bool, vocabulary_only: bool = False) -> None:
         self.library = library
         api = library.api
         settings = api.llama_model_default_params()
@@ -54,6 +55,7 @@ class LlamaModel:
         settings.n_gpu_layers = -1
         # Repacked weights are a second, anonymous copy, and AMX buffers crash on quantised models (llama.cpp#20824).
         settings.use_extra_bufts = repack
+        settings.vocab_only = vocabulary_only
         library.log.begin()
         self.handle = api.llama_model_load_from_file(path.encode(), settings)
         if not present(self.handle):
@@ -109,33 +111,44 @@ class LlamaVocabulary(Vocabulary):
         self._buffer = ctypes.create_string_buffer(PIECE_BYTES)
         self.context = context
         self.chat_template = header.chat_template
+        self._header = header
         self.special_tokens = self._special_tokens(header)
         self._cached = functools.lru_cache(maxsize=16384)(self._piece)
 
-    def encode(self, text: str, begin: bool) -> list[int]:
-        """See `Vocabulary.encode`. A text has at most one token per byte, and the ones that the model adds."""
-        data = text.encode("utf-8")
-        return self._tokens(data, begin) if len(data) <= DEEP_BYTES else _deeply(self._tokens, data, begin)
+    @functools.cached_property
+    def encoder(self) -> TextEncoder:
+        """See `Vocabulary.encoder`. Added tokens are found here and not by llama.cpp, which looks for the longest first
+        instead of the leftmost, knows nothing of the spaces that a token takes along, and finds those that are no
+        control tokens in any text."""
+        header = self._header
+        bos = self._api.llama_vocab_bos(self._vocab) if self._api.llama_vocab_get_add_bos(self._vocab) else -1
+        rules = TextRules(header.space_prefix, header.nfc)
+        return TextEncoder(tuple(self._added()), self._plain, rules, bos if bos >= 0 else None)
 
-    def _tokens(self, data: bytes, begin: bool) -> list[int]:
+    def _added(self) -> Iterator[AddedToken]:
+        api, header = self._api, self._header
+        control = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        for token in range(self._size):
+            kind = api.llama_vocab_get_attr(self._vocab, token)
+            if kind & (control | api.LLAMA_TOKEN_ATTR_USER_DEFINED) and (text := self._text(token)):
+                before = bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP) or token in header.takes_spaces_before
+                behind = bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP) or token in header.takes_spaces_behind
+                yield AddedToken(token, text, bool(kind & control), before, behind)
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text without control tokens and without bos. It has at most one token per byte, and a prefix."""
+        data = text.encode("utf-8")
+        return self._tokens(data) if len(data) <= DEEP_BYTES else _deeply(self._tokens, data)
+
+    def _tokens(self, data: bytes) -> list[int]:
         room = len(data) + 8
         ids = (ctypes.c_int32 * room)()
-        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, begin, True)
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
         return list(ids[: max(0, count)])
 
     def piece(self, token: int) -> bytes:
         """See `Vocabulary.piece`."""
         return self._cached(token)
-
-    def control_in(self, text: str) -> str | None:
-        """See `Vocabulary.control_in`."""
-        return next((control for control in self._controls if control in text), None)
-
-    @functools.cached_property
-    def _controls(self) -> tuple[str, ...]:
-        is_control = self._api.llama_vocab_is_control
-        found = (self._text(token) for token in range(self._size) if is_control(self._vocab, token))
-        return tuple(text for text in found if text)
 
     def _special_tokens(self, header: GgufHeader) -> dict[str, str]:
         """Texts of the special tokens that the file names, by the names that chat templates use."""

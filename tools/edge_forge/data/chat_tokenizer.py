@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent.base.errors import ConfigError
-from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
+from edge_agent.bundle.chat_template import ChatTemplateError, Prompt, TemplateRenderer
+from edge_agent.bundle.prompt_tokens import CannotEncode, ChatEncoder, TextEncoder
 from edge_forge.data.generator_rows import TEXT, Row, Turn
-from edge_forge.export.gguf.vocabulary import chat_template, end_tokens, special_tokens
+from edge_forge.export.gguf.vocabulary import (
+    added_tokens,
+    chat_template,
+    end_tokens,
+    first_token,
+    special_tokens,
+    text_rules,
+)
 
 TRAINING_TIME = datetime(2025, 1, 1)  # noqa: DTZ001 - a template writes the local time of a device
 """What `strftime_now` of a chat template writes in prompts of the host: a fixed date, so that a build can be repeated.
@@ -52,11 +60,14 @@ class ChatTokenizer:
         self._library = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._library.no_padding()
         self._library.no_truncation()
+        # Added tokens are found by the code that devices run, and by the library in no text.
+        self._library.encode_special_tokens = True
+        self._encoder = TextEncoder(added_tokens(folder), self._plain, text_rules(folder), first_token(folder))
         self.template: TemplateRenderer | None = usable_template(folder) if chat != "no" else None
+        self._chat = None if self.template is None else ChatEncoder(self.template, self._encoder)
         self._where = str(folder)
         if chat == "yes" and self.template is None:
             raise ConfigError("the model has no chat template", "task.chat", 'use chat = "no", or another model')
-        self._bos = special_tokens(folder).get("bos_token", "")
         self.ends = end_tokens(folder)
         if not self.ends:
             raise ConfigError("the model names no token that ends a text (eos)", str(folder))
@@ -66,64 +77,70 @@ class ChatTokenizer:
         if row[-1].role == TEXT:
             return ""
         turns = row[:-1]
-        return turns[-1].text if self.template is None else self._render(self.template, turns, ask=True)
+        return turns[-1].text if self._chat is None else self._render(self._chat, turns, ask=True).text
 
     def encode(self, row: Row) -> EncodedRow:
         """The tokens of a row, the end token included."""
         if row[-1].role == TEXT:
             ids = (*self.ids(row[-1].text, begins=True), self.ends[0])
             return EncodedRow(ids, ids, 0)
-        if self.template is None:
+        if self._chat is None:
             if len(row) != 2:
                 raise ConfigError(
                     "a dialogue of several turns needs a chat template", "task.chat", "use a model that has one"
                 )
             asked, said = self.ids(row[0].text, begins=True), (*self.ids(row[1].text), self.ends[0])
             return EncodedRow((*asked, *said), (NOT_LEARNED,) * len(asked) + said, len(asked))
-        return self._dialogue(self.template, row)
+        return self._dialogue(self._chat, row)
 
     def ids(self, text: str, begins: bool = False) -> tuple[int, ...]:
         """Ids of a text; `begins`: with what the tokenizer puts before a text, but never behind it."""
-        plain = self._library.encode(text, add_special_tokens=False).ids
-        if not begins:
-            return tuple(plain)
-        full = self._library.encode(text).ids
-        at = next((place for place in range(len(full)) if full[place : place + len(plain)] == plain), 0)
-        return (*full[:at], *plain)
+        return tuple(self._encoder.encode(text, begins))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without control tokens."""
         found: str = self._library.decode(list(ids), skip_special_tokens=True)
         return found
 
-    def _render(self, template: TemplateRenderer, turns: Sequence[Turn], ask: bool) -> str:
-        """The text of turns; `ask`: up to where the assistant's answer begins."""
+    def _plain(self, text: str) -> list[int]:
+        found: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return found
+
+    def _render(self, chat: ChatEncoder, turns: Sequence[Turn], ask: bool) -> Prompt:
+        """The prompt of turns; `ask`: up to where the assistant's answer begins."""
         try:
-            return template.render([{"role": role, "content": text} for role, text in turns], ask)
+            return chat.prompt([{"role": role, "content": text} for role, text in turns], ask)
         except ChatTemplateError as error:
             raise _config_error(error, self._where) from error
+        except CannotEncode as error:
+            raise _mark_in_row(error, turns) from error
 
-    def _dialogue(self, template: TemplateRenderer, row: Sequence[Turn]) -> EncodedRow:
+    def _dialogue(self, chat: ChatEncoder, row: Sequence[Turn]) -> EncodedRow:
+        try:
+            return self._turns(chat, row)
+        except CannotEncode as error:
+            raise _mark_in_row(error, row) from error
+
+    def _turns(self, chat: ChatEncoder, row: Sequence[Turn]) -> EncodedRow:
         ids: list[int] = []
         labels: list[int] = []
         done, answer = "", 0
         for place, turn in enumerate(row):
             if turn.role != "assistant":
                 continue
-            asked = self._render(template, row[:place], ask=True)
-            said = self._render(template, row[: place + 1], ask=False)
-            if not (asked.startswith(done) and said.startswith(asked)):
+            asked = self._render(chat, row[:place], ask=True)
+            said = self._render(chat, row[: place + 1], ask=False)
+            if not (asked.text.startswith(done) and said.text.startswith(asked.text)):
                 raise ConfigError(
                     "the chat template changes what it wrote before when a turn is added", "task.chat",
                     'train on single turns, or use chat = "no"',
                 )  # fmt: skip
-            # As a device does it: what the tokenizer puts before a text, unless the template wrote it already.
-            begins = not done and not (self._bos and asked.startswith(self._bos))
-            before, learned = self.ids(asked[len(done) :], begins), self.ids(said[len(asked) :])
+            before = chat.encode(asked, not done, len(done))
+            learned = chat.encode(said, False, len(asked.text))
             answer = len(ids) + len(before)
             ids += [*before, *learned]
             labels += [*(NOT_LEARNED for _ in before), *learned]
-            done = said
+            done = said.text
         return EncodedRow(tuple(ids), tuple(labels), answer)
 
 
@@ -141,6 +158,19 @@ def usable_template(folder: Path) -> TemplateRenderer | None:
             "mend it, or remove it from the base's folder: devices refuse a package that carries it",
         ) from error  # fmt: skip
     return renderer
+
+
+def _mark_in_row(error: CannotEncode, turns: Sequence[Turn]) -> ConfigError:
+    number = (
+        error.message
+        if error.message >= 0
+        else next((at for at, turn in enumerate(turns) if error.mark in turn.text), 0)
+    )
+    return ConfigError(
+        f"the message {turns[number].text[:60]!r} writes {error.mark!r}, which would count as the template's own",
+        "data",
+        "take it out of the row",
+    )  # fmt: skip
 
 
 def _config_error(error: ChatTemplateError, where: str) -> ConfigError:

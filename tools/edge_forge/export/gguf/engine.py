@@ -46,9 +46,9 @@ def quantize(source: Path, target: Path, dtype: str) -> int:
     return int(found["fallbacks"])
 
 
-def tokenize(model: Path, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    """Ids of every text by the GGUF's own tokenizer; `special` adds BOS as it says and parses control tokens."""
-    found: list[list[int]] = _call("tokenize", model=str(model), texts=list(texts), special=special)
+def tokenize(model: Path, texts: Sequence[str], begin: bool = False) -> list[list[int]]:
+    """Ids of every text as a device makes them of the GGUF's own tokenizer; `begin` adds BOS as it says."""
+    found: list[list[int]] = _call("tokenize", model=str(model), texts=list(texts), begin=begin)
     return found
 
 

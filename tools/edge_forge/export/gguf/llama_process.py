@@ -20,6 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.backends.gguf import read_header
+from edge_agent.backends.llamacpp.library import open_library
+from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
+from edge_agent.base.errors import BackendError
+
 _BATCH = 512
 _LOG: deque[str] = deque(maxlen=40)
 _PIECE_BYTES = 256
@@ -62,11 +67,14 @@ def quantize(source: str, target: str, dtype: str, threads: int) -> dict[str, An
     return {"fallbacks": int(said[-1][1]) if said else 0}
 
 
-def tokenize(model: str, texts: Sequence[str], special: bool) -> list[list[int]]:
-    """Ids of every text. `special`: BOS as the file says, and control tokens named in the text are taken as such."""
-    with _model(model, vocabulary_only=True) as opened:
-        vocab = L.llama_model_get_vocab(opened)
-        return [_encode(vocab, text, special) for text in texts]
+def tokenize(model: str, texts: Sequence[str], begin: bool) -> list[list[int]]:
+    """Ids of every text, by the code that devices run. `begin`: with BOS as the file says."""
+    opened = LlamaModel(open_library(), model, repack=False, vocabulary_only=True)
+    try:
+        vocabulary = LlamaVocabulary(opened, read_header(model), 0)
+        return [vocabulary.encode(text, begin) for text in texts]
+    finally:
+        opened.close()
 
 
 def logits(model: str, rows: Sequence[Sequence[int]], adapter: str | None, threads: int, out: str) -> dict[str, Any]:
@@ -117,10 +125,9 @@ def generate(model: str, rows: Sequence[Sequence[int]], most: int, adapter: str 
 
 
 @contextmanager
-def _model(path: str, vocabulary_only: bool = False) -> Iterator[Any]:
+def _model(path: str) -> Iterator[Any]:
     options = L.llama_model_default_params()
     options.n_gpu_layers = 0
-    options.vocab_only = vocabulary_only
     # Repacked and AMX buffers copy the weights, and AMX ones have crashed on quantised files.
     options.use_extra_bufts = False
     opened = L.llama_model_load_from_file(path.encode(), options)
@@ -186,16 +193,6 @@ def _negative_log(logits: NDArray[Any]) -> NDArray[np.float64]:
     return total
 
 
-def _encode(vocab: Any, text: str, special: bool) -> list[int]:
-    raw = text.encode()
-    room = len(raw) + 8
-    ids = (L.llama_token * room)()
-    count = L.llama_tokenize(vocab, raw, len(raw), ids, room, special, special)
-    if count < 0:
-        raise LlamaRefusal(f"llama.cpp cannot tokenise {text[:40]!r}")
-    return list(ids[:count])
-
-
 def _piece(vocab: Any, token: int) -> bytes:
     buffer = ctypes.create_string_buffer(_PIECE_BYTES)
     count = L.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, 0, False)
@@ -225,7 +222,7 @@ def main() -> int:
     request = json.loads(sys.stdin.read())
     try:
         answer = {"result": OPERATIONS[request.pop("op")](**request)}
-    except LlamaRefusal as refused:
+    except (LlamaRefusal, BackendError) as refused:
         answer = {"error": str(refused)}
     answers.write(json.dumps(answer))
     answers.close()

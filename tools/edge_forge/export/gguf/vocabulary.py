@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.bundle.gguf_header import NFC_KEY, SPACE_PREFIX_KEY, SPACES_BEFORE_KEY, SPACES_BEHIND_KEY
+from edge_agent.bundle.prompt_tokens import AddedToken, TextRules
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens (llama.h, `llama_token_type`)."""
@@ -29,6 +31,18 @@ _SPLITS = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe"}
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TEMPLATE_TOKENS = ("bos", "eos", "unk", "pad")
 _UNKNOWN_SCORE = -1e6
+# llama.cpp takes tokens of these names for control tokens whatever the file says (llama-vocab.cpp), and writes no text
+# for them: what ends a turn, and what frames code to be filled in.
+_ALWAYS_CONTROL = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+    "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>", "<|eom_id|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>",
+    "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|fim_prefix|>", "<fim-prefix>",
+    "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>",
+    "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>",
+    "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+    "<|middle|>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>",
+    "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,9 @@ class GgufVocabulary:
     special: Mapping[str, int]
     add_bos: bool
     add_eos: bool
-    add_space: bool
+    rules: TextRules
+    takes_spaces_before: Sequence[int]
+    takes_spaces_behind: Sequence[int]
     chat_template: str | None
 
     def write(self, writer: Any) -> None:
@@ -57,11 +73,18 @@ class GgufVocabulary:
             writer.add_token_merges(list(self.merges))
         else:
             writer.add_token_scores(list(self.scores))
-            writer.add_add_space_prefix(self.add_space)
+            writer.add_add_space_prefix(self.rules.space_prefix != "never")
+            if self.rules.space_prefix == "first":
+                writer.add_string(SPACE_PREFIX_KEY, "first")
         for name, value in self.special.items():
             getattr(writer, f"add_{name}_token_id")(value)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
+        if self.rules.nfc:
+            writer.add_bool(NFC_KEY, True)
+        for key, ids in ((SPACES_BEFORE_KEY, self.takes_spaces_before), (SPACES_BEHIND_KEY, self.takes_spaces_behind)):
+            if ids:
+                writer.add_array(key, list(ids))
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
@@ -83,6 +106,7 @@ def read(folder: Path, size: int) -> GgufVocabulary:
     merges = [one if isinstance(one, str) else " ".join(one) for one in model.get("merges", ())]
     options = _options(folder)
     add_bos, add_eos = _ends(folder, options)
+    added = added_tokens(folder)
     return GgufVocabulary(
         model="llama" if fallback else "gpt2",
         pre="default" if fallback else _split_name(found, where),
@@ -93,9 +117,43 @@ def read(folder: Path, size: int) -> GgufVocabulary:
         special=_special(folder, {token.decode(): place for place, token in enumerate(tokens)}),
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space=_prepends(found),
+        rules=text_rules(folder),
+        takes_spaces_before=[one.token for one in added if one.lstrip],
+        takes_spaces_behind=[one.token for one in added if one.rstrip],
         chat_template=chat_template(folder),
     )
+
+
+def added_tokens(folder: Path) -> tuple[AddedToken, ...]:
+    """The added tokens of a tokenizer, with the kinds that the GGUF file gives them. Raises ConfigError for one whose
+    way of being found no GGUF file can say."""
+    where = str(folder / "tokenizer.json")
+    found = []
+    for one in _json(folder / "tokenizer.json").get("added_tokens", ()):
+        if one.get("single_word"):
+            raise ConfigError(
+                f"the added token {one['content']!r} is one whole word only (single_word), which no GGUF file can say",
+                where,
+                "use a tokenizer without such tokens",
+            )
+        is_control = bool(one.get("special")) or one["content"] in _ALWAYS_CONTROL
+        found.append(
+            AddedToken(one["id"], one["content"], is_control, bool(one.get("lstrip")), bool(one.get("rstrip")))
+        )
+    return tuple(found)
+
+
+def text_rules(folder: Path) -> TextRules:
+    """What the tokenizer does with plain text before it splits it."""
+    found = _json(folder / "tokenizer.json")
+    normalizers = [step["type"] for step in _steps(found.get("normalizer") or {})]
+    return TextRules(_space_prefix(found), "NFC" in normalizers)
+
+
+def first_token(folder: Path) -> int | None:
+    """The id of the token that is put before a text; None where none is."""
+    adds = _ends(folder, _options(folder))[0]
+    return _special(folder, _token_ids(folder)).get("bos") if adds else None
 
 
 def chat_template(folder: Path) -> str | None:
@@ -144,7 +202,8 @@ def _tokens(found: Mapping[str, Any], size: int, fallback: bool, where: str) -> 
         is_byte = fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
         by_id[place] = (token, BYTE if is_byte else NORMAL)
     for one in found.get("added_tokens", ()):
-        by_id[one["id"]] = (one["content"], CONTROL if one.get("special") else USER_DEFINED)
+        is_control = one.get("special") or one["content"] in _ALWAYS_CONTROL
+        by_id[one["id"]] = (one["content"], CONTROL if is_control else USER_DEFINED)
     unknown = found["model"].get("unk_token")
     for place, (token, _) in by_id.items():
         if fallback and token == unknown:
@@ -201,13 +260,14 @@ def _scores(tokens: Sequence[bytes], kinds: Sequence[int], merges: Sequence[str]
     ]
 
 
-def _prepends(found: Mapping[str, Any]) -> bool:
-    """True when a space is put before the text (Llama 2), by the normalizer or the pre-tokenizer."""
+def _space_prefix(found: Mapping[str, Any]) -> str:
+    """Whether a space is put before each piece of the text (Llama 2) or before the first alone, by the normalizer or
+    the pre-tokenizer: 'always', 'first', 'never'."""
     normalizers = list(_steps(found.get("normalizer") or {}))
-    metaspace = [step for step in _steps(found.get("pre_tokenizer") or {}) if step["type"] == "Metaspace"]
-    return any(step["type"] == "Prepend" for step in normalizers) or any(
-        step.get("prepend_scheme", "always") != "never" for step in metaspace
-    )
+    if any(step["type"] == "Prepend" for step in normalizers):
+        return "always"
+    steps = _steps(found.get("pre_tokenizer") or {})
+    return next((step.get("prepend_scheme", "always") for step in steps if step["type"] == "Metaspace"), "never")
 
 
 def _ends(folder: Path, options: Mapping[str, Any]) -> tuple[bool, bool]:
