@@ -128,8 +128,8 @@ class TextEncoder:
                 yield before
             yield token
             done = at = match.end()
-            if token.rstrip:
-                done = at = len(text) - len(text[at:].lstrip(_SPACES))
+            if token.rstrip:  # tokens of line breaks are found in what it takes along, as `tokenizers` has it
+                done = len(text) - len(text[at:].lstrip(_SPACES))
         if done < len(text):
             yield text[done:]
 

@@ -30,7 +30,8 @@ ADDED = (
 )
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}\n\n"
-    "{% elif m.role == 'assistant' %}<｜Assistant｜>{{ m.content }}<|close|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% elif m.role == 'assistant' %}<｜Assistant｜>{{ m.content }}<|close|>"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
 

@@ -22,6 +22,7 @@ from edge_forge.export.gguf.vocabulary import (
     chat_template,
     end_tokens,
     first_token,
+    plain_library,
     special_tokens,
     text_rules,
 )
@@ -55,13 +56,8 @@ class ChatTokenizer:
     """A model folder's tokenizer and template."""
 
     def __init__(self, folder: Path, chat: str) -> None:
-        from tokenizers import Tokenizer
-
-        self._library = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._library.no_padding()
-        self._library.no_truncation()
-        # Added tokens are found by the code that devices run, and by the library in no text.
-        self._library.encode_special_tokens = True
+        # Added tokens are found by the code that devices run.
+        self._library = plain_library(folder)
         self._encoder = TextEncoder(added_tokens(folder), self._plain, text_rules(folder), first_token(folder))
         self.template: TemplateRenderer | None = usable_template(folder) if chat != "no" else None
         self._chat = None if self.template is None else ChatEncoder(self.template, self._encoder)

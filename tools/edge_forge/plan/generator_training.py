@@ -44,6 +44,7 @@ CODE: Code = {
         ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
         (*_TORCH, "peft", *_SCORES),
     ),
+    "gguf-check": (("edge_forge.export.gguf.convert", _NATIVE), (*_LLAMA, "tokenizers", "jinja2")),
     "gguf": (("edge_forge.export.gguf.convert", _NATIVE), (*_TORCH, "peft", *_LLAMA)),
     "gguf-quantize": (("edge_forge.export.gguf.convert", _NATIVE), _LLAMA),
     "gguf-measure": (
@@ -81,10 +82,8 @@ class GeneratorTraining:
 
         Raises ConfigError.
         """
-        from edge_forge.data.chat_tokenizer import usable_template
-
         _ = self.data_step
-        usable_template(self.base.directory)
+        _ = self._form
 
     @cached_property
     def data_step(self) -> StepResult:
@@ -178,6 +177,24 @@ class GeneratorTraining:
         names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         found = [self.base.directory / name for name in names]
         return "-".join(file_digest(path)[:32] for path in found if path.is_file())
+
+    @cached_property
+    def _form(self) -> StepResult:
+        """That the base can become a GGUF file: nothing is kept of it."""
+        folder = self.base.directory
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.export.gguf.convert import check_form
+
+            check_form(folder)
+            return {}
+
+        inputs = {
+            "base": self.base.base_id,
+            "tokenizer": self.tokenizer_digest,
+            "config": file_digest(folder / "config.json"),
+        }
+        return self.steps.run("gguf-check", inputs, {}, work, "check the base")
 
     @cached_property
     def trained(self) -> StepResult:

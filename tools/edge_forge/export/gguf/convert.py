@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.base.errors import BackendError
-from edge_forge.data.chat_tokenizer import ChatTokenizer
+from edge_forge.data.chat_tokenizer import ChatTokenizer, usable_template
 from edge_forge.evaluate.generator_metrics import perplexity
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE, engine, tokenizer_gate
@@ -24,6 +24,17 @@ from edge_forge.export.gguf import write_model as models
 
 # Short of where sliding windows begin, and cheap: a wrong key or row order shows in the first tokens.
 _LONGEST = 96
+
+
+def check_form(folder: Path) -> None:
+    """Raise what keeps a model folder from becoming a GGUF file that devices serve, as far as that is known without
+    its weights: its family and flags, its tensors' names, its tokenizer and its chat template.
+
+    Raises ConfigError, and BackendError where the tokens differ.
+    """
+    models.check_names(folder)
+    usable_template(folder)
+    tokenizer_gate.check_alone(folder, int(models.read_config(folder)["vocab_size"]))
 
 
 def convert_model(

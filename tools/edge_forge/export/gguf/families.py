@@ -26,11 +26,14 @@ _GEMMA2_27B_LAYERS = 46
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. `permute`: rows of q and k are reordered; `norm_add`: what is added to norms' weights."""
+    """One architecture. `permute`: rows of q and k are reordered; `norm_add`: what is added to norms' weights;
+    `own_head`: llama.cpp reads a head beside the embedding; `tied`: what a config.json that says nothing means."""
 
     arch: Any
     permute: bool = False
     norm_add: float = 0.0
+    own_head: bool = True
+    tied: bool = False
     check: Callable[[Mapping[str, Any]], None] | None = None
     keys: Callable[[Any, Mapping[str, Any]], None] | None = None
 
@@ -53,8 +56,6 @@ def family(config: Mapping[str, Any]) -> Family:
     scaling = _rope(config)
     if scaling.get("rope_type", "default") not in ("default", "linear", "llama3"):
         raise ConfigError(f"rotary scaling of type {scaling['rope_type']!r} cannot be converted", "base.source")
-    if config.get("mlp_bias") or (found.permute and config.get("attention_bias")):
-        raise ConfigError("biases in a model of the Llama family cannot be converted", "base.source")
     if found.keys is None and config.get("sliding_window") and config.get("use_sliding_window", True):
         raise ConfigError("a sliding window in a model of this family cannot be converted", "base.source")
     if found.check is not None:
@@ -140,6 +141,14 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+def _check_qwen3(config: Mapping[str, Any]) -> None:
+    if config.get("attention_bias"):
+        raise ConfigError(
+            "attention_bias = true gives o_proj a bias, which llama.cpp does not add in a Qwen3", "base.source",
+            "use a Qwen3 without biases, as the published ones are, or a Qwen2",
+        )  # fmt: skip
+
+
 def _check_gemma2(config: Mapping[str, Any]) -> None:
     _check_layers(config, 2)
     due = config["hidden_size"] // config["num_attention_heads"] if _is_27b(config) else head_dim(config)
@@ -180,8 +189,10 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(gguf.MODEL_ARCH.LLAMA, permute=True),
     "mistral": Family(gguf.MODEL_ARCH.LLAMA, permute=True),
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
-    "qwen3": Family(gguf.MODEL_ARCH.QWEN3),
-    "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_add=1.0),
-    "gemma2": Family(gguf.MODEL_ARCH.GEMMA2, norm_add=1.0, check=_check_gemma2, keys=_gemma2_keys),
-    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, norm_add=1.0, check=_check_gemma3, keys=_gemma3_keys),
+    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, check=_check_qwen3),
+    "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_add=1.0, own_head=False, tied=True),
+    "gemma2": Family(
+        gguf.MODEL_ARCH.GEMMA2, norm_add=1.0, own_head=False, tied=True, check=_check_gemma2, keys=_gemma2_keys
+    ),
+    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, norm_add=1.0, tied=True, check=_check_gemma3, keys=_gemma3_keys),
 }

@@ -143,6 +143,20 @@ def added_tokens(folder: Path) -> tuple[AddedToken, ...]:
     return tuple(found)
 
 
+def plain_library(folder: Path) -> Any:
+    """The tokenizer (of `tokenizers`) for plain text: it takes no control token for one, and cuts nothing."""
+    from tokenizers import Tokenizer
+
+    found = _json(folder / "tokenizer.json")
+    for one in found.get("added_tokens", ()):
+        one["special"] = one.get("special") or one["content"] in _ALWAYS_CONTROL
+    library = Tokenizer.from_str(json.dumps(found))
+    library.no_padding()
+    library.no_truncation()
+    library.encode_special_tokens = True
+    return library
+
+
 def text_rules(folder: Path) -> TextRules:
     """What the tokenizer does with plain text before it splits it."""
     found = _json(folder / "tokenizer.json")

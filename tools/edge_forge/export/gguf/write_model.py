@@ -17,6 +17,7 @@ from edge_forge.export.gguf import families, vocabulary
 from edge_forge.export.gguf.families import Family
 from edge_forge.export.gguf.tensors import BASE_ID_KEY, Floats, Tensors, as_float16, weight_files
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Written by some versions of transformers, computed anew by every runtime.
 _IGNORED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
@@ -68,6 +69,13 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return found
 
 
+def check_names(folder: Path) -> None:
+    """Raise ConfigError for a model whose tensors have no place in a GGUF file. Reads no weights but a tied head's."""
+    config = read_config(folder)
+    with Tensors(weight_files(folder)) as tensors:
+        dict(_names(tensors, families.family(config), config))
+
+
 def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping[str, Any], delta: Delta | None) -> int:
     names = dict(_names(tensors, found, config))
     extra = families.rope_factors(config)
@@ -93,12 +101,30 @@ def _names(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> Iterat
     for source in tensors:
         if source.endswith(_IGNORED):
             continue
-        if source == "lm_head.weight" and config.get("tie_word_embeddings"):
+        if source == _HEAD and _is_tied(tensors, found, config):
             continue
         target = known.get_name(source, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise ConfigError(f"tensor {source!r} has no place in a GGUF of architecture {found.name}", "gguf")
         yield source, target
+
+
+def _is_tied(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding: not where the flag says so and the file has another one, which PyTorch uses.
+
+    Raises ConfigError for a head of its own that llama.cpp does not read.
+    """
+    tied = config.get("tie_word_embeddings")
+    if not (found.tied if tied is None else tied):
+        return False
+    if _EMBEDDING not in tensors or tensors.equal(_HEAD, _EMBEDDING):
+        return True
+    if not found.own_head:
+        raise ConfigError(
+            f"tie_word_embeddings is true, and {_HEAD} differs from {_EMBEDDING}: llama.cpp reads no head in a model "
+            f"of architecture {found.name}", "base.source", "take the base as it was published",
+        )  # fmt: skip
+    return False
 
 
 def _converted(
