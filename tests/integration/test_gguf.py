@@ -12,6 +12,7 @@ from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import registry as tasks
 from edge_forge.data.chat_tokenizer import ChatTokenizer
 from edge_forge.data.generator_rows import Turn
+from edge_forge.evaluate.measure_gguf import tokenize
 from edge_forge.export.gguf import convert, engine, tokenizer_gate
 from edge_forge.export.gguf import write_adapter as lora
 from edge_forge.export.gguf import write_model as model
@@ -71,7 +72,7 @@ def test_llama_cpp_computes_what_pytorch_computes(made, tmp_path, family):
     found = model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
     assert found.chat_template
     rows = encoded(folder)
-    assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == rows
+    assert tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == rows
     wanted = torch_logits(opened(folder), rows)
     assert off(engine.logits(tmp_path / "model.gguf", rows), wanted) < 0.006
     loss = engine.losses(tmp_path / "model.gguf", [rows[0]], [3])[0]
@@ -236,7 +237,7 @@ def test_byte_level_tokenizers_split_alike(made, tmp_path, split):
         (folder / path.name).write_bytes(path.read_bytes())
     tiny_generators.byte_level(split).save(str(folder / "tokenizer.json"))
     assert model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID).pre == split
-    assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
+    assert tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
 
 
 @needs_llama
@@ -247,7 +248,7 @@ def test_pieces_with_a_space_put_before(made, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     tiny_generators.pieces(prepend=True).save(str(folder / "tokenizer.json"))
     model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
-    assert engine.tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
+    assert tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
 
 
 TOKENIZERS = {

@@ -46,6 +46,12 @@ def features(model: Path, texts: Sequence[str], base_id: str, adapter: Path | No
     return found
 
 
+def tokenize(model: Path, texts: Sequence[str], begin: bool = False) -> list[list[int]]:
+    """Ids of every text by the GGUF's own tokenizer; `begin` adds BOS as the file says. Raises BackendError."""
+    found: list[list[int]] = _call("tokenize", GgufSubject(model), texts=list(texts), begin=begin)
+    return found
+
+
 def speed(served: GgufSubject, prompts: Sequence[Sequence[int]], answer_tokens: int) -> dict[str, Any]:
     """How fast greedy answers of at most `answer_tokens` come, one prompt at a time, for two seconds or once each.
 
@@ -121,6 +127,19 @@ def _done(session: Any, request: Mapping[str, Any], rows: Sequence[Sequence[int]
                 return event.outputs
 
 
+def _tokenize(request: Mapping[str, Any]) -> list[list[int]]:
+    from edge_agent.backends.gguf import read_header
+    from edge_agent.backends.llamacpp.library import open_library
+    from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
+
+    opened = LlamaModel(open_library(), request["model"], repack=False, vocabulary_only=True)
+    try:
+        vocabulary = LlamaVocabulary(opened, read_header(request["model"]), 0)
+        return [vocabulary.encode(text, request["begin"]) for text in request["texts"]]
+    finally:
+        opened.close()
+
+
 def _features(request: Mapping[str, Any]) -> list[list[float]]:
     with _session(request) as session:
         words = session.vocabulary()
@@ -159,7 +178,11 @@ def _rate(answer: Mapping[str, Any]) -> float | None:
     return steps / answer["decode_s"] if steps > 0 and answer["decode_s"] > 0 else None
 
 
-OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {"features": _features, "speed": _speed}
+OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "features": _features,
+    "speed": _speed,
+    "tokenize": _tokenize,
+}
 
 
 def _longest(model: Path) -> int:

@@ -44,7 +44,10 @@ CODE: Code = {
         ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
         (*_TORCH, "peft", *_SCORES),
     ),
-    "gguf-check": (("edge_forge.export.gguf.convert", _NATIVE), (*_LLAMA, "tokenizers", "jinja2")),
+    "gguf-check": (
+        ("edge_forge.export.gguf.convert", "edge_forge.evaluate.measure_gguf", "edge_agent.backends.llamacpp.model"),
+        (*_LLAMA, "tokenizers", "jinja2"),
+    ),
     "gguf": (("edge_forge.export.gguf.convert", _NATIVE), (*_TORCH, "peft", *_LLAMA)),
     "gguf-quantize": (("edge_forge.export.gguf.convert", _NATIVE), _LLAMA),
     "gguf-measure": (

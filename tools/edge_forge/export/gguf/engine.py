@@ -46,12 +46,6 @@ def quantize(source: Path, target: Path, dtype: str) -> int:
     return int(found["fallbacks"])
 
 
-def tokenize(model: Path, texts: Sequence[str], begin: bool = False) -> list[list[int]]:
-    """Ids of every text as a device makes them of the GGUF's own tokenizer; `begin` adds BOS as it says."""
-    found: list[list[int]] = _call("tokenize", model=str(model), texts=list(texts), begin=begin)
-    return found
-
-
 def logits(model: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None) -> NDArray[np.float32]:
     """Logits [all positions of all rows, vocabulary], in order."""
     import numpy as np

@@ -20,11 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.backends.gguf import read_header
-from edge_agent.backends.llamacpp.library import open_library
-from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
-from edge_agent.base.errors import BackendError
-
 _BATCH = 512
 _LOG: deque[str] = deque(maxlen=40)
 _PIECE_BYTES = 256
@@ -65,16 +60,6 @@ def quantize(source: str, target: str, dtype: str, threads: int) -> dict[str, An
         raise LlamaRefusal(f"llama.cpp cannot quantise to {dtype}: {_said()}")
     said = [found for line in _LOG if (found := re.search(r"(\d+) of \d+ tensor\(s\) required fallback", line))]
     return {"fallbacks": int(said[-1][1]) if said else 0}
-
-
-def tokenize(model: str, texts: Sequence[str], begin: bool) -> list[list[int]]:
-    """Ids of every text, by the code that devices run. `begin`: with BOS as the file says."""
-    opened = LlamaModel(open_library(), model, repack=False, vocabulary_only=True)
-    try:
-        vocabulary = LlamaVocabulary(opened, read_header(model), 0)
-        return [vocabulary.encode(text, begin) for text in texts]
-    finally:
-        opened.close()
 
 
 def logits(model: str, rows: Sequence[Sequence[int]], adapter: str | None, threads: int, out: str) -> dict[str, Any]:
@@ -206,7 +191,6 @@ def _said() -> str:
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "quantize": quantize,
-    "tokenize": tokenize,
     "logits": logits,
     "losses": losses,
     "generate": generate,
@@ -222,7 +206,7 @@ def main() -> int:
     request = json.loads(sys.stdin.read())
     try:
         answer = {"result": OPERATIONS[request.pop("op")](**request)}
-    except (LlamaRefusal, BackendError) as refused:
+    except LlamaRefusal as refused:
         answer = {"error": str(refused)}
     answers.write(json.dumps(answer))
     answers.close()

@@ -15,8 +15,9 @@ import numpy as np
 
 from edge_agent.base.errors import BackendError
 from edge_forge.data.chat_tokenizer import ChatTokenizer
+from edge_forge.evaluate.measure_gguf import tokenize
 from edge_forge.evaluate.probes import BASE_TEXTS
-from edge_forge.export.gguf import engine, vocabulary
+from edge_forge.export.gguf import vocabulary
 from edge_forge.export.gguf.vocabulary import added_tokens
 
 SCRIPTS = (
@@ -60,7 +61,7 @@ def check(folder: Path, path: Path) -> None:
     wanted = [library.encode(text, add_special_tokens=False).ids for text in texts]
     host = ChatTokenizer(folder, "no")
     mine = [list(host.ids(text)) for text in texts]
-    found = engine.tokenize(path, texts)
+    found = tokenize(path, texts)
     for text, due, ours, got in zip(texts, wanted, mine, found, strict=True):
         for who, ids in (("edge-forge", ours), ("llama.cpp", got)):
             if ids != due:
