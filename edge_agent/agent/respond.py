@@ -22,7 +22,7 @@ from edge_agent.core.job import Job, JobState
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Request
 from edge_agent.protocol.envelope import Inbound, Outbound
-from edge_agent.protocol.messages import Energy, Reply, StreamChunk, Timing, Usage
+from edge_agent.protocol.messages import Energy, Reply, StreamChunk, Timing, TokenLogprob, Usage
 from edge_agent.protocol.topics import ReplyAddress
 from edge_agent.protocol.worker_messages import GeneratedText, JobDone
 
@@ -188,7 +188,7 @@ def last_part(job: Job, to: ReplyAddress, whole: Reply, text: str, remaining_s: 
         finish_reason=result["finish_reason"],
         usage=Usage(**result["usage"]),
         seed=result["seed"],
-        logprobs=result.get("logprobs", UNSET),
+        logprobs=[TokenLogprob(**one) for one in result["logprobs"]] if "logprobs" in result else UNSET,
         **shared,
     )
     return encode.chunk(body, to, remaining_s)

@@ -152,6 +152,16 @@ class Reply(Struct, frozen=True, kw_only=True):
     temperature_c: float | None = None
 
 
+class TokenLogprob(Struct, frozen=True, kw_only=True):
+    """A token of a generated answer: its bytes as far as they stand in the text (perhaps a part of a character), these
+    as text, and the natural logarithm of its probability."""
+
+    id: int
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
 class StreamChunk(Struct, frozen=True, kw_only=True):
     """A part of a streamed answer, `seq` from 0 without gaps; the last one is `done` and carries what follows `done`.
 
@@ -174,7 +184,7 @@ class StreamChunk(Struct, frozen=True, kw_only=True):
     energy: Energy | UnsetType = UNSET
     temperature_c: float | UnsetType | None = UNSET
     seed: int | UnsetType = UNSET
-    logprobs: list[dict[str, Any]] | UnsetType = UNSET
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
 
 
 class CommandReply(Struct, frozen=True, kw_only=True):

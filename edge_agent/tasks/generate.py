@@ -269,7 +269,7 @@ class TextReader(Reader):
         self._vocabulary = vocabulary
         self._stream = TextStream(stops)
         self._parts: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
+        self._tokens: list[tuple[int, bytes, float]] = []
 
     @property
     def complete(self) -> bool:
@@ -279,9 +279,8 @@ class TextReader(Reader):
     def take(self, chunk: Chunk) -> str:
         """See `Reader.take`."""
         pieces = [self._vocabulary.piece(token) for token in chunk.tokens]
-        for piece, logprob in zip(pieces, chunk.logprobs, strict=False):
-            shown = {"token": piece.decode("utf-8", "replace"), "logprob": round(logprob, LOGPROB_DIGITS)}
-            self._logprobs.append(shown)
+        if chunk.logprobs:
+            self._tokens += zip(chunk.tokens, pieces, chunk.logprobs, strict=True)
         return self._keep(self._stream.take(b"".join(pieces)))
 
     def end(self) -> str:
@@ -290,11 +289,44 @@ class TextReader(Reader):
 
     def outputs(self) -> Mapping[str, Any]:
         """See `Reader.outputs`."""
-        return {"text": "".join(self._parts), "logprobs": self._logprobs}
+        text = "".join(self._parts)
+        return {"text": text, "logprobs": token_logprobs(self._tokens, text, self.complete)}
 
     def _keep(self, text: str) -> str:
         self._parts.append(text)
         return text
+
+
+def token_logprobs(tokens: Sequence[tuple[int, bytes, float]], text: str, stopped: bool) -> list[dict[str, Any]]:
+    """The tokens (id, bytes, logprob) of an answer whose text is `text`, with the bytes that stand in it: joined they
+    are the text's (where a model wrote no UTF-8, the text has U+FFFD and the bytes what it wrote).
+
+    A token that a stop string, or the end in mid-character, cuts keeps the bytes before the cut. `stopped`: the text
+    ended at a stop string; then tokens that begin behind it are left out.
+    """
+    left = _bytes_of(b"".join(data for _, data, _ in tokens), text)
+    found = []
+    for token, data, logprob in tokens:
+        if stopped and left == 0:
+            break
+        kept = data[:left]
+        left -= len(kept)
+        shown = kept.decode("utf-8", "replace")
+        found.append({"id": token, "token": shown, "bytes": list(kept), "logprob": round(logprob, LOGPROB_DIGITS)})
+    return found
+
+
+def _bytes_of(data: bytes, text: str) -> int:
+    """How many of the bytes make up the text, which is the beginning of what they decode to."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    length = 0
+    for at in range(len(data)):
+        if length == len(text):
+            return at
+        before, length = length, length + len(decoder.decode(data[at : at + 1]))
+        if before < len(text) < length:
+            return at  # a broken character ends where the text does, and the byte behind it begins another
+    return len(data)
 
 
 class TextStream:

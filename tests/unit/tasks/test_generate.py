@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.causes import Cause
@@ -14,7 +17,7 @@ from edge_agent.base.errors import BackendError, RequestError
 from edge_agent.bundle.prompt_tokens import AddedToken, TextEncoder
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import api, registry
-from edge_agent.tasks.generate import ChatTemplate
+from edge_agent.tasks.generate import ChatTemplate, TextReader
 from tests.support.chat_templates import DIALOGUE, FAMILIES, Family
 
 TEMPLATE = (
@@ -158,7 +161,66 @@ def test_an_answer_says_what_it_took() -> None:
     (result,) = generate.answer({**figures, **reader.outputs()}, prepared, {})
     assert (result["text"], result["finish_reason"], result["seed"]) == ("ä", "stop", 4)
     assert result["usage"] == {"prompt_tokens": 3, "cached_tokens": 2, "completion_tokens": 3}
-    assert [entry["logprob"] for entry in result["logprobs"]] == [-0.5] * 3
+    # The third token is the stop text; of the other two each holds half of the character.
+    assert result["logprobs"] == [
+        {"id": 0xC3, "token": "\ufffd", "bytes": [0xC3], "logprob": -0.5},
+        {"id": 0xA4, "token": "\ufffd", "bytes": [0xA4], "logprob": -0.5},
+    ]
+
+
+def read(tokens: list[bytes], stops: tuple[str, ...] = ()) -> tuple[str, list[dict[str, Any]], int]:
+    """Text and logprobs of an answer of these tokens, and how many were taken until a stop."""
+    words = Bytes()
+    pieces = dict(enumerate(tokens, start=1000))
+    words.piece = pieces.__getitem__  # type: ignore[method-assign]
+    reader = TextReader(words, stops)
+    taken = 0
+    for token in pieces:
+        reader.take(Chunk("1", [token], [-1.0]))
+        taken += 1
+        if reader.complete:
+            break
+    reader.end()
+    outputs = reader.outputs()
+    return outputs["text"], outputs["logprobs"], taken
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops", "text", "kept"),
+    [
+        ([b"\xc3", b"\xa9", b"a", b"STOP"], ("STOP",), "éa", [[0xC3], [0xA9], [97]]),
+        ([b"ab", b"cST", b"OP", b"x"], ("STOP",), "abc", [[97, 98], [99]]),
+        ([b"ab", b"ST", b"OP"], ("STOP",), "ab", [[97, 98]]),
+        ([b"STOP"], ("STOP",), "", []),
+        ([b"a", b"", b"b"], (), "ab", [[97], [], [98]]),
+        ([b"a", b"b\xe2\x82"], (), "ab", [[97], [98]]),
+        ([b"a", b"\xe2", b"\x82"], (), "a", [[97], [], []]),
+        ([b"a", b"\xff", b"b"], (), "a\ufffdb", [[97], [0xFF], [98]]),
+        ([b"\xe2\x82", b"A", b"b"], ("A",), "\ufffd", [[0xE2, 0x82]]),
+        ([b"S", b"T"], ("STOP",), "ST", [[83], [84]]),
+    ],
+)
+def test_the_bytes_of_the_tokens_are_those_of_the_text(
+    tokens: list[bytes], stops: tuple[str, ...], text: str, kept: list[list[int]]
+) -> None:
+    found, logprobs, _ = read(tokens, stops)
+    assert (found, [one["bytes"] for one in logprobs]) == (text, kept)
+    assert [one["id"] for one in logprobs] == [1000 + number for number in range(len(kept))]
+
+
+@given(st.text(max_size=12), st.lists(st.integers(1, 3), min_size=1, max_size=40), st.text(min_size=1, max_size=2))
+def test_tokens_join_to_the_text_wherever_they_are_cut(text: str, sizes: list[int], stop: str) -> None:
+    data, tokens = text.encode(), []
+    for size in itertools.cycle(sizes):
+        if not data:
+            break
+        tokens.append(data[:size])
+        data = data[size:]
+    found, logprobs, taken = read(tokens, (stop,))
+    assert found == text.split(stop, maxsplit=1)[0]
+    assert b"".join(bytes(one["bytes"]) for one in logprobs) == found.encode()
+    assert len(logprobs) <= taken
+    assert all(one["bytes"] for one in logprobs) or stop not in text
 
 
 def test_probes_are_rows_without_parameters() -> None:
