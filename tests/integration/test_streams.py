@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,6 +216,24 @@ def test_bad_questions_get_a_status_and_a_sentence(
             reply = await asker.infer(agent.device, "tiny", question, 10)
             assert (reply.status, words in str(reply.reason)) == (status, True), reply
         assert (await asker.infer(agent.device, "tiny", prompt(), 20)).status == 200
+
+    run(agent, ask)
+
+
+def test_logprobs_join_to_the_text_whole_and_streamed(agent: AgentProcess) -> None:
+    """Bytes are tokens here: the character is two of them, and the stop text four, which no entry shows."""
+    asked = prompt(grammar='root ::= "é" [a-b]{3} "STOP"', logprobs=True, stop="STOP")
+
+    async def ask(asker: RequestClient) -> None:
+        reply = await asker.infer(agent.device, "tiny", asked, 20)
+        parts = await collect(asker, agent, asked)
+        last = msgspec.to_builtins(parts[-1])
+        for text, tokens in ((reply.result["text"], reply.result["logprobs"]), (text_of(parts), last["logprobs"])):
+            assert b"".join(bytes(one["bytes"]) for one in tokens) == text.encode()
+            assert re.fullmatch("é[ab]{3}", text)
+            assert [one["bytes"] for one in tokens[:2]] == [[0xC3], [0xA9]]
+            assert len(tokens) == 5
+            assert all(one["id"] >= 0 and one["logprob"] < 0.0 for one in tokens)
 
     run(agent, ask)
 
