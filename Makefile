@@ -11,7 +11,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: device-graphs device-check help demo demo-llm llamacpp wheel test check format bench simulate nightly clean setup
+.PHONY: device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -24,6 +24,8 @@ help:
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
+	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
+	@echo "             JSON-Schema-Test-Suite, from the folders of their clones"
 
 setup: $(STAMP)
 
@@ -75,6 +77,13 @@ format: setup
 
 bench: setup
 	@PYTHONPATH=tools $(BIN)/python -m bench
+
+# Other people's schemas, which are not part of this repository: the folders of two clones (see tools/bench/schemas.py).
+MASKBENCH ?= ../jsonschemabench/maskbench/data
+SUITE ?= ../JSON-Schema-Test-Suite
+conformance-schemas: setup llamacpp
+	@PYTHONPATH=tools $(BIN)/python -m bench.schemas --maskbench $(MASKBENCH) --suite $(SUITE) --walks 5 \
+	  --out build/conformance-schemas.json
 
 simulate: setup
 	@$(BIN)/python -m tests.support.whole --seeds $(SEEDS)

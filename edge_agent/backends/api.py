@@ -122,12 +122,14 @@ class Generated(NamedTuple):
 class Failed(NamedTuple):
     """A job that this runtime cannot answer; the session stays usable.
 
-    `costly`: the job's own grammar or schema took too much time or memory.
+    `refused`: its own parameters cannot be followed, which is no fault of the runtime; `costly`: its grammar or schema
+    took too much time or memory.
     """
 
     job_id: str
     reason: str
     costly: bool = False
+    refused: bool = False
 
 
 Event = Chunk | Done | Failed

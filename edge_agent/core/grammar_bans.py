@@ -19,7 +19,7 @@ death is `BAN_S` ago: a client can change its name, and requests without a gramm
 repeatedly."""
 CLIENTS_KEPT = 64
 """Banned clients that are remembered; the oldest is forgotten first."""
-GRAMMAR_PARAMS = ("grammar", "json_schema")
+GRAMMAR_PARAMS = ("grammar", "json_schema", "regex")
 
 
 def has_grammar(params: Mapping[str, object]) -> bool:

@@ -108,7 +108,9 @@ STOPS = 4
 STOP_CHARS = 64
 GRAMMAR_CHARS = 16 * 1024
 DEFAULT_TOKENS = 256
-KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", "json_schema", "grammar", "logprobs")
+GRAMMARS = ("json_schema", "regex", "grammar")
+"""What an answer may have to follow; one of them."""
+KNOWN = ("max_tokens", *NUMBERS, "seed", "stop", *GRAMMARS, "logprobs")
 
 
 class SamplingParams(NamedTuple):
@@ -133,12 +135,13 @@ def read_sampling_params(params: Mapping[str, Any], context: int) -> SamplingPar
             f"temperature is {params['temperature']!r}; 0, or {LEAST_TEMPERATURE:g} and more, is possible",
         )
     session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
-    if "json_schema" in params and "grammar" in params:
-        raise RequestError(422, Cause.INVALID, "json_schema and grammar exclude each other: give one of them")
+    if len(given := [name for name in GRAMMARS if name in params]) > 1:
+        raise RequestError(422, Cause.INVALID, f"{' and '.join(given)} exclude each other: give one of them")
     if "json_schema" in params:
         session["json_schema"] = _schema(params["json_schema"])
-    if "grammar" in params:
-        session["grammar"] = _text(params["grammar"], "grammar", GRAMMAR_CHARS)
+    for name in ("regex", "grammar"):
+        if name in params:
+            session[name] = _text(params[name], name, GRAMMAR_CHARS)
     session["logprobs"] = _truth(params.get("logprobs", False), "logprobs")
     max_tokens = _whole(params["max_tokens"], "max_tokens", 1, context) if "max_tokens" in params else None
     return SamplingParams(session, tuple(_stops(params.get("stop", []))), max_tokens)
@@ -183,8 +186,10 @@ def _stops(value: Any) -> list[str]:
 
 
 def _schema(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or not value:
-        raise RequestError(422, Cause.INVALID, "json_schema: an object that is a JSON schema is needed")
+    if value is True:
+        return {}
+    if not isinstance(value, dict):
+        raise RequestError(422, Cause.INVALID, "json_schema: an object that is a JSON schema, or true, is needed")
     return value
 
 

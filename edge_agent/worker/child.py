@@ -38,7 +38,6 @@ from edge_agent.base.errors import (
     BackendError,
     BackendMissing,
     EdgeError,
-    ProgramRefused,
     RequestError,
     WorkerError,
 )
@@ -234,7 +233,7 @@ class Child:
             except AdapterRefused as error:
                 self._fail(work.id, 404, Cause.UNKNOWN_ADAPTER, str(error))
             except BackendError as error:
-                self._fail(work.id, 422, Cause.INVALID, str(error), isinstance(error, ProgramRefused))
+                self._fail(work.id, 422, Cause.INVALID, str(error))
             except BY_A_REQUEST as error:
                 # A task or tokenizer raised on this input. Only this job fails: the others in the worker are sound.
                 reason = f"the request broke the worker's preparation: {error!r}"[:200]
@@ -347,7 +346,8 @@ class Child:
             self._take_chunk(event, self._pending[event.job_id])
         elif isinstance(event, Failed):
             del self._pending[event.job_id]
-            self._fail(event.job_id, 500, Cause.WORKER_FAILED, event.reason, event.costly)
+            status, cause = (422, Cause.INVALID) if event.refused else (500, Cause.WORKER_FAILED)
+            self._fail(event.job_id, status, cause, event.reason, event.costly)
         else:
             self._conclude(event)
 

@@ -77,10 +77,6 @@ PARSERS = {
         "generator_hint",
         "the hint of `edge-agent infer`: replies carry no cause, and agents of all releases send this reason",
     ),
-    "edge_agent/backends/llamacpp/grammar.py": (
-        "_counts _listening check",
-        "a grammar in GBNF, and what the parser in the sandbox puts out",
-    ),
     "edge_agent/backends/llamacpp/library.py": (
         "cpu_words take",
         "the log lines of llama.cpp, which has no other interface for these",

@@ -202,7 +202,11 @@ def test_json_is_what_the_schema_says_and_a_stop_string_never_shows(agent: Agent
         ({"prompt": "x", "params": {"temperature": 9}}, 422, "temperature is 9; 0 to 2"),
         ({"prompt": "x", "params": {"beams": 2}}, 422, "unknown parameter 'beams'"),
         ({"prompt": "x", "params": {"grammar": "root ::= ((("}}, 422, "does not parse"),
-        ({"prompt": "x", "params": {"json_schema": {"type": "robot"}}}, 422, "no schema that can be followed"),
+        (
+            {"prompt": "x", "params": {"json_schema": {"type": "robot"}}},
+            422,
+            "json_schema at /type: `type` is not followed",
+        ),
         ({"prompt": "x", "params": {"json_schema": "{}"}}, 422, "json_schema"),
         ({"messages": []}, 422, "messages: the list is empty"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 422, "robot"),

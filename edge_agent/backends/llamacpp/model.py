@@ -10,13 +10,11 @@ from typing import Any
 
 from edge_agent.backends.api import Vocabulary
 from edge_agent.backends.gguf import GgufHeader
+from edge_agent.backends.llamacpp.grammar_process import SPECIAL
 from edge_agent.backends.llamacpp.library import LlamaLibrary, never, present
 from edge_agent.base.errors import AdapterRefused
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.prompt_tokens import AddedToken, TextEncoder, TextRules
-
-TRIED_KEPT = 64
-"""Grammars whose trial is remembered."""
 
 PIECE_BYTES = 256
 DEEP_BYTES = 4096
@@ -42,7 +40,7 @@ def _deeply(work: Callable[[bytes], list[int]], data: bytes) -> list[int]:
 
 
 class LlamaModel:
-    """Weights, vocabulary and adapters; `tried`: grammars, with what is wrong with each (`grammar.try_out`).
+    """Weights, vocabulary and adapters.
 
     Raises BackendError when the file cannot be loaded.
     """
@@ -62,18 +60,6 @@ class LlamaModel:
             raise never("cannot load the model", path, library.log)
         self.vocab = api.llama_model_get_vocab(self.handle)
         self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
-        self.tried: dict[str, str | None] = {}
-
-    def recall_grammar(self, text: str) -> str | None:
-        """What is wrong with a grammar that was tried; None where nothing is, "" where it is not remembered."""
-        return self.tried.get(text, "")
-
-    def remember_grammar(self, text: str, wrong: str | None) -> None:
-        """Remember what is wrong with a grammar (None: nothing) as the latest one; the oldest is forgotten."""
-        self.tried.pop(text, None)
-        self.tried[text] = wrong
-        while len(self.tried) > TRIED_KEPT:
-            del self.tried[next(iter(self.tried))]
 
     def load_adapter(self, path: str, name: str) -> Any:
         """A resident adapter. Raises AdapterRefused with llama.cpp's reason."""
@@ -91,10 +77,35 @@ class LlamaModel:
         """Whether a token ends an answer."""
         return bool(self.library.api.llama_vocab_is_eog(self.vocab, token))
 
-    def piece_bytes(self, token: int) -> int:
-        """The number of bytes of a token's text."""
-        buffer = ctypes.create_string_buffer(PIECE_BYTES)
-        return abs(int(self.library.api.llama_token_to_piece(self.vocab, token, buffer, PIECE_BYTES, 0, False)))
+    def words(self) -> tuple[list[bytes], list[int]]:
+        """(bytes of every token, tokens that end an answer), as `grammar_process` reads them.
+
+        What is no text has `SPECIAL` before it; where nothing ends an answer, one token more is given that does. Safe
+        on any thread: nothing is written but a buffer of its own.
+        """
+        api, buffer = self.library.api, ctypes.create_string_buffer(PIECE_BYTES)
+        special = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN | api.LLAMA_TOKEN_ATTR_UNUSED
+        found, ends = list[bytes](), list[int]()
+        for token in range(self.vocab_size):
+            word = self._word(token, buffer)
+            kind = api.llama_vocab_get_attr(self.vocab, token)
+            mark = kind & api.LLAMA_TOKEN_ATTR_USER_DEFINED and word.startswith(b"<") and word.endswith(b">")
+            if self.ends(token):
+                ends.append(token)
+                mark = True
+            found.append(SPECIAL + word if mark or kind & special else word)
+        if not ends:
+            ends.append(len(found))
+            found.append(SPECIAL + b"<end>")
+        return found, ends
+
+    def _word(self, token: int, buffer: ctypes.Array[ctypes.c_char]) -> bytes:
+        to_piece = self.library.api.llama_token_to_piece
+        count = to_piece(self.vocab, token, buffer, PIECE_BYTES, 0, True)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = to_piece(self.vocab, token, buffer, -count, 0, True)
+        return buffer.raw[:count]
 
     def close(self) -> None:
         """Unmap the weights; contexts and adapters must be gone."""

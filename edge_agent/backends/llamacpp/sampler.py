@@ -1,8 +1,7 @@
-"""From logits to a token: a chain of llama.cpp's samplers, and a grammar that is applied only when it is needed.
+"""From logits to a token: a chain of llama.cpp's samplers, over all tokens or those that a grammar's mask allows.
 
 Order as in llama.cpp's tools: penalties, top-k, top-p, min-p, temperature, then a draw (or the best, at temperature 0).
-Applying a grammar to the whole vocabulary for every token is slow. So the chain draws first; only when the grammar
-refuses the token, the grammar is applied to all tokens and the chain draws again (as in llama.cpp common/sampling.cpp).
+A mask comes before all of them, so that what is drawn is what the model would say among the tokens that are allowed.
 
 A file of its own because it owns the memory of llama.cpp's samplers, one chain per sequence.
 """
@@ -11,21 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.backends.llamacpp import grammar
 from edge_agent.backends.llamacpp.llama_context import LlamaContext
 from edge_agent.backends.llamacpp.model import LlamaModel
-from edge_agent.base.errors import BackendError, ProgramRefused
+from edge_agent.base.errors import BackendError
 
 PENALTY_WINDOW = 64
-GRAMMAR_STEP_S = 1.0
-"""Seconds per token after which a grammar is refused: an ambiguous one grows without bound and delays all sequences."""
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama.cpp's `llama_token_data`."""
 
 # The task gives all of these; what it leaves out has no effect.
 NEUTRAL: Mapping[str, Any] = {
@@ -43,47 +40,41 @@ class DeadEnd(BackendError):
 
 
 class Sampler:
-    """Samples the tokens of one sequence. Raises BackendError for a grammar that cannot be used."""
+    """Samples the tokens of one sequence."""
 
     def __init__(self, model: LlamaModel, params: Mapping[str, Any], prompt: Sequence[int]) -> None:
         self._api = model.library.api
         self._vocab_size = model.vocab_size
         settings = {**NEUTRAL, **{name: params[name] for name in NEUTRAL if name in params}}
-        # The grammar comes first: only it can fail, and then nothing else has to be freed.
-        self._grammar = grammar.build(model, params)
         self._chain = self._build(settings)
         if settings["repeat_penalty"] != 1.0:
             for token in prompt[-PENALTY_WINDOW:]:
                 self._api.llama_sampler_accept(self._chain, token)
-        self._candidates: npt.NDArray[Any] | None = None
 
     def sample(self, context: LlamaContext, place: int) -> int:
-        """The next token from the logits of a place in the last batch. Raises DeadEnd, ProgramRefused."""
-        if self._grammar is None:
-            token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
-            return token
-        logits = context.logits(place)
-        began_s = time.monotonic()
-        token = self._choose(logits, ruled=False)
-        if not self._allowed(token):
-            token = self._choose(logits, ruled=True)
-            if not self._allowed(token):
-                # When no allowed token has a probability above 0, the chain may draw one that is not allowed.
-                raise DeadEnd("no token that the grammar allows can be drawn", "grammar", "raise the temperature")
+        """The next token from the logits of a place in the last batch."""
+        token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
+        return token
+
+    def sample_masked(self, logits: npt.NDArray[np.float32], mask: bytes) -> int:
+        """The next token from logits [vocab], of those that the mask (a bit per token) allows. Raises DeadEnd."""
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self._vocab_size]
+        allowed = np.flatnonzero(bits)
+        if not len(allowed):
+            raise DeadEnd("the grammar allows no further token", "grammar")
+        found = np.zeros(len(allowed), CANDIDATE)
+        found["id"] = allowed
+        found["logit"] = logits[allowed]
+        data = ctypes.cast(found.ctypes.data, ctypes.POINTER(self._api.llama_token_data))
+        array = self._api.llama_token_data_array(data, len(found), -1, False)
+        self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
         self._api.llama_sampler_accept(self._chain, token)
-        self._api.llama_sampler_accept(self._grammar, token)
-        took_s = time.monotonic() - began_s
-        if took_s > GRAMMAR_STEP_S:
-            raise ProgramRefused(
-                f"the grammar takes {took_s:.1f} s for one token; {GRAMMAR_STEP_S:g} s are possible", "grammar"
-            )
         return token
 
     def close(self) -> None:
         """Give its memory back."""
         self._api.llama_sampler_free(self._chain)
-        if self._grammar is not None:
-            self._api.llama_sampler_free(self._grammar)
 
     def _build(self, settings: Mapping[str, Any]) -> Any:
         api = self._api
@@ -104,30 +95,6 @@ class Sampler:
         api.llama_sampler_chain_add(chain, api.llama_sampler_init_temp(settings["temperature"]))
         api.llama_sampler_chain_add(chain, api.llama_sampler_init_dist(settings["seed"]))
         return chain
-
-    def _choose(self, logits: npt.NDArray[np.float32], ruled: bool) -> int:
-        found = self._filled(logits)
-        array = grammar.token_array(self._api, found)
-        if ruled:
-            self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
-            if not np.isfinite(found["logit"]).any():
-                raise DeadEnd("the grammar allows no further token", "grammar")
-        self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
-        return int(array.data[array.selected].id)
-
-    def _allowed(self, token: int) -> bool:
-        one = np.zeros(1, grammar.CANDIDATE)
-        one["id"] = token
-        array = grammar.token_array(self._api, one)
-        self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(np.isfinite(one["logit"][0]))
-
-    def _filled(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        if self._candidates is None:
-            self._candidates = np.zeros(self._vocab_size, grammar.CANDIDATE)
-        self._candidates["id"] = np.arange(self._vocab_size, dtype=np.int32)
-        self._candidates["logit"] = logits
-        return self._candidates
 
 
 def logprob(logits: npt.NDArray[np.float32], token: int) -> float:

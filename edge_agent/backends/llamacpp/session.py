@@ -26,6 +26,7 @@ from edge_agent.backends.api import (
     feature_ids,
 )
 from edge_agent.backends.gguf import GgufHeader, read_header
+from edge_agent.backends.llamacpp.grammar_client import FollowedGrammar, GrammarClient, Phase, grammar_of
 from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
 from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
@@ -39,8 +40,14 @@ from edge_agent.backends.llamacpp.step_schedule import (
 )
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
 from edge_agent.backends.queue import JobQueue, Piece
-from edge_agent.base.errors import AdapterRefused, BackendError, ProgramRefused
+from edge_agent.base.errors import AdapterRefused, BackendError
 from edge_agent.base.limits import QUEUE_JOBS
+
+MASK_WAIT_S = 0.01
+"""Seconds that one call's sequences wait for masks in all; usually they came during the call. After that the others go
+on, and the sequence whose mask is late joins them when it has come."""
+IDLE_WAIT_S = 0.02
+"""Seconds that a step waits where grammars are all that there is to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,13 @@ class _Adapter(NamedTuple):
     size_bytes: int
 
 
+class _WaitingJob(NamedTuple):
+    job: SessionJob
+    sampler: Sampler
+    grammar: FollowedGrammar | None
+    submitted_s: float
+
+
 class LlamaSession(Session):
     """One model, one context, its adapters, and the sequences inside it."""
 
@@ -81,11 +95,13 @@ class LlamaSession(Session):
         self._round_robin = AdapterRoundRobin(settings.turn_steps)
         self._batch_size = BatchSizeTuner()
         self._thread_tuner = ThreadTuner(0)
-        self._waiting: deque[tuple[SessionJob, Sampler, float]] = deque(maxlen=QUEUE_JOBS)
+        self._waiting: deque[_WaitingJob] = deque(maxlen=QUEUE_JOBS)
+        self._grammars = GrammarClient(model)
         self._active: dict[str, TokenSequence] = {}
         self._reading: frozenset[str] = frozenset()
         self._features = JobQueue()
         self._feature_run = FeatureRun(self._live, self._slots)
+        self._mask_until_s = 0.0
         self.switches = 0
 
     def vocabulary(self) -> Vocabulary | None:
@@ -152,7 +168,10 @@ class LlamaSession(Session):
             raise BackendError(f"one row is continued, not {len(job.rows)}", job.job_id)
         if len(self._waiting) == QUEUE_JOBS:
             raise BackendError(f"{QUEUE_JOBS} jobs wait in this worker already", job.job_id)
-        self._waiting.append((job, Sampler(self._model, job.params, job.rows[0]), time.monotonic()))
+        wanted = grammar_of(job.params)
+        grammar = None if wanted is None else self._grammars.begin(*wanted)
+        sampler = Sampler(self._model, job.params, job.rows[0])
+        self._waiting.append(_WaitingJob(job, sampler, grammar, time.monotonic()))
 
     def step(self, limits: Limits) -> list[Event]:
         """See `Session.step`: a token for every sequence whose adapter has its turn, or a part of its prompt."""
@@ -165,11 +184,19 @@ class LlamaSession(Session):
                 if isinstance(event, Failed):
                     self._features.cancel(event.job_id)
             return events
+        ended = self._follow_grammars()
         self._admit(limits)
-        if not self._active:
-            return []
-        adapter = self._round_robin.next([sequence.adapter for sequence in self._active.values()])
-        group = [sequence for sequence in self._active.values() if sequence.adapter == adapter]
+        ready = [sequence for sequence in self._active.values() if sequence.held is None]
+        if not ready:
+            if not ended:
+                self._grammars.pump(IDLE_WAIT_S)
+            return ended
+        return ended + self._compute(ready, limits)
+
+    def _compute(self, ready: list[TokenSequence], limits: Limits) -> list[Event]:
+        """A step of these sequences."""
+        adapter = self._round_robin.next([sequence.adapter for sequence in ready])
+        group = [sequence for sequence in ready if sequence.adapter == adapter]
         chunks = schedule_chunks(
             longest_waiting(group, max(1, limits.max_rows)), self._settings.batch, self._settings.prompt_chunk
         )
@@ -186,10 +213,10 @@ class LlamaSession(Session):
     def cancel(self, job_id: str) -> bool:
         """See `Session.cancel`."""
         self._feature_run.forget(job_id)
-        for place, (job, sampler, _) in enumerate(self._waiting):
-            if job.job_id == job_id:
-                del self._waiting[place]
-                sampler.close()
+        for waiting in self._waiting:
+            if waiting.job.job_id == job_id:
+                self._waiting.remove(waiting)
+                self._drop(waiting)
                 return True
         sequence = self._active.get(job_id)
         if sequence is None:
@@ -221,11 +248,13 @@ class LlamaSession(Session):
         context, self._context = self._context, None
         if context is None:
             return
-        for job_id in [job.job_id for job, _, _ in self._waiting]:
-            self.cancel(job_id)
+        for waiting in self._waiting:
+            self._drop(waiting)
+        self._waiting.clear()
         for sequence in list(self._active.values()):
             sequence.sampler.close()
         self._active.clear()
+        self._grammars.end()
         self._features.clear()
         context.close()
         for adapter in self._adapters.values():
@@ -242,7 +271,7 @@ class LlamaSession(Session):
         inside = [sequence.adapter for sequence in self._active.values()]
         return (
             adapter in inside
-            or any(job.adapter == adapter for job, _, _ in self._waiting)
+            or any(waiting.job.adapter == adapter for waiting in self._waiting)
             or self._features.uses(adapter)
         )
 
@@ -270,11 +299,47 @@ class LlamaSession(Session):
             self._batch_size.forget()
         return found
 
+    def _follow_grammars(self) -> list[Event]:
+        """Read what has come of grammars: refusals, answers that are complete, masks of sequences that waited."""
+        self._grammars.pump(0.0)
+        events: list[Event] = []
+        for waiting in [one for one in self._waiting if one.grammar is not None]:
+            if waiting.grammar is not None and waiting.grammar.phase is Phase.FAILED:
+                events.append(_refused(waiting.job.job_id, waiting.grammar))
+                self._waiting.remove(waiting)
+                self._drop(waiting)
+        for sequence in [one for one in self._active.values() if one.grammar is not None]:
+            phase = sequence.grammar.phase
+            if phase is Phase.FAILED:
+                events.append(_refused(sequence.job_id, sequence.grammar))
+                self._fail(sequence, "")
+            elif phase is Phase.ENDED and sequence.decoding:
+                events.append(self._done(sequence, "stop"))
+            elif sequence.held is not None and phase is not Phase.AWAITED:
+                events += self._take(sequence, sequence.release(), None)
+        return events
+
+    def _drop(self, waiting: _WaitingJob) -> None:
+        waiting.sampler.close()
+        if waiting.grammar is not None:
+            self._grammars.close(waiting.grammar)
+
+    def _next_waiting(self) -> _WaitingJob | None:
+        """The first waiting job whose grammar, if it has one, is compiled; it is taken out."""
+        for waiting in self._waiting:
+            if waiting.grammar is None or waiting.grammar.phase is Phase.READY:
+                self._waiting.remove(waiting)
+                return waiting
+        return None
+
     def _admit(self, limits: Limits) -> None:
         """Give waiting jobs a slot, with the cached prefix of their prompts, while slots are free and at most
         `max_rows` of `limits` jobs are active."""
-        while self._waiting and self._slots.free and len(self._active) < max(1, limits.max_rows):
-            job, sampler, submitted_s = self._waiting.popleft()
+        while self._slots.free and len(self._active) < max(1, limits.max_rows):
+            waiting = self._next_waiting()
+            if waiting is None:
+                return
+            job = waiting.job
             prompt = list(job.rows[0])
             owner = 0 if job.adapter is None else self._adapters[job.adapter].owner
             place = self._slots.take(owner, prompt, job.client)
@@ -285,10 +350,13 @@ class LlamaSession(Session):
                 context.cut(place.slot, 0)
                 context.copy(place.source, place.slot, place.cached)
             sequence = TokenSequence(job.job_id, job.adapter, place.slot, prompt, len(prompt), place.cached)
-            sequence.reused, sequence.max_tokens, sequence.sampler = place.cached, job.params["max_tokens"], sampler
+            sequence.reused, sequence.max_tokens = place.cached, job.params["max_tokens"]
+            sequence.sampler, sequence.grammar = waiting.sampler, waiting.grammar
             sequence.logprobs = bool(job.params.get("logprobs"))
-            sequence.submitted_s, sequence.started_s = submitted_s, time.monotonic()
+            sequence.submitted_s, sequence.started_s = waiting.submitted_s, time.monotonic()
             self._active[job.job_id] = sequence
+            if waiting.grammar is not None:
+                self._grammars.open(waiting.grammar)
 
     def _call(self, chunks: list[ScheduledChunk], reading: frozenset[str], rows: int) -> list[Event]:
         """One decode call of a step that `rows` sequences share; its events, none when it was interrupted."""
@@ -313,6 +381,7 @@ class LlamaSession(Session):
 
     def _advance(self, chunks: list[ScheduledChunk], started_s: float, rows: int) -> list[Event]:
         now_s = time.monotonic()
+        self._mask_until_s = now_s + MASK_WAIT_S
         events: list[Event] = []
         place = -1
         for chunk in chunks:
@@ -328,19 +397,43 @@ class LlamaSession(Session):
         return events
 
     def _sample(self, sequence: TokenSequence, place: int) -> list[Event]:
-        context = self._live()
+        """Draw the sequence's next token; nothing yet where the mask of its grammar is late."""
+        logits = self._live().logits(place)
+        if sequence.grammar is None:
+            return self._take(sequence, logits, place)
+        while sequence.grammar.phase is Phase.AWAITED and (left_s := self._mask_until_s - time.monotonic()) > 0.0:
+            self._grammars.pump(left_s)
+        if sequence.grammar.phase is Phase.AWAITED:
+            sequence.hold(logits.copy())
+            return []
+        return self._take(sequence, logits, None)
+
+    def _take(self, sequence: TokenSequence, logits: npt.NDArray[np.float32], place: int | None) -> list[Event]:
+        """Draw from the logits, of a place in the last batch or under the grammar's mask, which has come."""
+        grammar, sampler = sequence.grammar, sequence.sampler
+        if grammar is not None and grammar.phase is Phase.FAILED:
+            self._fail(sequence, "")
+            return [_refused(sequence.job_id, grammar)]
+        if grammar is not None and grammar.phase is Phase.ENDED:
+            return [self._done(sequence, "stop")]
         try:
-            token = sequence.sampler.sample(context, place)
+            token = (
+                sampler.sample(self._live(), place) if grammar is None else sampler.sample_masked(logits, grammar.mask)
+            )
         except BackendError as error:
-            return [self._fail(sequence, error.what)._replace(costly=isinstance(error, ProgramRefused))]
+            return [self._fail(sequence, error.what)]
         sequence.last_s = time.monotonic()
         sequence.first_s = sequence.first_s or sequence.last_s
         if self._model.ends(token):
             return [self._done(sequence, "stop")]
-        logprobs = [logprob(context.logits(place), token)] if sequence.logprobs else []
+        logprobs = [logprob(logits, token)] if sequence.logprobs else []
         sequence.tokens.append(token)
         chunk = Chunk(sequence.job_id, [token], logprobs)
-        return [chunk] if sequence.generated < sequence.max_tokens else [chunk, self._done(sequence, "length")]
+        if sequence.generated >= sequence.max_tokens:
+            return [chunk, self._done(sequence, "length")]
+        if grammar is not None:
+            self._grammars.take(grammar, token)
+        return [chunk]
 
     def _done(self, sequence: TokenSequence, reason: str) -> Done:
         self._leave(sequence)
@@ -367,6 +460,12 @@ class LlamaSession(Session):
         self._slots.leave(sequence.slot)
         self._slots.sweep(self._live().cut)
         sequence.sampler.close()
+        if sequence.grammar is not None:
+            self._grammars.close(sequence.grammar)
+
+
+def _refused(job_id: str, grammar: FollowedGrammar) -> Failed:
+    return Failed(job_id, grammar.reason, costly=grammar.costly, refused=True)
 
 
 def _part(chunk: ScheduledChunk) -> DecodeInput:

@@ -21,7 +21,8 @@ OLDEST_SHARE = 4
 class TokenSequence:
     """One active sequence: its tokens so far (prompt and answer), of which the first `cached` are in the cache.
 
-    Times are monotonic seconds. `reused`: tokens of its prompt that the prefix cache had.
+    Times are monotonic seconds. `reused`: tokens of its prompt that the prefix cache had. `held`: logits from which its
+    next token is drawn when the mask of its `grammar` has come; until then it is not computed.
     """
 
     job_id: str
@@ -32,6 +33,8 @@ class TokenSequence:
     cached: int
     max_tokens: int = 0
     sampler: Any = None
+    grammar: Any = None
+    held: Any = None
     logprobs: bool = False
     reused: int = 0
     submitted_s: float = 0.0
@@ -41,6 +44,15 @@ class TokenSequence:
     worked_s: float = 0.0
     compute_s: float = 0.0
     batch_rows: int = 1
+
+    def hold(self, logits: Any) -> None:
+        """Keep the logits of its next token until the mask of its grammar comes."""
+        self.held = logits
+
+    def release(self) -> Any:
+        """The logits that were held; it is computed again from now on."""
+        logits, self.held = self.held, None
+        return logits
 
     @property
     def pending(self) -> int:

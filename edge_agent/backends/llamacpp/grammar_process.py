@@ -1,0 +1,346 @@
+"""The process in which llguidance runs: grammars in, masks of allowed tokens out.
+
+Whoever may ask may send a grammar, and a grammar is a program. llguidance bounds most of them by its limits, not all:
+some compile for minutes, some end the process for want of memory. So it has a process of its own, which the worker
+starts for its first such request (`grammar_client`). Every operation has a limit of CPU time, kept by the kernel; a
+process that exceeds one is ended by a signal, and the worker knows by which grammar.
+
+Frames are `marshal` of a tuple behind its length (4 bytes, little-endian). In: `(number, operation, ...)`, first the
+vocabulary. Out, in the same order: `(number, cpu_s, mask, state, text)`; see `MaskReply`.
+
+A file of its own because it is the program of that process: it imports neither numpy nor llama.cpp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import marshal
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from edge_agent.backends.llamacpp.json_schema import SchemaRefused, located, prepared
+from edge_agent.backends.llamacpp.key_repeats import JsonText, NameGuard, Repeated
+
+LENGTH = struct.Struct("<I")
+COMPILE_S, TOKEN_S = 2.0, 0.5
+"""CPU seconds of one operation. On a machine of the development (x86-64) compiling takes 1 ms in the median of 11,305
+real schemas and 230 ms at most, a mask of 150,000 tokens 0.01 ms in the median; boards are five to ten times slower."""
+MEMORY_BYTES: Final = 192 << 20
+"""Address space beyond what the process takes with its vocabulary."""
+LIMITS: Final[Mapping[str, Any]] = {
+    "max_lexer_states": 50_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_items_in_row": 2_000,
+    "verbose_errors": False,
+}
+"""llguidance's own limits: states of the lexer (1 to 2 KB each), steps of one mask; without the grammar in messages."""
+SLICE = '[^"\\\\\\x00-\\x1F\\x7F]{1,30}'
+"""The tokens that any text in quotes may go on with are looked up once. It takes a quarter more memory, and a mask
+inside of a text with maxLength takes a third of the time."""
+WHITESPACE = r" |\r?\n[ \t]{0,40}"
+"""Between two parts of JSON. Without a bound weak models write blanks until max_tokens."""
+OPEN = '%llguidance {"no_forcing": true}'
+"""Where a text can go on in one way only, the model still chooses its tokens: the vocabulary here has no tokenizer."""
+KEPT = 16
+"""Compiled grammars that are kept for the next request with the same text."""
+SPECIAL = b"\xff"
+"""Before the text of a token that is no text (end of answer, turn marks)."""
+WORDS_SHOWN = 160
+
+
+class State:
+    """What a matcher can say besides its mask."""
+
+    GOES, ENDED, REFUSED, COSTLY = 0, 1, 2, 3
+
+
+class MaskReply(NamedTuple):
+    """`mask`: a bit per token, b'' where there is none; `text`: the reason of a refusal."""
+
+    number: int
+    cpu_s: float
+    mask: bytes
+    state: int
+    text: str
+
+
+class GrammarRefused(Exception):
+    """A grammar that cannot be followed, in words. `costly`: it takes more than llguidance's limits."""
+
+    def __init__(self, text: str, costly: bool = False) -> None:
+        super().__init__(text)
+        self.costly = costly
+
+
+class _Words:
+    """The vocabulary as llguidance reads it. Its texts are never tokenised: no token is forced (`OPEN`)."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
+        self.tokens = tokens
+        self.eos_token_id = ends[0]
+        self.special_token_ids = [token for token, word in enumerate(tokens) if word[:1] == SPECIAL]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return []
+
+
+class Matching:
+    """One answer under its grammar."""
+
+    def __init__(self, matcher: Any, guarded: bool) -> None:
+        self.matcher = matcher
+        self.so_far = JsonText() if guarded else None
+
+    def write(self, word: bytes) -> None:
+        """Follow the JSON text. Raises Repeated."""
+        if self.so_far is not None:
+            self.so_far = self.so_far.after(word)
+
+
+class Grammars:
+    """Everything in this process: the vocabulary, compiled grammars, and the answers that follow one."""
+
+    def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
+        import llguidance
+
+        self._library: Any = llguidance
+        self._words = tokens
+        self._vocabulary = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Words(tokens, ends)), eos_token=list(ends), slices=[SLICE]
+        )
+        self._limits = llguidance.LLParserLimits(**LIMITS)
+        self._guard = NameGuard(tokens)
+        self._compiled: dict[tuple[str, str], Any] = {}
+        self._open: dict[int, Matching] = {}
+
+    def check(self, kind: str, text: str) -> None:
+        """Compile a grammar. Raises GrammarRefused."""
+        self._compile(kind, text)
+
+    def open(self, number: int, kind: str, text: str, taken: Sequence[int]) -> None:
+        """Begin an answer, or go on with one that has these tokens. Raises GrammarRefused."""
+        matching = Matching(self._compile(kind, text).deep_copy(), kind == "json_schema")
+        self._open[number] = matching
+        for token in taken:
+            self.take(number, token)
+
+    def take(self, number: int, token: int) -> None:
+        """Take a token into an answer. Raises GrammarRefused."""
+        matching = self._open[number]
+        try:
+            matching.write(self._words[token])
+        except Repeated as error:
+            raise GrammarRefused(f"the answer gives {error}") from error
+        if not matching.matcher.consume_token(token):
+            self._raise(matching.matcher, "the token that was drawn does not fit")
+
+    def mask(self, number: int) -> tuple[bytes, int]:
+        """(mask, state) of what may follow. Raises GrammarRefused where the grammar costs too much."""
+        matching = self._open[number]
+        matcher = matching.matcher
+        if matcher.is_stopped() and not matcher.is_error():
+            return b"", State.ENDED
+        found = matcher.compute_bitmask()
+        if matcher.is_error():
+            self._raise(matcher, "it allows no further token")
+        if matching.so_far is None:
+            return bytes(found), State.GOES
+        barred = self._guard.barred(matching.so_far)
+        if not barred:
+            return bytes(found), State.GOES
+        kept = bytearray(found)
+        for token in barred:
+            kept[token >> 3] &= ~(1 << (token & 7))
+        return bytes(kept), State.GOES
+
+    def fits(self, kind: str, text: str, tokens: Sequence[int]) -> bool:
+        """Whether these tokens are a whole answer under a grammar. Raises GrammarRefused."""
+        matcher = self._compile(kind, text).deep_copy()
+        if matcher.try_consume_tokens(list(tokens)) < len(tokens) or not matcher.is_accepting():
+            return False
+        if kind != "json_schema":
+            return True
+        try:
+            JsonText().after(b"".join(self._words[token] for token in tokens))
+        except Repeated:
+            return False
+        return True
+
+    def close(self, number: int) -> None:
+        """Forget an answer."""
+        self._open.pop(number, None)
+
+    def _compile(self, kind: str, text: str) -> Any:
+        key = (kind, text)
+        found = self._compiled.pop(key, None)
+        if found is None:
+            found = self._compile_new(kind, text)
+        self._compiled[key] = found
+        while len(self._compiled) > KEPT:
+            del self._compiled[next(iter(self._compiled))]
+        return found
+
+    def _compile_new(self, kind: str, text: str) -> Any:
+        if kind == "json_schema":
+            return self._schema(json.loads(text))
+        if kind == "regex":
+            source = f"start: /{self._library.regex_to_lark(text, 'd')}/"
+        else:
+            try:
+                source = self._library.grammar_from("gbnf", text)
+            except (ValueError, RecursionError) as error:
+                raise GrammarRefused(f"the grammar does not parse: {_line(str(error))}") from error
+        matcher = self._matcher(f"{OPEN}\n{source}")
+        if matcher.is_error():
+            self._raise(matcher, f"the {kind} does not parse")
+        return matcher
+
+    def _schema(self, schema: dict[str, Any]) -> Any:
+        try:
+            wanted = prepared(schema)
+        except (SchemaRefused, RecursionError) as error:
+            raise GrammarRefused(str(error) or "json_schema: it is nested too deep") from error
+        matcher = self._matcher(self._source(wanted))
+        if not matcher.is_error():
+            return matcher
+        wrong = matcher.get_error()
+        if _costly(wrong):
+            self._raise(matcher, "")
+        raise GrammarRefused(str(located(wanted, wrong, lambda one: str(self._matcher(self._source(one)).get_error()))))
+
+    def _source(self, schema: Mapping[str, Any]) -> str:
+        switches = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
+        body = {"name": "json", "json_schema": {**schema, "x-guidance": switches}}
+        return json.dumps({"grammars": [{"lark_grammar": f"{OPEN}\nstart: @json"}, body]})
+
+    def _matcher(self, source: str) -> Any:
+        return self._library.LLMatcher(self._vocabulary, source, log_level=0, limits=self._limits)
+
+    def _raise(self, matcher: Any, otherwise: str) -> None:
+        wrong = _line(matcher.get_error())
+        if _costly(wrong):
+            raise GrammarRefused(f"it takes more steps than are possible ({wrong})", costly=True)
+        raise GrammarRefused(f"{otherwise}: {wrong}" if otherwise else wrong)
+
+
+def _costly(wrong: str) -> bool:
+    # llguidance has no other word for which of its limits a grammar met.
+    return any(words in wrong for words in ("fuel", "too many", "items; max", "too complex", "too large", "limit"))
+
+
+def _line(wrong: str) -> str:
+    return " ".join(wrong.replace("<non-verbose/>", "").split())[:WORDS_SHOWN]
+
+
+class Server:
+    """The loop: read an operation, do it within its time, answer."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._grammars: Grammars | None = None
+
+    def run(self) -> None:
+        """Serve until the worker closes the channel."""
+        while (frame := self._read()) is not None:
+            number, operation, *rest = frame
+            signal.setitimer(signal.ITIMER_PROF, TOKEN_S if operation == "take" else COMPILE_S)
+            began_s = time.process_time()
+            mask, state, text = self._do(operation, rest)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            reply = MaskReply(number, time.process_time() - began_s, mask, state, text)
+            data = marshal.dumps(tuple(reply))
+            self._channel.sendall(LENGTH.pack(len(data)) + data)
+
+    def _do(self, operation: str, rest: list[Any]) -> tuple[bytes, int, str]:
+        if self._grammars is None:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)  # a large vocabulary takes seconds on a board
+            self._grammars = Grammars(*rest)
+            _limit_memory()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what Rust writes when it ends by a limit
+            return b"", State.GOES, ""
+        try:
+            mask, state = _OPERATIONS[operation](self._grammars, rest)
+        except GrammarRefused as error:
+            return b"", State.COSTLY if error.costly else State.REFUSED, str(error)
+        except MemoryError:
+            return b"", State.COSTLY, "it takes more memory than is possible"
+        except (ValueError, RecursionError) as error:
+            return b"", State.REFUSED, f"llguidance cannot follow it: {_line(str(error))}"
+        return mask, state, ""
+
+    def _read(self) -> tuple[Any, ...] | None:
+        head = self._exactly(LENGTH.size)
+        data = None if head is None else self._exactly(LENGTH.unpack(head)[0])
+        return None if data is None else marshal.loads(data)  # noqa: S302 (from the worker that started this process)
+
+    def _exactly(self, count: int) -> bytes | None:
+        found = bytearray()
+        while len(found) < count:
+            part = self._channel.recv(count - len(found))
+            if not part:
+                return None
+            found += part
+        return bytes(found)
+
+
+def _check(grammars: Grammars, rest: list[Any]) -> tuple[bytes, int]:
+    grammars.check(*rest)
+    return b"", State.GOES
+
+
+def _open(grammars: Grammars, rest: list[Any]) -> tuple[bytes, int]:
+    grammars.open(*rest)
+    return grammars.mask(rest[0])
+
+
+def _take(grammars: Grammars, rest: list[Any]) -> tuple[bytes, int]:
+    grammars.take(*rest)
+    return grammars.mask(rest[0])
+
+
+def _close(grammars: Grammars, rest: list[Any]) -> tuple[bytes, int]:
+    grammars.close(*rest)
+    return b"", State.GOES
+
+
+_OPERATIONS: Mapping[str, Callable[[Grammars, list[Any]], tuple[bytes, int]]] = {
+    "check": _check,
+    "open": _open,
+    "take": _take,
+    "close": _close,
+}
+
+
+def _limit_memory() -> None:
+    """Let an allocation beyond the limit fail, which ends this process and no other."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (pathlib costs memory for one line)
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    with contextlib.suppress(OSError, ValueError):  # a unit may forbid the call; then its own memory limit remains
+        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m edge_agent.backends.llamacpp.grammar_process FD`, started by `grammar_client`."""
+    # Its end by a signal is expected: no traceback of Rust, no core file.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        Server(socket.socket(fileno=int(arguments[0]))).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
