@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edge_agent.backends import registry
+from edge_agent.backends.gguf import read_header
 from edge_agent.base.errors import BackendError, ConfigError
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks import registry as tasks
@@ -23,7 +24,7 @@ from tests.support.llama import needs_llama
 # peft 0.21 asks transformers 5.23 for a name that is to go.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 BASE_ID = "sha256:" + "0" * 64
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "granite", "smollm3", "phi3")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +212,10 @@ def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
     [
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None}, "'yarn'"),
         ("qwen3", {"attention_bias": True}, "attention_bias = true gives o_proj a bias"),
+        ("olmo2", {"attention_bias": True}, "attention_bias = true gives o_proj a bias"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 1]}, "layer 2 would be rotated otherwise"),
+        ("smollm3", {"mlp_bias": True}, "mlp_bias = true"),
+        ("phi3", {"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "'longrope'"),
         ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, "sliding window"),
         ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
         ("llama", {"vocab_size": 100}, "rows for 100"),
@@ -251,10 +256,23 @@ def test_pieces_with_a_space_put_before(made, tmp_path):
     assert tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
 
 
+def whole_words(library, ignore_merges=True):
+    """The tokenizer with words that no merge makes: with `ignore_merges`, as Llama 3 has it, they are taken whole."""
+    from tokenizers import Tokenizer
+
+    document = json.loads(library.to_str())
+    for word in ("Ġok", "ĠPlease", "def"):
+        document["model"]["vocab"].setdefault(word, len(document["model"]["vocab"]))
+    document["model"]["ignore_merges"] = ignore_merges
+    return Tokenizer.from_str(json.dumps(document))
+
+
 TOKENIZERS = {
     "gpt-2": lambda: tiny_generators.byte_level("gpt-2", 3000),
     "smollm": lambda: tiny_generators.byte_level("smollm", 3000),
     "qwen2": lambda: tiny_generators.byte_level("qwen2", 3000),
+    "llama3": lambda: whole_words(tiny_generators.byte_level("llama3", 3000)),
+    "llama3 by merges": lambda: whole_words(tiny_generators.byte_level("llama3", 3000), ignore_merges=False),
     "gemma": lambda: tiny_generators.pieces(1500),
     "llama2": lambda: tiny_generators.pieces(1500, prepend=True),
 }
@@ -313,11 +331,15 @@ def test_a_tokenizer_that_a_device_cannot_follow_is_refused_with_the_text(tmp_pa
     with pytest.raises(ConfigError, match="'word' is one whole word only"):
         tokenizer_gate.check_alone(folder, 500)
     document["added_tokens"].pop()
-    # A word that no merge makes: with this flag the library takes it whole, llama.cpp in a SmolLM's tokenizer does not.
     document["model"]["ignore_merges"] = True
-    document["model"]["vocab"]["Ġok"] = max(document["model"]["vocab"].values()) + 1
     (folder / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(BackendError, match=r"makes of .* the tokens"):
+    with pytest.raises(ConfigError, match="ignore_merges is true"):
+        tokenizer_gate.check_alone(folder, 500)
+    document["model"]["ignore_merges"] = False
+    # Written decomposed and looked for in composed texts: the library finds it in an "ö", too.
+    document["normalizer"] = {"type": "NFC"}
+    (folder / "tokenizer.json").write_text(json.dumps(add(document, "o\u0308", normalized=True)))
+    with pytest.raises(BackendError, match=r"makes of .*Größe.* the tokens"):
         tokenizer_gate.check_alone(folder, 500)
 
 
@@ -410,6 +432,47 @@ def test_an_adapter_has_the_same_effect_in_llama_cpp(made, tmp_path, family, set
     with lora.deltas(tmp_path / "peft") as delta:
         model.convert(folder, tmp_path / "merged.gguf", "merged", BASE_ID, delta)
     assert off(engine.logits(tmp_path / "merged.gguf", rows), wanted) < 0.01
+
+
+@needs_llama
+@pytest.mark.parametrize("family", ["olmo2", "granite", "smollm3", "phi3"])
+def test_adapters_of_further_families(made, tmp_path, family):
+    """With the fused projections of Phi-3, and rows that Granite and SmolLM3 store in llama.cpp's order."""
+    folder = made(family)
+    names = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"] if family == "phi3" else ["q_proj", "k_proj", "up_proj"]
+    peft_model = adapted(folder, tmp_path / "peft", target_modules=names)
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    lora.convert(tmp_path / "peft", model.read_config(folder), tmp_path / "adapter.gguf", "a", BASE_ID)
+    rows = encoded(folder)[:2]
+    wanted, bare = torch_logits(peft_model, rows), engine.logits(tmp_path / "model.gguf", rows)
+    measured = engine.logits(tmp_path / "model.gguf", rows, tmp_path / "adapter.gguf")
+    assert off(measured, wanted) < 0.01
+    assert off(measured, bare) > 0.05, "an adapter without effect proves nothing"
+    with lora.deltas(tmp_path / "peft") as delta:
+        model.convert(folder, tmp_path / "merged.gguf", "merged", BASE_ID, delta)
+    assert off(engine.logits(tmp_path / "merged.gguf", rows), wanted) < 0.01
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("olmo2", {"tie_word_embeddings": True}),
+        ("phi3", {"sliding_window": 100}),
+        ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+        ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+        ("smollm3", {"tie_word_embeddings": False}),
+    ],
+    ids=["olmo2 tied", "phi3 window", "phi3 partial", "granite biases", "smollm3 untied"],
+)
+def test_further_families_of_other_shapes(tmp_path, family, shape):
+    folder = tiny_generators.write(tmp_path / "model", family, **shape)
+    model.check_names(folder)
+    model.convert(folder, tmp_path / "model.gguf", "tiny", BASE_ID)
+    longest = read_header(tmp_path / "model.gguf").context_length
+    assert longest == shape.get("sliding_window", 256), "no device goes beyond a window that llama.cpp leaves out"
+    rows = [[place % 390 + 10 for place in range(longest)]]
+    assert off(engine.logits(tmp_path / "model.gguf", rows), torch_logits(opened(folder), rows)) < 0.006
 
 
 @needs_llama

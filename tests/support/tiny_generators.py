@@ -24,13 +24,17 @@ _SHAPE = {
 
 
 def byte_level(split: str = "smollm", size: int = 400):
-    """A byte-level BPE tokenizer; `split` is 'gpt-2', 'smollm' or 'qwen2'."""
+    """A byte-level BPE tokenizer; `split` is 'gpt-2', 'smollm', 'qwen2' or 'llama3'."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     steps = {
         "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+        "llama3": [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ],
         "qwen2": [
             pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -80,12 +84,15 @@ def write(folder: Path, family: str = "llama", seed: int = 3, **shape) -> Path:
     import transformers
 
     torch.manual_seed(seed)
-    gemma = family.startswith("gemma")
-    split = {"llama": "smollm", "qwen2": "qwen2", "qwen3": "qwen2"}.get(family)
-    tokenizer = pieces() if gemma else byte_level(split)
+    gemma = family.startswith("gemma") or family == "phi3"
+    split = {"llama": "smollm", "olmo2": "gpt-2", "granite": "smollm", "smollm3": "qwen2", "qwen2": "qwen2",
+             "qwen3": "qwen2"}.get(family)  # fmt: skip
+    tokenizer = pieces(prepend=family == "phi3") if gemma else byte_level(split)
     names = {
         "llama": ("LlamaConfig", "LlamaForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
         "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"), "gemma": ("GemmaConfig", "GemmaForCausalLM"),
+        "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"), "granite": ("GraniteConfig", "GraniteForCausalLM"),
+        "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"), "phi3": ("Phi3Config", "Phi3ForCausalLM"),
         "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"), "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     }[family]  # fmt: skip
     values = {**_SHAPE, "vocab_size": 448, **shape}
@@ -93,6 +100,11 @@ def write(folder: Path, family: str = "llama", seed: int = 3, **shape) -> Path:
         values["head_dim"] = 32
     if family in ("gemma2", "gemma3"):
         values |= {"query_pre_attn_scalar": 32, "sliding_window": 64}
+    if family == "granite":
+        values |= {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22,
+                   "attention_multiplier": 0.0156}  # fmt: skip
+    if family == "smollm3":
+        values |= {"num_hidden_layers": 5}
     if gemma:
         values |= {"bos_token_id": 2, "eos_token_id": 1}
     config = getattr(transformers, names[0])(**values)

@@ -137,6 +137,10 @@ class GeneratorTraining:
         else:
             base = bases.resolve(sources, self.steps.recipe_dir, language=True)
         longest = base.config.get("max_position_embeddings")
+        if isinstance(longest, int):
+            from edge_forge.export.gguf.families import context
+
+            longest = context(base.config)
         if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
             raise ConfigError(
                 f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"

@@ -27,13 +27,15 @@ _GEMMA2_27B_LAYERS = 46
 @dataclass(frozen=True)
 class Family:
     """One architecture. `permute`: rows of q and k are reordered; `norm_add`: what is added to norms' weights;
-    `own_head`: llama.cpp reads a head beside the embedding; `tied`: what a config.json that says nothing means."""
+    `own_head`: llama.cpp reads a head beside the embedding; `tied`: what a config.json that says nothing means;
+    `needs_head`: llama.cpp wants a head even where it is the embedding."""
 
     arch: Any
     permute: bool = False
     norm_add: float = 0.0
     own_head: bool = True
     tied: bool = False
+    needs_head: bool = False
     check: Callable[[Mapping[str, Any]], None] | None = None
     keys: Callable[[Any, Mapping[str, Any]], None] | None = None
 
@@ -68,11 +70,19 @@ def head_dim(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
+def context(config: Mapping[str, Any]) -> int:
+    """Tokens that a model takes. Of a Phi-3 its window, where that is shorter: beyond it llama.cpp, which leaves the
+    window out, would compute otherwise."""
+    longest = int(config["max_position_embeddings"])
+    window = config.get("sliding_window") if config.get("model_type") == "phi3" else None
+    return min(longest, int(window)) if window else longest
+
+
 def write_keys(writer: Any, found: Family, config: Mapping[str, Any]) -> None:
     """The hyperparameters that llama.cpp reads, from config.json."""
     heads = int(config["num_attention_heads"])
     writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_context_length(int(config["max_position_embeddings"]))
+    writer.add_context_length(context(config))
     writer.add_embedding_length(int(config["hidden_size"]))
     writer.add_feed_forward_length(int(config["intermediate_size"]))
     writer.add_head_count(heads)
@@ -81,7 +91,7 @@ def write_keys(writer: Any, found: Family, config: Mapping[str, Any]) -> None:
     writer.add_vocab_size(int(config["vocab_size"]))
     writer.add_key_length(head_dim(config))
     writer.add_value_length(head_dim(config))
-    writer.add_rope_dimension_count(head_dim(config))
+    writer.add_rope_dimension_count(int(head_dim(config) * float(_rope(config).get("partial_rotary_factor") or 1.0)))
     rope = _rope(config)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     if rope.get("rope_type") == "linear":
@@ -138,15 +148,12 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
         found = dict(found["full_attention"])
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     found.setdefault("rope_type", found.get("type", "default"))
+    found.setdefault("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
     return found
 
 
 def _check_qwen3(config: Mapping[str, Any]) -> None:
-    if config.get("attention_bias"):
-        raise ConfigError(
-            "attention_bias = true gives o_proj a bias, which llama.cpp does not add in a Qwen3", "base.source",
-            "use a Qwen3 without biases, as the published ones are, or a Qwen2",
-        )  # fmt: skip
+    _refuse_bias(config, "Qwen3")
 
 
 def _check_gemma2(config: Mapping[str, Any]) -> None:
@@ -185,11 +192,53 @@ def _gemma3_keys(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_rope_freq_base_swa(float(local or config.get("rope_local_base_freq") or 10000.0))
 
 
+def _check_olmo2(config: Mapping[str, Any]) -> None:
+    _refuse_bias(config, "OLMo 2")
+
+
+def _check_smollm3(config: Mapping[str, Any]) -> None:
+    _refuse_bias(config, "SmolLM3")
+    if config.get("mlp_bias"):
+        raise ConfigError("mlp_bias = true: llama.cpp adds no such biases in a SmolLM3", "base.source")
+    rotates = config.get("no_rope_layers") or [
+        int((place + 1) % 4 != 0) for place in range(config["num_hidden_layers"])
+    ]
+    for place, one in enumerate(rotates, 1):
+        if bool(one) != (place % 4 != 0):
+            raise ConfigError(
+                f"no_rope_layers: layer {place} would be rotated otherwise, llama.cpp leaves out every fourth",
+                "base.source",
+            )
+
+
+def _refuse_bias(config: Mapping[str, Any], name: str) -> None:
+    if config.get("attention_bias"):
+        raise ConfigError(
+            f"attention_bias = true gives o_proj a bias, which llama.cpp does not add in a {name}", "base.source"
+        )
+
+
+def _granite_keys(writer: Any, config: Mapping[str, Any]) -> None:
+    writer.add_attention_scale(float(config.get("attention_multiplier") or 1.0))
+    writer.add_embedding_scale(float(config.get("embedding_multiplier") or 1.0))
+    writer.add_residual_scale(float(config.get("residual_multiplier") or 1.0))
+    writer.add_logit_scale(float(config.get("logits_scaling") or 1.0))
+
+
+def _phi3_keys(writer: Any, config: Mapping[str, Any]) -> None:
+    original = config.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    writer.add_rope_scaling_orig_ctx_len(int(original))
+
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(gguf.MODEL_ARCH.LLAMA, permute=True),
     "mistral": Family(gguf.MODEL_ARCH.LLAMA, permute=True),
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
     "qwen3": Family(gguf.MODEL_ARCH.QWEN3, check=_check_qwen3),
+    "olmo2": Family(gguf.MODEL_ARCH.OLMO2, check=_check_olmo2, needs_head=True),
+    "granite": Family(gguf.MODEL_ARCH.GRANITE, permute=True, keys=_granite_keys),
+    "smollm3": Family(gguf.MODEL_ARCH.SMOLLM3, permute=True, tied=True, check=_check_smollm3),
+    "phi3": Family(gguf.MODEL_ARCH.PHI3, keys=_phi3_keys),
     "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_add=1.0, own_head=False, tied=True),
     "gemma2": Family(
         gguf.MODEL_ARCH.GEMMA2, norm_add=1.0, own_head=False, tied=True, check=_check_gemma2, keys=_gemma2_keys

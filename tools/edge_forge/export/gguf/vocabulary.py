@@ -109,7 +109,7 @@ def read(folder: Path, size: int) -> GgufVocabulary:
     added = added_tokens(folder)
     return GgufVocabulary(
         model="llama" if fallback else "gpt2",
-        pre="default" if fallback else _split_name(found, where),
+        pre="default" if fallback else _merging(_split_name(found, where), model, where),
         tokens=tokens,
         kinds=kinds,
         merges=merges,
@@ -253,6 +253,20 @@ def _split_name(found: Mapping[str, Any], where: str) -> str:
         f"llama.cpp would not split text as this tokenizer does ({', '.join(kinds) or 'no pre-tokenizer'})", where,
         "use a model whose tokenizer is like that of GPT-2, SmolLM2, Llama 3 or Qwen2",
     )  # fmt: skip
+
+
+def _merging(split: str, model: Mapping[str, Any], where: str) -> str:
+    """The name `split`, or of the same split without `ignore_merges` (a word of the vocabulary is taken whole), which
+    goes with names in llama.cpp: Llama 3's has it, DBRX's splits alike and has it not."""
+    ignores = bool(model.get("ignore_merges"))
+    if split == "llama-bpe":
+        return split if ignores else "dbrx"
+    if ignores:
+        raise ConfigError(
+            f"ignore_merges is true, which llama.cpp does not know of tokenizers that split as {split}", where,
+            "use a model whose tokenizer is like that of Llama 3",
+        )  # fmt: skip
+    return split
 
 
 def _steps(step: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -73,15 +73,15 @@ def check_names(folder: Path) -> None:
     """Raise ConfigError for a model whose tensors have no place in a GGUF file. Reads no weights but a tied head's."""
     config = read_config(folder)
     with Tensors(weight_files(folder)) as tensors:
-        dict(_names(tensors, families.family(config), config))
+        list(_names(tensors, families.family(config), config))
 
 
 def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping[str, Any], delta: Delta | None) -> int:
-    names = dict(_names(tensors, found, config))
+    names = list(_names(tensors, found, config))
     extra = families.rope_factors(config)
     if extra is not None:
         writer.add_tensor_info("rope_freqs.weight", extra.shape, extra.dtype, extra.nbytes)
-    for source, target in names.items():
+    for source, target in names:
         shape = tensors.shape(source)
         kind = np.dtype(np.float32 if len(shape) == 1 else np.float16)
         writer.add_tensor_info(target, shape, kind, int(np.prod(shape)) * kind.itemsize)
@@ -90,7 +90,7 @@ def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping
     writer.write_ti_data_to_file()
     if extra is not None:
         writer.write_tensor_data(extra)
-    for source in names:
+    for source, _ in names:
         writer.write_tensor_data(_converted(tensors, source, found, config, delta))
     return len(names) + (extra is not None)
 
@@ -101,12 +101,14 @@ def _names(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> Iterat
     for source in tensors:
         if source.endswith(_IGNORED):
             continue
-        if source == _HEAD and _is_tied(tensors, found, config):
+        if source == _HEAD and not found.needs_head and _is_tied(tensors, found, config):
             continue
         target = known.get_name(source, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise ConfigError(f"tensor {source!r} has no place in a GGUF of architecture {found.name}", "gguf")
         yield source, target
+    if found.needs_head and _HEAD not in tensors:
+        yield _EMBEDDING, "output.weight"
 
 
 def _is_tied(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> bool:
