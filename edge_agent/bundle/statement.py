@@ -128,7 +128,8 @@ def check_counter(release: Release, committed: int | None, committed_index: str 
         raise SignatureError(
             f"counter {release.counter} of {release.line} was committed with other contents",
             RELEASE_FILE,
-            "release it under a higher counter",
+            f"release it under a higher counter: in its recipe set package.version (of a base: base.version) to "
+            f"{committed + 1} or more, and build again",
         )
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.contents import VariantItem, read_probes
 from edge_agent.bundle.drift_reference import reference, unknown_share
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import fetcher, read_package, read_release
+from edge_forge.package.package_trial import try_packages
 from tests.support import tiny_base
 from tests.support.agents import AgentProcess
 from tests.support.desk import cli, said
@@ -96,6 +98,8 @@ def test_the_packages_verify_and_say_what_they_hold(built):
         done = forge("verify", path, "--root", found["trust_root"], "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["signers"]
+    near = forge("verify", found["packages"][1])
+    assert near.returncode == 0, near.stderr
     shown = forge("inspect", found["packages"][1])
     assert "lamps" in shown.stdout
     assert Path(found["packages"][1]).stat().st_size < Path(found["packages"][0]).stat().st_size
@@ -124,6 +128,17 @@ def test_a_device_installs_them_and_its_golden_probes_hold(built, tmp_path):
             capture_output=True, text=True, check=False, env=environment(),
         )  # fmt: skip
         assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
+
+
+def test_the_build_tried_its_packages_as_a_device_would(built):
+    found, told = built
+    assert "install the packages in a scratch store" in told
+    base, adapter, _ = map(Path, found["packages"])
+    root = Path(found["trust_root"])
+    with pytest.raises(EdgeError, match=r"adapter: edge-agent does not install it here: .*install"):
+        try_packages([("adapter", adapter)], root, "onnx")
+    with pytest.raises(EdgeError, match=r"base: edge-agent does not install it here: .*sign"):
+        try_packages([("base", base)], keys().root_file, "onnx")
 
 
 @pytest.mark.parametrize("form", ["merged", "unmerged"])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_agent import __version__
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_forge.kinds.registry import DEFAULT, KINDS
 
@@ -53,11 +54,17 @@ def _load(place: str) -> Callable[[argparse.Namespace], int | None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-forge", description="From a recipe to a signed package for edge-agent.")
+    parser.add_argument("--version", action="version", version=f"edge-forge {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     new = verbs.add_parser("init", help="write a commented recipe with a small data set")
     new.add_argument("name", help="the adapter's name; also the folder's")
     new.add_argument("--dir", type=Path, default=Path(), help="where to make the folder (default: here)")
-    new.add_argument("--task", choices=tuple(KINDS), default=DEFAULT, help="a classifier, or a generator (llama.cpp)")
+    new.add_argument(
+        "--task",
+        choices=tuple(KINDS),
+        default=DEFAULT,
+        help=f"a classifier, or a generator (llama.cpp) (default: {DEFAULT})",
+    )
     new.set_defaults(run="edge_forge.recipe.scaffold:init")
     for verb, what in _STEPS.items():
         step = verbs.add_parser(verb, help=what)
@@ -65,10 +72,17 @@ def _parser() -> argparse.ArgumentParser:
         step.set_defaults(run="edge_forge.commands:step", verb=verb)
     build = verbs.add_parser("build", help="all of it: from data to signed packages and a report")
     _recipe_arguments(build)
+    build.add_argument(
+        "--no-trial", action="store_true", help="do not install the packages in a scratch store (default: do)"
+    )
     build.set_defaults(run="edge_forge.commands:build")
     side = verbs.add_parser("compare", help="recipes and methods side by side: quality, time, memory, size, latency")
     side.add_argument("recipe", type=Path, nargs="+", help="recipes, or folders that hold one")
-    side.add_argument("--methods", metavar="LIST", help="ways to adapt each: lora,full or with presets lora:B,full:A")
+    side.add_argument(
+        "--methods",
+        metavar="LIST",
+        help="ways to adapt each: lora,full or with presets lora:B,full:A (default: the recipe's own)",
+    )
     _common_arguments(side)
     side.set_defaults(run="edge_forge.commands:compare")
     _package_verbs(verbs)
@@ -82,8 +96,8 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build", type=Path, metavar="DIR", help="the build folder (default: build/ of the project)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="say only what is wrong")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON (default: tables)")
+    parser.add_argument("--quiet", action="store_true", help="say only what is wrong (default: each step)")
 
 
 def _package_verbs(subparsers: Any) -> None:
@@ -98,20 +112,30 @@ def _package_verbs(subparsers: Any) -> None:
     _package_argument(sign)
     sign.add_argument("--key", type=Path, action="append", required=True, metavar="FILE", help="a private release key")
     sign.add_argument(
-        "--root", type=Path, action="append", default=[], metavar="FILE", help="a root file that travels with it"
+        "--root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a root file that travels with it (default: none)",
     )
     sign.set_defaults(run=f"{_PACKAGE_COMMANDS}:sign_verb")
 
     verify = subparsers.add_parser("verify", help="check a package as a device would, weights included")
     _package_argument(verify)
-    verify.add_argument("--root", type=Path, metavar="FILE", help="the trust root (root.json)")
+    verify.add_argument(
+        "--root",
+        type=Path,
+        metavar="FILE",
+        help="the trust root (default: root.json of $EDGE_FORGE_KEYS, else of the build folder that holds it)",
+    )
     verify.add_argument("--allow-unsigned", action="store_true", help="check everything but who made it")
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run=f"{_PACKAGE_COMMANDS}:verify_verb")
 
     inspect = subparsers.add_parser("inspect", help="say what a package holds; checks no signature")
     _package_argument(inspect)
-    inspect.add_argument("--json", action="store_true", help="print it as JSON")
+    inspect.add_argument("--json", action="store_true", help="print it as JSON (default: a table)")
     inspect.set_defaults(run=f"{_PACKAGE_COMMANDS}:inspect_verb")
 
 

@@ -79,6 +79,8 @@ def step(arguments: argparse.Namespace) -> int:
 def build(arguments: argparse.Namespace) -> int:
     """`edge-forge build`: all steps of a recipe, and its report."""
     kind, plan, file = open_plan(arguments)
+    if arguments.no_trial:
+        plan.signer.hand_out_untried()
     cache = plan.steps.cache
     with lines_named(file), cache.locked():
         figures = make(plan)
@@ -101,6 +103,8 @@ def build(arguments: argparse.Namespace) -> int:
     print(f"trust root  {plan.signer.keys.root_file}\nreport      {written[1]}")
     for line in kind.report.score_lines(figures):
         print(line)
+    if arguments.no_trial:
+        print("not tried   --no-trial: whether a device takes these packages is not known")
     print(
         "install     edge-agent install PACKAGE, on the device or with --config (the base's first, then the adapter's)"
     )

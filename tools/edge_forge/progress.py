@@ -6,13 +6,16 @@ goes to standard error, so that `--json` stays parseable.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 _REDRAW_S = 0.1  # a terminal shows no more
 _LINE_S = 15.0  # a log wants to know that work goes on, not every step of it
+_QUIET_S = 8.0  # work that shows nothing for so long gets a line
 _WIDTH = 28
 
 
@@ -49,6 +52,16 @@ class Bar:
         return f"{text}  {self._note}" if self._note else text
 
 
+# What a phase of training does, for who waits for it.
+_PHASES = {
+    "open": "open the base",
+    "keep": "tokenise, and compute the frozen layers once",
+    "measure": "measure which precision and how many threads are fastest here (up to a minute, more under load)",
+    "train": "train",
+    "save": "save",
+}
+
+
 class Phases:
     """Turns reports (phase, share done 0..1) of one long step into bars; the form that training reports in."""
 
@@ -62,6 +75,7 @@ class Phases:
         if phase != self._phase:
             self.done()
             self._phase, self._at = phase, 0
+            self._progress.say(f"  {self._what}: {_PHASES.get(phase, phase)}")
             self._bar = self._progress.bar(f"{self._what}: {phase}", 1000)
         at = round(share * 1000)
         if self._bar is not None and at > self._at:
@@ -86,6 +100,33 @@ class Progress:
         self.terminal = self._stream.isatty()
         self._quiet = quiet
         self._moving = False
+        self._lock = threading.RLock()
+        self.written_s = self.clock()
+
+    @contextlib.contextmanager
+    def working(self, what: str, usual_s: float | None = None) -> Iterator[None]:
+        """Show a line at least every `_QUIET_S` seconds while `what` is at work; `usual_s` is what it took before."""
+        ended = threading.Event()
+        begun_s = self.clock()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                self.still_at_work(what, begun_s, usual_s)
+
+        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def still_at_work(self, what: str, begun_s: float, usual_s: float | None) -> None:
+        """A line on work that began at `begun_s`, if nothing was shown for `_QUIET_S` seconds."""
+        now_s = self.clock()
+        if now_s - self.written_s >= _QUIET_S:
+            usual = f", {duration(usual_s)} the last time" if usual_s else ""
+            self.show(f"  {what}: at work for {duration(now_s - begun_s)}{usual}", moving=True)
 
     def bar(self, what: str, total: int) -> Bar:
         """A bar over `total` units."""
@@ -106,10 +147,12 @@ class Progress:
             self._write(text, moving and self.terminal)
 
     def _write(self, text: str, moving: bool) -> None:
-        lead = "\r\x1b[K" if self._moving else ""
-        self._stream.write(f"{lead}{text}{'' if moving else chr(10)}")
-        self._stream.flush()
-        self._moving = moving
+        with self._lock:  # a line of `working` comes from a thread of its own
+            lead = "\r\x1b[K" if self._moving else ""
+            self._stream.write(f"{lead}{text}{'' if moving else chr(10)}")
+            self._stream.flush()
+            self._moving = moving
+            self.written_s = self.clock()
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.evaluate import predict as prediction
@@ -31,7 +32,7 @@ def world(tmp_path, monkeypatch):
     (tmp_path / "train.tsv").write_text(ROWS)
     (tmp_path / "test.tsv").write_text("text\tlabel\nswitch on\ton\nswitch off\toff\n")
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "base" / "tokenizer.json"))
     base = bases.Base(tmp_path / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 512}, ())
     monkeypatch.setattr(bases, "resolve", lambda *_: base)
     calls = {"train": [], "predict": []}
@@ -75,7 +76,7 @@ def test_training_is_given_the_checked_rows_and_runs_once(world):
     assert again.evaluated.cached
     assert again.trained.cached
     assert len(calls["train"]) == 1
-    assert set(again.steps.entries) == {"data", "train", "evaluate"}
+    assert set(again.steps.entries) == {"data", "count tokens", "train", "evaluate"}
 
 
 @pytest.mark.parametrize(

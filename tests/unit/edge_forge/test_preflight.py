@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec.inspect
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edge_agent.base import limits
 from edge_agent.base.errors import ConfigError
@@ -30,12 +31,14 @@ def rows(labels):
     return "text\tlabel\n" + "".join(f"{place} {n}\t{label}\n" for place, label in enumerate(labels) for n in range(4))
 
 
-def prepare(folder, monkeypatch, labels=("a", "b", "c"), config=None, **tables):
+def prepare(folder, monkeypatch, labels=("a", "b", "c"), config=None, files=None, **tables):
     """Prepare a recipe whose base is not opened; what is wrong with it is raised, nothing is trained."""
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text)
     (folder / "train.tsv").write_text(rows(labels))
     (folder / "base").mkdir(exist_ok=True)
     if not (folder / "base" / "tokenizer.json").exists():
-        (folder / "base" / "tokenizer.json").write_text("{}")
+        Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "base" / "tokenizer.json"))
     known = {"max_position_embeddings": 512, "hidden_size": 384, **(config or {})}
     base = bases.Base(folder / "base", "./base", "sha256:" + "0" * 64, known, ())
     monkeypatch.setattr(bases, "resolve", lambda *_: base)
@@ -117,6 +120,27 @@ def test_the_base_takes_no_more_tokens_than_it_has_positions_for(tmp_path, monke
     said = prepare(tmp_path, monkeypatch, config=config)
     assert "positions for 64 tokens: bank_tokens is 64, not 128" in said
     assert "bank_tokens" not in prepare(tmp_path, monkeypatch)
+
+
+def test_a_run_without_a_step_of_any_size_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"train.epochs: .* and 1 epoch are one step, whose step size is 0"):
+        prepare(tmp_path, monkeypatch, train={"epochs": 1})
+    prepare(tmp_path, monkeypatch, train={"epochs": 2})
+    prepare(tmp_path, monkeypatch, train={"epochs": 1, "warmup_fraction": 0.0})
+    prepare(tmp_path, monkeypatch, train={"epochs": 1, "batch_size": 4})
+
+
+def test_texts_that_will_be_cut_are_said_with_the_length_that_most_fit_in(tmp_path, monkeypatch):
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (tmp_path / "base").mkdir()
+    tokenizer.save(str(tmp_path / "base" / "tokenizer.json"))
+    said = prepare(tmp_path, monkeypatch, labels=("a", "b"), task={"max_tokens": 8})
+    assert "are cut" not in said
+    long = rows(("a", "b")) + "".join(f"{'word ' * n}end {n}\ta\n" for n in range(5, 25))
+    said = prepare(tmp_path, monkeypatch, data={"train": "long.tsv"}, task={"max_tokens": 8}, files={"long.tsv": long})
+    assert re.search(r"warning: \d+ of \d+ training texts \(\d+\.\d%\) are longer than max_tokens = 8 and are cut; "
+                     r"95 % fit in \d\d tokens, all in 2\d", said)  # fmt: skip
 
 
 def test_an_expired_release_is_refused_before_training(tmp_path, monkeypatch):

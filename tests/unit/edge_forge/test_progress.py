@@ -1,6 +1,7 @@
 """Progress: bars on a terminal, a line now and then elsewhere; the clock is ours."""
 
 import io
+import threading
 
 import pytest
 
@@ -63,7 +64,13 @@ def test_phases_become_bars_and_silent_ones_leave_no_line():
     phases("train", 1.0)
     phases("save", 0.0)
     phases.done()
-    assert out.getvalue().splitlines() == ["  train: train 50% in 20 s, 20 s left", "  train: train 100% in 20 s"]
+    assert out.getvalue().splitlines() == [
+        "  train: open the base",
+        "  train: train",
+        "  train: train 50% in 20 s, 20 s left",
+        "  train: train 100% in 20 s",
+        "  train: save",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,3 +83,22 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("count", "text"), [(812, "812 B"), (3_251_000, "3.1 MiB"), (5 << 40, "5120.0 GiB")])
 def test_sizes(count, text):
     assert size(count) == text
+
+
+def test_work_that_shows_nothing_gets_a_line_with_its_usual_time():
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(out, clock)
+    for clock.now_s in (7.9, 9.0, 12.0, 17.5):
+        progress.still_at_work("measure", 0.0, 80.0)
+    assert out.getvalue().splitlines() == [
+        "  measure: at work for 9.0 s, 1 min 20 s the last time",
+        "  measure: at work for 18 s, 1 min 20 s the last time",
+    ]
+
+
+def test_the_watch_ends_with_the_work():
+    progress = Progress(io.StringIO(), Clock())
+    with pytest.raises(ValueError, match="broken"), progress.working("train"):
+        assert any(thread.name == "progress" for thread in threading.enumerate())
+        raise ValueError("broken")
+    assert not any(thread.name == "progress" for thread in threading.enumerate())

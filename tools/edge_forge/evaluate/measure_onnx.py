@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Capabilities, Done, Limits, Session, SessionJob
+from edge_agent.base import limits
 from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError
 from edge_agent.tasks import tokens
@@ -77,6 +78,11 @@ def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     back = np.argsort(np.asarray(order))
     found = {name: np.asarray(value, np.float32)[back] for name, value in done.outputs.items()}
     return ModelOutputs(found["features"], found.get("logits"))
+
+
+def token_counts(tokenizer: Path, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, special ones included, uncut. Raises BackendError."""
+    return [one.tokens for one in tokens.open_tokenizer(str(tokenizer), limits.TASK_TOKENS).encode(texts)]
 
 
 def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:

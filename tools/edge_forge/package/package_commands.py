@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_agent.base import limits
+from edge_agent.base.errors import UsageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle import sign
 from edge_agent.bundle.contents import AdapterItem, Contents, VariantItem, read_probes
@@ -29,7 +32,8 @@ def keygen_verb(arguments: argparse.Namespace) -> int:
         roles = ROLES if arguments.rotate == "all" else (arguments.rotate,)
         root_file = rotate(arguments.dir, roles)
         print(f"wrote {root_file}")
-        print(f"next: edge-forge sign PACKAGE --key {KeyFolder(arguments.dir).release_key} --root {root_file}")
+        key = shlex.quote(str(KeyFolder(arguments.dir).release_key))
+        print(f"next: edge-forge sign PACKAGE --key {key} --root {shlex.quote(str(root_file))}")
         return 0
     keys = keygen(arguments.dir)
     print(f"private: {keys.private('root', 1)}   (keep it offline; it decides who may release)")
@@ -47,7 +51,8 @@ def sign_verb(arguments: argparse.Namespace) -> int:
 
 def verify_verb(arguments: argparse.Namespace) -> int:
     """`edge-forge verify PACKAGE --root FILE`."""
-    trust = None if arguments.root is None else load_trust(arguments.root)
+    root = arguments.root or (None if arguments.allow_unsigned else _root_near(arguments.package))
+    trust = None if root is None else load_trust(root)
     with open_package(arguments.package) as package:
         verified = read_release(package, trust, arguments.allow_unsigned)
         check_time(verified.release, Now(time.time(), trusted=True))
@@ -61,6 +66,7 @@ def verify_verb(arguments: argparse.Namespace) -> int:
         "channel": release.channel,
         "counter": release.counter,
         "signers": sorted(verified.signers),
+        "trust_root": None if root is None else str(root),
         "warning": verified.warning,
         "size_bytes": size,
         "omitted_blobs": [one.digest for one in absent],
@@ -74,6 +80,19 @@ def verify_verb(arguments: argparse.Namespace) -> int:
         print(f"{len(absent)} blobs are left out; the device must have them")
     print(f"WARNING: {verified.warning}" if verified.warning else "signature, digests, sizes and forms are right")
     return 0
+
+
+def _root_near(package: Path) -> Path:
+    """The trust root of $EDGE_FORGE_KEYS, else of the build folder that the package lies in. Raises UsageError."""
+    named = os.environ.get("EDGE_FORGE_KEYS")
+    places = [Path(named)] if named else [package.resolve().parent.parent / "keys"]
+    root = KeyFolder(places[0]).root_file
+    if not root.is_file():
+        raise UsageError(
+            "no trust root was named, so nobody can be told from whom it is", str(package),
+            f"--root FILE ({root} does not exist), or --allow-unsigned to check everything else",
+        )  # fmt: skip
+    return root
 
 
 def inspect_verb(arguments: argparse.Namespace) -> int:

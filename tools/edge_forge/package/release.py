@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.base.errors import PackageError
 from edge_agent.bundle.layout import open_package
-from edge_agent.bundle.statement import Now, check_time
+from edge_agent.bundle.statement import Now, Release, check_time
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
 from edge_forge.package.sources import ReleaseSource
 from edge_forge.recipe.schema import PackageSection
@@ -52,6 +53,15 @@ def merged_id(merged_from: Mapping[str, str]) -> str:
     """The base_id of folded weights: a digest of what was folded, the same for classifiers and generators."""
     text = "edge-merged/1\n" + "".join(f"{key}={value}\n" for key, value in sorted(merged_from.items()))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def statement_of(package: Path) -> Release | None:
+    """The release statement of a package, whoever signed it; None for a file that is no package."""
+    try:
+        with open_package(package) as opened:
+            return read_release(opened, None, allow_unsigned=True).release
+    except PackageError:
+        return None
 
 
 def verify(package: Path, root_file: Path) -> dict[str, Any]:

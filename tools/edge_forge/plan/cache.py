@@ -137,6 +137,15 @@ class Cache:
             self._progress.say(f"removed {count} results unused for {UNUSED_DAYS} days ({size(freed_bytes)})")
         return freed_bytes
 
+    def _usual_s(self, step: BuildStep) -> float | None:
+        """Seconds that the newest other result of this step took; None where there is none, or less than one."""
+        records = sorted((self.root / "steps" / step.name).glob("*/record.json"), key=lambda path: path.stat().st_mtime)
+        try:
+            took_s = float(json.loads(records[-1].read_text(encoding="utf-8"))["took_s"]) if records else 0.0
+        except (OSError, ValueError, KeyError):
+            return None
+        return took_s if took_s >= 1.0 else None
+
     def run(self, step: BuildStep) -> StepResult:
         """The step's outputs, made now unless they are there. Nothing half-written stays, whatever happens."""
         title = step.title or step.name
@@ -144,13 +153,15 @@ class Cache:
         if found is not None:
             self._progress.say(f"{title}: cached")
             return found
-        self._progress.say(f"{title} ...")
+        usual_s = self._usual_s(step)
+        self._progress.say(f"{title} ..." + (f" ({duration(usual_s)} the last time)" if usual_s else ""))
         folder = self.root / "tmp" / f"{step.name}-{step.key}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         begun_s = time.monotonic()
         try:
-            facts = dict(step.work(folder))
+            with self._progress.working(title, usual_s):
+                facts = dict(step.work(folder))
             took_s = time.monotonic() - begun_s
             record = {**step.parts, "outputs": describe(folder), "took_s": round(took_s, 3), "facts": facts}
             write_json(folder / "record.json", record)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_forge.evaluate.classifier_metrics import ECE_BINS
+from edge_forge.package.classifier_sources import RUNTIME
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_packages import ClassifierPackages
 from edge_forge.plan.classifier_training import CODE, ClassifierTraining
@@ -46,7 +47,10 @@ class ClassifierPlan:
         split, rows = training.data.measured
         scores = dict(training.evaluated.facts)
         logits, gold = training.evaluated.path(f"{split}.npy"), [row.label for row in rows]
+        outcome = training.outcome
+        said = self.signer.require_learned(outcome) if ship else outcome.failed or outcome.weak
         return {
+            "outcome": said,
             **(self._shipped() if ship else {"variants": list(rows_of(self.exports.merged_graphs))}),
             "recipe": {"name": recipe.name, "description": recipe.description},
             "data": {"statistics": dict(training.data.statistics), "warnings": list(training.data.warnings)},
@@ -60,7 +64,26 @@ class ClassifierPlan:
             "split": split,
             "scores": scores,
             "calibration": calibration(logits, gold, training.data.labels),
+            "scope": self._scope(),
             "steps": self.steps.timings(),
+        }
+
+    def _scope(self) -> dict[str, Any]:
+        """Scores in and out of scope on the measured rows by threshold, and a proposal by the validation rows."""
+        import numpy
+
+        from edge_forge.evaluate import thresholds
+
+        task, data, found = self.recipe.task, self.training.data, {}
+        for split in dict.fromkeys(("validation", self.training.data.measured[0])):
+            logits = numpy.load(self.training.evaluated.path(f"{split}.npy"))
+            gold = [row.label for row in data.splits[split]]
+            found[split] = thresholds.curve(logits, gold, data.labels, task.out_of_scope)
+        return {
+            "label": task.out_of_scope,
+            "threshold": task.threshold,
+            "curve": found[data.measured[0]],
+            "proposed": thresholds.proposed(found["validation"]),
         }
 
     def _shipped(self) -> dict[str, Any]:
@@ -72,7 +95,7 @@ class ClassifierPlan:
             "variants": list(rows_of(variants)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
             "left_out": lost,
-            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed)],
+            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, RUNTIME)],
         }
 
     def result(self, verb: str) -> Mapping[str, Any]:
@@ -114,6 +137,7 @@ class ClassifierPlan:
         }
 
     def _package(self) -> Mapping[str, Any]:
+        self.signer.require_learned(self.training.outcome)
         return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
 
 

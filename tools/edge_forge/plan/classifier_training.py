@@ -16,6 +16,7 @@ from typing import Any
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import classifier_rows as data
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
+from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier
 from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
@@ -30,6 +31,7 @@ _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 # Entry modules of a step and the distributions whose versions change its result.
 CODE: Code = {
     "data": (("edge_forge.data.classifier_rows",), ()),
+    "tokens": (("edge_agent.tasks.tokens",), ("tokenizers",)),
     "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
     "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
     "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
@@ -46,6 +48,7 @@ CODE: Code = {
         _RUNTIME,
     ),
     "package": (("edge_forge.package.build", "edge_forge.package.classifier_sources"), ()),
+    "trial": (("edge_forge.package.package_trial", "edge_agent.app.packages", "edge_agent.worker.child"), _RUNTIME),
     "sign": (("edge_forge.package.keys",), ()),
 }
 
@@ -63,6 +66,7 @@ class ClassifierTraining:
         What a device would refuse of the packages is raised too (`package.preflight`). Raises ConfigError.
         """
         _ = (self.data_step, self.base, self.bank_tokens)
+        self._check_steps()
         recipe, labels = self.recipe, self.data.labels
         banked = self.has_adapter_package
         if banked:
@@ -78,6 +82,19 @@ class ClassifierTraining:
         width = int(self.base.config.get("hidden_size") or self.base.config.get("dim") or 0)
         shape = preflight.ProbeShape(width, len(labels), len(recipe.quantize.variants))
         preflight.check_files(files, recipe.package.probes, shape)
+        _ = self.token_lengths
+
+    def _check_steps(self) -> None:
+        """Refuse a run whose only step has the step size 0: the first one of a warm-up. Raises ConfigError."""
+        settings, rows = self.recipe.training, len(self.data.train)
+        steps = settings.epochs * -(-rows // settings.batch_size)
+        if steps == 1 and settings.warmup_fraction > 0.0:
+            raise ConfigError(
+                f"{rows} rows in batches of {settings.batch_size} and {settings.epochs} epoch are one step, whose step "
+                "size is 0 at the begin of the warm-up: nothing would be learned",
+                "train.epochs",
+                "raise epochs, lower batch_size, or set warmup_fraction = 0",
+            )
 
     @property
     def has_adapter_package(self) -> bool:
@@ -227,6 +244,34 @@ class ClassifierTraining:
 
         return self.steps.run("evaluate", inputs, settings, work)
 
+    @property
+    def outcome(self) -> TrainingOutcome:
+        """Whether the run led anywhere, by its answers to all measured rows."""
+        found = self.evaluated.facts
+        return of_classifier(_sum([found[split]["confusion"] for split in found]), self.data.labels)
+
+    @cached_property
+    def token_lengths(self) -> Mapping[str, Any]:
+        """Tokens of the training texts: `cut` of `rows` have more than `max_tokens`; `p95` and `max` of them all."""
+        most = self.recipe.task.max_tokens
+        inputs = {"tokenizer": self.tokenizer_digest, **self.data_step.digests("train.jsonl")}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate.measure_onnx import token_counts
+
+            texts = [row.text for row in self.data.train]
+            lengths = sorted(token_counts(self.base.directory / "tokenizer.json", texts))
+            cut = sum(length > most for length in lengths)
+            return {"rows": len(lengths), "cut": cut, "p95": lengths[len(lengths) * 95 // 100], "max": lengths[-1]}
+
+        facts = self.steps.run("tokens", inputs, {"max_tokens": most}, work, "count tokens").facts
+        if facts["cut"]:
+            self.steps.progress.warn(
+                f"{facts['cut']} of {facts['rows']} training texts ({facts['cut'] / facts['rows']:.1%}) are longer "
+                f"than max_tokens = {most} and are cut; 95 % fit in {facts['p95']} tokens, all in {facts['max']}"
+            )
+        return facts
+
 
 # Families whose position ids begin behind the padding id, so that the first entries of the table are never used.
 _BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text")
@@ -239,6 +284,10 @@ def usable_positions(config: Mapping[str, Any]) -> int | None:
         return None
     behind = config.get("model_type") in _BEHIND_PADDING
     return longest - int(config.get("pad_token_id") or 0) - 1 if behind else longest
+
+
+def _sum(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

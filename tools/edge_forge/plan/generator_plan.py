@@ -14,7 +14,7 @@ from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.generator_packages import GeneratorPackages
 from edge_forge.plan.generator_training import CODE, GeneratorTraining
-from edge_forge.plan.gguf_exports import GgufExports, rows_of
+from edge_forge.plan.gguf_exports import RUNTIME, GgufExports, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress, size
@@ -44,7 +44,10 @@ class GeneratorPlan:
         """
         recipe, training, exports = self.recipe, self.training, self.exports
         base = training.base
+        outcome = training.outcome
+        said = self.signer.require_learned(outcome) if ship else outcome.failed or outcome.weak
         return {
+            "outcome": said,
             **(self._shipped() if ship else {"files": list(rows_of(exports.compared))}),
             "kind": "generate",
             "recipe": {"name": recipe.name, "description": recipe.description},
@@ -78,7 +81,7 @@ class GeneratorPlan:
             "files": list(rows_of((*bare, *measured) if measured else exports.base_files)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
             "left_out": [[file.form, file.dtype] for file in measured if file not in passed],
-            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed)],
+            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, RUNTIME)],
         }
 
     def result(self, verb: str) -> Mapping[str, Any]:
@@ -126,4 +129,5 @@ class GeneratorPlan:
         }  # fmt: skip
 
     def _package(self) -> Mapping[str, Any]:
+        self.signer.require_learned(self.training.outcome)
         return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}

@@ -19,6 +19,7 @@ from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.data import generator_rows as data
 from edge_forge.data.classifier_rows import SPLITS
 from edge_forge.data.generator_rows import GeneratorData, Row
+from edge_forge.evaluate.training_outcome import TrainingOutcome, of_generator
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
 from edge_forge.plan.cache import StepResult, file_digest
@@ -68,6 +69,7 @@ CODE: Code = {
         _LLAMA,
     ),
     "package": (("edge_forge.package.build", "edge_forge.plan.generator_packages"), ()),
+    "trial": (("edge_forge.package.package_trial", "edge_agent.app.packages", "edge_agent.worker.child"), ()),
     "sign": (("edge_forge.package.keys",), ()),
 }
 
@@ -284,6 +286,12 @@ class GeneratorTraining:
             return facts
 
         return self.steps.run("generate-evaluate", inputs, self.evaluation_settings, work, "evaluate")
+
+    @property
+    def outcome(self) -> TrainingOutcome:
+        """Whether the run led anywhere, by the perplexity of the measured answers."""
+        found = self.evaluated.facts
+        return of_generator(found["tuned"]["perplexity"], found["base"]["perplexity"] if "base" in found else None)
 
     def check_tools(self) -> None:
         """Raise what is missing on this machine before anything long begins."""

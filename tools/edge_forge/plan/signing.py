@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, EdgeError
+from edge_forge.evaluate.training_outcome import TrainingOutcome
 from edge_forge.package import release as releases
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.step_runner import StepRunner
@@ -41,6 +42,11 @@ class PackageSigner:
     def __init__(self, recipe: CommonRecipe, steps: StepRunner) -> None:
         self.recipe = recipe
         self.steps = steps
+        self._tries_packages = True
+
+    def hand_out_untried(self) -> None:
+        """Leave out the install of the packages in a scratch store."""
+        self._tries_packages = False
 
     @property
     def card(self) -> dict[str, Path]:
@@ -69,17 +75,80 @@ class PackageSigner:
         folder.release_key  # noqa: B018 - a missing key is said before anything long begins
         return folder
 
-    def shipped(self, packed: Packages) -> list[SignedPackage]:
-        """Sign the packages, read each back as a device would, and put them into BUILD/packages."""
+    def require_learned(self, outcome: TrainingOutcome) -> str:
+        """What the report says of a run that led nowhere; raises EdgeError unless the recipe takes it all the same."""
+        if outcome.failed and self.recipe.package.failed_training == "refuse":
+            raise EdgeError(
+                f"the training failed: {outcome.failed}", "package.failed_training",
+                "lower learning_rate, train longer, or look at the labels; "
+                '[package] failed_training = "warn" packages it all the same',
+            )  # fmt: skip
+        said = f"the training failed: {outcome.failed}" if outcome.failed else outcome.weak
+        if said:
+            self.steps.progress.warn(said)
+        return said
+
+    def shipped(self, packed: Packages, runtime: str) -> list[SignedPackage]:
+        """Sign the packages, read each back and install it as a device would, and put them into BUILD/packages.
+
+        `runtime` is what runs them. Raises EdgeError where one cannot be installed; then none is put there.
+        """
         folder = self.steps.cache.root / "packages"
         folder.mkdir(parents=True, exist_ok=True)
+        signed = {name: self._signed(name, unsigned) for name, (_, unsigned) in packed.items()}
+        if self._tries_packages:
+            self._try(signed, runtime)
         found = []
-        for name, (what, unsigned) in packed.items():
-            entry = self._signed(name, unsigned)
+        for name, entry in signed.items():
+            self._warn_of_reuse(name, entry.path(PACKAGE), folder)
             _place(entry.path(PACKAGE), folder / name)
             digest = f"sha256:{entry.digests(PACKAGE)[PACKAGE]}"
-            found.append(SignedPackage(what, folder / name, digest, (folder / name).stat().st_size))
+            found.append(SignedPackage(packed[name][0], folder / name, digest, (folder / name).stat().st_size))
         return found
+
+    def _try(self, signed: Mapping[str, StepResult], runtime: str) -> None:
+        """Install the packages with the device's program in a scratch store; a step, so that it runs once."""
+        boards = self.recipe.package.hardware
+        if boards:
+            self.steps.progress.warn(
+                f"the packages are for {', '.join(boards)}; this host is none of them, so their install was not tried"
+            )
+            return
+        inputs = {name: entry.digests(PACKAGE)[PACKAGE] for name, entry in signed.items()}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.package.package_trial import try_packages
+
+            files = [(name, entry.path(PACKAGE)) for name, entry in signed.items()]
+            return try_packages(files, self.keys.root_file, runtime)
+
+        self.steps.run("trial", inputs, {"runtime": runtime}, work, "install the packages in a scratch store")
+
+    def _warn_of_reuse(self, name: str, package: Path, folder: Path) -> None:
+        """Say that another package of the same version was built before; keep a file that would be overwritten."""
+        release = releases.statement_of(package)
+        built = {path: releases.statement_of(path) for path in sorted(folder.glob("*.tar"))}
+        others = {path: found for path, found in built.items() if found is not None}
+        if release is None:
+            return
+        same = [
+            path for path, found in others.items() if found.line == release.line and found.index != release.index
+        ]  # fmt: skip
+        used = [path for path in same if others[path].counter == release.counter]
+        if not used:
+            return
+        highest = max(others[path].counter for path in same)
+        key = "base.version" if release.product == self.recipe.base.name else "package.version"
+        kept = ""
+        if folder / name in used:
+            old = folder / name
+            spare = old.with_name(f"{old.stem}-{others[old].index.digest[7:15]}.tar")
+            old.replace(spare)
+            kept = f"; the one before is kept as {spare.name}"
+        self.steps.progress.warn(
+            f"version {release.counter} of {release.product} was built before with other contents{kept}. A device that "
+            f"installed it refuses this one: set {key} = {highest + 1} in the recipe, and build again"
+        )
 
     def _signed(self, name: str, entry: StepResult) -> StepResult:
         keys = self.keys

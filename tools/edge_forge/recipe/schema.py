@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -65,6 +65,9 @@ class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     expires_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 365
     probes: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
     licence: str = ""
+    failed_training: Literal["refuse", "warn"] = "refuse"
+    """What happens to a model that answers one class, or is far worse than the commonest class (a generator: than its
+    base): nothing is packaged, or it is packaged and said."""
 
 
 class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

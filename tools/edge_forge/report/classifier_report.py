@@ -34,7 +34,7 @@ def report(figures: Mapping[str, Any]) -> list[Block]:
     """All blocks, in the order in which they are read: result, how it came about, what it rests on."""
     name = figures["recipe"]["name"]
     blocks: list[Block] = [Heading(f"{name}: report of a build", 1), Paragraph(figures["recipe"]["description"])]
-    for section in (_result, _variants, _scores, _training, _data, _claims, _making):
+    for section in (_result, _variants, _scope, _scores, _training, _data, _claims, _making):
         blocks.extend(section(figures))
     return blocks
 
@@ -48,6 +48,8 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
         f"({errors} otherwise; 95 % interval {percent(low)} to {percent(high)}), "
         f"macro-F1 {scores['macro_f1']:.3f}, Matthews correlation {scores['mcc']:.3f}."
     )
+    if figures.get("outcome"):
+        yield Paragraph(f"**Mind: {figures['outcome']}.**")
     if figures.get("packages"):
         yield Heading("Packages")
         yield Table(
@@ -97,19 +99,65 @@ def _variant_row(one: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+_READABLE = 30
+"""Classes that a table and a matrix can show; of more, the worst are shown."""
+_WORST = 20
+
+
+def _scope(figures: Mapping[str, Any]) -> Iterator[Block]:
+    """In scope and out of scope apart, and what a threshold would change."""
+    scope = figures.get("scope")
+    if not scope:
+        return
+    points, plain = scope["curve"], scope["curve"][0]
+    yield Heading("Scope and threshold")
+    if plain["out_of_scope_rows"]:
+        yield Paragraph(
+            f"Without a threshold, {percent(plain['in_scope_right'])} of the {plain['in_scope_rows']} "
+            f"{figures['split']} rows in scope are answered rightly, and {percent(plain['out_of_scope_caught'])} of "
+            f"the {plain['out_of_scope_rows']} rows out of scope as `{scope['label']}`."
+        )
+    chosen = next((point for point in points if point["threshold"] == scope["proposed"]), None)
+    if chosen is None:
+        yield Paragraph("No threshold serves better than none on the validation rows.")
+    else:
+        caught = (
+            f"{percent(chosen['out_of_scope_caught'])} of those out of scope" if chosen["out_of_scope_rows"]
+            else f"{percent(chosen['wrong_caught'] or 0.0)} of the wrong answers are replaced"
+        )  # fmt: skip
+        yield Paragraph(
+            f"Proposed by the validation rows: **`threshold = {scope['proposed']:g}`**. On the {figures['split']} rows "
+            f"{percent(chosen['in_scope_right'])} of those in scope are then answered rightly, and {caught}. "
+            f"The recipe's is {scope['threshold']:g}."
+        )
+    columns = ("threshold", "answered", "right, of those in scope", "caught, of those out of scope",
+               "wrong answers replaced", "right answers lost")  # fmt: skip
+    keys = ("answered", "in_scope_right", "out_of_scope_caught", "wrong_caught", "right_lost")
+    yield Table(
+        columns,
+        [[f"{point['threshold']:g}", *("–" if point[key] is None else percent(point[key]) for key in keys)]
+         for point in points],
+    )  # fmt: skip
+
+
 def _scores(figures: Mapping[str, Any]) -> Iterator[Block]:
     split, scores = figures["split"], figures["scores"][figures["split"]]
     yield Heading("Answers")
+    shown = list(scores["per_label"])
+    if len(shown) > _READABLE:
+        shown = sorted((one for one in shown if one["support"]), key=lambda one: one["f1"])[:_WORST]
+        yield Paragraph(f"The {len(shown)} worst of {len(scores['labels'])} classes; all are in the JSON beside this.")
     yield Table(
         ("label", "rows", "precision", "recall", "F1"),
         [
             [f"`{one['label']}`", str(one["support"]), *(f"{one[key]:.3f}" for key in ("precision", "recall", "f1"))]
-            for one in scores["per_label"]
+            for one in shown
         ],
     )
-    yield Drawing("confusion", f"Gold labels and answers on the {split} rows.",
-                 plots.confusion(scores["confusion"], scores["labels"]))  # fmt: skip
-    worst = confusions(scores["confusion"], scores["labels"])
+    if len(scores["labels"]) <= _READABLE:
+        yield Drawing("confusion", f"Gold labels and answers on the {split} rows.",
+                     plots.confusion(scores["confusion"], scores["labels"]))  # fmt: skip
+    worst = confusions(scores["confusion"], scores["labels"], 5 if len(scores["labels"]) <= _READABLE else _WORST)
     if worst:
         yield Paragraph("Most often taken for another:")
         yield Items([f"`{gold}` answered as `{answered}`: {count} rows" for gold, answered, count in worst])
@@ -119,15 +167,15 @@ def _scores(figures: Mapping[str, Any]) -> Iterator[Block]:
                      plots.reliability(bins, scores["ece"]))  # fmt: skip
 
 
-def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> list[tuple[str, str, int]]:
-    """The five largest off-diagonal counts: (gold, answered, rows)."""
+def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int = 5) -> list[tuple[str, str, int]]:
+    """The largest off-diagonal counts: (gold, answered, rows)."""
     found = [
         (labels[gold], labels[answered], count)
         for gold, row in enumerate(matrix)
         for answered, count in enumerate(row)
         if gold != answered and count
     ]
-    return sorted(found, key=lambda one: -one[2])[:5]
+    return sorted(found, key=lambda one: -one[2])[:most]
 
 
 def _training(figures: Mapping[str, Any]) -> Iterator[Block]:
@@ -272,4 +320,14 @@ def score_lines(figures: Mapping[str, Any]) -> list[str]:
     rows = figures.get("scores", {}).get(figures.get("split", ""), {})
     if "accuracy" not in rows:
         return []
-    return [f"accuracy    {rows['accuracy']:.3f} on {rows['rows']} rows of {figures['split']}"]
+    lines = [f"accuracy    {rows['accuracy']:.3f} on {rows['rows']} rows of {figures['split']}"]
+    scope = figures.get("scope")
+    if scope and scope["curve"][0]["out_of_scope_rows"]:
+        plain = scope["curve"][0]
+        inside, outside = plain["in_scope_right"] or 0.0, plain["out_of_scope_caught"]
+        lines.append(f"            in scope {inside:.3f}, out of scope {outside:.3f}")
+    if scope and scope["proposed"] is not None and scope["proposed"] != scope["threshold"]:
+        lines.append(f"proposed    task.threshold = {scope['proposed']:g}; the report has the curve")
+    if figures.get("outcome"):
+        lines.append(f"MIND        {figures['outcome']}")
+    return lines

@@ -38,6 +38,8 @@ def _result(figures: Mapping[str, Any]) -> Iterator[Block]:
     yield Table(("", *found), [
         [title, *(cell(one, key) for one in found.values())] for key, (title, _) in SCORES.items()
     ])  # fmt: skip
+    if figures.get("outcome"):
+        yield Paragraph(f"**Mind: {figures['outcome']}.**")
     if figures["packages"]:
         yield Heading("Packages")
         yield Table(

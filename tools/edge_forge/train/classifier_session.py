@@ -201,9 +201,9 @@ def _save_lora(job: ClassifierJob, model: SequenceClassifier, peft_model: Any, h
         "rslora": str(settings.use_rslora).lower(),
         "labels": str(len(job.labels)),
     }
-    adapters.save_adapter(
-        job.out_dir / "adapter.safetensors", adapters.device_tensors(peft_model, model.head), metadata
-    )
+    tensors = adapters.device_tensors(peft_model, model.head)
+    adapters.check_learned(tensors)
+    adapters.save_adapter(job.out_dir / "adapter.safetensors", tensors, metadata)
     adapters.save_peft(peft_model, job.out_dir / "peft")
     save_file(head, job.out_dir / "peft" / "head.safetensors")
 
@@ -211,6 +211,7 @@ def _save_lora(job: ClassifierJob, model: SequenceClassifier, peft_model: Any, h
 def _save_full(job: ClassifierJob, merged: Any) -> None:
     """model.safetensors with the names of Hugging Face, beside the base's config and tokenizer."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in merged.state_dict().items()}
+    adapters.check_finite(tensors)
     save_file(tensors, job.out_dir / "model.safetensors", metadata={"format": "pt"})
     for name in _COPIED:
         if (job.base_dir / name).is_file():

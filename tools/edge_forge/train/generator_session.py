@@ -28,7 +28,7 @@ from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
 from edge_forge.models.causal_lm import open_model, target_names
 from edge_forge.train import methods
 from edge_forge.train.generator_settings import GeneratorSettings
-from edge_forge.train.lora import save_peft
+from edge_forge.train.lora import check_finite, check_learned, save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
 
 if TYPE_CHECKING:
@@ -111,8 +111,10 @@ def _pack(job: GeneratorJob) -> tuple[PackedRows, PackedRows]:
 def _save(job: GeneratorJob, model: Any) -> None:
     method = methods.method(job.settings.method)
     if method.exportable_to(methods.ADAPTER):
+        check_learned({name: value.detach() for name, value in model.named_parameters() if ".lora_" in name})
         save_peft(model, job.out_dir / "peft")
         return
+    check_finite(model.state_dict())
     method.merge(model).save_pretrained(str(job.out_dir / "model"))
     for name in _COPIED:
         if (job.base_dir / name).is_file():

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.models.encoder import Encoder
 
 ADAPTER_FORMAT = "edge-adapter/1"
@@ -137,6 +137,26 @@ def device_tensors(peft_model: Any, head: nn.Linear) -> dict[str, torch.Tensor]:
 def module_name(parameter: str) -> str:
     """The base's module that a parameter of the training module belongs to: `encoder.layer.3.output.dense`."""
     return parameter.removeprefix("encoder.").partition(".lora_")[0]
+
+
+def check_learned(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse an adapter, in the device's form or in peft's, that changes nothing or is not finite. Raises EdgeError."""
+    check_finite(tensors)
+    if not any(bool(value.any()) for name, value in tensors.items() if name.endswith(".B") or ".lora_B." in name):
+        raise EdgeError(
+            "the adapter is what it was before training: nothing was learned", "train",
+            "raise epochs or learning_rate, or lower batch_size: there were too few steps",
+        )  # fmt: skip
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse trained weights with NaN or infinity. Raises EdgeError."""
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise EdgeError(
+            f"the run diverged: {broken[0]} has values that are not finite", "train",
+            "lower learning_rate, or set precision = 'fp32'",
+        )  # fmt: skip
 
 
 def save_adapter(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

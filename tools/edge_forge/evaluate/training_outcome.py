@@ -1,0 +1,58 @@
+"""Whether a training run led anywhere, by the answers of what it left. Pure.
+
+A run that diverged still ends with a file, and its model answers one class, or worse than the commonest class would. A
+file of its own because it judges a run, not a model: scores are `classifier_metrics`, variants of a graph are `gates`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Standard errors below the share of the commonest class: by chance alone one run in 700 is so far below.
+_FAR = 3.0
+# A tuned generator whose perplexity is so many times its base's has unlearned the language.
+_PERPLEXITY_RATIO = 2.0
+
+
+class TrainingOutcome(NamedTuple):
+    """`failed`: why the model is not fit to be shipped; `weak`: what its author should know. '' where nothing is."""
+
+    failed: str = ""
+    weak: str = ""
+
+
+def of_classifier(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> TrainingOutcome:
+    """The outcome by a confusion matrix (gold labels down, answers across) over all measured rows."""
+    gold = [sum(row) for row in confusion]
+    answered = [sum(column) for column in zip(*confusion, strict=True)]
+    rows, asked = sum(gold), [place for place, count in enumerate(gold) if count]
+    if not rows or len(asked) < 2:
+        return TrainingOutcome()
+    commonest = max(range(len(gold)), key=gold.__getitem__)
+    share, right = gold[commonest] / rows, sum(confusion[place][place] for place in range(len(gold))) / rows
+    said = (
+        f"it answers {right:.1%} of the {rows} measured rows rightly; the answer {labels[commonest]!r} to every row "
+        f"would be right for {share:.1%}"
+    )
+    if sum(map(bool, answered)) == 1:
+        return TrainingOutcome(f"it answers {labels[answered.index(rows)]!r} to every one of the {rows} measured rows")
+    if right < share - _FAR * math.sqrt(share * (1.0 - share) / rows):
+        return TrainingOutcome(said)
+    if right <= share:
+        return TrainingOutcome("", said)
+    never = [labels[place] for place in asked if not answered[place]]
+    if 2 * len(never) > len(asked):
+        return TrainingOutcome("", f"it never answers {len(never)} of the {len(asked)} classes, such as {never[0]!r}")
+    return TrainingOutcome()
+
+
+def of_generator(tuned: float, base: float | None) -> TrainingOutcome:
+    """The outcome by the perplexity of the measured answers, tuned and of the base (None: trained from nothing)."""
+    if not math.isfinite(tuned):
+        return TrainingOutcome(f"the perplexity of the measured answers is {tuned}")
+    if base is None or not math.isfinite(base) or tuned < base:
+        return TrainingOutcome()
+    said = f"the perplexity of the measured answers is {tuned:.4g}, that of the base is {base:.4g}"
+    return TrainingOutcome(said) if tuned > _PERPLEXITY_RATIO * base else TrainingOutcome("", said)
