@@ -11,6 +11,11 @@ SAME_ACCURACY = 5e-7
 """Half a unit in the sixth place: 0.91 - 0.90 must not count as more than 0.01 by rounding of the last bit."""
 
 
+LOSS_LOW = "accuracy_loss_low"
+"""The key in `Variant.metrics` of the lower bound of the loss of accuracy against the package's FP32 variant, on the
+same rows (a fraction; negative: a gain is possible)."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """What a model or an adapter answers.
@@ -87,6 +92,13 @@ class Variant:
     def name(self) -> str:
         """How people and golden probes name it: 'onnx/int8'."""
         return f"{self.runtime}/{self.dtype}"
+
+    def shown_loss(self, best: float | None) -> float:
+        """The loss of accuracy (a fraction) that the package's rows show: by the lower bound where the package states
+        one; else the accuracy `best` less its own, which a row or two decide. 0 where nothing is known."""
+        if LOSS_LOW in self.metrics:
+            return self.metrics[LOSS_LOW]
+        return 0.0 if best is None or self.accuracy is None else best - self.accuracy
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,11 +139,9 @@ def _speedup(adapter: Adapter, merged: InstalledModel) -> float | None:
 
 def _accuracy(base: InstalledModel, adapter: Adapter) -> float | None:
     """The adapter's accuracy on the base's current variant, where the package states it; else its accuracy."""
-    dtype = base.variant.dtype
-    return next(
-        (adapter.metrics[key] for key in (f"accuracy.{dtype}", f"exact_match.{dtype}") if key in adapter.metrics),
-        adapter.accuracy,
-    )
+    variant = base.variant
+    keys = [f"{figure}.{name}" for name in (variant.name, variant.dtype) for figure in ("accuracy", "exact_match")]
+    return next((adapter.metrics[key] for key in keys if key in adapter.metrics), adapter.accuracy)
 
 
 def _bytes(model: InstalledModel) -> int:

@@ -43,7 +43,7 @@ def cheaper(model: InstalledModel, accuracy_loss_limit: float) -> Variant | None
     # Only measured times of this device are compared; an expected time is too uncertain to justify a reload.
     best_ms, found = WORTH_SWITCHING * chosen.measured.latency_ms, None
     for variant in model.variants:
-        loss = (chosen.accuracy or 0.0) - (variant.accuracy or 0.0)
+        loss = variant.shown_loss(chosen.accuracy)
         if not variant.files or variant.measured is None or loss > accuracy_loss_limit + SAME_ACCURACY:
             continue
         if variant.measured.latency_ms <= best_ms:

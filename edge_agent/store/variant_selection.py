@@ -16,7 +16,7 @@ from enum import Enum
 from edge_agent.base.errors import PackageError
 from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text, energy_text
-from edge_agent.bundle.catalog import SAME_ACCURACY, TrialFigures, Variant
+from edge_agent.bundle.catalog import LOSS_LOW, SAME_ACCURACY, TrialFigures, Variant
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.statement import matches_hardware
 from edge_agent.bundle.variant_sizing import explained
@@ -233,13 +233,14 @@ def _too_large(variant: Variant, ram_bytes: int) -> str:
 
 
 def _too_inaccurate(variant: Variant, best: float | None, selection: SelectionPolicy) -> RefusedVariant | None:
-    if best is None or variant.accuracy is None or selection.policy in ("smallest", "most-accurate"):
+    if selection.policy in ("smallest", "most-accurate"):
         return None
-    loss = best - variant.accuracy
+    loss = variant.shown_loss(best)
     if loss <= selection.accuracy_loss_limit + SAME_ACCURACY:
         return None
     allowed = 100 * selection.accuracy_loss_limit
-    text = f"it loses {100 * loss:.2f} points of accuracy, {allowed:.2f} are allowed"
+    least = "at least " if LOSS_LOW in variant.metrics else ""
+    text = f"it loses {least}{100 * loss:.2f} points of accuracy, {allowed:.2f} are allowed"
     return RefusedVariant(variant.name, RefusalCause.TOO_INACCURATE, text)
 
 

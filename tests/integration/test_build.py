@@ -264,4 +264,11 @@ def test_methods_are_compared_side_by_side(built, folder):
     assert set(found["runs"]) == {"lamps lora", "lamps full"}
     full, lora = found["runs"]["lamps full"]["train"], found["runs"]["lamps lora"]["train"]
     assert full["trainable_parameters"] > lora["trainable_parameters"]
-    assert "trained parameters" in Path(found["report"][0]).read_text()
+    report = Path(found["report"][0]).read_text()
+    assert "trained parameters" in report
+    for run in found["runs"].values():
+        for one in run["variants"]:
+            assert ("ratio_low" in one["latency"]) == one["shipped"], "all that is shipped was measured in turns"
+    assert "Latencies were measured in turns" in report
+    assert "## What to choose" in report
+    assert "With LoRA a further task adds a file of " in report

@@ -129,13 +129,15 @@ def compare(arguments: argparse.Namespace) -> int:
     if len(opened) < 2:
         raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
     parts, cache = opened[0].kind.report, opened[0].plan.steps.cache
-    runs: dict[str, Figures] = {}
-    names = unique([title(one.plan.recipe) for one in opened])
+    made: dict[str, Figures] = {}
+    names = list(unique([title(one.plan.recipe) for one in opened]))
     with cache.locked():
         for (_, plan, file), name in zip(opened, names, strict=True):
             plan.steps.progress.say(f"== {name} ==")
             with lines_named(file):
-                runs[name] = make(plan, ship=False)
+                made[name] = make(plan, ship=False)
+        plans = {name: one.plan for name, one in zip(names, opened, strict=True)}
+        runs = opened[0].kind.timed_in_turns(plans, made)
         stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
         written = _write_report(cache, stem, runs, parts.comparison(runs))
     if arguments.json:

@@ -139,9 +139,12 @@ def test_what_speed_chooses_never_needs_more_than_there_is(
     assert not chosen_mib or peaks[0] + sum(chosen_mib) <= ceiling_mib
 
 
-def test_the_accuracy_is_that_of_the_base_variant_that_runs() -> None:
+@pytest.mark.parametrize("runtime", ["", "echo/"])
+def test_the_accuracy_is_that_of_the_base_variant_that_runs(runtime: str) -> None:
+    """Packages of classifiers name the variant with its runtime."""
     one = base(accuracy=0.5)
-    one = replace(one, adapters=(replace(one.adapters[0], metrics={"accuracy.fp32": 0.95, "accuracy.int8": 0.1}),))
+    metrics = {f"accuracy.{runtime}fp32": 0.95, f"accuracy.{runtime}int8": 0.1}
+    one = replace(one, adapters=(replace(one.adapters[0], metrics=metrics),))
     assert "accuracy 0.950" in chosen(one, folded()).why
 
 

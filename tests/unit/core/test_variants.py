@@ -40,6 +40,8 @@ def test_the_cheaper_one_is_kept_tried_and_clearly_faster_within_the_loss() -> N
     model = replace(MODEL, variants=(FP32, fast))
     assert cheaper(model, 0.01) == fast
     assert cheaper(model, 0.004) is None, "it loses too much"
+    unclear = replace(fast, metrics={"accuracy_loss_low": -0.002})
+    assert cheaper(replace(MODEL, variants=(FP32, unclear)), 0.004) == unclear, "its rows do not show a loss"
     assert cheaper(MODEL, 0.01) is None, "it was not tried here"
     assert cheaper(replace(MODEL, variants=(FP32, replace(fast, files={}))), 0.01) is None, "it is not on the disk"
     assert cheaper(replace(MODEL, variants=(FP32, replace(INT8, measured=measured(17.0)))), 0.01) is None

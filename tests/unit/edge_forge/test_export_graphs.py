@@ -114,6 +114,9 @@ def test_latency_and_memory_are_measured(base):
     found = measure.latency(subject(folder), TEXTS, runs=6)
     assert 0 < found.p50_ms <= found.p95_ms
     assert found.texts_per_s > 0
+    turns = measure.times_in_turns([subject(folder), subject(folder)], TEXTS, turns=4)
+    assert [len(times) for times in turns] == [4, 4]
+    assert all(time > 0 for times in turns for time in times)
     memory = measure.memory(subject(folder))
     assert 0 < memory.session_bytes < memory.peak_bytes
 

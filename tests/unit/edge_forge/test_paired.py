@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from edge_forge.evaluate import gates
-from edge_forge.evaluate.paired import compare_logits, compare_losses, difference_interval, share_interval
+from edge_forge.evaluate.paired import (
+    compare_logits,
+    compare_losses,
+    difference_interval,
+    latencies,
+    median_interval,
+    share_interval,
+)
 
 LIMITS = gates.LossLimits(0.5, 0.95, 0.25)
 interval = functools.cache(difference_interval)
@@ -146,3 +153,24 @@ def test_the_interval_of_a_ratio_covers_it_with_rows_of_unlike_length(seed):
         found = compare_losses(list(reference), list(variant), list(tokens))
         held += found.ratio_low <= math.exp(0.05) <= found.ratio_high
     assert held >= 172, "95 % of 200, less four standard deviations and a little for the ratio"
+
+
+@pytest.mark.parametrize("count", [6, 9, 20, 50, 101])
+def test_the_interval_of_a_median_holds_its_level(count):
+    """By the places of the bounds: it misses when all values beyond one of them lie on one side of the median."""
+    low, high = median_interval(list(range(count)))
+    assert high == count - 1 - low
+    assert stats.binom.cdf(low, count, 0.5) <= 0.025
+    assert stats.binom.cdf(low + 1, count, 0.5) > 0.025
+
+
+def test_few_values_give_their_range():
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert median_interval([3.0]) == (3.0, 3.0)
+
+
+@given(st.lists(st.floats(0.5, 50.0), min_size=1, max_size=60), st.floats(0.1, 10.0))
+def test_a_ratio_in_turns_does_not_see_what_slows_a_whole_turn(times, factor):
+    found = latencies({"a": times, "b": [factor * one for one in times]})
+    assert [found["b"][key] for key in ("ratio", "ratio_low", "ratio_high")] == pytest.approx([factor] * 3)
+    assert found["a"]["low_ms"] <= found["a"]["p50_ms"] <= found["a"]["high_ms"]

@@ -27,7 +27,7 @@ METRICS = {
 def a_variant(form, dtype, accuracy, size_bytes, latency_ms):
     scores = {"accuracy": accuracy, "macro_f1": accuracy, "mcc": 0.5, "ece": 0.1}
     costs = {"size_bytes": size_bytes, "peak_bytes": 3 * size_bytes, "latency_ms": latency_ms, "parity": 1e-6}
-    return {"form": form, "dtype": dtype, **scores, **costs}
+    return {"form": form, "dtype": dtype, "shipped": True, **scores, **costs}
 
 
 def figures(**changed):
@@ -40,7 +40,8 @@ def figures(**changed):
         "recipe": {"name": "toy", "description": "A toy."},
         "data": {"statistics": statistics, "warnings": ["2 text(s) are twins"]},
         "base": {"name": "minilm", "source": "./x", "base_id": "sha256:00", "size_bytes": 40_000_000},
-        "train": RECORD, "split": "test", "scores": {"test": METRICS},
+        "train": RECORD, "split": "test", "scores": {"test": METRICS}, "exam": {"rows": "r", "right": "1111111100"},
+        "adapter_bytes": 1 << 20,
         "calibration": [[0.0, 0.0, 0], [0.9, 0.8, 10]],
         "variants": [a_variant("merged", "fp32", 0.8, 4000, 8.0), a_variant("merged", "int8", 0.79, 1000, 2.0)],
         "gates": [{"name": "x", "holds": False, "sentence": "int8 loses 1.00 points"}],
@@ -152,9 +153,73 @@ def test_a_comparison_sets_ways_beside_each_other():
     full = {**RECORD, "method": "full", "wall_s": 100.0, "peak_bytes": 800 << 20, "settings": {"rank": 16, "seed": 1}}
     runs = {"toy lora": figures(), "toy full": figures(train=full)}
     text = markdown(classifier_report.comparison(runs))
-    for word in ("| toy lora | 0.8000", "-40 %", "-25 %", "20.97×", "| toy full | rank = 16 |", "+67 %", "0.7900"):
+    for word in (
+        "| toy lora | 0.8000",
+        "| toy full | +0.00 (-27.75 to +27.75) |",
+        "-40 %",
+        "-25 %",
+        "20.97×",
+        "| toy full | rank = 16 |",
+        "+67 %",
+        "0.7900",
+    ):
         assert word in text, word
     assert "seed" not in text
+
+
+FULL = {**RECORD, "method": "full"}
+
+
+@pytest.mark.parametrize(
+    ("right", "advice"),
+    [
+        ("1" * 8 + "0" * 92, "cannot tell them apart: take LoRA"),
+        ("1" * 11 + "0" * 89, "cannot tell them apart: take LoRA"),
+        ("1" * 60 + "0" * 40, "show that full tuning is better: take it where that is worth its cost"),
+        ("0" * 100, "show that LoRA is better: take LoRA"),
+    ],
+)
+def test_a_comparison_recommends_by_what_the_rows_show_and_what_a_task_costs(right, advice):
+    lora = figures(exam={"rows": "r", "right": "1" * 8 + "0" * 92})
+    full = figures(train=FULL, exam={"rows": "r", "right": right})
+    text = markdown(classifier_report.comparison({"toy lora": lora, "toy full": full}))
+    assert advice in text
+    assert "`toy full` is " in text and "points beside `toy lora` (95 % interval " in text
+    assert "a further task adds a file of 1.0 MiB to a device that has the base, and shares its memory" in text
+    assert "a fully tuned model adds 1000 B (int8) and 2.9 KiB of memory of its own" in text
+
+
+def test_latencies_of_a_comparison_carry_intervals_and_ratios():
+    run = figures()
+    for one, times in zip(run["variants"], (1.0, 0.45), strict=True):
+        one["latency_ms"] = 8.0 * times
+        one["latency"] = {"p50_ms": 8.0 * times, "low_ms": 7.9 * times, "high_ms": 8.4 * times, "ratio": times,
+                          "ratio_low": times - 0.01, "ratio_high": times + 0.02}  # fmt: skip
+    text = markdown(classifier_report.comparison({"toy lora": run, "toy full": figures(train=FULL)}))
+    assert "8.0 (7.9 to 8.4) ms" in text
+    assert "`toy lora, merged int8`: 0.45 (0.44 to 0.47)" in text
+    assert "measured in turns" not in markdown(classifier_report.comparison({"a": figures(), "b": figures()}))
+
+
+def test_runs_on_other_rows_or_of_one_method_are_not_weighed_against_each_other():
+    other = figures(train=FULL, exam={"rows": "others", "right": "1" * 10})
+    text = markdown(classifier_report.comparison({"toy lora": figures(), "toy full": other}))
+    assert "What to choose" not in text
+    assert "+0.00 (other rows)" in text
+    twice = markdown(classifier_report.comparison({"toy lora": figures(), "toy lora:B": figures()}))
+    assert "What to choose" not in twice
+
+
+def test_a_comparison_shows_what_is_shipped():
+    """A better and a faster INT8 that is left out is no figure of the product."""
+    better = {**a_variant("merged", "int8", 0.99, 900, 1.0), "shipped": False, "validation_accuracy": 1.0}
+    shipped = {**a_variant("merged", "int8", 0.79, 1000, 2.0), "validation_accuracy": 0.5}
+    run = figures(variants=[a_variant("merged", "fp32", 0.8, 4000, 8.0), better, shipped])
+    row = classifier_report.comparison_tables({"toy lora": run})[0].rows[0]
+    assert row[-4:] == ["1000 B", "0.7900", "8.0 ms", "2.0 ms"]
+    assert claims._find(run["variants"], "merged", "int8") is shipped
+    none = figures(variants=[a_variant("merged", "fp32", 0.8, 4000, 8.0), better])
+    assert classifier_report.comparison_tables({"toy lora": none})[0].rows[0][-4:] == ["–", "–", "8.0 ms", "–"]
 
 
 def test_written_reports_have_their_drawings(tmp_path):

@@ -84,6 +84,18 @@ def test_accuracy_loss_is_told() -> None:
     assert choose([FP32, bad], BOARD, SelectionPolicy(policy="smallest")).variant is bad
 
 
+def test_a_loss_that_few_rows_cannot_show_refuses_nothing() -> None:
+    """The package states what its rows show: 12 points of 50 rows may be 0.4."""
+    unclear = replace(INT8, accuracy=0.80, metrics={"accuracy_loss_low": 0.004, "accuracy_loss_high": 0.24})
+    assert choose([FP32, unclear], BOARD, SelectionPolicy()).variant is unclear
+    shown = replace(unclear, metrics={"accuracy_loss_low": 0.02, "accuracy_loss_high": 0.22})
+    assert choose([FP32, shown], BOARD, SelectionPolicy()).refused == (
+        RefusedVariant(
+            "onnx/int8", Cause.TOO_INACCURATE, "it loses at least 2.00 points of accuracy, 1.00 are allowed"
+        ),
+    )
+
+
 def test_unknown_features_and_memory_refuse_nothing() -> None:
     board = Hardware(names=(), runtimes=("onnx",))
     assert (

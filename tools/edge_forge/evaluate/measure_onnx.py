@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from edge_agent.base.errors import BackendError
 from edge_agent.tasks import tokens
 
 _ADAPTER = "adapter"
+_WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,29 @@ def latency(subject: OnnxSubject, texts: Sequence[str], runs: int = 50) -> Laten
     times_s.sort()
     p95_s = times_s[min(len(times_s) - 1, round(0.95 * len(times_s)))]
     return Latency(statistics.median(times_s) * 1e3, p95_s * 1e3, len(chosen) / batched_s, _threads(subject))
+
+
+def times_in_turns(subjects: Sequence[OnnxSubject], texts: Sequence[str], turns: int = 50) -> list[list[float]]:
+    """Milliseconds of one text by subject and turn, tokenising included; the same text for all in a turn.
+
+    All are in memory. In each turn every subject runs once, there and back from turn to turn, so that whatever else the
+    host does slows all of them alike. Raises BackendError.
+    """
+    with ExitStack() as stack:
+        opened = [
+            (one, tokens.open_tokenizer(str(one.tokenizer), one.max_tokens), stack.enter_context(_session(one)))
+            for one in subjects
+        ]
+        found: list[list[float]] = [[] for _ in subjects]
+        for turn in range(-_WARM_UP, turns):
+            text = texts[turn % len(texts)]
+            for place in range(len(opened)) if turn % 2 == 0 else reversed(range(len(opened))):
+                subject, tokenizer, session = opened[place]
+                started_s = time.perf_counter()
+                _run(session, subject, [tokenizer.encode([text])[0].ids])
+                if turn >= 0:
+                    found[place].append(1000.0 * (time.perf_counter() - started_s))
+        return found
 
 
 def memory(subject: OnnxSubject) -> ProcessMemory:

@@ -8,7 +8,7 @@ and the error of the logits need no labels and tell more from the same texts. Pu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -116,6 +116,14 @@ def share_interval(count: int, rows: int, level: float = LEVEL) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
+def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Interval of a median by order statistics (a sign test turned round): no distribution is assumed, and outliers do
+    not widen it. The range where there are too few values for the level."""
+    ordered = sorted(values)
+    outside = max(0, int(stats.binom.ppf((1 - level) / 2, len(ordered), 0.5)) - 1)
+    return Interval(ordered[outside], ordered[-1 - outside])
+
+
 def logit_error(reference: NDArray[np.floating], variant: NDArray[np.floating]) -> float:
     """Root mean square difference of logits over the root mean square of the reference's.
 
@@ -128,6 +136,21 @@ def logit_error(reference: NDArray[np.floating], variant: NDArray[np.floating]) 
     size = math.sqrt(float(np.square(due, dtype=np.float64).mean()))
     error = math.sqrt(float(np.square(off, dtype=np.float64).mean()))
     return min(1e6, error / max(size, 1e-12))
+
+
+def latencies(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Of milliseconds measured in turns: median (`p50_ms`), its interval (`low_ms`, `high_ms`), and how many times as
+    long as the first one, by turn (`ratio`, `ratio_low`, `ratio_high`)."""
+    reference = next(iter(times.values()))
+    found = {}
+    for name, own in times.items():
+        ratios = [one / other for one, other in zip(own, reference, strict=True)]
+        own_interval, interval = median_interval(own), median_interval(ratios)
+        found[name] = {
+            "p50_ms": float(np.median(own)), "low_ms": own_interval.low, "high_ms": own_interval.high,
+            "ratio": float(np.median(ratios)), "ratio_low": interval.low, "ratio_high": interval.high,
+        }  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True, slots=True)

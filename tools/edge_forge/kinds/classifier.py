@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_forge.kinds.api import Kind, RecipeParts, ReportParts
-from edge_forge.plan.classifier_plan import ClassifierPlan
+from edge_forge.plan.classifier_plan import ClassifierPlan, timed_in_turns
 from edge_forge.recipe import classifier_recipe
 from edge_forge.report import classifier_report
 from edge_forge.train.settings import TrainSettings
@@ -25,4 +25,5 @@ KIND = Kind(
         classifier_report.comparison,
         classifier_report.comparison_tables,
     ),
+    timed_in_turns,
 )

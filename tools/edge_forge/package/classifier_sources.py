@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from edge_agent.bundle.catalog import LOSS_LOW
 from edge_agent.bundle.drift_reference import UNKNOWN_SHARE, Kind, to_metrics
 from edge_forge.package.release import merged_id
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
+LOSS_HIGH = "accuracy_loss_high"
 RUNTIME = "onnx"
 MULTI_ADAPTER, MERGED_FORM = "banked", "merged"
 """Forms of a graph: the base with inputs for a bank of adapters; base and adapter in one."""
@@ -69,7 +71,7 @@ def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[Varia
 
 def numbers(graph: OnnxVariant) -> dict[str, float]:
     """The figures of a graph that travel in its package, rounded so that they read well."""
-    wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes")
+    wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes", LOSS_LOW, LOSS_HIGH)
     figures = graph.figures or {}
     return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None}
 

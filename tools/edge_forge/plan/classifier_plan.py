@@ -21,6 +21,9 @@ from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress, size
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
+Figures = Mapping[str, Any]
+_LATENCY_TEXTS = 50
+
 
 class ClassifierPlan:
     """One classifier's recipe in one build folder."""
@@ -51,7 +54,7 @@ class ClassifierPlan:
         said = self.signer.require_learned(outcome) if ship else outcome.failed or outcome.weak
         return {
             "outcome": said,
-            **(self._shipped() if ship else {"variants": list(rows_of(self.exports.merged_graphs))}),
+            **(self._shipped() if ship else self._compared()),
             "recipe": {"name": recipe.name, "description": recipe.description},
             "data": {"statistics": dict(training.data.statistics), "warnings": list(training.data.warnings)},
             "base": {
@@ -62,6 +65,10 @@ class ClassifierPlan:
             },
             "train": dict(training.trained.facts),
             "split": split,
+            "exam": {
+                "rows": training.data_step.digests(f"{split}.jsonl")[f"{split}.jsonl"],
+                "right": answers(logits, gold, training.data.labels),
+            },
             "scores": scores,
             "calibration": calibration(logits, gold, training.data.labels),
             "scope": self._scope(),
@@ -90,13 +97,22 @@ class ClassifierPlan:
         """Variants, verdicts and packages."""
         gates, passed = self.exports.judged
         variants = [*self.exports.multi_adapter_graphs, *self.exports.merged_graphs]
-        lost = [[graph.form, graph.dtype] for graph in variants if graph not in passed]
+        shipped = {(graph.form, graph.dtype) for graph in passed}
+        lost = [[graph.form, graph.dtype] for graph in variants if (graph.form, graph.dtype) not in shipped]
         return {
-            "variants": list(rows_of(variants)),
+            "variants": list(rows_of(variants, passed)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
             "left_out": lost,
             "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, RUNTIME)],
         }
+
+    def _compared(self) -> dict[str, Any]:
+        """Variants of the merged model, which every method has, and what would be shipped of them; of LoRA the bytes of
+        the adapter, which is all that a further task adds on a device that has the base."""
+        graphs = self.exports.merged_graphs
+        found: dict[str, Any] = {"variants": list(rows_of(graphs, self.exports.verdicts(graphs)[1]))}
+        adapter = self.training.trained.path("run/adapter.safetensors")
+        return {**found, "adapter_bytes": adapter.stat().st_size} if adapter.is_file() else found
 
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""
@@ -133,12 +149,51 @@ class ClassifierPlan:
             f"{one['form']} {one['dtype']} {one['how']}".strip(): (
                 f"{one['accuracy']:.4f}, {size(one['size_bytes'])}, {one['latency_ms']:.1f} ms"
             )
-            for one in rows_of(graphs)
+            for one in rows_of(graphs, ())
         }
 
     def _package(self) -> Mapping[str, Any]:
         self.signer.require_learned(self.training.outcome)
         return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
+
+
+def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figures]) -> Mapping[str, Figures]:
+    """The runs with latencies that were measured in turns over all shipped merged graphs of all plans: median, interval
+    of the median, and the ratio to the first of them with its interval (`latency_ms`, `latency`)."""
+    found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in runs.items()}
+    shipped = [
+        (name, graph) for name, plan in plans.items() for graph in plan.exports.merged_graphs
+        if any(one["shipped"] and one["digest"] == graph.digest for one in runs[name]["variants"])
+    ]  # fmt: skip
+    if not shipped:
+        return found
+    first = next(iter(plans.values()))
+    texts = [row.text for row in first.training.data.measured[1][:_LATENCY_TEXTS]]
+    subjects = {graph.digest: plans[name].exports.subject(graph) for name, graph in shipped}
+
+    def work(_: Path) -> Mapping[str, Any]:
+        from edge_forge.evaluate.measure_onnx import times_in_turns
+        from edge_forge.evaluate.paired import latencies
+
+        return latencies(dict(zip(subjects, times_in_turns(list(subjects.values()), texts), strict=True)))
+
+    inputs = {f"{place}": digest for place, digest in enumerate(subjects)}
+    facts = first.steps.run("latency", inputs, {"texts": texts}, work, "latency of all in turns").facts
+    for figures in found.values():
+        figures["variants"] = [
+            {**one, "latency_ms": facts[one["digest"]]["p50_ms"], "latency": facts[one["digest"]]}
+            if one["digest"] in facts else one
+            for one in figures["variants"]
+        ]  # fmt: skip
+    return found
+
+
+def answers(logits_file: Path, gold: list[str], labels: tuple[str, ...]) -> str:
+    """A character per row, in order: '1' where it is answered as labelled, else '0'."""
+    import numpy
+
+    predicted = numpy.load(logits_file).argmax(axis=1)
+    return "".join("01"[labels[int(place)] == label] for place, label in zip(predicted, gold, strict=True))
 
 
 def calibration(logits_file: Path, gold: list[str], labels: tuple[str, ...]) -> list[list[float]]:

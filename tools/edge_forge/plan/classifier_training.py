@@ -42,6 +42,10 @@ CODE: Code = {
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.classifier_metrics", "edge_agent.backends.onnx"),
         _RUNTIME,
     ),
+    "latency": (
+        ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.paired", "edge_agent.backends.onnx"),
+        (*_RUNTIME, "scipy"),
+    ),
     "paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "probes": (
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.probes", "edge_agent.backends.onnx"),

@@ -12,13 +12,17 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edge_agent.bundle.catalog import LOSS_LOW
 from edge_forge.evaluate import gates
-from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, OnnxVariant
+from edge_forge.package.classifier_sources import LOSS_HIGH, MERGED_FORM, MULTI_ADAPTER, OnnxVariant
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import quiet
+
+if TYPE_CHECKING:
+    from edge_forge.evaluate.measure_onnx import OnnxSubject
 
 _LATENCY_TEXTS = 50
 _ENCODER = ("encoder.onnx", "tokenizer.json")
@@ -182,6 +186,12 @@ class OnnxExports:
         }  # fmt: skip
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
+    def subject(self, graph: OnnxVariant) -> OnnxSubject:
+        """A merged graph as it is measured."""
+        from edge_forge.evaluate.measure_onnx import OnnxSubject
+
+        return OnnxSubject(graph.path, self.merged_export.path("tokenizer.json"), self.recipe.task.max_tokens)
+
     @cached_property
     def multi_adapter_graphs(self) -> tuple[OnnxVariant, ...]:
         """The base's graphs, measured with this recipe's adapter attached; empty where there are none."""
@@ -211,6 +221,14 @@ class OnnxExports:
             graphs.append(_graph(MERGED_FORM, name, entry, f"{name}.onnx"))
         tokenizer = self.merged_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
+
+    def _beside_fp32(self, graph: OnnxVariant) -> OnnxVariant:
+        """The graph with `paired` among its figures and the bounds of its loss, which travel in its package."""
+        paired = self._paired(graph)
+        if paired is None:
+            return graph
+        bounds = {LOSS_LOW: paired["loss_low"], LOSS_HIGH: paired["loss_high"]}
+        return dataclasses.replace(graph, figures={**(graph.figures or {}), "paired": dict(paired), **bounds})
 
     def _paired(self, graph: OnnxVariant) -> Mapping[str, Any] | None:
         """`PairedScores` of a measured graph beside the FP32 graph of its form, which has none.
@@ -250,18 +268,21 @@ class OnnxExports:
     def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[OnnxVariant, ...]]:
         """The gates' verdicts and the graphs that pass. Raises EdgeError where a broken gate stops the build."""
         section = self.recipe.quantize
-        limits = gates.LossLimits(section.max_loss_points, section.min_agreement, section.max_logit_error)
-        kept = [*self.merged_graphs, *self.multi_adapter_graphs]
-        figures = [
-            {"form": graph.form, "dtype": graph.dtype, **(graph.figures or {}), "paired": self._paired(graph)}
-            for graph in kept
-        ]
-        found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits)
+        found, passed = self.verdicts((*self.merged_graphs, *self.multi_adapter_graphs))
         stopping = found if section.beyond == "fail" else [gate for gate in found if gate.name.startswith("parity")]
         gates.require(stopping, "gates", "see the report of `edge-forge quantize`, or change [quantize] of the recipe")
         for gate in found:
             if not gate.holds:
                 self.steps.progress.warn(gate.sentence)
+        return found, passed
+
+    def verdicts(self, graphs: Sequence[OnnxVariant]) -> tuple[tuple[gates.Gate, ...], tuple[OnnxVariant, ...]]:
+        """The gates' verdicts on measured graphs, and the graphs that are shipped, with `paired` in their figures."""
+        section = self.recipe.quantize
+        limits = gates.LossLimits(section.max_loss_points, section.min_agreement, section.max_logit_error)
+        kept = [self._beside_fp32(graph) for graph in graphs]
+        figures = [{"form": graph.form, "dtype": graph.dtype, **(graph.figures or {})} for graph in kept]
+        found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits)
         # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
         passed = tuple(
             graph for graph in kept if (graph.form, graph.dtype) not in beyond or graph.form == MULTI_ADAPTER
@@ -269,11 +290,15 @@ class OnnxExports:
         return tuple(found), passed
 
 
-def rows_of(graphs: Sequence[OnnxVariant]) -> Iterator[dict[str, Any]]:
-    """The graphs as the report wants them: plain values."""
-    for graph in graphs:
+def rows_of(graphs: Sequence[OnnxVariant], passed: Sequence[OnnxVariant]) -> Iterator[dict[str, Any]]:
+    """The graphs as the report wants them: plain values; `shipped` where a graph is among the `passed` ones, whose
+    figures are taken."""
+    judged = {graph.digest: graph for graph in passed}
+    for one in graphs:
+        graph = judged.get(one.digest, one)
         yield {
-            "form": graph.form, "dtype": graph.dtype,
+            "shipped": one.digest in judged,
+            "digest": graph.digest, "form": graph.form, "dtype": graph.dtype,
             "size_bytes": graph.path.stat().st_size, **(graph.figures or {}),
         }  # fmt: skip
 

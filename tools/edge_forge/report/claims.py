@@ -23,9 +23,11 @@ def _ratio(value: float) -> str:
 
 
 def _find(variants: Sequence[Mapping[str, Any]], form: str, dtype: str) -> Mapping[str, Any] | None:
-    """The variant of that kind; of several the one that measured best, as the build chooses."""
+    """The variant of that kind: the one that is shipped; of several that are not, the one that measured best."""
     found = [one for one in variants if one["form"] == form and one["dtype"] == dtype]
-    return max(found, key=lambda one: float(one.get("validation_accuracy") or 0.0), default=None)
+    return max(
+        found, key=lambda one: (bool(one.get("shipped")), float(one.get("validation_accuracy") or 0.0)), default=None
+    )
 
 
 def variant_claims(variants: Sequence[Mapping[str, Any]]) -> list[list[str]]:

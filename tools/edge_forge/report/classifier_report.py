@@ -26,6 +26,7 @@ from edge_forge.report.claims import (
     variant_claims,
     wilson,
 )
+from edge_forge.train.methods import FULL, LORA
 
 _COLUMNS = ("model", "accuracy", "macro-F1", "MCC", "ECE", "size", "memory", "latency p50", "against PyTorch")
 
@@ -82,7 +83,7 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
             [f"{'holds' if gate['holds'] else '**does not hold**'}: {gate['sentence']}" for gate in figures["gates"]]
         )
     for form, dtype in figures.get("left_out", ()):
-        yield Paragraph(f"**{form} {dtype} was left out of the package**, since it loses more than the recipe allows.")
+        yield Paragraph(f"**{form} {dtype} was left out of the package**; the verdict above says why.")
 
 
 def label(variant: Mapping[str, Any]) -> str:
@@ -268,13 +269,18 @@ def _row(name: str, figures: Mapping[str, Any]) -> list[str]:
 
 
 def _latency(one: Mapping[str, Any] | None) -> str:
-    return f"{one['latency_ms']:.1f} ms" if one and one.get("latency_ms") else "–"
+    """With the interval of the median where it was measured in turns with others."""
+    if not one or not one.get("latency_ms"):
+        return "–"
+    found = one.get("latency") or {}
+    interval = f" ({found['low_ms']:.1f} to {found['high_ms']:.1f})" if "low_ms" in found else ""
+    return f"{one['latency_ms']:.1f}{interval} ms"
 
 
 def variant(figures: Mapping[str, Any], dtype: str) -> Mapping[str, Any] | None:
-    """The merged variant of that number format, if it was made."""
+    """The merged variant of that number format that is shipped, if there is one."""
     for one in figures.get("variants") or ():
-        if one["form"] == "merged" and one["dtype"] == dtype:
+        if one["form"] == "merged" and one["dtype"] == dtype and one["shipped"]:
             found: Mapping[str, Any] = one
             return found
     return None
@@ -291,20 +297,103 @@ def comparison(runs: Runs) -> list[Block]:
         Heading("Comparison", 1),
         Paragraph(
             f"Measured in one build folder on one machine, on the {first['split']} split. With {count} rows an "
-            f"accuracy like the first is known to {percent((high - low) / 2)} either way (95 %); what is smaller is "
-            "noise."
+            f"accuracy like the first is known to {percent((high - low) / 2)} either way (95 %). Differences between "
+            "runs on the same rows are known better; their intervals are below. Variants are those that are shipped."
         ),
         *comparison_tables(runs),
         Drawing("comparison", "Quality and cost of each run.", _drawing(runs, accuracy)),
+        *_in_turns(runs),
+        *_recommendation(runs),
         Heading("Differences to the first run"),
         Table(
             ("run", "accuracy, points", *COSTS),
-            [[name, f"{100 * (accuracy[name] - accuracy[names[0]]):+.2f}",
-              *cost_changes(runs[name]["train"], first["train"])] for name in names[1:]],
+            [[name, _points(first, runs[name]), *cost_changes(runs[name]["train"], first["train"])]
+             for name in names[1:]],
         ),
         *claims(runs, accuracy),
         *settings(runs),
     ]  # fmt: skip
+
+
+def _in_turns(runs: Runs) -> Iterator[Block]:
+    """How many times as long each shipped variant takes as the first, where they were measured in turns."""
+    timed = [
+        (f"{name}, {label(one)}", one["latency"])
+        for name, figures in runs.items()
+        for one in figures.get("variants") or ()
+        if "ratio" in (one.get("latency") or {})
+    ]
+    if timed:
+        yield Paragraph(
+            f"Latencies were measured in turns, one text of each at a time, so that other work on this host slows all "
+            f"alike; intervals are of the median, 95 %. Times as long as `{timed[0][0]}`:"
+        )
+        yield Items([f"`{name}`: {one['ratio']:.2f} ({one['ratio_low']:.2f} to {one['ratio_high']:.2f})"
+                     for name, one in timed[1:]])  # fmt: skip
+
+
+def _recommendation(runs: Runs) -> Iterator[Block]:
+    """What to take, of LoRA and full tuning of one recipe on the same rows: by whether the rows tell them apart, and by
+    what a further task costs a device."""
+    for lora, full in _pairs(runs):
+        difference = paired_accuracy(runs[lora]["exam"]["right"], runs[full]["exam"]["right"])
+        low, high = 100 * difference[1], 100 * difference[2]
+        told = (
+            f"On the same {len(runs[lora]['exam']['right'])} rows `{full}` is {100 * difference[0]:+.2f} points beside "
+            f"`{lora}` (95 % interval {low:+.2f} to {high:+.2f})"
+        )
+        costs_more = _task_costs(runs[lora], runs[full])
+        if low > 0.0:
+            advice = "the rows show that full tuning is better: take it where that is worth its cost"
+        elif high < 0.0:
+            advice = "the rows show that LoRA is better: take LoRA"
+        else:
+            advice = "the rows cannot tell them apart: take LoRA"
+        yield Heading("What to choose")
+        yield Paragraph(f"{told}; {advice}. {costs_more}")
+
+
+def _pairs(runs: Runs) -> Iterator[tuple[str, str]]:
+    """(LoRA run, full run) of the same recipe on the same rows, the first of each."""
+    by: dict[tuple[str, str, str], str] = {}
+    for name, figures in runs.items():
+        by.setdefault((figures["recipe"]["name"], figures["exam"]["rows"], figures["train"]["method"]), name)
+    for (recipe, rows, method), name in by.items():
+        full = by.get((recipe, rows, FULL.name))
+        if method == LORA.name and full is not None:
+            yield name, full
+
+
+def _points(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The difference in accuracy to the first run; with its interval where both answered the same rows."""
+    if first["exam"]["rows"] != other["exam"]["rows"]:
+        one, two = (figures["scores"][figures["split"]]["accuracy"] for figures in (first, other))
+        return f"{100 * (two - one):+.2f} (other rows)"
+    found, low, high = (100 * one for one in paired_accuracy(first["exam"]["right"], other["exam"]["right"]))
+    return f"{found:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def paired_accuracy(first: str, second: str) -> tuple[float, float, float]:
+    """(difference, low, high): accuracy of the second run minus that of the first, by rows ('1': answered right)."""
+    from edge_forge.evaluate.paired import difference_interval
+
+    gained = sum(one < other for one, other in zip(first, second, strict=True))
+    lost = sum(one > other for one, other in zip(first, second, strict=True))
+    return ((gained - lost) / len(first), *difference_interval(len(first), gained, lost))
+
+
+def _task_costs(lora: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    """What a further task on a device that serves the base already takes, by either method."""
+    shipped = [one for one in full.get("variants") or () if one["form"] == "merged" and one["shipped"]]
+    if not shipped or "adapter_bytes" not in lora:
+        return ""
+    smallest = min(shipped, key=lambda one: int(one["size_bytes"]))
+    memory = f" and {size(smallest['peak_bytes'])} of memory" if smallest.get("peak_bytes") else ""
+    return (
+        f"With LoRA a further task adds a file of {size(lora['adapter_bytes'])} to a device that has the base, and "
+        f"shares its memory and its batches; a fully tuned model adds {size(smallest['size_bytes'])} "
+        f"({smallest['dtype']}){memory} of its own."
+    )
 
 
 def _drawing(runs: Runs, accuracy: Mapping[str, float]) -> str:
