@@ -77,8 +77,8 @@ class Commands:
         key = (command.client or "", command.id)
         taken = self._taken.get(key)
         if taken is not None and self._context.clock.monotonic_s() < taken.until_s:
-            if taken.answer is not None:
-                self._context.transport.publish(taken.answer)
+            if taken.answer is not None and command.reply is not None:
+                self._context.send_expendable(taken.answer, command.reply)
             return
         if self._running is not None and not self._running.done():
             self._answer(command, 429, "another command is being carried out", retry_after_s=5.0)
@@ -211,13 +211,17 @@ class Commands:
         # Unlike requests, orders are answered after their deadline, too: they were carried out.
         remaining_s = max(1.0, command.deadline_s - self._context.clock.monotonic_s())
         body = CommandReply(id=command.id, status=status, result=result)
-        message = encode.reply(body, command.reply, remaining_s)
+        limit = self._context.transport.payload_limit
+        message = encode.reply(body, command.reply, remaining_s, limit)
         if reason is not None:
-            message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s, CommandReply)
+            message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s, CommandReply, limit)
         key = (command.client or "", command.id)
         if key in self._taken and status != 429:
             self._taken[key].keep(message)
-        self._context.transport.publish(message)
+        if status == 429:
+            self._context.send_expendable(message, command.reply)
+        else:
+            self._context.transport.publish(message)
 
 
 @contextlib.asynccontextmanager

@@ -14,10 +14,12 @@ from edge_agent.core.duty_cycle import DutyCycle
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from edge_agent.core.latency import CostModel
+from edge_agent.core.reply_rate import ReplyRate
 from edge_agent.core.request_table import RequestTable
-from edge_agent.protocol.envelope import Inbound
+from edge_agent.protocol import encode
+from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import Severity
-from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.topics import ReplyAddress, Topics
 
 UNACKNOWLEDGED = 12
 """The most requests that stay unacknowledged; see `AckWindow`."""
@@ -65,8 +67,16 @@ class AckWindow:
 class Announce(Protocol):
     """Report an event; `agent.device_reporter.Publisher.event`."""
 
-    def __call__(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
-        """`kind` is one of protocol.messages.EVENT_KINDS; `message` a sentence with its numbers."""
+    def __call__(
+        self,
+        kind: str,
+        message: str,
+        data: Mapping[str, Any],
+        severity: Severity = "warning",
+        client: str | None = None,
+    ) -> None:
+        """`kind` is one of protocol.messages.EVENT_KINDS; `message` a sentence with its numbers; `client` whose request
+        brought it about, in whose share of the events it counts."""
         ...
 
 
@@ -77,6 +87,7 @@ class Context:
     `grant`: the limits that the governor allows now; only `GovernorLoop` replaces it. `requests`: open and recently
     answered requests. `stats`: counters of the current telemetry interval. `costs`: measured compute times.
     `conditions`: what makes the device degraded at the moment, a sentence by the name of what is wrong.
+    `reply_rate`: how many refusals a client is still sent.
     """
 
     clock: Clock
@@ -91,6 +102,7 @@ class Context:
     duty_cycle: DutyCycle = field(default_factory=DutyCycle)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     conditions: dict[str, str] = field(default_factory=dict)
+    reply_rate: ReplyRate = field(default_factory=ReplyRate)
 
     def note_condition(self, name: str, sentence: str | None) -> None:
         """Make the device degraded for this reason, or end that (None)."""
@@ -98,6 +110,19 @@ class Context:
             self.conditions.pop(name, None)
         else:
             self.conditions[name] = sentence
+
+    def send_expendable(self, message: Outbound, to: ReplyAddress) -> None:
+        """Send a refusal at the door or a repeated answer, unless its client has had too many; what is not sent is
+        counted."""
+        if self.reply_rate.take(to.client, len(message.payload), self.clock.monotonic_s()):
+            self.transport.publish(encode.expendable(message, to))
+
+    def take_dropped(self) -> dict[str, int]:
+        """Messages that were not sent, or not read, since the last call, by cause."""
+        dropped = dict(self.transport.take_dropped())
+        if withheld := self.reply_rate.take_withheld():
+            dropped["client-rate"] = withheld
+        return dropped
 
     def replace_grant(self, grant: ComputeGrant) -> ComputeGrant:
         """Set what the governor allows from now on; returns what it allowed before."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ log = logging.getLogger("edge_agent")
 EVENTS_PER_MINUTE = 20
 """Of one kind. Events wait on disk while the broker is away: a client that can provoke them must not be able to wear
 out the flash."""
+CLIENT_EVENTS_PER_MINUTE = 5
+"""Of one kind that one client's requests bring about, so that it cannot use up the events of the others."""
+CLIENTS_KEPT = 256
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -39,21 +43,43 @@ class Publisher:
         self._clock = clock
         # By kind: when the minute began, and the events since then. The kinds are `messages.EVENT_KINDS`.
         self._recent: dict[str, tuple[float, int]] = {}
+        # The same by kind and client.
+        self._recent_of: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
-    def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity = "warning") -> None:
+    def event(
+        self,
+        kind: str,
+        message: str,
+        data: Mapping[str, Any],
+        severity: Severity = "warning",
+        client: str | None = None,
+    ) -> None:
         """See `context.Announce`. Log and publish an event, unless too many of its kind came within the minute."""
-        now_s = self._clock.monotonic_s()
-        since_s, count = self._recent.get(kind, (now_s, 0))
-        if now_s - since_s >= 60.0:
-            since_s, count = now_s, 0
-        self._recent[kind] = (since_s, count + 1)
-        if count > EVENTS_PER_MINUTE:
+        left = CLIENT_EVENTS_PER_MINUTE if client is None else self._left_of((kind, client))
+        left = min(left, self._left(kind)) if left >= 0 else left
+        if left < 0:
             return
-        if count == EVENTS_PER_MINUTE:
-            message = f"{message}; more of this kind within the minute are not reported"
+        if left == 0:
+            whose = "" if client is None else " of this client or"
+            message = f"{message}; more{whose} of this kind within the minute are not reported"
         if kind != "broker":  # the transport has logged that itself, at the moment it happened
             log.log(LEVELS[severity], "%s: %s", kind, message)
-        self._transport.publish(self._builder.event(kind, message, data, severity))
+        limit = self._transport.payload_limit
+        self._transport.publish(self._builder.event(kind, message, data, severity, limit))
+
+    def _left(self, kind: str) -> int:
+        """How many events of this kind may still follow this one within the minute; below 0: not even this one."""
+        count = _counted(self._recent.get(kind), self._clock.monotonic_s())
+        self._recent[kind] = count
+        return EVENTS_PER_MINUTE + 1 - count[1]
+
+    def _left_of(self, key: tuple[str, str]) -> int:
+        """The same for a kind and a client."""
+        count = _counted(self._recent_of.pop(key, None), self._clock.monotonic_s())
+        self._recent_of[key] = count
+        if len(self._recent_of) > CLIENTS_KEPT:
+            self._recent_of.popitem(last=False)
+        return CLIENT_EVENTS_PER_MINUTE + 1 - count[1]
 
     def status(self, state: State, reason: str) -> None:
         """Publish how the agent is."""
@@ -79,6 +105,13 @@ class Publisher:
     def last_words(self, reason: str) -> Outbound:
         """The offline status of an orderly end, for `Transport.stop`."""
         return self._builder.status("offline", reason)
+
+
+def _counted(recent: tuple[float, int] | None, now_s: float) -> tuple[float, int]:
+    """When the minute began, and the events in it with this one."""
+    if recent is None or now_s - recent[0] >= 60.0:
+        return now_s, 1
+    return recent[0], recent[1] + 1
 
 
 FindRuntimes = Callable[[], Awaitable[list[Runtime]]]
@@ -110,11 +143,16 @@ class DeviceReporter:
     def link_changed(self, change: LinkChange) -> None:
         """The connection came or went: an event, which waits on disk until the broker has it; and the retained state
         again after a connection, since the broker may have published the will."""
-        severity: Severity = "info" if change.connected else "warning"
+        severity: Severity = "info" if change.connected and change.kind == "connected" else "warning"
         self._publisher.event("broker", change.text, {"connected": change.connected}, severity)
         if change.connected:
             self.report()
             self._publisher.home_assistant()
+
+    def unsendable(self, topic: str, why: str) -> None:
+        """A message of the agent's own cannot be sent to this broker: an event, once."""
+        what = topic.removeprefix(f"{self._context.topics.prefix}/{self._context.topics.device}/")
+        self._publisher.event("not-sendable", f"{what} is not sent: {why}", {"topic": topic})
 
     def report(self) -> None:
         """Publish status, info and models."""
@@ -162,6 +200,7 @@ class DeviceReporter:
             self._manager.served_models,
             context.transport.events_waiting,
             context.transport.events_lost,
+            context.take_dropped(),
         )
 
     def last_words(self) -> Outbound:
@@ -170,7 +209,7 @@ class DeviceReporter:
 
     def _state(self) -> tuple[State, str]:
         """How the device is, in words that stay the same while it is so."""
-        troubles = []
+        troubles = list(self._context.transport.troubles)
         if self._context.grant.closed:
             troubles.append("no requests are taken for heat")
         if self._manager.closed:

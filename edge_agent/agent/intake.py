@@ -70,6 +70,9 @@ class Intake:
     async def take(self, message: Inbound) -> None:
         """One message."""
         self._context.acks.hold(message)
+        if self._context.topics.is_self_check(message.topic):  # the transport has seen it: it hears what arrives
+            self._context.acks.release(message)
+            return
         decoded = decode(
             message, topics=self._context.topics, now_s=self._context.clock.monotonic_s(), bounds=self._options.bounds
         )
@@ -119,7 +122,8 @@ class Intake:
         self._context.stats.duplicated()
         answer = self._context.requests.answer(key)
         if status is RequestStatus.ANSWERED and answer is not None:
-            self._context.transport.publish(encode.again(answer, request.reply, request.deadline_s - now_s))
+            again = encode.again(answer, request.reply, request.deadline_s - now_s)
+            self._context.send_expendable(again, request.reply)
         return True
 
     def _find_model(self, request: Request) -> ServedModel:
@@ -156,14 +160,17 @@ class Intake:
             wait_s = served.priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
         requests = self._context.requests
         own_jobs, own_bytes = requests.open_of(job.key[0])
+        # A request gives its place back when its answer has left, not when it was computed: so answers that wait to be
+        # sent are bounded, and shared, as the requests at the door are.
+        unsent = self._context.transport.waiting_of(job.key[0])
         return admission.QueueLoad(
-            len(requests),
+            len(requests) + unsent.places,
             self._options.queue_jobs,
             wait_s,
             compute_s,
-            own_jobs,
-            requests.held_bytes + job.message_bytes,
-            own_bytes + job.message_bytes,
+            own_jobs + unsent.own_places,
+            requests.held_bytes + unsent.size_bytes + job.message_bytes,
+            own_bytes + unsent.own_bytes + job.message_bytes,
         )
 
     def _predicted_s(self, job: Job, served: ServedModel, now_s: float) -> tuple[float | None, float | None]:
@@ -202,17 +209,24 @@ class Intake:
         """Answer a request that becomes no job. It is not noted as seen: asked again, it is decided anew."""
         self._context.stats.refused(error.status, error.cause)
         remaining_s = request.deadline_s - now_s
-        message = encode.refusal(error.status, error.reason, request.reply, remaining_s, error.retry_after_s)
-        self._context.transport.publish(message)
+        message = encode.refusal(
+            error.status,
+            error.reason,
+            request.reply,
+            remaining_s,
+            error.retry_after_s,
+            limit=self._context.transport.payload_limit,
+        )
+        self._context.send_expendable(message, request.reply)
 
     def _refuse(self, refusal: Refusal, message: Inbound) -> None:
         self._context.stats.refused(refusal.status, refusal.cause)
         if refusal.reply is not None:
             ordered = isinstance(self._context.topics.parse(message.topic), CommandTarget)
             kind: type[Reply] | type[CommandReply] = CommandReply if ordered else Reply
-            self._context.transport.publish(
-                encode.refusal(refusal.status, refusal.reason, refusal.reply, refusal.remaining_s, None, kind)
-            )
+            limit, left_s = self._context.transport.payload_limit, refusal.remaining_s
+            answer = encode.refusal(refusal.status, refusal.reason, refusal.reply, left_s, None, kind, limit)
+            self._context.send_expendable(answer, refusal.reply)
         if refusal.event is not None:
             self._context.announce(refusal.event, refusal.reason, {})
 
@@ -221,13 +235,13 @@ class Intake:
             text = f"a cancel of request {cancel.id!r} does not say whose it is: give the request's reply topic, too"
             self._context.announce("request-unanswerable", text, {"id": cancel.id})
             return
-        mine = [job for job in self._context.requests.open_jobs() if job.key == (cancel.client, cancel.id)]
-        if not mine:
+        job = self._context.requests.get((cancel.client, cancel.id))
+        if job is None:
             return  # most likely it is answered already
         # A removed model may still have a worker that finishes its jobs: look among those, too.
         for served in self._manager.every_served_model():
-            if served.name == mine[0].model:
-                self._events.cancel(served, mine[0])
+            if served.name == job.model:
+                self._events.cancel(served, job)
                 return
 
 

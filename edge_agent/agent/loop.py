@@ -75,7 +75,8 @@ class Agent:
     async def run(self, notifier: Notifier) -> None:
         """Serve until `stop`. Raises what a task raised; a broker that cannot be reached ends nothing."""
         self._governor_loop.tick()
-        await self._context.transport.start(LinkListener(self.link_changed, self.undelivered))
+        listener = LinkListener(self.link_changed, self.undelivered, self._reporter.unsendable)
+        await self._context.transport.start(listener)
         tasks = [
             asyncio.create_task(self._take_messages(), name="intake"),
             asyncio.create_task(self._look_around(notifier), name="governor"),
@@ -117,7 +118,7 @@ class Agent:
 
     def undelivered(self, message: Outbound, reason: str) -> None:
         """The broker refused a message, or no subscription matched it: end the streamed answer that it is part of."""
-        if message.request_id is not None:
+        if message.request_id is not None and not message.expendable and not message.holds_place:
             self._server.stop_streams(f"{message.topic}: {reason}", message.request_id, message.topic)
 
     async def _take_messages(self) -> None:

@@ -10,7 +10,7 @@ from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.core.residency import HostMemory
-from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Outbound
+from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
     CompanyTexts,
@@ -31,9 +31,27 @@ class Transport(Protocol):
         """True between a successful CONNACK and the loss of the connection."""
         ...
 
+    def payload_limit(self, message: Outbound) -> int:
+        """Bytes of body that a message with this topic and these properties may have now: our own limit, or what a
+        packet of the broker leaves."""
+        ...
+
     @property
-    def max_payload_bytes(self) -> int:
-        """The largest body that can be sent now: our own limit, or the broker's if that is smaller."""
+    def nearly_full(self) -> bool:
+        """True while so much waits to be sent that no work should be begun that ends in another answer."""
+        ...
+
+    def waiting_of(self, client: str) -> Backlog:
+        """The answers that wait to be sent: all, and those to this client."""
+        ...
+
+    def take_dropped(self) -> Mapping[str, int]:
+        """Messages that were given up since the last call, by cause (`messages.Telemetry.dropped`)."""
+        ...
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        """What is wrong with a connection that is up, a sentence each."""
         ...
 
     def alive(self) -> bool:

@@ -7,7 +7,7 @@ repeated request for an answered stream gets the whole text in one reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -87,12 +87,12 @@ class Responder:
             energy=Energy(joules=joules, method=method),
             temperature_c=temperature.value if temperature.fresh(now_s, 5.0) else None,
         )
-        remaining_s, most = job.deadline_s - now_s, self._context.transport.max_payload_bytes
-        message = whole = encode.reply(body, request.reply, remaining_s, most)
+        remaining_s, limit = job.deadline_s - now_s, self._context.transport.payload_limit
+        message = whole = encode.reply(body, request.reply, remaining_s, limit)
         if job.stream:
             text = "" if event.generated is None else event.generated.text
             message = last_part(job, request.reply, body, text, remaining_s)
-            size = len(message.payload)
+            size, most = len(message.payload), limit(message)
             if size > most:
                 text = (
                     f"the end of the answer has {bytes_text(size)}, more than the {bytes_text(most)} that fit a message"
@@ -119,7 +119,8 @@ class Responder:
         if job.parts:
             remaining_s = waits_s(remaining_s)
         otherwise = JobState.REFUSED if job.state is JobState.QUEUED else JobState.FAILED
-        message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s)
+        limit = self._context.transport.payload_limit
+        message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s, limit=limit)
         self._context.stats.note_cause(cause)
         self._finish(job, STATES.get(cause, otherwise), status, message)
 
@@ -140,9 +141,9 @@ class Responder:
         if not self._context.requests.close(job, kept or (message.payload if message else None)):
             return
         self._context.stats.closed(job.model, status)
-        if message is not None and not self._context.transport.publish(message):
+        if message is not None and not self._context.transport.publish(replace(message, holds_place=True)):
             text = f"an answer of model {job.model!r} was dropped: what waits for the broker fills the outbox"
-            self._context.announce("answer-dropped", text, {"model": job.model})
+            self._context.announce("answer-dropped", text, {"model": job.model}, client=job.key[0])
         self._context.acks.release(_origin(job).message)
 
 

@@ -33,6 +33,8 @@ from edge_agent.core.scheduler import BatchLimits
 from edge_agent.protocol.worker_messages import JobWork
 
 log = logging.getLogger("edge_agent")
+OUTBOX_LOOK_S = 0.05
+"""How often a model looks whether its answers could leave, while the way to the broker is nearly full."""
 PAUSE_LOOK_S = 0.5
 """A model that pauses asks again after this time: the governor's grant changes."""
 
@@ -170,18 +172,20 @@ class ModelServer:
         # 2. Memory, where the last load found none: until some was freed, or a moment has passed. Asking at once again
         #    would find none again. Without the lock, as above.
         await self._manager.memory_may_be_free(served)
-        # 3. A model that has had its turn lets a model in that waits for memory. Without the lock, since that one
+        # 3. The way out: no work is begun whose answers could not leave. Without the lock, as above.
+        await self._answers_can_leave(served)
+        # 4. A model that has had its turn lets a model in that waits for memory. Without the lock, since that one
         #    takes it in order to evict this one; and between two batches, since nothing is inside then.
         await self._manager.give_way(served)
-        # 4. The lock: the worker is used by one at a time (a batch, a load, an order, a probe, an eviction).
+        # 5. The lock: the worker is used by one at a time (a batch, a load, an order, a probe, an eviction).
         async with served.lock:
             try:
-                # 5. The pause after deaths in a row, so that a model that dies at every load leaves the cores to
+                # 6. The pause after deaths in a row, so that a model that dies at every load leaves the cores to
                 #    others. With the lock: an order to load waits for the pause, too.
                 await self._pause_after_deaths(served)
-                # 6. The load comes last: a model takes memory only when it waits for nothing else.
+                # 7. The load comes last: a model takes memory only when it waits for nothing else.
                 worker = await self._ensure_loaded(served)
-                # 7. The duty cycle again: another model may have begun a step during the load, or while an adapter
+                # 8. The duty cycle again: another model may have begun a step during the load, or while an adapter
                 #    was attached. The loop then begins anew with gate 1.
                 if not self._step_gate.may_begin(served):
                     return
@@ -196,6 +200,10 @@ class ModelServer:
                 self._load_was_refused(served, error)
             except WorkerError:
                 pass  # The worker died. Its jobs wait again and the death was reported; the loop begins anew.
+
+    async def _answers_can_leave(self, served: ServedModel) -> None:
+        while self._context.transport.nearly_full and len(served.queue) and not served.lifecycle.is_removed:
+            await asyncio.sleep(OUTBOX_LOOK_S)
 
     async def _pause_after_deaths(self, served: ServedModel) -> None:
         pause_s = served.lifecycle.respawn_pause_s
@@ -312,7 +320,8 @@ class ModelServer:
     def _may_join(self, served: ServedModel) -> bool:
         """Whether jobs may join those inside: not in a model that drains or has had its turn, and not in the heat."""
         ready = served.lifecycle.state is ModelState.READY and not self._manager.turn_is_over(served)
-        return len(served.running) > 0 and len(served.queue) > 0 and ready and self._context.grant.duty_share > 0.0
+        begun = len(served.running) > 0 and len(served.queue) > 0 and not self._context.transport.nearly_full
+        return begun and ready and self._context.grant.duty_share > 0.0
 
     def _hand_over(self, served: ServedModel, batch: list[Job]) -> WorkerHandle:
         """Give the worker a batch. Raises WorkerError, with the batch back in the queue, where there is none."""

@@ -6,7 +6,7 @@ Nothing is sent here: `Publisher` sends them, `DeviceReporter` decides when.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -47,7 +47,8 @@ class IntervalFigures:
     """What is known at the end of a telemetry interval.
 
     `rss_bytes`: of the daemon, None where the kernel does not tell; `memory`: `MemoryGuard.summary`; `events_waiting`
-    and `events_lost`: events on disk that the broker does not have yet, and those given up since the start.
+    and `events_lost`: events on disk that the broker does not have yet, and those given up since the start; `dropped`:
+    messages that were not sent or not read, by cause.
     """
 
     stats: Stats
@@ -59,6 +60,7 @@ class IntervalFigures:
     served_models: Mapping[str, ServedModel]
     events_waiting: int = 0
     events_lost: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 class StatusBuilder:
@@ -134,10 +136,13 @@ class StatusBuilder:
             expired=stats.expired,
             duplicates=stats.duplicates,
             canaries=canaries(served_models, now_s),
+            dropped=dict(figures.dropped),
         )
         return encode.telemetry(body, self._topics)
 
-    def event(self, kind: str, message: str, data: Mapping[str, Any], severity: Severity) -> Outbound:
+    def event(
+        self, kind: str, message: str, data: Mapping[str, Any], severity: Severity, limit: encode.PayloadLimit
+    ) -> Outbound:
         """Something that happened."""
         body = messages.Event(
             kind=kind,
@@ -148,7 +153,7 @@ class StatusBuilder:
             message=message,
             data=dict(data),
         )
-        return encode.event(body, self._topics)
+        return encode.event(body, self._topics, limit)
 
     def home_assistant(self) -> Outbound:
         """The device as Home Assistant discovers it; retained, so that it is also found after a restart there."""

@@ -154,7 +154,8 @@ class WorkerEventHandler:
 
     def _announce_stop(self, served: ServedModel, job: Job, reason: str) -> None:
         data = {"model": served.name, "id": job.key[1], "parts": job.parts}
-        self._context.announce("stream-stopped", f"an answer of model {served.name!r} was stopped: {reason}", data)
+        text = f"an answer of model {served.name!r} was stopped: {reason}"
+        self._context.announce("stream-stopped", text, data, client=job.key[0])
 
     def _end(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
         was_running = job.state is JobState.RUNNING

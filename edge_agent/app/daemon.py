@@ -154,7 +154,8 @@ def build(
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:
     spool = Spool(settings.store.state_dir / "spool")
-    return MqttTransport(wiring.mqtt_options(settings, topics.device), topics.subscriptions(), will, spool=spool)
+    options, own_topics = wiring.mqtt_options(settings, topics.device), topics.self_checks()
+    return MqttTransport(options, topics.subscriptions(), will, spool=spool, own_topics=own_topics)
 
 
 def _sensors(settings: Settings, sysroot: Path) -> SensorSuite:

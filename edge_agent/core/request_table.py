@@ -5,9 +5,10 @@ that is delivered again may carry a later deadline: MQTT counts its message expi
 open request is ignored, since its answer will be sent. A duplicate of an answered request gets the same answer again
 without being computed, while that answer is held; afterwards it is ignored and never computed twice.
 
-The bytes of held answers and the number of closed keys are bounded. Deadlines do not arrive in order, so closed keys
-are in a heap ordered by the time at which they are forgotten. When there are too many, the key that would be forgotten
-first is dropped: its retry is the least likely to come.
+The bytes of held answers and the number of closed keys are bounded. When there are too many, the client that has most
+loses the keys that would be forgotten first, whose retries are the least likely to come: one client's requests cannot
+make the device forget another's. Deadlines do not arrive in order, so closed keys are in a heap ordered by the time at
+which they are forgotten.
 
 This module keeps no queue and decides nothing about order (see `scheduler`).
 """
@@ -15,7 +16,7 @@ This module keeps no queue and decides nothing about order (see `scheduler`).
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from enum import Enum
 
 from edge_agent.base.limits import DEDUP_ENTRIES, MIB
@@ -42,7 +43,10 @@ class RequestTable:
         self._open: dict[Key, Job] = {}
         self._forget_s: dict[Key, float] = {}
         self._by_time: list[tuple[float, Key]] = []
-        self._answers: OrderedDict[Key, bytes] = OrderedDict()
+        self._keys_of: dict[str, dict[Key, None]] = {}
+        # By client, the oldest first.
+        self._answers: dict[str, OrderedDict[Key, bytes]] = {}
+        self._answer_bytes_of: Counter[str] = Counter()
         self._max_entries = max_entries
         self._max_answer_bytes = max_answer_bytes
         self._answer_bytes = 0
@@ -63,7 +67,7 @@ class RequestTable:
 
     def answer(self, key: Key) -> bytes | None:
         """The answer given under this key; None where it is not held (any longer)."""
-        return self._answers.get(key)
+        return self._answers[key[0]].get(key) if key[0] in self._answers else None
 
     def open(self, job: Job) -> None:
         """Add an accepted job. Raises ValueError if its key is open already."""
@@ -90,17 +94,20 @@ class RequestTable:
     def remember(self, key: Key, forget_s: float, answer: bytes | None, fingerprint: bytes = b"") -> None:
         """Hold an answer until `forget_s`; also for a request that was refused at once and never became a job."""
         self._drop(key)
+        client = key[0]
         self._forget_s[key] = forget_s
         self._fingerprints[key] = fingerprint
+        self._keys_of.setdefault(client, {})[key] = None
         heapq.heappush(self._by_time, (forget_s, key))
         # A single answer may use an eighth of the bytes, so that one large answer does not push out all others.
         if answer is not None and len(answer) <= self._max_answer_bytes // 8:
-            self._answers[key] = answer
-            self._answer_bytes += len(answer)
+            self._answers.setdefault(client, OrderedDict())[key] = answer
+            self._count_bytes(client, len(answer))
         while len(self._forget_s) > self._max_entries:
-            self._drop_first()
+            self._drop_of_largest()
         while self._answer_bytes > self._max_answer_bytes:
-            self._answer_bytes -= len(self._answers.popitem(last=False)[1])
+            largest, _ = self._answer_bytes_of.most_common(1)[0]
+            self._drop_answer(next(iter(self._answers[largest])))
         # Keys that were remembered again leave outdated places in the heap: rebuild it before they outnumber the rest.
         if len(self._by_time) > 2 * self._max_entries:
             self._by_time = [(time_s, known) for known, time_s in self._forget_s.items()]
@@ -147,7 +154,33 @@ class RequestTable:
         if self._forget_s.get(key) == forget_s:
             self._drop(key)
 
+    def _drop_of_largest(self) -> None:
+        """Forget a sixteenth of the keys of the client that has most: sorting them for each one would cost too much."""
+        keys = max(self._keys_of.values(), key=len)
+        for key in heapq.nsmallest(max(1, len(keys) // 16), keys, key=self._forget_s.__getitem__):
+            self._drop(key)
+
     def _drop(self, key: Key) -> None:
+        client = key[0]
         self._forget_s.pop(key, None)
         self._fingerprints.pop(key, None)
-        self._answer_bytes -= len(self._answers.pop(key, b""))
+        own = self._keys_of.get(client)
+        if own is not None:
+            own.pop(key, None)
+            if not own:
+                del self._keys_of[client]
+        self._drop_answer(key)
+
+    def _drop_answer(self, key: Key) -> None:
+        client = key[0]
+        answers = self._answers.get(client)
+        if answers is not None and key in answers:
+            self._count_bytes(client, -len(answers.pop(key)))
+            if not answers:
+                del self._answers[client]
+
+    def _count_bytes(self, client: str, more: int) -> None:
+        self._answer_bytes += more
+        self._answer_bytes_of[client] += more
+        if not self._answer_bytes_of[client]:
+            del self._answer_bytes_of[client]

@@ -107,8 +107,8 @@ class Connection:
             self.drop()
         return answer
 
-    async def subscribe(self, wanted: Sequence[Subscription], timeout_s: float) -> list[str]:
-        """Subscribe; returns a sentence for each filter that the broker refused.
+    async def subscribe(self, wanted: Sequence[Subscription], timeout_s: float) -> list[tuple[Subscription, str]]:
+        """Subscribe; returns the filters that the broker refused, with its reason each.
 
         Raises TimeoutError, or ConnectionError when the connection ends meanwhile."""
         if self.closed.done():
@@ -120,7 +120,7 @@ class Connection:
         self._subacks[mid] = future
         codes = await asyncio.wait_for(future, timeout_s)
         pairs = zip(wanted, codes, strict=False)
-        return [f"{sub.topic_filter}: {code.getName()}" for sub, code in pairs if code.is_failure]
+        return [(sub, code.getName()) for sub, code in pairs if code.is_failure]
 
     def publish(self, message: Outbound) -> int | None:
         """Hand a message to the socket; returns its id, None when the connection is gone."""

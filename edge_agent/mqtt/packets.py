@@ -73,6 +73,19 @@ def pack(message: Outbound) -> bytes:
     return _varint(len(body)) + body
 
 
+def packet_bytes(message: Outbound, version: int, payload_bytes: int | None = None) -> int:
+    """Bytes of the PUBLISH of a message (MQTT 5, 3.3), or of one with a body of `payload_bytes`, in this version."""
+    variable = 2 + len(message.topic.encode()) + (2 if message.qos else 0)
+    variable += len(pack(message)) if version == 5 else 0
+    variable += len(message.payload) if payload_bytes is None else payload_bytes
+    return 1 + len(_varint(variable)) + variable
+
+
+def subscribe_bytes(one: Subscription, version: int) -> int:
+    """Bytes of the SUBSCRIBE of one filter (MQTT 5, 3.8)."""
+    return 2 + 2 + (1 if version == 5 else 0) + 2 + len(one.topic_filter.encode()) + 1
+
+
 def unpack(data: bytes) -> tuple[PublishProperties, int]:
     """Properties at the start of `data`, and how many bytes they take. Raises ValueError for a malformed one."""
     length, at = _read_varint(data, 0)

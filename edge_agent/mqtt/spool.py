@@ -180,6 +180,11 @@ class Spool:
             with contextlib.suppress(OSError):
                 self._write_mark()
 
+    def give_up(self, token: int) -> None:
+        """The message of that token can never be sent."""
+        self.lost += 1
+        self.pop(token)
+
     def take_unsynced(self) -> list[int]:
         """Descriptors of files that were not yet synced; hand them to `sync`, in any thread."""
         taken = list(self._unsynced.values())

@@ -13,16 +13,20 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
-from edge_agent.base.limits import INBOX_BYTES, INBOX_MESSAGES, INFLIGHT_MESSAGES, MESSAGE_BYTES
+from edge_agent.base.limits import INFLIGHT_MESSAGES
 from edge_agent.mqtt.connection import ConnAck, Connection
+from edge_agent.mqtt.inbox import Inbox
 from edge_agent.mqtt.options import MqttOptions
-from edge_agent.mqtt.outbox import Outbox, Waiting
+from edge_agent.mqtt.outbox import RETURNS, Outbox, Waiting
+from edge_agent.mqtt.packet_limit import PacketLimit
+from edge_agent.mqtt.packets import subscribe_bytes
 from edge_agent.mqtt.reconnect import Reason, Retry
 from edge_agent.mqtt.spool import Spool
-from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkChange, LinkListener, Outbound
+from edge_agent.mqtt.subscription_monitor import SubscriptionMonitor
+from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.topics import Subscription
 
 log = logging.getLogger(__name__)
@@ -31,8 +35,6 @@ TICK_S = 1.0
 SUBACK_S = 10.0
 FINAL_MESSAGES_S = 2.0
 DISCONNECT_S = 1.0
-# A packet is topic, properties and body; this much is left for the first two when a broker limits packets.
-PACKET_OVERHEAD_BYTES = 2048
 # A spooled event that the broker refused is tried again after so long: its access list may have been corrected.
 REFUSED_EVENT_S = 60.0
 
@@ -45,6 +47,8 @@ class MqttTransport:
     """Implements `agent.ports.Transport`. Everything happens inside one event loop, its construction too.
 
     `will` is what the broker publishes when the connection breaks. `spool` keeps what is published with keep='disk'.
+    `own_topics` are for messages to itself, which show whether the subscriptions are served; whoever reads the messages
+    acknowledges and ignores them.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class MqttTransport:
         will: Outbound | None = None,
         *,
         spool: Spool | None = None,
+        own_topics: Sequence[str] = (),
         random01: Callable[[], float] = random.random,
     ) -> None:
         self._options = options
@@ -64,9 +69,14 @@ class MqttTransport:
         self._spool = spool
         self._retry = Retry(options)
         self._outbox = Outbox()
-        self._inbox = Inbox(self._resume)
+        self._inbox = Inbox(self._resume, lambda: not self._outbox.crowded)
+        self._packet_limit = PacketLimit()
+        self._monitor = SubscriptionMonitor(self._subscriptions, own_topics)
+        self._checking: asyncio.Task[None] | None = None
         # By packet id: what is on its way, or the spool's token of an event.
         self._inflight: dict[int, Waiting | int] = {}
+        # States that were sent at QoS 0: a PUBACK for something that was sent later shows that the broker took them.
+        self._unproven: dict[str, Waiting] = {}
         self._connection: Connection | None = None
         self._connack: ConnAck | None = None
         self._epoch = 0
@@ -75,7 +85,11 @@ class MqttTransport:
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_s = 0.0
         self._event_sent = False
+        # Connections in a row that ended while the oldest event was on its way.
+        self._event_returns = 0
         self._events_held_until_s = 0.0
+        self._unsendable = 0
+        self._dropped: dict[str, int] = {}
         self.publish_failures = 0
 
     @property
@@ -94,10 +108,35 @@ class MqttTransport:
         return 0 if self._spool is None else self._spool.lost
 
     @property
-    def max_payload_bytes(self) -> int:
-        """The largest body that can be sent now: our own limit, or the broker's if that is smaller."""
-        packet = self._connack.max_packet_bytes if self._connack else None
-        return MESSAGE_BYTES if packet is None else max(1024, min(MESSAGE_BYTES, packet - PACKET_OVERHEAD_BYTES))
+    def troubles(self) -> tuple[str, ...]:
+        """What is wrong with the connection although it is up: refused or unserved subscriptions; a sentence each."""
+        return self._monitor.troubles if self.connected else ()
+
+    @property
+    def nearly_full(self) -> bool:
+        """True while so much waits to be sent that no work should be begun that ends in another answer."""
+        return self._outbox.nearly_full
+
+    def waiting_of(self, client: str) -> Backlog:
+        """The answers that wait to be sent: all, and those to this client."""
+        return self._outbox.backlog(client)
+
+    def take_dropped(self) -> dict[str, int]:
+        """What was given up since the last call, by cause: see `messages.Telemetry.dropped`."""
+        now = {
+            "outbox-full": self._outbox.lost,
+            "gave-way": self._outbox.displaced,
+            "expired-unsent": self._outbox.expired,
+            "unread": self._inbox.dropped,
+            "unsendable": self._unsendable,
+        }
+        before, self._dropped = self._dropped, now
+        return {cause: count - before.get(cause, 0) for cause, count in now.items() if count > before.get(cause, 0)}
+
+    def payload_limit(self, message: Outbound) -> int:
+        """Bytes of body that a message with this topic and these properties may have: our own limit, or what a packet
+        of the broker leaves."""
+        return self._packet_limit.payload_bytes(message)
 
     def alive(self) -> bool:
         """Whether the transport's tasks still run, connected or not; for the watchdog."""
@@ -130,7 +169,7 @@ class MqttTransport:
 
         False when there is no room or it can never be sent (larger than the broker takes).
         """
-        if len(message.payload) > self.max_payload_bytes:
+        if not self._sendable(message):
             return False
         if message.keep == "disk" and self._spool is not None:
             self._spool.append(message)
@@ -180,7 +219,11 @@ class MqttTransport:
         self._retry.connected()
         since_s = self._now_s()
         try:
-            self._begin(answer, await self._subscribe(connection, answer))
+            self._packet_limit.connected(answer.version, answer.max_packet_bytes)
+            if not (answer.session_present and self._subscribed):
+                await self._subscribe(connection, self._subscriptions)
+                self._subscribed = True
+            self._begin(answer)
             # Not `await connection.closed`: a cancelled task would cancel that future with it.
             await asyncio.wait({connection.closed})
         except asyncio.TimeoutError:
@@ -192,35 +235,71 @@ class MqttTransport:
         self._end_connection()
         return reason, max(self._now_s() - since_s, 1e-6)
 
-    def _begin(self, connack: ConnAck, refused: Sequence[str]) -> None:
+    def _begin(self, connack: ConnAck) -> None:
         self._connack = connack
-        note = f"; the broker refuses subscriptions, check its access list: {', '.join(refused)}" if refused else ""
-        where = f"{self._options.host}:{self._options.port}"
-        version = "MQTT 5" if connack.version == 5 else "MQTT 3.1.1"
-        text = f"connected to {where} with {version}{note}"
-        self._report(LinkChange(True, "subscription-refused" if refused else "connected", text, connack.version))
+        self._monitor.connected(self._now_s())
+        self._report_connected(connack)
         self._pump()
 
-    async def _subscribe(self, connection: Connection, connack: ConnAck) -> list[str]:
-        if not self._subscriptions or (connack.session_present and self._subscribed):
-            return []
-        refused = await connection.subscribe(self._subscriptions, SUBACK_S)
-        self._subscribed = not refused
-        return refused
+    def _report_connected(self, connack: ConnAck) -> None:
+        troubles = "".join(f"; {text}" for text in self._monitor.troubles)
+        where = f"{self._options.host}:{self._options.port}"
+        version = "MQTT 5" if connack.version == 5 else "MQTT 3.1.1"
+        kind = "subscription-refused" if troubles else "connected"
+        self._report(LinkChange(True, kind, f"connected to {where} with {version}{troubles}", connack.version))
+
+    async def _subscribe(self, connection: Connection, wanted: Sequence[Subscription]) -> None:
+        """Subscribe, in packets that the broker takes."""
+        most = self._packet_limit.packet_bytes
+        together = sum(subscribe_bytes(one, connection.version) for one in wanted)
+        if not wanted:
+            return
+        for part in [wanted] if most is None or together <= most else [[one] for one in wanted]:
+            self._monitor.subscribed(await connection.subscribe(part, SUBACK_S), part)
+
+    async def _check_subscriptions(self, connection: Connection, connack: ConnAck) -> None:
+        """Subscribe again to what was refused or is not served, and send messages to oneself."""
+        try:
+            await self._subscribe(connection, self._monitor.again())
+        except (asyncio.TimeoutError, ConnectionError):
+            return  # the connection has ended, or hangs, which PINGREQ finds out
+        for topic in self._monitor.begin(self._now_s()):
+            self.publish(Outbound(topic, b"{}", content_type=None, expiry_s=10.0))
+        self._report_connected(connack)
 
     def _end_connection(self) -> None:
         """Return unacknowledged messages to the front of the outbox, to be sent again unless they have expired."""
         self._connection = None
         self._connack = None
+        self._monitor.disconnected()
+        if self._checking is not None:
+            self._checking.cancel()
         unsent = [item for item in self._inflight.values() if isinstance(item, Waiting)]
+        unsent += self._unproven.values()
+        self._event_came_back()
         self._inflight.clear()
+        self._unproven.clear()
         self._event_sent = False
         self._events_held_until_s = 0.0
         lost = self._outbox.lost
         for item in self._outbox.returned(unsent):
-            log.warning("a message on %s is given up: the connection broke each time it was sent", item.message.topic)
+            self._packet_limit.ended_connections(item.message, self._now_s())
+            self._give_up(item.message, "the connection broke each time it was sent")
         if self._outbox.lost > lost:
             log.warning("%d messages were lost with the connection: the outbox is full", self._outbox.lost - lost)
+
+    def _event_came_back(self) -> None:
+        """The connection ended while an event was on its way: after `RETURNS` times in a row it is given up."""
+        token = next((item for item in self._inflight.values() if isinstance(item, int)), None)
+        if token is None or self._spool is None:
+            return
+        self._event_returns += 1
+        oldest = self._spool.oldest()
+        if self._event_returns >= RETURNS and oldest is not None and oldest[0] == token:
+            self._packet_limit.ended_connections(oldest[1], self._now_s())
+            self._give_up(oldest[1], "the connection broke each time it was sent")
+            self._spool.give_up(token)
+            self._event_returns = 0
 
     async def _tick(self) -> None:
         while True:
@@ -229,7 +308,18 @@ class MqttTransport:
             self._outbox.drop_late(self._ticked_s)
             if self._connection is not None:
                 self._connection.keep_alive()
+            self._look_at_subscriptions()
             self._pump()
+
+    def _look_at_subscriptions(self) -> None:
+        connection, connack, now_s = self._connection, self._connack, self._now_s()
+        if connection is None or connack is None or (self._checking is not None and not self._checking.done()):
+            return
+        self._monitor.look(now_s)
+        self._report_connected(connack)
+        if self._monitor.due(now_s):
+            work = self._check_subscriptions(connection, connack)
+            self._checking = asyncio.create_task(work, name="mqtt-subscriptions")
 
     async def _sync(self) -> None:
         """Sync events to the disk in a thread: an SD card that stalls for seconds must not break the connection."""
@@ -261,23 +351,44 @@ class MqttTransport:
             return
         most = min(INFLIGHT_MESSAGES, connack.receive_maximum)
         while not connection.congested and not connection.closed.done():
-            window = 1 if self._outbox.suspicious else most
-            item = self._outbox.take(self._now_s(), qos1=len(self._inflight) < window)
+            suspicious = self._outbox.suspicious
+            # What may have ended connections goes alone, so that no other pays for it.
+            if self._inflight and (suspicious or (self._event_sent and self._event_returns > 1)):
+                break
+            item = self._outbox.take(self._now_s(), qos1=len(self._inflight) < most)
             if item is None:
                 break
-            mid = connection.publish(item.fresh(self._now_s()))
+            if suspicious and not item.message.qos:
+                # Sent at QoS 1 it is known afterwards whether it was this one.
+                item = replace(item, message=replace(item.message, qos=1))
+            message = item.fresh(self._now_s())
+            if not self._sendable(message):
+                continue
+            mid = connection.publish(message)
             if mid is None:
                 self._outbox.put_back([item])
                 break
             if item.message.qos:
                 self._inflight[mid] = item
+            elif item.message.keep == "latest":
+                self._unproven[item.message.topic] = item
         self._pump_events(connection, most)
+        self._inbox.look_again()
 
     def _pump_events(self, connection: Connection, window: int) -> None:
         """Send one spooled event at a time, oldest first. It leaves the disk when the broker has acknowledged it."""
         if self._spool is None or self._event_sent or len(self._inflight) >= window or connection.closed.done():
             return
+        alone = self._event_returns > 1 or any(
+            isinstance(item, Waiting) and item.returns > 1 for item in self._inflight.values()
+        )
+        if alone and self._inflight:
+            return
         event = None if self._now_s() < self._events_held_until_s else self._spool.oldest()
+        while event is not None and not self._sendable(event[1]):
+            # Written while there was no broker, or another one: it would stand before all others for ever.
+            self._spool.give_up(event[0])
+            event = self._spool.oldest()
         if event is not None and (mid := connection.publish(event[1])) is not None:
             self._inflight[mid] = event[0]
             self._event_sent = True
@@ -291,9 +402,13 @@ class MqttTransport:
 
     def received(self, message: Inbound) -> None:
         """See `connection.ConnectionListener`."""
+        self._monitor.arrived(message.topic)
+        connection = self._connection
         self._inbox.put(message)
-        if self._inbox.full and self._connection is not None:
-            self._connection.pause_reading()
+        # While answers wait for PUBACKs the socket must be read, since those come through it, too. While they wait for
+        # the socket to take more, or where the reader is behind, TCP and the broker's queue hold the rest back.
+        if connection is not None and self._inbox.full and (connection.congested or not self._outbox.crowded):
+            connection.pause_reading()
 
     def acknowledged(self, mid: int, code: int, name: str) -> None:
         """See `connection.ConnectionListener`."""
@@ -301,10 +416,12 @@ class MqttTransport:
             return
         item = self._inflight.pop(mid)
         failed = code >= 0x80
-        if failed:
+        self._note_taken(item, failed)
+        if failed and not (isinstance(item, Waiting) and self._monitor.not_sent(item.message.topic)):
             self._say_failure(item, f"{name} (0x{code:02X})")
         if isinstance(item, int) and self._spool is not None:
             self._event_sent = False
+            self._event_returns = 0
             if failed:
                 self._events_held_until_s = self._now_s() + REFUSED_EVENT_S
             else:
@@ -318,6 +435,33 @@ class MqttTransport:
         """See `connection.ConnectionListener`."""
         if len(self._outbox):
             self._pump()
+        if not self._inbox.full:
+            self._resume()
+
+    def _note_taken(self, item: Waiting | int, failed: bool) -> None:
+        """The broker has answered to a message: what was sent before it has arrived, too."""
+        for topic in self._unproven:
+            self._outbox.proven(topic)
+        self._unproven.clear()
+        if isinstance(item, Waiting) and item.message.keep == "latest":
+            self._outbox.proven(item.message.topic)
+        if isinstance(item, Waiting) and not failed:
+            self._packet_limit.took(item.message)
+
+    def _sendable(self, message: Outbound) -> bool:
+        """Whether this broker can be sent the message; where not, that is counted, and said once by its topic."""
+        why = self._packet_limit.refuses(message, self._now_s())
+        if why is not None:
+            self._give_up(message, why)
+        return why is None
+
+    def _give_up(self, message: Outbound, why: str) -> None:
+        self._unsendable += 1
+        # What answers requests is said to those who asked; only what the agent says by itself is reported.
+        if self._packet_limit.first_time(message.topic if message.client is None else "answers"):
+            log.warning("what is to be sent on %s is given up: %s", message.topic, why)
+            if message.keep != "disk":
+                self._listener.unsendable(message.topic, why)
 
     def _say_failure(self, item: Waiting | int, failure: str) -> None:
         topic = item.message.topic if isinstance(item, Waiting) else "the event topic"
@@ -332,62 +476,3 @@ class MqttTransport:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
-
-
-class Inbox:
-    """Received messages that were not yet taken, bounded by number and by bytes; one reader, inside the event loop.
-
-    When it is full the transport stops reading the socket: TCP and the broker's queue hold the rest back, and nothing
-    is dropped. `on_room` is called when it has room again.
-    """
-
-    def __init__(
-        self,
-        on_room: Callable[[], None],
-        max_messages: int = INBOX_MESSAGES,
-        max_bytes: int = INBOX_BYTES,
-    ) -> None:
-        self._waiting: deque[Inbound] = deque(maxlen=max_messages + 1)
-        self._on_room = on_room
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._wake = asyncio.Event()
-        self._closed = False
-
-    @property
-    def full(self) -> bool:
-        """True when nothing more should be read from the socket."""
-        return len(self._waiting) >= self._max_messages or self._bytes >= self._max_bytes
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def put(self, message: Inbound) -> bool:
-        """Add a message; False when there is no room (the caller kept reading although the inbox was full)."""
-        if len(self._waiting) > self._max_messages:
-            return False
-        self._waiting.append(message)
-        self._bytes += len(message.payload)
-        self._wake.set()
-        return True
-
-    def close(self) -> None:
-        """End the iteration after the waiting messages were taken."""
-        self._closed = True
-        self._wake.set()
-
-    async def stream(self) -> AsyncIterator[Inbound]:
-        """Messages in order of arrival, until closed."""
-        while True:
-            while not self._waiting:
-                if self._closed:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-            was_full = self.full
-            message = self._waiting.popleft()
-            self._bytes -= len(message.payload)
-            if was_full and not self.full:
-                self._on_room()
-            yield message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -17,20 +19,58 @@ REASON_CHARS, REASON_PROPERTY_CHARS = 600, 240
 _encoder = msgspec.json.Encoder()
 
 
+PayloadLimit = Callable[[Outbound], int]
+"""Bytes of body that a message may have, which depends on its topic and properties (`Transport.payload_limit`)."""
+
+
+def _limit(_message: Outbound) -> int:
+    return MESSAGE_BYTES
+
+
 def reply(
-    body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | None, max_bytes: int = MESSAGE_BYTES
+    body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | None, limit: PayloadLimit = _limit
 ) -> Outbound:
     """The message that answers a request; `remaining_s` is the time to its deadline and becomes the expiry: to the
     fraction while it waits here, since an answer sent after its deadline is worse than none."""
-    payload = _encoder.encode(body)
-    if len(payload) > max_bytes:
-        reason = f"the answer has {bytes_text(len(payload))}, more than the {bytes_text(max_bytes)} that fit a message"
-        body = _shortened(body, f"{reason}; ask for fewer texts at once")
-        payload = _encoder.encode(body)
+    message = _reply(body, to, remaining_s)
+    size, most = len(message.payload), limit(message)
+    if size > most:
+        reason = f"the answer has {bytes_text(size)}, more than the {bytes_text(most)} that fit a message"
+        return _fitting(_shortened(body, f"{reason}; ask for fewer texts at once"), to, remaining_s, limit)
+    return message
+
+
+def _reply(body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | None) -> Outbound:
     user = {"status": str(body.status)}
     if isinstance(body.reason, str):
         user["reason"] = _one_line(body.reason[:REASON_PROPERTY_CHARS])
-    return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
+    payload = _encoder.encode(body)
+    return Outbound(
+        to.topic,
+        payload,
+        qos=1,
+        correlation=to.correlation,
+        expiry_s=remaining_s,
+        user=user,
+        request_id=to.request_id,
+        client=to.client,
+    )
+
+
+def _fitting(body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | None, limit: PayloadLimit) -> Outbound:
+    """A refusal; where the broker's packets are too small for its sentence, without it, in the body or at all."""
+    message = _reply(body, to, remaining_s)
+    if len(message.payload) > limit(message):
+        message = replace(message, user={"status": str(body.status)})
+    if len(message.payload) > limit(message):
+        message = replace(message, payload=_encoder.encode(type(body)(id=body.id, status=body.status)))
+    return message
+
+
+def expendable(message: Outbound, to: ReplyAddress) -> Outbound:
+    """A refusal at the door, or an answer that was given before: it gives way to answers, and is sent as surely as its
+    request was (at QoS 0 to one of QoS 0)."""
+    return replace(message, qos=to.qos, expendable=True)
 
 
 def status_of(message: Outbound) -> int:
@@ -48,7 +88,16 @@ _said = msgspec.json.Decoder(_Said)
 def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbound:
     """The answer that was given before, addressed to the client that repeats its request."""
     user = {"status": str(_said.decode(payload).status)}
-    return Outbound(to.topic, payload, qos=1, correlation=to.correlation, expiry_s=remaining_s, user=user)
+    return Outbound(
+        to.topic,
+        payload,
+        qos=1,
+        correlation=to.correlation,
+        expiry_s=remaining_s,
+        user=user,
+        request_id=to.request_id,
+        client=to.client,
+    )
 
 
 def refusal(
@@ -58,11 +107,12 @@ def refusal(
     remaining_s: float | None,
     retry_after_s: float | None = None,
     kind: type[Reply] | type[CommandReply] = Reply,
+    limit: PayloadLimit = _limit,
 ) -> Outbound:
     """An answer without a result; `kind` says whether to a request or to a command."""
     retry: float | msgspec.UnsetType = msgspec.UNSET if retry_after_s is None else round(retry_after_s, 3)
     body = kind(id=to.request_id, status=status, reason=reason[:REASON_CHARS], retry_after_s=retry)
-    return reply(body, to, remaining_s)
+    return _fitting(body, to, remaining_s, limit)
 
 
 def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Outbound:
@@ -75,6 +125,7 @@ def chunk(body: StreamChunk, to: ReplyAddress, remaining_s: float | None) -> Out
         expiry_s=remaining_s,
         user=user,
         request_id=to.request_id,
+        client=to.client,
     )
 
 
@@ -94,15 +145,19 @@ def telemetry(body: Telemetry, topics: Topics) -> Outbound:
     return Outbound(topics.telemetry, _encoder.encode(body), qos=0, expiry_s=expiry_s, keep="latest")
 
 
-def event(body: Event, topics: Topics) -> Outbound:
-    """Something that happened, kept on disk until the broker has it; one too large loses its data, not itself."""
-    payload = _encoder.encode(body)
-    if len(payload) > EVENT_BYTES:
-        short = msgspec.structs.replace(
-            body, message=body.message[:1000], data={"left_out": f"data of {bytes_text(len(payload))}"}
-        )
-        payload = _encoder.encode(short)
-    return Outbound(topics.event, payload, qos=1, user={"kind": body.kind}, keep="disk")
+def event(body: Event, topics: Topics, limit: PayloadLimit = _limit) -> Outbound:
+    """Something that happened, kept on disk until the broker has it; one too large loses its data, then the end of its
+    sentence, not itself."""
+    message = Outbound(topics.event, _encoder.encode(body), qos=1, user={"kind": body.kind}, keep="disk")
+    size, most = len(message.payload), min(EVENT_BYTES, limit(message))
+    if size <= most:
+        return message
+    for chars in (1000, 100):
+        left_out = {"left_out": f"data of {bytes_text(size)}"}
+        short = _encoder.encode(msgspec.structs.replace(body, message=body.message[:chars], data=left_out))
+        if len(short) <= most:
+            break
+    return replace(message, payload=short)
 
 
 def whole_expiry_s(remaining_s: float | None) -> float | None:

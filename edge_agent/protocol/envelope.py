@@ -35,9 +35,11 @@ class Outbound:
     """A message to publish. `expiry_s` lets the broker drop it when it was not delivered in time, in whole seconds
     rounded up; while it waits here the fraction counts too.
 
-    `request_id`: the request that it answers, wholly or in part. `keep` says how it waits while it cannot be sent:
-    'queue' in order, until its expiry; 'latest' as a state, of which only the newest per topic is sent; 'disk' (events)
-    through restarts of agent and broker.
+    `request_id`: the request that it answers, wholly or in part; `client`: whose it is, in whose share of the outbox it
+    waits (None: the agent's own). `expendable`: it gives way where answers need the room. `holds_place`: it closes a
+    request, whose place in the queue is free again when it has been sent. `keep` says how it waits while it cannot be
+    sent: 'queue' in order, until its expiry; 'latest' as a state, of which only the newest per topic is sent; 'disk'
+    (events) through restarts of agent and broker.
     """
 
     topic: str
@@ -51,6 +53,20 @@ class Outbound:
     response_topic: str | None = None
     keep: Literal["queue", "latest", "disk"] = "queue"
     request_id: str | None = None
+    client: str | None = None
+    expendable: bool = False
+    holds_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Answers that were computed and wait to be sent: places of the queue that they hold, and bytes of their bodies;
+    `own_`: those to one client."""
+
+    places: int = 0
+    size_bytes: int = 0
+    own_places: int = 0
+    own_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +93,13 @@ class LinkListener:
 
     `changed` is called when it is made or lost; after it was made, the retained state (status, info, models) must be
     published again, since the broker has published the will. `undelivered` is called with QoS 1 messages that the
-    broker refused, or that have no matching subscribers, where it says so (MQTT 5), and the reason.
+    broker refused, or that have no matching subscribers, where it says so (MQTT 5), and the reason. `unsendable` is
+    called once with a topic on which a message cannot be sent to this broker, and why.
     """
 
     changed: Callable[[LinkChange], None] = _ignore
     undelivered: Callable[[Outbound, str], None] = _ignore
+    unsendable: Callable[[str, str], None] = _ignore
 
 
 NO_LISTENER = LinkListener()

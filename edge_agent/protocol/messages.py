@@ -224,6 +224,7 @@ EVENT_KINDS = (
     "reply-denied",
     "request-unanswerable",
     "answer-dropped",
+    "not-sendable",
     "stream-stopped",
     "context-shrunk",
     "broker",
@@ -405,7 +406,8 @@ class Canary(Struct, frozen=True):
 
 class Telemetry(Struct, frozen=True, kw_only=True):
     """The last interval in figures. `refusals` counts by status word, `refusal_reasons` by what they were
-    about; `expired` had no answer; `sensors` is by reading key; `canaries` is by model.
+    about; `expired` had no answer; `dropped`: messages that were not sent or not read, by cause (docs/mqtt.md);
+    `sensors` is by reading key; `canaries` is by model.
 
     `memory`: stage of shortage, bytes available and to stay free, bytes promised and not taken yet, and by model what
     was promised, is held, and of that is mapped from files.
@@ -430,3 +432,4 @@ class Telemetry(Struct, frozen=True, kw_only=True):
     expired: int = 0
     duplicates: int = 0
     canaries: dict[str, Canary] = msgspec.field(default_factory=dict)
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)

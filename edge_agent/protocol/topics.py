@@ -23,6 +23,8 @@ from edge_agent.protocol.json_guard import too_deep
 
 # Levels beside {dev} that mean something else: no device may be called so.
 RESERVED = frozenset({"client", "pool", "group"})
+# The last level of a topic for messages to oneself; '~' begins no name.
+SELF = "~self"
 # What a device, pool, model or adapter may be called: one topic level that needs no quoting anywhere.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
 
@@ -120,6 +122,15 @@ class Topics:
         """A topic under which a client hears its answers."""
         return "/".join((self.prefix, "client", client, "reply", *levels))
 
+    def self_checks(self) -> tuple[str, ...]:
+        """Topics for a message to oneself, which shows that requests and orders arrive. No model or command can be
+        called so."""
+        return (self.infer(SELF), self.command(SELF))
+
+    def is_self_check(self, topic: str) -> bool:
+        """Whether a message on this topic is one to oneself."""
+        return topic.endswith("/" + SELF) and topic in self.self_checks()
+
     def subscriptions(self) -> tuple[Subscription, ...]:
         """What the agent listens to. Commands and requests are never replayed; the desired state is."""
         own = f"{self.prefix}/{self.device}"
@@ -192,7 +203,8 @@ def _unfit(topic: str) -> str | None:
 class ReplyAddress:
     """Where the answer to a request goes, already checked against the allow-list, and what it must carry.
 
-    `protocol` is 'v5' (response topic and correlation data) or 'v311' (id and reply_to in the body).
+    `protocol` is 'v5' (response topic and correlation data) or 'v311' (id and reply_to in the body). `qos` is that of
+    the request.
     """
 
     topic: str
@@ -200,6 +212,7 @@ class ReplyAddress:
     client: str
     correlation: bytes | None
     protocol: str
+    qos: int = 1
 
 
 class _Fields(Struct):
@@ -229,7 +242,7 @@ def find_address(inbound: Inbound, topics: Topics, max_bytes: int) -> ReplyAddre
     if request_id is None or not fit_id(request_id):
         request_id = correlation_id(correlation) if correlation else _fresh_id(inbound, topic)
     protocol = "v5" if inbound.response_topic else "v311"
-    return ReplyAddress(topic, request_id, allowed.client, correlation, protocol)
+    return ReplyAddress(topic, request_id, allowed.client, correlation, protocol, inbound.qos)
 
 
 def correlation_id(correlation: bytes) -> str:

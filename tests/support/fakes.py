@@ -21,7 +21,7 @@ from edge_agent.base.errors import EdgeError, WorkerError
 from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
-from edge_agent.protocol.envelope import NO_LISTENER, Inbound, LinkListener, Outbound
+from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
     AnyEvent,
@@ -55,6 +55,9 @@ class FakeTransport:
         self.last_words: list[Outbound] | None = None
         self.started = False
         self.events_waiting = self.events_lost = 0
+        self.nearly_full = False
+        self.backlog = Backlog()
+        self.troubles: list[str] = []
         self._waiting: deque[Inbound] = deque(maxlen=10_000)
         self._wake = asyncio.Event()
 
@@ -83,10 +86,17 @@ class FakeTransport:
         """See `ports.Transport`."""
         self.acked.append(message.ack)
 
-    @property
-    def max_payload_bytes(self) -> int:
+    def payload_limit(self, message: Outbound) -> int:
         """See `ports.Transport`."""
         return MESSAGE_BYTES
+
+    def waiting_of(self, client: str) -> Backlog:
+        """See `ports.Transport`."""
+        return self.backlog
+
+    def take_dropped(self) -> dict[str, int]:
+        """See `ports.Transport`."""
+        return {}
 
     def publish(self, message: Outbound) -> bool:
         """See `ports.Transport`; nothing is remembered while offline or full."""

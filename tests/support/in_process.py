@@ -166,9 +166,9 @@ class Device:
     def _probes_of(self, model: InstalledModel, adapter: str | None) -> ProbeFile | None:
         return self.probes.get(model.name if adapter is None else (model.name, adapter))
 
-    def _announce(self, kind: str, message: str, data: Mapping[str, Any], severity: Any = "warning") -> None:
+    def _announce(self, kind: str, message: str, data: Mapping[str, Any], *more: Any, **named: Any) -> None:
         self.events.append((kind, message))
-        self.publisher.event(kind, message, data, severity)
+        self.publisher.event(kind, message, data, *more, **named)
 
     def kinds(self) -> list[str]:
         """The events' kinds so far."""

@@ -17,7 +17,7 @@ from typing import Protocol
 from edge_agent.mqtt.connection import ConnAck, ConnectionListener
 from edge_agent.mqtt.reconnect import Reason
 from edge_agent.protocol.envelope import Inbound, Outbound
-from edge_agent.protocol.topics import Subscription
+from edge_agent.protocol.topics import SELF, Subscription
 
 RECEIVE_MAXIMUM = 20
 QUEUE_MESSAGES = 1000
@@ -111,6 +111,8 @@ class SimBroker:
         """A packet of the device arrived."""
         if message.retain:
             self.retained[message.topic] = message
+        if message.topic.endswith(f"/{SELF}"):  # the device's message to itself
+            self.send(Inbound(message.topic, message.payload, qos=1), asyncio.get_running_loop().time() + 10.0)
         self._heard(message, asyncio.get_running_loop().time())
 
     def left(self, connection: SimConnection) -> None:
@@ -154,6 +156,7 @@ class SimConnection:
         self._broker = broker
         self.will = will
         self._process = process
+        self.version = 5
         self.said_goodbye = False
         # Whatever was sent on it arrived.
         self.never_troubled = True
@@ -191,7 +194,7 @@ class SimConnection:
         self.subscribed = True
         self._broker.flush()
 
-    async def subscribe(self, wanted: Sequence[Subscription], timeout_s: float) -> list[str]:
+    async def subscribe(self, wanted: Sequence[Subscription], timeout_s: float) -> list[tuple[Subscription, str]]:
         """See `Connection.subscribe`."""
         await asyncio.sleep(2 * self._latency_s)
         if self.closed.done():

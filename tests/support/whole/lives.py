@@ -79,6 +79,7 @@ class Life:
             Topics(PREFIX, DEVICE).subscriptions(),
             builder.status("offline", "connection lost"),
             spool=self.spool,
+            own_topics=Topics(PREFIX, DEVICE).self_checks(),
             random01=self._dice.random,
         )
         self._link_publish = self.transport.publish

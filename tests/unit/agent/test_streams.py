@@ -10,6 +10,7 @@ import pytest
 from edge_agent.agent.context_sizing import Sizer
 from edge_agent.agent.respond import END_S
 from edge_agent.base.errors import WorkerError
+from edge_agent.base.limits import MESSAGE_BYTES
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.protocol.envelope import LinkChange, Outbound
@@ -365,7 +366,7 @@ def test_a_stream_whose_end_does_not_fit_a_message_is_told_so() -> None:
         await settle()
         worker = device.spawner.last
         worker.say("tester/1", "Once ")
-        worker.end("tester/1", "Once upon a time", rest="x" * device.transport.max_payload_bytes)
+        worker.end("tester/1", "Once upon a time", rest="x" * MESSAGE_BYTES)
         await settle()
         part, end = said(device, "1")
         assert (part["done"], end["status"]) == (False, 413)

@@ -12,12 +12,14 @@ from edge_agent.core.job import FINAL, Job, JobState
 from edge_agent.core.request_table import ANSWERS_BYTES, GRACE_S, RequestStatus, RequestTable
 
 
-def a_job(name: str = "1", deadline_s: float = 10.0) -> Job:
-    return Job(("client", name), "m", None, ("text",), {}, 5, deadline_s=deadline_s, received_s=0.0)
+def a_job(name: str = "1", deadline_s: float = 10.0, client: str = "client") -> Job:
+    return Job((client, name), "m", None, ("text",), {}, 5, deadline_s=deadline_s, received_s=0.0)
 
 
-def closed(table: RequestTable, name: str, deadline_s: float, answer: bytes | None = b"{}") -> Job:
-    job = a_job(name, deadline_s)
+def closed(
+    table: RequestTable, name: str, deadline_s: float, answer: bytes | None = b"{}", client: str = "client"
+) -> Job:
+    job = a_job(name, deadline_s, client)
     table.open(job)
     job.start(0.0)
     job.to(JobState.DONE)
@@ -247,3 +249,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
 LedgerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_a_client_that_floods_forgets_its_own_requests_and_answers_not_anothers() -> None:
+    table = RequestTable(max_entries=64, max_answer_bytes=800)
+    good = [closed(table, f"good-{index}", 20.0, b"good", client="good") for index in range(8)]
+    flood = [closed(table, f"flood-{index}", 30.0, bytes(90), client="flood") for index in range(500)]
+    assert table.closed_count <= 64
+    assert table.answer_bytes <= 800
+    assert all(table.answer(job.key) == b"good" for job in good)
+    assert table.status(flood[0].key, 0.0) is RequestStatus.NEW
+    assert table.answer(flood[-1].key) is not None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edge_agent.mqtt.outbox import RETURNS, STATES, Outbox
 from edge_agent.protocol import encode
-from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.envelope import Backlog, Outbound
 from edge_agent.protocol.topics import ReplyAddress
 
 
@@ -156,3 +156,104 @@ def test_an_answer_waits_in_the_outbox_no_longer_than_its_deadline() -> None:
     sent = box.take(10.29, qos1=True)
     assert sent is not None
     assert sent.fresh(10.29).expiry_s == 1.0, "on the wire there are only whole seconds"
+
+
+def answer(client: str, body: bytes = b"x", request_id: str | None = None) -> Outbound:
+    return Outbound(f"c/{client}", body, client=client, holds_place=True, request_id=request_id)
+
+
+def refusal(client: str, body: bytes = b"r", request_id: str | None = None, qos: int = 1) -> Outbound:
+    return Outbound(f"c/{client}", body, qos=qos, client=client, expendable=True, request_id=request_id)
+
+
+def test_clients_take_turns_and_refusals_go_last() -> None:
+    box = Outbox()
+    box.put(refusal("flood"), 0.0)
+    for number in range(3):
+        box.put(answer("many", b"%d" % number), 0.0)
+    box.put(answer("one"), 0.0)
+    sent = [(one.client, one.payload) for one in drain(box)]
+    assert sent == [("many", b"0"), ("one", b"x"), ("many", b"1"), ("many", b"2"), ("flood", b"r")]
+
+
+def test_refusals_leave_an_answer_the_room_it_needs_and_are_counted() -> None:
+    box = Outbox(max_messages=8, max_bytes=100)
+    assert [box.put(refusal("flood"), 0.0) for _ in range(3)] == [True, True, False]
+    assert box.displaced == 1
+    for number in range(8):
+        assert box.put(answer(f"good-{number}"), 0.0)
+    assert (len(box), box.displaced) == (8, 3)
+    assert not box.put(answer("one more"), 0.0), "answers have no room but the outbox's"
+    assert all(one.client != "flood" for one in drain(box))
+
+
+def test_a_client_gets_no_more_than_its_share_of_the_room_for_refusals() -> None:
+    box = Outbox(max_messages=100)
+    flood = sum(box.put(refusal("flood"), 0.0) for _ in range(100))
+    assert flood == 20, "four times as many as are left free"
+    assert box.put(refusal("other"), 0.0)
+
+
+def test_an_answer_takes_the_place_of_the_refusal_of_an_earlier_delivery() -> None:
+    """The first delivery was refused at the door and the refusal waits; the second one was taken, and answered."""
+    box = Outbox()
+    box.put(refusal("a", request_id="1"), 0.0)
+    box.put(refusal("a", request_id="2"), 0.0)
+    box.put(answer("a", b"done", request_id="1"), 0.0)
+    assert [one.payload for one in drain(box)] == [b"done", b"r"]
+
+
+def test_what_waits_says_whose_places_it_holds() -> None:
+    box = Outbox()
+    box.put(answer("a", b"12"), 0.0)
+    box.put(answer("b", b"345"), 0.0)
+    box.put(reply("c/a", size=10), 0.0)  # a part of a stream: its request is still open
+    box.put(refusal("a"), 0.0)
+    assert box.backlog("a") == Backlog(places=2, size_bytes=15, own_places=1, own_bytes=2)
+    item = box.take(0.0, qos1=True)
+    assert item is not None
+    assert box.backlog("a").places == 1
+    box.put_back([item])
+    assert box.backlog("a").places == 2
+
+
+def test_it_says_when_nothing_should_be_begun_or_taken_in() -> None:
+    box = Outbox(max_messages=80)
+    assert not box.crowded
+    for _ in range(11):
+        box.put(refusal("flood"), 0.0)
+    assert box.crowded, "the room for refusals is half taken"
+    assert not box.nearly_full
+    for number in range(30):
+        box.put(answer(str(number)), 0.0)
+    assert box.nearly_full
+
+
+def test_a_state_that_ends_connections_is_found_though_each_time_it_is_a_new_one() -> None:
+    """Telemetry at QoS 0 is never acknowledged, and is another message each time."""
+    box = Outbox()
+    for body in (b"1", b"2"):
+        box.put(state("telemetry", body, qos=0), 0.0)
+        item = box.take(0.0, qos1=True)
+        assert item is not None
+        assert box.returned([item]) == []
+        assert len(box) == 0, "the next one says more"
+    box.put(state("telemetry", b"3", qos=0), 0.0)
+    assert box.suspicious
+    item = box.take(0.0, qos1=True)
+    assert item is not None
+    assert [one.message.payload for one in box.returned([item])] == [b"3"]
+    box.put(state("telemetry", b"4", qos=0), 0.0)
+    assert not box.suspicious
+
+
+def test_a_state_that_the_broker_took_is_suspected_no_more() -> None:
+    box = Outbox()
+    for _ in range(RETURNS - 1):
+        box.put(state("status"), 0.0)
+        item = box.take(0.0, qos1=True)
+        assert item is not None
+        box.returned([item])
+    assert box.suspicious
+    box.proven("status")
+    assert not box.suspicious

@@ -1,0 +1,44 @@
+"""How many refusals a client is sent: a burst wholly, a flood at a rate, and none at another's cost."""
+
+from __future__ import annotations
+
+from edge_agent.base.limits import KIB
+from edge_agent.core.reply_rate import ALL_BURST, CLIENT_BURST, CLIENT_PER_S, CLIENTS_KEPT, ReplyRate
+
+
+def sent(rate: ReplyRate, client: str, count: int, now_s: float, size: int = 100) -> int:
+    return sum(rate.take(client, size, now_s) for _ in range(count))
+
+
+def test_five_thousand_at_once_are_answered_one_by_one() -> None:
+    rate = ReplyRate()
+    assert sent(rate, "burst", 5000, 0.0) == 5000
+    assert rate.take_withheld() == 0
+
+
+def test_a_flood_is_answered_at_a_rate_and_the_rest_is_counted() -> None:
+    rate = ReplyRate()
+    answered = sum(sent(rate, "flood", 290, tenth / 10) for tenth in range(100))
+    assert CLIENT_BURST <= answered <= CLIENT_BURST + 10 * CLIENT_PER_S
+    assert rate.take_withheld() == 29_000 - answered
+    assert rate.take_withheld() == 0
+    assert sent(rate, "other", 10, 10.0) == 10
+
+
+def test_a_large_answer_repeated_costs_what_it_has() -> None:
+    rate = ReplyRate()
+    times = sent(rate, "again", 5000, 0.0, size=101 * KIB)
+    assert times == -(-CLIENT_BURST // 101), "101 tokens each"
+
+
+def test_many_names_have_a_bound_together_and_are_not_all_remembered() -> None:
+    rate = ReplyRate()
+    assert sum(rate.take(f"name-{number}", 100, 0.0) for number in range(20_000)) == ALL_BURST
+    assert len(rate._clients) == CLIENTS_KEPT
+
+
+def test_a_clock_that_stands_still_gives_nothing() -> None:
+    rate = ReplyRate()
+    sent(rate, "a", int(CLIENT_BURST), 5.0)
+    assert not rate.take("a", 1, 5.0)
+    assert rate.take("a", 1, 5.5)
