@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from edge_agent.base.limits import KIB
 
-CLIENT_BURST = 8192.0
-"""More than the 5,000 requests at once that are to be answered one by one."""
+CLIENT_BURST = 16_384.0
+"""Three times the 5,000 requests at once that are to be answered one by one."""
 CLIENT_PER_S = 100.0
 ALL_BURST = 2 * CLIENT_BURST
 ALL_PER_S = 400.0

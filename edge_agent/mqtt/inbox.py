@@ -9,9 +9,11 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 
-from edge_agent.base.limits import INBOX_BYTES, INBOX_MESSAGES, RECEIVE_MAXIMUM
+from edge_agent.base.limits import INBOX_BYTES, INBOX_MESSAGES, INFLIGHT_MESSAGES, RECEIVE_MAXIMUM
 from edge_agent.protocol.envelope import Inbound
 
+IN_HAND = RECEIVE_MAXIMUM + INFLIGHT_MESSAGES
+"""Messages that may still come after reading was stopped: paho reads several packets at once."""
 PLACES_PER_FREE = 4
 """A client may hold four times as many places of the inbox as are free; see `core.admission`."""
 
@@ -22,8 +24,8 @@ class Inbox:
 
     `may_take` is False while nothing should be taken, because what answers it would find no room on the way out. When
     the inbox is full the transport stops reading the socket: TCP and the broker's queue hold the rest back, and nothing
-    is dropped; `on_room` is called when there is room again. Where the socket must be read all the same, messages of
-    QoS 0 beyond the bounds are dropped and counted; those of QoS 1 are at most `RECEIVE_MAXIMUM`.
+    is dropped; `on_room` is called when there is room again. Where the socket must be read all the same, messages
+    beyond the bounds are dropped and counted; those of QoS 1 the broker delivers again after the next connection.
     """
 
     def __init__(
@@ -59,13 +61,15 @@ class Inbox:
         key = "" if message.qos else message.response_topic or "/"
         queue = self._queues.get(key)
         free = self._max_messages - self._count
-        if message.qos == 0 and ((len(queue or ()) >= PLACES_PER_FREE * free) or self._bytes >= self._max_bytes):
+        if message.qos:
+            room = free + IN_HAND > 0
+        else:
+            room = len(queue or ()) < PLACES_PER_FREE * free and self._bytes < self._max_bytes
+        if not room:
             self.dropped += 1
             return False
         if queue is None:
-            queue = self._queues[key] = deque(maxlen=self._max_messages + RECEIVE_MAXIMUM + 1)
-        if len(queue) > self._max_messages + RECEIVE_MAXIMUM:
-            return False
+            queue = self._queues[key] = deque(maxlen=self._max_messages + IN_HAND)
         queue.append(message)
         self._count += 1
         self._bytes += len(message.payload)

@@ -252,9 +252,10 @@ class Outbox:
                 lost += 1
         return lost
 
-    def take(self, now_s: float, qos1: bool) -> Waiting | None:
-        """The next message to send, or None. With `qos1` False only QoS 0 (the in-flight window is full)."""
-        while (item := self._pop(qos1)) is not None:
+    def take(self, now_s: float, qos1: bool, hurried: bool = False) -> Waiting | None:
+        """The next message to send, or None. With `qos1` False (the in-flight window is full) only QoS 0, and with
+        `hurried` also what is expendable."""
+        while (item := self._pop(qos1, qos1 or hurried)) is not None:
             self._bytes -= item.size_bytes
             if not item.late(now_s):
                 return item
@@ -307,10 +308,10 @@ class Outbox:
             self.displaced += 1
         return self._fits(messages, size_bytes)
 
-    def _pop(self, qos1: bool) -> Waiting | None:
+    def _pop(self, qos1: bool, any_expendable: bool) -> Waiting | None:
         for topic, item in self._states.items():
             if qos1 or item.message.qos == 0:
                 return self._states.pop(topic)
         if self._again and (qos1 or self._again[0].message.qos == 0):
             return self._again.popleft()
-        return self._answers.pop(qos1) or self._expendable.pop(qos1)
+        return self._answers.pop(qos1) or self._expendable.pop(any_expendable)

@@ -355,9 +355,13 @@ class MqttTransport:
             # What may have ended connections goes alone, so that no other pays for it.
             if self._inflight and (suspicious or (self._event_sent and self._event_returns > 1)):
                 break
-            item = self._outbox.take(self._now_s(), qos1=len(self._inflight) < most)
+            free = len(self._inflight) < most
+            item = self._outbox.take(self._now_s(), qos1=free, hurried=self._inbox.full)
             if item is None:
                 break
+            if item.message.qos and not free:
+                # Acknowledgements come behind the requests that wait for this: it does not wait for one itself.
+                item = replace(item, message=replace(item.message, qos=0))
             if suspicious and not item.message.qos:
                 # Sent at QoS 1 it is known afterwards whether it was this one.
                 item = replace(item, message=replace(item.message, qos=1))
@@ -405,10 +409,11 @@ class MqttTransport:
         self._monitor.arrived(message.topic)
         connection = self._connection
         self._inbox.put(message)
-        # While answers wait for PUBACKs the socket must be read, since those come through it, too. While they wait for
-        # the socket to take more, or where the reader is behind, TCP and the broker's queue hold the rest back.
-        if connection is not None and self._inbox.full and (connection.congested or not self._outbox.crowded):
+        # TCP and the broker's queue hold the rest back. While answers fill the outbox and wait for PUBACKs the socket
+        # is read on, since those come through it, too. (Refusals do not wait for PUBACKs while the inbox is full.)
+        if connection is not None and self._inbox.full and (connection.congested or not self._outbox.nearly_full):
             connection.pause_reading()
+            self._pump()
 
     def acknowledged(self, mid: int, code: int, name: str) -> None:
         """See `connection.ConnectionListener`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_agent.mqtt.inbox import Inbox
+from edge_agent.mqtt.inbox import IN_HAND, Inbox
 from edge_agent.protocol.envelope import Inbound
 
 
@@ -23,6 +23,16 @@ def test_order_bounds_and_room() -> None:
         assert "".join([(await anext(stream)).topic for _ in range(8)]) == "abcdefgh"
         assert room == [3]
         assert inbox.dropped == 0
+
+    asyncio.run(run())
+
+
+def test_a_broker_that_ignores_our_receive_maximum_loses_nothing_before_the_socket_is_left_unread() -> None:
+    async def run() -> None:
+        inbox = Inbox(lambda: None, max_messages=10)
+        taken = [inbox.put(Inbound("a", b"", qos=1)) for _ in range(10 + IN_HAND + 5)]
+        assert taken == [True] * (10 + IN_HAND) + [False] * 5
+        assert inbox.dropped == 5
 
     asyncio.run(run())
 

@@ -257,3 +257,14 @@ def test_a_state_that_the_broker_took_is_suspected_no_more() -> None:
     assert box.suspicious
     box.proven("status")
     assert not box.suspicious
+
+
+def test_hurried_refusals_do_not_wait_for_the_window() -> None:
+    box = Outbox()
+    box.put(answer("a"), 0.0)
+    box.put(refusal("b"), 0.0)
+    assert box.take(0.0, qos1=False) is None
+    item = box.take(0.0, qos1=False, hurried=True)
+    assert item is not None
+    assert item.message.client == "b"
+    assert box.take(0.0, qos1=False, hurried=True) is None, "an answer waits for the window"
