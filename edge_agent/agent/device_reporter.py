@@ -16,11 +16,12 @@ from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.ports import Transport
+from edge_agent.agent.ports import AnnouncedDiscovery, Transport
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.status_builder import Identity, IntervalFigures, StatusBuilder
 from edge_agent.base.clock import Clock
 from edge_agent.core.model_lifecycle import ModelState
+from edge_agent.protocol import home_assistant
 from edge_agent.protocol.envelope import LinkChange, Outbound
 from edge_agent.protocol.messages import Runtime, Severity, State
 
@@ -37,10 +38,15 @@ LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERR
 class Publisher:
     """Publishes the agent's own messages; what the transport cannot take now is kept or dropped there."""
 
-    def __init__(self, builder: StatusBuilder, transport: Transport, clock: Clock) -> None:
+    def __init__(
+        self, builder: StatusBuilder, transport: Transport, clock: Clock, announced: AnnouncedDiscovery | None = None
+    ) -> None:
         self._builder = builder
         self._transport = transport
         self._clock = clock
+        self._announced = announced
+        # Topics that were withdrawn on this connection, as far as the broker has not refused it.
+        self._withdrawn: set[str] = set()
         # By kind: when the minute began, and the events since then. The kinds are `messages.EVENT_KINDS`.
         self._recent: dict[str, tuple[float, int]] = {}
         # The same by kind and client.
@@ -98,9 +104,31 @@ class Publisher:
         self._transport.publish(self._builder.telemetry(figures))
 
     def home_assistant(self) -> None:
-        """Publish the discovery message of Home Assistant, where the operator wants it."""
-        if self._builder.identity.home_assistant:
-            self._transport.publish(self._builder.home_assistant())
+        """Publish the discovery message of Home Assistant, where the operator wants it, and withdraw those that this
+        device published under another name, or before it was switched off."""
+        wanted = self._builder.home_assistant() if self._builder.identity.home_assistant else None
+        known = self._announced.read() if self._announced is not None else ()
+        self._withdrawn = {topic for topic in known if wanted is None or topic != wanted.topic}
+        for topic in sorted(self._withdrawn):
+            self._transport.publish(home_assistant.withdrawal(topic))
+        if wanted is None:
+            return
+        if self._announced is not None and wanted.topic not in known:
+            # Before it is published: what the broker retains must never be forgotten here.
+            self._announced.write((*known, wanted.topic))
+        self._transport.publish(wanted)
+
+    def refused(self, topic: str, reason: str) -> None:
+        """The broker refuses a message on this topic: what should be withdrawn there is tried again later."""
+        if topic in self._withdrawn:
+            self._withdrawn.discard(topic)
+            log.warning("the announcement on %s cannot be withdrawn: %s", topic, reason)
+
+    def forget_withdrawn(self) -> None:
+        """A heartbeat after it was sent on a connection that still is, a withdrawal counts as delivered."""
+        if self._withdrawn and self._announced is not None and self._transport.connected:
+            self._announced.write([topic for topic in self._announced.read() if topic not in self._withdrawn])
+            self._withdrawn.clear()
 
     def last_words(self, reason: str) -> Outbound:
         """The offline status of an orderly end, for `Transport.stop`."""
@@ -149,6 +177,10 @@ class DeviceReporter:
             self.report()
             self._publisher.home_assistant()
 
+    def undelivered(self, topic: str, reason: str) -> None:
+        """The broker refused a message of the agent's own."""
+        self._publisher.refused(topic, reason)
+
     def unsendable(self, topic: str, why: str) -> None:
         """A message of the agent's own cannot be sent to this broker: an event, once."""
         what = topic.removeprefix(f"{self._context.topics.prefix}/{self._context.topics.device}/")
@@ -179,6 +211,7 @@ class DeviceReporter:
         """Report at every heartbeat, until cancelled."""
         while True:
             await asyncio.sleep(self._identity.heartbeat_s)
+            self._publisher.forget_withdrawn()
             self.report()
 
     async def run_telemetry(self) -> None:

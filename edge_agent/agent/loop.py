@@ -120,6 +120,8 @@ class Agent:
         """The broker refused a message, or no subscription matched it: end the streamed answer that it is part of."""
         if message.request_id is not None and not message.expendable and not message.holds_place:
             self._server.stop_streams(f"{message.topic}: {reason}", message.request_id, message.topic)
+        elif message.client is None:
+            self._reporter.undelivered(message.topic, reason)
 
     async def _take_messages(self) -> None:
         async for message in self._context.transport.messages():

@@ -174,6 +174,20 @@ class FootprintCache(Protocol):
         ...
 
 
+class AnnouncedDiscovery(Protocol):
+    """The discovery topics on which this device was announced, kept over restarts.
+
+    Implemented by `store.announced_discovery.DiscoveryFile`."""
+
+    def read(self) -> Sequence[str]:
+        """The topics; none where the file is missing or damaged."""
+        ...
+
+    def write(self, topics: Sequence[str]) -> None:
+        """Replace the topics atomically. A failure is logged, not raised."""
+        ...
+
+
 class Worker(Protocol):
     """A child process that holds one model. Implemented by `worker.supervisor.WorkerProcess`."""
 

@@ -53,6 +53,7 @@ from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.memory import daemon_bytes
 from edge_agent.sensors.suite import SensorSuite
+from edge_agent.store.announced_discovery import DiscoveryFile
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
 from edge_agent.store.state_folder import DaemonHold
@@ -111,7 +112,7 @@ def build(
     identity = _identity(settings, sensors.board, threads)
     builder = StatusBuilder(identity, topics, clock)
     transport = _transport(settings, topics, will=builder.status("offline", "connection lost"))
-    publisher = Publisher(builder, transport, clock)
+    publisher = Publisher(builder, transport, clock, DiscoveryFile(state_dir))
 
     acks = AckWindow(transport.ack)
     energy = EnergyMeter(wiring.utilisation(sensors.board))

@@ -433,7 +433,8 @@ class MqttTransport:
                 self._spool.pop(item)
         elif code and isinstance(item, Waiting):
             nobody = code == NO_MATCHING_SUBSCRIBERS
-            self._listener.undelivered(item.message, "nobody listens there" if nobody else name)
+            if not (nobody and item.message.retain):
+                self._listener.undelivered(item.message, "nobody listens there" if nobody else name)
         self._pump()
 
     def writable(self) -> None:

@@ -18,6 +18,7 @@ from edge_agent.protocol.topics import Topics
 
 DISCOVERY_PREFIX = "homeassistant"
 ORIGIN = "edge-agent"
+MANUFACTURERS = ("Raspberry Pi", "NVIDIA")
 MISSED_INTERVALS = 3
 """A sensor whose telemetry stayed away for so many intervals is unavailable: telemetry itself expires then."""
 
@@ -72,15 +73,35 @@ def discovery(topics: Topics, board: str, version: str, interval_s: float) -> Ou
             component["state_class"] = "measurement"
         components[key] = {**component, "expire_after": round(MISSED_INTERVALS * interval_s)}
     body = {
-        "dev": {"ids": [f"{ORIGIN}_{unique}"], "name": topics.device, "mdl": board, "sw": version},
+        "dev": {
+            "ids": [f"{ORIGIN}_{unique}"],
+            "name": topics.device,
+            "mf": manufacturer(board),
+            "mdl": board,
+            "sw": version,
+        },
         "o": {"name": ORIGIN, "sw": version},
         "availability": [{"topic": topics.status, "value_template": _AVAILABLE}],
         "state_topic": topics.telemetry,
         "qos": 0,
         "cmps": components,
     }
-    topic = f"{DISCOVERY_PREFIX}/device/{unique}/config"
-    return Outbound(topic, msgspec.json.encode(body), qos=1, retain=True, keep="latest")
+    return Outbound(config_topic(topics), msgspec.json.encode(body), qos=1, retain=True, keep="latest")
+
+
+def config_topic(topics: Topics) -> str:
+    """Where a device announces itself."""
+    return f"{DISCOVERY_PREFIX}/device/{object_id(topics.device)}/config"
+
+
+def withdrawal(topic: str) -> Outbound:
+    """The empty retained message that deletes a device announced there."""
+    return Outbound(topic, b"", qos=1, retain=True, content_type=None, keep="latest")
+
+
+def manufacturer(board: str) -> str:
+    """Who made a board, by the beginning of its name; the maker of the software where that is not known."""
+    return next((maker for maker in MANUFACTURERS if board.startswith(maker)), ORIGIN)
 
 
 def object_id(device: str) -> str:

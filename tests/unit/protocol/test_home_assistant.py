@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.protocol import encode, messages
 from edge_agent.protocol import messages as forms
-from edge_agent.protocol.home_assistant import discovery, object_id
+from edge_agent.protocol.home_assistant import discovery, manufacturer, object_id
 from edge_agent.protocol.topics import Topics
 
 TOPICS = Topics("edge/v1", "greenhouse-pi")
@@ -78,6 +78,8 @@ def test_the_message_has_what_device_discovery_requires() -> None:
     assert (message.topic, message.retain) == ("homeassistant/device/greenhouse-pi/config", True)
     found = body()
     assert found["dev"]["ids"] == ["edge-agent_greenhouse-pi"]
+    assert found["dev"]["mf"] == "Raspberry Pi"
+    assert [manufacturer(board) for board in ("NVIDIA Jetson Orin", "unknown machine")] == ["NVIDIA", "edge-agent"]
     assert found["o"]["name"] == "edge-agent"
     assert found["state_topic"] == TOPICS.telemetry
     assert {component["p"] for component in found["cmps"].values()} == {"sensor"}
