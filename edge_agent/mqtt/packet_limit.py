@@ -2,9 +2,11 @@
 
 A broker of MQTT 5 names its limit in CONNACK. One of 3.1.1 cannot: it ends the connection when a packet is too large,
 and so do brokers that do not permit a topic. `outbox` finds out which message it was; here is kept what follows from
-it: nothing of that size or larger is sent on its topic, and where it has more than 1 KiB and more than whatever this
-broker has taken before, nothing so large on any topic. That holds for a day, since a broker's settings change; for ten
-minutes where the message answered a client, who may have chosen a topic that the broker hangs up on.
+it. Nothing of half its size or more is sent on its topic. Where it had more than 1 KiB, and more than whatever this
+broker has taken before, nothing is sent on any topic that has more than the next power of two below: limits are set to
+those, and a message that is a little smaller each time must not end three connections each time. That holds for a day,
+since a broker's settings change; for ten minutes where the message answered a client, who may have chosen a topic that
+the broker hangs up on.
 
 Pure: no connection, and the time is an argument. A file of its own because the sizes of packets are.
 """
@@ -27,6 +29,8 @@ PACKET_BYTES_MAX = 268_435_455 + 5
 
 @dataclass(frozen=True, slots=True)
 class _Learned:
+    """A limit that was learned, and until when it holds."""
+
     packet_bytes: int
     until_s: float
 
@@ -53,7 +57,7 @@ class PacketLimit:
     @property
     def packet_bytes(self) -> int | None:
         """The largest packet that the broker takes, None where that is not known."""
-        learned = self._learned.packet_bytes - 1 if self._learned else None
+        learned = self._learned.packet_bytes if self._learned else None
         known = [one for one in (self._named, learned) if one is not None]
         return min(known, default=None)
 
@@ -106,9 +110,10 @@ class PacketLimit:
     def ended_connections(self, message: Outbound, now_s: float) -> None:
         """This message, alone on its way, was there when connections ended."""
         size = packet_bytes(message, self._version)
-        learned = _Learned(size, now_s + (FORGET_S if message.client is None else FORGET_CLIENTS_S))
+        until_s = now_s + (FORGET_S if message.client is None else FORGET_CLIENTS_S)
         if size > max(self._largest_taken, LEAST_BYTES):
-            self._learned = learned
+            below = 1 << (size - 1).bit_length() - 1
+            self._learned = _Learned(max(self._largest_taken, below), until_s)
         if len(self._topics) >= TOPICS_KEPT:
             del self._topics[next(iter(self._topics))]
-        self._topics[message.topic] = learned
+        self._topics[message.topic] = _Learned(size // 2, until_s)

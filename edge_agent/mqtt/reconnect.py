@@ -139,12 +139,15 @@ class Retry:
         self._silent_ends = 0
         self._try_old = False
 
-    def explain(self, reason: Reason, lasted_s: float) -> Reason:
-        """The reason, with a likely cause as its remedy where connections repeatedly break soon after they began."""
+    def explain(self, reason: Reason, lasted_s: float, on_its_way: str | None = None) -> Reason:
+        """The reason, with a likely cause as its remedy: a large message that was `on_its_way` when the connection
+        broke, or another client where connections repeatedly break soon after they began."""
         if lasted_s >= STABLE_S or not reason.silent:
             self._short_lives = 0
         elif lasted_s > 0:
             self._short_lives += 1
+        if on_its_way is not None and reason.silent:
+            return replace(reason, remedy=f"{on_its_way} was on its way: is it larger than the broker takes?")
         if self._short_lives < SHORT_LIVES:
             return reason
         return replace(reason, remedy="again and again, soon after connecting: does another client use this client id?")

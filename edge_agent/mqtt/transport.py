@@ -21,7 +21,7 @@ from edge_agent.mqtt.connection import ConnAck, Connection
 from edge_agent.mqtt.inbox import Inbox
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.outbox import RETURNS, Outbox, Waiting
-from edge_agent.mqtt.packet_limit import PacketLimit
+from edge_agent.mqtt.packet_limit import LEAST_BYTES, PacketLimit
 from edge_agent.mqtt.packets import subscribe_bytes
 from edge_agent.mqtt.reconnect import Reason, Retry
 from edge_agent.mqtt.spool import Spool
@@ -76,7 +76,7 @@ class MqttTransport:
         # By packet id: what is on its way, or the spool's token of an event.
         self._inflight: dict[int, Waiting | int] = {}
         # States that were sent at QoS 0: a PUBACK for something that was sent later shows that the broker took them.
-        self._unproven: dict[str, Waiting] = {}
+        self._unproven: dict[str, tuple[int, Waiting]] = {}
         self._connection: Connection | None = None
         self._connack: ConnAck | None = None
         self._epoch = 0
@@ -88,6 +88,8 @@ class MqttTransport:
         # Connections in a row that ended while the oldest event was on its way.
         self._event_returns = 0
         self._events_held_until_s = 0.0
+        # The largest message that was on its way when the last connection ended.
+        self._on_its_way: str | None = None
         self._unsendable = 0
         self._dropped: dict[str, int] = {}
         self.publish_failures = 0
@@ -202,7 +204,7 @@ class MqttTransport:
         while True:
             began_s = self._now_s()
             reason, lasted_s = await self._connect_once()
-            told = self._retry.explain(reason, lasted_s)
+            told = self._retry.explain(reason, lasted_s, self._on_its_way)
             self._report(LinkChange(False, told.kind, str(told), detail=told.detail))
             pause_s = self._retry.pause_s(reason, lasted_s, self._random01())
             log.debug("dialling again in %.1f s (last attempt took %.1f s)", pause_s, self._now_s() - began_s)
@@ -211,6 +213,7 @@ class MqttTransport:
     async def _connect_once(self) -> tuple[Reason, float]:
         """One connection from connecting to its end: why it ended, and for how many seconds it was up."""
         self._epoch += 1
+        self._on_its_way = None
         connection = Connection(self._options, self._retry.version, self._will, self, self._epoch)
         self._connection = connection
         answer = await connection.open()
@@ -275,7 +278,10 @@ class MqttTransport:
         if self._checking is not None:
             self._checking.cancel()
         unsent = [item for item in self._inflight.values() if isinstance(item, Waiting)]
-        unsent += self._unproven.values()
+        unsent += [item for _, item in self._unproven.values()]
+        largest = max(unsent, key=lambda item: item.size_bytes, default=None)
+        if largest is not None and largest.size_bytes > LEAST_BYTES:
+            self._on_its_way = f"{largest.message.topic} with {largest.size_bytes:,} bytes"
         self._event_came_back()
         self._inflight.clear()
         self._unproven.clear()
@@ -375,7 +381,7 @@ class MqttTransport:
             if item.message.qos:
                 self._inflight[mid] = item
             elif item.message.keep == "latest":
-                self._unproven[item.message.topic] = item
+                self._unproven[item.message.topic] = (mid, item)
         self._pump_events(connection, most)
         self._inbox.look_again()
 
@@ -421,7 +427,7 @@ class MqttTransport:
             return
         item = self._inflight.pop(mid)
         failed = code >= 0x80
-        self._note_taken(item, failed)
+        self._note_taken(mid, item, failed)
         if failed and not (isinstance(item, Waiting) and self._monitor.not_sent(item.message.topic)):
             self._say_failure(item, f"{name} (0x{code:02X})")
         if isinstance(item, int) and self._spool is not None:
@@ -444,11 +450,12 @@ class MqttTransport:
         if not self._inbox.full:
             self._resume()
 
-    def _note_taken(self, item: Waiting | int, failed: bool) -> None:
-        """The broker has answered to a message: what was sent before it has arrived, too."""
-        for topic in self._unproven:
+    def _note_taken(self, mid: int, item: Waiting | int, failed: bool) -> None:
+        """The broker has answered to a message: what was sent before it has arrived, too. Packet ids count up, and
+        begin anew after 65,535."""
+        for topic in [topic for topic, (sent, _) in self._unproven.items() if (mid - sent) % 65_536 < 32_768]:
             self._outbox.proven(topic)
-        self._unproven.clear()
+            del self._unproven[topic]
         if isinstance(item, Waiting) and item.message.keep == "latest":
             self._outbox.proven(item.message.topic)
         if isinstance(item, Waiting) and not failed:

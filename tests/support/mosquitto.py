@@ -133,6 +133,10 @@ class Mosquitto:
         """Let it run again."""
         self._send(signal.SIGCONT)
 
+    def reload(self) -> None:
+        """Let it read its access list again."""
+        self._send(signal.SIGHUP)
+
     def _send(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)

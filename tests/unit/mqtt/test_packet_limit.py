@@ -80,9 +80,13 @@ def test_what_ended_connections_is_not_sent_again_nor_what_is_as_large(more: Map
     found.took(Outbound("status", bytes(1500)))
     found.ended_connections(Outbound("telemetry", bytes(3000), **more), 0.0)
     assert "ended connections" in str(found.refuses(Outbound("telemetry", bytes(3000)), 1.0))
+    assert "ended connections" in str(found.refuses(Outbound("telemetry", bytes(2100)), 1.0)), "a little smaller"
     assert "ended connections" in str(found.refuses(Outbound("models", bytes(3100)), 1.0))
-    assert found.refuses(Outbound("models", bytes(2900)), 1.0) is None
-    assert found.payload_bytes(Outbound("t", b"")) < 3000 + len("telemetry")
+    assert found.refuses(Outbound("models", bytes(2000)), 1.0) is None
+    assert found.packet_bytes == 2048
+    found.ended_connections(Outbound("models", bytes(2000), **more), 0.0)
+    assert found.packet_bytes is not None
+    assert found.packet_bytes == packet_bytes(Outbound("status", bytes(1500)), 4), "that it has taken"
     later_s = FORGET_CLIENTS_S if more else FORGET_S
     assert found.refuses(Outbound("models", bytes(3100)), later_s - 1.0) is not None
     assert found.refuses(Outbound("models", bytes(3100)), later_s) is None
