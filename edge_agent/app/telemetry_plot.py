@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import UsageError
+from edge_agent.base.shown_text import one_line
 
 Row = Mapping[str, str]
 COLUMNS = (
@@ -38,7 +39,7 @@ def plot(arguments: argparse.Namespace) -> int:
         ) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{arguments.picture} cannot be written: {error}") from error
-    print(f"{arguments.picture}: {len({row['time'] for row in rows})} reports of {_plain(rows[0]['device'])}")
+    print(f"{arguments.picture}: {len({row['time'] for row in rows})} reports of {one_line(rows[0]['device'])}")
     return 0
 
 
@@ -76,6 +77,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"text.parse_math": False})  # a name with '$' is no formula
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(3, 1, figsize=(11, 8), sharex=True, layout="constrained")
@@ -83,8 +85,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     reports = list({row["time"]: row for row in rows}.values())
     _line(axes[0], reports, begin_s, lambda row: _number(row, "temperature_c"), "temperature", COLOURS[5])
     _line(axes[0], reports, begin_s, lambda row: _number(row, "forecast_c"), "in ten seconds", COLOURS[3])
-    axes[0].set_title(f"{_plain(rows[0]['device'])}: temperature, °C", loc="left")
-    rows = [{**row, "device": _plain(row["device"]), "model": _plain(row["model"])} for row in rows]
+    axes[0].set_title(f"{one_line(rows[0]['device'])}: temperature, °C", loc="left")
+    rows = [{**row, "device": one_line(row["device"]), "model": one_line(row["model"])} for row in rows]
     models = sorted({row["model"] for row in rows if row["model"]})
     for colour, model in zip(COLOURS * len(models), models, strict=False):
         own = [row for row in rows if row["model"] == model]
@@ -113,11 +115,6 @@ def _line(axes: Any, rows: Sequence[Row], begin_s: float, value: Callable[[Row],
     axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, linestyle=style)
     axes.annotate(name, points[-1], xytext=(5, 0), textcoords="offset points", color=colour, va="center", fontsize=9,
                   annotation_clip=False)  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    """A name without what a terminal or matplotlib's formulas would act on."""
-    return "".join(letter for letter in name if letter.isprintable()).replace("$", "")
 
 
 def _number(row: Row, column: str) -> float | None:

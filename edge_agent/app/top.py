@@ -20,6 +20,8 @@ import msgspec
 
 from edge_agent.app.ask import CONNECT_S, DeviceTarget, target
 from edge_agent.base.errors import BrokerError, UsageError
+from edge_agent.base.shown_text import csv_cell, one_line
+from edge_agent.base.terminal import control
 from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import LinkChange, LinkListener
@@ -235,8 +237,8 @@ def _sensor(report: Report, key: str) -> float | None:
 
 
 def _cut(line: str, width: int) -> str:
-    """The text without control characters, which a device could send to the terminal."""
-    line = "".join(char if char.isprintable() else "?" for char in line)
+    """The text, without what a device could do to the terminal, in `width` characters."""
+    line = one_line(line)
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
@@ -313,7 +315,8 @@ def top(arguments: argparse.Namespace) -> int:
             if live:
                 size = shutil.get_terminal_size()
                 screen = lines(seen, now_s, size.columns)[: size.lines - 1]
-                print(CLEAR + "\n".join(screen), end="", flush=True)
+                control(sys.stdout, CLEAR)
+                print("\n".join(screen), end="", flush=True)
             elif kind == "telemetry":
                 print("\n".join(lines(seen, now_s, 120)), flush=True)
             if arguments.once and seen.status is not None and seen.status["state"] == "offline":
@@ -328,11 +331,12 @@ def top(arguments: argparse.Namespace) -> int:
 
     try:
         if live:
-            print(HIDE, end="")
+            control(sys.stdout, HIDE)
         return asyncio.run(show())
     finally:
         if live:
-            print(SHOW)
+            control(sys.stdout, SHOW)
+            print()
 
 
 def record(arguments: argparse.Namespace) -> int:
@@ -354,7 +358,9 @@ def record(arguments: argparse.Namespace) -> int:
                 _check_columns(path)
             async for kind, body in _hear(place):
                 if kind == "telemetry":
-                    table.writerows(rows(place.device, body))
+                    table.writerows(
+                        {name: csv_cell(value) for name, value in row.items()} for row in rows(place.device, body)
+                    )
                     file.flush()
                     count += 1
                 if time.monotonic() >= until_s:

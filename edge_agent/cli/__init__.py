@@ -10,13 +10,20 @@ import sys
 from collections.abc import Sequence
 
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
+from edge_agent.base.terminal import clean_streams, hang_up, last_resort, system_error
 from edge_agent.cli.verbs import parser as build_parser
 
 __all__ = ["main"]
+PROGRAM = "edge-agent"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. Nothing that a verb raises leaves it as a traceback."""
+    with clean_streams():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if "verb" not in options:
@@ -25,13 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.verb(options) or 0)
     except (UsageError, ConfigError) as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except EdgeError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
+        hang_up()
         return 1
     except KeyboardInterrupt:
-        print("edge-agent: interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"{PROGRAM}: {system_error(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: the program ends with one line and a file
+        print(last_resort(PROGRAM, error, options.verb.__name__), file=sys.stderr)
+        return 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.base.shown_text import one_line
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Topics
 
@@ -76,8 +77,8 @@ def discovery(topics: Topics, board: str, version: str, interval_s: float) -> Ou
         "dev": {
             "ids": [f"{ORIGIN}_{unique}"],
             "name": topics.device,
-            "mf": manufacturer(board),
-            "mdl": board,
+            "mf": one_line(manufacturer(board)),
+            "mdl": one_line(board),
             "sw": version,
         },
         "o": {"name": ORIGIN, "sw": version},

@@ -22,7 +22,13 @@ COMPOSITION_ROOT = "edge_agent/app/"
 # Task boundaries where anything may come out of foreign code; each says in a comment what happens next.
 # tokens.py: `tokenizers` raises bare Exception for a file it cannot read; the load fails with its words.
 BROAD_EXCEPT_ALLOWED = frozenset(
-    {"edge_agent/sensors/jtop.py", "edge_agent/tasks/tokens.py", "edge_agent/worker/child.py"}
+    {
+        "edge_agent/cli/__init__.py",
+        "edge_agent/sensors/jtop.py",
+        "edge_agent/tasks/tokens.py",
+        "edge_agent/worker/child.py",
+        "tools/edge_forge/cli.py",
+    }
 )
 
 # Standard containers that take any number of items unless a bound is given: module, class, the bound's name and place.
@@ -77,6 +83,7 @@ PARSERS = {
         "generator_hint",
         "the hint of `edge-agent infer`: replies carry no cause, and agents of all releases send this reason",
     ),
+    "edge_agent/base/shown_text.py": ("many_lines", "replaces characters that a terminal acts on, whatever the words"),
     "edge_agent/backends/llamacpp/library.py": (
         "cpu_words take",
         "the log lines of llama.cpp, which has no other interface for these",

@@ -72,7 +72,7 @@ def test_what_cannot_be_drawn_or_recorded_is_said(tmp_path: Path) -> None:
     assert not picture.exists()
     other.write_text(head + "1,p\x1b[31mi,10,$\\frac{$,1,0,1,1,,\n11,pi,10,$\\frac{$,1,0,1,1,,\n")
     drawn = said(cli("plot", other, picture))
-    assert "2 reports of p[31mi" in drawn, drawn
+    assert "2 reports of p�[31mi" in drawn, drawn
     other.write_text("time,device\n1,pi\n")
     kept = other.read_bytes()
     recorded = cli("record", other, "--seconds", 1, "--host", "127.0.0.1", "--port", 1, "--device", "pi")

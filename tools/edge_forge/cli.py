@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_agent import __version__
 from edge_agent.base.errors import EdgeError, UsageError
+from edge_agent.base.terminal import clean_streams, hang_up, last_resort, system_error
 from edge_forge.kinds.registry import DEFAULT, KINDS
 
 # verb: (module with `main(arguments: argparse.Namespace) -> int | None`, what it does)
@@ -30,7 +31,12 @@ _PACKAGE_COMMANDS = "edge_forge.package.package_commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. Nothing that a verb raises leaves it as a traceback."""
+    with clean_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         work: Callable[[argparse.Namespace], int | None] = _load(arguments.run)
@@ -44,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nedge-forge: stopped; finished steps are kept, nothing half-written is", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        hang_up()
+        return 1
+    except OSError as error:
+        print(f"edge-forge: {system_error(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: the program ends with one line and a file
+        print(last_resort("edge-forge", error, str(getattr(arguments, "verb", arguments.run))), file=sys.stderr)
+        return 1
 
 
 def _load(place: str) -> Callable[[argparse.Namespace], int | None]:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from edge_agent.base.terminal import control
+
 _REDRAW_S = 0.1  # a terminal shows no more
 _LINE_S = 15.0  # a log wants to know that work goes on, not every step of it
 _QUIET_S = 8.0  # work that shows nothing for so long gets a line
@@ -148,8 +150,9 @@ class Progress:
 
     def _write(self, text: str, moving: bool) -> None:
         with self._lock:  # a line of `working` comes from a thread of its own
-            lead = "\r\x1b[K" if self._moving else ""
-            self._stream.write(f"{lead}{text}{'' if moving else chr(10)}")
+            if self._moving:
+                control(self._stream, "\r\x1b[K")
+            self._stream.write(f"{text}{'' if moving else chr(10)}")
             self._stream.flush()
             self._moving = moving
             self.written_s = self.clock()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from edge_agent.base.shown_text import html_text, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +73,30 @@ def markdown(blocks: Sequence[Block], figures: str = "figures") -> str:
 
 def _markdown(block: Block, figures: str) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {block.text}"
+        return f"{'#' * block.level} {_plain(block.text)}"
     if isinstance(block, Paragraph):
-        return block.text
+        return _plain(block.text)
     if isinstance(block, Items):
-        return "\n".join(f"- {item}" for item in block.items)
+        return "\n".join(f"- {_plain(item)}" for item in block.items)
     if isinstance(block, Drawing):
-        return f"![{block.caption}]({figures}/{block.name}.svg)\n\n*{block.caption}*"
-    lines = [_row(block.columns), _row([":---" if not right else "---:" for right in numeric(block)])]
-    return "\n".join([*lines, *(_row([cell.replace("|", "\\|") for cell in row]) for row in block.rows)])
+        return f"![{_plain(block.caption)}]({figures}/{block.name}.svg)\n\n*{_plain(block.caption)}*"
+    lines = [
+        _row([_cell(column) for column in block.columns]),
+        _row([":---" if not right else "---:" for right in numeric(block)]),
+    ]
+    return "\n".join([*lines, *(_row([_cell(cell) for cell in row]) for row in block.rows)])
+
+
+def _plain(text: str) -> str:
+    """Text of a page in Markdown: one line, and no tag outside of `code`, which shows what it holds as it is."""
+    parts = re.split(r"(`[^`]+`)", one_line(text))
+    return "".join(
+        part if part.startswith("`") and at % 2 else part.replace("<", "&lt;") for at, part in enumerate(parts)
+    )
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -101,7 +117,7 @@ def page(title: str, blocks: Sequence[Block]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{html_text(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 
@@ -126,7 +142,7 @@ def _html(block: Block) -> str:
 
 def _inline(text: str) -> str:
     """Escaped text with `code` and **bold** spans."""
-    escaped = html.escape(text)
+    escaped = html_text(text)
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)
 

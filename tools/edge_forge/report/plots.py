@@ -10,6 +10,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edge_agent.base.shown_text import one_line
+
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B7280"
 _WIDTH = 8.0
 
@@ -32,6 +34,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
         {
             "svg.hashsalt": "edge-forge", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
             "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E5E7EB",
+            "text.parse_math": False,  # a label with '$' is no formula
             "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
         }
     )  # fmt: skip
@@ -70,6 +73,7 @@ def curves(points: Sequence[Mapping[str, float]], best_epoch: float) -> str:
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Gold labels down, answers across; shade is the share of the gold label's rows, numbers are rows."""
+    labels = [one_line(label) for label in labels]
     side = max(3.6, 1.6 + 0.36 * len(labels))
     figure, axes = _figure(min(side + 1.4, 11.0), min(side + 0.6, 10.5))
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
@@ -118,6 +122,10 @@ def bars(panels: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> str:
     Names that begin with the same word have one colour. A panel of shares (all values within 0..1 and above 0.5, no
     unit after a comma in its title) begins near its smallest value, and its title says so.
     """
+    panels = [
+        (one_line(title), form, {one_line(name): value for name, value in values.items()})
+        for title, form, values in panels
+    ]
     names = list(panels[0][2])
     figure, axes = _figure(max(_WIDTH, 2.4 * len(panels)), 1.1 + 0.42 * len(names), len(panels))
     kinds = list(dict.fromkeys(name.split(" ")[0] for name in names))
