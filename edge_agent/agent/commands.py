@@ -1,7 +1,8 @@
 """Carries out the orders to the device over MQTT; their names and bodies are `protocol.messages.ORDERS`.
 
 One order is carried out at a time, beside the requests; a second one is refused with a time to try again. Changes of
-the store run in a process of their own (`Operator`), so that the daemon never loads the signature library.
+the store run in a process of their own (`Operator`), so that the daemon never loads the signature library. Their events
+are sent when the daemon sees the store changed (`agent.store_changes`), as for changes by a command on the board.
 """
 
 from __future__ import annotations
@@ -131,9 +132,7 @@ class Commands:
 
     async def _install(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, InstallOrder)
-        report = await self._operator.install(body.package)
-        self._context.announce("installed", f"package {body.package!r} is active", dict(report), "info")
-        return report
+        return await self._operator.install(body.package)
 
     async def _remove(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, RemoveOrder)
@@ -141,9 +140,7 @@ class Commands:
 
     async def _rollback(self, command: Command) -> Mapping[str, Any]:
         body = _body(command, ModelOrder)
-        report = await self._of(body.model, self._operator.rollback(body.model))
-        self._context.announce("rolled-back", f"model {body.model!r} is back at the version before", dict(report))
-        return report
+        return await self._of(body.model, self._operator.rollback(body.model))
 
     async def _of(self, model: str, change: Awaitable[Mapping[str, Any]]) -> Mapping[str, Any]:
         """Change a model in the store. A model that is not served may still lie damaged in the store, so the store

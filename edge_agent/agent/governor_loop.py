@@ -10,8 +10,9 @@ from dataclasses import replace
 from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.ports import Clocks, Library
+from edge_agent.agent.ports import Clocks
 from edge_agent.agent.serving import ModelServer
+from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.base.runtimes import traits
 from edge_agent.core import governor, sensor_validation, variants
 from edge_agent.protocol.messages import Severity
@@ -30,7 +31,7 @@ class GovernorLoop:
         context: Context,
         config: governor.GovernorConfig,
         host: HostMonitor,
-        library: Library,
+        changes: StoreChanges,
         manager: ModelManager,
         server: ModelServer,
         clocks: Clocks | None = None,
@@ -39,9 +40,9 @@ class GovernorLoop:
         self._clocks = clocks
         self._config = config if clocks is None else replace(config, clocks=clocks.shares)
         self._host = host
-        self._library = library
         self._manager = manager
         self._server = server
+        self._changes = changes
         self._state = governor.GovernorState()
         self._generation = -1
         self._had: set[str] = set()
@@ -63,10 +64,11 @@ class GovernorLoop:
 
     def refresh_models(self) -> None:
         """Apply what was installed, removed or rolled back since the last round."""
-        generation = self._library.generation()
+        generation = self._changes.generation()
         if generation == self._generation:
             return
         new = self._manager.sync()
+        self._changes.announce()
         # Set after the sync: a store that could not be read is read again in the next round.
         self._generation = generation
         for served in self._manager.served_models.values():

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edge_agent.base.causes import DeathCause
 from edge_agent.base.reading import Reading
-from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
+from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
@@ -99,6 +99,10 @@ class Library(Protocol):
 
     def generation(self) -> int:
         """A number that changes whenever `active()` may have changed; one stat call."""
+        ...
+
+    def installed(self) -> Mapping[str, InstalledState]:
+        """Every installed model, also one that cannot run. Raises StoreError."""
         ...
 
 

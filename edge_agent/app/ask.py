@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ import msgspec
 from edge_agent.app import wiring
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import DEADLINE_MAX_S
-from edge_agent.config.load import device_id, load
+from edge_agent.config.load import DEFAULT_PATH, default_readable, device_id, load
+from edge_agent.config.secrets import service_secrets_hidden
+from edge_agent.config.settings import Settings
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
@@ -42,11 +45,18 @@ class DeviceTarget:
 
 
 def target(arguments: argparse.Namespace) -> DeviceTarget:
-    """The settings' broker and device, unless the command line names others. Raises UsageError for impossible names."""
+    """The settings' broker and device, unless the command line names others. Raises UsageError for impossible names.
+
+    Who may not read the settings of the service asks without them.
+    """
     wiring.quiet_rooms()
     config: Path | None = arguments.config
-    settings = load(config)
-    options = wiring.mqtt_options(settings, "")
+    hidden = config is None and not default_readable()
+    # A broker that the command line names never gets the service's password.
+    own = arguments.host is None or arguments.host == "localhost"
+    settings = load(Path(os.devnull) if hidden else config)
+    options = wiring.mqtt_options(settings, "", wiring.operator_environment(config) if own else None)
+    _note_what_is_hidden(arguments, settings, hidden)
     if arguments.host is not None:
         options = replace(options, host=arguments.host)
     if arguments.port is not None:
@@ -58,6 +68,18 @@ def target(arguments: argparse.Namespace) -> DeviceTarget:
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be {what} name: letters, digits and . _ : @ - are taken, at most 64")
     return DeviceTarget(options, settings.mqtt.prefix, device)
+
+
+def _note_what_is_hidden(arguments: argparse.Namespace, settings: Settings, hidden: bool) -> None:
+    """Say what this user may not read of the service, where the command line does not replace it."""
+    if hidden and (arguments.host is None or arguments.device is None):
+        missing = " and ".join(name for name in ("--host", "--device") if getattr(arguments, name[2:]) is None)
+        note = (
+            f"{DEFAULT_PATH} may not be read by this user; without {missing}, {settings.mqtt.host} and this host's name"
+        )
+        print(f"edge-agent: {note} are taken (or use sudo, or join the group edge-agent)", file=sys.stderr)
+    elif settings.mqtt.username is not None and settings.mqtt.password_file is None and service_secrets_hidden():
+        print("edge-agent: the service's password may be read by root alone; use sudo to ask with it", file=sys.stderr)
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -32,16 +33,19 @@ from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.respond import Responder
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
+from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
 from edge_agent.app.state_keeper import StateKeeper
 from edge_agent.base.child_python import module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
+from edge_agent.base.shown_text import one_line
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
 from edge_agent.config.settings import Settings
 from edge_agent.core.energy import EnergyMeter
+from edge_agent.lifecycle.running_code import code_stamp
 from edge_agent.lifecycle.supervision import Signals, SystemdNotifier
 from edge_agent.mqtt.spool import Spool
 from edge_agent.mqtt.transport import MqttTransport
@@ -54,14 +58,27 @@ from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.memory import daemon_bytes
 from edge_agent.sensors.suite import SensorSuite
 from edge_agent.store.announced_discovery import DiscoveryFile
+from edge_agent.store.announced_state import AnnouncedFile
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.state_folder import DaemonHold
+from edge_agent.store.state_folder import DaemonHold, be_owner
 from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
 log = logging.getLogger("edge_agent")
 JTOP_RETRY_S = 30.0
+
+
+class JournalFormatter(logging.Formatter):
+    """A message is one line of the journal, whatever name or reason it holds: a line break in one would begin a line of
+    its own there."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        """See `logging.Formatter`; a traceback is added after it."""
+        return one_line(super().formatMessage(record))
 
 
 def run(config: Path | None, sysroot: Path | None) -> int:
@@ -70,8 +87,11 @@ def run(config: Path | None, sysroot: Path | None) -> int:
     A state folder that cannot be written is no such error: what is installed is served, and the folder waited for.
     """
     settings = load(config)
-    logging.basicConfig(level=settings.log.level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-    hold = DaemonHold(settings.store.state_dir, settings.store.inbox_path)
+    logging.basicConfig(level=settings.log.level.upper(), stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JournalFormatter())
+    be_owner(settings.store.state_dir)
+    hold = DaemonHold(settings.store.state_dir, settings.store.inbox_path, code_stamp())
     try:
         asyncio.run(_serve(settings, config, sysroot or settings.sensors.sysroot, hold))
     finally:
@@ -139,7 +159,8 @@ def build(
 
     governor_config = wiring.governor_config(settings, sensors.board, max_rows, threads)
     clock_cap = ClockCap(sysroot, state_dir) if settings.thermal.set_clock else None
-    governor_loop = GovernorLoop(context, governor_config, host, library, manager, server, clock_cap)
+    changes = StoreChanges(context, library, AnnouncedFile(state_dir))
+    governor_loop = GovernorLoop(context, governor_config, host, changes, manager, server, clock_cap)
     guard = MemoryGuard(context, manager, host)
     canary = CanaryProber(context, manager, library.probes, settings.telemetry.canary_s)
     runtimes = functools.partial(find_runtimes, spawn_options, worker.backends)
@@ -208,10 +229,23 @@ class StoreProcess:
         self._inbox = inbox
 
     async def install(self, package: str) -> Mapping[str, Any]:
-        """See `commands.Operator`; only names inside the incoming folder are taken."""
+        """See `commands.Operator`; only names inside the incoming folder are taken. What is installed leaves it."""
         if "/" in package or package.startswith(".") or not package.isprintable() or not package:
             raise StoreError(f"{package!r} is not the name of a file in the incoming folder", str(self._inbox))
-        return await self._run("install", str(self._inbox / package))
+        report = await self._run("install", str(self._inbox / package))
+        await asyncio.to_thread(self._clear, self._inbox / package)
+        return report
+
+    def _clear(self, package: Path) -> None:
+        """Remove an installed package from the incoming folder: its bytes are in the store, and a small disk has no
+        room for both."""
+        try:
+            if package.is_dir() and not package.is_symlink():
+                shutil.rmtree(package)
+            else:
+                package.unlink()
+        except OSError as error:
+            log.warning("%s is installed and stays in the incoming folder: %s", package, error.strerror or error)
 
     async def remove(self, model: str, adapter: str | None) -> Mapping[str, Any]:
         """See `commands.Operator`."""

@@ -6,18 +6,18 @@ A file of its own because no other verb loads the doctor and the units of the se
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import statistics
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from edge_agent.app import wiring
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import BrokerError, EdgeError, WorkerError
-from edge_agent.config.load import DEFAULT_PATH, check
+from edge_agent.base.terminal import print_json
+from edge_agent.config.load import DEFAULT_PATH, check, default_exists
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import doctor as verdicts
 from edge_agent.lifecycle import service as units
@@ -26,6 +26,7 @@ from edge_agent.lifecycle.service import IMAGE_PYTHON, ServiceTarget, status
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
 from edge_agent.protocol.topics import Subscription
+from edge_agent.store.state_folder import running_code
 from edge_agent.worker.one_shot import available_backends
 
 BROKER_S = 5.0
@@ -34,7 +35,11 @@ ROUND_TRIPS = 15
 
 def service(action: str, root: Path | None, python: str | None, drop_ins: Sequence[str] | None, purge: bool) -> int:
     """Install, uninstall or look at the systemd service, here or in an image. Raises UsageError, EdgeError."""
-    place = ServiceTarget(root or Path("/"), python or (sys.executable if root is None else IMAGE_PYTHON))
+    place = ServiceTarget(
+        root or Path("/"),
+        python or (sys.executable if root is None else IMAGE_PYTHON),
+        running=running_code,
+    )
     if action == "status":
         found = status(place)
         print("\n".join(found.lines()))
@@ -48,19 +53,19 @@ def doctor(config: Path | None, as_json: bool) -> int:
     """Look at everything that the agent needs here; exit code 1 when something does not work."""
     wiring.quiet_rooms()
     settings, problems = check(config)
-    source = str(config if config is not None else DEFAULT_PATH if DEFAULT_PATH.exists() else "defaults")
+    source = str(config if config is not None else DEFAULT_PATH if default_exists() else "defaults")
     facts = survey(
         settings,
         problems,
         source,
         SystemClock(),
         runtimes=_runtimes(settings),
-        broker=_broker(settings),
-        service=status(ServiceTarget(Path("/"), sys.executable)),
+        broker=_broker(settings, wiring.operator_environment(config)),
+        service=status(ServiceTarget(Path("/"), sys.executable, running=running_code)),
     )
     checks = verdicts.examine(facts)
     if as_json:
-        print(json.dumps([asdict(found) for found in checks], ensure_ascii=False, indent=2))
+        print_json([asdict(found) for found in checks], 2)
     else:
         print("\n".join([*(found.line() for found in checks), verdicts.summary(checks)]))
     return 1 if verdicts.failed(checks) else 0
@@ -75,20 +80,20 @@ def _runtimes(settings: Settings) -> tuple[RuntimeProbe, ...]:
     return runtime_probes(found)
 
 
-def _broker(settings: Settings) -> BrokerProbe:
+def _broker(settings: Settings, env: Mapping[str, str]) -> BrokerProbe:
     address = f"{settings.mqtt.host}:{settings.mqtt.broker_port}"
     try:
-        return asyncio.run(_round_trips(settings, address))
+        return asyncio.run(_round_trips(settings, address, env))
     except EdgeError as error:
         return BrokerProbe(address, None, reason=error.what, remedy=error.remedy or "")
 
 
-async def _round_trips(settings: Settings, address: str) -> BrokerProbe:
+async def _round_trips(settings: Settings, address: str, env: Mapping[str, str]) -> BrokerProbe:
     """Messages to ourselves, in the one place where any client may speak and listen."""
     name = f"doctor-{secrets.token_hex(4)}"
     topic = f"{settings.mqtt.prefix}/client/{name}/reply/ping"
     said: list[LinkChange] = []
-    transport = MqttTransport(wiring.mqtt_options(settings, name), [Subscription(topic)])
+    transport = MqttTransport(wiring.mqtt_options(settings, name, env), [Subscription(topic)])
     await transport.start(LinkListener(said.append))
     try:
         for _ in range(round(BROKER_S / 0.02)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,8 +11,10 @@ from typing import Any
 
 from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
+from edge_agent.base.shown_text import one_line
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
+from edge_agent.bundle.layout import package_descriptor
 from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
@@ -24,7 +27,7 @@ from edge_agent.sensors.time_sync import ClockSync, clock_sync
 from edge_agent.store.install import InstallReport
 from edge_agent.store.install_plan import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.state_folder import become_owner, running_daemon
+from edge_agent.store.state_folder import be_owner, become_owner, running_daemon
 from edge_agent.worker import one_shot as workers
 
 
@@ -84,18 +87,33 @@ def _ceiling_bytes(settings: Settings, suite: SensorSuite) -> int | None:
 
 def install(config: Path | None, package: Path, progress: Progress = silent, again: bool = False) -> dict[str, Any]:
     """Verify, probe and activate a package. Raises PackageError, StoreError; then nothing has changed."""
-    settings = _settings_of_owner(config)
-    if not package.exists():
-        raise PackageError("there is no such file", str(package), "name a package that `edge-forge` wrote")
-    root = settings.store.trust_root
-    if not (settings.store.allow_unsigned or root.exists()):
-        raise PackageError(
-            "is missing, so no signature can be checked", str(root), "put the root.json of `edge-forge keygen` there"
-        )
-    report = open_library(settings, again).install(package, progress)
+    descriptor = package_descriptor(package)
+    try:
+        settings = _settings_of_owner(config)
+        if not settings.store.allow_unsigned and trust(settings) is None:
+            root = str(settings.store.trust_root)
+            remedy = "put the root.json of `edge-forge keygen` there"
+            raise PackageError("is missing, so no signature can be checked", root, remedy)
+        report = open_library(settings, again).install(package, progress, descriptor)
+    finally:
+        os.close(descriptor)
     fields = report_fields(report)
+    if report.changed:
+        journal(f"installed {fields['what']} from {package.name}")
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
+
+
+def journal(text: str) -> None:
+    """A line in the system's journal on a change that a person made here, and who it was. The daemon reports what its
+    own processes change, and sends an event for every change."""
+    if "JOURNAL_STREAM" in os.environ:
+        return
+    import syslog  # only commands that change something need it
+
+    who = os.environ.get("SUDO_USER") or str(os.getuid())
+    syslog.openlog("edge-agent", syslog.LOG_PID)
+    syslog.syslog(syslog.LOG_NOTICE, f"{one_line(text)} (by {one_line(who)})")
 
 
 def _heard_by(settings: Settings) -> list[str]:
@@ -134,6 +152,7 @@ def rollback(config: Path | None, model: str) -> dict[str, Any]:
     lost = {one.name for one in before.adapters} - {one.name for one in returned.adapters} if before else set()
     notes = [f"without {', '.join(sorted(lost))}"] if lost else []
     text = f"{model} is back at version {returned.version} ({returned.variant.name})"
+    journal(text)
     return {
         "text": "\n  ".join([text, *notes, *_heard_by(settings)]),
         "model": model,
@@ -146,12 +165,14 @@ def remove(config: Path | None, model: str, adapter: str | None) -> dict[str, An
     settings = _settings_of_owner(config)
     ModelStore(wiring.store_dir(settings)).remove(model, adapter)
     what = f"adapter {adapter} of {model}" if adapter else model
+    journal(f"removed {what}")
     return {"text": "\n  ".join([f"removed {what}", *_heard_by(settings)]), "model": model, "adapter": adapter}
 
 
 def models(config: Path | None) -> list[dict[str, Any]]:
     """The installed models, active or damaged."""
     settings = load(config)
+    be_owner(settings.store.state_dir)
     library = ModelStore(wiring.store_dir(settings))
     reasons = {history.name: history.why for history in library.models()}
     active = library.active()

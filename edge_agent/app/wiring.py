@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.config import secrets
-from edge_agent.config.load import device_id
+from edge_agent.config.load import DEFAULT_PATH, device_id
 from edge_agent.config.settings import Settings
 from edge_agent.core import adapter_routing
 from edge_agent.core.energy import UtilisationModel
@@ -33,23 +33,33 @@ def quiet_rooms() -> None:
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
 
 
+def operator_environment(config: Path | None) -> Mapping[str, str]:
+    """Where a command finds secrets: with the service's own settings the service's own, else only what settings name.
+
+    Settings of another file may lead to another broker, which must not get the service's password.
+    """
+    own = config is None or config.absolute() == DEFAULT_PATH
+    return secrets.service_environment() if own else os.environ
+
+
 def topics(settings: Settings) -> Topics:
     """The device's topic tree."""
     return Topics(settings.mqtt.prefix, device_id(settings), settings.mqtt.pools)
 
 
-def mqtt_options(settings: Settings, client_id: str) -> MqttOptions:
-    """How to reach the broker. Raises ConfigError when a secret cannot be read."""
+def mqtt_options(settings: Settings, client_id: str, env: Mapping[str, str] | None = None) -> MqttOptions:
+    """How to reach the broker, with the secrets that `env` leads to (None: this process's environment). Raises
+    ConfigError when a secret cannot be read."""
     tls = None
     if settings.mqtt.tls.enabled:
-        files = secrets.tls_files(settings)
+        files = secrets.tls_files(settings, env)
         tls = TlsOptions(ca_file=_text(files.ca), cert_file=_text(files.cert), key_file=_text(files.key))
     return MqttOptions(
         host=settings.mqtt.host,
         port=settings.mqtt.broker_port,
         client_id=client_id,
         username=settings.mqtt.username,
-        password=secrets.mqtt_password(settings),
+        password=secrets.mqtt_password(settings, env),
         tls=tls,
         keepalive_s=settings.mqtt.keepalive_s,
         session_expiry_s=settings.mqtt.session_expiry_s,

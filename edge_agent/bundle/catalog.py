@@ -124,6 +124,16 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class InstalledState:
+    """What tells one state of an installed model from another: its version (a rollback has a lower one), the digest of
+    its chosen variant, the names of its adapters."""
+
+    version: int
+    variant: str
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class InstalledModel:
     """A model as it is active on this device, with the one variant that was chosen and its adapters.
 

@@ -86,15 +86,33 @@ class Package:
         return {f"sha256:{name[len(BLOBS) :]}": size for name, size in self.sizes.items() if name.startswith(BLOBS)}
 
 
-def open_package(path: Path) -> Package:
-    """Open a tar or a folder. Raises PackageError when it is neither, or holds anything but a package's files."""
-    where = path.name or str(path)
+def package_descriptor(path: Path) -> int:
+    """A descriptor of a tar or of a folder, for `open_package`. Raises PackageError.
+
+    A command opens it before it gives up rights that the way there needs (a home with mode 0700), and reads afterwards.
+    """
     try:
-        found = path.stat()
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        remedy = "name a package that `edge-forge` wrote"
+        raise PackageError("there is no such file", str(path), remedy) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise PackageError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}", str(path)) from error
+
+
+def open_package(path: Path, descriptor: int | None = None) -> Package:
+    """Open a tar or a folder, or what was opened already (`descriptor`, which stays the caller's). Raises PackageError
+    when it is neither, or holds anything but a package's files.
+    """
+    where = path.name or str(path)
+    own = package_descriptor(path) if descriptor is None else os.dup(descriptor)
+    try:
+        found = os.fstat(own)
         if stat.S_ISDIR(found.st_mode):
-            return Package(_Folder(path, where), where)
+            return Package(_Folder(own, where), where)
         if stat.S_ISREG(found.st_mode):
-            return Package(_Tar(path, where), where)
+            return Package(_Tar(own, where), where)
+        os.close(own)
     except OSError as error:
         raise PackageError(f"it cannot be opened: {error.strerror}", str(path)) from error
     raise PackageError("it is neither a file nor a folder", str(path))
@@ -131,9 +149,9 @@ class _Window(io.RawIOBase):
 
 
 class _Tar:
-    def __init__(self, path: Path, where: str) -> None:
+    def __init__(self, descriptor: int, where: str) -> None:
         with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(path.open("rb"))
+            self._file = stack.enter_context(os.fdopen(descriptor, "rb"))
             size = os.fstat(self._file.fileno()).st_size
             self._members = {member.name: member for member in tarform.read_members(self._file, size, where)}
             stack.pop_all()
@@ -152,17 +170,17 @@ class _Tar:
 class _Folder:
     """Three folders held open by descriptor: the package, `root`, `blobs/sha256`."""
 
-    def __init__(self, path: Path, where: str) -> None:
+    def __init__(self, descriptor: int, where: str) -> None:
         self._where = where
         self._folders: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
         with contextlib.ExitStack() as stack:
             self._stack = stack
-            self._enter(path)
+            self._enter(descriptor)
             self._stack = stack.pop_all()
 
-    def _enter(self, path: Path) -> None:
-        top = self._descend("", os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    def _enter(self, descriptor: int) -> None:
+        top = self._descend("", descriptor)
         self._list(top, "", folders=("root", "blobs"))
         if "root" in self._names(top):
             self._list(self._descend("root/", self._open_folder("root", top)), "root/")

@@ -7,13 +7,13 @@ pays only for itself.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
 from edge_agent.base.errors import ConfigError, UsageError
+from edge_agent.base.terminal import print_json
 from edge_agent.base.units import bytes_text
 
 
@@ -236,7 +236,7 @@ def infer(options: argparse.Namespace) -> int:
     if options.stream and not served and shown and not options.json:
         print()  # the reason begins a line of its own
     if options.json:
-        print(json.dumps(reply, ensure_ascii=False))
+        print_json(reply)
     else:
         hint = generator_hint(reply)
         print(answer_text(reply, hint), file=sys.stdout if served else sys.stderr)
@@ -274,7 +274,10 @@ def bench(options: argparse.Namespace) -> int:
     from edge_agent.app.bench import bench_text, load_test
 
     figures = load_test(options)
-    print(json.dumps(figures, ensure_ascii=False) if options.json else bench_text(figures))
+    if options.json:
+        print_json(figures)
+    else:
+        print(bench_text(figures))
     return 0 if "200" in figures["statuses"] else 1
 
 
@@ -285,7 +288,7 @@ def order(options: argparse.Namespace) -> int:
     reply = order(options, options.order, {"model": options.model})
     done = reply["status"] == 200
     if options.json:
-        print(json.dumps(reply, ensure_ascii=False))
+        print_json(reply)
     elif done:
         held = (reply.get("result") or {}).get("footprint_bytes")
         print(f"{options.order} {options.model}: done" + (f", it holds {bytes_text(held)}" if held else ""))
@@ -328,7 +331,7 @@ def models(options: argparse.Namespace) -> int:
 
     listed = models(options.config)
     if options.json:
-        print(json.dumps(listed, ensure_ascii=False, indent=2))
+        print_json(listed, 2)
     else:
         print(models_text(listed, options.why))
     return 0
@@ -359,6 +362,7 @@ def check_config(options: argparse.Namespace) -> int:
     """Check a settings file; 1 when it is not sound."""
     from edge_agent.app.wiring import topics
     from edge_agent.config import load
+    from edge_agent.lifecycle import service_user
 
     if options.example:
         from edge_agent.config.example import example_toml
@@ -372,14 +376,18 @@ def check_config(options: argparse.Namespace) -> int:
             device = topics(settings).device
         except ConfigError as error:
             problems = (error,)
+    source = options.file or (load.DEFAULT_PATH if load.default_exists() else None)
+    paths = service_user.paths_to_read(settings, source)
+    hidden = service_user.unreadable(paths)
+    problems += tuple(ConfigError(said, None, service_user.remedy(paths[words])) for words, said in hidden.items())
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         print(f"edge-agent: {count} in the settings", file=sys.stderr)
         return 1
-    source = options.file or (load.DEFAULT_PATH if load.DEFAULT_PATH.exists() else "no settings file, defaults alone")
-    print(f"{source}: sound; device {device!r}, broker {settings.mqtt.host}:{settings.mqtt.broker_port}")
+    where = source or "no settings file, defaults alone"
+    print(f"{where}: sound; device {device!r}, broker {settings.mqtt.host}:{settings.mqtt.broker_port}")
     return 0
 
 
@@ -392,7 +400,7 @@ def service(options: argparse.Namespace) -> int:
 
 def _print_report(report: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     else:
         print(report["text"])
     return 0

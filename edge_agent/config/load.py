@@ -27,6 +27,12 @@ else:
 DEFAULT_PATH = Path("/etc/edge-agent/edge-agent.toml")
 """Read when no file is named and it exists."""
 
+_REMEDIES: Mapping[type[OSError], str] = {
+    FileNotFoundError: "`edge-agent check-config --example` prints one to start from",
+    PermissionError: "use sudo, or join the group that may read it: sudo usermod -aG edge-agent USER; or name a file "
+    "of your own with --config",
+    IsADirectoryError: "name the settings file",
+}
 ENV_PREFIX = "EDGE_AGENT__"
 FILE_BYTES = MIB
 
@@ -43,6 +49,29 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Sett
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"{len(problems)} problems in the settings:{listed}")
     return settings
+
+
+def default_exists() -> bool:
+    """Whether there is a settings file of the service. True as well where this user may not look: reading then says
+    so."""
+    try:
+        DEFAULT_PATH.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def default_readable() -> bool:
+    """Whether this user may read the settings of the service, or there are none."""
+    try:
+        with DEFAULT_PATH.open("rb"):
+            return True
+    except PermissionError:
+        return False
+    except OSError:
+        return True
 
 
 def check(path: Path | None = None, env: Mapping[str, str] | None = None) -> tuple[Settings, tuple[ConfigError, ...]]:
@@ -76,14 +105,14 @@ def device_id(settings: Settings, hostname: str | None = None) -> str:
 
 
 def _table(path: Path | None) -> dict[str, Any]:
-    if path is None and not DEFAULT_PATH.exists():
+    if path is None and not default_exists():
         return {}
     path = DEFAULT_PATH if path is None else path
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES + 1)
     except OSError as problem:
-        remedy = "`edge-agent check-config --example` prints one to start from" if not path.exists() else None
+        remedy = _REMEDIES.get(type(problem))
         raise ConfigError(f"cannot be read: {problem.strerror}", str(path), remedy) from problem
     if len(data) > FILE_BYTES:
         raise ConfigError(f"is larger than {FILE_BYTES} bytes; this is not a settings file", str(path))

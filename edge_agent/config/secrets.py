@@ -16,6 +16,9 @@ from edge_agent.base.limits import KIB
 from edge_agent.config.settings import Settings
 
 SECRET_BYTES = 4 * KIB
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
+SERVICE_CREDENTIALS = Path("/etc/edge-agent/credentials")
+"""The folder that the unit loads the service's credentials from; root's alone."""
 
 
 class TlsFiles(NamedTuple):
@@ -42,9 +45,27 @@ def tls_files(settings: Settings, env: Mapping[str, str] | None = None) -> TlsFi
     return TlsFiles(tls.ca or credential("mqtt-ca", env), cert, key)
 
 
+def service_environment(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """The environment in which a command of an operator finds the service's secrets: those that systemd hands over, or,
+    for who may read it, the folder that systemd takes them from."""
+    env = os.environ if env is None else env
+    return env if env.get(CREDENTIALS_VARIABLE) else {**env, CREDENTIALS_VARIABLE: str(SERVICE_CREDENTIALS)}
+
+
+def service_secrets_hidden() -> bool:
+    """Whether there may be secrets of the service that this user may not read."""
+    try:
+        os.listdir(SERVICE_CREDENTIALS)  # noqa: PTH208 - only whether it may be read counts
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def credential(name: str, env: Mapping[str, str] | None = None) -> Path | None:
     """The file of a systemd credential, or None where there is none or it is blank (the unit's fallback)."""
-    folder = (os.environ if env is None else env).get("CREDENTIALS_DIRECTORY")
+    folder = (os.environ if env is None else env).get(CREDENTIALS_VARIABLE)
     if not folder:
         return None
     path = Path(folder) / name

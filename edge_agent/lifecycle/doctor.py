@@ -13,6 +13,7 @@ from typing import Literal
 from edge_agent.base.units import bytes_text
 from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import default_reserve_bytes
+from edge_agent.lifecycle import service_user
 from edge_agent.lifecycle.doctor_facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
 from edge_agent.sensors import throttle
 from edge_agent.sensors.time_sync import ClockSync
@@ -70,6 +71,8 @@ def _settings(facts: DoctorFacts) -> Iterator[Check]:
         yield Check("settings", "fail", problem)
     if not facts.settings_problems:
         yield Check("settings", "ok", facts.settings_source)
+    for path, sentence in facts.hidden_from_service:
+        yield Check("settings", "fail", sentence, service_user.remedy(path))
     for path in facts.open_secrets:
         yield Check("settings", "warn", f"every user of this system can read the secret {path}", f"chmod o-rwx {path}")
 
@@ -339,5 +342,7 @@ def _service(facts: DoctorFacts) -> Iterator[Check]:
         yield Check("service", "fail", f"{found.state or 'state unknown'}", "journalctl -u edge-agent -n 50")
     elif not found.current:
         yield Check("service", "warn", "the unit is of another version", "sudo edge-agent service install")
+    elif found.stale:
+        yield Check("service", "warn", found.stale_text, "sudo systemctl restart edge-agent")
     else:
         yield Check("service", "ok", found.state or "installed")

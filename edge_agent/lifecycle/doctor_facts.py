@@ -17,6 +17,7 @@ from edge_agent.base.errors import ConfigError
 from edge_agent.base.reading import Reading
 from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
+from edge_agent.lifecycle import service_user
 from edge_agent.lifecycle.service import ServiceStatus
 from edge_agent.protocol.worker_messages import RuntimeAvailable, RuntimeReport
 from edge_agent.sensors.boards import Board, read_cpu_features
@@ -102,6 +103,7 @@ class DoctorFacts:
     state: StateFolder | None = None
     trust_root: Path | None = None
     trust_root_exists: bool = False
+    hidden_from_service: tuple[tuple[Path, str], ...] = ()
     allow_unsigned: bool = False
     wall_s: float | None = None
     clock_sync: ClockSync = ClockSync.UNKNOWN
@@ -157,7 +159,8 @@ def survey(
         open_secrets=_open_secrets(settings),
         state=_state(settings),
         trust_root=settings.store.trust_root,
-        trust_root_exists=settings.store.trust_root.is_file(),
+        trust_root_exists=_is_file(settings.store.trust_root),
+        hidden_from_service=_hidden(settings, source),
         allow_unsigned=settings.store.allow_unsigned,
         wall_s=clock.wall_s(),
         clock_sync=clock_sync(root),
@@ -165,6 +168,19 @@ def survey(
         broker=broker,
         service=service,
     )
+
+
+def _is_file(path: Path) -> bool:
+    """False as well where this user may not look."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _hidden(settings: Settings, source: str) -> tuple[tuple[Path, str], ...]:
+    paths = service_user.paths_to_read(settings, None if source == "defaults" else Path(source))
+    return tuple((paths[words], sentence) for words, sentence in service_user.unreadable(paths).items())
 
 
 def runtime_probes(answers: Mapping[str, RuntimeReport]) -> tuple[RuntimeProbe, ...]:
@@ -193,7 +209,7 @@ def _devices(root: Path) -> tuple[DeviceFile, ...]:
     found: list[DeviceFile] = []
     for name, group in DEVICES:
         path = root / name
-        if path.exists():
+        if os.path.lexists(path):
             found.append(DeviceFile(path, os.access(path, os.R_OK), group))
     return tuple(found)
 
@@ -215,5 +231,5 @@ def _state(settings: Settings) -> StateFolder:
     try:
         free = os.statvfs(path)
     except OSError:
-        return StateFolder(path, path.exists(), False, 0, reserve)
+        return StateFolder(path, os.path.lexists(path), False, 0, reserve)
     return StateFolder(path, True, os.access(path, os.W_OK | os.X_OK), free.f_bavail * free.f_frsize, reserve)

@@ -6,6 +6,7 @@ unless it purges. In an image nothing is started and no systemctl is called; sys
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.example import example_toml
+from edge_agent.config.load import check
+from edge_agent.lifecycle.running_code import code_stamp
 
 COMMAND_TIMEOUT_S = 120.0
 """`systemctl start` waits for READY; other commands take less."""
@@ -51,6 +54,7 @@ UNIT = "edge-agent.service"
 HIDDEN_FROM_SERVICE = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not written to
 """Hidden by the unit's ProtectHome and PrivateTmp: an interpreter there cannot be started."""
 
+_PYTHON = re.compile(r"^ExecStart=(/[A-Za-z0-9_./+@-]+) ", re.MULTILINE)
 _EXEC = re.compile(r"^ExecStart=\S+(?P<rest> .*)$", re.MULTILINE)
 
 
@@ -118,11 +122,15 @@ STATE = "var/lib/edge-agent"
 
 @dataclass(frozen=True, slots=True)
 class ServiceTarget:
-    """The system to work on: `root` is / or an image's root, `python` the interpreter as seen from inside it."""
+    """The system to work on: `root` is / or an image's root, `python` the interpreter as seen from inside it.
+
+    `running` tells which code the daemon on a state folder runs (`store.state_folder.running_code`).
+    """
 
     root: Path
     python: str
     runner: Runner = run_command
+    running: Callable[[Path], str | None] = lambda _state_dir: None
 
     @property
     def live(self) -> bool:
@@ -145,7 +153,7 @@ def install(target: ServiceTarget, drop_ins: Sequence[str] | None = None, start:
     """
     _check(target, drop_ins or ())
     done: list[str] = []
-    changed = _put(target, f"{SYSTEM}/{UNIT}", rendered_unit(target.python), done)
+    changed = _put(target, f"{SYSTEM}/{UNIT}", _wanted_unit(target), done)
     if drop_ins is not None:
         changed |= _choose_drop_ins(target, drop_ins, done)
     _put(target, SYSUSERS, read_unit_file("edge-agent.sysusers.conf"), done)
@@ -159,6 +167,24 @@ def install(target: ServiceTarget, drop_ins: Sequence[str] | None = None, start:
     else:
         _prepare_image(target, done)
     return done
+
+
+def _wanted_unit(target: ServiceTarget) -> str:
+    """The unit of this version, with the interpreter's path as the installed unit writes it where that is the same one:
+    an image names `python`, the board's own command is run by `python3`."""
+    path = target.path(f"{SYSTEM}/{UNIT}")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        there = _PYTHON.search(path.read_text(encoding="utf-8"))
+        if there is not None and _same_interpreter(target.root, there[1], target.python):
+            return rendered_unit(there[1])
+    return rendered_unit(target.python)
+
+
+def _same_interpreter(root: Path, one: str, other: str) -> bool:
+    """Whether two paths are names of one interpreter of one environment (a virtual environment is known by the folder,
+    the file is a link to the system's)."""
+    paths = [root / path.lstrip("/") for path in (one, other)]
+    return one == other or (paths[0].parent == paths[1].parent and paths[0].resolve() == paths[1].resolve())
 
 
 def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
@@ -260,7 +286,16 @@ def _activate(target: ServiceTarget, start: bool, changed: bool, done: list[str]
     _run(target, ["systemctl", "daemon-reload"], done)
     _run(target, ["systemctl", "enable", UNIT], done)
     if start:
-        _run(target, ["systemctl", "restart" if changed else "start", UNIT], done)
+        running = target.running(_state_dir(target))
+        restart = changed or (running is not None and running != code_stamp())
+        _run(target, ["systemctl", "restart" if restart else "start", UNIT], done)
+
+
+def _state_dir(target: ServiceTarget) -> Path:
+    """The state folder that the service's settings name, for who may read them; else the usual one."""
+    settings, _ = check(target.path(CONFIG), env={})
+    folder = settings.store.state_dir
+    return folder if target.live else target.root / str(folder).lstrip("/")
 
 
 def _prepare_image(target: ServiceTarget, done: list[str]) -> None:
@@ -307,6 +342,7 @@ class ServiceStatus:
     """The service at one moment. On an image only `installed`, `enabled` and `current` are known; the rest is None.
 
     `current` is False when the installed unit differs from the one of this version (`service install` renews it).
+    `runs` and `on_disk`: the code of the daemon as it began, and of this installation (`running_code.code_stamp`).
     `active` and `substate` are systemd's ActiveState and SubState, `result` its Result where that is not 'success'.
     """
 
@@ -322,6 +358,13 @@ class ServiceStatus:
     memory_bytes: int | None = None
     since: str | None = None
     drop_ins: tuple[str, ...] = ()
+    runs: str | None = None
+    on_disk: str | None = None
+
+    @property
+    def stale(self) -> bool:
+        """True when the daemon runs other code than what is on the disk: it was upgraded and not restarted."""
+        return self.runs is not None and self.runs != self.on_disk
 
     @property
     def state(self) -> str | None:
@@ -330,6 +373,11 @@ class ServiceStatus:
             return None
         failed = "" if self.result is None else f", last result: {self.result}"
         return f"{self.active} ({self.substate}){failed}"
+
+    @property
+    def stale_text(self) -> str:
+        """What runs and what is on the disk."""
+        return f"the daemon runs {self.runs or 'an older version'}, on the disk is {self.on_disk}"
 
     @property
     def healthy(self) -> bool:
@@ -343,6 +391,8 @@ class ServiceStatus:
         shown = [f"installed, {'started at boot' if self.enabled else 'not started at boot'}"]
         if not self.current:
             shown.append("the unit is of another version; `edge-agent service install` renews it")
+        if self.stale:
+            shown.append(f"{self.stale_text}; `sudo systemctl restart edge-agent` takes the new code over")
         for name, value in (("state", self.state), ("since", self.since), ("says", self.says), ("pid", self.pid),
                             ("restarts", self.restarts), ("drop-ins", ", ".join(self.drop_ins) or None)):  # fmt: skip
             if value is not None:
@@ -359,7 +409,7 @@ def status(target: ServiceTarget) -> ServiceStatus:
     """Ask systemd, or look into the image. A systemctl that fails leaves the running state unknown."""
     unit = target.path(f"{SYSTEM}/{UNIT}")
     installed = unit.is_file()
-    current = installed and unit.read_text(encoding="utf-8") == rendered_unit(target.python)
+    current = installed and unit.read_text(encoding="utf-8") == _wanted_unit(target)
     enabled = target.path(WANTS).is_symlink()
     if not target.live:
         return ServiceStatus(installed, enabled, current)
@@ -380,6 +430,8 @@ def status(target: ServiceTarget) -> ServiceStatus:
         restarts=_number(table.get("NRestarts")),
         memory_bytes=_number(table.get("MemoryCurrent")),
         since=table.get("ActiveEnterTimestamp") or None,
+        runs=target.running(_state_dir(target)),
+        on_disk=code_stamp(),
         drop_ins=tuple(path.rpartition("/")[2].removesuffix(".conf") for path in table.get("DropInPaths", "").split()),
     )
 

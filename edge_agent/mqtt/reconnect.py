@@ -69,11 +69,22 @@ def from_code(code: int, name: str) -> Reason:
     return Reason("transient", text, None, code) if known is None else Reason(known[0], text, known[1], code)
 
 
+# X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL.
+_CLOCK_REMEDIES = {
+    9: "this board's clock is behind, as after a start without a network and without a battery: see `timedatectl`",
+    10: "renew it at the broker, or set this board's clock if that is ahead: see `timedatectl`",
+}
+
+
 def from_error(error: OSError | ValueError, where: str) -> Reason:
     """An error of the operating system or of TLS on the way to `where` (host:port)."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", None) or error
         text = f"the broker's certificate is not trusted: {why}"
+        clock = _CLOCK_REMEDIES.get(getattr(error, "verify_code", 0))
+        if clock is not None:
+            # A clock is set while the agent runs, so the pause is not that of an error which does not mend itself.
+            return Reason("transient", text, clock, place=where)
         return Reason("permanent", text, "check mqtt.tls.ca and the host name in the certificate", place=where)
     if isinstance(error, ssl.SSLError):
         why = getattr(error, "reason", None) or error

@@ -71,9 +71,9 @@ class Installer:
         self._progress = progress
         self._headers: dict[str, GgufHeader | None] = {}
 
-    def run(self, path: Path) -> InstallReport:
+    def run(self, path: Path, descriptor: int | None = None) -> InstallReport:
         """Install a package. Raises PackageError or StoreError; then nothing has changed."""
-        with open_package(path) as package:
+        with open_package(path, descriptor) as package:
             self._at("opened")
             record = self._state.read()
             verified = self._check_release(package, record)

@@ -8,8 +8,9 @@ writes nothing: who only looks, root for example, leaves no files behind.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent.base.errors import PackageError, StoreError
-from edge_agent.bundle.catalog import Adapter, InstalledModel
+from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState
 from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
 from edge_agent.bundle.probes import ProbeFile
 from edge_agent.store import installed_models
@@ -116,6 +117,15 @@ class ModelStore:
         """A number that changes whenever `active()` may have changed; one stat."""
         return self._state.generation()
 
+    def installed(self) -> Mapping[str, InstalledState]:
+        """Every installed model, also a damaged one, by what tells its states apart. Raises StoreError."""
+        return {
+            name: InstalledState(
+                model.current.version, model.current.chosen, tuple(one.name for one in model.current.adapters)
+            )
+            for name, model in self._state.read().models.items()
+        }
+
     def models(self) -> tuple[ModelHistory, ...]:
         """Every model with its current and previous version."""
         found = []
@@ -123,8 +133,9 @@ class ModelStore:
             found.append(ModelHistory(name, model.current, model.previous, self._problem(model.current)))
         return tuple(found)
 
-    def install(self, package: Path, progress: Progress | None = None) -> InstallReport:
-        """Install a package (tar or folder). Raises PackageError or StoreError; then everything is as it was."""
+    def install(self, package: Path, progress: Progress | None = None, descriptor: int | None = None) -> InstallReport:
+        """Install a package (tar or folder; `descriptor`: opened already). Raises PackageError or StoreError; then
+        everything is as it was."""
         if self._context is None:
             raise StoreError("this store was opened for reading only", str(self._root))
         # Imported here, because the daemon only reads and every imported module costs it memory.
@@ -134,7 +145,9 @@ class ModelStore:
         report_to = progress or silent
         with self._changing():
             try:
-                report = Installer(self._root, self._state, self._blobs, self._context, report_to).run(package)
+                report = Installer(self._root, self._state, self._blobs, self._context, report_to).run(
+                    package, descriptor
+                )
             finally:
                 self._collect()
             self._at("collected")
@@ -155,7 +168,10 @@ class ModelStore:
             return returned
 
     def remove(self, model: str, adapter: str | None = None) -> None:
-        """Remove a model with both versions, or one adapter of it (a new version; rollback brings it back)."""
+        """Remove a model with both versions, or one adapter of it (a new version; rollback brings it back).
+
+        Works on a full disk, too: the new state then takes the room of the files that it no longer needs.
+        """
         with self._changing():
             record = self._state.read()
             found = self._model(record, model)
@@ -164,7 +180,15 @@ class ModelStore:
                 del models[model]
             else:
                 models[model] = _without(found, model, adapter)
-            self._write(record, models)
+            try:
+                self._write(record, models)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # A power cut between the two leaves the model damaged, which the readers report; removing it again
+                # works.
+                self._collect(msgspec.structs.replace(record, models=models))
+                self._write(record, models)
 
     def scrub(self) -> tuple[Damage, ...]:
         """Hash every blob that a version needs and name the damaged ones; installing again repairs them."""
@@ -203,9 +227,10 @@ class ModelStore:
             path.unlink()
         self._collect()
 
-    def _collect(self) -> int:
+    def _collect(self, record: Record | None = None) -> int:
+        """Delete what the state does not need; `record`: the state that is about to be written."""
         kept: set[str] = set()
-        for version in self._state.read().versions():
+        for version in (record or self._state.read()).versions():
             try:
                 kept |= installed_models.referenced(version, self._blobs)
             except PackageError as error:

@@ -18,6 +18,7 @@ from edge_agent.store.disk import translated
 
 DAEMON_LOCK = "daemon.lock"
 CHANGE_LOCK = "change.lock"
+LOCK_BYTES = 256
 
 
 class DaemonHold:
@@ -28,7 +29,9 @@ class DaemonHold:
     and `take` is called again.
     """
 
-    def __init__(self, state_dir: Path, inbox: Path) -> None:
+    def __init__(self, state_dir: Path, inbox: Path, code: str = "") -> None:
+        """`code`: which code this daemon runs, for `running_code`."""
+        self._code = code
         self._state_dir = state_dir
         self._inbox = inbox
         self._descriptor: int | None = None
@@ -71,7 +74,8 @@ class DaemonHold:
                     return
             self.release()
         remedy = "stop the other one, or give this one its own store.state_dir"
-        self._descriptor = _take_lock(path, "another edge-agent daemon{} uses this state folder", remedy)
+        sentence = "another edge-agent daemon{} uses this state folder"
+        self._descriptor = _take_lock(path, sentence, remedy, self._code)
 
 
 def _owner_remedy(folder: Path) -> str:
@@ -93,8 +97,19 @@ def running_daemon(state_dir: Path) -> int | None:
     process with the pid in the file is checked: after a reboot that pid may belong to another program.
     """
     with contextlib.suppress(OSError, ValueError):
-        pid = int((state_dir / DAEMON_LOCK).read_bytes()[:16])
+        pid = int((state_dir / DAEMON_LOCK).read_bytes()[:LOCK_BYTES].split(b"\n")[0])
         return pid if b"edge" in Path(f"/proc/{pid}/cmdline").read_bytes() else None
+    return None
+
+
+def running_code(state_dir: Path) -> str | None:
+    """Which code the daemon on this state folder runs, as it said when it began; '' for one that did not say, None
+    without a daemon or for who may not look."""
+    if running_daemon(state_dir) is None:
+        return None
+    with contextlib.suppress(OSError):
+        lines = (state_dir / DAEMON_LOCK).read_bytes()[:LOCK_BYTES].decode("ascii", "replace").splitlines()
+        return lines[1].strip() if len(lines) > 1 else ""
     return None
 
 
@@ -115,7 +130,7 @@ def _held(path: Path, sentence: str, remedy: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_lock(path: Path, sentence: str, remedy: str) -> int:
+def _take_lock(path: Path, sentence: str, remedy: str, note: str = "") -> int:
     """The descriptor that holds the lock. Raises OSError, or StoreError when another process holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -132,12 +147,12 @@ def _take_lock(path: Path, sentence: str, remedy: str) -> int:
     # The pid is only for error messages, so a full or read-only disk must not prevent the start.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n{note}\n".encode(), 0)
     return descriptor
 
 
 def _holder(descriptor: int) -> str:
-    pid = os.pread(descriptor, 16, 0).strip().decode("ascii", "replace")
+    pid = os.pread(descriptor, LOCK_BYTES, 0).decode("ascii", "replace").partition("\n")[0].strip()
     return f" (pid {pid})" if pid.isdigit() else ""
 
 
@@ -146,17 +161,32 @@ def become_owner(state_dir: Path) -> None:
 
     A folder that does not exist yet changes nothing. Raises UsageError when it belongs to another user.
     """
+    be_owner(state_dir)
     try:
         owner = state_dir.stat()
     except OSError:
         return
-    if os.geteuid() == 0:
-        if owner.st_uid != 0:
-            os.initgroups(_name_of(owner.st_uid), owner.st_gid)
-            os.setgid(owner.st_gid)
-            os.setuid(owner.st_uid)
-    elif not os.access(state_dir, os.W_OK | os.X_OK):
+    if os.geteuid() != 0 and not os.access(state_dir, os.W_OK | os.X_OK):
         raise UsageError(f"{state_dir} belongs to {_name_of(owner.st_uid)}", None, "run the command with sudo")
+
+
+def be_owner(state_dir: Path) -> None:
+    """As root, become the owner of `state_dir` for the rest of this process, so that no file in it becomes root's.
+    Nothing changes for another user, or where the folder does not exist yet."""
+    if os.geteuid() != 0:
+        return
+    try:
+        owner = state_dir.stat()
+    except OSError:
+        return
+    if owner.st_uid != 0:
+        name = _name_of(owner.st_uid)
+        if name.isdecimal():
+            os.setgroups([])  # no such user: no other groups either
+        else:
+            os.initgroups(name, owner.st_gid)
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def _name_of(uid: int) -> str:

@@ -12,6 +12,7 @@ from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.config.load import load
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
+from edge_agent.lifecycle.running_code import code_stamp
 from edge_agent.lifecycle.service import (
     IMAGE_PYTHON,
     CommandResult,
@@ -259,3 +260,51 @@ def test_a_live_install_needs_root_and_systemd(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(UsageError, match="was not started by systemd"):
             install(ServiceTarget(Path("/"), IMAGE_PYTHON, recorder))
     assert recorder.commands == []
+
+
+def test_an_image_s_unit_is_current_for_the_board_s_own_command(image: Path) -> None:
+    """The image names `python`, the command on the board is run by `python3`: one interpreter, two names."""
+    (image / "opt/edge-agent/bin/python3").symlink_to("python")
+    (image / "opt/edge-agent/bin/other").write_text("")
+    install(ServiceTarget(image, IMAGE_PYTHON, Recorder()))
+    board = ServiceTarget(image, f"{IMAGE_PYTHON}3", Recorder())
+    assert status(board).current
+    assert f"unchanged {image / UNIT}" in install(board)
+    assert not status(ServiceTarget(image, "/opt/edge-agent/bin/other", Recorder())).current
+
+
+@pytest.mark.parametrize(
+    ("running", "verb"),
+    [(None, "start"), ("", "restart"), ("0.0.9+old", "restart"), (code_stamp(), "start")],
+    ids=["no daemon", "one that does not say", "another version", "this version"],
+)
+def test_an_upgrade_restarts_the_daemon_though_the_unit_is_the_same(
+    image: Path, running: str | None, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServiceTarget, "live", property(lambda _self: True))
+    monkeypatch.setattr(service, "_check", lambda *_: None)
+    recorder = Recorder()
+    target = ServiceTarget(image, IMAGE_PYTHON, recorder, lambda _folder: running)
+    install(target)
+    recorder.commands.clear()
+    install(target)
+    assert recorder.commands[-1] == ["systemctl", verb, "edge-agent.service"]
+
+
+def test_status_says_that_the_daemon_runs_older_code(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(ServiceTarget(image, IMAGE_PYTHON, Recorder()))
+    monkeypatch.setattr(ServiceTarget, "live", property(lambda _self: True))
+    shown = CommandResult(0, "ActiveState=active\nUnitFileState=enabled")
+    found = status(ServiceTarget(image, IMAGE_PYTHON, Recorder(systemctl=shown), lambda _folder: "0.0.9+old"))
+    assert found.stale
+    assert any("the daemon runs 0.0.9+old" in line and "systemctl restart" in line for line in found.lines())
+    now = status(ServiceTarget(image, IMAGE_PYTHON, Recorder(systemctl=shown), lambda _folder: code_stamp()))
+    assert not now.stale
+
+
+def test_the_stamp_of_the_code_tells_two_wheels_of_one_version_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("one")
+    first = code_stamp(tmp_path)
+    assert code_stamp(tmp_path) == first
+    (tmp_path / "a.py").write_text("other")
+    assert code_stamp(tmp_path) != first

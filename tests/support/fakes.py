@@ -20,7 +20,7 @@ from edge_agent.base.clock import Clock
 from edge_agent.base.errors import EdgeError, WorkerError
 from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
-from edge_agent.bundle.catalog import Adapter, InstalledModel, TaskSpec, Variant
+from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
@@ -157,6 +157,21 @@ def a_model(name: str = "m", variant: Variant | None = None, adapters: Sequence[
     )
 
 
+class NothingAnnounced:
+    """Implements `agent.store_changes.Announced`: keeps in memory what was announced, nothing at the start."""
+
+    def __init__(self) -> None:
+        self.state: Mapping[str, InstalledState] | None = None
+
+    def read(self) -> Mapping[str, InstalledState] | None:
+        """See `Announced`."""
+        return self.state
+
+    def write(self, state: Mapping[str, InstalledState]) -> None:
+        """See `Announced`."""
+        self.state = dict(state)
+
+
 class FakeLibrary:
     """A store in memory; every change makes a new generation."""
 
@@ -174,6 +189,13 @@ class FakeLibrary:
         if self.broken is not None:
             raise self.broken
         return self._generation
+
+    def installed(self) -> Mapping[str, InstalledState]:
+        """See `ports.Library`."""
+        return {
+            name: InstalledState(one.version, one.variant.digest, tuple(adapter.name for adapter in one.adapters))
+            for name, one in self._models.items()
+        }
 
     def install(self, model: InstalledModel) -> None:
         """A model becomes active, or replaces the one of its name."""

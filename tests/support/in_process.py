@@ -27,6 +27,7 @@ from edge_agent.agent.respond import Responder
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.serving import ModelServer
 from edge_agent.agent.status_builder import Identity, StatusBuilder
+from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.base.clock import ManualClock
 from edge_agent.bundle.catalog import InstalledModel
@@ -39,7 +40,7 @@ from edge_agent.protocol.decode import Bounds
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import Runtime
 from edge_agent.protocol.topics import Topics
-from tests.support.fakes import FakeLibrary, FakeSensors, FakeSpawner, FakeTransport, Plan
+from tests.support.fakes import FakeLibrary, FakeSensors, FakeSpawner, FakeTransport, NothingAnnounced, Plan
 from tests.support.virtual_time import run, settle
 
 PREFIX, NAME = "edge/v1", "dev"
@@ -130,7 +131,8 @@ class Device:
         self.manager = ModelManager(self.context, self.library, self.spawner, events, memory, sizer, routing)
         self.server = ModelServer(self.context, self.manager, events, responder, resident=resident)
         plan_c = governor.GovernorConfig(soft_limit_c, max_rows, 4)
-        self.watch = GovernorLoop(self.context, plan_c, self.host, self.library, self.manager, self.server)
+        self.changes = StoreChanges(self.context, self.library, NothingAnnounced())
+        self.watch = GovernorLoop(self.context, plan_c, self.host, self.changes, self.manager, self.server)
         self.guard = MemoryGuard(self.context, self.manager, self.host)
         self.reporter = DeviceReporter(
             self.context, identity, self.publisher, self.manager, self.host, self.guard, self._runtimes

@@ -296,7 +296,7 @@ def test_the_clock_follows_the_governor_and_is_given_back(monkeypatch: pytest.Mo
     async def scenario(device: Device) -> None:
         clocks = FakeClocks()
         plan = governor.GovernorConfig(80.0, 8, 4)
-        watch = GovernorLoop(device.context, plan, device.host, device.library, device.manager, device.server, clocks)
+        watch = GovernorLoop(device.context, plan, device.host, device.changes, device.manager, device.server, clocks)
         for celsius in (50.0, 75.0, 76.0, 50.0):
             device.sensors.set(temperature=celsius)
             watch.tick()
@@ -321,7 +321,7 @@ def test_a_board_that_refuses_its_clock_while_it_is_hot_is_governed_on() -> None
     async def scenario(device: Device) -> None:
         clocks = FakeClocks()
         plan = governor.GovernorConfig(80.0, 8, 4)
-        watch = GovernorLoop(device.context, plan, device.host, device.library, device.manager, device.server, clocks)
+        watch = GovernorLoop(device.context, plan, device.host, device.changes, device.manager, device.server, clocks)
         device.context.duty_cycle.begin("m", 8, device.clock.monotonic_s())
         for second in range(120):
             device.sensors.set(temperature=70.0 + 0.5 * (second % 2) + min(8.5, second / 8))

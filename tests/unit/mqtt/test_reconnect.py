@@ -143,6 +143,17 @@ def test_errors_of_the_system_are_put_in_words(error: OSError | ValueError, kind
     assert words in str(reason)
 
 
+@pytest.mark.parametrize(("code", "words"), [(9, "clock is behind"), (10, "renew it at the broker, or set this")])
+def test_a_certificate_outside_its_time_names_the_clock(code: int, words: str) -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = code, "certificate is not yet valid"
+    reason = from_error(error, "h:1")
+    assert words in str(reason)
+    assert "timedatectl" in str(reason)
+    assert "mqtt.tls.ca" not in str(reason)
+    assert reason.kind == "transient", "a clock is set while the agent runs"
+
+
 def test_the_alert_of_openssl_tells_a_refused_certificate_and_words_do_not() -> None:
     alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required")
     alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
