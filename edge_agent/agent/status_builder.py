@@ -13,6 +13,7 @@ import msgspec
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Stats, TextStatistics
+from edge_agent.base import limits
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
 from edge_agent.bundle import drift_reference
@@ -101,14 +102,19 @@ class StatusBuilder:
         return encode.retained(self._topics.info, body)
 
     def models(self, served_models: Mapping[str, ServedModel]) -> Outbound:
-        """What can be asked, retained."""
+        """What can be asked, retained. Labels are left out where the message would be larger than any may be."""
         body = messages.Models(
             ts=self._clock.wall_s(),
             boot_id=self.identity.boot_id,
             seq=self._next(),
             models=[model_entry(served) for served in served_models.values()],
         )
-        return encode.retained(self._topics.models, body)
+        message = encode.retained(self._topics.models, body)
+        if len(message.payload) <= limits.MESSAGE_BYTES:
+            return message
+        # 32 adapters of 150 classes fill a message: names and states matter more than lists that packages hold too.
+        plain = [_without_labels(entry) for entry in body.models]
+        return encode.retained(self._topics.models, msgspec.structs.replace(body, models=plain))
 
     def telemetry(self, figures: IntervalFigures) -> Outbound:
         """An interval's figures."""
@@ -222,6 +228,11 @@ def model_entry(served: ServedModel) -> messages.ModelEntry:
         context=(worker.context or None) if worker is not None else None,
         sequences=(worker.sequences or None) if worker is not None else None,
     )
+
+
+def _without_labels(entry: messages.ModelEntry) -> messages.ModelEntry:
+    adapters = [msgspec.structs.replace(adapter, labels=[]) for adapter in entry.adapters]
+    return msgspec.structs.replace(entry, labels=[], adapters=adapters)
 
 
 def _variant_entry(variant: Variant) -> messages.VariantEntry:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+
+import msgspec
 
 from edge_agent.base.causes import Cause, Closure
+from edge_agent.base.limits import MESSAGE_BYTES
+from edge_agent.bundle.catalog import TaskSpec
 from tests.support.fakes import RecordingNotifier, a_model
 from tests.support.in_process import Device
 from tests.support.virtual_time import later
@@ -78,3 +83,33 @@ def test_a_quarantine_is_in_the_status_within_a_second_and_gone_when_it_is_lifte
         await task
 
     Device.run(scenario, a_model(), heartbeat_s=600.0, interval_s=600.0)
+
+
+def test_labels_leave_the_list_of_models_where_it_would_be_larger_than_a_message() -> None:
+    async def scenario(device: Device) -> None:
+        task = await running(device)
+        device.reporter.report_models()
+        told = device.transport.bodies("/models")[-1]["models"]
+        assert len(msgspec.json.encode(told)) < MESSAGE_BYTES
+        assert {entry["name"]: entry["labels"] for entry in told} == {"m": [], "big": []}
+        assert [adapter["labels"] for entry in told for adapter in entry["adapters"]] == [[]] * 40
+        device.agent.stop("enough")
+        await task
+
+    labels = tuple(f"a label of a whole sentence, number {number}" for number in range(150))
+    classes = TaskSpec("classify", labels=labels)
+    many = replace(a_model(adapters=[f"a{n}" for n in range(40)]), task=classes)
+    many = replace(many, adapters=tuple(replace(adapter, task=classes) for adapter in many.adapters))
+    Device.run(scenario, many, replace(a_model("big"), task=classes))
+
+
+def test_labels_stand_in_the_list_of_models_where_they_fit() -> None:
+    async def scenario(device: Device) -> None:
+        task = await running(device)
+        device.reporter.report_models()
+        (entry,) = device.transport.bodies("/models")[-1]["models"]
+        assert entry["labels"] == ["on", "off"]
+        device.agent.stop("enough")
+        await task
+
+    Device.run(scenario, replace(a_model(), task=TaskSpec("classify", labels=("on", "off"))))

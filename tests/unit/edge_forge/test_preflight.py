@@ -23,6 +23,7 @@ from edge_forge.models import bases
 from edge_forge.package import preflight
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_plan import ClassifierPlan
+from edge_forge.plan.generator_plan import GeneratorPlan
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe, generator_recipe
 
@@ -222,6 +223,26 @@ def test_the_contexts_of_a_generator_fit_the_figures():
            "data": {"train": "t.jsonl"}, "gguf": {"contexts": list(range(100, 117))}}  # fmt: skip
     with pytest.raises(ConfigError, match=r"gguf.contexts: .*length <= 16"):
         generator_recipe.parse(raw, "r", {})
+
+
+def test_a_generator_is_checked_by_the_same_documents(tmp_path):
+    raw = {"name": "toy", "base": {"name": "toy", "source": "./base"}, "task": {"kind": "generate"},
+           "data": {"train": "t.jsonl"}, "package": {"hardware": ["a board"]}}  # fmt: skip
+    progress = Progress(io.StringIO())
+    steps = Cache(tmp_path, progress)
+    with pytest.raises(
+        ConfigError, match=r"base.name: two of its packages have the same name \(toy, toy, toy-merged\)"
+    ):
+        GeneratorPlan(generator_recipe.parse(raw, "r", {}), tmp_path, steps, progress).packages.check()
+    raw["base"]["name"] = "m"
+    with pytest.raises(ConfigError, match=r"package.hardware: a device would refuse release of m"):
+        GeneratorPlan(generator_recipe.parse(raw, "r", {}), tmp_path, steps, progress).packages.check()
+
+
+def test_texts_that_are_all_too_long_for_probes_are_said(tmp_path, monkeypatch):
+    long = "text\tlabel\n" + "".join(f"{n}{'x' * 4096}\t{label}\n" for n in range(4) for label in "ab")
+    with pytest.raises(ConfigError, match=r"data.validation: every validation text has more than 4096 characters"):
+        prepare(tmp_path, monkeypatch, data={"train": "long.tsv"}, files={"long.tsv": long})
 
 
 def test_a_bound_of_the_format_that_nobody_thought_of_still_names_a_key(tmp_path, monkeypatch):

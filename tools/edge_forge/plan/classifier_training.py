@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import ConfigError, EdgeError
+from edge_agent.base.limits import PROBE_CHARACTERS
 from edge_forge.data import classifier_rows as data
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
+from edge_forge.evaluate import probes
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier
 from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
@@ -86,6 +88,12 @@ class ClassifierTraining:
         width = int(self.base.config.get("hidden_size") or self.base.config.get("dim") or 0)
         shape = preflight.ProbeShape(width, len(labels), len(recipe.quantize.variants))
         preflight.check_files(files, recipe.package.probes, shape)
+        split, measured = self.data.measured
+        if not probes.choose_texts(measured, labels, 1):
+            raise ConfigError(
+                f"every {split} text has more than {PROBE_CHARACTERS} characters, so none can be a golden probe",
+                f"data.{split}", "add a shorter one",
+            )  # fmt: skip
         _ = self.token_lengths
 
     def _check_steps(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edge_forge.evaluate import probes
 from edge_forge.export.gguf import ADAPTER_FILE
+from edge_forge.package import preflight
 from edge_forge.package.release import merged_id
 from edge_forge.package.sources import AdapterPackageSource, ModelSource, ReleaseSource, VariantSource
 from edge_forge.plan.cache import StepResult, write_json
@@ -29,6 +30,17 @@ class GeneratorPackages:
         self.training = exports.training
         self.recipe = exports.recipe
         self.steps = exports.steps
+
+    def check(self) -> None:
+        """Raise ConfigError for what a device would refuse of the packages, before anything is trained."""
+        recipe, exports, task = self.recipe, self.exports, task_of(self.recipe)
+        version = recipe.package.version
+        products = [(exports.base_name, recipe.base.version)] if exports.has_adapter or recipe.is_new else []
+        products += [(recipe.name, version)] if exports.has_adapter else []
+        products += [(recipe.merged_name, version)] if exports.has_merged else []
+        preflight.check_documents(recipe, products, task, task)
+        if exports.has_adapter:
+            preflight.check_adapter_document(recipe.name, recipe.training.rank, recipe.training.alpha, task)
 
     @cached_property
     def packed(self) -> dict[str, tuple[str, StepResult]]:

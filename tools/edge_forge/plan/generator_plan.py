@@ -36,6 +36,7 @@ class GeneratorPlan:
         """Raise what is missing here, or wrong with the data or the base, before anything long begins."""
         self.training.check_tools()
         self.training.check_inputs()
+        self.packages.check()
 
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.generator_report` for the keys.
@@ -93,6 +94,7 @@ class GeneratorPlan:
             "quantize": self._quantize,
             "package": self._package,
         }
+        self.packages.check()
         return results[verb]()
 
     def _train(self) -> Mapping[str, Any]:
