@@ -216,7 +216,6 @@ def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 1]}, "layer 2 would be rotated otherwise"),
         ("smollm3", {"mlp_bias": True}, "mlp_bias = true"),
         ("phi3", {"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "'longrope'"),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, "sliding window"),
         ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
         ("llama", {"vocab_size": 100}, "rows for 100"),
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer 1 has 'full_attention'"),
@@ -454,16 +453,26 @@ def test_adapters_of_further_families(made, tmp_path, family):
 
 
 @needs_llama
+@pytest.mark.parametrize("name", ["my-Phi-3-task", "phi3", "not-modern-bert"])
+def test_a_name_that_llama_cpp_acts_on_is_left_out(made, tmp_path, name):
+    """It looks for tokens of a Phi-3 in a model of that name, whatever the model is, and ends without them."""
+    model.convert(made("llama"), tmp_path / "model.gguf", name, BASE_ID)
+    rows = encoded(made("llama"))[:1]
+    assert tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS[:1]) == rows
+
+
+@needs_llama
 @pytest.mark.parametrize(
     ("family", "shape"),
     [
         ("olmo2", {"tie_word_embeddings": True}),
         ("phi3", {"sliding_window": 100}),
+        ("mistral", {"sliding_window": 80}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
         ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
         ("smollm3", {"tie_word_embeddings": False}),
     ],
-    ids=["olmo2 tied", "phi3 window", "phi3 partial", "granite biases", "smollm3 untied"],
+    ids=["olmo2 tied", "phi3 window", "mistral window", "phi3 partial", "granite biases", "smollm3 untied"],
 )
 def test_further_families_of_other_shapes(tmp_path, family, shape):
     folder = tiny_generators.write(tmp_path / "model", family, **shape)

@@ -85,12 +85,13 @@ def write(folder: Path, family: str = "llama", seed: int = 3, **shape) -> Path:
 
     torch.manual_seed(seed)
     gemma = family.startswith("gemma") or family == "phi3"
-    split = {"llama": "smollm", "olmo2": "gpt-2", "granite": "smollm", "smollm3": "qwen2", "qwen2": "qwen2",
-             "qwen3": "qwen2"}.get(family)  # fmt: skip
+    split = {"llama": "smollm", "mistral": "smollm", "olmo2": "gpt-2", "granite": "smollm", "smollm3": "qwen2",
+             "qwen2": "qwen2", "qwen3": "qwen2"}.get(family)  # fmt: skip
     tokenizer = pieces(prepend=family == "phi3") if gemma else byte_level(split)
     names = {
         "llama": ("LlamaConfig", "LlamaForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
         "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"), "gemma": ("GemmaConfig", "GemmaForCausalLM"),
+        "mistral": ("MistralConfig", "MistralForCausalLM"),
         "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"), "granite": ("GraniteConfig", "GraniteForCausalLM"),
         "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"), "phi3": ("Phi3Config", "Phi3ForCausalLM"),
         "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"), "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),

@@ -142,7 +142,7 @@ class GeneratorTraining:
         if isinstance(longest, int):
             from edge_forge.export.gguf.families import context
 
-            longest = context(base.config)
+            longest = context(base.config)  # of some families the sliding window
         if isinstance(longest, int) and self.recipe.task.max_tokens > longest:
             raise ConfigError(
                 f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"

@@ -18,7 +18,7 @@ from edge_agent.base.errors import BackendError
 from edge_forge.data.chat_tokenizer import ChatTokenizer, usable_template
 from edge_forge.evaluate.generator_metrics import perplexity
 from edge_forge.evaluate.probes import BASE_TEXTS
-from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE, engine, tokenizer_gate
+from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE, engine, families, tokenizer_gate
 from edge_forge.export.gguf import write_adapter as lora
 from edge_forge.export.gguf import write_model as models
 
@@ -98,9 +98,10 @@ def distances(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArra
 
 
 def _sample_rows(folder: Path) -> list[list[int]]:
-    """The sample texts as ids."""
+    """The sample texts as ids, within what the model takes."""
     tokenizer = ChatTokenizer(folder, "no")
-    return [row[:_LONGEST] for row in (list(tokenizer.ids(text)) for text in BASE_TEXTS) if row]
+    longest = min(_LONGEST, families.context(models.read_config(folder)))
+    return [row[:longest] for row in (list(tokenizer.ids(text)) for text in BASE_TEXTS) if row]
 
 
 def _demand(found: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float, what: str) -> float:

@@ -28,7 +28,7 @@ _GEMMA2_27B_LAYERS = 46
 class Family:
     """One architecture. `permute`: rows of q and k are reordered; `norm_add`: what is added to norms' weights;
     `own_head`: llama.cpp reads a head beside the embedding; `tied`: what a config.json that says nothing means;
-    `needs_head`: llama.cpp wants a head even where it is the embedding."""
+    `needs_head`: llama.cpp wants a head even where it is the embedding; `windows`: it computes sliding windows."""
 
     arch: Any
     permute: bool = False
@@ -36,6 +36,7 @@ class Family:
     own_head: bool = True
     tied: bool = False
     needs_head: bool = False
+    windows: bool = False
     check: Callable[[Mapping[str, Any]], None] | None = None
     keys: Callable[[Any, Mapping[str, Any]], None] | None = None
 
@@ -58,8 +59,6 @@ def family(config: Mapping[str, Any]) -> Family:
     scaling = _rope(config)
     if scaling.get("rope_type", "default") not in ("default", "linear", "llama3"):
         raise ConfigError(f"rotary scaling of type {scaling['rope_type']!r} cannot be converted", "base.source")
-    if found.keys is None and config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise ConfigError("a sliding window in a model of this family cannot be converted", "base.source")
     if found.check is not None:
         found.check(config)
     return found
@@ -71,11 +70,12 @@ def head_dim(config: Mapping[str, Any]) -> int:
 
 
 def context(config: Mapping[str, Any]) -> int:
-    """Tokens that a model takes. Of a Phi-3 its window, where that is shorter: beyond it llama.cpp, which leaves the
-    window out, would compute otherwise."""
+    """Tokens that a model takes. Of families whose window llama.cpp leaves out (Mistral, Phi-3, Qwen2) it is the
+    window, where that is shorter: beyond it a device would compute otherwise."""
     longest = int(config["max_position_embeddings"])
-    window = config.get("sliding_window") if config.get("model_type") == "phi3" else None
-    return min(longest, int(window)) if window else longest
+    found = FAMILIES.get(str(config.get("model_type")))
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return min(longest, int(window)) if window and not (found is not None and found.windows) else longest
 
 
 def write_keys(writer: Any, found: Family, config: Mapping[str, Any]) -> None:
@@ -241,7 +241,15 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family(gguf.MODEL_ARCH.PHI3, keys=_phi3_keys),
     "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_add=1.0, own_head=False, tied=True),
     "gemma2": Family(
-        gguf.MODEL_ARCH.GEMMA2, norm_add=1.0, own_head=False, tied=True, check=_check_gemma2, keys=_gemma2_keys
+        gguf.MODEL_ARCH.GEMMA2,
+        norm_add=1.0,
+        own_head=False,
+        tied=True,
+        windows=True,
+        check=_check_gemma2,
+        keys=_gemma2_keys,
     ),
-    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, norm_add=1.0, tied=True, check=_check_gemma3, keys=_gemma3_keys),
+    "gemma3_text": Family(
+        gguf.MODEL_ARCH.GEMMA3, norm_add=1.0, tied=True, windows=True, check=_check_gemma3, keys=_gemma3_keys
+    ),
 }

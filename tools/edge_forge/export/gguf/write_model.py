@@ -18,6 +18,8 @@ from edge_forge.export.gguf.families import Family
 from edge_forge.export.gguf.tensors import BASE_ID_KEY, Floats, Tensors, as_float16, weight_files
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# llama.cpp gives tokens other attributes in a model of such a name, and ends with an exception where they are missing.
+_NAMES_THAT_CHANGE = ("phi-3", "phi3", "modern-bert")
 # Written by some versions of transformers, computed anew by every runtime.
 _IGNORED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
@@ -48,7 +50,8 @@ def convert(folder: Path, out: Path, name: str, base_id: str, delta: Delta | Non
     words = vocabulary.read(folder, int(config["vocab_size"]))
     writer = gguf.GGUFWriter(out, found.name)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
+    if not any(word in name.lower() for word in _NAMES_THAT_CHANGE):
+        writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_string(BASE_ID_KEY, base_id)
