@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob
+from edge_forge.export.onnx.float16 import to_float16
 from edge_forge.export.onnx.graph import save
 from edge_forge.export.onnx.inject import inject_bank
-from edge_forge.export.onnx.quantize import calibrate, quantize_per_token, quantize_static, to_float16, wide_channels
+from edge_forge.export.onnx.quantize import calibrate, quantize_per_token, quantize_static, wide_channels
 from tests.support import small_graph
 
 MAX_ROWS, MAX_TOKENS = 16, 24

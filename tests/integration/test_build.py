@@ -183,9 +183,16 @@ def test_adapter_and_merged_model_say_what_the_test_set_was_like_and_the_base_do
 def test_the_report_has_every_part(built):
     found, _ = built
     text = Path(found["report"][0]).read_text()
-    for word in ("## Packages", "merged int8", "banked int8", "## Training", "confusion.svg", "claims"):
+    words = ("## Packages", "merged int8", "banked int8", "Float16 holds every tensor", "## Training", "confusion.svg")
+    for word in (*words, "claims"):
         assert word in text, word
     assert "<svg" in Path(found["report"][1]).read_text()
+
+
+def test_the_verb_quantize_names_every_graph_with_its_figures(built, folder):
+    done = forge("quantize", folder, "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"banked fp32", "banked int8", "merged fp32", "merged fp16", "merged int8"}
 
 
 def test_a_second_build_does_nothing_and_says_so(built, folder):

@@ -89,7 +89,7 @@ def test_a_merged_model_is_the_base_with_its_adapter(tiny_base, trained, tmp_pat
         encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, max_tokens=16,
         tokenizer_path=tmp_path / "tokenizer.json",
     )  # fmt: skip
-    for path in formats.values():
+    for path in formats.paths.values():
         off = np.abs(measure.outputs(subject(tmp_path, path.name), TEXTS).logits - logits).max()
         assert 0 < off < 0.3, path.name
 
@@ -101,7 +101,7 @@ def test_int8_bases_take_the_same_adapter(base, trained, tiny_base, tmp_path):
         tokenizer_path=folder / "tokenizer.json", max_tokens=16, bank=(bank, record.modules),
     )  # fmt: skip
     logits = predict_with_features(tiny_base, trained, TEXTS, max_tokens=16)[1]
-    for path in formats.values():
+    for path in formats.paths.values():
         adapted = measure.OnnxSubject(
             path, folder / "tokenizer.json", 16, trained / "adapter.safetensors", BASE_ID, threads=1
         )

@@ -6,6 +6,7 @@ import pytest
 from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.export.onnx import quantize as quantise
 from edge_forge.export.onnx import quantize as step
+from edge_forge.export.onnx.float16 import to_float16
 from edge_forge.export.onnx.graph import GraphEditor
 from edge_forge.export.onnx.quantize import (
     ValueRange,
@@ -14,7 +15,6 @@ from edge_forge.export.onnx.quantize import (
     quantize_embeddings,
     quantize_per_token,
     quantize_static,
-    to_float16,
     wide_channels,
 )
 from edge_forge.export.onnx.sites import read_sites

@@ -146,7 +146,7 @@ class ClassifierPlan:
     def _quantize(self) -> Mapping[str, Any]:
         graphs = (*self.exports.multi_adapter_graphs, *self.exports.merged_graphs)
         return {
-            f"{one['form']} {one['dtype']} {one['how']}".strip(): (
+            f"{one['form']} {one['dtype']}": (
                 f"{one['accuracy']:.4f}, {size(one['size_bytes'])}, {one['latency_ms']:.1f} ms"
             )
             for one in rows_of(graphs, ())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.bundle.catalog import LOSS_LOW
+from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
 from edge_forge.package.classifier_sources import LOSS_HIGH, MERGED_FORM, MULTI_ADAPTER, OnnxVariant
 from edge_forge.plan.cache import StepResult
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from edge_forge.evaluate.measure_onnx import OnnxSubject
 
 _LATENCY_TEXTS = 50
+# Of the longest texts, and of the others: FP16 must hold what they make of the graph.
+_RANGE_TEXTS = 256
 _ENCODER = ("encoder.onnx", "tokenizer.json")
 
 
@@ -95,7 +98,7 @@ class OnnxExports:
         if "int8" not in self.recipe.quantize.variants:
             return None
         entry = self.base_export
-        settings = {"formats": ["int8"], "bank": self.bank, "max_tokens": self.training.bank_tokens}
+        settings = {"formats": ["int8"], "bank": self.bank}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.export_graphs import Bank
@@ -103,32 +106,46 @@ class OnnxExports:
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=["int8"], max_tokens=self.training.bank_tokens,
+                formats=["int8"], max_tokens=entry.facts["max_tokens"],
                 bank=(Bank(**self.bank), entry.facts["modules"]),
             )  # fmt: skip
-            return {"made": sorted(made)}
+            return {"made": sorted(made.paths)}
 
         return self.steps.run("quantize", entry.digests(*_ENCODER), settings, work, "quantize base")
 
     @cached_property
     def merged_formats(self) -> StepResult | None:
-        """`fp16.onnx`, `int8.onnx`: those that the recipe wants; None for FP32 only."""
+        """`fp16.onnx`, `int8.onnx`: those that the recipe wants; None for FP32 only.
+
+        The facts of FP16 say what of it stays FP32, found on the texts that it is scored on.
+        """
         entry = self.merged_export
         formats = [name for name in ("int8", "fp16") if name in self.recipe.quantize.variants]
         if not formats:
             return None
-        settings = {"formats": formats, "max_tokens": self.recipe.task.max_tokens}
+        settings = {"formats": formats}
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.onnx.quantize import make
 
             made = make(
                 encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
-                formats=formats, max_tokens=self.recipe.task.max_tokens,
+                formats=formats, texts=self._range_texts(), max_tokens=entry.facts["max_tokens"],
             )  # fmt: skip
-            return {"made": sorted(made)}
+            half = None if made.half is None else {**made.half._asdict(), "sentence": made.half.sentence}
+            return {"made": sorted(made.paths), "float16": half}
 
-        return self.steps.run("quantize", entry.digests(*_ENCODER), settings, work, "quantize merged")
+        inputs = entry.digests(*_ENCODER)
+        if "fp16" in formats:
+            inputs |= self.training.data_step.digests("validation.jsonl", "test.jsonl")
+        return self.steps.run("quantize", inputs, settings, work, "quantize merged")
+
+    def _range_texts(self) -> list[str]:
+        """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""
+        data = self.training.data
+        rows = sorted((*data.splits["validation"], *data.splits["test"]), key=lambda row: -len(row.text))
+        others = sample(rows[_RANGE_TEXTS:], _RANGE_TEXTS, self.recipe.data.seed)
+        return [row.text for row in (*rows[:_RANGE_TEXTS], *others)]
 
     def measured(self, graph: OnnxVariant, tokenizer: Path, adapter: Path | None) -> OnnxVariant:
         """The graph with its figures: scores on validation and test, latency of one text, memory of a process."""
@@ -151,6 +168,7 @@ class OnnxExports:
                 fragmentation_shares,
                 unknown_share,
             )
+            from edge_forge.export.onnx.float16 import scored
 
             subject = measure.OnnxSubject(
                 graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else ""
@@ -160,7 +178,9 @@ class OnnxExports:
                 gold = rows.splits[split]
                 if gold:
                     texts = [row.text for row in gold]
-                    logits, wording = measure.outputs(subject, texts).logits, measure.wording(subject, texts)
+                    with scored(subject, graph.dtype) as true:
+                        logits = measure.outputs(true, texts).logits
+                    wording = measure.wording(subject, texts)
                     assert logits is not None  # noqa: S101 - a graph with a head was exported
                     own = logits[:, : len(rows.labels)]
                     numpy.save(folder / f"{split}.npy", own)
@@ -218,7 +238,13 @@ class OnnxExports:
         entry = self.merged_formats
         for name in entry.facts["made"] if entry is not None else ():
             assert entry is not None  # noqa: S101 - names come from it
-            graphs.append(_graph(MERGED_FORM, name, entry, f"{name}.onnx"))
+            graph = _graph(MERGED_FORM, name, entry, f"{name}.onnx")
+            if name == "fp16":
+                found = f"{self.recipe.base.name}: {entry.facts['float16']['sentence']}"
+                if entry.facts["float16"]["kept"]:
+                    self.steps.progress.warn(found)
+                graph = dataclasses.replace(graph, figures={"range": found})
+            graphs.append(graph)
         tokenizer = self.merged_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
 

@@ -70,6 +70,9 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
         "this adapter attached, as in a mixed batch; `merged` is one graph. Latency: one text at a time on this host."
     )
     yield Table(_COLUMNS, [_variant_row(one) for one in variants])
+    for one in variants:
+        if one.get("range"):
+            yield Paragraph(f"{one['range']} Its answers are those of float16 arithmetic, emulated.")
     names = {label(one): one for one in variants}
     panels = [
         ("Accuracy", "{:.3f}", {name: one["accuracy"] for name, one in names.items()}),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,28 @@ def set_metadata(model: onnx.ModelProto, key: str, value: Any) -> None:
             entry.value = text
             return
     model.metadata_props.add(key=key, value=text)
+
+
+def finished(editor: GraphEditor, original: onnx.ModelProto) -> onnx.ModelProto:
+    """The edited model, with the original's metadata. Raises BackendError when a tool changed the opset."""
+    model = editor.finish()
+    if opset(model) != opset(original):
+        raise BackendError(f"the opset changed from {opset(original)} to {opset(model)}", "quantize")
+    del model.metadata_props[:]
+    model.metadata_props.extend(original.metadata_props)
+    return model
+
+
+def run_session(model: onnx.ModelProto, names: Sequence[str]) -> Any:
+    """ONNX Runtime's session of a float graph with the float tensors `names` as its outputs."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def opset(model: onnx.ModelProto) -> int:

@@ -12,10 +12,7 @@ injected afterwards. Every conversion returns a new model.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
 
 from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.evaluate.probes import BASE_TEXTS
-from edge_forge.export.onnx.graph import FloatArray, GraphEditor, opset, save
+from edge_forge.export.onnx.float16 import HalfRange, measure_range, to_float16
+from edge_forge.export.onnx.graph import FloatArray, GraphEditor, finished, run_session, save
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.sites import LinearSite, read_sites
 
@@ -90,10 +87,10 @@ def quantize_per_token(
         w_scale = editor.add_constant(f"{name}.scale", scale)
         editor.remove([product])
         # The fused form of MatMulInteger, Cast and Mul; its scale of x is one number, so the token's follows.
-        fused = editor.add("MatMulIntegerToFloat", [f"{x}.u8", w, unit, w_scale, middle], [f"{out}.of_unit"])
-        fused.domain = _MICROSOFT
+        operands = [f"{x}.u8", w, unit, w_scale, middle]
+        editor.add("MatMulIntegerToFloat", operands, [f"{out}.of_unit"], domain=_MICROSOFT)
         editor.add("Mul", [f"{out}.of_unit", largest[x]], [out])
-    return _finished(editor, model)
+    return finished(editor, model)
 
 
 def _token_codes(editor: GraphEditor, x: str, apart: Sequence[int], width: int, constants: tuple[str, str]) -> str:
@@ -147,7 +144,7 @@ def quantize_static(
         ]
         editor.add("DequantizeLinear", parts, [f"{name}.dq"], axis=1)
         product.input[0], product.input[1] = f"{x}.dq", f"{name}.dq"
-    return _finished(editor, model)
+    return finished(editor, model)
 
 
 def quantize_embeddings(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -167,28 +164,7 @@ def quantize_embeddings(model: onnx.ModelProto) -> onnx.ModelProto:
         editor.add("Cast", [f"{out}.int8"], [f"{out}.wide"], to=onnx.TensorProto.FLOAT)
         editor.add("Gather", [scales, indices], [f"{out}.scale"])
         editor.add("Mul", [f"{out}.wide", f"{out}.scale"], [out])
-    return _finished(editor, model)
-
-
-def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16; inputs, outputs, normalisations and sums over tokens stay float32.
-
-    On ONNX Runtime's CPU provider this saves bytes, not time; it is the format of the Jetson Nano.
-    """
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # the tool logs through the root logger
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            blocked = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "ReduceSum"]
-            converted: onnx.ModelProto = convert_float_to_float16(
-                _copy(model), keep_io_types=True, op_block_list=blocked
-            )
-    finally:
-        logging.getLogger().setLevel(level)
-    return _finished(GraphEditor(converted), model)
+    return finished(editor, model)
 
 
 def _products(
@@ -238,16 +214,6 @@ def _activation(editor: GraphEditor, x: str, interval: ValueRange) -> None:
     ]
     editor.add("QuantizeLinear", [x, *names], [f"{x}.q"])
     editor.add("DequantizeLinear", [f"{x}.q", *names], [f"{x}.dq"])
-
-
-def _finished(editor: GraphEditor, original: onnx.ModelProto) -> onnx.ModelProto:
-    """The edited model, with the original's metadata. Raises BackendError when a tool changed the opset."""
-    model = editor.finish()
-    if opset(model) != opset(original):
-        raise BackendError(f"the opset changed from {opset(original)} to {opset(model)}", "quantize")
-    del model.metadata_props[:]
-    model.metadata_props.extend(original.metadata_props)
-    return model
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -332,14 +298,7 @@ def _session(model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]
     """The model with `names` as its outputs. Raises BackendError when there is nothing to feed it."""
     if not feeds:
         raise BackendError("INT8 needs calibration rows", "quantize", "give texts")
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    return onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    return run_session(model, names)
 
 
 def _range(lows: FloatArray, highs: FloatArray, share: float) -> ValueRange:
@@ -362,6 +321,13 @@ INT8, FLOAT16 = "int8", "fp16"
 _BATCH_ROWS = 16
 
 
+class MadeFormats(NamedTuple):
+    """The files by format, and of float16 what it was found to need."""
+
+    paths: dict[str, Path]
+    half: HalfRange | None
+
+
 def make(
     *,
     encoder_path: Path,
@@ -371,31 +337,40 @@ def make(
     texts: Sequence[str] = BASE_TEXTS,
     max_tokens: int = 128,
     bank: tuple[Bank, Sequence[str]] | None = None,
-) -> dict[str, Path]:
-    """Write `<format>.onnx` for every format and return the paths.
+) -> MadeFormats:
+    """Write `<format>.onnx` for every format.
 
-    `encoder_path` is the export step's float `encoder.onnx`. `texts` show which channels INT8 sets apart.
+    `encoder_path` is the export step's float `encoder.onnx`. `texts` show what float16 must hold; one of `max_tokens`
+    tokens is added to them. General texts show which channels INT8 sets apart.
     `bank` (the settings and the modules of the export) is injected last. Raises BackendError, ConfigError.
     """
+    if bank is not None and FLOAT16 in formats:
+        raise ConfigError("a banked base has no float16 form yet", "quantize", "ship fp16 as a merged model")
     model = onnx.load(encoder_path)
     out_dir.mkdir(parents=True, exist_ok=True)
-    written = {}
+    written: dict[str, Path] = {}
+    half = None
     for name in formats:
         if name == INT8:
-            found = wide_channels(model, feeds(texts, tokenizer_path, max_tokens))
+            found = wide_channels(model, feeds(BASE_TEXTS, tokenizer_path, max_tokens))
             converted = quantize_embeddings(quantize_per_token(model, found))
         elif name == FLOAT16:
-            converted = to_float16(model)
+            half = measure_range(model, feeds([*texts, _longest(texts, max_tokens)], tokenizer_path, max_tokens))
+            converted = to_float16(model, half.kept)
         else:
             raise ConfigError(f"there is no format {name!r}", "quantize", f"there are: {INT8}, {FLOAT16}")
         if bank is not None:
-            if name == FLOAT16:
-                raise ConfigError("a banked base has no float16 form yet", "quantize", "ship fp16 as a merged model")
             settings, modules = bank
             inject_bank(converted, modules, settings.rank, settings.max_labels)
         written[name] = out_dir / f"{name}.onnx"
         save(converted, written[name])
-    return written
+    return MadeFormats(written, half)
+
+
+def _longest(texts: Sequence[str], max_tokens: int) -> str:
+    """A text of at least `max_tokens` tokens, made of the given ones."""
+    joined = " ".join(texts) or "."
+    return joined if len(joined.split()) >= max_tokens else joined + f" {joined}" * max_tokens
 
 
 def feeds(texts: Sequence[str], tokenizer_path: Path, max_tokens: int) -> list[Feed]:

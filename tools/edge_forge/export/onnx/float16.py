@@ -1,0 +1,185 @@
+"""Float16 of an exported graph: what it may not hold stays float32, and how it is judged where nothing computes in it.
+
+The largest float16 is 65,504. ONNX Runtime's CPU provider computes float16 graphs in float32, so that an overflow shows
+on a GPU only (docs/decisions/0161). Therefore:
+
+- `measure_range` runs the float graph over texts and finds the tensors that pass 65,504 divided by `MARGIN`, and the
+  weights that pass 65,504. `to_float16` keeps every node that makes or reads one of them in float32.
+- `emulated` turns a float16 graph into a float32 one that rounds each tensor to float16, infinities included. The plan
+  scores it in place of the graph itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from edge_forge.export.onnx.graph import GraphEditor, finished, run_session, save
+
+if TYPE_CHECKING:
+    from edge_forge.evaluate.measure_onnx import OnnxSubject
+    from edge_forge.export.onnx.quantize import Feed
+
+LARGEST = 65504.0
+# Texts that were not measured may reach this many times the values of those that were. The additive mask (-1e4) must
+# stay below the limit: it is the same for all texts.
+MARGIN = 4.0
+_ALWAYS_FLOAT = ("LayerNormalization", "ReduceSum")
+_CAST_BACK = "_cast_to_fp16_node"
+
+
+class HalfRange(NamedTuple):
+    """What a graph needs of a number format's range: its largest magnitude, where, and the nodes to keep in float32."""
+
+    largest: float
+    tensor: str
+    kept: tuple[str, ...] = ()
+    nodes: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """For people: what was found, and what was done about it."""
+        if not self.kept:
+            return f"Float16 holds every tensor: the largest value is {self.largest:,.0f} of {LARGEST:,.0f}."
+        return (
+            f"Float16 would overflow: values reach {self.largest:,.0f} ({self.tensor}), {LARGEST:,.0f} is its largest; "
+            f"{len(self.kept)} of {self.nodes} nodes stay in float32 (margin {MARGIN:g})."
+        )
+
+
+def measure_range(model: onnx.ModelProto, feeds: Sequence[Feed]) -> HalfRange:
+    """The range of every float tensor of a float32 graph over `feeds`, padding included. Raises BackendError."""
+    weights = {
+        tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+    peaks = _peaks(model, feeds)
+    wide = {name for name, peak in weights.items() if not peak <= LARGEST}
+    wide |= {name for name, peak in peaks.items() if not peak <= LARGEST / MARGIN}
+    kept = tuple(node.name for node in model.graph.node if wide & {*node.input, *node.output})
+    found = {**weights, **peaks}
+    tensor = max(found, key=lambda name: np.inf if np.isnan(found[name]) else found[name])
+    return HalfRange(found[tensor], tensor, kept, len(model.graph.node))
+
+
+def _peaks(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
+    """The largest magnitude of every computed float tensor. Reduced within the graph, so that no tensor is kept."""
+    probe = GraphEditor(_copy(model))
+    names = [name for name, kind in _kinds(model).items() if kind == TensorProto.FLOAT and probe.maker(name)]
+    for place, name in enumerate(names):
+        probe.add("Abs", [name], [f"peak.{place}.abs"])
+        probe.add("ReduceMax", [f"peak.{place}.abs"], [f"peak.{place}"], keepdims=0)
+    session = run_session(probe.model, [f"peak.{place}" for place in range(len(names))])
+    found = np.zeros(len(names))
+    for feed in feeds:
+        found = np.maximum(found, np.asarray(session.run(None, dict(feed)), np.float64))
+    return dict(zip(names, found.tolist(), strict=True))
+
+
+def _kinds(model: onnx.ModelProto) -> Mapping[str, int]:
+    """The element type of every computed tensor that inference knows."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    infos = [*inferred.graph.value_info, *inferred.graph.output]
+    return {info.name: info.type.tensor_type.elem_type for info in infos}
+
+
+def to_float16(model: onnx.ModelProto, kept: Sequence[str] = ()) -> onnx.ModelProto:
+    """Weights and arithmetic in float16; inputs, outputs, normalisations, sums over tokens and `kept` stay float32.
+
+    `kept` are names of nodes (`HalfRange.kept`). No weight is cut: those beyond float16 belong to kept nodes.
+    On ONNX Runtime's CPU provider this saves bytes, not time; it is the format of the Jetson Nano.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # the tool logs through the root logger
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            converted: onnx.ModelProto = convert_float_to_float16(
+                _copy(model),
+                keep_io_types=True,
+                max_finite_val=LARGEST,  # versions before 1.22 cut weights to 1e4
+                op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT],
+                node_block_list=list(kept),
+            )
+    finally:
+        logging.getLogger().setLevel(level)
+    editor = GraphEditor(converted)
+    _join(editor)
+    return finished(editor, model)
+
+
+def _join(editor: GraphEditor) -> None:
+    """Let float32 nodes read each other directly: the converter puts a cast to float16 and back between them."""
+    narrowed = {
+        node.output[0]: node.input[0]
+        for node in editor.graph.node
+        if node.op_type == "Cast" and node.name.endswith(_CAST_BACK)
+    }
+    widened = [
+        node
+        for node in editor.graph.node
+        if node.op_type == "Cast" and node.input[0] in narrowed and _to(node) == TensorProto.FLOAT
+    ]
+    editor.remove(widened)
+    for node in widened:
+        editor.add("Identity", [narrowed[node.input[0]]], node.output)
+
+
+def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float16 graph in float32 whose tensors are rounded to float16 wherever the graph holds float16.
+
+    Products are summed in float32, as GPUs do; each result is rounded, so that what is too large becomes infinite.
+    """
+    kinds = _kinds(model)
+    result = _copy(model)
+    for tensor in result.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            wide = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+    editor = GraphEditor(result)
+    for node in list(result.graph.node):
+        if node.op_type == "Cast" and _to(node) == TensorProto.FLOAT16:
+            editor.remove([node])
+            editor.add("Cast", node.input, node.output, to=TensorProto.FLOAT)
+        for name in node.output:
+            if kinds.get(name) == TensorProto.FLOAT16:
+                narrow = editor.add("Cast", [name], [f"{name}.half"], to=TensorProto.FLOAT16)
+                editor.add("Cast", [f"{name}.half"], [f"{name}.rounded"], to=TensorProto.FLOAT)
+                editor.redirect(name, f"{name}.rounded", keep=[narrow])
+    del result.graph.value_info[:]
+    return finished(editor, model)
+
+
+@contextmanager
+def scored(subject: OnnxSubject, dtype: str) -> Iterator[OnnxSubject]:
+    """The variant to score in place of `subject`: of float16 its emulation, else itself."""
+    if dtype != "fp16":
+        yield subject
+        return
+    with tempfile.TemporaryDirectory(prefix="edge-forge-") as folder:
+        path = Path(folder) / "emulated.onnx"
+        save(emulated(onnx.load(subject.model)), path)
+        yield replace(subject, model=path)
+
+
+def _to(node: onnx.NodeProto) -> Any:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
