@@ -133,7 +133,9 @@ def both_labels(*names):
 )
 def test_labels_that_differ_by_case_or_compatible_characters_are_refused_with_both_lines(tmp_path, one, other):
     write(tmp_path, "train.tsv", both_labels(("lamp", one), ("light", other), ("stop", "off")))
-    with pytest.raises(ConfigError, match=r"train.tsv:2\).*train.tsv:3\) differ only by case or by form.*label_names"):
+    with pytest.raises(
+        ConfigError, match=r"train.tsv:3: .*\(train.tsv:2\) differ only by case or by form.*label_names"
+    ):
         loaded(tmp_path)
     assert loaded(tmp_path, label_names={other: one}).labels == tuple(sorted(("off", one)))
 
@@ -144,6 +146,13 @@ def test_labels_that_differ_by_case_or_compatible_characters_are_refused_with_bo
 def test_labels_that_differ_by_spaces_or_the_form_of_accents_are_one(tmp_path, one, other):
     write(tmp_path, "train.tsv", both_labels(("lamp", one), ("light", other), ("stop", "off")))
     assert loaded(tmp_path).labels == tuple(sorted((one, "off")))
+
+
+def test_labels_of_the_task_are_compared_in_their_one_form(tmp_path):
+    write(tmp_path, "train.tsv", both_labels(("lamp", "caf\u00e9"), ("stop", "off")))
+    assert loaded(tmp_path, ClassifierTaskSection(labels=("off", "cafe\u0301"))).labels == ("off", "caf\u00e9")
+    with pytest.raises(ConfigError, match=r"task.labels: the label 'café' is named twice, in two forms"):
+        loaded(tmp_path, ClassifierTaskSection(labels=("off", "cafe\u0301", "caf\u00e9")))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ BROKEN = {
     "hardware": ({"package": {"hardware": ["a board"]}}, {}, "package.hardware", "a device would refuse"),
     "count of hardware": ({"package": {"hardware": ["b"] * 65}}, {}, "package.hardware", "length <= 64"),
     "min_agent": ({"package": {"min_agent": "new"}}, {}, "package.min_agent", "a device would refuse"),
+    "min_agent of the future": ({"package": {"min_agent": "99"}}, {}, "package.min_agent", "could not try the package"),
     "counter": ({"package": {"version": 2**54}}, {}, "package.version", "<= 9007199254740992"),
     "tokens": ({"task": {"max_tokens": 513}}, {}, "task.max_tokens", "<= 512"),
     "two packages of one name": ({"base": {"name": "toy"}}, {}, "base.name", "two of its packages"),

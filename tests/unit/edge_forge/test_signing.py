@@ -4,8 +4,9 @@ import io
 
 import pytest
 
-from edge_agent.base.errors import EdgeError
+from edge_agent.base.errors import ConfigError
 from edge_forge.evaluate.training_outcome import TrainingOutcome
+from edge_forge.package.keys import keygen
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.signing import PackageSigner
 from edge_forge.plan.step_runner import StepRunner
@@ -60,10 +61,21 @@ def test_the_same_contents_and_other_versions_are_no_reason_to_warn(signing, tmp
     assert [path.name for path in shelf.iterdir()] == ["toy-v1.tar"]
 
 
+def test_a_key_that_devices_would_not_believe_is_said_before_anything_long(signing, tmp_path):
+    for name in ("ours", "theirs"):
+        keygen(tmp_path / name)
+    (tmp_path / "ours" / "root.json").write_bytes((tmp_path / "theirs" / "root.json").read_bytes())
+    signer, _ = signing(keys=str(tmp_path / "ours"))
+    with pytest.raises(ConfigError, match=r"package.keys: .*root.json does not know the release key release-1.pem"):
+        signer.keys  # noqa: B018 - asking for them checks them
+    signer, _ = signing(keys=str(tmp_path / "theirs"))
+    assert signer.keys.release_key.name == "release-1.pem"
+
+
 def test_a_failed_training_is_refused_unless_the_recipe_takes_it(signing):
     failed = TrainingOutcome("it answers 'a' to every one of the 9 measured rows")
     signer, _ = signing()
-    with pytest.raises(EdgeError, match=r"the training failed: it answers 'a'.*failed_training = .warn. packages it"):
+    with pytest.raises(ConfigError, match=r"the training failed: it answers 'a'.*failed_training = .warn. packages it"):
         signer.require_learned(failed)
     signer, said = signing(failed_training="warn")
     assert signer.require_learned(failed) == "the training failed: it answers 'a' to every one of the 9 measured rows"

@@ -125,11 +125,16 @@ def _check_look_alikes(places: Places) -> None:
         label, seen = first.setdefault(alike, (row.label, where))
         if label != row.label:
             raise ConfigError(
-                f"the labels {label!r} ({seen}) and {row.label!r} ({where}) differ only by case or by form",
+                f"the label {row.label!r} and {label!r} ({_short(seen)}) differ only by case or by form",
                 where,
                 f"write them alike, or join them: data.label_names = {{ {json.dumps(row.label, ensure_ascii=False)} = "
                 f"{json.dumps(label, ensure_ascii=False)} }}",
             )
+
+
+def _short(where: str) -> str:
+    """A place for a sentence that names several: the file's own name and the line."""
+    return where.rpartition("/")[2]
 
 
 def _contradictions(places: Places) -> Iterator[str]:
@@ -140,7 +145,7 @@ def _contradictions(places: Places) -> Iterator[str]:
     two = [found for found in meanings.values() if len(found) > 1]
     if two:
         shown = "; ".join(
-            " and ".join(f"{where} {label!r}" for label, where in list(found.items())[:2])
+            " and ".join(f"{_short(where)} {label!r}" for label, where in list(found.items())[:2])
             for found in two[:_SHOWN_CONTRADICTIONS]
         )
         more = "; ..." if len(two) > _SHOWN_CONTRADICTIONS else ""
@@ -304,6 +309,11 @@ def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str, place
             where,
         )
     named = tuple(map(one_label, task.labels))
+    if len(set(named)) < len(named):
+        twice = next(label for label in named if named.count(label) > 1)
+        raise ConfigError(
+            f"the label {twice!r} is named twice, in two forms of its characters or spaces", "task.labels"
+        )
     if named:
         _check_known(train, named, places, "task.labels")
         unseen = [label for label in named if label not in counts]

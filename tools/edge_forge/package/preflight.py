@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent import __version__
 from edge_agent.base import limits
 from edge_agent.base.errors import ConfigError, PackageError, SignatureError, UsageError
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.manifest import AdapterConfig, ModelDoc
-from edge_agent.bundle.statement import IndexRef, Now, Release, check_time
+from edge_agent.bundle.statement import IndexRef, Now, Release, check_agent, check_time
 from edge_forge.package import release as releases
 from edge_forge.package.sources import convert, task_doc
 from edge_forge.recipe.schema import CommonRecipe
@@ -129,6 +130,13 @@ def _check_release(recipe: CommonRecipe, product: str, counter: int, now_s: int)
     statement: Release = releases.release(recipe.package, product, counter, now_s).statement(
         IndexRef(digest=_DIGEST, size=1)
     )
+    try:
+        check_agent(statement, __version__)
+    except PackageError as error:
+        raise ConfigError(
+            f"the edge-agent of this host could not try the package: {error.what}", "package.min_agent",
+            f"set at most {__version__}, or build with the newer release",
+        ) from error  # fmt: skip
     try:
         check_time(statement, Now(time.time(), trusted=True))
     except (PackageError, SignatureError) as error:

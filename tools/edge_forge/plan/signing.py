@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError, EdgeError
+from edge_agent.base.errors import ConfigError
 from edge_forge.evaluate.training_outcome import TrainingOutcome
 from edge_forge.package import release as releases
 from edge_forge.plan.cache import StepResult
@@ -72,13 +72,13 @@ class PackageSigner:
             raise ConfigError(
                 f"there is no root.json in {folder.path}", "package.keys", "`edge-forge keygen DIR` makes it"
             )
-        folder.release_key  # noqa: B018 - a missing key is said before anything long begins
+        _check_signer(folder)
         return folder
 
     def require_learned(self, outcome: TrainingOutcome) -> str:
-        """What the report says of a run that led nowhere; raises EdgeError unless the recipe takes it all the same."""
+        """What is said of a run that led nowhere; raises ConfigError unless the recipe takes it all the same."""
         if outcome.failed and self.recipe.package.failed_training == "refuse":
-            raise EdgeError(
+            raise ConfigError(
                 f"the training failed: {outcome.failed}", "package.failed_training",
                 "lower learning_rate, train longer, or look at the labels; "
                 '[package] failed_training = "warn" packages it all the same',
@@ -185,6 +185,24 @@ class PackageSigner:
         return self.steps.run(
             "package", inputs, {**settings, "product": product, "release": release}, work,
             f"package {product}",
+        )  # fmt: skip
+
+
+def _check_signer(folder: Any) -> None:
+    """Whether the folder's root file lets its newest release key sign alone. Raises ConfigError, UsageError."""
+    from edge_agent.bundle.sign import PrivateKey
+    from edge_agent.bundle.verify import load_trust
+
+    role, key = load_trust(folder.root_file).root.roles.release, folder.release_key
+    if PrivateKey.load(key).keyid not in role.keys:
+        raise ConfigError(
+            f"{folder.root_file} does not know the release key {key.name}: every device would refuse the packages",
+            "package.keys", "take root.json and key of one folder of `edge-forge keygen`",
+        )  # fmt: skip
+    if role.threshold > 1:
+        raise ConfigError(
+            f"{folder.root_file} asks for {role.threshold} signatures, a build makes one", "package.keys",
+            "`edge-forge package` makes the packages, `edge-forge sign --key ... --key ...` signs them",
         )  # fmt: skip
 
 
