@@ -11,7 +11,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate nightly clean setup
+.PHONY: device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -20,6 +20,7 @@ help:
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
+	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
 	@echo "make nightly  the same with 10,000 seeds, going on after a failing one (about half an hour)"
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
@@ -87,6 +88,9 @@ conformance-schemas: setup llamacpp
 
 simulate: setup
 	@$(BIN)/python -m tests.support.whole --seeds $(SEEDS)
+
+storm: setup llamacpp
+	@$(BIN)/python -m tests.support.hostile_clients storm
 
 nightly: setup
 	@$(BIN)/python -m tests.support.whole --seeds 10000 --going
