@@ -21,6 +21,8 @@ MEMINFO_KEYS = {
     "swap_total": "SwapTotal",
     "swap_free": "SwapFree",
 }
+CHILDREN = 16
+"""Processes of one worker that are counted; it starts one, for grammars."""
 NO_LIMIT_BYTES = float(1 << 60)
 """cgroup v1 writes 'no limit' as the largest multiple of the page size below 2^63."""
 
@@ -116,12 +118,16 @@ def read_pss(root: Path, pid: int, taken_s: float) -> Reading:
     return read_held(root, pid, taken_s)["pss"]
 
 
-def read_held(root: Path, pid: int, taken_s: float) -> Mapping[str, Reading]:
-    """Bytes of a process: `pss`, and `mapped`, its part that is mapped from files (kernel 5.4 and later)."""
+def read_held(root: Path, pid: int, taken_s: float, children: bool = False) -> Mapping[str, Reading]:
+    """Bytes of a process: `pss`, and `mapped`, its part that is mapped from files (kernel 5.4 and later). `children`:
+    with those of the processes that it started."""
     source = f"pss of {pid}"
     path = str(root / f"proc/{pid}/smaps_rollup")
     text, reason = read_text(path)
-    table = parse_meminfo(text or "")
+    table = dict(parse_meminfo(text or ""))
+    for child in _children(root, pid) if children and table else []:
+        held = parse_meminfo(read_text(str(root / f"proc/{child}/smaps_rollup"))[0] or "")
+        table = {key: value + held.get(key, 0.0) for key, value in table.items()}
     found: dict[str, Reading] = {}
     for key, name in (("pss", "Pss"), ("mapped", "Pss_File")):
         if name in table:
@@ -129,6 +135,12 @@ def read_held(root: Path, pid: int, taken_s: float) -> Mapping[str, Reading]:
         else:
             found[key] = unavailable("bytes", source, taken_s, reason or f"{path}: has no {name}")
     return found
+
+
+def _children(root: Path, pid: int) -> list[int]:
+    """The processes that a process started, which the kernel lists where it has CONFIG_PROC_CHILDREN."""
+    text, _ = read_text(str(root / f"proc/{pid}/task/{pid}/children"))
+    return [int(word) for word in (text or "").split() if word.isdigit()][:CHILDREN]
 
 
 def parse_cgroup(text: str) -> tuple[str | None, str | None]:

@@ -93,8 +93,9 @@ class SensorSuite:
         return self._power(self._clock_s())["power"]
 
     def process_bytes(self, pid: int) -> Mapping[str, Reading]:
-        """Bytes of a process: `pss`, and `mapped`, its part from files. Slow: the kernel walks all its pages."""
-        return memory.read_held(self._root, pid, self._clock_s())
+        """Bytes of a process and those that it started: `pss`, and `mapped`, the part from files. Slow: the kernel
+        walks all their pages."""
+        return memory.read_held(self._root, pid, self._clock_s(), children=True)
 
     def _search(self) -> None:
         root = self._root

@@ -3,6 +3,7 @@
 adapters   mixed adapters, attaching, INT8 against FP32, inside one process
 deadlines  goodput, refusals and waiting under up to three times capacity, simulated
 generate   tokens per second, first token, streams at once, adapters by turns, switched and merged, memory
+grammar    structured answers: masks of 150,000 tokens, memory, decode speed with a schema
 requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 
@@ -11,12 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import adapters, deadlines, generate, requests
+from bench import adapters, deadlines, generate, grammar, requests
 
 PARTS = {
     "adapters": adapters.main,
     "deadlines": deadlines.main,
     "generate": generate.main,
+    "grammar": grammar.main,
     "requests": requests.main,
 }
 

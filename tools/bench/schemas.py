@@ -37,6 +37,7 @@ DRAFTS = {
 }
 ON_SCHEMAS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, re.error)
 END = 256
+CLOSING = frozenset({*b'"}]', END})
 WALK_BYTES = 300
 SHOWN = 20
 
@@ -146,7 +147,7 @@ def _drawn(grammars: Grammars, text: str, rng: random.Random) -> bytes | None:
         tokens = [token for token in range(END + 1) if state != State.ENDED and mask[token >> 3] >> (token & 7) & 1]
         if not tokens:
             return bytes(answer)
-        closing = [token for token in tokens if token in b'"}]' or token == END]
+        closing = [token for token in tokens if token in CLOSING]
         token = rng.choice(closing if closing and rng.random() < 0.4 else tokens)
         if token == END:
             return bytes(answer)

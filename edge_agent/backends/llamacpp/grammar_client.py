@@ -34,8 +34,13 @@ HEAD_S = 30.0
 """Wall seconds after which an operation is taken for endless: its CPU time is limited by the kernel."""
 GRACE_S, PER_TOKEN_S = 2.0, 0.02
 """CPU seconds that one answer's grammar may take in all: `GRACE_S`, and `PER_TOKEN_S` more for each of its tokens."""
+COSTLY_S = 0.25
+"""CPU seconds from which a grammar that meets one of llguidance's limits is held against its client: a large schema is
+refused sooner, and harms nobody."""
 START_S = 60.0
 """Wall seconds for a start, with the vocabulary of 150,000 tokens of a board's slow card."""
+RECEIVED = 1 << 18
+"""Bytes that are read at once."""
 ASKED = 1024
 """Operations that may wait; each answer has one, and what was cancelled a second."""
 ENDING_LOOKS = 20
@@ -83,7 +88,7 @@ class FollowedGrammar:
         self.cpu_s += reply.cpu_s
         allowed_s = GRACE_S + PER_TOKEN_S * len(self.tokens)
         if reply.state in (State.REFUSED, State.COSTLY):
-            self.fail(reply.text, reply.state == State.COSTLY)
+            self.fail(reply.text, reply.state == State.COSTLY and self.cpu_s > COSTLY_S)
         elif self.cpu_s > allowed_s:
             took = f"the {self.kind} took {self.cpu_s:.1f} s of computing for {len(self.tokens)} tokens"
             self.fail(f"{took}; {allowed_s:.1f} s are possible", costly=True)
@@ -133,6 +138,11 @@ class GrammarClient:
         self._words: bytes | None = None
         self._reader: threading.Thread | None = None
 
+    @property
+    def process(self) -> int:
+        """The process's id; 0 while there is none."""
+        return self._pid if self._channel is not None else 0
+
     def begin(self, kind: str, text: str) -> FollowedGrammar:
         """Have a grammar compiled. Raises BackendMissing where llguidance is not installed, BackendError when too much
         waits."""
@@ -180,7 +190,7 @@ class GrammarClient:
             if self._channel is None:
                 return
         if self._moved(wait_s):
-            while self._moved(0.0):
+            while self._asked and self._moved(0.0):
                 pass
         elif self._asked and time.monotonic() - self._head_s > (START_S if self._starting() else HEAD_S):
             self._died("does not end")
@@ -195,7 +205,7 @@ class GrammarClient:
         self._asked.append(_Asked(self._numbers, operation, grammar))
         if self._channel is not None:
             self._post(self._numbers, operation, *values)
-            self._moved(0.0)
+            self._sent(self._channel)
 
     def _post(self, *frame: Any) -> None:
         data = marshal.dumps(frame)
@@ -206,23 +216,30 @@ class GrammarClient:
         channel = self._channel
         if channel is None:
             return False
-        readable, writable, _ = select.select([channel], [channel] if self._out else [], [], wait_s)
+        if wait_s > 0.0:
+            select.select([channel], [channel] if self._out else [], [], wait_s)
+        moved = bool(self._out) and self._sent(channel)
         try:
-            if writable:
-                del self._out[: channel.send(self._out)]
-            data = channel.recv(1 << 20) if readable else None
+            data = channel.recv(RECEIVED)
         except BlockingIOError:
-            return False
+            return moved
         except OSError:
             data = b""
-        if data == b"":
+        if not data:
             self._died("")
             return True
-        if data:
-            self._in += data
-            while (frame := self._frame()) is not None:
-                self._answered(MaskReply(*frame))
-        return bool(readable or writable)
+        self._in += data
+        while (frame := self._frame()) is not None:
+            self._answered(MaskReply(*frame))
+        return True
+
+    def _sent(self, channel: socket.socket) -> bool:
+        try:
+            count = channel.send(self._out)
+        except OSError:  # full, or closed, which reading tells
+            return False
+        del self._out[:count]
+        return count > 0
 
     def _frame(self) -> tuple[Any, ...] | None:
         if len(self._in) < LENGTH.size:

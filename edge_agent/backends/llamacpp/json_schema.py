@@ -274,7 +274,21 @@ def located(schema: Mapping[str, Any], wrong: str, tried: Callable[[Mapping[str,
                 pointer, inside, going = place, one, True
                 break
     keyword, why = reason(wrong, inside)
+    if keyword == "$ref" and keyword not in inside:
+        pointer = next(_outward(inside, pointer), pointer)
     return SchemaRefused(pointer, keyword, why)
+
+
+def _outward(inside: Any, pointer: str) -> Iterator[str]:
+    """Where schemas refer to others outside of this one."""
+    if isinstance(inside, Mapping):
+        if isinstance(inside.get("$ref"), str) and not inside["$ref"].startswith("#"):
+            yield pointer
+        for key, value in inside.items():
+            yield from _outward(value, f"{pointer}/{escaped(key)}")
+    elif isinstance(inside, list):
+        for number, value in enumerate(inside):
+            yield from _outward(value, f"{pointer}/{number}")
 
 
 def _children(
@@ -317,7 +331,9 @@ def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
     if "patternProperty" in wrong:
         return "patternProperties", "is followed where no name fits two of its patterns"
     if wrong.startswith(("Pointer", "Resource", "circular", "Definition")):
-        return "$ref" if "$ref" in inside else "", f"is not followed: {line}"
+        return "$ref", f"is not followed: {line}"
+    if "range" in wrong and (bounds := [key for key in inside if key in BOUNDS]):
+        return bounds[0], f"is not followed: {line}"
     expected = _EXPECTED.search(wrong)
     if expected:
         return expected[1] or expected[2], f"is not what it must be: {line}"
@@ -325,4 +341,5 @@ def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
         return "", "no text fits it: its parts exclude each other"
     if "type" in wrong.lower() and "type" in inside:
         return "type", f"is not followed: {line}"
-    return ("pattern" if "pattern" in inside and "regex" in wrong else ""), f"cannot be followed: {line}"
+    named = [key for key in ("pattern", "patternProperties", "allOf", "$ref", "anyOf") if key in inside]
+    return named[0] if named else "", f"cannot be followed: {line}"

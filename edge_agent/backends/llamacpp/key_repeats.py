@@ -10,13 +10,14 @@ A file of its own because it is pure, and the only part that reads JSON as it is
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 _QUOTE, _BACKSLASH = 0x22, 0x5C
 _OPENS_NAME = re.compile(rb'"[^"\\]*"[ \n\r\t]*:|[{,][ \n\r\t]*"[^"\\]*"')
-_BLANKS = b" \n\r\t"
+_NAME = re.compile(rb'"([^"\\]*")')
 _LEADS: Final = (b"", b" ", b"\n")
 
 
@@ -88,19 +89,22 @@ class NameGuard:
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self._tokens = tokens
-        self._sorted = sorted(range(len(tokens)), key=tokens.__getitem__)
+        self._sorted = array("I", sorted(range(len(tokens)), key=tokens.__getitem__))
         self._unicode = [token for token, data in enumerate(tokens) if b"\\u" in data]
-        self._whole = [token for token, data in enumerate(tokens) if _OPENS_NAME.search(data)]
+        self._whole: dict[bytes, list[int]] = {}
+        self._doubled: list[int] = []
+        for token, data in enumerate(tokens):
+            if _OPENS_NAME.search(data):
+                self._note_names(token, _NAME.findall(data))
 
     def barred(self, so_far: JsonText) -> list[int]:
         r"""Tokens that would end a name that is there already, or write a name with \u, in which one name has several
         spellings."""
         names, begun = so_far.names, so_far.text
         if not so_far.named:
-            # A token that holds the end of a value and a whole name after it.
-            return [token for token in self._whole if self._repeats(so_far, token)] if names else []
+            return self._with_names(so_far)
         if begun is None:
-            found = [token for token in self._whole if names and self._repeats(so_far, token)]
+            found = self._with_names(so_far)
             for name in names:
                 for lead in _LEADS:
                     found += self._beginning(lead + b'"' + name)
@@ -112,6 +116,17 @@ class NameGuard:
             if name.startswith(begun):
                 found += self._beginning(name[len(begun) :])
         return found
+
+    def _note_names(self, token: int, names: list[bytes]) -> None:
+        for name in set(names):
+            self._whole.setdefault(name, []).append(token)
+        if len(set(names)) < len(names):
+            self._doubled.append(token)
+
+    def _with_names(self, so_far: JsonText) -> list[int]:
+        """Tokens that hold a whole name, perhaps behind the end of a value, and repeat it."""
+        asked = {token for name in so_far.names for token in self._whole.get(name, ())}
+        return [token for token in {*asked, *self._doubled} if self._repeats(so_far, token)]
 
     def _repeats(self, text: JsonText, token: int) -> bool:
         try:

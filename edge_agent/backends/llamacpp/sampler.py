@@ -56,9 +56,18 @@ class Sampler:
         token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
         return token
 
-    def sample_masked(self, logits: npt.NDArray[np.float32], mask: bytes) -> int:
-        """The next token from logits [vocab], of those that the mask (a bit per token) allows. Raises DeadEnd."""
-        bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self._vocab_size]
+    def sample_masked(self, context: LlamaContext, place: int, mask: bytes) -> int:
+        """The next token from the logits of a place, of those that the mask (a bit per token) allows. The others'
+        logits are overwritten. Raises DeadEnd."""
+        barred = np.unpackbits(~np.frombuffer(mask, np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
+        if barred.all():
+            raise DeadEnd("the grammar allows no further token", "grammar")
+        np.copyto(context.logits(place), -np.inf, where=barred)
+        return self.sample(context, place)
+
+    def sample_held(self, logits: npt.NDArray[np.float32], mask: bytes) -> int:
+        """As `sample_masked`, from logits [vocab] that were kept while others were computed."""
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=self._vocab_size, bitorder="little")
         allowed = np.flatnonzero(bits)
         if not len(allowed):
             raise DeadEnd("the grammar allows no further token", "grammar")

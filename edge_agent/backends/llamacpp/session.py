@@ -406,10 +406,10 @@ class LlamaSession(Session):
         if sequence.grammar.phase is Phase.AWAITED:
             sequence.hold(logits.copy())
             return []
-        return self._take(sequence, logits, None)
+        return self._take(sequence, logits, place)
 
     def _take(self, sequence: TokenSequence, logits: npt.NDArray[np.float32], place: int | None) -> list[Event]:
-        """Draw from the logits, of a place in the last batch or under the grammar's mask, which has come."""
+        """Draw from the logits of a place in the last batch, or kept ones (None); the grammar's mask has come."""
         grammar, sampler = sequence.grammar, sequence.sampler
         if grammar is not None and grammar.phase is Phase.FAILED:
             self._fail(sequence, "")
@@ -417,9 +417,13 @@ class LlamaSession(Session):
         if grammar is not None and grammar.phase is Phase.ENDED:
             return [self._done(sequence, "stop")]
         try:
-            token = (
-                sampler.sample(self._live(), place) if grammar is None else sampler.sample_masked(logits, grammar.mask)
-            )
+            if grammar is not None and place is None:
+                token = sampler.sample_held(logits, grammar.mask)
+            elif grammar is not None:
+                logits = logits.copy() if sequence.logprobs else logits
+                token = sampler.sample_masked(self._live(), place, grammar.mask)
+            else:
+                token = sampler.sample(self._live(), place)
         except BackendError as error:
             return [self._fail(sequence, error.what)]
         sequence.last_s = time.monotonic()

@@ -138,3 +138,14 @@ def test_what_is_mapped_is_a_part_of_what_is_held() -> None:
     held = read_held(Path("/"), os.getpid(), 1.0)
     assert 0 < (held["mapped"].value or 0.0) < (held["pss"].value or 0.0)
     assert read_held(Path("/"), 2**22 + 1, 1.0)["mapped"].value is None
+
+
+def test_a_worker_is_measured_with_the_processes_that_it_started(tmp_path: Path) -> None:
+    for pid, kib in ((7, 100), (8, 30), (9, 5)):
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/smaps_rollup").write_text(f"Pss: {kib} kB\nPss_File: {kib // 5} kB\n")
+    (tmp_path / "proc/7/task/7").mkdir(parents=True)
+    (tmp_path / "proc/7/task/7/children").write_text("8 9 4711 ")
+    held = read_held(tmp_path, 7, 1.0, children=True)
+    assert (held["pss"].value, held["mapped"].value) == (135 * 1024.0, 27 * 1024.0)
+    assert read_held(tmp_path, 7, 1.0)["pss"].value == 100 * 1024.0
