@@ -260,8 +260,10 @@ def whole_words(library, ignore_merges=True):
     from tokenizers import Tokenizer
 
     document = json.loads(library.to_str())
-    for word in ("Ġok", "ĠPlease", "def"):
-        document["model"]["vocab"].setdefault(word, len(document["model"]["vocab"]))
+    part = document["model"]
+    for word in ("Ġok", "ĠYorÃ¹bÃ¡"):
+        part["vocab"].setdefault(word, len(part["vocab"]))
+        part["merges"] = [merge for merge in part["merges"] if "".join(merge) != word]
     document["model"]["ignore_merges"] = ignore_merges
     return Tokenizer.from_str(json.dumps(document))
 
