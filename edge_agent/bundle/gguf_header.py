@@ -335,6 +335,7 @@ def _header(table: GgufTable, where: str) -> GgufHeader:
         base_id=table.text("edge.base_id"),
         special_token_ids=_special_token_ids(table, tokens.count),
         space_prefix=_space_prefix(table),
+        spares_spaces=table.text(SPACE_PREFIX_KEY) is not None,
         nfc=table.keys.get(NFC_KEY) is True,
         takes_spaces_before=_ids(table, SPACES_BEFORE_KEY, where),
         takes_spaces_behind=_ids(table, SPACES_BEHIND_KEY, where),

@@ -55,6 +55,8 @@ class GgufHeader:
     """Ids of the special tokens that the file names: `bos`, `eos`, `unk`, `pad`."""
     space_prefix: str = "never"
     """Whether the tokenizer puts a space before a text ('never', 'first'), or before each piece ('always')."""
+    spares_spaces: bool = False
+    """Whether it puts none where there is one already."""
     nfc: bool = False
     """Whether texts are composed (Unicode NFC) before they are split."""
     takes_spaces_before: frozenset[int] = frozenset()

@@ -29,8 +29,9 @@ from edge_agent.bundle.chat_template import (
 
 _SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """Unicode's White_Space, which `tokenizers` strips; Python's own `isspace` takes four control characters more."""
-_LEAD = "\n"
-"""Put before a piece that may get no space of the tokenizer's own, and its tokens taken off again."""
+_LEAD = "\x01"
+"""Put before a piece that may get no space of the tokenizer's own, and its tokens taken off again. No token merges it
+with others: tokenizers that put spaces before texts write such a character as a byte."""
 
 
 class AddedToken(NamedTuple):
@@ -46,9 +47,11 @@ class AddedToken(NamedTuple):
 
 class TextRules(NamedTuple):
     """What a tokenizer does with plain text before it is split. `space_prefix`: a space is put before 'never' a text,
-    'always' before each piece between added tokens, or only the 'first'; `nfc`: Unicode is composed."""
+    'always' before each piece between added tokens, or only the 'first'; `spares_spaces`: not before a piece that
+    begins with a space; `nfc`: Unicode is composed."""
 
     space_prefix: str = "never"
+    spares_spaces: bool = False
     nfc: bool = False
 
 
@@ -137,15 +140,18 @@ class TextEncoder:
         """Ids of a piece between added tokens. A mark in it is cut behind its first character, so that no library finds
         it."""
         ids: list[int] = []
-        continues = not at_start and self._rules.space_prefix == "first"
-        text = unicodedata.normalize("NFC", text) if self._rules.nfc else text
+        rules = self._rules
+        continues = (not at_start and rules.space_prefix == "first") or (
+            rules.space_prefix != "never" and rules.spares_spaces and text[:1] == " "
+        )
+        text = unicodedata.normalize("NFC", text) if rules.nfc else text
         while text:
             match = guard.broken.search(text) if guard is not None and guard.broken is not None else None
             end = len(text) if match is None else match.start() + 1
             if match is not None and match.end() == end:
                 raise CannotEncode(match[0])
             ids += self._continued(text[:end]) if continues else self._encode(text[:end])
-            text, continues = text[end:], self._rules.space_prefix != "never"
+            text, continues = text[end:], rules.space_prefix != "never"
         return ids
 
     def _continued(self, text: str) -> list[int]:

@@ -255,6 +255,16 @@ def test_pieces_with_a_space_put_before(made, tmp_path):
     assert tokenize(tmp_path / "model.gguf", tiny_generators.TEXTS) == encoded(folder)
 
 
+def metaspace(scheme):
+    """Pieces whose spaces are made by the pre-tokenizer, as newer Mistral tokenizers have it."""
+    from tokenizers import pre_tokenizers
+
+    library = tiny_generators.pieces(1500)
+    library.normalizer = None
+    library.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    return library
+
+
 def whole_words(library, ignore_merges=True):
     """The tokenizer with words that no merge makes: with `ignore_merges`, as Llama 3 has it, they are taken whole."""
     from tokenizers import Tokenizer
@@ -276,6 +286,8 @@ TOKENIZERS = {
     "llama3 by merges": lambda: whole_words(tiny_generators.byte_level("llama3", 3000), ignore_merges=False),
     "gemma": lambda: tiny_generators.pieces(1500),
     "llama2": lambda: tiny_generators.pieces(1500, prepend=True),
+    "mistral first": lambda: metaspace("first"),
+    "mistral always": lambda: metaspace("always"),
 }
 
 

@@ -133,7 +133,7 @@ class LlamaVocabulary(Vocabulary):
         control tokens in any text."""
         header = self._header
         bos = self._api.llama_vocab_bos(self._vocab) if self._api.llama_vocab_get_add_bos(self._vocab) else -1
-        rules = TextRules(header.space_prefix, header.nfc)
+        rules = TextRules(header.space_prefix, header.spares_spaces, header.nfc)
         return TextEncoder(tuple(self._added()), self._plain, rules, bos if bos >= 0 else None)
 
     def _added(self) -> Iterator[AddedToken]:

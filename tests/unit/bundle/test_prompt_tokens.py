@@ -98,6 +98,17 @@ def test_spaces_before_pieces(prefix: str, expected: str) -> None:
     assert shown(texts.encode("a<|>b<|>c", False)) == expected
 
 
+def test_a_space_is_put_before_none_that_is_there() -> None:
+    added = (AddedToken(ord("|"), "<|>", True),)
+
+    def pieces(text: str) -> list[int]:
+        return characters("_" + text)
+
+    spares = TextEncoder(added, pieces, TextRules("always", spares_spaces=True))
+    assert shown(spares.encode(" a<|>b<|> c", False)) == " a|_b| c"
+    assert shown(TextEncoder(added, pieces, TextRules("always")).encode(" a", False)) == "_ a"
+
+
 def test_turn_marks_are_what_the_template_opens_and_closes_turns_with() -> None:
     marks = turn_marks(TemplateRenderer(TEMPLATE, {"bos_token": "<s>"}), encoder())
     assert marks == {"<s>", "<｜User｜>", "<｜Assistant｜>", "<|close|>", "\n\n"}

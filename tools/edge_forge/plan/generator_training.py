@@ -183,7 +183,10 @@ class GeneratorTraining:
     @cached_property
     def tokenizer_digest(self) -> str:
         """sha256 of the base's tokenizer and template."""
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        names = (
+            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+            "generation_config.json",
+        )  # fmt: skip
         found = [self.base.directory / name for name in names]
         return "-".join(file_digest(path)[:32] for path in found if path.is_file())
 

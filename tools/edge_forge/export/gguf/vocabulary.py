@@ -74,8 +74,8 @@ class GgufVocabulary:
         else:
             writer.add_token_scores(list(self.scores))
             writer.add_add_space_prefix(self.rules.space_prefix != "never")
-            if self.rules.space_prefix == "first":
-                writer.add_string(SPACE_PREFIX_KEY, "first")
+            if self.rules.space_prefix != "never" and self.rules.spares_spaces:
+                writer.add_string(SPACE_PREFIX_KEY, self.rules.space_prefix)
         for name, value in self.special.items():
             getattr(writer, f"add_{name}_token_id")(value)
         writer.add_add_bos_token(self.add_bos)
@@ -161,7 +161,7 @@ def text_rules(folder: Path) -> TextRules:
     """What the tokenizer does with plain text before it splits it."""
     found = _json(folder / "tokenizer.json")
     normalizers = [step["type"] for step in _steps(found.get("normalizer") or {})]
-    return TextRules(_space_prefix(found), "NFC" in normalizers)
+    return TextRules(_space_prefix(found), "Prepend" not in normalizers, "NFC" in normalizers)
 
 
 def first_token(folder: Path) -> int | None:
