@@ -77,6 +77,9 @@ class SimBroker:
             held = self._queue.popleft()
             if held.due_s <= now_s:
                 continue
+            if held.message.qos == 0:
+                connection.carry_in(0, held)
+                continue
             self._mid = self._mid % 65_000 + 1
             self._inflight[self._mid] = held
             connection.carry_in(self._mid, held)
@@ -273,7 +276,7 @@ class SimConnection:
         if not self._reading:
             self._unread.append((mid, sent, left_s))
             return
-        ack = self._epoch * 65_536 + mid
+        ack = self._epoch * 65_536 + mid if mid else None
         message = replace(sent, ack=ack, expiry_s=left_s, received_s=self._loop.time())
         self._broker.delivered(message)
         self._listener.received(message)

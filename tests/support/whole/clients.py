@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.support.whole.world import World
 
 PREFIX, DEVICE = "edge/v1", "dev"
+HOSTILE = "hostile"
 NONSENSE = (
     b"", b"{", b"[]", b'{"text": 3}', b'{"text": "a", "wish": 1}', b'{"text": "a", "texts": ["b"]}', b"\xff\xfe",
     b'{"text": "a", "priority": 99}', b'{"text": "a", "deadline_s": -1}', b'{"text": "a", "text": "b"}',
@@ -80,6 +81,19 @@ class Clients:
         ask.order = True
         self._send(f"cmd/{name}", json.dumps(body).encode(), ask, old=False)
         return ask
+
+    def flood(self, kind: str, count: int, qos: int) -> None:
+        """So many messages of a hostile client at once. Silence may be the answer to any of them."""
+        again = self._note(HOSTILE, ("again",), None, 8.0)
+        for _ in range(count):
+            ask = again if kind == "again" else self._note(HOSTILE, ("x",), None, 8.0)
+            ask.well_formed = False
+            if kind == "cancel":
+                self._send("cancel", b'{"id": "nothing"}', ask, old=False, qos=qos)
+            else:
+                names = [one.name for one in self._world.installed]
+                model = names[0] if kind == "again" else "nobody"
+                self._send(f"infer/{model}", b'{"text": "again"}', ask, old=False, qos=qos)
 
     def _note(self, client: str, texts: tuple[str, ...], adapter: str | None, wait_s: float) -> Ask:
         self._count += 1

@@ -174,8 +174,20 @@ async def daemon_killed(world: World, dice: random.Random) -> None:
         await world.lives.kill(dice.choice((0, 1, 2, 3, 8, 30)), dice.choice((0.05, 1.0, 5.0, 20.0)))
 
 
+async def hostile_client(world: World, dice: random.Random) -> None:
+    """Hundreds of messages at once: for a model that nobody has, the same again and again, or cancels of nothing.
+    Sometimes the broker is too busy with them to take anything for a moment."""
+    kind = dice.choice(("unknown", "unknown", "again", "cancel"))
+    for _ in range(dice.choice((1, 3))):
+        world.clients.flood(kind, dice.choice((50, 200, 500)), qos=dice.choice((0, 0, 1)))
+        if world.broker.connection is not None and dice.random() < 0.7:
+            world.broker.connection.congest(dice.uniform(0.1, 3.0))
+        await asyncio.sleep(dice.choice((0.0, 0.3, 2.0)))
+
+
 ALL: tuple[Fault, ...] = (
     sensor_lost, sensor_frozen, fever, memory_pressure, worker_killed, worker_hangs, bad_workers, slow_workers,
     broker_gone, connection_lost, connection_mute, congestion, events_refused, wall_clock_jumps, process_stalls,
     disk_full, store_unreadable, models_change, daemon_restarts, daemon_killed,
+    hostile_client,
 )  # fmt: skip

@@ -137,7 +137,7 @@ class Life:
             raise Killed
         self._world.request_log.told(message, self._world.clock.monotonic_s())
         taken = self._link_publish(message)
-        if not taken and "/reply" in message.topic:
+        if not taken and "/reply" in message.topic and not message.expendable:
             self.complain(f"the link does not take an answer: {message.payload[:80]!r}")
         return taken
 

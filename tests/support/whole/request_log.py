@@ -147,7 +147,8 @@ class RequestLog:
             key = (message.topic.split("/")[3], str(json.loads(message.payload)["id"]))
             if key in self.asks:
                 self.asks[key].told = True
-                self.waiting[key] = now_s
+                if not message.expendable:  # else it may give way to answers
+                    self.waiting[key] = now_s
 
     def heard(self, message: Outbound, now_s: float) -> None:
         """A packet of the device leaves for the broker."""

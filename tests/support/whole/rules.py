@@ -178,6 +178,8 @@ class Rules:
             world.request_log.waiting.clear()
         elif late:
             self._say("outbox", f"the answers to {late} wait on a sound connection")
+        if world.transport._outbox.lost:
+            self._say("lost answers", f"{world.transport._outbox.lost} computed answers found no room in the outbox")
 
     def _agent(self) -> None:
         world = self._world
