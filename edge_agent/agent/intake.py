@@ -261,7 +261,7 @@ def check_form(request: Request, served: ServedModel) -> None:
 
 
 def check_grammar(request: Request, served: ServedModel, now_s: float) -> None:
-    """Raise RequestError 503 for a grammar or schema while `GrammarBans` takes none from this client, or from any."""
+    """Raise RequestError 503 for a grammar or schema while `GrammarBans` takes none from this client."""
     left_s = served.grammar_bans.banned_s(request.client, now_s)
     if left_s > 0.0 and has_grammar(request.params):
         reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"

@@ -37,7 +37,7 @@ class ServedModel:
 
     `running`: the jobs inside the worker, by their id there. `worker` is set exactly while there is one;
     `lifecycle` says in which state the model is. `popularity`: how often it was used lately; `priority_load`: what was
-    admitted to it lately, by priority; `grammar_bans`: clients whose grammars ended its workers. `footprint_bytes`:
+    admitted to it lately, by priority; `grammar_bans`: clients whose grammars cost too much. `footprint_bytes`:
     what its worker holds, or the last one held. `sequences`: see `WorkerHandle`; known from the last worker where there
     is none. `probed`: golden probes of the model (None) and its adapters.
 
@@ -155,10 +155,10 @@ class ServedModel:
             self.lifecycle.unloaded()
         return worker
 
-    def worker_died(self, now_s: float, quarantine_deaths: int, requests_fault: bool) -> bool:
+    def worker_died(self, now_s: float, quarantine_deaths: int) -> bool:
         """The worker is gone. True when the model is quarantined; see `ModelLifecycle.died`."""
         self.worker = None
-        return self.lifecycle.died(now_s, quarantine_deaths, requests_fault)
+        return self.lifecycle.died(now_s, quarantine_deaths)
 
     def note_footprint(self, held_bytes: int) -> None:
         """Set the bytes that the worker holds."""

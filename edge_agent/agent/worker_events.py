@@ -15,7 +15,6 @@ from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
-from edge_agent.core.grammar_bans import died_computing, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
 from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobFailed, TextChunk
@@ -111,30 +110,22 @@ class WorkerEventHandler:
         now_s = self._context.clock.monotonic_s()
         evicted = served.lifecycle.state is ModelState.EVICTING
         jobs = list(served.running.values())
-        with_grammar = [job for job in jobs if died_computing(death.cause) and has_grammar(job.params)]
-        quarantined = served.worker_died(now_s, self._quarantine_deaths, requests_fault=bool(with_grammar))
-        if with_grammar and not evicted:
-            served.grammar_bans.record_death(now_s)
-            if len(with_grammar) == 1:  # of several it cannot be told which one it was: no client is banned then
-                served.grammar_bans.ban(with_grammar[0].key[0], now_s)
+        quarantined = served.worker_died(now_s, self._quarantine_deaths)
         data = {"model": served.name, "jobs": len(jobs), "cause": death.cause.value}
         self._context.announce("worker-died", f"model {served.name!r}: {death.reason}", data)
         for job in jobs:
             if job.state is JobState.RUNNING:
-                self._requeue(served, job, death.reason, evicted, job in with_grammar)
+                self._requeue(served, job, death.reason, evicted)
         served.clear_running()
         if quarantined:
             deaths = len(served.lifecycle.deaths_s)
             text = f"model {served.name!r} is left alone after {deaths} worker deaths; `edge-agent load` lifts this"
             self._context.announce("quarantined", text, {"model": served.name})
 
-    def _requeue(self, served: ServedModel, job: Job, reason: str, evicted: bool, suspect: bool) -> None:
-        """A job was inside when its worker died: it waits again, unless it began to be answered or may be the cause."""
+    def _requeue(self, served: ServedModel, job: Job, reason: str, evicted: bool) -> None:
+        """A job was inside when its worker died: it waits again, unless it began to be answered or was inside twice."""
         if job.parts:
             self.stop(served, job, 500, Cause.WORKER_DIED, f"its worker died: {reason}")
-        elif suspect and not evicted:
-            why = f"the worker died with this request's grammar or schema: {reason}"
-            self._answers.refuse(job, 500, Cause.WORKER_DIED, why)
         elif job.attempts >= MAX_ATTEMPTS and not evicted:
             self._answers.refuse(job, 500, Cause.WORKER_DIED, f"the worker died twice with this request: {reason}")
         else:

@@ -12,7 +12,7 @@ Rules for changes:
   is left only by RETURNED: the model was installed again before its serving loop had noticed the removal.
 - QUARANTINED is left only by LIFTED (the order `load`) or REMOVED.
 - A death in EVICTING is not counted against the model: the agent ended that worker, for another model's or for the
-  host's sake. A death by a request's own grammar is not counted either; the caller says so (`died`).
+  host's sake.
 - A load for which requests waited (WAITING_FOR_MEMORY) and that ends by a death goes back to waiting.
 - What is published as the model's `reason` is `PUBLISHED`; clients read these words, so they do not change.
 
@@ -316,15 +316,15 @@ class ModelLifecycle:
         """The worker has jobs and says nothing; it is killed. Raises ValueError where no worker can have jobs."""
         self._move(LifecycleEvent.SILENT)
 
-    def died(self, now_s: float, quarantine_deaths: int, requests_fault: bool = False) -> bool:
+    def died(self, now_s: float, quarantine_deaths: int) -> bool:
         """The worker died. True when the model is quarantined: `quarantine_deaths` in `QUARANTINE_WINDOW_S` (0: never).
 
-        `requests_fault`: the death is put down to a request, not to the model. Raises ValueError without a worker.
+        Raises ValueError without a worker.
         """
         evicted = self.state is ModelState.EVICTING
         if self.state not in MAY_HAVE_WORKER:
             raise ValueError(f"a model that is {self.state.value} has no worker that could die")
-        too_often = not (evicted or requests_fault) and self._count_death(now_s, quarantine_deaths)
+        too_often = not evicted and self._count_death(now_s, quarantine_deaths)
         self.deaths_in_a_row += 0 if evicted else 1
         self.wanted = self.resident and not (evicted or too_often)
         self._move(LifecycleEvent.DIED_TOO_OFTEN if too_often else LifecycleEvent.DIED)

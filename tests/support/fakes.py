@@ -432,6 +432,11 @@ class FakeWorker:
         del self.inside[name]
         self._say(JobFailed(name, status, cause, reason))
 
+    def refuse_grammar(self, name: str) -> None:
+        """A job's own grammar takes too much."""
+        del self.inside[name]
+        self._say(JobFailed(name, 422, Cause.INVALID, "the grammar takes more than 2 s to compile", costly=True))
+
     def die(self, reason: str = "killed by SIGKILL", cause: DeathCause | None = None) -> None:
         """The child is gone; the agent hears of it once, and nothing else any more."""
         if not self.alive:

@@ -149,13 +149,13 @@ async def dies_twice_with_it(device: Device) -> None:
     assert device.transport.reply("1")["reason"].startswith("the worker died twice with this request: ")
 
 
-async def dies_with_its_grammar(device: Device) -> None:
+async def costs_too_much(device: Device) -> None:
     device.spawner.plan.compute_s = None
     await device.ask("1", {"text": "x", "params": {"grammar": "root ::= root"}})
     await settle()
-    device.spawner.last.die("killed by SIGSEGV")
+    device.spawner.last.refuse_grammar("tester/1")
+    await settle()
     await device.ask("2", {"text": "x", "params": {"grammar": "root ::= root"}})
-    assert device.transport.reply("1")["reason"].startswith("the worker died with this request's grammar")
     assert device.transport.reply("2")["reason"].startswith("grammars or schemas cost model 'm' too much")
 
 
@@ -316,7 +316,7 @@ TABLE: list[tuple[str, Scenario, dict[str, int]]] = [
     ("an adapter that the runtime refuses", adapter_refused, {"unknown-adapter": 1}),
     ("an adapter that could not be attached", adapter_not_attached, {"worker-failed": 1}),
     ("the worker died twice", dies_twice_with_it, {"worker-died": 1}),
-    ("the worker died with a grammar", dies_with_its_grammar, {"worker-died": 1, "unavailable": 1}),
+    ("a grammar cost too much", costs_too_much, {"invalid": 1, "unavailable": 1}),
     ("the worker died within a stream", dies_within_a_stream, {"worker-died": 1}),
     ("a part cannot be sent", stream_cannot_be_sent, {"unavailable": 1}),
     ("the deadline passed in mid-stream", stream_past_its_deadline, {"expired": 1}),

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.base.causes import DeathCause
-from edge_agent.core.grammar_bans import BAN_S, CLIENTS_KEPT, DEATHS_FOR_ALL, GrammarBans, died_computing, has_grammar
+from edge_agent.core.grammar_bans import BAN_S, CLIENTS_KEPT, GrammarBans, has_grammar
 
 
 @pytest.mark.parametrize(
     ("params", "brings"),
-    [({}, False), ({"max_tokens": 3}, False), ({"grammar": "x"}, True), ({"json_schema": {}}, True)],
+    [
+        ({}, False),
+        ({"max_tokens": 3}, False),
+        ({"grammar": "x"}, True),
+        ({"json_schema": {}}, True),
+        ({"regex": "a"}, True),
+    ],
 )
 def test_a_grammar_and_a_schema_are_programs(params: dict[str, object], brings: bool) -> None:
     assert has_grammar(params) is brings
-
-
-@pytest.mark.parametrize("cause", DeathCause)
-def test_a_worker_that_crashes_or_hangs_ended_by_what_it_computed(cause: DeathCause) -> None:
-    assert died_computing(cause) is (cause in {DeathCause.CRASHED, DeathCause.HUNG})
 
 
 def test_a_client_is_barred_for_a_while_and_nobody_else() -> None:
@@ -37,12 +37,3 @@ def test_the_oldest_is_forgotten_first() -> None:
     bans.ban("new", 1.0)
     assert bans.banned_s("0", 1.0) == BAN_S
     assert bans.banned_s("1", 1.0) == 0.0
-
-
-def test_after_many_deaths_nobodys_are_taken_until_the_first_is_long_ago() -> None:
-    bans = GrammarBans()
-    for number in range(DEATHS_FOR_ALL):
-        assert bans.banned_s("anybody", 100.0 + number) == 0.0
-        bans.record_death(100.0 + number)
-    assert bans.banned_s("anybody", 110.0) == BAN_S - 10.0
-    assert bans.banned_s("anybody", 100.0 + BAN_S) == 0.0

@@ -49,7 +49,6 @@ ACTS: Mapping[str, Act] = {
     "evict": lambda model, now_s: model.evict(),
     "kill for silence": lambda model, now_s: model.kill_for_silence(),
     "died": lambda model, now_s: model.died(now_s, DEATHS),
-    "died of a request": lambda model, now_s: model.died(now_s, DEATHS, requests_fault=True),
     "answered": lambda model, now_s: model.answered(),
     "lift": lambda model, now_s: model.lift_quarantine(),
     "remove": lambda model, now_s: model.remove(),
