@@ -11,9 +11,11 @@ from typing import Any
 
 from edge_agent.app import wiring
 from edge_agent.base.errors import PackageError
+from edge_agent.base.limits import STATEMENT_BYTES
 from edge_agent.base.shown_text import one_line
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
+from edge_agent.bundle.jsonio import read_file
 from edge_agent.bundle.layout import package_descriptor
 from edge_agent.bundle.trust import Trust
 from edge_agent.config.load import load
@@ -34,7 +36,9 @@ from edge_agent.worker import one_shot as workers
 def trust(settings: Settings) -> Trust | None:
     """The operator's trust root, None where the file does not exist. Raises PackageError for one that is not sound."""
     try:
-        return Trust.from_operator(settings.store.trust_root.read_bytes(), str(settings.store.trust_root))
+        return Trust.from_operator(
+            read_file(settings.store.trust_root, STATEMENT_BYTES), str(settings.store.trust_root)
+        )
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import UsageError
+from edge_agent.base.limits import MIB
 from edge_agent.base.shown_text import one_line
+from edge_agent.base.units import bytes_text
 
 Row = Mapping[str, str]
 COLUMNS = (
     "time", "device", "interval_s", "model", "requests", "refused", "p50_ms", "p99_ms", "temperature_c", "forecast_c",
 )  # fmt: skip
 """Of the recorded table, those that are drawn; an older one need not have the others."""
+TABLE_BYTES = 256 * MIB
+"""A month of reports every ten seconds about three models. A table is read whole."""
 ALWAYS = ("time", "interval_s")
 """Columns that every row has, above 0."""
 NUMBERS = tuple(column for column in COLUMNS if column not in {"device", "model"})
@@ -46,6 +50,8 @@ def plot(arguments: argparse.Namespace) -> int:
 def read(table: Path) -> Sequence[Row]:
     """The rows of a recorded table. Raises UsageError for a file that is none, or has no rows."""
     try:
+        if table.stat().st_size > TABLE_BYTES:
+            raise UsageError(f"{table} is larger than {bytes_text(TABLE_BYTES)}", "plot", "record a shorter time")
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeError, csv.Error) as error:

@@ -242,6 +242,8 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
+HEADER_CHARS = 4096
+"""Longer than the line of the column names."""
 KINDS: Mapping[str, type[Status] | type[Telemetry] | type[Event]] = {
     "status": Status,
     "telemetry": Telemetry,
@@ -376,7 +378,10 @@ def record(arguments: argparse.Namespace) -> int:
 
 
 def _check_columns(path: Path) -> None:
-    with path.open(newline="", encoding="utf-8") as file:
-        found = next(csv.reader(file), [])
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = next(csv.reader([file.readline(HEADER_CHARS)]), [])
+    except (UnicodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no table: {error}", "record", "name a new file") from error
     if found != list(COLUMNS):
         raise UsageError(f"{path} has other columns than this version writes", "record", "name a new file")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -53,6 +54,16 @@ def check_size(size_bytes: int, limit_bytes: int, where: str) -> None:
     """Refuse a document above its limit before it is read."""
     if size_bytes > limit_bytes:
         raise PackageError(f"it has {bytes_text(size_bytes)}, at most {bytes_text(limit_bytes)} are allowed", where)
+
+
+def read_file(path: Path, limit_bytes: int) -> bytes:
+    """The bytes of a file that a person named, at most `limit_bytes`: a wrong name may be that of an image of a disk.
+    Raises PackageError for a larger one, OSError."""
+    with path.open("rb") as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise PackageError(f"it is larger than {bytes_text(limit_bytes)}", str(path), "name the right file")
+    return data
 
 
 def _text(data: bytes, where: str) -> str:

@@ -24,6 +24,7 @@ from edge_agent.bundle import jsonio
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+KEY_BYTES = 64 * limits.KIB
 Base64 = Annotated[str, Meta(max_length=limits.STATEMENT_BYTES)]
 KeyId = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 PublicHex = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
@@ -108,7 +109,9 @@ class PrivateKey:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
-            key = load_pem_private_key(path.read_bytes(), password=None)
+            key = load_pem_private_key(jsonio.read_file(path, KEY_BYTES), password=None)
+        except PackageError as error:
+            raise UsageError(f"this is no key: {error.what}", str(path), error.remedy) from error
         except OSError as error:
             raise UsageError(
                 f"the key cannot be read: {error.strerror}", str(path), "`edge-forge keygen DIR`"

@@ -17,7 +17,7 @@ from edge_agent.base.errors import PackageError, SignatureError
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import sign, statement
 from edge_agent.bundle.contents import Contents, Fetch, check_bytes, read_contents, read_probes
-from edge_agent.bundle.jsonio import decode
+from edge_agent.bundle.jsonio import decode, read_file
 from edge_agent.bundle.layout import Package, blob_name
 from edge_agent.bundle.manifest import Descriptor, Index
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
@@ -116,7 +116,7 @@ def check_blob(package: Package, digest: str) -> None:
 def load_trust(path: Path) -> Trust:
     """The operator's root file. Raises SignatureError that says how to make one."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, limits.STATEMENT_BYTES)
     except OSError as error:
         raise SignatureError(
             f"the trust root cannot be read: {error.strerror}", str(path), "`edge-forge keygen DIR` makes one"

@@ -17,7 +17,7 @@ from msgspec import Meta, field
 from edge_agent.base import limits
 from edge_agent.base.errors import EdgeError, StoreError
 from edge_agent.bundle.catalog import TrialFigures
-from edge_agent.bundle.jsonio import Document, decode, encode
+from edge_agent.bundle.jsonio import Document, decode, encode, read_file
 from edge_agent.bundle.manifest import Digest, Name
 from edge_agent.store.disk import remove_file, replace_file, translated
 
@@ -217,9 +217,11 @@ T = TypeVar("T", Record, Trials)
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        data = path.read_bytes()
+        data = read_file(path, 2 * RECORD_BYTES)
     except FileNotFoundError:
         return kind()
+    except EdgeError as error:
+        raise StoreError(error.what, error.where, "move it aside, and install the packages again") from error
     body, _, seal = data.rstrip(b"\n").rpartition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != seal:
         raise StoreError(

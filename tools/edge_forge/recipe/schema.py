@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from edge_agent.base.errors import ConfigError
-from edge_agent.base.limits import NAME_CHARACTERS
+from edge_agent.base.errors import ConfigError, PackageError
+from edge_agent.base.limits import MIB, NAME_CHARACTERS
+from edge_agent.bundle.jsonio import read_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -134,15 +135,18 @@ def check_names(recipe: CommonRecipe, where: str) -> None:
 
 
 _PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
+RECIPE_BYTES = MIB
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def read(path: Path) -> Mapping[str, Any]:
     """The parsed TOML document of a recipe. Raises ConfigError that names the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, RECIPE_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError("there is no such recipe", str(path), "edge-forge init NAME writes one") from None
+    except PackageError as error:
+        raise ConfigError(f"it is no recipe: {error.what}", str(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {error}", str(path)) from error
     try:
