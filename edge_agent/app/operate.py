@@ -31,6 +31,7 @@ from edge_agent.worker.one_shot import available_backends
 
 BROKER_S = 5.0
 ROUND_TRIPS = 15
+RETURN_S = 3.0
 
 
 def service(action: str, root: Path | None, python: str | None, drop_ins: Sequence[str] | None, purge: bool) -> int:
@@ -92,8 +93,10 @@ async def _round_trips(settings: Settings, address: str, env: Mapping[str, str])
     """Messages to ourselves, in the one place where any client may speak and listen."""
     name = f"doctor-{secrets.token_hex(4)}"
     topic = f"{settings.mqtt.prefix}/client/{name}/reply/ping"
+    own_topics = wiring.topics(settings).self_checks()
     said: list[LinkChange] = []
-    transport = MqttTransport(wiring.mqtt_options(settings, name, env), [Subscription(topic)])
+    wanted = [Subscription(one) for one in (topic, *own_topics)]
+    transport = MqttTransport(wiring.mqtt_options(settings, name, env), wanted)
     await transport.start(LinkListener(said.append))
     try:
         for _ in range(round(BROKER_S / 0.02)):
@@ -106,9 +109,28 @@ async def _round_trips(settings: Settings, address: str, env: Mapping[str, str])
         arriving = transport.messages()
         medians = [await _median_ms(transport, arriving, topic, qos) for qos in (0, 1)]
         version = "5" if said[-1].version == 5 else "3.1.1"
-        return BrokerProbe(address, version, qos0_ms=medians[0], qos1_ms=medians[1])
+        deaf = "; ".join(transport.troubles) or await _deaf(transport, arriving, own_topics)
+        return BrokerProbe(address, version, qos0_ms=medians[0], qos1_ms=medians[1], deaf=deaf)
     finally:
         await transport.stop([])
+
+
+async def _deaf(transport: MqttTransport, arriving: AsyncIterator[Inbound], topics: Sequence[str]) -> str | None:
+    """Messages to ourselves where the device takes requests and orders: a sentence where they do not come back. Their
+    arrival at a running daemon does nothing."""
+    awaited = set(topics)
+    for topic in topics:
+        transport.publish(Outbound(topic, b"{}", content_type=None, expiry_s=RETURN_S))
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + RETURN_S
+    try:
+        while awaited:
+            message = await asyncio.wait_for(anext(arriving), until_s - loop.time())
+            transport.ack(message)
+            awaited.discard(message.topic)
+    except asyncio.TimeoutError:
+        return f"a message to ourselves does not come back on {', '.join(sorted(awaited))}"
+    return None
 
 
 async def _median_ms(transport: MqttTransport, arriving: AsyncIterator[Inbound], topic: str, qos: int) -> float:

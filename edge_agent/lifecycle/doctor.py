@@ -203,6 +203,9 @@ def _broker(facts: DoctorFacts) -> Iterator[Check]:
 
 def _round_trip(probe: BrokerProbe) -> Check:
     text = f"{probe.address}, MQTT {probe.protocol}"
+    if probe.deaf is not None:
+        remedy = "let this device read and write there in the broker's access list (docs/mqtt.md)"
+        return Check("broker", "warn", f"{text}: {probe.deaf}", remedy)
     if probe.qos0_ms is None or probe.qos1_ms is None:
         return Check("broker", "ok", text)
     text = f"{text}, round trip {probe.qos0_ms:.1f} ms at QoS 0, {probe.qos1_ms:.1f} ms at QoS 1"

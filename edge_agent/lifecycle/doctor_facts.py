@@ -53,12 +53,14 @@ class RuntimeProbe:
 
 @dataclass(frozen=True, slots=True)
 class BrokerProbe:
-    """A try to reach the broker: medians of round trips by quality of service in ms, or why there was no connection."""
+    """A try to reach the broker: medians of round trips by quality of service in ms, or why there was no connection.
+    `deaf`: what is wrong with hearing the device's own topics, None where nothing is."""
 
     address: str
     protocol: str | None
     qos0_ms: float | None = None
     qos1_ms: float | None = None
+    deaf: str | None = None
     reason: str = ""
     remedy: str = ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +64,7 @@ def test_a_brokers_maximum_packet_size_is_obeyed_and_what_does_not_fit_is_named_
             named = [one["data"]["topic"] for one in said(desk, "event") if one["kind"] == "not-sendable"]
             assert len(set(named)) == len(named), "each is named once"
             assert f"{OWN}/telemetry" in named
+            await until(lambda: said(desk, "status"))
             assert said(desk, "status")[-1]["state"] == "online"
             assert all(packet_bytes(Outbound(one.topic, one.payload, one.qos), 4) <= most for one in desk.seen)
 
@@ -248,3 +251,26 @@ def test_a_deaf_daemon_says_degraded(tmp_path: Path) -> None:
         agent.install(echo_package(tmp_path))
         with running(agent):
             asyncio.run(run(broker))
+
+
+def doctors_line(agent: AgentProcess) -> str:
+    """What `edge-agent doctor` says of hearing the device's topics; empty where nothing is wrong."""
+    command = [sys.executable, "-m", "edge_agent", "doctor", "--json", "--config", str(agent.config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    found = [check["text"] for check in json.loads(done.stdout) if check["name"] == "broker"]
+    assert found, done.stderr
+    return "\n".join(text for text in found if "does not come back" in text)
+
+
+def test_doctor_finds_that_the_device_would_hear_nothing(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, users=USERS, acl=ACCESS + "topic readwrite edge/v1/client/+/reply/ping\n") as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        password = tmp_path / "password"
+        password.write_text(DEVICE)
+        own = f'username = "{DEVICE}"\npassword_file = "{password}"\n[store]'
+        agent.config.write_text(agent.config.read_text().replace("[store]", own, 1))
+        assert f"{OWN}/cmd/~self, {OWN}/infer/~self" in doctors_line(agent)
+        acl = (broker.folder / "acl").read_text().replace(f"topic write {OWN}/#", f"topic {OWN}/#")
+        (broker.folder / "acl").write_text(acl)
+        broker.reload()
+        assert doctors_line(agent) == ""

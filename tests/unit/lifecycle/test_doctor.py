@@ -118,6 +118,8 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
          "set_tcp_nodelay true"),
         (but(broker=BrokerProbe("b:1883", "5", 90.0, 95.0)), "broker", "ok", "95.0 ms at QoS 1", None),
         (but(broker=BrokerProbe("b:1883", "3.1.1")), "broker", "ok", "MQTT 3.1.1", None),
+        (but(broker=BrokerProbe("b:1883", "5", deaf="nothing comes back")), "broker", "warn", "nothing comes back",
+         "access list"),
         (sensed("temperature", reading(80.0)), "temperature", "fail", "slows itself down", "cool it"),
         (sensed("temperature", reading(73.0)), "temperature", "warn", "little is left", "cool it"),
         (sensed("temperature", HOT), "temperature", "fail", "the device has gone", "thermal driver"),
