@@ -255,3 +255,49 @@ def test_a_build_says_how_good_it_is() -> None:
 def test_a_build_warns_of_an_adapter_that_learned_nothing() -> None:
     assert "raise train.epochs" in generator_report.score_lines(_generator(0.0, 0.0, 1.99))[-1]
     assert "raise train.epochs" not in generator_report.score_lines(_generator(0.0, 0.0, 1.5))[-1]
+
+
+def a_point(threshold, in_scope_right, caught):
+    return {"threshold": threshold, "answered": 0.9, "in_scope_rows": 90, "in_scope_right": in_scope_right,
+            "out_of_scope_rows": 10, "out_of_scope_caught": caught, "wrong_caught": 0.5, "right_lost": 0.1}  # fmt: skip
+
+
+def test_in_scope_and_out_of_scope_stand_apart_with_the_proposed_threshold():
+    scope = {
+        "label": "oos",
+        "threshold": 0.0,
+        "proposed": 0.6,
+        "curve": [a_point(0.0, 0.948, 0.2), a_point(0.6, 0.9, 0.7)],
+    }
+    shown = figures(scope=scope, outcome="it never answers 9 of the 12 classes")
+    text = markdown(classifier_report.report(shown))
+    assert (
+        "94.8 % of the 90 test rows in scope are answered rightly, and 20.0 % of the 10 rows out of scope as `oos`"
+        in text
+    )
+    assert (
+        "**`threshold = 0.6`**. On the test rows 90.0 % of those in scope are then answered rightly, and 70.0 %" in text
+    )
+    assert "**Mind: it never answers 9 of the 12 classes.**" in text
+    lines = "\n".join(classifier_report.score_lines(shown))
+    assert "in scope 0.948, out of scope 0.200" in lines
+    assert "task.threshold = 0.6; the report has the curve" in lines
+    assert "MIND        it never answers" in lines
+
+
+def test_of_many_classes_the_worst_are_shown_and_no_matrix():
+    names = [f"c{n:03}" for n in range(151)]
+    per_label = [
+        {"label": name, "precision": 0.5, "recall": 0.5, "f1": n / 151, "support": n != 3}
+        for n, name in enumerate(names)
+    ]
+    confusion = [
+        [(gold == answered) + (answered == (gold + 1) % 151) for answered in range(151)] for gold in range(151)
+    ]
+    metrics = {**METRICS, "labels": names, "per_label": per_label, "confusion": confusion}
+    text = markdown(classifier_report.report(figures(scores={"test": metrics})))
+    assert "The 20 worst of 151 classes" in text
+    assert "figures/confusion.svg" not in text
+    shown = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `c")]
+    assert shown[:20] == [name for name in names[:21] if name != "c003"]
+    assert text.count("answered as") == 20
