@@ -130,6 +130,30 @@ def test_a_device_installs_them_and_its_golden_probes_hold(built, tmp_path):
         assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
 
 
+@pytest.mark.parametrize("max_rows", [1, 3, 4])
+def test_a_board_that_cuts_its_batches_gets_the_same_numbers_of_int8(built, tmp_path, max_rows):
+    """Without measuring, INT8 is the variant that is tried; its probes were measured by a host that runs 16 rows."""
+    found, _ = built
+    config = tmp_path / "edge-agent.toml"
+    config.write_text(
+        f'[device]\nid = "test"\n\n[mqtt]\nhost = "127.0.0.1"\n\n[store]\nstate_dir = "{tmp_path / "state"}"\n'
+        f'trust_root = "{found["trust_root"]}"\n\n[worker]\nbackends = ["onnx"]\nmax_rows = {max_rows}\n'
+        "\n[models]\nmeasure = false\n"
+    )
+    for path in found["packages"][:2]:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_agent", "install", "--config", config, path],
+            capture_output=True, text=True, check=False, env=environment(),
+        )  # fmt: skip
+        assert done.returncode == 0, f"{Path(path).name}: {done.stdout}{done.stderr}"
+        assert "golden probes hold, alone and in company" in done.stdout
+    told = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "models", "--json", "--config", config],
+        capture_output=True, text=True, check=False, env=environment(),
+    )  # fmt: skip
+    assert [model["variant"] for model in json.loads(told.stdout)] == ["onnx/int8"]
+
+
 def test_the_build_tried_its_packages_as_a_device_would(built):
     found, told = built
     assert "install the packages in a scratch store" in told

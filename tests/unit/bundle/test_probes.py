@@ -142,3 +142,16 @@ def test_a_company_holds_the_longest_text_with_the_adapter_without_and_with_othe
     assert [name for name, _ in found] == ["b", None, "a", "c", "d", "e"]
     assert all(len(texts[0].split()) == probes.COMPANY_WORDS for _, texts in found)
     assert [name for name, _ in probes.company(None, [])] == [None]
+
+
+def test_a_generator_has_its_tolerance_in_company_and_an_encoder_has_not() -> None:
+    """llama.cpp's kernels for one row and for several round activations at other places."""
+    expected = Expected(features=ROWS, features_tolerance=0.06)
+    file = ProbeFile(schema=1, texts=("a", "b"), expected={"llamacpp/q4_0": expected, "onnx/int8": expected})
+
+    def code(variant: str, by: float) -> str | None:
+        moved = [[row[0] + by * 5.0, *row[1:]] for row in ROWS]
+        return judge(file, variant, ProbeOutputs(ROWS, None, ProbeOutputs(moved))).code
+
+    assert (code("llamacpp/q4_0", 0.05), code("llamacpp/q4_0", 0.07)) == (None, COMPANY)
+    assert (code("onnx/int8", 0.009), code("onnx/int8", 0.05)) == (None, COMPANY)
