@@ -52,9 +52,9 @@ def target(arguments: argparse.Namespace) -> DeviceTarget:
     wiring.quiet_rooms()
     config: Path | None = arguments.config
     hidden = config is None and not default_readable()
-    # A broker that the command line names never gets the service's password.
-    own = arguments.host is None or arguments.host == "localhost"
     settings = load(Path(os.devnull) if hidden else config)
+    # A broker that only the command line names never gets the service's password.
+    own = arguments.host in (None, settings.mqtt.host)
     options = wiring.mqtt_options(settings, "", wiring.operator_environment(config) if own else None)
     _note_what_is_hidden(arguments, settings, hidden)
     if arguments.host is not None:
