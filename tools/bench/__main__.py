@@ -4,6 +4,7 @@ adapters   mixed adapters, attaching, INT8 against FP32, inside one process
 deadlines  goodput, refusals and waiting under up to three times capacity, simulated
 generate   tokens per second, first token, streams at once, adapters by turns, switched and merged, memory
 grammar    structured answers: masks of 150,000 tokens, memory, decode speed with a schema
+rows       answers alone and in hostile company, per number format; INT8 and FP16 against FP32
 requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import adapters, deadlines, generate, grammar, requests
+from bench import adapters, deadlines, generate, grammar, requests, rows
 
 PARTS = {
     "adapters": adapters.main,
@@ -20,6 +21,7 @@ PARTS = {
     "generate": generate.main,
     "grammar": grammar.main,
     "requests": requests.main,
+    "rows": rows.main,
 }
 
 
