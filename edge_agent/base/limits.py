@@ -91,6 +91,11 @@ PATH_BYTES = 255
 PACKAGE_MEMBERS = 4096
 # The tokenizer.json of the largest multilingual vocabularies has 17 MB.
 TOKENIZER_BYTES = 64 * MIB
+# Parts of an ONNX graph. A node of two bytes is an object of about 170 bytes in ONNX Runtime, so the count bounds a
+# load, not the file's size. The deepest encoders in use have some ten thousand nodes.
+GRAPH_NODES = 50_000
+GRAPH_TENSORS = 50_000
+GRAPH_FIELDS = 500_000
 # After this many trials of an install that were interrupted (power, kernel) it is not retried automatically.
 INSTALL_TRIALS = 3
 

@@ -243,7 +243,7 @@ DOCUMENTS = {
     "script-as-onnx": Attack(weights(b"#!/bin/sh\nrm -rf /\n"), PackageError, "a script"),
     "noise-as-onnx": Attack(weights(bytes(range(1, 200))), PackageError, "model.onnx"),
     "onnx-field-too-long": Attack(
-        weights(b"\x08\x08\x3a\xff\xff\xff\xff\x0fxx"), PackageError, "more than the file holds"
+        weights(b"\x08\x08\x3a\xff\xff\xff\xff\x0fxx"), PackageError, "claims more bytes than its model holds"
     ),
     "onnx-without-graph": Attack(weights(b"\x08\x08"), PackageError, "holds no ONNX graph"),
     "onnx-endless-number": Attack(weights(b"\x08\x08\x3a" + b"\xff" * 20), PackageError, "a number does not end"),

@@ -43,8 +43,9 @@ def trust() -> Trust:
 
 
 def onnx_bytes(payload: bytes) -> bytes:
-    """The least that reads as an ONNX model: ir_version 8 and a graph of `payload`."""
-    return b"\x08\x08" + b"\x3a" + _varint(len(payload)) + payload
+    """The least that reads as an ONNX model: ir_version 8 and a graph whose doc_string is `payload`."""
+    graph = b"\x52" + _varint(len(payload)) + payload
+    return b"\x08\x08" + b"\x3a" + _varint(len(graph)) + graph
 
 
 def safetensors_bytes(tensors: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], seed: int = 0) -> bytes:
