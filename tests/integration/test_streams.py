@@ -20,6 +20,7 @@ import pytest
 from msgspec import UNSET
 
 from edge_agent.base.errors import RequestError
+from edge_agent.base.shown_text import many_lines
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
 from tests.support import asyncapi, generators, tiny_gguf
@@ -266,7 +267,8 @@ def test_the_command_line_shows_an_answer_as_it_comes(agent: AgentProcess) -> No
     streamed = edge_agent(agent, "infer", "tiny", "--stream", "--seed", "1", "--max-tokens", "9", "Once")
     whole = edge_agent(agent, "infer", "tiny", "--prompt", "--seed", "1", "--max-tokens", "9", "Once", "--json")
     assert (streamed.returncode, whole.returncode) == (0, 0), streamed.stderr + whole.stderr
-    assert streamed.stdout.startswith(json.loads(whole.stdout)["result"]["text"])
+    text = json.loads(whole.stdout)["result"]["text"]  # as it was generated: the terminal is shown no control character
+    assert streamed.stdout.startswith(many_lines(text))
     assert "tokens; prompt of 5, first token after" in streamed.stdout
     wrong = edge_agent(agent, "infer", "tiny", "--stream", "--temperature", "7", "Once")
     assert (wrong.returncode, "temperature is 7.0; 0 to 2" in wrong.stderr) == (1, True), wrong.stderr
