@@ -11,7 +11,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: every-verb device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -24,6 +24,7 @@ help:
 	@echo "make nightly  the same with 10,000 seeds, going on after a failing one (about half an hour)"
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
+	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
 	@echo "             JSON-Schema-Test-Suite, from the folders of their clones"
@@ -94,6 +95,9 @@ storm: setup llamacpp
 
 nightly: setup
 	@$(BIN)/python -m tests.support.whole --seeds 10000 --going
+
+every-verb: setup
+	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py
 
 # Made here, carried to the board.
 GRAPHS ?= build/device

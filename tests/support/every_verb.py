@@ -14,14 +14,18 @@ import io
 import json
 import os
 import pkgutil
+import resource
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 LONGEST_S = 40
 """A command line that takes longer waits for something that will not come."""
-AT_ONCE = 8
+AT_ONCE = 16
+MORE_BYTES = 2 << 30
+"""What a command line may take beside what is imported: whoever reads an enormous file whole ends with MemoryError."""
 PROGRAMS = {"edge-agent": ("edge_agent.cli", "edge_agent"), "edge-forge": ("edge_forge.cli", "edge_forge")}
 LEFT_OUT = (".backends.", ".worker.child", ".engine_host", ".tasks", "train.worker", "train.engine", "__main__")
 
@@ -97,6 +101,8 @@ def main() -> None:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MORE_BYTES, taken + MORE_BYTES))
     results: list[list[Any]] = []
     under_way: list[tuple[int, int]] = []
     for line in lines:  # most of them wait: for a broker that is not there, for a child
