@@ -151,7 +151,7 @@ def test_a_good_folder_installs(good: Good, tmp_path: Path) -> None:
 
 
 def test_neither_file_nor_folder(store: Path, tmp_path: Path) -> None:
-    refuse(store, tmp_path / "absent.tar", PackageError, "cannot be opened: No such file")
+    refuse(store, tmp_path / "absent.tar", PackageError, "there is no such file")
     refuse(store, Path(os.devnull), PackageError, "neither a file nor a folder")
 
 
