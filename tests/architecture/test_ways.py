@@ -48,3 +48,10 @@ def test_a_request_goes_through_few_modules() -> None:
 def test_modules_that_are_asked_exist() -> None:
     assert ways.asked_modules()
     assert [module for module in ways.asked_modules() if not (ROOT / module).is_file()] == []
+
+
+def test_the_page_counts_the_modules_of_a_request_as_its_tables_do() -> None:
+    hops, asked = {hop.module for hop in ways.hops()["A request"]}, ways.asked_modules()
+    text = " ".join(ways.PAGE.read_text(encoding="utf-8").split())
+    assert f"passes through {len(hops)} modules. {len(asked)} more run" in text
+    assert f"{len(hops | asked)} modules of `edge_agent` run in all" in text
