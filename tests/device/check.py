@@ -455,9 +455,14 @@ def kills(check: Check) -> None:
         check.tell("the next host's answer", f"{value:.2g}", "at most 1e-4", value <= 1e-4)
     with check.part("kill in mid-build") as figures:
         host = EngineHost(check.python)
-        threading.Timer(5.0, host.kill).start()
+        killer = threading.Timer(1.0, host.kill)
+
+        def progress(event: Any) -> None:
+            if event["stage"] == "build" and killer.ident is None:
+                killer.start()
+
         try:
-            host.build(onnx=str(check.graphs / "banked.onnx"), plan=str(check.plans / "killed.plan"),
+            host.build(progress, onnx=str(check.graphs / "banked.onnx"), plan=str(check.plans / "killed.plan"),
                        profile=profile(check, "banked.onnx"), without_tactics=check.without_tactics)  # fmt: skip
             figures["sentence"] = "the build was over before"
         except EdgeError as error:

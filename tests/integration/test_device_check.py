@@ -25,7 +25,7 @@ def test_graphs_are_prepared_and_every_part_of_the_check_runs(tmp_path: Path) ->
     made = [sys.executable, "-m", "tests.device.prepare", str(base), str(graphs)]
     subprocess.run(made, env=env, cwd=ROOT, check=True, capture_output=True, timeout=120)
     stand_in = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support" / "fake_gpu")))
-    env = {**os.environ, "PYTHONPATH": stand_in, "EDGE_FAKE_BUILD_S": "6"}
+    env = {**os.environ, "PYTHONPATH": stand_in, "EDGE_FAKE_BUILD_S": "3"}
     command = [sys.executable, "-m", "tests.device.check", str(graphs), "--out", str(out), "--churn-s", "1",
                "--repeats", "3"]  # fmt: skip
     done = subprocess.run(command, env=env, cwd=ROOT, check=False, capture_output=True, text=True, timeout=280)
