@@ -107,7 +107,8 @@ def test_killed_in_an_install(
         library.install(packages[name])
     old, old_marks = view(library), committed(store)
     twin = tmp_path / "twin"
-    shutil.copytree(store, twin)
+    if before:  # a store that nothing was installed in has no folder yet
+        shutil.copytree(store, twin)
     reopen(twin).install(packages[package])
     new, new_marks = view(reopen(twin)), committed(twin)
 
