@@ -14,7 +14,7 @@ from edge_agent.core.duty_cycle import DutyCycle
 from edge_agent.core.energy import EnergyMeter
 from edge_agent.core.governor import ComputeGrant, GovernorLevel
 from edge_agent.core.latency import CostModel
-from edge_agent.core.reply_rate import ReplyRate
+from edge_agent.core.reply_rate import DoorRate, ReplyRate
 from edge_agent.core.request_table import RequestTable
 from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import Inbound, Outbound
@@ -87,7 +87,7 @@ class Context:
     `grant`: the limits that the governor allows now; only `GovernorLoop` replaces it. `requests`: open and recently
     answered requests. `stats`: counters of the current telemetry interval. `costs`: measured compute times.
     `conditions`: what makes the device degraded at the moment, a sentence by the name of what is wrong.
-    `reply_rate`: how many refusals a client is still sent.
+    `reply_rate`: how many refusals a client is still sent; `door_rate`: whether its messages are still looked at.
     """
 
     clock: Clock
@@ -103,6 +103,7 @@ class Context:
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     conditions: dict[str, str] = field(default_factory=dict)
     reply_rate: ReplyRate = field(default_factory=ReplyRate)
+    door_rate: DoorRate = field(default_factory=DoorRate)
 
     def note_condition(self, name: str, sentence: str | None) -> None:
         """Make the device degraded for this reason, or end that (None)."""
@@ -122,6 +123,8 @@ class Context:
         dropped = dict(self.transport.take_dropped())
         if withheld := self.reply_rate.take_withheld():
             dropped["client-rate"] = withheld
+        if turned_away := self.door_rate.take_turned_away():
+            dropped["turned-away"] = turned_away
         return dropped
 
     def replace_grant(self, grant: ComputeGrant) -> ComputeGrant:

@@ -35,7 +35,7 @@ from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Bounds, Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound
 from edge_agent.protocol.messages import CommandReply, Reply
-from edge_agent.protocol.topics import CommandTarget
+from edge_agent.protocol.topics import CommandTarget, ReplyAllowed
 
 GENERATOR_FORMS = frozenset({"prompt", "messages"})
 
@@ -73,29 +73,48 @@ class Intake:
         if self._context.topics.is_self_check(message.topic):  # the transport has seen it: it hears what arrives
             self._context.acks.release(message)
             return
-        decoded = decode(
-            message, topics=self._context.topics, now_s=self._context.clock.monotonic_s(), bounds=self._options.bounds
-        )
-        if isinstance(decoded, Request):
-            self._take_request(decoded, message)
+        now_s, sender = self._context.clock.monotonic_s(), self._sender(message)
+        if self._context.door_rate.turns_away(sender, now_s):
+            self._context.acks.release(message)
             return
+        decoded = decode(message, topics=self._context.topics, now_s=now_s, bounds=self._options.bounds)
+        if isinstance(decoded, Request):
+            admitted = self._take_request(decoded, message)
+        else:
+            admitted = await self._take_other(decoded, message)
+            self._context.acks.release(message)
+        if not admitted:
+            self._context.door_rate.note_futile(sender, now_s)
+
+    async def _take_other(self, decoded: Refusal | Cancel | Command | None, message: Inbound) -> bool:
         if isinstance(decoded, Refusal):
             self._refuse(decoded, message)
         elif isinstance(decoded, Cancel):
-            self._cancel(decoded)
+            return self._cancel(decoded)
         elif isinstance(decoded, Command):
             await self._commands.take(decoded)
-        self._context.acks.release(message)
+        # Orders count, too, as if they came to nothing: nobody has use for a hundred a second.
+        return False
+
+    def _sender(self, message: Inbound) -> str:
+        """Whose message it is, as far as that is known without its body, apart for requests, cancels and orders. Those
+        that name no response topic (all of MQTT 3.1.1) count as one sender, and so do those that name a forbidden
+        one."""
+        topics, named = self._context.topics, message.response_topic
+        allowed = topics.reply_allowed(named) if named else None
+        client = allowed.client if isinstance(allowed, ReplyAllowed) else ""
+        return f"{type(topics.parse(message.topic)).__name__}/{client}"
 
     async def close(self) -> None:
         """Give up waiting for a command that is being carried out, and answer it with 503."""
         await self._commands.close()
 
-    def _take_request(self, request: Request, message: Inbound) -> None:
+    def _take_request(self, request: Request, message: Inbound) -> bool:
+        """True when the request is admitted."""
         now_s = self._context.clock.monotonic_s()
         if self._is_duplicate(request, message, now_s):
             self._context.acks.release(message)
-            return
+            return False
         try:
             served = self._find_model(request)
             check_form(request, served)
@@ -105,8 +124,9 @@ class Intake:
         except RequestError as error:
             self._refuse_request(request, error, now_s)
             self._context.acks.release(message)
-        else:
-            self._queue(job, served, now_s)
+            return False
+        self._queue(job, served, now_s)
+        return True
 
     def _is_duplicate(self, request: Request, message: Inbound, now_s: float) -> bool:
         """Whether this request was seen before. Repeats the answer, where there is one, and refuses another question
@@ -230,19 +250,21 @@ class Intake:
         if refusal.event is not None:
             self._context.announce(refusal.event, refusal.reason, {})
 
-    def _cancel(self, cancel: Cancel) -> None:
+    def _cancel(self, cancel: Cancel) -> bool:
+        """True when there was something to cancel."""
         if cancel.client is None:
             text = f"a cancel of request {cancel.id!r} does not say whose it is: give the request's reply topic, too"
             self._context.announce("request-unanswerable", text, {"id": cancel.id})
-            return
+            return False
         job = self._context.requests.get((cancel.client, cancel.id))
         if job is None:
-            return  # most likely it is answered already
+            return False  # most likely it is answered already
         # A removed model may still have a worker that finishes its jobs: look among those, too.
         for served in self._manager.every_served_model():
             if served.name == job.model:
                 self._events.cancel(served, job)
-                return
+                return True
+        return False
 
 
 def _fingerprint(message: Inbound) -> bytes:

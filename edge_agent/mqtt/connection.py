@@ -31,6 +31,8 @@ from edge_agent.protocol.topics import Subscription
 
 # Bytes handed to paho and not yet written to the socket, above which the outbox keeps its messages to itself.
 UNWRITTEN_BYTES = 256 * 1024
+# Packets that are read before the event loop does something else.
+PACKETS_AT_ONCE = 64
 # How long a broker may take from CONNECT to CONNACK.
 CONNACK_S = 5.0
 # What paho's parsers and ours raise on a malformed packet; it ends the connection, and the transport reconnects.
@@ -78,6 +80,7 @@ class Connection:
         self._sock: socket.socket | None = None
         self._watched: int | None = None
         self._reading = False
+        self._read_planned = False
         self._flush_planned = False
         self._dropped = False
         self._unwritten = 0
@@ -141,13 +144,15 @@ class Connection:
         if self._reading and self._watched is not None:
             self._loop.remove_reader(self._watched)
         self._reading = False
+        self._client.hold(True)
 
     def resume_reading(self) -> None:
-        """Read again, beginning with what TLS has already decrypted."""
+        """Read again, beginning with what was taken from the socket already."""
         if not self._reading and self._watched is not None:
             self._reading = True
+            self._client.hold(False)
             self._loop.add_reader(self._watched, self._on_readable)
-            self._loop.call_soon(self._on_readable)
+            self._plan_reading()
 
     def keep_alive(self) -> None:
         """To be called about every second: sends PINGREQ when due, and ends the connection when no answer came."""
@@ -216,18 +221,30 @@ class Connection:
         self._flush()
 
     def _on_readable(self) -> None:
-        if not self._reading:
-            return
         try:
-            self._client.loop_read()
-            while self._reading and self._decrypted():
+            for _ in range(PACKETS_AT_ONCE):
+                if not self._reading:
+                    return
                 self._client.loop_read()
+                if not self._read_ahead():
+                    return
         except _MALFORMED as error:
             self.lose(Reason("transient", f"a packet from the broker makes no sense: {type(error).__name__}: {error}"))
+        self._plan_reading()
 
-    def _decrypted(self) -> bool:
+    def _plan_reading(self) -> None:
+        if self._reading and not self._read_planned:
+            self._read_planned = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._read_planned = False
+        self._on_readable()
+
+    def _read_ahead(self) -> bool:
+        """Whether there is something to read that the event loop cannot see: bytes in our buffer, or in that of TLS."""
         pending = getattr(self._sock, "pending", None)
-        return self._watched is not None and pending is not None and pending() > 0
+        return self._watched is not None and (self._client.buffered or (pending is not None and pending() > 0))
 
     def _on_want_write(self, *_: object) -> None:
         if self._watched is not None and not self._flush_planned:

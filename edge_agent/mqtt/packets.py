@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.base.limits import MESSAGE_BYTES, RECEIVE_MAXIMUM
+from edge_agent.base.limits import KIB, MESSAGE_BYTES, RECEIVE_MAXIMUM
 from edge_agent.mqtt.options import MqttOptions, TlsOptions
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
@@ -173,14 +173,39 @@ MAX_PACKET_BYTES = 2 * MESSAGE_BYTES + 8 * 1024
 _VERSIONS = {5: MQTTProtocolVersion.MQTTv5, 4: MQTTProtocolVersion.MQTTv311}
 
 
-class FastClient(Client):
-    """paho's client, except that `read_publish` decodes a PUBLISH.
+READ_BYTES = 64 * KIB
 
-    It overrides private names of paho. Should a later release remove them, paho calls `on_message`, which is slower; a
-    test covers that path.
+
+class FastClient(Client):
+    """paho's client, except that `read_publish` decodes a PUBLISH and that the socket is read in large pieces.
+
+    It overrides private names of paho. Should a later release remove them, paho calls `on_message` and reads by itself,
+    which is slower; a test covers that path.
     """
 
     on_publish_packet: Callable[[int, bytes], None] | None = None
+    _received = b""
+    _read_bytes = 0
+    _held = False
+
+    @property
+    def buffered(self) -> bool:
+        """True while bytes were read from the socket and not yet looked at."""
+        return self._read_bytes < len(self._received)
+
+    def hold(self, held: bool) -> None:
+        """While held, no further packet is begun; paho reads several in one call."""
+        self._held = held
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """paho asks for the first bytes of a packet one by one, and each would be a system call."""
+        if self._held and not self._in_packet["command"]:
+            raise BlockingIOError
+        if not self.buffered:
+            self._received, self._read_bytes = super()._sock_recv(READ_BYTES), 0
+        data = self._received[self._read_bytes : self._read_bytes + bufsize]
+        self._read_bytes += len(data)
+        return data
 
     def _handle_publish(self) -> MQTTErrorCode:
         if self.on_publish_packet is None:

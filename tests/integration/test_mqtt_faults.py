@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import BrokerError
+from edge_agent.base.limits import INBOX_BYTES
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.outbox import RETURNS
@@ -330,16 +331,16 @@ def test_a_flood_of_qos_0_stops_at_the_socket(tmp_path: Path) -> None:
             await pi.link.start()
             await until(lambda: pi.link.connected)
             async with linked(broker.options("app")) as app:
-                for n in range(2000):
-                    while not app.link.publish(message(str(n).encode(), TOPICS.infer("m"), qos=0)):
+                for n in range(700):
+                    while not app.link.publish(message(b"x" * 8192, TOPICS.infer("m"), qos=0)):
                         await asyncio.sleep(0.01)
                     if n % 50 == 0:
                         await asyncio.sleep(0)
                 await until(lambda: pi.link._inbox.full)
                 await asyncio.sleep(0.3)
-                assert len(pi.link._inbox) <= 257
+                assert len(pi.link._inbox) <= INBOX_BYTES // 8192
                 reading = asyncio.create_task(pi._read())
-                await until(lambda: len(pi.seen) == 2000, within_s=60)
+                await until(lambda: len(pi.seen) == 700, within_s=60)
                 await pi.stop()
                 await reading
 

@@ -44,9 +44,12 @@ SEQUENCES = 4
 
 
 class RawClient:
-    """A client that writes packets as they are made and reads whatever comes, without a look at it."""
+    """A client that writes packets as they are made and reads whatever comes, without a look at it. With `keeps` it
+    gathers in `received` what comes, as it stands on the wire."""
 
-    def __init__(self, port: int, name: str, device: str) -> None:
+    def __init__(self, port: int, name: str, device: str, keeps: bool = False) -> None:
+        self._keeps = keeps
+        self.received = bytearray()
         self._port = port
         self._name = name
         self._own = f"edge/v1/{device}"
@@ -87,8 +90,9 @@ class RawClient:
         await self._writer.drain()
 
     async def _read(self) -> None:
-        while await self._reader.read(1 << 18):
-            pass
+        while data := await self._reader.read(1 << 18):
+            if self._keeps:
+                self.received += data
 
 
 def _packet(kind: int, body: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.base.limits import MESSAGE_BYTES, QUEUE_BYTES
+from edge_agent.core.reply_rate import CLIENT_BURST
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import NAME, PREFIX, Device
 from tests.support.virtual_time import later, settle
@@ -259,5 +260,35 @@ def test_a_cancel_of_nothing_does_nothing() -> None:
         await later(0.1)
         assert device.transport.replies() == []
         assert device.transport.acked == [1]
+
+    Device.run(scenario, a_model())
+
+
+def test_a_client_beyond_its_refusals_is_turned_away_unread_acknowledged_and_counted() -> None:
+    async def scenario(device: Device) -> None:
+        sender = "InferTarget/flood"
+        for _ in range(int(CLIENT_BURST)):
+            device.context.door_rate.note_futile(sender, device.context.clock.monotonic_s())
+        await device.ask("away", model="nobody", client="flood")
+        await device.ask("heard", model="nobody", client="good")
+        assert device.transport.statuses() == {"heard": [404]}
+        assert device.transport.acked == [1, 2], "the broker does not deliver again what was dropped"
+        assert device.context.take_dropped() == {"turned-away": 1}
+        assert device.context.take_dropped() == {}
+        await later(1.0)
+        await device.ask("later", model="nobody", client="flood")
+        assert device.status("later") == 404
+
+    Device.run(scenario, a_model())
+
+
+def test_what_comes_to_nothing_is_charged_to_its_sender_and_what_is_admitted_is_not() -> None:
+    async def scenario(device: Device) -> None:
+        charged: list[str] = []
+        device.context.door_rate.note_futile = lambda sender, _now_s: charged.append(sender)  # type: ignore[method-assign]
+        await device.ask("1", client="a")
+        await device.ask("2", client="b", model="nobody")
+        await device.ask("1", client="a")
+        assert charged == ["InferTarget/b", "InferTarget/a"], "a refusal and a repeat"
 
     Device.run(scenario, a_model())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_agent.base.limits import KIB
-from edge_agent.core.reply_rate import ALL_BURST, CLIENT_BURST, CLIENT_PER_S, CLIENTS_KEPT, ReplyRate
+from edge_agent.core.reply_rate import ALL_BURST, CLIENT_BURST, CLIENT_PER_S, CLIENTS_KEPT, DoorRate, ReplyRate
 
 
 def sent(rate: ReplyRate, client: str, count: int, now_s: float, size: int = 100) -> int:
@@ -42,3 +42,26 @@ def test_a_clock_that_stands_still_gives_nothing() -> None:
     sent(rate, "a", int(CLIENT_BURST), 5.0)
     assert not rate.take("a", 1, 5.0)
     assert rate.take("a", 1, 5.5)
+
+
+def test_who_asked_in_vain_too_often_is_turned_away_until_it_may_be_refused_again() -> None:
+    door = DoorRate()
+    for _ in range(5000):
+        assert not door.turns_away("burst", 0.0)
+        door.note_futile("burst", 0.0)
+    for _ in range(int(CLIENT_BURST)):
+        door.note_futile("flood", 0.0)
+    assert [door.turns_away(sender, 0.0) for sender in ("flood", "burst", "unknown")] == [True, False, False]
+    assert not door.turns_away("flood", 1.5 / CLIENT_PER_S), "what is admitted from here on costs nothing"
+    assert not door.turns_away("flood", 1.5 / CLIENT_PER_S)
+    door.note_futile("flood", 1.5 / CLIENT_PER_S)
+    assert door.turns_away("flood", 1.5 / CLIENT_PER_S)
+    assert door.take_turned_away() == 2
+    assert door.take_turned_away() == 0
+
+
+def test_the_door_remembers_a_bounded_number_of_senders() -> None:
+    door = DoorRate()
+    for number in range(3 * CLIENTS_KEPT):
+        door.note_futile(f"name-{number}", 0.0)
+    assert len(door._senders) == CLIENTS_KEPT
