@@ -72,7 +72,11 @@ ADAPTERS_RESIDENT = 32
 # Packages.
 MANIFEST_BYTES = 4 * MIB
 MANIFEST_DEPTH = 12
+# Objects and lists of a document. 64 probes with 1,024 logits each for a dozen variants have some thousand.
+MANIFEST_PARTS = 100_000
 STATEMENT_BYTES = 256 * KIB
+# Of a statement or a root file; a root with 64 keys in each role has some hundred.
+STATEMENT_PARTS = 1024
 INDEX_ENTRIES = 256
 LAYERS = 256
 PROBES = 64
@@ -100,6 +104,19 @@ TOKENIZER_BYTES = 64 * MIB
 GRAPH_NODES = 50_000
 GRAPH_TENSORS = 50_000
 GRAPH_FIELDS = 500_000
+# Heads of weight files, each counted in the loop that reads it. safetensors: a Mixture of Experts in one file has some
+# thousand tensors, each with two lists; numpy and ONNX Runtime know no more than some dimensions.
+SAFETENSORS_HEADER_BYTES = 16 * MIB
+SAFETENSORS_DIMENSIONS = 8
+WEIGHT_TENSORS = 20_000
+# GGUF: the largest vocabularies (262,144 tokens with 515,000 merges) have 0.8 million texts, a chat template 64 KiB.
+GGUF_KEYS = 4096
+GGUF_TEXT_BYTES = MIB
+GGUF_TEXTS_BYTES = 8 * MIB
+GGUF_ITEMS = 2_000_000
+GGUF_KEPT_ITEMS = 64 * KIB
+# Any count that a head states (layers, heads, widths, context); the longest context in use is 10,485,760 tokens.
+GGUF_COUNT = 2**24
 # After this many trials of an install that were interrupted (power, kernel) it is not retried automatically.
 INSTALL_TRIALS = 3
 

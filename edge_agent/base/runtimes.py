@@ -68,3 +68,8 @@ _SPINS = {"x86_64": 100}.get(platform.machine(), 1000)
 OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": str(_SPINS)}
 """Environment of a process that computes with OpenMP, set before its library is loaded. GOMP_SPINCOUNT takes precedence
 over OMP_WAIT_POLICY in GNU OpenMP; other implementations only know the latter."""
+
+DEVICE_OPTIONS = frozenset(
+    {"max_rows", "max_tokens", "threads", "decode_threads", "memory_bytes", "shrink", "spinning"}
+)
+"""Options of a load that the device decides, by its settings and its memory. A package that sets one is refused."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edge_agent import __version__
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
-from edge_agent.base.runtimes import WEIGHT_SUFFIXES
+from edge_agent.base.runtimes import DEVICE_OPTIONS, WEIGHT_SUFFIXES
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import probes as golden
 from edge_agent.bundle.jsonio import check_size, decode
@@ -119,6 +119,7 @@ def read_contents(index: Index, fetch: Fetch) -> Contents:
         if isinstance(item, AdapterItem):
             adapters.append(item)
         else:
+            _check_options(item)
             variants.append(item)
     _check_together(variants, adapters)
     return Contents(tuple(variants), tuple(adapters))
@@ -218,6 +219,16 @@ def _check_task(task: forms.TaskDoc, where: str) -> None:
         raise PackageError(f"max_tokens above {limits.TASK_TOKENS} belong to a generator", where)
     if task.out_of_scope is not None and not task.labels:
         raise PackageError("out_of_scope needs labels", where)
+
+
+def _check_options(item: VariantItem) -> None:
+    taken = sorted(DEVICE_OPTIONS & set(item.info.options))
+    if taken:
+        raise PackageError(
+            f"variant {item.name} sets the option {taken[0]!r}, which the device decides",
+            f"manifest {item.descriptor.digest[7:19]}",
+            "build it without this option",
+        )
 
 
 def _check_together(variants: list[VariantItem], adapters: list[AdapterItem]) -> None:

@@ -7,6 +7,7 @@ enough. Weights are not read. Source: ggml docs/gguf.md (versions 2 and 3, littl
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -21,12 +22,8 @@ from edge_agent.bundle.gguf_memory import GgufHeader
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
-KEYS_MAX = 4096
 KEY_BYTES = 255
-TEXT_BYTES = 1 * limits.MIB
-ITEMS_MAX = 2_000_000
 KEPT_ITEMS = 1024
-TENSORS_MAX = 100_000
 DIMENSIONS_MAX = 4
 
 _SCALARS: Final[Mapping[int, struct.Struct]] = {
@@ -120,8 +117,8 @@ def read_table(file: BinaryIO, name: str, size_bytes: int | None = None) -> Gguf
     if size < 16 or cursor.take(4) != MAGIC:
         raise PackageError("it does not begin with GGUF", name)
     version, tensors = int(cursor.number(4)), cursor.length()
-    keys = cursor.length() if size >= 24 else KEYS_MAX + 1
-    if version not in (2, 3) or tensors * 32 > size or tensors > TENSORS_MAX or keys > KEYS_MAX:
+    keys = cursor.length() if size >= 24 else limits.GGUF_KEYS + 1
+    if version not in (2, 3) or tensors * 32 > size or tensors > limits.WEIGHT_TENSORS or keys > limits.GGUF_KEYS:
         raise PackageError(
             f"its GGUF header is damaged (version {version}, {tensors} tensors, {keys} keys)", name, "copy it again"
         )
@@ -140,6 +137,9 @@ class _Cursor:
         self._left = size
         self.size = size
         self.name = name
+        self._items = limits.GGUF_ITEMS
+        self._kept = limits.GGUF_KEPT_ITEMS
+        self._text_bytes = limits.GGUF_TEXTS_BYTES
 
     @property
     def at(self) -> int:
@@ -171,10 +171,20 @@ class _Cursor:
         length = self.length()
         if length > limit_bytes:
             raise self.damaged(f"a text of {bytes_text(length)}, at most {bytes_text(limit_bytes)} are taken")
+        self._text_bytes -= length
+        if self._text_bytes < 0:
+            raise self.damaged(f"more than {bytes_text(limits.GGUF_TEXTS_BYTES)} of texts")
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.damaged("a text that is not UTF-8") from error
+
+    def count_items(self, count: int, kept: bool) -> None:
+        """Charge the items of an array to the limits of the whole file."""
+        self._items -= count
+        self._kept -= count if kept else 0
+        if self._items < 0 or self._kept < 0:
+            raise self.damaged("more items of arrays than are taken")
 
     def damaged(self, what: str) -> PackageError:
         """The error for a value that the format does not allow."""
@@ -202,7 +212,7 @@ def _value(cursor: _Cursor, kind: int) -> Value:
     if kind in _SCALARS:
         return cursor.number(kind)
     if kind == _STRING:
-        return cursor.text(TEXT_BYTES)
+        return cursor.text(limits.GGUF_TEXT_BYTES)
     if kind == _ARRAY:
         return _array(cursor)
     raise cursor.damaged(f"a value of type {kind}")
@@ -210,15 +220,17 @@ def _value(cursor: _Cursor, kind: int) -> Value:
 
 def _array(cursor: _Cursor) -> Array:
     kind, count = int(cursor.number(4)), cursor.length()
-    if count > ITEMS_MAX:
+    kept = kind in _SCALARS and count <= KEPT_ITEMS
+    if count > limits.GGUF_ITEMS:
         raise cursor.damaged(f"an array of {count} items")
+    cursor.count_items(count, kept)
     if kind == _STRING:
         for _ in range(count):
             cursor.skip(cursor.length())
         return Array(count)
     if kind not in _SCALARS:
         raise cursor.damaged(f"an array of type {kind}")
-    if count <= KEPT_ITEMS:
+    if kept:
         return Array(count, tuple(cursor.number(kind) for _ in range(count)))
     cursor.skip(count * _SCALARS[kind].size)
     return Array(count)
@@ -310,7 +322,8 @@ def _header(table: GgufTable, where: str) -> GgufHeader:
     heads = _per_block(table, f"{arch}.attention.head_count", blocks, where)
     key = f"{arch}.attention.head_count_kv"
     kv_heads = _per_block(table, key, blocks, where) if key in table.keys else heads
-    head_dim = int(table.number(f"{arch}.attention.key_length") or embedding // max(1, *heads))
+    width = f"{arch}.attention.key_length"
+    head_dim = _count(table, width, where) if width in table.keys else max(1, embedding // max(1, *heads))
     tokens = table.keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Array) or table.text("tokenizer.ggml.model") is None:
         raise PackageError("it carries no tokenizer (tokenizer.ggml.*)", where, "convert it with its tokenizer")
@@ -384,25 +397,39 @@ def _ids(table: GgufTable, key: str, where: str) -> frozenset[int]:
         return frozenset()
     if found.values is None:
         raise PackageError(f"{key} has {found.count} entries, at most {KEPT_ITEMS} are taken", where)
-    return frozenset(map(int, found.values))
+    return frozenset(_counted(value, key, where, 0) for value in found.values)
 
 
 def _count(table: GgufTable, key: str, where: str) -> int:
     found = table.number(key)
-    if found is None or found < 1:
+    if found is None:
         raise PackageError(f"the key {key} is missing", where, "convert the model again")
-    return int(found)
+    return _counted(found, key, where, 1)
+
+
+def _counted(value: float, key: str, where: str, lowest: int) -> int:
+    """A count that a file states. Raises PackageError for what is none: a fraction, NaN, infinity, less than `lowest`,
+    more than any model has."""
+    found = _whole(value)
+    if found is None or not lowest <= found <= limits.GGUF_COUNT:
+        raise PackageError(
+            f"the key {key} says {value}, {lowest} to {limits.GGUF_COUNT} are possible",
+            where,
+            "convert the model again",
+        )
+    return found
 
 
 def _per_block(table: GgufTable, key: str, blocks: int, where: str) -> list[int]:
-    """A count that is one number for all layers, or one per layer."""
+    """A count that is one number for all layers, or one per layer (0 for a layer without, as of kv heads)."""
     found = table.keys.get(key)
     if isinstance(found, Array):
         if found.values is None or found.count != blocks:
             raise PackageError(f"{key} does not have {blocks} entries", where)
-        return [int(value) for value in found.values]
+        return [_counted(value, key, where, 0) for value in found.values]
     return [_count(table, key, where)] * blocks
 
 
 def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+    """The number as an integer; None for a fraction, NaN or infinity, which have none."""
+    return int(value) if value is not None and math.isfinite(value) and value == int(value) else None

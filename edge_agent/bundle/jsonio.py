@@ -20,9 +20,12 @@ from edge_agent.base.units import bytes_text
 
 T = TypeVar("T")
 
-# The closing quote is optional: a string that never ends is one token up to the end of the data. If the quote were
-# required, the search would fail there and begin anew at each quote inside, quadratic in the size of unsigned data.
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+# What a string may hold, removed in two passes of simple patterns. One pattern for a string with its escapes keeps 128
+# bytes of state for each character: 31 MiB for an unsigned statement. The closing quote is optional: if it were
+# required, the search in a string that never ends would begin anew at each quote, quadratic in the size.
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+_STRING = re.compile(rb'"[^"]*"?')
+_NEITHER = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -35,10 +38,12 @@ def encode(value: object) -> bytes:
 
 
 def decode(data: bytes, kind: type[T], where: str, limit_bytes: int = limits.MANIFEST_BYTES) -> T:
-    """A document of type `kind`. Raises PackageError that names `where` and what is wrong."""
+    """A document of type `kind`. Raises PackageError that names `where` and what is wrong. One with the limit of a
+    statement, which is read before its signature is known, may have few objects and lists."""
     check_size(len(data), limit_bytes, where)
     text = _text(data, where)
-    _check_depth(data, where)
+    parts = limits.STATEMENT_PARTS if limit_bytes <= limits.STATEMENT_BYTES else limits.MANIFEST_PARTS
+    check_nesting(data, where, limits.MANIFEST_DEPTH, parts)
     _check_strict(text, where)
     try:
         return msgspec.json.decode(data, type=kind)
@@ -73,16 +78,19 @@ def _text(data: bytes, where: str) -> str:
         raise PackageError(f"it is not UTF-8 text (byte {error.start})", where) from error
 
 
-def _check_depth(data: bytes, where: str) -> None:
-    depth = 0
-    for token in _TOKENS.finditer(data):
-        first = data[token.start()]
-        if first in b"[{":
-            depth += 1
-            if depth > limits.MANIFEST_DEPTH:
-                raise PackageError(f"it nests deeper than {limits.MANIFEST_DEPTH} levels", where)
-        elif first in b"]}":
-            depth -= 1
+def check_nesting(data: bytes, where: str, depth: int, parts: int) -> None:
+    """Refuse JSON that nests deeper than `depth`, or has more objects and lists than `parts`: an empty one of two bytes
+    is an object of 64. Raises PackageError. Builds nothing of it."""
+    # Two quotes that are neighbours then are a string without brackets, or two borders: removed, they change nothing.
+    marks = _ESCAPE.sub(b"", data).translate(None, _NEITHER).replace(b'""', b"")
+    brackets = _STRING.sub(b"", marks)
+    if brackets.count(b"[") + brackets.count(b"{") > parts:
+        raise PackageError(f"it has more than {parts:,} objects and lists", where)
+    level = 0
+    for bracket in brackets:
+        level += 1 if bracket in b"[{" else -1
+        if level > depth:
+            raise PackageError(f"it nests deeper than {depth} levels", where)
 
 
 def _check_strict(text: str, where: str) -> None:

@@ -1,12 +1,13 @@
-"""The header of a safetensors file: tensor names, number formats, shapes and places. Standard library only.
+"""The header of a safetensors file: tensor names, number formats, shapes and places.
 
 The format: 8 bytes little-endian length of a JSON header, the header {name: {dtype, shape, data_offsets}} with optional
 string metadata under `__metadata__`, then the tensors' bytes. Source: safetensors README ("Format").
 
 The one reader for host, install and worker (docs/decisions/0036). Every bound is checked before a byte is used: size of
-the header, plain non-negative integers, shapes that fit their bytes, and tensors that cover the data without gap or
-overlap, as the format demands. The caller gives the bound of the header: a package's file may hold a whole model, an
-adapter's is small. The tensors' values and the metadata are not checked here.
+the header, its objects and lists, counts of tensors and dimensions, plain non-negative integers, shapes that fit their
+bytes, and tensors that cover the data without gap or overlap, as the format demands. The caller gives the bound of the
+header: a package's file may hold a whole model, an adapter's is small. The tensors' values and the metadata are not
+checked here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import BinaryIO, NamedTuple, TypeGuard
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.base.units import bytes_text
+from edge_agent.bundle import jsonio
 
 METADATA = "__metadata__"
 WIDTHS: Mapping[str, int] = {
@@ -65,12 +67,24 @@ def read_safetensors(file: BinaryIO, size_bytes: int, name: str, header_bytes: i
     # A JSON header may begin with blanks; the format demands the brace first.
     if not raw.startswith(b"{"):
         raise PackageError("its header is no JSON object: this is no safetensors file", name)
+    # Each tensor has an object and two lists; what has more builds objects without end before it is looked at.
+    jsonio.check_nesting(raw, name, limits.MANIFEST_DEPTH, 3 * limits.WEIGHT_TENSORS + 16)
     try:
-        table: dict[str, object] = json.loads(raw.decode("utf-8"))
+        table: dict[str, object] = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, name))
     except (ValueError, RecursionError) as error:
         raise PackageError(f"its header is damaged: {type(error).__name__}", name) from error
     metadata = table.pop(METADATA, {})
+    if len(table) > limits.WEIGHT_TENSORS:
+        raise PackageError(f"it has {len(table)} tensors, at most {limits.WEIGHT_TENSORS} are taken", name)
     return SafetensorsHeader(_placed(table, 8 + length, size_bytes, name), metadata)
+
+
+def _once(pairs: list[tuple[str, object]], name: str) -> dict[str, object]:
+    """An object whose keys differ; readers differ on which of two counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise PackageError("a name stands twice in its header", name)
+    return found
 
 
 def _placed(table: Mapping[str, object], data_begin: int, size_bytes: int, name: str) -> dict[str, TensorPlace]:
@@ -93,6 +107,8 @@ def _placed(table: Mapping[str, object], data_begin: int, size_bytes: int, name:
 def _entry(entry: object, tensor: str, name: str) -> TensorPlace:
     if isinstance(entry, dict):
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        if isinstance(shape, list) and len(shape) > limits.SAFETENSORS_DIMENSIONS:
+            raise PackageError(f"tensor {tensor[:80]!r} has {len(shape)} dimensions", name)
         if isinstance(dtype, str) and dtype in WIDTHS and _sizes(shape) and _sizes(offsets) and len(offsets) == 2:
             return TensorPlace(dtype, tuple(shape), offsets[0], offsets[1])
     raise PackageError(f"the entry of tensor {tensor[:80]!r} is damaged", name)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, SignatureError
 from edge_agent.bundle import jsonio, sign
 from edge_agent.bundle.sign import KeyId, PublicHex
@@ -78,7 +79,7 @@ class Trust:
 
 def _read(data: bytes, where: str) -> tuple[Trust, sign.Envelope, bytes]:
     envelope, payload = sign.unwrap(data, ROOT_TYPE, where)
-    root = jsonio.decode(payload, Root, where)
+    root = jsonio.decode(payload, Root, where, limits.STATEMENT_BYTES)
     for keyid, public_hex in root.keys.items():
         if sign.key_id(public_hex) != keyid:
             raise PackageError(f"key {keyid[:12]} is not the key of that id", where)

@@ -14,6 +14,7 @@ one whose tensors lie in another file. Source: ggml docs/gguf.md.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterC
 from edge_agent.bundle.onnx_graph import check_graph
 from edge_agent.bundle.safetensors import read_safetensors
 
-_SAFETENSORS_HEADER_BYTES = 16 * limits.MIB
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive (PyTorch checkpoints are such)"),
     (b"\x80\x02", "a Python pickle"),
@@ -51,7 +51,7 @@ def check_file(path: Path, name: str) -> None:
         elif name.endswith(".gguf"):
             read_table(file, name)
         elif name.endswith(".safetensors"):
-            read_safetensors(file, size, name, _SAFETENSORS_HEADER_BYTES)
+            read_safetensors(file, size, name, limits.SAFETENSORS_HEADER_BYTES)
         elif name.endswith(".json") and not head.lstrip(b" \t\r\n").startswith(b"{"):
             raise PackageError("it does not begin as a JSON object", name)
 
@@ -70,7 +70,7 @@ def check_adapter(path: Path, config: AdapterConfig) -> None:
             _check_gguf(read_table(file, ADAPTER_GGUF_FILE), config, where)
             return
         size_bytes = os.fstat(file.fileno()).st_size
-        header = read_safetensors(file, size_bytes, ADAPTER_FILE, _SAFETENSORS_HEADER_BYTES)
+        header = read_safetensors(file, size_bytes, ADAPTER_FILE, limits.SAFETENSORS_HEADER_BYTES)
     metadata = header.metadata
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackageError(f"its file does not say that it is {FORMAT}", where)
@@ -96,8 +96,11 @@ def _check_gguf(table: GgufTable, config: AdapterConfig, where: str) -> None:
         raise PackageError("its file is a GGUF, but no LoRA adapter", where)
     if GGUF_BASE_ID in table.keys:
         _check_base(table.text(GGUF_BASE_ID), config, where)
-    if table.number("adapter.lora.alpha") is None or not table.tensors:
+    alpha = table.number("adapter.lora.alpha")
+    if alpha is None or not table.tensors:
         raise PackageError("its file lacks adapter.lora.alpha, or has no tensors", where)
+    if not 0 < alpha < math.inf:
+        raise PackageError(f"its adapter.lora.alpha is {alpha}, a number above 0 is needed", where)
     for name, tensor in table.tensors.items():
         stem, _, side = name.rpartition(".")
         other = {"lora_a": "lora_b", "lora_b": "lora_a"}.get(side)

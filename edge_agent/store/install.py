@@ -127,12 +127,13 @@ class Installer:
 
     def _header(self, package: Package, item: VariantItem) -> GgufHeader | None:
         """The header of a generator's weights, read before anything is staged; None for a damaged file, which is
-        refused later by its digest."""
+        refused later. Its digest is checked first: until then the bytes are unsigned."""
         digest = item.weight.digest
         if not traits(item.info.runtime).context_sized or blob_name(digest) not in package:
             return None
         if digest not in self._headers:
             try:
+                check_blob(package, digest)
                 with package.file(blob_name(digest)) as file:
                     self._headers[digest] = header_of(file, digest, item.weight.size)
             except PackageError:

@@ -42,6 +42,7 @@ from edge_agent.base.errors import (
     WorkerError,
 )
 from edge_agent.base.limits import COMPANY_TOKENS
+from edge_agent.base.runtimes import DEVICE_OPTIONS
 from edge_agent.protocol.worker_messages import (
     Accepted,
     AdapterAttached,
@@ -189,7 +190,9 @@ class Child:
         }
         if request.memory is not None:
             bounds.update(memory_bytes=request.memory.memory_bytes, shrink=request.memory.shrink)
-        session = self._session = backend.load(request.files, {**bounds, **request.options})
+        # `options` are the package's and the operator's together; of these words none is the package's to say.
+        options = {name: value for name, value in request.options.items() if name not in DEVICE_OPTIONS}
+        session = self._session = backend.load(request.files, {**options, **bounds})
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
         self._tasks[None] = self._build_task(request.task)

@@ -246,7 +246,9 @@ DOCUMENTS = {
         weights(b"\x08\x08\x3a\xff\xff\xff\xff\x0fxx"), PackageError, "claims more bytes than its model holds"
     ),
     "onnx-without-graph": Attack(weights(b"\x08\x08"), PackageError, "holds no ONNX graph"),
-    "onnx-endless-number": Attack(weights(b"\x08\x08\x3a" + b"\xff" * 20), PackageError, "a number does not end"),
+    "onnx-endless-number": Attack(
+        weights(b"\x08\x08\x3a" + b"\xff" * 20), PackageError, "the number at byte 3 does not end"
+    ),
     "tokenizer-not-json": Attack(document("tokenizer.json", b"\x80\x04pickle"), PackageError, "a Python pickle"),
     "safetensors-header-size": Attack(bad_adapter("header-size"), PackageError, "its header claims"),
     "safetensors-overlap": Attack(bad_adapter("overlap"), PackageError, "overlap or leave a gap"),
@@ -259,6 +261,12 @@ DOCUMENTS = {
         "'foreign' needs base 0dd00dd00dd0, which is not installed; installed bases: tiny",
     ),
     "weights-missing": Attack(missing_weights, PackageError, "neither in the package nor intact in the store"),
+    "variant-sets-the-threads": Attack(
+        variant_field(options={"threads": 64}), PackageError, "sets the option 'threads', which the device decides"
+    ),
+    "variant-sets-its-memory": Attack(
+        variant_field(options={"memory_bytes": 1 << 40}), PackageError, "sets the option 'memory_bytes'"
+    ),
     "variant-unknown-field": Attack(variant_field(pre_load="x"), PackageError, "unknown field `pre_load`"),
     "variant-unknown-requirement": Attack(variant_field(requires=["magic/9"]), PackageError, "requires 'magic/9'"),
     "variant-other-board": Attack(variant_field(hardware=["pi5"]), PackageError, "it is for pi5, this is test-board"),

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle import gguf_header, weight_files
+from edge_agent.bundle.gguf_memory import Demand, need
 from edge_agent.bundle.manifest import AdapterConfig, TaskDoc
 from edge_agent.bundle.weight_files import check_adapter
 from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, adapter_bytes, gguf_bytes
+from tests.support.gguf_bytes import text as gguf_text
 
 MODEL = gguf_bytes(LLAMA, WEIGHTS)
 
@@ -102,3 +107,77 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
     data = gguf_bytes(keys, {"blk.0.attn_q.weight.lora_a": ((64, 4), 0, 1024)})
     with pytest.raises(PackageError, match="pair"):
         check_adapter(written(tmp_path, data), config())
+
+
+NONSENSE = [float("nan"), float("inf"), float("-inf"), -1.0, 0.5, 2.0**31]
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.head_count_kv",
+        "llama.attention.key_length",
+    ],
+)
+def test_a_count_that_is_none_is_named(tmp_path: Path, key: str, value: float) -> None:
+    with pytest.raises(PackageError, match=f"{key} says"):
+        gguf_header.read_header(written(tmp_path, gguf_bytes({**LLAMA, key: value}, WEIGHTS)))
+    if "head_count" in key or "feed" in key:
+        with pytest.raises(PackageError, match=f"{key} says"):
+            gguf_header.read_header(written(tmp_path, gguf_bytes({**LLAMA, key: [4.0, value]}, WEIGHTS)))
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+def test_other_figures_that_are_none_count_as_missing_or_are_named(tmp_path: Path, value: float) -> None:
+    keys = {"general.file_type": value, "tokenizer.ggml.bos_token_id": value, "tokenizer.ggml.eos_token_id": 1}
+    found = gguf_header.read_header(written(tmp_path, gguf_bytes({**LLAMA, **keys}, WEIGHTS)))
+    assert found.special_token_ids == {"eos": 1}
+    with pytest.raises(PackageError, match=r"edge\.tokenizer\.lstrip says"):
+        gguf_header.read_header(written(tmp_path, gguf_bytes({**LLAMA, "edge.tokenizer.lstrip": [value]}, WEIGHTS)))
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -8.0, 0.0])
+def test_an_adapter_with_an_alpha_that_is_none_is_refused(tmp_path: Path, alpha: float) -> None:
+    data = adapter_bytes().replace(struct.pack("<f", 8.0), struct.pack("<f", alpha), 1)
+    with pytest.raises(PackageError, match="a number above 0 is needed"):
+        check_adapter(written(tmp_path, data), config())
+
+
+def test_memory_is_never_predicted_below_nothing(tmp_path: Path) -> None:
+    found = gguf_header.read_header(written(tmp_path, gguf_bytes({**LLAMA, "llama.attention.head_count": 80}, WEIGHTS)))
+    assert min(need(found, Demand(512))) > 0 and found.head_dim >= 1
+
+
+def filled(items: dict[str, object], tensors: int = 0) -> bytes:
+    shapes = {f"t{place}": ((1,), 0, 4) for place in range(tensors)}
+    return gguf_bytes(items, shapes)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (lambda: filled({f"k{place}": "x" * limits.MIB for place in range(9)}), "of texts"),
+        (lambda: filled({f"k{place}": [1] * 1024 for place in range(65)}), "more items of arrays"),
+        (lambda: filled({f"k{place}": 1 for place in range(limits.GGUF_KEYS + 1)}), "header is damaged"),
+        (lambda: filled({}, limits.WEIGHT_TENSORS + 1), "header is damaged"),
+    ],
+    ids=["texts", "kept numbers", "keys", "tensors"],
+)
+def test_what_a_head_makes_is_bounded_in_sum(tmp_path: Path, data: Callable[[], bytes], says: str) -> None:
+    with pytest.raises(PackageError, match=says):
+        table(tmp_path, data())
+
+
+def test_empty_texts_of_many_arrays_are_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GGUF_ITEMS", 2000)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 3)
+    for place in range(3):
+        head += gguf_text(f"k{place}") + struct.pack("<IIQ", 9, 8, 700) + bytes(8 * 700)
+    with pytest.raises(PackageError, match="more items of arrays"):
+        table(tmp_path, head)

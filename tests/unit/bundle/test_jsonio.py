@@ -65,6 +65,31 @@ def test_brackets_in_strings_are_no_depth() -> None:
     assert jsonio.decode(json.dumps({"x": 1, "name": '[[[["{{{{' * 20}).encode(), Point, "point").x == 1
 
 
+@given(st.text(alphabet='[]{}"\\\\a,', max_size=60))
+def test_brackets_are_counted_outside_of_strings_alone(text: str) -> None:
+    inside, escaped, level, deepest, opened = False, False, 0, 0, 0
+    for letter in text:
+        if escaped:
+            escaped = False
+        elif letter == "\\":
+            escaped = True
+        elif letter == '"':
+            inside = not inside
+        elif not inside and letter in "[{":
+            level, opened = level + 1, opened + 1
+            deepest = max(deepest, level)
+        elif not inside and letter in "]}":
+            level -= 1
+    data = text.encode()
+    jsonio.check_nesting(data, "x", max(0, deepest), opened)
+    if opened:
+        with pytest.raises(PackageError, match="objects and lists"):
+            jsonio.check_nesting(data, "x", 60, opened - 1)
+    if deepest > 0:
+        with pytest.raises(PackageError, match="nests deeper"):
+            jsonio.check_nesting(data, "x", deepest - 1, opened)
+
+
 def test_size_comes_first() -> None:
     with pytest.raises(PackageError, match="at most 10 B"):
         jsonio.decode(b"\xff" * 11, Point, "point", limit_bytes=10)

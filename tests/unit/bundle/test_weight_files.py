@@ -72,6 +72,38 @@ def test_a_safetensors_header_above_16_mib_is_refused(tmp_path: Path) -> None:
         check(len(head).to_bytes(8, "little") + head, "weights.safetensors", tmp_path)
 
 
+def headed(head: bytes) -> bytes:
+    return len(head).to_bytes(8, "little") + head
+
+
+MANY = b",".join(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(limits.WEIGHT_TENSORS + 1))
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (
+            b'{"a":{"dtype":"F32","shape":[%b1],"data_offsets":[0,4]}}' % (b"68719476736," * 200_000),
+            "has 200001 dimens",
+        ),
+        (b"{%b}" % MANY, "more than 60,016 objects|has 20001 tensors"),
+        (b'{"__metadata__":{"a":[%b[]]}}' % (b"[]," * 100_000), "more than 60,016 objects"),
+        (b"{" + b'"a":{' * 20 + b"}" * 21, "nests deeper than 12"),
+        (b'{"a":{"dtype":[],"shape":[0],"data_offsets":[0,0]}}', "entry of tensor 'a' is damaged"),
+        (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,0]}}', "entry of tensor 'a' is damaged"),
+        (b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}', "entry of tensor 'a' is damaged"),
+        (b'{"a":{"dtype":"F32","shape":[1e99],"data_offsets":[0,0]}}', "entry of tensor 'a' is damaged"),
+        (b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', "entry of tensor 'a' is damaged"),
+        (b'{"a":' + b"9" * 5000 + b"}", "header is damaged"),
+        (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{}}', "stands twice"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else value[:40].decode(),
+)
+def test_heads_of_safetensors_are_bounded_and_exact(head: bytes, says: str, tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match=says):
+        check(headed(head), "weights.safetensors", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("data", "name", "says"),
     [

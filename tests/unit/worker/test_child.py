@@ -182,6 +182,16 @@ def test_a_model_loaded_while_it_is_hot_makes_room_for_full_batches(monkeypatch:
     assert backend.options["max_rows"] == 16
 
 
+def test_the_options_of_a_package_change_no_limit_of_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Backend(Script([]))
+    monkeypatch.setattr(child.registry, "create", lambda _name: backend)
+    monkeypatch.setattr(kinds, "build", lambda *_spec: None)
+    greedy = {"max_rows": 64, "threads": 99, "decode_threads": 9, "memory_bytes": 1 << 40, "shrink": True, "batch": 64}
+    request = LoadModel(call=1, backend="script", files={}, options=greedy, limits=StepLimits(2, 3), task=TASK)
+    child.Child(Wire([request])).run()  # type: ignore[arg-type]
+    assert backend.options == {"max_rows": 2, "threads": 3, "max_tokens": TASK.max_tokens, "batch": 64}
+
+
 def test_a_request_without_a_number_is_not_answered_and_an_unknown_one_is_refused() -> None:
     wire = Wire([SetStepLimits(limits=LIMITS), UnknownRequest(None, "x"), UnknownRequest(3, "unknown operation 'x'")])
     child.Child(wire).run()  # type: ignore[arg-type]
