@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Collection
 
 from edge_agent.agent.context import Context
@@ -251,7 +252,8 @@ class ModelServer:
             # The session switches between adapters from token to token, so jobs of any adapter may join.
             free = min(worker.sequences, self._context.grant.max_rows) - len(served.running)
             active = frozenset(job.adapter for job in served.running.values())
-            limits = BatchLimits(free, mixed=True, active_adapters=active)
+            held = Counter(job.key[0] for job in served.running.values())
+            limits = BatchLimits(free, mixed=True, active_adapters=active, held=held)
             return served.queue.next_batch(limits, now_s) if free > 0 else []
         costs, at = self._context.costs, served.load_at(self._context.grant)
         limits = BatchLimits(at.max_rows, worker.mixed, predict_s=functools.partial(batch_s, costs, at))

@@ -14,12 +14,16 @@ that was served least (start-time fair queueing by rows; Goyal, Vin and Cheng, 1
 behind those of the other clients within their priority, and do not age meanwhile. A client that floods the device
 therefore delays its own requests. A client alone has the whole device.
 
+Sequences: a generator's sequence is held for as long as its answer takes. While several clients ask, a client that
+holds some does not get the last free one, so that a client with many long answers leaves one to the next.
+
 This module knows no workers, sockets or messages, and refuses nothing (see `admission`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_agent.base.limits import ADAPTERS_RESIDENT, FRAME_BYTES
@@ -29,6 +33,8 @@ AGEING_S = 2.0
 TURN_ROWS = 8
 """Rows of one client's turn: half a usual micro-batch of 16, so that two clients share one."""
 CLIENTS_KEPT = 256
+OTHERS_S = 60.0
+"""A client counts as one that asks for so long after its last request; a client alone has all sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class BatchLimits:
     frame to the worker (a character takes at most four bytes of UTF-8). `predict_s`: seconds of a batch from its rows
     and its longest text's bytes (None: not known); a batch does not grow beyond the time that its jobs have left.
     `active_adapters`: those at work in a runtime that computes with one at a time, whose jobs go first within their
-    priority (None: the order does not depend on the adapter).
+    priority (None: the order does not depend on the adapter). `held`: rows that clients hold inside already, where rows
+    are held for long (a generator's sequences); None where a batch ends as a whole.
     """
 
     max_rows: int
@@ -48,6 +55,7 @@ class BatchLimits:
     max_chars: int = FRAME_BYTES // 8
     predict_s: Callable[[int, int], float | None] | None = None
     active_adapters: frozenset[str | None] | None = None
+    held: Mapping[str, int] | None = None
 
 
 def urgency(job: Job, now_s: float) -> tuple[int, float]:
@@ -67,6 +75,8 @@ class Queue:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._served: dict[str, float] = {}
         self._virtual_time = 0.0
+        # When each client asked last, the latest at the end.
+        self._asked_s: OrderedDict[str, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -83,6 +93,10 @@ class Queue:
         if all(other.key[0] != client for other in self._jobs.values()):
             self._served[client] = max(self._served.get(client, 0.0), self._virtual_time)
         self._jobs[job.key] = job
+        self._asked_s[client] = max(job.received_s, self._asked_s.get(client, job.received_s))
+        self._asked_s.move_to_end(client)
+        if len(self._asked_s) > CLIENTS_KEPT:
+            self._asked_s.popitem(last=False)
 
     def remove(self, job: Job) -> bool:
         """Remove a job; True when it waited."""
@@ -100,7 +114,8 @@ class Queue:
         return taken
 
     def next_batch(self, limits: BatchLimits, now_s: float) -> list[Job]:
-        """Remove and return the jobs that run together next: at least one when any waits.
+        """Remove and return the jobs that run together next: at least one when any waits, unless the last sequence is
+        left to others.
 
         A job larger than `max_rows` runs alone; the worker's session splits it.
         """
@@ -109,6 +124,8 @@ class Queue:
         for job in self._ordered(self.jobs(), now_s, self._active_adapters(limits, now_s)):
             # A job that does not fit is skipped and not waited for: later, smaller ones may fill the batch.
             if batch and not (_fits(job, batch, rows, limits) and _has_time(job, batch, rows, limits, now_s)):
+                continue
+            if limits.held is not None and self._leaves_none(job, batch, limits, now_s):
                 continue
             batch.append(job)
             rows += job.rows
@@ -127,6 +144,15 @@ class Queue:
                 break
             rows += other.rows
         return rows
+
+    def _leaves_none(self, job: Job, batch: list[Job], limits: BatchLimits, now_s: float) -> bool:
+        """Whether a client that holds a sequence would take the last one while others ask, too."""
+        client = job.key[0]
+        holds = (limits.held or {}).get(client, 0) + sum(other.rows for other in batch if other.key[0] == client)
+        last = sum(other.rows for other in batch) + job.rows >= limits.max_rows
+        if not (holds and last):
+            return False
+        return any(other != client and now_s - asked_s <= OTHERS_S for other, asked_s in self._asked_s.items())
 
     def _active_adapters(self, limits: BatchLimits, now_s: float) -> frozenset[str | None] | None:
         """The active adapters; where there is none, the adapter of the most urgent job will be."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edge_agent.core.job import Job
-from edge_agent.core.scheduler import AGEING_S, CLIENTS_KEPT, TURN_ROWS, BatchLimits, Queue, urgency
+from edge_agent.core.scheduler import AGEING_S, CLIENTS_KEPT, OTHERS_S, TURN_ROWS, BatchLimits, Queue, urgency
 
 NOW_S = 100.0
 MIXED = BatchLimits(max_rows=8, mixed=True)
@@ -416,3 +418,35 @@ def test_the_length_that_counts_is_that_of_one_text() -> None:
     per_text = max(job.size_bytes // job.rows for job in (one, many))
     limits = BatchLimits(max_rows=8, mixed=True, predict_s=lambda _rows, size: 1.0 if size <= per_text else 9.0)
     assert names(filled(one, many).next_batch(limits, NOW_S)) == ["one", "many"]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from("ab"), max_size=20), st.integers(1, 6), st.integers(0, 6))
+def test_with_others_about_a_client_never_takes_the_last_sequence_unless_it_holds_none(
+    clients: list[str], sequences: int, held_by_a: int
+) -> None:
+    held_by_a = min(held_by_a, sequences - 1)
+    queue = filled(a_job("met", client="c"))
+    assert queue.take(lambda _job: True)
+    for number, client in enumerate(clients):
+        queue.add(a_job(str(number), client=client))
+    limits = BatchLimits(sequences - held_by_a, mixed=True, held={"a": held_by_a})
+    batch = queue.next_batch(limits, NOW_S)
+    together = Counter({"a": held_by_a}) + Counter(job.key[0] for job in batch)
+    if together.total() == sequences and batch:
+        assert together[batch[-1].key[0]] == 1, "the last one went to a client without any"
+    elif clients and not (set(clients) == {"a"} and held_by_a):
+        assert batch, "somebody without a sequence waits, or several are free"
+    assert len(batch) + len(queue) == len(clients)
+
+
+def test_a_client_alone_has_all_sequences_and_again_when_the_others_are_gone() -> None:
+    def free_of(queue: Queue, now_s: float) -> int:
+        return len(queue.next_batch(BatchLimits(4, mixed=True, held={}), now_s))
+
+    assert free_of(filled(*(a_job(str(number), client="a") for number in range(4))), NOW_S) == 4
+    jobs = [a_job("met", client="b"), *(a_job(str(number), client="a") for number in range(4))]
+    for now_s, taken in ((NOW_S + OTHERS_S, 3), (NOW_S + OTHERS_S + 1.0, 4)):
+        queue = filled(*jobs)
+        queue.take(lambda job: job.key[0] == "b")
+        assert free_of(queue, now_s) == taken
