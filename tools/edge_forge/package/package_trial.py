@@ -52,16 +52,17 @@ def try_packages(packages: Sequence[tuple[str, Path]], trust_root: Path, backend
 
 
 def _install(name: str, path: Path, config: Path, folder: Path) -> list[str]:
+    package = path.resolve()  # the child runs in another folder
     try:
         ended = subprocess.run(
-            module_command("edge_agent", "install", "--json", "--config", str(config), str(path)),
+            module_command("edge_agent", "install", "--json", "--config", str(config), str(package)),
             capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, cwd=folder,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise EdgeError(f"the trial install took more than {_TIMEOUT_S / 60:g} minutes", name) from error
     if ended.returncode:
         words = [line.strip() for line in ended.stderr.splitlines() if line.strip()] or ["it gave no reason"]
-        reason = words[-1].removeprefix("edge-agent: ").replace(str(path), name)
+        reason = words[-1].removeprefix("edge-agent: ").replace(str(package), name)
         raise EdgeError(
             f"edge-agent does not install it here: {reason}", name,
             "nothing was put into the packages folder; --no-trial hands out packages untried",
