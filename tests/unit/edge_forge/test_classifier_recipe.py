@@ -102,6 +102,17 @@ def test_each_mistake_is_named(tables, words):
         assert word in message
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, [float("-inf")]])
+@pytest.mark.parametrize(
+    ("section", "key"), [("quantize", "max_logit_error"), ("export", "parity_tolerance"), ("train", "weight_decay"),
+                         ("method", "alpha"), ("task", "threshold"), ("data", "seed")],
+)  # fmt: skip
+def test_numbers_that_are_not_finite_or_too_large_name_the_key(section, key, value):
+    message = refused(**{section: {key: value}})
+    assert f": {section}.{key}: " in message
+    assert "finite" in message or "64 bits" in message
+
+
 def test_a_missing_key_is_named():
     raw = copy.deepcopy(GOOD)
     del raw["base"]["source"]
@@ -115,6 +126,9 @@ def test_broken_files_are_told_apart(tmp_path):
     (tmp_path / "bad.toml").write_text("name = \n")
     with pytest.raises(ConfigError, match=r"no valid TOML.*line 1"):
         load(tmp_path / "bad.toml")
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(ConfigError, match="nest too deep"):
+        load(tmp_path / "deep.toml")
     (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "bytes.toml")

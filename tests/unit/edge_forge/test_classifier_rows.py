@@ -124,6 +124,21 @@ def test_with_a_threshold_the_out_of_scope_label_needs_no_rows(tmp_path):
     assert found.statistics["out_of_scope_share"] == 0
 
 
+@pytest.mark.parametrize("written", ["un  sure", " un sure ", "un\u00a0sure"])
+def test_the_out_of_scope_label_is_compared_in_its_one_form(tmp_path, written):
+    write(tmp_path, "train.tsv", TRAIN + "what\tun sure\nwhich\tun sure\n")
+    task = ClassifierTaskSection(out_of_scope=written)
+    assert task.out_of_scope == "un sure"
+    assert loaded(tmp_path, task).statistics["out_of_scope_share"] > 0
+
+
+@pytest.mark.parametrize("written", ["Off", "OFF", "o\ufb00"])
+def test_an_out_of_scope_label_that_differs_by_case_or_form_from_a_class_is_refused(tmp_path, written):
+    write(tmp_path, "train.tsv", TRAIN)
+    with pytest.raises(ConfigError, match=r"task.out_of_scope: .* and the label 'off' \(train.tsv:5\).* = \"off\""):
+        loaded(tmp_path, ClassifierTaskSection(out_of_scope=written, threshold=0.5))
+
+
 def both_labels(*names):
     return "text\tlabel\n" + "".join(f"{name} {n}\t{label}\n" for n in range(2) for name, label in names)
 
@@ -301,6 +316,22 @@ def test_a_split_loses_nothing_keeps_twins_together_and_both_sides_have_each_cla
         assert not sides[0] & sides[1]
         assert not found or (sides[0] and sides[1])
     assert split_rows(list(reversed(rows)), share, seed, "train") == (kept, held)
+
+
+LABELLED = st.lists(st.builds(Row, st.text("abc", min_size=1, max_size=3), st.sampled_from("uvwxyz")), min_size=1)
+
+
+@given(LABELLED, st.integers(1, 50))
+def test_a_sample_has_no_more_rows_than_asked_for_or_classes(rows, most):
+    taken = sample(rows, most, 3)
+    assert len(taken) <= max(most, len({row.label for row in rows}))
+    assert {row.label for row in taken} == {row.label for row in rows}
+
+
+def test_fewer_rows_than_classes_are_said(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN)
+    assert "max_rows = 1 is less than the 2 classes: one row of each is used" in loaded(tmp_path, max_rows=1).warnings
+    assert len(loaded(tmp_path, max_rows=1).train) == 2
 
 
 @given(ROWS, st.integers(1, 50))

@@ -140,6 +140,29 @@ def test_a_failed_training_keeps_its_log_and_nothing_else(world, monkeypatch):
     assert not (folder / "build" / "steps" / "train").exists()
 
 
+def test_a_run_is_judged_by_what_devices_answer_with_its_threshold(world):
+    _, _, plan = world
+    assert not plan().outcome.failed
+    sure = plan(task={"threshold": 0.9, "out_of_scope": "unsure"})
+    assert sure.outcome == plan().outcome
+    strict = plan(task={"threshold": 0.99, "out_of_scope": "unsure"})
+    assert strict.evaluated.facts["test"]["accuracy"] == 1.0
+    assert "answers 'unsure' to every one of the 2 measured rows" in strict.outcome.failed
+    assert strict.scope["at"]["answered"] == 0.0
+
+
+def test_equal_bytes_under_another_suffix_or_name_are_read_again(world):
+    folder, _, plan = world
+    for name in ("rows.csv", "rows.tsv", "other.tsv"):
+        (folder / name).write_text('text\tlabel\n"lamp"\ton\nlight\ton\n"lamp off"\toff\nstop\toff\n')
+    found = {name: plan(data={"train": name}).data for name in ("rows.tsv", "rows.csv", "other.tsv")}
+    texts = {name: {row.text for split in data.splits.values() for row in split} for name, data in found.items()}
+    assert '"lamp"' in texts["rows.tsv"]
+    assert "lamp" in texts["rows.csv"]
+    for name, data in found.items():
+        assert all(name in said for said in data.warnings if "rows.tsv" in said or "other.tsv" in said)
+
+
 def test_a_text_length_beyond_the_base_is_refused(world, monkeypatch):
     folder, _, plan = world
     short = bases.Base(folder / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 16}, ())

@@ -151,6 +151,13 @@ def test_an_expired_release_is_refused_before_training(tmp_path, monkeypatch):
         prepare(tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("moment", ["yesterday", "-5", "1e9", "9" * 40, "2026-01-01", "253402300800", "\u0663"])
+def test_a_source_date_epoch_that_is_no_moment_is_refused_before_training(tmp_path, monkeypatch, moment):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
+    with pytest.raises(ConfigError, match=r"SOURCE_DATE_EPOCH = .* is no number of seconds since 1970 .*unset it"):
+        prepare(tmp_path, monkeypatch)
+
+
 # By document and field: the case above that breaks it, or why no recipe can.
 BY_CODE = "written by the forge, the same for every recipe"
 MEASURED = "measured; within the bound by what it is"

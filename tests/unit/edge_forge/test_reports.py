@@ -285,6 +285,17 @@ def test_in_scope_and_out_of_scope_stand_apart_with_the_proposed_threshold():
     assert "MIND        it never answers" in lines
 
 
+def test_what_devices_answer_with_the_recipes_threshold_is_printed_and_reported():
+    scope = {"label": "unsure", "threshold": 0.5, "proposed": 0.2, "curve": [a_point(0.0, 0.6, None)],
+             "at": {"threshold": 0.5, "in_scope_answered": 0.02, "in_scope_right": 0.01}}  # fmt: skip
+    shown = figures(scope={**scope, "curve": [{**a_point(0.0, 0.6, None), "out_of_scope_rows": 0}]})
+    said = "with task.threshold = 0.5: 0.020 of the rows in scope are answered, 0.010 rightly; the others get 'unsure'"
+    assert said in markdown(classifier_report.report(shown))
+    assert said in "\n".join(classifier_report.score_lines(shown))
+    shown["scope"] |= {"label": None, "threshold": 0.0}
+    assert 'threshold = 0.2 with task.out_of_scope, such as "unsure"' in "\n".join(classifier_report.score_lines(shown))
+
+
 def test_of_many_classes_the_worst_are_shown_and_no_matrix():
     names = [f"c{n:03}" for n in range(151)]
     per_label = [

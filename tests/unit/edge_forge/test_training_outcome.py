@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import EdgeError
 from edge_forge.evaluate.thresholds import THRESHOLDS, curve, proposed, scope_scores
-from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_generator
+from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_generator, of_threshold
 from edge_forge.train.lora import check_learned
 
 LABELS = ("a", "b", "c")
@@ -97,3 +97,22 @@ def test_the_proposed_threshold_separates_what_is_sure_from_what_is_not(outside)
 def test_no_threshold_is_proposed_where_none_helps():
     logits = np.asarray([[SURE, 0.0]] * 20)
     assert proposed(curve(logits, ["a"] * 20, ["a", "b"], None)) is None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "failed", "weak"),
+    [
+        (0.0, "", ""),
+        (0.5, "", ""),
+        (0.9, "", "only 25.0% of the 40 measured rows in scope are answered, the others get 'unsure'"),
+        (0.99, "it answers 'unsure' to every one of the 40 measured rows; the validation rows propose", ""),
+    ],
+)
+def test_a_threshold_that_leaves_hardly_an_answer_is_said_with_the_proposed_one(threshold, failed, weak):
+    logits = np.asarray([[SURE, 0.0]] * 10 + [[1.0, 0.0]] * 30)
+    at = scope_scores(logits, ["a"] * 40, ["a", "b"], "unsure", threshold)
+    found = of_threshold(at, "unsure", 0.6)
+    assert (bool(found.failed), bool(found.weak)) == (bool(failed), bool(weak))
+    assert failed in found.failed
+    assert weak in found.weak
+    assert not (failed or weak) or "propose task.threshold = 0.6" in found.failed + found.weak

@@ -28,6 +28,7 @@ from edge_forge.data.text_files import (
     csv_rows,
     json_object,
     lines_of,
+    one_label,
     read_text,
     tsv_rows,
 )
@@ -85,7 +86,7 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
         located = {split: list(_located(path, section, notes)) for split, path in found.items()}
         names = {split: str(found.get(split, found["train"])) for split in SPLITS}
     places = _places(located)
-    _check_look_alikes(places)
+    _check_look_alikes(places, task.out_of_scope)
     splits = {split: tuple(row for row, _ in rows) for split, rows in located.items()}
     labels = _labels(splits["train"], task, names["train"], places)
     for split in SPLITS[1:]:
@@ -95,6 +96,10 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
             splits["train"], section.validation_share, section.seed, names["train"]
         )
     if section.max_rows:
+        if section.max_rows < len(labels):
+            notes.append(
+                f"max_rows = {section.max_rows} is less than the {len(labels)} classes: one row of each is used"
+            )
         splits = {split: sample(rows, section.max_rows, section.seed) for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test}, labels, task.out_of_scope)
@@ -114,15 +119,14 @@ def _places(located: Mapping[str, Sequence[tuple[Row, str]]]) -> Places:
     return places
 
 
-def _check_look_alikes(places: Places) -> None:
+def _check_look_alikes(places: Places, out_of_scope: str | None) -> None:
     """Refuse labels that differ only by case, or by characters that Unicode calls compatible (a ligature, full width).
 
     They are either one class by mistake, or two that no person could tell apart; the author has to say which.
     """
     first: dict[str, tuple[str, str]] = {}
     for row, where in places.items():
-        alike = unicodedata.normalize("NFKC", row.label).casefold()
-        label, seen = first.setdefault(alike, (row.label, where))
+        label, seen = first.setdefault(_alike(row.label), (row.label, where))
         if label != row.label:
             raise ConfigError(
                 f"the label {row.label!r} and {label!r} ({_short(seen)}) differ only by case or by form",
@@ -130,6 +134,17 @@ def _check_look_alikes(places: Places) -> None:
                 f"write them alike, or join them: data.label_names = {{ {json.dumps(row.label, ensure_ascii=False)} = "
                 f"{json.dumps(label, ensure_ascii=False)} }}",
             )
+    label, seen = first.get(_alike(out_of_scope or ""), ("", ""))
+    if label not in ("", out_of_scope):
+        raise ConfigError(
+            f"{out_of_scope!r} and the label {label!r} ({_short(seen)}) differ only by case or by form",
+            "task.out_of_scope",
+            f"write it as the rows do: out_of_scope = {json.dumps(label, ensure_ascii=False)}",
+        )
+
+
+def _alike(label: str) -> str:
+    return unicodedata.normalize("NFKC", label).casefold()
 
 
 def _short(where: str) -> str:
@@ -182,14 +197,6 @@ def _located(path: Path, section: ClassifierDataSection, notes: list[str]) -> It
         yield _row(words, names.get(label, names.get(one_label(label), label)), where), where
     if empty:
         raise ConfigError("the file has no rows", str(path))
-
-
-def one_label(label: str) -> str:
-    """A label in its one form: Unicode's composed form (NFC), runs of white space as one space, none at the ends.
-
-    "café" can be written in two ways that look alike; nobody could tell two such classes apart.
-    """
-    return " ".join(unicodedata.normalize("NFC", label).split())
 
 
 def _row(text: str, label: str, where: str) -> Row:
@@ -308,7 +315,7 @@ def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str, place
             f"all {len(train)} rows have the label {next(iter(counts))!r}: a classifier needs at least two classes",
             where,
         )
-    named = tuple(map(one_label, task.labels))
+    named = task.labels
     if len(set(named)) < len(named):
         twice = next(label for label in named if named.count(label) > 1)
         raise ConfigError(
@@ -320,7 +327,7 @@ def _labels(train: Sequence[Row], task: ClassifierTaskSection, where: str, place
         if unseen:
             raise ConfigError(f"no training row has the label {unseen[0]!r} of task.labels", where)
     labels = named or tuple(sorted(counts))
-    if task.out_of_scope is not None and one_label(task.out_of_scope) not in labels and not task.threshold:
+    if task.out_of_scope is not None and task.out_of_scope not in labels and not task.threshold:
         raise ConfigError(
             f"no row has the label {task.out_of_scope!r} of task.out_of_scope: no text would be answered with it",
             where,
@@ -368,17 +375,20 @@ def split_rows(rows: Sequence[Row], share: float, seed: int, where: str) -> tupl
 
 
 def sample(rows: Sequence[Row], most: int, seed: int) -> tuple[Row, ...]:
-    """At most `most` rows with the classes' shares kept (at least one of each), in their order."""
+    """At most `most` rows with the classes' shares kept, in their order; one of each class, where `most` is less."""
     if len(rows) <= most:
         return tuple(rows)
     by_label: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
         by_label[row.label].append(position)
+    counts = {label: max(1, most * len(positions) // len(rows)) for label, positions in by_label.items()}
+    # The one row of a small class is more than its share: the largest classes give it.
+    while sum(counts.values()) > max(most, len(counts)):
+        counts[max(sorted(counts), key=counts.__getitem__)] -= 1
     drawn = random.Random(seed)
     taken: list[int] = []
     for label in sorted(by_label):
-        positions = by_label[label]
-        taken += drawn.sample(positions, max(1, min(len(positions), most * len(positions) // len(rows))))
+        taken += drawn.sample(by_label[label], counts[label])
     return tuple(rows[position] for position in sorted(taken))
 
 

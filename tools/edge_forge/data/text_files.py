@@ -157,6 +157,14 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     return found
 
 
+def one_label(label: str) -> str:
+    """A label in its one form: Unicode's composed form (NFC), runs of white space as one space, none at the ends.
+
+    "café" can be written in two ways that look alike; nobody could tell two such classes apart.
+    """
+    return " ".join(unicodedata.normalize("NFC", label).split())
+
+
 def check_text(text: str, what: str, where: str) -> None:
     """Refuse a text that no device can be sent: halves of surrogate pairs, NUL characters. Raises ConfigError.
 

@@ -22,9 +22,10 @@ def scope_scores(
 ) -> dict[str, Any]:
     """Scores at one threshold, as fractions (None: there are no such rows).
 
-    `answered`: rows that get another label than the out-of-scope one; `in_scope_right`: of the rows in scope those that
-    get their own label; `out_of_scope_caught`: of the others those that get the out-of-scope label; `wrong_caught` and
-    `right_lost`: of the rows that the best class answers wrongly (rightly), those whose answer the threshold replaces.
+    `answered`: rows that get another label than the out-of-scope one; `in_scope_answered`: the same of the rows in
+    scope; `in_scope_right`: of the rows in scope those that get their own label; `out_of_scope_caught`: of the others
+    those that get the out-of-scope label; `wrong_caught` and `right_lost`: of the rows that the best class answers
+    wrongly (rightly), those whose answer the threshold replaces.
     """
     scores = np.asarray(logits, dtype=np.float64)
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -39,6 +40,7 @@ def scope_scores(
         "threshold": threshold,
         "answered": _share(~out),
         "in_scope_rows": int((~outside).sum()),
+        "in_scope_answered": _share(~out[~outside]),
         "in_scope_right": _share((right & ~out)[~outside]),
         "out_of_scope_rows": int(outside.sum()),
         "out_of_scope_caught": _share(out[outside]),

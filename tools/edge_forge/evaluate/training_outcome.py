@@ -7,13 +7,15 @@ file of its own because it judges a run, not a model: scores are `classifier_met
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 # Standard errors below the share of the commonest class: by chance alone one run in 700 is so far below.
 _FAR = 3.0
 # A tuned generator whose perplexity is so many times its base's has unlearned the language.
 _PERPLEXITY_RATIO = 2.0
+# A threshold that leaves less than this share of the rows in scope an answer takes more than it gives.
+_ANSWERED = 0.5
 
 
 class TrainingOutcome(NamedTuple):
@@ -46,6 +48,31 @@ def of_classifier(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     if 2 * len(never) > len(asked):
         return TrainingOutcome("", f"it never answers {len(never)} of the {len(asked)} classes, such as {never[0]!r}")
     return TrainingOutcome()
+
+
+def of_threshold(at: Mapping[str, Any], label: str, proposed: float | None) -> TrainingOutcome:
+    """The outcome by what a device answers with the recipe's threshold: `at` is `thresholds.scope_scores` at it.
+
+    A model whose best classes are right can still answer `label` to everything, where its confidence stays below the
+    threshold. `proposed` is what the validation rows propose (`thresholds.proposed`).
+    """
+    threshold, rows = at["threshold"], at["in_scope_rows"] + at["out_of_scope_rows"]
+    if not threshold or not at["in_scope_rows"] or at["in_scope_answered"] >= _ANSWERED:
+        return TrainingOutcome()
+    better = (
+        f"the validation rows propose task.threshold = {proposed:g}" if proposed and proposed < threshold
+        else "no lower threshold serves the validation rows better than none; train longer, or set task.threshold = 0"
+    )  # fmt: skip
+    if not at["answered"]:
+        return TrainingOutcome(
+            f"with task.threshold = {threshold:g} it answers {label!r} to every one of the {rows} measured rows; "
+            + better
+        )
+    return TrainingOutcome(
+        "",
+        f"with task.threshold = {threshold:g} only {at['in_scope_answered']:.1%} of the {at['in_scope_rows']} measured "
+        f"rows in scope are answered, the others get {label!r}; {better}",
+    )
 
 
 def of_generator(tuned: float, base: float | None) -> TrainingOutcome:

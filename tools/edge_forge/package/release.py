@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import PackageError
+from edge_agent.base.errors import ConfigError, PackageError
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.statement import Now, Release, check_time
 from edge_agent.bundle.verify import check_weights, load_trust, read_package, read_release
@@ -20,11 +21,20 @@ from edge_forge.package.sources import ReleaseSource
 from edge_forge.recipe.schema import PackageSection
 
 _DAY_S = 86_400
+_LATEST_S = 253_000_000_000  # in the year 9987: a package may expire ten years later, in four digits
 
 
 def issued_s() -> int:
-    """Now, or the moment that SOURCE_DATE_EPOCH names."""
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    """Now, or the moment that SOURCE_DATE_EPOCH names. Raises ConfigError where that is no moment."""
+    named = os.environ.get("SOURCE_DATE_EPOCH", "").strip()
+    if not named:
+        return int(time.time())
+    if not re.fullmatch(r"[0-9]{1,12}", named) or int(named) > _LATEST_S:
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH = {named[:40]!r} is no number of seconds since 1970", "the environment",
+            "set it as in SOURCE_DATE_EPOCH=$(git log -1 --format=%ct), or unset it",
+        )  # fmt: skip
+    return int(named)
 
 
 def freshness(section: PackageSection, now_s: int) -> int:

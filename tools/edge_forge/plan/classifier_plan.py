@@ -71,26 +71,8 @@ class ClassifierPlan:
             },
             "scores": scores,
             "calibration": calibration(logits, gold, training.data.labels),
-            "scope": self._scope(),
+            "scope": training.scope,
             "steps": self.steps.timings(),
-        }
-
-    def _scope(self) -> dict[str, Any]:
-        """Scores in and out of scope on the measured rows by threshold, and a proposal by the validation rows."""
-        import numpy
-
-        from edge_forge.evaluate import thresholds
-
-        task, data, found = self.recipe.task, self.training.data, {}
-        for split in dict.fromkeys(("validation", self.training.data.measured[0])):
-            logits = numpy.load(self.training.evaluated.path(f"{split}.npy"))
-            gold = [row.label for row in data.splits[split]]
-            found[split] = thresholds.curve(logits, gold, data.labels, task.out_of_scope)
-        return {
-            "label": task.out_of_scope,
-            "threshold": task.threshold,
-            "curve": found[data.measured[0]],
-            "proposed": thresholds.proposed(found["validation"]),
         }
 
     def _shipped(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from edge_agent.base.limits import PROBE_CHARACTERS
 from edge_forge.data import classifier_rows as data
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
 from edge_forge.evaluate import probes
-from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier
+from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_threshold
 from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
@@ -129,12 +129,10 @@ class ClassifierTraining:
     def data_step(self) -> StepResult:
         """Splits as JSONL (`train.jsonl` ...) and their statistics."""
         section, task = self.recipe.data, self.recipe.task
-        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.steps.recipe_dir).items()}
-        settings = {
-            name: value
-            for name, value in plain(section).items()
-            if name not in ("train", "validation", "test")
-        }  # fmt: skip
+        files = data.files(section, self.steps.recipe_dir)
+        inputs = {split: digest_of_data(path) for split, path in files.items()}
+        # Paths, not only contents: the suffix says how a file is read, and warnings name it.
+        settings = plain(section) | {split: str(path) for split, path in files.items()}
         # With a threshold the label of out-of-scope texts needs no rows.
         settings |= {"labels": list(task.labels), "out_of_scope": task.out_of_scope, "threshold": task.threshold > 0}
 
@@ -258,9 +256,37 @@ class ClassifierTraining:
 
     @property
     def outcome(self) -> TrainingOutcome:
-        """Whether the run led anywhere, by its answers to all measured rows."""
-        found = self.evaluated.facts
-        return of_classifier(_sum([found[split]["confusion"] for split in found]), self.data.labels)
+        """Whether the run led anywhere, by its answers to all measured rows, without and with the threshold."""
+        found, task = self.evaluated.facts, self.recipe.task
+        by_class = of_classifier(_sum([found[split]["confusion"] for split in found]), self.data.labels)
+        if by_class.failed or not task.threshold or task.out_of_scope is None:
+            return by_class
+        scope = self.scope
+        by_threshold = of_threshold(scope["at"], task.out_of_scope, scope["proposed"])
+        return TrainingOutcome(by_threshold.failed, "; ".join(filter(None, (by_class.weak, by_threshold.weak))))
+
+    @cached_property
+    def scope(self) -> Mapping[str, Any]:
+        """Scores in and out of scope on the measured rows: `curve` by threshold, `at` the recipe's own; `proposed` is
+        the threshold that the validation rows propose."""
+        import numpy
+
+        from edge_forge.evaluate import thresholds
+
+        task, data = self.recipe.task, self.data
+
+        def rows_of(split: str) -> tuple[Any, list[str], tuple[str, ...], str | None]:
+            gold = [row.label for row in data.splits[split]]
+            return numpy.load(self.evaluated.path(f"{split}.npy")), gold, data.labels, task.out_of_scope
+
+        measured = rows_of(data.measured[0])
+        return {
+            "label": task.out_of_scope,
+            "threshold": task.threshold,
+            "at": thresholds.scope_scores(*measured, task.threshold),
+            "curve": thresholds.curve(*measured),
+            "proposed": thresholds.proposed(thresholds.curve(*rows_of("validation"))),
+        }
 
     @cached_property
     def token_lengths(self) -> Mapping[str, Any]:

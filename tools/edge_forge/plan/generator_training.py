@@ -94,9 +94,10 @@ class GeneratorTraining:
     def data_step(self) -> StepResult:
         """Splits as JSON lines (`train.jsonl` ...) and their statistics."""
         section = self.recipe.data
-        inputs = {split: digest_of_data(path) for split, path in data.files(section, self.steps.recipe_dir).items()}
-        settings = {name: value for name, value in plain(section).items() if name not in SPLITS}
-        settings |= {"suffixes": [path.suffix for path in data.files(section, self.steps.recipe_dir).values()]}
+        files = data.files(section, self.steps.recipe_dir)
+        inputs = {split: digest_of_data(path) for split, path in files.items()}
+        # Paths, not only contents: the suffix says how a file is read, and warnings name it.
+        settings = plain(section) | {split: str(path) for split, path in files.items()}
 
         def work(folder: Path) -> Mapping[str, Any]:
             loaded = data.load(section, self.steps.recipe_dir)

@@ -20,6 +20,7 @@ import msgspec
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import LABELS
+from edge_forge.data.text_files import one_label
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, NotNegative, Positive, RecipeSchema, Section, Share
 from edge_forge.train import settings as presets
@@ -43,6 +44,12 @@ class ClassifierTaskSection(Section, frozen=True, kw_only=True, forbid_unknown_f
     """Below this probability the answer is `out_of_scope`."""
     out_of_scope: str | None = None
     """The label that stands for 'none of these'; with a threshold no row needs to have it."""
+
+    def __post_init__(self) -> None:
+        # Labels are compared, counted and answered in one form; the rows' labels are brought to it as they are read.
+        msgspec.structs.force_setattr(self, "labels", tuple(map(one_label, self.labels)))
+        if self.out_of_scope is not None:
+            msgspec.structs.force_setattr(self, "out_of_scope", one_label(self.out_of_scope))
 
 
 class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +78,8 @@ class ClassifierDataSection(Section, frozen=True, kw_only=True, forbid_unknown_f
     validation_share: Annotated[float, msgspec.Meta(gt=0.0, lt=0.9)] = 0.15
     seed: int = 17
     max_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Use at most so many rows per split, drawn with the classes' shares kept; 0: all. For trying a recipe out."""
+    """Use at most so many rows per split, drawn with the classes' shares kept, but one of each class; 0: all.
+    For trying a recipe out."""
 
 
 class OnnxExportSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

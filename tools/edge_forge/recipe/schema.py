@@ -6,6 +6,7 @@ The sections of one kind are in `classifier_recipe` and `generator_recipe`. This
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -67,8 +68,8 @@ class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     probes: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
     licence: str = ""
     failed_training: Literal["refuse", "warn"] = "refuse"
-    """What happens to a model that answers one class, or is far worse than the commonest class (a generator: than its
-    base): nothing is packaged, or it is packaged and said."""
+    """What happens to a model that answers one class (also by its threshold), or is far worse than the commonest class
+    (a generator: than its base): nothing is packaged, or it is packaged and said."""
 
 
 class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,6 +154,8 @@ def read(path: Path) -> Mapping[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"it is no valid TOML: {error}", str(path)) from error
+    except RecursionError as error:
+        raise ConfigError("its lists or tables nest too deep", str(path), "no key takes lists within lists") from error
 
 
 def convert(
@@ -160,6 +163,7 @@ def convert(
 ) -> R:
     """A document as a recipe of `schema`; what single keys do not show to be wrong is the caller's to check."""
     _refuse_unknown(raw, where, schema)
+    _check_numbers(raw, where)
     expanded = {
         section: _expand(section, keys, where, environment) if isinstance(keys, dict) else keys
         for section, keys in {"package": {}, **raw}.items()
@@ -219,6 +223,19 @@ def _refuse_unknown(raw: Mapping[str, Any], where: str, schema: RecipeSchema) ->
         for inner in value:
             if inner not in schema.keys(key):
                 raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key, schema))
+
+
+def _check_numbers(raw: Mapping[str, Any], where: str, table: str = "") -> None:
+    """Refuse numbers that no key takes: inf and nan, and whole ones beyond TOML's 64 bits. Raises ConfigError."""
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            _check_numbers(value, where, f"{table}{key}.")
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ConfigError(f"{one} is no finite number", f"{where}: {table}{key}")
+            if isinstance(one, int) and one.bit_length() > 63:
+                raise ConfigError("it is a whole number of more than 64 bits", f"{where}: {table}{key}")
 
 
 def _suggestion(key: str, section: str, schema: RecipeSchema) -> str:

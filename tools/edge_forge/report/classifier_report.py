@@ -133,7 +133,10 @@ def _scope(figures: Mapping[str, Any]) -> Iterator[Block]:
             f"Proposed by the validation rows: **`threshold = {scope['proposed']:g}`**. On the {figures['split']} rows "
             f"{percent(chosen['in_scope_right'])} of those in scope are then answered rightly, and {caught}. "
             f"The recipe's is {scope['threshold']:g}."
+            + ("" if scope["label"] else ' A threshold needs `out_of_scope`, such as "unsure".')
         )
+    if scope["threshold"] and "at" in scope:
+        yield Paragraph(f"What devices answer: {at_threshold(scope)}.")
     columns = ("threshold", "answered", "right, of those in scope", "caught, of those out of scope",
                "wrong answers replaced", "right answers lost")  # fmt: skip
     keys = ("answered", "in_scope_right", "out_of_scope_caught", "wrong_caught", "right_lost")
@@ -407,6 +410,15 @@ def _drawing(runs: Runs, accuracy: Mapping[str, float]) -> str:
     return plots.bars(panels)
 
 
+def at_threshold(scope: Mapping[str, Any]) -> str:
+    """What a device answers to the measured rows with the recipe's threshold."""
+    at = scope["at"]
+    return (
+        f"with task.threshold = {at['threshold']:g}: {at['in_scope_answered'] or 0.0:.3f} of the rows in scope are "
+        f"answered, {at['in_scope_right'] or 0.0:.3f} rightly; the others get {scope['label']!r}"
+    )
+
+
 def score_lines(figures: Mapping[str, Any]) -> list[str]:
     """How good it is, for who reads no report."""
     rows = figures.get("scores", {}).get(figures.get("split", ""), {})
@@ -418,8 +430,11 @@ def score_lines(figures: Mapping[str, Any]) -> list[str]:
         plain = scope["curve"][0]
         inside, outside = plain["in_scope_right"] or 0.0, plain["out_of_scope_caught"]
         lines.append(f"            in scope {inside:.3f}, out of scope {outside:.3f}")
+    if scope and scope["threshold"] and "at" in scope:
+        lines.append(f"            {at_threshold(scope)}")
     if scope and scope["proposed"] is not None and scope["proposed"] != scope["threshold"]:
-        lines.append(f"proposed    task.threshold = {scope['proposed']:g}; the report has the curve")
+        needs = "" if scope["label"] else ' with task.out_of_scope, such as "unsure"'
+        lines.append(f"proposed    task.threshold = {scope['proposed']:g}{needs}; the report has the curve")
     if figures.get("outcome"):
         lines.append(f"MIND        {figures['outcome']}")
     return lines

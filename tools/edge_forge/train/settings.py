@@ -184,7 +184,7 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value):
         return float(value)
     if kind is str and isinstance(value, str):
         return value
@@ -198,6 +198,13 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
         else {"str": "a string", "bool": "true or false"}.get(kind.__name__, f"a number ({kind.__name__})")
     )
     raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
 
 
 _PLAIN = TrainSettings(schedule="linear", warmup_fraction=0.0)
