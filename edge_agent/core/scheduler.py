@@ -14,15 +14,15 @@ that was served least (start-time fair queueing by rows; Goyal, Vin and Cheng, 1
 behind those of the other clients within their priority, and do not age meanwhile. A client that floods the device
 therefore delays its own requests. A client alone has the whole device.
 
-Sequences: a generator's sequence is held for as long as its answer takes. While several clients ask, a client that
-holds some does not get the last free one, so that a client with many long answers leaves one to the next.
+Sequences: a generator's sequence is held for as long as its answer takes. While another client asks that holds none, a
+client that holds some does not get the last free one, so that one with many long answers leaves it to the next.
 
 This module knows no workers, sockets or messages, and refuses nothing (see `admission`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,13 +146,14 @@ class Queue:
         return rows
 
     def _leaves_none(self, job: Job, batch: list[Job], limits: BatchLimits, now_s: float) -> bool:
-        """Whether a client that holds a sequence would take the last one while others ask, too."""
-        client = job.key[0]
-        holds = (limits.held or {}).get(client, 0) + sum(other.rows for other in batch if other.key[0] == client)
+        """Whether a client that holds a sequence would take the last one, while another client asks that holds none."""
+        holds = Counter(limits.held)
+        for other in batch:
+            holds[other.key[0]] += other.rows
         last = sum(other.rows for other in batch) + job.rows >= limits.max_rows
-        if not (holds and last):
+        if not (holds[job.key[0]] and last):
             return False
-        return any(other != client and now_s - asked_s <= OTHERS_S for other, asked_s in self._asked_s.items())
+        return any(not holds[client] and now_s - asked_s <= OTHERS_S for client, asked_s in self._asked_s.items())
 
     def _active_adapters(self, limits: BatchLimits, now_s: float) -> frozenset[str | None] | None:
         """The active adapters; where there is none, the adapter of the most urgent job will be."""

@@ -445,6 +445,8 @@ def test_a_client_alone_has_all_sequences_and_again_when_the_others_are_gone() -
         return len(queue.next_batch(BatchLimits(4, mixed=True, held={}), now_s))
 
     assert free_of(filled(*(a_job(str(number), client="a") for number in range(4))), NOW_S) == 4
+    both = [a_job(str(number), client="ab"[number % 2]) for number in range(6)]
+    assert free_of(filled(*both), NOW_S) == 4, "nobody that asks is without one"
     jobs = [a_job("met", client="b"), *(a_job(str(number), client="a") for number in range(4))]
     for now_s, taken in ((NOW_S + OTHERS_S, 3), (NOW_S + OTHERS_S + 1.0, 4)):
         queue = filled(*jobs)
