@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -90,14 +90,15 @@ def end_of(final: Reply | StreamChunk) -> str:
     return str(final.status) if isinstance(final, Reply) else "200"
 
 
-async def full_batch(agent: AgentProcess, *storms: StormClient) -> None:
-    """Every sequence is free: so many streams at once share one batch. All clients that asked lately are to take part,
-    since the last sequence is left to one that holds none."""
-    asked = [(storms[number % len(storms)], stream(200)) for number in range(SEQUENCES)]
-    streams = [(storm, storm.ask(body)) for storm, body in asked]
-    for storm in storms:
-        await storm.ended([one for owner, one in streams if owner is storm])
-    assert max(getattr(storm.parts[one][-1], "batch", 0) for storm, one in streams) == SEQUENCES
+async def full_batch(agent: AgentProcess) -> None:
+    """Every sequence is free: so many streams at once share one batch. Each is of another client: the last sequence is
+    left to a client that holds none while others have asked lately."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client(agent, f"full-{number}")) for number in range(SEQUENCES)]
+        asked = [(one, one.ask(stream(200))) for one in clients]
+        for one, request_id in asked:
+            await one.ended([request_id])
+        assert max(getattr(one.parts[request_id][-1], "batch", 0) for one, request_id in asked) == SEQUENCES
 
 
 async def rest(agent: AgentProcess) -> Held:
@@ -149,7 +150,7 @@ def test_a_worker_killed_in_mid_stream_a_hundred_times(agent: AgentProcess) -> N
             assert after.zombies == 0
             assert after[1:] == before[1:], "files, children, zombies, threads and shared memory are as before"
             assert after.pss_bytes - before.pss_bytes < GROWTH_BYTES
-            await full_batch(agent, storm)
+            await full_batch(agent)
 
     asyncio.run(whole())
 
@@ -219,7 +220,7 @@ def test_a_storm_of_cancels_leaves_every_sequence_free_and_every_figure_right(ag
                     if request_id.startswith(("never", "before", "after", "stranger")):
                         assert getattr(parts[-1], "finish_reason", None) == "length", (request_id, parts[-1])
             assert ends["499"] > CANCELS // 4, "most cancels came in time"
-            await full_batch(agent, one, other)
+            await full_batch(agent)
             assert agent.workers() == [worker]
             assert (held(worker).files, held(agent.pid).files) == files
             check_ends(one)
@@ -290,7 +291,7 @@ def test_clients_that_vanish_in_mid_stream_free_their_sequences(agent: AgentProc
             assert refusals == {"499": not_answered}
             assert not_answered >= 0.8 * VANISHED, "most streams were stopped before their end"
             assert {end_of(storm.parts[one][-1]) for one in stayed} == {"200"}
-            await full_batch(agent, storm)
+            await full_batch(agent)
             check_ends(storm)
             assert agent.workers() == [worker]
             assert held(agent.pid).files == before.files
@@ -368,6 +369,6 @@ def test_a_thousand_requests_of_all_kinds_leave_nothing_behind(agent: AgentProce
             assert ends["422"] + ends["404"] == sum(KINDS[number % len(KINDS)] is wrong for number in range(MIXED))
             assert ends["499"] > MIXED // 20
             assert agent.workers() == [worker]
-            await full_batch(agent, storm)
+            await full_batch(agent)
 
     asyncio.run(whole())
