@@ -174,9 +174,14 @@ DOCUMENTS = {
     "deep-index": Attack(forged(lambda forge: None, index=hostile.deep_json()), PackageError, "nests deeper than"),
     "deep-manifest": Attack(raw_manifest(hostile.deep_json()), PackageError, "nests deeper than"),
     "deep-statement": Attack(
-        unpinned(lambda forge: forge.parts.update({RELEASE_FILE: hostile.deep_json()})),
+        unpinned(lambda forge: forge.parts.update({RELEASE_FILE: hostile.deep_json(500)})),
         PackageError,
         "nests deeper than",
+    ),
+    "wide-statement": Attack(
+        unpinned(lambda forge: forge.parts.update({RELEASE_FILE: b"[" + b"[]," * 2000 + b"[]]"})),
+        PackageError,
+        "has more than 1,024 objects and lists",
     ),
     "huge-statement": Attack(
         unpinned(lambda forge: forge.parts.update({RELEASE_FILE: b" " * 300_000})),
