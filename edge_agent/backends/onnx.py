@@ -27,6 +27,7 @@ from edge_agent.backends.api import (
     Unavailable,
     checked_options,
 )
+from edge_agent.backends.cpu_words import cpu_words
 from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
 
@@ -43,6 +44,8 @@ DEFAULTS: dict[str, Any] = {
 }
 # The fused kernel is scalar: 0.57 ms per layer (8 x 32 rows, width 384), where Add and LayerNormalization take 0.16 ms.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
+# Either sums products of uint8 and int8 codes in 32 bits. Older x86 kernels add neighbours in 16 bits that saturate.
+EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
 _INPUTS = ("input_ids", "attention_mask")
 _CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 
@@ -198,6 +201,10 @@ class OnnxSession(Session):
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options["spinning"] else "0")
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # Exact kernels for int8 on x86 without VNNI (docs/decisions/0160). They are slower, and a CPU with VNNI would
+        # take them too. Without effect elsewhere.
+        if not EXACT_INT8 & cpu_words():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             return runtime.InferenceSession(
                 self._path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS

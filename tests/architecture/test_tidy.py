@@ -84,8 +84,9 @@ PARSERS = {
         "the hint of `edge-agent infer`: replies carry no cause, and agents of all releases send this reason",
     ),
     "edge_agent/base/shown_text.py": ("many_lines", "replaces characters that a terminal acts on, whatever the words"),
+    "edge_agent/backends/cpu_words.py": ("cpu_words", "the kernel's list of instruction sets in /proc/cpuinfo"),
     "edge_agent/backends/llamacpp/library.py": (
-        "cpu_words take",
+        "take",
         "the log lines of llama.cpp, which has no other interface for these",
     ),
     "edge_agent/backends/onnx.py": ("_short", "the message of an ONNX Runtime error is put on one line"),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from edge_agent.backends.cpu_words import cpu_words
 from edge_agent.base.errors import BackendError, BackendMissing
 
 CPU_PART, CPU_PARTS = "libggml-cpu.so", "libggml-cpu-*.so"
@@ -158,16 +159,6 @@ def present(pointer: Any) -> bool:
 def missing_instructions(built_for: Iterable[str], has: frozenset[str]) -> list[str]:
     """The instruction sets that a build uses and this CPU lacks; empty where the kernel names none (not Linux)."""
     return [name for name in built_for if INSTRUCTIONS[name] not in has] if has else []
-
-
-def cpu_words(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The instruction sets of this CPU by the kernel's names."""
-    try:
-        text = cpuinfo.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(lines[0].split()) if lines else frozenset()
 
 
 def _built_for(folder: Path) -> list[str]:

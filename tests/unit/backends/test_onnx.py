@@ -244,3 +244,24 @@ def test_telemetry_is_off_before_the_import():
     import os
 
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "exact"),
+    [
+        ({"avx2", "fma"}, "1"),
+        ({"avx512f", "avx512bw"}, "1"),
+        (set(), "1"),
+        ({"avx2", "avx_vnni"}, None),
+        ({"avx512f", "avx512_vnni"}, None),
+    ],
+)
+def test_exact_int8_kernels_are_asked_for_where_the_fast_ones_saturate(monkeypatch, model, words, exact):
+    monkeypatch.setattr("edge_agent.backends.onnx.cpu_words", lambda: frozenset(words))
+    session = OnnxBackend().load({"model": model}, {"max_rows": 8, "max_tokens": 16, "threads": 1})
+    found = session._session.get_session_options()
+    try:
+        entry = found.get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:
+        entry = None
+    assert entry == exact

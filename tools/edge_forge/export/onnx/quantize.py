@@ -85,9 +85,11 @@ def quantize_per_token(
         out = product.output[0]
         w = editor.add_constant(f"{name}.int8", weight)
         w_scale = editor.add_constant(f"{name}.scale", scale)
+        # Said although it is 0: where ONNX Runtime 1.17 makes weights unsigned (AVX2), it aborts without it.
+        zero = editor.add_constant(f"{name}.zero", np.asarray(0, np.int8))
         editor.remove([product])
         # The fused form of MatMulInteger, Cast and Mul; its scale of x is one number, so the token's follows.
-        operands = [f"{x}.u8", w, unit, w_scale, middle]
+        operands = [f"{x}.u8", w, unit, w_scale, middle, zero]
         editor.add("MatMulIntegerToFloat", operands, [f"{out}.of_unit"], domain=_MICROSOFT)
         editor.add("Mul", [f"{out}.of_unit", largest[x]], [out])
     return finished(editor, model)
