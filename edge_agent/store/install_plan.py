@@ -20,7 +20,7 @@ from edge_agent.bundle.contents import AdapterItem, Contents, Fetch, Item, Varia
 from edge_agent.bundle.gguf_memory import GgufHeader
 from edge_agent.bundle.manifest import Descriptor, ModelDoc
 from edge_agent.bundle.probes import ProbeOutcome, ProbeRequest
-from edge_agent.bundle.statement import Release
+from edge_agent.bundle.statement import RELEASE_FILE, Release
 from edge_agent.bundle.trust import Trust
 from edge_agent.bundle.variant_sizing import sized
 from edge_agent.core.paired_times import PairedTimes
@@ -139,7 +139,8 @@ class PlanContext:
 
 
 def plan(contents: Contents, context: PlanContext) -> InstallPlan:
-    """The plan of an install. Raises PackageError when nothing in the package can run here."""
+    """The plan of an install. Raises PackageError when nothing in the package can run here, or when it would replace
+    what came by another line."""
     if contents.model is None:
         changes = _adapter_changes(contents, context)
         return InstallPlan(changes, _blob_requests(contents.adapters, lambda _item: True))
@@ -168,6 +169,9 @@ def _model_change(contents: Contents, model: ModelDoc, context: PlanContext) -> 
     variants = tuple(_variant(item, model, context) for item in contents.variants)
     choice = choose(variants, context.hardware, context.selection)
     existing = context.record.models.get(model.name)
+    if existing is not None:
+        _check_line(f"model {model.name!r}", existing.current.line, context.release, model.name)
+        _check_adapter_lines(model.name, existing, contents.adapters, context.release)
     new = tuple(_adapter_record(item, context.release) for item in contents.adapters)
     carried, left = _carried(existing, contents, context)
     version = InstalledVersion(
@@ -186,6 +190,23 @@ def _model_change(contents: Contents, model: ModelDoc, context: PlanContext) -> 
     candidates = choice.possible if context.measure or context.keep_all else (choice.variant,)
     probe = (None, *(one.name for one in version.adapters))
     return ModelChange(model.name, version, probe, choice, left, candidates)
+
+
+def _check_line(what: str, line: str, release: Release, removal: str) -> None:
+    """Counters stop replays within a line alone: an old release of another one must not replace what is installed."""
+    if line not in ("", release.line):
+        raise PackageError(
+            f"{what} is installed from {line}; this package is of {release.line}, another product or channel",
+            RELEASE_FILE,
+            f"`edge-agent remove {removal}` first, if it is to be replaced",
+        )
+
+
+def _check_adapter_lines(model: str, existing: ModelRecord, adapters: Sequence[AdapterItem], release: Release) -> None:
+    lines = {one.name: one.line for one in existing.current.adapters}
+    for item in adapters:
+        name = item.config.name
+        _check_line(f"adapter {name!r} of {model!r}", lines.get(name, ""), release, f"{model} --adapter {name}")
 
 
 def _variant(item: VariantItem, model: ModelDoc, context: PlanContext) -> Variant:
@@ -219,6 +240,7 @@ def _adapter_changes(contents: Contents, context: PlanContext) -> tuple[ModelCha
     for name, model in context.record.models.items():
         found = variant_item(model.current.variants[0], context.fetch).model
         if found.kind == "base" and found.base_id == base_id:
+            _check_adapter_lines(name, model, contents.adapters, context.release)
             changes.append(_with_adapters(name, model, contents.adapters, context))
     if not changes:
         raise base_missing(contents.adapters, context.record, context)
@@ -254,7 +276,11 @@ def _next_version(existing: ModelRecord | None) -> int:
 
 def _adapter_record(item: AdapterItem, release: Release) -> AdapterRecord:
     return AdapterRecord(
-        name=item.config.name, manifest=_ref(item), counter=release.counter, package=release.index.digest
+        name=item.config.name,
+        manifest=_ref(item),
+        counter=release.counter,
+        package=release.index.digest,
+        line=release.line,
     )
 
 

@@ -80,13 +80,14 @@ class Measurements(Document, frozen=True, kw_only=True):
 
 
 class AdapterRecord(Document, frozen=True, kw_only=True):
-    """An adapter of an installed version: the release that brought it, and the figures of a text with it on the chosen
-    variant."""
+    """An adapter of an installed version: the release that brought it, by line (product and channel) and counter, and
+    the figures of a text with it on the chosen variant."""
 
     name: Name
     manifest: Ref
     counter: int
     package: Digest
+    line: str = ""
     measured: Measurements = Measurements()
 
 

@@ -350,7 +350,42 @@ def test_the_counter_survives_a_rollback(library: ModelStore, tmp_path: Path) ->
 
 def test_channels_count_for_themselves(library: ModelStore, tmp_path: Path) -> None:
     library.install(tiny.base_package(tmp_path, counter=5))
-    assert library.install(tiny.base_package(tmp_path, counter=1, seed=2, channel="beta")).changed
+    assert library.install(tiny.base_package(tmp_path, counter=1, name="other", seed=2, channel="beta")).changed
+
+
+def test_an_old_release_of_another_line_replaces_no_model(library: ModelStore, tmp_path: Path) -> None:
+    """Counters belong to (product, channel), and so does what was installed by one."""
+    library.install(tiny.base_package(tmp_path, counter=5))
+    other = tiny.base_package(tmp_path, counter=1, seed=2, channel="beta")
+    before = snapshot(tmp_path / "store")
+    with pytest.raises(PackageError, match="model 'tiny' is installed from tiny/stable; this package is of tiny/beta"):
+        library.install(other)
+    assert snapshot(tmp_path / "store") == before
+    library.remove("tiny")
+    assert library.install(other).changed
+
+
+def test_an_old_release_of_another_line_replaces_no_adapter(library: ModelStore, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base, counter=5))
+    source = tiny.adapter_source(tmp_path / "other", "intents", 2)
+    subject = base_descriptor(base, tiny.BASE_ID)
+    statement = tiny.release("another")
+    other = build(tmp_path / "other.tar", statement, None, [source], subject, [tiny.keys().release_key]).path
+    with pytest.raises(PackageError, match="adapter 'intents' of 'tiny' is installed from intents/stable"):
+        library.install(other)
+    library.remove("tiny", "intents")
+    assert library.install(other).changed
+    assert StateFile(tmp_path / "store").read().models["tiny"].current.adapters[0].line == "another/stable"
+
+
+def test_a_newer_release_of_the_same_line_replaces_model_and_adapter(library: ModelStore, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base, counter=1))
+    assert library.install(tiny.base_package(tmp_path, counter=2, seed=3)).changed
+    assert library.install(tiny.adapter_package(tmp_path, base, counter=2, seed=4)).changed
 
 
 def test_a_rotated_root_stays_and_revokes(tmp_path: Path) -> None:
