@@ -7,8 +7,9 @@ a value, at most 100,000 items in the `range`s of a prompt, no text repeated to 
 globals but those below, and, where the caller sets it, a bound on the characters written. The run time is not bounded
 here: on the device the supervisor ends a worker that is silent for `limits.WORKER_SILENCE_S`.
 
-`TemplateRenderer.prompt` also says where the contents of the messages stand, so that what a message writes is never
-taken for what the template writes (`bundle.prompt_tokens`). `try_out` says whether a template makes prompts at all.
+`TemplateRenderer.prompt` also says where the contents of the messages stand, and `written` where the template itself
+writes given texts, so that what a message writes is never taken for what the template writes (`bundle.prompt_tokens`).
+`try_out` says whether a template makes prompts at all.
 
 `jinja2` is imported when the first template is compiled, so that a worker without conversations never loads it.
 """
@@ -17,8 +18,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from edge_agent.base.errors import BackendMissing
@@ -35,8 +37,9 @@ _REPEATED_CHARS = 1_000_000
 _DATE_CHARS = 64
 # strftime pads to any width that is asked for ("%9999999d").
 _DATE_FORMAT = re.compile(r"(?:[^%]|%[-_0^#]?[A-Za-z%])*")
-# Unicode's private planes: two characters that no content and no template writes are found here.
+# Unicode's private planes: characters that no content and no template writes are found here.
 _PRIVATE = range(0xF0000, 0x10FFFE)
+_PRIVATE_ONE = re.compile(f"([{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}])")
 
 Message = Mapping[str, str]
 Span = tuple[int, int]
@@ -64,12 +67,16 @@ class ChatTemplateError(Exception):
 
 
 class Prompt(NamedTuple):
-    """A rendered prompt: `spans` are the places [start, end) of the messages' contents, in order; `unplaced` are the
-    numbers of messages whose place is unknown, since the template acts on what they hold."""
+    """A rendered prompt: `spans` are the places [start, end) of the messages' contents, in order, and `owners` the
+    numbers of these messages; `unplaced` are the numbers of messages whose place is unknown, since the template acts
+    on what they hold or leaves them out; `written` maps starts to ends of the marks that the template itself writes,
+    None where that is unknown."""
 
     text: str
     spans: tuple[Span, ...]
+    owners: tuple[int, ...]
     unplaced: tuple[int, ...] = ()
+    written: Mapping[int, int] | None = None
 
 
 class TemplateRenderer:
@@ -91,6 +98,7 @@ class TemplateRenderer:
         self._max_chars = max_chars
         self._now = now
         self._compiled: Any = None
+        self._traced: tuple[Collection[str], Any, Mapping[str, str]] | None = None
 
     def compile(self) -> None:
         """Parse the template, once. Raises ChatTemplateError 'syntax', BackendMissing without jinja2."""
@@ -113,17 +121,20 @@ class TemplateRenderer:
         Raises ChatTemplateError, BackendMissing.
         """
         self.compile()
+        return self._run(self._compiled, messages, add_generation_prompt, self._special_tokens)
+
+    def _run(self, template: Any, messages: Sequence[Message], ask: bool, values: Mapping[str, str]) -> str:
         parts: list[str] = []
         size = 0
         try:
-            for part in self._compiled.generate(
+            for part in template.generate(
                 messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=ask,
                 # As transformers calls it: templates ask whether they are none, not whether they are defined.
                 tools=None,
                 documents=None,
                 range=_bounded_range(),
-                **self._special_tokens,
+                **values,
             ):
                 size += len(part)
                 if self._max_chars is not None and size > self._max_chars:
@@ -134,31 +145,60 @@ class TemplateRenderer:
         return "".join(parts)
 
     def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
-        """Like `render`, with the places of the contents: found by a second rendering, in which each content stands
-        between two characters that nobody else writes."""
+        """Like `render`, with the places of the contents: found by one or two more renderings, in which each content
+        stands between two characters of its own that nobody else writes."""
         text = self.render(messages, add_generation_prompt)
-        opening, closing = _unused(self._source, *(message["content"] for message in messages))
+        # The text too: a template that decodes escapes makes characters that no content shows.
+        signs = _unused(2 * len(messages), self._source, text, *(message["content"] for message in messages))
+        pairs = list(zip(signs[::2], signs[1::2], strict=True))
 
-        def places(wrapped: Sequence[int]) -> tuple[Span, ...] | None:
-            """The spans with the contents of these messages wrapped; None where that changes the prompt."""
+        def placed(numbers: Sequence[int]) -> _Placed | None:
             changed = [
-                {**one, "content": _wrapped(one["content"], opening, closing)} if at in wrapped else one
+                {**one, "content": _wrapped(one["content"], *pairs[at])} if at in numbers else one
                 for at, one in enumerate(messages)
             ]
             try:
-                return _places(self.render(changed, add_generation_prompt), opening, closing, text)
+                return _places(self.render(changed, add_generation_prompt), pairs, text)
             except ChatTemplateError:
                 return None
 
-        every = range(len(messages))
-        spans = places(every)
-        if spans is not None:
-            return Prompt(text, spans)
-        kept = [at for at in every if places([at]) is not None]
-        spans = places(kept)
-        if spans is None:
-            kept, spans = [], ()
-        return Prompt(text, spans, tuple(at for at in every if at not in kept))
+        filled = [at for at, message in enumerate(messages) if message["content"].strip()]
+        found = placed(filled)
+        if found is not None and not found.fits and found.whole:
+            found = placed([at for at in filled if at in found.whole])
+        if found is None or not found.fits:
+            return Prompt(text, (), (), tuple(filled))
+        return Prompt(text, found.spans, found.owners, tuple(at for at in filled if at not in found.whole))
+
+    def written(
+        self, text: str, messages: Sequence[Message], add_generation_prompt: bool, marks: Collection[str]
+    ) -> Mapping[int, int] | None:
+        """Where the template itself writes these marks in `text`, its prompt of the messages: start to end of each.
+
+        Found by another rendering, in which a character that nobody else writes stands for each mark in the
+        template's constants and among the special tokens. None where the prompt is another one then: a template that
+        compares or splits contents by marks, or measures its own text. Marks that it puts together of pieces are not
+        found.
+        """
+        if self._traced is None or self._traced[0] != marks:
+            self._traced = (marks, *_traced(_environment(self._now), self._source, marks))
+        _, template, names = self._traced
+        pattern = any_of(marks)
+        if pattern is None:
+            return {}  # no token may not be written
+        held = {*names, *(mark for value in self._special_tokens.values() for mark in pattern.findall(value))}
+        if not held:
+            return {}
+        signs = _unused(len(held), self._source, text, *(message["content"] for message in messages))
+        by_mark = dict(zip(sorted(held), signs, strict=True))
+        values = {
+            name: pattern.sub(lambda match: by_mark[match[0]], value) for name, value in self._special_tokens.items()
+        }
+        values |= {name: by_mark[mark] for mark, name in names.items()}
+        try:
+            return _replaced(self._run(template, messages, add_generation_prompt, values), by_mark, text)
+        except ChatTemplateError:
+            return None
 
     def try_out(self) -> frozenset[str]:
         """Render the conversations that every template must take: one question, and a dialogue, each with and without
@@ -296,35 +336,105 @@ def _raise_exception(text: object) -> None:
     raise ChatTemplateError("refused", str(text))
 
 
-def _unused(*texts: str) -> tuple[str, str]:
-    """Two private characters that none of the texts holds."""
+def any_of(texts: Collection[str]) -> re.Pattern[str] | None:
+    """Finds any of the texts; of those that begin at one place the longest."""
+    longest_first = sorted({text for text in texts if text}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _traced(environment: Any, source: str, marks: Collection[str]) -> tuple[Any, Mapping[str, str]]:
+    """The template with variables in place of the marks in its constants; and the name of each mark's variable."""
+    from jinja2 import nodes
+    from jinja2.visitor import NodeTransformer
+
+    pattern = any_of(marks)
+    names: dict[str, str] = {}
+
+    def pieces(text: str, line: int) -> Any:
+        """The text as a concatenation of constants and variables; None where it has no mark."""
+        if pattern is None or pattern.search(text) is None:
+            return None
+        parts: list[Any] = []
+        done = 0
+        for match in pattern.finditer(text):
+            name = names.setdefault(match[0], f"edge_agent_mark_{len(names)}")
+            parts += [nodes.Const(text[done : match.start()]), nodes.Name(name, "load")]
+            done = match.end()
+        return nodes.Concat([*parts, nodes.Const(text[done:])]).set_lineno(line)
+
+    class Tracer(NodeTransformer):
+        def visit_Const(self, node: Any) -> Any:  # noqa: N802 - jinja2 looks for this name
+            return (pieces(node.value, node.lineno) if isinstance(node.value, str) else None) or node
+
+        def visit_TemplateData(self, node: Any) -> Any:  # noqa: N802 - jinja2 looks for this name
+            return pieces(node.data, node.lineno) or node
+
+    tree = Tracer().visit(environment.parse(source))
+    return environment.from_string(tree), names
+
+
+def _replaced(traced: str, by_mark: Mapping[str, str], due: str) -> Mapping[int, int] | None:
+    """Where in `due` marks stand that are single characters in `traced`; None where the texts differ in more."""
+    marks = {sign: mark for mark, sign in by_mark.items()}
+    found: dict[int, int] = {}
+    parts: list[str] = []
+    length = 0
+    for part in _PRIVATE_ONE.split(traced):
+        mark = marks.get(part)
+        if mark is not None:
+            found[length] = length + len(mark)
+        parts.append(part if mark is None else mark)
+        length += len(parts[-1])
+    return found if "".join(parts) == due else None
+
+
+def _unused(count: int, *texts: str) -> list[str]:
+    """So many private characters that none of the texts holds."""
     held = set().union(*texts)
-    found: Iterator[str] = (chr(code) for code in _PRIVATE if chr(code) not in held)
-    return next(found), next(found)
+    return list(islice((chr(code) for code in _PRIVATE if chr(code) not in held), count))
 
 
 def _wrapped(content: str, opening: str, closing: str) -> str:
     """The content between two characters; spaces at its ends stay outside, where a template's `trim` takes them."""
     core = content.strip()
-    if not core:
-        return content
     begin = len(content) - len(content.lstrip())
     return f"{content[:begin]}{opening}{core}{closing}{content[begin + len(core) :]}"
 
 
-def _places(marked: str, opening: str, closing: str, due: str) -> tuple[Span, ...] | None:
-    """Where the contents stand in `due`, which is `marked` without the two characters; None where it is not."""
+class _Placed(NamedTuple):
+    """`spans` between pairs of characters, and `owners`, the numbers of the pairs; `whole`: the numbers of the pairs
+    that were found, and only as pairs; `fits`: without the characters the text is the one that is due, and none stands
+    alone."""
+
+    spans: tuple[Span, ...]
+    owners: tuple[int, ...]
+    whole: frozenset[int]
+    fits: bool
+
+
+def _places(marked: str, pairs: Sequence[tuple[str, str]], due: str) -> _Placed:
+    """What stands between pairs of characters."""
+    signs = {sign: (number, sign == pair[0]) for number, pair in enumerate(pairs) for sign in pair}
     spans: list[Span] = []
-    begin, length, parts = -1, 0, []
-    for part in re.split(f"([{opening}{closing}])", marked):
-        if part == opening and begin < 0:
-            begin = length
-        elif part == closing and begin >= 0:
-            spans.append((begin, length))
-            begin = -1
-        elif part in (opening, closing):
-            return None
-        else:
+    owners: list[int] = []
+    broken: set[int] = set()
+    parts: list[str] = []
+    begun, begin, length = -1, 0, 0
+    for part in _PRIVATE_ONE.split(marked):
+        if part not in signs:
             parts.append(part)
             length += len(part)
-    return tuple(spans) if begin < 0 and "".join(parts) == due else None
+            continue
+        number, opens = signs[part]
+        if opens:
+            broken.add(begun)
+            begun, begin = number, length
+        elif begun == number:
+            spans.append((begin, length))
+            owners.append(number)
+            begun = -1
+        else:
+            broken.add(number)
+    broken = (broken | {begun}) - {-1}
+    whole = frozenset(owners) - broken
+    return _Placed(tuple(spans), tuple(owners), whole, not broken and "".join(parts) == due)

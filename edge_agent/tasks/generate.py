@@ -322,16 +322,16 @@ def token_logprobs(tokens: Sequence[tuple[int, bytes, float]], text: str, stoppe
 
 
 def _bytes_of(data: bytes, text: str) -> int:
-    """How many of the bytes make up the text, which is the beginning of what they decode to."""
+    """How many of the bytes make up the text, which is the beginning of what they decode to: no byte of a character
+    that is not finished."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    length = 0
-    for at in range(len(data)):
-        if length == len(text):
-            return at
-        before, length = length, length + len(decoder.decode(data[at : at + 1]))
-        if before < len(text) < length:
-            return at  # a broken character ends where the text does, and the byte behind it begins another
-    return len(data)
+    length = at = 0
+    while length < len(text) and at < len(data):
+        length += len(decoder.decode(data[at : at + 1]))
+        at += 1
+    if length > len(text):
+        return at - 1  # a broken character ends where the text does, and the byte behind it begins another
+    return at - len(decoder.getstate()[0])
 
 
 class TextStream:

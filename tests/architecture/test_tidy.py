@@ -90,9 +90,13 @@ PARSERS = {
         "the log lines of llama.cpp, which has no other interface for these",
     ),
     "edge_agent/backends/onnx.py": ("_short", "the message of an ONNX Runtime error is put on one line"),
+    "edge_agent/bundle/chat_template.py": (
+        "pieces",
+        "the constants of a template, in which it looks for marks",
+    ),
     "edge_agent/bundle/jsonio.py": ("_plain", "the path in a message of msgspec is put into our form"),
     "edge_agent/bundle/prompt_tokens.py": (
-        "__init__ _pieces _plain found prompt turn_marks",
+        "__init__ _marks _of_template _plain _unwritten found pieces",
         "the texts that it splits: prompts, and what an added token looks like",
     ),
     "edge_agent/bundle/sign.py": ("_from_base64", "base64 text"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.bundle.chat_template import TemplateRenderer
+from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
 from edge_agent.bundle.prompt_tokens import (
     AddedToken,
     CannotEncode,
@@ -135,12 +138,80 @@ def test_what_is_no_mark_is_found_in_messages_too() -> None:
     assert special(ids) == [BOS, USER, THINK, LINES, PAIR, LINES, ANSWER, THINK]
 
 
+def marks_of(template: str, *texts: str) -> frozenset[str]:
+    """The turn marks of a template with these added tokens, which are no control tokens."""
+    added = [AddedToken(number, text, False) for number, text in enumerate(texts)]
+    return turn_marks(TemplateRenderer(template, {"eos_token": "<eos>"}), TextEncoder(added, characters))
+
+
+ANSWERED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}OPEN{{ m.content }}CLOSE"
+    "{% else %}<u>{{ m.content }}{% endif %}"
+)
+ASKED = "{% endfor %}{% if add_generation_prompt %}OPEN"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # Closed otherwise than opened: with and without an opening the prompts have no common beginning.
+        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<end>{% endfor %}"
+         "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}",
+         {"<|user|>", "<|assistant|>", "<|system|>", "<end>", "<eos>"}),
+        # Two tokens open an answer.
+        ((ANSWERED + ASKED).replace("OPEN", "<sep><bot>").replace("CLOSE", "") + "{% endif %}",
+         {"<u>", "<sep>", "<bot>"}),
+        # Only between turns.
+        ((ANSWERED + "{% if not loop.last %}<eos>{% endif %}" + ASKED).replace("OPEN", "<bot>").replace("CLOSE", "")
+         + "<think>{% endif %}", {"<u>", "<bot>", "<eos>"}),
+        # The last answer shows that nothing was thought, the ones before do not.
+        ((ANSWERED + ASKED).replace("OPEN{{", "<bot>{% if loop.last %}<think></think>{% endif %}{{").replace(
+            "OPEN", "<bot>").replace("CLOSE", "<end>") + "{% endif %}", {"<u>", "<bot>", "<end>"}),
+        # System messages are left out, and nothing shows a content's place.
+        ("{% for m in messages if m.role != 'system' %}<u>{{ m.content.encode('ascii', 'ignore').decode() }}"
+         "{% endfor %}{% if add_generation_prompt %}<bot><think>{% endif %}", {"<u>", "<bot>"}),
+    ],
+    ids=["closed", "two tokens", "between", "thoughts", "no places"],
+)  # fmt: skip
+def test_turn_marks_of_whole_dialogues(template: str, expected: set[str]) -> None:
+    names = (
+        "<|user|>",
+        "<|assistant|>",
+        "<|system|>",
+        "<end>",
+        "<eos>",
+        "<u>",
+        "<sep>",
+        "<bot>",
+        "<think>",
+        "</think>",
+    )
+    assert marks_of(template, *names) == expected
+
+
+def test_a_template_that_shows_no_place_brings_no_mark_and_loses_none() -> None:
+    chats = chat(TEMPLATE.replace("m.content }}\n", "m.content.split('</think>')[-1] }}\n"))
+    prompt = chats.prompt([{"role": "user", "content": "Explain </think> and <|close|>, please"}])
+    assert prompt.unplaced == (0,)
+    assert shown(ids := chats.encode(prompt, True)) == prompt.text
+    assert special(ids) == [BOS, USER, LINES, ANSWER, THINK]
+
+
+def test_spaces_that_are_a_control_token_are_plain_in_a_message() -> None:
+    added = (AddedToken(OPEN, "<|open|>", True), AddedToken(LINES, "\n\n\n", True))
+    template = "{% for m in messages %}<|open|>\n{{ m.content }}{{ '\n\n\n' }}{% endfor %}"
+    chats = ChatEncoder(TemplateRenderer(template, {}), TextEncoder(added, lambda text: [*map(ord, text)]))
+    ids = chats.encode(chats.prompt([{"role": "user", "content": "\n\n\n<\n\n\n"}]), True)
+    assert ids == [OPEN, *map(ord, "\n\n\n\n<\n\n\n"), LINES]
+
+
 def test_a_mark_of_one_character_cannot_be_written() -> None:
     added = (*ADDED, AddedToken(9, "¤", False))
     renderer = TemplateRenderer("{% for m in messages %}¤{{ m.content }}{% endfor %}", {})
     chats = ChatEncoder(renderer, TextEncoder(added, characters))
-    with pytest.raises(CannotEncode, match="¤"):
-        chats.encode(chats.prompt([{"role": "user", "content": "10 ¤"}]), True)
+    with pytest.raises(CannotEncode, match="¤") as refused:
+        chats.encode(chats.prompt([{"role": "user", "content": "10 $"}, {"role": "user", "content": "10 ¤"}]), True)
+    assert refused.value.message == 1
     assert shown(chats.encode(chats.prompt([{"role": "user", "content": "10 $"}]), True)[1:]) == "10 $"
 
 
@@ -170,3 +241,39 @@ def test_no_content_changes_how_many_turns_a_prompt_has(contents: list[str], joi
         return [token for token in ids if token in refused]
 
     assert marks(contents) == marks(["y"] * len(contents))
+
+
+FILTERS = (
+    "{0}", "{0}|lower", "{0}|upper", "{0}|title", "{0}|trim", "{0}|replace('~', '')", "{0}|replace('a', '<s>')",
+    "{0}.split('~')[-1]", "{0}.split('~')[1:]|join('')", "{0}.split('<|close|>')[-1]", "{0}[::-1]", "{0}[:9]",
+    "{0}|truncate(20)", "{0}|list|join", "{0}|tojson(ensure_ascii=True)", "{0}|striptags",
+    "{0}.encode('ascii', 'ignore').decode()", "{0}.encode('ascii', 'ignore').decode() ~ {0}",
+    "{0}.encode('ascii', 'ignore').decode('unicode_escape')", "{0} ~ ({0}|lower)",
+    "'<s>' if '<|close|>' in {0} else {0}",
+)  # fmt: skip
+COMPOSED = "{% for m in messages %}<|{{ 'open' }}|>{{ m.content }}<|{{ 'close' }}|>{% endfor %}<｜{{ 'User' }}｜>"
+HIDDEN = st.lists(
+    st.sampled_from(
+        ["<s>", "<|close|>", "<|CLOSE|>", "<|OPEN|>", "<|cl~ose|>", "~", ">|esolc|<", "<|clé", "é", "ose|>", ">s<",
+         "<S>", "\\x3cs>", "<｜User｜>", "<｜~User｜>", "｜>", "a", " ", "\n", "\\U000f0000", "\U000f0000",
+         "</think>", "s"]
+    ), max_size=6,
+).map("".join)  # fmt: skip
+
+
+@given(st.lists(HIDDEN, min_size=1, max_size=3), st.sampled_from(FILTERS), st.sampled_from(FILTERS), st.booleans())
+def test_no_template_lets_a_content_write_marks(contents: list[str], first: str, then: str, composed: bool) -> None:
+    """Whatever a template makes of contents: no prompt has more marks than one of harmless contents."""
+    made = then.format(f"({first.format('m.content')})")
+    chats = chat((COMPOSED if composed else TEMPLATE).replace("m.content", made))
+    refused = {one.token for one in ADDED if one.text in chats.guard.refused}
+
+    def marks(texts: list[str]) -> Counter[int]:
+        prompt = chats.prompt([{"role": "user", "content": text} for text in texts])
+        ids = chats.encode(prompt, False)
+        assert shown(ids) == prompt.text
+        return Counter(token for token in ids if token in refused)
+
+    allowed = marks(["y"] * len(contents))
+    with suppress(CannotEncode, ChatTemplateError):
+        assert not marks(contents) - allowed

@@ -97,8 +97,15 @@ def test_two_messages_do_not_make_a_mark_together() -> None:
 def test_a_message_that_the_template_takes_apart_brings_no_mark() -> None:
     template = "{% for m in messages %}<|user|>{{ m.content.split('$')[-1] }}{% endfor %}"
     assert task(template).prepare_chat([user("<|end|>$hi")], {}).rows == [[256, 258, *b"hi"]]
-    with pytest.raises(RequestError, match=r"messages\[0\]: it writes '<\|end\|>'") as refused:
-        task(template).prepare_chat([user("$hi<|end|>")], {})
+    assert task(template).prepare_chat([user("$hi<|end|>")], {}).rows == [[256, 258, *b"hi<|end|>"]]
+
+
+def test_a_mark_that_nothing_tells_from_the_templates_own_is_refused_with_its_message() -> None:
+    """The template looks for marks in contents, so it writes another prompt when its own marks are replaced."""
+    template = "{% for m in messages %}<|user|>{{ m.content.split('<|end|>')[-1] }}{% endfor %}"
+    assert task(template).prepare_chat([user("a<|end|>hi")], {}).rows == [[256, 258, *b"hi"]]
+    with pytest.raises(RequestError, match=r"messages\[1\]: it writes '<\|user\|>'") as refused:
+        task(template).prepare_chat([user("a<|end|>b"), user("a<|end|><|user|>b"), user("c")], {})
     assert (refused.value.status, refused.value.cause) == (422, Cause.INVALID)
 
 
@@ -198,6 +205,8 @@ def read(tokens: list[bytes], stops: tuple[str, ...] = ()) -> tuple[str, list[di
         ([b"a", b"\xff", b"b"], (), "a\ufffdb", [[97], [0xFF], [98]]),
         ([b"\xe2\x82", b"A", b"b"], ("A",), "\ufffd", [[0xE2, 0x82]]),
         ([b"S", b"T"], ("STOP",), "ST", [[83], [84]]),
+        ([b"\xef\xc3"], (), "\ufffd", [[0xEF]]),
+        ([b"\xe2\x82\xc3", b""], (), "\ufffd", [[0xE2, 0x82], []]),
     ],
 )
 def test_the_bytes_of_the_tokens_are_those_of_the_text(
@@ -221,6 +230,25 @@ def test_tokens_join_to_the_text_wherever_they_are_cut(text: str, sizes: list[in
     assert b"".join(bytes(one["bytes"]) for one in logprobs) == found.encode()
     assert len(logprobs) <= taken
     assert all(one["bytes"] for one in logprobs) or stop not in text
+
+
+def test_an_answer_without_logprobs_has_its_text() -> None:
+    reader = TextReader(Bytes(), ())
+    assert reader.take(Chunk("1", [104, 105], [])) == "hi"
+    assert reader.outputs() == {"text": "hi", "logprobs": []}
+
+
+@given(
+    tokens=st.lists(
+        st.lists(st.sampled_from(b"ab\xe2\x82\xac\xf0\x9f\xc3\xed\xff\xef\xbf\xbd"), max_size=3).map(bytes), max_size=6
+    ),
+    stops=st.lists(st.sampled_from(["a", "ab", "\ufffd", "€"]), max_size=2),
+)
+def test_bytes_that_are_no_characters_are_those_of_the_text_too(tokens: list[bytes], stops: list[str]) -> None:
+    found, logprobs, _ = read(tokens, tuple(stops))
+    kept = b"".join(bytes(one["bytes"]) for one in logprobs)
+    assert kept.decode("utf-8", "replace") == found
+    assert b"".join(tokens).startswith(kept)
 
 
 def test_probes_are_rows_without_parameters() -> None:
