@@ -17,6 +17,7 @@ import contextlib
 import json
 import marshal
 import os
+import re
 import resource
 import signal
 import socket
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from edge_agent.backends.llamacpp.gbnf import LARK, lark_without_settings, plain_gbnf
 from edge_agent.backends.llamacpp.json_schema import SchemaRefused, located, prepared
 from edge_agent.backends.llamacpp.key_repeats import JsonText, NameGuard, Repeated
 
@@ -50,11 +52,18 @@ WHITESPACE = r" |\r?\n[ \t]{0,40}"
 """Between two parts of JSON. Without a bound weak models write blanks until max_tokens."""
 OPEN = '%llguidance {"no_forcing": true}'
 """Where a text can go on in one way only, the model still chooses its tokens: the vocabulary here has no tokenizer."""
+NAMES: Final = 128
+"""Names by a pattern that are listed one by one."""
 KEPT = 16
 """Compiled grammars that are kept for the next request with the same text."""
 SPECIAL = b"\xff"
 """Before the text of a token that is no text (end of answer, turn marks)."""
 WORDS_SHOWN = 160
+_SHOWN = re.compile(
+    r"^Failed to convert the grammar from GBNF to Lark: |, '.*' \^ '.*$|^at \d+\(\d+\): "
+    r"| (?:; Start )?in regex .*$|(?<= )1 \| %llguidance .*$"
+)
+"""What llguidance says of the source, of which the client wrote only a part."""
 
 
 class State:
@@ -123,6 +132,7 @@ class Grammars:
         self._guard = NameGuard(tokens)
         self._compiled: dict[tuple[str, str], Any] = {}
         self._open: dict[int, Matching] = {}
+        self._bytes: Any = None
 
     def check(self, kind: str, text: str) -> None:
         """Compile a grammar. Raises GrammarRefused."""
@@ -153,15 +163,13 @@ class Grammars:
             return b"", State.ENDED
         found = matcher.compute_bitmask()
         if matcher.is_error():
-            self._raise(matcher, "it allows no further token")
-        if matching.so_far is None:
-            return bytes(found), State.GOES
-        barred = self._guard.barred(matching.so_far)
-        if not barred:
-            return bytes(found), State.GOES
+            self._raise(matcher, "no text fits behind what the answer has")
         kept = bytearray(found)
-        for token in barred:
-            kept[token >> 3] &= ~(1 << (token & 7))
+        if matching.so_far is not None:
+            for token in self._guard.barred(matching.so_far):
+                kept[token >> 3] &= ~(1 << (token & 7))
+        if not any(kept):
+            raise GrammarRefused("no text fits behind what the answer has")
         return bytes(kept), State.GOES
 
     def fits(self, kind: str, text: str, tokens: Sequence[int]) -> bool:
@@ -194,30 +202,50 @@ class Grammars:
     def _compile_new(self, kind: str, text: str) -> Any:
         if kind == "json_schema":
             return self._schema(json.loads(text))
-        if kind == "regex":
-            source = f"start: /{self._library.regex_to_lark(text, 'd')}/"
-        else:
-            try:
-                source = self._library.grammar_from("gbnf", text)
-            except (ValueError, RecursionError) as error:
-                raise GrammarRefused(f"the grammar does not parse: {_line(str(error))}") from error
+        source = f"start: /{self._library.regex_to_lark(text, 'd')}/" if kind == "regex" else self._lark(text)
         matcher = self._matcher(f"{OPEN}\n{source}")
         if matcher.is_error():
             self._raise(matcher, f"the {kind} does not parse")
+        return self._begun(matcher, f"the {kind}")
+
+    def _lark(self, grammar: str) -> str:
+        try:
+            if LARK.search(grammar):
+                return lark_without_settings(grammar)
+            return str(self._library.grammar_from("gbnf", plain_gbnf(grammar)))
+        except (ValueError, RecursionError) as error:
+            raise GrammarRefused(f"the grammar does not parse: {_line(str(error))}") from error
+
+    def _begun(self, matcher: Any, what: str) -> Any:
+        """The matcher, where at least one token can begin an answer. Raises GrammarRefused."""
+        first = matcher.deep_copy()
+        found = bytes(first.compute_bitmask())
+        if first.is_error() and _costly(first.get_error()):
+            self._raise(first, "")
+        if first.is_error() or not any(found):
+            raise GrammarRefused(f"{what}: no text fits it")
         return matcher
 
     def _schema(self, schema: dict[str, Any]) -> Any:
         try:
-            wanted = prepared(schema)
+            wanted = prepared(schema, self._names_of)
         except (SchemaRefused, RecursionError) as error:
             raise GrammarRefused(str(error) or "json_schema: it is nested too deep") from error
         matcher = self._matcher(self._source(wanted))
         if not matcher.is_error():
-            return matcher
+            return self._begun(matcher, "json_schema")
         wrong = matcher.get_error()
         if _costly(wrong):
             self._raise(matcher, "")
         raise GrammarRefused(str(located(wanted, wrong, lambda one: str(self._matcher(self._source(one)).get_error()))))
+
+    def _names_of(self, pattern: str) -> list[str] | None:
+        """The names that fit a pattern, None for more than `NAMES`."""
+        if self._bytes is None:
+            words = [*(bytes([number]) for number in range(256)), SPECIAL]
+            self._bytes = self._library.LLTokenizer(self._library.TokenizerWrapper(_Words(words, [256])), slices=[])
+        source = self._source({"type": "string", "pattern": pattern})
+        return listed_names(self._library.LLMatcher(self._bytes, source, log_level=0, limits=self._limits))
 
     def _source(self, schema: Mapping[str, Any]) -> str:
         switches = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
@@ -231,7 +259,33 @@ class Grammars:
         wrong = _line(matcher.get_error())
         if _costly(wrong):
             raise GrammarRefused(f"it takes more steps than are possible ({wrong})", costly=True)
-        raise GrammarRefused(f"{otherwise}: {wrong}" if otherwise else wrong)
+        raise GrammarRefused(": ".join(part for part in (otherwise, wrong) if part))
+
+
+def listed_names(matcher: Any) -> list[str] | None:
+    r"""The texts that a matcher of JSON strings over single bytes takes, without those that are written with \u; None
+    for more than `NAMES`."""
+    found: set[str] = set()
+    begun = [(b"", matcher)]
+    while begun:
+        longer = []
+        for text, one in begun:
+            mask = one.compute_bitmask()
+            if one.is_error():
+                return None
+            for byte in (byte for byte in range(256) if mask[byte >> 3] >> (byte & 7) & 1):
+                if text[-1:] == b"\\" and byte == 0x75 and (len(text) - len(text.rstrip(b"\\"))) % 2:
+                    continue
+                if byte == 0x22 and text and (len(text) - len(text.rstrip(b"\\"))) % 2 == 0:
+                    found.add(json.loads(text + b'"'))
+                    continue
+                after = one.deep_copy()
+                after.consume_token(byte)
+                longer.append((text + bytes([byte]), after))
+                if len(longer) + len(found) > 2 * NAMES:
+                    return None
+        begun = longer
+    return sorted(found) if len(found) <= NAMES else None
 
 
 def _costly(wrong: str) -> bool:
@@ -240,7 +294,9 @@ def _costly(wrong: str) -> bool:
 
 
 def _line(wrong: str) -> str:
-    return " ".join(wrong.replace("<non-verbose/>", "").split())[:WORDS_SHOWN]
+    """llguidance's message in a line, without what it shows of the source, of which the client wrote only a part."""
+    words = " ".join(wrong.replace("<non-verbose/>", "").replace("NoExtensionBias", "").split())
+    return _SHOWN.sub("", words).strip()[:WORDS_SHOWN]
 
 
 class Server:

@@ -6,6 +6,8 @@ JSON-Schema-Test-Suite and by validating random answers:
 - `format`: calendar dates, times and host names become patterns that know leap years and label lengths.
 - `pattern`: ECMA-262, which JSON Schema names, and Rust's regular expressions differ (`.`, `\s`, `[`, `{`).
 - numbers are compared as float64: bounds that it cannot hold are rounded inwards, such constants are refused.
+- `additionalItems` counts beside a list in `items` only; names by a pattern that fits few names are listed, since an
+  answer that has them all would have no way on.
 - keywords that restrict nothing with their value (`uniqueItems: false`) are dropped, misspelt ones are refused.
 
 A file of its own because it is pure and runs in the grammar process, tested without llama.cpp.
@@ -17,7 +19,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from decimal import Decimal
+from typing import Any, Final
+from urllib.parse import unquote
 
 from edge_agent.backends.llamacpp.ecma_pattern import PatternRefused, rust_pattern
 
@@ -27,6 +31,12 @@ EXACT = 2**53
 """Whole numbers up to here are exact in float64."""
 MULTIPLE = 10_000
 """The most that `multipleOf` may be, in units of its last digit: its automaton has a state for every remainder."""
+LENGTHS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+LISTED_CHARS: Final = 40_000
+"""Characters of schemas that names by a pattern may take, each name with a copy of its schema."""
+LONGEST: Final = 2**31
+"""A length from here on bounds no answer; llguidance counts with 32 bits."""
+DIALECTS: Final = ("draft-03", "draft-04", "draft-06", "draft-07", "2019-09", "2020-12")
 TRIED = 150
 """Schemas inside a refused one that are tried one by one, to find the place."""
 
@@ -55,6 +65,7 @@ ONE = frozenset({
 })  # fmt: skip
 LISTS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
 MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+DEFINITIONS = frozenset({"$defs", "definitions"})
 PLAIN = frozenset({
     "type", "enum", "const", "required", "format", "pattern", "$ref", "minLength", "maxLength", "minItems", "maxItems",
     "minProperties", "maxProperties", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
@@ -73,6 +84,9 @@ _OLD = frozenset({"extends", "disallow", "divisibleBy"})
 _CONTENT = frozenset({"contentEncoding", "contentMediaType"})
 _NEEDS_U = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 """Characters that JSON writes as \\u only; see `key_repeats`."""
+_HALF = re.compile("[\ud800-\udfff]")
+Names = Callable[[str], "list[str] | None"]
+"""The names that fit a pattern and can be written; None where they are too many to list."""
 
 
 class SchemaRefused(Exception):
@@ -81,7 +95,14 @@ class SchemaRefused(Exception):
     def __init__(self, pointer: str, keyword: str, why: str) -> None:
         self.pointer, self.keyword, self.why = pointer, keyword, why
         place = pointer + (f"/{escaped(keyword)}" if keyword else "")
-        super().__init__(f"json_schema{' at ' + place if place else ''}: {f'`{keyword}` ' if keyword else ''}{why}")
+        super().__init__(
+            _shown(f"json_schema{' at ' + place if place else ''}: {f'`{keyword}` ' if keyword else ''}{why}")
+        )
+
+
+def _shown(text: str) -> str:
+    """A sentence whose names hold no control characters and no halves of surrogate pairs."""
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
 
 
 def escaped(name: str) -> str:
@@ -89,10 +110,14 @@ def escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
+def prepared(schema: Mapping[str, Any], names: Names = lambda _pattern: None) -> dict[str, Any]:
     """The schema in words that llguidance follows exactly. Raises SchemaRefused."""
-    dialect = schema.get("$schema")
-    found: dict[str, Any] = _Preparation(dialect if isinstance(dialect, str) else "").schema(schema, "", 0)
+    dialect = schema.get("$schema", "")
+    if not isinstance(dialect, str) or (dialect and not any(known in dialect for known in DIALECTS)):
+        raise SchemaRefused("", "$schema", f"is no draft that is followed ({', '.join(DIALECTS)})")
+    found = _Preparation(schema, dialect, names).schema(schema, "", 0)
+    if not isinstance(found, dict):
+        raise SchemaRefused("", "$ref", "leads to `false`: no text fits it")
     found.pop("x-guidance", None)  # llguidance's own switches, among them one that ignores what it cannot follow
     return found
 
@@ -100,48 +125,134 @@ def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
 class _Preparation:
     """The way through one schema; `dialect` is its `$schema`."""
 
-    def __init__(self, dialect: str) -> None:
+    def __init__(self, root: Mapping[str, Any], dialect: str, names: Names) -> None:
+        self._root = root
+        self._names = names
+        self._reached = reached(root)
+        self._way = {way for target in self._reached or () for way in _ways(target)}
+        self._has_prefix_items = not dialect or "2020-12" in dialect
         self._draft_3 = "draft-03" in dialect
         self._content_asserts = "draft-06" in dialect or "draft-07" in dialect
 
-    def schema(self, given: Any, pointer: str, depth: int) -> Any:
-        if not isinstance(given, Mapping):
-            return given
+    def schema(self, given: Any, pointer: str, depth: int, live: bool = True) -> Any:
+        """A schema; `live`: it restricts the answer, else it may hold schemas that a $ref names."""
         if depth > DEPTH:
             raise SchemaRefused(pointer, "", f"is nested more than {DEPTH} deep")
+        if isinstance(given, list):
+            return [self.schema(one, f"{pointer}/{number}", depth + 1, live) for number, one in enumerate(given)]
+        if not isinstance(given, Mapping):
+            return given
+        live = live or (self._reached is not None and pointer in self._reached)
+        if not live and self._reached is not None:
+            return {
+                key: self.schema(value, place, depth + 1, False)
+                for key, value in given.items()
+                if (place := f"{pointer}/{escaped(key)}") in self._way
+            }
+        if isinstance(reference := given.get("$ref"), str) and self._end_of(reference, pointer) is False:
+            return False
+        return self._followed(given, pointer, depth, live)
+
+    def _followed(self, given: Mapping[str, Any], pointer: str, depth: int, live: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in given.items():
-            if not _restricts_nothing(key, value, given):
+            if live:
                 self._check_name(key, pointer)
-                found[key] = self._value(key, value, pointer, depth + 1)
+            known = key in KEYWORDS or key in REMARKS
+            if not _restricts_nothing(key, value, given) and (known or self._is_on_way(f"{pointer}/{escaped(key)}")):
+                found[key] = self._value(key, value, pointer, depth + 1, live)
+        self._follow_lists(found, pointer)
+        self._list_names(found)
         _follow_format(found, pointer)
         _round_bounds(found, pointer)
+        _bound_lengths(found, pointer)
         return found
 
-    def _value(self, key: str, value: Any, pointer: str, depth: int) -> Any:
+    def _end_of(self, reference: str, pointer: str) -> Any:
+        """What a $ref leads to in the end, through others."""
+        seen: set[str] = set()
+        found: Any = {"$ref": reference}
+        while isinstance(found, Mapping) and isinstance(to := found.get("$ref"), str):
+            if to in seen:
+                raise SchemaRefused(pointer, "$ref", "leads back to itself, so that no text fits it")
+            seen.add(to)
+            found = self._root if to == "#" else _target(self._root, to)
+        return found
+
+    def _is_on_way(self, place: str) -> bool:
+        """Whether a $ref that counts may lead to or through this place."""
+        return self._reached is None or place in self._way
+
+    def _inside(self, given: Any, place: str, depth: int, live: bool) -> Any:
+        """A schema where a keyword demands one."""
+        if live and not isinstance(given, (Mapping, bool)):
+            raise SchemaRefused(place, "", f"{json.dumps(given)[:60]} is no schema")
+        return self.schema(given, place, depth, live)
+
+    def _follow_lists(self, found: dict[str, Any], pointer: str) -> None:
+        if "prefixItems" in found and not self._has_prefix_items:
+            raise SchemaRefused(pointer, "prefixItems", "is of 2020-12, which is not the draft of `$schema`")
+        if "prefixItems" in found and isinstance(found.get("items"), list):
+            raise SchemaRefused(pointer, "items", "is a list beside `prefixItems`, which no draft knows")
+        if not isinstance(found.get("items"), list):
+            found.pop("additionalItems", None)
+
+    def _list_names(self, found: dict[str, Any]) -> None:
+        """Put the names of patterns that fit few names among the properties, where no other name is free."""
+        patterns = found.get("patternProperties")
+        if not isinstance(patterns, Mapping) or not isinstance(found.get("properties", {}), Mapping):
+            return
+        if found.get("additionalProperties", True) in (True, {}):
+            return
+        kept, listed = {}, dict(found.get("properties", {}))
+        for pattern, schema in patterns.items():
+            names = self._names(pattern) if pattern[:1] == "^" and pattern[-1:] == "$" else None
+            if names is None or len(names) * len(json.dumps(schema)) > LISTED_CHARS:
+                kept[pattern] = schema
+                continue
+            for name in names:
+                listed[name] = {"allOf": [listed[name], schema]} if name in listed else schema
+        found["patternProperties"] = kept
+        if listed:
+            found["properties"] = listed
+
+    def _value(self, key: str, value: Any, pointer: str, depth: int, live: bool) -> Any:
         place = f"{pointer}/{escaped(key)}"
         if key in REMARKS:
-            return value
+            return self.schema(value, place, depth, False) if place in self._way else value
         if key in ("const", "enum"):
             _check_constants(value, pointer, key)
             return value
         if key == "pattern" and isinstance(value, str):
             return _pattern(value, pointer, key)
-        if key == "patternProperties" and isinstance(value, Mapping):
-            return self._by_pattern(value, place, depth)
         if key in MAPS and isinstance(value, Mapping):
-            if key == "properties":
-                _check_names(value, pointer)
-            return {name: self.schema(one, f"{place}/{escaped(name)}", depth) for name, one in value.items()}
+            return self._map(key, value, pointer, depth, live)
         if isinstance(value, list) and key in LISTS:
-            return [self.schema(one, f"{place}/{number}", depth) for number, one in enumerate(value)]
+            return [self._inside(one, f"{place}/{number}", depth, live) for number, one in enumerate(value)]
+        if key in ONE:
+            return self._inside(value, place, depth, live)
+        if key == "required":
+            _check_required(value, pointer)
         # An unknown keyword may hold schemas that a $ref names, as `components/schemas` of OpenAPI does.
-        return self.schema(value, place, depth) if key not in PLAIN else value
+        return value if key in PLAIN else self.schema(value, place, depth, False)
 
-    def _by_pattern(self, given: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+    def _map(self, key: str, given: Mapping[str, Any], pointer: str, depth: int, live: bool) -> dict[str, Any]:
+        place = f"{pointer}/{escaped(key)}"
+        if key == "patternProperties":
+            return self._by_pattern(given, place, depth, live)
+        if key == "properties":
+            _check_names(given, pointer)
+        places = {name: f"{place}/{escaped(name)}" for name in given}
+        if key in DEFINITIONS:
+            return {
+                name: self.schema(given[name], to, depth, False) for name, to in places.items() if self._is_on_way(to)
+            }
+        return {name: self._inside(given[name], to, depth, live) for name, to in places.items()}
+
+    def _by_pattern(self, given: Mapping[str, Any], place: str, depth: int, live: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, one in given.items():
-            found[_pattern(name, place, name)] = self.schema(one, f"{place}/{escaped(name)}", depth)
+            found[_pattern(name, place, name)] = self._inside(one, f"{place}/{escaped(name)}", depth, live)
         if len(found) != len(given):
             raise SchemaRefused(place, "", "holds one pattern in two spellings")
         return found
@@ -154,23 +265,49 @@ class _Preparation:
         if key in KEYWORDS:
             return
         meant = _BY_LETTERS.get(key.lower()) or _MISSPELT.get(key.lower())
-        if meant is not None and not _holds_schemas(pointer):
+        if meant is not None:
             raise SchemaRefused(pointer, key, f"is no keyword; `{meant}` is")
 
 
-def _holds_schemas(pointer: str) -> bool:
-    """Whether the place is below an unknown keyword, where names are no keywords."""
-    parts = pointer.split("/")[1:]
-    at = 0
-    while at < len(parts):
-        numbered = parts[at] in LISTS and at + 1 < len(parts) and parts[at + 1].isdigit()
-        if parts[at] in MAPS or numbered:
-            at += 2
-        elif parts[at] in ONE:
-            at += 1
-        else:
-            return True
-    return False
+def reached(root: Mapping[str, Any]) -> set[str] | None:
+    """Pointers of the schemas that count because a $ref names them; None where it cannot be told (other bases)."""
+    found: set[str] = set()
+    waiting: list[Any] = [root]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        if not isinstance(one, Mapping):
+            continue
+        if "$id" in one and one is not root:
+            return None
+        for key in ("$ref", "$recursiveRef", "$dynamicRef"):
+            reference = one.get(key)
+            if not isinstance(reference, str) or reference == "#":
+                continue
+            if not reference.startswith("#/"):
+                return None
+            pointer = "/" + "/".join(escaped(part) for part in _parts(reference))
+            if pointer not in found:
+                found.add(pointer)
+                waiting.append(_target(root, reference))
+        for key, value in one.items():
+            if key in MAPS and key not in DEFINITIONS and isinstance(value, Mapping):
+                waiting += value.values()
+            elif key in ONE or key in LISTS:
+                waiting.append(value)
+    return found
+
+
+def _ways(pointer: str) -> Iterator[str]:
+    """A pointer, and those of what holds it."""
+    while pointer:
+        yield pointer
+        pointer = pointer.rpartition("/")[0]
+
+
+def _parts(reference: str) -> list[str]:
+    return [unquote(part).replace("~1", "/").replace("~0", "~") for part in reference[2:].split("/")]
 
 
 def _restricts_nothing(key: str, value: Any, given: Mapping[str, Any]) -> bool:
@@ -205,6 +342,29 @@ def _follow_format(found: dict[str, Any], pointer: str) -> None:
     found["allOf"] = [*others, {"pattern": pattern}]
 
 
+def _target(root: Mapping[str, Any], reference: str) -> Any:
+    """What a pointer into this schema names; None where it names nothing, or another text."""
+    found: Any = root if reference.startswith("#/") else None
+    for name in _parts(reference) if found is not None else []:
+        if isinstance(found, list):
+            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else None
+        else:
+            found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _bound_lengths(found: dict[str, Any], pointer: str) -> None:
+    for key in LENGTHS & found.keys():
+        value = found[key]
+        if isinstance(value, float) and value.is_integer():
+            value = found[key] = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < LONGEST:
+            continue
+        if key.startswith("min"):
+            raise SchemaRefused(pointer, key, f"is {value}; less than {LONGEST} is followed")
+        del found[key]
+
+
 def _pattern(text: str, pointer: str, keyword: str) -> str:
     try:
         return rust_pattern(text)
@@ -212,10 +372,26 @@ def _pattern(text: str, pointer: str, keyword: str) -> str:
         raise SchemaRefused(pointer, keyword, str(error)) from error
 
 
+_U_NAME = "holds a control character, which is not followed in a name"
+_HALF_TEXT = "holds half of a surrogate pair, which is no character"
+
+
 def _check_names(properties: Mapping[str, Any], pointer: str) -> None:
     for name in properties:
-        if _NEEDS_U.search(name):
-            raise SchemaRefused(f"{pointer}/properties", name, "holds a control character, which is not followed")
+        if why := _unwritable(name):
+            raise SchemaRefused(f"{pointer}/properties", name, why)
+
+
+def _check_required(names: Any, pointer: str) -> None:
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, str) and (why := _unwritable(name)):
+            raise SchemaRefused(pointer, "required", f"names {json.dumps(name)[:60]}: it {why}")
+
+
+def _unwritable(name: str) -> str:
+    if _HALF.search(name):
+        return _HALF_TEXT
+    return _U_NAME if _NEEDS_U.search(name) else ""
 
 
 def _check_constants(value: Any, pointer: str, keyword: str) -> None:
@@ -226,6 +402,11 @@ def _check_constants(value: Any, pointer: str, keyword: str) -> None:
             waiting += one
         elif isinstance(one, Mapping):
             waiting += one.values()
+            for name in one:
+                if why := _unwritable(name):
+                    raise SchemaRefused(pointer, keyword, f"holds the name {json.dumps(name)[:60]}: it {why}")
+        elif isinstance(one, str) and _HALF.search(one):
+            raise SchemaRefused(pointer, keyword, f"holds {json.dumps(one)[:60]}: it {_HALF_TEXT}")
         elif isinstance(one, int) and abs(one) > EXACT:
             raise SchemaRefused(pointer, keyword, f"holds {one}; whole numbers up to 2^53 are followed")
 
@@ -248,8 +429,9 @@ def _round_bounds(found: dict[str, Any], pointer: str) -> None:
         found[key] = int(near)
     step = found.get("multipleOf")
     if isinstance(step, (int, float)) and not isinstance(step, bool):
-        digits = f"{step:f}".rstrip("0").replace(".", "") if step < 1 else f"{step}".replace(".", "")
-        if step <= 0 or int(digits or 0) > MULTIPLE:
+        units = Decimal(str(step)).normalize()
+        digits = units.as_tuple().digits + (0,) * max(0, int(units.as_tuple().exponent))
+        if step <= 0 or int("".join(map(str, digits))) > MULTIPLE:
             raise SchemaRefused(pointer, "multipleOf", f"is {step}; above 0, and at most {MULTIPLE} is followed")
 
 

@@ -211,6 +211,56 @@ TEXTS: list[tuple[str, Any, list[str], list[str]]] = [
         ],
     ),
     (
+        "names by a pattern that fits few of them",
+        obj({"max": {"minimum": 3}}, patternProperties={"^(min|max)$": INT}, additionalProperties=False),
+        ['{"max":3,"min":1}', '{"min":1}', "{}"],
+        ['{"max":3,"min":1,', '{"max":2}', '{"min":1,"min":2}', '{"mid":1}'],
+    ),
+    (
+        "names by a pattern, and a definition of nothing for others",
+        obj(patternProperties={"^[ab]$": INT}, additionalProperties={"$ref": "#/$defs/f"}) | {"$defs": {"f": False}},
+        ['{"a":1,"b":2}'],
+        ['{"a":1,"b":2,', '{"c":1}'],
+    ),
+    (
+        "a name by a pattern that JSON writes as a number only",
+        obj(patternProperties={"^\\u0001$": INT}, additionalProperties=False),
+        ["{}"],
+        ['{"', '{"\\u0001":1}'],
+    ),
+    (
+        "further items beside a list in prefixItems restrict nothing",
+        {"prefixItems": [INT], "additionalItems": False, "type": "array"},
+        ["[1]", '[1,"a"]'],
+        ['["a"]'],
+    ),
+    (
+        "further items beside a list in items",
+        {"items": [INT], "additionalItems": {"type": "null"}, "type": "array"},
+        ["[1]", "[1,null]"],
+        ['["a"]', "[1,1]"],
+    ),
+    (
+        "further items beside one schema in items",
+        {"items": INT, "additionalItems": False, "type": "array"},
+        ["[1,2]"],
+        ['["a"]'],
+    ),
+    (
+        "a definition of nothing",
+        {"anyOf": [{"$ref": "#/$defs/f"}, {"type": "null"}], "$defs": {"f": False}},
+        ["null"],
+        ["1"],
+    ),
+    ("what no $ref names", INT | {"x-a": {"pattern": r"\bfoo"}, "$defs": {"a": {"not": {}}, "b": 5}}, ["1"], ['"a"']),
+    (
+        "a schema in a list that a $ref names",
+        {"$ref": "#/x-list/1", "x-list": [{"not": 1}, {"type": "string", "pattern": "^.$"}]},
+        ['"a"'],
+        ['"\\n"', "1"],
+    ),
+    ("lengths that bound nothing, and as 2.0", TEXT | {"minLength": 2.0, "maxLength": 2**32}, ['"ab"'], ['"a"']),
+    (
         "white space",
         obj({"a": INT}, required=["a"]),
         ['{ "a": 1 }', '{\n  "a": 1\n}'],
@@ -269,7 +319,24 @@ REFUSED: list[tuple[Any, str]] = [
     (obj({"a": INT}, minProperties=2, maxProperties=3), "at /minProperties: `minProperties` is followed where all"),
     ({"$schema": "http://json-schema.org/draft-03/schema#", "divisibleBy": 2}, "at /divisibleBy: `divisibleBy`"),
     ({"$schema": "http://json-schema.org/draft-07/schema#", "contentEncoding": "base64"}, "`contentEncoding` is not"),
-    (obj({"a\u0001": INT}), "at /properties/a\u0001: `a\u0001` holds a control character"),
+    (obj(required=["\u0001"]), r'at /required: `required` names "\u0001": it holds a control character'),
+    ({"items": {"const": [{"\u0001": 1}]}}, r'at /items/const: `const` holds the name "\u0001"'),
+    ({"enum": ["\ud800"]}, "at /enum: `enum` holds "),
+    (obj({"\ud800": INT}), "holds half of a surrogate pair"),
+    ({"anyOf": [INT, 5]}, "json_schema at /anyOf/1: 5 is no schema"),
+    (obj({"a": "x"}), 'json_schema at /properties/a: "x" is no schema'),
+    ({"items": 5}, "json_schema at /items: 5 is no schema"),
+    ({"$schema": "https://example.com/own", **INT}, "at /$schema: `$schema` is no draft that is followed"),
+    (TEXT | {"minLength": 2**32}, "at /minLength: `minLength` is 4294967296; less than 2147483648 is followed"),
+    ({"type": "number", "multipleOf": 1e22}, "at /multipleOf: `multipleOf` is 1e+22; above 0, and at most 10000"),
+    ({"prefixItems": [INT], "items": [INT]}, "at /items: `items` is a list beside `prefixItems`"),
+    (
+        {"$schema": "http://json-schema.org/draft-07/schema#", "prefixItems": [INT]},
+        "at /prefixItems: `prefixItems` is of 2020-12",
+    ),
+    ({"$ref": "#"}, "at /$ref: `$ref` leads back to itself"),
+    (obj({"a": {"$ref": "#/properties/a"}}), "at /properties/a/$ref: `$ref` leads back to itself"),
+    (obj({"a\u0001": INT}), r"at /properties/a\u0001: `a\u0001` holds a control character"),
 ]
 
 
@@ -353,6 +420,24 @@ def _drawn(found: Grammars, schema: dict[str, Any], rng: random.Random) -> bytes
         ("regex", "/a*/", ["//", "/aa/"], ["a", "/"]),
         ("grammar", 'root ::= "é" [a-b]{3} rest?\nrest ::= "!" | "?"', ["éaba", "éaba!"], ["eaba", "éab"]),
         ("grammar", 'root ::= [^x"]+ "\\""', ['ab"'], ['x"', "ab"]),
+        ("grammar", r'root ::= "\u0041BCD\x414" [\u0042-\u0043]', ["ABCDA4C"], ["䆼D", "ABCDA4b"]),
+        ("grammar", r'root ::= "é\U0001F600\[\]" [\x00-\x1f]', ["é😀[]\t"], ["é😀[]a"]),
+        (
+            "grammar",
+            'root ::= "\t" [a~~b] [a&&c] [+--] [^-a]',
+            ["\t~&,b"],
+            ["\tc&-b", "\t~b-b", "\t~&.b", "\t~&+a", "\t~&+-"],
+        ),
+        ("grammar", "root ::= . [[a]", ["\n[", "xa"], ["a", "ab"]),
+        (
+            "grammar",
+            'root ::= Foo foo foo-b foo_b\nFoo ::= "a"\nfoo ::= "b"\nfoo-b ::= "c"\nfoo_b ::= "d"',
+            ["abcd"],
+            ["bbcd"],
+        ),
+        ("grammar", 'root ::= start{,2}\nstart ::= "x" # y', ["", "xx"], ["xxx"]),
+        ("grammar", 'root ::= "a\nroot ::= b" # "', ["a\nroot ::= b"], ["a"]),
+        ("grammar", '%llguidance {}\nstart: "a"', ["a"], ["b"]),
         ("grammar", 'start: WORD+\nWORD: /[a-z]+/ " "', ["a b "], ["a b", "A "]),
     ],
 )
@@ -373,7 +458,20 @@ def test_regular_expressions_and_grammars(
         ("grammar", "start: " + "(" * 8000 + '"a"' + ")" * 8000, "too deeply nested"),
         ("regex", "a(", "the regex does not parse: "),
         ("regex", "(" * 8000 + "a" + ")" * 8000, "the regex does not parse: "),
-        ("grammar", "root ::= root", "it allows no further token"),
+        ("grammar", "root ::= root", "no text fits it"),
+        ("grammar", 'root ::= "a"\nb ::= c', "the rule c is not defined, in line 2"),
+        ("grammar", 'root ::= "a"\n [z-a]', "a range that goes backwards, in line 2"),
+        ("grammar", "root ::= []", "a list in brackets is empty, in line 1"),
+        ("grammar", r'root ::= "\d"', r"a text in quotes has \d, which is no escape"),
+        ("grammar", r'root ::= "\ud800"', "the number d800 is no character"),
+        ("grammar", 'root ::= "a', "a text in quotes has no end"),
+        (
+            "grammar",
+            'start: "a"\n%llguidance {"no_forcing": false}',
+            "the settings behind %llguidance are not followed, in line 2",
+        ),
+        ("regex", "[a&&b]", "no text fits it"),
+        ("regex", r"[^\s\S]", "no text fits it"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_words(found: Grammars, kind: str, text: str, says: str) -> None:
@@ -382,3 +480,9 @@ def test_what_cannot_be_followed_is_refused_in_words(found: Grammars, kind: str,
         found.mask(1)
     assert says in str(refused.value)
     assert len(str(refused.value)) < 300
+    shown = [
+        word
+        for word in ('%llguidance {"no', "start: /", "NoExtension", "Failed to convert")
+        if word in str(refused.value)
+    ]
+    assert shown == [], "of the source only what the client wrote"
