@@ -74,11 +74,14 @@ def test_a_variable_without_value_and_default_is_named():
         ({"train": {"rank": 8}}, ["unknown key 'train.rank'", "belongs into [method]"]),
         ({"package": {"zzz": 1}}, ["unknown key 'package.zzz'", "known keys of [package]: version"]),
         ({"task": {"max_tokens": "many"}}, ["task.max_tokens", "expected 'int', got 'str'"]),
-        ({"task": {"max_tokens": 4}}, ["task.max_tokens", ">= 8"]),
-        ({"train": {"epochs": "3"}}, ["[train]", "epochs = '3'", "int"]),
-        ({"train": {"learning_rate": -1.0}}, ["[train]", "learning_rate"]),
-        ({"method": {"name": "magic"}}, ["[method]", "'magic'", "lora, full"]),
-        ({"method": {"preset": "Z"}}, ["[method]", "'Z'", "A, B"]),
+        ({"task": {"max_tokens": 4}}, ["task.max_tokens", ">= 8, not 4"]),
+        ({"method": {"name": ["lora"]}}, ["method.name: ", "['lora'] must be a string"]),
+        ({"data": {"format": "xlsx"}}, ["data.format", "use 'tsv' or 'csv' or 'jsonl'"]),
+        ({"package": {"failed_training": "stop"}}, ["package.failed_training", "use 'refuse' or 'warn'"]),
+        ({"train": {"epochs": "3"}}, ["train.epochs: ", "epochs = '3'", "int"]),
+        ({"train": {"learning_rate": -1.0}}, ["train.learning_rate: "]),
+        ({"method": {"name": "magic"}}, ["method.name: ", "'magic'", "lora, full"]),
+        ({"method": {"preset": "Z"}}, ["method.preset: ", "'Z'", "A, B"]),
         ({"base": "minilm"}, ["'base' must be a table"]),
         ({"name": "Not A Name"}, ["name"]),
         ({"data": {"train": "", "hub": ""}}, ["data.train", "exactly one of"]),
@@ -93,7 +96,7 @@ def test_a_variable_without_value_and_default_is_named():
         ({"method": {"rank": 32}}, ["export.bank_rank", "16", "32"]),
         ({"task": {"max_tokens": 256}}, ["export.bank_tokens", "128", "256"]),
         ({"quantize": {"variants": ["int8"]}}, ["quantize.variants", "fp32"]),
-        ({"quantize": {"variants": ["fp32", "int3"]}}, ["quantize.variants", "int3"]),
+        ({"quantize": {"variants": ["fp32", "int3"]}}, ["quantize.variants", "int3", "use 'fp32' or 'fp16' or 'int8'"]),
     ],
 )
 def test_each_mistake_is_named(tables, words):
@@ -232,6 +235,7 @@ max_tokens = 64
         ("task.threshold", 10),
         ("{file}: task.threshold", 10),
         ("{file}: task.labels", 7),
+        ("{file}: task.threshhold", 7),
         ("{file}: name", 1),
         ("{file}: base.name", 3),
         ("export.bank_labels", None),
@@ -243,6 +247,50 @@ def test_an_error_about_a_key_names_file_and_line(tmp_path, where, line):
     named = with_line(ConfigError("wrong", where.format(file=file)), file)
     key = where.rpartition(" ")[2]
     assert named.where == (f"{file}:{line}: {key}" if line else f"{file}: {key}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("[train]\nseed = 1\nepochs = 0\n", 3, "train.epochs"),
+        ("[method]\nname = 'lora'\nalpha = -1\n", 3, "method.alpha"),
+        ("[method]\nname = 'magic'\n", 2, "method.name"),
+        ("[train]\nseed = 1\nepoch = 3\n", 3, "train.epoch"),
+        ("nmae = 'x'\n", 1, "nmae"),
+        ("[quantize]\nvariants = ['int3']\n", 2, "quantize.variants[0]"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["classify", "generate"])
+def test_a_wrong_key_of_any_table_names_its_line(tmp_path, kind, text, line, key):
+    file = tmp_path / "recipe.toml"
+    rest = f"[base]\nname = 'm'\nsource = 'x'\n[data]\ntrain = 't.tsv'\n[task]\nkind = '{kind}'\n"
+    file.write_text(("" if text.startswith("nmae") else "name = 'toy'\n") + text + rest)
+    with pytest.raises(ConfigError) as caught:
+        {"classify": recipes, "generate": generators}[kind].load(file, {})
+    found = with_line(caught.value, file)
+    assert found.where == f"{file}:{line + (not text.startswith('nmae'))}: {key}"
+
+
+def test_the_file_itself_is_no_key_of_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = Path("bad.toml")
+    file.write_text("name = 'toy'\n")
+    with pytest.raises(ConfigError, match=r"^bad.toml: the key 'base' is missing$"):
+        try:
+            load(file, {})
+        except ConfigError as error:
+            raise with_line(error, file) from None
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read_and_utf_16_is_named(tmp_path):
+    file = tmp_path / "recipe.toml"
+    text = "name = 'toy'\n[base]\nname = 'm'\nsource = 'x'\n[data]\ntrain = 't.tsv'\n"
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert load(file, {}).name == "toy"
+    assert with_line(ConfigError("wrong", f"{file}: name"), file).where == f"{file}:1: name"
+    file.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"written in UTF-16.*save the file as UTF-8"):
+        load(file, {})
 
 
 @pytest.mark.parametrize("where", ["data/train.tsv:3", "keys", None, "/models/base"])

@@ -68,7 +68,15 @@ def test_whole_numbers_are_labels_in_jsonl(tmp_path):
         ("a.jsonl", '{"text":"a","label":"b","more":{"x":1,"x":1}}\n', 1, "the key 'x' stands twice"),
         ("a.jsonl", '{"text":"a","label":' + "[" * 100_000 + "\n", 1, "nests too deep"),
         ("a.jsonl", '{"text":"lamp"}\n', 1, "the label is missing"),
-        ("a.jsonl", '{"label":"on"}\n', 1, "the text is empty"),
+        ("a.jsonl", '{"label":"on"}\n', 1, "the text is missing: the object has no key 'text' (it has 'label')"),
+        ("a.jsonl", '{"text":"a","intent":"b"}\n', 1, "no key 'label' (it has 'text', 'intent') (add it, or name"),
+        ("a.jsonl", '{"text":"a","label":"b"},\n', 1, "remove the comma at the end of the line"),
+        ("a.jsonl", '{"text":"a","label":"b",}\n', 1, "remove the comma before the closing bracket"),
+        ("a.csv", "words;label\nlamp;on\n", 1, "it has 'words', 'label', separated by semicolons"),
+        ("a.csv", 'text,label\nx,on\n"lamp,on\nlight,on\n', 3, "opened here is not closed up to the end, line 4"),
+        ("a.csv", 'text,label\n"lamp,on\nlight,"on"\n', 2, "in line 3"),
+        ("a.csv", "text,label\nlamp, please,on\n", 2, 'a comma stands in quotation marks: "one, two"'),
+        ("a.tsv", "text\tlabel\tx\nlamp\t\ton\tz\n", 2, "remove the tab"),
         ("a.jsonl", '{"text":"lamp","label":0.5}\n', 1, "must be a string"),
     ],
 )
@@ -77,7 +85,7 @@ def test_a_bad_row_names_file_and_line(tmp_path, name, text, line, words):
     with pytest.raises(ConfigError) as caught:
         list(read(path, ClassifierDataSection(train="x")))
     assert caught.value.where == f"{path}:{line}"
-    assert words in caught.value.what
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +223,23 @@ def test_what_spreadsheets_save_is_read(tmp_path, encoding):
     mark = "\ufeff" if encoding == "utf-16-le" else ""
     path = write(tmp_path, "a.tsv", (mark + "text\tlabel\r\nläuft\ton\r\n").encode(encoding))
     assert list(read(path, ClassifierDataSection(train="x"))) == [Row("läuft", "on")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_named(tmp_path, encoding):
+    path = write(tmp_path, "a.tsv", "text\tlabel\nl\u00e4uft\ton\n".encode(encoding))
+    with pytest.raises(ConfigError, match=r"looks like UTF-16 without a byte order mark .save the file as UTF-8"):
+        list(read(path, ClassifierDataSection(train="x")))
+
+
+def test_rows_split_off_are_not_called_by_the_training_file(tmp_path):
+    write(tmp_path, "train.tsv", TRAIN + "lamp on\toff\n" * 3)
+    for seed in range(20):
+        shared = [said for said in loaded(tmp_path, seed=seed).warnings if "are also in train" in said]
+        assert all(f"of the validation rows of {tmp_path / 'train.tsv'} are also" in said for said in shared)
+        if shared:
+            return
+    raise AssertionError("no seed puts the text with two labels on both sides")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_an_adapter_is_no_base_and_full_weights_are_no_adapter():
 
 
 def test_an_unknown_method_is_named_with_those_that_there_are():
-    with pytest.raises(ConfigError, match=r"t: method = 'qlora' is not known .use one of lora, full."):
+    with pytest.raises(ConfigError, match=r"t.name: method = 'qlora' is not known .use one of lora, full."):
         methods.method("qlora", "t")
 
 

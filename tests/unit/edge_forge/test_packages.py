@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from edge_agent.base.errors import EdgeError, SignatureError, UsageError
+from edge_agent.base.errors import EdgeError, PackageError, SignatureError, UsageError
 from edge_agent.bundle.contents import read_contents
 from edge_agent.bundle.jsonio import decode
 from edge_agent.bundle.layout import blob_name, open_package
 from edge_agent.bundle.manifest import Index
-from edge_agent.bundle.verify import load_trust, read_release
+from edge_agent.bundle.verify import load_trust, read_package, read_release
 from edge_forge import cli
 from edge_forge.package.build import build, build_adapter_package, build_base_package, build_merged_package
 from edge_forge.package.keys import keygen, rotate, sign_package
@@ -211,6 +211,23 @@ def test_keys_are_never_overwritten(tmp_path: Path) -> None:
     assert keys.release_key.stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match="there are keys here already"):
         keygen(tmp_path / "keys")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="it is a file, not a folder for keys"):
+        keygen(tmp_path / "file")
+
+
+def test_a_package_that_is_not_there_is_said_before_its_trust_root(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match=r"nope.tar: there is no such file"):
+        verb("verify", str(tmp_path / "nope.tar"))
+
+
+def test_an_adapters_licence_stands_where_registries_show_it(tmp_path: Path) -> None:
+    base = build_base_package(tmp_path / "b.tar", tiny.model_source(tmp_path / "s"), tiny.release("tiny")).path
+    source = replace(tiny.adapter_source(tmp_path / "a"), licences=["Apache-2.0"])
+    built = build_adapter_package(tmp_path / "a.tar", [source], base, tiny.release("intents")).path
+    with open_package(built) as package:
+        found = read_package(package, read_release(package, None, allow_unsigned=True).release)
+    assert found.adapters[0].manifest.annotations["org.opencontainers.image.licenses"] == "Apache-2.0"
 
 
 def test_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +246,7 @@ def test_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["product"] == "tiny"
     assert verb("inspect", package) == 0
     text = capsys.readouterr().out
-    assert "onnx/int8  model.onnx  630 B" in text and "model     tiny (base" in text
+    assert re.search(r"onnx/int8  model.onnx  \d+ B", text) and "model     tiny (base" in text
     assert verb("inspect", package, "--json") == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)["variants"]] == ["onnx/fp32", "onnx/int8"]
     assert verb("keygen", keys, "--rotate", "release") == 0

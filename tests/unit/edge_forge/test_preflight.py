@@ -75,7 +75,7 @@ BROKEN = {
     "bank": ({"export": {"bank_labels": 2}}, {}, "export.bank_labels", "3 labels, the base's bank takes 2"),
     "rank": ({"method": {"rank": 65}}, {}, "export.bank_rank", "set rank = 64 at most"),
     "rank of the device": (
-        {"method": {"rank": 4000}}, {}, "[method]", "from 1 to 512"
+        {"method": {"rank": 4000}}, {}, "method.rank", "from 1 to 512"
     ),
     "positions": (
         {"task": {"max_tokens": 129}, "export": {"bank_tokens": 129}},
@@ -125,7 +125,7 @@ def test_the_base_takes_no_more_tokens_than_it_has_positions_for(tmp_path, monke
 
 
 def test_a_run_without_a_step_of_any_size_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"train.epochs: .* and 1 epoch are one step, whose step size is 0"):
+    with pytest.raises(ConfigError, match=r"train.epochs: .* epochs = 1 make one step, whose step size is 0"):
         prepare(tmp_path, monkeypatch, train={"epochs": 1})
     prepare(tmp_path, monkeypatch, train={"epochs": 2})
     prepare(tmp_path, monkeypatch, train={"epochs": 1, "warmup_fraction": 0.0})
@@ -205,6 +205,13 @@ LIMITS = {
     "PATH_BYTES": BY_CODE, "PACKAGE_MEMBERS": BY_CODE, "TOKENIZER_BYTES": "tokenizer",
     "INSTALL_TRIALS": "of the device's work",
     "COMPANY_TOKENS": "of the device's work",
+    "MANIFEST_PARTS": BY_CODE, "STATEMENT_PARTS": BY_CODE,
+    **dict.fromkeys(
+        ("GRAPH_NODES", "GRAPH_TENSORS", "GRAPH_FIELDS", "SAFETENSORS_HEADER_BYTES", "SAFETENSORS_DIMENSIONS",
+         "WEIGHT_TENSORS", "GGUF_KEYS", "GGUF_TEXT_BYTES", "GGUF_TEXTS_BYTES", "GGUF_ITEMS", "GGUF_KEPT_ITEMS",
+         "GGUF_COUNT"),
+        "of a base's own files, above the largest in use; the package is read back as a device reads it",
+    ),
 }  # fmt: skip
 
 

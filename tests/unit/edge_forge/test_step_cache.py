@@ -221,3 +221,31 @@ def test_asking_for_a_result_keeps_it(cache):
     os.utime(record, (0.0, 0.0))
     cache.find(made)
     assert cache.collect(record.stat().st_mtime + 1.0) == 0
+
+
+def test_the_time_of_another_piece_of_work_is_not_called_the_last_time(cache, said):
+    def run(title, inputs, settings):
+        def work(folder):
+            return {}
+
+        cache.run(BuildStep("measure", inputs, settings, "c", work, title))
+        records = list((cache.root / "steps" / "measure").glob("*/record.json"))
+        for path in records:
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps({**record, "took_s": 8.6}))
+        return [line for line in said.getvalue().splitlines() if " ..." in line][-1]
+
+    assert "the last time" not in run("measure int8", {"a": "1"}, {"x": [1]})
+    assert "the last time" not in run("measure fp16", {"a": "1"}, {"x": [2]}), "another piece"
+    assert "the last time" not in run("measure int8", {"a": "3"}, {"x": [3]}), "of another recipe"
+    assert "(8.6 s the last time)" in run("measure int8", {"a": "1"}, {"x": [4]}), "the same inputs"
+    assert "(8.6 s the last time)" in run("measure int8", {"a": "4"}, {"x": [4]}), "the same settings"
+
+
+def test_a_build_folder_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(EdgeError, match="the build folder cannot be written: it is a file"),
+        Cache(tmp_path / "file", Progress(io.StringIO())).locked(),
+    ):
+        pass

@@ -27,6 +27,7 @@ from edge_forge.data.text_files import (
     check_text,
     csv_rows,
     json_object,
+    keys_of,
     lines_of,
     one_label,
     read_text,
@@ -84,7 +85,7 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
     else:
         found = files(section, recipe_dir)
         located = {split: list(_located(path, section, notes)) for split, path in found.items()}
-        names = {split: str(found.get(split, found["train"])) for split in SPLITS}
+        names = {split: str(found.get(split, f"the {split} rows of {found['train']}")) for split in SPLITS}
     places = _places(located)
     _check_look_alikes(places, task.out_of_scope)
     splits = {split: tuple(row for row, _ in rows) for split, rows in located.items()}
@@ -238,8 +239,20 @@ def _cells(
             continue
         if len(cells) != len(columns):
             what = "the label is missing" if len(cells) < len(columns) else f"{len(cells)} columns"
-            raise ConfigError(f"{what}: {len(columns)} columns are expected, {by}", where)
+            raise ConfigError(
+                f"{what}: {len(columns)} columns are expected, {by}", where, _remedy(table, columns, cells)
+            )
         yield number, cells[columns.index(section.text)], cells[columns.index(section.label)]
+
+
+def _remedy(table: TableRows, columns: Sequence[str], cells: Sequence[str]) -> str | None:
+    """What to do with a row of more cells than columns; None where it has fewer."""
+    if len(cells) < len(columns):
+        return None
+    if table.separator == "\t":
+        return "remove the tab within a cell, or leave the row's last cells out"
+    name = SEPARATORS[table.separator].removesuffix("s")
+    return f'a cell that holds a {name} stands in quotation marks: "one{table.separator} two"'
 
 
 def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: str, where: str) -> None:
@@ -257,7 +270,13 @@ def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: st
 def _jsonl(path: Path, text: str, section: ClassifierDataSection) -> Iterator[tuple[int, str, str]]:
     for number, line in lines_of(text):
         found = json_object(line, f"{path}:{number}")
-        words, label = found.get(section.text, ""), found.get(section.label)
+        for key, what in ((section.text, "text"), (section.label, "label")):
+            if key not in found:
+                raise ConfigError(
+                    f"the {what} is missing: the object has no key {key!r} ({keys_of(found)})", f"{path}:{number}",
+                    "add it, or name the keys with data.text and data.label",
+                )  # fmt: skip
+        words, label = found[section.text], found[section.label]
         if not isinstance(words, str) or isinstance(label, (dict, list, float, bool)):
             raise ConfigError(
                 f"{section.text!r} must be a string and {section.label!r} a string or a whole number",

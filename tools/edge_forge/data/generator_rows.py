@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.classifier_rows import SPLITS, normal
-from edge_forge.data.text_files import check_text, json_object, lines_of, read_text
+from edge_forge.data.text_files import check_text, json_object, keys_of, lines_of, read_text
 from edge_forge.recipe.generator_recipe import GeneratorDataSection
 
 ROLES = ("system", "user", "assistant")
@@ -239,7 +239,12 @@ def _text(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -
 
 
 def _string(found: Mapping[str, Any], key: str, where: str) -> str:
-    value = found.get(key)
+    if key not in found:
+        raise ConfigError(
+            f"the object has no key {key!r} ({keys_of(found)})", where,
+            "add it, or name the keys in [data], see docs/recipe.md",
+        )  # fmt: skip
+    value = found[key]
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{key!r} must be a text, and not empty", where)
     check_text(value, repr(key), where)

@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from edge_agent.base.errors import ConfigError
 # Zero width joiner and non-joiner: Persian, Hindi and emoji need them inside a word. No other format character is
 # visible or changes how a name is read, except to deceive (direction overrides).
 _JOINERS = "\u200c\u200d"
+_BEGINNING_BYTES, _FEWEST_BYTES = 65_536, 8
+_SHOWN_KEYS, _SHOWN_CHARACTERS = 12, 40
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
@@ -37,6 +39,11 @@ def read_text(path: Path) -> str:
         raise ConfigError("there is no such data file", str(path), "see [data] of the recipe") from None
     except OSError as error:
         raise ConfigError(f"the data file cannot be read: {error.strerror}", str(path)) from error
+    if _is_bare_utf16(raw[:_BEGINNING_BYTES]):
+        raise ConfigError(
+            "it looks like UTF-16 without a byte order mark", str(path),
+            "save the file as UTF-8, or as UTF-16 with its mark",
+        )  # fmt: skip
     wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return raw.decode("utf-16" if wide else "utf-8-sig")
@@ -49,6 +56,14 @@ def read_text(path: Path) -> str:
         raise ConfigError(
             f"byte {raw[error.start]:#04x} is not UTF-8", f"{path}:{line}", "save the file as UTF-8"
         ) from error
+
+
+def _is_bare_utf16(raw: bytes) -> bool:
+    """Whether every second byte, of even or of odd places alone, is mostly zero: Latin letters in UTF-16."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or len(raw) < _FEWEST_BYTES:
+        return False
+    shares = sorted(part.count(0) / len(part) for part in (raw[::2], raw[1::2]))
+    return shares[0] < 0.05 and shares[1] > 0.5
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
@@ -105,19 +120,40 @@ def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableR
     `wanted` (without a header: has `width` cells). Spreadsheets write semicolons in countries of the decimal comma.
     """
     first = next((line for _, line in lines_of(text)), "")
-    found = ","
-    for separator in SEPARATORS:
-        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
-        if (len(cells) == width) if width else set(wanted) <= set(cells):
-            found = separator
-            break
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=found, strict=True)
+    headers = {
+        separator: [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+        for separator in SEPARATORS
+    }
+    fitting = [
+        separator for separator, cells in headers.items()
+        if ((len(cells) == width) if width else set(wanted) <= set(cells))
+    ]  # fmt: skip
+    # Where none fits, what makes most cells is what the file means: the error about its header names that.
+    found = next(iter(fitting), max(headers, key=lambda separator: len(headers[separator])))
+    rows: Cells = []
+    reader, ended = csv.reader(io.StringIO(text, newline=""), delimiter=found, strict=True), 0
     try:
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        for cells in reader:
+            rows += [(reader.line_num, cells)] if any(cell.strip() for cell in cells) else []
+            ended = reader.line_num
     except csv.Error as error:
-        raise ConfigError(f"it is no valid CSV: {error}", f"{where}:{reader.line_num}") from error
+        raise _invalid_csv(error, where, ended + 1, reader.line_num) from error
     note = "" if found == "," else f"{where}: its cells are separated by {SEPARATORS[found]}"
     return TableRows(rows, found, note)
+
+
+def _invalid_csv(error: csv.Error, where: str, begun: int, at: int) -> ConfigError:
+    """The error of a row by the line that it begins in: an open quotation mark swallows lines up to the next one."""
+    if "end of data" in str(error):
+        return ConfigError(
+            f"it is no valid CSV: a quotation mark that is opened here is not closed up to the end, line {at}",
+            f"{where}:{begun}", 'close it; one within a quoted cell is doubled: "a ""word"" quoted"',
+        )  # fmt: skip
+    far = f" in line {at}" if at > begun else ""
+    return ConfigError(
+        f"it is no valid CSV: {error}{far}", f"{where}:{begun}",
+        'a cell with quotation marks stands in them, and those inside are doubled: "a ""word"" quoted"',
+    )  # fmt: skip
 
 
 def _quoted_rows(text: str, separator: str) -> Cells | None:
@@ -148,13 +184,30 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line, object_pairs_hook=once)
     except ValueError as error:
-        hint = "a .json file with one list is no JSONL: write one object per line" if line[:1] == "[" else None
-        raise ConfigError(f"the line is no valid JSON: {error}", where, hint) from error
+        raise ConfigError(f"the line is no valid JSON: {error}", where, _json_hint(line)) from error
     except RecursionError as error:
         raise ConfigError("the line nests too deep", where) from error
     if not isinstance(found, dict):
         raise ConfigError("the line holds no JSON object", where, 'a row is an object: {"text": "...", ...}')
     return found
+
+
+def _json_hint(line: str) -> str | None:
+    """What to do with a line that is no JSON, where its look tells."""
+    if line[:1] == "[":
+        return "a .json file with one list is no JSONL: write one object per line"
+    if line.rstrip().endswith(","):
+        return "remove the comma at the end of the line: rows of JSONL stand in no list"
+    if re.search(r",\s*[}\]]", line):
+        return "remove the comma before the closing bracket"
+    return None
+
+
+def keys_of(found: Mapping[str, Any]) -> str:
+    """The keys of an object, for a sentence on one that is missing."""
+    names = [repr(key[:_SHOWN_CHARACTERS]) for key in list(found)[:_SHOWN_KEYS]]
+    more = ", ..." if len(found) > _SHOWN_KEYS else ""
+    return f"it has {', '.join(names)}{more}" if names else "it is empty"
 
 
 def one_label(label: str) -> str:

@@ -32,6 +32,7 @@ from edge_forge.package.sources import (
 )
 from edge_forge.package.write import Layout, PackageFile, package_file
 
+_LICENCES = "org.opencontainers.image.licenses"
 REF_CHARS = 120
 """Of a name in `index.json`. A registry's tag, which it becomes at a push, has at most 128 characters."""
 
@@ -158,6 +159,8 @@ def _adapter_entry(source: AdapterPackageSource, subject: Descriptor, layout: La
         artifact_type=forms.ADAPTER,
         config=_descriptor(forms.ADAPTER_CONFIG, layout.blob(jsonio.encode(config))),
         layers=_layers(files),
+        # An adapter's config is read by devices and has no place for it; registries show this key.
+        annotations={_LICENCES: " AND ".join(source.licences)} if source.licences else {},
         subject=Descriptor(media_type=subject.media_type, digest=subject.digest, size=subject.size),
     )
     return _manifest_descriptor(manifest, layout, f"adapter-{source.name}")

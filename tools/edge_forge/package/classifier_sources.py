@@ -157,6 +157,7 @@ def adapter(
         accuracy=(reference.figures or {}).get("accuracy"),
         metrics=metrics | drift_reference(reference),
         docs=_docs(files),
+        licences=[recipe.package.licence] if recipe.package.licence else (),
     )
 
 

@@ -48,6 +48,8 @@ def keygen(folder: Path) -> KeyFolder:
     keys = KeyFolder(folder)
     if keys.root_file.exists():
         raise UsageError("there are keys here already", str(folder), "`--rotate` replaces them by signed succession")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("it is a file, not a folder for keys", str(folder), "name another place")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = {role: PrivateKey.generate() for role in ROLES}
     for role, key in made.items():

@@ -51,9 +51,9 @@ def sign_verb(arguments: argparse.Namespace) -> int:
 
 def verify_verb(arguments: argparse.Namespace) -> int:
     """`edge-forge verify PACKAGE --root FILE`."""
-    root = arguments.root or (None if arguments.allow_unsigned else _root_near(arguments.package))
-    trust = None if root is None else load_trust(root)
     with open_package(arguments.package) as package:
+        root = arguments.root or (None if arguments.allow_unsigned else _root_near(arguments.package))
+        trust = None if root is None else load_trust(root)
         verified = read_release(package, trust, arguments.allow_unsigned)
         check_time(verified.release, Now(time.time(), trusted=True))
         contents = read_package(package, verified.release)

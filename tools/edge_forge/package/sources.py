@@ -60,7 +60,10 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class AdapterPackageSource:
-    """One adapter and how it was made; see `manifest.AdapterConfig`. `weights` is its `adapter.safetensors`."""
+    """One adapter and how it was made; see `manifest.AdapterConfig`. `weights` is its `adapter.safetensors`.
+
+    `licences` are SPDX names.
+    """
 
     name: str
     base_id: str
@@ -74,6 +77,7 @@ class AdapterPackageSource:
     accuracy: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     docs: Mapping[str, Path] = field(default_factory=dict)
+    licences: Sequence[str] = ()
     requires: Sequence[str] = ()
 
 

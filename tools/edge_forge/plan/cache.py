@@ -97,8 +97,9 @@ class Cache:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = (self.root / "lock").open("a+")
         except OSError as error:
+            reason = "it is a file" if self.root.is_file() else error.strerror
             raise EdgeError(
-                f"the build folder cannot be written: {error.strerror}", str(self.root), "name another: --build DIR"
+                f"the build folder cannot be written: {reason}", str(self.root), "name another: --build DIR"
             ) from error
         with handle:
             try:
@@ -138,13 +139,21 @@ class Cache:
         return freed_bytes
 
     def _usual_s(self, step: BuildStep) -> float | None:
-        """Seconds that the newest other result of this step took; None where there is none, or less than one."""
-        records = sorted((self.root / "steps" / step.name).glob("*/record.json"), key=lambda path: path.stat().st_mtime)
-        try:
-            took_s = float(json.loads(records[-1].read_text(encoding="utf-8"))["took_s"]) if records else 0.0
-        except (OSError, ValueError, KeyError):
-            return None
-        return took_s if took_s >= 1.0 else None
+        """Seconds that the newest other result of this piece of work took; None where there is none, or less than one.
+
+        It is the same piece where it has the title and the inputs, or the title and the settings.
+        """
+        found = (self.root / "steps" / step.name).glob("*/record.json")
+        for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                alike = any(canonical(record[name]) == canonical(step.parts[name]) for name in ("inputs", "settings"))
+                if record["title"] == (step.title or step.name) and alike:
+                    took_s = float(record["took_s"])
+                    return took_s if took_s >= 1.0 else None
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
 
     def run(self, step: BuildStep) -> StepResult:
         """The step's outputs, made now unless they are there. Nothing half-written stays, whatever happens."""
@@ -163,7 +172,13 @@ class Cache:
             with self._progress.working(title, usual_s):
                 facts = dict(step.work(folder))
             took_s = time.monotonic() - begun_s
-            record = {**step.parts, "outputs": describe(folder), "took_s": round(took_s, 3), "facts": facts}
+            record = {
+                **step.parts,
+                "title": title,
+                "outputs": describe(folder),
+                "took_s": round(took_s, 3),
+                "facts": facts,
+            }
             write_json(folder / "record.json", record)
             place = self.root / "steps" / step.name / step.key
             shutil.rmtree(place, ignore_errors=True)

@@ -75,6 +75,7 @@ class ClassifierPackages:
             "task": sources.task_of(self.recipe, self.training.data.labels),
             "adapter": self.training.trained_digests["run/adapter.safetensors"],
             "base": base_package.facts["index"],
+            "licence": self.recipe.package.licence,
         }
         return self._package(self.recipe.name, self.recipe.package.version, (graphs, golden), settings, pack)
 

@@ -102,8 +102,8 @@ class ClassifierTraining:
         steps = settings.epochs * -(-rows // settings.batch_size)
         if steps == 1 and settings.warmup_fraction > 0.0:
             raise ConfigError(
-                f"{rows} rows in batches of {settings.batch_size} and {settings.epochs} epoch are one step, whose step "
-                "size is 0 at the begin of the warm-up: nothing would be learned",
+                f"{rows} rows, batch_size = {settings.batch_size} and epochs = {settings.epochs} make one step, whose "
+                "step size is 0 at the beginning of the warm-up: nothing would be learned",
                 "train.epochs",
                 "raise epochs, lower batch_size, or set warmup_fraction = 0",
             )

@@ -94,11 +94,13 @@ class GeneratorPackages:
                 dtype="float16",
                 accuracy=files[0].figures.get("exact_match"),
                 metrics={f"{key}.{file.dtype}": value for file in files for key, value in scores(file).items()},
+                licences=[recipe.package.licence] if recipe.package.licence else (),
             )
             return build_adapter_package(folder / PACKAGE, [source], base.path(PACKAGE), release)
 
         inputs = {**_inputs(files, golden), **entry.digests(ADAPTER_FILE), "subject": base.facts["index"]}
-        return self.signer.packaged(recipe.name, recipe.package.version, inputs, self._settings(files), pack)
+        settings = {**self._settings(files), "licence": recipe.package.licence}
+        return self.signer.packaged(recipe.name, recipe.package.version, inputs, settings, pack)
 
     @cached_property
     def merged_package(self) -> StepResult:

@@ -24,7 +24,7 @@ from edge_forge.data.text_files import one_label
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, NotNegative, Positive, RecipeSchema, Section, Share
 from edge_forge.train import settings as presets
-from edge_forge.train.methods import ADAPTER, LORA, METHODS
+from edge_forge.train.methods import ADAPTER, LORA, METHODS, name_of
 from edge_forge.train.settings import TrainSettings, replaced
 
 Dtype = Literal["fp32", "fp16", "int8"]
@@ -216,6 +216,6 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
 
 def _training(recipe: ClassifierRecipe, where: str) -> TrainSettings:
     method = dict(recipe.method)
-    name, preset = str(method.pop("name", LORA.name)), str(method.pop("preset", "best"))
-    start = presets.settings(name, preset, method, f"{where}: [method]")
-    return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: [train]")
+    name, preset = name_of(method.pop("name", LORA.name), f"{where}: method"), str(method.pop("preset", "best"))
+    start = presets.settings(name, preset, method, f"{where}: method")
+    return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: train")

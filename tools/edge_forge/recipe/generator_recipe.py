@@ -16,7 +16,8 @@ from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
 from edge_forge.train.generator_settings import PRESETS, GeneratorSettings
 from edge_forge.train.generator_settings import settings as training_settings
-from edge_forge.train.methods import ADAPTER, BASE, LORA, METHODS
+from edge_forge.train.methods import ADAPTER, BASE, LORA, METHODS, name_of
+from edge_forge.train.settings import replaced
 
 Dtype = Literal["f16", "q8_0", "q4_k_m", "q4_0"]
 KvType = Literal["f16", "q8_0"]
@@ -206,6 +207,6 @@ def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None
 
 def _training(recipe: GeneratorRecipe, where: str) -> GeneratorSettings:
     method = dict(recipe.method)
-    name = method.pop("name", LORA.name)
-    values = {**method, **recipe.train, "max_tokens": recipe.task.max_tokens}
-    return training_settings(str(name), recipe.is_new, values, f"{where}: [method], [train]")
+    name = name_of(method.pop("name", LORA.name), f"{where}: method")
+    start = training_settings(name, recipe.is_new, method, f"{where}: method")
+    return replaced(start, {**recipe.train, "max_tokens": recipe.task.max_tokens}, f"{where}: train")

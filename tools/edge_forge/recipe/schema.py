@@ -5,15 +5,16 @@ The sections of one kind are in `classifier_recipe` and `generator_recipe`. This
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -67,6 +68,7 @@ class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     expires_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 365
     probes: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
     licence: str = ""
+    """Of the adapter and of the merged model; the base's package is of no recipe's own."""
     failed_training: Literal["refuse", "warn"] = "refuse"
     """What happens to a model that answers one class (also by its threshold), or is far worse than the commonest class
     (a generator: than its base): nothing is packaged, or it is packaged and said."""
@@ -143,7 +145,10 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 def read(path: Path) -> Mapping[str, Any]:
     """The parsed TOML document of a recipe. Raises ConfigError that names the file."""
     try:
-        text = read_file(path, RECIPE_BYTES).decode("utf-8")
+        raw = read_file(path, RECIPE_BYTES)
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError("it is written in UTF-16; TOML is UTF-8", str(path), "save the file as UTF-8")
+        text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError("there is no such recipe", str(path), "edge-forge init NAME writes one") from None
     except PackageError as error:
@@ -173,7 +178,9 @@ def convert(
     except msgspec.ValidationError as error:
         message, _, at = str(error).partition(" - at `$")
         key = at.rstrip("`").lstrip(".")
-        raise ConfigError(_plain(message), f"{where}: {key}" if key else where) from error
+        raise ConfigError(
+            _plain(message) + _given(expanded, key), f"{where}: {key}" if key else where, _choices(kind, key)
+        ) from error
     check_names(recipe, where)
     return recipe
 
@@ -184,8 +191,10 @@ def with_line(error: ConfigError, file: Path) -> ConfigError:
     Errors about other places (a line of data, a base's folder) stay as they are.
     """
     where = error.where or ""
+    if where == str(file):  # 'bad.toml' alone looks like a key of a table
+        return error
     key = where.removeprefix(f"{file}: ")
-    found = re.match(r"\[?([a-z]+)\]?(?:\.([a-z_0-9]+))?", key)
+    found = re.match(r"([A-Za-z0-9_]+)(?:\.([A-Za-z0-9_]+))?", key)
     if found is None or (key == where and not re.fullmatch(r"([a-z]+)\.[a-z_0-9]+|recipe", where)):
         return error
     line = _line_of(file, found[1], found[2] or "") or _line_of(file, "", found[1])
@@ -196,7 +205,7 @@ def with_line(error: ConfigError, file: Path) -> ConfigError:
 def _line_of(file: Path, section: str, key: str) -> int:
     """The line that a key stands on, that of its table where it does not stand there, 0 where neither does."""
     table, found = "", 0
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
         header = re.match(r"\s*\[([^\]]+)\]", line)
         if header:
             table = header[1].strip()
@@ -204,6 +213,33 @@ def _line_of(file: Path, section: str, key: str) -> int:
         elif table == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) and key:
             return number
     return found
+
+
+def _given(document: Mapping[str, Any], key: str) -> str:
+    """The value that a key has, for a sentence on its bounds; '' where it says no more than the sentence."""
+    value: Any = document
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return f", not {value!r}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def _choices(kind: type[CommonRecipe], key: str) -> str | None:
+    """The values that a key takes, where they are few and named."""
+    section, _, name = key.partition("[")[0].partition(".")
+    found = next((field.type for field in msgspec.structs.fields(kind) if field.name == section), None)
+    fields = msgspec.structs.fields(found) if isinstance(found, type) and issubclass(found, msgspec.Struct) else ()
+    for field in fields:
+        if field.name == name:
+            allowed = [one for one in _arguments(field.type) if isinstance(one, str)]
+            return f"use {' or '.join(repr(one) for one in allowed if one)}" if allowed else None
+    return None
+
+
+def _arguments(form: object) -> Iterator[object]:
+    """The arguments of a type, and those of its arguments: 'a' and 'b' of tuple[Literal['a', 'b'], ...]."""
+    for one in get_args(form):
+        yield one
+        yield from _arguments(one)
 
 
 def _plain(message: str) -> str:
@@ -215,14 +251,21 @@ def _plain(message: str) -> str:
 def _refuse_unknown(raw: Mapping[str, Any], where: str, schema: RecipeSchema) -> None:
     for key, value in raw.items():
         if key not in schema.keys(""):
-            raise ConfigError(f"unknown key {key!r}", where, _suggestion(key, "", schema))
+            raise ConfigError(f"unknown key {key!r}", _at(where, key), _suggestion(key, "", schema))
         if key not in schema.sections:
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"{key!r} must be a table, as in [{key}]", where)
         for inner in value:
             if inner not in schema.keys(key):
-                raise ConfigError(f"unknown key '{key}.{inner}'", where, _suggestion(inner, key, schema))
+                raise ConfigError(
+                    f"unknown key '{key}.{inner}'", _at(where, key, inner), _suggestion(inner, key, schema)
+                )
+
+
+def _at(where: str, *keys: str) -> str:
+    """The place of a key, as far as it can stand in a sentence; its line follows (`with_line`)."""
+    return f"{where}: {'.'.join(keys)}" if all(re.fullmatch(r"[A-Za-z0-9_]+", key) for key in keys) else where
 
 
 def _check_numbers(raw: Mapping[str, Any], where: str, table: str = "") -> None:

@@ -86,10 +86,17 @@ FULL = Method("full", "full fine-tuning", False, frozenset({MERGED, BASE}), "ful
 METHODS: Mapping[str, Method] = {one.name: one for one in (LORA, FULL)}
 
 
-def method(name: str, where: str = "train") -> Method:
+def name_of(value: object, where: str) -> str:
+    """The name of a method as a recipe has it. Raises ConfigError where it is no string."""
+    if not isinstance(value, str):
+        raise ConfigError(f"name = {value!r} must be a string", f"{where}.name", f"use one of {', '.join(METHODS)}")
+    return value
+
+
+def method(name: str, where: str = "method") -> Method:
     """The method of that name. Raises ConfigError that names the known ones."""
     if name not in METHODS:
-        raise ConfigError(f"method = {name!r} is not known", where, f"use one of {', '.join(METHODS)}")
+        raise ConfigError(f"method = {name!r} is not known", f"{where}.name", f"use one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -144,7 +144,7 @@ def replaced(start: S, values: Mapping[str, object], where: str) -> S:
     known: dict[str, object] = {field.name: getattr(start, field.name) for field in fields(start)}
     for key, value in values.items():
         if key not in kinds:
-            raise ConfigError(f"unknown key {key!r}", where, f"known keys: {', '.join(sorted(kinds))}")
+            raise ConfigError(f"unknown key {key!r}", f"{where}.{key}", f"known keys: {', '.join(sorted(kinds))}")
         known[key] = _typed(key, value, kinds[key], where)
     made = type(start)(**known)
     check(made, where)
@@ -157,10 +157,10 @@ def check(settings: DataclassInstance, where: str) -> None:
     for key, allowed in _CHOICES.items():
         value = getattr(settings, key, None)
         if key in has and value not in allowed:
-            raise ConfigError(f"{key} = {value!r} is not known", where, f"use one of {', '.join(allowed)}")
+            raise ConfigError(f"{key} = {value!r} is not known", f"{where}.{key}", f"use one of {', '.join(allowed)}")
     for key, (holds, wanted) in _RANGES.items():
         if key in has and not holds(value := getattr(settings, key)):
-            raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
+            raise ConfigError(f"{key} = {value!r} must be {wanted}", f"{where}.{key}")
     if (
         isinstance(settings, TrainSettings)
         and settings.consistency
@@ -168,14 +168,18 @@ def check(settings: DataclassInstance, where: str) -> None:
     ):
         raise ConfigError(
             "consistency compares two answers to a row, which are the same without dropout",
-            where,
+            f"{where}.consistency",
             "set token_dropout, for example to 0.1",
         )
     if not getattr(settings, "targets", True):
-        raise ConfigError("targets is empty", where, 'name at least one, for example targets = ["attention"]')
+        raise ConfigError(
+            "targets is empty", f"{where}.targets", 'name at least one, for example targets = ["attention"]'
+        )
     if getattr(settings, "use_dora", False):
         raise ConfigError(
-            "use_dora = true has no device form yet", where, "leave it out: plain LoRA is exported exactly"
+            "use_dora = true has no device form yet",
+            f"{where}.use_dora",
+            "leave it out: plain LoRA is exported exactly",
         )
 
 
@@ -197,7 +201,7 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
         if kind is tuple
         else {"str": "a string", "bool": "true or false"}.get(kind.__name__, f"a number ({kind.__name__})")
     )
-    raise ConfigError(f"{key} = {value!r} must be {wanted}", where)
+    raise ConfigError(f"{key} = {value!r} must be {wanted}", f"{where}.{key}")
 
 
 def _is_finite(value: float) -> bool:
@@ -244,16 +248,16 @@ NAMES = tuple(sorted({name for name, _ in PRESETS}))
 
 
 def settings(
-    method: str = LORA.name, preset: str = "best", values: Mapping[str, object] | None = None, where: str = "train"
+    method: str = LORA.name, preset: str = "best", values: Mapping[str, object] | None = None, where: str = "method"
 ) -> TrainSettings:
     """The settings of `preset` for `method`, with the keys of `values` (a recipe's [train] table) set over them.
 
     Raises ConfigError naming the key and `where` for an unknown method, preset, key or a bad value.
     """
     given = dict(values or {})
-    method = str(given.pop("method", method))
+    method = methods.name_of(given.pop("method", method), where)
     preset = str(given.pop("preset", preset))
     known = methods.method(method, where)
     if preset not in NAMES:
-        raise ConfigError(f"preset = {preset!r} is not known", where, f"use one of {', '.join(NAMES)}")
+        raise ConfigError(f"preset = {preset!r} is not known", f"{where}.preset", f"use one of {', '.join(NAMES)}")
     return replaced(replace(PRESETS[preset, known.presets], method=known.name), given, where)
