@@ -277,4 +277,6 @@ def _result_text(result: dict[str, Any]) -> str:
     unsure = f" (unsure: best is {best})" if result["label"] != best else ""
     out = " (out of scope)" if result["out_of_scope"] and not unsure else ""
     cut = " (text was cut)" if result["truncated"] else ""
-    return f"{result['label']}  {result['score']:.2f}{unsure}{out}{cut}" + (f"   then {others}" if others else "")
+    # Rounded up, a score just below the threshold would look as if it reached it.
+    score = f"{result['score']:.6f}"[:-4] if result["out_of_scope"] else f"{result['score']:.2f}"
+    return f"{result['label']}  {score}{unsure}{out}{cut}" + (f"   then {others}" if others else "")

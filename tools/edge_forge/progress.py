@@ -19,6 +19,7 @@ _REDRAW_S = 0.1  # a terminal shows no more
 _LINE_S = 15.0  # a log wants to know that work goes on, not every step of it
 _QUIET_S = 8.0  # work that shows nothing for so long gets a line
 _WIDTH = 28
+_FORETELLS = 0.05  # of a smaller share done nothing is foretold: what starts up slowly makes it many times too long
 
 
 class Bar:
@@ -46,7 +47,7 @@ class Bar:
     def _line(self, now_s: float) -> str:
         share = self._count / self._total
         spent_s = now_s - self._begun_s
-        left = f", {duration(spent_s / share - spent_s)} left" if 0 < share < 1 else ""
+        left = f", {duration(spent_s / share - spent_s)} left" if _FORETELLS <= share < 1 else ""
         text = f"  {self._what} {share:.0%} in {duration(spent_s)}{left}"
         if self._progress.terminal:
             full = round(share * _WIDTH)
@@ -56,6 +57,7 @@ class Bar:
 
 # What a phase of training does, for who waits for it.
 _PHASES = {
+    "start": "load the training libraries",
     "open": "open the base",
     "keep": "tokenise, and compute the frozen layers once",
     "measure": "measure which precision and how many threads are fastest here (up to a minute, more under load)",

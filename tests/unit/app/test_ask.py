@@ -68,8 +68,21 @@ def test_a_reply_without_a_reason_gets_no_hint() -> None:
     ],
 )
 def test_an_answer_below_the_threshold_says_so(label, out, shown):
-    result = {"label": label, "score": 0.6, "labels": [{"label": "on", "score": 0.6}], "out_of_scope": out,
+    assert _first_line(label, out, 0.6) == shown
+
+
+@pytest.mark.parametrize(
+    ("label", "out", "shown"),
+    [("unsure", True, "unsure  0.49 (unsure: best is on)"), ("on", True, "on  0.49 (out of scope)"),
+     ("on", False, "on  0.50")],
+)  # fmt: skip
+def test_a_score_below_the_threshold_is_not_rounded_up_to_it(label, out, shown):
+    assert _first_line(label, out, 0.4983) == shown
+
+
+def _first_line(label, out, score):
+    result = {"label": label, "score": score, "labels": [{"label": "on", "score": score}], "out_of_scope": out,
               "tokens": 3, "truncated": False}  # fmt: skip
     timing = {"total_ms": 1.0, "queue_ms": 0.0, "tokenize_ms": 0.1, "compute_ms": 0.9}
     reply = {"status": 200, "result": result, "timing": timing, "batch": 1, "variant": "onnx/fp32"}
-    assert answer_text(reply).splitlines()[0] == shown
+    return answer_text(reply).splitlines()[0]

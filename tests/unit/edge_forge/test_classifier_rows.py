@@ -353,6 +353,13 @@ def test_a_sample_has_no_more_rows_than_asked_for_or_classes(rows, most):
     assert {row.label for row in taken} == {row.label for row in rows}
 
 
+def test_small_classes_do_not_raise_a_sample_above_what_was_asked_for():
+    rows = [Row(f"text {n}", "large") for n in range(91)] + [Row(f"text {n}", f"small {n}") for n in range(9)]
+    found = Counter(row.label for row in sample(rows, 12, 3))
+    assert found.total() == 12
+    assert found["large"] == 3
+
+
 def test_fewer_rows_than_classes_are_said(tmp_path):
     write(tmp_path, "train.tsv", TRAIN)
     assert "max_rows = 1 is less than the 2 classes: one row of each is used" in loaded(tmp_path, max_rows=1).warnings

@@ -97,6 +97,16 @@ def test_only_what_training_depends_on_wakes_it(world, tables, trained):
     assert len(calls["train"]) == trained
 
 
+def test_the_first_phase_is_named_before_the_worker_reports(world):
+    _, calls, plan = world
+    found = plan()
+    found.steps.progress = Progress(io.StringIO())
+    found.trained  # noqa: B018
+    lines = found.steps.progress._stream.getvalue().splitlines()
+    assert lines.index("  train: load the training libraries") < lines.index("  train: train")
+    assert len(calls["train"]) == 1
+
+
 def test_new_test_rows_do_not_train_again(world):
     folder, calls, plan = world
     plan().evaluated  # noqa: B018

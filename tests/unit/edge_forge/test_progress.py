@@ -33,6 +33,16 @@ def test_a_log_gets_few_lines():
     assert lines[-1] == "  train 100% in 40 s  loss 0.5"
 
 
+def test_nothing_is_foretold_of_a_start():
+    clock, out = Clock(), io.StringIO()
+    bar = Progress(out, clock).bar("train", 100)
+    clock.now_s += 30
+    bar.advance(2)
+    clock.now_s += 30
+    bar.advance(3)
+    assert out.getvalue().splitlines() == ["  train 2% in 30 s", "  train 5% in 1 min 00 s, 19 min 00 s left"]
+
+
 def test_a_terminal_gets_one_moving_line():
     clock, out = Clock(), Terminal()
     progress = Progress(out, clock)

@@ -196,6 +196,7 @@ class ClassifierTraining:
             from edge_forge.train.classifier_job import train
 
             phases = Phases(self.steps.progress, "train")
+            phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             try:
                 record = train(
                     base_dir=base.directory,

@@ -222,6 +222,7 @@ class GeneratorTraining:
             from edge_forge.train.generator_job import train
 
             phases = Phases(self.steps.progress, "train")
+            phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             place, held = (base.directory, base.base_id), (rows.train, rows.validation)
             try:
                 record = train(place, held, chat, settings, folder / "run", phases)
