@@ -123,7 +123,9 @@ def _at_its_key() -> Iterator[None]:
         named = field[1] if field else ""
         if "matching regex" in what:  # of the format's strings: versions and words
             what = "it takes " + (
-                "a version such as '0.1.0'" if named == "min_agent" else "letters, digits, '.', '_', '-'"
+                "a version such as '0.1.0'"
+                if named == "min_agent"
+                else "letters, digits and . _ / + , : - between them"
             )
         raise ConfigError(
             f"a device would refuse {error.where}: {what[:1].lower()}{what[1:]}", _KEYS.get(named, named or "recipe")
