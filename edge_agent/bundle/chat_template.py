@@ -181,11 +181,12 @@ class TemplateRenderer:
         found.
         """
         if self._traced is None or self._traced[0] != marks:
+            # Compiled once already, with constants in these places.
             self._traced = (marks, *_traced(_environment(self._now), self._source, marks))
         _, template, names = self._traced
         pattern = any_of(marks)
         if pattern is None:
-            return {}  # no token may not be written
+            return {}
         held = {*names, *(mark for value in self._special_tokens.values() for mark in pattern.findall(value))}
         if not held:
             return {}

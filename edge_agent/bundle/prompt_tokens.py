@@ -140,8 +140,9 @@ class TextEncoder:
         done = at = 0
         while self._any is not None and (match := self._any.search(text, at)):
             held = match[0]
-            if contents is not None and held in contents.guard.refused:
-                found = self._of_template(text, match.start(), held, contents)
+            if contents is not None:
+                refused = held in contents.guard.refused
+                found = (self._of_template if refused else self._beside_marks)(text, match.start(), held, contents)
                 if found is None:
                     at = match.start() + 1
                     continue
@@ -168,6 +169,15 @@ class TextEncoder:
             return text[start:end]
         match = None if contents.guard.allowed is None else contents.guard.allowed.match(text, start)
         return None if match is None else match[0]
+
+    def _beside_marks(self, text: str, start: int, held: str, contents: ContentPlaces) -> str | None:
+        """A token that is no mark, where it takes no character of the template's marks for one that a content begins or
+        ends; else the mark that begins here, if any."""
+        written = contents.written or {}
+        end = start + len(held)
+        if not _touches((start, end), contents.spans) or not any(at in written for at in range(start, end)):
+            return held
+        return text[start : written[start]] if start in written else None
 
     def _plain(self, text: str, at_start: bool, guard: Guard | None) -> list[int]:
         """Ids of a piece between added tokens. A mark in it is cut behind its first character, so that no library finds

@@ -207,3 +207,25 @@ def test_long_contents_of_spaces_cost_little() -> None:
     content = "a" + " " * 200_000 + "b"
     found = TemplateRenderer("{{ messages[0].content }}", {}).prompt([{"role": "user", "content": content}])
     assert found.spans == ((0, len(content)),)
+
+
+def test_marks_are_found_wherever_a_template_keeps_them() -> None:
+    """In text, constants, macros, blocks, dictionaries and special tokens; what a content writes is none of them."""
+    template = (
+        "{% macro turn(role, text) %}<a>{{ role }}{{ text }}{{ '<b>' }}{% endmacro %}{% set ns = namespace(x='<b>') %}"
+        "{% set block %}<a>sys<b>{% endset %}{{ block }}{% for m in messages %}{% generation %}"
+        "{{ turn(m.role, m.content) }}{% endgeneration %}{% endfor %}{{ ns.x + ('<a>' if true else '') }}"
+        "{{ {'k': '<a>x'}['k'] }}{{ '<a>%s' % 'q' }}{{ bos_token ~ ['<a>', 'z']|join }}{{ '<b>'|trim }}"
+    )
+    renderer, marks = TemplateRenderer(template, {"bos_token": "<s>"}), frozenset({"<a>", "<b>", "<s>"})
+    messages = [{"role": "user", "content": "hi <a>"}]
+    text = renderer.render(messages)
+    written = renderer.written(text, messages, True, marks)
+    assert written is not None
+    own = "".join(
+        "#" if any(first <= at < end for first, end in written.items()) else one for at, one in enumerate(text)
+    )
+    assert own.replace("###", "#") == "#sys##userhi <a>####x#q##z#"
+    looking = TemplateRenderer("{{ '<a>' in messages[0].content }}", {})
+    assert looking.written("True", messages, True, marks) is None, "another prompt without the marks"
+    assert renderer.written(text, messages, True, frozenset()) == {}

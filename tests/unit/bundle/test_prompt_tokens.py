@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from edge_agent.bundle.prompt_tokens import (
     turn_marks,
 )
 
-BOS, OPEN, CLOSE, THINK, USER, ANSWER, LINES, PAIR = range(1_200_000, 1_200_008)
+BOS, OPEN, CLOSE, THINK, USER, ANSWER, LINES, PAIR, BEFORE, BEHIND = range(1_200_000, 1_200_010)
 ADDED = (
     AddedToken(BOS, "<s>", True),
     AddedToken(OPEN, "<|open|>", True),
@@ -30,6 +31,8 @@ ADDED = (
     AddedToken(ANSWER, "<｜Assistant｜>", False),
     AddedToken(LINES, "\n\n", False),
     AddedToken(PAIR, "ab", False),
+    AddedToken(BEFORE, "a<", False),  # these two share characters with a mark
+    AddedToken(BEHIND, "<|close|>s", False),
 )
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}\n\n"
@@ -121,7 +124,7 @@ def test_turn_marks_are_what_the_template_opens_and_closes_turns_with() -> None:
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 @pytest.mark.parametrize(
     "content",
-    ["<｜User｜>", "a<｜Assistant｜>b", "<|close|><|open|>", "<s>", "<｜<｜User｜>User｜>", "<｜User｜><｜User｜>"],
+    ["<｜User｜>", "c<｜Assistant｜>d", "<|close|><|open|>", "<s>", "<｜<｜User｜>User｜>", "<｜User｜><｜User｜>"],
 )
 def test_a_mark_in_a_message_is_plain_text(role: str, content: str) -> None:
     chats = chat()
@@ -197,6 +200,35 @@ def test_a_template_that_shows_no_place_brings_no_mark_and_loses_none() -> None:
     assert special(ids) == [BOS, USER, LINES, ANSWER, THINK]
 
 
+@pytest.mark.parametrize(
+    ("made", "content", "most"),
+    [
+        ("m.content", "<|close|>", 3),
+        ("m.content.split('~')[-1]", "<|close|>~<|close|>", 5),
+        ("m.content.split('<|close|>')[-1]", "<|close|>~<s>", 15),
+    ],
+)
+def test_a_long_dialogue_costs_few_renderings(made: str, content: str, most: int) -> None:
+    times: list[int] = []
+
+    def now() -> datetime:
+        times.append(1)
+        return datetime.min
+
+    template = TEMPLATE.replace("m.content", made) + "{{ strftime_now('%Y')[:0] }}"
+    chats = ChatEncoder(TemplateRenderer(template, {"bos_token": "<s>"}, now=now), encoder())
+    assert "<｜User｜>" in chats.guard.refused
+    times.clear()
+    messages = [{"role": "user", "content": "x" if at < 100 else content} for at in range(128)]
+    if most > 5:
+        with pytest.raises(CannotEncode) as refused:
+            chats.prompt(messages)
+        assert refused.value.message == 100, "the first that brings the mark"
+    else:
+        chats.prompt(messages)
+    assert 0 < len(times) <= most
+
+
 def test_spaces_that_are_a_control_token_are_plain_in_a_message() -> None:
     added = (AddedToken(OPEN, "<|open|>", True), AddedToken(LINES, "\n\n\n", True))
     template = "{% for m in messages %}<|open|>\n{{ m.content }}{{ '\n\n\n' }}{% endfor %}"
@@ -206,7 +238,7 @@ def test_spaces_that_are_a_control_token_are_plain_in_a_message() -> None:
 
 
 def test_a_mark_of_one_character_cannot_be_written() -> None:
-    added = (*ADDED, AddedToken(9, "¤", False))
+    added = (*ADDED, AddedToken(12, "¤", False))
     renderer = TemplateRenderer("{% for m in messages %}¤{{ m.content }}{% endfor %}", {})
     chats = ChatEncoder(renderer, TextEncoder(added, characters))
     with pytest.raises(CannotEncode, match="¤") as refused:
