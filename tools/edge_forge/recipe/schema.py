@@ -148,7 +148,7 @@ def read(path: Path) -> Mapping[str, Any]:
         raw = read_file(path, RECIPE_BYTES)
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ConfigError("it is written in UTF-16; TOML is UTF-8", str(path), "save the file as UTF-8")
-        text = raw.decode("utf-8-sig")
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError("there is no such recipe", str(path), "edge-forge init NAME writes one") from None
     except PackageError as error:
@@ -205,7 +205,7 @@ def with_line(error: ConfigError, file: Path) -> ConfigError:
 def _line_of(file: Path, section: str, key: str) -> int:
     """The line that a key stands on, that of its table where it does not stand there, 0 where neither does."""
     table, found = "", 0
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").removeprefix("\ufeff").splitlines(), 1):
         header = re.match(r"\s*\[([^\]]+)\]", line)
         if header:
             table = header[1].strip()
