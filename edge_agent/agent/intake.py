@@ -28,7 +28,7 @@ from edge_agent.core.forecast import (
     wait_and_compute_s,
     work_s,
 )
-from edge_agent.core.grammar_bans import has_grammar
+from edge_agent.core.grammar_bans import barred_reason, has_grammar
 from edge_agent.core.job import Job
 from edge_agent.core.request_table import RequestStatus
 from edge_agent.protocol import encode
@@ -286,8 +286,7 @@ def check_grammar(request: Request, served: ServedModel, now_s: float) -> None:
     """Raise RequestError 503 for a grammar or schema while `GrammarBans` takes none from this client."""
     left_s = served.grammar_bans.banned_s(request.client, now_s)
     if left_s > 0.0 and has_grammar(request.params):
-        reason = f"grammars or schemas cost model {served.name!r} too much and are not taken now; ask without one"
-        raise RequestError(503, Cause.UNAVAILABLE, reason, round(left_s, 1))
+        raise RequestError(503, Cause.UNAVAILABLE, barred_reason(served.name), round(left_s, 1))
 
 
 def _job(request: Request, message: Inbound, served: ServedModel) -> Job:

@@ -12,7 +12,7 @@ from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.bundle.catalog import InstalledModel
 from edge_agent.core.forecast import PriorityLoad, WorkerLoad
 from edge_agent.core.governor import ComputeGrant
-from edge_agent.core.grammar_bans import GrammarBans
+from edge_agent.core.grammar_bans import GrammarBans, has_grammar
 from edge_agent.core.job import Job
 from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER, DrainReason, ModelLifecycle
 from edge_agent.core.residency import Popularity
@@ -35,7 +35,8 @@ class Probed:
 class ServedModel:
     """One installed model.
 
-    `running`: the jobs inside the worker, by their id there. `worker` is set exactly while there is one;
+    `running`: the jobs inside the worker, by their id there; `compiling`: those of them whose grammar is being
+    compiled, which hold no sequence yet. `worker` is set exactly while there is one;
     `lifecycle` says in which state the model is. `popularity`: how often it was used lately; `priority_load`: what was
     admitted to it lately, by priority; `grammar_bans`: clients whose grammars cost too much. `footprint_bytes`:
     what its worker holds, or the last one held. `sequences`: see `WorkerHandle`; known from the last worker where there
@@ -50,6 +51,7 @@ class ServedModel:
     worker: WorkerHandle | None = None
     queue: Queue = field(default_factory=Queue)
     running: dict[str, Job] = field(default_factory=dict)
+    compiling: set[str] = field(default_factory=set)
     popularity: Popularity = field(default_factory=Popularity)
     priority_load: PriorityLoad = field(default_factory=PriorityLoad)
     grammar_bans: GrammarBans = field(default_factory=GrammarBans)
@@ -186,11 +188,24 @@ class ServedModel:
         while job.job_id in self.running:  # an earlier job of this key was answered, and is still inside
             job.rename()
         self.running[job.job_id] = job
+        if self.sequences and has_grammar(job.params):
+            self.compiling.add(job.job_id)
+
+    def compiled(self, job: Job) -> None:
+        """The grammar of a job inside was compiled: it holds a sequence from now on."""
+        self.compiling.discard(job.job_id)
+        self.wake_up()  # the next grammar of its client may be compiled
+
+    def may_compile(self, job: Job) -> bool:
+        """Whether a waiting job may go inside: it has no grammar, or its client and the others have few to compile."""
+        clients = [self.running[name].key[0] for name in self.compiling]
+        return not has_grammar(job.params) or (job.key[0] not in clients and len(clients) < self.sequences)
 
     def leave(self, job: Job) -> None:
         """A job is no longer in the worker."""
         if self.running.get(job.job_id) is job:
             del self.running[job.job_id]
+            self.compiling.discard(job.job_id)
         if self.sequences:
             self.wake_up()  # a sequence is free
         if not self.running:
@@ -199,6 +214,7 @@ class ServedModel:
     def clear_running(self) -> None:
         """The worker is gone, and with it the jobs inside."""
         self.running.clear()
+        self.compiling.clear()
         self.idle.set()
         self.wake_up()
 

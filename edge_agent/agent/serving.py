@@ -250,10 +250,11 @@ class ModelServer:
         self.deadlines.refuse_hopeless(served, now_s, now_s)
         if worker.sequences:
             # The session switches between adapters from token to token, so jobs of any adapter may join.
-            free = min(worker.sequences, self._context.grant.max_rows) - len(served.running)
+            inside = len(served.running) - len(served.compiling)
+            free = min(worker.sequences, self._context.grant.max_rows) - inside
             active = frozenset(job.adapter for job in served.running.values())
             held = Counter(job.key[0] for job in served.running.values())
-            limits = BatchLimits(free, mixed=True, active_adapters=active, held=held)
+            limits = BatchLimits(free, mixed=True, active_adapters=active, held=held, may_join=served.may_compile)
             return served.queue.next_batch(limits, now_s) if free > 0 else []
         costs, at = self._context.costs, served.load_at(self._context.grant)
         limits = BatchLimits(at.max_rows, worker.mixed, predict_s=functools.partial(batch_s, costs, at))
@@ -340,6 +341,8 @@ class ModelServer:
             job.start(now_s)
             served.enter(job)
             self._context.energy.begin(job.job_id, job.rows, now_s)
+        if served.compiling and len(served.queue):
+            served.wake_up()  # what was handed over may have taken no sequence
         worker.begin_batch(now_s)
         served.popularity.note(now_s)
         self._submit(served, worker, batch, now_s)

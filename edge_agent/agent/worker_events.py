@@ -15,9 +15,10 @@ from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
+from edge_agent.core.grammar_bans import barred_reason, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
-from edge_agent.protocol.worker_messages import AnyEvent, Heartbeat, JobDone, JobFailed, TextChunk
+from edge_agent.protocol.worker_messages import AnyEvent, GrammarCompiled, Heartbeat, JobDone, JobFailed, TextChunk
 
 
 class Answers(Protocol):
@@ -68,14 +69,17 @@ class WorkerEventHandler:
             if job.state is JobState.RUNNING and not self._answers.part(job, event.text):
                 self.stop(served, job, 503, Cause.UNAVAILABLE, "a part of it could not be sent")
             return
+        if isinstance(event, GrammarCompiled):
+            served.compiled(job)
+            return
         if isinstance(event, JobDone):
             self._learn(served, job, event)
         served.leave(job)
         served.lifecycle.answered()
-        if isinstance(event, JobFailed) and event.costly:
-            served.grammar_bans.ban(job.key[0], now_s)
         if job.state is JobState.RUNNING:  # else it was answered meanwhile: cancelled, or too late
             self._answer(served, job, event, now_s)
+        if isinstance(event, JobFailed) and event.costly:
+            self._ban(served, job.key[0], now_s)
 
     def _answer(self, served: ServedModel, job: Job, event: JobDone | JobFailed, now_s: float) -> None:
         if isinstance(event, JobFailed):
@@ -86,6 +90,19 @@ class WorkerEventHandler:
             if event.generated is not None and event.results[0]["finish_reason"] == "deadline":
                 self._announce_stop(served, job, "its deadline came; what there is of it was sent")
             self._answers.done(job, served, event)
+
+    def _ban(self, served: ServedModel, client: str, now_s: float) -> None:
+        """A client's grammar cost too much: it brings no other for a while, and those that it brought already end."""
+
+        def brought(job: Job) -> bool:
+            return job.key[0] == client and has_grammar(job.params)
+
+        served.grammar_bans.ban(client, now_s)
+        left_s, reason = round(served.grammar_bans.banned_s(client, now_s), 1), barred_reason(served.name)
+        for job in served.queue.take(brought):
+            self._answers.refuse(job, 503, Cause.UNAVAILABLE, reason, left_s)
+        for job in [job for job in served.running.values() if brought(job) and job.state is JobState.RUNNING]:
+            self._end(served, job, 503, Cause.UNAVAILABLE, reason, left_s)
 
     def _learn(self, served: ServedModel, job: Job, event: JobDone) -> None:
         """Add the cost of an answer to the cost model, also when the answer comes too late to be sent: without the late
@@ -148,10 +165,12 @@ class WorkerEventHandler:
         text = f"an answer of model {served.name!r} was stopped: {reason}"
         self._context.announce("stream-stopped", text, data, client=job.key[0])
 
-    def _end(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
+    def _end(
+        self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str, retry_after_s: float | None = None
+    ) -> None:
         was_running = job.state is JobState.RUNNING
         served.withdraw(job)
-        self._answers.refuse(job, status, cause, reason)
+        self._answers.refuse(job, status, cause, reason, retry_after_s)
         if was_running and served.worker is not None:
             task = asyncio.create_task(self._take_back(served, served.worker.process, job))
             self._cancelling.add(task)

@@ -7,7 +7,7 @@ one step of a generator decodes one token for every active sequence. The worker 
     session = backend.load(files, options)
     session.attach(AdapterSource(...))   unmerged LoRA, resident beside others
     session.submit(SessionJob(...))      any number; jobs of one batch may use different adapters (mixed_adapters)
-    session.step(Limits(...))            -> [Chunk | Done | Failed], empty where no job got further
+    session.step(Limits(...))            -> [Chunk | Done | ...], empty where no job got further
     session.finish(job_id)               end a streamed answer now; interrupt(job_id): end the running step early
     session.close()
 
@@ -132,7 +132,13 @@ class Failed(NamedTuple):
     refused: bool = False
 
 
-Event = Chunk | Done | Failed
+class GrammarReady(NamedTuple):
+    """A job's grammar was compiled. Until then the job holds none of the sequences."""
+
+    job_id: str
+
+
+Event = Chunk | Done | Failed | GrammarReady
 
 
 class Footprint(NamedTuple):

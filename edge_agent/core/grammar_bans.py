@@ -22,6 +22,11 @@ def has_grammar(params: Mapping[str, object]) -> bool:
     return any(name in params for name in GRAMMAR_PARAMS)
 
 
+def barred_reason(model: str) -> str:
+    """Why a grammar is not taken while its client is banned."""
+    return f"grammars or schemas cost model {model!r} too much and are not taken now; ask without one"
+
+
 class GrammarBans:
     """The bans of one model."""
 

@@ -46,7 +46,8 @@ class BatchLimits:
     and its longest text's bytes (None: not known); a batch does not grow beyond the time that its jobs have left.
     `active_adapters`: those at work in a runtime that computes with one at a time, whose jobs go first within their
     priority (None: the order does not depend on the adapter). `held`: rows that clients hold inside already, where rows
-    are held for long (a generator's sequences); None where a batch ends as a whole.
+    are held for long (a generator's sequences); None where a batch ends as a whole. `may_join`: jobs for which it is
+    false are left in the queue.
     """
 
     max_rows: int
@@ -56,6 +57,7 @@ class BatchLimits:
     predict_s: Callable[[int, int], float | None] | None = None
     active_adapters: frozenset[str | None] | None = None
     held: Mapping[str, int] | None = None
+    may_join: Callable[[Job], bool] | None = None
 
 
 def urgency(job: Job, now_s: float) -> tuple[int, float]:
@@ -124,6 +126,8 @@ class Queue:
         for job in self._ordered(self.jobs(), now_s, self._active_adapters(limits, now_s)):
             # A job that does not fit is skipped and not waited for: later, smaller ones may fill the batch.
             if batch and not (_fits(job, batch, rows, limits) and _has_time(job, batch, rows, limits, now_s)):
+                continue
+            if limits.may_join is not None and not limits.may_join(job):
                 continue
             if limits.held is not None and self._leaves_none(job, batch, limits, now_s):
                 continue

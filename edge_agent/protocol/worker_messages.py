@@ -329,6 +329,12 @@ class JobFailed(WorkerEvent, tag="failed"):
     costly: bool = False
 
 
+class GrammarCompiled(WorkerEvent, tag="compiled"):
+    """A job's grammar was compiled: from now on the job holds a sequence, or waits for one."""
+
+    id: str
+
+
 class Heartbeat(WorkerEvent, tag="beat"):
     """A generator works; sent where nothing else was for a second."""
 
@@ -343,7 +349,7 @@ AnyAnswer = (
     | FootprintRead
     | JobCancelled
 )
-AnyEvent = TextChunk | JobDone | JobFailed | Heartbeat
+AnyEvent = TextChunk | JobDone | JobFailed | GrammarCompiled | Heartbeat
 
 
 class WorkerListener(Protocol):

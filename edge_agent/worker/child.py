@@ -27,6 +27,7 @@ from edge_agent.backends.api import (
     Done,
     Event,
     Failed,
+    GrammarReady,
     Limits,
     Session,
     SessionJob,
@@ -58,6 +59,7 @@ from edge_agent.protocol.worker_messages import (
     FootprintBytes,
     FootprintRead,
     GeneratedText,
+    GrammarCompiled,
     Heartbeat,
     JobCancelled,
     JobDone,
@@ -351,6 +353,8 @@ class Child:
             del self._pending[event.job_id]
             status, cause = (422, Cause.INVALID) if event.refused else (500, Cause.WORKER_FAILED)
             self._fail(event.job_id, status, cause, event.reason, event.costly)
+        elif isinstance(event, GrammarReady):
+            self._send(GrammarCompiled(event.job_id))
         else:
             self._conclude(event)
 

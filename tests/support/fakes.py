@@ -28,6 +28,7 @@ from edge_agent.protocol.worker_messages import (
     CompanyTexts,
     FootprintBytes,
     GeneratedText,
+    GrammarCompiled,
     JobDone,
     JobFailed,
     JobWork,
@@ -431,6 +432,10 @@ class FakeWorker:
         """A job fails."""
         del self.inside[name]
         self._say(JobFailed(name, status, cause, reason))
+
+    def compiled(self, name: str) -> None:
+        """A job's grammar was compiled."""
+        self._say(GrammarCompiled(name))
 
     def refuse_grammar(self, name: str) -> None:
         """A job's own grammar takes too much."""

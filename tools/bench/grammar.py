@@ -21,7 +21,7 @@ from typing import Any
 
 from bench import random_gguf
 from edge_agent.backends import registry
-from edge_agent.backends.api import Chunk, Done, Limits, Session, SessionJob
+from edge_agent.backends.api import Chunk, Done, GrammarReady, Limits, Session, SessionJob
 from edge_agent.backends.llamacpp.grammar_client import FollowedGrammar, GrammarClient, Phase
 from edge_agent.backends.llamacpp.grammar_process import SPECIAL, GrammarRefused, Grammars, State
 
@@ -189,6 +189,8 @@ def _answer(session: Session, threads: int, params: dict[str, Any]) -> tuple[flo
             if isinstance(event, Chunk):
                 count += 1
                 began = (time.perf_counter(), time.process_time()) if count == 2 else began
+            elif isinstance(event, GrammarReady):
+                continue
             elif not isinstance(event, Done) or count != TOKENS:
                 raise AssertionError(f"{event} after {count} tokens")
             else:

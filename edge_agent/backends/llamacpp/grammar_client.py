@@ -3,7 +3,8 @@
 Nothing here waits for a grammar. What is asked is answered in the order of asking; `pump` reads what has come. A mask
 is asked for when a token is taken, so that it is computed while llama.cpp computes the next token. When the process
 ends by a limit, the operation that it was in is at fault: that answer fails, the others are opened again in a new
-process with the tokens that they have.
+process with the tokens that they have. One grammar is compiled at a time, that of the client whose grammars have cost
+least lately, so that others wait behind one compilation and no more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from edge_agent.base.limits import MIB
 MODULE = "edge_agent.backends.llamacpp.grammar_process"
 KINDS = ("json_schema", "regex", "grammar")
 HEAD_S = 30.0
-"""Wall seconds after which an operation is taken for endless: its CPU time is limited by the kernel."""
+"""Wall seconds after which an operation is taken for endless. Its CPU time is limited by the kernel, so most often the
+process was stopped, or got no CPU: that is no fault of the grammar."""
+LOOK_S = 1.0
+"""Wall seconds of an operation after which its process's CPU time is read, to compare it at `HEAD_S`."""
+RETRIES = 1
+"""Times that a grammar is opened again after its process was ended from outside in one of its operations."""
+CLIENT_S, CLIENT_SHARE = 4.0, 0.1
+"""CPU seconds that one client's grammars may take to compile in all, and what of it is forgiven per second."""
+CLIENTS_KEPT = 256
 GRACE_S, PER_TOKEN_S = 2.0, 0.02
 """CPU seconds that one answer's grammar may take in all: `GRACE_S`, and `PER_TOKEN_S` more for each of its tokens."""
 COSTLY_S = 0.25
@@ -60,22 +69,43 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class FollowedGrammar:
-    """An answer's grammar. `mask`: a bit per token, in phase GOES; `reason` and `costly` in phase FAILED."""
+    """An answer's grammar. `mask`: a bit per token, in phase GOES; `reason`, `costly` and `blamed` in phase FAILED.
+    `blamed`: it failed by what it is, and not by what happened to its process."""
 
     number: int
     kind: str
     text: str
+    client: str = ""
     phase: Phase = Phase.CHECKED
     tokens: list[int] = field(default_factory=list)
     mask: bytes = b""
     reason: str = ""
     costly: bool = False
+    blamed: bool = True
     cpu_s: float = 0.0
+    interrupted: int = 0
+    told: bool = False
 
-    def fail(self, reason: str, costly: bool) -> None:
+    def fail(self, reason: str, costly: bool, blamed: bool = True) -> None:
         """Refuse it; the first reason stays."""
         if self.phase is not Phase.FAILED:
             self.phase, self.reason, self.costly, self.mask = Phase.FAILED, reason, costly, b""
+            self.blamed = blamed
+
+    def hold_against_client(self, reason: str) -> None:
+        """Refuse it as too costly, also where it was refused for less."""
+        self.phase, self.reason, self.costly, self.blamed, self.mask = Phase.FAILED, reason, True, True, b""
+
+    def interrupt(self) -> None:
+        """Its process was ended from outside, or stopped, in its operation."""
+        self.interrupted += 1
+        if self.interrupted > RETRIES:
+            self.fail(f"the process that follows the {self.kind} was ended from outside", costly=False, blamed=False)
+
+    def is_news(self) -> bool:
+        """Whether it is compiled, and this was not asked before."""
+        told, self.told = self.told, self.phase is Phase.READY
+        return self.told and not told
 
     def awaits(self, token: int | None = None) -> None:
         """Its next mask is asked for, behind this token."""
@@ -86,6 +116,8 @@ class FollowedGrammar:
     def take_reply(self, reply: MaskReply, compiled: bool) -> None:
         """What came of the operation that was asked for; `compiled`: it was only compiled."""
         self.cpu_s += reply.cpu_s
+        if self.phase is Phase.FAILED:  # with another grammar of its client, while this was computed
+            return
         allowed_s = GRACE_S + PER_TOKEN_S * len(self.tokens)
         if reply.state in (State.REFUSED, State.COSTLY):
             self.fail(reply.text, reply.state == State.COSTLY and self.cpu_s > COSTLY_S)
@@ -135,6 +167,8 @@ class GrammarClient:
         self._out = bytearray()
         self._in = bytearray()
         self._head_s = 0.0
+        self._head_cpu_s: float | None = None
+        self._spent: dict[str, tuple[float, float]] = {}
         self._words: bytes | None = None
         self._reader: threading.Thread | None = None
 
@@ -143,20 +177,21 @@ class GrammarClient:
         """The process's id; 0 while there is none."""
         return self._pid if self._channel is not None else 0
 
-    def begin(self, kind: str, text: str) -> FollowedGrammar:
-        """Have a grammar compiled. Raises BackendMissing where llguidance is not installed, BackendError when too much
-        waits."""
+    def begin(self, kind: str, text: str, client: str = "") -> FollowedGrammar:
+        """Have a grammar of a client compiled. Raises BackendMissing where llguidance is not installed, BackendError
+        when too much waits."""
         if self._channel is None and importlib.util.find_spec("llguidance") is None:
             raise BackendMissing(
                 "this worker follows no json_schema, regex or grammar: llguidance cannot be imported",
                 "llamacpp",
                 "install edge-agent with its extra llamacpp",
             )
-        if len(self._asked) >= ASKED:
+        if len(self._asked) >= ASKED or len(self._grammars) >= ASKED:
             raise BackendError(f"{ASKED} operations of grammars wait in this worker already", kind)
         self._numbers += 1
-        grammar = self._grammars[self._numbers] = FollowedGrammar(self._numbers, kind, text)
-        self._ask("check", grammar, kind, text)
+        grammar = FollowedGrammar(self._numbers, kind, text, client)
+        self._grammars[grammar.number] = grammar
+        self._compile_next()
         return grammar
 
     def open(self, grammar: FollowedGrammar) -> None:
@@ -193,7 +228,9 @@ class GrammarClient:
             while self._asked and self._moved(0.0):
                 pass
         elif self._asked and time.monotonic() - self._head_s > (START_S if self._starting() else HEAD_S):
-            self._died("does not end")
+            self._died(endless=True)
+        elif self._head_cpu_s is None and time.monotonic() - self._head_s > min(LOOK_S, HEAD_S / 2):
+            self._head_cpu_s = _cpu_s(self._pid)
 
     def _starting(self) -> bool:
         return self._asked[0].operation == "vocabulary"
@@ -201,11 +238,44 @@ class GrammarClient:
     def _ask(self, operation: str, grammar: FollowedGrammar | None, *values: Any) -> None:
         self._numbers += 1
         if not self._asked:
-            self._head_s = time.monotonic()
+            self._head_s, self._head_cpu_s = time.monotonic(), None
         self._asked.append(_Asked(self._numbers, operation, grammar))
         if self._channel is not None:
             self._post(self._numbers, operation, *values)
             self._sent(self._channel)
+
+    def _compile_next(self) -> None:
+        """Have the next grammar compiled, unless one is."""
+        if any(one.operation == "check" for one in self._asked):
+            return
+        waiting = [one for one in self._grammars.values() if one.phase is Phase.CHECKED]
+        if waiting:
+            now_s = time.monotonic()
+            grammar = min(waiting, key=lambda one: (self._spent_s(one.client, now_s), one.number))
+            self._ask("check", grammar, grammar.kind, grammar.text)
+
+    def _spent_s(self, client: str, now_s: float) -> float:
+        spent_s, at_s = self._spent.get(client, (0.0, now_s))
+        return max(0.0, spent_s - CLIENT_SHARE * (now_s - at_s))
+
+    def _charge(self, grammar: FollowedGrammar, cpu_s: float) -> None:
+        """Hold the cost of compiling against the client, also where each of its grammars alone is cheap enough."""
+        now_s = time.monotonic()
+        spent_s = self._spent_s(grammar.client, now_s) + cpu_s
+        self._spent.pop(grammar.client, None)
+        self._spent[grammar.client] = (spent_s, now_s)
+        while len(self._spent) > CLIENTS_KEPT:
+            del self._spent[min(self._spent, key=lambda client: self._spent_s(client, now_s))]
+        if grammar.client and spent_s > CLIENT_S:
+            took = f"grammars of this client took {spent_s:.1f} s of computing lately"
+            grammar.hold_against_client(f"{took}; {CLIENT_S:g} s are possible")
+
+    def _bar(self, guilty: FollowedGrammar) -> None:
+        """End what else a client follows, when one of its grammars cost too much."""
+        if guilty.costly and guilty.client:
+            for one in self._grammars.values():
+                if one.client == guilty.client:
+                    one.fail("another grammar of this client cost too much", costly=False)
 
     def _post(self, *frame: Any) -> None:
         data = marshal.dumps(frame)
@@ -226,7 +296,7 @@ class GrammarClient:
         except OSError:
             data = b""
         if not data:
-            self._died("")
+            self._died()
             return True
         self._in += data
         while (frame := self._frame()) is not None:
@@ -253,11 +323,15 @@ class GrammarClient:
 
     def _answered(self, reply: MaskReply) -> None:
         asked = self._asked.popleft()
-        self._head_s = time.monotonic()
+        self._head_s, self._head_cpu_s = time.monotonic(), None
         grammar = asked.grammar
-        if grammar is None or grammar.number not in self._grammars:
-            return
-        grammar.take_reply(reply, compiled=asked.operation == "check")
+        if grammar is not None:
+            if grammar.number in self._grammars:
+                grammar.take_reply(reply, compiled=asked.operation == "check")
+            if asked.operation == "check":  # not "open": after another's fault that is no cost of this client
+                self._charge(grammar, reply.cpu_s)
+            self._bar(grammar)
+        self._compile_next()
 
     def _start(self, wait_s: float) -> None:
         """Start the process. The vocabulary is read by a thread: that takes a second on a board."""
@@ -282,6 +356,7 @@ class GrammarClient:
         ours.setblocking(False)
         self._channel = ours
         self._out, self._in, self._head_s = bytearray(self._words), bytearray(), time.monotonic()
+        self._head_cpu_s = None
         self._asked.clear()
         self._asked.append(_Asked(0, "vocabulary", None))
         self._open_again()
@@ -293,29 +368,36 @@ class GrammarClient:
 
     def _open_again(self) -> None:
         for grammar in list(self._grammars.values()):
-            if grammar.phase is Phase.CHECKED:
-                self._ask("check", grammar, grammar.kind, grammar.text)
-            elif grammar.phase in (Phase.AWAITED, Phase.GOES):
+            if grammar.phase in (Phase.AWAITED, Phase.GOES):
                 self.open(grammar)
+        self._compile_next()
 
-    def _died(self, why: str) -> None:
-        """The process has ended, or has to: the operation that it was in is at fault."""
+    def _died(self, endless: bool = False) -> None:
+        """The process has ended, or has to because it answers no more: the operation that it was in is at fault, unless
+        somebody else ended or stopped it."""
         starting = bool(self._asked) and self._starting()
         guilty, operation = (self._asked[0].grammar, self._asked[0].operation) if self._asked else (None, "")
+        before_s, now_cpu_s = self._head_cpu_s, _cpu_s(self._pid) if endless else None
+        busy = before_s is not None and now_cpu_s is not None and now_cpu_s - before_s > COMPILE_S
         code = self._bury()
         if starting:
             self._fail_all(f"the process for grammars does not start ({_ending(code)})")
             return
         if guilty is not None and guilty.number in self._grammars:
-            reason, costly = _blame(code, why, operation)
-            guilty.fail(f"the {guilty.kind} {reason}", costly)
+            if busy:
+                guilty.fail(f"the {guilty.kind} does not end", costly=True)
+            elif endless or code in (-signal.SIGKILL, -signal.SIGTERM):
+                guilty.interrupt()
+            else:
+                guilty.fail(f"the {guilty.kind} {_blame(code, operation)}", costly=True)
+            self._bar(guilty)
         if any(one.phase in (Phase.CHECKED, Phase.AWAITED, Phase.GOES) for one in self._grammars.values()):
             self._start(0.0)
 
     def _fail_all(self, reason: str) -> None:
         self._asked.clear()
         for grammar in self._grammars.values():
-            grammar.fail(reason, costly=False)
+            grammar.fail(reason, costly=False, blamed=False)
 
     def _bury(self) -> int:
         """Take the process away; its exit code, negative for a signal."""
@@ -341,15 +423,21 @@ def _ending(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _blame(code: int, why: str, operation: str) -> tuple[str, bool]:
-    """(what the grammar did, whether its client is to be told apart) by the way in which its process ended."""
-    if why:
-        return why, True
+def _cpu_s(pid: int) -> float | None:
+    """CPU seconds that a process has used; None where it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 (pathlib costs memory for one line)
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _blame(code: int, operation: str) -> str:
+    """What the grammar did, by the way in which its process ended."""
     if code == -signal.SIGPROF:
         limit = f"{TOKEN_S:g} s of computing for one token" if operation == "take" else f"{COMPILE_S:g} s to compile"
-        return f"takes more than {limit}", True
+        return f"takes more than {limit}"
     if code == -signal.SIGABRT:
-        return f"takes more than {MEMORY_BYTES // MIB} MiB, or breaks its parser", True
-    if code in (-signal.SIGKILL, -signal.SIGTERM):
-        return "was interrupted: its process was ended from outside", False
-    return f"breaks its parser ({_ending(code)})", True
+        return f"takes more than {MEMORY_BYTES // MIB} MiB, or breaks its parser"
+    return f"breaks its parser ({_ending(code)})"

@@ -19,6 +19,7 @@ from edge_agent.backends.api import (
     Failed,
     Footprint,
     Generated,
+    GrammarReady,
     Limits,
     Session,
     SessionJob,
@@ -169,7 +170,7 @@ class LlamaSession(Session):
         if len(self._waiting) == QUEUE_JOBS:
             raise BackendError(f"{QUEUE_JOBS} jobs wait in this worker already", job.job_id)
         wanted = grammar_of(job.params)
-        grammar = None if wanted is None else self._grammars.begin(*wanted)
+        grammar = None if wanted is None else self._grammars.begin(*wanted, job.client)
         sampler = Sampler(self._model, job.params, job.rows[0])
         self._waiting.append(_WaitingJob(job, sampler, grammar, time.monotonic()))
 
@@ -308,6 +309,8 @@ class LlamaSession(Session):
                 events.append(_refused(waiting.job.job_id, waiting.grammar))
                 self._waiting.remove(waiting)
                 self._drop(waiting)
+            elif waiting.grammar is not None and waiting.grammar.is_news():
+                events.append(GrammarReady(waiting.job.job_id))
         for sequence in [one for one in self._active.values() if one.grammar is not None]:
             phase = sequence.grammar.phase
             if phase is Phase.FAILED:
@@ -469,7 +472,7 @@ class LlamaSession(Session):
 
 
 def _refused(job_id: str, grammar: FollowedGrammar) -> Failed:
-    return Failed(job_id, grammar.reason, costly=grammar.costly, refused=True)
+    return Failed(job_id, grammar.reason, costly=grammar.costly, refused=grammar.blamed)
 
 
 def _part(chunk: ScheduledChunk) -> DecodeInput:

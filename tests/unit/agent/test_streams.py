@@ -351,6 +351,51 @@ def test_a_grammar_that_costs_too_much_bars_its_client_and_no_other() -> None:
     run(scenario)
 
 
+def test_a_grammar_that_costs_too_much_ends_what_its_client_brought_beside_it() -> None:
+    async def scenario(device: Device) -> None:
+        program = {"prompt": "x", "params": {"grammar": 'root ::= "a"'}}
+        for number in range(1, 5):
+            await device.ask(str(number), program, client="one")
+        await device.ask("plain", {"prompt": "x"}, client="one")
+        await device.ask("other", program, client="two")
+        await settle()
+        worker = device.spawner.last
+        assert "one/1" in worker.inside and "one/4" not in worker.inside, "inside and in the queue"
+        worker.refuse_grammar("one/1")
+        await settle()
+        statuses = device.transport.statuses()
+        assert (statuses["1"], statuses["2"], statuses["3"], statuses["4"]) == ([422], [503], [503], [503])
+        assert device.transport.reply("4")["retry_after_s"] > 0.0
+        assert set(worker.inside) == {"one/plain", "two/other"}
+
+    run(scenario)
+
+
+def test_a_job_whose_grammar_is_compiled_holds_no_sequence() -> None:
+    async def scenario(device: Device) -> None:
+        program = {"prompt": "x", "params": {"regex": "a"}}
+        await device.ask("1", program, client="one")
+        await device.ask("2", program, client="one")
+        await settle()
+        for name in ("plain", "late"):
+            await device.ask(name, asked(), client="two")
+        await settle()
+        worker = device.spawner.last
+        assert set(worker.inside) == {"one/1", "two/plain"}, "one plain job beside it, and one grammar of a client"
+        worker.end("two/plain", "x")
+        await settle()
+        assert set(worker.inside) == {"one/1", "two/late"}
+        worker.compiled("one/1")
+        worker.end("two/late", "x")
+        await settle()
+        assert set(worker.inside) == {"one/1"}, "it holds the only sequence now"
+        worker.end("one/1", "a")
+        await settle()
+        assert set(worker.inside) == {"one/2"}
+
+    run(scenario, sequences=1)
+
+
 @pytest.mark.parametrize("reason", ["killed by SIGSEGV", "killed by SIGKILL"])
 def test_a_worker_that_dies_is_not_put_down_to_a_grammar_which_does_not_run_in_it(reason: str) -> None:
     async def scenario(device: Device) -> None:
@@ -360,6 +405,7 @@ def test_a_worker_that_dies_is_not_put_down_to_a_grammar_which_does_not_run_in_i
         device.spawner.last.die(reason)
         await later(5.0)
         assert "one/1" in device.spawner.last.inside, "it is tried again"
+        device.spawner.last.compiled("one/1")
         await device.ask("2", program, client="one")
         await settle()
         assert "one/2" in device.spawner.last.inside

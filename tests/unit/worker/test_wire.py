@@ -25,6 +25,7 @@ from edge_agent.protocol.worker_messages import (
     CancelJob,
     CloseWorker,
     DetachAdapter,
+    GrammarCompiled,
     Heartbeat,
     JobCancelled,
     JobFailed,
@@ -62,6 +63,7 @@ ANSWERS = st.one_of(
     st.builds(CallRefused, call=CALLS, error=NAMES, reason=NAMES),
     st.builds(JobCancelled, call=CALLS, cancelled=st.booleans()),
     st.builds(TextChunk, NAMES, NAMES),
+    st.builds(GrammarCompiled, NAMES),
     st.builds(JobFailed, NAMES, st.integers(400, 503), st.sampled_from(Cause), NAMES, st.booleans()),
     st.just(Heartbeat()),
 )

@@ -104,15 +104,29 @@ def test_a_process_that_is_ended_from_outside_is_started_again(client: GrammarCl
     client.take(first, ord("a"))
     until(client, lambda: first.phase is Phase.GOES)
     before = client._pid
-    os.kill(before, signal.SIGKILL)
-    os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+    killed(client)
     client.take(second, ord("x"))
     until(client, lambda: second.phase is not Phase.AWAITED)
     assert client._pid != before
-    assert (second.phase, second.costly) == (Phase.FAILED, False)
-    assert "ended from outside" in second.reason
+    assert allowed(second.mask) == [ord("y")]
     until(client, lambda: first.phase is Phase.GOES)
     assert allowed(first.mask) == [ord("b"), END]
+
+
+def test_a_grammar_whose_process_is_ended_from_outside_twice_fails_without_blame(client: GrammarClient) -> None:
+    grammar = opened(client, "regex", "abc")
+    for token in b"ab":
+        until(client, lambda: grammar.phase is Phase.GOES)
+        killed(client)
+        client.take(grammar, token)
+    until(client, lambda: grammar.phase is Phase.FAILED)
+    assert (grammar.costly, grammar.blamed) == (False, False)
+    assert "ended from outside" in grammar.reason
+
+
+def killed(client: GrammarClient) -> None:
+    os.kill(client._pid, signal.SIGKILL)
+    os.waitid(os.P_PID, client._pid, os.WEXITED | os.WNOWAIT)
 
 
 def test_a_process_that_cannot_be_started_is_said_and_tried_again(
@@ -130,15 +144,74 @@ def test_a_process_that_cannot_be_started_is_said_and_tried_again(
     assert allowed(opened(client, "regex", "a").mask) == [*b"a"]
 
 
-def test_a_process_that_does_not_answer_is_ended(client: GrammarClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_stopped_is_started_again(client: GrammarClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops it, or takes its CPU, is no client: what it computed counts, not how long it took."""
+    grammar = opened(client, "regex", "ab")
+    before = client._pid
+    os.kill(before, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(grammar_client, "HEAD_S", 0.2)
+        client.take(grammar, ord("a"))
+        until(client, lambda: client._pid != before)
+    until(client, lambda: grammar.phase is not Phase.AWAITED)
+    assert (grammar.phase, allowed(grammar.mask)) == (Phase.GOES, [*b"b"])
+
+
+def test_a_process_that_computes_without_end_is_put_down_to_its_grammar(
+    client: GrammarClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = iter([0.0, 5.0])
     grammar = opened(client, "regex", "ab")
     os.kill(client._pid, signal.SIGSTOP)
     monkeypatch.setattr(grammar_client, "HEAD_S", 0.2)
+    monkeypatch.setattr(grammar_client, "_cpu_s", lambda _pid: next(used))
     client.take(grammar, ord("a"))
     until(client, lambda: grammar.phase is not Phase.AWAITED)
-    assert grammar.reason == "the regex does not end"
-    monkeypatch.undo()
-    assert allowed(opened(client, "regex", "a").mask) == [*b"a"]
+    assert (grammar.reason, grammar.costly, grammar.blamed) == ("the regex does not end", True, True)
+
+
+def doublings(levels: int, word: str) -> str:
+    rules = (f"r{n} ::= r{n - 1} r{n - 1}" for n in range(1, levels + 1))
+    return "\n".join([f"root ::= r{levels}", *rules, f'r0 ::= "{word}"?'])
+
+
+def test_another_client_waits_behind_one_costly_grammar_and_the_first_clients_others_end(client: GrammarClient) -> None:
+    bombs = [client.begin("grammar", doublings(18, f"b{n}"), "bomber") for n in range(4)]
+    other = client.begin("json_schema", "{}", "other")
+    until(client, lambda: other.phase is Phase.READY)
+    assert [bomb.phase for bomb in bombs] == [Phase.FAILED] * 4
+    assert [bomb.costly for bomb in bombs] == [True, False, False, False]
+    assert "another grammar of this client" in bombs[3].reason
+    assert bombs[3].cpu_s == 0.0, "it was never compiled"
+
+
+def test_grammars_are_compiled_first_of_whom_they_cost_least(client: GrammarClient) -> None:
+    first = client.begin("grammar", doublings(11, "a"), "one")
+    until(client, lambda: first.phase is not Phase.CHECKED)
+    later = [client.begin("regex", "a", "one"), client.begin("regex", "b", "one"), client.begin("regex", "c", "two")]
+    until(client, lambda: later[2].phase is Phase.READY)
+    assert later[1].phase is Phase.CHECKED
+
+
+def test_what_a_clients_grammars_cost_is_summed_and_forgiven_with_time(
+    client: GrammarClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs less than what is held against a client; together they do not go on without end."""
+    monkeypatch.setattr(grammar_client, "CLIENT_S", 0.3)
+    costly = None
+    for number in range(200):
+        grammar = client.begin("grammar", doublings(12, f"b{number}"), "bomber")
+        until(client, lambda grammar=grammar: grammar.phase is not Phase.CHECKED)  # type: ignore[misc]
+        if grammar.costly:
+            costly = grammar
+            break
+    assert costly is not None and "grammars of this client took" in costly.reason
+    assert client.begin("regex", "a", "other").phase is Phase.CHECKED
+    until(client, lambda: all(one.phase is not Phase.CHECKED for one in client._grammars.values()))
+    monkeypatch.setattr(grammar_client, "CLIENT_SHARE", 1e6)
+    again = client.begin("regex", "xa", "bomber")
+    until(client, lambda: again.phase is not Phase.CHECKED)
+    assert again.phase is Phase.READY
 
 
 def test_what_is_forgotten_is_not_computed_again(client: GrammarClient) -> None:

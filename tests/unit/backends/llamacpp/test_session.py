@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, Limits, Session, SessionJob
+from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, GrammarReady, Limits, Session, SessionJob
 from edge_agent.backends.llamacpp import grammar_client
 from edge_agent.backends.llamacpp.llama_context import DecodeInput, LlamaContext, Outcome
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner
@@ -64,6 +64,8 @@ def run(session: Session, *jobs: SessionJob, steps: int = 2000) -> dict[str, tup
             if isinstance(event, Chunk):
                 assert event.job_id not in ends, "a chunk after the end"
                 tokens[event.job_id] += event.tokens
+            elif isinstance(event, GrammarReady):
+                assert not tokens[event.job_id], "a grammar is compiled before the first token"
             else:
                 assert event.job_id not in ends, "ended twice"
                 ends[event.job_id] = event
@@ -336,6 +338,22 @@ def test_a_grammar_that_takes_too_long_ends_its_own_answer_and_no_other(
     assert len(ended["plain"][0]) == 20
 
 
+def test_one_clients_grammars_end_together_and_a_plain_answer_ends_before_them(session: Session) -> None:
+    rules = "\n".join(f"r{n} ::= r{n - 1} r{n - 1}" for n in range(1, 19))
+    for number in range(4):
+        bomb = job(f"bomb{number}", grammar=f'root ::= r18\n{rules}\nr0 ::= "{number}"?')
+        session.submit(bomb._replace(client="one"))
+    session.submit(job("schema", json_schema=PLACE, max_tokens=60)._replace(client="two"))
+    session.submit(job("plain")._replace(client="two"))
+    ends: dict[str, Any] = {}
+    for _ in range(5000):
+        ends |= {event.job_id: event for event in session.step(LIMITS) if isinstance(event, (Done, Failed))}
+        if len(ends) == 6:
+            break
+    assert (next(iter(ends)), isinstance(ends["schema"], Done)) == ("plain", True)
+    assert [ends[f"bomb{number}"].costly for number in range(4)] == [True, False, False, False]
+
+
 def test_with_fewer_rows_than_sequences_all_of_them_go_on(session: Session) -> None:
     for name in "abc":
         session.submit(job(name, max_tokens=200))
@@ -400,7 +418,8 @@ def test_an_answer_ends_with_its_grammar_also_without_a_token_that_ends_it(sessi
 
 def test_a_truncated_answer_says_so_and_logprobs_are_those_of_the_model(session: Session) -> None:
     session.submit(job("x", json_schema={"type": "string", "minLength": 40}, max_tokens=5, logprobs=True))
-    events = [event for _ in range(200) for event in session.step(LIMITS)]
+    ready, *events = [event for _ in range(200) for event in session.step(LIMITS)]
+    assert ready == GrammarReady("x")
     chunks, end = events[:-1], events[-1]
     assert isinstance(end, Done)
     assert end.outputs["finish"] == "length"
