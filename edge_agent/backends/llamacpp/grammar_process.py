@@ -105,10 +105,11 @@ class _Words:
 
 
 class Matching:
-    """One answer under its grammar."""
+    """One answer under its grammar. `by_pattern`: its names may follow a pattern."""
 
-    def __init__(self, matcher: Any, guarded: bool) -> None:
+    def __init__(self, matcher: Any, guarded: bool, by_pattern: bool = False) -> None:
         self.matcher = matcher
+        self.by_pattern = by_pattern
         self.so_far = JsonText() if guarded else None
 
     def write(self, word: bytes) -> None:
@@ -132,6 +133,7 @@ class Grammars:
         self._guard = NameGuard(tokens)
         self._compiled: dict[tuple[str, str], Any] = {}
         self._open: dict[int, Matching] = {}
+        self._escapes = [token for token, word in enumerate(tokens) if (len(word) - len(word.rstrip(b"\\"))) % 2]
         self._bytes: Any = None
 
     def check(self, kind: str, text: str) -> None:
@@ -140,7 +142,7 @@ class Grammars:
 
     def open(self, number: int, kind: str, text: str, taken: Sequence[int]) -> None:
         """Begin an answer, or go on with one that has these tokens. Raises GrammarRefused."""
-        matching = Matching(self._compile(kind, text).deep_copy(), kind == "json_schema")
+        matching = Matching(self._compile(kind, text).deep_copy(), kind == "json_schema", "patternProperties" in text)
         self._open[number] = matching
         for token in taken:
             self.take(number, token)
@@ -168,9 +170,22 @@ class Grammars:
         if matching.so_far is not None:
             for token in self._guard.barred(matching.so_far):
                 kept[token >> 3] &= ~(1 << (token & 7))
+            if matching.by_pattern and matching.so_far.named and matching.so_far.text is not None:
+                self._bar_escapes(matching, kept)
         if not any(kept):
             raise GrammarRefused("no text fits behind what the answer has")
         return bytes(kept), State.GOES
+
+    def _bar_escapes(self, matching: Matching, kept: bytearray) -> None:
+        r"""Take out tokens that begin an escape in a name by a pattern, where only \u could follow."""
+        for token in (one for one in self._escapes if kept[one >> 3] >> (one & 7) & 1):
+            after = matching.matcher.deep_copy()
+            after.consume_token(token)
+            found = bytearray(after.compute_bitmask())
+            for barred in self._guard.barred(JsonText(named=True, text=b"\\")):
+                found[barred >> 3] &= ~(1 << (barred & 7))
+            if not any(found):
+                kept[token >> 3] &= ~(1 << (token & 7))
 
     def fits(self, kind: str, text: str, tokens: Sequence[int]) -> bool:
         """Whether these tokens are a whole answer under a grammar. Raises GrammarRefused."""

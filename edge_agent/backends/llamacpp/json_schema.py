@@ -32,6 +32,8 @@ EXACT = 2**53
 MULTIPLE = 10_000
 """The most that `multipleOf` may be, in units of its last digit: its automaton has a state for every remainder."""
 LENGTHS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+LISTED_NUMBERS: Final = 1_000
+"""Multiples of a step between two bounds that are listed one by one."""
 LISTED_CHARS: Final = 40_000
 """Characters of schemas that names by a pattern may take, each name with a copy of its schema."""
 LONGEST: Final = 2**31
@@ -165,6 +167,7 @@ class _Preparation:
         self._list_names(found)
         _follow_format(found, pointer)
         _round_bounds(found, pointer)
+        _list_multiples(found)
         _bound_lengths(found, pointer)
         return found
 
@@ -433,6 +436,33 @@ def _round_bounds(found: dict[str, Any], pointer: str) -> None:
         digits = units.as_tuple().digits + (0,) * max(0, int(units.as_tuple().exponent))
         if step <= 0 or int("".join(map(str, digits))) > MULTIPLE:
             raise SchemaRefused(pointer, "multipleOf", f"is {step}; above 0, and at most {MULTIPLE} is followed")
+
+
+def _list_multiples(found: dict[str, Any]) -> None:
+    """Put a bounded number with fractional steps as the list of its values: llguidance writes a multiple of 0.25 with
+    two digits and a bounded number without a last zero, so that no text of 0.5 fits both."""
+    step, bounds = found.get("multipleOf"), {key: found[key] for key in BOUNDS & found.keys()}
+    numbers = [step, *bounds.values()]
+    if found.get("type") != "number" or "enum" in found or "const" in found or not isinstance(step, float):
+        return
+    if step.is_integer() or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
+        return
+    low = max((Decimal(str(bounds[key])) for key in ("minimum", "exclusiveMinimum") if key in bounds), default=None)
+    high = min((Decimal(str(bounds[key])) for key in ("maximum", "exclusiveMaximum") if key in bounds), default=None)
+    unit = Decimal(str(step))
+    if low is None or high is None or (high - low) / unit > LISTED_NUMBERS:
+        return
+    first, last = math.ceil(low / unit), math.floor(high / unit)
+    values = [unit * count for count in range(first, last + 1)]
+    over, under = found.get("exclusiveMinimum"), found.get("exclusiveMaximum")
+    kept = [
+        float(one)
+        for one in values
+        if (over is None or one > Decimal(str(over))) and (under is None or one < Decimal(str(under)))
+    ]
+    for key in ("multipleOf", *bounds):
+        del found[key]
+    found["enum"] = [int(one) if one.is_integer() else one for one in kept]
 
 
 def located(schema: Mapping[str, Any], wrong: str, tried: Callable[[Mapping[str, Any]], str]) -> SchemaRefused:

@@ -217,6 +217,18 @@ TEXTS: list[tuple[str, Any, list[str], list[str]]] = [
         ['{"max":3,"min":1,', '{"max":2}', '{"min":1,"min":2}', '{"mid":1}'],
     ),
     (
+        "names by a pattern, one of whose ways JSON writes as a number only",
+        obj(patternProperties={"^(a|b\\u0001|\\n)x": INT}, additionalProperties=False),
+        ['{"ax":1}', '{"\\nx":1}'],
+        ['{"b\\', '{"a\\'],
+    ),
+    (
+        "multiples of a fraction between bounds",
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1, "multipleOf": 0.25},
+        ["0.25", "0.5", "0.75"],
+        ["0", "1", "0.3"],
+    ),
+    (
         "names by a pattern, and a definition of nothing for others",
         obj(patternProperties={"^[ab]$": INT}, additionalProperties={"$ref": "#/$defs/f"}) | {"$defs": {"f": False}},
         ['{"a":1,"b":2}'],
