@@ -23,6 +23,7 @@ class TaskSpec:
     `kind` is 'classify', 'embed' or 'generate'. `labels` are the classifier's, in logit order.
     Below `threshold` the best label is reported as `out_of_scope`. `max_tokens` bounds a text; more is cut and said.
     For a generator it is the context of one sequence, prompt and answer together; a longer prompt is refused.
+    `prompt` is put before every text of an encoder that was trained with one.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class TaskSpec:
     max_tokens: int = 128
     threshold: float = 0.0
     out_of_scope: str | None = None
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

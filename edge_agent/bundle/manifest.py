@@ -133,10 +133,11 @@ class TaskDoc(Document, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=limits.CONTEXT_TOKENS)] = 128
     threshold: Share = 0.0
     out_of_scope: Label | None = None
+    prompt: Annotated[str, Meta(max_length=1024)] = ""
 
     def spec(self) -> TaskSpec:
         """The form that the agent uses."""
-        return TaskSpec(self.kind, self.labels, self.max_tokens, self.threshold, self.out_of_scope)
+        return TaskSpec(self.kind, self.labels, self.max_tokens, self.threshold, self.out_of_scope, self.prompt)
 
 
 class ModelDoc(Document, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ class TaskFields(Struct, frozen=True):
     max_tokens: int
     threshold: float
     out_of_scope: str | None
+    prompt: str = ""
 
 
 class LoadMemory(Struct, frozen=True):

@@ -20,7 +20,7 @@ def build(task: TaskFields, tokenizer_path: str | None, vocabulary: Vocabulary |
     from edge_agent.tasks.encoders import Classify, Embed
     from edge_agent.tasks.tokens import open_tokenizer
 
-    tokenizer = open_tokenizer(tokenizer_path, task.max_tokens)
+    tokenizer = open_tokenizer(tokenizer_path, task.max_tokens, task.prompt)
     if task.kind == "classify":
         return Classify(tokenizer, task)
     if task.kind == "embed":

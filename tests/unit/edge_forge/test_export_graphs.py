@@ -12,8 +12,8 @@ from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import predict_with_features
 from edge_forge.export.onnx import export_graphs as export
 from edge_forge.export.onnx import quantize
-from edge_forge.export.onnx.export_graphs import Parity, demand, largest
 from edge_forge.export.onnx.graph import metadata, opset
+from edge_forge.export.onnx.parity import Parity, choose_lengths, demand, edges_of, largest, rows_of
 from edge_forge.train.lora import save_adapter
 from tests.support import tiny_base as tiny
 
@@ -26,9 +26,11 @@ TEXTS = tuple(text for text, _ in tiny.ROWS)
 def base(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     bank = export.Bank(targets=("all",), first_layer=1, rank=4, max_labels=5)
+    export.trace_base(base_dir=tiny_base, out_dir=folder / "traced", base_id=BASE_ID, tolerance=1e-4, max_tokens=16)
     record = export.export_base(
-        base_dir=tiny_base, out_dir=folder, base_id=BASE_ID, bank=bank, texts=TEXTS, tolerance=1e-4, max_tokens=16
-    )
+        base_dir=tiny_base, traced=folder / "traced" / "encoder.onnx", out_dir=folder, bank=bank, texts=TEXTS,
+        tolerance=1e-4, max_tokens=16,
+    )  # fmt: skip
     return folder, record, bank
 
 
@@ -165,3 +167,32 @@ def test_parity_of_other_shapes_or_of_nothing_finite_is_infinite():
     assert largest(ones, np.ones((2, 4), np.float32)) == float("inf")
     assert largest(ones * np.nan, ones) == float("inf")
     assert largest(ones, ones * 0.5) == 0.5
+
+
+def test_all_lengths_are_compared_where_that_is_cheap():
+    assert choose_lengths(128, 10_600_000, ()).chosen == tuple(range(1, 129))
+    assert choose_lengths(128, 10_600_000, ()).said == "all of 1 to 128"
+
+
+def test_beyond_the_budget_short_lengths_edges_and_a_spread_are_compared():
+    found = choose_lengths(512, 300_000_000, (64, 128))
+    assert set(range(1, 33)) | {62, 63, 64, 65, 66, 126, 127, 128, 129, 130, 510, 511, 512} <= set(found.chosen)
+    assert max(found.chosen) == 512 and len(found.chosen) < 100
+    assert found.said.startswith(f"{len(found.chosen)} of 1 to 512")
+    wide = choose_lengths(512, 40_000_000, (64, 128))
+    gaps = [later - earlier for earlier, later in zip(wide.chosen, wide.chosen[1:], strict=False)]
+    assert len(wide.chosen) > len(found.chosen) and max(gaps) <= 64
+
+
+def test_the_edges_of_windows_and_buckets_are_read_from_the_configuration():
+    from transformers import ModernBertConfig, MPNetConfig
+
+    assert {50, 100} <= set(edges_of(ModernBertConfig(local_attention=100)))
+    assert {24, 48} <= set(edges_of(MPNetConfig(relative_attention_num_buckets=48)))
+
+
+def test_rows_have_their_length_and_go_through_the_whole_table():
+    rows = rows_of(50, range(1, 17), ([2], [3]))
+    assert [len(row) for row in rows] == list(range(1, 17))
+    assert {number for row in rows for number in row} == set(range(50))
+    assert all(row[0] == 2 and row[-1] == 3 for row in rows[2:])

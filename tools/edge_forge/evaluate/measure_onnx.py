@@ -44,6 +44,7 @@ class OnnxSubject:
     max_rows: int = 16
     threads: int = 0
     backend: str = "onnx"
+    prompt: str = ""
 
 
 class ModelOutputs(NamedTuple):
@@ -71,7 +72,7 @@ class ProcessMemory(NamedTuple):
 
 def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     """The outputs that a device computes for `texts`, in order. Raises BackendError."""
-    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     rows = [encoded.ids for encoded in tokenizer.encode(texts)]
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     with _session(subject) as session:
@@ -81,20 +82,26 @@ def outputs(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     return ModelOutputs(found["features"], found.get("logits"))
 
 
-def token_counts(tokenizer: Path, texts: Sequence[str]) -> list[int]:
+def token_counts(tokenizer: Path, texts: Sequence[str], prompt: str = "") -> list[int]:
     """Tokens of each text, special ones included, uncut. Raises BackendError."""
-    return [one.tokens for one in tokens.open_tokenizer(str(tokenizer), limits.TASK_TOKENS).encode(texts)]
+    return [one.tokens for one in tokens.open_tokenizer(str(tokenizer), limits.TASK_TOKENS, prompt).encode(texts)]
+
+
+def features_of(subject: OnnxSubject, batches: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
+    """Features [rows, width] of every batch of token ids, each computed as one batch. Raises BackendError."""
+    with _session(subject) as session:
+        return [np.asarray(_run(session, subject, batch).outputs["features"], np.float32) for batch in batches]
 
 
 def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:
     """How the variant's tokenizer splits `texts`: bytes, tokens, unknown tokens of each. Raises BackendError."""
-    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     return tokens.wording(texts, tokenizer.encode(texts))
 
 
 def golden(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
     """As `outputs`, but each text alone, as a worker runs golden probes."""
-    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     with _session(subject) as session:
         done = [_run(session, subject, [encoded.ids]).outputs for encoded in tokenizer.encode(texts)]
     logits = np.concatenate([one["logits"] for one in done]) if "logits" in done[0] else None
@@ -103,7 +110,7 @@ def golden(subject: OnnxSubject, texts: Sequence[str]) -> ModelOutputs:
 
 def latency(subject: OnnxSubject, texts: Sequence[str], runs: int = 50) -> Latency:
     """Time `runs` single texts, then full batches, after a warm-up. `texts` are used in turn."""
-    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens)
+    tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)
     chosen = [texts[place % len(texts)] for place in range(runs)]
     with _session(subject) as session:
         for text in chosen[:3]:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.models.encoder import open_encoder
-from edge_forge.models.sequence_classifier import mean_pool
 from edge_forge.train.frozen_states import by_length, encode, padded
 from edge_forge.train.lora import apply_adapter, load_adapter
 
@@ -33,7 +32,7 @@ def predict(
 def predict_with_features(
     base_dir: Path, trained_dir: Path, rows: Sequence[str], *, max_tokens: int = 128, merged: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(features [rows, hidden], logits [rows, labels]); otherwise as `predict`."""
+    """(features [rows, width], logits [rows, labels]); otherwise as `predict`."""
     if (trained_dir / "adapter.safetensors").is_file():
         encoder = open_encoder(base_dir)
         tensors = load_adapter(trained_dir / "adapter.safetensors")
@@ -44,12 +43,11 @@ def predict_with_features(
     else:
         raise ConfigError("there is no trained result", str(trained_dir), "run the train step first")
     tokens, _ = encode(base_dir, rows, max_tokens)
-    features = np.zeros((len(rows), encoder.hidden), dtype=np.float32)
+    features = np.zeros((len(rows), encoder.width), dtype=np.float32)
     with torch.inference_mode():
         for batch in by_length(np.asarray([len(ids) for ids in tokens], dtype=np.int64), _TOKENS_PER_BATCH):
             ids, mask = padded([tokens[row] for row in batch])
-            states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
-            features[batch] = mean_pool(states, mask).numpy()
+            features[batch] = encoder.features(ids, mask).numpy()
     logits = features @ tensors["head.weight"].numpy() + tensors["head.bias"].numpy()
     return features, logits.astype(np.float32)
 

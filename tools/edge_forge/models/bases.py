@@ -8,70 +8,41 @@ failure lists every attempt with its reason. A source is written
     owner/name or hf:ID       the Hugging Face cache, then, unless HF_HUB_OFFLINE is set, the hub; `hf:ID@REVISION`
 
 A usable base is a folder with `config.json`, `tokenizer.json` and `model.safetensors` (one file or an index with
-shards). Pickled weights (`pytorch_model.bin`) are refused: to load them is to run code.
+shards). Pickled weights (`pytorch_model.bin`) are refused: to load them is to run code. A base is a list of files
+(`listed`); libraries read a folder of links to them (`only_listed`), so that nothing else beside them has an effect.
 
-`base_id` is the identity that adapters are tied to; see its docstring. This module loads no runtime.
+The identity of a base is in `base_identity`. This module loads no runtime.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import fnmatch
 import importlib.metadata
 import json
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.models import sentence_pooling
 
-# The fields of config.json that change what the encoder computes. Names, versions, training-time settings (dropout,
-# initialisation) and caches do not, and hubs rewrite them.
-CONFIG_FIELDS = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_activation",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "norm_eps",
-    "rms_norm_eps",
-    "position_embedding_type",
-    "rope_theta",
-    "rope_scaling",
-    "pad_token_id",
-)
-# What the features (mean pooling of the last hidden state) never read, so that a checkpoint with or without them,
-# or with another head on top, is the same base.
-_UNUSED_PREFIXES = ("pooler.", "cls.", "classifier.", "score.", "lm_head.")
-_UNUSED_SUFFIXES = ("position_ids", "token_type_ids_buffer")
-_CONFIG_DEFAULTS: Mapping[str, object] = {"position_embedding_type": "absolute"}
-# A language model's answers depend on more: its head, and how it is attached and scaled.
-LANGUAGE_FIELDS = (
-    *CONFIG_FIELDS,
-    "rope_parameters",
-    "tie_word_embeddings",
-    "attention_bias",
-    "sliding_window",
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-)
 _HEADER_BYTES_MAX = 100_000_000  # the bound of the safetensors format itself
-_CHUNK_BYTES = 1 << 22
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "tf_model.h5")
 _WANTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-           "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "1_Pooling/config.json",
-           "README.md", "LICENSE*")  # fmt: skip
+           "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "modules.json",
+           "config_sentence_transformers.json", "sentence_bert_config.json", "[1-9]_*/config.json",
+           "[1-9]_*/model.safetensors", "README.md", "LICENSE*")  # fmt: skip
+# What other programs would read beside the weights, and what is never read here.
+_OTHERS_READ = ("adapter_config.json", "adapter_model.safetensors", "*.py", "*.bin", "*.pt", "*.pth", "*.h5",
+                "*.msgpack", "*.pkl", "*.ckpt")  # fmt: skip
+# Keys of config.json that name code or kernels; a base is computed by transformers' own code alone.
+_NOT_TAKEN = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation",
+              "_experts_implementation", "experts_implementation")  # fmt: skip
 
 
 class _NotHere(ConfigError):
@@ -80,14 +51,17 @@ class _NotHere(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base found on this machine. `source` is the recipe's entry that led here; `tried` names those before it."""
+    """A base found on this machine. `source` is the recipe's entry that led here; `tried` names those before it.
+
+    `base_id` is '' until the plan has computed it (`base_identity`).
+    """
 
     directory: Path
     source: str
-    base_id: str
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
     tried: tuple[str, ...] = ()
+    base_id: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -95,8 +69,8 @@ class Base:
         return sum(path.stat().st_size for path in self.weights)
 
 
-def resolve(sources: Sequence[str], recipe_dir: Path, language: bool = False) -> Base:
-    """The first usable base among `sources`; `language`: for a generator (see `base_id`).
+def resolve(sources: Sequence[str], recipe_dir: Path) -> Base:
+    """The first usable base among `sources`.
 
     Raises ConfigError that lists what was tried, in order.
     """
@@ -108,7 +82,7 @@ def resolve(sources: Sequence[str], recipe_dir: Path, language: bool = False) ->
         except _NotHere as reason:
             tried.append(f"{source}: {reason}")
             continue
-        return Base(directory, source, base_id(directory, language), config, weights, tuple(tried))
+        return Base(directory, source, config, weights, tuple(tried))
     attempts = "; ".join(f"{number}) {attempt}" for number, attempt in enumerate(tried, 1)) or "no source was named"
     raise ConfigError(
         f"no base model was found. Tried, in this order: {attempts}",
@@ -178,23 +152,26 @@ def _from_hub(identifier: str) -> Path:
 
 def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
     """The configuration and the weight files of a base folder. Raises when a file is missing, broken or pickled."""
-    config = _read_json(directory / "config.json")
-    if not isinstance(config.get("model_type"), str) or not isinstance(config.get("hidden_size"), int):
-        raise _NotHere("config.json lacks model_type or hidden_size: it is no transformer")
+    config = read_json(directory / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise _NotHere("config.json lacks model_type: it is no transformer")
+    if config.get("quantization_config"):
+        raise _NotHere("config.json has a quantization_config: give the base with its float weights")
     if not (directory / "tokenizer.json").is_file():
         raise _NotHere("no tokenizer.json (the fast tokenizer, which is what runs on the device)")
-    weights = _weight_files(directory)
+    weights = weight_files(directory)
     for path in weights:
-        _header(path)
+        tensor_table(path)
     return config, weights
 
 
-def _weight_files(directory: Path) -> tuple[Path, ...]:
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files of a base: one, or those that its index names. Raises when there are none."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return (single,)
     if index.is_file():
-        names = sorted(set(map(str, _read_json(index).get("weight_map", {}).values())))
+        names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
         for name in names:
             if Path(name).name != name or not (directory / name).is_file():
                 raise _NotHere(f"the weight index names {name!r}, which is not in the folder")
@@ -206,7 +183,8 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
     raise _NotHere("no model.safetensors")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object. Raises when it is missing or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -218,7 +196,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def tensor_table(path: Path) -> tuple[dict[str, Any], int]:
     """The tensor table of a safetensors file and the offset where the bytes begin."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -237,53 +215,31 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return table, 8 + length
 
 
-def base_id(directory: Path, language: bool = False) -> str:
-    """The identity of a base: `sha256:<hex>`, equal exactly when two bases compute the same features.
+def listed(directory: Path) -> tuple[Path, ...]:
+    """The files that a base consists of: configuration, tokenizer, weights, and those of sentence-transformers."""
+    extra = [directory / name for name in sentence_pooling.files(directory)]
+    return (directory / "config.json", directory / "tokenizer.json", *weight_files(directory), *extra)
 
-    The digest runs over, each part ended by a newline:
-      1. the text `edge-base/1`;
-      2. canonical JSON (sorted keys, no spaces) of those `CONFIG_FIELDS` that config.json has and that are not null;
-      3. for every tensor of the encoder in order of its name: canonical JSON `[name, dtype, shape]`, then its bytes.
-    Names lose the model type's prefix (`bert.encoder...` = `encoder...`); poolers, heads and position-id buffers
-    are left out (`_UNUSED_*`), since the features never read them. The order and the sharding of files, metadata
-    and alignment play no part. Costs one read of the weights (about 0.3 s for 90 MB).
 
-    With `language` it is that of a generator: the text is `edge-base/1 language`, the fields are `LANGUAGE_FIELDS`, and
-    heads count, since answers come from them.
+def beside(directory: Path) -> tuple[str, ...]:
+    """Names of files in the folder that other programs would load and that are not used here: adapters, code,
+    pickles."""
+    names = (path.name for path in directory.iterdir() if path.is_file())
+    return tuple(sorted(name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in _OTHERS_READ)))
+
+
+@contextlib.contextmanager
+def only_listed(directory: Path) -> Iterator[Path]:
+    """A folder for transformers that holds the base's configuration and links to its weights, and nothing else.
+
+    Left out of the configuration are the keys that name code or kernels. transformers applies an adapter that lies in
+    the folder, and takes settings from further files.
     """
-    config = _read_json(directory / "config.json")
-    names = LANGUAGE_FIELDS if language else CONFIG_FIELDS
-    fields = {**_CONFIG_DEFAULTS, **{key: config[key] for key in names if config.get(key) is not None}}
-    title = b"edge-base/1 language\n" if language else b"edge-base/1\n"
-    digest = hashlib.sha256(title + _canonical(fields) + b"\n")
-    prefix = f"{config.get('model_type')}."
-    found: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-    for path in _weight_files(directory):
-        table, start = _header(path)
-        for name, entry in table.items():
-            short = name.removeprefix(prefix)
-            if not short.startswith(() if language else _UNUSED_PREFIXES) and not short.endswith(_UNUSED_SUFFIXES):
-                found[short] = (path, start, entry)
-    for name in sorted(found):
-        path, start, entry = found[name]
-        digest.update(_canonical([name, entry["dtype"], entry["shape"]]) + b"\n")
-        for chunk in _bytes_of(path, start, entry["data_offsets"]):
-            digest.update(chunk)
-        digest.update(b"\n")
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _bytes_of(path: Path, start: int, offsets: Sequence[int]) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start + offsets[0])
-        left = offsets[1] - offsets[0]
-        while left > 0:
-            chunk = file.read(min(left, _CHUNK_BYTES))
-            if not chunk:
-                raise ConfigError("the file ended while it was read", str(path), "fetch the base again")
-            left -= len(chunk)
-            yield chunk
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    config = {key: value for key, value in read_json(directory / "config.json").items() if key not in _NOT_TAKEN}
+    with tempfile.TemporaryDirectory(prefix="edge-forge-base-") as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        index = directory / "model.safetensors.index.json"
+        for path in (*weight_files(directory), *((index,) if index.is_file() else ())):
+            (folder / path.name).symlink_to(path.resolve())
+        yield folder

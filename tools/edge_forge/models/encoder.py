@@ -1,4 +1,8 @@
-"""A Hugging Face encoder opened for training: its layers by name, and how its lower part is cut off.
+"""A Hugging Face encoder opened for training and export: its layers by name, and how its lower part is cut off.
+
+What differs between families is found by running the encoder once on six tokens (`_survey`), not by tables of names:
+which linear layers a text goes through and how often, how many positions it has, what its layers return, and whether
+its first token sees the last one. A causal model fails there.
 
 A cut encoder is the model's own class. Its embeddings and lower layers are replaced by modules that return their input,
 so its forward pass, its masks and every remaining module's name stay those of the full model, and adapters trained on
@@ -7,7 +11,9 @@ it fit the full model by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +22,43 @@ import torch
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.models import bases, sentence_pooling
 
-_QKV = frozenset({"query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin", "q_proj", "k_proj", "v_proj"})
+_QKV = frozenset({"query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin", "q_proj", "k_proj", "v_proj",
+                  "query_proj", "key_proj", "value_proj", "Wqkv"})  # fmt: skip
+_ATTENTION = re.compile(r"(^|\.)(attention|attn|self_attn)(\.|$)")
+# Modules below the layers whose output a cut encoder is given; others (rotary tables, relative positions) are kept.
+_BELOW = frozenset({"embeddings", "embed_tokens", "embeddings_project", "encoder.embedding_hidden_mapping_in"})
+# Tensors of an encoder, and buffers among them that old versions of transformers stored.
+_INSIDE = re.compile(r"\.(embeddings|embed_tokens)\.")
+_BUFFERS = re.compile(r"(position_ids|token_type_ids|inv_freq|\.bias_mask)$")
+_SOME_TOKENS = 3
+# Beyond this a cut encoder is said to compute something else than the whole one.
+_CUT_TOLERANCE = 1e-4
 
 
 class _Through(nn.Module):
-    """Replaces a frozen module: returns its input, which is that module's known output."""
+    """Replaces a frozen module: returns its input, which is that module's known output.
 
-    def forward(self, hidden_states: torch.Tensor | None = None, *_: object, **named: Any) -> torch.Tensor:
-        """The hidden states as given (a layer), or `inputs_embeds` (embeddings)."""
-        given = named.get("inputs_embeds") if hidden_states is None else hidden_states
-        if given is None:
+    `returns` is the length of the tuple that the module returned, with the hidden states in front; 0: no tuple.
+    """
+
+    def __init__(self, returns: int = 0) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """The hidden states as given to a layer, or `inputs_embeds` as given to the embeddings."""
+        states = (*given, named.get("hidden_states"), named.get("inputs_embeds"))
+        given_states = next((value for value in states if _are_states(value)), None)
+        if given_states is None:
             raise ConfigError("a cut encoder was given token ids", "training", "give it the kept hidden states")
-        return given
+        return (given_states, *[None] * (self.returns - 1)) if self.returns else given_states
+
+
+def _are_states(value: object) -> bool:
+    """Whether a value is hidden states [rows, tokens, hidden]; token ids and masks are something else."""
+    return isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point()
 
 
 class _Reached(Exception):
@@ -40,13 +70,46 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What one run on a few tokens showed.
+
+    `linears` are the names of the linear layers that every row of the batch goes through, in the order in which they
+    ran: a layer whose weights are shared by several depths stands there more than once. A linear layer that also maps
+    something else, such as DeBERTa's relative positions, is none of them: an adapter of its own for every row has no
+    place there. `positions` is the largest number of tokens, `returns` as in `_Through`, `causal` whether no token
+    sees a later one.
+    """
+
+    linears: tuple[str, ...]
+    positions: int
+    returns: int
+    causal: bool
+
+
+@dataclass(frozen=True)
 class Encoder:
-    """An encoder and where its layers are: `model.get_submodule(f"{path}.{i}")` is layer i of `layers`."""
+    """An encoder and where its layers are: `model.get_submodule(f"{path}.{i}")` is layer i of `layers`.
+
+    `pooling` makes features [rows, `width`] of hidden states [rows, tokens, `hidden`] and a mask.
+    """
 
     model: Any
     path: str
     layers: int
     hidden: int
+    survey: Survey
+    pooling: nn.Module
+    width: int
+
+    @property
+    def positions(self) -> int:
+        """The largest number of tokens of a text, special ones included."""
+        return self.survey.positions
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the table that token ids are looked up in."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     def layer(self, index: int) -> nn.Module:
         """Layer `index`, counted from the embeddings."""
@@ -54,44 +117,154 @@ class Encoder:
         return found
 
     def linears(self, first_layer: int = 0) -> Iterator[tuple[str, str, nn.Linear]]:
-        """(full module name, name within its layer, module) of every linear in the layers from `first_layer` up."""
+        """(full module name, name within its layer, module) of every linear that can be adapted, from `first_layer`
+        up."""
+        able = frozenset(self.survey.linears)
         for index in range(first_layer, self.layers):
             for name, module in self.layer(index).named_modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear) and f"{self.path}.{index}.{name}" in able:
                     yield f"{self.path}.{index}.{name}", name, module
+
+    def features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Features [rows, width] of token ids and mask [rows, tokens]."""
+        found: torch.Tensor = self.pooling(self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state, mask)
+        return found
 
 
 def open_encoder(base_dir: Path, dropout: float = 0.0) -> Encoder:
     """Load the encoder of a Hugging Face folder in float32, in evaluation mode, with `dropout` in every place.
 
-    Raises ConfigError when the folder holds no encoder with a list of layers.
+    Only the listed files are read (`bases.only_listed`). Raises ConfigError when the folder holds no encoder, when a
+    tensor of it is missing or has another shape, and for a causal or an encoder-decoder model.
     """
+    model = _load(base_dir, dropout)
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+        raise _no_encoder(base_dir, f"{config.model_type} has a decoder")
+    path, layers = _layers(model, base_dir)
+    survey = _survey(model, path, base_dir)
+    if survey.causal:
+        raise _no_encoder(base_dir, f"{config.model_type} is a causal model: no token sees the ones after it")
+    pooling = sentence_pooling.read(base_dir).build(base_dir)
+    hidden = int(config.hidden_size)
+    with torch.inference_mode():
+        width = int(pooling(torch.zeros(1, 1, hidden), torch.ones(1, 1, dtype=torch.int64)).shape[1])
+    return Encoder(model, path, layers, hidden, survey, pooling.eval(), width)
+
+
+def _load(base_dir: Path, dropout: float) -> Any:
     from transformers import AutoConfig, AutoModel
 
     try:
-        config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-            if isinstance(getattr(config, key, None), float):
-                setattr(config, key, dropout)
-        model = AutoModel.from_pretrained(base_dir, config=config, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        with bases.only_listed(base_dir) as folder:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            for key, value in config.to_dict().items():
+                if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool):
+                    setattr(config, key, dropout)
+            model, report = AutoModel.from_pretrained(
+                folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"the base cannot be opened: {error}", str(base_dir), "give a Hugging Face model folder"
+            f"the base cannot be opened: {reason}", str(base_dir), "give a Hugging Face encoder"
         ) from error
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "is_decoder", False):
-        raise ConfigError("the base is not an encoder", str(base_dir), "choose an encoder such as BERT or MiniLM")
-    path, layers = _layers(model, base_dir)
-    return Encoder(model.eval(), path, layers, int(model.config.hidden_size))
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ConfigError(
+            f"the base lacks {len(missing)} tensors, the first is {missing[0]}", str(base_dir),
+            "give the whole checkpoint: PyTorch would fill them with random numbers",
+        )  # fmt: skip
+    _check_unread(model, base_dir, report["unexpected_keys"])
+    return model.eval()
+
+
+def _check_unread(model: Any, base_dir: Path, unread: Iterable[str]) -> None:
+    """Refuse a base with tensors inside its layers or embeddings that its class does not compute with.
+
+    They are of another function: more layers than config.json says, relative positions that transformers no longer
+    computes, adapters that were not merged. Heads and poolers of other tasks are not read, and are no fault.
+    """
+    path, _ = _layers(model, base_dir)
+    inside = sorted(
+        name for name in unread if _INSIDE.search(f".{name}") or f".{path}." in f".{name}" if not _BUFFERS.search(name)
+    )
+    if inside:
+        raise ConfigError(
+            f"the base has {len(inside)} tensors that {type(model).__name__} does not compute with, the first is "
+            f"{inside[0]}", str(base_dir), "give a checkpoint that fits its config.json",
+        )  # fmt: skip
+    positions = getattr(model.config, "position_embedding_type", "absolute")
+    if positions != "absolute" and "position_embedding_type" not in type(model.config)().to_dict():
+        raise ConfigError(
+            f"position_embedding_type = {positions!r} is not computed by this version of transformers",
+            str(base_dir / "config.json"), "choose a base with absolute positions",
+        )  # fmt: skip
+
+
+def _no_encoder(base_dir: Path, why: str) -> ConfigError:
+    return ConfigError(f"the base is not an encoder: {why}", str(base_dir), "choose an encoder such as BERT or MiniLM")
 
 
 def _layers(model: nn.Module, base_dir: Path) -> tuple[str, int]:
-    count = int(getattr(model.config, "num_hidden_layers", 0))
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and name:
-            return name, count
-    raise ConfigError(
-        "no list of layers is found in the base", str(base_dir), "choose an encoder such as BERT or MiniLM"
+    """(path, length) of the list of layers; of ALBERT's groups of layers that share their weights."""
+    config: Any = model.config
+    counts = [getattr(config, name, None) for name in ("num_hidden_layers", "num_hidden_groups")]
+    for count in counts:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count and name:
+                return name, len(module)
+    raise _no_encoder(base_dir, "no list of layers is found in it")
+
+
+def _survey(model: nn.Module, path: str, base_dir: Path) -> Survey:
+    """Run two rows that differ in their last token, and watch."""
+    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    if size < 5:
+        raise _no_encoder(base_dir, f"its table holds {size} tokens")
+    ids = torch.tensor([[size // 2, size // 3, size - 1], [size // 2, size // 3, size - 2]])
+    shapes: list[tuple[str, torch.Size]] = []
+    seen: list[tuple[int, int]] = []
+    returned: list[int] = []
+
+    def linear(name: str) -> Any:
+        return lambda _, given: shapes.append((name, given[0].shape))
+
+    def table(module: nn.Embedding) -> Any:
+        return lambda _, given: seen.append((module.num_embeddings, int(given[0].max())))
+
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and name.startswith(f"{path}."):
+                hooks.callback(module.register_forward_pre_hook(linear(name)).remove)
+            elif isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+                hooks.callback(module.register_forward_pre_hook(table(module)).remove)
+        handle = model.get_submodule(f"{path}.0").register_forward_hook(
+            lambda _, __, output: returned.append(len(output) if isinstance(output, tuple) else 0)
+        )
+        hooks.callback(handle.remove)
+        try:
+            with torch.inference_mode():
+                states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise _no_encoder(
+                base_dir, f"it cannot be run on token ids ({' '.join(str(error).split())[:160]})"
+            ) from error
+    other = {name for name, shape in shapes if shape[:2] != ids.shape}
+    linears = tuple(name for name, _ in shapes if name not in other)
+    return Survey(
+        linears, _positions(model, seen), max(returned, default=0), bool(torch.equal(states[0, 0], states[1, 0]))
     )
+
+
+def _positions(model: nn.Module, seen: Sequence[tuple[int, int]]) -> int:
+    """Tokens that have a position: rows of the table less those before the first one that was looked up.
+
+    RoBERTa and its kin count from padding_idx + 1. Without a table it is what the configuration says.
+    """
+    if seen:
+        return min(rows - (highest - (_SOME_TOKENS - 1)) for rows, highest in seen)
+    return int(getattr(model.config, "max_position_embeddings", 512))
 
 
 def resolve_layer(first_layer: int, layers: int) -> int:
@@ -128,7 +301,7 @@ def target_names(encoder: Encoder, targets: Sequence[str], first_layer: int) -> 
 
 
 def _selects(target: str, name: str) -> bool:
-    attention = name.startswith(("attention", "attn", "self_attn", "attn."))
+    attention = _ATTENTION.search(name) is not None
     groups = {
         "all": True,
         "attention": attention,
@@ -156,15 +329,52 @@ def run_below(encoder: Encoder, first_layer: int, input_ids: torch.Tensor, mask:
 
 
 def cut_below(encoder: Encoder, first_layer: int) -> None:
-    """Free the embeddings and the layers below `first_layer`; the model then takes their output as `inputs_embeds`."""
-    for name, child in list(encoder.model.named_children()):
-        if name == "embeddings":
-            setattr(encoder.model, name, _Through())
-        elif name == "pooler" and child is not None:
-            encoder.model.pooler = None
-    holder = encoder.model.get_submodule(encoder.path)
-    for index in range(first_layer):
-        holder[index] = _Through()
+    """Free the embeddings and the layers below `first_layer`; the model then takes their output as `inputs_embeds`.
+
+    Ask `can_be_cut` before.
+    """
+    _replace_below(encoder, first_layer)
+    if getattr(encoder.model, "pooler", None) is not None:
+        encoder.model.pooler = None
     for parameter in encoder.model.parameters():
         # The weights are mapped from one file; copies of the few that stay let go of all of it.
         parameter.data = parameter.data.clone()
+
+
+def can_be_cut(encoder: Encoder, first_layer: int, ids: Sequence[int]) -> bool:
+    """Whether the encoder without its lower part computes the same for one text, given that part's hidden states.
+
+    The encoder is as before afterwards. `ids` are the tokens of the text; padding is added to them.
+    """
+    rows = torch.tensor([[*ids, 0, 0], [*ids[: max(1, len(ids) // 2)], *[0] * (len(ids) + 2 - max(1, len(ids) // 2))]])
+    mask = torch.tensor(
+        [[1] * len(ids) + [0, 0], [1] * max(1, len(ids) // 2) + [0] * (len(ids) + 2 - max(1, len(ids) // 2))]
+    )
+    states = run_below(encoder, first_layer, rows, mask)
+    with torch.inference_mode():
+        whole = encoder.features(rows, mask)
+    replaced = _replace_below(encoder, first_layer)
+    try:
+        with torch.inference_mode():
+            hidden = encoder.model(inputs_embeds=states, attention_mask=mask).last_hidden_state
+            found = encoder.pooling(hidden, mask)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ConfigError):
+        return False
+    finally:
+        for holder, name, module in replaced:
+            holder._modules[name] = module
+    scale = max(1.0, float(whole.abs().max()))
+    return bool((found - whole).abs().max() <= _CUT_TOLERANCE * scale)
+
+
+def _replace_below(encoder: Encoder, first_layer: int) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put `_Through` in the place of what is below; returns (holder, name, what was there)."""
+    replaced = []
+    layers = {f"{encoder.path}.{index}" for index in range(first_layer)}
+    for full, module in list(encoder.model.named_modules()):
+        if full in _BELOW or full in layers:
+            holder, _, name = full.rpartition(".")
+            parent = encoder.model.get_submodule(holder)
+            parent._modules[name] = _Through(encoder.survey.returns if full in layers else 0)
+            replaced.append((parent, name, module))
+    return replaced

@@ -1,8 +1,6 @@
-"""The module that Trainer sees: encoder, mean pooling, one linear layer, and the loss."""
+"""The module that Trainer sees: encoder, pooling, one linear layer, and the loss."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +8,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-
-def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Features [rows, hidden]: the mean of the last hidden states [rows, tokens, hidden] over the tokens of `mask`."""
-    weight = mask.to(states.dtype).unsqueeze(-1)
-    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+from edge_forge.models.encoder import Encoder
 
 
 class SequenceClassifier(nn.Module):
-    """logits [rows, labels] = mean_pool(encoder(x)) @ head.weight.T + head.bias, and the cross-entropy.
+    """logits [rows, labels] = pooling(encoder(x)) @ head.weight.T + head.bias, and the cross-entropy.
 
     `class_weight` [labels] has mean 1 over the training rows, so micro-batches add up to the batch's loss.
     """
@@ -28,8 +22,7 @@ class SequenceClassifier(nn.Module):
 
     def __init__(
         self,
-        encoder: Any,
-        hidden: int,
+        encoder: Encoder,
         labels: int,
         *,
         class_weight: torch.Tensor | None = None,
@@ -38,8 +31,9 @@ class SequenceClassifier(nn.Module):
         consistency: float = 0.0,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(hidden, labels)
+        self.encoder = encoder.model
+        self.pooling = encoder.pooling
+        self.head = nn.Linear(encoder.width, labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         weight = torch.ones(labels) if class_weight is None else class_weight
@@ -49,9 +43,10 @@ class SequenceClassifier(nn.Module):
         self.consistency = consistency
 
     def features(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Features [rows, hidden] of `input_ids` or of kept states given as `inputs_embeds`."""
+        """Features [rows, width] of `input_ids` or of kept states given as `inputs_embeds`."""
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
-        return mean_pool(states, attention_mask)
+        features: torch.Tensor = self.pooling(states, attention_mask)
+        return features
 
     def forward(
         self, attention_mask: torch.Tensor, labels: torch.Tensor | None = None, **inputs: torch.Tensor

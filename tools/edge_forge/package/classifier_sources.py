@@ -42,8 +42,8 @@ class OnnxVariant:
         return f"{RUNTIME}/{self.dtype}"
 
 
-def task_of(recipe: ClassifierRecipe, labels: Sequence[str]) -> dict[str, Any]:
-    """The classifier's task for the device."""
+def task_of(recipe: ClassifierRecipe, labels: Sequence[str], prompt: str = "") -> dict[str, Any]:
+    """The classifier's task for the device; `prompt` is the base's, put before every text."""
     task = recipe.task
     return {
         "kind": "classify",
@@ -51,7 +51,13 @@ def task_of(recipe: ClassifierRecipe, labels: Sequence[str]) -> dict[str, Any]:
         "max_tokens": task.max_tokens,
         "threshold": task.threshold,
         "out_of_scope": task.out_of_scope,
+        **with_prompt(prompt),
     }
+
+
+def with_prompt(prompt: str) -> dict[str, str]:
+    """The task's field for a prompt, where there is one."""
+    return {"prompt": prompt} if prompt else {}
 
 
 def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[VariantSource]:
@@ -88,9 +94,9 @@ def drift_reference(graph: OnnxVariant) -> dict[str, float]:
     return found if unknown is None else {**found, UNKNOWN_SHARE: round(unknown, 6)}
 
 
-def base_task(max_tokens: int) -> dict[str, Any]:
+def base_task(max_tokens: int, prompt: str = "") -> dict[str, Any]:
     """What the base answers without an adapter."""
-    return {"kind": "embed", "max_tokens": max_tokens}
+    return {"kind": "embed", "max_tokens": max_tokens, **with_prompt(prompt)}
 
 
 def base_model(
@@ -100,12 +106,13 @@ def base_model(
     graphs: Sequence[OnnxVariant],
     files: Mapping[str, Path],
     max_tokens: int,
+    prompt: str = "",
 ) -> ModelSource:
     """The base with its bank; `files` are 'tokenizer' and 'probes'. Without an adapter it answers embeddings."""
     return ModelSource(
         name=recipe.base.name,
         base_id=base_id,
-        task=base_task(max_tokens),
+        task=base_task(max_tokens, prompt),
         variants=variants(graphs),
         probes=files["probes"],
         tokenizer=files["tokenizer"],
@@ -116,13 +123,13 @@ def base_model(
 
 def merged_model(
     recipe: ClassifierRecipe, labels: Sequence[str], merged_from: Mapping[str, str], graphs: Sequence[OnnxVariant],
-    files: Mapping[str, Path],
+    files: Mapping[str, Path], prompt: str = "",
 ) -> ModelSource:  # fmt: skip
     """Base and adapter in one graph; `merged_from` names the base_id and the digest of what was folded in."""
     return ModelSource(
         name=recipe.merged_name,
         base_id=merged_id(merged_from),
-        task=task_of(recipe, labels),
+        task=task_of(recipe, labels, prompt),
         variants=variants(graphs, answers=True),
         probes=files["probes"],
         tokenizer=files["tokenizer"],
@@ -134,7 +141,7 @@ def merged_model(
 
 def adapter(
     recipe: ClassifierRecipe, labels: Sequence[str], record: Mapping[str, Any], files: Mapping[str, Path],
-    graphs: Sequence[OnnxVariant],
+    graphs: Sequence[OnnxVariant], prompt: str = "",
 ) -> AdapterPackageSource:  # fmt: skip
     """The adapter, with what it is worth on each variant of the base ('accuracy.onnx/int8')."""
     settings = record["settings"]
@@ -152,7 +159,7 @@ def adapter(
         rank=settings["rank"],
         alpha=settings["alpha"],
         targets=record["adapted_modules"],
-        task=task_of(recipe, labels),
+        task=task_of(recipe, labels, prompt),
         probes=files["probes"],
         accuracy=(reference.figures or {}).get("accuracy"),
         metrics=metrics | drift_reference(reference),

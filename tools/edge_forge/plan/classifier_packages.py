@@ -43,10 +43,16 @@ class ClassifierPackages:
             from edge_forge.package.build import build_base_package
 
             files = {"probes": golden.path(PROBES), "tokenizer": self.exports.base_export.path("tokenizer.json")}
-            model = sources.base_model(recipe, base.base_id, base.config, graphs, files, self.training.bank_tokens)
+            model = sources.base_model(
+                recipe, base.base_id, base.config, graphs, files, self.training.bank_tokens, self.training.prompt
+            )
             return build_base_package(folder / PACKAGE, model, release)
 
-        settings = {"name": recipe.base.name, "max_tokens": self.training.bank_tokens}
+        settings = {
+            "name": recipe.base.name,
+            "max_tokens": self.training.bank_tokens,
+            **sources.with_prompt(self.training.prompt),
+        }
         return self._package(recipe.base.name, recipe.base.version, (graphs, golden), settings, pack)
 
     @cached_property
@@ -68,11 +74,13 @@ class ClassifierPackages:
             from edge_forge.package.build import build_adapter_package
 
             files = {"probes": golden.path(PROBES), "adapter": file, **self.signer.card}
-            source = sources.adapter(self.recipe, self.training.data.labels, self.training.trained.facts, files, graphs)
+            source = sources.adapter(
+                self.recipe, self.training.data.labels, self.training.trained.facts, files, graphs, self.training.prompt
+            )
             return build_adapter_package(folder / PACKAGE, [source], base_package.path(PACKAGE), release)
 
         settings = {
-            "task": sources.task_of(self.recipe, self.training.data.labels),
+            "task": sources.task_of(self.recipe, self.training.data.labels, self.training.prompt),
             "adapter": self.training.trained_digests["run/adapter.safetensors"],
             "base": base_package.facts["index"],
             "licence": self.recipe.package.licence,
@@ -102,11 +110,16 @@ class ClassifierPackages:
                 "tokenizer": self.exports.merged_export.path("tokenizer.json"),
                 **self.signer.card,
             }
-            model = sources.merged_model(self.recipe, self.training.data.labels, merged_from, graphs, files)
+            model = sources.merged_model(
+                self.recipe, self.training.data.labels, merged_from, graphs, files, self.training.prompt
+            )
             return build_merged_package(folder / PACKAGE, model, release)
 
-        settings = {"task": sources.task_of(self.recipe, self.training.data.labels), "merged_from": merged_from,
-                    "licence": self.recipe.package.licence}  # fmt: skip
+        settings = {
+            "task": sources.task_of(self.recipe, self.training.data.labels, self.training.prompt),
+            "merged_from": merged_from,
+            "licence": self.recipe.package.licence,
+        }
         name = self.recipe.merged_name
         return self._package(name, self.recipe.package.version, (graphs, golden), settings, pack)
 
@@ -128,7 +141,9 @@ class ClassifierPackages:
 
         entry = self.exports.base_export if graph.form == MULTI_ADAPTER else self.exports.merged_export
         base_id = self.training.base.base_id if graph.form == MULTI_ADAPTER else ""
-        return OnnxSubject(graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id)
+        return OnnxSubject(
+            graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id, prompt=self.training.prompt
+        )
 
     def _sized(self, graph: OnnxVariant) -> OnnxVariant:
         """A graph of the base with its memory, which no recipe has a part in."""

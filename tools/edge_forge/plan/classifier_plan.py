@@ -39,6 +39,7 @@ class ClassifierPlan:
     def prepare(self) -> None:
         """Raise what is wrong with the data or the base before anything long begins."""
         self.training.check_inputs()
+        _ = self.exports.traced
 
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.classifier_report` for the keys.

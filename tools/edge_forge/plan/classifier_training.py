@@ -34,8 +34,10 @@ _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
 CODE: Code = {
     "data": (("edge_forge.data.classifier_rows",), ()),
     "tokens": (("edge_agent.tasks.tokens",), ("tokenizers",)),
+    "base": (("edge_forge.models.base_check",), (*_TORCH, "safetensors")),
     "train": (("edge_forge.train.classifier_job",), (*_TORCH, "peft", "accelerate")),
     "evaluate": (("edge_forge.evaluate.predict", "edge_forge.evaluate.classifier_metrics"), _TORCH),
+    "trace-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "quantize": (("edge_forge.export.onnx.quantize",), _RUNTIME),
@@ -77,16 +79,15 @@ class ClassifierTraining:
         banked = self.has_adapter_package
         if banked:
             preflight.check_bank(labels, recipe.export.bank_labels, f"[data] of {recipe.name}")
-        task = sources.task_of(recipe, labels)
+        task = sources.task_of(recipe, labels, self.prompt)
         products = [(recipe.base.name, recipe.base.version), (recipe.name, recipe.package.version)] if banked else []
         products += [(recipe.merged_name, recipe.package.version)] if recipe.export.merged else []
-        preflight.check_documents(recipe, products, sources.base_task(self.bank_tokens), task)
+        preflight.check_documents(recipe, products, sources.base_task(self.bank_tokens, self.prompt), task)
         settings = recipe.training
         preflight.check_adapter_document(recipe.name, settings.rank, settings.alpha, task)
         card = self.steps.recipe_dir / "card.md"
         files = {"tokenizer": self.base.directory / "tokenizer.json"} | ({"card": card} if card.is_file() else {})
-        width = int(self.base.config.get("hidden_size") or self.base.config.get("dim") or 0)
-        shape = preflight.ProbeShape(width, len(labels), len(recipe.quantize.variants))
+        shape = preflight.ProbeShape(int(self._facts["width"]), len(labels), len(recipe.quantize.variants))
         preflight.check_files(files, recipe.package.probes, shape)
         split, measured = self.data.measured
         if not probes.choose_texts(measured, labels, 1):
@@ -116,8 +117,8 @@ class ClassifierTraining:
     @cached_property
     def bank_tokens(self) -> int:
         """The longest text of the base's own package: `export.bank_tokens`, or fewer where the base has no more."""
-        wanted, longest = self.recipe.export.bank_tokens, usable_positions(self.base.config)
-        if longest is None or wanted <= longest:
+        wanted, longest = self.recipe.export.bank_tokens, int(self._facts["positions"])
+        if wanted <= longest:
             return wanted
         if self.has_adapter_package:
             self.steps.progress.warn(
@@ -166,15 +167,43 @@ class ClassifierTraining:
     def base(self) -> bases.Base:
         """The base model where it is on this machine."""
         base = bases.resolve(self.recipe.base.sources, self.steps.recipe_dir)
-        longest = usable_positions(base.config)
-        if longest is not None and self.recipe.task.max_tokens > longest:
+        facts = self._examined(base).facts
+        longest = facts["positions"]
+        if self.recipe.task.max_tokens > longest:
             raise ConfigError(
                 f"{self.recipe.task.max_tokens} tokens are more than the base has positions for ({longest})",
                 "task.max_tokens",
                 f"set max_tokens = {longest} at most, or take another base",
             )
+        base = dataclasses.replace(base, base_id=facts["base_id"])
         self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
+        unused = bases.beside(base.directory)
+        if unused:
+            self.steps.progress.warn(f"not used, though it lies beside the base's files: {', '.join(unused)}")
         return base
+
+    def _examined(self, base: bases.Base) -> StepResult:
+        """What `base_check.examine` finds, by the digests of the base's files."""
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.models.base_check import examine
+
+            quiet()
+            return examine(base.directory)
+
+        files = {str(path.relative_to(base.directory)): file_digest(path) for path in bases.listed(base.directory)}
+        return self.steps.run("base", files, {}, work)
+
+    @property
+    def prompt(self) -> str:
+        """What the base wants before every text; '' for most."""
+        found: str = self._facts["prompt"]
+        return found
+
+    @property
+    def _facts(self) -> Mapping[str, Any]:
+        """What is known of the base; see `base_check.examine`."""
+        return self._examined(self.base).facts
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -199,7 +228,7 @@ class ClassifierTraining:
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             try:
                 record = train(
-                    base_dir=base.directory,
+                    base=base,
                     train_rows=rows.train,
                     validation_rows=rows.validation,
                     labels=rows.labels,
@@ -299,7 +328,7 @@ class ClassifierTraining:
             from edge_forge.evaluate.measure_onnx import token_counts
 
             texts = [row.text for row in self.data.train]
-            lengths = sorted(token_counts(self.base.directory / "tokenizer.json", texts))
+            lengths = sorted(token_counts(self.base.directory / "tokenizer.json", texts, self.prompt))
             cut = sum(length > most for length in lengths)
             return {"rows": len(lengths), "cut": cut, "p95": lengths[len(lengths) * 95 // 100], "max": lengths[-1]}
 
@@ -310,19 +339,6 @@ class ClassifierTraining:
                 f"than max_tokens = {most} and are cut; 95 % fit in {facts['p95']} tokens, all in {facts['max']}"
             )
         return facts
-
-
-# Families whose position ids begin behind the padding id, so that the first entries of the table are never used.
-_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text")
-
-
-def usable_positions(config: Mapping[str, Any]) -> int | None:
-    """The most tokens that a base has positions for, by its config.json; None where positions have no table."""
-    longest = config.get("max_position_embeddings")
-    if not isinstance(longest, int):
-        return None
-    behind = config.get("model_type") in _BEHIND_PADDING
-    return longest - int(config.get("pad_token_id") or 0) - 1 if behind else longest
 
 
 def _sum(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:

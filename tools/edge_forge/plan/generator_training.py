@@ -22,6 +22,7 @@ from edge_forge.data.generator_rows import GeneratorData, Row
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_generator
 from edge_forge.export.gguf import engine
 from edge_forge.models import bases
+from edge_forge.models.base_identity import with_language_id
 from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
@@ -131,14 +132,12 @@ class GeneratorTraining:
         """The base model where it is on this machine, made before where the recipe says so."""
         sources = self.recipe.base.sources
         if self.recipe.is_new:
-            base = bases.resolve(
-                [f"dir:{self._new_base.path('base').absolute()}"], self.steps.recipe_dir, language=True
-            )
-            base = dataclasses.replace(base, source=NEW)
+            base = bases.resolve([f"dir:{self._new_base.path('base').absolute()}"], self.steps.recipe_dir)
+            base = dataclasses.replace(with_language_id(base), source=NEW)
         elif sources[0].startswith(OF_RECIPE):
             base = self._other(sources[0])
         else:
-            base = bases.resolve(sources, self.steps.recipe_dir, language=True)
+            base = with_language_id(bases.resolve(sources, self.steps.recipe_dir))
         longest = base.config.get("max_position_embeddings")
         if isinstance(longest, int):
             from edge_forge.export.gguf.families import context
@@ -178,8 +177,8 @@ class GeneratorTraining:
         self.steps.progress.say(f"base: made by {file.parent.name} ...")
         steps = StepRunner(folder, self.steps.cache, self.steps.progress, CODE)
         other = GeneratorTraining(found, steps, (self.steps.recipe_dir, *self.above))
-        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.steps.recipe_dir, language=True)
-        return dataclasses.replace(base, source=source)
+        base = bases.resolve([f"dir:{other.tuned_folder.absolute()}"], self.steps.recipe_dir)
+        return dataclasses.replace(with_language_id(base), source=source)
 
     @cached_property
     def tokenizer_digest(self) -> str:

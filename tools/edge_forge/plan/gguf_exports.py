@@ -64,9 +64,9 @@ class GgufExports:
         """(folder, base_id) of what the base's package holds: the base, or the new model when it is trained."""
         if not self.recipe.is_new:
             return self.training.base.directory, self.training.base.base_id
-        from edge_forge.models.bases import base_id
+        from edge_forge.models.base_identity import language_id
 
-        return self.training.tuned_folder, base_id(self.training.tuned_folder, language=True)
+        return self.training.tuned_folder, language_id(self.training.tuned_folder)
 
     @property
     def base_name(self) -> str:

@@ -52,10 +52,32 @@ class OnnxExports:
         return {"targets": ("all",), "first_layer": 0, "rank": export.bank_rank, "max_labels": export.bank_labels}
 
     @cached_property
-    def base_export(self) -> StepResult:
-        """encoder.onnx (float, no bank), model.onnx (FP32 with the bank), tokenizer.json. Of no recipe's own."""
+    def traced(self) -> StepResult:
+        """encoder.onnx: the base's float graph, equal to PyTorch's at every length that the recipe asks for.
+
+        It runs before training, so that a base that cannot be shipped is refused at once.
+        """
         base, export = self.training.base, self.recipe.export
         inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest}
+        tokens = max(self.recipe.task.max_tokens, self.training.bank_tokens if self.has_multi_adapter else 0)
+        settings = {"tolerance": export.parity_tolerance, "max_tokens": tokens}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.export_graphs import trace_base
+
+            quiet()
+            return trace_base(
+                base_dir=base.directory, out_dir=folder, base_id=base.base_id, tolerance=export.parity_tolerance,
+                max_tokens=tokens,
+            )  # fmt: skip
+
+        return self.steps.run("trace-base", inputs, settings, work)
+
+    @cached_property
+    def base_export(self) -> StepResult:
+        """encoder.onnx (float, no bank), model.onnx (FP32 with the bank), tokenizer.json. Of no recipe's own."""
+        base, export, traced = self.training.base, self.recipe.export, self.traced
+        inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **traced.digests("encoder.onnx")}
         settings = {"bank": self.bank, "tolerance": export.parity_tolerance,
                     "max_tokens": self.training.bank_tokens}  # fmt: skip
 
@@ -65,8 +87,8 @@ class OnnxExports:
             quiet()
             return as_dict(
                 export_base(
-                    base_dir=base.directory, out_dir=folder, base_id=base.base_id, bank=Bank(**self.bank),
-                    tolerance=export.parity_tolerance, max_tokens=self.training.bank_tokens,
+                    base_dir=base.directory, traced=traced.path("encoder.onnx"), out_dir=folder,
+                    bank=Bank(**self.bank), tolerance=export.parity_tolerance, max_tokens=self.training.bank_tokens,
                 )
             )  # fmt: skip
 
@@ -171,8 +193,9 @@ class OnnxExports:
             from edge_forge.export.onnx.float16 import scored
 
             subject = measure.OnnxSubject(
-                graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else ""
-            )
+                graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else "",
+                prompt=self.training.prompt,
+            )  # fmt: skip
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
                 gold = rows.splits[split]

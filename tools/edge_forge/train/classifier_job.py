@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_agent.base import child_python, errors
 from edge_agent.base.child_python import module_command
-from edge_forge.models.bases import base_id
+from edge_forge.models.bases import Base
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.settings import TrainSettings, check
 from edge_forge.train.worker_process import Report, follow, serve
@@ -64,7 +64,7 @@ _WORKER = "edge_forge.train.classifier_job"
 
 def train(
     *,
-    base_dir: Path,
+    base: Base,
     train_rows: Sequence[tuple[str, str]],
     validation_rows: Sequence[tuple[str, str]],
     labels: Sequence[str],
@@ -84,8 +84,8 @@ def train(
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out_dir) as folder:
         job = ClassifierJob(
-            base_dir=base_dir.resolve(),
-            base_id=base_id(base_dir),
+            base_dir=base.directory.resolve(),
+            base_id=base.base_id,
             out_dir=out_dir,
             work_dir=Path(folder),
             labels=tuple(labels),

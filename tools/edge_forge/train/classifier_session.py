@@ -7,7 +7,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from edge_forge.models.encoder import Encoder, cut_below, open_encoder, resolve_layer, target_names
+from edge_forge.models import sentence_pooling
+from edge_forge.models.encoder import Encoder, can_be_cut, cut_below, open_encoder, resolve_layer, target_names
 from edge_forge.models.sequence_classifier import SequenceClassifier, class_weights
 from edge_forge.train import classifier_trainer as loop
 from edge_forge.train import lora as adapters
 from edge_forge.train import methods
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
-from edge_forge.train.frozen_states import keep_states, tokenize
+from edge_forge.train.frozen_states import TokenizedRows, keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.settings import TrainSettings
 
@@ -88,9 +89,11 @@ def _steps(going: _Run) -> TrainRecord:
     wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
     first_layer = resolve_layer(wanted, encoder.layers) if method.trains_adapter else 0
     # A merged result needs the weights of every layer, so only a run that ends in an adapter may free the lower ones.
-    cut = first_layer if method.exportable_to(methods.ADAPTER) else 0
+    wanted = first_layer if method.exportable_to(methods.ADAPTER) else 0
     with going.phase("keep"):
-        data = _data(going, encoder, cut)
+        tokenized = _tokenized(job)
+        cut = wanted if wanted and can_be_cut(encoder, wanted, tokenized[0].tokens[0].tolist()) else 0
+        data = _data(going, encoder, cut, tokenized)
     if cut:
         cut_below(encoder, cut)
     names = target_names(encoder, settings.targets, first_layer) if method.trains_adapter else ()
@@ -114,12 +117,15 @@ def _steps(going: _Run) -> TrainRecord:
     return record
 
 
-def _data(going: _Run, encoder: Encoder, first_layer: int) -> _Data:
-    job = going.job
+def _tokenized(job: ClassifierJob) -> list[TokenizedRows]:
+    """Training and validation rows."""
+    return [tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens) for rows in (job.train, job.validation)]
+
+
+def _data(going: _Run, encoder: Encoder, first_layer: int, tokenized: Sequence[TokenizedRows]) -> _Data:
     parts = []
-    for rows in (job.train, job.validation):
-        tokens = tokenize(job.base_dir, rows, job.labels, job.settings.max_tokens)
-        kept = keep_states(encoder, first_layer, tokens, job.work_dir) if first_layer else None
+    for tokens in tokenized:
+        kept = keep_states(encoder, first_layer, tokens, going.job.work_dir) if first_layer else None
         parts.append(RowDataset(tokens, kept))
     return _Data(*parts)
 
@@ -127,8 +133,7 @@ def _data(going: _Run, encoder: Encoder, first_layer: int) -> _Data:
 def _model(settings: TrainSettings, encoder: Encoder, data: _Data, labels: int) -> SequenceClassifier:
     balanced = settings.class_weights == "balanced"
     return SequenceClassifier(
-        encoder.model,
-        encoder.hidden,
+        encoder,
         labels,
         class_weight=class_weights(data.train.rows.targets, labels) if balanced else None,
         label_smoothing=settings.label_smoothing,
@@ -213,6 +218,7 @@ def _save_full(job: ClassifierJob, merged: Any) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in merged.state_dict().items()}
     adapters.check_finite(tensors)
     save_file(tensors, job.out_dir / "model.safetensors", metadata={"format": "pt"})
-    for name in _COPIED:
+    for name in (*_COPIED, *sentence_pooling.files(job.base_dir)):
         if (job.base_dir / name).is_file():
+            (job.out_dir / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(job.base_dir / name, job.out_dir / name)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.models.encoder import Encoder, run_below
+from edge_forge.models.sentence_pooling import prompt_of
 
 # Beyond this the kept states go to a file: memory is what LoRA is chosen for.
 KEEP_IN_MEMORY_BYTES = 32 << 20
@@ -42,7 +43,7 @@ class TokenizedRows:
 
 
 def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple[NDArray[np.int32], ...], int]:
-    """(token ids per text, number of texts cut) by the base's `tokenizer.json`, as the device does it.
+    """(token ids per text, number of texts cut) by the base's `tokenizer.json` and prompt, as the device does it.
 
     Raises ConfigError when the base has no tokenizer.
     """
@@ -54,11 +55,13 @@ def encode(base_dir: Path, texts: Sequence[str], max_tokens: int) -> tuple[tuple
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length=max_tokens)
+    prompt = prompt_of(base_dir)
     found: list[NDArray[np.int32]] = []
     truncated = 0
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         # An encoding holds far more than its ids; only so many are alive at once.
-        for item in tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_AT_ONCE])):
+        part = [prompt + text for text in texts[start : start + _TEXTS_AT_ONCE]]
+        for item in tokenizer.encode_batch_fast(part):
             found.append(np.asarray(item.ids, dtype=np.int32))
             truncated += bool(item.overflowing)
     return tuple(found), truncated

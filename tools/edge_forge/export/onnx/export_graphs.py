@@ -1,8 +1,9 @@
 """The export step: one float graph of the base with the adapter bank, or of a merged model, equal to PyTorch's.
 
-Both leave in `out_dir`: `encoder.onnx` (float, no bank, what the quantize step starts from), `model.onnx` (what a
-device loads as its FP32 variant) and `tokenizer.json`. Parity, the distance from PyTorch on sample texts, is measured
-with the device's own backend.
+`trace_base` makes the float graph of the base and proves it at every length (`parity`), before anything is trained.
+`export_base` and `export_merged` leave in `out_dir`: `encoder.onnx` (float, no bank, what the quantize step starts
+from), `model.onnx` (what a device loads as its FP32 variant) and `tokenizer.json`. Parity, the distance from PyTorch,
+is measured with the device's own backend.
 """
 
 from __future__ import annotations
@@ -12,25 +13,38 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from edge_agent.base.errors import BackendError
+from edge_agent.tasks import tokens
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import load_head, predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
-from edge_forge.export.onnx.graph import opset, save, set_metadata
+from edge_forge.export.onnx import parity as check
+from edge_forge.export.onnx.graph import metadata, opset, save, set_metadata
 from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.parity import Parity, demand, largest
 from edge_forge.export.onnx.sites import name_sites
-from edge_forge.export.onnx.trace import OPSET, PooledEncoder, tidy, trace
+from edge_forge.export.onnx.trace import OPSET, PooledEncoder, takes_additive, tidy, trace
 from edge_forge.models.encoder import Encoder, open_encoder, target_names
+from edge_forge.models.sentence_pooling import prompt_of
+from edge_forge.train.frozen_states import encode
 from edge_forge.train.lora import apply_adapter, load_adapter, save_adapter
 
 ENCODER, MODEL, TOKENIZER = "encoder.onnx", "model.onnx", "tokenizer.json"
+# Scripts, composed and decomposed accents, emoji joined by U+200D, control tokens written out, and white space.
+PARITY_TEXTS = (
+    *BASE_TEXTS,
+    "Включи свет на кухне, пожалуйста.", "打开厨房的灯，然后关掉客厅的灯。", "キッチンの電気をつけて",
+    "부엌 불을 켜 주세요", "شغّل ضوء المطبخ", "הדלק את האור", "रसोई की बत्ती जलाओ", "เปิดไฟในครัว",
+    "Größe, Ångström, \ufb01le, ½, ①", "Gro\u0308\u00dfe, A\u030angstro\u0308m, e\u0301", "👩‍👩‍👧 👍🏽 🇩🇪 ☕️",
+    "[CLS] a [SEP] b [MASK] [PAD] [UNK]", "<s> a </s> b <mask> <pad> <unk>",
+    "line one\nline two\r\n\tindented\u00a0\u200b  end ", "a\u0000b\u0007c\ufffd",
+)  # fmt: skip
 _SEED = 2
 
 
@@ -56,30 +70,52 @@ class ExportRecord:
     parity: dict[str, Any]
 
 
+def trace_base(
+    *, base_dir: Path, out_dir: Path, base_id: str, tolerance: float = 1e-3, max_tokens: int = 128
+) -> dict[str, Any]:
+    """Write `encoder.onnx`, the base's float graph, and compare it with PyTorch at every length up to `max_tokens`.
+
+    Every row is computed alone, and in batches with padding (see `parity`); ids come from the whole table. Returns
+    {"features": largest absolute difference, "lengths", ...}. Raises BackendError when PyTorch cannot export the base,
+    or beyond `tolerance`.
+    """
+    encoder = open_encoder(base_dir)
+    _check_tokens(base_dir, max_tokens)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save(_traced(encoder, None, base_id, max_tokens), out_dir / ENCODER)
+    lengths = check.choose_lengths(max_tokens, check.weights_per_token(encoder), check.edges_of(encoder.model.config))
+    rows = check.rows_of(encoder.vocabulary, lengths.chosen, _ends(base_dir))
+    off = _off(encoder, measure.OnnxSubject(out_dir / ENCODER, base_dir / TOKENIZER, max_tokens), rows)
+    demand(Parity(off), tolerance, f"the base's graph ({lengths.said} tokens)")
+    return check.as_dict(lengths, off)
+
+
 def export_base(
     *,
     base_dir: Path,
+    traced: Path,
     out_dir: Path,
-    base_id: str,
     bank: Bank = Bank(),
     tolerance: float = 1e-3,
-    texts: Sequence[str] = BASE_TEXTS,
+    texts: Sequence[str] = PARITY_TEXTS,
     max_tokens: int = 128,
 ) -> ExportRecord:
-    """Export the base with its bank. Features are compared without an adapter and with a random one on every module.
+    """Give the graph `traced`, which `trace_base` wrote, its bank.
 
-    Raises BackendError when PyTorch cannot export it or parity is beyond `tolerance` (absolute).
+    Features are compared without an adapter and with a random one on every module. Raises BackendError as `trace_base`.
     """
     encoder = open_encoder(base_dir)
-    max_tokens = min(max_tokens, _longest(encoder))
     modules = target_names(encoder, bank.targets, bank.first_layer)
-    model = _traced(encoder, None, base_id)
     out_dir.mkdir(parents=True, exist_ok=True)
-    save(model, out_dir / ENCODER)
+    shutil.copyfile(traced, out_dir / ENCODER)
+    model = onnx.load(traced)
+    base_id = str(metadata(model, "edge.base_id"))
     inject_bank(model, modules, bank.rank, bank.max_labels)
     save(model, out_dir / MODEL)
     shutil.copyfile(base_dir / TOKENIZER, out_dir / TOKENIZER)
-    subject = measure.OnnxSubject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens, base_id=base_id)
+    subject = measure.OnnxSubject(
+        out_dir / MODEL, out_dir / TOKENIZER, max_tokens, base_id=base_id, prompt=prompt_of(base_dir)
+    )
     parity = _parity_of_base(base_dir, subject, _random_adapter(encoder, modules, bank), texts)
     for name, found in parity.items():
         demand(found, tolerance, f"the base's graph ({name})")
@@ -93,45 +129,83 @@ def export_merged(
     out_dir: Path,
     base_id: str,
     tolerance: float = 1e-3,
-    texts: Sequence[str] = BASE_TEXTS,
+    texts: Sequence[str] = PARITY_TEXTS,
     max_tokens: int = 128,
 ) -> ExportRecord:
     """Export what the train step left in `trained_dir`, adapter folded in, as one graph with its classifier.
 
     `trained_dir` holds adapter.safetensors (LoRA), or model.safetensors and head.safetensors (full). Features and
-    logits are compared with PyTorch's *unmerged* computation. Raises BackendError as `export_base`.
+    logits are compared with PyTorch's *unmerged* computation for the texts, and features with the merged one at some
+    lengths. Raises BackendError as `trace_base`.
     """
     encoder, head = _merged(base_dir, trained_dir)
-    max_tokens = min(max_tokens, _longest(encoder))
-    model = _traced(encoder, head, base_id)
+    model = _traced(encoder, head, base_id, max_tokens)
     out_dir.mkdir(parents=True, exist_ok=True)
     save(model, out_dir / ENCODER)
     save(model, out_dir / MODEL)
     shutil.copyfile(base_dir / TOKENIZER, out_dir / TOKENIZER)
     wanted = predict_with_features(base_dir, trained_dir, texts, max_tokens=max_tokens)
-    found = measure.outputs(measure.OnnxSubject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens), texts)
+    subject = measure.OnnxSubject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens, prompt=prompt_of(base_dir))
+    found = measure.outputs(subject, texts)
     if found.logits is None:
         raise BackendError("the merged graph gives no logits", "export")
-    parity = Parity(largest(found.features, wanted[0]), largest(found.logits, wanted[1]))
+    few = [length for length in (1, 2, max_tokens // 2, max_tokens - 1, max_tokens) if 0 < length <= max_tokens]
+    off = _off(encoder, subject, check.rows_of(encoder.vocabulary, few, _ends(base_dir)))
+    parity = Parity(max(off, largest(found.features, wanted[0])), largest(found.logits, wanted[1]))
     demand(parity, tolerance, "the merged graph")
     return _record(model, out_dir, max_tokens, (), {"merged": parity._asdict()})
 
 
-def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str) -> onnx.ModelProto:
-    """The float graph with named sites and the base's identity."""
+def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str, max_tokens: int) -> onnx.ModelProto:
+    """The float graph with named sites, the base's identity and the rows of its table."""
+    if max_tokens > encoder.positions:
+        raise BackendError(
+            f"{max_tokens} tokens are more than the base has positions for ({encoder.positions})", "export"
+        )
     if hasattr(encoder.model, "set_attn_implementation"):
         encoder.model.set_attn_implementation("eager")  # sdpa leaves guards in the graph that nothing fuses
-    model = trace(PooledEncoder(encoder.model, head), _longest(encoder), OPSET)
+    module = PooledEncoder(encoder, head, takes_additive(encoder, max_tokens))
+    model = trace(module, encoder.positions, OPSET)
     tidy(model)
     weights = {name: module.weight.detach().float().numpy() for name, _, module in encoder.linears()}
-    name_sites(model, weights)
+    name_sites(model, weights, encoder.survey.linears)
     set_metadata(model, "edge.base_id", base_id)
+    set_metadata(model, "edge.vocabulary", encoder.vocabulary)
     return model
 
 
-def _longest(encoder: Encoder) -> int:
-    """The largest number of tokens that the base has positions for."""
-    return int(getattr(encoder.model.config, "max_position_embeddings", 512))
+def _off(encoder: Encoder, subject: measure.OnnxSubject, rows: Sequence[Sequence[int]]) -> float:
+    """Largest absolute difference of features between graph and PyTorch, over rows alone and in padded batches."""
+    wanted = check.reference(encoder, rows)
+    worst = 0.0
+    batches = check.batches_of(rows)
+    found = measure.features_of(subject, [[rows[place] for place in batch] for batch in batches])
+    for batch, features in zip(batches, found, strict=True):
+        worst = max(worst, largest(features, wanted[batch]))
+    return worst
+
+
+def _ends(base_dir: Path) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after every text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(base_dir / TOKENIZER))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoded = tokenizer.encode("a")
+    inner = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+    if not inner:
+        return [], []
+    return encoded.ids[: inner[0]], encoded.ids[inner[-1] + 1 :]
+
+
+def _check_tokens(base_dir: Path, max_tokens: int) -> None:
+    """Refuse a tokenizer that gives other ids in training than on the device."""
+    trained, _ = encode(base_dir, PARITY_TEXTS, max_tokens)
+    device = tokens.open_tokenizer(str(base_dir / TOKENIZER), max_tokens, prompt_of(base_dir))
+    for text, ours, theirs in zip(PARITY_TEXTS, trained, device.encode(PARITY_TEXTS), strict=True):
+        if list(ours) != theirs.ids:
+            raise BackendError(f"the device's tokens of {text!r} are other ones than those of training", "export")
 
 
 def _merged(base_dir: Path, trained_dir: Path) -> tuple[Encoder, torch.nn.Linear]:
@@ -161,7 +235,7 @@ def _random_adapter(encoder: Encoder, modules: Sequence[str], bank: Bank) -> dic
         scale = float(linears[name].weight.detach().std())
         tensors[f"{name}.A"] = torch.randn(d_in, bank.rank, generator=generator)
         tensors[f"{name}.B"] = torch.randn(bank.rank, d_out, generator=generator) * (0.3 * scale / bank.rank**0.5)
-    tensors["head.weight"] = torch.randn(encoder.hidden, bank.max_labels, generator=generator) * 0.1
+    tensors["head.weight"] = torch.randn(encoder.width, bank.max_labels, generator=generator) * 0.1
     tensors["head.bias"] = torch.randn(bank.max_labels, generator=generator)
     return tensors
 
@@ -198,34 +272,3 @@ def _record(
 def as_dict(record: ExportRecord) -> dict[str, Any]:
     """The record as plain values, for `record.json`."""
     return asdict(record)
-
-
-Array = NDArray[np.float32]
-
-
-class Parity(NamedTuple):
-    """Largest absolute differences over the sample texts; `effect` is how far the adapter moved the features."""
-
-    features: float
-    logits: float | None = None
-    effect: float | None = None
-
-
-def largest(found: Array, wanted: Array) -> float:
-    """Largest absolute difference; infinite for other shapes or values that are not finite."""
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return float("inf")
-    return float(np.abs(found - wanted).max())
-
-
-def demand(parity: Parity, tolerance: float, what: str) -> None:
-    """Raise BackendError when `parity` is beyond `tolerance`, or when an adapter has no effect to speak of."""
-    for name, off in (("features", parity.features), ("logits", parity.logits)):
-        if off is not None and not off <= tolerance:
-            raise BackendError(
-                f"{what}: {name} differ from PyTorch by {off:.3g}, {tolerance:g} is tolerated",
-                "export",
-                "do not ship this graph; report the base's architecture",
-            )
-    if parity.effect is not None and not parity.effect > 10.0 * max(parity.features, 1e-6):
-        raise BackendError(f"{what}: a test adapter moves the features by only {parity.effect:.3g}", "export")

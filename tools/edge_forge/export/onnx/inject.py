@@ -42,19 +42,23 @@ def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max
         raise BackendError("the graph already has an adapter bank", "ONNX graph", "inject into the export without one")
     editor = GraphEditor(model)
     wanted = set(modules)
-    banked: list[dict[str, Any]] = []
-    for site in read_sites(model):
+    banked: dict[tuple[str, ...], dict[str, Any]] = {}
+    for number, site in enumerate(read_sites(model)):
         chosen = [index for index, module in enumerate(site.modules) if module in wanted]
+        names = tuple(site.modules[position] for position in chosen)
         if chosen:
-            banked.append(_inject_site(editor, site, chosen, len(banked)))
-            wanted.difference_update(banked[-1]["modules"])
-    if wanted:
-        raise BackendError(f"the graph has no linear module {min(wanted)}", "ONNX graph")
+            if names not in banked:
+                banked[names] = _bank_inputs(editor, site, chosen, len(banked))
+            _inject_site(editor, site, chosen, banked[names], f"lora.at{number}")
+    absent = wanted.difference(*banked)
+    if absent:
+        raise BackendError(f"the graph has no linear module {min(absent)}", "ONNX graph")
     hidden = _inject_head(editor)
     editor.finish()
-    description = {"version": VERSION, "rank": rank, "max_labels": max_labels, "hidden": hidden, "sites": banked}
+    sites = list(banked.values())
+    description = {"version": VERSION, "rank": rank, "max_labels": max_labels, "hidden": hidden, "sites": sites}
     set_metadata(model, KEY, description)
-    return banked
+    return sites
 
 
 def _input(editor: GraphEditor, name: str, shape: list[str | int]) -> str:
@@ -62,30 +66,36 @@ def _input(editor: GraphEditor, name: str, shape: list[str | int]) -> str:
     return name
 
 
-def _inject_site(editor: GraphEditor, site: LinearSite, chosen: list[int], number: int) -> dict[str, Any]:
+def _bank_inputs(editor: GraphEditor, site: LinearSite, chosen: list[int], number: int) -> dict[str, Any]:
+    """Add A and B of the chosen modules as inputs; returns their description."""
     tag, count = f"lora.{number}", len(chosen)
     rank = f"rank_{number}"
     width = rank if count == 1 else f"{count}*{rank}"
-    a = _input(editor, f"{tag}.A", ["rows", site.d_in, width])
-    editor.add("MatMul", [site.x, a], [f"{tag}.xa"])
-    parts = [f"{tag}.xa"]
-    if count > 1:
-        parts = [f"{tag}.xa.{index}" for index in range(count)]
-        editor.add("Split", [f"{tag}.xa"], parts, axis=-1, num_outputs=count)
-    b_names = []
-    for index, (part, position) in enumerate(zip(parts, chosen, strict=True)):
-        b_names.append(_input(editor, f"{tag}.B.{index}", ["rows", rank, site.d_out[position]]))
-        out = site.outs[position]
-        editor.add("MatMul", [part, b_names[-1]], [f"{tag}.xab.{index}"])
-        total = editor.add("Add", [out, f"{tag}.xab.{index}"], [f"{tag}.y.{index}"])
-        editor.redirect(out, total.output[0], keep=[total])
     return {
-        "a": a,
-        "b": b_names,
+        "a": _input(editor, f"{tag}.A", ["rows", site.d_in, width]),
+        "b": [
+            _input(editor, f"{tag}.B.{index}", ["rows", rank, site.d_out[position]])
+            for index, position in enumerate(chosen)
+        ],
         "modules": [site.modules[position] for position in chosen],
         "d_in": site.d_in,
         "d_out": [site.d_out[position] for position in chosen],
     }
+
+
+def _inject_site(editor: GraphEditor, site: LinearSite, chosen: list[int], bank: dict[str, Any], tag: str) -> None:
+    """Add the branches of one site. Sites of the same modules read the same inputs."""
+    count = len(chosen)
+    editor.add("MatMul", [site.x, bank["a"]], [f"{tag}.xa"])
+    parts = [f"{tag}.xa"]
+    if count > 1:
+        parts = [f"{tag}.xa.{index}" for index in range(count)]
+        editor.add("Split", [f"{tag}.xa"], parts, axis=-1, num_outputs=count)
+    for index, (part, position) in enumerate(zip(parts, chosen, strict=True)):
+        out = site.outs[position]
+        editor.add("MatMul", [part, bank["b"][index]], [f"{tag}.xab.{index}"])
+        total = editor.add("Add", [out, f"{tag}.xab.{index}"], [f"{tag}.y.{index}"])
+        editor.redirect(out, total.output[0], keep=[total])
 
 
 def _inject_head(editor: GraphEditor) -> int:

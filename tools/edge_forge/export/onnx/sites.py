@@ -45,19 +45,26 @@ class _Linear(NamedTuple):
     add: onnx.NodeProto | None
 
 
-def name_sites(model: onnx.ModelProto, weights: Mapping[str, FloatArray]) -> list[LinearSite]:
+def name_sites(
+    model: onnx.ModelProto, weights: Mapping[str, FloatArray], uses: Sequence[str] | None = None
+) -> list[LinearSite]:
     """Find, fuse and name the linear modules. `weights` maps a module path to its weight [d_out, d_in].
+
+    `uses` are the modules in the order in which they run, with one that runs several times (ALBERT's layers share their
+    weights) named as often; None: each runs once. Such a module has a site for every use, all of one weight.
 
     Edits the model, keeps the map in its metadata, and returns it. Raises BackendError for a module not found.
     """
     editor = GraphEditor(model)
-    linears = _find(editor, weights)
+    linears = _find(editor, weights, uses if uses is not None else tuple(weights))
     by_input: dict[str, list[_Linear]] = defaultdict(list)
     for linear in linears:
         by_input[linear.matmul.input[0]].append(linear)
-    sites = []
+    sites: list[LinearSite] = []
+    weight_of: dict[tuple[str, ...], str] = {}
     for index, group in enumerate(by_input.values()):
-        sites.append(_fuse(editor, index, group))
+        tag = weight_of.setdefault(tuple(linear.module for linear in group), f"site{index:03d}")
+        sites.append(_fuse(editor, f"site{index:03d}", tag, group))
     editor.finish()
     set_metadata(model, KEY, [site._asdict() for site in sites])
     return sites
@@ -78,10 +85,12 @@ def _digest(value: FloatArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(value, dtype=np.float32).tobytes()).hexdigest()
 
 
-def _find(editor: GraphEditor, weights: Mapping[str, FloatArray]) -> list[_Linear]:
+def _find(editor: GraphEditor, weights: Mapping[str, FloatArray], uses: Sequence[str]) -> list[_Linear]:
     wanted: dict[str, list[str]] = defaultdict(list)
-    for module, weight in weights.items():
-        wanted[_digest(weight.T)].append(module)
+    digests = {module: _digest(weight.T) for module, weight in weights.items()}
+    for module in uses:
+        if module in digests:
+            wanted[digests[module]].append(module)
     found = []
     for node in editor.graph.node:
         value = editor.constant(node.input[1]) if node.op_type == "MatMul" else None
@@ -113,23 +122,27 @@ def _bias(editor: GraphEditor, linear: _Linear, d_out: int) -> FloatArray:
     return np.asarray(editor.constant(name), np.float32)
 
 
-def _fuse(editor: GraphEditor, index: int, group: Sequence[_Linear]) -> LinearSite:
-    """Replace a group that shares its input by one product, one bias and a split."""
+def _fuse(editor: GraphEditor, tag: str, weight_tag: str, group: Sequence[_Linear]) -> LinearSite:
+    """Replace a group that shares its input by one product, one bias and a split.
+
+    `weight_tag` names the constants: those of the first site of the same modules.
+    """
     values = [np.asarray(editor.constant(linear.matmul.input[1])) for linear in group]
     biases = [_bias(editor, linear, value.shape[1]) for linear, value in zip(group, values, strict=True)]
-    tag = f"site{index:03d}"
+    weight, bias = f"{weight_tag}.weight", f"{weight_tag}.bias"
+    if weight_tag == tag:
+        editor.add_constant(weight, np.concatenate(values, axis=1))
+        editor.add_constant(bias, np.concatenate(biases))
     x, y = group[0].matmul.input[0], f"{tag}.y"
     d_out = tuple(int(value.shape[1]) for value in values)
     ends = [(linear.add or linear.matmul).output[0] for linear in group]
     editor.remove([node for linear in group for node in (linear.matmul, linear.add) if node is not None])
-    editor.add("MatMul", [x, editor.add_constant(f"{tag}.weight", np.concatenate(values, axis=1))], [f"{tag}.xw"])
-    editor.add("Add", [f"{tag}.xw", editor.add_constant(f"{tag}.bias", np.concatenate(biases))], [y])
+    editor.add("MatMul", [x, weight], [f"{tag}.xw"])
+    editor.add("Add", [f"{tag}.xw", bias], [y])
     if len(group) == 1:
         editor.redirect(ends[0], y)
         ends = [y]
     else:
         sizes = editor.add_constant(f"{tag}.split", np.asarray(d_out, np.int64))
         editor.add("Split", [y, sizes], ends, axis=-1)
-    return LinearSite(
-        tuple(linear.module for linear in group), x, f"{tag}.weight", tuple(ends), int(values[0].shape[0]), d_out
-    )
+    return LinearSite(tuple(linear.module for linear in group), x, weight, tuple(ends), int(values[0].shape[0]), d_out)

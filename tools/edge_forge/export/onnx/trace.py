@@ -17,33 +17,59 @@ import torch
 
 from edge_agent.base.errors import BackendError
 from edge_forge.export.onnx.graph import GraphEditor, opset
+from edge_forge.models.encoder import Encoder
 
 OPSET = 18
 # The file version that goes with it: the exporter writes 10, which ONNX Runtime reads from 1.18 on only.
 IR_VERSION = 8
 # Far below any score and far from the end of float16: exp(-1e4) is exactly 0 in both widths.
 MASKED = -1.0e4
+# Largest difference of features, relative to the largest feature, that rounding alone may make between both masks.
+ADDITIVE_TOLERANCE = 1e-5
 
 
 class PooledEncoder(torch.nn.Module):
-    """Mean of the last hidden states over the attention mask: features [batch, hidden], and logits with a head.
+    """Features [batch, width] of token ids, and logits with a head; what is exported.
 
-    The mask is handed to the encoder in its additive four-dimensional form, which spares the graph the indexing
-    that transformers' own mask code leaves in it and that no runtime fuses.
+    With `additive` the encoder is handed the mask in its four-dimensional additive form, which spares the graph the
+    indexing that transformers' own mask code leaves in it and that no runtime fuses. Not every encoder may be given it:
+    ModernBERT makes another mask for its layers with a window, DeBERTa multiplies by the plain one (`takes_additive`).
     """
 
-    def __init__(self, encoder: torch.nn.Module, head: torch.nn.Linear | None = None) -> None:
+    def __init__(self, encoder: Encoder, head: torch.nn.Linear | None = None, additive: bool = True) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = encoder.model
+        self.pooling = encoder.pooling
         self.head = head
+        self.additive = additive
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Token ids and mask [batch, seq] to features [batch, hidden] (and logits [batch, labels])."""
-        weights = attention_mask.unsqueeze(-1).to(torch.float32)
-        additive = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
-        hidden = self.encoder(input_ids=input_ids, attention_mask=additive).last_hidden_state
-        features = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        """Token ids and mask [batch, seq] to features [batch, width] (and logits [batch, labels])."""
+        mask = attention_mask
+        if self.additive:
+            mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
+        hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        features = self.pooling(hidden, attention_mask)
         return features if self.head is None else (features, self.head(features))
+
+
+def takes_additive(encoder: Encoder, tokens: int) -> bool:
+    """Whether the encoder computes the same with the additive form of the mask as with the plain one.
+
+    Tried on padded rows as long as texts may be (`tokens`), so that every window of attention shows.
+    """
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(0, encoder.vocabulary, (3, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, (tokens + 1) // 2 :] = 0
+    mask[2, 1:] = 0
+    with torch.inference_mode():
+        wanted = PooledEncoder(encoder, additive=False)(ids, mask)
+        try:
+            found = PooledEncoder(encoder, additive=True)(ids, mask)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+    return bool((found - wanted).abs().max() <= ADDITIVE_TOLERANCE * max(1.0, float(wanted.abs().max())))
 
 
 def trace(module: PooledEncoder, max_tokens: int, opset_version: int = OPSET) -> onnx.ModelProto:

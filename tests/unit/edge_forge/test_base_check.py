@@ -1,0 +1,288 @@
+"""Bases that cannot be used are refused before anything is trained, by name; what a folder says is obeyed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.models import bases, sentence_pooling
+from edge_forge.models.base_check import examine
+from edge_forge.models.encoder import open_encoder
+from tests.support import tiny_encoders as tiny
+
+HIDDEN = 32
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tiny.write(tmp_path / "base", "bert")
+
+
+def edit(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def add_token(folder, number, **more):
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["added_tokens"].append(
+        {"id": number, "content": "smarthome", "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": False, **more}
+    )  # fmt: skip
+    path.write_text(json.dumps(found))
+    return folder
+
+
+def test_facts_of_a_base(base):
+    found = examine(base)
+    assert found["positions"] == tiny.POSITIONS and found["width"] == HIDDEN and found["layers"] == 2
+    assert found["pooling"] == {"pooling": ["mean"], "steps": [], "prompt": ""}
+
+
+def test_a_causal_model_is_no_encoder(tmp_path):
+    with pytest.raises(ConfigError, match="llama is a causal model"):
+        examine(tiny.write(tmp_path, "llama"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("encoder.layer.1.output.dense.weight", "lacks 1 tensors, the first is encoder.layer.1.output.dense.weight"),
+        ("embeddings.word_embeddings.weight", "lacks 1 tensors, the first is embeddings.word_embeddings.weight"),
+    ],
+)
+def test_a_base_that_lacks_a_tensor_is_refused_by_its_name(base, name, words):
+    edit(base, lambda tensors: tensors.pop(name))
+    with pytest.raises(ConfigError, match=words):
+        examine(base)
+
+
+def test_a_pooler_is_never_read_and_may_be_missing(base):
+    first = examine(base)["base_id"]
+    edit(base, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")])
+    assert examine(base)["base_id"] == first
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["encoder.layer.0.attention.self.distance_embedding.weight", "encoder.layer.2.output.dense.weight",
+     "encoder.layer.0.attention.self.query.lora_A.weight", "embeddings.extra.weight"],
+)  # fmt: skip
+def test_a_tensor_that_the_class_does_not_compute_with_is_refused_by_its_name(base, name):
+    edit(base, lambda tensors: tensors.update({name: torch.ones(4, 4)}))
+    with pytest.raises(ConfigError, match="does not compute with, the first is " + name.replace(".", r"\.")):
+        examine(base)
+
+
+def test_a_head_of_another_task_is_no_fault(base):
+    edit(base, lambda tensors: tensors.update({"classifier.weight": torch.ones(2, HIDDEN), "cls.bias": torch.ones(2)}))
+    examine(base)
+
+
+def test_a_tensor_of_another_shape_is_refused(base):
+    edit(base, lambda tensors: tensors.update({"encoder.layer.0.output.dense.weight": torch.ones(3, 3)}))
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        examine(base)
+
+
+def test_relative_positions_that_transformers_does_not_compute_are_refused(base):
+    tiny.change_config(base, position_embedding_type="relative_key")
+    with pytest.raises(ConfigError, match="position_embedding_type = 'relative_key'"):
+        examine(base)
+    tiny.change_config(base, position_embedding_type="absolute")
+    examine(base)
+
+
+def test_a_token_beyond_the_table_is_refused_by_its_name(base):
+    rows = open_encoder(base).vocabulary
+    add_token(base, rows)
+    with pytest.raises(ConfigError, match=rf"beyond the model's table of {rows} rows: 'smarthome' \({rows}\)"):
+        examine(base)
+
+
+def test_a_token_beyond_the_table_that_only_the_template_adds_is_refused(base):
+    path = base / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [9999]
+    path.write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"'id 9999' \(9999\)"):
+        examine(base)
+
+
+def test_what_lies_beside_the_listed_files_has_no_effect_and_is_named(base):
+    first = examine(base)["base_id"]
+    (base / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["query"]}))
+    save_file({"x": torch.ones(1)}, base / "adapter_model.safetensors")
+    (base / "modeling_bert.py").write_text("raise RuntimeError('imported')")
+    (base / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    tiny.change_config(base, auto_map={"AutoModel": "modeling_bert.Other"}, _attn_implementation="flash_attention_2")
+    assert examine(base)["base_id"] == first
+    assert bases.beside(base) == (
+        "adapter_config.json", "adapter_model.safetensors", "modeling_bert.py", "pytorch_model.bin"
+    )  # fmt: skip
+
+
+def test_a_quantised_base_is_refused(base):
+    tiny.change_config(base, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(ConfigError, match="float weights"):
+        bases.check(base)
+
+
+@pytest.mark.parametrize(("family", "positions"), [("roberta", 64), ("xlm-roberta", 64), ("mpnet", 64), ("bert", 64)])
+def test_positions_are_those_that_a_text_can_have(tmp_path, family, positions):
+    opened = open_encoder(tiny.write(tmp_path, family))
+    assert opened.positions == positions
+    ids = torch.full((1, positions), 7)
+    with torch.inference_mode():
+        opened.features(ids, torch.ones_like(ids))
+        ids = torch.full((1, positions + 1), 7)
+        with pytest.raises((IndexError, RuntimeError)):
+            opened.features(ids, torch.ones_like(ids))
+
+
+# Folders of sentence-transformers
+
+
+def sentence_folder(base, pooling, *more, prompts=None):
+    modules = ["Transformer", "Pooling", *(kind for kind, _ in more)]
+    entries = []
+    for place, kind in enumerate(modules):
+        path = "" if place == 0 else f"{place}_{kind}"
+        entries.append({"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"})
+        if path:
+            (base / path).mkdir()
+    (base / "modules.json").write_text(json.dumps(entries))
+    (base / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": HIDDEN, **pooling}))
+    for place, (kind, given) in enumerate(more, 2):
+        if kind == "Dense":
+            config, tensors = given
+            (base / f"{place}_Dense" / "config.json").write_text(json.dumps(config))
+            save_file(tensors, base / f"{place}_Dense" / "model.safetensors")
+    if prompts is not None:
+        (base / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return base
+
+
+def states_and_features(folder):
+    opened = open_encoder(folder)
+    ids = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 3, 0, 0, 0]])
+    mask = (torch.arange(6) < torch.tensor([[6], [3]])).long()
+    with torch.inference_mode():
+        states = opened.model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+        return [states[0], states[1, :3]], opened.features(ids, mask).numpy(), opened
+
+
+@pytest.mark.parametrize(
+    ("pooling", "formula"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, lambda h: h[0]),
+        ({"pooling_mode_mean_tokens": True}, lambda h: h.mean(0)),
+        ({"pooling_mode_max_tokens": True}, lambda h: h.max(0)),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, lambda h: h.sum(0) / len(h) ** 0.5),
+        ({"pooling_mode_weightedmean_tokens": True},
+         lambda h: (h * np.arange(1, len(h) + 1)[:, None]).sum(0) / np.arange(1, len(h) + 1).sum()),
+        ({"pooling_mode_lasttoken": True}, lambda h: h[-1]),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
+         lambda h: np.concatenate([h[0], h.max(0), h.mean(0)])),
+        ({"pooling_mode": "cls"}, lambda h: h[0]),
+    ],
+)  # fmt: skip
+def test_the_pooling_of_a_folder_is_obeyed(base, pooling, formula):
+    rows, features, opened = states_and_features(sentence_folder(base, pooling, ("Normalize", None)))
+    for row, found in zip(rows, features, strict=True):
+        np.testing.assert_allclose(found, formula(row), atol=1e-5)
+    assert opened.width == features.shape[1]
+
+
+def test_dense_and_an_inner_normalize_are_obeyed(base):
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((5, HIDDEN)).astype(np.float32)
+    bias = random.standard_normal(5).astype(np.float32)
+    dense = (
+        {"in_features": HIDDEN, "out_features": 5, "activation_function": "torch.nn.modules.activation.Tanh"},
+        {"linear.weight": torch.from_numpy(weight), "linear.bias": torch.from_numpy(bias)},
+    )
+    folder = sentence_folder(base, {"pooling_mode_cls_token": True}, ("Normalize", None), ("Dense", dense))
+    rows, features, opened = states_and_features(folder)
+    for row, found in zip(rows, features, strict=True):
+        np.testing.assert_allclose(found, np.tanh(weight @ (row[0] / np.linalg.norm(row[0])) + bias), atol=1e-5)
+    assert opened.width == 5
+
+
+def test_a_default_prompt_stands_before_every_text(base):
+    from edge_agent.tasks.tokens import open_tokenizer
+    from edge_forge.train.frozen_states import encode
+
+    plain = encode(base, ["please turn the lamp on"], 32)[0][0].tolist()
+    sentence_folder(
+        base, {"pooling_mode_cls_token": True},
+        prompts={"prompts": {"query": "please ", "passage": "now "}, "default_prompt_name": "query"},
+    )  # fmt: skip
+    assert examine(base)["prompt"] == "please "
+    assert encode(base, ["turn the lamp on"], 32)[0][0].tolist() == plain
+    device = open_tokenizer(str(base / "tokenizer.json"), 32, "please ")
+    assert device.encode(["turn the lamp on"])[0].ids == plain
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda b: (b / "modules.json").write_text("[]"), "lists no modules"),
+        (lambda b: (b / "modules.json").write_text('[{"type": "own.Transformer", "path": ""}]'), "code of the folder"),
+        (lambda b: (b / "modules.json").write_text(
+            '[{"type": "sentence_transformers.models.Transformer", "path": "../x"}]'), "outside the base"),
+        (lambda b: (b / "modules.json").write_text(
+            (b / "modules.json").read_text().replace("Normalize", "LSTM")), "LSTM"),
+        (lambda b: (b / "1_Pooling" / "config.json").write_text('{"pooling_mode_attention": true}'), "attention"),
+        (lambda b: (b / "1_Pooling" / "config.json").write_text("{}"), "no pooling mode is on"),
+        (lambda b: (b / "1_Pooling" / "config.json").unlink(), "missing"),
+        (lambda b: (b / "config_sentence_transformers.json").write_text('{"default_prompt_name": "q"}'), "'q'"),
+        (lambda b: (b / "sentence_bert_config.json").write_text('{"do_lower_case": true}'), None),
+    ],
+)  # fmt: skip
+def test_what_a_folder_asks_for_and_is_not_known_is_refused(base, spoil, words):
+    sentence_folder(base, {"pooling_mode_cls_token": True}, ("Normalize", None))
+    spoil(base)
+    if words is None:  # the tokenizer lowers the case itself
+        examine(base)
+    else:
+        with pytest.raises(ConfigError, match=words):
+            examine(base)
+
+
+def test_lower_case_that_the_tokenizer_does_not_make_is_refused(tmp_path):
+    base = sentence_folder(tiny.write(tmp_path, "roberta"), {"pooling_mode_cls_token": True})
+    (base / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(ConfigError, match="do_lower_case"):
+        examine(base)
+
+
+def test_a_prompt_whose_tokens_are_left_out_of_pooling_is_refused(base):
+    sentence_folder(
+        base, {"pooling_mode_mean_tokens": True, "include_prompt": False},
+        prompts={"prompts": {"q": "please "}, "default_prompt_name": "q"},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="include_prompt"):
+        examine(base)
+
+
+def test_pooling_decides_the_identity_and_a_last_normalize_does_not(tmp_path):
+    ids = {}
+    for name, pooling, more in (
+        ("plain", None, ()),
+        ("mean", {"pooling_mode_mean_tokens": True}, ()),
+        ("normal", {"pooling_mode_mean_tokens": True}, (("Normalize", None),)),
+        ("cls", {"pooling_mode_cls_token": True}, ()),
+    ):
+        folder = tiny.write(tmp_path / name, "bert")
+        if pooling is not None:
+            sentence_folder(folder, pooling, *more)
+        ids[name] = examine(folder)["base_id"]
+    assert ids["plain"] == ids["mean"] == ids["normal"] != ids["cls"]
+    assert set(sentence_pooling.files(tmp_path / "cls")) == {"modules.json", "1_Pooling/config.json"}

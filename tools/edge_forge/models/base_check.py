@@ -1,0 +1,59 @@
+"""What is known of a base before anything is trained on it: that it can be opened, its identity, its limits.
+
+The entry of the step `base`: everything that makes a base unusable is refused here, in seconds, by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.models import base_identity, sentence_pooling
+from edge_forge.models.encoder import Encoder, open_encoder
+
+_NAMED = 3
+
+
+def examine(base_dir: Path) -> dict[str, Any]:
+    """Facts of an encoder's folder: `base_id`, `positions` (tokens that a text may have), `layers`, `width` of
+    features, `vocabulary` (rows of the table), `pooling` and `prompt`.
+
+    Raises ConfigError for a base that cannot be used.
+    """
+    plan = sentence_pooling.read(base_dir)
+    encoder = open_encoder(base_dir)
+    check_ids(base_dir, encoder)
+    return {
+        "base_id": base_identity.encoder_id(encoder, plan),
+        "positions": encoder.positions,
+        "layers": encoder.layers,
+        "width": encoder.width,
+        "vocabulary": encoder.vocabulary,
+        "pooling": plan.described(),
+        "prompt": plan.prompt,
+    }
+
+
+def check_ids(base_dir: Path, encoder: Encoder) -> None:
+    """Refuse a tokenizer that can give an id beyond the encoder's table, by the tokens that have one."""
+    from tokenizers import Tokenizer
+
+    path = base_dir / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself; the base is refused with its reason
+        raise ConfigError(
+            f"the tokenizer cannot be read: {error}", str(path), "give a base with its tokenizer"
+        ) from error
+    beyond = {name: number for name, number in tokenizer.get_vocab().items() if number >= encoder.vocabulary}
+    for number in tokenizer.encode("").ids:  # what the post-processor adds need not be in the vocabulary
+        if number >= encoder.vocabulary:
+            beyond.setdefault(f"id {number}", number)
+    if beyond:
+        first = sorted(beyond, key=lambda name: beyond[name])[:_NAMED]
+        names = ", ".join(f"{name!r} ({beyond[name]})" for name in first)
+        raise ConfigError(
+            f"{len(beyond)} tokens have an id beyond the model's table of {encoder.vocabulary} rows: {names}",
+            str(path), "resize the model's embeddings to the tokenizer, or remove the added tokens",
+        )  # fmt: skip

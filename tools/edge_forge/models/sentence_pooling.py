@@ -1,0 +1,208 @@
+"""What turns hidden states into one vector: mean pooling, or what a sentence-transformers folder says.
+
+Such a folder has `modules.json`, which lists its steps: Transformer, Pooling (CLS, mean, max and others, concatenated
+where several are on), Dense, Normalize; and `config_sentence_transformers.json` with prompts. What is read here is
+obeyed in training, in the exported graph and on the device; everything else is refused by name.
+
+A Normalize at the end is not part of the features: it changes their length alone, the task `embed` scales every answer
+to length 1, and a classifier's head learns better on features of their own length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+MODULES, SETTINGS, TRANSFORMER = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+_POOLING, _DENSE, _NORMALIZE = "Pooling", "Dense", "Normalize"
+# In the order in which sentence-transformers concatenates them.
+_MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
+_MODE_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
+_PROMPT_CHARS = 1024
+
+
+class PoolingPlan:
+    """The steps after the encoder: `modes` of pooling, then `steps` of (kind, activation, folder of the weights)."""
+
+    def __init__(
+        self, modes: Sequence[str] = ("mean",), steps: Sequence[tuple[str, str, str]] = (), prompt: str = ""
+    ) -> None:
+        self.modes = tuple(modes)
+        self.steps = tuple(steps)
+        self.prompt = prompt
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values; equal exactly when two folders compute the same, given equal Dense weights."""
+        return {
+            "pooling": list(self.modes), "steps": [[kind, how] for kind, how, _ in self.steps], "prompt": self.prompt,
+        }  # fmt: skip
+
+    def build(self, base_dir: Path) -> torch.nn.Module:
+        """The module: hidden states [rows, tokens, hidden] and mask [rows, tokens] to features [rows, width]."""
+        from safetensors.torch import load_file
+
+        from edge_forge.models.pooling_layers import DenseStep, NormalizeStep, SentencePooling
+
+        steps: list[torch.nn.Module] = []
+        for kind, how, folder in self.steps:
+            if kind == _NORMALIZE:
+                steps.append(NormalizeStep())
+            else:
+                tensors = load_file(base_dir / folder / "model.safetensors")
+                steps.append(DenseStep(tensors["linear.weight"].float(), tensors.get("linear.bias"), how))
+        return SentencePooling(self.modes, steps)
+
+
+def read(base_dir: Path) -> PoolingPlan:
+    """What the folder says, or mean pooling where it says nothing. Raises ConfigError that names what is not known."""
+    if not (base_dir / MODULES).is_file():
+        folder = base_dir / "1_Pooling"
+        return PoolingPlan(_modes(folder, "") if (folder / "config.json").is_file() else ("mean",))
+    prompt = _prompt(base_dir)
+    modes: tuple[str, ...] | None = None
+    steps: list[tuple[str, str, str]] = []
+    for place, (kind, path) in enumerate(_modules(base_dir)):
+        if place == 0:
+            if kind != "Transformer" or path not in ("", "."):
+                raise _refused(base_dir / MODULES, f"the first module is {kind} in {path!r}, not a Transformer in ''")
+        elif kind == _POOLING and modes is None and not steps:
+            modes = _modes(base_dir / path, prompt)
+        elif kind in (_DENSE, _NORMALIZE) and modes is not None:
+            steps.append((kind, _activation(base_dir / path) if kind == _DENSE else "", path))
+        else:
+            raise _refused(base_dir / MODULES, f"the module {kind} is not known here, or stands at the wrong place")
+    if modes is None:
+        raise _refused(base_dir / MODULES, "no Pooling module follows the Transformer")
+    while steps and steps[-1][0] == _NORMALIZE:
+        steps.pop()
+    _check_case(base_dir)
+    return PoolingPlan(modes, steps, prompt)
+
+
+def prompt_of(base_dir: Path) -> str:
+    """The prompt that stands before every text of this base; '' for none. Raises ConfigError."""
+    return _prompt(base_dir) if (base_dir / MODULES).is_file() else ""
+
+
+def files(base_dir: Path) -> tuple[str, ...]:
+    """The files of the folder that `read` and `build` use, relative to it, as far as they are there."""
+    names = [MODULES, SETTINGS, TRANSFORMER]
+    folders = ["1_Pooling"]
+    if (base_dir / MODULES).is_file():
+        folders = [path for _, path in _modules(base_dir) if path not in ("", ".")]
+    names += [f"{folder}/{name}" for folder in folders for name in ("config.json", "model.safetensors")]
+    return tuple(name for name in names if (base_dir / name).is_file())
+
+
+def _modules(base_dir: Path) -> list[tuple[str, str]]:
+    """(kind, folder) of every module in order."""
+    path = base_dir / MODULES
+    found = _read(path)
+    entries = found if isinstance(found, list) else []
+    modules = []
+    for entry in entries:
+        name = str(entry.get("type", "")) if isinstance(entry, dict) else ""
+        if not name.startswith("sentence_transformers."):
+            raise _refused(path, f"the module type {name!r} is code of the folder's own")
+        folder = str(entry.get("path", ""))
+        if folder.startswith("/") or ".." in Path(folder).parts:
+            raise _refused(path, f"the module's folder {folder!r} is outside the base")
+        modules.append((name.rpartition(".")[2], folder))
+    if not modules:
+        raise _refused(path, "it lists no modules")
+    return modules
+
+
+def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
+    path = folder / "config.json"
+    found = _object(path)
+    on = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
+    unknown = sorted(on - _MODE_KEYS.keys())
+    named = found.get("pooling_mode")  # the newer form: one name, or a list
+    names = {_MODE_KEYS[key] for key in on & _MODE_KEYS.keys()}
+    names |= set() if named is None else {named} if isinstance(named, str) else set(map(str, named))
+    unknown += sorted(names - set(_MODES))
+    if unknown:
+        raise _refused(path, f"the pooling {unknown[0]} is not known here")
+    if not names:
+        raise _refused(path, "no pooling mode is on")
+    if prompt and found.get("include_prompt") is False:
+        raise _refused(
+            path, "include_prompt is false: pooling that leaves out the prompt's tokens is not possible here"
+        )
+    return tuple(mode for mode in _MODES if mode in names)
+
+
+def _activation(folder: Path) -> str:
+    found = _object(folder / "config.json")
+    name = str(found.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    if name not in _ACTIVATIONS:
+        raise _refused(folder / "config.json", f"the activation {name} is not known here")
+    if not (folder / "model.safetensors").is_file():
+        raise _refused(folder, "it has no model.safetensors (pickled weights are not read)")
+    return name
+
+
+def _prompt(base_dir: Path) -> str:
+    """The prompt that stands before every text; '' without a default prompt."""
+    path = base_dir / SETTINGS
+    if not path.is_file():
+        return ""
+    found = _object(path)
+    name, prompts = found.get("default_prompt_name"), found.get("prompts") or {}
+    if name is None:
+        return ""
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    if not isinstance(prompt, str) or len(prompt) > _PROMPT_CHARS:
+        raise _refused(
+            path, f"default_prompt_name is {name!r}, and prompts has no such text of {_PROMPT_CHARS} characters"
+        )
+    return prompt
+
+
+def _check_case(base_dir: Path) -> None:
+    """`do_lower_case` lowers texts before the tokenizer; it is redundant where the tokenizer does so itself."""
+    path = base_dir / TRANSFORMER
+    if path.is_file() and _object(path).get("do_lower_case"):
+        normalizer = json.dumps((_object(base_dir / "tokenizer.json").get("normalizer")) or {})
+        if '"lowercase": true' not in normalizer and '"Lowercase"' not in normalizer:
+            raise _refused(path, "do_lower_case is on, and tokenizer.json does not lower the case")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _refused(path, "the file is missing") from None
+    except (OSError, ValueError) as error:
+        raise _refused(path, f"it cannot be read: {error}") from error
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    found = _read(path)
+    if not isinstance(found, dict):
+        raise _refused(path, "it holds no object")
+    return found
+
+
+def _refused(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        why,
+        str(path),
+        "use a base with CLS, mean or max pooling, Dense and Normalize, or remove modules.json and 1_Pooling",
+    )
