@@ -47,7 +47,7 @@ FAMILIES = {
     "distilbert": ("wordpiece", "DistilBert", {"max_position_embeddings": POSITIONS, "dim": 32, "n_layers": 2,
                                                "n_heads": 4, "hidden_dim": 48}),
     "electra": ("wordpiece", "Electra", {"max_position_embeddings": POSITIONS, "embedding_size": 16}),
-    "mpnet": ("wordpiece", "MPNet", {"max_position_embeddings": POSITIONS + 2, "relative_attention_num_buckets": 8}),
+    "mpnet": ("wordpiece", "MPNet", {"max_position_embeddings": POSITIONS + 2}),
     "modernbert": ("bpe", "ModernBert", {"max_position_embeddings": POSITIONS, "local_attention": 16, "cls_token_id": 0,
                                          "global_attn_every_n_layers": 2, "sep_token_id": 2, **_ENDS}),
     "albert": ("unigram", "Albert", {"max_position_embeddings": POSITIONS, "embedding_size": 16}),

@@ -243,6 +243,8 @@ def test_a_default_prompt_stands_before_every_text(base):
         (lambda b: (b / "1_Pooling" / "config.json").write_text("{}"), "no pooling mode is on"),
         (lambda b: (b / "1_Pooling" / "config.json").unlink(), "missing"),
         (lambda b: (b / "config_sentence_transformers.json").write_text('{"default_prompt_name": "q"}'), "'q'"),
+        (lambda b: (b / "config_sentence_transformers.json").write_text(
+            json.dumps({"default_prompt_name": "q", "prompts": {"q": "x" * 1025}})), "1024 characters"),
         (lambda b: (b / "sentence_bert_config.json").write_text('{"do_lower_case": true}'), None),
     ],
 )  # fmt: skip

@@ -97,7 +97,7 @@ def test_old_and_new_spelling_of_rope_are_one_base(tmp_path):
 @pytest.mark.parametrize(
     ("family", "key", "value"),
     [
-        ("mpnet", "relative_attention_num_buckets", 16), ("deberta-v3", "pos_att_type", ["c2p"]),
+        ("mpnet", "relative_attention_num_buckets", 40), ("deberta-v3", "pos_att_type", ["c2p"]),
         ("distilbert", "n_heads", 2), ("modernbert", "local_attention", 8), ("bert", "hidden_act", "relu"),
         ("bert", "layer_norm_eps", 1e-3), ("roberta", "pad_token_id", 3), ("eurobert", "rms_norm_eps", 1e-2),
         ("modernbert", "global_attn_every_n_layers", 1),

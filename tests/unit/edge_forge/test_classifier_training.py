@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, models
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.evaluate import predict as prediction
-from edge_forge.models import bases
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_plan import calibration
 from edge_forge.plan.classifier_training import CODE, ClassifierTraining
@@ -17,6 +16,7 @@ from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe as recipe
 from edge_forge.train import classifier_job
+from tests.support import known_base
 
 ROWS = "text\tlabel\n" + "".join(f"{word} {n}\t{word}\n" for word in ("on", "off") for n in range(6))
 RAW = {
@@ -33,8 +33,8 @@ def world(tmp_path, monkeypatch):
     (tmp_path / "test.tsv").write_text("text\tlabel\nswitch on\ton\nswitch off\toff\n")
     (tmp_path / "base").mkdir()
     Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "base" / "tokenizer.json"))
-    base = bases.Base(tmp_path / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 512}, ())
-    monkeypatch.setattr(bases, "resolve", lambda *_: base)
+    (tmp_path / "base" / "config.json").write_text("{}")
+    known_base.put(monkeypatch, tmp_path / "base")
     calls = {"train": [], "predict": []}
 
     @dataclasses.dataclass
@@ -175,8 +175,7 @@ def test_equal_bytes_under_another_suffix_or_name_are_read_again(world):
 
 def test_a_text_length_beyond_the_base_is_refused(world, monkeypatch):
     folder, _, plan = world
-    short = bases.Base(folder / "base", "./base", "sha256:" + "0" * 64, {"max_position_embeddings": 16}, ())
-    monkeypatch.setattr(bases, "resolve", lambda *_: short)
+    known_base.put(monkeypatch, folder / "base", positions=16)
     with pytest.raises(ConfigError, match=r"task.max_tokens: 64 tokens are more than the base has positions for .16."):
         plan().base  # noqa: B018
 

@@ -19,20 +19,20 @@ from edge_agent.bundle.probes import Expected, ProbeFile
 from edge_agent.bundle.statement import Release
 from edge_forge.data.classifier_rows import Row
 from edge_forge.evaluate.probes import choose_texts
-from edge_forge.models import bases
 from edge_forge.package import preflight
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_plan import ClassifierPlan
 from edge_forge.plan.generator_plan import GeneratorPlan
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe, generator_recipe
+from tests.support import known_base
 
 
 def rows(labels):
     return "text\tlabel\n" + "".join(f"{place} {n}\t{label}\n" for place, label in enumerate(labels) for n in range(4))
 
 
-def prepare(folder, monkeypatch, labels=("a", "b", "c"), config=None, files=None, **tables):
+def prepare(folder, monkeypatch, labels=("a", "b", "c"), known=None, files=None, **tables):
     """Prepare a recipe whose base is not opened; what is wrong with it is raised, nothing is trained."""
     for name, text in (files or {}).items():
         (folder / name).write_text(text)
@@ -40,9 +40,7 @@ def prepare(folder, monkeypatch, labels=("a", "b", "c"), config=None, files=None
     (folder / "base").mkdir(exist_ok=True)
     if not (folder / "base" / "tokenizer.json").exists():
         Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "base" / "tokenizer.json"))
-    known = {"max_position_embeddings": 512, "hidden_size": 384, **(config or {})}
-    base = bases.Base(folder / "base", "./base", "sha256:" + "0" * 64, known, ())
-    monkeypatch.setattr(bases, "resolve", lambda *_: base)
+    known_base.put(monkeypatch, folder / "base", **(known or {}))
     raw = {"name": "toy", "base": {"name": "m", "source": "./base"}, "data": {"train": "train.tsv"}}
     raw = {**raw, **{name: {**raw.get(name, {}), **keys} if isinstance(keys, dict) else keys
                      for name, keys in tables.items()}}  # fmt: skip
@@ -79,7 +77,7 @@ BROKEN = {
     ),
     "positions": (
         {"task": {"max_tokens": 129}, "export": {"bank_tokens": 129}},
-        {"config": {"model_type": "roberta", "max_position_embeddings": 130, "pad_token_id": 1}},
+        {"known": {"positions": 128}},
         "task.max_tokens", "positions for (128)",
     ),
     "hardware": ({"package": {"hardware": ["a board"]}}, {}, "package.hardware", "it takes letters, digits and"),
@@ -91,7 +89,7 @@ BROKEN = {
     "two packages of one name": ({"base": {"name": "toy"}}, {}, "base.name", "two of its packages"),
     "probes": (
         {"package": {"probes": 32}},
-        {"labels": [f"l{n}" for n in range(900)], "config": {"hidden_size": 8192}, "files": []},
+        {"labels": [f"l{n}" for n in range(900)], "known": {"width": 8192}, "files": []},
         "package.probes", "set at most",
     ),
     "tokenizer": ({}, {"files": [("base/tokenizer.json", limits.TOKENIZER_BYTES + 1)]}, "tokenizer.json", "at most"),
@@ -118,8 +116,7 @@ def test_banking77_and_clinc150_fit_by_default(tmp_path, monkeypatch):
 
 
 def test_the_base_takes_no_more_tokens_than_it_has_positions_for(tmp_path, monkeypatch):
-    config = {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}
-    said = prepare(tmp_path, monkeypatch, config=config)
+    said = prepare(tmp_path, monkeypatch, known={"positions": 64})
     assert "positions for 64 tokens: bank_tokens is 64, not 128" in said
     assert "bank_tokens" not in prepare(tmp_path, monkeypatch)
 
@@ -166,6 +163,7 @@ FIELDS = {
     "ModelDoc.task": BY_CODE, "ModelDoc.merged_from": BY_CODE, "ModelDoc.requires": BY_CODE,
     "TaskDoc.kind": BY_CODE, "TaskDoc.labels": "labels", "TaskDoc.max_tokens": "tokens",
     "TaskDoc.threshold": "the recipe's own bounds are these", "TaskDoc.out_of_scope": "out_of_scope",
+    "TaskDoc.prompt": "a base with a longer one is refused: test_what_a_folder_asks_for_and_is_not_known_is_refused",
     "AdapterConfig.schema": BY_CODE, "AdapterConfig.name": "name", "AdapterConfig.base_id": BY_CODE,
     "AdapterConfig.rank": "rank of the device", "AdapterConfig.alpha": "the recipe's own bounds are narrower",
     "AdapterConfig.targets": "names of a base's modules: its own layers",

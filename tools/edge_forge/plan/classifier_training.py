@@ -87,7 +87,7 @@ class ClassifierTraining:
         preflight.check_adapter_document(recipe.name, settings.rank, settings.alpha, task)
         card = self.steps.recipe_dir / "card.md"
         files = {"tokenizer": self.base.directory / "tokenizer.json"} | ({"card": card} if card.is_file() else {})
-        shape = preflight.ProbeShape(int(self._facts["width"]), len(labels), len(recipe.quantize.variants))
+        shape = preflight.ProbeShape(int(self.examined.facts["width"]), len(labels), len(recipe.quantize.variants))
         preflight.check_files(files, recipe.package.probes, shape)
         split, measured = self.data.measured
         if not probes.choose_texts(measured, labels, 1):
@@ -117,7 +117,7 @@ class ClassifierTraining:
     @cached_property
     def bank_tokens(self) -> int:
         """The longest text of the base's own package: `export.bank_tokens`, or fewer where the base has no more."""
-        wanted, longest = self.recipe.export.bank_tokens, int(self._facts["positions"])
+        wanted, longest = self.recipe.export.bank_tokens, int(self.examined.facts["positions"])
         if wanted <= longest:
             return wanted
         if self.has_adapter_package:
@@ -166,8 +166,7 @@ class ClassifierTraining:
     @cached_property
     def base(self) -> bases.Base:
         """The base model where it is on this machine."""
-        base = bases.resolve(self.recipe.base.sources, self.steps.recipe_dir)
-        facts = self._examined(base).facts
+        base, facts = self._resolved, self.examined.facts
         longest = facts["positions"]
         if self.recipe.task.max_tokens > longest:
             raise ConfigError(
@@ -182,8 +181,14 @@ class ClassifierTraining:
             self.steps.progress.warn(f"not used, though it lies beside the base's files: {', '.join(unused)}")
         return base
 
-    def _examined(self, base: bases.Base) -> StepResult:
+    @cached_property
+    def _resolved(self) -> bases.Base:
+        return bases.resolve(self.recipe.base.sources, self.steps.recipe_dir)
+
+    @cached_property
+    def examined(self) -> StepResult:
         """What `base_check.examine` finds, by the digests of the base's files."""
+        base = self._resolved
 
         def work(_: Path) -> Mapping[str, Any]:
             from edge_forge.models.base_check import examine
@@ -197,13 +202,8 @@ class ClassifierTraining:
     @property
     def prompt(self) -> str:
         """What the base wants before every text; '' for most."""
-        found: str = self._facts["prompt"]
+        found: str = self.examined.facts["prompt"]
         return found
-
-    @property
-    def _facts(self) -> Mapping[str, Any]:
-        """What is known of the base; see `base_check.examine`."""
-        return self._examined(self.base).facts
 
     @cached_property
     def tokenizer_digest(self) -> str:

@@ -32,7 +32,10 @@ class GraphEditor:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def add_constant(self, name: str, value: npt.NDArray[Any]) -> str:
-        """Store `value` under `name` and return the name."""
+        """Store `value` under `name` and return the name. Sites that share a weight store the same value twice."""
+        held = self.constant(name)
+        if held is not None and np.array_equal(held, value):
+            return name
         tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
         self.graph.initializer.append(tensor)
         self._constants[name] = tensor

@@ -83,8 +83,9 @@ def quantize_per_token(
         if x not in largest:
             largest[x] = _token_codes(editor, x, channels, values.shape[0], (unit, middle))
         out = product.output[0]
-        w = editor.add_constant(f"{name}.int8", weight)
-        w_scale = editor.add_constant(f"{name}.scale", scale)
+        tag = f"{name}.{_tag(channels)}" if channels else name
+        w = editor.add_constant(f"{tag}.int8", weight)
+        w_scale = editor.add_constant(f"{tag}.scale", scale)
         # Said although it is 0: where ONNX Runtime 1.17 makes weights unsigned (AVX2), it aborts without it.
         zero = editor.add_constant(f"{name}.zero", np.asarray(0, np.int8))
         editor.remove([product])
@@ -139,13 +140,15 @@ def quantize_static(
         weight, scale = _weight_codes(values)
         if editor.maker(f"{x}.dq") is None:
             _activation(editor, x, interval)
+        tag = f"{name}.{_tag(interval.outliers)}" if interval.outliers else name
         parts = [
-            editor.add_constant(f"{name}.int8", weight),
-            editor.add_constant(f"{name}.scale", scale),
-            editor.add_constant(f"{name}.zero", np.zeros(weight.shape[1], np.int8)),
+            editor.add_constant(f"{tag}.int8", weight),
+            editor.add_constant(f"{tag}.scale", scale),
+            editor.add_constant(f"{tag}.zero", np.zeros(weight.shape[1], np.int8)),
         ]
-        editor.add("DequantizeLinear", parts, [f"{name}.dq"], axis=1)
-        product.input[0], product.input[1] = f"{x}.dq", f"{name}.dq"
+        if editor.maker(f"{tag}.dq") is None:
+            editor.add("DequantizeLinear", parts, [f"{tag}.dq"], axis=1)
+        product.input[0], product.input[1] = f"{x}.dq", f"{tag}.dq"
     return finished(editor, model)
 
 
@@ -173,11 +176,11 @@ def _products(
     editor: GraphEditor, sites: Sequence[LinearSite], keep_float: Collection[str]
 ) -> list[tuple[LinearSite, onnx.NodeProto]]:
     """Every site to quantise with its MatMul. Raises BackendError when the graph lost one."""
-    by_weight = {node.input[1]: node for node in editor.graph.node if node.op_type == "MatMul"}
+    places = {(node.input[0], node.input[1]): node for node in editor.graph.node if node.op_type == "MatMul"}
     found = []
     for site in sites:
         if not set(site.modules) & set(keep_float):
-            product = by_weight.get(site.weight)
+            product = places.get((site.x, site.weight))
             if product is None:
                 raise BackendError(f"the product of {site.modules[0]} is not in the graph any more", "quantize")
             found.append((site, product))
@@ -186,6 +189,11 @@ def _products(
 
 def _weight(editor: GraphEditor, product: onnx.NodeProto) -> FloatArray:
     return np.asarray(editor.constant(product.input[1]), np.float32)
+
+
+def _tag(channels: Sequence[int]) -> str:
+    """Names the constants of a weight without `channels`: sites that share a weight may leave out other ones."""
+    return "without." + ".".join(map(str, channels))
 
 
 def _weight_codes(weight: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
@@ -198,6 +206,7 @@ def _set_apart(editor: GraphEditor, product: onnx.NodeProto, weight: FloatArray,
     """Multiply some input channels in float32 and add them to the product; returns the weight without them."""
     x, name, out = product.input[0], product.input[1], product.output[0]
     chosen = np.asarray(channels, np.int64)
+    name = f"{name}.{_tag(channels)}"
     taken = editor.add_constant(f"{name}.channels", chosen)
     editor.add("Gather", [x, taken], [f"{out}.x_wide"], axis=-1)
     editor.add("MatMul", [f"{out}.x_wide", editor.add_constant(f"{name}.wide", weight[chosen])], [f"{out}.wide"])
