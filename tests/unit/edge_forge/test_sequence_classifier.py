@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.models.pooling_layers import SentencePooling
 from edge_forge.models.sequence_classifier import SequenceClassifier
 from edge_forge.train.settings import TrainSettings, replaced
 
@@ -21,7 +22,8 @@ class Through(nn.Module):
 
 def model(**settings: float) -> SequenceClassifier:
     torch.manual_seed(1)
-    made = SequenceClassifier(Through(), 4, 3)
+    encoder: Any = SimpleNamespace(model=Through(), pooling=SentencePooling(), width=4)
+    made = SequenceClassifier(encoder, 3)
     nn.init.normal_(made.head.weight)
     for name, value in settings.items():
         setattr(made, name, value)
