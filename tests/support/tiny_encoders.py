@@ -65,6 +65,7 @@ def write(folder: Path, family: str, seed: int = 3, **settings: object) -> Path:
     import torch
     import transformers
 
+    torch.set_num_threads(1)  # of a tiny model a second thread only waits
     kind, name, own = FAMILIES[family]
     folder.mkdir(parents=True, exist_ok=True)
     size = _TOKENIZERS[kind](folder)

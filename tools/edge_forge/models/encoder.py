@@ -40,11 +40,15 @@ _CUT_TOLERANCE = 1e-4
 class _Through(nn.Module):
     """Replaces a frozen module: returns its input, which is that module's known output.
 
-    `returns` is the length of the tuple that the module returned, with the hidden states in front; 0: no tuple.
+    `returns` is the length of the tuple that the module returned, with the hidden states in front; 0: no tuple. Plain
+    values of the module stay readable: ModernBERT asks each layer for its kind of attention.
     """
 
-    def __init__(self, returns: int = 0) -> None:
+    def __init__(self, replaced: nn.Module, returns: int = 0) -> None:
         super().__init__()
+        for name, value in vars(replaced).items():
+            if not name.startswith("_") and isinstance(value, str | int | float):
+                setattr(self, name, value)
         self.returns = returns
 
     def forward(self, *given: Any, **named: Any) -> Any:
@@ -375,6 +379,6 @@ def _replace_below(encoder: Encoder, first_layer: int) -> list[tuple[nn.Module, 
         if full in _BELOW or full in layers:
             holder, _, name = full.rpartition(".")
             parent = encoder.model.get_submodule(holder)
-            parent._modules[name] = _Through(encoder.survey.returns if full in layers else 0)
+            parent._modules[name] = _Through(module, encoder.survey.returns if full in layers else 0)
             replaced.append((parent, name, module))
     return replaced
