@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +35,9 @@ from edge_agent.backends.api import AdapterSource, Done, Limits, Session, Sessio
 from edge_agent.tasks import tokens
 from edge_forge.evaluate import measure_onnx
 from edge_forge.export.onnx import quantize
-from edge_forge.export.onnx.export_graphs import Bank, export_base
+from edge_forge.export.onnx.export_graphs import Bank, export_base, trace_base
 from edge_forge.models import bases
+from edge_forge.models.base_check import examine
 
 GOOD, HOSTILE = "good", "hostile"
 FACTOR = 1000.0
@@ -69,7 +71,8 @@ class Cost(NamedTuple):
 def graphs(base_dir: Path, base_id: str, folder: Path) -> dict[str, Path]:
     """Every format that packages carry: banked FP32 and INT8, merged FP32, FP16 and INT8."""
     bank = Bank(rank=16)
-    record = export_base(base_dir=base_dir, out_dir=folder, base_id=base_id, bank=bank)
+    trace_base(base_dir=base_dir, out_dir=folder / "traced", base_id=base_id)
+    record = export_base(base_dir=base_dir, traced=folder / "traced" / "encoder.onnx", out_dir=folder, bank=bank)
     encoder, tokenizer = folder / "encoder.onnx", folder / "tokenizer.json"
     merged = quantize.make(encoder_path=encoder, out_dir=folder / "merged", tokenizer_path=tokenizer)
     banked = quantize.make(
@@ -213,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     base = bases.resolve([f"dir:{given.base.resolve()}"] if given.base else list(SOURCES), Path.cwd())
+    base = replace(base, base_id=examine(base.directory)["base_id"])
     texts = [line.split("\t")[0] for line in given.texts.read_text(encoding="utf-8").splitlines()[1:]]
     found = measure(base.directory, base.base_id, given.adapter, texts, given.rounds)
     print(f"{'format':12} {'rows':>5} {'labels changed':>15} {'largest difference':>19}")

@@ -168,6 +168,10 @@ def _load(base_dir: Path, dropout: float) -> Any:
             model, report = AutoModel.from_pretrained(
                 folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
+    except ConfigError as error:
+        raise ConfigError(
+            f"the base cannot be opened: {error.what}", str(base_dir), "give a Hugging Face encoder"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

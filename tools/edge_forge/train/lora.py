@@ -186,7 +186,7 @@ def save_peft(peft_model: Any, folder: Path) -> None:
 
     peft writes the folder that the base was read from, and the targets in the order of a set.
     """
-    peft_model.save_pretrained(str(folder))
+    peft_model.save_pretrained(str(folder), save_embedding_layers=False)  # else it looks for the base's folder
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
