@@ -128,6 +128,20 @@ def test_what_lies_beside_the_listed_files_has_no_effect_and_is_named(base):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("modernbert", {"layer_types": ["full_attention"]}),
+        ("eurobert", {"head_dim": 9}),
+        ("bert", {"hidden_size": "a"}),
+    ],
+)
+def test_a_configuration_that_transformers_refuses_is_a_sentence(tmp_path, family, settings):
+    base = tiny.change_config(tiny.write(tmp_path, family), **settings)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        examine(base)
+
+
 def test_a_quantised_base_is_refused(base):
     tiny.change_config(base, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.raises(ConfigError, match="float weights"):

@@ -70,7 +70,8 @@ def test_no_setting_changes_the_features_and_keeps_the_id(family, tmp_path):
     assert changed, "the settings that were tried have no effect, so that nothing was shown"
     # What the id tells apart although this text shows no difference: limits of length, and settings for other texts.
     allowed = {"max_position_embeddings", "position_buckets", "max_relative_positions", "relative_attention",
-               "local_attention", "num_key_value_heads", "layer_types", "legacy"}  # fmt: skip
+               "local_attention", "num_key_value_heads", "layer_types", "legacy", "pad_token_id", "pos_att_type",
+               "sinusoidal_pos_embds"}  # fmt: skip
     assert same <= allowed
 
 
@@ -127,7 +128,7 @@ def test_files_prefixes_heads_and_number_formats_that_hold_the_same_are_one_base
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert identity(base) == first
     changed = load_file(base / "model-0.safetensors")
-    name = next(name for name in changed if name.endswith("dense.weight"))
+    name = next(name for name in changed if changed[name].ndim == 2)
     changed[name][0, 0] += 0.5
     save_file(changed, base / "model-0.safetensors", metadata={"format": "pt"})
     assert identity(base) != first

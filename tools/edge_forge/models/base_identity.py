@@ -131,7 +131,7 @@ def _config(directory: Path) -> Any:
     try:
         with bases.only_listed(directory) as folder:
             return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+    except bases.opening_errors() as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"the base's config.json cannot be used: {reason}", str(directory)) from error
 

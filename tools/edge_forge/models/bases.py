@@ -229,8 +229,8 @@ def beside(directory: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def only_listed(directory: Path) -> Iterator[Path]:
-    """A folder for transformers that holds the base's configuration and links to its weights, and nothing else.
+def only_listed(directory: Path, also: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder for transformers that holds the base's configuration and links to its weights and to `also`, nothing else.
 
     Left out of the configuration are the keys that name code or kernels. transformers applies an adapter that lies in
     the folder, and takes settings from further files.
@@ -240,6 +240,16 @@ def only_listed(directory: Path) -> Iterator[Path]:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         index = directory / "model.safetensors.index.json"
-        for path in (*weight_files(directory), *((index,) if index.is_file() else ())):
+        extra = [path for path in (index, *(directory / name for name in also)) if path.is_file()]
+        for path in (*weight_files(directory), *extra):
             (folder / path.name).symlink_to(path.resolve())
         yield folder
+
+
+def opening_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for a folder that it cannot open; the checks of its configurations have a class apart."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (
+        OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, TypeError, StrictDataclassError,
+    )  # fmt: skip

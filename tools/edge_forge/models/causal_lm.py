@@ -14,6 +14,7 @@ from torch import nn
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import EncodedRow
+from edge_forge.models import bases
 
 _GROUPS = {"attention": (".self_attn.",), "mlp": (".mlp.",)}
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -27,8 +28,9 @@ def open_model(folder: Path, adapter: Path | None = None) -> Any:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        with bases.only_listed(folder, also=("generation_config.json",)) as listed:
+            model: Any = AutoModelForCausalLM.from_pretrained(listed, local_files_only=True, dtype=torch.float32)
+    except bases.opening_errors() as error:
         raise ConfigError(
             f"the base cannot be opened: {error}", str(folder), "give a Hugging Face folder of a language model"
         ) from error

@@ -172,7 +172,7 @@ def _load(base_dir: Path, dropout: float) -> Any:
         raise ConfigError(
             f"the base cannot be opened: {error.what}", str(base_dir), "give a Hugging Face encoder"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, TypeError) as error:
+    except bases.opening_errors() as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"the base cannot be opened: {reason}", str(base_dir), "give a Hugging Face encoder"
