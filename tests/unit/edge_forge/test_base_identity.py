@@ -71,7 +71,7 @@ def test_no_setting_changes_the_features_and_keeps_the_id(family, tmp_path):
     # What the id tells apart although this text shows no difference: limits of length, and settings for other texts.
     allowed = {"max_position_embeddings", "position_buckets", "max_relative_positions", "relative_attention",
                "local_attention", "num_key_value_heads", "layer_types", "legacy", "pad_token_id", "pos_att_type",
-               "sinusoidal_pos_embds"}  # fmt: skip
+               "sinusoidal_pos_embds", "pretraining_tp"}  # fmt: skip
     assert same <= allowed
 
 
@@ -93,6 +93,13 @@ def test_old_and_new_spelling_of_rope_are_one_base(tmp_path):
     tiny.change_config(old, rope_parameters=None, rope_theta=500, rope_scaling=None)
     other = tiny.write(tmp_path / "other", "eurobert", rope_parameters={"rope_type": "default", "rope_theta": 600.0})
     assert identity(new) == identity(old) != identity(other)
+
+
+def test_layer_types_and_the_interval_that_they_are_made_of_are_one_base(tmp_path):
+    base = tiny.write(tmp_path, "modernbert")
+    first = identity(base)
+    assert identity(tiny.change_config(base, layer_types=None)) == first
+    assert identity(tiny.change_config(base, global_attn_every_n_layers=1)) != first
 
 
 @pytest.mark.parametrize(

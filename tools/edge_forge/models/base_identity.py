@@ -44,6 +44,8 @@ _PADDING_UNREAD = frozenset((
     "bert", "distilbert", "electra", "albert", "deberta", "deberta-v2", "modernbert", "eurobert", "llama", "mistral",
     "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "granite",
 ))  # fmt: skip
+# Older spellings: the class makes `layer_types` of them, which is what is computed.
+_SAID_BY_LAYER_TYPES = frozenset(("global_attn_every_n_layers", "sliding_window_pattern"))
 _UNUSED_TENSORS = ("pooler.",)
 _HEAD, _TIED = "lm_head.weight", "tie_word_embeddings"
 
@@ -114,6 +116,8 @@ def effective(config: Any) -> dict[str, Any]:
         usual = {}
     # Where the class does not declare it, transformers computes absolute positions; another value is refused.
     ignored = {"position_embedding_type"} - usual.keys()
+    if own.get("layer_types"):
+        ignored |= _SAID_BY_LAYER_TYPES
     if own.get("model_type") in _PADDING_UNREAD:
         ignored.add("pad_token_id")
     kept = {

@@ -230,7 +230,7 @@ def beside(directory: Path) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def only_listed(directory: Path, also: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder for transformers that holds the base's configuration and links to its weights and to `also`, nothing else.
+    """A folder for transformers with the base's configuration and links to its weights and `also`, and nothing else.
 
     Left out of the configuration are the keys that name code or kernels. transformers applies an adapter that lies in
     the folder, and takes settings from further files.
@@ -247,7 +247,7 @@ def only_listed(directory: Path, also: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def opening_errors() -> tuple[type[Exception], ...]:
-    """What transformers raises for a folder that it cannot open; the checks of its configurations have a class apart."""
+    """What transformers raises for a folder that it cannot open; checks of its configurations have their own class."""
     from huggingface_hub.errors import StrictDataclassError
 
     return (
