@@ -93,6 +93,11 @@ def features_of(subject: OnnxSubject, batches: Sequence[Sequence[Sequence[int]]]
         return [np.asarray(_run(session, subject, batch).outputs["features"], np.float32) for batch in batches]
 
 
+def device_ids(tokenizer: Path, texts: Sequence[str], max_tokens: int, prompt: str) -> list[list[int]]:
+    """Token ids of `texts` as the device makes them, cut at `max_tokens`. Raises BackendError."""
+    return [list(one.ids) for one in tokens.open_tokenizer(str(tokenizer), max_tokens, prompt).encode(texts)]
+
+
 def wording(subject: OnnxSubject, texts: Sequence[str]) -> list[tokens.Wording]:
     """How the variant's tokenizer splits `texts`: bytes, tokens, unknown tokens of each. Raises BackendError."""
     tokenizer = tokens.open_tokenizer(str(subject.tokenizer), subject.max_tokens, subject.prompt)

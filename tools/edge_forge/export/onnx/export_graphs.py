@@ -20,7 +20,6 @@ import onnx
 import torch
 
 from edge_agent.base.errors import BackendError
-from edge_agent.tasks import tokens
 from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.predict import load_head, predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
@@ -202,9 +201,9 @@ def _ends(base_dir: Path) -> tuple[list[int], list[int]]:
 def _check_tokens(base_dir: Path, max_tokens: int) -> None:
     """Refuse a tokenizer that gives other ids in training than on the device."""
     trained, _ = encode(base_dir, PARITY_TEXTS, max_tokens)
-    device = tokens.open_tokenizer(str(base_dir / TOKENIZER), max_tokens, prompt_of(base_dir))
-    for text, ours, theirs in zip(PARITY_TEXTS, trained, device.encode(PARITY_TEXTS), strict=True):
-        if list(ours) != theirs.ids:
+    device = measure.device_ids(base_dir / TOKENIZER, PARITY_TEXTS, max_tokens, prompt_of(base_dir))
+    for text, ours, theirs in zip(PARITY_TEXTS, trained, device, strict=True):
+        if list(ours) != theirs:
             raise BackendError(f"the device's tokens of {text!r} are other ones than those of training", "export")
 
 
