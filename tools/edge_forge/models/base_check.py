@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import BackendError, ConfigError
+from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.models import base_identity, sentence_pooling
 from edge_forge.models.encoder import Encoder, open_encoder
 
@@ -41,11 +42,12 @@ def check_ids(base_dir: Path, encoder: Encoder) -> None:
 
     path = base_dir / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself; the base is refused with its reason
+        measure.token_counts(path, [""])  # opened by the device's own code, which names what the library refuses
+    except BackendError as error:
         raise ConfigError(
-            f"the tokenizer cannot be read: {error}", str(path), "give a base with its tokenizer"
+            f"the tokenizer cannot be read: {error.what}", str(path), "give a base with its tokenizer"
         ) from error
+    tokenizer = Tokenizer.from_file(str(path))
     beyond = {name: number for name, number in tokenizer.get_vocab().items() if number >= encoder.vocabulary}
     for number in tokenizer.encode("").ids:  # what the post-processor adds need not be in the vocabulary
         if number >= encoder.vocabulary:
