@@ -370,7 +370,7 @@ def can_be_cut(encoder: Encoder, first_layer: int, ids: Sequence[int]) -> bool:
         return False
     finally:
         for holder, name, module in replaced:
-            holder._modules[name] = module
+            holder.add_module(name, module)
     scale = max(1.0, float(whole.abs().max()))
     return bool((found - whole).abs().max() <= _CUT_TOLERANCE * scale)
 
@@ -383,6 +383,6 @@ def _replace_below(encoder: Encoder, first_layer: int) -> list[tuple[nn.Module, 
         if full in _BELOW or full in layers:
             holder, _, name = full.rpartition(".")
             parent = encoder.model.get_submodule(holder)
-            parent._modules[name] = _Through(module, encoder.survey.returns if full in layers else 0)
+            parent.add_module(name, _Through(module, encoder.survey.returns if full in layers else 0))
             replaced.append((parent, name, module))
     return replaced
