@@ -131,7 +131,7 @@ def test_reads_what_the_library_writes():
         (struct.pack("<Q", 50) + b"{}", "header claims"),
         (struct.pack("<Q", 0) + b"{}", "no JSON object"),
         (struct.pack("<Q", 2) + b"\xff\xff", "no JSON object"),
-        (struct.pack("<Q", 4000) + b'{"a":' + b"[" * 3995, "damaged: "),
+        (struct.pack("<Q", 4000) + b'{"a":' + b"[" * 3995, "nests deeper"),
         (struct.pack("<Q", 2) + b"[]", "no JSON object"),
         (header({"__metadata__": {"a": 1}}), "metadata"),
         (header({"a": 5}), "'a' is damaged"),

@@ -133,7 +133,7 @@ class ClassifierTraining:
         files = data.files(section, self.steps.recipe_dir)
         inputs = {split: digest_of_data(path) for split, path in files.items()}
         # Paths, not only contents: the suffix says how a file is read, and warnings name it.
-        settings = plain(section) | {split: str(path) for split, path in files.items()}
+        settings = plain(section) | {split: str(path.resolve()) for split, path in files.items()}
         # With a threshold the label of out-of-scope texts needs no rows.
         settings |= {"labels": list(task.labels), "out_of_scope": task.out_of_scope, "threshold": task.threshold > 0}
 

@@ -98,7 +98,7 @@ class GeneratorTraining:
         files = data.files(section, self.steps.recipe_dir)
         inputs = {split: digest_of_data(path) for split, path in files.items()}
         # Paths, not only contents: the suffix says how a file is read, and warnings name it.
-        settings = plain(section) | {split: str(path) for split, path in files.items()}
+        settings = plain(section) | {split: str(path.resolve()) for split, path in files.items()}
 
         def work(folder: Path) -> Mapping[str, Any]:
             loaded = data.load(section, self.steps.recipe_dir)
