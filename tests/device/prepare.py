@@ -21,6 +21,7 @@ from edge_forge.export.onnx.graph import metadata, save
 from edge_forge.export.onnx.inject import KEY, inject_bank
 from edge_forge.export.onnx.quantize import calibrate, quantize_static
 from edge_forge.export.onnx.tensorrt_form import for_tensorrt, lower
+from edge_forge.models.encoder import open_encoder
 
 RANK, MAX_LABELS = 16, 32
 
@@ -35,9 +36,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bank = Bank(rank=RANK, max_labels=MAX_LABELS)
-        trace_base(base_dir=arguments.base, out_dir=folder / "traced", base_id="sha256:" + "00" * 32)
+        tokens = min(128, open_encoder(arguments.base).survey.positions)
+        base_id = "sha256:" + "00" * 32
+        trace_base(base_dir=arguments.base, out_dir=folder / "traced", base_id=base_id, max_tokens=tokens)
         bank_tokens = export_base(
-            base_dir=arguments.base, traced=folder / "traced" / "encoder.onnx", out_dir=folder, bank=bank
+            base_dir=arguments.base,
+            traced=folder / "traced" / "encoder.onnx",
+            out_dir=folder,
+            bank=bank,
+            max_tokens=tokens,
         ).max_tokens
         encoder, banked = onnx.load(folder / "encoder.onnx"), onnx.load(folder / "model.onnx")
     modules = [module for site in metadata(banked, KEY)["sites"] for module in site["modules"]]
