@@ -34,12 +34,11 @@ MISSING = "probe-missing"
 
 # In company a text may differ from itself alone by these: scores (probabilities) absolutely, features by relative L2
 # distance. Runtimes sum floats in another order in another shape of batch, and a value between two codes of INT8 may
-# then fall to the other one (once 1.2 % of the features and 0.0017 of a score, with an adapter on MiniLM's INT8 base).
-# A generator has its tolerance for other processors here, too: llama.cpp multiplies one row and several with other
-# kernels, which round the codes of activations elsewhere (up to 3 % measured with Q8_0 and Q4_K_M on random weights of
-# 12 layers; 0.2 % with F16).
-COMPANY_SCORES = 5e-3
-COMPANY_FEATURES = 3e-2
+# then fall to the other one; that stays a tenth of this and below. A generator has its tolerance for other processors
+# here, too: llama.cpp multiplies one row and several with other kernels, which round the codes of activations elsewhere
+# (up to 3 % measured with Q8_0 and Q4_K_M on random weights of 12 layers; 0.2 % with F16).
+COMPANY_SCORES = 1e-3
+COMPANY_FEATURES = 1e-2
 COMPANY_WORDS = 48
 """Words of the longest text of a company, about 140 tokens: encoders cut it at their limit, generators at
 `limits.COMPANY_TOKENS`."""

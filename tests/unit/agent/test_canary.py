@@ -107,7 +107,7 @@ def test_a_model_whose_answers_depend_on_their_company_is_named_as_such(monkeypa
         await ticks(device, 100)
         assert verdict(device) == (
             False,
-            "probe 2 ('off') holds alone; beside other texts in its batch its features differ by 0.05, 0.03 is "
+            "probe 2 ('off') holds alone; beside other texts in its batch its features differ by 0.05, 0.01 is "
             "tolerated",
         )
         assert device.kinds().count("verify-failed") == 1

@@ -1,13 +1,13 @@
 """Inject the adapter bank: `y += (x @ A) @ B` per banked module, with A and B as required graph inputs.
 
 The first axis of every bank input is `rows`: 1 (one adapter for the whole batch, broadcast) or the batch size (row i of
-the batch uses row i of the bank, so that each may use another adapter). The rank axis is free, and 0 is allowed
-where one module has the site alone (1 where several share it, since ONNX Runtime does not split an axis of length 0):
-a site that no adapter touches, or a batch of the base alone, costs next to nothing.
+the batch uses row i of the bank, so that each may use another adapter). The rank axis is free, and 0 is allowed: a
+site that no adapter touches, or a batch of the base alone, costs next to nothing.
 
-Modules that read the same tensor share one A `[rows, d_in, k * rank]`, which is split into k parts; each has its own B
-`[rows, rank, d_out]`, added to the module's own output. Against one block-diagonal B for all, this reads k times fewer
-bytes of bank and measures faster (docs/decisions/0031). The classifier is banked in the same way.
+Every module has its own A `[rows, d_in, rank]` and B `[rows, rank, d_out]`. One A for the modules that read the same
+tensor would be wider than 16 columns. ONNX Runtime splits such a product between threads where a text is alone and not
+where it has company, and sums it in another order: enough for another INT8 code behind it (docs/decisions/0031). The
+classifier is banked in the same way.
 
 The bank is injected last, into a graph that is already quantised: ONNX Runtime's `quantize_dynamic` folds or drops such
 inputs.
@@ -44,12 +44,12 @@ def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max
     wanted = set(modules)
     banked: dict[tuple[str, ...], dict[str, Any]] = {}
     for number, site in enumerate(read_sites(model)):
-        chosen = [index for index, module in enumerate(site.modules) if module in wanted]
-        names = tuple(site.modules[position] for position in chosen)
-        if chosen:
-            if names not in banked:
-                banked[names] = _bank_inputs(editor, site, chosen, len(banked))
-            _inject_site(editor, site, chosen, banked[names], f"lora.at{number}")
+        for index, module in enumerate(site.modules):
+            if module in wanted:
+                names = (module,)
+                if names not in banked:
+                    banked[names] = _bank_inputs(editor, site, [index], len(banked))
+                _inject_site(editor, site, [index], banked[names], f"lora.at{number}.{index}")
     absent = wanted.difference(*banked)
     if absent:
         raise BackendError(f"the graph has no linear module {min(absent)}", "ONNX graph")
