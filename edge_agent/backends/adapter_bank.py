@@ -2,7 +2,7 @@
 
 The graph's metadata (`edge.bank`) says which adapter tensors go to which inputs. A batch binds, per input, one of three
 arrays; each is bound by pointer and not copied per run:
-  base alone      arrays of rank 1 (`BankSite.least_rank`), so that the LoRA branch costs little
+  base alone      arrays of rank 0, so that the LoRA branches cost little
   one adapter     that adapter's own arrays, first axis 1: the graph broadcasts them
   several         a window of the bank, one position per row (`PositionalCache`)
 
@@ -80,24 +80,25 @@ def _array(data: bytes, first: int, dtype: str, shape: tuple[int, ...]) -> Any:
 
 
 FORMAT = "edge-adapter/1"
-VERSION = 2
-"""Of the bank's description. 2: the labels' axis of the head is free (1: as wide as `max_labels`)."""
+VERSION = 3
+"""Of the bank's description. 3: a site is one module, up to `COLUMNS` of its rank (2: modules with the same input
+shared an A; 1: the head's labels' axis was as wide as `max_labels`)."""
+COLUMNS = 16
+"""Columns of a site's A: ONNX Runtime divides a wider product between threads where a text is alone and not where it
+has company, and the sums then differ (docs/decisions/0031)."""
 ADAPTER_BYTES = 256 * 1024 * 1024
 
 
 class BankSite(NamedTuple):
-    """Bank inputs of the modules that share one product x*A: the input of A, one input of B per module, and sizes."""
+    """Two bank inputs: A [rows, d_in, columns] and B [rows, columns, d_out] of `module`, for the columns of its rank
+    from `first` on, at most `COLUMNS`."""
 
     a: str
-    b: tuple[str, ...]
-    modules: tuple[str, ...]
+    b: str
+    module: str
+    first: int
     d_in: int
-    d_out: tuple[int, ...]
-
-    @property
-    def least_rank(self) -> int:
-        """The rank that is bound where nothing is adapted: ONNX Runtime does not split an axis of length 0."""
-        return 0 if len(self.b) == 1 else 1
+    d_out: int
 
 
 class BankSpec(NamedTuple):
@@ -136,7 +137,7 @@ def parse_spec(text: str) -> BankSpec:
                 "export the base anew",
             )
         sites = tuple(
-            BankSite(e["a"], tuple(e["b"]), tuple(e["modules"]), int(e["d_in"]), tuple(map(int, e["d_out"])))
+            BankSite(e["a"], e["b"], e["module"], int(e["first"]), int(e["d_in"]), int(e["d_out"]))
             for e in fields["sites"]
         )
         return BankSpec(int(fields["rank"]), int(fields["max_labels"]), int(fields["hidden"]), sites)
@@ -151,7 +152,8 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
     tensors = dict(file.tensors)
     _check_values(tensors, source)
     arrays = _head(tensors, spec, source)
-    ranks = [_site(tensors, site, spec.rank, arrays, source) for site in spec.sites]
+    pairs = {site.module: _pair(tensors, site, spec.rank, source) for site in spec.sites if site.first == 0}
+    ranks = [_site(pairs[site.module], site, arrays) for site in spec.sites]
     if tensors:
         raise AdapterRefused(
             f"adapter {source.name!r} has a tensor {min(tensors)!r} that this model has no place for",
@@ -202,50 +204,36 @@ def _head(tensors: dict[str, Any], spec: BankSpec, source: AdapterSource) -> dic
             (("head.weight", weight), ("head.bias", bias))}  # fmt: skip
 
 
-def _site(tensors: dict[str, Any], site: BankSite, rank_max: int, arrays: dict[str, Any], source: AdapterSource) -> int:
-    """Put one site's modules into bank form; returns its rank (the least one where the adapter has no such module)."""
+def _site(pair: tuple[Any, Any] | None, site: BankSite, arrays: dict[str, Any]) -> int:
+    """Put the site's columns of a module's (A, B) into bank form, views where they lie so; returns their number."""
     import numpy
 
-    pairs = [_pair(tensors, module, site.d_in, site.d_out[i], source) for i, module in enumerate(site.modules)]
-    rank = max([site.least_rank] + [int(pair[0].shape[1]) for pair in pairs if pair is not None])
-    if rank > rank_max:
-        raise AdapterRefused(
-            f"adapter {source.name!r} has rank {rank} at {site.modules[0]}, the bank takes {rank_max}",
-            source.path,
-            "export the base with a larger bank_rank",
-        )
-    joined = numpy.zeros((1, site.d_in, len(pairs), rank), numpy.float32)
-    for place, pair in enumerate(pairs):
-        if pair is not None:
-            joined[0, :, place, : pair[0].shape[1]] = pair[0]
-        arrays[site.b[place]] = _filled(None if pair is None else pair[1], rank, site.d_out[place])
-    arrays[site.a] = joined.reshape(1, site.d_in, len(pairs) * rank)
-    return rank
+    columns = slice(site.first, site.first + COLUMNS)
+    a, b = (numpy.zeros((site.d_in, 0)), numpy.zeros((0, site.d_out))) if pair is None else pair
+    parts = {site.a: a[:, columns], site.b: b[columns]}
+    arrays |= {name: numpy.require(part, numpy.float32, ["C", "A"])[None] for name, part in parts.items()}
+    return int(parts[site.b].shape[0])
 
 
-def _filled(b: Any, rank: int, d_out: int) -> Any:
-    """B [1, rank, d_out], a view of the file's array where it has that form already, else padded with zeros."""
-    import numpy
-
-    if b is not None and b.shape[0] == rank and b.flags.c_contiguous and b.flags.aligned:
-        return b[None]
-    filled = numpy.zeros((1, rank, d_out), numpy.float32)
-    if b is not None:
-        filled[0, : b.shape[0]] = b
-    return filled
-
-
-def _pair(tensors: dict[str, Any], module: str, d_in: int, d_out: int, source: AdapterSource) -> Any | None:
-    a, b = tensors.pop(module + ".A", None), tensors.pop(module + ".B", None)
+def _pair(tensors: dict[str, Any], site: BankSite, rank_max: int, source: AdapterSource) -> tuple[Any, Any] | None:
+    """A and B of the site's module, taken from `tensors`; None where the adapter has none."""
+    a, b = tensors.pop(site.module + ".A", None), tensors.pop(site.module + ".B", None)
     if a is None and b is None:
         return None
     if a is None or b is None:
-        raise AdapterRefused(f"adapter {source.name!r} has only one half of {module}", source.path)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != d_in or b.shape[1] != d_out or a.shape[1] != b.shape[0]:
+        raise AdapterRefused(f"adapter {source.name!r} has only one half of {site.module}", source.path)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != site.d_in or b.shape[1] != site.d_out or a.shape[1] != b.shape[0]:
         raise AdapterRefused(
-            f"adapter {source.name!r}: {module} has A {list(a.shape)} and B {list(b.shape)}, "
-            f"[{d_in}, r] and [r, {d_out}] are needed",
+            f"adapter {source.name!r}: {site.module} has A {list(a.shape)} and B {list(b.shape)}, "
+            f"[{site.d_in}, r] and [r, {site.d_out}] are needed",
             source.path,
+        )
+    rank = int(a.shape[1])
+    if rank > rank_max:
+        raise AdapterRefused(
+            f"adapter {source.name!r} has rank {rank} at {site.module}, the bank takes {rank_max}",
+            source.path,
+            "export the base with a larger bank_rank",
         )
     return a, b
 
@@ -339,7 +327,7 @@ class AdapterBank:
         self._positions = positions
         self._cache = PositionalCache(positions)
         self._resident: dict[str, ResidentAdapter] = {}
-        self._ranks = tuple(site.least_rank for site in spec.sites)
+        self._ranks = (0,) * len(spec.sites)
         self._labels = 1
         self._bank: dict[str, Any] | None = None
         self._base = self.zeros(0)
@@ -390,8 +378,8 @@ class AdapterBank:
         return Bound({name: array[window] for name, array in bank.items()}, plan.order)
 
     def zeros(self, rank: int) -> dict[str, Any]:
-        """Arrays of zeros of that rank (or the least possible) for one position: the base alone, with one label."""
-        return self._arrays(1, [max(rank, site.least_rank) for site in self.spec.sites], 1)
+        """Arrays of zeros of that rank for one position: the base alone, with one label."""
+        return self._arrays(1, [max(0, min(COLUMNS, rank - site.first)) for site in self.spec.sites], 1)
 
     def _laid_out(self) -> dict[str, Any]:
         if self._bank is None:
@@ -406,9 +394,8 @@ class AdapterBank:
             "head.bias": numpy.zeros((positions, labels), numpy.float32),
         }
         for site, rank in zip(self.spec.sites, ranks, strict=True):
-            arrays[site.a] = numpy.zeros((positions, site.d_in, len(site.b) * rank), numpy.float32)
-            for name, d_out in zip(site.b, site.d_out, strict=True):
-                arrays[name] = numpy.zeros((positions, rank, d_out), numpy.float32)
+            arrays[site.a] = numpy.zeros((positions, site.d_in, rank), numpy.float32)
+            arrays[site.b] = numpy.zeros((positions, rank, site.d_out), numpy.float32)
         return arrays
 
     def _write(self, bank: dict[str, Any], position: int, name: str) -> None:
@@ -424,20 +411,11 @@ class AdapterBank:
         bank["head.bias"][position, : adapter.labels] = adapter.arrays["head.bias"][0]
         bank["head.bias"][position, adapter.labels :] = 0.0
         for index, site in enumerate(self.spec.sites):
-            _copy_site(bank, adapter.arrays, site, position, self._ranks[index], adapter.ranks[index])
-
-
-def _copy_site(
-    bank: dict[str, Any], arrays: dict[str, Any], site: BankSite, position: int, bank_rank: int, rank: int
-) -> None:
-    parts = len(site.b)
-    if rank < bank_rank:
-        bank[site.a][position] = 0.0
-    wide = bank[site.a][position].reshape(site.d_in, parts, bank_rank)
-    wide[:, :, :rank] = arrays[site.a][0].reshape(site.d_in, parts, rank)
-    for name in site.b:
-        bank[name][position, :rank] = arrays[name][0]
-        bank[name][position, rank:] = 0.0
+            rank = adapter.ranks[index]
+            bank[site.a][position, :, :rank] = adapter.arrays[site.a][0]
+            bank[site.a][position, :, rank:] = 0.0
+            bank[site.b][position, :rank] = adapter.arrays[site.b][0]
+            bank[site.b][position, rank:] = 0.0
 
 
 def job_rows(names: Sequence[str | None], counts: Sequence[int]) -> list[str | None]:

@@ -47,7 +47,7 @@ def main() -> None:
             max_tokens=tokens,
         ).max_tokens
         encoder, banked = onnx.load(folder / "encoder.onnx"), onnx.load(folder / "model.onnx")
-    modules = [module for site in metadata(banked, KEY)["sites"] for module in site["modules"]]
+    modules = list(dict.fromkeys(site["module"] for site in metadata(banked, KEY)["sites"]))
     _shrink(encoder, arguments.vocabulary)
     words = next(tensor.dims[0] for tensor in encoder.graph.initializer if "word_embeddings" in tensor.name)
     save(lower(encoder), arguments.out / "base.onnx")

@@ -127,9 +127,10 @@ def write_adapters(folder: Path, model: Path, rank: int, count: int, base_id: st
         made = np.random.default_rng(number)
         tensors: dict[str, Any] = {}
         for site in bank["sites"]:
-            for module, d_out in zip(site["modules"], site["d_out"], strict=True):
-                tensors[f"{module}.A"] = (made.standard_normal((site["d_in"], rank)) * 0.05).astype(np.float32)
-                tensors[f"{module}.B"] = (made.standard_normal((rank, d_out)) * 0.05).astype(np.float32)
+            if site["first"] == 0:
+                a, b = (site["d_in"], rank), (rank, site["d_out"])
+                tensors[f"{site['module']}.A"] = (made.standard_normal(a) * 0.05).astype(np.float32)
+                tensors[f"{site['module']}.B"] = (made.standard_normal(b) * 0.05).astype(np.float32)
         tensors["head.weight"] = made.standard_normal((bank["hidden"], LABELS)).astype(np.float32)
         tensors["head.bias"] = np.zeros(LABELS, np.float32)
         path = folder / f"{model.stem}-r{rank}-{number}.safetensors"
@@ -272,9 +273,8 @@ def measure(base_dir: Path, base_id: str, rounds: int, shape: RunShape) -> list[
             cases[1] = cases[1]._replace(reference=plain, target="~ 1.00")
             cases[4] = cases[4]._replace(reference=plain)
             if form == "fp32":
-                attention = [
-                    m for s in metadata(onnx.load(paths["fp32-attention"]), "edge.bank")["sites"] for m in s["modules"]
-                ]
+                bank = metadata(onnx.load(paths["fp32-attention"]), "edge.bank")
+                attention = list(dict.fromkeys(site["module"] for site in bank["sites"]))
                 own = own_adapters(folder / "encoder.onnx", folder, attention, 8, shape)
                 cases.append(TimedCase("fp32 r=8 attention: ORT LoraAdapter, 8 runs", own, cases[3].name, "(compare)"))
             rows += timed(cases, rounds)

@@ -41,12 +41,11 @@ def test_bank_inputs_are_required_and_described():
         "an optional input is folded by TensorRT"
     )
     bank = metadata(model, "edge.bank")
-    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (2, 8, 5, 16)
-    assert [site["modules"] for site in bank["sites"]] == [[module] for module in small.MODULES]
+    assert (bank["version"], bank["rank"], bank["max_labels"], bank["hidden"]) == (3, 8, 5, 16)
+    assert [(site["module"], site["first"]) for site in bank["sites"]] == [(module, 0) for module in small.MODULES]
     for site in bank["sites"]:
         assert inputs[site["a"]][:2] == ["rows", site["d_in"]]
-        assert [inputs[name][2] for name in site["b"]] == site["d_out"]
-        assert len({inputs[name][1] for name in site["b"]}) == 1
+        assert inputs[site["b"]] == ["rows", inputs[site["a"]][2], site["d_out"]]
     assert inputs["head.weight"] == ["rows", 16, "labels"]
 
 
@@ -54,7 +53,7 @@ def test_only_the_chosen_modules_are_banked():
     model = small.encoder()
     inject_bank(model, {"layer.0.query", "layer.0.value"}, 8, 5)
     sites = metadata(model, "edge.bank")["sites"]
-    assert [site["modules"] for site in sites] == [["layer.0.query"], ["layer.0.value"]]
+    assert [site["module"] for site in sites] == ["layer.0.query", "layer.0.value"]
 
 
 def test_a_module_that_is_not_there_and_a_second_bank_are_refused():

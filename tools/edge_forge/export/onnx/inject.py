@@ -4,10 +4,10 @@ The first axis of every bank input is `rows`: 1 (one adapter for the whole batch
 the batch uses row i of the bank, so that each may use another adapter). The rank axis is free, and 0 is allowed: a
 site that no adapter touches, or a batch of the base alone, costs next to nothing.
 
-Every module has its own A `[rows, d_in, rank]` and B `[rows, rank, d_out]`. One A for the modules that read the same
-tensor would be wider than 16 columns. ONNX Runtime splits such a product between threads where a text is alone and not
-where it has company, and sums it in another order: enough for another INT8 code behind it (docs/decisions/0031). The
-classifier is banked in the same way.
+Every module has an A `[rows, d_in, columns]` and a B `[rows, columns, d_out]` for each 16 columns of the bank's rank. A
+wider A (one for the modules that read the same tensor, or one of a larger rank) would not do: ONNX Runtime splits such
+a product between threads where a text is alone and not where it has company, and sums it in another order, which is
+enough for another INT8 code behind it (docs/decisions/0031). The classifier is banked in the same way.
 
 The bank is injected last, into a graph that is already quantised: ONNX Runtime's `quantize_dynamic` folds or drops such
 inputs.
@@ -27,7 +27,8 @@ from edge_forge.export.onnx.graph import GraphEditor, metadata, set_metadata
 from edge_forge.export.onnx.sites import LinearSite, read_sites
 
 KEY = "edge.bank"
-VERSION = 2
+VERSION = 3
+COLUMNS = 16
 LABELS_AXIS = "labels"
 
 
@@ -35,27 +36,30 @@ def inject_bank(model: onnx.ModelProto, modules: Collection[str], rank: int, max
     """Add bank inputs for `modules` and a banked head of up to `max_labels`; edits `model`, returns the bank's sites.
 
     `rank` and `max_labels` are the largest that the bank promises to take. The description goes to the metadata key
-    `edge.bank`: {version, rank, max_labels, hidden, sites: [{a, b: [...], modules: [...], d_in, d_out: [...]}]}.
+    `edge.bank`: {version, rank, max_labels, hidden, sites: [{a, b, module, first, d_in, d_out}]}; `first` is the column
+    of the module's rank that the site begins with.
     Raises BackendError for a module that the graph does not have.
     """
     if metadata(model, KEY) is not None:
         raise BackendError("the graph already has an adapter bank", "ONNX graph", "inject into the export without one")
     editor = GraphEditor(model)
     wanted = set(modules)
-    banked: dict[tuple[str, ...], dict[str, Any]] = {}
+    banked: dict[str, list[dict[str, Any]]] = {}
     for number, site in enumerate(read_sites(model)):
         for index, module in enumerate(site.modules):
             if module in wanted:
-                names = (module,)
-                if names not in banked:
-                    banked[names] = _bank_inputs(editor, site, [index], len(banked))
-                _inject_site(editor, site, [index], banked[names], f"lora.at{number}.{index}")
-    absent = wanted.difference(*banked)
+                if module not in banked:
+                    tag = f"lora.{len(banked)}"
+                    banked[module] = [
+                        _bank_inputs(editor, site, index, first, tag) for first in range(0, rank, COLUMNS)
+                    ]
+                _inject_site(editor, site.x, site.outs[index], banked[module], f"lora.at{number}.{index}")
+    absent = wanted.difference(banked)
     if absent:
         raise BackendError(f"the graph has no linear module {min(absent)}", "ONNX graph")
     hidden = _inject_head(editor)
     editor.finish()
-    sites = list(banked.values())
+    sites = [part for parts in banked.values() for part in parts]
     description = {"version": VERSION, "rank": rank, "max_labels": max_labels, "hidden": hidden, "sites": sites}
     set_metadata(model, KEY, description)
     return sites
@@ -66,36 +70,26 @@ def _input(editor: GraphEditor, name: str, shape: list[str | int]) -> str:
     return name
 
 
-def _bank_inputs(editor: GraphEditor, site: LinearSite, chosen: list[int], number: int) -> dict[str, Any]:
-    """Add A and B of the chosen modules as inputs; returns their description."""
-    tag, count = f"lora.{number}", len(chosen)
-    rank = f"rank_{number}"
-    width = rank if count == 1 else f"{count}*{rank}"
+def _bank_inputs(editor: GraphEditor, site: LinearSite, index: int, first: int, tag: str) -> dict[str, Any]:
+    """Add A and B of the site's module `index` for the columns from `first` on as inputs; returns their description."""
+    d_out, columns = site.d_out[index], f"rank.{tag}.{first}"
     return {
-        "a": _input(editor, f"{tag}.A", ["rows", site.d_in, width]),
-        "b": [
-            _input(editor, f"{tag}.B.{index}", ["rows", rank, site.d_out[position]])
-            for index, position in enumerate(chosen)
-        ],
-        "modules": [site.modules[position] for position in chosen],
-        "d_in": site.d_in,
-        "d_out": [site.d_out[position] for position in chosen],
-    }
+        "a": _input(editor, f"{tag}.A.{first}", ["rows", site.d_in, columns]),
+        "b": _input(editor, f"{tag}.B.{first}", ["rows", columns, d_out]),
+        "module": site.modules[index], "first": first, "d_in": site.d_in, "d_out": d_out,
+    }  # fmt: skip
 
 
-def _inject_site(editor: GraphEditor, site: LinearSite, chosen: list[int], bank: dict[str, Any], tag: str) -> None:
-    """Add the branches of one site. Sites of the same modules read the same inputs."""
-    count = len(chosen)
-    editor.add("MatMul", [site.x, bank["a"]], [f"{tag}.xa"])
-    parts = [f"{tag}.xa"]
-    if count > 1:
-        parts = [f"{tag}.xa.{index}" for index in range(count)]
-        editor.add("Split", [f"{tag}.xa"], parts, axis=-1, num_outputs=count)
-    for index, (part, position) in enumerate(zip(parts, chosen, strict=True)):
-        out = site.outs[position]
-        editor.add("MatMul", [part, bank["b"][index]], [f"{tag}.xab.{index}"])
-        total = editor.add("Add", [out, f"{tag}.xab.{index}"], [f"{tag}.y.{index}"])
-        editor.redirect(out, total.output[0], keep=[total])
+def _inject_site(editor: GraphEditor, x: str, out: str, parts: list[dict[str, Any]], tag: str) -> None:
+    """Add to `out`, one after the other, the branches of a module that reads `x`."""
+    total, added = out, []
+    for part in parts:
+        name = f"{tag}.{part['first']}"
+        editor.add("MatMul", [x, part["a"]], [f"{name}.xa"])
+        editor.add("MatMul", [f"{name}.xa", part["b"]], [f"{name}.xab"])
+        added.append(editor.add("Add", [total, f"{name}.xab"], [f"{name}.y"]))
+        total = added[-1].output[0]
+    editor.redirect(out, total, keep=added)
 
 
 def _inject_head(editor: GraphEditor) -> int:
