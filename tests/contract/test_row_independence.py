@@ -122,27 +122,3 @@ def test_a_list_of_texts_is_answered_as_its_texts_are(sessions, form):
     for place, row in enumerate(rows):
         alone = answers(sessions[form], [(adapter, [row])])[0]
         assert np.abs(listed.outputs["features"][place] - alone.outputs["features"][0]).max() <= NEAR
-
-
-@pytest.mark.parametrize(("rank", "threads"), [(8, 2), (16, 2), (16, 4), (24, 2), (48, 2)])
-def test_several_threads_sum_the_adapters_products_alike_alone_and_in_company(monkeypatch, tmp_path, rank, threads):
-    """Products large enough to be divided between threads; a sum in another order moves INT8 codes by one."""
-    monkeypatch.setattr(small_graph, "HIDDEN", 384)
-    encoder = small_graph.encoder()
-    model = quantize_per_token(encoder, wide_channels(encoder, CALIBRATION))
-    inject_bank(model, small_graph.MODULES, 48, small_graph.MAX_LABELS)
-    save(model, tmp_path / "model.onnx")
-    options = {"max_rows": MAX_ROWS, "max_tokens": MAX_TOKENS, "threads": threads}
-    session = registry.create("onnx").load({"model": str(tmp_path / "model.onnx")}, options)
-    try:
-        path = small_graph.write_adapter(tmp_path / "good.safetensors", small_graph.adapter(3, rank=rank))
-        session.attach(AdapterSource("good", str(path), small_graph.BASE_ID))
-        random = np.random.default_rng(0)
-        rows = [random.integers(0, small_graph.VOCABULARY, 12).tolist() for _ in range(16)]
-        alone = [answers(session, [("good", [row])])[0] for row in rows]
-        for one, other in zip(alone, answers(session, [("good", [row]) for row in rows]), strict=True):
-            assert other.batch_rows == 16
-            for name, value in one.outputs.items():
-                assert np.abs(value - other.outputs[name]).max() <= 1e-5 * np.abs(value).max(), name
-    finally:
-        session.close()

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.base.errors import BackendError
 from edge_forge.export.onnx.graph import GraphEditor, metadata, opset, save
-from edge_forge.export.onnx.inject import inject_bank
+from edge_forge.export.onnx.inject import COLUMNS, inject_bank
 from edge_forge.export.onnx.quantize import quantize_per_token
 from edge_forge.export.onnx.sites import KEY, name_sites, read_sites
 from edge_forge.export.onnx.trace import tidy
@@ -128,3 +128,32 @@ def test_the_exporters_gelu_is_written_as_runtimes_fuse_it(tmp_path):
     assert after == pytest.approx(before, abs=1e-6)
     assert fused == ["Gelu"]
     assert tidy(model) == 0
+
+
+@pytest.mark.parametrize("rank", [8, 16, 24, 48])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_several_threads_sum_a_product_alike_alone_and_in_a_batch(monkeypatch, rank, threads):
+    """To the bit: INT8 rounds what follows, and a sum in another order may take another code."""
+    monkeypatch.setattr(small, "HIDDEN", 384)
+    model = small.encoder()
+    sites = inject_bank(model, small.MODULES[:3], rank, 4)
+    sums = [node.output[0] for node in model.graph.node if node.op_type == "Add" and node.output[0].startswith("lora.")]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in sums)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    rows, tokens = 16, 12
+    feed = {"head.weight": np.zeros((1, 384, 1), np.float32), "head.bias": np.zeros((1, 1), np.float32)}
+    for site in sites:
+        columns = min(COLUMNS, rank - site["first"])
+        feed[site["a"]] = random.standard_normal((1, site["d_in"], columns)).astype(np.float32)
+        feed[site["b"]] = random.standard_normal((1, columns, site["d_out"])).astype(np.float32)
+    batch = {name: np.repeat(value, rows, axis=0) for name, value in feed.items()}
+    ids = random.integers(0, small.VOCABULARY, (rows, tokens))
+    together = session.run(sums, {**batch, "input_ids": ids, "attention_mask": np.ones_like(ids)})
+    for row in range(rows):
+        one = ids[row : row + 1]
+        alone = session.run(sums, {**feed, "input_ids": one, "attention_mask": np.ones_like(one)})
+        for name, value, found in zip(sums, together, alone, strict=True):
+            assert np.array_equal(value[row], found[0]), (name, float(np.abs(value[row] - found[0]).max()))
