@@ -147,20 +147,15 @@ def own(tmp_path) -> Board:
 
 
 def in_bank_form(adapter):
-    """An adapter file's tensors as the bank's inputs of rank 4: query, key and value share one A."""
+    """An adapter file's tensors as the bank's inputs of rank 4."""
     rank = small_graph.RANK
-
-    def padded(value, axis):
-        room = [(0, rank - value.shape[axis]) if place == axis else (0, 0) for place in range(2)]
-        return np.pad(value, room)
-
-    query, *rest = small_graph.MODULES
-    joined = [padded(adapter[f"{module}.A"], 1) for module in (query, *rest[:2])]
-    found = {"lora.0.A": np.concatenate(joined, 1), "lora.1.A": padded(adapter["layer.0.out.A"], 1)}
-    for place, module in enumerate((query, *rest[:2])):
-        found[f"lora.0.B.{place}"] = padded(adapter[f"{module}.B"], 0)
-    found["lora.1.B.0"] = padded(adapter["layer.0.out.B"], 0)
-    return {**found, "head.weight": adapter["head.weight"], "head.bias": adapter["head.bias"]}
+    found = {"head.weight": adapter["head.weight"], "head.bias": adapter["head.bias"]}
+    for place, module in enumerate(small_graph.MODULES):
+        for part, axis in (("A", 1), ("B", 0)):
+            value = adapter[f"{module}.{part}"]
+            room = [(0, rank - value.shape[axis]) if one == axis else (0, 0) for one in range(2)]
+            found[f"lora.{place}.{part}.0"] = np.pad(value, room)
+    return found
 
 
 def batch(texts):
@@ -283,7 +278,7 @@ def test_files_that_are_no_engine_of_this_device_are_refused(board):
         with pytest.raises(BackendError, match=re.escape(said)):
             host.load(str(board.folder / plan), board.bank)
     with pytest.raises(BackendError, match=r"no input 'lora\.9\.A'"):
-        host.load(str(board.folder / "engine.plan"), ["lora.9.A"])
+        host.load(str(board.folder / "engine.plan"), ["lora.9.A.0"])
     with pytest.raises(BackendError, match="no engine is loaded"):
         host.run({}, 1)
     host.close()

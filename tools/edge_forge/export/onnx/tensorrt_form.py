@@ -21,7 +21,7 @@ from onnx import helper
 from edge_agent.base.errors import BackendError
 
 from .graph import GraphEditor, metadata
-from .inject import KEY
+from .inject import COLUMNS, KEY
 
 OPSET = 13
 # The file version that goes with it; ONNX Runtime 1.10, the last one for Python 3.6, reads up to 8.
@@ -80,8 +80,9 @@ def _fix_axes(model: onnx.ModelProto, bank: dict[str, object], rank: int, labels
     sites = bank["sites"]
     assert isinstance(sites, list)  # noqa: S101 - written by inject.py
     for site in sites:
-        wanted[site["a"]] = (2, len(site["b"]) * rank)
-        wanted.update(dict.fromkeys(site["b"], (1, rank)))
+        # TensorRT takes no axis of length 0: columns beyond `rank` are one column of zeros.
+        columns = max(1, min(COLUMNS, rank - site["first"]))
+        wanted |= {site["a"]: (2, columns), site["b"]: (1, columns)}
     for given in (*model.graph.input, *model.graph.output):
         if given.name in wanted:
             axis, length = wanted[given.name]
