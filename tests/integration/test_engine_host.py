@@ -277,7 +277,7 @@ def test_files_that_are_no_engine_of_this_device_are_refused(board):
                        ("absent.plan", "No such file")):  # fmt: skip
         with pytest.raises(BackendError, match=re.escape(said)):
             host.load(str(board.folder / plan), board.bank)
-    with pytest.raises(BackendError, match=r"no input 'lora\.9\.A'"):
+    with pytest.raises(BackendError, match=r"no input 'lora\.9\.A\.0'"):
         host.load(str(board.folder / "engine.plan"), ["lora.9.A.0"])
     with pytest.raises(BackendError, match="no engine is loaded"):
         host.run({}, 1)
