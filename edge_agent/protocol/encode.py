@@ -44,7 +44,10 @@ def _reply(body: Reply | CommandReply, to: ReplyAddress, remaining_s: float | No
     user = {"status": str(body.status)}
     if isinstance(body.reason, str):
         user["reason"] = _one_line(body.reason[:REASON_PROPERTY_CHARS])
-    payload = _encoder.encode(body)
+    return _addressed(_encoder.encode(body), to, remaining_s, user)
+
+
+def _addressed(payload: bytes, to: ReplyAddress, remaining_s: float | None, user: dict[str, str]) -> Outbound:
     return Outbound(
         to.topic,
         payload,
@@ -87,17 +90,7 @@ _said = msgspec.json.Decoder(_Said)
 
 def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbound:
     """The answer that was given before, addressed to the client that repeats its request."""
-    user = {"status": str(_said.decode(payload).status)}
-    return Outbound(
-        to.topic,
-        payload,
-        qos=1,
-        correlation=to.correlation,
-        expiry_s=remaining_s,
-        user=user,
-        request_id=to.request_id,
-        client=to.client,
-    )
+    return _addressed(payload, to, remaining_s, {"status": str(_said.decode(payload).status)})
 
 
 def refusal(
