@@ -159,7 +159,7 @@ def held(pid: int) -> Held:
 
 
 def _files(place: Path) -> int:
-    """Open files: the least of some counts, since a sensor's file is open while it is read; a leak is in every count."""
+    """Open files: the least of some counts, as a sensor's file is open while it is read; a leak is in every count."""
     counts = []
     for _ in range(5):
         counts.append(len(os.listdir(place)))  # noqa: PTH208
