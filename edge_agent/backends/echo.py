@@ -25,7 +25,7 @@ from edge_agent.backends.api import (
     Unavailable,
     checked_options,
 )
-from edge_agent.backends.queue import JobQueue, Piece
+from edge_agent.backends.encoder_session import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError
 
 HIDDEN = 8

@@ -8,28 +8,14 @@ ONNX Runtime's telemetry is switched off before it is imported.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.backends.adapter_bank import AdapterBank, job_rows, parse_spec
-from edge_agent.backends.api import (
-    AdapterSource,
-    Backend,
-    Capabilities,
-    Done,
-    Event,
-    Failed,
-    Footprint,
-    Limits,
-    Session,
-    SessionJob,
-    Unavailable,
-    checked_options,
-)
+from edge_agent.backends.adapter_bank import AdapterBank, parse_spec
+from edge_agent.backends.api import Backend, Capabilities, Footprint, Session, Unavailable, checked_options
 from edge_agent.backends.cpu_words import cpu_words
-from edge_agent.backends.queue import JobQueue, Piece
-from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
+from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
+from edge_agent.base.errors import BackendError, BackendMissing
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: waiting threads poll, which costs power; off.
@@ -78,116 +64,37 @@ class OnnxBackend(Backend):
                 raise BackendError(f"option {name!r} is {checked[name]!r}, {lowest} to {highest} are possible", "onnx")
         if "model" not in files:
             raise BackendError("no file with the role 'model' is given", "onnx")
-        return OnnxSession(files["model"], checked)
+        return EncoderSession(OnnxGraph(files["model"], checked), checked["max_rows"], checked["max_tokens"])
 
 
-class OnnxSession(Session):
-    """One graph, its adapters and the jobs inside it."""
+class OnnxGraph(EncoderGraph):
+    """One graph and its adapters."""
 
     def __init__(self, path: str, options: Mapping[str, Any]) -> None:
         self._runtime = _runtime()
-        self._path = path
+        self.path = path
         self._options = options
-        self._queue = JobQueue()
-        self._parts: dict[str, list[Done]] = {}
         self._threads = options["threads"] or _cores()
         before = _resident_bytes()
         self._session = self._build(self._threads)
         loaded = _resident_bytes()
-        self._base_id, self._bank = self._describe()
-        self._vocabulary = self._table_rows()
+        self.base_id, self._bank = self._describe()
+        self.adapters = self._bank
+        self.table_rows = self._vocabulary_rows()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._widths = {output.name: output.shape[1] for output in self._session.get_outputs()}
         self._warm_up()
         self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, _resident_bytes() - loaded)
 
-    def attach(self, adapter: AdapterSource) -> int:
-        """See `Session.attach`."""
-        if self._bank is None:
-            raise AdapterRefused(
-                "this model takes no adapters: its graph has no bank",
-                adapter.name,
-                "use the base's package, or a merged model of its own",
-            )
-        if self._base_id and adapter.base_id != self._base_id:
-            raise AdapterRefused(
-                f"adapter {adapter.name!r} was trained on base {adapter.base_id or '(none)'}, this is {self._base_id}",
-                adapter.path,
-                "train it on this base",
-            )
-        if not adapter.name or self._queue.uses(adapter.name):
-            raise AdapterRefused("an adapter needs a name that no queued job uses", adapter.name)
-        return self._bank.attach(adapter)
-
-    def detach(self, name: str) -> None:
-        """See `Session.detach`."""
-        if self._bank is not None:
-            self._bank.detach(name)
-
-    def submit(self, job: SessionJob) -> None:
-        """See `Session.submit`."""
-        if job.adapter is not None and (self._bank is None or job.adapter not in self._bank):
-            raise AdapterRefused(f"adapter {job.adapter!r} is not attached", self._path)
-        if not job.rows:
-            raise BackendError("a job without rows cannot run", job.job_id)
-        for row in job.rows:
-            if not 0 < len(row) <= self._options["max_tokens"]:
-                raise BackendError(
-                    f"a row has {len(row)} tokens, 1 to {self._options['max_tokens']} are possible",
-                    job.job_id,
-                )
-            if self._vocabulary and not 0 <= max(row) < self._vocabulary:
-                raise BackendError(
-                    f"the tokenizer gave id {max(row)}, the model's table has {self._vocabulary} rows", job.job_id
-                )
-        self._queue.submit(job)
-
-    def step(self, limits: Limits) -> list[Event]:
-        """See `Session.step`: one micro-batch."""
-        pieces = self._queue.take(min(limits.max_rows, self._options["max_rows"]))
-        if not pieces:
-            return []
-        self._use_threads(limits.threads)
-        try:
-            return self._computed(pieces)
-        except BackendError as error:
-            if len(pieces) > 1:
-                return [event for piece in pieces for event in self._alone(piece)]
-            return [self._failed(pieces[0], error)]
-
-    def _computed(self, pieces: Sequence[Piece]) -> list[Event]:
-        """Run a batch. Raises BackendError where the runtime cannot."""
-        started_s = time.monotonic()
-        outputs = self._run(pieces)
-        return self._events(pieces, outputs, time.monotonic() - started_s)
-
-    def _alone(self, piece: Piece) -> list[Event]:
-        """Run one piece of a batch that failed. The runtime names no row, so the pieces are tried one by one."""
-        try:
-            return self._computed([piece])
-        except BackendError as error:
-            return [self._failed(piece, error)]
-
-    def _failed(self, piece: Piece, error: BackendError) -> Failed:
-        self.cancel(piece.job.job_id)
-        return Failed(piece.job.job_id, error.what)
-
-    def cancel(self, job_id: str) -> bool:
-        """See `Session.cancel`."""
-        self._parts.pop(job_id, None)
-        return self._queue.cancel(job_id)
-
     def footprint(self) -> Footprint:
-        """See `Session.footprint`: resident bytes measured around load and warm-up; adapters computed."""
+        """See `EncoderGraph.footprint`: resident bytes measured around load and warm-up; adapters computed."""
         adapters = self._bank.size_bytes if self._bank is not None else 0
         return Footprint(self._weights_bytes, adapters, 0, self._arena_bytes)
 
     def close(self) -> None:
-        """See `Session.close`."""
-        self._queue.clear()
-        self._parts.clear()
+        """See `EncoderGraph.close`."""
         self._session = None
-        self._bank = None
+        self._bank = self.adapters = None
 
     def _build(self, threads: int) -> Any:
         runtime = self._runtime
@@ -207,34 +114,34 @@ class OnnxSession(Session):
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             return runtime.InferenceSession(
-                self._path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
+                self.path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
             )
         except _errors(runtime) as error:
-            raise BackendError(f"ONNX Runtime cannot load the graph: {_short(error)}", self._path) from error
+            raise BackendError(f"ONNX Runtime cannot load the graph: {_short(error)}", self.path) from error
 
     def _describe(self) -> tuple[str, AdapterBank | None]:
         """The graph's own base id and its bank. Raises BackendError for a graph of another kind."""
         inputs = [given.name for given in self._session.get_inputs()]
         if any(name not in inputs for name in _INPUTS):
-            raise BackendError(f"the graph has no inputs {_INPUTS[0]} and {_INPUTS[1]}", self._path)
+            raise BackendError(f"the graph has no inputs {_INPUTS[0]} and {_INPUTS[1]}", self.path)
         if all(output.name != "features" for output in self._session.get_outputs()):
-            raise BackendError("the graph has no output 'features'", self._path)
+            raise BackendError("the graph has no output 'features'", self.path)
         metadata = self._session.get_modelmeta().custom_metadata_map
         base_id = metadata.get("edge.base_id", "").strip('"')
         wanted = self._options["base_id"]
         if wanted and base_id and wanted != base_id:
-            raise BackendError(f"the graph is of base {base_id}, {wanted} was asked for", self._path)
+            raise BackendError(f"the graph is of base {base_id}, {wanted} was asked for", self.path)
         text = metadata.get("edge.bank")
         if text is None:
             if len(inputs) > len(_INPUTS):
-                raise BackendError(f"the graph wants inputs that nobody gives: {inputs[2:]}", self._path)
+                raise BackendError(f"the graph wants inputs that nobody gives: {inputs[2:]}", self.path)
             return wanted or base_id, None
         slots = AdapterBank(parse_spec(text), self._options["positions"] or self._options["max_rows"])
         if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
-            raise BackendError("the graph's inputs are not those of its bank description", self._path)
+            raise BackendError("the graph's inputs are not those of its bank description", self.path)
         return wanted or base_id, slots
 
-    def _table_rows(self) -> int:
+    def _vocabulary_rows(self) -> int:
         """Rows of the table that token ids are looked up in, as the graph's metadata says; 0 where it does not."""
         text = self._session.get_modelmeta().custom_metadata_map.get("edge.vocabulary", "0")
         return int(text) if text.isdecimal() else 0
@@ -247,23 +154,22 @@ class OnnxSession(Session):
         arrays = {} if self._bank is None else self._bank.zeros(self._bank.spec.rank)
         self._compute(ids, numpy.ones(shape, numpy.int64), arrays)
 
-    def _use_threads(self, threads: int) -> None:
-        """Another number of threads needs another session: a limit by affinity alone is 1.4 to 2.8 times slower."""
+    def use_threads(self, threads: int) -> None:
+        """See `EncoderGraph.use_threads`. Another number of threads needs another session: a limit by affinity alone is
+        1.4 to 2.8 times slower."""
         wanted = min(max(1, threads), _CAPACITY["threads"])
         if wanted != self._threads:
             self._session = None
             self._session = self._build(wanted)
             self._threads = wanted
 
-    def _run(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """Outputs of the pieces' rows by name, in the rows' order."""
+    def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
+        """See `EncoderGraph.compute`."""
         numpy = _numpy()
-        rows = [row for piece in pieces for row in piece.rows]
         arrays: dict[str, Any] = {}
         order: tuple[int, ...] = tuple(range(len(rows)))
         if self._bank is not None:
-            names = job_rows([piece.job.adapter for piece in pieces], [len(piece.rows) for piece in pieces])
-            arrays, order = self._bank.bind(names)
+            arrays, order = self._bank.bind(adapters)
         longest = max(len(row) for row in rows)
         ids = numpy.zeros((len(rows), longest), numpy.int64)
         mask = numpy.zeros((len(rows), longest), numpy.int64)
@@ -291,46 +197,8 @@ class OnnxSession(Session):
         try:
             self._session.run_with_iobinding(binding)
         except _errors(self._runtime) as error:
-            raise BackendError(f"ONNX Runtime failed: {_short(error)}", self._path) from error
+            raise BackendError(f"ONNX Runtime failed: {_short(error)}", self.path) from error
         return outputs
-
-    def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> list[Event]:
-        numpy = _numpy()
-        events: list[Event] = []
-        total = sum(len(piece.rows) for piece in pieces)
-        first = 0
-        for piece in pieces:
-            rows = slice(first, first + len(piece.rows))
-            first = rows.stop
-            found = self._of_job(piece.job, {name: value[rows] for name, value in outputs.items()})
-            done = Done(piece.job.job_id, found, compute_s, total)
-            if not all(numpy.isfinite(value).all() for value in found.values()):
-                self.cancel(piece.job.job_id)
-                events.append(Failed(piece.job.job_id, "the model gave values that are not finite"))
-            elif not piece.last:
-                self._parts.setdefault(piece.job.job_id, []).append(done)
-            else:
-                events.append(_joined([*self._parts.pop(piece.job.job_id, []), done]))
-        return events
-
-    def _of_job(self, job: SessionJob, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
-        if self._bank is not None:
-            logits = outputs.pop("logits")
-            if job.adapter is not None:
-                outputs["logits"] = logits[:, : self._bank.labels(job.adapter)]
-        return outputs
-
-
-def _joined(parts: Sequence[Done]) -> Done:
-    """One Done from the pieces of a job."""
-    if len(parts) == 1:
-        return parts[0]
-    numpy = _numpy()
-    names = parts[0].outputs
-    outputs = {name: numpy.concatenate([part.outputs[name] for part in parts]) for name in names}
-    compute_s, rows = sum(part.compute_s for part in parts), max(part.batch_rows for part in parts)
-    return Done(parts[0].job_id, outputs, compute_s, rows)
 
 
 def _numpy() -> Any:

@@ -26,6 +26,7 @@ from edge_agent.backends.api import (
     Vocabulary,
     feature_ids,
 )
+from edge_agent.backends.encoder_session import JobQueue, Piece
 from edge_agent.backends.gguf import GgufHeader, read_header
 from edge_agent.backends.llamacpp.grammar_client import FollowedGrammar, GrammarClient, Phase, grammar_of
 from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
@@ -40,7 +41,6 @@ from edge_agent.backends.llamacpp.step_schedule import (
     schedule_chunks,
 )
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
-from edge_agent.backends.queue import JobQueue, Piece
 from edge_agent.base.errors import AdapterRefused, BackendError
 from edge_agent.base.limits import QUEUE_JOBS
 

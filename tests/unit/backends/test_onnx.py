@@ -233,7 +233,7 @@ def test_no_copies_of_the_bank_are_bound(session, tmp_path):
     """A window of the bank, and an adapter alone, are the very memory that is kept."""
     attach(session, tmp_path, "a", small.adapter(1))
     attach(session, tmp_path, "b", small.adapter(2))
-    bank = session._bank
+    bank = session._graph.adapters
     first, again = bank.bind(["a", "b"]).arrays, bank.bind(["b", "a"]).arrays
     assert all(np.shares_memory(first[name], again[name]) for name in first)
     assert all(array.flags.c_contiguous for array in first.values())
@@ -259,7 +259,7 @@ def test_telemetry_is_off_before_the_import():
 def test_exact_int8_kernels_are_asked_for_where_the_fast_ones_saturate(monkeypatch, model, words, exact):
     monkeypatch.setattr("edge_agent.backends.onnx.cpu_words", lambda: frozenset(words))
     session = OnnxBackend().load({"model": model}, {"max_rows": 8, "max_tokens": 16, "threads": 1})
-    found = session._session.get_session_options()
+    found = session._graph._session.get_session_options()
     try:
         entry = found.get_session_config_entry("session.x64quantprecision")
     except RuntimeError:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.backends.api import SessionJob
-from edge_agent.backends.queue import JobQueue
+from edge_agent.backends.encoder_session import JobQueue
 from edge_agent.base.errors import BackendError
 from edge_agent.base.limits import QUEUE_JOBS
 

@@ -1,0 +1,298 @@
+"""Jobs of an encoder in micro-batches, whatever runtime computes them: which rows go together, whose results are whose.
+
+    JobQueue            the jobs in order of arrival, and the rows of the next micro-batch
+    EncoderSession      adapters by name, batches, results by job
+    EncoderGraph        what a runtime adds: a loaded graph that computes rows, each with its adapter
+
+A graph knows nothing of jobs. Only a job with more rows than a batch may have is split: it runs in pieces, one per
+step.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from edge_agent.backends.adapter_bank import job_rows
+from edge_agent.backends.api import (
+    AdapterSource,
+    Done,
+    Event,
+    Failed,
+    Footprint,
+    Limits,
+    Session,
+    SessionJob,
+)
+from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_agent.base.limits import QUEUE_JOBS
+
+
+class Piece(NamedTuple):
+    """Rows `start` to `stop` of a job; `last` when the job is complete with them."""
+
+    job: SessionJob
+    start: int
+    stop: int
+    last: bool
+
+    @property
+    def rows(self) -> Sequence[Sequence[int]]:
+        """The piece's rows of token ids."""
+        return self.job.rows[self.start : self.stop]
+
+
+class JobQueue:
+    """First in, first out, of at most `QUEUE_JOBS` jobs: the daemon has no more requests open."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[SessionJob] = deque(maxlen=QUEUE_JOBS)
+        self._done_rows = 0
+
+    def submit(self, job: SessionJob) -> None:
+        """Put a job at the end. Raises BackendError when the queue is full, where a deque would drop its first job."""
+        if len(self._jobs) == QUEUE_JOBS:
+            raise BackendError(f"{QUEUE_JOBS} jobs wait in this worker already", job.job_id)
+        self._jobs.append(job)
+
+    def take(self, max_rows: int, one_adapter: bool = False) -> list[Piece]:
+        """The pieces of the next batch, of `max_rows` rows at most; empty when nothing waits.
+
+        With `one_adapter` the batch ends before the first job with another adapter than the first one's.
+        """
+        pieces: list[Piece] = []
+        free = max(1, max_rows)
+        while self._jobs:
+            job, start = self._jobs[0], self._done_rows
+            left = len(job.rows) - start
+            if left > free and (pieces or len(job.rows) <= max_rows):
+                break
+            if one_adapter and pieces and job.adapter != pieces[0].job.adapter:
+                break
+            stop = start + min(left, free)
+            pieces.append(Piece(job, start, stop, stop == len(job.rows)))
+            free -= stop - start
+            if stop < len(job.rows):
+                self._done_rows = stop
+                break
+            self._jobs.popleft()
+            self._done_rows = 0
+        return pieces
+
+    def cancel(self, job_id: str) -> bool:
+        """Forget a job, begun or not; True when it was here."""
+        for place, job in enumerate(self._jobs):
+            if job.job_id == job_id:
+                del self._jobs[place]
+                if place == 0:
+                    self._done_rows = 0
+                return True
+        return False
+
+    def uses(self, adapter: str) -> bool:
+        """True while a job with that adapter waits."""
+        return any(job.adapter == adapter for job in self._jobs)
+
+    def clear(self) -> None:
+        """Forget every job."""
+        self._jobs.clear()
+        self._done_rows = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+
+class AttachedAdapters(Protocol):
+    """The adapters that are resident in a graph's bank."""
+
+    def attach(self, source: AdapterSource) -> int:
+        """Read and keep an adapter, in place of one of that name; returns its bytes. Raises AdapterRefused."""
+        ...
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; unknown names are no error."""
+        ...
+
+    def labels(self, name: str) -> int:
+        """The number of labels of a resident adapter."""
+        ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the adapters and the bank take in this process."""
+        ...
+
+
+class EncoderGraph(abc.ABC):
+    """A loaded encoder. Used by one thread."""
+
+    path: str
+    """The model's file, for messages."""
+    base_id: str
+    """What adapters must have been trained on; '' where nothing says it."""
+    table_rows: int
+    """Rows of the table that token ids are looked up in; 0 where nothing says it."""
+    adapters: AttachedAdapters | None
+    """None: the graph has no bank."""
+
+    @abc.abstractmethod
+    def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
+        """Arrays by name whose first axis are the rows, in their order: 'features', perhaps 'logits'. Row i uses
+        `adapters[i]`, None for the base alone. Raises BackendError where the runtime cannot."""
+
+    @abc.abstractmethod
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many threads of the processor from now on."""
+
+    @abc.abstractmethod
+    def footprint(self) -> Footprint:
+        """Bytes held by the graph and its adapters."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free everything."""
+
+
+class EncoderSession(Session):
+    """One graph and the jobs inside it. `max_rows` and `max_tokens` are the largest batch."""
+
+    def __init__(self, graph: EncoderGraph, max_rows: int, max_tokens: int) -> None:
+        self._graph = graph
+        self._max_rows = max_rows
+        self._max_tokens = max_tokens
+        self._queue = JobQueue()
+        self._parts: dict[str, list[Done]] = {}
+
+    def attach(self, adapter: AdapterSource) -> int:
+        """See `Session.attach`."""
+        if self._graph.adapters is None:
+            raise AdapterRefused(
+                "this model takes no adapters: its graph has no bank",
+                adapter.name,
+                "use the base's package, or a merged model of its own",
+            )
+        if self._graph.base_id and adapter.base_id != self._graph.base_id:
+            raise AdapterRefused(
+                f"adapter {adapter.name!r} was trained on base {adapter.base_id or '(none)'}, "
+                f"this is {self._graph.base_id}",
+                adapter.path,
+                "train it on this base",
+            )
+        if not adapter.name or self._queue.uses(adapter.name):
+            raise AdapterRefused("an adapter needs a name that no queued job uses", adapter.name)
+        return self._graph.adapters.attach(adapter)
+
+    def detach(self, name: str) -> None:
+        """See `Session.detach`."""
+        if self._graph.adapters is not None:
+            self._graph.adapters.detach(name)
+
+    def submit(self, job: SessionJob) -> None:
+        """See `Session.submit`."""
+        if job.adapter is not None and (self._graph.adapters is None or job.adapter not in self._graph.adapters):
+            raise AdapterRefused(f"adapter {job.adapter!r} is not attached", self._graph.path)
+        if not job.rows:
+            raise BackendError("a job without rows cannot run", job.job_id)
+        for row in job.rows:
+            if not 0 < len(row) <= self._max_tokens:
+                raise BackendError(
+                    f"a row has {len(row)} tokens, 1 to {self._max_tokens} are possible",
+                    job.job_id,
+                )
+            if self._graph.table_rows and not 0 <= max(row) < self._graph.table_rows:
+                raise BackendError(
+                    f"the tokenizer gave id {max(row)}, the model's table has {self._graph.table_rows} rows", job.job_id
+                )
+        self._queue.submit(job)
+
+    def step(self, limits: Limits) -> list[Event]:
+        """See `Session.step`: one micro-batch."""
+        pieces = self._queue.take(min(limits.max_rows, self._max_rows))
+        if not pieces:
+            return []
+        self._graph.use_threads(limits.threads)
+        try:
+            return self._computed(pieces)
+        except BackendError as error:
+            if len(pieces) > 1:
+                return [event for piece in pieces for event in self._alone(piece)]
+            return [self._failed(pieces[0], error)]
+
+    def _computed(self, pieces: Sequence[Piece]) -> list[Event]:
+        """Run a batch. Raises BackendError where the runtime cannot."""
+        started_s = time.monotonic()
+        rows = [row for piece in pieces for row in piece.rows]
+        names = job_rows([piece.job.adapter for piece in pieces], [len(piece.rows) for piece in pieces])
+        outputs = self._graph.compute(rows, names)
+        return self._events(pieces, outputs, time.monotonic() - started_s)
+
+    def _alone(self, piece: Piece) -> list[Event]:
+        """Run one piece of a batch that failed. The runtime names no row, so the pieces are tried one by one."""
+        try:
+            return self._computed([piece])
+        except BackendError as error:
+            return [self._failed(piece, error)]
+
+    def _failed(self, piece: Piece, error: BackendError) -> Failed:
+        self.cancel(piece.job.job_id)
+        return Failed(piece.job.job_id, error.what)
+
+    def cancel(self, job_id: str) -> bool:
+        """See `Session.cancel`."""
+        self._parts.pop(job_id, None)
+        return self._queue.cancel(job_id)
+
+    def footprint(self) -> Footprint:
+        """See `Session.footprint`."""
+        return self._graph.footprint()
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._queue.clear()
+        self._parts.clear()
+        self._graph.close()
+
+    def _events(self, pieces: Sequence[Piece], outputs: Mapping[str, Any], compute_s: float) -> list[Event]:
+        import numpy
+
+        events: list[Event] = []
+        total = sum(len(piece.rows) for piece in pieces)
+        first = 0
+        for piece in pieces:
+            rows = slice(first, first + len(piece.rows))
+            first = rows.stop
+            found = self._of_job(piece.job, {name: value[rows] for name, value in outputs.items()})
+            done = Done(piece.job.job_id, found, compute_s, total)
+            if not all(numpy.isfinite(value).all() for value in found.values()):
+                self.cancel(piece.job.job_id)
+                events.append(Failed(piece.job.job_id, "the model gave values that are not finite"))
+            elif not piece.last:
+                self._parts.setdefault(piece.job.job_id, []).append(done)
+            else:
+                events.append(_joined([*self._parts.pop(piece.job.job_id, []), done]))
+        return events
+
+    def _of_job(self, job: SessionJob, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Logits cut to the adapter's labels; the base alone of a banked graph has none."""
+        if self._graph.adapters is not None:
+            logits = outputs.pop("logits")
+            if job.adapter is not None:
+                outputs["logits"] = logits[:, : self._graph.adapters.labels(job.adapter)]
+        return outputs
+
+
+def _joined(parts: Sequence[Done]) -> Done:
+    """One Done from the pieces of a job."""
+    if len(parts) == 1:
+        return parts[0]
+    import numpy
+
+    names = parts[0].outputs
+    outputs = {name: numpy.concatenate([part.outputs[name] for part in parts]) for name in names}
+    compute_s, rows = sum(part.compute_s for part in parts), max(part.batch_rows for part in parts)
+    return Done(parts[0].job_id, outputs, compute_s, rows)
