@@ -35,6 +35,18 @@ def test_three_kinds_are_told_apart(tmp_path):
     assert [row[0].text for row in read(texts, section)] == ["one\ntwo", "three", "four"]
 
 
+@pytest.mark.parametrize("wrong", [["human"], {"human": 1}, "x" * 5000, 7, None])
+def test_a_speaker_or_role_of_another_type_is_refused_in_few_words(tmp_path, wrong):
+    for name, row in {
+        "shared": {"conversations": [{"from": wrong, "value": "a"}]},
+        "chat": {"messages": [{"role": wrong, "content": "a"}]},
+    }.items():
+        path = written(tmp_path, f"{name}.jsonl", row)
+        with pytest.raises(ConfigError, match=r"message 1 (is from|has the role) .*\(") as caught:
+            list(read(path, GeneratorDataSection(train="x")))
+        assert len(str(caught.value)) < 300
+
+
 def test_published_forms_are_read_and_the_mapping_is_said(tmp_path):
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     written(tmp_path, "shared.jsonl", *[{"id": n, "conversations": talk} for n in range(2)])
