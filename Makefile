@@ -11,7 +11,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: every-verb device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: fuzz every-verb device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -21,7 +21,9 @@ help:
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
 	@echo "make storm   good clients beside hostile ones on a real broker, for ten minutes; prints the table"
-	@echo "make nightly  the same with 10,000 seeds, going on after a failing one (about half an hour)"
+	@echo "make nightly  the same with 10,000 seeds, going on after a failing one, and the fuzzer for ten minutes"
+	@echo "             (about forty minutes)"
+	@echo "make fuzz FUZZ_SECONDS=600 TARGETS=\"onnx gguf\"   inputs on which parsers fail, by coverage (all targets: none named)"
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
@@ -93,8 +95,15 @@ simulate: setup
 storm: setup llamacpp
 	@$(BIN)/python -m tests.support.hostile_clients storm
 
+# Both to the end, whatever the other finds.
 nightly: setup
-	@$(BIN)/python -m tests.support.whole --seeds 10000 --going
+	@code=0; $(BIN)/python -m tests.support.whole --seeds 10000 --going || code=1; \
+	  $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) || code=1; exit $$code
+
+# All parsers share the time (docs/decisions/0204).
+FUZZ_SECONDS ?= 600
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(TARGETS)
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py

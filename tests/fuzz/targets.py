@@ -1,0 +1,7 @@
+"""All fuzz targets by name. A file of its own because the runner imports it with the parsers instrumented."""
+
+from __future__ import annotations
+
+from tests.fuzz import device_targets, forge_targets
+
+TARGETS = {**device_targets.TARGETS, **forge_targets.TARGETS}
