@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.backends.api import AdapterSource
 from edge_agent.base import limits
-from edge_agent.base.errors import AdapterRefused, BackendError, PackageError
+from edge_agent.base.errors import AdapterRefused, BackendError, PackageError, brief
 from edge_agent.bundle.safetensors import read_safetensors
 
 HEADER_BYTES = 4 * limits.MIB
@@ -67,7 +67,7 @@ def parse_tensors(data: bytes, where: str) -> TensorFile:
     tensors = {}
     for name, (dtype, shape, begin, _) in header.tensors.items():
         if dtype not in _NUMPY_TYPES or len(shape) > 2:
-            raise AdapterRefused(f"tensor {name!r} is not a float32 or float16 vector or matrix", where)
+            raise AdapterRefused(f"tensor {brief(name)} is not a float32 or float16 vector or matrix", where)
         tensors[name] = _array(data, begin, _NUMPY_TYPES[dtype], shape)
     return TensorFile(tensors, metadata)
 
@@ -87,6 +87,8 @@ COLUMNS = 16
 """Columns of a site's A: ONNX Runtime divides a wider product between threads where a text is alone and not where it
 has company, and the sums then differ (docs/decisions/0031)."""
 ADAPTER_BYTES = 256 * 1024 * 1024
+SIZE_MAX = 2**20
+"""Of a bank: rank, labels, widths. A graph's own figures must not make numpy ask for more than any model has."""
 
 
 class BankSite(NamedTuple):
@@ -132,17 +134,33 @@ def parse_spec(text: str) -> BankSpec:
         fields = json.loads(text)
         if fields["version"] != VERSION:
             raise BackendError(
-                f"the graph's bank has version {fields['version']!r}, {VERSION} is known",
+                f"the graph's bank has version {brief(fields['version'])}, {VERSION} is known",
                 "model",
                 "export the base anew",
             )
         sites = tuple(
-            BankSite(e["a"], e["b"], e["module"], int(e["first"]), int(e["d_in"]), int(e["d_out"]))
+            BankSite(
+                str(e["a"]),
+                str(e["b"]),
+                str(e["module"]),
+                _count(e["first"], 0),
+                _count(e["d_in"]),
+                _count(e["d_out"]),
+            )
             for e in fields["sites"]
         )
-        return BankSpec(int(fields["rank"]), int(fields["max_labels"]), int(fields["hidden"]), sites)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"the graph's bank description is broken: {error!r}", "model") from error
+        return BankSpec(_count(fields["rank"]), _count(fields["max_labels"]), _count(fields["hidden"]), sites)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise BackendError(
+            f"the graph's bank description is broken: {type(error).__name__} {brief(str(error))}", "model"
+        ) from error
+
+
+def _count(value: object, lowest: int = 1) -> int:
+    """A size of the bank. Raises ValueError."""
+    if type(value) is not int or not lowest <= value <= SIZE_MAX:
+        raise ValueError(f"{brief(value)} is no size from {lowest} to {SIZE_MAX}")
+    return value
 
 
 def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
@@ -156,7 +174,7 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
     ranks = [_site(pairs[site.module], site, arrays) for site in spec.sites]
     if tensors:
         raise AdapterRefused(
-            f"adapter {source.name!r} has a tensor {min(tensors)!r} that this model has no place for",
+            f"adapter {source.name!r} has a tensor {brief(min(tensors))} that this model has no place for",
             source.path,
             "export the base with this module among its targets",
         )
@@ -166,7 +184,7 @@ def read_adapter(source: AdapterSource, spec: BankSpec) -> ResidentAdapter:
 
 def _check_metadata(file: TensorFile, source: AdapterSource) -> None:
     if file.metadata.get("format", FORMAT) != FORMAT:
-        raise AdapterRefused(f"the format is {file.metadata['format']!r}, {FORMAT} is known", source.path)
+        raise AdapterRefused(f"the format is {brief(file.metadata['format'])}, {FORMAT} is known", source.path)
     stated = file.metadata.get("base_id", source.base_id)
     if stated != source.base_id:
         raise AdapterRefused(f"the file says base {stated}, its package {source.base_id}", source.path)

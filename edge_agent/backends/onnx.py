@@ -15,7 +15,7 @@ from edge_agent.backends.adapter_bank import AdapterBank, parse_spec
 from edge_agent.backends.api import Backend, Capabilities, Footprint, Session, Unavailable, checked_options
 from edge_agent.backends.cpu_words import cpu_words
 from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
-from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.errors import BackendError, BackendMissing, brief
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: waiting threads poll, which costs power; off.
@@ -33,6 +33,8 @@ SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # Either sums products of uint8 and int8 codes in 32 bits. Older x86 kernels add neighbours in 16 bits that saturate.
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
 _INPUTS = ("input_ids", "attention_mask")
+# Of the vocabulary; Python refuses to read some thousand digits.
+_COUNT_DIGITS = 9
 _CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 
 
@@ -61,7 +63,9 @@ class OnnxBackend(Backend):
         for name, highest in _CAPACITY.items():
             lowest = 0 if DEFAULTS[name] == 0 else 1
             if isinstance(checked[name], bool) or not lowest <= checked[name] <= highest:
-                raise BackendError(f"option {name!r} is {checked[name]!r}, {lowest} to {highest} are possible", "onnx")
+                raise BackendError(
+                    f"option {name!r} is {brief(checked[name])}, {lowest} to {highest} are possible", "onnx"
+                )
         if "model" not in files:
             raise BackendError("no file with the role 'model' is given", "onnx")
         return EncoderSession(OnnxGraph(files["model"], checked), checked["max_rows"], checked["max_tokens"])
@@ -144,7 +148,7 @@ class OnnxGraph(EncoderGraph):
     def _vocabulary_rows(self) -> int:
         """Rows of the table that token ids are looked up in, as the graph's metadata says; 0 where it does not."""
         text = self._session.get_modelmeta().custom_metadata_map.get("edge.vocabulary", "0")
-        return int(text) if text.isdecimal() else 0
+        return int(text) if text.isdecimal() and len(text) <= _COUNT_DIGITS else 0
 
     def _warm_up(self) -> None:
         """Run the largest batch once, so that the arena has its final size and later runs allocate nothing."""

@@ -22,6 +22,18 @@ from __future__ import annotations
 
 from edge_agent.base.causes import Cause
 
+BRIEF_CHARACTERS = 80
+
+
+def brief(value: object) -> str:
+    """A value of a message or a file for a sentence about it: as Python writes it, and cut. Of a list or an object,
+    which may be large and deep, the type alone."""
+    if isinstance(value, (list, tuple, dict)):
+        return "an object" if isinstance(value, dict) else "a list"
+    shown = repr(value[:BRIEF_CHARACTERS] if isinstance(value, str) else value)
+    cut = len(shown) > BRIEF_CHARACTERS or (isinstance(value, str) and len(value) > BRIEF_CHARACTERS)
+    return f"{shown[:BRIEF_CHARACTERS]}..." if cut else shown
+
 
 class EdgeError(Exception):
     """A problem with a name (`what`), a place (`where`) and a way out (`remedy`)."""

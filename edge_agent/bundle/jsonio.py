@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from edge_agent.base import limits
-from edge_agent.base.errors import PackageError
+from edge_agent.base.errors import PackageError, brief
 from edge_agent.base.units import bytes_text
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def _check_strict(text: str, where: str) -> None:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise PackageError(f"the key {key!r} stands twice in one object", where)
+                raise PackageError(f"the key {brief(key)} stands twice in one object", where)
             found[key] = value
         return found
 

@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, brief
 from edge_agent.base.limits import CLIENT_ID_BYTES, MIB
 from edge_agent.config.fields import FieldSpec, Unfit, specs
 from edge_agent.config.settings import Settings
@@ -142,7 +142,7 @@ def _overlaid(
             if isinstance(raw, dict):
                 changes[key] = _overlaid(getattr(section, key), raw, where, folder, problems, f"{name}.")
             else:
-                problems.append(ConfigError(f"{name} is {raw!r}; it is a section, written as [{name}]", where))
+                problems.append(ConfigError(f"{name} is {brief(raw)}; it is a section, written as [{name}]", where))
         else:
             _take(spec, raw, where, name, folder, changes, problems)
     return replace(section, **changes) if changes else section
@@ -212,11 +212,11 @@ def _unknown(where: str, name: str, siblings: list[str], prefix: str) -> ConfigE
     asked = name[len(prefix) :]
     near = difflib.get_close_matches(asked, siblings, n=1)
     if near:
-        return ConfigError(f"unknown key {name!r}", where, f"did you mean {prefix}{near[0]}?")
+        return ConfigError(f"unknown key {brief(name)}", where, f"did you mean {prefix}{near[0]}?")
     elsewhere = [key for key in _all_keys(Settings) if key.rpartition(".")[2] == asked.rpartition(".")[2]]
     if elsewhere:
-        return ConfigError(f"unknown key {name!r}", where, f"did you mean {elsewhere[0]}?")
-    return ConfigError(f"unknown key {name!r}", where, f"known here: {', '.join(siblings)}")
+        return ConfigError(f"unknown key {brief(name)}", where, f"did you mean {elsewhere[0]}?")
+    return ConfigError(f"unknown key {brief(name)}", where, f"known here: {', '.join(siblings)}")
 
 
 def _shown(raw: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.base.errors import BackendError, RequestError, brief
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.tasks.api import Prepared, Task, refuse_unknown
 
@@ -35,9 +35,9 @@ class Classify(Task):
         refuse_unknown(params, ("top_k", "threshold"))
         top_k, threshold = params.get("top_k", 1), params.get("threshold", 0.0)
         if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= len(self._labels):
-            raise RequestError(422, Cause.INVALID, f"top_k is {top_k!r}; 1 to {len(self._labels)} are possible")
+            raise RequestError(422, Cause.INVALID, f"top_k is {brief(top_k)}; 1 to {len(self._labels)} are possible")
         if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
-            raise RequestError(422, Cause.INVALID, f"threshold is {threshold!r}; a number from 0 to 1 is needed")
+            raise RequestError(422, Cause.INVALID, f"threshold is {brief(threshold)}; a number from 0 to 1 is needed")
 
     def answer(self, outputs: Mapping[str, Any], prepared: Prepared, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Task.answer`. Raises BackendError when the model has another number of labels."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.backends.api import Chunk, Vocabulary
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import BackendError, RequestError
+from edge_agent.base.errors import BackendError, RequestError, brief
 from edge_agent.base.limits import MESSAGE_BYTES
 from edge_agent.bundle.chat_template import ChatTemplateError, TemplateRenderer
 from edge_agent.bundle.prompt_tokens import CannotEncode, ChatEncoder
@@ -132,7 +132,7 @@ def read_sampling_params(params: Mapping[str, Any], context: int) -> SamplingPar
         raise RequestError(
             422,
             Cause.INVALID,
-            f"temperature is {params['temperature']!r}; 0, or {LEAST_TEMPERATURE:g} and more, is possible",
+            f"temperature is {brief(params['temperature'])}; 0, or {LEAST_TEMPERATURE:g} and more, is possible",
         )
     session["seed"] = _whole(params["seed"], "seed", 0, SEED_MAX) if "seed" in params else random.randrange(SEED_MAX)
     if len(given := [name for name in GRAMMARS if name in params]) > 1:
@@ -153,7 +153,7 @@ def _number(params: Mapping[str, Any], name: str, limits: NumberRange) -> int | 
         return _whole(value, name, int(limits.lowest), int(limits.highest))
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits.lowest <= value <= limits.highest:
         raise RequestError(
-            422, Cause.INVALID, f"{name} is {value!r}; {limits.lowest:g} to {limits.highest:g} are possible"
+            422, Cause.INVALID, f"{name} is {brief(value)}; {limits.lowest:g} to {limits.highest:g} are possible"
         )
     return float(value)
 
@@ -161,14 +161,14 @@ def _number(params: Mapping[str, Any], name: str, limits: NumberRange) -> int | 
 def _whole(value: Any, name: str, lowest: int, highest: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
         raise RequestError(
-            422, Cause.INVALID, f"{name} is {value!r}; whole numbers from {lowest} to {highest} are possible"
+            422, Cause.INVALID, f"{name} is {brief(value)}; whole numbers from {lowest} to {highest} are possible"
         )
     return value
 
 
 def _truth(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise RequestError(422, Cause.INVALID, f"{name} is {value!r}; true or false is needed")
+        raise RequestError(422, Cause.INVALID, f"{name} is {brief(value)}; true or false is needed")
     return value
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import BackendError, BackendMissing
 
 UNIGRAM_UNKNOWN = "<unk>"
+_SAID_CHARACTERS = 200
 FIRST_BYTE = "<0x00>"
 """In a vocabulary with byte fallback every byte has a token of this form."""
 
@@ -49,11 +51,13 @@ class Tokenizer:
         self._unknown_id = unknown_id(self._library)
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Ids of every text, in order."""
-        # The tasks of a worker share the library's object and may have different bounds.
-        self._library.enable_truncation(max_length=self._max_tokens)
+        """Ids of every text, in order. Raises BackendError for texts that the library cannot split."""
+        with _by_the_library("the tokenizer cannot split the text"):
+            # The tasks of a worker share the library's object and may have different bounds.
+            self._library.enable_truncation(max_length=self._max_tokens)
+            encodings = self._library.encode_batch([self._prompt + text for text in texts])
         found = []
-        for encoding in self._library.encode_batch([self._prompt + text for text in texts]):
+        for encoding in encodings:
             ids, rest = encoding.ids, encoding.overflowing
             cut = sum(len(part.ids) - _specials(part) for part in rest)
             tokens = len(ids) + cut
@@ -62,6 +66,18 @@ class Tokenizer:
                 unknown = ids.count(self._unknown_id) + sum(part.ids.count(self._unknown_id) for part in rest)
             found.append(EncodedText(ids, tokens, cut > 0, max(0, tokens - self._added), unknown))
         return found
+
+
+@contextlib.contextmanager
+def _by_the_library(what: str, where: str | None = None) -> Iterator[None]:
+    """Raises BackendError where `tokenizers` fails. It raises Exception itself (a token that a text needs is missing),
+    and a panic of its Rust code (a merge shorter than its prefix) comes as a BaseException of no importable class."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the model, or the one job, is refused with the library's words
+        raise BackendError(f"{what}: {str(error)[:_SAID_CHARACTERS]}", where) from error
 
 
 # Opened files by path, size and time of change. An adapter's task reuses its model's tokenizer: parsing it takes about
@@ -78,7 +94,7 @@ def _opened(path: str) -> Any:
         raise BackendMissing(
             "tokenizers is not installed", "tasks", "install edge-agent with its extra onnx"
         ) from error
-    try:
+    with _by_the_library("the tokenizer cannot be read", path):
         state = os.stat(path)  # noqa: PTH116 (one call is not worth importing pathlib in every worker)
         key = (path, state.st_size, state.st_mtime)
         if key not in _OPENED:
@@ -87,8 +103,6 @@ def _opened(path: str) -> Any:
             while len(_OPENED) >= _OPENED_MAX:
                 del _OPENED[next(iter(_OPENED))]
             _OPENED[key] = library
-    except Exception as error:  # the library raises Exception itself; the model is refused with its reason
-        raise BackendError(f"the tokenizer cannot be read: {error}", path) from error
     return _OPENED[key]
 
 

@@ -24,7 +24,8 @@ NUMBERS = (
     2**63, 2**64 - 1,
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 0.5, -0.0, 1e308, 1e-320, *NUMBERS, 10**400, "", "x", "0", "a/b", "..", "/etc/passwd",
+    None, True, False, 0, -1, 1, 0.5, -0.0, 1e308, 1e-320, float("inf"), float("nan"), *NUMBERS,
+    10**400, "", "x", "0", "a/b", "..", "/etc/passwd",
     "a\0b", "\ud800", "\U0001f600", "ß" * 300, "x" * 5000, "1e400", "NaN", [], {}, [[]], [None], {"": None},
     "application/x", "sha256:" + "0" * 64, "2026-02-30T00:00:00Z", "9999-12-31T23:59:60Z",
 )  # fmt: skip
@@ -97,7 +98,7 @@ def by_msgpack(data: bytes, chance: Random) -> bytes:
 def _value(value: Any, chance: Random, depth: int = 0) -> Any:
     """A value with one change somewhere inside of it."""
     inner = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-    if inner and chance.randrange(8 + depth) > 1:
+    if inner and (depth == 0 or chance.randrange(6) > 0):
         place = chance.choice(inner)
         changed = value.copy()
         kind = chance.randrange(12)

@@ -178,6 +178,27 @@ def test_each_bad_job_is_refused_by_itself() -> None:
     run(body)
 
 
+def test_a_text_that_the_tokenizer_cannot_split_fails_its_job_and_no_other(tmp_path: pathlib.Path) -> None:
+    """The unknown token that the vocabulary lacks: probes of known words pass, and `tokenizers` raises Exception."""
+    tokenizers = pytest.importorskip("tokenizers")
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"on": 0, "off": 1}, unk_token="[UNK]"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    library.save(str(tmp_path / "tokenizer.json"))
+
+    async def body() -> None:
+        async with child(load=variant(files={"tokenizer": str(tmp_path / "tokenizer.json")})) as served:
+            jobs = [job("1", "on off"), job("2", "on fire"), job("3", "off")]
+            found = {event.id: event for event in await served.ask(*jobs)}
+            assert isinstance(found["1"], JobDone)
+            assert isinstance(found["3"], JobDone)
+            assert (found["2"].status, found["2"].cause) == (422, Cause.INVALID)
+            assert found["2"].reason.startswith("the tokenizer cannot split the text: WordLevel error: Missing [UNK]")
+            assert isinstance((await served.ask(job("4", "on")))[0], JobDone)
+        assert served.deaths == []
+
+    run(body)
+
+
 def test_an_answer_that_cannot_be_made_fails_its_job_and_no_other() -> None:
     """The model gives fewer logits than the task has labels: a package's mistake, not a reason to end the worker."""
 

@@ -350,10 +350,15 @@ def _target(root: Mapping[str, Any], reference: str) -> Any:
     found: Any = root if reference.startswith("#/") else None
     for name in _parts(reference) if found is not None else []:
         if isinstance(found, list):
-            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else None
+            found = found[int(name)] if _is_place(name) and int(name) < len(found) else None
         else:
             found = found.get(name) if isinstance(found, Mapping) else None
     return found
+
+
+def _is_place(name: str) -> bool:
+    """Whether a part of a pointer is a place in a list. Python refuses to read some thousand digits."""
+    return name.isdecimal() and len(name) <= 9
 
 
 def _bound_lengths(found: dict[str, Any], pointer: str) -> None:

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.backends.adapter_bank import HEADER_BYTES, TENSORS_MAX, PositionalCache, parse_tensors, read_tensors
-from edge_agent.base.errors import AdapterRefused
+from edge_agent.backends.adapter_bank import (
+    HEADER_BYTES,
+    TENSORS_MAX,
+    VERSION,
+    PositionalCache,
+    parse_spec,
+    parse_tensors,
+    read_tensors,
+)
+from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support.small_graph import safetensors
 
 NAMES = st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g", "h", "i"])
@@ -181,3 +189,30 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(data):
         except AdapterRefused:
             continue
         assert all(value.dtype == np.float32 for value in found.tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": ["x" * 5000] * 100}, "has version a list"),
+        ({"rank": 1e999}, "inf is no size"),
+        ({"rank": 0}, "0 is no size"),
+        ({"rank": True}, "True is no size"),
+        ({"hidden": 2**40}, "1099511627776 is no size"),
+        ({"max_labels": -1}, "-1 is no size"),
+        ({"sites": [{"a": "a", "b": "b", "module": "m", "first": 0, "d_in": 10**400, "d_out": 1}]}, "1{1}0{60}"),
+        ({"sites": [1]}, "TypeError"),
+    ],
+)
+def test_a_description_of_a_bank_with_impossible_sizes_is_refused_in_few_words(change, says):
+    site = {"a": "a", "b": "b", "module": "m", "first": 0, "d_in": 4, "d_out": 4}
+    fields = {"version": VERSION, "rank": 4, "max_labels": 2, "hidden": 4, "sites": [site]}
+    assert parse_spec(json.dumps(fields)).rank == 4
+    with pytest.raises(BackendError, match=says) as caught:
+        parse_spec(json.dumps({**fields, **change}))
+    assert len(str(caught.value)) < 300
+
+
+def test_a_description_of_a_bank_that_nests_deep_is_refused():
+    with pytest.raises(BackendError, match="RecursionError"):
+        parse_spec("[" * 100_000)

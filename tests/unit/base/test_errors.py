@@ -12,6 +12,23 @@ from edge_agent.base.errors import BackendMissing, BrokerError, EdgeError, Packa
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a", "'a'"),
+        ("é\n", "'é\\n'"),
+        ("x" * 81, "'" + "x" * 79 + "..."),
+        (1.5, "1.5"),
+        (None, "None"),
+        (10**100, "1" + "0" * 79 + "..."),
+        ([1, 2], "a list"),
+        ({"a": 1}, "an object"),
+    ],
+)
+def test_a_value_in_a_sentence_is_short(value: object, shown: str) -> None:
+    assert errors.brief(value) == shown
+
+
+@pytest.mark.parametrize(
     ("error", "text"),
     [
         (EdgeError("no such key"), "no such key"),

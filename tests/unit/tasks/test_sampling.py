@@ -15,6 +15,15 @@ def test_what_is_not_said_is_the_best_token_every_time() -> None:
     assert 0 <= sampling.session["seed"] <= generate.SEED_MAX
 
 
+@pytest.mark.parametrize("name", [*generate.NUMBERS, "seed", "max_tokens", "logprobs"])
+@pytest.mark.parametrize("value", ["x" * 100_000, [2**63] * 1000, {"a": [[[]]]}, float("nan"), 2**62])
+def test_a_wrong_value_is_refused_in_few_words(name: str, value: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        generate.read_sampling_params({name: value}, 512)
+    assert name in caught.value.reason
+    assert len(caught.value.reason) <= 200
+
+
 def test_what_is_said_goes_to_the_session() -> None:
     params = {"temperature": 1, "top_k": 7, "seed": 3, "stop": "x", "max_tokens": 512, "json_schema": {"type": "null"}}
     sampling = generate.read_sampling_params(params, 512)

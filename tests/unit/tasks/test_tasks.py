@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def test_truncation_is_the_specs_and_is_told(tokenizer_path):
     assert all(row[0] == 2 and row[-1] == 3 for row in prepared.rows), "special tokens survive the cut"
     assert prepared.tokens == [4, 8, 9, 12]
     assert prepared.truncated == [False, False, True, True]
+
+
+MERGES = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({**MERGES, "continuing_subword_prefix": "NaN"}, "out of range"),  # a panic of its Rust code
+        ({"x" * 100_000: 1}, "did not match any variant"),
+        ({"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}, "invalid value"),
+    ],
+    ids=["a panic", "a long text", "a negative id"],
+)
+def test_a_file_on_which_the_library_fails_is_refused_in_few_words(tmp_path, model, says):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(BackendError, match=f"the tokenizer cannot be read: .*{says}") as caught:
+        build(CLASSIFY, str(path))
+    assert len(str(caught.value)) < 400
 
 
 def test_how_texts_fall_apart_is_told_of_the_whole_text_without_special_tokens(tokenizer_path):

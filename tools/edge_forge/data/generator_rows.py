@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, brief
 from edge_forge.data.classifier_rows import SPLITS, normal
 from edge_forge.data.text_files import check_text, json_object, keys_of, lines_of, read_text
 from edge_forge.recipe.generator_recipe import GeneratorDataSection
 
 ROLES = ("system", "user", "assistant")
-_SHOWN_CHARACTERS = 40
 TEXT = "text"
 """The role of a row that is no dialogue."""
 
@@ -201,16 +200,10 @@ def _sharegpt(found: Mapping[str, Any], section: GeneratorDataSection, where: st
         speaker = one.get("from") if isinstance(one, dict) else None
         if not isinstance(speaker, str) or speaker not in _SPEAKERS:
             raise ConfigError(
-                f"message {place} is from {_shown(speaker)}", where, f"speakers are {', '.join(_SPEAKERS)}"
+                f"message {place} is from {brief(speaker)}", where, f"speakers are {', '.join(_SPEAKERS)}"
             )
         messages.append({"role": _SPEAKERS[speaker], "content": one.get("value")})
     return _chat({section.messages: messages}, section, where)
-
-
-def _shown(value: object) -> str:
-    """A value of a row for a sentence, which it must not fill: lists and objects may be large and deep."""
-    text = f"a {type(value).__name__}" if isinstance(value, (list, dict)) else repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 def _alpaca(found: Mapping[str, Any], _: GeneratorDataSection, where: str) -> Row:
@@ -229,7 +222,7 @@ def _chat(found: Mapping[str, Any], section: GeneratorDataSection, where: str) -
     for place, message in enumerate(messages, 1):
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
-            raise ConfigError(f"message {place} has the role {_shown(role)}", where, f"roles are {', '.join(ROLES)}")
+            raise ConfigError(f"message {place} has the role {brief(role)}", where, f"roles are {', '.join(ROLES)}")
         if role == "system" and place > 1:
             raise ConfigError(f"message {place} is of the system; only the first one may be", where)
         turns.append(Turn(role, _string(message, "content", where)))

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, brief
 
 # Zero width joiner and non-joiner: Persian, Hindi and emoji need them inside a word. No other format character is
 # visible or changes how a name is read, except to deceive (direction overrides).
@@ -178,7 +178,7 @@ def json_object(line: str, where: str) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ConfigError(f"the key {twice!r} stands twice in one object", where, "keep one of them")
+            raise ConfigError(f"the key {brief(twice)} stands twice in one object", where, "keep one of them")
         return found
 
     try:

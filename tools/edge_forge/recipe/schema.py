@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from edge_agent.base.errors import ConfigError, PackageError
+from edge_agent.base.errors import ConfigError, PackageError, brief
 from edge_agent.base.limits import MIB, NAME_CHARACTERS
 from edge_agent.bundle.jsonio import read_file
 
@@ -119,11 +119,11 @@ def check_name(name: str, suffix: str = "") -> str:
     most = NAME_CHARACTERS - len(suffix)
     behind = f" ({most} and {suffix!r})" if suffix else ""
     if not re.fullmatch(r"[a-z0-9._-]+", name):
-        return f"{name!r} cannot be a name: lower-case letters, digits, '.', '_' and '-' are taken"
+        return f"{brief(name)} cannot be a name: lower-case letters, digits, '.', '_' and '-' are taken"
     if not (name[0].isalnum() and name[-1].isalnum()):
-        return f"{name!r} cannot be a name: it must begin and end with a letter or a digit"
+        return f"{brief(name)} cannot be a name: it must begin and end with a letter or a digit"
     if len(name) > most:
-        return f"{name!r} has {len(name)} characters; devices take {NAME_CHARACTERS}{behind}"
+        return f"{brief(name)} has {len(name)} characters; devices take {NAME_CHARACTERS}{behind}"
     return ""
 
 
@@ -251,11 +251,11 @@ def _plain(message: str) -> str:
 def _refuse_unknown(raw: Mapping[str, Any], where: str, schema: RecipeSchema) -> None:
     for key, value in raw.items():
         if key not in schema.keys(""):
-            raise ConfigError(f"unknown key {key!r}", _at(where, key), _suggestion(key, "", schema))
+            raise ConfigError(f"unknown key {brief(key)}", _at(where, key), _suggestion(key, "", schema))
         if key not in schema.sections:
             continue
         if not isinstance(value, dict):
-            raise ConfigError(f"{key!r} must be a table, as in [{key}]", where)
+            raise ConfigError(f"{brief(key)} must be a table, as in [{key}]", where)
         for inner in value:
             if inner not in schema.keys(key):
                 raise ConfigError(

@@ -324,6 +324,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"const": 2**53 + 1}, "at /const: `const` holds 9007199254740993; whole numbers up to 2^53 are followed"),
     ({"type": "integer", "multipleOf": 999_983}, "at /multipleOf: `multipleOf` is 999983; above 0, and at most 10000"),
     ({"multipleOf": 0, "type": "integer"}, "at /multipleOf: `multipleOf` is 0"),
+    ({"allOf": [{"$ref": "#/allOf/" + "1" * 5000}]}, "at /allOf: `allOf` cannot be followed"),
     ({"items": {"$ref": "other.json"}, "$id": "http://example.com/a/"}, "at /items/$ref: `$ref` is not followed"),
     ({"items": {"type": "number", "minimum": -1e300}}, "at /items/minimum: `minimum` is not followed"),
     ({"$ref": "#/nowhere"}, "at /$ref: `$ref` is not followed"),
