@@ -59,9 +59,6 @@ def parse_tensors(data: bytes, where: str) -> TensorFile:
         header = read_safetensors(io.BytesIO(data), len(data), where, HEADER_BYTES)
     except PackageError as error:
         raise AdapterRefused(error.what, error.where, error.remedy) from error
-    metadata = header.metadata
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise AdapterRefused("the metadata is not a map of texts", where)
     if len(header.tensors) > TENSORS_MAX:
         raise AdapterRefused(f"{len(header.tensors)} tensors are more than {TENSORS_MAX}", where)
     tensors = {}
@@ -69,7 +66,7 @@ def parse_tensors(data: bytes, where: str) -> TensorFile:
         if dtype not in _NUMPY_TYPES or len(shape) > 2:
             raise AdapterRefused(f"tensor {brief(name)} is not a float32 or float16 vector or matrix", where)
         tensors[name] = _array(data, begin, _NUMPY_TYPES[dtype], shape)
-    return TensorFile(tensors, metadata)
+    return TensorFile(tensors, header.metadata)
 
 
 def _array(data: bytes, first: int, dtype: str, shape: tuple[int, ...]) -> Any:

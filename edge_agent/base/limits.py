@@ -104,6 +104,8 @@ TOKENIZER_BYTES = 64 * MIB
 GRAPH_NODES = 50_000
 GRAPH_TENSORS = 50_000
 GRAPH_FIELDS = 500_000
+# One text of it; the longest is the description of an adapter bank or a documentation, of some 100 KiB.
+GRAPH_TEXT_BYTES = 4 * MIB
 # Heads of weight files, each counted in the loop that reads it. safetensors: a Mixture of Experts in one file has some
 # thousand tensors, each with two lists; numpy and ONNX Runtime know no more than some dimensions.
 SAFETENSORS_HEADER_BYTES = 16 * MIB

@@ -23,6 +23,9 @@ from edge_agent.bundle.gguf_memory import GgufHeader
 MAGIC = b"GGUF"
 ALIGNMENT = 32
 KEY_BYTES = 255
+# ggml keeps names in 64 bytes with their end (GGML_MAX_NAME), and refuses longer ones.
+NAME_BYTES = 63
+ALIGNMENT_KEY = "general.alignment"
 KEPT_ITEMS = 1024
 DIMENSIONS_MAX = 4
 
@@ -39,7 +42,7 @@ _SCALARS: Final[Mapping[int, struct.Struct]] = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 
 TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
     0: ("f32", 1, 4),
@@ -123,8 +126,8 @@ def read_table(file: BinaryIO, name: str, size_bytes: int | None = None) -> Gguf
             f"its GGUF header is damaged (version {version}, {tensors} tensors, {keys} keys)", name, "copy it again"
         )
     found = _keys(cursor, keys)
-    alignment = found.get("general.alignment", ALIGNMENT)
-    if not isinstance(alignment, int) or not 8 <= alignment <= 4096:
+    alignment = found.get(ALIGNMENT_KEY, ALIGNMENT)
+    if not isinstance(alignment, int) or not 8 <= alignment <= 4096 or alignment & (alignment - 1):
         raise PackageError(f"its alignment is {alignment!r}", name)
     return GgufTable(found, _tensors(cursor, tensors, alignment))
 
@@ -179,6 +182,13 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.damaged("a text that is not UTF-8") from error
 
+    def name_text(self, limit_bytes: int) -> str:
+        """A name of a key or a tensor. llama.cpp ends its process at an empty key, and a tensor's name at a NUL."""
+        found = self.text(limit_bytes)
+        if not found or "\0" in found:
+            raise self.damaged("a name that is empty or holds NUL")
+        return found
+
     def count_items(self, count: int, kept: bool) -> None:
         """Charge the items of an array to the limits of the whole file."""
         self._items -= count
@@ -201,10 +211,13 @@ class _Cursor:
 def _keys(cursor: _Cursor, count: int) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for _ in range(count):
-        key = cursor.text(KEY_BYTES)
+        key = cursor.name_text(KEY_BYTES)
         if key in found:
             raise cursor.damaged(f"the key {key[:80]!r} twice")
-        found[key] = _value(cursor, int(cursor.number(4)))
+        kind = int(cursor.number(4))
+        if key == ALIGNMENT_KEY and kind != _UINT32:
+            raise cursor.damaged(f"an alignment of type {kind}")
+        found[key] = _value(cursor, kind)
     return found
 
 
@@ -238,9 +251,9 @@ def _array(cursor: _Cursor) -> Array:
 
 def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorEntry]:
     found: dict[str, TensorEntry] = {}
-    spans: list[tuple[int, int]] = []
+    end = 0
     for _ in range(count):
-        name = cursor.text(KEY_BYTES)
+        name = cursor.name_text(NAME_BYTES)
         dimensions = int(cursor.number(4))
         if dimensions > DIMENSIONS_MAX or name in found:
             raise cursor.damaged(f"tensor {name[:80]!r} with {dimensions} dimensions, or twice")
@@ -248,14 +261,12 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorEnt
         kind, offset = int(cursor.number(4)), cursor.length()
         entry = _entry(cursor, name, shape, kind)
         found[name] = entry
-        spans.append((offset, offset + entry.size_bytes))
+        # llama.cpp, too, takes tensors that lie in the order of the table, each at the next aligned place.
+        if offset != -(-end // alignment) * alignment:
+            raise cursor.damaged("tensors that overlap, leave a gap or are not aligned")
+        end = offset + entry.size_bytes
     begin = -(-cursor.at // alignment) * alignment
-    end = 0
-    for offset, stop in sorted(spans):
-        if offset % alignment or offset < end:
-            raise cursor.damaged("tensors that overlap or are not aligned")
-        end = stop
-    if spans and begin + end > cursor.size:
+    if found and begin + end > cursor.size:
         raise PackageError(
             f"it is cut short: its tensors end at byte {begin + end} of {cursor.size}", cursor.name, "copy it again"
         )
@@ -269,7 +280,8 @@ def _entry(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: int) -> Ten
     total = 1
     for extent in shape:
         total *= extent
-    if total > limits.BLOB_BYTES or total % values:
+    # A block of values is a part of one row: the first extent.
+    if max((total, *shape)) > limits.BLOB_BYTES or (shape[0] if shape else 1) % values:
         raise cursor.damaged(f"tensor {name[:80]!r} with {total} values")
     return TensorEntry(shape, dtype, total // values * size)
 

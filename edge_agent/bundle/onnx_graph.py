@@ -4,7 +4,8 @@ Every field of every message is looked up in the table of onnx.proto3 (IR versio
 there is read as protobuf reads it: a repeated number packed or one by one, an embedded message as often as it comes
 (each part of a merged message is walked, so what is refused in the whole is refused in a part). A form that protobuf
 reads and a parser might read otherwise is refused: unknown fields and groups, known fields of another wire type, keys
-of more than five bytes or 32 bits, lengths beyond the message around them. Exporters write none of these.
+of more than five bytes or 32 bits, lengths beyond the message around them, texts that are not UTF-8 (ONNX Runtime loads
+them, and cannot say its inputs' names then). Exporters write none of these.
 
 Refused by content: a tensor whose values lie in another file, and the operator EPContext, which names a file of a
 compiled graph. All blobs of the store lie in one folder, so either could read another package's weights, and what runs
@@ -25,11 +26,12 @@ from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# What a field may be: a number, a text or bytes, repeated numbers (packed or not) of each width; else the name of a
-# message of this table.
+# What a field may be: a number, a text in UTF-8, bytes, repeated numbers (packed or not) of each width; else the name
+# of a message of this table.
 _WIRES: Final[Mapping[str, tuple[int, ...]]] = {
     "int": (_VARINT,),
     "text": (_BYTES,),
+    "bytes": (_BYTES,),
     "float": (_FIXED32,),
     "ints": (_VARINT, _BYTES),
     "floats": (_FIXED32, _BYTES),
@@ -55,7 +57,8 @@ _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     ),
     "node": _message(text=(1, 2, 3, 4, 6, 7, 8), attribute=(5,), entry=(9,)),
     "attribute": _message(
-        text=(1, 4, 9, 13, 21),
+        text=(1, 13, 21),
+        bytes=(4, 9),
         int=(3, 20),
         ints=(8,),
         float=(2,),
@@ -67,7 +70,14 @@ _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     ),
     "sparse_tensor": _message(tensor=(1, 2), ints=(3,)),
     "tensor": _message(
-        int=(2, 14), ints=(1, 5, 7, 11), segment=(3,), floats=(4,), doubles=(10,), text=(6, 8, 9, 12), entry=(13, 16)
+        int=(2, 14),
+        ints=(1, 5, 7, 11),
+        segment=(3,),
+        floats=(4,),
+        doubles=(10,),
+        text=(8, 12),
+        bytes=(6, 9),
+        entry=(13, 16),
     ),
     "segment": _message(int=(1, 2)),
     "value": _message(text=(1, 3), type=(2,), entry=(4,)),
@@ -154,6 +164,8 @@ class _Walk:
             at += value
         if at > end:
             raise self._refused(f"field {number} at byte {begin} claims more bytes than its {kind} holds")
+        if form == "text":
+            self._check_text(at - value, at, number, kind)
         if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
             raise PackageError("a tensor of the graph lies in another file", self._name, "save it in one file")
         if kind == "node" and number == _OP_TYPE and self._data[at - value : at] == _EP_CONTEXT:
@@ -163,6 +175,14 @@ class _Walk:
                 "export it as a plain graph",
             )
         return number, form, value, at
+
+    def _check_text(self, begin: int, end: int, number: int, kind: str) -> None:
+        if end - begin > limits.GRAPH_TEXT_BYTES:
+            raise self._refused(f"a text of its graph has {end - begin:,} bytes")
+        try:
+            self._data[begin:end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._refused(f"field {number} of the {kind} at byte {begin} is not UTF-8 text") from error
 
     def _varint(self, at: int, end: int, most: int) -> tuple[int, int]:
         """(value, offset behind it) of a number of at most so many bytes, seven bits in each."""

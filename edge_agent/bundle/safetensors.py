@@ -5,9 +5,9 @@ string metadata under `__metadata__`, then the tensors' bytes. Source: safetenso
 
 The one reader for host, install and worker (docs/decisions/0036). Every bound is checked before a byte is used: size of
 the header, its objects and lists, counts of tensors and dimensions, plain non-negative integers, shapes that fit their
-bytes, and tensors that cover the data without gap or overlap, as the format demands. The caller gives the bound of the
-header: a package's file may hold a whole model, an adapter's is small. The tensors' values and the metadata are not
-checked here.
+bytes, tensors that cover the data without gap or overlap, and metadata of texts alone, as the format demands. What the
+library `safetensors` refuses is refused (tests/fuzz/test_differential.py). The caller gives the bound of the header: a
+package's file may hold a whole model, an adapter's is small. The tensors' values are not checked here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from typing import BinaryIO, NamedTuple, TypeGuard
+from typing import BinaryIO, NamedTuple, NoReturn, TypeGuard
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError
@@ -49,10 +49,10 @@ class TensorPlace(NamedTuple):
 
 
 class SafetensorsHeader(NamedTuple):
-    """The tensors of a file by name, in the order of their bytes, and its metadata: any JSON value, {} for none."""
+    """The tensors of a file by name, in the order of their bytes, and its metadata, {} for none."""
 
     tensors: Mapping[str, TensorPlace]
-    metadata: object
+    metadata: Mapping[str, str]
 
 
 def read_safetensors(file: BinaryIO, size_bytes: int, name: str, header_bytes: int) -> SafetensorsHeader:
@@ -70,13 +70,34 @@ def read_safetensors(file: BinaryIO, size_bytes: int, name: str, header_bytes: i
     # Each tensor has an object and two lists; what has more builds objects without end before it is looked at.
     jsonio.check_nesting(raw, name, limits.MANIFEST_DEPTH, 3 * limits.WEIGHT_TENSORS + 16)
     try:
-        table: dict[str, object] = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, name))
+        text = raw.decode("utf-8")
+        table: dict[str, object] = json.loads(
+            text, object_pairs_hook=lambda pairs: _once(pairs, name), parse_constant=_no_number
+        )
+        if "\\" in text:
+            json.dumps(
+                table, ensure_ascii=False
+            ).encode()  # an escape may write half of a surrogate pair, which other readers refuse
     except (ValueError, RecursionError) as error:
         raise PackageError(f"its header is damaged: {type(error).__name__}", name) from error
-    metadata = table.pop(METADATA, {})
+    metadata = _metadata(table.pop(METADATA, None), name)
     if len(table) > limits.WEIGHT_TENSORS:
         raise PackageError(f"it has {len(table)} tensors, at most {limits.WEIGHT_TENSORS} are taken", name)
     return SafetensorsHeader(_placed(table, 8 + length, size_bytes, name), metadata)
+
+
+def _no_number(word: str) -> NoReturn:
+    """For NaN and infinities, which Python takes and JSON does not know."""
+    raise ValueError(word)
+
+
+def _metadata(found: object, name: str) -> Mapping[str, str]:
+    """The metadata, a map of texts as the format demands; none for null."""
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise PackageError("its metadata is not a map of texts", name)
+    return found
 
 
 def _once(pairs: list[tuple[str, object]], name: str) -> dict[str, object]:

@@ -72,7 +72,7 @@ def check_adapter(path: Path, config: AdapterConfig) -> None:
         size_bytes = os.fstat(file.fileno()).st_size
         header = read_safetensors(file, size_bytes, ADAPTER_FILE, limits.SAFETENSORS_HEADER_BYTES)
     metadata = header.metadata
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT:
         raise PackageError(f"its file does not say that it is {FORMAT}", where)
     _check_base(metadata.get("base_id"), config, where)
     labels = len(config.task.labels)

@@ -449,7 +449,10 @@ TARGETS = {
     ),
     "attach": Target(attached_adapter, (errors.BackendError,), corpus.attachable, mutate.by_safetensors),
     "bank": Target(bank_spec, (errors.BackendError,), corpus.bank_specs, mutate.by_json),
-    "tokenizer": Target(tokenizer, (errors.BackendError,), corpus.tokenizers, mutate.by_json),
+    # A panic of the library resolves the names of its stack, once, in 73 MiB.
+    "tokenizer": Target(
+        tokenizer, (errors.BackendError,), corpus.tokenizers, mutate.by_json, memory_bytes=192 * limits.MIB
+    ),
     "template": Target(
         chat_template, (ChatTemplateError, CannotEncode, OutOfTime), corpus.templates, _JINJA, size_bytes=8 * limits.KIB
     ),

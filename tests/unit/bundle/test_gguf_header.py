@@ -57,6 +57,34 @@ def test_a_changed_byte_is_refused_or_read_never_worse(tmp_path: Path, place: in
         assert "m.gguf" in str(error)
 
 
+ALIGNED = gguf_bytes({"general.alignment": 32, **LLAMA}, WEIGHTS)
+NAME, KEY = gguf_text("token_embd.weight"), gguf_text("general.file_type")
+SECOND = gguf_text("output_norm.weight") + struct.pack("<IQIQ", 1, 64, 0, 384)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (MODEL.replace(KEY, gguf_text("")), "a name that is empty or holds NUL"),
+        (MODEL.replace(NAME, gguf_text("token_embd\0weight")), "a name that is empty or holds NUL"),
+        (MODEL.replace(NAME, gguf_text("x" * 64)), "a text of 64 B"),
+        (MODEL.replace(SECOND, SECOND[:-8] + struct.pack("<Q", 416)) + bytes(32), "leave a gap"),
+        (MODEL.replace(SECOND, SECOND[:-8] + struct.pack("<Q", 0)), "overlap"),
+        (gguf_bytes(LLAMA, {"a": ((3, 64), 8, 204)}), "with 192 values"),
+        (gguf_bytes(LLAMA, {"a": ((0, 2**63), 0, 0)}), "with 0 values"),
+        (ALIGNED.replace(struct.pack("<II", 4, 32), struct.pack("<Ii", 5, 32), 1), "an alignment of type 5"),
+        (gguf_bytes({"general.alignment": 24, **LLAMA}, WEIGHTS), "its alignment is 24"),
+    ],
+    ids=["empty key", "NUL in a name", "long name", "gap", "overlap", "block over two rows", "huge extent beside zero",
+         "signed alignment", "alignment no power of two"],
+)  # fmt: skip
+def test_what_llama_cpp_does_not_take_is_refused(tmp_path: Path, data: bytes, says: str) -> None:
+    """An empty key even ends its process. tests/fuzz/test_differential.py holds the two readers side by side."""
+    assert data not in (MODEL, ALIGNED)
+    with pytest.raises(PackageError, match=says):
+        table(tmp_path, data)
+
+
 def test_lengths_that_claim_the_world_cost_nothing(tmp_path: Path) -> None:
     huge = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
     for claim in (b"\xff" * 8, (1 << 40).to_bytes(8, "little")):

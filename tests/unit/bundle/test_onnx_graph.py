@@ -224,6 +224,36 @@ def test_forms_that_the_runtime_takes_and_the_walk_refuses(form: str, tmp_path: 
         weight_files.check_file(path, "model.onnx")
 
 
+@pytest.mark.parametrize("place", ["input", "node", "metadata", "domain", "bytes"])
+def test_texts_are_utf_8_as_the_runtime_shows_them(place: str, tmp_path: Path) -> None:
+    """ONNX Runtime loads other names, and raises UnicodeDecodeError for who asks for them."""
+    message: Any = initializer(inside())
+    message.metadata_props.add(key="edge.base_id", value="XX")
+    message.opset_import.add(domain="XX", version=1)
+    message.graph.node.add(op_type="Constant", output=["c"]).attribute.add(name="value_string", type=3, s=b"XX")
+    message.graph.node[0].name = "XX"
+    message.graph.input[0].doc_string = "XX"
+    data = message.SerializeToString()
+    assert passes(data, tmp_path)
+    parts = {
+        "input": b"\x1a\x02",
+        "node": b"\x1a\x02",
+        "metadata": b"\x12\x02",
+        "domain": b"\x0a\x02",
+        "bytes": b"\x22\x02",
+    }
+    before = data.rindex(parts[place] + b"XX") if place == "input" else data.index(parts[place] + b"XX")
+    changed = data[: before + 2] + b"\xff\xfe" + data[before + 4 :]
+    assert passes(changed, tmp_path) == (place == "bytes")
+
+
+def test_a_text_of_a_graph_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\x08" + field(7, field(10, b"x" * (limits.GRAPH_TEXT_BYTES + 1))))
+    with pytest.raises(PackageError, match=r"a text of its graph has 4,194,305 bytes"):
+        weight_files.check_file(path, "model.onnx")
+
+
 def test_a_key_of_more_than_32_bits_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     graph = initializer(inside()).graph.SerializeToString()  # type: ignore[attr-defined]
