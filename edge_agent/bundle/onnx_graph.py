@@ -19,6 +19,7 @@ process whose memory is limited.
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping
 from typing import BinaryIO, Final, NamedTuple
 
@@ -93,6 +94,9 @@ _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
 }
 _EXTERNAL_DATA, _DATA_LOCATION, _OP_TYPE = 13, 14, 4
 _MODEL_VERSION, _MODEL_GRAPH = 1, 7
+# Packed numbers: the bytes of one of fixed width; a varint has ten bytes at most.
+_WIDTHS: Final = {"floats": 4, "doubles": 8}
+_TOO_LONG = re.compile(rb"[\x80-\xff]{10}")
 _EP_CONTEXT = b"EPContext"
 # protobuf gives up at 100 messages inside of each other.
 _DEPTH = 64
@@ -166,6 +170,8 @@ class _Walk:
             raise self._refused(f"field {number} at byte {begin} claims more bytes than its {kind} holds")
         if form == "text":
             self._check_text(at - value, at, number, kind)
+        elif wire == _BYTES and value and form in ("ints", "floats", "doubles"):
+            self._check_packed(form, at - value, at)
         if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
             raise PackageError("a tensor of the graph lies in another file", self._name, "save it in one file")
         if kind == "node" and number == _OP_TYPE and self._data[at - value : at] == _EP_CONTEXT:
@@ -183,6 +189,15 @@ class _Walk:
             self._data[begin:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._refused(f"field {number} of the {kind} at byte {begin} is not UTF-8 text") from error
+
+    def _check_packed(self, form: str, begin: int, end: int) -> None:
+        """Refuse packed numbers of which protobuf cannot read the last one, or one of more than ten bytes."""
+        if form == "ints":
+            sound = self._data[end - 1] < 0x80 and not _TOO_LONG.search(self._data, begin, end)
+        else:
+            sound = (end - begin) % _WIDTHS[form] == 0
+        if not sound:
+            raise self._refused(f"it is damaged: a number between the bytes {begin} and {end} does not end")
 
     def _varint(self, at: int, end: int, most: int) -> tuple[int, int]:
         """(value, offset behind it) of a number of at most so many bytes, seven bits in each."""

@@ -6,8 +6,8 @@ string metadata under `__metadata__`, then the tensors' bytes. Source: safetenso
 The one reader for host, install and worker (docs/decisions/0036). Every bound is checked before a byte is used: size of
 the header, its objects and lists, counts of tensors and dimensions, plain non-negative integers, shapes that fit their
 bytes, tensors that cover the data without gap or overlap, and metadata of texts alone, as the format demands. What the
-library `safetensors` refuses is refused (tests/fuzz/test_differential.py). The caller gives the bound of the header: a
-package's file may hold a whole model, an adapter's is small. The tensors' values are not checked here.
+library `safetensors` refuses is refused (tests/fuzz/differential_targets.py). The caller gives the bound of the header:
+a package's file may hold a whole model, an adapter's is small. The tensors' values are not checked here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from edge_agent.backends.api import Chunk
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import RequestError
+from edge_agent.base.errors import RequestError, brief
 from edge_agent.tasks.tokens import Wording, wording
 
 
@@ -108,4 +108,4 @@ def refuse_unknown(params: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in params:
         if name not in known:
             allowed = ", ".join(known) if known else "none"
-            raise RequestError(422, Cause.INVALID, f"unknown parameter {name!r}; this task takes: {allowed}")
+            raise RequestError(422, Cause.INVALID, f"unknown parameter {brief(name)}; this task takes: {allowed}")

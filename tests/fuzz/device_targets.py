@@ -441,7 +441,7 @@ TARGETS = {
     "probes": Target(probe_file, _PACKAGE, corpus.probe_files, mutate.by_json),
     "tar": Target(tar, _PACKAGE, corpus.tars, mutate.by_tar),
     "onnx": Target(graph, _PACKAGE, corpus.graphs, mutate.by_protobuf),
-    "gguf": Target(gguf, _PACKAGE, corpus.ggufs, mutate.by_bytes),
+    "gguf": Target(gguf, _PACKAGE, corpus.ggufs, mutate.by_gguf),
     "safetensors": Target(safetensors, _PACKAGE, corpus.safetensors, mutate.by_safetensors),
     "adapter": Target(
         adapter_file, (*_PACKAGE, errors.AdapterRefused), lambda: [*corpus.safetensors()[:1], corpus.ggufs()[2]],

@@ -288,3 +288,108 @@ def _message(parts: list[tuple[int, int, bytes]], chance: Random) -> bytes:
     else:
         out[at] = field(number, wire, by_bytes(body, chance) if wire == 2 else varint(chance.choice(NUMBERS)))
     return b"".join(out)
+
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_NAMES = (
+    "",
+    "a\0b",
+    "x" * 63,
+    "x" * 64,
+    "general.alignment",
+    "general.architecture",
+    "é",
+    "blk.0.attn_q.weight.lora_a",
+)
+
+
+@then_bytes
+def by_gguf(data: bytes, chance: Random) -> bytes:
+    """Names, types and values of keys, names, extents, formats and places of tensors; the data of as many bytes."""
+    try:
+        keys, tensors, rest = _gguf_parts(data)
+    except (struct.error, ValueError, IndexError, KeyError, OverflowError, MemoryError):
+        return by_bytes(data, chance)
+    for _ in range(1 + chance.randrange(2)):
+        listed: list[Any] = chance.choice((keys, tensors))
+        at = chance.randrange(len(listed)) if listed else 0
+        kind = chance.randrange(8)
+        if not listed or kind == 0:
+            listed[at:at] = [chance.choice(keys)] if keys and listed is keys else []
+        elif kind == 1:
+            del listed[at]
+        elif kind == 2:
+            listed[at][0] = chance.choice(_NAMES).encode()
+        elif kind == 3:
+            listed.append(listed.pop(at))
+        elif listed is keys:
+            number = chance.choice((4, 4, 5, 10, 7, 0))
+            value = chance.choice((0, 1, 8, 16, 24, 32, 64, 128, 4096, 8192, 255))
+            form = _SCALARS[number]
+            keys[at][1:] = [number, struct.pack(form, value & 0xFF if struct.calcsize(form) == 1 else value)]
+        else:
+            _change_tensor(tensors[at], chance)
+    head = b"GGUF" + struct.pack("<IQQ", chance.choice((3, 3, 3, 2)), len(tensors), len(keys))
+    head += b"".join(_gguf_text(name) + struct.pack("<I", number) + value for name, number, value in keys)
+    for name, shape, number, offset in tensors:
+        head += _gguf_text(name) + struct.pack("<I", len(shape))
+        head += b"".join(struct.pack("<Q", extent % 2**64) for extent in shape) + struct.pack(
+            "<IQ", number, offset % 2**64
+        )
+    return head + bytes(-len(head) % 32) + rest
+
+
+def _change_tensor(tensor: list[Any], chance: Random) -> None:
+    kind = chance.randrange(4)
+    if kind == 0:
+        tensor[1] = [*tensor[1], chance.choice((0, 1, 2, 2**63))][: chance.randrange(6)]
+    elif kind == 1 and tensor[1]:
+        tensor[1][chance.randrange(len(tensor[1]))] = chance.choice((0, 1, 31, 32, 33, 64, 256, 2**62, 2**63, *NUMBERS))
+    elif kind == 2:
+        tensor[2] = chance.choice((0, 1, 2, 3, 4, 5, 8, 12, 14, 24, 26, 30, 31, 39, 40, 100, 2**31))
+    else:
+        tensor[3] += chance.choice((-32, -1, 1, 8, 32, 64))
+
+
+def _gguf_text(name: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name
+
+
+def _gguf_parts(data: bytes) -> tuple[list[list[Any]], list[list[Any]], bytes]:
+    """[name, type, bytes of its value] of each key, [name, shape, format, place] of each tensor, and the data."""
+    _, tensor_count, key_count = struct.unpack_from("<IQQ", data, 4)
+    at = 24
+
+    def text(at: int) -> tuple[bytes, int]:
+        length = struct.unpack_from("<Q", data, at)[0]
+        if at + 8 + length > len(data):
+            raise ValueError
+        return data[at + 8 : at + 8 + length], at + 8 + length
+
+    def end_of(kind: int, at: int) -> int:
+        if kind == 8:
+            return text(at)[1]
+        if kind == 9:
+            inner, count = struct.unpack_from("<IQ", data, at)
+            at += 12
+            for _ in range(min(count, len(data))):
+                at = end_of(inner, at)
+            return at
+        return at + struct.calcsize(_SCALARS[kind])
+
+    keys: list[list[Any]] = []
+    for _ in range(min(key_count, 100)):
+        name, at = text(at)
+        kind = struct.unpack_from("<I", data, at)[0]
+        end = end_of(kind, at + 4)
+        keys.append([name, kind, data[at + 4 : end]])
+        at = end
+    tensors: list[list[Any]] = []
+    for _ in range(min(tensor_count, 100)):
+        name, at = text(at)
+        dimensions = struct.unpack_from("<I", data, at)[0]
+        shape = list(struct.unpack_from(f"<{min(dimensions, 8)}Q", data, at + 4))
+        kind, offset = struct.unpack_from("<IQ", data, at + 4 + 8 * len(shape))
+        tensors.append([name, shape, kind, offset])
+        at += 16 + 8 * len(shape)
+    return keys, tensors, data[-(-at // 32) * 32 :]

@@ -79,7 +79,7 @@ SECOND = gguf_text("output_norm.weight") + struct.pack("<IQIQ", 1, 64, 0, 384)
          "signed alignment", "alignment no power of two"],
 )  # fmt: skip
 def test_what_llama_cpp_does_not_take_is_refused(tmp_path: Path, data: bytes, says: str) -> None:
-    """An empty key even ends its process. tests/fuzz/test_differential.py holds the two readers side by side."""
+    """An empty key even ends its process. tests/fuzz/differential_targets.py holds the two readers side by side."""
     assert data not in (MODEL, ALIGNED)
     with pytest.raises(PackageError, match=says):
         table(tmp_path, data)

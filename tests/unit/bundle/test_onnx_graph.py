@@ -247,6 +247,36 @@ def test_texts_are_utf_8_as_the_runtime_shows_them(place: str, tmp_path: Path) -
     assert passes(changed, tmp_path) == (place == "bytes")
 
 
+@pytest.mark.parametrize(
+    ("number", "packed", "sound"),
+    [
+        (7, b"\x01\x80\x01", True),
+        (7, b"\x01\x80", False),
+        (7, b"\xff" * 9 + b"\x01", True),
+        (7, b"\x80" * 10 + b"\x01", False),
+        (4, bytes(8), True),
+        (4, bytes(7), False),
+        (10, bytes(8), True),
+        (10, bytes(12), False),
+        (7, b"", True),
+    ],
+)
+def test_packed_numbers_are_whole(number: int, packed: bytes, sound: bool, tmp_path: Path) -> None:
+    """int64_data, float_data and double_data of a tensor."""
+    message: Any = initializer(inside())
+    graph = message.graph.SerializeToString() + field(5, field(number, packed))
+    message.ClearField("graph")
+    data = message.SerializeToString() + field(7, graph)
+    assert passes(data, tmp_path) == sound
+    assert lies_outside(data) is False
+    try:
+        onnx.load_model_from_string(data)
+    except Exception:  # noqa: BLE001 - see `lies_outside`
+        assert not sound
+    else:
+        assert sound
+
+
 def test_a_text_of_a_graph_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08" + field(7, field(10, b"x" * (limits.GRAPH_TEXT_BYTES + 1))))
