@@ -70,11 +70,10 @@ def read_safetensors(file: BinaryIO, size_bytes: int, name: str, header_bytes: i
     # Each tensor has an object and two lists; what has more builds objects without end before it is looked at.
     jsonio.check_nesting(raw, name, limits.MANIFEST_DEPTH, 3 * limits.WEIGHT_TENSORS + 16)
     try:
-        text = raw.decode("utf-8")
         table: dict[str, object] = json.loads(
-            text, object_pairs_hook=lambda pairs: _once(pairs, name), parse_constant=_no_number
+            raw.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, name), parse_constant=_no_number
         )
-        if "\\" in text:
+        if b"\\" in raw:
             json.dumps(
                 table, ensure_ascii=False
             ).encode()  # an escape may write half of a surrogate pair, which other readers refuse

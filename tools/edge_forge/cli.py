@@ -56,7 +56,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         print(f"edge-forge: {system_error(error)}", file=sys.stderr)
         return 1
-    except Exception as error:  # noqa: BLE001 - the last resort: the program ends with one line and a file
+    except SystemExit:
+        raise
+    # The last resort: the program ends with one line and a file. A panic of a library in Rust (tokenizers, safetensors)
+    # is no Exception.
+    except BaseException as error:  # noqa: BLE001
         print(last_resort("edge-forge", error, str(getattr(arguments, "verb", arguments.run))), file=sys.stderr)
         return 1
 

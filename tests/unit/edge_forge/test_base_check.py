@@ -115,6 +115,25 @@ def test_a_token_beyond_the_table_that_only_the_template_adds_is_refused(base):
         examine(base)
 
 
+def test_a_tokenizer_whose_unknown_token_is_missing_is_refused(base):
+    """Every text with a word that it does not know would fail on the device."""
+    path = base / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["model"]["unk_token"] = "[NOWHERE]"
+    path.write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"cannot be read: the tokenizer cannot split the text: .*Missing \[UNK\]"):
+        examine(base)
+
+
+def test_a_tokenizer_on_which_the_library_panics_is_refused(base):
+    path = base / "tokenizer.json"
+    found = json.loads(path.read_text())
+    merges = {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "NaN"}
+    path.write_text(json.dumps({**found, "model": {"type": "BPE", **merges}}))
+    with pytest.raises(ConfigError, match=r"the tokenizer cannot be read: .*out of range"):
+        examine(base)
+
+
 def test_what_lies_beside_the_listed_files_has_no_effect_and_is_named(base):
     first = examine(base)["base_id"]
     (base / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["query"]}))

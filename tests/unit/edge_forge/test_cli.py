@@ -115,3 +115,19 @@ def test_one_thing_cannot_be_compared(tmp_path, capsys):
     assert cli.main(["init", "toy", "--dir", str(tmp_path)]) == 0
     assert cli.main(["compare", str(tmp_path / "toy")]) == 2
     assert "name two recipes" in capsys.readouterr().err
+
+
+def test_a_panic_of_a_library_in_rust_ends_in_one_line(monkeypatch, capsys, tmp_path):
+    """It comes as a BaseException of a class that nobody can import."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    panic = type("PanicException", (BaseException,), {})
+
+    def work(_arguments):
+        raise panic("range end index out of range")
+
+    monkeypatch.setattr(cli, "_load", lambda _place: work)
+    assert cli.main(["build", "recipe.toml"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("edge-forge: an error of the program itself: ")
+    assert "PanicException: range end index out of range" in said
+    assert len(said.splitlines()) == 1

@@ -36,13 +36,18 @@ def examine(base_dir: Path) -> dict[str, Any]:
     }
 
 
+UNUSUAL_TEXT = "\ue000 \U0001f680 \u10a0"
+"""A private character, an emoji and a rare letter: unknown to vocabularies that know no bytes."""
+
+
 def check_ids(base_dir: Path, encoder: Encoder) -> None:
     """Refuse a tokenizer that can give an id beyond the encoder's table, by the tokens that have one."""
     from tokenizers import Tokenizer
 
     path = base_dir / "tokenizer.json"
     try:
-        measure.token_counts(path, [""])  # opened by the device's own code, which names what the library refuses
+        # By the device's own code, which names what the library refuses: also a text of which no token is known.
+        measure.token_counts(path, ["", UNUSUAL_TEXT])
     except BackendError as error:
         raise ConfigError(
             f"the tokenizer cannot be read: {error.what}", str(path), "give a base with its tokenizer"
