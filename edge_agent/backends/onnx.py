@@ -35,6 +35,7 @@ EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
 _INPUTS = ("input_ids", "attention_mask")
 # Of the vocabulary; Python refuses to read some thousand digits.
 _COUNT_DIGITS = 9
+_WIDTH_MAX = 2**20
 _CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 
 
@@ -86,7 +87,7 @@ class OnnxGraph(EncoderGraph):
         self.adapters = self._bank
         self.table_rows = self._vocabulary_rows()
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._widths = {output.name: output.shape[1] for output in self._session.get_outputs()}
+        self._widths = {output.name: self._width(output) for output in self._session.get_outputs()}
         self._warm_up()
         self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, _resident_bytes() - loaded)
 
@@ -140,10 +141,26 @@ class OnnxGraph(EncoderGraph):
             if len(inputs) > len(_INPUTS):
                 raise BackendError(f"the graph wants inputs that nobody gives: {inputs[2:]}", self.path)
             return wanted or base_id, None
+        if all(output.name != "logits" for output in self._session.get_outputs()):
+            raise BackendError("the graph has an adapter bank and no output 'logits'", self.path)
         slots = AdapterBank(parse_spec(text), self._options["positions"] or self._options["max_rows"])
         if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
             raise BackendError("the graph's inputs are not those of its bank description", self.path)
         return wanted or base_id, slots
+
+    def _width(self, output: Any) -> int:
+        """Values of an output per row; 0 for those of the adapters' heads. Raises BackendError for another form."""
+        shape = output.shape
+        if output.type == "tensor(float)" and len(shape) == 2:
+            if output.name == "logits" and self._bank is not None:
+                return 0
+            if isinstance(shape[1], int) and 0 < shape[1] <= _WIDTH_MAX:
+                return shape[1]
+        raise BackendError(
+            f"the graph's output {brief(output.name)} is {output.type} of {str(shape)[:80]}, rows of floats of a known "
+            "width are needed",
+            self.path,
+        )
 
     def _vocabulary_rows(self) -> int:
         """Rows of the table that token ids are looked up in, as the graph's metadata says; 0 where it does not."""

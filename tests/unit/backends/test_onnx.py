@@ -1,6 +1,7 @@
 """The ONNX backend against numpy, and every adapter that it must refuse."""
 
 import numpy as np
+import onnx
 import pytest
 
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob
@@ -265,3 +266,45 @@ def test_exact_int8_kernels_are_asked_for_where_the_fast_ones_saturate(monkeypat
     except RuntimeError:
         entry = None
     assert entry == exact
+
+
+def _without_logits(model):
+    del model.graph.output[1]
+
+
+def _behind_features(model, kind, values, shape, **attributes):
+    """The graph with another node behind its features, which is shaped otherwise."""
+    nodes = model.graph.node
+    next(node for node in nodes if "features" in node.output).output[0] = "before"
+    for node in nodes:
+        node.input[:] = ["before" if name == "features" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "behind"))
+    nodes.append(onnx.helper.make_node(kind, ["before", "behind"], ["features"], **attributes))
+    output = onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, shape)
+    model.graph.output[0].CopyFrom(output)
+
+
+def _flat(model):
+    _behind_features(model, "ReduceSum", np.asarray([1], np.int64), ["batch"], keepdims=0)
+
+
+def _of_unknown_width(model):
+    _behind_features(model, "Compress", np.ones(small.HIDDEN, bool), ["batch", "width"], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_without_logits, "has an adapter bank and no output 'logits'"),
+        (_flat, r"output 'features' is tensor\(float\) of \['batch'\]"),
+        (_of_unknown_width, r"output 'features' is tensor\(float\) of \['batch', 'width'\]"),
+    ],
+)
+def test_outputs_that_are_no_rows_of_a_known_width_are_refused_at_the_load(tmp_path, change, says):
+    """ONNX Runtime loads them; the first batch would end the worker."""
+    model = onnx.load(small.banked(tmp_path / "model.onnx"))
+    assert [output.name for output in model.graph.output] == ["features", "logits"]
+    change(model)
+    save(model, tmp_path / "changed.onnx")
+    with pytest.raises(BackendError, match=says):
+        OnnxBackend().load({"model": str(tmp_path / "changed.onnx")}, {"max_rows": 4, "max_tokens": 8, "threads": 1})
