@@ -373,3 +373,21 @@ def test_a_sample_keeps_order_and_every_class(rows, most):
     assert len(taken) <= max(most, 2)
     places = iter(rows)
     assert all(row in places for row in taken)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("text\r,label\nturn on,light\n", r"rows.csv:1: the header has no column 'label' \(it has 'text'"),
+        ("x" * 200_000 + ",label\nturn on,light\n", r"rows.csv:1: it is no valid CSV: field larger than field limit"),
+        (",".join(f"column{place}" for place in range(5000)) + "\na\n", r"the header has no column 'text' \(it has"),
+        ("x" * 5000 + ",label\na,b\n", r"the header has no column 'text' \(it has"),
+    ],
+    ids=["a line break of another kind", "a cell above the limit", "many columns", "a long column"],
+)
+def test_a_header_that_cannot_be_used_is_named_in_few_words(tmp_path, text, says):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode())
+    with pytest.raises(ConfigError, match=says) as caught:
+        list(read(path, ClassifierDataSection(train="x")))
+    assert len(str(caught.value)) < 1000

@@ -259,7 +259,7 @@ def _check_header(columns: Sequence[str], section: ClassifierDataSection, by: st
     for wanted in (section.text, section.label):
         if wanted not in columns:
             raise ConfigError(
-                f"the header has no column {wanted!r} (it has {', '.join(map(repr, columns))}, {by})",
+                f"the header has no column {wanted!r} ({keys_of(dict.fromkeys(columns))}, {by})",
                 where,
                 "name the columns with data.text and data.label, or give data.columns if there is no header",
             )

@@ -120,10 +120,7 @@ def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableR
     `wanted` (without a header: has `width` cells). Spreadsheets write semicolons in countries of the decimal comma.
     """
     first = next((line for _, line in lines_of(text)), "")
-    headers = {
-        separator: [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
-        for separator in SEPARATORS
-    }
+    headers = {separator: _header(first, separator) for separator in SEPARATORS}
     fitting = [
         separator for separator, cells in headers.items()
         if ((len(cells) == width) if width else set(wanted) <= set(cells))
@@ -140,6 +137,15 @@ def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableR
         raise _invalid_csv(error, where, ended + 1, reader.line_num) from error
     note = "" if found == "," else f"{where}: its cells are separated by {SEPARATORS[found]}"
     return TableRows(rows, found, note)
+
+
+def _header(line: str, separator: str) -> list[str]:
+    """The cells of a line; none where it is no CSV (a line break of another kind in it, a cell of some 100,000
+    characters), which the reader of all rows names."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+    except csv.Error:
+        return []
 
 
 def _invalid_csv(error: csv.Error, where: str, begun: int, at: int) -> ConfigError:
