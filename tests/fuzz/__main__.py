@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BUILD = Path("build/fuzz")
 # libFuzzer's own limits stand far above the target's and catch what stops Python itself: a loop or memory in C.
 HANG_S, RESIDENT_MIB = 30, 1024
+OVERTIME_S = 300.0
 REGRESSIONS = Path(__file__).parent / "regressions"
 
 
@@ -63,10 +64,16 @@ def _child(name: str, seconds: float) -> bool:
     found, began = BUILD / "found" / name, time.monotonic()
     found.mkdir(parents=True, exist_ok=True)
     with (BUILD / f"{name}.log").open("wb") as log:
-        code = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz", "--one", name, "--seconds", f"{seconds:.0f}"],
-            stdout=log, stderr=subprocess.STDOUT, timeout=seconds + 300, check=False,
-        ).returncode  # fmt: skip
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            code: int | str = process.wait(seconds + OVERTIME_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = "a kill, since it went on beyond its time"
     text = (BUILD / f"{name}.log").read_text(encoding="utf-8", errors="replace")
     runs = re.findall(r"^(?:Done |#)(\d+)", text, re.MULTILINE)
     failures = sorted(one.name for one in found.iterdir())
@@ -92,6 +99,7 @@ def _run_one(name: str, seconds: float) -> None:
     corpus, found = BUILD / "corpus" / name, BUILD / "found" / name
     for folder in (corpus, found):
         folder.mkdir(parents=True, exist_ok=True)
+    _forget_mended(target, found, corpus)
     for number, seed in enumerate(_seeds(target, name)):
         (corpus / f"seed-{number}").write_bytes(seed)
 
@@ -105,6 +113,16 @@ def _run_one(name: str, seconds: float) -> None:
         [sys.argv[0], *flags, str(corpus)], lambda data: _try(target, name, data, seen), custom_mutator=changed
     )
     atheris.Fuzz()
+
+
+def _forget_mended(target: Target, found: Path, corpus: Path) -> None:
+    """Move inputs that failed in an earlier run, and do no more, to the corpus."""
+    from tests.fuzz.target import Found, check
+
+    for path in sorted(found.iterdir()):
+        with contextlib.suppress(Found):
+            check(target, path.read_bytes())
+            path.replace(corpus / path.name)
 
 
 def _seeds(target: Target, name: str) -> list[bytes]:

@@ -14,6 +14,7 @@ from edge_agent.base.errors import PackageError
 from tests.fuzz import mutate
 from tests.fuzz.target import MEMORY_BYTES, Found, Target, check
 from tests.fuzz.targets import TARGETS
+from tests.support.needs import need
 
 CHANGES = 200
 SIGNED = {"envelope", "attach"}
@@ -21,8 +22,17 @@ SIGNED = {"envelope", "attach"}
 SLOW = {"template": 40, "attach": 60, "recipe": 100, "settings": 60}
 
 
+NEEDS = {
+    "gguf-llama": "llama_cpp",
+    "safetensors-library": "safetensors",
+    "dsse-library": "securesystemslib",
+    "onnx-runtime": "onnxruntime",
+}
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_real_inputs_are_taken(name: str) -> None:
+    need(*([NEEDS[name]] if name in NEEDS else []))
     seeds = TARGETS[name].seeds()
     assert seeds
     for seed in seeds:
@@ -32,6 +42,7 @@ def test_real_inputs_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_inputs_are_taken_or_refused_by_name(name: str) -> None:
+    need(*([NEEDS[name]] if name in NEEDS else []))
     target, chance = TARGETS[name], Random(name)
     seeds = target.seeds()
     taken = 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import stat
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_unknown_signatures_are_passed_over() -> None:
     stranger = PrivateKey.generate()
     envelope, payload = sign.unwrap(sign.wrap("a", b"{}", [stranger, KEY]), "a", "w")
     assert sign.valid_signers(envelope, payload, KNOWN, "w") == {KEY.keyid}
+
+
+@pytest.mark.parametrize("wrong", ["é", "not base64", "QQ", "QR=="])
+def test_a_signature_by_an_unknown_key_has_the_form_of_one(wrong: str) -> None:
+    """Other readers decode it; nobody may take an envelope for signed that others cannot read."""
+    stranger = PrivateKey.generate()
+    text = sign.wrap("a", b"{}", [stranger, KEY]).decode()
+    theirs = base64.b64encode(stranger.sign(sign.pae("a", b"{}"))).decode()
+    assert theirs in text
+    with pytest.raises(PackageError, match="base64 field"):
+        sign.unwrap(text.replace(theirs, wrong).encode(), "a", "w")
 
 
 def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
