@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from edge_agent import __version__
 from edge_agent.base import limits
-from edge_agent.base.errors import PackageError
-from edge_agent.base.runtimes import DEVICE_OPTIONS, WEIGHT_SUFFIXES
+from edge_agent.base.errors import PackageError, brief
+from edge_agent.base.runtimes import DEVICE_OPTIONS, WEIGHT_SUFFIXES, traits
 from edge_agent.bundle import manifest as forms
 from edge_agent.bundle import probes as golden
+from edge_agent.bundle.gguf_memory import SIZE_OPTIONS, fits_range
 from edge_agent.bundle.jsonio import check_size, decode
 from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, Manifest, ModelDoc, VariantInfo
 
@@ -120,6 +121,7 @@ def read_contents(index: Index, fetch: Fetch) -> Contents:
             adapters.append(item)
         else:
             _check_options(item)
+            _check_sizes(item)
             variants.append(item)
     _check_together(variants, adapters)
     return Contents(tuple(variants), tuple(adapters))
@@ -229,6 +231,23 @@ def _check_options(item: VariantItem) -> None:
             f"manifest {item.descriptor.digest[7:19]}",
             "build it without this option",
         )
+
+
+def _check_sizes(item: VariantItem) -> None:
+    """Refuse figures by which a generator's memory would be predicted as something that no load takes."""
+    if not traits(item.info.runtime).context_sized:
+        return
+    where = f"manifest {item.descriptor.digest[7:19]}"
+    for name, (lowest, highest) in SIZE_OPTIONS.items():
+        value = item.info.options.get(name)
+        if value is not None and not fits_range(name, value):
+            raise PackageError(
+                f"variant {item.name} sets the option {name!r} to {brief(value)}, {lowest} to {highest} are possible",
+                where,
+            )
+    for name, figure in item.info.metrics.items():
+        if name.startswith("peak_bytes") and not 0.0 <= figure <= limits.BLOB_BYTES:
+            raise PackageError(f"variant {item.name} states {name} as {figure:g} bytes", where)
 
 
 def _check_together(variants: list[VariantItem], adapters: list[AdapterItem]) -> None:

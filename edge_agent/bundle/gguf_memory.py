@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from edge_agent.base.limits import MIB
+from edge_agent.base.limits import CONTEXT_TOKENS, MIB
 from edge_agent.base.units import bytes_text
 
 KV_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32}
@@ -24,6 +24,20 @@ PROCESS_BYTES = 60 * MIB
 """A worker's interpreter, numpy and llama.cpp's libraries before any model (PSS)."""
 SEQUENCES, KV_TYPE, BATCH = 4, "f16", 256
 """Defaults where neither the operator nor the package sets them."""
+CONTEXT_OPTION, SEQUENCES_OPTION, BATCH_OPTION = (0, CONTEXT_TOKENS), (1, 64), (8, 4096)
+SIZE_OPTIONS: Final[Mapping[str, tuple[int, int]]] = {
+    "context": CONTEXT_OPTION,
+    "sequences": SEQUENCES_OPTION,
+    "batch": BATCH_OPTION,
+}
+"""Options of a load that decide how many bytes it takes, with the least and the most that they may be; context 0: as
+the package's task says. A figure outside would predict a memory below nothing, or beyond any board."""
+
+
+def fits_range(name: str, value: object) -> bool:
+    """Whether a value is a whole number that the option takes."""
+    lowest, highest = SIZE_OPTIONS[name]
+    return type(value) is int and lowest <= value <= highest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edge_agent.base.limits import BLOB_BYTES
 from edge_agent.base.runtimes import traits
 from edge_agent.bundle.catalog import Sizing, TaskSpec, Variant
 from edge_agent.bundle.gguf_memory import (
@@ -21,6 +22,7 @@ from edge_agent.bundle.gguf_memory import (
     GgufHeader,
     advice,
     arithmetic,
+    fits_range,
     fitted,
     need,
 )
@@ -46,8 +48,9 @@ def sized(
     options = {**variant.options, **{name: value for name, value in found.items() if value is not None}}
     if header is None or options.get("kv_type", KV_TYPE) not in KV_BYTES:
         metric = f"peak_bytes.ctx{wanted.context or task.max_tokens}.kv_{options.get('kv_type', KV_TYPE)}"
-        known = None if wanted.sequences else variant.metrics.get(metric)
-        return replace(variant, options=options, peak_bytes=int(known or variant.peak_bytes))
+        known = 0.0 if wanted.sequences else variant.metrics.get(metric, 0.0)
+        peak_bytes = int(known) if 0.0 < known <= BLOB_BYTES else variant.peak_bytes
+        return replace(variant, options=options, peak_bytes=peak_bytes)
     full = _demand(options, task, header)
     if wanted.context is not None:
         options["context"] = full.context
@@ -84,5 +87,6 @@ def _demand(options: dict[str, object], task: TaskSpec, header: GgufHeader) -> D
 
 
 def _whole(options: dict[str, object], name: str, default: int) -> int:
+    """An option, or the default where it is none that a load takes: the load refuses it by name."""
     found = options.get(name, default)
-    return found if isinstance(found, int) else default
+    return found if fits_range(name, found) and isinstance(found, int) else default

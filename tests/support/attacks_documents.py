@@ -272,6 +272,25 @@ DOCUMENTS = {
     "variant-sets-its-memory": Attack(
         variant_field(options={"memory_bytes": 1 << 40}), PackageError, "sets the option 'memory_bytes'"
     ),
+    "generator-of-less-than-no-context": Attack(
+        variant_field(runtime="llamacpp", options={"context": -1_000_000}),
+        PackageError,
+        "sets the option 'context' to -1000000, 0 to 131072 are possible",
+    ),
+    "generator-of-a-true-context": Attack(
+        variant_field(runtime="llamacpp", options={"context": True}), PackageError, "sets the option 'context' to True"
+    ),
+    "generator-of-endless-sequences": Attack(
+        variant_field(runtime="llamacpp", options={"sequences": 2**60}), PackageError, "sets the option 'sequences'"
+    ),
+    "generator-of-less-than-no-batch": Attack(
+        variant_field(runtime="llamacpp", options={"batch": -(10**9)}), PackageError, "sets the option 'batch'"
+    ),
+    "generator-that-says-it-frees-memory": Attack(
+        variant_field(runtime="llamacpp", metrics={"peak_bytes.ctx512.kv_f16": -1e300}),
+        PackageError,
+        "states peak_bytes.ctx512.kv_f16 as -1e+300 bytes",
+    ),
     "variant-unknown-field": Attack(variant_field(pre_load="x"), PackageError, "unknown field `pre_load`"),
     "variant-unknown-requirement": Attack(variant_field(requires=["magic/9"]), PackageError, "requires 'magic/9'"),
     "variant-other-board": Attack(variant_field(hardware=["pi5"]), PackageError, "it is for pi5, this is test-board"),

@@ -10,7 +10,17 @@ from edge_agent.backends.gguf import KV_BLOCK, KV_BYTES, GgufHeader, padded, rea
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.base.units import bytes_text
-from edge_agent.bundle.gguf_memory import BATCH, KV_TYPE, SEQUENCES, Demand, advice, arithmetic, fitted, need
+from edge_agent.bundle.gguf_memory import (
+    BATCH,
+    KV_TYPE,
+    SEQUENCES,
+    SIZE_OPTIONS,
+    Demand,
+    advice,
+    arithmetic,
+    fitted,
+    need,
+)
 
 NAME = "llamacpp"
 # max_tokens, context: tokens of one sequence (context 0: as the package's task says). sequences: how many are decoded
@@ -37,9 +47,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
 _RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "max_rows": (1, 1024),
     "max_tokens": (1, CONTEXT_TOKENS),
-    "context": (0, CONTEXT_TOKENS),
-    "sequences": (1, 64),
-    "batch": (8, 4096),
+    **SIZE_OPTIONS,
     "prompt_chunk": (1, 4096),
     "turn_steps": (1, 1024),
     "threads": (0, 256),

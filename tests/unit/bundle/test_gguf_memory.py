@@ -125,3 +125,18 @@ def test_without_a_header_the_packages_table_tells_the_bytes() -> None:
 
 def test_an_unknown_cache_format_is_the_workers_to_refuse() -> None:
     assert sized(a_generator(kv_type="q3"), TASK, SMOL, GeneratorOverrides(shrink=True), 1).sizing is None
+
+
+@given(
+    name=st.sampled_from(["context", "sequences", "batch", "kv_type"]),
+    value=st.one_of(st.integers(), st.booleans(), st.floats(), st.text(max_size=5)),
+    metric=st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_no_option_or_figure_of_a_package_predicts_less_than_the_weights(
+    name: str, value: object, metric: float
+) -> None:
+    """Packages that state such ones are refused; a state folder may still have one from before."""
+    variant = replace(a_generator(**{name: value}), metrics={f"peak_bytes.ctx2048.kv_{value}": metric})
+    found = sized(variant, TASK, SMOL, GeneratorOverrides())
+    assert SMOL.tensor_bytes <= found.peak_bytes <= 1 << 46 or found.peak_bytes in (variant.peak_bytes, int(metric))
+    assert found.peak_bytes >= 0

@@ -51,6 +51,7 @@ def test_the_least_recipe_and_its_settings():
         ({"quantize": {"variants": ["q3_k"]}}, "quantize.variants"),
         ({"gguf": {"merged": False}, "method": {"name": "full"}}, "gguf.merged"),
         ({"gguf": {"merged": False, "adapter": False}}, "nothing would be made"),
+        ({"gguf": {"sequences": 65}}, "gguf.sequences"),
         ({"evaluate": {"answer_tokens": 2000}}, "no room for a prompt"),
     ],
 )

@@ -12,6 +12,7 @@ import msgspec
 
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.limits import CONTEXT_TOKENS
+from edge_agent.bundle.gguf_memory import SEQUENCES_OPTION
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
 from edge_forge.train.generator_settings import PRESETS, GeneratorSettings
@@ -95,7 +96,7 @@ class GgufSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Contexts for which the package states the predicted memory; those beyond task.max_tokens are left out."""
     kv_type: KvType = "f16"
     """Number format of the cache that the package recommends."""
-    sequences: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    sequences: Annotated[int, msgspec.Meta(ge=SEQUENCES_OPTION[0], le=SEQUENCES_OPTION[1])] = 4
     """Sequences at once that the package recommends."""
 
 
