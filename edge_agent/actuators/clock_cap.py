@@ -90,7 +90,7 @@ class ClockCap:
         self._state.write_text(json.dumps({BOOT: self._boot, **self._originals}))
 
     def _put_back(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             kept = json.loads(self._state.read_bytes()[:STATE_BYTES])
             # After a boot the caps are those of the kernel or of a newly chosen power mode; stored ones are outdated.
             same_boot = isinstance(kept, dict) and kept.get(BOOT, self._boot) == self._boot

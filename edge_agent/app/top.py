@@ -23,6 +23,7 @@ from edge_agent.base.errors import BrokerError, UsageError
 from edge_agent.base.shown_text import csv_cell, one_line
 from edge_agent.base.terminal import control
 from edge_agent.base.units import bytes_text, duration_text
+from edge_agent.mqtt.client import UNREADABLE
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import LinkChange, LinkListener
 from edge_agent.protocol.messages import Event, Status, Telemetry
@@ -296,7 +297,7 @@ def is_report(kind: str, payload: bytes) -> bool:
     client may publish there, and a malformed message must not end a recording of weeks."""
     try:
         msgspec.json.decode(payload, type=KINDS[kind])
-    except (msgspec.MsgspecError, KeyError, RecursionError):
+    except (*UNREADABLE, KeyError):
         return False
     return True
 

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,9 @@ from edge_agent.protocol.topics import Subscription, Topics
 # How long after its deadline an answer may still be on its way.
 GRACE_S = 1.0
 _STREAM = 256
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a payload that is not of the type: bad UTF-8 within a text is no error of its own kind."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ class RequestClient:
         """Ask a model. `body` as in docs/mqtt.md (text or texts, adapter, params, priority). Raises RequestError
         (408) when no answer came; an answer of any other status is returned, not raised."""
         topic = Topics(self._prefix, device).infer(model)
-        return msgspec.json.decode(await self.request(topic, body, deadline_s), type=Reply)
+        return _read(await self.request(topic, body, deadline_s), Reply)
 
     async def stream(
         self, device: str, model: str, body: Mapping[str, Any], deadline_s: float = 30.0
@@ -124,7 +127,7 @@ class RequestClient:
     ) -> dict[str, Any]:
         """Send a command to a device (`cmd/{name}`); returns the answer's body. Raises RequestError (408)."""
         topic = Topics(self._prefix, device).command(name)
-        return msgspec.json.decode(await self.request(topic, body, deadline_s), type=dict[str, Any])
+        return _read(await self.request(topic, body, deadline_s), dict[str, Any])
 
     def cancel(self, device: str, request_id: str) -> bool:
         """Cancel a request of this client; the pending call gets the answer 499."""
@@ -203,7 +206,7 @@ class RequestClient:
         device = message.topic.split("/")[-2]
         try:
             self.status[device] = msgspec.json.decode(message.payload, type=Status)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             self.status.pop(device, None)
 
     def _changed(self, change: LinkChange) -> None:
@@ -227,12 +230,21 @@ def _id_of(message: Inbound) -> str:
         return message.correlation.decode("utf-8", "replace")
     try:
         return str(msgspec.json.decode(message.payload, type=dict[str, Any]).get("id", ""))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return ""
 
 
 def _part(payload: bytes) -> StreamChunk | Reply:
     try:
         return msgspec.json.decode(payload, type=StreamChunk)
-    except msgspec.ValidationError:
-        return msgspec.json.decode(payload, type=Reply)
+    except UNREADABLE:
+        return _read(payload, Reply)
+
+
+def _read(payload: bytes, kind: type[T]) -> T:
+    """An answer as a value. Raises RequestError (503) for one that is none: who may publish there need be no device."""
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except UNREADABLE as error:
+        reason = f"an answer came that this version of edge-agent cannot read: {str(error)[:200]}"
+        raise RequestError(503, Cause.MALFORMED, reason) from error

@@ -296,7 +296,7 @@ class Spool:
             return None
         try:
             topic, payload, user = _decoder.decode(record)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return Outbound(topic, payload, qos=1, user=user, keep="disk")
 

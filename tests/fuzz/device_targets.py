@@ -17,6 +17,7 @@ from types import FrameType
 import msgspec
 
 from edge_agent import __version__
+from edge_agent.app import top
 from edge_agent.backends import adapter_bank
 from edge_agent.backends.api import AdapterSource
 from edge_agent.backends.llamacpp import ecma_pattern, json_schema
@@ -41,10 +42,10 @@ from edge_agent.bundle.prompt_tokens import AddedToken, CannotEncode, ChatEncode
 from edge_agent.bundle.safetensors import read_safetensors
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
 from edge_agent.config import load as settings_file
-from edge_agent.mqtt import packets, spool
+from edge_agent.mqtt import client, packets, spool
 from edge_agent.protocol.decode import Cancel, Command, Refusal, Request, decode
-from edge_agent.protocol.envelope import Outbound
-from edge_agent.protocol.messages import ORDERS
+from edge_agent.protocol.envelope import Inbound, Outbound
+from edge_agent.protocol.messages import ORDERS, Reply, StreamChunk
 from edge_agent.protocol.topics import Topics
 from edge_agent.protocol.worker_messages import (
     BackendsProbed,
@@ -288,6 +289,22 @@ def published() -> list[bytes]:
     return found
 
 
+def answer(data: bytes) -> None:
+    """What `infer` and `top` read, where anybody may have published: an answer, a part of one, a report."""
+    client._id_of(Inbound("edge/v1/client/me/reply", data))
+    for kind in top.KINDS:
+        if top.is_report(kind, data):
+            json.loads(data)
+    client._part(data)
+
+
+def answered() -> list[bytes]:
+    """A reply and a part of a stream, and a status."""
+    reply = Reply(id="1", status=200, model="m", result={"labels": [{"label": "on", "score": 0.5}]}, temperature_c=50.0)
+    chunk = StreamChunk(id="1", seq=0, text="é", done=False)
+    return [msgspec.json.encode(reply), msgspec.json.encode(chunk)]
+
+
 def _changed_publish(data: bytes, chance: Random) -> bytes:
     """The body as JSON, its properties and topic as bytes."""
     at = data.find(b"{", 2)
@@ -457,6 +474,7 @@ TARGETS = {
         chat_template, (ChatTemplateError, CannotEncode, OutOfTime), corpus.templates, _JINJA, size_bytes=8 * limits.KIB
     ),
     "mqtt": Target(publish, (), published, _changed_publish, size_bytes=limits.MESSAGE_BYTES),
+    "answer": Target(answer, (errors.RequestError,), answered, mutate.by_json),
     "params": Target(
         sampling, (errors.RequestError, json_schema.SchemaRefused, ecma_pattern.PatternRefused),
         sampled, mutate.by_json,

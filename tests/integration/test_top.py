@@ -81,5 +81,9 @@ def test_what_cannot_be_drawn_or_recorded_is_said(tmp_path: Path) -> None:
 
 
 def test_what_is_no_report_is_passed_over() -> None:
-    assert not any(is_report(kind, text) for kind in KINDS for text in (b"{", b"[]", b'{"a":1}', b"\xff", b"[" * 5000))
+    assert not any(
+        is_report(kind, text)
+        for kind in KINDS
+        for text in (b"{", b"[]", b'{"a":1}', b"\xff", b'{"a":"\xff"}', b"[" * 5000)
+    )
     assert not is_report("infer", b"{}")

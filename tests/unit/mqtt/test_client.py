@@ -100,3 +100,34 @@ def test_whoever_reads_no_further_withdraws_the_rest(monkeypatch: pytest.MonkeyP
     withdrawn = [msgspec.json.decode(one.payload) for one in published if one.topic == "edge/v1/dev/cancel"]
     assert len(withdrawn) == cancels
     assert all(one["id"] == (published[0].correlation or b"").decode() for one in withdrawn)
+
+
+class Liar(Link):
+    """A link on which somebody else answers: each request with these bytes, and the device's status before that."""
+
+    said = b""
+
+    def publish(self, message: Outbound) -> bool:
+        self._arrived.put_nowait(Inbound("edge/v1/dev/status", self.said))
+        self._arrived.put_nowait(Inbound(message.response_topic or "", self.said, correlation=message.correlation))
+        return True
+
+
+@pytest.mark.parametrize("said", [b'{"id":"\xff"}', b"[" * 100_000, b"{", b"{}", b"", b'{"id":1,"status":"x"}'])
+def test_an_answer_that_is_none_is_a_sentence_and_the_reading_goes_on(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an access list any client may publish to a reply topic."""
+    monkeypatch.setattr(module, "MqttTransport", Liar)
+    monkeypatch.setattr(Liar, "said", said)
+
+    async def body() -> None:
+        async with RequestClient(MqttOptions(host="nowhere", client_id="me")) as asker:
+            for _ in range(2):
+                with pytest.raises(RequestError, match="an answer came that this version of edge-agent cannot read"):
+                    await asker.infer("dev", "m", {"text": "x"}, 0.5)
+                with pytest.raises(RequestError, match="an answer came that this version of edge-agent cannot read"):
+                    async for _part in asker.stream("dev", "m", {"prompt": "x"}, 0.5):
+                        pass
+
+    asyncio.run(body())
