@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import UsageError
+from edge_agent.base.errors import UsageError, brief
 from edge_agent.base.limits import MIB
 from edge_agent.base.shown_text import one_line
 from edge_agent.base.units import bytes_text
@@ -64,7 +64,7 @@ def read(table: Path) -> Sequence[Row]:
     for number, row in enumerate(rows, 2):
         for column in NUMBERS:
             if not _is_number(row[column], column in ALWAYS):
-                raise UsageError(f"{table}, line {number}: {column} is {row[column]!r}, no number that is drawn")
+                raise UsageError(f"{table}, line {number}: {column} is {brief(row[column])}, no number that is drawn")
     return rows
 
 

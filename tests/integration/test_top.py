@@ -84,6 +84,6 @@ def test_what_is_no_report_is_passed_over() -> None:
     assert not any(
         is_report(kind, text)
         for kind in KINDS
-        for text in (b"{", b"[]", b'{"a":1}', b"\xff", b'{"a":"\xff"}', b"[" * 5000)
+        for text in (b"{", b"[]", b'{"a":1}', b"\xff", b'{"boot_id":"\xff"}', b"[" * 5000)
     )
     assert not is_report("infer", b"{}")
