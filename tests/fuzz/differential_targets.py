@@ -32,7 +32,9 @@ STRICTER = {
         "a text that is not UTF-8", "a name that is empty or holds NUL", "values before byte", "its alignment is",
         "are taken", "unknown type", "GGUF header is damaged (version",
     ),
-    "safetensors": ("stands twice", "nests deeper", "objects and lists", "dimensions", "is damaged"),
+    "safetensors": (
+        "is no JSON object", "stands twice", "nests deeper", "objects and lists", "dimensions", "is damaged",
+    ),
 }  # fmt: skip
 """What we refuse and the runtime takes, by a part of the sentence."""
 

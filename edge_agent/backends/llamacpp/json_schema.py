@@ -39,6 +39,8 @@ LISTED_CHARS: Final = 40_000
 LONGEST: Final = 2**31
 """A length from here on bounds no answer; llguidance counts with 32 bits."""
 DIALECTS: Final = ("draft-03", "draft-04", "draft-06", "draft-07", "2019-09", "2020-12")
+PLACE_CHARS = 300
+"""Characters of a place in a sentence; a schema's names may be as long as its client likes."""
 TRIED = 150
 """Schemas inside a refused one that are tried one by one, to find the place."""
 
@@ -97,6 +99,7 @@ class SchemaRefused(Exception):
     def __init__(self, pointer: str, keyword: str, why: str) -> None:
         self.pointer, self.keyword, self.why = pointer, keyword, why
         place = pointer + (f"/{escaped(keyword)}" if keyword else "")
+        place = place if len(place) <= PLACE_CHARS else f"{place[:PLACE_CHARS]}..."
         super().__init__(
             _shown(f"json_schema{' at ' + place if place else ''}: {f'`{keyword}` ' if keyword else ''}{why}")
         )

@@ -47,6 +47,13 @@ def test_a_speaker_or_role_of_another_type_is_refused_in_few_words(tmp_path, wro
         assert len(str(caught.value)) < 300
 
 
+def test_half_of_a_surrogate_pair_in_the_input_of_an_alpaca_row_names_the_line(tmp_path):
+    row = {"instruction": "Sort.", "input": "a", "output": "b"}
+    path = written(tmp_path, "rows.jsonl", row, {**row, "input": "\ud83d"})
+    with pytest.raises(ConfigError, match=r"rows.jsonl:2: 'input' holds .*half of a surrogate pair"):
+        list(read(path, GeneratorDataSection(train="x")))
+
+
 def test_published_forms_are_read_and_the_mapping_is_said(tmp_path):
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     written(tmp_path, "shared.jsonl", *[{"id": n, "conversations": talk} for n in range(2)])

@@ -210,6 +210,7 @@ def _alpaca(found: Mapping[str, Any], _: GeneratorDataSection, where: str) -> Ro
     more = found.get("input") or ""
     if not isinstance(more, str):
         raise ConfigError("'input' must be a text", where)
+    check_text(more, "'input'", where)
     asked = _string(found, "instruction", where) + (f"\n\n{more}" if more.strip() else "")
     return (Turn("user", asked), Turn("assistant", _string(found, "output", where)))
 

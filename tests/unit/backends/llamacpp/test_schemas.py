@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from edge_agent.backends.llamacpp.grammar_process import GrammarRefused, Grammars, State
+from edge_agent.backends.llamacpp.json_schema import SchemaRefused
 from tests.support.derivable import END, allowed, derivable, follows, grammars
 from tests.support.needs import need
 
@@ -499,3 +500,10 @@ def test_what_cannot_be_followed_is_refused_in_words(found: Grammars, kind: str,
         if word in str(refused.value)
     ]
     assert shown == [], "of the source only what the client wrote"
+
+
+def test_the_place_in_a_refusal_is_cut_where_names_are_long() -> None:
+    refused = SchemaRefused("/properties/" + "x" * 5000, "type", "is not followed")
+    assert str(refused).startswith("json_schema at /properties/xxx")
+    assert str(refused).endswith("...: `type` is not followed")
+    assert len(str(refused)) < 400
