@@ -162,8 +162,8 @@ def mean_effect(features: Sequence[Sequence[float]], base: Sequence[Sequence[flo
 
 def relative_distance(measured: Sequence[float], expected: Sequence[float]) -> float:
     """|measured - expected| / |expected| in the L2 norm; infinite when anything is not finite."""
-    off = math.sqrt(sum((one - other) ** 2 for one, other in zip(measured, expected, strict=True)))
-    norm = math.sqrt(sum(value * value for value in expected))
+    # `math.dist` scales before it squares: a square of 1e200 raises OverflowError.
+    off, norm = math.dist(measured, expected), math.hypot(*expected)
     found = off / max(norm, 1e-12)
     return found if math.isfinite(found) else math.inf
 

@@ -155,3 +155,20 @@ def test_a_generator_has_its_tolerance_in_company_and_an_encoder_has_not() -> No
 
     assert (code("llamacpp/q4_0", 0.05), code("llamacpp/q4_0", 0.07)) == (None, COMPANY)
     assert (code("onnx/int8", 0.009), code("onnx/int8", 0.05)) == (None, COMPANY)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected", "distance"),
+    [
+        ([1e200, 0.0], [0.0, 1.0], 1e200),
+        ([3e200, 4e200], [0.0, 0.0], 5e212),
+        ([1e308, 1e308], [-1e308, -1e308], math.inf),
+        ([2e200], [1e200], 1.0),
+        ([math.inf], [1.0], math.inf),
+        ([math.nan], [1.0], math.inf),
+        ([3.0, 5.0], [3.0, 1.0], 4 / math.sqrt(10)),
+    ],
+)
+def test_the_distance_of_huge_values_is_a_number(measured: list[float], expected: list[float], distance: float) -> None:
+    """A package's probes may state any numbers; the squares of some are beyond a float."""
+    assert probes.relative_distance(measured, expected) == pytest.approx(distance)
