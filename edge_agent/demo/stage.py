@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -237,6 +238,7 @@ def serving(folder: Path, built: DemoPackages, port: int, backend: str = "onnx")
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(folder))
         stack.enter_context(ended_by_signals())
+        renew_state(folder, built)
         mqtt = stack.enter_context(broker(folder, port))
         say("broker", f"{mqtt.name} on port {mqtt.port}")
         config = write_config(folder, mqtt, built.root, DEVICE, backend)
@@ -246,6 +248,36 @@ def serving(folder: Path, built: DemoPackages, port: int, backend: str = "onnx")
         running = stack.enter_context(daemon(config, folder))
         say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
         yield DemoService(mqtt, config)
+
+
+def renew_state(folder: Path, built: DemoPackages) -> bool:
+    """Remove the demo device's state when it comes from other packages or another trust root; True where it did.
+
+    A device refuses other contents under a counter that it committed, and packages of foreign keys. Both are right for
+    a device, but the demo builds the same versions again after code or a recipe changed: its device is a scratch one.
+    Call it inside `alone`. Raises EdgeError where a package cannot be read or the state cannot be removed.
+    """
+    stamp = folder / "packages.sha256"
+    try:
+        found = "".join(f"{_digest(path)}  {path.name}\n" for path in (*built.packages, built.root))
+        if stamp.is_file() and stamp.read_text() == found:
+            return False
+        existed = (folder / "state").exists()
+        if existed:
+            say("device", "the packages are others than the last time: the demo's device begins anew")
+            shutil.rmtree(folder / "state")
+        stamp.write_text(found)  # after the removal: what was interrupted is removed the next time
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgeError(f"{folder}: its state cannot be renewed: {error}", "demo", f"remove {folder}") from None
+    return existed
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        value = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            value.update(block)
+    return value.hexdigest()
 
 
 def stay(broker: Broker) -> None:
