@@ -256,7 +256,10 @@ def test_quotation_marks_in_tsv_are_text_unless_a_spreadsheet_wrote_them(tmp_pat
     write(tmp_path, "train.tsv", TRAIN + f"{cell}\ton\n")
     found = loaded(tmp_path)
     assert text in {row.text for rows in found.splits.values() for row in rows}
-    assert any(note in warning for warning in found.warnings) if note else "quotation" not in "".join(found.warnings)
+    said = (*found.warnings, *found.notes)
+    assert any(note in sentence for sentence in said) if note else "quotation" not in "".join(said)
+    acted_on = any("quotation" in warning for warning in found.warnings)
+    assert acted_on == bool(note and "stay part" in note)  # what was read as its writer meant it needs no act
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
@@ -265,7 +268,8 @@ def test_the_separator_of_a_csv_file_is_found_by_its_header_and_said(tmp_path, s
     write(tmp_path, "train.csv", "\n".join(separator.join(row) for row in [*rows, ['"a;b,c"', "on"]]))
     found = load(ClassifierDataSection(train="train.csv"), ClassifierTaskSection(), tmp_path)
     assert "a;b,c" in {row.text for rows in found.splits.values() for row in rows}
-    assert any(f"train.csv: its cells are separated by {name}" in warning for warning in found.warnings)
+    assert any(f"train.csv: its cells are separated by {name}" in note for note in found.notes)
+    assert not any("separated" in warning for warning in found.warnings)  # nothing is to be done
 
 
 def test_a_file_with_other_separators_than_its_name_says_so(tmp_path):

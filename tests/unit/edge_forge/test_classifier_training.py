@@ -190,6 +190,18 @@ def test_warnings_of_the_data_are_said_on_every_run(world):
         assert "also in train" in found.steps.progress._stream.getvalue()
 
 
+def test_how_a_file_was_read_is_a_line_and_no_warning_and_said_on_every_run(world):
+    folder, _, plan = world
+    (folder / "train.tsv").rename(folder / "train.csv")
+    for _ in range(2):
+        found = plan(data={"train": "train.csv"})
+        found.steps.progress = Progress(io.StringIO())
+        found.data_step  # noqa: B018
+        lines = [line for line in found.steps.progress._stream.getvalue().splitlines() if "separated by tabs" in line]
+        assert len(lines) == 1
+        assert not lines[0].startswith("warning")
+
+
 def test_calibration_bins_add_up_to_the_error(tmp_path):
     logits = np.log(np.asarray([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.95, 0.05]]))
     np.save(tmp_path / "l.npy", logits)

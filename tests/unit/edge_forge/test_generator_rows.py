@@ -61,12 +61,12 @@ def test_published_forms_are_read_and_the_mapping_is_said(tmp_path):
     written(tmp_path, "alpaca.jsonl", asked, {"instruction": "Greet.", "input": "", "output": "Hello."})
     shared = load(GeneratorDataSection(train="shared.jsonl", validation="shared.jsonl"), tmp_path)
     assert shared.train[0] == (Turn("user", "a"), Turn("assistant", "b"))
-    assert "read as ShareGPT: `conversations` are the messages" in shared.warnings[0]
+    assert "read as ShareGPT: `conversations` are the messages" in shared.notes[0]
     alpaca = load(GeneratorDataSection(train="alpaca.jsonl"), tmp_path)
     rows = {*alpaca.train, *alpaca.validation}
     assert (Turn("user", "Sort.\n\nb, a"), Turn("assistant", "a, b")) in rows
     assert (Turn("user", "Greet."), Turn("assistant", "Hello.")) in rows
-    assert "read as Alpaca: `instruction`" in alpaca.warnings[0]
+    assert "read as Alpaca: `instruction`" in alpaca.notes[0]
     robot = written(tmp_path, "bad.jsonl", {"conversations": [{"from": "tool", "value": "x"}]})
     with pytest.raises(ConfigError, match=r"bad.jsonl:1: message 1 is from 'tool' \(speakers are system, human"):
         list(read(robot, GeneratorDataSection(train="x")))

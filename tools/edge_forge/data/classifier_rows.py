@@ -50,7 +50,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassifierData:
-    """Checked splits with the labels in logit order; `test` may be empty. `warnings` are sentences for people."""
+    """Checked splits with the labels in logit order; `test` may be empty.
+
+    `warnings` are sentences for people to act on; `notes` say what was recognised, where nothing is to be done.
+    """
 
     labels: tuple[str, ...]
     train: tuple[Row, ...]
@@ -58,6 +61,7 @@ class ClassifierData:
     test: tuple[Row, ...]
     statistics: Mapping[str, Any]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[Row, ...]]:
@@ -78,13 +82,14 @@ def files(section: ClassifierDataSection, recipe_dir: Path) -> dict[str, Path]:
 
 def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir: Path) -> ClassifierData:
     """Read and check all splits. Raises ConfigError naming file and line, or what the split lacks."""
-    notes: list[str] = []
+    tables: list[TableRows] = []
+    cut: list[str] = []
     if section.hub:
         located = {split: list(rows) for split, rows in _from_hub(section).items()}
         names = {split: f"{section.hub} ({split})" for split in SPLITS}
     else:
         found = files(section, recipe_dir)
-        located = {split: list(_located(path, section, notes)) for split, path in found.items()}
+        located = {split: list(_located(path, section, tables)) for split, path in found.items()}
         names = {split: str(found.get(split, f"the {split} rows of {found['train']}")) for split in SPLITS}
     places = _places(located)
     _check_look_alikes(places, task.out_of_scope)
@@ -98,14 +103,21 @@ def load(section: ClassifierDataSection, task: ClassifierTaskSection, recipe_dir
         )
     if section.max_rows:
         if section.max_rows < len(labels):
-            notes.append(
-                f"max_rows = {section.max_rows} is less than the {len(labels)} classes: one row of each is used"
-            )
+            cut.append(f"max_rows = {section.max_rows} is less than the {len(labels)} classes: one row of each is used")
         splits = {split: sample(rows, section.max_rows, section.seed) for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test}, labels, task.out_of_scope)
-    warnings = [*notes, *_warnings(statistics, names), *_contradictions(places)]
-    return ClassifierData(labels, train, validation, test, statistics, tuple(warnings))
+    said = [table.warning for table in tables if table.warning]
+    warnings = [*said, *cut, *_warnings(statistics, names), *_contradictions(places)]
+    return ClassifierData(
+        labels,
+        train,
+        validation,
+        test,
+        statistics,
+        tuple(warnings),
+        tuple(table.note for table in tables if table.note),
+    )
 
 
 Places = Mapping[Row, str]
@@ -173,17 +185,17 @@ def read(path: Path, section: ClassifierDataSection) -> Iterator[Row]:
     return (row for row, _ in _located(path, section, []))
 
 
-def _located(path: Path, section: ClassifierDataSection, notes: list[str]) -> Iterator[tuple[Row, str]]:
-    """The rows of one file with their places; `notes` gets a sentence on each choice that the file left open."""
+def _located(path: Path, section: ClassifierDataSection, tables: list[TableRows]) -> Iterator[tuple[Row, str]]:
+    """The rows of one file with their places; `tables` gets the table that it was read as, if it is one."""
     kind = section.format or path.suffix.lstrip(".").lower()
     text = read_text(path) if kind in ("tsv", "csv", "jsonl") else ""
     if kind == "jsonl":
         rows = _jsonl(path, text, section)
     elif kind == "tsv":
-        rows = _cells(path, tsv_rows(text, str(path)), section, notes)
+        rows = _cells(path, tsv_rows(text, str(path)), section, tables)
     elif kind == "csv":
         table = csv_rows(text, (section.text, section.label), len(section.columns), str(path))
-        rows = _cells(path, table, section, notes)
+        rows = _cells(path, table, section, tables)
     else:
         raise ConfigError(
             f"files of type {kind or '(no suffix)'!r} cannot be read",
@@ -225,10 +237,10 @@ def check_label(label: str, where: str) -> None:
 
 
 def _cells(
-    path: Path, table: TableRows, section: ClassifierDataSection, notes: list[str]
+    path: Path, table: TableRows, section: ClassifierDataSection, tables: list[TableRows]
 ) -> Iterator[tuple[int, str, str]]:
     """Text and label out of rows of cells, by the header or the recipe's columns."""
-    notes.extend([table.note] if table.note else [])
+    tables.append(table)
     columns = list(section.columns)
     by = f"separated by {SEPARATORS[table.separator]}"
     for number, cells in table.rows:

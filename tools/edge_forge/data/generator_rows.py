@@ -37,13 +37,17 @@ Row = tuple[Turn, ...]
 
 @dataclass(frozen=True, slots=True)
 class GeneratorData:
-    """Checked splits; `test` may be empty. `warnings` are sentences for people."""
+    """Checked splits; `test` may be empty.
+
+    `warnings` are sentences for people to act on; `notes` say what was recognised, where nothing is to be done.
+    """
 
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
     test: tuple[Row, ...]
     statistics: Mapping[str, Any]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[Row, ...]]:
@@ -82,7 +86,7 @@ def load(section: GeneratorDataSection, recipe_dir: Path) -> GeneratorData:
         splits = {split: rows[: section.max_rows] for split, rows in splits.items()}
     train, validation, test = (splits.get(split, ()) for split in SPLITS)
     statistics = _statistics({"train": train, "validation": validation, "test": test})
-    return GeneratorData(train, validation, test, statistics, (*notes, *_warnings(statistics)))
+    return GeneratorData(train, validation, test, statistics, tuple(_warnings(statistics)), tuple(notes))
 
 
 def read(path: Path, section: GeneratorDataSection) -> Iterator[Row]:

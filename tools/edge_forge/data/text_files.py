@@ -87,11 +87,15 @@ Cells = list[tuple[int, list[str]]]
 
 
 class TableRows(NamedTuple):
-    """The rows of a table, header included, what separates their cells, and a sentence where that was a choice."""
+    """The rows of a table, header included, and what separates their cells.
+
+    `note` says how it was read where that was a choice; `warning` says what the reader may have to change.
+    """
 
     rows: Cells
     separator: str
     note: str = ""
+    warning: str = ""
 
 
 def tsv_rows(text: str, where: str) -> TableRows:
@@ -106,11 +110,11 @@ def tsv_rows(text: str, where: str) -> TableRows:
         quoted = _quoted_rows(text, "\t")
         if quoted is not None and _is_even(quoted):
             return TableRows(quoted, "\t", f"{where}: cells in quotation marks are read as spreadsheets write them")
-    note = (
+    warning = (
         f"{where}: {len(cells)} cell(s) stand in quotation marks, which stay part of the text: TSV has no quoting "
         '(data.format = "csv" reads them as such)'
     )
-    return TableRows(plain, "\t", note if cells else "")
+    return TableRows(plain, "\t", warning=warning if cells else "")
 
 
 def csv_rows(text: str, wanted: Sequence[str], width: int, where: str) -> TableRows:

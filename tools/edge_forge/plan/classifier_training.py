@@ -145,9 +145,12 @@ class ClassifierTraining:
                 "labels": list(loaded.labels),
                 "statistics": dict(loaded.statistics),
                 "warnings": list(loaded.warnings),
+                "notes": list(loaded.notes),
             }
 
         entry = self.steps.run("data", inputs, settings, work)
+        for note in entry.facts["notes"]:
+            self.steps.progress.say(note)
         for warning in entry.facts["warnings"]:
             self.steps.progress.warn(warning)
         return entry
@@ -160,7 +163,7 @@ class ClassifierTraining:
         facts = entry.facts
         return ClassifierData(
             tuple(facts["labels"]), splits["train"], splits["validation"], splits["test"],
-            facts["statistics"], tuple(facts["warnings"]),
+            facts["statistics"], tuple(facts["warnings"]), tuple(facts["notes"]),
         )  # fmt: skip
 
     @cached_property

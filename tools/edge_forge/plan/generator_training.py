@@ -105,9 +105,15 @@ class GeneratorTraining:
             for split, rows in loaded.splits.items():
                 lines = (json.dumps(data.as_json(row), ensure_ascii=False) + "\n" for row in rows)
                 (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-            return {"statistics": dict(loaded.statistics), "warnings": list(loaded.warnings)}
+            return {
+                "statistics": dict(loaded.statistics),
+                "warnings": list(loaded.warnings),
+                "notes": list(loaded.notes),
+            }
 
         entry = self.steps.run("generate-data", inputs, settings, work, "data")
+        for note in entry.facts["notes"]:
+            self.steps.progress.say(note)
         for warning in entry.facts["warnings"]:
             self.steps.progress.warn(warning)
         return entry
@@ -125,7 +131,13 @@ class GeneratorTraining:
             )
             for split in SPLITS
         }
-        return GeneratorData(**splits, statistics=entry.facts["statistics"], warnings=tuple(entry.facts["warnings"]))
+        facts = entry.facts
+        return GeneratorData(
+            **splits,
+            statistics=facts["statistics"],
+            warnings=tuple(facts["warnings"]),
+            notes=tuple(facts["notes"]),
+        )
 
     @cached_property
     def base(self) -> bases.Base:
