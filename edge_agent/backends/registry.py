@@ -16,6 +16,7 @@ GROUP = "edge_agent.backends"
 BUILT_IN = {
     "onnx": "edge_agent.backends.onnx:OnnxBackend",
     "llamacpp": "edge_agent.backends.llamacpp.backend:LlamaBackend",
+    "tensorrt": "edge_agent.backends.tensorrt.engine_backend:TensorRtBackend",
     "echo": "edge_agent.backends.echo:EchoBackend",
 }
 """The backends that come with the agent, as 'module:class'. What the other packages have to know of each runtime is in

@@ -43,12 +43,15 @@ RUNTIMES: Mapping[str, RuntimeTraits] = {
         bandwidth_bound=True,
         context_sized=True,
     ),
-    # Engines of a GPU come before the kernels of a CPU.
-    "tensorrt": RuntimeTraits(weight_suffixes=(".engine", ".plan"), speed_rank=0),
+    # Engines of a GPU come before the kernels of a CPU. They are built on the device from a graph in the package.
+    "tensorrt": RuntimeTraits(weight_suffixes=(".onnx",), speed_rank=0),
     # Answers without a model, for tests and installations that are tried out.
     "echo": RuntimeTraits(speed_rank=2),
 }
-WEIGHT_SUFFIXES = (*(suffix for one in RUNTIMES.values() for suffix in one.weight_suffixes), ".safetensors")
+WEIGHT_SUFFIXES = (
+    *dict.fromkeys(suffix for one in RUNTIMES.values() for suffix in one.weight_suffixes),
+    ".safetensors",
+)
 """The endings that a weight file in a package may have; adapters of every runtime may be safetensors."""
 _PLUG_IN = RuntimeTraits()
 

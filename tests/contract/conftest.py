@@ -1,5 +1,6 @@
 """Every backend as one kind of subject, so that each contract test runs on all of them."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource
-from tests.support import small_graph, tiny_gguf
+from edge_agent.backends.tensorrt.engine_backend import CACHE_VARIABLE, PYTHON_VARIABLE
+from tests.support import fake_gpu, small_graph, tiny_gguf
 from tests.support.needs import need
 
 
@@ -24,9 +26,13 @@ class Subject(NamedTuple):
     tolerance: float
     mixed: bool = True
     heads: bool = True
+    sessions: tuple = ()
 
     def load(self, **options: Any):
-        return registry.create(self.name).load(self.files, {**self.options, **options})
+        session = registry.create(self.name).load(self.files, {**self.options, **options})
+        if self.sessions:
+            self.sessions[0].callback(session.close)
+        return session
 
     def adapter(self, name: str, seed: int = 1, **changes: Any) -> AdapterSource:
         """An adapter that fits; `changes` go to `small_graph.adapter`."""
@@ -75,8 +81,26 @@ def gguf(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["echo", "onnx-fp32", "onnx-int8", "onnx-int8-static", "llamacpp-f16", "llamacpp-q8_0"])
-def subject(request, tmp_path):
+@pytest.fixture(scope="session")
+def engines(graphs):
+    """The banked graph in the form for TensorRT, an interpreter with the stand-in for it, and a folder for engines."""
+    import onnx
+
+    from edge_forge.export.onnx.tensorrt_form import for_tensorrt
+
+    onnx.save(for_tensorrt(onnx.load(graphs / "fp32.onnx"), small_graph.RANK), graphs / "tensorrt.onnx")
+    for generation in fake_gpu.GENERATIONS:
+        fake_gpu.write_python(graphs / f"python-{generation}", generation)
+    return graphs
+
+
+@pytest.fixture(
+    params=[
+        "echo", "onnx-fp32", "onnx-int8", "onnx-int8-static", "tensorrt-8.2", "tensorrt-8.6", "tensorrt-10.3",
+        "llamacpp-f16", "llamacpp-q8_0",
+    ]
+)  # fmt: skip
+def subject(request, tmp_path, monkeypatch):
     name, _, form = request.param.partition("-")
     options = {"max_rows": 8, "max_tokens": 24, "base_id": small_graph.BASE_ID}
     files = {}
@@ -86,6 +110,15 @@ def subject(request, tmp_path):
         options["sequences"] = 8
         # Logits of about 1; a row alone and a row in a batch go through other kernels, with other roundings.
         return Subject(name, files, options, tmp_path, 0.05, mixed=False, heads=False)
+    if name == "tensorrt":
+        folder = request.getfixturevalue("engines")
+        monkeypatch.setenv(PYTHON_VARIABLE, str(folder / f"python-{form}"))
+        monkeypatch.setenv(CACHE_VARIABLE, str(folder / "engines"))
+        files = {"model": str(folder / "tensorrt.onnx")}
+        options["precision"] = "fp32"
+        sessions = ExitStack()  # an engine host must be ended
+        request.addfinalizer(sessions.close)
+        return Subject(name, files, options, tmp_path, 1e-5, sessions=(sessions,))
     if name == "onnx":
         options["threads"] = 1
         files = {"model": str(request.getfixturevalue("graphs") / f"{form}.onnx")}

@@ -38,7 +38,7 @@ def alone(session, row, adapter=None):
 def test_probe_tells_what_it_can_do(subject):
     found = registry.create(subject.name).probe()
     assert isinstance(found, Capabilities)
-    assert found.runtime and found.version and "cpu" in found.devices
+    assert found.runtime and found.version and found.devices
     assert found.adapters and found.mixed_adapters == subject.mixed
 
 

@@ -20,7 +20,7 @@ from onnx import helper
 
 from edge_agent.base.errors import BackendError
 
-from .graph import GraphEditor, metadata
+from .graph import GraphEditor, metadata, set_metadata
 from .inject import COLUMNS, KEY
 
 OPSET = 13
@@ -88,6 +88,7 @@ def _fix_axes(model: onnx.ModelProto, bank: dict[str, object], rank: int, labels
             axis, length = wanted[given.name]
             fixed = onnx.TensorShapeProto.Dimension(dim_value=length)
             given.type.tensor_type.shape.dim[axis].CopyFrom(fixed)
+    set_metadata(model, KEY, {**bank, "rank": rank, "max_labels": labels})
 
 
 def _lower(editor: GraphEditor, node: onnx.NodeProto) -> None:

@@ -1,0 +1,347 @@
+"""TensorRT on a Jetson or another NVIDIA GPU: encoders, with another adapter in every row of a batch.
+
+A graph comes from `edge-forge` in the form for TensorRT (`edge_forge.export.onnx.tensorrt_form`): all bank inputs have
+one rank. Its engine is built when the model is loaded first on a device, in a process of its own, and kept
+(`engine_cache`). Tokens, tasks, batches and the choice of bank positions are those of ONNX Runtime.
+
+The worker is told by its environment which interpreter has tensorrt and pycuda, and where engines are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_agent.backends.adapter_bank import (
+    COLUMNS,
+    BankSpec,
+    PositionalCache,
+    ResidentAdapter,
+    parse_spec,
+    read_adapter,
+)
+from edge_agent.backends.api import (
+    AdapterSource,
+    Backend,
+    Capabilities,
+    Footprint,
+    Session,
+    Unavailable,
+    checked_options,
+)
+from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
+from edge_agent.backends.tensorrt.engine_cache import EngineCache, device_key, graph_digest
+from edge_agent.backends.tensorrt.graph_metadata import read_metadata
+from edge_agent.backends.tensorrt.host_client import EngineHost
+from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
+
+PYTHON_VARIABLE = "EDGE_TENSORRT_PYTHON"
+"""The interpreter that has tensorrt and pycuda; unset: the worker's own."""
+CACHE_VARIABLE = "EDGE_ENGINE_CACHE"
+"""The folder for engine files; unset: a temporary one, so that every load builds anew."""
+# max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
+# as rows. precision: what TensorRT 8 may compute in; from 10 on the graph's own types rule. threads: without effect.
+DEFAULTS: dict[str, Any] = {
+    "max_rows": 16,
+    "max_tokens": 128,
+    "threads": 0,
+    "positions": 0,
+    "base_id": "",
+    "precision": "fp16",
+}
+_CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
+_PRECISIONS = ("fp32", "fp16")
+RESIDENTS = 8
+"""Adapters in the memory that is shared with the engine host; more wait in the worker's own."""
+WORKSPACE_BYTES = 256 << 20
+BUILD_NICENESS = 10
+# Layers of this prefix are computed in FP32 also in an FP16 engine; `tensorrt_form` names them so.
+_FP32_PREFIX = "fp32:"
+_INPUTS = ("input_ids", "attention_mask")
+_FLOAT16_MAX = 65504.0
+
+
+class TensorRtBackend(Backend):
+    """TensorRT in the engine host's process."""
+
+    def probe(self) -> Capabilities | Unavailable:
+        """See `Backend.probe`."""
+        try:
+            with contextlib.closing(_host()) as host:
+                found = host.probe()
+        except BackendMissing as error:
+            return Unavailable(error.what, error.remedy or "")
+        return Capabilities(
+            runtime="tensorrt",
+            version=str(found["tensorrt"]),
+            devices=(str(found["device"]),),
+            dtypes=("fp32", "fp16") if found["fast_fp16"] else ("fp32",),
+            adapters=True,
+            mixed_adapters=True,
+            streams=False,
+        )
+
+    def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
+        """See `Backend.load`; `files` needs the role 'model'. The first load of a graph on a device builds its engine,
+        which takes minutes."""
+        checked = checked_options(options, DEFAULTS, "tensorrt")
+        for name, highest in _CAPACITY.items():
+            lowest = 0 if DEFAULTS[name] == 0 else 1
+            if not lowest <= checked[name] <= highest:
+                raise BackendError(
+                    f"option {name!r} is {checked[name]!r}, {lowest} to {highest} are possible", "tensorrt"
+                )
+        if checked["precision"] not in _PRECISIONS:
+            raise BackendError(
+                f"option 'precision' is {checked['precision']!r}, {' or '.join(_PRECISIONS)} are possible", "tensorrt"
+            )
+        if "model" not in files:
+            raise BackendError("no file with the role 'model' is given", "tensorrt")
+        return EncoderSession(EngineGraph(files["model"], checked), checked["max_rows"], checked["max_tokens"])
+
+
+def _host() -> EngineHost:
+    """An engine host under the board's interpreter, without this worker's own module path."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return EngineHost(os.environ.get(PYTHON_VARIABLE) or sys.executable, env=environment)
+
+
+class EngineGraph(EncoderGraph):
+    """An engine in its host, started again where the host has ended."""
+
+    def __init__(self, path: str, options: Mapping[str, Any]) -> None:
+        self.path = path
+        self._options = options
+        metadata = read_metadata(path)
+        self.base_id = _base_id(metadata, options["base_id"], path)
+        self.table_rows = int(found) if (found := metadata.get("edge.vocabulary", "0")).isdecimal() else 0
+        text = metadata.get("edge.bank")
+        self._spec = None if text is None else parse_spec(text)
+        self._positions = (options["positions"] or options["max_rows"]) if self._spec else 1
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._host = _host()
+        try:
+            self._engine = self._engine_of_device()
+            self._bank = None if self._spec is None else EngineBank(self._spec, self._positions)
+            self.adapters = self._bank
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
+        """See `EncoderGraph.compute`."""
+        if not self._host.alive:
+            self._restart()
+        order, start, windows = tuple(range(len(rows))), 0, 1
+        if self._bank is not None:
+            order, start, windows = self._bank.place(self._host, adapters)
+        longest = max(len(row) for row in rows)
+        ids = np.zeros((len(rows), longest), np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
+        for place, row in enumerate(order):
+            ids[place, : len(rows[row])] = rows[row]
+            mask[place, : len(rows[row])] = 1
+        given = {"input_ids": ids, "attention_mask": mask}
+        outputs, _ = self._host.run(given, windows if self._bank is not None else 0, start)
+        back = np.empty(len(rows), np.int64)
+        back[list(order)] = np.arange(len(rows))
+        # An index makes a copy: what the host returns lies in the shared memory, until the next run.
+        return {name: value[back].astype(np.float32, copy=False) for name, value in outputs.items()}
+
+    def use_threads(self, threads: int) -> None:
+        """See `EncoderGraph.use_threads`: the GPU computes, so the number has no effect."""
+
+    def footprint(self) -> Footprint:
+        """See `EncoderGraph.footprint`: bytes of the device's memory, which on a Jetson is the board's."""
+        found = self._host.footprint()
+        adapters = found["bank_bytes"] + (self._bank.size_bytes if self._bank is not None else 0)
+        arena = found["buffers_bytes"] + found["scratch_bytes"]
+        return Footprint(max(0, found["taken_bytes"] - found["bank_bytes"] - arena), adapters, 0, arena)
+
+    def close(self) -> None:
+        """See `EncoderGraph.close`."""
+        self._host.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _engine_of_device(self) -> Path:
+        """The engine file for this graph on this device; builds it where there is none."""
+        folder = os.environ.get(CACHE_VARIABLE)
+        if folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="engines-")
+            folder = self._folder.name
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._cache = EngineCache(Path(folder))
+        self._device = device_key(self._host.probe())
+        engine = self._cache.engine(graph_digest(self.path), self._device, self._request())
+        if not engine.exists():
+            self._build(engine)
+        return engine
+
+    def _request(self) -> dict[str, Any]:
+        """What the engine is built for, without paths."""
+        rows, tokens = self._options["max_rows"], self._options["max_tokens"]
+        profile = {name: [[1, 1], [rows, tokens], [rows, tokens]] for name in _INPUTS}
+        for name, shape in _bank_shapes(self._spec).items():
+            profile[name] = [[1, *shape], [rows, *shape], [rows, *shape]]
+        precision = self._options["precision"]
+        types = dict.fromkeys(_bank_shapes(self._spec), "float16") if precision == "fp16" else {}
+        return {"profile": profile, "precision": precision, "fp32_names": [_FP32_PREFIX], "input_types": types}
+
+    def _build(self, engine: Path) -> None:
+        """Build in a host of its own: what a build leaves behind on the device goes with that process."""
+        with contextlib.closing(_host()) as host:
+            host.build(
+                onnx=self.path,
+                plan=str(engine),
+                workspace_bytes=WORKSPACE_BYTES,
+                niceness=BUILD_NICENESS,
+                timing_cache=str(self._cache.timings(self._device)),
+                **self._request(),
+            )
+
+    def _load(self) -> None:
+        """Load the engine into the host; one that TensorRT does not take is built once more."""
+        names = tuple(_bank_shapes(self._spec))
+        try:
+            self._host.load(str(self._engine), names, self._positions, RESIDENTS if names else 1)
+        except BackendError:
+            self._engine.unlink(missing_ok=True)
+            self._build(self._engine)
+            self._host.close()
+            self._host = _host()
+            self._host.load(str(self._engine), names, self._positions, RESIDENTS if names else 1)
+        self._cache.used(self._engine)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Run the largest batch once: kernels are loaded when they are first used."""
+        shape = (self._options["max_rows"], self._options["max_tokens"])
+        given = {"input_ids": np.zeros(shape, np.int64), "attention_mask": np.ones(shape, np.int64)}
+        self._host.run(given, 0 if self._bank is None else 1)
+
+    def _restart(self) -> None:
+        """A new host in place of one that has ended; the adapters are handed to it as rows need them."""
+        self._host.close()
+        self._host = _host()
+        if self._bank is not None:
+            self._bank.empty()
+        self._load()
+
+
+class EngineBank:
+    """The resident adapters and the positions of the engine's bank. Implements `encoder_session.AttachedAdapters`.
+
+    An adapter stays in this process as its file has it; `RESIDENTS` at most lie also in the shared memory, in the
+    engine's form, and in the positions that rows used last.
+    """
+
+    def __init__(self, spec: BankSpec, positions: int) -> None:
+        self._spec = spec
+        self._positions = positions
+        self._cache = PositionalCache(positions)
+        self._attached: dict[str, ResidentAdapter] = {}
+        # Adapters in the shared memory by name, the longest unused first.
+        self._places: OrderedDict[str, int] = OrderedDict()
+
+    def attach(self, source: AdapterSource) -> int:
+        """See `AttachedAdapters.attach`."""
+        adapter = read_adapter(source, self._spec)
+        for name, array in adapter.arrays.items():
+            if array.size and np.abs(array).max() > _FLOAT16_MAX:
+                raise AdapterRefused(
+                    f"adapter {source.name!r}: {name} has values above {_FLOAT16_MAX:g}, where float16 ends",
+                    source.path,
+                    "train it with a smaller step size",
+                )
+        self.detach(source.name)
+        self._attached[source.name] = adapter
+        return adapter.size_bytes
+
+    def detach(self, name: str) -> None:
+        """See `AttachedAdapters.detach`."""
+        if self._attached.pop(name, None) is not None:
+            self._cache.forget(name)
+            self._places.pop(name, None)
+
+    def labels(self, name: str) -> int:
+        """See `AttachedAdapters.labels`."""
+        return self._attached[name].labels
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._attached
+
+    @property
+    def size_bytes(self) -> int:
+        """See `AttachedAdapters.size_bytes`."""
+        shared = RESIDENTS * 4 * sum(int(np.prod(shape)) for shape in _bank_shapes(self._spec).values())
+        return shared + sum(adapter.size_bytes for adapter in self._attached.values())
+
+    def empty(self) -> None:
+        """Forget what a host holds that has ended."""
+        self._cache = PositionalCache(self._positions)
+        self._places.clear()
+
+    def place(self, host: EngineHost, names: Sequence[str | None]) -> tuple[tuple[int, ...], int, int]:
+        """Put the rows' adapters into neighbouring positions: (order, first position, positions used).
+
+        Batch row i is row `order[i]` of the request. Rows of one adapter share one position.
+        """
+        wanted = [name or "" for name in names]
+        same = len(set(wanted)) == 1
+        plan = self._cache.place(wanted[:1] if same else wanted)
+        for position, name in plan.writes:
+            host.write(position, self._shared(host, name) if name else None)
+        order = tuple(range(len(names))) if same else plan.order
+        return order, plan.start, 1 if same else len(names)
+
+    def _shared(self, host: EngineHost, name: str) -> int:
+        """The place of an adapter in the shared memory; puts it there, if need be over the longest unused one."""
+        if name in self._places:
+            self._places.move_to_end(name)
+            return self._places[name]
+        place = len(self._places) if len(self._places) < RESIDENTS else self._places.popitem(last=False)[1]
+        arrays = self._attached[name].arrays
+        host.put(place, {given: _padded(arrays[given][0], shape) for given, shape in _bank_shapes(self._spec).items()})
+        self._places[name] = place
+        return place
+
+
+def _bank_shapes(spec: BankSpec | None) -> dict[str, tuple[int, ...]]:
+    """Every bank input of the form for TensorRT, without the rows' axis."""
+    if spec is None:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {
+        "head.weight": (spec.hidden, spec.max_labels),
+        "head.bias": (spec.max_labels,),
+    }
+    for site in spec.sites:
+        columns = max(1, min(COLUMNS, spec.rank - site.first))
+        shapes[site.a] = (site.d_in, columns)
+        shapes[site.b] = (columns, site.d_out)
+    return shapes
+
+
+def _padded(array: Any, shape: tuple[int, ...]) -> Any:
+    """The array with zeros behind it up to the shape."""
+    if array.shape == shape:
+        return array
+    whole = np.zeros(shape, np.float32)
+    whole[tuple(slice(length) for length in array.shape)] = array
+    return whole
+
+
+def _base_id(metadata: Mapping[str, str], wanted: str, path: str) -> str:
+    own = metadata.get("edge.base_id", "").strip('"')
+    if wanted and own and wanted != own:
+        raise BackendError(f"the graph is of base {own}, {wanted} was asked for", path)
+    return wanted or own

@@ -1,0 +1,67 @@
+"""Engine files on this device: their names say all that an engine depends on, so that no stale one is ever loaded.
+
+An engine is a compiled graph. It belongs to the graph, the shapes it was built for, TensorRT's and CUDA's version, the
+GPU and its power mode. All of that goes into the key; a change of any gives another file, and the old one stays until
+newer ones need its place. A file of its own because it is pure but for the folder, and knows no host process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent.sensors.files import read_text
+
+ENGINES_KEPT = 8
+"""Engine files that stay in the cache; the longest unused ones go first. Each has about the size of its graph."""
+_OF_DEVICE = ("tensorrt", "cuda", "device", "compute_capability")
+# nvpmodel keeps the mode that it last set here, as "pmode:0002" (jetson_stats reads the same file).
+_POWER_MODE = "/var/lib/nvpmodel/status"
+_CHUNK_BYTES = 1 << 20
+
+
+def device_key(probe: Mapping[str, Any], root: Path = Path("/")) -> dict[str, str]:
+    """What an engine and a timing cache depend on beside the graph, from the engine host's `probe`."""
+    mode = read_text(str(root) + _POWER_MODE).text
+    return {**{name: str(probe[name]) for name in _OF_DEVICE}, "power_mode": (mode or "").strip()}
+
+
+def graph_digest(path: str) -> str:
+    """The SHA-256 of a file in hexadecimal. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class EngineCache:
+    """The folder of engine files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def engine(self, graph: str, device: Mapping[str, str], build: Mapping[str, Any]) -> Path:
+        """Where the engine of a graph (its digest) lies, built by these settings on this device; perhaps not yet."""
+        return self._folder / f"{_digest({'graph': graph, 'device': dict(device), 'build': dict(build)})}.plan"
+
+    def timings(self, device: Mapping[str, str]) -> Path:
+        """TensorRT's timing cache for this device."""
+        return self._folder / f"{_digest(dict(device))}.timings"
+
+    def used(self, engine: Path) -> None:
+        """Note that an engine serves, and remove what is longest unused beyond `ENGINES_KEPT`."""
+        with contextlib.suppress(OSError):
+            os.utime(engine)
+            found = sorted(self._folder.glob("*.plan"), key=lambda path: path.stat().st_mtime, reverse=True)
+            for old in found[ENGINES_KEPT:]:
+                old.unlink(missing_ok=True)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,229 @@
+"""The TensorRT backend with a real engine host and the stand-in for TensorRT: builds, the cache, deaths, many adapters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob, Unavailable
+from edge_agent.backends.tensorrt.engine_backend import (
+    CACHE_VARIABLE,
+    PYTHON_VARIABLE,
+    RESIDENTS,
+    TensorRtBackend,
+)
+from edge_agent.backends.tensorrt.engine_cache import ENGINES_KEPT, EngineCache, device_key
+from edge_agent.backends.tensorrt.graph_metadata import read_metadata
+from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_forge.export.onnx.tensorrt_form import for_tensorrt, lower
+from tests.support import fake_gpu, small_graph
+
+LIMITS = Limits(max_rows=8, threads=1)
+TEXT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The small encoder with a bank in the form for TensorRT; the environment of a worker on a board."""
+    small_graph.banked(tmp_path / "open.onnx")
+    onnx.save(for_tensorrt(onnx.load(tmp_path / "open.onnx"), small_graph.RANK), tmp_path / "model.onnx")
+    monkeypatch.setenv(PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "python")))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "engines"))
+    return str(tmp_path / "model.onnx")
+
+
+def load(path: str, **options: object):
+    defaults = {"max_rows": 8, "max_tokens": 24, "precision": "fp32"}
+    return TensorRtBackend().load({"model": path}, {**defaults, **options})
+
+
+@pytest.fixture
+def session(graph: str) -> Iterator:
+    made = load(graph)
+    yield made
+    made.close()
+
+
+def answer(session, adapter: str | None = None):
+    session.submit(SessionJob("one", adapter, [TEXT], {}))
+    (event,) = session.step(LIMITS)
+    return event
+
+
+def source(folder: Path, name: str, seed: int, **changes: float) -> AdapterSource:
+    path = small_graph.write_adapter(folder / f"{name}.safetensors", small_graph.adapter(seed, **changes))
+    return AdapterSource(name, str(path), small_graph.BASE_ID)
+
+
+def plans(folder: Path) -> list[Path]:
+    return sorted((folder / "engines").glob("*.plan"))
+
+
+def test_an_engine_is_built_once_for_a_graph_and_its_shapes(graph: str, tmp_path: Path) -> None:
+    load(graph).close()
+    (built,) = plans(tmp_path)
+    before = built.stat().st_ino
+    load(graph).close()
+    assert [path.stat().st_ino for path in plans(tmp_path)] == [before]
+    load(graph, max_tokens=12).close()
+    assert len(plans(tmp_path)) == 2
+    assert list((tmp_path / "engines").glob("*.timings"))
+
+
+def test_another_library_gets_another_engine(graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(graph).close()
+    newer = fake_gpu.write_python(tmp_path / "newer", "10.3")
+    monkeypatch.setenv(PYTHON_VARIABLE, str(newer))
+    session = load(graph)
+    assert isinstance(answer(session), Done)
+    session.close()
+    assert len(plans(tmp_path)) == 2
+
+
+def test_the_power_mode_is_a_part_of_the_key(tmp_path: Path) -> None:
+    probe = {"tensorrt": "8.6", "cuda": 12000, "device": "Orin", "compute_capability": "8.7"}
+    status = tmp_path / "var/lib/nvpmodel/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("pmode:0000 fmode:fanNull\n")
+    first = device_key(probe, tmp_path)
+    status.write_text("pmode:0002 fmode:fanNull\n")
+    second = device_key(probe, tmp_path)
+    assert first["power_mode"] == "pmode:0000 fmode:fanNull" and first != second
+    cache = EngineCache(tmp_path)
+    assert cache.engine("ab", first, {}) != cache.engine("ab", second, {})
+    assert cache.timings(first) != cache.timings(second)
+
+
+def test_a_damaged_engine_is_built_again(graph: str, tmp_path: Path) -> None:
+    load(graph).close()
+    (built,) = plans(tmp_path)
+    built.write_bytes(b"half a plan")
+    session = load(graph)
+    assert isinstance(answer(session), Done)
+    session.close()
+    assert built.stat().st_size > 1000
+
+
+def test_engines_that_nobody_uses_leave_the_cache(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    paths = [cache.engine(str(number), {}, {}) for number in range(ENGINES_KEPT + 3)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"")
+        os.utime(path, (number, number))
+    cache.used(paths[0])
+    assert set(tmp_path.glob("*.plan")) == {paths[0], *paths[4:]}
+
+
+def test_after_the_death_of_its_host_the_next_batch_is_answered(session, tmp_path: Path) -> None:
+    session.attach(source(tmp_path, "a", 1))
+    before = answer(session, "a").outputs["logits"]
+    os.kill(session._graph._host.pid, signal.SIGKILL)
+    until_s = time.monotonic() + 10
+    while session._graph._host.alive and time.monotonic() < until_s:
+        time.sleep(0.01)
+    after = answer(session, "a")
+    assert isinstance(after, Done)
+    assert after.outputs["logits"] == pytest.approx(before, abs=1e-6)
+
+
+def test_a_host_that_dies_in_a_run_fails_that_batch_alone(session) -> None:
+    host = session._graph._host
+    host.run = lambda *_, **__: (host.kill(), host.footprint())
+    assert isinstance(answer(session), Failed)
+    assert isinstance(answer(session), Done)
+
+
+def test_more_adapters_than_the_shared_memory_holds(session, tmp_path: Path) -> None:
+    names = [f"a{number}" for number in range(RESIDENTS + 3)]
+    for number, name in enumerate(names):
+        session.attach(source(tmp_path, name, number + 1))
+    for _ in range(2):
+        for number, name in enumerate(names):
+            found = answer(session, name).outputs
+            features, logits = small_graph.reference([TEXT], small_graph.adapter(number + 1))
+            assert found["features"][0] == pytest.approx(features[0], abs=1e-5)
+            assert found["logits"][0] == pytest.approx(logits[0], abs=1e-5)
+    session.detach(names[-1])
+    with pytest.raises(AdapterRefused, match="is not attached"):
+        session.submit(SessionJob("late", names[-1], [TEXT], {}))
+
+
+def test_an_adapter_beyond_float16_is_refused(session, tmp_path: Path) -> None:
+    with pytest.raises(AdapterRefused, match="above 65504"):
+        session.attach(source(tmp_path, "huge", 1, scale=1e6))
+
+
+def test_half_precision_is_near(graph: str, tmp_path: Path) -> None:
+    whole, half = load(graph), load(graph, precision="fp16")
+    for one in (whole, half):
+        one.attach(source(tmp_path, "a", 1))
+    assert answer(half, "a").outputs["features"] == pytest.approx(answer(whole, "a").outputs["features"], abs=2e-2)
+    whole.close()
+    half.close()
+    assert len(plans(tmp_path)) == 2
+
+
+def test_a_graph_without_a_bank_takes_no_adapters(graph: str, tmp_path: Path) -> None:
+    onnx.save(lower(small_graph.encoder()), tmp_path / "plain.onnx")
+    session = load(str(tmp_path / "plain.onnx"))
+    found = answer(session)
+    assert found.outputs["features"][0] == pytest.approx(small_graph.reference([TEXT], None)[0][0], abs=1e-5)
+    with pytest.raises(AdapterRefused, match="takes no adapters"):
+        session.attach(source(tmp_path, "a", 1))
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("precision", "int8"), ("max_rows", 0), ("max_tokens", 100_000), ("threads", -1)]
+)
+def test_an_option_beyond_its_range_is_refused(graph: str, option: str, value: object) -> None:
+    with pytest.raises(BackendError, match=f"option '{option}' is"):
+        load(graph, **{option: value})
+
+
+def test_a_build_that_fails_is_a_sentence_and_leaves_no_process(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "small", build="memory")))
+    with pytest.raises(BackendError, match=r"out of memory.*\(free memory"):
+        load(graph)
+    assert not plans(tmp_path)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert not [pid for pid in children if "engine_host" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_a_machine_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    found = TensorRtBackend().probe()
+    assert isinstance(found, Unavailable) and "cannot import tensorrt" in found.reason
+    assert "python3-libnvinfer" in found.remedy
+    monkeypatch.setenv(PYTHON_VARIABLE, "/absent/python3")
+    absent = TensorRtBackend().probe()
+    assert isinstance(absent, Unavailable) and "cannot be started" in absent.reason
+
+
+def test_metadata_are_read_as_the_onnx_library_reads_them(graph: str, tmp_path: Path) -> None:
+    own = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
+    assert read_metadata(graph) == own and {"edge.bank", "edge.base_id"} <= set(own)
+    content = Path(graph).read_bytes()
+    for length in (0, 1, 7, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.onnx").write_bytes(content[:length])
+        try:
+            read_metadata(str(tmp_path / "cut.onnx"))
+        except BackendError as error:
+            assert "no ONNX file" in error.what
+
+
+def test_the_answers_of_a_batch_are_not_overwritten_by_the_next(session) -> None:
+    first = answer(session).outputs["features"]
+    kept = np.array(first)
+    session.submit(SessionJob("other", None, [[9, 2]], {}))
+    session.step(LIMITS)
+    assert np.array_equal(first, kept)
