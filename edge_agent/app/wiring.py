@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.config import secrets
 from edge_agent.config.load import DEFAULT_PATH, device_id
@@ -82,8 +83,12 @@ def bounds(settings: Settings) -> Bounds:
 def spawn_options(settings: Settings) -> SpawnOptions:
     """How workers are started."""
     worker = settings.worker
+    environment = {ENGINE_FOLDER_VARIABLE: str(settings.store.state_dir / "engines")}
+    if worker.tensorrt_python is not None:
+        environment[TENSORRT_PYTHON_VARIABLE] = str(worker.tensorrt_python)
     return SpawnOptions(
         python=_text(worker.python),
+        environment=environment,
         oom_score_adj=worker.oom_score_adj,
         nice=worker.nice,
         load_limit_s=worker.load_limit_s,

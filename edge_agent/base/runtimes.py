@@ -72,6 +72,11 @@ OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": str(_SPINS
 """Environment of a process that computes with OpenMP, set before its library is loaded. GOMP_SPINCOUNT takes precedence
 over OMP_WAIT_POLICY in GNU OpenMP; other implementations only know the latter."""
 
+TENSORRT_PYTHON_VARIABLE = "EDGE_TENSORRT_PYTHON"
+"""Tells a worker which interpreter has tensorrt and pycuda; unset: the worker's own."""
+ENGINE_FOLDER_VARIABLE = "EDGE_ENGINE_FOLDER"
+"""Tells a worker where TensorRT's engines are kept; unset: in a temporary folder, so that every load builds one."""
+
 DEVICE_OPTIONS = frozenset(
     {"max_rows", "max_tokens", "threads", "decode_threads", "memory_bytes", "shrink", "spinning"}
 )

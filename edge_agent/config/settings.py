@@ -170,8 +170,13 @@ class WorkerSettings:
     """The interpreter of the workers. Unset: the daemon's own. A plug-in that needs a board's system Python
     (3.10 or newer) names that one here."""
 
+    tensorrt_python: Annotated[Path | None, Example("/usr/bin/python3")] = None
+    """The interpreter that has TensorRT and pycuda, for the backend 'tensorrt': JetPack's own, 3.6 or newer. Unset:
+    that of the workers."""
+
     backends: Annotated[tuple[str, ...], NAME] = ("onnx", "llamacpp")
-    """Backends that may be used; a plug-in that is merely installed never runs until it is named here."""
+    """Backends that may be used; a plug-in that is merely installed never runs until it is named here. On a Jetson name
+    'tensorrt' too (docs/jetson.md)."""
 
     threads: Annotated[int | None, Between(1, 256), Example(4)] = None
     """Compute threads of a worker. Unset: one per core of the board."""

@@ -8,7 +8,7 @@ import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource
-from edge_agent.backends.tensorrt.engine_backend import CACHE_VARIABLE, PYTHON_VARIABLE
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 from tests.support import fake_gpu, small_graph, tiny_gguf
 from tests.support.needs import need
 
@@ -112,8 +112,8 @@ def subject(request, tmp_path, monkeypatch):
         return Subject(name, files, options, tmp_path, 0.05, mixed=False, heads=False)
     if name == "tensorrt":
         folder = request.getfixturevalue("engines")
-        monkeypatch.setenv(PYTHON_VARIABLE, str(folder / f"python-{form}"))
-        monkeypatch.setenv(CACHE_VARIABLE, str(folder / "engines"))
+        monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(folder / f"python-{form}"))
+        monkeypatch.setenv(ENGINE_FOLDER_VARIABLE, str(folder / "engines"))
         files = {"model": str(folder / "tensorrt.onnx")}
         options["precision"] = "fp32"
         sessions = ExitStack()  # an engine host must be ended

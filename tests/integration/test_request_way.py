@@ -8,98 +8,23 @@ and over a real broker. What runs in every one of several requests belongs to th
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from edge_agent.backends import registry
-from edge_agent.backends.api import AdapterSource as Attached
-from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
-from edge_forge.package.build import build
-from edge_forge.package.sources import AdapterPackageSource, ModelSource, VariantSource
-from tests.support import small_graph, ways
+from tests.support import ways
 from tests.support.agents import AgentProcess, running
 from tests.support.mosquitto import Mosquitto
-from tests.support.packages import keys, release
+from tests.support.small_package import TEXTS, small_package
 
 CALL_TRACE = Path(__file__).resolve().parents[1] / "support" / "call_trace"
-WORDS = ("[PAD]", "[UNK]", "turn", "on", "the", "light", "cold")
-TEXTS = ("turn on the light", "the cold light")
-LABELS = ["light", "heat", "other"]
 REQUESTS = 12
 """So many that what a timer runs does not fall into every one, not even on a slow machine."""
-
-
-def tokenizer(path: Path) -> Path:
-    """A tokenizer of seven words."""
-    tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.save(str(path))
-    return path
-
-
-def rows() -> list[list[int]]:
-    """The token ids of the probe texts."""
-    return [[WORDS.index(word) for word in text.split()] for text in TEXTS]
-
-
-def probes(folder: Path, graph: Path, adapter: Path | None) -> Path:
-    """Golden probes as ONNX Runtime computes them here."""
-    session = registry.create("onnx").load(
-        {"model": str(graph)},
-        {"max_rows": 4, "max_tokens": 16, "base_id": small_graph.BASE_ID, "threads": 1},
-    )
-    if adapter is not None:
-        session.attach(Attached("one", str(adapter), small_graph.BASE_ID))
-    session.submit(SessionJob("probe", None if adapter is None else "one", rows(), {}))
-    (event,) = session.step(Limits(8, 1))
-    assert isinstance(event, Done)
-    entry: dict[str, Any] = {"features": [[float(x) for x in row] for row in event.outputs["features"]]}
-    entry["features_tolerance"] = 1e-3
-    if adapter is not None:
-        entry["logits"] = [[float(x) for x in row] for row in event.outputs["logits"]]
-        entry.update(logits_tolerance=1e-3, min_effect=1e-3)
-    session.close()
-    path = folder / f"probes-{'base' if adapter is None else 'one'}.json"
-    path.write_text(json.dumps({"schema": 1, "texts": list(TEXTS), "expected": {"onnx/fp32": entry}}))
-    return path
-
-
-def package(folder: Path) -> Path:
-    """A signed package: a small ONNX encoder with an adapter bank, and one adapter."""
-    graph = small_graph.banked(folder / "small.onnx")
-    weights = small_graph.write_adapter(folder / "one.safetensors", small_graph.adapter(1))
-    task = {"kind": "classify", "labels": LABELS, "max_tokens": 16}
-    model = ModelSource(
-        name="small",
-        base_id=small_graph.BASE_ID,
-        task={"kind": "embed", "max_tokens": 16},
-        variants=[VariantSource(graph, "onnx", "fp32", peak_bytes=1 << 20, options={})],
-        probes=probes(folder, graph, None),
-        tokenizer=tokenizer(folder / "tokenizer.json"),
-        licences=("Apache-2.0",),
-    )
-    adapter = AdapterPackageSource(
-        name="one",
-        base_id=small_graph.BASE_ID,
-        weights=weights,
-        rank=small_graph.RANK,
-        alpha=8.0,
-        targets=list(small_graph.MODULES),
-        task=task,
-        probes=probes(folder, graph, weights),
-    )
-    return build(folder / "small.tar", release("small"), model, [adapter], None, [keys().release_key]).path
 
 
 async def ask(agent: AgentProcess, port: int) -> None:
@@ -133,7 +58,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     path = os.pathsep.join([str(CALL_TRACE), *filter(None, [os.environ.get("PYTHONPATH")])])
     with Mosquitto(folder) as broker:
         agent = AgentProcess(folder / "device", broker.port, backends=("onnx",))
-        agent.install(package(folder))
+        agent.install(small_package(folder))
         with running(agent, PYTHONPATH=path, CALL_TRACE=str(folder / "trace")):
             asyncio.run(ask(agent, broker.port))
             pids = [agent.pid, *agent.workers()]

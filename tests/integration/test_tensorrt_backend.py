@@ -1,7 +1,8 @@
-"""The TensorRT backend with a real engine host and the stand-in for TensorRT: builds, the cache, deaths, many adapters."""
+"""The TensorRT backend with a real engine host and the stand-in for TensorRT: builds, cache, deaths, many adapters."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -13,17 +14,19 @@ import onnx
 import pytest
 
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob, Unavailable
-from edge_agent.backends.tensorrt.engine_backend import (
-    CACHE_VARIABLE,
-    PYTHON_VARIABLE,
-    RESIDENTS,
-    TensorRtBackend,
-)
+from edge_agent.backends.tensorrt.engine_backend import RESIDENTS, TensorRtBackend
 from edge_agent.backends.tensorrt.engine_cache import ENGINES_KEPT, EngineCache, device_key
 from edge_agent.backends.tensorrt.graph_metadata import read_metadata
 from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.mqtt.client import RequestClient
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.messages import Reply
 from edge_forge.export.onnx.tensorrt_form import for_tensorrt, lower
 from tests.support import fake_gpu, small_graph
+from tests.support.agents import AgentProcess, running
+from tests.support.mosquitto import Mosquitto
+from tests.support.small_package import LABELS, TEXTS, WORDS, small_package
 
 LIMITS = Limits(max_rows=8, threads=1)
 TEXT = [3, 1, 4, 1, 5]
@@ -34,8 +37,8 @@ def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The small encoder with a bank in the form for TensorRT; the environment of a worker on a board."""
     small_graph.banked(tmp_path / "open.onnx")
     onnx.save(for_tensorrt(onnx.load(tmp_path / "open.onnx"), small_graph.RANK), tmp_path / "model.onnx")
-    monkeypatch.setenv(PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "python")))
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "engines"))
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "python")))
+    monkeypatch.setenv(ENGINE_FOLDER_VARIABLE, str(tmp_path / "engines"))
     return str(tmp_path / "model.onnx")
 
 
@@ -80,7 +83,7 @@ def test_an_engine_is_built_once_for_a_graph_and_its_shapes(graph: str, tmp_path
 def test_another_library_gets_another_engine(graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(graph).close()
     newer = fake_gpu.write_python(tmp_path / "newer", "10.3")
-    monkeypatch.setenv(PYTHON_VARIABLE, str(newer))
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(newer))
     session = load(graph)
     assert isinstance(answer(session), Done)
     session.close()
@@ -191,7 +194,7 @@ def test_an_option_beyond_its_range_is_refused(graph: str, option: str, value: o
 def test_a_build_that_fails_is_a_sentence_and_leaves_no_process(
     graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "small", build="memory")))
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "small", build="memory")))
     with pytest.raises(BackendError, match=r"out of memory.*\(free memory"):
         load(graph)
     assert not plans(tmp_path)
@@ -200,11 +203,11 @@ def test_a_build_that_fails_is_a_sentence_and_leaves_no_process(
 
 
 def test_a_machine_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    monkeypatch.delenv(TENSORRT_PYTHON_VARIABLE, raising=False)
     found = TensorRtBackend().probe()
     assert isinstance(found, Unavailable) and "cannot import tensorrt" in found.reason
     assert "python3-libnvinfer" in found.remedy
-    monkeypatch.setenv(PYTHON_VARIABLE, "/absent/python3")
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, "/absent/python3")
     absent = TensorRtBackend().probe()
     assert isinstance(absent, Unavailable) and "cannot be started" in absent.reason
 
@@ -227,3 +230,29 @@ def test_the_answers_of_a_batch_are_not_overwritten_by_the_next(session) -> None
     session.submit(SessionJob("other", None, [[9, 2]], {}))
     session.step(LIMITS)
     assert np.array_equal(first, kept)
+
+
+def test_an_agent_serves_a_package_for_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install with golden probes, load, a batch with and without an adapter, over a real broker; the engine stays."""
+    python = fake_gpu.write_python(tmp_path / "python")
+    monkeypatch.setenv("EDGE_AGENT__WORKER__TENSORRT_PYTHON", str(python))
+
+    async def asked(port: int) -> list[Reply]:
+        async with RequestClient(MqttOptions(host="127.0.0.1", port=port, client_id="me")) as client:
+            bodies = [{"text": text, **more} for text in TEXTS for more in ({"adapter": "one"}, {})]
+            return list(await asyncio.gather(*(client.infer("dev1", "small", body) for body in bodies)))
+
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port, backends=("tensorrt",))
+        agent.install(small_package(tmp_path, "tensorrt"))
+        (built,) = (tmp_path / "device/state/engines").glob("*.plan")
+        before = built.stat().st_ino
+        with running(agent):
+            replies = asyncio.run(asked(broker.port))
+        assert built.stat().st_ino == before
+    assert [reply.status for reply in replies] == [200] * 4, agent.log
+    assert {reply.variant for reply in replies} == {"fp32"}
+    for text, reply in zip(TEXTS, replies[::2], strict=True):
+        ids = [WORDS.index(word) for word in text.split()]
+        logits = small_graph.reference([ids], small_graph.adapter(1))[1][0]
+        assert reply.result["label"] == LABELS[int(np.argmax(logits))], reply

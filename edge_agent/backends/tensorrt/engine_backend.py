@@ -42,11 +42,8 @@ from edge_agent.backends.tensorrt.engine_cache import EngineCache, device_key, g
 from edge_agent.backends.tensorrt.graph_metadata import read_metadata
 from edge_agent.backends.tensorrt.host_client import EngineHost
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 
-PYTHON_VARIABLE = "EDGE_TENSORRT_PYTHON"
-"""The interpreter that has tensorrt and pycuda; unset: the worker's own."""
-CACHE_VARIABLE = "EDGE_ENGINE_CACHE"
-"""The folder for engine files; unset: a temporary one, so that every load builds anew."""
 # max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
 # as rows. precision: what TensorRT 8 may compute in; from 10 on the graph's own types rule. threads: without effect.
 DEFAULTS: dict[str, Any] = {
@@ -111,7 +108,7 @@ class TensorRtBackend(Backend):
 def _host() -> EngineHost:
     """An engine host under the board's interpreter, without this worker's own module path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return EngineHost(os.environ.get(PYTHON_VARIABLE) or sys.executable, env=environment)
+    return EngineHost(os.environ.get(TENSORRT_PYTHON_VARIABLE) or sys.executable, env=environment)
 
 
 class EngineGraph(EncoderGraph):
@@ -175,7 +172,7 @@ class EngineGraph(EncoderGraph):
 
     def _engine_of_device(self) -> Path:
         """The engine file for this graph on this device; builds it where there is none."""
-        folder = os.environ.get(CACHE_VARIABLE)
+        folder = os.environ.get(ENGINE_FOLDER_VARIABLE)
         if folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="engines-")
             folder = self._folder.name

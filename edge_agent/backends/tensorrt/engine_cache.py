@@ -15,20 +15,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.sensors.files import read_text
-
 ENGINES_KEPT = 8
 """Engine files that stay in the cache; the longest unused ones go first. Each has about the size of its graph."""
 _OF_DEVICE = ("tensorrt", "cuda", "device", "compute_capability")
 # nvpmodel keeps the mode that it last set here, as "pmode:0002" (jetson_stats reads the same file).
-_POWER_MODE = "/var/lib/nvpmodel/status"
+_POWER_MODE = "var/lib/nvpmodel/status"
+_POWER_MODE_BYTES = 200
 _CHUNK_BYTES = 1 << 20
 
 
 def device_key(probe: Mapping[str, Any], root: Path = Path("/")) -> dict[str, str]:
     """What an engine and a timing cache depend on beside the graph, from the engine host's `probe`."""
-    mode = read_text(str(root) + _POWER_MODE).text
-    return {**{name: str(probe[name]) for name in _OF_DEVICE}, "power_mode": (mode or "").strip()}
+    mode = b""
+    with contextlib.suppress(OSError), (root / _POWER_MODE).open("rb") as stream:
+        mode = stream.read(_POWER_MODE_BYTES)
+    return {
+        **{name: str(probe[name]) for name in _OF_DEVICE},
+        "power_mode": mode.decode(errors="replace").strip(),
+    }
 
 
 def graph_digest(path: str) -> str:
