@@ -125,14 +125,13 @@ class EngineGraph(EncoderGraph):
         self._positions = (options["positions"] or options["max_rows"]) if self._spec else 1
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._host = _host()
-        try:
+        with contextlib.ExitStack() as unless_loaded:
+            unless_loaded.callback(self.close)
             self._engine = self._engine_of_device()
             self._bank = None if self._spec is None else EngineBank(self._spec, self._positions)
             self.adapters = self._bank
             self._load()
-        except BaseException:
-            self.close()
-            raise
+            unless_loaded.pop_all()
 
     def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
         """See `EncoderGraph.compute`."""
