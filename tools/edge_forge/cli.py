@@ -122,8 +122,12 @@ def _common_arguments(parser: argparse.ArgumentParser) -> None:
 def _package_verbs(subparsers: Any) -> None:
     keygen = subparsers.add_parser("keygen", help="make signing keys and the trust root that devices need")
     keygen.add_argument("dir", type=Path, metavar="DIR", help="the folder for the keys; keep it off the devices")
-    keygen.add_argument(
+    ways = keygen.add_mutually_exclusive_group()
+    ways.add_argument(
         "--rotate", choices=("root", "release", "all"), help="new keys and the next root file, signed by old and new"
+    )
+    ways.add_argument(
+        "--adopt", action="store_true", help="take over the keys in DIR, which were made by another user or elsewhere"
     )
     keygen.set_defaults(run=f"{_PACKAGE_COMMANDS}:keygen_verb")
 

@@ -90,6 +90,7 @@ def build(arguments: argparse.Namespace) -> int:
     result = {
         "packages": [str(path) for path in packages],
         "trust_root": str(plan.signer.keys.root_file),
+        "signing_key": plan.signer.key_named,
         "report": [str(path) for path in written],
     }
     if arguments.json:
@@ -100,6 +101,7 @@ def build(arguments: argparse.Namespace) -> int:
         [[str(path), one["what"], size(one["size_bytes"])]
          for path, one in zip(packages, figures["packages"], strict=True)],
     )  # fmt: skip
+    print(f"signed by   {plan.signer.key_named}")
     print(f"trust root  {plan.signer.keys.root_file}\nreport      {written[1]}")
     for line in kind.report.score_lines(figures):
         print(line)

@@ -1,17 +1,23 @@
 """What a builder is told of packages of the same version, and of trainings that led nowhere."""
 
 import io
+import os
 
 import pytest
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.bundle import jsonio, sign
+from edge_agent.bundle.sign import PrivateKey
+from edge_agent.bundle.trust import ROOT_TYPE, Role, Roles, Root
+from edge_forge.cli import main
 from edge_forge.evaluate.training_outcome import TrainingOutcome
-from edge_forge.package.keys import keygen
+from edge_forge.package.keys import KeyFolder, keygen
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.signing import PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe
+from edge_forge.user_state import UserState
 from tests.support.packages import base_package
 
 
@@ -68,6 +74,7 @@ def test_a_key_that_devices_would_not_believe_is_said_before_anything_long(signi
     signer, _ = signing(keys=str(tmp_path / "ours"))
     with pytest.raises(ConfigError, match=r"package.keys: .*root.json does not know the release key release-1.pem"):
         signer.keys  # noqa: B018 - asking for them checks them
+    UserState.of(os.environ).remember(KeyFolder(tmp_path / "theirs").all_ids(), made_here=True)
     signer, _ = signing(keys=str(tmp_path / "theirs"))
     assert signer.keys.release_key.name == "release-1.pem"
 
@@ -82,3 +89,75 @@ def test_a_failed_training_is_refused_unless_the_recipe_takes_it(signing):
     assert said.getvalue().startswith("warning: the training failed")
     assert signer.require_learned(TrainingOutcome("", "it is weak")) == "it is weak"
     assert signer.require_learned(TrainingOutcome()) == ""
+
+
+def test_development_keys_are_made_once_and_named_every_time(signing, tmp_path):
+    for _ in range(2):
+        signer, said = signing()
+        keys = signer.keys
+        last = said.getvalue().splitlines()[-1]
+        assert last.startswith("signing key ")
+        assert f" {keys.release_key}, made here less than a minute ago (20" in last
+        assert last.endswith(signer.key_named)
+    assert len(list((tmp_path / "keys").glob("release-*.pem"))) == 1
+
+
+def test_keys_that_came_with_the_recipe_are_refused_until_they_are_taken_over(signing, tmp_path, capsys):
+    keygen(tmp_path / "keys")
+    signer, _ = signing()
+    with pytest.raises(ConfigError, match=r"package.keys: the keys in .* were not made here .*keygen .* --adopt"):
+        signer.keys  # noqa: B018 - asking for them checks them
+    assert main(["keygen", str(tmp_path / "keys"), "--adopt"]) == 0
+    assert ", taken over here less than a minute ago" in capsys.readouterr().out
+    signer, said = signing()
+    assert signer.keys.path == tmp_path / "keys"
+    assert ", taken over here less than a minute ago" in said.getvalue()
+
+
+def test_a_foreign_root_that_knows_our_release_key_is_refused(signing, tmp_path):
+    """Whoever wrote that root file decides what devices take, though the key that signs is ours."""
+    signer, _ = signing()
+    ours = PrivateKey.load(signer.keys.release_key)
+    foreign = PrivateKey.generate()
+    root = Root(
+        schema=1, version=1, keys={key.keyid: key.public_hex for key in (foreign, ours)},
+        roles=Roles(root=Role(keys=(foreign.keyid,), threshold=1), release=Role(keys=(ours.keyid,), threshold=1)),
+    )  # fmt: skip
+    (tmp_path / "keys" / "root.json").write_bytes(sign.wrap(ROOT_TYPE, jsonio.encode(root), [foreign]))
+    signer, _ = signing()
+    with pytest.raises(ConfigError, match=f"were not made here by this user .{foreign.keyid[:16]}"):
+        signer.keys  # noqa: B018 - asking for them checks them
+
+
+def test_a_file_that_is_named_like_a_key_or_root_and_is_none_is_passed_over(signing, tmp_path):
+    signer, _ = signing()
+    keys = signer.keys
+    for name in ("release-x.pem", "release-.pem", "1x.json", "notes.json"):
+        (keys.path / name).write_text("")
+    assert signing()[0].keys.release_key.name == "release-1.pem"
+    assert [path.name for path in keys.numbered] == ["1.json"]
+
+
+def test_every_sign_names_the_key(tmp_path, capsys):
+    package = built(tmp_path / "one", 1)
+    foreign = keygen(tmp_path / "foreign")
+    assert main(["keygen", str(tmp_path / "ours")]) == 0
+    capsys.readouterr()
+    for folder, said in (("ours", ", made here less than"), ("foreign", ", not made here; its file is less than")):
+        key = tmp_path / folder / "release-1.pem"
+        assert main(["sign", str(package), "--key", str(key)]) == 0
+        out = capsys.readouterr().out
+        assert f"{key}{said}" in out
+        assert PrivateKey.load(key).keyid[:16] in out
+    assert foreign.release_key.is_file()
+
+
+def test_a_trust_root_that_came_with_a_package_proves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("EDGE_FORGE_KEYS", raising=False)
+    foreign = keygen(tmp_path / "build" / "keys")
+    package = built(tmp_path / "build" / "packages", 1)
+    assert main(["sign", str(package), "--key", str(foreign.release_key)]) == 0
+    assert main(["verify", str(package)]) == 2
+    assert "the trust root beside the package was not made here" in capsys.readouterr().err
+    assert main(["keygen", str(foreign.path), "--adopt"]) == 0
+    assert main(["verify", str(package)]) == 0

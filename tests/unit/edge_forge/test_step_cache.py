@@ -10,9 +10,10 @@ import pytest
 
 from edge_agent.base.errors import EdgeError
 from edge_forge.plan import step_runner as versions
-from edge_forge.plan.cache import BuildStep, Cache, canonical, describe, write_json
+from edge_forge.plan.cache import BuildStep, Cache, canonical, describe, file_digest, write_json
 from edge_forge.plan.step_runner import code_version
 from edge_forge.progress import Progress
+from edge_forge.user_state import UserState
 
 
 class Work:
@@ -51,6 +52,11 @@ def cache(tmp_path, said):
     return Cache(tmp_path / "build", Progress(said))
 
 
+def later(cache, said, state=None):
+    """The same build folder in another process."""
+    return Cache(cache.root, Progress(said), state)
+
+
 def step(work, **parts):
     return BuildStep(
         "toy", parts.get("inputs", {"a": "1"}), parts.get("settings", {"x": 1}), parts.get("code", "c"), work
@@ -84,18 +90,148 @@ def test_a_failure_leaves_nothing_behind(cache, fails):
     assert cache.find(step(Work())) is None
 
 
-@pytest.mark.parametrize("spoil", ["remove", "cut", "record"])
-def test_a_damaged_result_is_made_again(cache, spoil):
+SPOILS = {
+    "remove": lambda entry: entry.path("sub/out.txt").unlink(),
+    "cut": lambda entry: entry.path("sub/out.txt").write_text("m"),
+    "same size": lambda entry: entry.path("sub/out.txt").write_text("evil"),
+    "more": lambda entry: entry.path("sub/more.txt").write_text("evil"),
+    "record": lambda entry: entry.path("record.json").write_text("{"),
+    "brackets": lambda entry: entry.path("record.json").write_text("[" * 100_000),
+    "list": lambda entry: entry.path("record.json").write_text("[]"),
+    "nan": lambda entry: entry.path("record.json").write_text('{"seal": "", "facts": NaN}'),
+}
+
+
+def replaced(entry, make):
+    """An output, or the record, in another form of file."""
+    for path in (entry.path("sub/out.txt"), entry.path("record.json")):
+        kept = path.read_bytes()
+        path.unlink()
+        make(path, kept)
+        yield
+        if path.is_symlink() or path.exists():
+            path.unlink()
+        path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_a_damaged_result_is_made_again(cache, said, spoil):
+    work = Work()
+    spoil(cache.run(step(work)))
+    assert later(cache, said).run(step(work)).path("sub/out.txt").read_text() == "made"
+    assert work.runs == 2
+
+
+def test_a_changed_output_with_a_matching_record_is_made_again(cache, said):
+    """What a recipe folder that brings its own build folder can do."""
     work = Work()
     entry = cache.run(step(work))
-    if spoil == "remove":
-        entry.path("sub/out.txt").unlink()
-    elif spoil == "cut":
-        entry.path("sub/out.txt").write_text("m")
-    else:
-        entry.path("record.json").write_text("{")
-    assert cache.run(step(work)).path("sub/out.txt").read_text() == "made"
+    entry.path("sub/out.txt").write_text("evil")
+    record = json.loads(entry.path("record.json").read_text())
+    record["outputs"] = {"sub/out.txt": describe(entry.folder)["sub/out.txt"]}
+    entry.path("record.json").write_text(json.dumps(record))
+    assert later(cache, said).run(step(work)).path("sub/out.txt").read_text() == "made"
+    assert (
+        "toy: the result there was made by another user or machine, or changed, so it is made again" in said.getvalue()
+    )
+
+
+def test_a_changed_output_is_named(cache, said):
+    cache.run(step(Work())).path("sub/out.txt").write_text("evil")
+    later(cache, said).run(step(Work()))
+    assert "toy: sub/out.txt in the result there was changed, so it is made again" in said.getvalue()
+
+
+def test_a_result_of_another_user_is_made_again(cache, said, tmp_path):
+    work = Work()
+    cache.run(step(work))
+    later(cache, said, UserState(tmp_path / "other")).run(step(work))
     assert work.runs == 2
+    assert "made by another user or machine" in said.getvalue()
+
+
+def test_a_sealed_result_does_not_stand_for_another_step(cache, said):
+    made, wanted = step(Work()), step(Work(), settings={"x": 2})
+    folder = cache.run(made).folder
+    folder.rename(folder.with_name(wanted.key))
+    assert later(cache, said).find(wanted) is None
+    assert "the result there is of other inputs" in said.getvalue()
+
+
+def test_links_and_pipes_are_no_results(cache, said, tmp_path):
+    entry = cache.run(step(Work()))
+
+    def link(path, kept):
+        (tmp_path / "elsewhere").write_bytes(kept)
+        path.symlink_to(tmp_path / "elsewhere")
+
+    for make in (link, lambda path, kept: os.mkfifo(path)):
+        for _ in replaced(entry, make):
+            assert later(cache, said).find(step(Work())) is None
+    assert later(cache, said).find(step(Work())) is not None
+
+
+def test_facts_are_sealed_in_the_form_in_which_they_are_read(cache, said):
+    one = BuildStep("toy", {}, {"x": (1, 2)}, "c", lambda folder: {"by_id": {10: "a", 9: "b"}, "pair": (1, 2.5)})
+    cache.run(one)
+    assert later(cache, said).find(one) is not None
+
+
+def test_outputs_are_hashed_once_a_build(cache, said, monkeypatch):
+    work, hashed = Work(), []
+    cache.run(step(work))
+    monkeypatch.setattr("edge_forge.plan.cache.file_digest", lambda path: hashed.append(path) or file_digest(path))
+    again = later(cache, said)
+    assert [again.run(step(work)).cached for _ in range(3)] == [True] * 3
+    assert [path.name for path in hashed] == ["out.txt"]
+
+
+def planted_link(root, tmp_path):
+    (root / "tmp").symlink_to(tmp_path)
+
+
+def planted_pipe(root, tmp_path):
+    (root / "packages").mkdir()
+    os.mkfifo(root / "packages" / "a.tar")
+
+
+def planted_log(root, tmp_path):
+    (root / "logs").mkdir()
+    (root / "logs" / "train.log").symlink_to(tmp_path / "mine")
+
+
+def planted_lock(root, tmp_path):
+    os.mkfifo(root / "lock")
+
+
+def planted_step(root, tmp_path):
+    (root / "steps" / "toy").mkdir(parents=True)
+    (root / "steps" / "toy" / "abc").symlink_to(tmp_path)
+
+
+def planted_root(root, tmp_path):
+    root.rmdir()
+    root.symlink_to(tmp_path)
+
+
+@pytest.mark.parametrize("plant", [planted_link, planted_pipe, planted_log, planted_lock, planted_step, planted_root])
+def test_a_build_folder_with_links_or_pipes_is_refused_by_name(cache, tmp_path, plant):
+    (tmp_path / "mine").write_text("mine")
+    cache.root.mkdir()
+    plant(cache.root, tmp_path)
+    with (
+        pytest.raises(EdgeError, match=r"build.*it is (a link|neither a file nor a folder).*--build DIR"),
+        cache.locked(),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_build_folder_of_another_user_is_refused(cache, monkeypatch):
+    cache.root.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: cache.root.stat().st_uid + 1)
+    with pytest.raises(EdgeError, match=r"it belongs to another user \(uid"), cache.locked():
+        pass
 
 
 def test_what_a_killed_build_left_is_removed(cache):

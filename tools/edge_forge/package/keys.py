@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from edge_agent.bundle.verify import load_trust
 from edge_forge.package.write import rewrite
 
 ROLES: Final = ("root", "release")
+_NUMBER: Final = re.compile(r"[0-9]{1,6}\Z")
+_NUMBERED: Final = re.compile(r"release-[0-9]{1,6}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,20 @@ class KeyFolder:
     @property
     def release_key(self) -> Path:
         """The newest release key: what `edge-forge sign` uses."""
-        found = sorted(self.path.glob("release-*.pem"), key=lambda path: int(path.stem.split("-")[1]))
+        found = [path for path in self.path.glob("release-*.pem") if _NUMBERED.match(path.stem)]
+        found.sort(key=lambda path: int(path.stem.split("-")[1]))
         if not found:
             raise UsageError("there is no release key in it", str(self.path), "`edge-forge keygen DIR` makes one")
         return found[-1]
+
+    @property
+    def numbered(self) -> list[Path]:
+        """Every root file that has its version as its name."""
+        return sorted(path for path in self.path.glob("*.json") if _NUMBER.match(path.stem))
+
+    def all_ids(self) -> frozenset[str]:
+        """The ids of all keys that the root files here trust. Raises UsageError for one that is damaged."""
+        return frozenset(key for path in (self.root_file, *self.numbered) for key in load_trust(path).root.keys)
 
 
 def keygen(folder: Path) -> KeyFolder:

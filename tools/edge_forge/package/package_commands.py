@@ -24,28 +24,46 @@ from edge_agent.bundle.manifest import TaskDoc
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Now, Release, check_time
 from edge_agent.bundle.verify import check_weights, fetcher, load_trust, read_package, read_release
 from edge_forge.package.keys import ROLES, KeyFolder, keygen, rotate, sign_package
+from edge_forge.user_state import UserState, named_key
 
 
 def keygen_verb(arguments: argparse.Namespace) -> int:
-    """`edge-forge keygen DIR [--rotate ROLE]`."""
+    """`edge-forge keygen DIR [--rotate ROLE | --adopt]`."""
+    state = UserState.of(os.environ)
+    if arguments.adopt:
+        return _adopt(KeyFolder(arguments.dir), state)
     if arguments.rotate is not None:
         roles = ROLES if arguments.rotate == "all" else (arguments.rotate,)
         root_file = rotate(arguments.dir, roles)
+        state.remember(load_trust(root_file).root.keys, made_here=True)
         print(f"wrote {root_file}")
         key = shlex.quote(str(KeyFolder(arguments.dir).release_key))
         print(f"next: edge-forge sign PACKAGE --key {key} --root {shlex.quote(str(root_file))}")
         return 0
     keys = keygen(arguments.dir)
+    state.remember(keys.all_ids(), made_here=True)
     print(f"private: {keys.private('root', 1)}   (keep it offline; it decides who may release)")
     print(f"private: {keys.release_key}   (signs packages)")
     print(f"public:  {keys.root_file}   (goes to every device as store.trust_root)")
     return 0
 
 
+def _adopt(keys: KeyFolder, state: UserState) -> int:
+    """Note the keys of a folder as this user's, and name each."""
+    if not keys.root_file.is_file():
+        raise UsageError("there is no root.json in it", str(keys.path), "`edge-forge keygen DIR` makes new keys")
+    state.remember(keys.all_ids(), made_here=False)
+    for keyid in sorted(keys.all_ids()):
+        print(f"known    {named_key(state.known(keyid), keyid, keys.root_file, time.time())}")
+    return 0
+
+
 def sign_verb(arguments: argparse.Namespace) -> int:
     """`edge-forge sign PACKAGE --key FILE [--root FILE]`."""
-    for keyid in sign_package(arguments.package, arguments.key, arguments.root):
-        print(f"{arguments.package}: signed by {keyid[:12]}")
+    state = UserState.of(os.environ)
+    for keyid, path in zip(sign_package(arguments.package, arguments.key, arguments.root), arguments.key, strict=True):
+        named = named_key(state.known(keyid), keyid, path, time.time())
+        print(f"{arguments.package}: signed by {named}")
     return 0
 
 
@@ -91,6 +109,12 @@ def _root_near(package: Path) -> Path:
         raise UsageError(
             "no trust root was named, so nobody can be told from whom it is", str(package),
             f"--root FILE ({root} does not exist), or --allow-unsigned to check everything else",
+        )  # fmt: skip
+    state = UserState.of(os.environ)
+    if not named and any(state.known(keyid) is None for keyid in load_trust(root).root.keys):
+        raise UsageError(
+            "the trust root beside the package was not made here, so it says nothing of the package", str(root),
+            f"--root FILE; if the keys are yours, `edge-forge keygen {shlex.quote(str(root.parent))} --adopt`",
         )  # fmt: skip
     return root
 

@@ -7,6 +7,10 @@
 `record.json` holds the parts of the key (to see why a step ran again), the digest and size of every output, the seconds
 it took, and the facts that the step returned. Inputs are named by content, never by path or time: a step that runs
 again and writes the same bytes does not make the steps after it run again.
+
+A build folder may have come with a recipe. A result is used again only where its record carries the seal of this user
+(`edge_forge.user_state`) and its folder holds the recorded files alone, with the recorded digests; else the step runs
+again. Nothing in the build folder is followed as a link, and nothing of another user is used (decision 0201).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,8 +30,12 @@ from typing import Any
 
 from edge_agent.base.errors import EdgeError
 from edge_forge.progress import Progress, duration, size
+from edge_forge.user_state import UserState
 
 _CHUNK_BYTES = 1 << 20
+_RECORD = "record.json"
+_RECORD_BYTES = 64 << 20
+_FOLDERS = ("steps", "tmp", "packages", "reports", "logs", "keys")
 UNUSED_DAYS = 14
 """Days after which a result that no build asked for is removed; the next build that needs it makes it again."""
 
@@ -86,13 +95,16 @@ class StepResult:
 class Cache:
     """The build folder. One process works in it at a time (`locked`)."""
 
-    def __init__(self, root: Path, progress: Progress) -> None:
+    def __init__(self, root: Path, progress: Progress, state: UserState | None = None) -> None:
         self.root = root
         self._progress = progress
+        self._state = state or UserState.of(os.environ)
+        self._proven: dict[Path, StepResult] = {}  # what this process made or hashed: once per build is enough
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the build folder; wait while another build does. What a killed build left behind is removed."""
+        check_places(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = (self.root / "lock").open("a+")
@@ -111,19 +123,41 @@ class Cache:
             yield
 
     def find(self, step: BuildStep) -> StepResult | None:
-        """What the step made before, if its outputs are all there, unchanged in size."""
+        """What the step made before, if this user made it here and it is unchanged; says why where it is not."""
         folder = self.root / "steps" / step.name / step.key
-        try:
-            record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        for name, entry in record["outputs"].items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != entry["size_bytes"]:
+        result = self._proven.get(folder)
+        if result is None or not folder.is_dir():
+            record = _read_record(folder / _RECORD)
+            if record is None:
                 return None
+            reason = self._unusable(step, folder, record)
+            if reason:
+                self._progress.say(f"{step.title or step.name}: {reason}, so it is made again")
+                return None
+            result = self._proven[folder] = StepResult(folder, record, cached=True)
         with contextlib.suppress(OSError):  # a build folder that can only be read
-            os.utime(folder / "record.json")
-        return StepResult(folder, record, cached=True)
+            os.utime(folder / _RECORD)
+        return StepResult(folder, result.record, cached=True)
+
+    def _unusable(self, step: BuildStep, folder: Path, record: Mapping[str, Any]) -> str:
+        """Why a result may not be used; '' where it may. The seal comes first: without it no output is opened."""
+        if not self._state.is_sealed(_sealed_bytes(record), record.get("seal")):
+            return "the result there was made by another user or machine, or changed"
+        if any(_normal(record.get(name)) != _normal(part) for name, part in step.parts.items()):
+            return "the result there is of other inputs"
+        outputs = record["outputs"]
+        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+        plain = {name: path for name, path in found.items() if not _is_folder(path) and name != _RECORD}
+        other = sorted(plain.keys() ^ outputs.keys())
+        if other:
+            return f"{other[0]} in the result there is {'unknown' if other[0] in plain else 'missing'}"
+        for name, entry in outputs.items():
+            about = plain[name].lstat()
+            if not stat.S_ISREG(about.st_mode):
+                return f"{name} in the result there is no plain file"
+            if about.st_size != entry["size_bytes"] or file_digest(plain[name]) != entry["sha256"]:
+                return f"{name} in the result there was changed"
+        return ""
 
     def collect(self, now_s: float) -> int:
         """Remove results that were not asked for since `UNUSED_DAYS` before `now_s` (Unix seconds); returns bytes."""
@@ -144,14 +178,14 @@ class Cache:
         It is the same piece where it has the title and the inputs, or the title and the settings.
         """
         found = (self.root / "steps" / step.name).glob("*/record.json")
-        for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in sorted(found, key=lambda path: path.lstat().st_mtime, reverse=True):
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
+                record = _read_record(path) or {}
                 alike = any(canonical(record[name]) == canonical(step.parts[name]) for name in ("inputs", "settings"))
                 if record["title"] == (step.title or step.name) and alike:
                     took_s = float(record["took_s"])
                     return took_s if took_s >= 1.0 else None
-            except (OSError, ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
         return None
 
@@ -179,7 +213,8 @@ class Cache:
                 "took_s": round(took_s, 3),
                 "facts": facts,
             }
-            write_json(folder / "record.json", record)
+            record["seal"] = self._state.seal(_sealed_bytes(record))
+            write_json(folder / _RECORD, record)
             place = self.root / "steps" / step.name / step.key
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +222,70 @@ class Cache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._progress.say(f"{title}: done in {duration(took_s)}")
-        return StepResult(place, record, cached=False)
+        made = self._proven[place] = StepResult(place, record, cached=False)
+        return made
+
+
+def check_places(root: Path) -> None:
+    """Raise EdgeError where a build folder has links, pipes or another user's files at places that a build writes to.
+
+    The results below `steps` are looked at when they are used again.
+    """
+    for path in _places(root):
+        try:
+            found = path.lstat()
+        except OSError:  # absent, or not to be looked into: what writes there says so
+            continue
+        reason = ""
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            reason = "it is a link" if stat.S_ISLNK(found.st_mode) else "it is neither a file nor a folder"
+        elif found.st_uid != os.geteuid():
+            reason = f"it belongs to another user (uid {found.st_uid})"
+        if reason:
+            raise EdgeError(
+                f"a build does not write there: {reason}", str(path), "remove it, or name another folder: --build DIR"
+            )
+
+
+def _places(root: Path) -> Iterator[Path]:
+    yield root
+    if root.is_symlink() or not root.is_dir():
+        return
+    yield root / "lock"
+    for name in _FOLDERS:
+        yield root / name
+        if name == "tmp" or (root / name).is_symlink():
+            continue
+        yield from (root / name).glob("*") if name == "steps" else (root / name).rglob("*")
+        if name == "steps":
+            yield from (root / name).glob("*/*")
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a result as it stands there, neither link nor pipe; None where there is no readable one."""
+    try:
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _RECORD_BYTES:
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _normal(record)  # no NaN, which the json module reads and no record holds
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _sealed_bytes(record: Mapping[str, Any]) -> bytes:
+    """What the seal of a record is made over. Raises ValueError where a value is no JSON."""
+    return _normal({name: value for name, value in record.items() if name != "seal"})
+
+
+def _normal(value: object) -> bytes:
+    """The same bytes for a value before it is written as JSON and after it is read (keys that are numbers, tuples)."""
+    return canonical(json.loads(canonical(value)))
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:

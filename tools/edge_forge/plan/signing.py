@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from edge_forge.package import release as releases
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.recipe.schema import CommonRecipe
+from edge_forge.user_state import UserState, named_key
 
 PACKAGE = "package.tar"
 Packages = Mapping[str, tuple[str, StepResult]]
@@ -59,7 +62,7 @@ class PackageSigner:
         """The key folder (`package.keys.KeyFolder`). Development keys are made where the recipe names none."""
         from edge_forge.package.keys import KeyFolder, keygen
 
-        named = self.recipe.package.keys
+        state, named = UserState.of(os.environ), self.recipe.package.keys
         folder = KeyFolder(
             self.steps.recipe_dir / Path(named).expanduser() if named else self.steps.cache.root / "keys"
         )
@@ -68,12 +71,20 @@ class PackageSigner:
                 f"keys: development keys in {folder.path} (for devices of your own; see edge-forge keygen)"
             )
             folder = keygen(folder.path)
+            state.remember(folder.all_ids(), made_here=True)
         if not folder.root_file.is_file():
             raise ConfigError(
                 f"there is no root.json in {folder.path}", "package.keys", "`edge-forge keygen DIR` makes it"
             )
         _check_signer(folder)
+        _check_known(folder, state)
+        self.steps.progress.say(f"signing key {_signing_key(folder, state)}")
         return folder
+
+    @property
+    def key_named(self) -> str:
+        """The key that signs, for people: fingerprint, file, age."""
+        return _signing_key(self.keys, UserState.of(os.environ))
 
     def require_learned(self, outcome: TrainingOutcome) -> str:
         """What is said of a run that led nowhere; raises ConfigError unless the recipe takes it all the same."""
@@ -152,7 +163,7 @@ class PackageSigner:
 
     def _signed(self, name: str, entry: StepResult) -> StepResult:
         keys = self.keys
-        roots = [path for path in sorted(keys.path.glob("[0-9]*.json")) if int(path.stem) > 1]
+        roots = [path for path in keys.numbered if int(path.stem) > 1]
         from edge_agent.bundle.sign import PrivateKey
 
         settings = {"key": PrivateKey.load(keys.release_key).keyid, "roots": [path.name for path in roots]}
@@ -204,6 +215,27 @@ def _check_signer(folder: Any) -> None:
             f"{folder.root_file} asks for {role.threshold} signatures, a build makes one", "package.keys",
             "`edge-forge package` makes the packages, `edge-forge sign --key ... --key ...` signs them",
         )  # fmt: skip
+
+
+def _check_known(folder: Any, state: UserState) -> None:
+    """Whether this user made every key that signs or is trusted. Raises ConfigError: a recipe may bring its own."""
+    unknown = sorted(keyid for keyid in folder.all_ids() if state.known(keyid) is None)
+    if unknown:
+        raise ConfigError(
+            f"the keys in {folder.path} were not made here by this user ({unknown[0][:16]}): whoever made them can "
+            "sign for every device that trusts them", "package.keys",
+            f"if they are yours, `edge-forge keygen {shlex.quote(str(folder.path))} --adopt`; else remove the folder, "
+            "or name your own",
+        )  # fmt: skip
+
+
+def _signing_key(folder: Any, state: UserState) -> str:
+    """The key that signs, for people: fingerprint, file, age."""
+    from edge_agent.bundle.sign import PrivateKey
+
+    key: Path = folder.release_key
+    keyid = PrivateKey.load(key).keyid
+    return named_key(state.known(keyid), keyid, key, time.time())
 
 
 def _place(source: Path, target: Path) -> None:

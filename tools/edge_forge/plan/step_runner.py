@@ -105,6 +105,7 @@ _WITHOUT_EFFECT = frozenset(
         "edge_agent.base.limits",
         "edge_forge.progress",
         "edge_forge.plan.cache",
+        "edge_forge.user_state",
     }
 )
 # A recipe's values are in a step's key as its settings, so the code that reads them is not, of whatever kind it is.
