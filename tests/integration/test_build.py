@@ -226,8 +226,9 @@ def test_a_second_build_does_nothing_and_says_so(built, folder):
     done = forge("build", folder, "--build", folder / "build", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == built[0]
-    steps = [line for line in done.stderr.splitlines() if not line.startswith(("base:", "warning:"))]
+    steps = [line for line in done.stderr.splitlines() if not line.startswith(("base:", "warning:", "signing key "))]
     assert steps
+    assert f"signing key {built[0]['signing_key']['keyid'][:16]} {folder / 'build' / 'keys'}" in done.stderr
     assert all(line.endswith(": cached") for line in steps), done.stderr
     assert written(folder) == before
 

@@ -90,7 +90,7 @@ def build(arguments: argparse.Namespace) -> int:
     result = {
         "packages": [str(path) for path in packages],
         "trust_root": str(plan.signer.keys.root_file),
-        "signing_key": plan.signer.key_named,
+        "signing_key": plan.signer.key_as_dict(),
         "report": [str(path) for path in written],
     }
     if arguments.json:

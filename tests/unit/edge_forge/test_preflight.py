@@ -205,7 +205,8 @@ LIMITS = {
     "COMPANY_TOKENS": "of the device's work",
     "MANIFEST_PARTS": BY_CODE, "STATEMENT_PARTS": BY_CODE,
     **dict.fromkeys(
-        ("GRAPH_NODES", "GRAPH_TENSORS", "GRAPH_FIELDS", "SAFETENSORS_HEADER_BYTES", "SAFETENSORS_DIMENSIONS",
+        ("GRAPH_NODES", "GRAPH_TENSORS", "GRAPH_FIELDS", "GRAPH_TEXT_BYTES", "SAFETENSORS_HEADER_BYTES",
+         "SAFETENSORS_DIMENSIONS",
          "WEIGHT_TENSORS", "GGUF_KEYS", "GGUF_TEXT_BYTES", "GGUF_TEXTS_BYTES", "GGUF_ITEMS", "GGUF_KEPT_ITEMS",
          "GGUF_COUNT"),
         "of a base's own files, above the largest in use; the package is read back as a device reads it",

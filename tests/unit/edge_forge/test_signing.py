@@ -99,6 +99,7 @@ def test_development_keys_are_made_once_and_named_every_time(signing, tmp_path):
         assert last.startswith("signing key ")
         assert f" {keys.release_key}, made here less than a minute ago (20" in last
         assert last.endswith(signer.key_named)
+        assert signer.key_as_dict()["keyid"].startswith(last.split()[2])
     assert len(list((tmp_path / "keys").glob("release-*.pem"))) == 1
 
 

@@ -81,6 +81,15 @@ class PackageSigner:
         self.steps.progress.say(f"signing key {_signing_key(folder, state)}")
         return folder
 
+    def key_as_dict(self) -> dict[str, Any]:
+        """The key that signs, as JSON values: the same for every build with it, so without its age."""
+        from edge_agent.bundle.sign import PrivateKey
+
+        keyid = PrivateKey.load(self.keys.release_key).keyid
+        known = UserState.of(os.environ).known(keyid)
+        since = None if known is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(known.since_s))
+        return {"keyid": keyid, "file": str(self.keys.release_key), "known_since": since}
+
     @property
     def key_named(self) -> str:
         """The key that signs, for people: fingerprint, file, age."""
