@@ -30,7 +30,7 @@ class Points:
 
 
 def test_built_in_backends_are_known_without_being_imported():
-    assert {"echo", "onnx", "llamacpp"} <= set(registry.known())
+    assert {"echo", "onnx", "llamacpp", "tensorrt"} <= set(registry.known())
     code = (
         "import sys; from edge_agent.backends import registry\nregistry.known()\n"
         "loaded = [name for name in sys.modules if name.startswith('edge_agent.backends.')]\n"
