@@ -413,6 +413,8 @@ def death_of(returncode: int, complaint: str | None) -> WorkerDeath:
 
 def _environment(options: SpawnOptions) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    # An empty or relative entry is the current folder: never a place for modules.
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(entry).is_absolute()]
+    path = os.pathsep.join((package_root, *given))
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "GGML_NO_BACKTRACE": "1"}
     return {**os.environ, **quiet, **OPENMP_ENVIRONMENT, "PYTHONPATH": path, **options.environment}

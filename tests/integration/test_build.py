@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.contents import VariantItem, read_probes
 from edge_agent.bundle.drift_reference import reference, unknown_share
@@ -19,6 +20,7 @@ from edge_forge.package.package_trial import try_packages
 from tests.support import tiny_base
 from tests.support.agents import AgentProcess
 from tests.support.desk import cli, said
+from tests.support.hostile_modules import plant, ran
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import keys
 
@@ -83,9 +85,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(folder):
-    done = forge("build", folder, "--build", folder / "build", "--json")
+    """Built in the recipe's folder, with modules there and in the base's that must not be run."""
+    plant(folder)
+    plant(folder / "base")
+    program = module_command("edge_forge.cli", "build", str(folder), "--build", str(folder / "build"), "--json")
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment(), cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
+
+
+def test_no_module_of_the_recipes_or_the_bases_folder_was_run(built, folder):
+    assert ran(folder) == ran(folder / "base") == []
 
 
 def test_the_packages_verify_and_say_what_they_hold(built):

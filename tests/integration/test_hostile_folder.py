@@ -1,54 +1,116 @@
-"""Modules in the current folder are never imported, whatever command is typed there."""
+"""Modules in the current folder, a recipe's or a base's are never imported, whatever command is typed there."""
 
+import argparse
 import asyncio
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from edge_agent.app.daemon import StoreProcess, find_runtimes
 from edge_agent.base.errors import StoreError
+from edge_agent.cli.verbs import parser as agent_parser
 from edge_agent.worker.supervisor import SpawnOptions
+from edge_forge.cli import _parser as forge_parser
 from edge_forge.models.bases import resolve
 from edge_forge.train.classifier_job import train
 from edge_forge.train.settings import settings
 from tests.support.desk import write_config
+from tests.support.hostile_modules import plant, ran
+from tests.support.packages import base_package, keys
 from tests.support.tiny_base import LABELS, ROWS, write
 
-NAMES = (
-    "msgspec",
-    "numpy",
-    "torch",
-    "accelerate",
-    "onnxruntime",
-    "psutil",
-    "runpy",
-    "tomllib",
-    "tokenizers",
-    "edge_forge",
-)
-HOSTILE = "import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\nraise SystemExit('hostile')\n"
+HERE = str(Path(sys.executable).parent)
+LONG_S = {"run": 6, "demo": 6}  # they serve until they are ended
 
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
     folder = tmp_path / "hostile"
     folder.mkdir()
-    for name in NAMES:
-        (folder / f"{name}.py").write_text(HOSTILE)
+    plant(folder)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     return folder
 
 
+AGENT = {
+    "run": "run --config {config}",
+    "demo": "demo --models {tmp} --build {tmp}/build",
+    "infer": "infer --config {config} m text",
+    "chat": "chat --config {config} m",
+    "bench": "bench --config {config} m --seconds 1",
+    "load": "load --config {config} m",
+    "unload": "unload --config {config} m",
+    "top": "top --config {config} --once --seconds 1",
+    "record": "record --config {config} {tmp}/out.csv --seconds 1",
+    "plot": "plot {tmp}/none.csv {tmp}/out.png",
+    "install": "install --config {config} {package}",
+    "models": "models --config {config}",
+    "rollback": "rollback --config {config} tiny",
+    "remove": "remove --config {config} tiny",
+    "doctor": "doctor --config {config}",
+    "check-config": "check-config {config}",
+    "service": "service status --root {tmp}",
+}
+FORGE = {
+    "init": "init name --dir {tmp}/new",
+    **{verb: f"{verb} . --build {{tmp}}/build" for verb in ("train", "evaluate", "export", "quantize", "package")},
+    "build": "build . --build {tmp}/build",
+    "compare": "compare . . --build {tmp}/build",
+    "keygen": "keygen {tmp}/keys",
+    "sign": "sign {package} --key {keys}/release-1.pem",
+    "verify": "verify {package} --root {keys}/root.json",
+    "inspect": "inspect {package}",
+}
+PROGRAMS = {"edge-agent": (AGENT, agent_parser), "edge-forge": (FORGE, forge_parser)}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_verb_has_a_line_here(program):
+    lines, parser = PROGRAMS[program]
+    verbs = next(one for one in parser()._actions if isinstance(one, argparse._SubParsersAction))
+    assert set(verbs.choices) == set(lines)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_verb_runs_a_module_of_the_folder_in_which_it_is_typed(hostile, tmp_path, program):
+    """As far as each gets: there is no broker, and the recipe's data are missing; a whole build is in `test_build`."""
+    (hostile / "recipe.toml").write_text(
+        'name = "r"\n[base]\nname = "b"\nsource = "./base"\n[data]\ntrain = "none.tsv"\n'
+    )
+    plant(hostile / "base")
+
+    def typed(verb):
+        place = tmp_path / verb
+        place.mkdir()
+        line = PROGRAMS[program][0][verb].format(
+            config=write_config(place, 1), tmp=place, package=base_package(place), keys=keys().path
+        )
+        try:
+            return subprocess.run(
+                [f"{HERE}/{program}", *line.split()], capture_output=True, text=True, check=False,
+                timeout=LONG_S.get(verb, 100), stdin=subprocess.DEVNULL,
+            ).stderr  # fmt: skip
+        except subprocess.TimeoutExpired:
+            assert verb in LONG_S
+            return ""
+
+    with ThreadPoolExecutor(6) as pool:  # most of them wait for a broker
+        said = dict(zip(PROGRAMS[program][0], pool.map(typed, PROGRAMS[program][0]), strict=True))
+    assert ran(hostile) == ran(hostile / "base") == []
+    assert {verb: text for verb, text in said.items() if "Traceback" in text or "hostile" in text.split()} == {}
+
+
 def test_the_doctor_and_its_worker(hostile, tmp_path):
     """`doctor` asks every runtime in a worker process."""
-    command = [str(Path(sys.executable).with_name("edge-agent")), "doctor", "--json"]
+    command = [f"{HERE}/edge-agent", "doctor", "--json"]
     command += ["--config", str(write_config(tmp_path, 1))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert not list(hostile.glob("*.ran")), done.stderr
+    assert ran(hostile) == [], done.stderr
     assert "hostile" not in done.stdout + done.stderr
     assert json.loads(done.stdout)
 
@@ -60,17 +122,19 @@ def test_a_store_command_of_the_daemon(hostile, tmp_path):
     for options in (SpawnOptions(), SpawnOptions(python=sys.executable)):
         (found,) = asyncio.run(find_runtimes(options, ["echo"]))
         assert found.version, found.reason
-    assert not list(hostile.glob("*.ran"))
+    assert ran(hostile) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_in_one_process_and_under_torchrun(hostile, tmp_path, processes):
     values = {"epochs": 1, "batch_size": 4, "threads": 1, "precision": "fp32", "rank": 2, "processes": processes}
-    out_dir = tmp_path / "out"
+    out_dir, place = tmp_path / "out", write(tmp_path / "base")
+    plant(place)
     train(
-        base=resolve([str(write(tmp_path / "base"))], tmp_path), train_rows=ROWS, validation_rows=ROWS, labels=LABELS,
+        base=resolve([str(place)], tmp_path), train_rows=ROWS, validation_rows=ROWS, labels=LABELS,
         settings=settings(values=values), out_dir=out_dir, progress=lambda phase, share: None,
     )  # fmt: skip
     assert (out_dir / "adapter.safetensors").is_file()
-    assert not list(hostile.glob("*.ran"))
+    assert ran(place) == []
+    assert ran(hostile) == []

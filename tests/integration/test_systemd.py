@@ -102,7 +102,8 @@ def test_the_folders_are_made_by_tmpfiles(tmp_path: Path) -> None:
 def test_what_the_program_relies_on_is_in_the_unit() -> None:
     unit = rendered_unit("/opt/edge-agent/bin/python")
     lines = unit.splitlines()
-    assert "ExecStart=/opt/edge-agent/bin/python -m edge_agent run --config /etc/edge-agent/edge-agent.toml" in lines
+    assert "ExecStart=/opt/edge-agent/bin/python -I -m edge_agent run --config /etc/edge-agent/edge-agent.toml" in lines
+    assert "Environment=PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1" in lines, "its children"
     for line in ("Type=notify", "WatchdogSec=60", "Restart=always", "User=edge-agent", "StateDirectory=edge-agent",
                  "StartLimitIntervalSec=0", "OOMPolicy=continue", "KillMode=mixed"):  # fmt: skip
         assert line in lines
