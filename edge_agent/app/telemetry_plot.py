@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from edge_agent.base.errors import UsageError, brief
 from edge_agent.base.limits import MIB
+from edge_agent.base.named_file import open_named
 from edge_agent.base.shown_text import one_line
 from edge_agent.base.units import bytes_text
 
@@ -52,10 +54,10 @@ def read(table: Path) -> Sequence[Row]:
     try:
         if table.stat().st_size > TABLE_BYTES:
             raise UsageError(f"{table} is larger than {bytes_text(TABLE_BYTES)}", "plot", "record a shorter time")
-        with table.open(newline="", encoding="utf-8") as file:
+        with open_named(table) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeError, csv.Error) as error:
-        raise UsageError(f"{table} cannot be read: {error}") from error
+        raise UsageError(f"{table} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
         raise UsageError(f"{table} has no rows", "plot", "`edge-agent record` writes one per report")
     missing = [column for column in COLUMNS if column not in rows[0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import io
 import json
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import msgspec
 
 from edge_agent.app.ask import CONNECT_S, DeviceTarget, target
 from edge_agent.base.errors import BrokerError, UsageError
+from edge_agent.base.named_file import open_named
 from edge_agent.base.shown_text import csv_cell, one_line
 from edge_agent.base.terminal import control
 from edge_agent.base.units import bytes_text, duration_text
@@ -350,6 +352,9 @@ def record(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.seconds <= 31 * 86_400:
         raise UsageError(f"--seconds is {arguments.seconds:g}; more than 0 and at most a month are possible")
 
+    if path.exists() and not path.is_file():  # a named pipe without a reader would wait for one for ever
+        raise UsageError(f"{path} cannot be written: it is no file", "record", "name a file")
+
     async def write() -> int:
         until_s = time.monotonic() + arguments.seconds
         count = 0
@@ -380,7 +385,7 @@ def record(arguments: argparse.Namespace) -> int:
 
 def _check_columns(path: Path) -> None:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_named(path) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             found = next(csv.reader([file.readline(HEADER_CHARS)]), [])
     except (UnicodeError, csv.Error) as error:
         raise UsageError(f"{path} is no table: {error}", "record", "name a new file") from error

@@ -16,6 +16,7 @@ import msgspec
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, brief
+from edge_agent.base.named_file import open_named
 from edge_agent.base.units import bytes_text
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def check_size(size_bytes: int, limit_bytes: int, where: str) -> None:
 def read_file(path: Path, limit_bytes: int) -> bytes:
     """The bytes of a file that a person named, at most `limit_bytes`: a wrong name may be that of an image of a disk.
     Raises PackageError for a larger one, OSError."""
-    with path.open("rb") as file:
+    with open_named(path) as file:
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
         raise PackageError(f"it is larger than {bytes_text(limit_bytes)}", str(path), "name the right file")

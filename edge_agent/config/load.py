@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_agent.base.errors import ConfigError, brief
 from edge_agent.base.limits import CLIENT_ID_BYTES, MIB
+from edge_agent.base.named_file import open_named
 from edge_agent.config.fields import FieldSpec, Unfit, specs
 from edge_agent.config.settings import Settings
 
@@ -66,7 +67,7 @@ def default_exists() -> bool:
 def default_readable() -> bool:
     """Whether this user may read the settings of the service, or there are none."""
     try:
-        with DEFAULT_PATH.open("rb"):
+        with open_named(DEFAULT_PATH):
             return True
     except PermissionError:
         return False
@@ -109,7 +110,7 @@ def _table(path: Path | None) -> dict[str, Any]:
         return {}
     path = DEFAULT_PATH if path is None else path
     try:
-        with path.open("rb") as file:
+        with open_named(path) as file:
             data = file.read(FILE_BYTES + 1)
     except OSError as problem:
         remedy = _REMEDIES.get(type(problem))

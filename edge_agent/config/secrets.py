@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from edge_agent.base.errors import ConfigError
 from edge_agent.base.limits import KIB
+from edge_agent.base.named_file import open_named
 from edge_agent.config.settings import Settings
 
 SECRET_BYTES = 4 * KIB
@@ -81,7 +82,7 @@ def _secret(path: Path | None, key: str, name: str, env: Mapping[str, str] | Non
     if found is None:
         return None
     try:
-        with found.open("rb") as file:
+        with open_named(found) as file:
             data = file.read(SECRET_BYTES + 1)
         text = data.decode("utf-8").splitlines()[0] if data.strip() else ""
     except OSError as problem:

@@ -23,6 +23,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.base.limits import KIB, MESSAGE_BYTES, RECEIVE_MAXIMUM
+from edge_agent.base.named_file import open_named
 from edge_agent.mqtt.options import MqttOptions, TlsOptions
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Subscription
@@ -280,7 +281,8 @@ def set_credentials(client: Client, options: MqttOptions) -> None:
     if options.username is not None:
         password = options.password
         if options.password_file is not None:
-            password = Path(options.password_file).read_text(encoding="utf-8").strip("\r\n")
+            with open_named(Path(options.password_file)) as file:
+                password = file.read().decode("utf-8").strip("\r\n")
         client.username_pw_set(options.username, password)
     if options.tls is not None:
         client.tls_set_context(_tls_context(options.tls))
@@ -368,7 +370,7 @@ def _will_properties(will: Outbound) -> Properties:
 def _tls_context(tls: TlsOptions) -> ssl.SSLContext:
     for path in filter(None, (tls.ca_file, tls.cert_file, tls.key_file)):
         # Opened first, because an error of the ssl module does not name the file.
-        Path(path).open("rb").close()
+        open_named(Path(path)).close()
     context = ssl.create_default_context(cafile=tls.ca_file)
     if tls.ca_file is not None:
         # Python 3.13 made strict RFC 5280 checks the default. Private authorities (`openssl x509 -req`, in most broker

@@ -1,5 +1,5 @@
 """No verb of either program ends in a traceback: every verb, three users, inputs that are missing, closed, empty, of
-another kind, binary, enormous, or full of NaN.
+another kind, binary, enormous, full of NaN, a named pipe that nobody writes to, or a device that has no end.
 
 One process per user and program runs all command lines, so that imports are paid once. Most lines wait for something
 that is not there, so `make test` takes a quarter of them; `make every-verb` takes all, in about three minutes.
@@ -36,7 +36,9 @@ NAN = {
     "tar": '{"schema": NaN}' * 100,
     "pem": "NaN",
 }
-KINDS = ("missing", "closed", "empty", "binary", "enormous", "nan", "folder", "closed-folder/file")
+KINDS = (
+    "missing", "closed", "empty", "binary", "enormous", "nan", "folder", "closed-folder/file", "pipe", "device",
+)  # fmt: skip
 
 AGENT = {
     "run --config {toml}": "toml",
@@ -112,6 +114,9 @@ def make(place: Path, form: str) -> Mapping[str, Path]:
         file.truncate(ENORMOUS_BYTES)
     found["nan"].write_text(NAN[form])
     found["folder"].mkdir()
+    os.mkfifo(found["pipe"])
+    found["pipe"].chmod(0o666)
+    found["device"].symlink_to("/dev/zero")
     closed = folder / "closed-folder"
     closed.mkdir()
     found["closed-folder/file"] = closed / f"file.{form}"

@@ -46,7 +46,7 @@ def test_settings_that_may_not_be_read_are_a_sentence_with_a_way_out(
 
     monkeypatch.setattr(load, "DEFAULT_PATH", closed)
     monkeypatch.setattr(Path, "stat", refuse)
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(load, "open_named", refuse)
     assert load.default_exists()
     assert not load.default_readable()
     assert main(["models"]) == 2

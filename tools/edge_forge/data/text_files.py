@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError, brief
+from edge_agent.base.named_file import open_named
 
 # Zero width joiner and non-joiner: Persian, Hindi and emoji need them inside a word. No other format character is
 # visible or changes how a name is read, except to deceive (direction overrides).
@@ -34,7 +35,8 @@ def read_text(path: Path) -> str:
     decoded.
     """
     try:
-        raw = path.read_bytes()
+        with open_named(path) as file:
+            raw = file.read()
     except FileNotFoundError:
         raise ConfigError("there is no such data file", str(path), "see [data] of the recipe") from None
     except OSError as error:

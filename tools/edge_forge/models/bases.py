@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.base.named_file import open_named
 from edge_forge.models import sentence_pooling
 
 _HEADER_BYTES_MAX = 100_000_000  # the bound of the safetensors format itself
@@ -186,7 +187,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object. Raises when it is missing or holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with open_named(path) as file:
+            found = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         raise _NotHere(f"no {path.name}") from None
     except (ValueError, OSError) as error:
@@ -199,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def tensor_table(path: Path) -> tuple[dict[str, Any], int]:
     """The tensor table of a safetensors file and the offset where the bytes begin."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_named(path) as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(_HEADER_BYTES_MAX, size - 8):

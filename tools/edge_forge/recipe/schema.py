@@ -154,7 +154,7 @@ def read(path: Path) -> Mapping[str, Any]:
     except PackageError as error:
         raise ConfigError(f"it is no recipe: {error.what}", str(path)) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"it cannot be read: {error}", str(path)) from error
+        raise ConfigError(f"it cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
