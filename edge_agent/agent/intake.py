@@ -97,10 +97,9 @@ class Intake:
         return False
 
     def _sender(self, message: Inbound) -> str:
-        """Whose message it is, as far as that is known without its body, apart for requests, cancels and orders. Those
-        that name no response topic (all of MQTT 3.1.1) count as one sender, and so do those that name a forbidden
-        one."""
-        topics, named = self._context.topics, message.response_topic
+        """Whose message it is, as far as that is known without decoding its body, apart for requests, cancels and
+        orders. Those that name no reply topic count as one sender, and so do those that name a forbidden one."""
+        topics, named = self._context.topics, message.named_reply_topic()
         allowed = topics.reply_allowed(named) if named else None
         client = allowed.client if isinstance(allowed, ReplyAllowed) else ""
         return f"{type(topics.parse(message.topic)).__name__}/{client}"

@@ -76,7 +76,7 @@ class Inbox:
 
     def put(self, message: Inbound) -> bool:
         """Add a message; False when there is no room (the caller kept reading although the inbox was full)."""
-        key = "" if message.qos else message.response_topic or "/"
+        key = "" if message.qos else message.named_reply_topic() or "/"
         room = self._count < self._max_messages + IN_HAND if message.qos else self._has_room(key)
         if not room:
             self.dropped += 1

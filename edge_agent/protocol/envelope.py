@@ -3,9 +3,14 @@ client library."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from edge_agent.base.limits import MESSAGE_BYTES
+
+_REPLY_TO = re.compile(rb'"reply_to"\s*:\s*"([^"\\]{1,256})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,15 @@ class Inbound:
     user: Mapping[str, str] = field(default_factory=dict)
     ack: int | None = None
     received_s: float | None = None
+
+    def named_reply_topic(self) -> str | None:
+        """The reply topic that the message names, unchecked and without decoding its body: the response topic, or what
+        looks like the `reply_to` of a body (MQTT 3.1.1). It tells senders apart before anything is spent on them; a
+        body that misleads it is counted with another sender."""
+        if self.response_topic is not None:
+            return self.response_topic
+        found = _REPLY_TO.search(self.payload, 0, MESSAGE_BYTES)
+        return found[1].decode("utf-8", "replace") if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from edge_agent.base.limits import MESSAGE_BYTES, QUEUE_BYTES
 from edge_agent.core.reply_rate import CLIENT_BURST
+from edge_agent.protocol.envelope import Inbound
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import NAME, PREFIX, Device
 from tests.support.virtual_time import later, settle
@@ -278,6 +279,24 @@ def test_a_client_beyond_its_refusals_is_turned_away_unread_acknowledged_and_cou
         await later(1.0)
         await device.ask("later", model="nobody", client="flood")
         assert device.status("later") == 404
+
+    Device.run(scenario, a_model())
+
+
+def test_clients_of_mqtt_3_1_1_are_told_apart_by_the_reply_topic_in_the_body() -> None:
+    async def scenario(device: Device) -> None:
+        def message(request_id: str, client: str, model: str) -> Inbound:
+            reply_to = f"{PREFIX}/client/{client}/reply/x"
+            body = {"text": 'so "reply_to":"else" is a text', "id": request_id, "reply_to": reply_to}
+            sent = device.message(request_id, body, model=model)
+            return replace(sent, response_topic=None, correlation=None, expiry_s=None)
+
+        for _ in range(int(CLIENT_BURST)):
+            device.context.door_rate.note_futile("InferTarget/flood", device.context.clock.monotonic_s())
+        await device.intake.take(message("away", "flood", "nobody"))
+        await device.intake.take(message("heard", "good", "nobody"))
+        assert device.transport.statuses() == {"heard": [404]}
+        assert device.context.take_dropped() == {"turned-away": 1}
 
     Device.run(scenario, a_model())
 
