@@ -298,3 +298,26 @@ def test_an_error_about_another_place_keeps_it(tmp_path, where):
     file = tmp_path / "recipe.toml"
     file.write_text(RECIPE_TEXT)
     assert with_line(ConfigError("wrong", where), file).where == where
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".".join("a" * 100_000) + " = 1",
+        "x = {" + " . ".join(["'a'"] * 100_000) + " = 1}",
+        "[" + '"a".' * 100_000 + "b]",
+    ],
+    ids=["key", "inline table", "table"],
+)
+def test_a_key_of_very_many_parts_is_refused_before_it_is_parsed(tmp_path, text, monkeypatch):
+    """The parser's time grows with the square of the parts: these would take it minutes."""
+    monkeypatch.setattr(recipe_form.tomllib, "loads", None)
+    (tmp_path / "recipe.toml").write_text(f'name = "x"\n{text}\n')
+    with pytest.raises(ConfigError, match=r"recipe.toml:2: a key or a text in dots has more than 64 parts"):
+        recipe_form.read(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("text", ["a" * 500_000, '"' * 400_000, "- " * 250_000, "a." * 60 + "b"])
+def test_looking_for_such_keys_costs_little(tmp_path, text):
+    """Whatever these are to the parser, the look before it passes them at once."""
+    assert recipe_form._LONG_KEY.search(text) is None

@@ -139,6 +139,9 @@ def check_names(recipe: CommonRecipe, where: str) -> None:
 
 _PLACES = {("base", "source"), ("data", "train"), ("data", "validation"), ("data", "test"), ("package", "keys")}
 RECIPE_BYTES = MIB
+# A key in so many parts, written bare or in quotes: the parser's time grows with the square of their number (20,000
+# parts take it 4 s), and no recipe has more than three.
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -155,6 +158,9 @@ def read(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"it is no recipe: {error.what}", str(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error
+    if found := _LONG_KEY.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ConfigError("a key or a text in dots has more than 64 parts", f"{path}:{line}", "keys have three at most")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
