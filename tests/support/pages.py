@@ -107,8 +107,8 @@ def paths(text: str) -> set[str]:
 
 
 def project_paths(text: str, tops: Sequence[str]) -> set[str]:
-    """Paths in backticks below the project's top folders, without placeholders."""
-    found = {code.strip() for code in inline(text)}
+    """Paths in backticks below the project's top folders, without placeholders; of `file::test` the file."""
+    found = {code.strip().partition("::")[0] for code in inline(text)}
     return {
         code for code in found if code.split("/")[0] in tops and "/" in code and not re.search(r"[<>{}*\s…]|\.\.", code)
     }
