@@ -6,6 +6,8 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +59,8 @@ def test_a_packages_whole_life_over_mqtt(agent: AgentProcess, tmp_path: Path) ->
             done = await table.order("i1", "install", {"package": "one-1.tar"})
             assert (done["status"], done["result"]["models"]) == (200, ["echo"])
             assert (await table.event("installed"))["severity"] == "info"
+            assert not (inbox / "one-1.tar").exists(), "removed after its install"
+            assert (inbox / "echo-2.tar").exists(), "another one stays"
             await until(lambda: (entry(table) or {}).get("adapters"))
             assert (await table.ask("q1", {"text": "x", "adapter": "one"}))["status"] == 200
             assert (await table.order("d1", "detach", {"model": "echo", "adapter": "one"}))["result"] == {
@@ -66,6 +70,7 @@ def test_a_packages_whole_life_over_mqtt(agent: AgentProcess, tmp_path: Path) ->
             assert attached["result"] == {"attached": ["one"]}
             done = await table.order("i2", "install", {"package": "echo-2.tar"})
             assert (done["status"], done["result"]["counter"]) == (200, 2)
+            assert not list(inbox.iterdir())
             await until(lambda: (entry(table) or {}).get("version") == 3)
             assert (await table.ask("q2", {"text": "x", "adapter": "one"}))["status"] == 200, "carried to the new base"
             done = await table.order("r1", "rollback", {"model": "echo"})
@@ -155,6 +160,34 @@ def test_a_second_order_is_told_to_come_back(agent: AgentProcess, tmp_path: Path
             assert (second["status"], second["retry_after_s"]) == (429, 5.0)
             assert "another command is being carried out" in second["reason"]
             assert (await table.answer("first", 60.0))["status"] == 200
+
+    asyncio.run(run())
+
+
+def test_a_package_that_is_refused_stays_in_the_inbox(agent: AgentProcess) -> None:
+    refused = agent.folder / "state" / "inbox" / "refused.tar"
+    refused.write_bytes(b"no package")
+
+    async def run() -> None:
+        async with desk(agent.broker) as table:  # type: ignore[attr-defined]
+            answer = await table.order("i1", "install", {"package": refused.name})
+            assert answer["status"] == 422, answer
+
+    asyncio.run(run())
+    assert refused.read_bytes() == b"no package"
+
+
+def test_what_the_command_line_changes_is_an_event_each(agent: AgentProcess, tmp_path: Path) -> None:
+    """Install, rollback and removal on the board, without a word to the daemon."""
+
+    async def run() -> None:
+        async with desk(agent.broker) as table:  # type: ignore[attr-defined]
+            await asyncio.to_thread(agent.install, echo_package(tmp_path, counter=2))
+            assert (await table.event("installed"))["data"]["model"] == "echo"
+            for verb, kind in (("rollback", "rolled-back"), ("remove", "removed")):
+                command = [sys.executable, "-m", "edge_agent", verb, "--config", str(agent.config), "echo"]
+                await asyncio.to_thread(subprocess.run, command, check=True)
+                assert (await table.event(kind))["data"]["model"] == "echo"
 
     asyncio.run(run())
 
