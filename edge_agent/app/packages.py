@@ -108,6 +108,10 @@ def install(config: Path | None, package: Path, progress: Progress = silent, aga
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
 
 
+_STARTED_AS = os.getuid()
+"""Who started this process: later it is the owner of the state folder."""
+
+
 def journal(text: str) -> None:
     """A line in the system's journal on a change that a person made here, and who it was. The daemon reports what its
     own processes change, and sends an event for every change."""
@@ -115,7 +119,7 @@ def journal(text: str) -> None:
         return
     import syslog  # only commands that change something need it
 
-    who = os.environ.get("SUDO_USER") or str(os.getuid())
+    who = os.environ.get("SUDO_USER") or ("root" if _STARTED_AS == 0 else str(_STARTED_AS))
     syslog.openlog("edge-agent", syslog.LOG_PID)
     syslog.syslog(syslog.LOG_NOTICE, f"{one_line(text)} (by {one_line(who)})")
 

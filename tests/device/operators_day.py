@@ -193,7 +193,7 @@ def changes_by_command_are_in_the_journal_and_events(board: Board) -> None:
     board.until("cat /tmp/events", '"rolled-back"')
     assert '"installed"' in board.run("cat /tmp/events")
     lines = board.run("journalctl -t edge-agent --no-pager")
-    assert "installed" in lines and "(by 0)" in lines, lines[-500:]
+    assert "installed" in lines and "(by root)" in lines, lines[-500:]
     board.answers()
 
 
