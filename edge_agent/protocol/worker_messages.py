@@ -96,7 +96,8 @@ class ProbeBackends(WorkerRequest, tag="probe"):
 class LoadModel(WorkerRequest, tag="load"):
     """Load a model. `files` maps a role ('model', 'tokenizer') to a path; `options` are the backend's.
 
-    `trial`: try what otherwise only requests use (a chat template), as an install does.
+    `trial`: try what otherwise only requests use (a chat template), as an install does. `allowed_bytes`: private memory
+    that the child may take beyond what it holds; 0: as much as there is.
     """
 
     backend: str
@@ -106,6 +107,7 @@ class LoadModel(WorkerRequest, tag="load"):
     limits: StepLimits
     memory: LoadMemory | None = None
     trial: bool = False
+    allowed_bytes: int = 0
 
 
 class AttachAdapter(WorkerRequest, tag="attach"):

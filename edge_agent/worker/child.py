@@ -83,6 +83,7 @@ from edge_agent.protocol.worker_messages import (
 )
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
+from edge_agent.worker.memory_bound import MemoryBound
 from edge_agent.worker.step_pacing import BEAT_S, ChunkCoalescer, StepThrottle, StepTimes
 from edge_agent.worker.wire import Channel, FrameReader, UnknownRequest
 
@@ -114,6 +115,7 @@ class Child:
         self._tokenizer_path: str | None = None
         self._pending: dict[str, Pending] = {}
         self._limits = Limits(max_rows=1, threads=1)
+        self._memory_bound = MemoryBound()
         self._throttle = StepThrottle()
         self._steps = StepTimes()
         self._last_sent_s = 0.0
@@ -194,7 +196,13 @@ class Child:
             bounds.update(memory_bytes=request.memory.memory_bytes, shrink=request.memory.shrink)
         # `options` are the package's and the operator's together; of these words none is the package's to say.
         options = {name: value for name, value in request.options.items() if name not in DEVICE_OPTIONS}
-        session = self._session = backend.load(request.files, {**options, **bounds})
+        self._memory_bound.set(request.allowed_bytes)
+        try:
+            session = self._session = backend.load(request.files, {**options, **bounds})
+        except MemoryError as error:
+            raise self._memory_bound.explained(BackendError("out of memory", request.backend)) from error
+        except BackendError as error:
+            raise self._memory_bound.explained(error) from error
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
         self._tasks[None] = self._build_task(request.task)
@@ -220,6 +228,8 @@ class Child:
     def _attach(self, request: AttachAdapter) -> AdapterAttached:
         started_s = time.monotonic()
         task = self._build_task(request.task)
+        with contextlib.suppress(OSError):  # whatever is wrong with the file, `attach` says it
+            self._memory_bound.raise_by(os.stat(request.path).st_size)  # noqa: PTH116
         size_bytes = self._loaded().attach(AdapterSource(request.name, request.path, request.base_id))
         self._tasks[request.name] = task
         return AdapterAttached(size_bytes=size_bytes, attach_ms=_ms(started_s))

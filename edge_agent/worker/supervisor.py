@@ -65,6 +65,7 @@ from edge_agent.protocol.worker_messages import (
     WorkerRequest,
 )
 from edge_agent.worker.kernel_accounts import KillCount, oom_kills, work_done
+from edge_agent.worker.memory_bound import allowance_bytes
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack_answer
 
 log = logging.getLogger("edge_agent.worker")
@@ -165,6 +166,7 @@ class WorkerProcess:
             limits=limits,
             memory=memory,
             trial=trial,
+            allowed_bytes=allowance_bytes(variant, limits.threads),
         )
         return await self.call(request, ModelLoaded, limit_s, LOAD_STALL_S)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import mmap
 import os
+import resource
 import select
 import socket
 import struct
@@ -168,6 +169,9 @@ def main() -> int:
     """Serve the client at the socket whose descriptor is the first argument; the second is the CUDA device's number."""
     sock = socket.fromfd(int(sys.argv[1]), socket.AF_UNIX, socket.SOCK_STREAM)
     os.close(int(sys.argv[1]))
+    # The worker's bound on private memory is for models that it loads itself; CUDA reserves far more than it uses.
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         HostServer(sock).serve(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     return 0

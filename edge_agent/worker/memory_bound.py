@@ -1,0 +1,81 @@
+"""The memory of its own that a worker may take for its model: a bound of the kernel on private memory.
+
+A graph of 407 bytes can ask for gigabytes when it is loaded. What a package states of a model (`peak_bytes`) is checked
+against the device's memory before the load; this makes the statement hold. The bound is RLIMIT_DATA: heap, stacks and
+private mappings count, files that are mapped to be read do not, so that a GGUF of any size is no matter. An allocation
+beyond it fails inside of the runtime, which says so and does not end the process. A file of its own because it knows
+the kernel's limit and nothing of messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+from pathlib import Path
+
+from edge_agent.base.errors import BackendError
+from edge_agent.base.limits import MIB
+from edge_agent.bundle.catalog import Variant
+
+MARGIN_BYTES, THREAD_BYTES = 256 * MIB, 16 * MIB
+"""For what a runtime takes whatever the model, and for each thread: its stack (8 MiB) and the C library's arena."""
+STATED_TIMES = 2
+"""A load may take twice what is stated or was measured: measured is the resident memory after a load, and a load has
+the file and its optimised copy at once."""
+ADAPTER_TIMES = 24
+"""An adapter lies once as it is, and once in each of up to 16 positions of a bank, whose rank may grow by it."""
+# What runtimes say when an allocation fails: ONNX Runtime, the C++ library, ggml.
+_NO_MEMORY = re.compile(r"alloc|out of memory|insufficient memory", re.IGNORECASE)
+_DATA = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
+
+
+def allowance_bytes(variant: Variant, threads: int) -> int:
+    """Bytes of private memory that a load of a variant may take, with all that its model computes later."""
+    measured = variant.measured.peak_bytes if variant.measured is not None else 0
+    stated = max(variant.peak_bytes, measured, variant.size_bytes)
+    return STATED_TIMES * stated + MARGIN_BYTES + THREAD_BYTES * threads
+
+
+class MemoryBound:
+    """The bound of this process. It can be raised, never taken away."""
+
+    def __init__(self) -> None:
+        self._allowed_bytes = 0
+
+    def set(self, allowed_bytes: int) -> None:
+        """Allow so many bytes beyond what the process holds; 0 sets no bound."""
+        if allowed_bytes:
+            self._allowed_bytes = allowed_bytes
+            self._apply(_held_bytes() + allowed_bytes)
+
+    def raise_by(self, adapter_bytes: int) -> None:
+        """Allow an adapter of a file of that size."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if self._allowed_bytes and limit != resource.RLIM_INFINITY:
+            self._apply(limit + ADAPTER_TIMES * adapter_bytes)
+
+    def explained(self, error: BackendError) -> BackendError:
+        """The error; where a runtime lacked memory, with the bound in it."""
+        if not self._allowed_bytes or not _NO_MEMORY.search(error.what):
+            return error
+        return BackendError(
+            f"{error.what}; the model may take {self._allowed_bytes // MIB} MiB by what its package states",
+            error.where,
+            "it asks for more than it states: build the package again, so that its memory is measured",
+        )
+
+    def _apply(self, limit_bytes: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard != resource.RLIM_INFINITY:
+            limit_bytes = min(limit_bytes, hard)
+        with contextlib.suppress(OSError, ValueError):  # a unit may forbid the call; then its own memory limit remains
+            resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
+
+
+def _held_bytes() -> int:
+    """The private memory of this process, as RLIMIT_DATA counts it; 0 where the kernel does not tell."""
+    with contextlib.suppress(OSError):
+        found = _DATA.search(Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+    return 0

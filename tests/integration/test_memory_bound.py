@@ -1,0 +1,124 @@
+"""Models that ask for more memory than they state, in a real worker: refused with a sentence, and the worker lives."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_agent.base.errors import BackendError
+from edge_agent.base.limits import MIB
+from edge_agent.bundle.catalog import TaskSpec, TrialFigures, Variant
+from edge_agent.protocol.worker_messages import ModelLoaded, NoListener, StepLimits
+from edge_agent.worker.memory_bound import MARGIN_BYTES, THREAD_BYTES, MemoryBound, allowance_bytes
+from edge_agent.worker.supervisor import SpawnOptions, spawn
+from tests.support import small_graph
+
+LIMITS = StepLimits(4, 1)
+TASK = TaskSpec("embed", max_tokens=16)
+FLOATS = 402_653_184  # 1.5 GiB
+
+
+def bomb(path: Path, kind: str) -> Path:
+    """An encoder of some hundred bytes whose output adds the sum of a huge tensor that it makes itself."""
+    constants = {
+        "shape": np.asarray([FLOATS], np.int64),
+        "pads": np.asarray([0, FLOATS], np.int64),
+        "half": np.asarray([0.5], np.float32),
+        "axis": np.asarray([1], np.int64),
+        "one": np.ones((1, 8), np.float32),
+    }
+    value = numpy_helper.from_array(np.asarray([0.5], np.float32), "v")
+    big = {
+        "filled": helper.make_node("ConstantOfShape", ["shape"], ["big"], value=value),
+        "expanded": helper.make_node("Expand", ["half", "shape"], ["big"]),
+        "padded": helper.make_node("Pad", ["half", "pads"], ["big"]),
+        "tiled": helper.make_node("Tile", ["half", "shape"], ["big"]),
+    }[kind]
+    nodes = [
+        big,
+        helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["mask", "axis"], ["count"], keepdims=1),
+        helper.make_node("Mul", ["count", "one"], ["wide"]),
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["ids", "axis"], ["total"], keepdims=1),
+        helper.make_node("Add", ["wide", "sum"], ["summed"]),
+        helper.make_node("Add", ["summed", "total"], ["features"]),
+    ]
+    given = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")]
+    out = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["b", 8])]
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "bomb", given, out, tensors), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    onnx.save(model, path)
+    return path
+
+
+def variant(path: Path, peak_bytes: int = MIB) -> Variant:
+    return Variant("sha256:0", "onnx", "fp32", {"model": str(path)}, path.stat().st_size, peak_bytes, options={})
+
+
+async def loaded(*models: Variant) -> list[ModelLoaded | BackendError]:
+    """What one worker says to each of these loads, one after the other; it is the same process for all."""
+    worker = await spawn(SpawnOptions(), NoListener())
+    found: list[ModelLoaded | BackendError] = []
+    try:
+        for model in models:
+            try:
+                found.append(await worker.load(model, TASK, LIMITS))
+            except BackendError as error:
+                found.append(error)
+    finally:
+        await worker.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["filled", "expanded", "padded", "tiled"])
+def test_a_graph_that_takes_more_than_it_states_is_refused_and_the_worker_lives(tmp_path: Path, kind: str) -> None:
+    path = bomb(tmp_path / "bomb.onnx", kind)
+    assert path.stat().st_size < 2000
+    good = small_graph.banked(tmp_path / "good.onnx")
+    refused, taken = asyncio.run(loaded(variant(path), variant(good)))
+    assert isinstance(refused, BackendError) and isinstance(taken, ModelLoaded)
+    assert "the model may take 274 MiB by what its package states" in str(refused)
+    assert "build the package again" in str(refused)
+
+
+def test_what_a_package_states_is_allowed(tmp_path: Path) -> None:
+    (found,) = asyncio.run(loaded(variant(bomb(tmp_path / "bomb.onnx", "filled"), 4 * FLOATS)))
+    assert isinstance(found, ModelLoaded)
+
+
+def test_the_allowance_follows_what_is_stated_and_what_was_measured(tmp_path: Path) -> None:
+    model = variant(small_graph.banked(tmp_path / "good.onnx"), 100 * MIB)
+    rest = MARGIN_BYTES + 4 * THREAD_BYTES
+    assert allowance_bytes(model, 4) == 200 * MIB + rest
+    measured = TrialFigures(1.0, 300 * MIB, 1.0, 5)
+    tried = Variant(model.digest, "onnx", "fp32", model.files, 900 * MIB, 100 * MIB, options={}, measured=measured)
+    assert allowance_bytes(tried, 4) == 1800 * MIB + rest
+    assert allowance_bytes(variant(Path(model.files["model"]), 0), 0) >= MARGIN_BYTES
+
+
+def test_an_adapter_raises_the_bound_and_nothing_else_does() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        bound = MemoryBound()
+        bound.raise_by(MIB)
+        bound.set(0)
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before
+        bound.set(4096 * MIB)
+        first, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        bound.raise_by(MIB)
+        second, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        assert second - first == 24 * MIB
+        said = bound.explained(BackendError("no protobuf", "model"))
+        assert said.what == "no protobuf"
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
