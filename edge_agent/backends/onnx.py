@@ -15,7 +15,7 @@ from edge_agent.backends.adapter_bank import AdapterBank, parse_spec
 from edge_agent.backends.api import Backend, Capabilities, Footprint, Session, Unavailable, checked_options
 from edge_agent.backends.cpu_words import cpu_words
 from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
-from edge_agent.base.errors import BackendError, BackendMissing, brief
+from edge_agent.base.errors import BackendError, BackendMissing, OutOfMemory, brief
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: waiting threads poll, which costs power; off.
@@ -122,7 +122,7 @@ class OnnxGraph(EncoderGraph):
                 self.path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
             )
         except _errors(runtime) as error:
-            raise BackendError(f"ONNX Runtime cannot load the graph: {_short(error)}", self.path) from error
+            raise _said("ONNX Runtime cannot load the graph", error, self.path) from error
 
     def _describe(self) -> tuple[str, AdapterBank | None]:
         """The graph's own base id and its bank. Raises BackendError for a graph of another kind."""
@@ -218,7 +218,7 @@ class OnnxGraph(EncoderGraph):
         try:
             self._session.run_with_iobinding(binding)
         except _errors(self._runtime) as error:
-            raise BackendError(f"ONNX Runtime failed: {_short(error)}", self.path) from error
+            raise _said("ONNX Runtime failed", error, self.path) from error
         return outputs
 
 
@@ -270,8 +270,11 @@ def _errors(runtime: Any) -> tuple[Any, ...]:
     return (*tuple(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def _said(what: str, error: BaseException, path: str) -> BackendError:
+    """The runtime's error as ours. It has no class for a failed allocation; its words and those of C++ are the sign."""
+    words = " ".join(str(error).split())[:300]
+    lacks_memory = isinstance(error, MemoryError) or "alloc" in words
+    return (OutOfMemory if lacks_memory else BackendError)(f"{what}: {words}", path)
 
 
 def _cores() -> int:

@@ -39,6 +39,7 @@ from edge_agent.base.errors import (
     BackendError,
     BackendMissing,
     EdgeError,
+    OutOfMemory,
     RequestError,
     WorkerError,
 )
@@ -200,8 +201,8 @@ class Child:
         try:
             session = self._session = backend.load(request.files, {**options, **bounds})
         except MemoryError as error:
-            raise self._memory_bound.explained(BackendError("out of memory", request.backend)) from error
-        except BackendError as error:
+            raise self._memory_bound.explained(OutOfMemory("out of memory", request.backend)) from error
+        except OutOfMemory as error:
             raise self._memory_bound.explained(error) from error
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")

@@ -14,7 +14,7 @@ import re
 import resource
 from pathlib import Path
 
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import OutOfMemory
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import Variant
 
@@ -25,8 +25,6 @@ STATED_TIMES = 2
 the file and its optimised copy at once."""
 ADAPTER_TIMES = 24
 """An adapter lies once as it is, and once in each of up to 16 positions of a bank, whose rank may grow by it."""
-# What runtimes say when an allocation fails: ONNX Runtime, the C++ library, ggml.
-_NO_MEMORY = re.compile(r"alloc|out of memory|insufficient memory", re.IGNORECASE)
 _DATA = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -55,11 +53,11 @@ class MemoryBound:
         if self._allowed_bytes and limit != resource.RLIM_INFINITY:
             self._apply(limit + ADAPTER_TIMES * adapter_bytes)
 
-    def explained(self, error: BackendError) -> BackendError:
-        """The error; where a runtime lacked memory, with the bound in it."""
-        if not self._allowed_bytes or not _NO_MEMORY.search(error.what):
+    def explained(self, error: OutOfMemory) -> OutOfMemory:
+        """The error with the bound in it, where there is one."""
+        if not self._allowed_bytes:
             return error
-        return BackendError(
+        return OutOfMemory(
             f"{error.what}; the model may take {self._allowed_bytes // MIB} MiB by what its package states",
             error.where,
             "it asks for more than it states: build the package again, so that its memory is measured",

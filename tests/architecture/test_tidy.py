@@ -85,13 +85,13 @@ PARSERS = {
     ),
     "edge_agent/base/shown_text.py": ("many_lines", "replaces characters that a terminal acts on, whatever the words"),
     "edge_agent/backends/cpu_words.py": ("cpu_words", "the kernel's list of instruction sets in /proc/cpuinfo"),
+    "edge_agent/backends/onnx.py": ("_said", "ONNX Runtime's own words: it has no class for a failed allocation"),
     "edge_agent/backends/llamacpp/gbnf.py": ("lark_without_settings", "the grammar, which is a program text"),
     "edge_agent/backends/llamacpp/grammar_process.py": ("open", "a schema's text: whether it has a keyword at all"),
     "edge_agent/backends/llamacpp/library.py": (
         "take",
         "the log lines of llama.cpp, which has no other interface for these",
     ),
-    "edge_agent/backends/onnx.py": ("_short", "the message of an ONNX Runtime error is put on one line"),
     "edge_agent/bundle/chat_template.py": (
         "pieces",
         "the constants of a template, in which it looks for marks",

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, OutOfMemory
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, TrialFigures, Variant
 from edge_agent.protocol.worker_messages import ModelLoaded, NoListener, StepLimits
@@ -118,7 +118,7 @@ def test_an_adapter_raises_the_bound_and_nothing_else_does() -> None:
         bound.raise_by(MIB)
         second, _ = resource.getrlimit(resource.RLIMIT_DATA)
         assert second - first == 24 * MIB
-        said = bound.explained(BackendError("no protobuf", "model"))
-        assert said.what == "no protobuf"
+        said = bound.explained(OutOfMemory("no room", "model"))
+        assert "4096 MiB" in said.what
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
