@@ -20,6 +20,8 @@ from edge_agent.bundle.catalog import Variant
 
 MARGIN_BYTES, THREAD_BYTES = 256 * MIB, 16 * MIB
 """For what a runtime takes whatever the model, and for each thread: its stack (8 MiB) and the C library's arena."""
+MEASURED_ROWS = 16
+"""Packages state the memory with batches of so many rows; with more, what is computed grows with them."""
 STATED_TIMES = 2
 """A load may take twice what is stated or was measured: measured is the resident memory after a load, and a load has
 the file and its optimised copy at once."""
@@ -28,11 +30,12 @@ ADAPTER_TIMES = 24
 _DATA = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
 
-def allowance_bytes(variant: Variant, threads: int) -> int:
-    """Bytes of private memory that a load of a variant may take, with all that its model computes later."""
+def allowance_bytes(variant: Variant, threads: int, rows: int) -> int:
+    """Bytes of private memory that a load of a variant may take, with all that its model computes later in batches of
+    at most so many rows."""
     measured = variant.measured.peak_bytes if variant.measured is not None else 0
     stated = max(variant.peak_bytes, measured, variant.size_bytes)
-    return STATED_TIMES * stated + MARGIN_BYTES + THREAD_BYTES * threads
+    return STATED_TIMES * stated * max(1, -(-rows // MEASURED_ROWS)) + MARGIN_BYTES + THREAD_BYTES * threads
 
 
 class MemoryBound:

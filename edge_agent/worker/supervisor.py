@@ -166,7 +166,7 @@ class WorkerProcess:
             limits=limits,
             memory=memory,
             trial=trial,
-            allowed_bytes=allowance_bytes(variant, limits.threads),
+            allowed_bytes=allowance_bytes(variant, limits.threads, limits.most_rows or limits.max_rows),
         )
         return await self.call(request, ModelLoaded, limit_s, LOAD_STALL_S)
 

@@ -99,11 +99,12 @@ def test_what_a_package_states_is_allowed(tmp_path: Path) -> None:
 def test_the_allowance_follows_what_is_stated_and_what_was_measured(tmp_path: Path) -> None:
     model = variant(small_graph.banked(tmp_path / "good.onnx"), 100 * MIB)
     rest = MARGIN_BYTES + 4 * THREAD_BYTES
-    assert allowance_bytes(model, 4) == 200 * MIB + rest
+    assert allowance_bytes(model, 4, 16) == allowance_bytes(model, 4, 1) == 200 * MIB + rest
+    assert allowance_bytes(model, 4, 64) == 800 * MIB + rest
     measured = TrialFigures(1.0, 300 * MIB, 1.0, 5)
     tried = Variant(model.digest, "onnx", "fp32", model.files, 900 * MIB, 100 * MIB, options={}, measured=measured)
-    assert allowance_bytes(tried, 4) == 1800 * MIB + rest
-    assert allowance_bytes(variant(Path(model.files["model"]), 0), 0) >= MARGIN_BYTES
+    assert allowance_bytes(tried, 4, 16) == 1800 * MIB + rest
+    assert allowance_bytes(variant(Path(model.files["model"]), 0), 0, 1) >= MARGIN_BYTES
 
 
 def test_an_adapter_raises_the_bound_and_nothing_else_does() -> None:
