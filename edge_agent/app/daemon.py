@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -40,6 +41,7 @@ from edge_agent.app.state_keeper import StateKeeper
 from edge_agent.base.child_python import module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
+from edge_agent.base.limits import ORDER_END_S, ORDER_S
 from edge_agent.base.shown_text import one_line
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.config.load import device_id, load
@@ -224,9 +226,10 @@ class StoreProcess:
     The signature library never enters the daemon, and a package that crashes its reader harms nobody.
     """
 
-    def __init__(self, config: Path | None, inbox: Path) -> None:
+    def __init__(self, config: Path | None, inbox: Path, order_s: float = ORDER_S) -> None:
         self._config = config
         self._inbox = inbox
+        self._order_s = order_s
 
     async def install(self, package: str) -> Mapping[str, Any]:
         """See `commands.Operator`; only names inside the incoming folder are taken. What is installed leaves it."""
@@ -266,15 +269,32 @@ class StoreProcess:
         except OSError as error:
             raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error
         try:
-            out, err = await process.communicate()
+            out, err = await asyncio.wait_for(process.communicate(), self._order_s)
         except asyncio.CancelledError:
             process.terminate()
             raise
+        except asyncio.TimeoutError as error:  # until Python 3.10 not the built-in one
+            await _ended(process)
+            raise StoreError(
+                f"the order was ended after {self._order_s:.0f} s; what was installed before is unchanged",
+                f"edge-agent {verb}",
+                "run the command on the device, where it has no limit of time",
+            ) from error
         if process.returncode != 0:
             text = err.decode("utf-8", "replace").strip().removeprefix("edge-agent: ")
             raise StoreError(text[-500:] or f"exit code {process.returncode}", f"edge-agent {verb}")
         report: Mapping[str, Any] = json.loads(out)
         return report
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """End a process that has not ended, at first with a signal that it may act on."""
+    for end in (process.terminate, process.kill):
+        if process.returncode is not None:
+            return
+        end()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), ORDER_END_S)
 
 
 async def find_runtimes(options: SpawnOptions, names: Sequence[str]) -> list[Runtime]:

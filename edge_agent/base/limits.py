@@ -65,6 +65,10 @@ LOAD_SLOWER = 10.0
 # Of any other load. A warm-up at the largest shape takes minutes on a Raspberry Pi Zero 2, an engine of TensorRT is
 # built for a quarter of an hour on a Jetson Nano.
 LOAD_LONGEST_S = 3600.0
+# Time limit of an install, removal or rollback that was ordered over MQTT: the trials of some variants, each with the
+# longest load. Then the process that carries it out has so long to end after each signal.
+ORDER_S = 4 * LOAD_LONGEST_S
+ORDER_END_S = 10.0
 # A load that has used no processor time and read nothing for this long hangs.
 LOAD_STALL_S = 60.0
 ADAPTERS_RESIDENT = 32
