@@ -230,13 +230,14 @@ class Child:
         started_s = time.monotonic()
         task = self._build_task(request.task)
         with contextlib.suppress(OSError):  # whatever is wrong with the file, `attach` says it
-            self._memory_bound.raise_by(os.stat(request.path).st_size)  # noqa: PTH116
+            self._memory_bound.allow_adapter(request.name, os.stat(request.path).st_size)  # noqa: PTH116
         size_bytes = self._loaded().attach(AdapterSource(request.name, request.path, request.base_id))
         self._tasks[request.name] = task
         return AdapterAttached(size_bytes=size_bytes, attach_ms=_ms(started_s))
 
     def _detach(self, request: DetachAdapter) -> None:
         self._loaded().detach(request.name)
+        self._memory_bound.forget_adapter(request.name)
         self._tasks.pop(request.name, None)
 
     def _submit(self, request: SubmitJobs) -> None:

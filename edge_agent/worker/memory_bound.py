@@ -39,22 +39,29 @@ def allowance_bytes(variant: Variant, threads: int, rows: int) -> int:
 
 
 class MemoryBound:
-    """The bound of this process. It can be raised, never taken away."""
+    """The bound of this process: one for the model, and a part for every adapter that is attached."""
 
     def __init__(self) -> None:
         self._allowed_bytes = 0
+        self._model_bytes = 0
+        self._adapters: dict[str, int] = {}
 
     def set(self, allowed_bytes: int) -> None:
         """Allow so many bytes beyond what the process holds; 0 sets no bound."""
         if allowed_bytes:
             self._allowed_bytes = allowed_bytes
-            self._apply(_held_bytes() + allowed_bytes)
+            self._model_bytes = _held_bytes() + allowed_bytes
+            self._apply()
 
-    def raise_by(self, adapter_bytes: int) -> None:
-        """Allow an adapter of a file of that size."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-        if self._allowed_bytes and limit != resource.RLIM_INFINITY:
-            self._apply(limit + ADAPTER_TIMES * adapter_bytes)
+    def allow_adapter(self, name: str, file_bytes: int) -> None:
+        """Allow an adapter of a file of that size, in place of one of that name."""
+        self._adapters[name] = file_bytes
+        self._apply()
+
+    def forget_adapter(self, name: str) -> None:
+        """Take back what an adapter was allowed; unknown names are no error."""
+        self._adapters.pop(name, None)
+        self._apply()
 
     def explained(self, error: OutOfMemory) -> OutOfMemory:
         """The error with the bound in it, where there is one."""
@@ -66,7 +73,10 @@ class MemoryBound:
             "it asks for more than it states: build the package again, so that its memory is measured",
         )
 
-    def _apply(self, limit_bytes: int) -> None:
+    def _apply(self) -> None:
+        if not self._allowed_bytes:
+            return
+        limit_bytes = self._model_bytes + ADAPTER_TIMES * sum(self._adapters.values())
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         if hard != resource.RLIM_INFINITY:
             limit_bytes = min(limit_bytes, hard)

@@ -107,19 +107,26 @@ def test_the_allowance_follows_what_is_stated_and_what_was_measured(tmp_path: Pa
     assert allowance_bytes(variant(Path(model.files["model"]), 0), 0, 1) >= MARGIN_BYTES
 
 
-def test_an_adapter_raises_the_bound_and_nothing_else_does() -> None:
+def test_an_adapter_raises_the_bound_while_it_is_attached() -> None:
+    def soft() -> int:
+        return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
     before = resource.getrlimit(resource.RLIMIT_DATA)
     try:
         bound = MemoryBound()
-        bound.raise_by(MIB)
+        bound.allow_adapter("early", MIB)
+        bound.forget_adapter("early")
         bound.set(0)
         assert resource.getrlimit(resource.RLIMIT_DATA) == before
         bound.set(4096 * MIB)
-        first, _ = resource.getrlimit(resource.RLIMIT_DATA)
-        bound.raise_by(MIB)
-        second, _ = resource.getrlimit(resource.RLIMIT_DATA)
-        assert second - first == 24 * MIB
-        said = bound.explained(OutOfMemory("no room", "model"))
-        assert "4096 MiB" in said.what
+        first = soft()
+        for _ in range(3):
+            bound.allow_adapter("a", MIB)
+            bound.allow_adapter("b", 2 * MIB)
+            assert soft() - first == 3 * 24 * MIB
+            bound.forget_adapter("a")
+            bound.forget_adapter("b")
+            assert soft() == first
+        assert "4096 MiB" in bound.explained(OutOfMemory("no room", "model")).what
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
