@@ -15,7 +15,7 @@ from edge_agent.backends.adapter_bank import AdapterBank, parse_spec
 from edge_agent.backends.api import Backend, Capabilities, Footprint, Session, Unavailable, checked_options
 from edge_agent.backends.cpu_words import cpu_words
 from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
-from edge_agent.base.errors import BackendError, BackendMissing, OutOfMemory, brief
+from edge_agent.base.errors import BackendError, BackendMissing, MemoryRefused, brief
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: waiting threads poll, which costs power; off.
@@ -274,7 +274,7 @@ def _said(what: str, error: BaseException, path: str) -> BackendError:
     """The runtime's error as ours. It has no class for a failed allocation; its words and those of C++ are the sign."""
     words = " ".join(str(error).split())[:300]
     lacks_memory = isinstance(error, MemoryError) or "alloc" in words
-    return (OutOfMemory if lacks_memory else BackendError)(f"{what}: {words}", path)
+    return (MemoryRefused if lacks_memory else BackendError)(f"{what}: {words}", path)
 
 
 def _cores() -> int:

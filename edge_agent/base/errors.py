@@ -13,7 +13,7 @@ The tree (every leaf is a way an input or the world can be wrong):
     ├── BackendError          a runtime refused a model, an adapter or a job
     │   ├── BackendMissing    the runtime is not installed; `remedy` says how to install it
     │   ├── AdapterRefused    an adapter does not fit this base or this runtime
-    │   ├── OutOfMemory       a runtime got less memory than it asked for
+    │   ├── MemoryRefused     a runtime got less memory than it asked for
     │   └── ProgramRefused      a request's grammar or schema costs more than the others can bear
     ├── WorkerError           a worker process died, hung or broke its protocol
     └── BrokerError           the MQTT broker refused or cannot be reached
@@ -97,7 +97,7 @@ class AdapterRefused(BackendError):
     """An adapter does not fit the loaded base, or the runtime cannot take adapters."""
 
 
-class OutOfMemory(BackendError):
+class MemoryRefused(BackendError):
     """A runtime asked for memory and got none, by the bound of its process or because the board has no more."""
 
 

@@ -39,7 +39,7 @@ from edge_agent.base.errors import (
     BackendError,
     BackendMissing,
     EdgeError,
-    OutOfMemory,
+    MemoryRefused,
     RequestError,
     WorkerError,
 )
@@ -201,8 +201,8 @@ class Child:
         try:
             session = self._session = backend.load(request.files, {**options, **bounds})
         except MemoryError as error:
-            raise self._memory_bound.explained(OutOfMemory("out of memory", request.backend)) from error
-        except OutOfMemory as error:
+            raise self._memory_bound.explained(MemoryRefused("out of memory", request.backend)) from error
+        except MemoryRefused as error:
             raise self._memory_bound.explained(error) from error
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")

@@ -14,7 +14,7 @@ import re
 import resource
 from pathlib import Path
 
-from edge_agent.base.errors import OutOfMemory
+from edge_agent.base.errors import MemoryRefused
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import Variant
 
@@ -63,11 +63,11 @@ class MemoryBound:
         self._adapters.pop(name, None)
         self._apply()
 
-    def explained(self, error: OutOfMemory) -> OutOfMemory:
+    def explained(self, error: MemoryRefused) -> MemoryRefused:
         """The error with the bound in it, where there is one."""
         if not self._allowed_bytes:
             return error
-        return OutOfMemory(
+        return MemoryRefused(
             f"{error.what}; the model may take {self._allowed_bytes // MIB} MiB by what its package states",
             error.where,
             "it asks for more than it states: build the package again, so that its memory is measured",

@@ -22,7 +22,7 @@ import msgspec
 
 from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.child_python import module_command
-from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, OutOfMemory, WorkerError
+from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, MemoryRefused, WorkerError
 from edge_agent.base.limits import (
     GIB,
     LOAD_BASE_S,
@@ -83,7 +83,7 @@ KILLS_LOOK_S = 1.0
 count, the fewer kills of other programs lie between."""
 CLOSE_TIMEOUT_S = 2.0
 _ERRORS: Mapping[str, type[EdgeError]] = {
-    error.__name__: error for error in (AdapterRefused, BackendError, BackendMissing, OutOfMemory, WorkerError)
+    error.__name__: error for error in (AdapterRefused, BackendError, BackendMissing, MemoryRefused, WorkerError)
 }
 AnswerT = TypeVar("AnswerT", bound=WorkerAnswer)
 

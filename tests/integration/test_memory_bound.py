@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent.base.errors import BackendError, OutOfMemory
+from edge_agent.base.errors import BackendError, MemoryRefused
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, TrialFigures, Variant
 from edge_agent.protocol.worker_messages import ModelLoaded, NoListener, StepLimits
@@ -127,6 +127,6 @@ def test_an_adapter_raises_the_bound_while_it_is_attached() -> None:
             bound.forget_adapter("a")
             bound.forget_adapter("b")
             assert soft() == first
-        assert "4096 MiB" in bound.explained(OutOfMemory("no room", "model")).what
+        assert "4096 MiB" in bound.explained(MemoryRefused("no room", "model")).what
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
