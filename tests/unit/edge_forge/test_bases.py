@@ -82,10 +82,18 @@ def test_an_installed_distribution_carries_a_base_and_is_not_imported(tmp_path, 
         (lambda folder: (folder / "config.json").write_text("{}"), "no transformer"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled weights are ref"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "no safetensors file"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 99), "no safetensors file"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 4) + b"{{{{"), "broken header"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(safetensors(TENSORS)[:-1]), "cut short"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "no whole safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 99), "no whole safetensors file"),
+        (lambda folder: write_header(folder, b"{{{{"), "its header is damaged"),
+        (lambda folder: write_header(folder, b'[{"w": 1}]'), "its header is no JSON object"),
+        (lambda folder: write_header(folder, b'{"w": [1]}'), "the entry of tensor 'w' is damaged"),
+        (lambda folder: write_header(folder, b'{"w": {"dtype": "F32", "shape": [1]}}'), "'w' is damaged"),
+        (lambda folder: write_header(folder, b'{"w": ' + b"[" * 100_000 + b"}"), "nests deeper|lists"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(safetensors(TENSORS)[:-1]), "cover"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json cannot be read"),
+        (lambda folder: write_index(folder, ["model-1.safetensors"]), "no weight_map that names a file"),
+        (lambda folder: write_index(folder, {"w": 3}), "no weight_map that names a file"),
+        (lambda folder: write_index(folder, None), "no weight_map that names a file"),
     ],
 )
 def test_an_unusable_base_says_why(tmp_path, spoil, words):
@@ -93,6 +101,15 @@ def test_an_unusable_base_says_why(tmp_path, spoil, words):
     spoil(folder)
     with pytest.raises(ConfigError, match=words):
         check(folder)
+
+
+def write_header(folder, header):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def write_index(folder, weight_map):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def test_shards_outside_the_folder_are_refused(tmp_path):

@@ -12,11 +12,12 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.base.errors import ConfigError
+from edge_agent.bundle.safetensors import TensorPlace
 from edge_forge.models import bases
 
 if TYPE_CHECKING:
@@ -83,19 +84,18 @@ def language_id(directory: Path) -> str:
     dtype, shape]`, then the bytes. A head that equals the table of tokens is left out, as in a file where it is tied,
     and so is the flag that ties them; a head of its own counts together with the flag.
     """
-    found: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+    found: dict[str, tuple[Path, TensorPlace]] = {}
     for path in bases.weight_files(directory):
-        table, start = bases.tensor_table(path)
-        found |= {name: (path, start, entry) for name, entry in table.items()}
+        found |= {name: (path, place) for name, place in bases.tensor_places(path).items()}
     settings = effective(_config(directory))
     if _HEAD not in found or _is_the_table(found):
         found.pop(_HEAD, None)
         settings.pop(_TIED, None)
     digest = hashlib.sha256(f"{FORMAT} language\n".encode() + _canonical(settings) + b"\n")
     for name in sorted(found):
-        path, start, entry = found[name]
-        digest.update(_canonical([name, entry["dtype"], entry["shape"]]) + b"\n")
-        for chunk in _bytes_of(path, start, entry["data_offsets"]):
+        path, place = found[name]
+        digest.update(_canonical([name, place.dtype, place.shape]) + b"\n")
+        for chunk in _bytes_of(path, place):
             digest.update(chunk)
         digest.update(b"\n")
     return f"sha256:{digest.hexdigest()}"
@@ -140,24 +140,24 @@ def _config(directory: Path) -> Any:
         raise ConfigError(f"the base's config.json cannot be used: {reason}", str(directory)) from error
 
 
-def _is_the_table(found: Mapping[str, tuple[Path, int, dict[str, Any]]]) -> bool:
+def _is_the_table(found: Mapping[str, tuple[Path, TensorPlace]]) -> bool:
     """Whether the head has the bytes of the table of tokens."""
     tables = [name for name in found if name.endswith("embed_tokens.weight")]
     return len(tables) == 1 and _digest(found[tables[0]]) == _digest(found[_HEAD])
 
 
-def _digest(tensor: tuple[Path, int, dict[str, Any]]) -> tuple[str, str]:
-    path, start, entry = tensor
+def _digest(tensor: tuple[Path, TensorPlace]) -> tuple[str, str]:
+    path, place = tensor
     digest = hashlib.sha256()
-    for chunk in _bytes_of(path, start, entry["data_offsets"]):
+    for chunk in _bytes_of(path, place):
         digest.update(chunk)
-    return entry["dtype"], digest.hexdigest()
+    return place.dtype, digest.hexdigest()
 
 
-def _bytes_of(path: Path, start: int, offsets: Sequence[int]) -> Iterator[bytes]:
+def _bytes_of(path: Path, place: TensorPlace) -> Iterator[bytes]:
     with path.open("rb") as file:
-        file.seek(start + offsets[0])
-        left = offsets[1] - offsets[0]
+        file.seek(place.begin)
+        left = place.end - place.begin
         while left > 0:
             chunk = file.read(min(left, _CHUNK_BYTES))
             if not chunk:

@@ -21,18 +21,18 @@ import fnmatch
 import importlib.metadata
 import json
 import os
-import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, PackageError
+from edge_agent.base.limits import SAFETENSORS_HEADER_BYTES
 from edge_agent.base.named_file import open_named
+from edge_agent.bundle.safetensors import TensorPlace, read_safetensors
 from edge_forge.models import sentence_pooling
 
-_HEADER_BYTES_MAX = 100_000_000  # the bound of the safetensors format itself
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "tf_model.h5")
 _WANTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
            "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "modules.json",
@@ -162,7 +162,7 @@ def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
         raise _NotHere("no tokenizer.json (the fast tokenizer, which is what runs on the device)")
     weights = weight_files(directory)
     for path in weights:
-        tensor_table(path)
+        tensor_places(path)
     return config, weights
 
 
@@ -172,7 +172,10 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     if single.is_file():
         return (single,)
     if index.is_file():
-        names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise _NotHere(f"{index.name} has no weight_map that names a file for each tensor")
+        names = sorted(set(named.values()))
         for name in names:
             if Path(name).name != name or not (directory / name).is_file():
                 raise _NotHere(f"the weight index names {name!r}, which is not in the folder")
@@ -191,30 +194,21 @@ def read_json(path: Path) -> dict[str, Any]:
             found = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         raise _NotHere(f"no {path.name}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise _NotHere(f"{path.name} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise _NotHere(f"{path.name} holds no object")
     return found
 
 
-def tensor_table(path: Path) -> tuple[dict[str, Any], int]:
-    """The tensor table of a safetensors file and the offset where the bytes begin."""
-    size = path.stat().st_size
-    with open_named(path) as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_HEADER_BYTES_MAX, size - 8):
-            raise _NotHere(f"{path.name} is no safetensors file, or is cut short")
-        try:
-            table = json.loads(file.read(length))
-        except ValueError as error:
-            raise _NotHere(f"{path.name} has a broken header") from error
-    table.pop("__metadata__", None)
-    ends = [entry["data_offsets"][1] for entry in table.values()]
-    if not ends or 8 + length + max(ends) != size:
-        raise _NotHere(f"{path.name} is cut short: its table promises more or fewer bytes than it has")
-    return table, 8 + length
+def tensor_places(path: Path) -> Mapping[str, TensorPlace]:
+    """The tensors of a safetensors file by name, read as the device reads it. Raises when the header is broken or the
+    file cut short."""
+    try:
+        with open_named(path) as file:
+            return read_safetensors(file, path.stat().st_size, path.name, SAFETENSORS_HEADER_BYTES).tensors
+    except (PackageError, OSError) as error:
+        raise _NotHere(f"{path.name} is no whole safetensors file: {getattr(error, 'what', error)}") from error
 
 
 def listed(directory: Path) -> tuple[Path, ...]:

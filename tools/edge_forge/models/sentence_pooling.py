@@ -54,6 +54,7 @@ class PoolingPlan:
 
     def build(self, base_dir: Path) -> torch.nn.Module:
         """The module: hidden states [rows, tokens, hidden] and mask [rows, tokens] to features [rows, width]."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from edge_forge.models.pooling_layers import DenseStep, NormalizeStep, SentencePooling
@@ -63,8 +64,15 @@ class PoolingPlan:
             if kind == _NORMALIZE:
                 steps.append(NormalizeStep())
             else:
-                tensors = load_file(base_dir / folder / "model.safetensors")
-                steps.append(DenseStep(tensors["linear.weight"].float(), tensors.get("linear.bias"), how))
+                path = base_dir / folder / "model.safetensors"
+                try:
+                    tensors = load_file(path)
+                except (SafetensorError, OSError) as error:
+                    raise _refused(path, f"it cannot be read: {error}") from error
+                weight = tensors.get("linear.weight")
+                if weight is None or weight.ndim != 2:
+                    raise _refused(path, "it has no matrix linear.weight")
+                steps.append(DenseStep(weight.float(), tensors.get("linear.bias"), how))
         return SentencePooling(self.modes, steps)
 
 
@@ -189,7 +197,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _refused(path, "the file is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _refused(path, f"it cannot be read: {error}") from error
 
 
