@@ -120,6 +120,12 @@ def test_shards_outside_the_folder_are_refused(tmp_path):
         check(folder)
 
 
+def test_a_model_type_that_transformers_does_not_know_is_named(tmp_path):
+    folder = base(tmp_path / "b", config={**CONFIG, "model_type": "abacus"})
+    with pytest.raises(ConfigError, match=r"^transformers [\d.]+ has no model type 'abacus'"), only_listed(folder):
+        pass
+
+
 def test_a_base_is_a_list_of_files(tmp_path):
     folder = base(tmp_path / "b", config={**CONFIG, "auto_map": {"AutoModel": "code.Model"}})
     for name in ("adapter_config.json", "code.py", "pytorch_model.bin", "generation_config.json"):

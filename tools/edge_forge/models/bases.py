@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.errors import ConfigError, PackageError
+from edge_agent.base.errors import ConfigError, PackageError, brief
 from edge_agent.base.limits import SAFETENSORS_HEADER_BYTES
 from edge_agent.base.named_file import open_named
 from edge_agent.bundle.safetensors import TensorPlace, read_safetensors
@@ -229,9 +229,14 @@ def only_listed(directory: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     """A folder for transformers with the base's configuration and links to its weights and `also`, and nothing else.
 
     Left out of the configuration are the keys that name code or kernels. transformers applies an adapter that lies in
-    the folder, and takes settings from further files.
+    the folder, and takes settings from further files. Raises for a model type that it does not know.
     """
+    from transformers import CONFIG_MAPPING
+    from transformers import __version__ as version
+
     config = {key: value for key, value in read_json(directory / "config.json").items() if key not in _NOT_TAKEN}
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise _NotHere(f"transformers {version} has no model type {brief(config.get('model_type'))} (config.json)")
     with tempfile.TemporaryDirectory(prefix="edge-forge-base-") as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
