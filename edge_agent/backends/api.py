@@ -269,3 +269,22 @@ def checked_options(options: Mapping[str, Any], defaults: Mapping[str, Any], bac
             raise BackendError(f"option {key!r} is {value!r}, a {type(default).__name__} is needed", backend)
         merged[key] = value
     return merged
+
+
+def check_ranges(options: Mapping[str, Any], ranges: Mapping[str, tuple[int, int]], backend: str) -> None:
+    """Raises BackendError for an option that is no whole number of its range; both ends belong to it."""
+    from edge_agent.base.errors import BackendError, brief
+
+    for name, (lowest, highest) in ranges.items():
+        value = options[name]
+        if isinstance(value, bool) or not lowest <= value <= highest:
+            raise BackendError(f"option {name!r} is {brief(value)}, {lowest} to {highest} are possible", backend)
+
+
+def model_file(files: Mapping[str, str], backend: str) -> str:
+    """The path of the role 'model'. Raises BackendError where none is given."""
+    from edge_agent.base.errors import BackendError
+
+    if "model" not in files:
+        raise BackendError("no file with the role 'model' is given", backend)
+    return files["model"]

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from edge_agent.backends.adapter_bank import job_rows
+from edge_agent.backends.adapter_bank import BankSpec, job_rows, parse_spec
 from edge_agent.backends.api import (
     AdapterSource,
     Done,
@@ -105,6 +105,19 @@ class JobQueue:
         return len(self._jobs)
 
 
+INPUTS = ("input_ids", "attention_mask")
+"""Of every encoder's graph: int64 [rows, tokens]."""
+RANGES: Mapping[str, tuple[int, int]] = {
+    "max_rows": (1, 1024),
+    "max_tokens": (1, 8192),
+    "threads": (0, 256),
+    "positions": (0, 1024),
+}
+"""What the options of a load may be. threads 0: one per core; positions 0: as many of the adapter bank as rows."""
+# Of the vocabulary; Python refuses to read some thousand digits.
+_COUNT_DIGITS = 9
+
+
 class AttachedAdapters(Protocol):
     """The adapters that are resident in a graph's bank."""
 
@@ -156,6 +169,49 @@ class EncoderGraph(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Free everything."""
+
+
+class GraphMetadata(NamedTuple):
+    """What `edge-forge export` wrote into a graph, see `EncoderGraph`. `bank` None: it takes no adapters."""
+
+    base_id: str
+    table_rows: int
+    bank: BankSpec | None
+
+
+def read_graph_metadata(texts: Mapping[str, str], wanted_base_id: str, path: str) -> GraphMetadata:
+    """From the graph's metadata texts. Raises BackendError where it is of another base than wanted ('' for any), or
+    describes a bank that is not known here."""
+    base_id = texts.get("edge.base_id", "").strip('"')
+    if wanted_base_id and base_id and wanted_base_id != base_id:
+        raise BackendError(f"the graph is of base {base_id}, {wanted_base_id} was asked for", path)
+    rows, bank = texts.get("edge.vocabulary", "0"), texts.get("edge.bank")
+    return GraphMetadata(
+        wanted_base_id or base_id,
+        int(rows) if rows.isdecimal() and len(rows) <= _COUNT_DIGITS else 0,
+        None if bank is None else parse_spec(bank),
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], order: Sequence[int]) -> dict[str, Any]:
+    """The inputs of a batch whose row i is `rows[order[i]]`, each as long as the longest."""
+    import numpy
+
+    shape = (len(rows), max(len(row) for row in rows))
+    ids, mask = numpy.zeros(shape, numpy.int64), numpy.zeros(shape, numpy.int64)
+    for place, row in enumerate(order):
+        ids[place, : len(rows[row])] = rows[row]
+        mask[place, : len(rows[row])] = 1
+    return dict(zip(INPUTS, (ids, mask), strict=True))
+
+
+def in_order_of_rows(outputs: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Copies of a batch's outputs in the order of the rows, where batch row i is row `order[i]`."""
+    import numpy
+
+    back = numpy.empty(len(order), numpy.int64)
+    back[list(order)] = numpy.arange(len(order))
+    return {name: value[back] for name, value in outputs.items()}
 
 
 class EncoderSession(Session):

@@ -11,10 +11,28 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.backends.adapter_bank import AdapterBank, parse_spec
-from edge_agent.backends.api import Backend, Capabilities, Footprint, Session, Unavailable, checked_options
+from edge_agent.backends.adapter_bank import AdapterBank
+from edge_agent.backends.api import (
+    Backend,
+    Capabilities,
+    Footprint,
+    Session,
+    Unavailable,
+    check_ranges,
+    checked_options,
+    model_file,
+)
 from edge_agent.backends.cpu_words import cpu_words
-from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
+from edge_agent.backends.encoder_session import (
+    INPUTS,
+    RANGES,
+    EncoderGraph,
+    EncoderSession,
+    GraphMetadata,
+    in_order_of_rows,
+    padded,
+    read_graph_metadata,
+)
 from edge_agent.base.errors import BackendError, BackendMissing, MemoryRefused, brief
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
@@ -32,11 +50,7 @@ DEFAULTS: dict[str, Any] = {
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # Either sums products of uint8 and int8 codes in 32 bits. Older x86 kernels add neighbours in 16 bits that saturate.
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
-_INPUTS = ("input_ids", "attention_mask")
-# Of the vocabulary; Python refuses to read some thousand digits.
-_COUNT_DIGITS = 9
 _WIDTH_MAX = 2**20
-_CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 
 
 class OnnxBackend(Backend):
@@ -61,15 +75,9 @@ class OnnxBackend(Backend):
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
         """See `Backend.load`; `files` needs the role 'model'."""
         checked = checked_options(options, DEFAULTS, "onnx")
-        for name, highest in _CAPACITY.items():
-            lowest = 0 if DEFAULTS[name] == 0 else 1
-            if isinstance(checked[name], bool) or not lowest <= checked[name] <= highest:
-                raise BackendError(
-                    f"option {name!r} is {brief(checked[name])}, {lowest} to {highest} are possible", "onnx"
-                )
-        if "model" not in files:
-            raise BackendError("no file with the role 'model' is given", "onnx")
-        return EncoderSession(OnnxGraph(files["model"], checked), checked["max_rows"], checked["max_tokens"])
+        check_ranges(checked, RANGES, "onnx")
+        graph = OnnxGraph(model_file(files, "onnx"), checked)
+        return EncoderSession(graph, checked["max_rows"], checked["max_tokens"])
 
 
 class OnnxGraph(EncoderGraph):
@@ -83,9 +91,8 @@ class OnnxGraph(EncoderGraph):
         before = _resident_bytes()
         self._session = self._build(self._threads)
         loaded = _resident_bytes()
-        self.base_id, self._bank = self._describe()
-        self.adapters = self._bank
-        self.table_rows = self._vocabulary_rows()
+        found, self._bank = self._describe()
+        self.adapters, self.base_id, self.table_rows = self._bank, found.base_id, found.table_rows
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._widths = {output.name: self._width(output) for output in self._session.get_outputs()}
         self._warm_up()
@@ -124,29 +131,25 @@ class OnnxGraph(EncoderGraph):
         except _errors(runtime) as error:
             raise _said("ONNX Runtime cannot load the graph", error, self.path) from error
 
-    def _describe(self) -> tuple[str, AdapterBank | None]:
-        """The graph's own base id and its bank. Raises BackendError for a graph of another kind."""
+    def _describe(self) -> tuple[GraphMetadata, AdapterBank | None]:
+        """What the graph says of itself, and its bank. Raises BackendError for a graph of another kind."""
         inputs = [given.name for given in self._session.get_inputs()]
-        if any(name not in inputs for name in _INPUTS):
-            raise BackendError(f"the graph has no inputs {_INPUTS[0]} and {_INPUTS[1]}", self.path)
+        if any(name not in inputs for name in INPUTS):
+            raise BackendError(f"the graph has no inputs {INPUTS[0]} and {INPUTS[1]}", self.path)
         if all(output.name != "features" for output in self._session.get_outputs()):
             raise BackendError("the graph has no output 'features'", self.path)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        base_id = metadata.get("edge.base_id", "").strip('"')
-        wanted = self._options["base_id"]
-        if wanted and base_id and wanted != base_id:
-            raise BackendError(f"the graph is of base {base_id}, {wanted} was asked for", self.path)
-        text = metadata.get("edge.bank")
-        if text is None:
-            if len(inputs) > len(_INPUTS):
+        texts = self._session.get_modelmeta().custom_metadata_map
+        found = read_graph_metadata(texts, self._options["base_id"], self.path)
+        if found.bank is None:
+            if len(inputs) > len(INPUTS):
                 raise BackendError(f"the graph wants inputs that nobody gives: {inputs[2:]}", self.path)
-            return wanted or base_id, None
+            return found, None
         if all(output.name != "logits" for output in self._session.get_outputs()):
             raise BackendError("the graph has an adapter bank and no output 'logits'", self.path)
-        slots = AdapterBank(parse_spec(text), self._options["positions"] or self._options["max_rows"])
-        if set(inputs) != set(_INPUTS) | set(slots.zeros(0)):
+        slots = AdapterBank(found.bank, self._options["positions"] or self._options["max_rows"])
+        if set(inputs) != set(INPUTS) | set(slots.zeros(0)):
             raise BackendError("the graph's inputs are not those of its bank description", self.path)
-        return wanted or base_id, slots
+        return found, slots
 
     def _width(self, output: Any) -> int:
         """Values of an output per row; 0 for those of the adapters' heads. Raises BackendError for another form."""
@@ -162,23 +165,18 @@ class OnnxGraph(EncoderGraph):
             self.path,
         )
 
-    def _vocabulary_rows(self) -> int:
-        """Rows of the table that token ids are looked up in, as the graph's metadata says; 0 where it does not."""
-        text = self._session.get_modelmeta().custom_metadata_map.get("edge.vocabulary", "0")
-        return int(text) if text.isdecimal() and len(text) <= _COUNT_DIGITS else 0
-
     def _warm_up(self) -> None:
         """Run the largest batch once, so that the arena has its final size and later runs allocate nothing."""
         numpy = _numpy()
         shape = (self._options["max_rows"], self._options["max_tokens"])
-        ids = numpy.zeros(shape, numpy.int64)
         arrays = {} if self._bank is None else self._bank.zeros(self._bank.spec.rank)
-        self._compute(ids, numpy.ones(shape, numpy.int64), arrays)
+        ids, mask = numpy.zeros(shape, numpy.int64), numpy.ones(shape, numpy.int64)
+        self._compute({"input_ids": ids, "attention_mask": mask, **arrays})
 
     def use_threads(self, threads: int) -> None:
         """See `EncoderGraph.use_threads`. Another number of threads needs another session: a limit by affinity alone is
         1.4 to 2.8 times slower."""
-        wanted = min(max(1, threads), _CAPACITY["threads"])
+        wanted = min(max(1, threads), RANGES["threads"][1])
         if wanted != self._threads:
             self._session = None
             self._session = self._build(wanted)
@@ -186,34 +184,23 @@ class OnnxGraph(EncoderGraph):
 
     def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
         """See `EncoderGraph.compute`."""
-        numpy = _numpy()
         arrays: dict[str, Any] = {}
         order: tuple[int, ...] = tuple(range(len(rows)))
         if self._bank is not None:
             arrays, order = self._bank.bind(adapters)
-        longest = max(len(row) for row in rows)
-        ids = numpy.zeros((len(rows), longest), numpy.int64)
-        mask = numpy.zeros((len(rows), longest), numpy.int64)
-        for place, row in enumerate(order):
-            ids[place, : len(rows[row])] = rows[row]
-            mask[place, : len(rows[row])] = 1
-        outputs = self._compute(ids, mask, arrays)
-        back = numpy.empty(len(rows), numpy.int64)
-        back[list(order)] = numpy.arange(len(rows))
-        return {name: value[back] for name, value in outputs.items()}
+        return in_order_of_rows(self._compute({**padded(rows, order), **arrays}), order)
 
-    def _compute(self, ids: Any, mask: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    def _compute(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """One run with every input and output bound to arrays that this session owns."""
         numpy = _numpy()
         binding = self._session.io_binding()
-        given = dict(arrays, input_ids=ids, attention_mask=mask)
         for name, value in given.items():
             binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
         outputs = {}
         for name in self._outputs:
             # The labels' axis of a banked graph is free: logits are as wide as the heads that are bound.
             width = given["head.bias"].shape[1] if name == "logits" and "head.bias" in given else self._widths[name]
-            value = outputs[name] = numpy.empty((len(ids), width), numpy.float32)
+            value = outputs[name] = numpy.empty((len(given[INPUTS[0]]), width), numpy.float32)
             binding.bind_output(name, "cpu", 0, numpy.float32, value.shape, value.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)

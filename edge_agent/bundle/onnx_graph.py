@@ -19,8 +19,10 @@ process whose memory is limited.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from edge_agent.base import limits
@@ -93,7 +95,8 @@ _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "entry": _message(text=(1, 2)),
 }
 _EXTERNAL_DATA, _DATA_LOCATION, _OP_TYPE = 13, 14, 4
-_MODEL_VERSION, _MODEL_GRAPH = 1, 7
+_MODEL_VERSION, _MODEL_GRAPH, _MODEL_METADATA = 1, 7, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 # Packed numbers: the bytes of one of fixed width; a varint has ten bytes at most.
 _WIDTHS: Final = {"floats": 4, "doubles": 8}
 _TOO_LONG = re.compile(rb"[\x80-\xff]{10}")
@@ -117,6 +120,16 @@ def check_graph(file: BinaryIO, size: int, name: str) -> None:
         raise PackageError("it holds no ONNX graph", name)
     with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
         _Walk(data, name).walk()
+
+
+def graph_metadata(path: Path) -> dict[str, str]:
+    """The texts of a graph's `metadata_props` by key, read without the onnx library. Raises PackageError, OSError."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise PackageError("it holds no ONNX graph", str(path))
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
+            return _Walk(data, str(path)).metadata()
 
 
 class _Walk:
@@ -149,6 +162,22 @@ class _Walk:
                 raise self._refused(f"its graph nests deeper than {_DEPTH} levels")
         if not {_MODEL_VERSION, _MODEL_GRAPH} <= top:
             raise self._refused("it holds no ONNX graph")
+
+    def metadata(self) -> dict[str, str]:
+        """The fields of the model itself; what lies inside of others is passed over. Raises PackageError."""
+        found: dict[str, str] = {}
+        at = 0
+        while at < len(self._data):
+            number, _, value, behind = self._field("model", at, len(self._data))
+            if number == _MODEL_METADATA:
+                entry: dict[int, str] = {}
+                inside = behind - value
+                while inside < behind:
+                    place, _, length, end = self._field("entry", inside, behind)
+                    entry[place], inside = self._data[end - length : end].decode(), end
+                found[entry.get(_ENTRY_KEY, "")] = entry.get(_ENTRY_VALUE, "")
+            at = behind
+        return found
 
     def _field(self, kind: str, at: int, end: int) -> tuple[int, str, int, int]:
         """(number, form, value or length in bytes, offset behind it) of the field at `at`."""

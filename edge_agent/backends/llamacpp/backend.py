@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from edge_agent.backends.api import Backend, Capabilities, Session, Unavailable, checked_options
+from edge_agent.backends.api import (
+    Backend,
+    Capabilities,
+    Session,
+    Unavailable,
+    check_ranges,
+    checked_options,
+    model_file,
+)
 from edge_agent.backends.gguf import KV_BLOCK, KV_BYTES, GgufHeader, padded, read_header
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.limits import CONTEXT_TOKENS
@@ -80,12 +88,8 @@ class LlamaBackend(Backend):
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
         """See `Backend.load`; `files` needs the role 'model', a GGUF file."""
         checked = checked_options(options, DEFAULTS, NAME)
-        for name, (lowest, highest) in _RANGES.items():
-            if isinstance(checked[name], bool) or not lowest <= checked[name] <= highest:
-                raise BackendError(f"option {name!r} is {checked[name]!r}, {lowest} to {highest} are possible", NAME)
-        if "model" not in files:
-            raise BackendError("no file with the role 'model' is given", NAME)
-        path = files["model"]
+        check_ranges(checked, _RANGES, NAME)
+        path = model_file(files, NAME)
         header = read_header(path)
         if header.adapter_type is not None:
             raise BackendError("cannot load the model: the file is an adapter", path)

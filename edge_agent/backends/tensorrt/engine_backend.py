@@ -25,7 +25,6 @@ from edge_agent.backends.adapter_bank import (
     BankSpec,
     PositionalCache,
     ResidentAdapter,
-    parse_spec,
     read_adapter,
 )
 from edge_agent.backends.api import (
@@ -35,14 +34,24 @@ from edge_agent.backends.api import (
     Footprint,
     Session,
     Unavailable,
+    check_ranges,
     checked_options,
+    model_file,
 )
-from edge_agent.backends.encoder_session import EncoderGraph, EncoderSession
+from edge_agent.backends.encoder_session import (
+    INPUTS,
+    RANGES,
+    EncoderGraph,
+    EncoderSession,
+    in_order_of_rows,
+    padded,
+    read_graph_metadata,
+)
 from edge_agent.backends.tensorrt.engine_cache import EngineCache, device_key, graph_digest
-from edge_agent.backends.tensorrt.graph_metadata import read_metadata
 from edge_agent.backends.tensorrt.host_client import EngineHost
-from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing
+from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, PackageError
 from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.bundle.onnx_graph import graph_metadata
 
 # max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
 # as rows. precision: what TensorRT 8 may compute in; from 10 on the graph's own types rule. threads: without effect.
@@ -54,7 +63,6 @@ DEFAULTS: dict[str, Any] = {
     "base_id": "",
     "precision": "fp16",
 }
-_CAPACITY = {"max_rows": 1024, "max_tokens": 8192, "threads": 256, "positions": 1024}
 _PRECISIONS = ("fp32", "fp16")
 RESIDENTS = 8
 """Adapters in the memory that is shared with the engine host; more wait in the worker's own."""
@@ -62,7 +70,6 @@ WORKSPACE_BYTES = 256 << 20
 BUILD_NICENESS = 10
 # Layers of this prefix are computed in FP32 also in an FP16 engine; `tensorrt_form` names them so.
 _FP32_PREFIX = "fp32:"
-_INPUTS = ("input_ids", "attention_mask")
 _FLOAT16_MAX = 65504.0
 
 
@@ -90,19 +97,13 @@ class TensorRtBackend(Backend):
         """See `Backend.load`; `files` needs the role 'model'. The first load of a graph on a device builds its engine,
         which takes minutes."""
         checked = checked_options(options, DEFAULTS, "tensorrt")
-        for name, highest in _CAPACITY.items():
-            lowest = 0 if DEFAULTS[name] == 0 else 1
-            if not lowest <= checked[name] <= highest:
-                raise BackendError(
-                    f"option {name!r} is {checked[name]!r}, {lowest} to {highest} are possible", "tensorrt"
-                )
+        check_ranges(checked, RANGES, "tensorrt")
         if checked["precision"] not in _PRECISIONS:
             raise BackendError(
                 f"option 'precision' is {checked['precision']!r}, {' or '.join(_PRECISIONS)} are possible", "tensorrt"
             )
-        if "model" not in files:
-            raise BackendError("no file with the role 'model' is given", "tensorrt")
-        return EncoderSession(EngineGraph(files["model"], checked), checked["max_rows"], checked["max_tokens"])
+        graph = EngineGraph(model_file(files, "tensorrt"), checked)
+        return EncoderSession(graph, checked["max_rows"], checked["max_tokens"])
 
 
 def _host() -> EngineHost:
@@ -117,11 +118,8 @@ class EngineGraph(EncoderGraph):
     def __init__(self, path: str, options: Mapping[str, Any]) -> None:
         self.path = path
         self._options = options
-        metadata = read_metadata(path)
-        self.base_id = _base_id(metadata, options["base_id"], path)
-        self.table_rows = int(found) if (found := metadata.get("edge.vocabulary", "0")).isdecimal() else 0
-        text = metadata.get("edge.bank")
-        self._spec = None if text is None else parse_spec(text)
+        found = read_graph_metadata(_metadata_texts(path), options["base_id"], path)
+        self.base_id, self.table_rows, self._spec = found
         self._positions = (options["positions"] or options["max_rows"]) if self._spec else 1
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._host = _host()
@@ -140,18 +138,10 @@ class EngineGraph(EncoderGraph):
         order, start, windows = tuple(range(len(rows))), 0, 1
         if self._bank is not None:
             order, start, windows = self._bank.place(self._host, adapters)
-        longest = max(len(row) for row in rows)
-        ids = np.zeros((len(rows), longest), np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for place, row in enumerate(order):
-            ids[place, : len(rows[row])] = rows[row]
-            mask[place, : len(rows[row])] = 1
-        given = {"input_ids": ids, "attention_mask": mask}
-        outputs, _ = self._host.run(given, windows if self._bank is not None else 0, start)
-        back = np.empty(len(rows), np.int64)
-        back[list(order)] = np.arange(len(rows))
-        # An index makes a copy: what the host returns lies in the shared memory, until the next run.
-        return {name: value[back].astype(np.float32, copy=False) for name, value in outputs.items()}
+        outputs, _ = self._host.run(padded(rows, order), windows if self._bank is not None else 0, start)
+        # Copies: what the host returns lies in the shared memory, until the next run.
+        found = in_order_of_rows(outputs, order)
+        return {name: value.astype(np.float32, copy=False) for name, value in found.items()}
 
     def use_threads(self, threads: int) -> None:
         """See `EncoderGraph.use_threads`: the GPU computes, so the number has no effect."""
@@ -186,7 +176,7 @@ class EngineGraph(EncoderGraph):
     def _request(self) -> dict[str, Any]:
         """What the engine is built for, without paths."""
         rows, tokens = self._options["max_rows"], self._options["max_tokens"]
-        profile = {name: [[1, 1], [rows, tokens], [rows, tokens]] for name in _INPUTS}
+        profile = {name: [[1, 1], [rows, tokens], [rows, tokens]] for name in INPUTS}
         for name, shape in _bank_shapes(self._spec).items():
             profile[name] = [[1, *shape], [rows, *shape], [rows, *shape]]
         precision = self._options["precision"]
@@ -336,8 +326,9 @@ def _padded(array: Any, shape: tuple[int, ...]) -> Any:
     return whole
 
 
-def _base_id(metadata: Mapping[str, str], wanted: str, path: str) -> str:
-    own = metadata.get("edge.base_id", "").strip('"')
-    if wanted and own and wanted != own:
-        raise BackendError(f"the graph is of base {own}, {wanted} was asked for", path)
-    return wanted or own
+def _metadata_texts(path: str) -> Mapping[str, str]:
+    """What the file says of itself; engines carry none of it. Raises BackendError."""
+    try:
+        return graph_metadata(Path(path))
+    except (PackageError, OSError) as error:
+        raise BackendError(f"TensorRT cannot load the graph: {error}", path) from error
