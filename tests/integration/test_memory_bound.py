@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,15 @@ from edge_agent.bundle.catalog import TaskSpec, TrialFigures, Variant
 from edge_agent.protocol.worker_messages import ModelLoaded, NoListener, StepLimits
 from edge_agent.worker.memory_bound import MARGIN_BYTES, THREAD_BYTES, MemoryBound, allowance_bytes
 from edge_agent.worker.supervisor import SpawnOptions, spawn
+from edge_forge.package.build import build
+from edge_forge.package.sources import ModelSource, VariantSource
 from tests.support import small_graph
+from tests.support.agents import AgentProcess, echo_package, running
+from tests.support.desk import desk
+from tests.support.mosquitto import Mosquitto
+from tests.support.mqtt import until
+from tests.support.packages import keys, release
+from tests.support.small_package import probes, tokenizer
 
 LIMITS = StepLimits(4, 1)
 TASK = TaskSpec("embed", max_tokens=16)
@@ -89,6 +98,43 @@ def test_a_graph_that_takes_more_than_it_states_is_refused_and_the_worker_lives(
     assert isinstance(refused, BackendError) and isinstance(taken, ModelLoaded)
     assert "the model may take 274 MiB by what its package states" in str(refused)
     assert "build the package again" in str(refused)
+
+
+def bomb_package(folder: Path) -> Path:
+    """A signed package with such a graph, which states 1 MiB; its probes are those of an honest encoder."""
+    model = ModelSource(
+        name="bomb",
+        base_id=small_graph.BASE_ID,
+        task={"kind": "embed", "max_tokens": 16},
+        variants=[VariantSource(bomb(folder / "bomb.onnx", "filled"), "onnx", "fp32", peak_bytes=MIB)],
+        probes=probes(folder, "onnx", small_graph.banked(folder / "good.onnx"), None),
+        tokenizer=tokenizer(folder / "tokenizer.json"),
+        licences=("Apache-2.0",),
+    )
+    return build(folder / "bomb.tar", release("bomb"), model, [], None, [keys().release_key]).path
+
+
+def test_an_install_of_one_is_refused_and_the_device_serves_on(tmp_path: Path) -> None:
+    package = bomb_package(tmp_path)
+
+    async def run(broker: Mosquitto, agent: AgentProcess) -> None:
+        async with desk(broker) as table:
+            assert (await table.ask("before", {"text": "x"}))["status"] == 200
+            await until(lambda: len(agent.workers()) == 1)  # the child that asked which runtimes exist has ended
+            serving = agent.workers()
+            refused = await table.order("install", "install", {"package": package.name})
+            assert refused["status"] == 422, refused
+            assert "the model may take 2" in refused["reason"] and "MiB by what its package states" in refused["reason"]
+            assert (await table.ask("after", {"text": "x"}))["status"] == 200
+            assert agent.workers() == serving
+            assert {model["name"] for model in table.bodies("models")[-1]["models"]} == {"echo"}
+
+    with Mosquitto(tmp_path) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port, backends=("echo", "onnx"))
+        agent.install(echo_package(tmp_path))
+        with running(agent):
+            shutil.copy(package, agent.folder / "state" / "inbox")
+            asyncio.run(run(broker, agent))
 
 
 def test_what_a_package_states_is_allowed(tmp_path: Path) -> None:

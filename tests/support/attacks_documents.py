@@ -170,6 +170,9 @@ CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 CODE = "application/vnd.cncf.model.code.v1.raw"
 FORM = "does not follow the format"
 
+# Limits of the operator beside threads and memory. Written out, so that a word that goes from the list fails here.
+OTHER_LIMITS = {"max_rows": 64, "max_tokens": 512, "decode_threads": 64, "shrink": True, "spinning": True}
+
 DOCUMENTS = {
     "deep-index": Attack(forged(lambda forge: None, index=hostile.deep_json()), PackageError, "nests deeper than"),
     "deep-manifest": Attack(raw_manifest(hostile.deep_json()), PackageError, "nests deeper than"),
@@ -272,6 +275,12 @@ DOCUMENTS = {
     "variant-sets-its-memory": Attack(
         variant_field(options={"memory_bytes": 1 << 40}), PackageError, "sets the option 'memory_bytes'"
     ),
+    **{
+        f"variant-sets-{name.replace('_', '-')}": Attack(
+            variant_field(options={name: value}), PackageError, f"sets the option '{name}'"
+        )
+        for name, value in OTHER_LIMITS.items()
+    },
     "generator-of-less-than-no-context": Attack(
         variant_field(runtime="llamacpp", options={"context": -1_000_000}),
         PackageError,

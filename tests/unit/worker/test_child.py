@@ -186,7 +186,8 @@ def test_the_options_of_a_package_change_no_limit_of_the_operator(monkeypatch: p
     backend = Backend(Script([]))
     monkeypatch.setattr(child.registry, "create", lambda _name: backend)
     monkeypatch.setattr(kinds, "build", lambda *_spec: None)
-    greedy = {"max_rows": 64, "threads": 99, "decode_threads": 9, "memory_bytes": 1 << 40, "shrink": True, "batch": 64}
+    limits = {"max_rows": 64, "max_tokens": 4096, "threads": 99, "decode_threads": 9, "spinning": True}
+    greedy = {**limits, "memory_bytes": 1 << 40, "shrink": True, "batch": 64}
     request = LoadModel(call=1, backend="script", files={}, options=greedy, limits=StepLimits(2, 3), task=TASK)
     child.Child(Wire([request])).run()  # type: ignore[arg-type]
     assert backend.options == {"max_rows": 2, "threads": 3, "max_tokens": TASK.max_tokens, "batch": 64}
