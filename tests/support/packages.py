@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -32,8 +33,10 @@ HARDWARE = Hardware(names=("test-board", "vendor,test", "x86_64"), runtimes=("on
 
 @functools.cache
 def keys() -> KeyFolder:
-    """One set of keys for a test run."""
-    return keygen(Path(tempfile.mkdtemp(prefix="edge-test-keys-")) / "keys")
+    """One set of keys for a test run. The folder holds private keys and goes when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="edge-test-keys-")
+    atexit.register(folder.cleanup)
+    return keygen(Path(folder.name) / "keys")
 
 
 @functools.cache
