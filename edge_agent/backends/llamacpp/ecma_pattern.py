@@ -4,6 +4,9 @@ They read some signs differently: `.` and `\s` mean other characters, `[` and `&
 and operators in the other, and a brace that repeats nothing is an error in one. Every literal character is put out as
 its number, so that none can mean something else.
 
+Where a class holds every control character and no `"`, or no backslash, llguidance lets both through as escapes in the
+JSON text (`[^"]` took `\\"`). It does so only where U+0000 is among them: such classes lose that character.
+
 A file of its own because it is one translation, tested alone against Python's `re`.
 """
 
@@ -19,6 +22,9 @@ _CLASSES = {
 }
 _DOT = r"[^\n\r\x{2028}\x{2029}]"
 _NAMED = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13}
+_MARKS = frozenset({0, 0x22, 0x5C})
+_UNKNOWN = -1
+_NOT_NUL = r"[^\x{0}]"
 _COUNT = re.compile(r"\{([0-9]+)(?:,([0-9]*))?\}")
 _GROUP = re.compile(r"\?(?::|i:|i\)|<[A-Za-z_][A-Za-z0-9_]*>|P<[A-Za-z_][A-Za-z0-9_]*>)")
 _PROPERTY = re.compile(r"\{([A-Za-z0-9_=]+)\}")
@@ -62,7 +68,7 @@ class _Reader:
         if sign in "*+?":
             self._skip_lazy()
             return sign
-        return sign if sign in "^$|)" else _literal(self._joined(ord(sign)))
+        return sign if sign in "^$|)" else self._outside(self._joined(ord(sign)))
 
     def _take(self) -> str:
         if self._at >= len(self._text):
@@ -144,39 +150,49 @@ class _Reader:
             return 0x10000 + ((number - 0xD800) << 10) + int(found[1], 16) - 0xDC00
         return number
 
-    @staticmethod
-    def _outside(found: int | str) -> str:
+    def _outside(self, found: int | str) -> str:
+        if found == 0:
+            raise self._refused("has U+0000, which is not followed")
         if isinstance(found, int):
             return _literal(found)
-        return found if found.startswith(("\\p", "\\P")) else f"[{found}]"
+        return f"[{found}&&{_NOT_NUL}]" if found.startswith(("\\p", "\\P")) else f"[{found}]"
 
     def _class(self) -> str:
         negated = self._text[self._at : self._at + 1] == "^"
         self._at += negated
         parts: list[str] = []
+        held: set[int] = set()
         while (sign := self._take()) != "]":
-            parts.append(self._range(self._escape() if sign == "\\" else self._joined(ord(sign))))
+            part, marks = self._range(self._escape() if sign == "\\" else self._joined(ord(sign)))
+            parts.append(part)
+            held |= marks
         if not parts:
             if negated:
                 return "(?s:.)"
             raise self._refused("has [], which no character fits")
-        return f"[{'^' if negated else ''}{''.join(parts)}]"
+        body = "".join(parts)
+        if negated:
+            return f"[^{body}{_literal(0)}]" if 0 not in held and held else f"[^{body}]"
+        return f"[{body}&&{_NOT_NUL}]" if held & {0, _UNKNOWN} and not held >= _MARKS else f"[{body}]"
 
-    def _range(self, first: int | str) -> str:
+    def _range(self, first: int | str) -> tuple[str, set[int]]:
+        """A part of a class, and which of `_MARKS` it holds; `_UNKNOWN` of a property."""
         follows = self._text[self._at : self._at + 2]
         if isinstance(first, str):
-            return f"[{first}]" if first.startswith("^") else first
+            if first.startswith("^"):
+                return f"[{first}]", set(_MARKS)
+            return first, {_UNKNOWN} if first.startswith(("\\p", "\\P")) else set()
         if len(follows) < 2 or follows[0] != "-" or follows[1] == "]":
-            return _literal(first)
+            return _literal(first), {first} & _MARKS
         back, self._at = self._at, self._at + 1
         sign = self._take()
         last = self._escape() if sign == "\\" else self._joined(ord(sign))
         if isinstance(last, str):  # a class ends no range: the minus is a letter
             self._at = back
-            return _literal(first)
+            return _literal(first), {first} & _MARKS
         if last < first:
             raise self._refused("has a range that goes backwards")
-        return f"{_literal(first)}-{_literal(last)}"
+        return f"{_literal(first)}-{_literal(last)}", {mark for mark in _MARKS if first <= mark <= last}
 
 
 def _literal(number: int) -> str:

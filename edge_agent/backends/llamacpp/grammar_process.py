@@ -28,8 +28,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from edge_agent.backends.llamacpp.gbnf import LARK, lark_without_settings, plain_gbnf
-from edge_agent.backends.llamacpp.json_schema import SchemaRefused, located, prepared
+from edge_agent.backends.llamacpp.json_schema import prepared
 from edge_agent.backends.llamacpp.key_repeats import JsonText, NameGuard, Repeated
+from edge_agent.backends.llamacpp.schema_refusal import SchemaRefused, located
 
 LENGTH = struct.Struct("<I")
 COMPILE_S, TOKEN_S = 2.0, 0.5
@@ -59,8 +60,12 @@ KEPT = 16
 SPECIAL = b"\xff"
 """Before the text of a token that is no text (end of answer, turn marks)."""
 WORDS_SHOWN = 160
+REGEX_INDENT = 4
+"""Blanks before an expression in a message of Rust's reader."""
+TOO_DEEP = "is nested too deep"
 _SHOWN = re.compile(
-    r"^Failed to convert the grammar from GBNF to Lark: |, '.*' \^ '.*$|^at \d+\(\d+\): "
+    r"^Failed to convert the grammar from GBNF to Lark: |, '.*' \^ '.*$"
+    r'|^(?:at )?\d+\(\d+\): (?:invalid regex ".*" \(in regex\): )?'
     r"| (?:; Start )?in regex .*$|(?<= )1 \| %llguidance .*$"
 )
 """What llguidance says of the source, of which the client wrote only a part."""
@@ -229,6 +234,8 @@ class Grammars:
                 return lark_without_settings(grammar)
             return str(self._library.grammar_from("gbnf", plain_gbnf(grammar)))
         except (ValueError, RecursionError) as error:
+            if isinstance(error, RecursionError) or isinstance(error.__context__, RecursionError):
+                raise GrammarRefused(f"the grammar {TOO_DEEP}") from error
             raise GrammarRefused(f"the grammar does not parse: {_line(str(error))}") from error
 
     def _begun(self, matcher: Any, what: str) -> Any:
@@ -244,8 +251,10 @@ class Grammars:
     def _schema(self, schema: dict[str, Any]) -> Any:
         try:
             wanted = prepared(schema, self._names_of)
-        except (SchemaRefused, RecursionError) as error:
-            raise GrammarRefused(str(error) or "json_schema: it is nested too deep") from error
+        except RecursionError as error:
+            raise GrammarRefused(f"json_schema: it {TOO_DEEP}") from error
+        except SchemaRefused as error:
+            raise GrammarRefused(str(error)) from error
         matcher = self._matcher(self._source(wanted))
         if not matcher.is_error():
             return self._begun(matcher, "json_schema")
@@ -305,13 +314,26 @@ def listed_names(matcher: Any) -> list[str] | None:
 
 def _costly(wrong: str) -> bool:
     # llguidance has no other word for which of its limits a grammar met.
-    return any(words in wrong for words in ("fuel", "too many", "items; max", "too complex", "too large", "limit"))
+    return "Token range end" not in wrong and any(
+        words in wrong for words in ("fuel", "too many", "items; max", "too complex", "too large", "limit")
+    )
 
 
 def _line(wrong: str) -> str:
     """llguidance's message in a line, without what it shows of the source, of which the client wrote only a part."""
-    words = " ".join(wrong.replace("<non-verbose/>", "").replace("NoExtensionBias", "").split())
+    words = " ".join(_of_regex(wrong).replace("<non-verbose/>", "").replace("NoExtensionBias", "").split())
     return _SHOWN.sub("", words).strip()[:WORDS_SHOWN]
+
+
+def _of_regex(wrong: str) -> str:
+    """The reason at the end of what Rust's reader of regular expressions says behind the whole expression, and the
+    place, which it marks by `^` below the expression; any other message as it is."""
+    head, found, tail = wrong.rpartition("\nerror: ")
+    if not found or "regex parse error:" not in head:
+        return wrong
+    marks = head.rpartition("\n")[2]
+    place = "" if marks.strip(" ^") else f", at character {len(marks) - len(marks.lstrip()) - REGEX_INDENT + 1}"
+    return tail.partition("\n")[0] + place
 
 
 class Server:
@@ -346,7 +368,9 @@ class Server:
             return b"", State.COSTLY if error.costly else State.REFUSED, str(error)
         except MemoryError:
             return b"", State.COSTLY, "it takes more memory than is possible"
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            return b"", State.REFUSED, f"it {TOO_DEEP}"
+        except ValueError as error:
             return b"", State.REFUSED, f"llguidance cannot follow it: {_line(str(error))}"
         return mask, state, ""
 

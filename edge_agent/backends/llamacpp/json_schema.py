@@ -5,7 +5,8 @@ JSON-Schema-Test-Suite and by validating random answers:
 
 - `format`: calendar dates, times and host names become patterns that know leap years and label lengths.
 - `pattern`: ECMA-262, which JSON Schema names, and Rust's regular expressions differ (`.`, `\s`, `[`, `{`).
-- numbers are compared as float64: bounds that it cannot hold are rounded inwards, such constants are refused.
+- numbers are compared as float64: bounds that it cannot hold are rounded inwards, such constants are refused. A whole
+  number as an exclusive bound lets itself through where the other bound is less than 1 away: it is moved inwards.
 - `additionalItems` counts beside a list in `items` only; names by a pattern that fits few names are listed, since an
   answer that has them all would have no way on.
 - keywords that restrict nothing with their value (`uniqueItems: false`) are dropped, misspelt ones are refused.
@@ -24,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from edge_agent.backends.llamacpp.ecma_pattern import PatternRefused, rust_pattern
+from edge_agent.backends.llamacpp.schema_refusal import BOUNDS, LISTS, MAPS, ONE, SchemaRefused, escaped
 
 DEPTH = 100
 """Schemas inside each other; llguidance's own reader stops at 128."""
@@ -31,6 +33,8 @@ EXACT = 2**53
 """Whole numbers up to here are exact in float64."""
 MULTIPLE = 10_000
 """The most that `multipleOf` may be, in units of its last digit: its automaton has a state for every remainder."""
+NEAR: Final = 1e-9
+"""Distance that stands for "more than" a whole number where other bounds are fractions."""
 LENGTHS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 LISTED_NUMBERS: Final = 1_000
 """Multiples of a step between two bounds that are listed one by one."""
@@ -39,10 +43,8 @@ LISTED_CHARS: Final = 40_000
 LONGEST: Final = 2**31
 """A length from here on bounds no answer; llguidance counts with 32 bits."""
 DIALECTS: Final = ("draft-03", "draft-04", "draft-06", "draft-07", "2019-09", "2020-12")
-PLACE_CHARS = 300
-"""Characters of a place in a sentence; a schema's names may be as long as its client likes."""
-TRIED = 150
-"""Schemas inside a refused one that are tried one by one, to find the place."""
+NUMBER_CHARS = 40
+"""Characters of a number in a sentence."""
 
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})"
 _LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -61,14 +63,10 @@ FORMATS: Mapping[str, str] = {
     "hostname": rf"^{_LABEL}(?:\.{_LABEL})*$",
 }
 """Formats that llguidance takes too loosely, as patterns of its own. RFC 3339, RFC 1123."""
+DRAFT_3_FORMATS: Mapping[str, str] = {**FORMATS, "time": f"^{_CLOCK}:[0-5][0-9]$"}
+"""In draft 3 a time has no offset."""
 HOST_CHARS = 253
 
-ONE = frozenset({
-    "items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-    "unevaluatedItems", "unevaluatedProperties",
-})  # fmt: skip
-LISTS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
-MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 DEFINITIONS = frozenset({"$defs", "definitions"})
 PLAIN = frozenset({
     "type", "enum", "const", "required", "format", "pattern", "$ref", "minLength", "maxLength", "minItems", "maxItems",
@@ -80,7 +78,7 @@ REMARKS = frozenset({
     "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "contentSchema",
 })  # fmt: skip
 """Keywords that do not restrict values; what they hold is no schema."""
-BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+NO_NUMBERS = ("null", "boolean", "string", "array", "object")
 KEYWORDS = ONE | LISTS | MAPS | PLAIN
 _BY_LETTERS = {name.lower(): name for name in KEYWORDS}
 _MISSPELT = {"propertys": "properties"}
@@ -91,28 +89,6 @@ _NEEDS_U = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 _HALF = re.compile("[\ud800-\udfff]")
 Names = Callable[[str], "list[str] | None"]
 """The names that fit a pattern and can be written; None where they are too many to list."""
-
-
-class SchemaRefused(Exception):
-    """A schema that cannot be followed: JSON pointer of the place, keyword ('' for none), and why."""
-
-    def __init__(self, pointer: str, keyword: str, why: str) -> None:
-        self.pointer, self.keyword, self.why = pointer, keyword, why
-        place = pointer + (f"/{escaped(keyword)}" if keyword else "")
-        place = place if len(place) <= PLACE_CHARS else f"{place[:PLACE_CHARS]}..."
-        super().__init__(
-            _shown(f"json_schema{' at ' + place if place else ''}: {f'`{keyword}` ' if keyword else ''}{why}")
-        )
-
-
-def _shown(text: str) -> str:
-    """A sentence whose names hold no control characters and no halves of surrogate pairs."""
-    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
-
-
-def escaped(name: str) -> str:
-    """A name as a part of a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def prepared(schema: Mapping[str, Any], names: Names = lambda _pattern: None) -> dict[str, Any]:
@@ -137,6 +113,7 @@ class _Preparation:
         self._way = {way for target in self._reached or () for way in _ways(target)}
         self._has_prefix_items = not dialect or "2020-12" in dialect
         self._draft_3 = "draft-03" in dialect
+        self._fractions = any(_is_fraction(value) for value in _bounds(root))
         self._content_asserts = "draft-06" in dialect or "draft-07" in dialect
 
     def schema(self, given: Any, pointer: str, depth: int, live: bool = True) -> Any:
@@ -168,9 +145,11 @@ class _Preparation:
                 found[key] = self._value(key, value, pointer, depth + 1, live)
         self._follow_lists(found, pointer)
         self._list_names(found)
-        _follow_format(found, pointer)
+        _follow_format(found, pointer, DRAFT_3_FORMATS if self._draft_3 else FORMATS)
         _round_bounds(found, pointer)
         _list_multiples(found)
+        if self._fractions:
+            _part_from_whole(found)
         _bound_lengths(found, pointer)
         return found
 
@@ -330,9 +309,9 @@ def _restricts_nothing(key: str, value: Any, given: Mapping[str, Any]) -> bool:
     return key == "if" and "then" not in given and "else" not in given
 
 
-def _follow_format(found: dict[str, Any], pointer: str) -> None:
+def _follow_format(found: dict[str, Any], pointer: str, formats: Mapping[str, str]) -> None:
     form = found.get("format")
-    pattern = FORMATS.get(form) if isinstance(form, str) else None
+    pattern = formats.get(form) if isinstance(form, str) else None
     if pattern is None:
         return
     del found["format"]
@@ -372,7 +351,7 @@ def _bound_lengths(found: dict[str, Any], pointer: str) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < LONGEST:
             continue
         if key.startswith("min"):
-            raise SchemaRefused(pointer, key, f"is {value}; less than {LONGEST} is followed")
+            raise SchemaRefused(pointer, key, f"is {_short(value)}; less than {LONGEST} is followed")
         del found[key]
 
 
@@ -418,14 +397,18 @@ def _check_constants(value: Any, pointer: str, keyword: str) -> None:
                     raise SchemaRefused(pointer, keyword, f"holds the name {json.dumps(name)[:60]}: it {why}")
         elif isinstance(one, str) and _HALF.search(one):
             raise SchemaRefused(pointer, keyword, f"holds {json.dumps(one)[:60]}: it {_HALF_TEXT}")
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise SchemaRefused(pointer, keyword, "holds a number beyond float64")
         elif isinstance(one, int) and abs(one) > EXACT:
-            raise SchemaRefused(pointer, keyword, f"holds {one}; whole numbers up to 2^53 are followed")
+            raise SchemaRefused(pointer, keyword, f"holds {_short(one)}; whole numbers up to 2^53 are followed")
 
 
 def _round_bounds(found: dict[str, Any], pointer: str) -> None:
     """Round bounds that float64 cannot hold to the next number inside."""
     for key in BOUNDS & found.keys():
         value = found[key]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SchemaRefused(pointer, key, "is beyond float64")
         if not isinstance(value, int) or isinstance(value, bool) or abs(value) <= EXACT:
             continue
         try:
@@ -443,7 +426,9 @@ def _round_bounds(found: dict[str, Any], pointer: str) -> None:
         units = Decimal(str(step)).normalize()
         digits = units.as_tuple().digits + (0,) * max(0, int(units.as_tuple().exponent))
         if step <= 0 or int("".join(map(str, digits))) > MULTIPLE:
-            raise SchemaRefused(pointer, "multipleOf", f"is {step}; above 0, and at most {MULTIPLE} is followed")
+            raise SchemaRefused(
+                pointer, "multipleOf", f"is {_short(step)}; above 0, and at most {MULTIPLE} is followed"
+            )
 
 
 def _list_multiples(found: dict[str, Any]) -> None:
@@ -451,7 +436,7 @@ def _list_multiples(found: dict[str, Any]) -> None:
     two digits and a bounded number without a last zero, so that no text of 0.5 fits both."""
     step, bounds = found.get("multipleOf"), {key: found[key] for key in BOUNDS & found.keys()}
     numbers = [step, *bounds.values()]
-    if found.get("type") != "number" or "enum" in found or "const" in found or not isinstance(step, float):
+    if not _may_be_number(found) or "enum" in found or "const" in found or not isinstance(step, float):
         return
     if step.is_integer() or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
         return
@@ -468,98 +453,53 @@ def _list_multiples(found: dict[str, Any]) -> None:
         for one in values
         if (over is None or one > Decimal(str(over))) and (under is None or one < Decimal(str(under)))
     ]
+    listed = {"enum": [int(one) if one.is_integer() else one for one in kept]}
+    if found.get("type") == "number":
+        found |= listed
+    elif isinstance(others := found.get("allOf", []), list):
+        found["allOf"] = [*others, {"anyOf": [{"type": list(NO_NUMBERS)}, listed]}]
+    else:
+        return
     for key in ("multipleOf", *bounds):
         del found[key]
-    found["enum"] = [int(one) if one.is_integer() else one for one in kept]
 
 
-def located(schema: Mapping[str, Any], wrong: str, tried: Callable[[Mapping[str, Any]], str]) -> SchemaRefused:
-    """Where a prepared schema that llguidance refuses with `wrong` has its reason.
-
-    `tried` compiles a schema and gives llguidance's message, '' for none. The schemas inside are tried alone (with the
-    definitions), and the way goes down to the innermost that is refused for the same reason.
-    """
-    shared = {key: schema[key] for key in ("$schema", "$defs", "definitions") if key in schema}
-    pointer, inside, left = "", schema, TRIED
-    seen = {""}
-    going = True
-    while going and left > 0:
-        going = False
-        for place, one in _children(schema, inside, pointer):
-            if place in seen or left == 0:
-                continue
-            seen.add(place)
-            left -= 1
-            if tried({**shared, **one})[:20] == wrong[:20]:
-                pointer, inside, going = place, one, True
-                break
-    keyword, why = reason(wrong, inside)
-    if keyword == "$ref" and keyword not in inside:
-        pointer = next(_outward(inside, pointer), pointer)
-    return SchemaRefused(pointer, keyword, why)
+def _may_be_number(found: Mapping[str, Any]) -> bool:
+    """Whether a schema's type leaves room for numbers that are not whole."""
+    kind = found.get("type", "number")
+    return kind == "number" or (isinstance(kind, list) and "number" in kind)
 
 
-def _outward(inside: Any, pointer: str) -> Iterator[str]:
-    """Where schemas refer to others outside of this one."""
-    if isinstance(inside, Mapping):
-        if isinstance(inside.get("$ref"), str) and not inside["$ref"].startswith("#"):
-            yield pointer
-        for key, value in inside.items():
-            yield from _outward(value, f"{pointer}/{escaped(key)}")
-    elif isinstance(inside, list):
-        for number, value in enumerate(inside):
-            yield from _outward(value, f"{pointer}/{number}")
+def _bounds(root: Any) -> Iterator[Any]:
+    """The bounds of numbers anywhere in a schema."""
+    waiting = [root]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            yield from (one[key] for key in BOUNDS & one.keys())
+        if isinstance(one, (list, Mapping)):
+            waiting += one.values() if isinstance(one, Mapping) else one
 
 
-def _children(
-    root: Mapping[str, Any], inside: Mapping[str, Any], pointer: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for key, value in inside.items():
-        place = f"{pointer}/{escaped(key)}"
-        if key == "$ref" and isinstance(value, str) and value.startswith("#/"):
-            target: Any = root
-            for part in value[2:].split("/"):
-                name = part.replace("~1", "/").replace("~0", "~")
-                target = target.get(name) if isinstance(target, Mapping) else None
-            if isinstance(target, Mapping):
-                yield value[1:], target
-        elif key in MAPS and key not in ("$defs", "definitions") and isinstance(value, Mapping):
-            yield from ((f"{place}/{escaped(name)}", one) for name, one in value.items() if isinstance(one, Mapping))
-        elif key in LISTS and isinstance(value, list):
-            yield from ((f"{place}/{at}", one) for at, one in enumerate(value) if isinstance(one, Mapping))
-        elif key in ONE and isinstance(value, Mapping):
-            yield place, value
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and not value.is_integer()
 
 
-_UNKNOWN_KEYS = re.compile(r'Unimplemented keys: \["([^"]+)"')
-_EXPECTED = re.compile(r"[Ee]xpected .* for '([A-Za-z]+)'|^([A-Za-z]+) must be ")
+def _part_from_whole(found: dict[str, Any]) -> None:
+    """Move exclusive bounds that are whole numbers inwards: llguidance lets 0 through under "more than 0 and at most
+    0.5", also where the two come from different schemas. Draft 4 says with `true` that a bound is exclusive."""
+    for exclusive, plain, step in (("exclusiveMinimum", "minimum", NEAR), ("exclusiveMaximum", "maximum", -NEAR)):
+        value = found.get(plain) if found.get(exclusive) is True else found.get(exclusive)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
+            continue
+        # Where numbers are so large that the step is lost, so are fractions of their kind.
+        near = value + max(1.0, abs(value) / 2**20) * step
+        other = found.get(plain)
+        if not isinstance(other, (int, float)) or found[exclusive] is True or (near - other) * step > 0:
+            found[plain] = near
+        del found[exclusive]
 
 
-def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
-    """(keyword, why) of llguidance's message about a schema; the keyword is '' where the message names none."""
-    line = " ".join(wrong.split())[:160]
-    unknown = _UNKNOWN_KEYS.search(wrong)
-    if unknown:
-        return unknown[1], "is not followed"
-    if "oneOf" in wrong:
-        return "oneOf", "is followed where its schemas cannot overlap (types, a constant that differs); use anyOf"
-    if "Unknown format" in wrong:
-        return "format", f"is {json.dumps(inside.get('format'))[:60]}, which is not followed"
-    if "min/maxProperties" in wrong:
-        keyword = "minProperties" if "minProperties" in inside else "maxProperties"
-        return keyword, "is followed where all of `properties` are required"
-    if "patternProperty" in wrong:
-        return "patternProperties", "is followed where no name fits two of its patterns"
-    if wrong.startswith(("Pointer", "Resource", "circular", "Definition")):
-        return "$ref", f"is not followed: {line}"
-    if "range" in wrong and (bounds := [key for key in inside if key in BOUNDS]):
-        return bounds[0], f"is not followed: {line}"
-    expected = _EXPECTED.search(wrong)
-    if expected:
-        return expected[1] or expected[2], f"is not what it must be: {line}"
-    if "Unsatisfiable" in wrong or "unsatisfiable" in wrong:
-        return "", "no text fits it: its parts exclude each other"
-    if "type" in wrong.lower() and "type" in inside:
-        return "type", f"is not followed: {line}"
-    named = [key for key in ("pattern", "patternProperties", "allOf", "$ref", "anyOf") if key in inside]
-    return named[0] if named else "", f"cannot be followed: {line}"
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= NUMBER_CHARS else f"{text[:NUMBER_CHARS]}..."

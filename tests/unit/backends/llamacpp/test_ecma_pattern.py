@@ -34,9 +34,9 @@ def found() -> Grammars:
         (r"\u{1F6AA}\uD83D\uDEAA", r"\x{1f6aa}\x{1f6aa}"),
         ("(?<year>[0-9]{4})(x)", "(?:[0-9]{4})(?:x)"),
         ("x{2,}?y??", "x{2,}y?"),
-        (r"\p{L}\P{Nd}", r"\p{L}\P{Nd}"),
+        (r"\p{L}\P{Nd}", r"[\p{L}&&[^\x{0}]][\P{Nd}&&[^\x{0}]]"),
         ("[^]", "(?s:.)"),
-        (r"\cJ\0\x41", r"\x{a}\x{0}A"),
+        (r"\cJ\x41[\0a]", r"\x{a}A[\x{0}a&&[^\x{0}]]"),
     ],
 )
 def test_words_of_rust(pattern: str, rust: str) -> None:

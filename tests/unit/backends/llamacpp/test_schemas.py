@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from edge_agent.backends.llamacpp.grammar_process import GrammarRefused, Grammars, State
-from edge_agent.backends.llamacpp.json_schema import SchemaRefused
+from edge_agent.backends.llamacpp.schema_refusal import SchemaRefused
 from tests.support.derivable import END, allowed, derivable, follows, grammars
 from tests.support.needs import need
 
@@ -124,6 +124,28 @@ TEXTS: list[tuple[str, Any, list[str], list[str]]] = [
         ['"a b"', '"\\n"'],
         ['"a;"', '"a"b"', '"a\nb"', '""'],
     ),
+    *(
+        (f"a class without marks of JSON: {pattern}", {"type": "string", "pattern": pattern}, right, wrong)
+        for pattern, right, wrong in [
+            ('^[^"]+$', ['"a"', '"\\\\"', '"\\n"', '"\\u0001"'], ['"\\""', '"a\\"b"', '"\\u0022"']),
+            ('^[^,"]+$', ['"a"', '"\\\\"'], ['"\\""', '","']),
+            (r"^[^\\]+$", ['"a"', '"\\""'], ['"\\\\"', '"\\u005c"']),
+            (r'^[^"\\\n]+$', ['"a"', '"\\t"'], ['"\\""', '"\\\\"', '"\\n"']),
+            (r'^[^\w"]$', ['"!"', '"\\\\"'], ['"\\""', '"a"']),
+            (r"^[\x00-\x1f]$", ['"\\n"'], ['"\\""', '"\\\\"']),
+            ('^(?:[^"a]|[^"b])+$', ['"ab"'], ['"\\""']),
+            (r"^\p{Cc}$", ['"\\n"'], ['"\\""', '"a"']),
+            (r"^[\p{Cc}a]$", ['"\\n"', '"a"'], ['"\\""']),
+            (r"^[^\P{Cc}]$", ['"\\n"'], ['"\\""', '"a"']),
+            (r"^[^\x21\D]$", ['"1"'], ['"\\""', '"a"']),
+        ]
+    ),
+    (
+        "names by a pattern without quotes",
+        obj(patternProperties={'^[^"]*$': INT}, additionalProperties={"type": "null"}),
+        ['{"a":1}', '{"\\"":null}'],
+        ['{"\\"":1}', '{"a":null}'],
+    ),
     ("alternatives at the top", {"type": "string", "pattern": "^up$|^down$"}, ['"up"', '"down"'], ['"up$', '"updown"']),
     ("alternatives with one anchor each", {"type": "string", "pattern": "^ab|yz$"}, ['"abc"', '"xyz"'], ['"ab', '"b"']),
     ("a lazy repetition", {"type": "string", "pattern": "^z+?$"}, ['"z"', '"zz"'], ['""', '"a"']),
@@ -166,6 +188,66 @@ TEXTS: list[tuple[str, Any, list[str], list[str]]] = [
     ),
     ("bounds of whole numbers", {"type": "integer", "minimum": -3, "exclusiveMaximum": 12}, ["-3", "11"], ["-4", "12"]),
     ("bounds of numbers", {"type": "number", "minimum": 0.5, "maximum": 1}, ["0.5", "0.75", "1"], ["0.4", "1.1"]),
+    (
+        "more than a whole number, and less than 1 more",
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+        ["0.1", "0.5", "0.000000001"],
+        ["0", "0.0", "-0", "0.6"],
+    ),
+    (
+        "less than a whole number, and less than 1 less",
+        {"type": "number", "minimum": -1.5, "exclusiveMaximum": -1},
+        ["-1.5", "-1.25"],
+        ["-1", "-1.0", "-1.6"],
+    ),
+    (
+        "an exclusive bound in another schema than the second bound",
+        {"allOf": [{"type": "number", "exclusiveMinimum": 1}, {"anyOf": [{"maximum": 1.5}]}]},
+        ["1.25", "1.5"],
+        ["1", "1.0", "2"],
+    ),
+    (
+        "an exclusive bound beside a narrower one",
+        {"type": "number", "exclusiveMinimum": 3, "minimum": 5, "maximum": 5.5},
+        ["5", "5.0", "5.5"],
+        ["3", "4"],
+    ),
+    (
+        "exclusive bounds of draft 4",
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "type": "number",
+            "minimum": 0,
+            "exclusiveMinimum": True,
+            "maximum": 0.5,
+        },
+        ["0.1", "0.5"],
+        ["0", "0.0"],
+    ),
+    (
+        "an exclusive bound of whole numbers",
+        {"type": "integer", "exclusiveMinimum": 0, "maximum": 2.5},
+        ["1", "2"],
+        ["0"],
+    ),
+    (
+        "times of draft 3",
+        {"$schema": "http://json-schema.org/draft-03/schema#", "type": "string", "format": "time"},
+        ['"08:00:00"'],
+        ['"08:00:00Z"', '"08:00:00+01:00"', '"24:00:00"'],
+    ),
+    (
+        "multiples of a fraction between bounds, beside other types",
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 1, "multipleOf": 0.25},
+        ["0.25", "0.5", '"a"', "[1]"],
+        ["0", "1", "0.3"],
+    ),
+    (
+        "multiples of a fraction between bounds, beside one other type",
+        {"type": ["number", "null"], "minimum": 0, "maximum": 1, "multipleOf": 0.25},
+        ["0.5", "1", "null"],
+        ["0.3", '"a"'],
+    ),
     ("multiples", {"type": "integer", "multipleOf": 7, "minimum": 1}, ["7", "14", "700"], ["8", "0", "701"]),
     (
         "a bound that float64 cannot hold",
@@ -309,6 +391,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"properties": {"a/b": {"pattern": r"\bx"}}}, "at /properties/a~1b/pattern: `pattern` has a word boundary"),
     ({"pattern": "^a{,3}$"}, "at /pattern: `pattern` has {,n}"),
     ({"pattern": "a**"}, "repeats a repetition, at character 2"),
+    ({"pattern": r"a\0"}, "at /pattern: `pattern` has U+0000, which is not followed, at character 3"),
     ({"pattern": "[z-a]"}, "a range that goes backwards"),
     ({"pattern": "("}, "at /pattern: `pattern` cannot be followed"),
     ({"type": "string", "minLength": 5, "maxLength": 3}, "no text fits it: its parts exclude each other"),
@@ -347,6 +430,14 @@ REFUSED: list[tuple[Any, str]] = [
     (
         {"$schema": "http://json-schema.org/draft-07/schema#", "prefixItems": [INT]},
         "at /prefixItems: `prefixItems` is of 2020-12",
+    ),
+    ({"oneOf": []}, "at /oneOf: `oneOf` is empty: no text fits it"),
+    ({"maximum": float("inf")}, "at /maximum: `maximum` is beyond float64"),
+    ({"enum": [1, [float("inf")]]}, "at /enum: `enum` holds a number beyond float64"),
+    ({"multipleOf": 10**400}, "is " + "1" + "0" * 39 + "...; above 0, and at most 10000"),
+    (
+        {"items": {"$ref": "#/d/x"}, "d": {"x": {"$id": "http://x/y", "type": "string", "pattern": "/^a$/"}}},
+        "at /d/x/pattern: `pattern` cannot be followed: lookarounds",
     ),
     ({"$ref": "#"}, "at /$ref: `$ref` leads back to itself"),
     (obj({"a": {"$ref": "#/properties/a"}}), "at /properties/a/$ref: `$ref` leads back to itself"),
@@ -468,10 +559,12 @@ def test_regular_expressions_and_grammars(
         ("grammar", "root ::= (((", "the grammar does not parse: "),
         ("grammar", "nonsense", "the grammar does not parse: "),
         ("grammar", 'top ::= "a"', "No 'root' rule found"),
-        ("grammar", "root ::= " + "(" * 4000 + '"a"' + ")" * 4000, "recursion"),
+        ("grammar", "root ::= " + "(" * 4000 + '"a"' + ")" * 4000, "the grammar is nested too deep"),
         ("grammar", "start: " + "(" * 8000 + '"a"' + ")" * 8000, "too deeply nested"),
-        ("regex", "a(", "the regex does not parse: "),
-        ("regex", "(" * 8000 + "a" + ")" * 8000, "the regex does not parse: "),
+        ("regex", "a(", "the regex does not parse: unclosed group, at character 2"),
+        ("regex", "(\nerror: a", "the regex does not parse: unclosed group"),
+        ("regex", "(" * 8000 + "a" + ")" * 8000, "nested parentheses/brackets (250), at character 251"),
+        ("grammar", "start: <[0-4000000000]>", "the grammar does not parse: Token range end too large: 4000000000"),
         ("grammar", "root ::= root", "no text fits it"),
         ("grammar", 'root ::= "a"\nb ::= c', "the rule c is not defined, in line 2"),
         ("grammar", 'root ::= "a"\n [z-a]', "a range that goes backwards, in line 2"),
