@@ -40,7 +40,6 @@ from edge_agent.protocol.topics import (
 
 FORMS = ("text", "texts", "prompt", "messages")
 PARAMS = 16
-PARAM_ITEMS = 32
 # All values of all parameters, nested ones included: an empty list is three bytes on the wire and 64 in memory.
 PARAM_VALUES = 1024
 _PARAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -163,9 +162,9 @@ def _plain(value: Any) -> bool:
     if isinstance(value, int):
         return abs(value) < 2**63
     if isinstance(value, list):
-        return len(value) <= PARAM_ITEMS and all(item is None or _plain(item) for item in value)
+        return all(item is None or _plain(item) for item in value)
     if isinstance(value, dict):
-        return len(value) <= PARAM_ITEMS and all(item is None or _plain(item) for item in value.values())
+        return all(item is None or _plain(item) for item in value.values())
     return isinstance(value, str)
 
 

@@ -178,7 +178,7 @@ MANY = ["x"] * (limits.TEXTS_PER_REQUEST + 1)
         ({"text": "x", "params": {"Top K": 1}}, 422, "Top K is not a parameter name"),
         ({"text": "x", "params": {"top_k": None}}, 422, "params.top_k"),
         ({"text": "x", "params": {f"p{n}": 1 for n in range(17)}}, 422, "17 parameters"),
-        ({"text": "x", "params": {"stop": ["x"] * 33}}, 422, "params.stop"),
+        ({"text": "x", "params": {"stop": ["x"] * 1024}}, 422, "params: more than 1024 values"),
         (b'{"text":"x","params":{"seed":' + b"9" * 40 + b"}}", 422, "params.seed"),
         (b'{"text":"x","params":{"t":1e999}}', 422, "out of range"),
         ({"text": "x", "deadline_s": -1}, 422, "deadline_s"),
@@ -370,6 +370,11 @@ def test_nothing_that_arrives_raises(
     if isinstance(taken, Request):
         assert taken.deadline_s > NOW_S
         assert taken.texts
+
+
+def test_a_parameter_holds_lists_and_objects_of_any_length_within_that_bound() -> None:
+    schema = {"enum": [f"intent-{number}" for number in range(400)], "properties": {f"p{n}": {} for n in range(300)}}
+    assert accepted({"text": "x", "params": {"json_schema": schema}}).params == {"json_schema": schema}
 
 
 def test_parameters_have_a_bound_on_all_their_values_together() -> None:
