@@ -24,7 +24,7 @@ def has_grammar(params: Mapping[str, object]) -> bool:
 
 def barred_reason(model: str) -> str:
     """Why a grammar is not taken while its client is banned."""
-    return f"grammars or schemas cost model {model!r} too much and are not taken now; ask without one"
+    return f"a grammar or schema of this client cost model {model!r} too much: none of it is taken now; ask without one"
 
 
 class GrammarBans:

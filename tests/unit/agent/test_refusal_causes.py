@@ -156,7 +156,9 @@ async def costs_too_much(device: Device) -> None:
     device.spawner.last.refuse_grammar("tester/1")
     await settle()
     await device.ask("2", {"text": "x", "params": {"grammar": "root ::= root"}})
-    assert device.transport.reply("2")["reason"].startswith("grammars or schemas cost model 'm' too much")
+    assert device.transport.reply("2")["reason"].startswith(
+        "a grammar or schema of this client cost model 'm' too much"
+    )
 
 
 async def streaming(device: Device, deadline_s: float = 30.0) -> None:
