@@ -4,7 +4,9 @@
 part of this repository. Every instance is written as compact JSON and followed byte by byte through the masks' own
 grammar. **Wrong** is an invalid instance that can be drawn; a valid one that cannot is counted apart (the order of
 properties is the schema's). `--walks N` draws N random answers for each schema that is taken and has `jsonschema`
-validate them, formats too. Ends with 1 if anything is wrong.
+validate them, formats too; patterns are read as ECMA-262 has them and multiples computed with decimals, which
+`jsonschema` leaves to Python's `re` and floats. **Stuck** is an answer that nothing can follow and that may not end.
+Ends with 1 if anything is wrong or stuck.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, DecimalException
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.backends.llamacpp.grammar_process import SPECIAL, GrammarRefused, Grammars, State
 
 WHERE = {
-    "maskbench": "git clone https://github.com/guidance-ai/jsonschemabench, folder maskbench/data",
+    "maskbench": "git clone https://github.com/guidance-ai/jsonschemabench, the clone or its folder maskbench/data",
     "suite": "git clone https://github.com/json-schema-org/JSON-Schema-Test-Suite",
 }
 DRAFTS = {
@@ -63,6 +66,7 @@ class SchemaTally:
     not_derivable: int = 0
     walks: int = 0
     walks_wrong: int = 0
+    walks_stuck: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     unplaced: int = 0
     compile_ms: list[float] = field(default_factory=list)
@@ -71,7 +75,8 @@ class SchemaTally:
 
 def maskbench(folder: Path) -> Iterator[SchemaCase]:
     """The cases of JSONSchemaBench in its maskbench form."""
-    for path in sorted(folder.glob("*.json")):
+    clone = folder / "maskbench" / "data"
+    for path in sorted((clone if clone.is_dir() else folder).glob("*.json")):
         found = json.loads(path.read_text())
         group = re.sub(r"_[0-9]+$", "", path.stem.split("---")[0])
         yield SchemaCase(
@@ -125,7 +130,12 @@ def _keyword(sentence: str) -> str:
 
 
 def _walk(grammars: Grammars, case: SchemaCase, text: str, tally: SchemaTally, rng: random.Random) -> None:
-    answer = _drawn(grammars, text, rng)
+    try:
+        answer = _drawn(grammars, text, rng)
+    except GrammarRefused as error:
+        tally.walks_stuck += 1
+        tally.examples.append(f"STUCK {case.name}: {error}")
+        return
     if answer is None:
         return
     tally.walks += 1
@@ -136,14 +146,17 @@ def _walk(grammars: Grammars, case: SchemaCase, text: str, tally: SchemaTally, r
 
 
 def _drawn(grammars: Grammars, text: str, rng: random.Random) -> bytes | None:
-    """A random answer, None where it does not end in time; closing signs come more often, so that most do."""
+    """A random answer, None where it does not end in time; closing signs come more often, so that most do. Raises
+    GrammarRefused where nothing can follow."""
     grammars.open(0, "json_schema", text, [])
     answer = bytearray()
     while len(answer) < WALK_BYTES:
         try:
             mask, state = grammars.mask(0)
-        except GrammarRefused:
-            return None
+        except GrammarRefused as error:
+            if error.costly:
+                return None
+            raise GrammarRefused(f"{error}: {bytes(answer[-80:]).decode('utf-8', 'replace')}") from error
         tokens = [token for token in range(END + 1) if state != State.ENDED and mask[token >> 3] >> (token & 7) & 1]
         if not tokens:
             return bytes(answer)
@@ -170,24 +183,84 @@ def _wrong(answer: bytes, schema: Any) -> str:
     except ValueError as error:
         return str(error)
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    exact = jsonschema.validators.extend(kind, {"multipleOf": _multiple_of} if "multipleOf" in kind.VALIDATORS else {})
     try:
-        return next(
-            (error.message for error in kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value)), ""
-        )
+        validator = exact(_with_ecma_patterns(schema), format_checker=kind.FORMAT_CHECKER)
+        return next((error.message for error in validator.iter_errors(value)), "")
     except (*ON_SCHEMAS, Unresolvable, jsonschema.exceptions.UnknownType):
         # A schema on which the validator itself fails says nothing about the answer.
         return ""
 
 
+_SPACES = r"\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_OTHERS = (
+    r"\x00-\x08\x0e-\x1f!-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2fff\u3001-\ufefe"
+    r"\uff00-\U0010ffff"
+)
+_CLASSES = {
+    "s": _SPACES, "S": _OTHERS, "d": "0-9", "D": r"\x00-/:-\U0010ffff", "w": "0-9A-Za-z_",
+    "W": r"\x00-/:-@\[-\^`{-\U0010ffff", ".": r"\x00-\t\x0b\x0c\x0e-\u2027\u202a-\U0010ffff",
+}  # fmt: skip
+_PIECE = re.compile(r"\\.|[\[\].$]", re.DOTALL)
+
+
+def ecma_pattern(pattern: str) -> str:
+    """A pattern of ECMA-262 for Python's `re`: its classes of characters, and `$` at the end only."""
+    inside = False
+
+    def piece(match: re.Match[str]) -> str:
+        nonlocal inside
+        text = match[0]
+        if text in ("[", "]"):
+            opens, inside = text == "[" and not inside, text == "["
+            return text if opens or text == "]" else "\\["
+        if text == "$":
+            return "$" if inside else r"\Z"
+        found = _CLASSES.get(text[-1]) if (text[0] == "\\" or not inside) else None
+        if found is None or text == "\\.":
+            return text
+        return found if inside else f"[{found}]"
+
+    return _PIECE.sub(piece, pattern)
+
+
+def _with_ecma_patterns(schema: Any) -> Any:
+    """The schema with its patterns, and names by a pattern, as Python's `re` reads them."""
+    if isinstance(schema, list):
+        return [_with_ecma_patterns(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: value if key in ("const", "enum") else _with_ecma_patterns(value) for key, value in schema.items()}
+    if isinstance(schema.get("pattern"), str):
+        found["pattern"] = ecma_pattern(schema["pattern"])
+    if isinstance(by_pattern := found.get("patternProperties"), dict):
+        found["patternProperties"] = {ecma_pattern(name): one for name, one in by_pattern.items()}
+    return found
+
+
+def _multiple_of(_: Any, step: Any, value: Any, __: Any) -> Iterator[Any]:
+    """`multipleOf` by decimals, as the numbers are written."""
+    import jsonschema
+
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    try:
+        left = Decimal(str(value)) % Decimal(str(step))
+    except DecimalException:
+        return
+    if left:
+        yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")
+
+
 def table(tallies: dict[str, SchemaTally]) -> str:
     """The tallies as text, a line for each group and one for all."""
     head = f"{'group':<16}{'schemas':>8}{'taken':>8}{'wrong':>7} of {'invalid':<9}{'not derivable':>14} of {'valid':<8}"
-    lines = [head + f"{'walks wrong':>12} of {'walks':<8}{'compile ms p50 / p99':>22}"]
+    lines = [head + f"{'walks wrong':>12} of {'walks':<8}{'stuck':>6}{'compile ms p50 / p99':>22}"]
     for name, one in {**tallies, "all": _sum(list(tallies.values()))}.items():
         times = sorted(one.compile_ms) or [0.0]
         took = f"{times[len(times) // 2]:.1f} / {times[int(len(times) * 0.99)]:.1f}"
         left = f"{name:<16}{one.schemas:>8}{one.taken:>8}{one.wrong:>7} of {one.invalid:<9}{one.not_derivable:>14} of "
-        lines.append(left + f"{one.valid:<8}{one.walks_wrong:>12} of {one.walks:<8}{took:>22}")
+        lines.append(left + f"{one.valid:<8}{one.walks_wrong:>12} of {one.walks:<8}{one.walks_stuck:>6}{took:>22}")
     return "\n".join(lines)
 
 
@@ -203,6 +276,7 @@ def _sum(tallies: list[SchemaTally]) -> SchemaTally:
             "not_derivable",
             "walks",
             "walks_wrong",
+            "walks_stuck",
             "unplaced",
         ):
             setattr(total, name, getattr(total, name) + getattr(one, name))
@@ -232,7 +306,11 @@ def main(arguments: list[str]) -> int:
         if name in missing:
             continue
         tallies = found[name] = {}
-        for case in list(cases(folders[name]))[:: options.every]:
+        tried = list(cases(folders[name]))[:: options.every]
+        if not tried:
+            print(f"{folders[name]} holds no schemas of {name}; they are in: {WHERE[name]}")
+            return 2
+        for case in tried:
             try_case(grammars, case, tallies.setdefault(case.group, SchemaTally()), options.walks, rng)
         print(f"\n{name}\n{table(tallies)}")
         total = _sum(list(tallies.values()))
@@ -244,7 +322,7 @@ def main(arguments: list[str]) -> int:
         figures = {name: {key: vars(one) for key, one in tallies.items()} for name, tallies in found.items()}
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
     totals = [_sum(list(tallies.values())) for tallies in found.values()]
-    return int(any(one.wrong or one.walks_wrong for one in totals))
+    return int(any(one.wrong or one.walks_wrong or one.walks_stuck for one in totals))
 
 
 if __name__ == "__main__":
