@@ -25,12 +25,14 @@ class LoadPlan:
     """With what a model is loaded.
 
     `packaged`: the variant as installed; `variant`: the same with this device's options. `budget_bytes`: where only
-    the worker can tell what fits, the bytes that it may take (0: it need not shrink itself).
+    the worker can tell what fits, the bytes that it may take (0: it need not shrink itself). `room_bytes`: what the
+    device has for the load, whatever the package states (0: not looked up yet).
     """
 
     packaged: Variant
     variant: Variant
     budget_bytes: int = 0
+    room_bytes: int = 0
 
     @property
     def claim(self) -> MemoryClaim:

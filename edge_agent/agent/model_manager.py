@@ -22,7 +22,7 @@ from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, Closure, WorkerDeath
-from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, RequestError, WorkerError
+from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, MemoryRefused, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
 from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.core import adapter_routing, residency, variants
@@ -222,7 +222,8 @@ class ModelManager:
             except EdgeError as error:
                 await self.unload(served)
                 why = f"model {served.name!r} cannot be loaded: {error}"
-                raise RequestError(500, Cause.WORKER_FAILED, why, RETRY_AFTER_S) from error
+                status, cause = (503, Cause.MEMORY) if isinstance(error, MemoryRefused) else (500, Cause.WORKER_FAILED)
+                raise RequestError(status, cause, why, RETRY_AFTER_S) from error
 
     def _check_may_load(self, served: ServedModel) -> None:
         if served.lifecycle.is_removed:
@@ -328,9 +329,9 @@ class ModelManager:
         except AdapterRefused as error:
             raise RequestError(404, Cause.UNKNOWN_ADAPTER, f"adapter {name!r} was refused: {error.what}") from error
         except BackendError as error:
-            raise RequestError(
-                500, Cause.WORKER_FAILED, f"adapter {name!r} could not be attached: {error.what}"
-            ) from error
+            why = f"adapter {name!r} could not be attached: {error.what}"
+            status, cause = (503, Cause.MEMORY) if isinstance(error, MemoryRefused) else (500, Cause.WORKER_FAILED)
+            raise RequestError(status, cause, why) from error
 
     async def _exchange(self, served: ServedModel, worker: WorkerHandle, adapter: Adapter) -> None:
         """Attach an adapter, after its older version or, where there are too many, the least recently used one left."""
@@ -391,7 +392,9 @@ class ModelManager:
                 raise NoRoom(503, self._closed.cause, self._closed.reason, NOT_NOW_S)
             leaving = [self.served_models[name] for name in decision.evict if name in self.served_models]
             if not leaving:
-                return plan
+                held_bytes = sum(one.footprint_bytes for one in others)
+                room_bytes = residency.room_bytes(memory, self.ledger.outstanding_bytes, held_bytes)
+                return replace(plan, room_bytes=room_bytes)
             for one in leaving:
                 await self._evict(one, f"model {one.name!r} made room for {served.name!r}")
 

@@ -38,8 +38,9 @@ class WorkerHandle:
 
     async def load(self, task: TaskSpec, limits: StepLimits) -> ModelLoaded:
         """Let the process load the model as planned, and return its answer. Raises BackendError, WorkerError."""
-        memory = LoadMemory(self.plan.budget_bytes, shrink=True) if self.plan.budget_bytes else None
-        return await self.process.load(self.plan.variant, task, limits, memory)
+        plan = self.plan
+        memory = LoadMemory(plan.budget_bytes or plan.room_bytes, shrink=plan.budget_bytes > 0)
+        return await self.process.load(plan.variant, task, limits, memory if memory.memory_bytes else None)
 
     def note_loaded(self, answer: ModelLoaded, now_s: float) -> None:
         """The load is over; `answer` is what the process said of the model."""

@@ -68,6 +68,8 @@ from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
 log = logging.getLogger("edge_agent")
+SAYS, SAID_CHARS = "edge-agent: ", 500
+"""How a command's last sentence begins, and how much of it an order is answered with."""
 JTOP_RETRY_S = 30.0
 
 
@@ -281,10 +283,17 @@ class StoreProcess:
                 "run the command on the device, where it has no limit of time",
             ) from error
         if process.returncode != 0:
-            text = err.decode("utf-8", "replace").strip().removeprefix("edge-agent: ")
-            raise StoreError(text[-500:] or f"exit code {process.returncode}", f"edge-agent {verb}")
+            raise StoreError(_sentence(err) or f"exit code {process.returncode}", f"edge-agent {verb}")
         report: Mapping[str, Any] = json.loads(out)
         return report
+
+
+def _sentence(err: bytes) -> str:
+    """The sentence that a command ended with, cut at its end: its begin says what was refused. What libraries printed
+    before it is left out."""
+    _, _, text = ("\n" + err.decode("utf-8", "replace").strip()).rpartition(f"\n{SAYS}")
+    text = text.strip()
+    return text if len(text) <= SAID_CHARS else f"{text[: SAID_CHARS - 3]}..."
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

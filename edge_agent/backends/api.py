@@ -123,13 +123,14 @@ class Failed(NamedTuple):
     """A job that this runtime cannot answer; the session stays usable.
 
     `refused`: its own parameters cannot be followed, which is no fault of the runtime; `costly`: its grammar or schema
-    took too much time or memory.
+    took too much time or memory; `short_of_memory`: the runtime got less memory than it asked for.
     """
 
     job_id: str
     reason: str
     costly: bool = False
     refused: bool = False
+    short_of_memory: bool = False
 
 
 class GrammarReady(NamedTuple):

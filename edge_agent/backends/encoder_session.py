@@ -27,7 +27,7 @@ from edge_agent.backends.api import (
     Session,
     SessionJob,
 )
-from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_agent.base.errors import AdapterRefused, BackendError, MemoryRefused
 from edge_agent.base.limits import QUEUE_JOBS
 
 
@@ -296,7 +296,7 @@ class EncoderSession(Session):
 
     def _failed(self, piece: Piece, error: BackendError) -> Failed:
         self.cancel(piece.job.job_id)
-        return Failed(piece.job.job_id, error.what)
+        return Failed(piece.job.job_id, error.what, short_of_memory=isinstance(error, MemoryRefused))
 
     def cancel(self, job_id: str) -> bool:
         """See `Session.cancel`."""

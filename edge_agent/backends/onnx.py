@@ -8,6 +8,7 @@ ONNX Runtime's telemetry is switched off before it is imported.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # Either sums products of uint8 and int8 codes in 32 bits. Older x86 kernels add neighbours in 16 bits that saturate.
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
+_NO_MEMORY = re.compile(r"bad_alloc|fail\w* to allocate|bfc_arena|out of memory", re.IGNORECASE)
 _WIDTH_MAX = 2**20
 
 
@@ -258,10 +260,12 @@ def _errors(runtime: Any) -> tuple[Any, ...]:
 
 
 def _said(what: str, error: BaseException, path: str) -> BackendError:
-    """The runtime's error as ours. It has no class for a failed allocation; its words and those of C++ are the sign."""
+    """The runtime's error as ours. It has no class for a failed allocation; its words and those of C++ are the sign,
+    and say nothing that the reader of the error could use."""
     words = " ".join(str(error).split())[:300]
-    lacks_memory = isinstance(error, MemoryError) or "alloc" in words
-    return (MemoryRefused if lacks_memory else BackendError)(f"{what}: {words}", path)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(words):
+        return MemoryRefused("ONNX Runtime got less memory than it asked for")
+    return BackendError(f"{what}: {words}", path)
 
 
 def _cores() -> int:

@@ -98,7 +98,9 @@ class AdapterRefused(BackendError):
 
 
 class MemoryRefused(BackendError):
-    """A runtime asked for memory and got none, by the bound of its process or because the board has no more."""
+    """A runtime asked for memory and got none, by the bound of its process or because the board has no more.
+
+    Requests that meet it are refused with `Cause.MEMORY`. It names no file: which model it was is said by who asked."""
 
 
 class ProgramRefused(BackendError):

@@ -131,6 +131,14 @@ def decide(
     return DoesNotFit(_not_now(needed_bytes, memory, promised_bytes, residents), never=False)
 
 
+def room_bytes(memory: HostMemory, promised_bytes: int, others_bytes: int) -> int:
+    """The most that a model may take while it is loaded: what the host has free and nobody was promised, and what the
+    others leave of the operator's budget. The host's reserve is in it: a load takes more for a moment than its model
+    holds afterwards."""
+    free = memory.available_bytes - promised_bytes
+    return max(0, free if memory.budget_bytes is None else min(free, memory.budget_bytes - others_bytes))
+
+
 def turn_is_over(loaded_s: float, waiting_load_s: float, now_s: float) -> bool:
     """Whether a model in use that was loaded at `loaded_s` makes room for one that takes `waiting_load_s` to load."""
     return now_s - loaded_s >= max(TURN_LEAST_S, TURN_LOADS * waiting_load_s)

@@ -57,7 +57,8 @@ class TaskFields(Struct, frozen=True):
 
 
 class LoadMemory(Struct, frozen=True):
-    """For runtimes that can make themselves smaller: bytes that a load may take, and whether to `shrink` into them."""
+    """Bytes that the device has for a load, and whether a runtime that can make itself smaller is to `shrink` into
+    them."""
 
     memory_bytes: int
     shrink: bool = False
@@ -97,7 +98,8 @@ class LoadModel(WorkerRequest, tag="load"):
     """Load a model. `files` maps a role ('model', 'tokenizer') to a path; `options` are the backend's.
 
     `trial`: try what otherwise only requests use (a chat template), as an install does. `allowed_bytes`: private memory
-    that the child may take beyond what it holds; 0: as much as there is.
+    that the child may take beyond what it holds; 0: as much as there is. `by_board`: the device has no more than that,
+    whatever the package states.
     """
 
     backend: str
@@ -108,6 +110,7 @@ class LoadModel(WorkerRequest, tag="load"):
     memory: LoadMemory | None = None
     trial: bool = False
     allowed_bytes: int = 0
+    by_board: bool = False
 
 
 class AttachAdapter(WorkerRequest, tag="attach"):
@@ -237,10 +240,12 @@ class Accepted(WorkerAnswer, tag="ok"):
 
 
 class CallRefused(WorkerAnswer, tag="refused"):
-    """It was not done. `error` names the class of `base.errors`, `reason` is its sentence."""
+    """It was not done. `error` names the class of `base.errors`; the rest are its three parts."""
 
     error: str
     reason: str
+    where: str | None = None
+    remedy: str | None = None
 
 
 class BackendsProbed(WorkerAnswer, tag="probed"):

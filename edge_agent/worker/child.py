@@ -84,14 +84,15 @@ from edge_agent.protocol.worker_messages import (
 )
 from edge_agent.tasks import api as tasks
 from edge_agent.tasks import registry as kinds
-from edge_agent.worker.memory_bound import MemoryBound
+from edge_agent.worker.memory_bound import Allowance, MemoryBound
 from edge_agent.worker.step_pacing import BEAT_S, ChunkCoalescer, StepThrottle, StepTimes
 from edge_agent.worker.wire import Channel, FrameReader, UnknownRequest
 
 PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal that this process gets when its parent ends."""
 REASON_CHARS = 300
-BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+NO_MEMORY = "the worker got less memory than it asked for"
+BY_A_REQUEST = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Pending(NamedTuple):
@@ -147,8 +148,12 @@ class Child:
         answer: AnyAnswer
         try:
             answer = self._answer(request)
+        except MemoryError:
+            answer = _refused(self._memory_bound.explained(MemoryRefused(NO_MEMORY)))
+        except MemoryRefused as error:
+            answer = _refused(self._memory_bound.explained(error))
         except EdgeError as error:
-            answer = CallRefused(error=type(error).__name__, reason=str(error))
+            answer = _refused(error)
         if request.call is not None:
             answer.call = request.call
             self._channel.send(answer)
@@ -193,17 +198,12 @@ class Child:
             # A first step with another number of threads would make the session build itself a second time.
             "threads": self._limits.threads,
         }
-        if request.memory is not None:
-            bounds.update(memory_bytes=request.memory.memory_bytes, shrink=request.memory.shrink)
+        if request.memory is not None and request.memory.shrink:
+            bounds.update(memory_bytes=request.memory.memory_bytes, shrink=True)
         # `options` are the package's and the operator's together; of these words none is the package's to say.
         options = {name: value for name, value in request.options.items() if name not in DEVICE_OPTIONS}
-        self._memory_bound.set(request.allowed_bytes)
-        try:
-            session = self._session = backend.load(request.files, {**options, **bounds})
-        except MemoryError as error:
-            raise self._memory_bound.explained(MemoryRefused("out of memory", request.backend)) from error
-        except MemoryRefused as error:
-            raise self._memory_bound.explained(error) from error
+        self._memory_bound.set(Allowance(request.allowed_bytes, request.by_board))
+        session = self._session = backend.load(request.files, {**options, **bounds})
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
         self._tasks[None] = self._build_task(request.task)
@@ -251,6 +251,9 @@ class Child:
                 self._fail(work.id, 404, Cause.UNKNOWN_ADAPTER, str(error))
             except BackendError as error:
                 self._fail(work.id, 422, Cause.INVALID, str(error))
+            except MemoryError:
+                short = self._memory_bound.explained(MemoryRefused(NO_MEMORY))
+                self._fail(work.id, 503, Cause.MEMORY, str(short))
             except BY_A_REQUEST as error:
                 # A task or tokenizer raised on this input. Only this job fails: the others in the worker are sound.
                 reason = f"the request broke the worker's preparation: {error!r}"[:200]
@@ -335,10 +338,12 @@ class Child:
         started_s = time.monotonic()
         try:
             events = self._loaded().step(self._limits)
-        except BackendError as error:
+        except (BackendError, MemoryError) as error:
             # The session could not run the batch and does not say for which job: all jobs inside fail with the reason,
             # and the worker goes on. A runtime that cannot be used any more raises WorkerError, which ends the process.
-            events = [Failed(job_id, str(error)) for job_id in self._pending]
+            short = isinstance(error, (MemoryError, MemoryRefused))
+            reason = error.what if isinstance(error, BackendError) else NO_MEMORY
+            events = [Failed(job_id, reason, short_of_memory=short) for job_id in self._pending]
             for job_id in self._pending:
                 self._loaded().cancel(job_id)
         for event in events:
@@ -364,7 +369,11 @@ class Child:
         elif isinstance(event, Failed):
             del self._pending[event.job_id]
             status, cause = (422, Cause.INVALID) if event.refused else (500, Cause.WORKER_FAILED)
-            self._fail(event.job_id, status, cause, event.reason, event.costly)
+            reason = event.reason
+            if event.short_of_memory:
+                status, cause = 503, Cause.MEMORY
+                reason = str(self._memory_bound.explained(MemoryRefused(reason)))
+            self._fail(event.job_id, status, cause, reason, event.costly)
         elif isinstance(event, GrammarReady):
             self._send(GrammarCompiled(event.job_id))
         else:
@@ -495,6 +504,10 @@ def _probed(name: str) -> RuntimeReport:
     # A library or a plug-in that is imported may raise anything: the reason is the answer, and this child ends then.
     except Exception as error:  # noqa: BLE001
         return RuntimeUnavailable(f"it cannot be imported: {type(error).__name__}: {error}"[:REASON_CHARS])
+
+
+def _refused(error: EdgeError) -> CallRefused:
+    return CallRefused(error=type(error).__name__, reason=error.what, where=error.where, remedy=error.remedy)
 
 
 def _report(backend: Backend) -> RuntimeReport:

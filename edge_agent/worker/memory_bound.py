@@ -13,6 +13,7 @@ import contextlib
 import re
 import resource
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_agent.base.errors import MemoryRefused
 from edge_agent.base.limits import MIB
@@ -30,27 +31,44 @@ ADAPTER_TIMES = 24
 _DATA = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
 
-def allowance_bytes(variant: Variant, threads: int, rows: int) -> int:
-    """Bytes of private memory that a load of a variant may take, with all that its model computes later in batches of
-    at most so many rows."""
+UNUSED_BYTES = 96 * MIB
+"""Private memory that a worker reserves and does not touch, beside its threads' (measured: 75 MiB with ONNX Runtime or
+llama.cpp on x86-64). The kernel's bound counts it; the board's memory does not pay for it."""
+
+
+class Allowance(NamedTuple):
+    """Bytes of private memory that a load may take; `by_board`: the device has no more, whatever the package states."""
+
+    total_bytes: int
+    by_board: bool
+
+
+def allowance(variant: Variant, threads: int, rows: int, room_bytes: int | None = None) -> Allowance:
+    """What a load of a variant may take, with all that its model computes later in batches of at most so many rows.
+
+    `room_bytes`: what the device has for it; None: not known."""
     measured = variant.measured.peak_bytes if variant.measured is not None else 0
     stated = max(variant.peak_bytes, measured, variant.size_bytes)
-    return STATED_TIMES * stated * max(1, -(-rows // MEASURED_ROWS)) + MARGIN_BYTES + THREAD_BYTES * threads
+    threads_bytes = THREAD_BYTES * threads
+    by_package = STATED_TIMES * stated * max(1, -(-rows // MEASURED_ROWS)) + MARGIN_BYTES + threads_bytes
+    if room_bytes is None or by_package <= room_bytes + UNUSED_BYTES + threads_bytes:
+        return Allowance(by_package, by_board=False)
+    return Allowance(room_bytes + UNUSED_BYTES + threads_bytes, by_board=True)
 
 
 class MemoryBound:
     """The bound of this process: one for the model, and a part for every adapter that is attached."""
 
     def __init__(self) -> None:
-        self._allowed_bytes = 0
+        self._allowed = Allowance(0, by_board=False)
         self._model_bytes = 0
         self._adapters: dict[str, int] = {}
 
-    def set(self, allowed_bytes: int) -> None:
+    def set(self, allowed: Allowance) -> None:
         """Allow so many bytes beyond what the process holds; 0 sets no bound."""
-        if allowed_bytes:
-            self._allowed_bytes = allowed_bytes
-            self._model_bytes = _held_bytes() + allowed_bytes
+        if allowed.total_bytes:
+            self._allowed = allowed
+            self._model_bytes = _held_bytes() + allowed.total_bytes
             self._apply()
 
     def allow_adapter(self, name: str, file_bytes: int) -> None:
@@ -64,17 +82,22 @@ class MemoryBound:
         self._apply()
 
     def explained(self, error: MemoryRefused) -> MemoryRefused:
-        """The error with the bound in it, where there is one."""
-        if not self._allowed_bytes:
+        """The error with the bound in it, where there is one and nothing is said about a way out yet."""
+        if not self._allowed.total_bytes or error.remedy is not None:
             return error
+        allowed = f"{error.what}; the model may take {self._allowed.total_bytes // MIB} MiB"
+        if self._allowed.by_board:
+            return MemoryRefused(
+                f"{allowed}: the device has no more for it",
+                remedy="end other programs, raise memory.models_bytes if it is set, or use a smaller variant",
+            )
         return MemoryRefused(
-            f"{error.what}; the model may take {self._allowed_bytes // MIB} MiB by what its package states",
-            error.where,
-            "it asks for more than it states: build the package again, so that its memory is measured",
+            f"{allowed} by what its package states",
+            remedy="it asks for more than it states: build the package again, so that its memory is measured",
         )
 
     def _apply(self) -> None:
-        if not self._allowed_bytes:
+        if not self._allowed.total_bytes:
             return
         limit_bytes = self._model_bytes + ADAPTER_TIMES * sum(self._adapters.values())
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -115,11 +115,17 @@ class WorkerProber:
         """The model as the daemon would load it."""
         header = header_at(model.variant.files.get("model", "")) if model.task.kind == "generate" else None
         variant = sized(model.variant, model.task, header, self._overrides, self._ram_bytes)
-        memory = None
+        memory = self._room()
         generator = model.task.kind == "generate" and traits(variant.runtime).context_sized
         if variant.sizing is None and generator and self._overrides.shrink and self._ram_bytes:
             memory = LoadMemory(self._ram_bytes, shrink=True)
         return replace(model, variant=variant), memory
+
+    def _room(self) -> LoadMemory | None:
+        """What this board has for a model in trial: what is free now, and not more than one model may take in all."""
+        free = read_meminfo(Path("/"), 0.0)["ram_available"].value
+        known = [int(one) for one in (free, self._ram_bytes) if one is not None]
+        return LoadMemory(min(known)) if known else None
 
     async def _load(self, worker: WorkerProcess, model: InstalledModel, text: str) -> None:
         """Load a model and let it compute the text once, which the first run of a shape is slower for."""

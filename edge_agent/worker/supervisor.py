@@ -65,7 +65,7 @@ from edge_agent.protocol.worker_messages import (
     WorkerRequest,
 )
 from edge_agent.worker.kernel_accounts import KillCount, oom_kills, work_done
-from edge_agent.worker.memory_bound import allowance_bytes
+from edge_agent.worker.memory_bound import allowance
 from edge_agent.worker.wire import HEADER, check_length, pack, unpack_answer
 
 log = logging.getLogger("edge_agent.worker")
@@ -151,13 +151,16 @@ class WorkerProcess:
         """Load a model, for as long as the child works on it and at most `load_limit_s`. Raises BackendError,
         WorkerError.
 
-        `memory` is for runtimes that can make themselves smaller; `trial`: see `LoadModel`.
+        `memory`: what the device has for it (None: not known); `trial`: see `LoadModel`.
         """
         try:
             size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
         except OSError as error:
             raise BackendError(f"cannot read {error.filename}: {error.strerror}", variant.name) from error
         limit_s = self._options.load_limit_s or load_limit_s(variant, size_bytes)
+        allowed = allowance(
+            variant, limits.threads, limits.most_rows or limits.max_rows, memory.memory_bytes if memory else None
+        )
         request = LoadModel(
             backend=variant.runtime,
             files=variant.files,
@@ -166,7 +169,8 @@ class WorkerProcess:
             limits=limits,
             memory=memory,
             trial=trial,
-            allowed_bytes=allowance_bytes(variant, limits.threads, limits.most_rows or limits.max_rows),
+            allowed_bytes=allowed.total_bytes,
+            by_board=allowed.by_board,
         )
         return await self.call(request, ModelLoaded, limit_s, LOAD_STALL_S)
 
@@ -334,7 +338,8 @@ class WorkerProcess:
         if future is None or future.done():
             return
         if isinstance(message, CallRefused):
-            future.set_exception(_ERRORS.get(message.error, WorkerError)(message.reason))
+            refused = _ERRORS.get(message.error, WorkerError)
+            future.set_exception(refused(message.reason, message.where, message.remedy))
         else:
             future.set_result(message)
 

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.base.errors import BackendError, MemoryRefused
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec, TrialFigures, Variant
-from edge_agent.protocol.worker_messages import ModelLoaded, NoListener, StepLimits
-from edge_agent.worker.memory_bound import MARGIN_BYTES, THREAD_BYTES, MemoryBound, allowance_bytes
+from edge_agent.protocol.worker_messages import LoadMemory, ModelLoaded, NoListener, StepLimits
+from edge_agent.worker.memory_bound import MARGIN_BYTES, THREAD_BYTES, UNUSED_BYTES, Allowance, MemoryBound, allowance
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 from edge_forge.package.build import build
 from edge_forge.package.sources import ModelSource, VariantSource
@@ -33,11 +33,11 @@ TASK = TaskSpec("embed", max_tokens=16)
 FLOATS = 402_653_184  # 1.5 GiB
 
 
-def bomb(path: Path, kind: str) -> Path:
+def bomb(path: Path, kind: str, floats: int = FLOATS) -> Path:
     """An encoder of some hundred bytes whose output adds the sum of a huge tensor that it makes itself."""
     constants = {
-        "shape": np.asarray([FLOATS], np.int64),
-        "pads": np.asarray([0, FLOATS], np.int64),
+        "shape": np.asarray([floats], np.int64),
+        "pads": np.asarray([0, floats], np.int64),
         "half": np.asarray([0.5], np.float32),
         "axis": np.asarray([1], np.int64),
         "one": np.ones((1, 8), np.float32),
@@ -74,14 +74,15 @@ def variant(path: Path, peak_bytes: int = MIB) -> Variant:
     return Variant("sha256:0", "onnx", "fp32", {"model": str(path)}, path.stat().st_size, peak_bytes, options={})
 
 
-async def loaded(*models: Variant) -> list[ModelLoaded | BackendError]:
+async def loaded(*models: Variant, room_bytes: int | None = None) -> list[ModelLoaded | BackendError]:
     """What one worker says to each of these loads, one after the other; it is the same process for all."""
     worker = await spawn(SpawnOptions(), NoListener())
+    room = None if room_bytes is None else LoadMemory(room_bytes)
     found: list[ModelLoaded | BackendError] = []
     try:
         for model in models:
             try:
-                found.append(await worker.load(model, TASK, LIMITS))
+                found.append(await worker.load(model, TASK, LIMITS, room))
             except BackendError as error:
                 found.append(error)
     finally:
@@ -96,8 +97,11 @@ def test_a_graph_that_takes_more_than_it_states_is_refused_and_the_worker_lives(
     good = small_graph.banked(tmp_path / "good.onnx")
     refused, taken = asyncio.run(loaded(variant(path), variant(good)))
     assert isinstance(refused, BackendError) and isinstance(taken, ModelLoaded)
-    assert "the model may take 274 MiB by what its package states" in str(refused)
-    assert "build the package again" in str(refused)
+    assert isinstance(refused, MemoryRefused)
+    assert str(refused) == (
+        "ONNX Runtime got less memory than it asked for; the model may take 274 MiB by what its package states "
+        "(it asks for more than it states: build the package again, so that its memory is measured)"
+    )
 
 
 def bomb_package(folder: Path) -> Path:
@@ -137,6 +141,17 @@ def test_an_install_of_one_is_refused_and_the_device_serves_on(tmp_path: Path) -
             asyncio.run(run(broker, agent))
 
 
+def test_what_the_device_has_bounds_a_load_whatever_its_package_states(tmp_path: Path) -> None:
+    """A small board with 300 MiB for a model, and a package that states nearly all of 512 MiB."""
+    path = bomb(tmp_path / "bomb.onnx", "filled", 200 * MIB)  # 800 MiB
+    stated = variant(path, 480 * MIB)
+    (taken,) = asyncio.run(loaded(stated))
+    assert isinstance(taken, ModelLoaded)
+    (refused,) = asyncio.run(loaded(stated, room_bytes=300 * MIB))
+    assert isinstance(refused, MemoryRefused)
+    assert "the model may take 412 MiB: the device has no more for it" in refused.what
+
+
 def test_what_a_package_states_is_allowed(tmp_path: Path) -> None:
     (found,) = asyncio.run(loaded(variant(bomb(tmp_path / "bomb.onnx", "filled"), 4 * FLOATS)))
     assert isinstance(found, ModelLoaded)
@@ -145,12 +160,15 @@ def test_what_a_package_states_is_allowed(tmp_path: Path) -> None:
 def test_the_allowance_follows_what_is_stated_and_what_was_measured(tmp_path: Path) -> None:
     model = variant(small_graph.banked(tmp_path / "good.onnx"), 100 * MIB)
     rest = MARGIN_BYTES + 4 * THREAD_BYTES
-    assert allowance_bytes(model, 4, 16) == allowance_bytes(model, 4, 1) == 200 * MIB + rest
-    assert allowance_bytes(model, 4, 64) == 800 * MIB + rest
+    assert allowance(model, 4, 16) == allowance(model, 4, 1) == (200 * MIB + rest, False)
+    assert allowance(model, 4, 64).total_bytes == 800 * MIB + rest
     measured = TrialFigures(1.0, 300 * MIB, 1.0, 5)
     tried = Variant(model.digest, "onnx", "fp32", model.files, 900 * MIB, 100 * MIB, options={}, measured=measured)
-    assert allowance_bytes(tried, 4, 16) == 1800 * MIB + rest
-    assert allowance_bytes(variant(Path(model.files["model"]), 0), 0, 1) >= MARGIN_BYTES
+    assert allowance(tried, 4, 16).total_bytes == 1800 * MIB + rest
+    room = 100 * MIB + UNUSED_BYTES + 4 * THREAD_BYTES
+    assert allowance(model, 4, 16, 100 * MIB) == (room, True)
+    assert allowance(model, 4, 16, 4096 * MIB) == allowance(model, 4, 16)
+    assert allowance(variant(Path(model.files["model"]), 0), 0, 1).total_bytes >= MARGIN_BYTES
 
 
 def test_an_adapter_raises_the_bound_while_it_is_attached() -> None:
@@ -162,9 +180,9 @@ def test_an_adapter_raises_the_bound_while_it_is_attached() -> None:
         bound = MemoryBound()
         bound.allow_adapter("early", MIB)
         bound.forget_adapter("early")
-        bound.set(0)
+        bound.set(Allowance(0, by_board=False))
         assert resource.getrlimit(resource.RLIMIT_DATA) == before
-        bound.set(4096 * MIB)
+        bound.set(Allowance(4096 * MIB, by_board=False))
         first = soft()
         for _ in range(3):
             bound.allow_adapter("a", MIB)

@@ -298,6 +298,7 @@ class FakeWorker:
         self.attached: list[str] = []
         self.limits: StepLimits | None = None
         self.variant: Variant | None = None
+        self.memory: LoadMemory | None = None
         self.alive = True
         self.closed = False
         self.largest_batch = 0
@@ -310,9 +311,10 @@ class FakeWorker:
         self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
     ) -> ModelLoaded:
         """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
-        self.heard.append(("load", variant.digest if memory is None else (variant.digest, memory)))
+        self.heard.append(("load", (variant.digest, memory) if memory and memory.shrink else variant.digest))
         self.held_bytes = variant.size_bytes
         self.variant = variant
+        self.memory = memory
         self.limits = limits
         if self.plan.load_s:
             await self._alive_for(self.plan.load_s)

@@ -15,7 +15,7 @@ from edge_agent.backends.api import (
     model_file,
 )
 from edge_agent.backends.gguf import KV_BLOCK, KV_BYTES, GgufHeader, padded, read_header
-from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.errors import BackendError, BackendMissing, MemoryRefused
 from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.gguf_memory import (
@@ -145,5 +145,5 @@ def fitting(header: GgufHeader, options: Mapping[str, Any], where: str) -> tuple
     smaller = fitted(header, demand, allowed) if options["shrink"] else None
     if smaller is None:
         text = f"it does not fit into {bytes_text(allowed)}: {arithmetic(header, demand)}"
-        raise BackendError(text, where, advice(header, demand, allowed))
+        raise MemoryRefused(text, where, advice(header, demand, allowed))
     return smaller.context, smaller.sequences

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_agent.backends.cpu_words import cpu_words
-from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.errors import BackendError, BackendMissing, MemoryRefused
 
 CPU_PART, CPU_PARTS = "libggml-cpu.so", "libggml-cpu-*.so"
 LOG_LINES = 12
@@ -25,6 +25,9 @@ LINE_CHARS = 300
 # GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR of ggml.h (2 is INFO).
 _REASONS = frozenset({3, 4})
 _NOISE = ("llama_graph_n_input_tensors",)
+_NO_MEMORY = re.compile(
+    r"fail\w* to (?:m|c|re)?alloc|bad_alloc|insufficient memory|out of memory|ENOMEM", re.IGNORECASE
+)
 _BUFFER = re.compile(r"(KV|compute|output|LoRA)\s+buffer size\s*=\s*([0-9.]+) MiB")
 
 # Instruction sets that a build can need: ggml's name and the kernel's (x86: flags, ARM: Features in /proc/cpuinfo).
@@ -176,5 +179,8 @@ def _built_for(folder: Path) -> list[str]:
 
 
 def never(what: str, where: str, log: Log) -> BackendError:
-    """The error for a call that llama.cpp refused, with the reason from its log."""
+    """The error for a call that llama.cpp refused, with the reason from its log; for a failed allocation, which has no
+    code of its own, the log's words are the sign."""
+    if _NO_MEMORY.search(log.reason()):
+        return MemoryRefused("llama.cpp got less memory than it asked for")
     return BackendError(f"{what}: {log.reason()}", where)

@@ -41,7 +41,7 @@ from edge_agent.backends.llamacpp.step_schedule import (
     schedule_chunks,
 )
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner, ThreadTuner
-from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_agent.base.errors import AdapterRefused, BackendError, MemoryRefused
 from edge_agent.base.limits import QUEUE_JOBS
 
 MASK_WAIT_S = 0.01
@@ -502,7 +502,8 @@ class FeatureRun:
             rows = self._compute(sequences, batch)
         except BackendError as error:
             self._parts.clear()
-            return [Failed(piece.job.job_id, error.what) for piece in pieces]
+            short = isinstance(error, MemoryRefused)
+            return [Failed(piece.job.job_id, error.what, short_of_memory=short) for piece in pieces]
         finally:
             for sequence in sequences:
                 self._slots.leave(sequence.slot)

@@ -428,6 +428,23 @@ def test_a_load_that_fails_for_every_request_is_told_once_in_a_while() -> None:
     Device.run(scenario, a_model())
 
 
+def test_a_load_gets_what_the_host_has_free_and_one_that_gets_too_little_is_refused_for_memory() -> None:
+    async def scenario(device: Device) -> None:
+        device.sensors.set(ram_available=1000.0 * MIB)
+        device.spawner.plan.load_faults.append(MemoryRefused("it got less memory than it asked for"))
+        await device.ask("1")
+        await later(1.0)
+        memory = device.spawner.last.memory
+        assert memory == LoadMemory(1000 * MIB, shrink=False)
+        reply = device.transport.reply("1")
+        assert (device.status("1"), reply["reason"]) == (
+            503,
+            "model 'm' cannot be loaded: it got less memory than it asked for",
+        )
+
+    Device.run(scenario, a_model())
+
+
 def test_requests_to_a_quarantined_model_are_no_events() -> None:
     async def scenario(device: Device) -> None:
         device.quarantine()

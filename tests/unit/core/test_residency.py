@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.core.residency import DoesNotFit, Fits, HostMemory, ResidentModel, decide, default_reserve_bytes
+from edge_agent.core.residency import DoesNotFit, Fits, HostMemory, ResidentModel, decide, default_reserve_bytes, room_bytes
 
 PI_4GB = HostMemory(total_bytes=4 * GIB, available_bytes=3 * GIB)
 NOW_S = 1000.0
@@ -41,6 +41,14 @@ def test_the_boundary_is_exact() -> None:
     assert decide(free, PI_4GB, 0, [], NOW_S) == Fits(())
     assert isinstance(decide(free + 1, PI_4GB, 0, [], NOW_S), DoesNotFit)
     assert isinstance(decide(free, PI_4GB, 1, [], NOW_S), DoesNotFit)
+
+
+def test_a_load_has_what_is_free_and_what_the_others_leave_of_the_budget() -> None:
+    assert room_bytes(PI_4GB, 0, 0) == 3 * GIB
+    assert room_bytes(PI_4GB, 100 * MIB, 2 * GIB) == 3 * GIB - 100 * MIB
+    budget = HostMemory(4 * GIB, 3 * GIB, budget_bytes=500 * MIB)
+    assert room_bytes(budget, 0, 200 * MIB) == 300 * MIB
+    assert room_bytes(budget, 0, 600 * MIB) == 0
 
 
 def test_never_and_not_now_are_two_answers() -> None:

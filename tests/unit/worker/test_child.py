@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,8 @@ import pytest
 
 from edge_agent.backends.api import Capabilities, Chunk, Done, Event, Footprint, Generated, Limits, Session, SessionJob
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, MemoryRefused
+from edge_agent.base.limits import MIB
 from edge_agent.protocol.worker_messages import (
     Accepted,
     AnyRequest,
@@ -62,7 +63,7 @@ class Script(Session):
 
     sequences = 4
 
-    def __init__(self, steps: list[list[Event] | BackendError]) -> None:
+    def __init__(self, steps: Sequence[list[Event] | Exception]) -> None:
         self._steps = steps
         self.inside: list[str] = []
 
@@ -169,8 +170,34 @@ def test_a_stop_string_in_the_very_last_token_loses_no_text(monkeypatch: pytest.
 def test_after_a_step_that_fails_for_all_nobody_is_left_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Script([BackendError("no adapter today", "script")])
     sent = said(monkeypatch, session, job("a"), job("b"))
-    assert sent == [JobFailed(one, 500, Cause.WORKER_FAILED, "script: no adapter today") for one in "ab"]
+    assert sent == [JobFailed(one, 500, Cause.WORKER_FAILED, "no adapter today") for one in "ab"]
     assert session.inside == []
+
+
+@pytest.mark.parametrize("short", [MemoryRefused("the runtime got less memory than it asked for"), MemoryError()])
+def test_a_step_that_gets_no_memory_fails_its_jobs_for_that_reason_and_the_worker_goes_on(
+    monkeypatch: pytest.MonkeyPatch, short: Exception
+) -> None:
+    sent = said(monkeypatch, Script([short]), job("a"))
+    (failed,) = sent
+    assert (failed.status, failed.cause) == (503, Cause.MEMORY)
+    assert failed.reason.endswith("got less memory than it asked for")
+
+
+def test_a_load_that_gets_no_memory_is_refused_with_the_bound_that_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Greedy(Backend):
+        def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
+            raise MemoryError
+
+    monkeypatch.setattr(child.registry, "create", lambda _name: Greedy(Script([])))
+    monkeypatch.setattr(child.MemoryBound, "_apply", lambda _self: None)
+    for by_board, says in ((False, "7 MiB by what its package states"), (True, "7 MiB: the device has no more for it")):
+        wire = Wire([msgspec.structs.replace(loading(LIMITS), allowed_bytes=7 * MIB, by_board=by_board)])
+        child.Child(wire).run()  # type: ignore[arg-type]
+        (refused,) = wire.sent
+        assert refused.error == "MemoryRefused"
+        assert refused.reason == f"the worker got less memory than it asked for; the model may take {says}"
+        assert refused.where is None and refused.remedy is not None
 
 
 def test_a_model_loaded_while_it_is_hot_makes_room_for_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +223,7 @@ def test_the_options_of_a_package_change_no_limit_of_the_operator(monkeypatch: p
 def test_a_request_without_a_number_is_not_answered_and_an_unknown_one_is_refused() -> None:
     wire = Wire([SetStepLimits(limits=LIMITS), UnknownRequest(None, "x"), UnknownRequest(3, "unknown operation 'x'")])
     child.Child(wire).run()  # type: ignore[arg-type]
-    assert wire.sent == [CallRefused(call=3, error="WorkerError", reason="worker channel: unknown operation 'x'")]
+    assert wire.sent == [CallRefused(call=3, error="WorkerError", reason="unknown operation 'x'", where="worker channel")]
 
 
 def test_every_request_is_handled() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from edge_agent.backends.gguf import GgufHeader, predict, read_header
 from edge_agent.backends.llamacpp.backend import DEFAULTS, LlamaBackend, fitting
-from edge_agent.backends.llamacpp.library import Log, cpu_words, missing_instructions
-from edge_agent.base.errors import BackendError
+from edge_agent.backends.llamacpp.library import Log, cpu_words, missing_instructions, never
+from edge_agent.base.errors import BackendError, MemoryRefused
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, adapter_bytes, gguf_bytes
 
 
@@ -87,6 +87,25 @@ def test_instructions_that_a_cpu_lacks_are_named(tmp_path: Path) -> None:
     assert missing_instructions(["neon", "dotprod", "matmul_int8"], words) == ["dotprod", "matmul_int8"]
     assert missing_instructions(["avx2"], frozenset()) == [], "where the kernel says nothing, nothing is refused"
     assert cpu_words(tmp_path / "absent") == frozenset()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 1073741824",
+        b"ggml_aligned_malloc: insufficient memory (attempted to allocate 1024.00 MB)",
+        b"llama_init_from_model: failed to initialize the context: std::bad_alloc",
+    ],
+)
+def test_a_failed_allocation_is_told_from_other_refusals(line: bytes) -> None:
+    log = Log()
+    log.take(4, line, None)
+    refused = never("cannot load the model", "/blobs/sha256/0", log)
+    assert isinstance(refused, MemoryRefused)
+    assert str(refused) == "llama.cpp got less memory than it asked for"
+    log.begin()
+    log.take(4, b"llama_model_load: error loading model: unknown architecture", None)
+    assert not isinstance(never("cannot load the model", "m", log), MemoryRefused)
 
 
 def test_the_log_keeps_reasons_and_sizes() -> None:
