@@ -143,7 +143,7 @@ def test_an_install_of_one_is_refused_and_the_device_serves_on(tmp_path: Path) -
 
 def test_what_the_device_has_bounds_a_load_whatever_its_package_states(tmp_path: Path) -> None:
     """A small board with 300 MiB for a model, and a package that states nearly all of 512 MiB."""
-    path = bomb(tmp_path / "bomb.onnx", "filled", 200 * MIB)  # 800 MiB
+    path = bomb(tmp_path / "bomb.onnx", "filled", 100 * MIB)  # takes 800 MiB
     stated = variant(path, 480 * MIB)
     (taken,) = asyncio.run(loaded(stated))
     assert isinstance(taken, ModelLoaded)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from edge_agent.agent.host_monitor import Budget
 from edge_agent.base.causes import Cause, Closure
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, MemoryRefused
 from edge_agent.base.limits import ADAPTERS_RESIDENT, GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.protocol.worker_messages import LoadMemory
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import AdapterRefused, BackendError
+from edge_agent.base.errors import AdapterRefused, BackendError, MemoryRefused
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.catalog import TaskSpec
 from tests.support.fakes import a_model, a_variant
@@ -315,6 +315,7 @@ TABLE: list[tuple[str, Scenario, dict[str, int]]] = [
     ("the model does not fit now", no_room_before_the_deadline, {"memory": 1}),
     ("quarantined", quarantined, {"quarantined": 1}),
     ("the model cannot be loaded", meets_load_fault(BackendError("no file")), {"worker-failed": 1}),
+    ("the load got too little memory", meets_load_fault(MemoryRefused("bad_alloc")), {"memory": 1}),
     ("an adapter that the runtime refuses", adapter_refused, {"unknown-adapter": 1}),
     ("an adapter that could not be attached", adapter_not_attached, {"worker-failed": 1}),
     ("the worker died twice", dies_twice_with_it, {"worker-died": 1}),

@@ -42,13 +42,13 @@ def test_a_refusal_keeps_its_begin_which_names_what_was_refused(
     with pytest.raises(StoreError) as caught:
         order(monkeypatch, program, 60.0, tmp_path)
     assert caught.value.what.startswith("model minilm, variant int8: because")
-    assert caught.value.what.endswith("because...") or caught.value.what.endswith("...")
+    assert caught.value.what.endswith("...")
     assert len(caught.value.what) == 500
 
 
 def test_an_order_that_says_nothing_is_told_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="exit code 3"):
-        order(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit(3)", 60.0, tmp_path)
+        order(monkeypatch, "import sys; sys.exit(3)", 60.0, tmp_path)
 
 
 def test_an_order_in_time_gives_its_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

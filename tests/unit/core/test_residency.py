@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.base.limits import GIB, MIB
-from edge_agent.core.residency import DoesNotFit, Fits, HostMemory, ResidentModel, decide, default_reserve_bytes, room_bytes
+from edge_agent.core.residency import (
+    DoesNotFit,
+    Fits,
+    HostMemory,
+    ResidentModel,
+    decide,
+    default_reserve_bytes,
+    room_bytes,
+)
 
 PI_4GB = HostMemory(total_bytes=4 * GIB, available_bytes=3 * GIB)
 NOW_S = 1000.0

@@ -75,7 +75,7 @@ class Script(Session):
 
     def step(self, limits: Limits) -> list[Event]:
         found = self._steps.pop(0)
-        if isinstance(found, BackendError):
+        if isinstance(found, Exception):
             raise found
         for event in found:
             if isinstance(event, Done):
@@ -223,7 +223,9 @@ def test_the_options_of_a_package_change_no_limit_of_the_operator(monkeypatch: p
 def test_a_request_without_a_number_is_not_answered_and_an_unknown_one_is_refused() -> None:
     wire = Wire([SetStepLimits(limits=LIMITS), UnknownRequest(None, "x"), UnknownRequest(3, "unknown operation 'x'")])
     child.Child(wire).run()  # type: ignore[arg-type]
-    assert wire.sent == [CallRefused(call=3, error="WorkerError", reason="unknown operation 'x'", where="worker channel")]
+    assert wire.sent == [
+        CallRefused(call=3, error="WorkerError", reason="unknown operation 'x'", where="worker channel")
+    ]
 
 
 def test_every_request_is_handled() -> None:
