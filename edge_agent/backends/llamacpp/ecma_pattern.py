@@ -46,11 +46,15 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
+        self._groups: list[int] = []
 
     def read(self) -> str:
         found: list[str] = []
         while self._at < len(self._text):
             found.append(self._next())
+        if self._groups:
+            self._at = self._groups[-1]
+            raise self._refused("has ( without )")
         return "".join(found)
 
     def _next(self) -> str:
@@ -63,12 +67,17 @@ class _Reader:
             return _DOT
         if sign == "(":
             return self._group()
+        if sign == ")":
+            if not self._groups:
+                raise self._refused("has ) without (")
+            self._groups.pop()
+            return sign
         if sign == "{":
             return self._count()
         if sign in "*+?":
             self._skip_lazy()
             return sign
-        return sign if sign in "^$|)" else self._outside(self._joined(ord(sign)))
+        return sign if sign in "^$|" else self._outside(self._joined(ord(sign)))
 
     def _take(self) -> str:
         if self._at >= len(self._text):
@@ -97,12 +106,15 @@ class _Reader:
         return found[0]
 
     def _group(self) -> str:
+        self._groups.append(self._at)
         if self._text[self._at : self._at + 1] != "?":
             return "(?:"
         found = _GROUP.match(self._text, self._at)
         if found is None:
             raise self._refused("looks ahead or behind, or sets a mode, which is not followed")
         self._at = found.end()
+        if found[0] == "?i)":
+            self._groups.pop()
         return f"({found[0]}" if found[0] in ("?:", "?i:", "?i)") else "(?:"
 
     def _escape(self) -> int | str:

@@ -33,6 +33,8 @@ EXACT = 2**53
 """Whole numbers up to here are exact in float64."""
 MULTIPLE = 10_000
 """The most that `multipleOf` may be, in units of its last digit: its automaton has a state for every remainder."""
+DECIMALS: Final = 9
+"""Digits behind the point of a `multipleOf`; llguidance computes its multiples in float64."""
 NEAR: Final = 1e-9
 """Distance that stands for "more than" a whole number where other bounds are fractions."""
 LENGTHS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
@@ -67,6 +69,7 @@ DRAFT_3_FORMATS: Mapping[str, str] = {**FORMATS, "time": f"^{_CLOCK}:[0-5][0-9]$
 """In draft 3 a time has no offset."""
 HOST_CHARS = 253
 
+HOLD_SOMETHING = frozenset({"type", "enum", "anyOf", "oneOf"})
 DEFINITIONS = frozenset({"$defs", "definitions"})
 PLAIN = frozenset({
     "type", "enum", "const", "required", "format", "pattern", "$ref", "minLength", "maxLength", "minItems", "maxItems",
@@ -205,9 +208,13 @@ class _Preparation:
         place = f"{pointer}/{escaped(key)}"
         if key in REMARKS:
             return self.schema(value, place, depth, False) if place in self._way else value
+        if live and key in HOLD_SOMETHING and value == []:
+            raise SchemaRefused(pointer, key, "is empty: no text fits it")
+        if live and key in LISTS - ONE and not isinstance(value, list):
+            raise SchemaRefused(pointer, key, f"is {json.dumps(value)[:60]}; it must be a list of schemas")
         if key in ("const", "enum"):
             _check_constants(value, pointer, key)
-            return value
+            return _without_minus_zero(value)
         if key == "pattern" and isinstance(value, str):
             return _pattern(value, pointer, key)
         if key in MAPS and isinstance(value, Mapping):
@@ -403,6 +410,15 @@ def _check_constants(value: Any, pointer: str, keyword: str) -> None:
             raise SchemaRefused(pointer, keyword, f"holds {_short(one)}; whole numbers up to 2^53 are followed")
 
 
+def _without_minus_zero(value: Any) -> Any:
+    """The value with 0 for -0.0, which is the same number and would be the only one that can be written."""
+    if isinstance(value, list):
+        return [_without_minus_zero(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _without_minus_zero(one) for name, one in value.items()}
+    return 0 if isinstance(value, float) and value == 0.0 else value
+
+
 def _round_bounds(found: dict[str, Any], pointer: str) -> None:
     """Round bounds that float64 cannot hold to the next number inside."""
     for key in BOUNDS & found.keys():
@@ -429,6 +445,8 @@ def _round_bounds(found: dict[str, Any], pointer: str) -> None:
             raise SchemaRefused(
                 pointer, "multipleOf", f"is {_short(step)}; above 0, and at most {MULTIPLE} is followed"
             )
+        if int(units.as_tuple().exponent) < -DECIMALS:
+            raise SchemaRefused(pointer, "multipleOf", f"is {_short(step)}; {DECIMALS} decimals are followed")
 
 
 def _list_multiples(found: dict[str, Any]) -> None:

@@ -133,8 +133,6 @@ def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
     unknown = _UNKNOWN_KEYS.search(wrong)
     if unknown:
         return unknown[1], "is not followed"
-    if "oneOf" in wrong and inside.get("oneOf") == []:
-        return "oneOf", "is empty: no text fits it"
     if "oneOf" in wrong:
         return "oneOf", "is followed where its schemas cannot overlap (types, a constant that differs); use anyOf"
     if "Unknown format" in wrong:
@@ -148,6 +146,8 @@ def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
         return "$ref", f"is not followed: {line}"
     if "range" in wrong and (bounds := [key for key in inside if key in BOUNDS]):
         return bounds[0], f"is not followed: {line}"
+    if "Regex is empty" in wrong and "pattern" in inside:
+        return "pattern", "is one that no text fits"
     expected = _EXPECTED.search(wrong)
     if expected:
         return expected[1] or expected[2], f"is not what it must be: {line}"
