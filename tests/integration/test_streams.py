@@ -243,6 +243,44 @@ def test_logprobs_join_to_the_text_whole_and_streamed(agent: AgentProcess) -> No
     run(agent, ask)
 
 
+TALK = {"messages": [{"role": "user", "content": "x"}]}
+LOGPROBS: list[tuple[dict[str, Any], dict[str, Any], str | None, int | None]] = [
+    ({}, {"max_tokens": 1, "grammar": 'root ::= "é"'}, "", 1),  # half a character is no text
+    ({}, {"max_tokens": 2, "grammar": 'root ::= "é"'}, "é", 2),
+    ({}, {"max_tokens": 3, "grammar": 'root ::= "é🚪"'}, "é", 3),
+    ({}, {"max_tokens": 1, "grammar": 'root ::= "a"'}, "a", 1),
+    ({}, {"stop": "a", "grammar": 'root ::= "a"'}, "", 0),
+    ({}, {"stop": ["éa", "b"], "grammar": 'root ::= "xéb"'}, "xé", 3),
+    ({}, {"stop": ["abc"], "grammar": 'root ::= "xabab"'}, "xabab", 5),  # what may begin a stop text is given out
+    (TALK, {"stop": "é", "grammar": 'root ::= "ab" "é"'}, "ab", 2),
+    (TALK, {"json_schema": {"const": "é🚪"}}, '"é🚪"', 8),
+    *((body, {"temperature": 1.9, "seed": seed, "max_tokens": 1 + seed}, None, None) for seed in range(4) for body in ({}, TALK)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "params", "text", "count"), LOGPROBS)
+def test_logprobs_join_to_the_text_wherever_it_ends(
+    agent: AgentProcess, body: dict[str, Any], params: dict[str, Any], text: str | None, count: int | None
+) -> None:
+    asked = {**(body or {"prompt": "x"}), "params": {**params, "logprobs": True}}
+
+    async def ask(asker: RequestClient) -> None:
+        reply = await asker.infer(agent.device, "tiny", asked, 20)
+        assert reply.status == 200, reply
+        parts = await collect(asker, agent, asked)
+        last = msgspec.to_builtins(parts[-1])
+        for found, tokens in (
+            (reply.result["text"], reply.result["logprobs"]),
+            (text_of(parts), last.get("logprobs")),
+        ):
+            joined = b"".join(bytes(one["bytes"]) for one in tokens)
+            assert joined.decode("utf-8", "replace") == found  # a random model writes bytes that are no characters
+            assert text is None or (found, len(tokens)) == (text, count)
+            assert all(one["logprob"] <= 0.0 for one in tokens)
+
+    run(agent, ask)
+
+
 def test_a_control_token_in_a_message_is_plain_text(agent: AgentProcess) -> None:
     """Bytes are tokens here: as plain text it costs as many as it has bytes, as a token it would cost one."""
 
