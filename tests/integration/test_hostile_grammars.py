@@ -123,6 +123,7 @@ def test_hostile_grammars_are_answered_with_sentences_and_take_nothing_from_othe
             }
             for name, one in hostile.items():
                 await one.ended([asked[name]])
+            flooded = await flood(await client("hostile-flood"))
             ends.set()
             for kind, task in asking.items():
                 answers = await task
@@ -144,6 +145,7 @@ def test_hostile_grammars_are_answered_with_sentences_and_take_nothing_from_othe
             again = costly.ask(GOOD["schema"])
             await costly.ended([again])
             assert sentence(last(costly, again)).startswith("503 a grammar or schema of this client cost model 'tiny'")
+            assert flooded[-1].startswith("503 a grammar or schema of this client cost model 'tiny'"), flooded
             return {name: sentence(last(one, asked[name])) for name, one in hostile.items()}
 
     found = asyncio.run(whole())
@@ -164,6 +166,16 @@ def test_hostile_grammars_are_answered_with_sentences_and_take_nothing_from_othe
         "deep brackets",
     ):
         assert found[name].startswith("422"), name
+
+
+async def flood(client: StormClient) -> list[str]:
+    """What a client gets for forty grammars at once, of which each takes a tenth of a second to be refused."""
+    asked = [
+        client.ask({"prompt": "Hi", "params": {"max_tokens": 8, "grammar": doubling(12, chr(0x100 + at))}})
+        for at in range(40)
+    ]
+    await client.ended(asked)
+    return sorted(sentence(last(client, one)) for one in asked)
 
 
 def sentence(final: Reply | StreamChunk) -> str:

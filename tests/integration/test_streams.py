@@ -254,7 +254,11 @@ LOGPROBS: list[tuple[dict[str, Any], dict[str, Any], str | None, int | None]] = 
     ({}, {"stop": ["abc"], "grammar": 'root ::= "xabab"'}, "xabab", 5),  # what may begin a stop text is given out
     (TALK, {"stop": "é", "grammar": 'root ::= "ab" "é"'}, "ab", 2),
     (TALK, {"json_schema": {"const": "é🚪"}}, '"é🚪"', 8),
-    *((body, {"temperature": 1.9, "seed": seed, "max_tokens": 1 + seed}, None, None) for seed in range(4) for body in ({}, TALK)),
+    *(
+        (body, {"temperature": 1.9, "seed": seed, "max_tokens": 1 + seed}, None, None)
+        for seed in range(4)
+        for body in ({}, TALK)
+    ),
 ]  # fmt: skip
 
 
