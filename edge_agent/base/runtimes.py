@@ -21,6 +21,8 @@ class RuntimeTraits:
     `bandwidth_bound`: its steps wait for memory and not for arithmetic, so that a lower clock costs it little speed.
     `slow_float16`: its CPU kernels convert float16 to float32 for every product. `context_sized`: a generator's context
     and number of sequences are chosen at the load, and its file's header says what they take (`bundle.gguf_memory`).
+    `package_options`: the options that a package may set; None: its options are not known here. Every other option of
+    a load is one of DEVICE_OPTIONS.
     """
 
     weight_suffixes: tuple[str, ...] = ()
@@ -28,6 +30,7 @@ class RuntimeTraits:
     bandwidth_bound: bool = False
     slow_float16: bool = False
     context_sized: bool = False
+    package_options: frozenset[str] | None = None
 
 
 RUNTIMES: Mapping[str, RuntimeTraits] = {
@@ -36,17 +39,28 @@ RUNTIMES: Mapping[str, RuntimeTraits] = {
         speed_rank=1,
         # Half the file, at up to four times the time of float32 (onnxruntime#25824 on a Pi 5; about twice on x86-64).
         slow_float16=True,
+        package_options=frozenset({"base_id", "positions"}),
     ),
     "llamacpp": RuntimeTraits(
         weight_suffixes=(".gguf",),
         speed_rank=1,
         bandwidth_bound=True,
         context_sized=True,
+        package_options=frozenset(
+            {"base_id", "context", "sequences", "kv_type", "batch", "prompt_chunk", "turn_steps", "repack"}
+        ),
     ),
     # Engines of a GPU come before the kernels of a CPU. They are built on the device from a graph in the package.
-    "tensorrt": RuntimeTraits(weight_suffixes=(".onnx",), speed_rank=0),
+    "tensorrt": RuntimeTraits(
+        weight_suffixes=(".onnx",),
+        speed_rank=0,
+        package_options=frozenset({"base_id", "positions", "precision"}),
+    ),
     # Answers without a model, for tests and installations that are tried out.
-    "echo": RuntimeTraits(speed_rank=2),
+    "echo": RuntimeTraits(
+        speed_rank=2,
+        package_options=frozenset({"base_id", "labels", "delay_s", "hold_mib", "fail_token", "die_token"}),
+    ),
 }
 WEIGHT_SUFFIXES = (
     *dict.fromkeys(suffix for one in RUNTIMES.values() for suffix in one.weight_suffixes),

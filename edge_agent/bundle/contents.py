@@ -224,13 +224,17 @@ def _check_task(task: forms.TaskDoc, where: str) -> None:
 
 
 def _check_options(item: VariantItem) -> None:
+    """Refuse an option that a package does not set for its runtime."""
+    where = f"manifest {item.descriptor.digest[7:19]}"
     taken = sorted(DEVICE_OPTIONS & set(item.info.options))
     if taken:
-        raise PackageError(
-            f"variant {item.name} sets the option {taken[0]!r}, which the device decides",
-            f"manifest {item.descriptor.digest[7:19]}",
-            "build it without this option",
-        )
+        what = f"variant {item.name} sets the option {taken[0]!r}, which the device decides"
+        raise PackageError(what, where, "build it without this option")
+    known = traits(item.info.runtime).package_options
+    unknown = sorted(set(item.info.options) - known) if known is not None else []
+    if known is not None and unknown:
+        what = f"variant {item.name} sets the option {unknown[0]!r}, which {item.info.runtime} does not have"
+        raise PackageError(what, where, f"it has: {', '.join(sorted(known))}")
 
 
 def _check_sizes(item: VariantItem) -> None:

@@ -281,6 +281,16 @@ DOCUMENTS = {
         )
         for name, value in OTHER_LIMITS.items()
     },
+    **{
+        f"{runtime}-variant-sets-{name.replace('_', '-')}": Attack(
+            variant_field(runtime=runtime, options={name: value}), PackageError, f"sets the option '{name}'"
+        )
+        for runtime in ("llamacpp", "tensorrt", "echo")
+        for name, value in {**OTHER_LIMITS, "threads": 64, "memory_bytes": 1 << 40}.items()
+    },
+    "variant-sets-what-its-runtime-does-not-have": Attack(
+        variant_field(options={"context": 4096}), PackageError, "sets the option 'context', which onnx does not have"
+    ),
     "generator-of-less-than-no-context": Attack(
         variant_field(runtime="llamacpp", options={"context": -1_000_000}),
         PackageError,

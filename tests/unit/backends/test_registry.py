@@ -1,3 +1,4 @@
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -13,7 +14,7 @@ else:
 from edge_agent.backends import registry
 from edge_agent.backends.echo import EchoBackend
 from edge_agent.base.errors import BackendMissing
-from edge_agent.base.runtimes import RUNTIMES
+from edge_agent.base.runtimes import DEVICE_OPTIONS, RUNTIMES
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -48,6 +49,16 @@ def test_the_built_in_backends_are_the_entry_points_of_this_distribution():
 
 def test_every_built_in_backend_has_a_row_in_the_table_of_runtimes():
     assert set(registry.BUILT_IN) <= set(RUNTIMES)
+
+
+@pytest.mark.parametrize("module", ["echo", "onnx", "llamacpp.backend", "tensorrt.engine_backend"])
+def test_every_option_of_a_backend_is_the_packages_or_the_devices(module):
+    """One list says what a package may set, so an option that a backend gains is nobody's by accident."""
+    options = set(importlib.import_module(f"edge_agent.backends.{module}").DEFAULTS)
+    allowed = RUNTIMES[module.split(".")[0]].package_options
+    assert allowed is not None and not allowed & DEVICE_OPTIONS
+    assert options - allowed <= DEVICE_OPTIONS
+    assert allowed <= options
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
