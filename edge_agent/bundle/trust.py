@@ -2,7 +2,8 @@
 
 The rule is TUF's (specification 5.3): root N+1 counts only when a threshold of N's root keys and a threshold of its own
 root keys signed it, and its version is exactly N+1. So a lost release key is replaced by one signed file inside the
-next package, and stolen release keys cannot change which keys are trusted.
+next package, and stolen release keys cannot change which keys are trusted. A release key may be limited to products:
+what it signs of another product counts as not signed by it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from edge_agent.base import limits
 from edge_agent.base.errors import PackageError, SignatureError
 from edge_agent.bundle import jsonio, sign
+from edge_agent.bundle.manifest import Name
 from edge_agent.bundle.sign import KeyId, PublicHex
 
 ROOT_TYPE = "application/vnd.edge-agent.root.v1+json"
@@ -35,12 +37,17 @@ class Roles(jsonio.Document, frozen=True, kw_only=True):
 
 
 class Root(jsonio.Document, frozen=True, kw_only=True):
-    """The payload of a root file: public keys (id -> 32 bytes hex) and roles."""
+    """The payload of a root file: public keys (id -> 32 bytes hex) and roles.
+
+    `products` limits release keys (id -> the products that it may sign); a key that is not in it signs any."""
 
     schema: Literal[1]
     version: Annotated[int, Meta(ge=1, le=2**31)]
     keys: Annotated[dict[KeyId, PublicHex], Meta(min_length=1, max_length=32)]
     roles: Roles
+    products: Annotated[
+        dict[KeyId, Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]], Meta(max_length=16)
+    ] = field(default_factory=dict)
 
     def keys_of(self, role: Role) -> dict[str, str]:
         """The role's keys, id -> public key."""
@@ -76,6 +83,20 @@ class Trust:
         """The signers of a release; raises SignatureError below the threshold."""
         return _require(self.root, self.root.roles.release, envelope, payload, where)
 
+    def check_product(self, product: str, signers: frozenset[str], where: str) -> None:
+        """Raises SignatureError unless a threshold of the signers may sign that product."""
+        products, threshold = self.root.products, self.root.roles.release.threshold
+        within = [keyid for keyid in signers if product in products.get(keyid, (product,))]
+        if len(within) >= threshold:
+            return
+        beyond = min(signers - set(within))
+        raise SignatureError(
+            f"key {beyond[:12]} signs {', '.join(products[beyond])} and not {product}"
+            + (f"; {len(within)} of {threshold} needed signatures are left" if threshold > 1 else ""),
+            where,
+            "sign it with a key of that product",
+        )
+
 
 def _read(data: bytes, where: str) -> tuple[Trust, sign.Envelope, bytes]:
     envelope, payload = sign.unwrap(data, ROOT_TYPE, where)
@@ -88,6 +109,9 @@ def _read(data: bytes, where: str) -> tuple[Trust, sign.Envelope, bytes]:
             raise PackageError("a role names a key twice or one that the file lacks", where)
         if role.threshold > len(role.keys):
             raise PackageError(f"a role asks for {role.threshold} signatures of {len(role.keys)} keys", where)
+    strange = sorted(set(root.products) - set(root.roles.release.keys))
+    if strange:
+        raise PackageError(f"products are named for {strange[0][:12]}, which is no release key", where)
     return Trust(root, data), envelope, payload
 
 

@@ -48,6 +48,8 @@ def read_release(package: Package, trust: Trust | None, allow_unsigned: bool = F
     newest, new_roots = _follow_roots(package, trust)
     signers, warning = _signers(newest, envelope, payload, allow_unsigned)
     release = decode(payload, Release, RELEASE_FILE, limits.STATEMENT_BYTES)
+    if newest is not None and warning is None:
+        newest.check_product(release.product, signers, RELEASE_FILE)
     statement.check_agent(release, __version__)
     return Verified(release, newest, new_roots, signers, warning)
 

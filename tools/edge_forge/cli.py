@@ -127,6 +127,10 @@ def _package_verbs(subparsers: Any) -> None:
         "--rotate", choices=("root", "release", "all"), help="new keys and the next root file, signed by old and new"
     )
     ways.add_argument(
+        "--product", action="append", metavar="NAME",
+        help="a further release key that signs this product alone, and the next root file (may be given repeatedly)",
+    )  # fmt: skip
+    ways.add_argument(
         "--adopt", action="store_true", help="take over the keys in DIR, which were made by another user or elsewhere"
     )
     keygen.set_defaults(run=f"{_PACKAGE_COMMANDS}:keygen_verb")

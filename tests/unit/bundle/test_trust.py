@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -19,6 +19,7 @@ def root_file(
     release: Sequence[int],
     signers: Sequence[int],
     release_due: int = 1,
+    products: Mapping[int, tuple[str, ...]] | None = None,
 ) -> bytes:
     """A root file over KEYS by number."""
     keys = {KEYS[number].keyid: KEYS[number].public_hex for number in (*root, *release)}
@@ -26,7 +27,8 @@ def root_file(
         root=Role(keys=tuple(KEYS[number].keyid for number in root), threshold=threshold),
         release=Role(keys=tuple(KEYS[number].keyid for number in release), threshold=release_due),
     )
-    payload = jsonio.encode(Root(schema=1, version=version, keys=keys, roles=roles))
+    limited = {KEYS[number].keyid: names for number, names in (products or {}).items()}
+    payload = jsonio.encode(Root(schema=1, version=version, keys=keys, roles=roles, products=limited))
     return sign.wrap(ROOT_TYPE, payload, [KEYS[number] for number in signers])
 
 
@@ -95,3 +97,27 @@ def test_a_key_under_a_false_id_is_refused() -> None:
 def test_a_threshold_that_cannot_be_met_is_refused() -> None:
     with pytest.raises(PackageError, match="asks for 3 signatures of 1 keys"):
         Trust.from_operator(root_file(1, (0,), 3, (3,), (0,)))
+
+
+def test_a_key_of_one_product_signs_no_other() -> None:
+    trust = Trust.from_operator(root_file(1, (0,), 1, (3, 4), (0,), products={3: ("home", "hall")}))
+    limited, free = (frozenset({KEYS[number].keyid}) for number in (3, 4))
+    for product in ("home", "hall"):
+        trust.check_product(product, limited, "w")
+    with pytest.raises(SignatureError, match="signs home, hall and not car"):
+        trust.check_product("car", limited, "w")
+    trust.check_product("car", free, "w")
+    trust.check_product("car", limited | free, "w")
+
+
+def test_signatures_beyond_a_product_do_not_count_towards_the_threshold() -> None:
+    data = root_file(1, (0,), 1, (3, 4, 5), (0,), release_due=2, products={3: ("home",)})
+    trust = Trust.from_operator(data)
+    with pytest.raises(SignatureError, match="1 of 2 needed signatures are left"):
+        trust.check_product("car", frozenset({KEYS[3].keyid, KEYS[4].keyid}), "w")
+    trust.check_product("car", frozenset({KEYS[4].keyid, KEYS[5].keyid}), "w")
+
+
+def test_products_are_named_for_release_keys_alone() -> None:
+    with pytest.raises(PackageError, match="which is no release key"):
+        Trust.from_operator(root_file(1, (0,), 1, (3,), (0,), products={0: ("home",)}))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edge_agent.base.clock import ManualClock
-from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, StoreError, WorkerError
+from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, SignatureError, StoreError, WorkerError
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.bundle.verify import load_trust
 from edge_agent.store.crash_points import PHASES
@@ -23,7 +23,7 @@ from edge_agent.store.state_file import StateFile
 from edge_agent.store.state_folder import change_lock
 from edge_agent.store.variant_selection import SelectionPolicy
 from edge_forge.package.build import base_descriptor, build
-from edge_forge.package.keys import keygen, rotate, sign_package
+from edge_forge.package.keys import delegate, keygen, rotate, sign_package
 from edge_forge.package.sources import ModelSource, VariantSource
 from tests.support import packages as tiny
 from tests.support.gguf_bytes import LLAMA, WEIGHTS, gguf_bytes
@@ -401,6 +401,26 @@ def test_a_rotated_root_stays_and_revokes(tmp_path: Path) -> None:
     ModelStore(root, install_context(trust=first_root)).install(two)
     with pytest.raises(PackageError, match="none of which root version 2 trusts"):
         ModelStore(root, install_context(trust=first_root)).install(late)
+
+
+def test_a_key_beyond_its_product_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    keys = keygen(tmp_path / "keys")
+    first_root = load_trust(keys.root_file)
+    second, limited = delegate(keys.path, ["tiny"])
+    within, beyond = (tiny.base_package(tmp_path, name=name) for name in ("tiny", "other"))
+    for package in (within, beyond):
+        sign_package(package, [limited], [second])
+    root = tmp_path / "store"
+    library = ModelStore(root, install_context(trust=first_root))
+    assert library.install(within).changed
+    before = snapshot(root)
+    with pytest.raises(SignatureError, match="signs tiny and not other"):
+        library.install(beyond)
+    assert snapshot(root) == before
+    third = rotate(keys.path, ("release",))
+    assert load_trust(third).root.products == load_trust(second).root.products, "a rotation keeps limited keys"
+    sign_package(beyond, [keys.release_key], [second, third])
+    assert library.install(beyond).changed, "a key without a limit signs every product"
 
 
 def test_a_second_change_waits_its_turn(library: ModelStore, tmp_path: Path) -> None:

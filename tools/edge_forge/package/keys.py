@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edge_agent.base.errors import UsageError
 from edge_agent.bundle import jsonio, sign
 from edge_agent.bundle.layout import open_package
+from edge_agent.bundle.manifest import Name
 from edge_agent.bundle.sign import PrivateKey
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE
 from edge_agent.bundle.trust import ROOT_TYPE, Role, Roles, Root, Trust
@@ -71,11 +74,40 @@ def keygen(folder: Path) -> KeyFolder:
     return keys
 
 
+def delegate(folder: Path, products: Sequence[str]) -> tuple[Path, Path]:
+    """A further release key that signs these products alone, and the next root file, signed by the root key.
+
+    Returns both files. The key's name says its products' first: `release-<product>-<version>.pem`; a build signs with
+    the folder's own release key as before.
+    """
+    keys = KeyFolder(folder)
+    old = load_trust(keys.root_file).root
+    try:
+        msgspec.convert(list(products), list[Name])
+    except msgspec.ValidationError as error:
+        what = f"{', '.join(map(repr, products))}: no product has such a name"
+        raise UsageError(what, "--product", "use a-z, 0-9, '.', '-' and '_'") from error
+    new = PrivateKey.generate()
+    role = old.roles.release
+    root = msgspec.structs.replace(
+        old,
+        version=old.version + 1,
+        keys={**old.keys, new.keyid: new.public_hex},
+        roles=Roles(root=old.roles.root, release=Role(keys=(*role.keys, new.keyid), threshold=role.threshold)),
+        products={**old.products, new.keyid: tuple(dict.fromkeys(products))},
+    )
+    signers = _owned(keys, old.roles.root.keys[:1])
+    path = keys.path / f"release-{products[0]}-{root.version}.pem"
+    new.save(path)
+    return _write_root(keys, root, signers), path
+
+
 def rotate(folder: Path, roles: Sequence[str] = ROLES) -> Path:
     """New keys for `roles` and the next root file, signed by the old and the new root key. Returns that file."""
     keys = KeyFolder(folder)
     old = load_trust(keys.root_file).root
     version = old.version + 1
+    limited = {keyid: old.keys[keyid] for keyid in old.roles.release.keys[1:]}
     public = {}
     for role, found in zip(ROLES, (old.roles.root, old.roles.release), strict=True):
         public[role] = old.keys[found.keys[0]]
@@ -84,7 +116,16 @@ def rotate(folder: Path, roles: Sequence[str] = ROLES) -> Path:
             new.save(keys.private(role, version))
             public[role] = new.public_hex
     signers = _owned(keys, (old.roles.root.keys[0], sign.key_id(public["root"])))
-    return _write_root(keys, _root(version, public["root"], public["release"]), signers)
+    root = _root(version, public["root"], public["release"])
+    if limited:  # keys of single products stay; `delegate` made them
+        release = Role(keys=(*root.roles.release.keys, *limited), threshold=1)
+        root = msgspec.structs.replace(
+            root,
+            keys={**root.keys, **limited},
+            roles=Roles(root=root.roles.root, release=release),
+            products={keyid: old.products[keyid] for keyid in limited if keyid in old.products},
+        )
+    return _write_root(keys, root, signers)
 
 
 def sign_package(package: Path, key_paths: Sequence[Path], root_files: Sequence[Path] = ()) -> tuple[str, ...]:

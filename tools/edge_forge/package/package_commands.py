@@ -23,12 +23,12 @@ from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.manifest import TaskDoc
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Now, Release, check_time
 from edge_agent.bundle.verify import check_weights, fetcher, load_trust, read_package, read_release
-from edge_forge.package.keys import ROLES, KeyFolder, keygen, rotate, sign_package
+from edge_forge.package.keys import ROLES, KeyFolder, delegate, keygen, rotate, sign_package
 from edge_forge.user_state import UserState, named_key
 
 
 def keygen_verb(arguments: argparse.Namespace) -> int:
-    """`edge-forge keygen DIR [--rotate ROLE | --adopt]`."""
+    """`edge-forge keygen DIR [--rotate ROLE | --product NAME | --adopt]`."""
     state = UserState.of(os.environ)
     if arguments.adopt:
         return _adopt(KeyFolder(arguments.dir), state)
@@ -39,6 +39,13 @@ def keygen_verb(arguments: argparse.Namespace) -> int:
         print(f"wrote {root_file}")
         key = shlex.quote(str(KeyFolder(arguments.dir).release_key))
         print(f"next: edge-forge sign PACKAGE --key {key} --root {shlex.quote(str(root_file))}")
+        return 0
+    if arguments.product:
+        root_file, path = delegate(arguments.dir, arguments.product)
+        state.remember(load_trust(root_file).root.keys, made_here=True)
+        print(f"private: {path}   (signs {', '.join(arguments.product)} and nothing else)")
+        print(f"wrote {root_file}")
+        print(f"next: edge-forge sign PACKAGE --key {shlex.quote(str(path))} --root {shlex.quote(str(root_file))}")
         return 0
     keys = keygen(arguments.dir)
     state.remember(keys.all_ids(), made_here=True)
