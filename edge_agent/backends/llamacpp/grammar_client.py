@@ -48,8 +48,8 @@ COSTLY_S = 0.25
 refused sooner, and harms nobody."""
 START_S = 60.0
 """Wall seconds for a start, with the vocabulary of 150,000 tokens of a board's slow card."""
-RECEIVED = 1 << 18
-"""Bytes that are read at once."""
+RECEIVED = 1 << 16
+"""Bytes that are read at once: three masks of 150,000 tokens. A larger buffer would be mapped anew for each."""
 ASKED = 1024
 """Operations that may wait; each answer has one, and what was cancelled a second."""
 ENDING_LOOKS = 20

@@ -55,6 +55,8 @@ OPEN = '%llguidance {"no_forcing": true}'
 """Where a text can go on in one way only, the model still chooses its tokens: the vocabulary here has no tokenizer."""
 NAMES: Final = 128
 """Names by a pattern that are listed one by one."""
+RECEIVED: Final = 1 << 16
+"""Bytes that are read at once."""
 KEPT = 16
 """Compiled grammars that are kept for the next request with the same text."""
 SPECIAL = b"\xff"
@@ -177,7 +179,7 @@ class Grammars:
                 kept[token >> 3] &= ~(1 << (token & 7))
             if matching.by_pattern and matching.so_far.named and matching.so_far.text is not None:
                 self._bar_escapes(matching, kept)
-        if not any(kept):
+        if not kept.lstrip(b"\0"):  # `any` would take 0.2 ms where only the last of 150,000 tokens are allowed
             raise GrammarRefused("no text fits behind what the answer has")
         return bytes(kept), State.GOES
 
@@ -341,17 +343,19 @@ class Server:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._in = bytearray()
         self._grammars: Grammars | None = None
 
     def run(self) -> None:
         """Serve until the worker closes the channel."""
         while (frame := self._read()) is not None:
             number, operation, *rest = frame
+            # It goes on while this process waits, which takes no CPU time: no call to stop it.
             signal.setitimer(signal.ITIMER_PROF, TOKEN_S if operation == "take" else COMPILE_S)
-            began_s = time.process_time()
+            # The process's clock stands still between two ticks of the kernel while such a timer runs.
+            began_s = time.thread_time()
             mask, state, text = self._do(operation, rest)
-            signal.setitimer(signal.ITIMER_PROF, 0.0)
-            reply = MaskReply(number, time.process_time() - began_s, mask, state, text)
+            reply = MaskReply(number, time.thread_time() - began_s, mask, state, text)
             data = marshal.dumps(tuple(reply))
             self._channel.sendall(LENGTH.pack(len(data)) + data)
 
@@ -375,18 +379,15 @@ class Server:
         return mask, state, ""
 
     def _read(self) -> tuple[Any, ...] | None:
-        head = self._exactly(LENGTH.size)
-        data = None if head is None else self._exactly(LENGTH.unpack(head)[0])
-        return None if data is None else marshal.loads(data)  # noqa: S302 (from the worker that started this process)
-
-    def _exactly(self, count: int) -> bytes | None:
-        found = bytearray()
-        while len(found) < count:
-            part = self._channel.recv(count - len(found))
+        while len(self._in) < LENGTH.size or len(self._in) < LENGTH.size + LENGTH.unpack_from(self._in)[0]:
+            part = self._channel.recv(RECEIVED)
             if not part:
                 return None
-            found += part
-        return bytes(found)
+            self._in += part
+        stop = LENGTH.size + LENGTH.unpack_from(self._in)[0]
+        data = bytes(self._in[LENGTH.size : stop])
+        del self._in[:stop]
+        return tuple(marshal.loads(data))  # noqa: S302 (from the worker that started this process)
 
 
 def _check(grammars: Grammars, rest: list[Any]) -> tuple[bytes, int]:

@@ -21,6 +21,9 @@ from edge_agent.base.errors import BackendError, WorkerError
 # ggml_type of the cache (ggml.h).
 KV_TYPES = {"f16": 1, "q8_0": 8}
 _FLASH_ATTENTION_ON = 1
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_HIGHEST = np.where(_BITS, np.inf, -np.inf).astype(np.float32)
+"""For each byte of a mask the highest values that the logits of its eight tokens may have."""
 
 
 class DecodeInput(NamedTuple):
@@ -55,6 +58,7 @@ class LlamaContext:
         self._api = model.library.api
         self._model = model
         self._vocab_size = model.vocab_size
+        self._highest: npt.NDArray[np.float32] | None = None
         # llama.cpp calls the abort callback between two operations of its graph. It is `strlen` of this buffer, since a
         # Python function would take the interpreter lock a thousand times per token. '' gives 0, go on; 'x' gives 1.
         self._stop = ctypes.create_string_buffer(2)
@@ -126,6 +130,31 @@ class LlamaContext:
         if not present(pointer):
             raise BackendError(f"llama.cpp has no logits for place {place}", "llamacpp")
         return np.ctypeslib.as_array(pointer, (self._vocab_size,))
+
+    def bar(self, logits: npt.NDArray[np.float32], mask: bytes) -> bool:
+        """Set the logits [vocab] that a mask (a bit per token) does not allow to minus infinity. False where it allows
+        none; then nothing is set."""
+        highest = self._highest_of(mask)
+        if highest is None:
+            return False
+        np.fmin(logits, highest, out=logits)
+        return True
+
+    def best(self, logits: npt.NDArray[np.float32], mask: bytes) -> int:
+        """The token of the highest logit that a mask allows; -1 where it allows none."""
+        highest = self._highest_of(mask)
+        return -1 if highest is None else int(np.fmin(logits, highest, out=highest).argmax())
+
+    def _highest_of(self, mask: bytes) -> npt.NDArray[np.float32] | None:
+        """The highest values [vocab] that logits may have under a mask, in a buffer that the next call overwrites."""
+        if self._highest is None:
+            self._highest = np.empty((-(-self._vocab_size // 8), 8), np.float32)
+        allowed = np.frombuffer(mask, np.uint8, count=len(self._highest))
+        if not allowed.any():
+            return None
+        # A third of the time of unpacking bits: a fixed buffer, no branch for a token.
+        np.take(_HIGHEST, allowed, axis=0, out=self._highest, mode="clip")
+        return self._highest.reshape(-1)[: self._vocab_size]
 
     def cut(self, slot: int, start: int) -> None:
         """Forget a sequence from a position on."""

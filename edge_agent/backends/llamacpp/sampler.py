@@ -46,6 +46,7 @@ class Sampler:
         self._api = model.library.api
         self._vocab_size = model.vocab_size
         settings = {**NEUTRAL, **{name: params[name] for name in NEUTRAL if name in params}}
+        self._greedy = settings["temperature"] <= 0.0 and settings["repeat_penalty"] == 1.0
         self._chain = self._build(settings)
         if settings["repeat_penalty"] != 1.0:
             for token in prompt[-PENALTY_WINDOW:]:
@@ -56,14 +57,16 @@ class Sampler:
         token: int = self._api.llama_sampler_sample(self._chain, context.handle, place)
         return token
 
-    def sample_masked(self, context: LlamaContext, place: int, mask: bytes) -> int:
-        """The next token from the logits of a place, of those that the mask (a bit per token) allows. The others'
-        logits are overwritten. Raises DeadEnd."""
-        barred = np.unpackbits(~np.frombuffer(mask, np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
-        if barred.all():
+    def sample_masked(self, context: LlamaContext, place: int, logits: npt.NDArray[np.float32], mask: bytes) -> int:
+        """The next token from a place and its logits [vocab] in the context, of those that the mask (a bit per token)
+        allows. The others' logits may be overwritten. Raises DeadEnd."""
+        if self._greedy:  # the best is found in the same pass; the chain would copy and read all tokens once more
+            best = context.best(logits, mask)
+        else:
+            best = self.sample(context, place) if context.bar(logits, mask) else -1
+        if best < 0:
             raise DeadEnd("the grammar allows no further token", "grammar")
-        np.copyto(context.logits(place), -np.inf, where=barred)
-        return self.sample(context, place)
+        return best
 
     def sample_held(self, logits: npt.NDArray[np.float32], mask: bytes) -> int:
         """As `sample_masked`, from logits [vocab] that were kept while others were computed."""

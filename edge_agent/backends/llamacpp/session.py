@@ -423,8 +423,8 @@ class LlamaSession(Session):
             if grammar is not None and place is None:
                 token = sampler.sample_held(logits, grammar.mask)
             elif grammar is not None:
-                logits = logits.copy() if sequence.logprobs else logits
-                token = sampler.sample_masked(self._live(), place, grammar.mask)
+                in_place, logits = logits, logits.copy() if sequence.logprobs else logits
+                token = sampler.sample_masked(self._live(), place, in_place, grammar.mask)
             else:
                 token = sampler.sample(self._live(), place)
         except BackendError as error:

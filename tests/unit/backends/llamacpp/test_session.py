@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Chunk, Done, Failed, GrammarReady, Limits, Session, SessionJob
 from edge_agent.backends.llamacpp import grammar_client
-from edge_agent.backends.llamacpp.llama_context import DecodeInput, LlamaContext, Outcome
+from edge_agent.backends.llamacpp.library import open_library
+from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
+from edge_agent.backends.llamacpp.model import LlamaModel
 from edge_agent.backends.llamacpp.tuners import BatchSizeTuner
 from edge_agent.base.errors import AdapterRefused, BackendError
 from tests.support import tiny_gguf
@@ -406,6 +409,31 @@ def test_a_grammar_that_cannot_be_followed_ends_its_own_answer_and_no_other(
     assert (bad.refused, bad.costly) == (True, costly)
     assert ended["other"][0] == alone, "the same tokens, though its grammar was opened a second time"
     assert len(ended["x"][0]) == 20
+
+
+@pytest.mark.parametrize("grammar", ["root ::= [a-z ] root", 'root ::= "q" ("ab" | "é" | [0-9])+', 'root ::= "abc"'])
+def test_the_best_token_that_is_allowed_is_that_of_llama_cpps_samplers(session: Session, grammar: str) -> None:
+    best = run(session, job("x", grammar=grammar, temperature=0.0))["x"][0]
+    assert best == run(session, job("x", grammar=grammar, temperature=1.0, top_k=1))["x"][0]
+
+
+@pytest.mark.parametrize("allowed", [range(400), [0], [3, 8, 250], [-1], range(0, 400, 3)])
+def test_a_mask_bars_tokens_bit_by_bit(folder: Path, allowed: Sequence[int]) -> None:
+    model = LlamaModel(open_library(), str(folder / "model.gguf"), repack=False)
+    context = LlamaContext(model, ContextSizes(256, 1, 8, "f16"))
+    count = model.vocab_size
+    logits = np.random.default_rng(1).normal(size=count).astype(np.float32)
+    bits = np.zeros(-(-count // 32) * 32, bool)
+    bits[[token % count for token in allowed]] = True
+    mask, nothing = np.packbits(bits, bitorder="little").tobytes(), bytes(len(bits) // 8)
+    expected = np.where(bits[:count], logits, -np.inf)
+    assert context.best(logits, mask) == expected.argmax()
+    assert context.bar(logits, mask)
+    assert (logits == expected).all()
+    assert (context.best(logits, nothing), context.bar(logits, nothing)) == (-1, False)
+    assert (logits == expected).all(), "nothing is set where nothing is allowed"
+    context.close()
+    model.close()
 
 
 PLACE = {"properties": {"room": {"enum": ["hall", "attic"]}, "n": {"type": "integer"}}, "required": ["room", "n"]}
