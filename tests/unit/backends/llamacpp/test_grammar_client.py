@@ -61,6 +61,17 @@ def test_masks_follow_the_tokens(client: GrammarClient) -> None:
     assert 0.0 <= grammar.cpu_s < 2.0
 
 
+def test_small_costs_count_too(client: GrammarClient) -> None:
+    """The kernel's clock of a process stands still between two ticks while a timer of CPU time runs; a thread's goes
+    on."""
+    grammar = opened(client, "regex", "[a-z]*")
+    for _ in range(20):
+        before_s = grammar.cpu_s
+        client.take(grammar, ord("a"))
+        until(client, lambda: grammar.phase is not Phase.AWAITED)
+        assert grammar.cpu_s > before_s
+
+
 EXPLODES = "\n".join(["root ::= r0", *(f"r{n} ::= r{n + 1} r{n + 1}" for n in range(18)), 'r18 ::= "a"?'])
 OVERLAPPING = {"type": "string", "allOf": [{"pattern": f"a.{{{n}}}b"} for n in range(10, 60)]}
 BRANCHING = {"allOf": [{"anyOf": [{"pattern": f"a{n}"}, {"pattern": f"b{n}"}, {}]} for n in range(15)]}
