@@ -11,7 +11,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: fuzz every-verb operators-day device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: families fuzz every-verb operators-day device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -29,6 +29,7 @@ help:
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
 	@echo "             as root, with debootstrap and systemd-container)"
+	@echo "make families    every family of encoders, built, installed and asked; prints the table of docs/figures.md (half an hour)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
 	@echo "             JSON-Schema-Test-Suite, from the folders of their clones"
@@ -109,6 +110,10 @@ fuzz: setup
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py
+
+# FAMILIES="bert albert": these alone.
+families: setup
+	@$(BIN)/python -m tests.support.encoder_families $(FAMILIES)
 
 # The container's Python is that of Debian 12.
 DAY_WHEELS = build/day-wheels
