@@ -72,6 +72,7 @@ def test_a_variable_without_value_and_default_is_named():
         ({"trian": {}}, ["unknown key 'trian'", "did you mean 'train'?"]),
         ({"train": {"epoch": 3}}, ["unknown key 'train.epoch'", "did you mean 'epochs'?"]),
         ({"train": {"rank": 8}}, ["unknown key 'train.rank'", "belongs into [method]"]),
+        ({"quantize": {"int8": "dynamic"}}, ["unknown key 'quantize.int8'", "one form", "delete the line"]),
         ({"package": {"zzz": 1}}, ["unknown key 'package.zzz'", "known keys of [package]: version"]),
         ({"task": {"max_tokens": "many"}}, ["task.max_tokens", "expected 'int', got 'str'"]),
         ({"task": {"max_tokens": 4}}, ["task.max_tokens", ">= 8, not 4"]),

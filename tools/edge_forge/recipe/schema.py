@@ -287,7 +287,16 @@ def _check_numbers(raw: Mapping[str, Any], where: str, table: str = "") -> None:
                 raise ConfigError("it is a whole number of more than 64 bits", f"{where}: {table}{key}")
 
 
+_GONE = {
+    ("quantize", "int8"): "INT8 has one form, a scale for each token: delete the line",
+    ("quantize", "calibration_rows"): "INT8 takes no ranges from rows any more: delete the line",
+}
+"""Keys that recipes had before, and what to do with the line."""
+
+
 def _suggestion(key: str, section: str, schema: RecipeSchema) -> str:
+    if gone := _GONE.get((section, key)):
+        return gone
     near = difflib.get_close_matches(key, schema.keys(section), n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
