@@ -25,8 +25,9 @@ KEPT = frozenset("\n\t")
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's categories of what is no visible character: controls, direction overrides and other format characters,
 halves of surrogate pairs, private and unassigned characters, line and paragraph separators."""
-_FORMULA = re.compile(r"\s*[=+\-@\t\r|%]")
-"""How a cell begins that Excel, LibreOffice or Google Sheets compute (OWASP, CSV Injection)."""
+_FORMULA = re.compile(r"\s*[=+\-@\t\r|%\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that Excel, LibreOffice or Google Sheets compute, in full width as well: Excel reads it so where
+the language is written that way (OWASP, CSV Injection)."""
 
 
 def one_line(text: object) -> str:

@@ -225,6 +225,12 @@ def test_what_people_write_stays_as_it_is() -> None:
     assert csv_cell(-3.5) == -3.5
 
 
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", " =", "\t=", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_no_cell_begins_as_a_formula(sign: str) -> None:
+    """Signs of full width are those that spreadsheets of East Asian languages take as well."""
+    assert str(csv_cell(f"{sign}1+1")).startswith("'")
+
+
 def test_an_encoding_without_the_character_gets_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with PYTHONIOENCODING=ascii."""
     raw = io.BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from edge_agent.app import ask, wiring
 from edge_agent.cli import main
 from edge_agent.config import load, secrets
 from edge_agent.config.settings import Settings
-from edge_agent.lifecycle import service_user
+from edge_agent.lifecycle import doctor_facts, service_user
 
 
 def asked(**given: object) -> argparse.Namespace:
@@ -100,3 +101,26 @@ def test_root_is_told_what_the_service_cannot_read(reachable: Path, capsys: pyte
     assert "cannot be read by the service's user nobody" in found["one"]
     assert service_user.unreadable(paths, "no-such-user") == {}
     assert os.geteuid() == 0, "this process kept its rights"
+
+
+def test_check_config_and_doctor_say_what_the_service_cannot_read(
+    reachable: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT ROOT HERE: what another user may read was NOT tried")
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(service_user.pwd, "getpwnam", lambda _name: nobody)
+    settings, root = reachable / "edge-agent.toml", reachable / "root.json"
+    settings.write_text(f'[store]\nstate_dir = "{reachable / "state"}"\ntrust_root = "{root}"\n')
+    root.write_text("{}")
+    for closed, words in ((settings, "the settings"), (root, "store.trust_root")):
+        settings.chmod(0o644), root.chmod(0o644)
+        assert main(["check-config", str(settings)]) == 0
+        closed.chmod(0o600)
+        capsys.readouterr()
+        assert main(["check-config", str(settings)]) == 1
+        said = capsys.readouterr().err
+        assert f"{words}: {closed} cannot be read by the service's user" in said
+        assert f"chmod 640 {closed}" in said
+        found = doctor_facts._hidden(load.load(settings), str(settings))
+        assert [path for path, _ in found] == [closed]
