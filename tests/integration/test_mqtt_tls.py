@@ -75,3 +75,18 @@ def test_what_is_wrong_with_tls_is_said(tmp_path: Path, case: str) -> None:
                     assert pi.changes[0].kind == "permanent"
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("from_day", "words"), [(1, "not yet valid.*clock is behind"), (-3, "expired.*clock")])
+def test_a_certificate_outside_its_time_names_the_clock_and_is_tried_again(
+    tmp_path: Path, from_day: int, words: str
+) -> None:
+    async def run() -> None:
+        authority = Authority(tmp_path / "ca", from_day)
+        with Mosquitto(tmp_path, tls=authority) as broker:
+            async with linked(broker.options("pi", authority.issue("pi")), ready=False) as pi:
+                await until(lambda: pi.changes)
+                assert re.search(words, pi.changes[0].text)
+                assert pi.changes[0].kind == "transient", "a clock is set while the agent runs"
+
+    asyncio.run(run())

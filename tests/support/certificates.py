@@ -20,10 +20,12 @@ class Pair:
 
 
 class Authority:
-    """Issues certificates into `folder`; `ca` is the file to trust."""
+    """Issues certificates into `folder`; `ca` is the file to trust. All are valid for two days, from `from_day` on
+    (0: now)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, from_day: int = -1) -> None:
         self.folder = folder
+        self._from_day = from_day
         folder.mkdir(parents=True, exist_ok=True)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("test authority")
@@ -56,8 +58,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now + datetime.timedelta(days=self._from_day))
+            .not_valid_after(now + datetime.timedelta(days=self._from_day + 2))
         )
 
 
