@@ -87,8 +87,13 @@ def test_a_head_of_another_task_is_no_fault(base):
 
 def test_a_tensor_of_another_shape_is_refused(base):
     edit(base, lambda tensors: tensors.update({"encoder.layer.0.output.dense.weight": torch.ones(3, 3)}))
-    with pytest.raises(ConfigError, match="cannot be opened"):
+    with pytest.raises(ConfigError, match=r"another shape .* encoder\.layer\.0\.output\.dense\.weight: \[3, 3\], not"):
         examine(base)
+
+
+def test_a_pooler_of_another_shape_is_no_fault(base):
+    edit(base, lambda tensors: tensors.update({"pooler.dense.weight": torch.ones(3, 3)}))
+    examine(base)
 
 
 def test_relative_positions_that_transformers_does_not_compute_are_refused(base):

@@ -22,7 +22,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ _OTHERS_READ = ("adapter_config.json", "adapter_model.safetensors", "*.py", "*.b
 # Keys of config.json that name code or kernels; a base is computed by transformers' own code alone.
 _NOT_TAKEN = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation",
               "_experts_implementation", "experts_implementation")  # fmt: skip
+STORED_BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+"""Ends of names of tensors that some versions of transformers wrote, and every runtime computes anew."""
 
 
 class _NotHere(ConfigError):
@@ -161,9 +163,42 @@ def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
     if not (directory / "tokenizer.json").is_file():
         raise _NotHere("no tokenizer.json (the fast tokenizer, which is what runs on the device)")
     weights = weight_files(directory)
+    seen: dict[str, str] = {}
     for path in weights:
-        tensor_places(path)
+        for name in tensor_places(path):
+            if name in seen:  # which of them counts would depend on who reads
+                raise _NotHere(f"{path.name} holds the tensor {brief(name)}, which {seen[name]} holds too")
+            seen[name] = path.name
     return config, weights
+
+
+def require_tensors(
+    directory: Path, reader: str, missing: Iterable[str], unread: Iterable[str], other_shapes: Iterable[tuple[Any, ...]]
+) -> None:
+    """Refuse a base whose tensors are not those that the class `reader` computes with, by the first one's name.
+
+    `other_shapes` are (name, shape in the file, shape in the class). transformers fills what it lacks with random
+    numbers and passes over the rest. Raises ConfigError.
+    """
+    lacking = sorted(missing)
+    if lacking:
+        raise ConfigError(
+            f"the base lacks {len(lacking)} tensors, the first is {lacking[0]}", str(directory),
+            "give the whole checkpoint: PyTorch would fill them with random numbers",
+        )  # fmt: skip
+    shapes = sorted((name, list(found), list(wanted)) for name, found, wanted in other_shapes)
+    if shapes:
+        name, found, wanted = shapes[0]
+        raise ConfigError(
+            f"the base has {len(shapes)} tensors of another shape than its config.json says, the first is {name}: "
+            f"{found}, not {wanted}", str(directory), "give a checkpoint that fits its config.json",
+        )  # fmt: skip
+    beyond = sorted(unread)
+    if beyond:
+        raise ConfigError(
+            f"the base has {len(beyond)} tensors that {reader} does not compute with, the first is {beyond[0]}",
+            str(directory), "give a checkpoint that fits its config.json",
+        )  # fmt: skip
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
@@ -184,6 +219,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     pickled = [name for name in _PICKLES if (directory / name).is_file()]
     if pickled:
         raise _NotHere(f"it has only {pickled[0]}, and pickled weights are refused: convert it to safetensors")
+    if shards := sorted(directory.glob("model-*.safetensors")):
+        raise _NotHere(f"{shards[0].name} is there, and no {index.name}, which says what belongs to the model")
     raise _NotHere("no model.safetensors")
 
 
@@ -224,6 +261,12 @@ def beside(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in _OTHERS_READ)))
 
 
+def about_beside(directory: Path) -> str:
+    """A sentence on `beside`; '' where there is nothing."""
+    unused = beside(directory)
+    return f"not used, though it lies beside the base's files: {', '.join(unused)}" if unused else ""
+
+
 @contextlib.contextmanager
 def only_listed(directory: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     """A folder for transformers with the base's configuration and links to its weights and `also`, and nothing else.
@@ -241,8 +284,12 @@ def only_listed(directory: Path, also: Sequence[str] = ()) -> Iterator[Path]:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         index = directory / "model.safetensors.index.json"
-        extra = [path for path in (index, *(directory / name for name in also)) if path.is_file()]
-        for path in (*weight_files(directory), *extra):
+        weights = weight_files(directory)
+        if directory / "model.safetensors" not in weights:  # transformers wants a key more than the names
+            names = {"metadata": {}, "weight_map": read_json(index)["weight_map"]}
+            (folder / index.name).write_text(json.dumps(names), encoding="utf-8")
+        extra = [path for path in (directory / name for name in also) if path.is_file()]
+        for path in (*weights, *extra):
             (folder / path.name).symlink_to(path.resolve())
         yield folder
 

@@ -22,18 +22,8 @@ _BATCH = 16
 
 
 def open_model(folder: Path, adapter: Path | None = None) -> Any:
-    """The model of a folder in float32, with a peft adapter beside it. Raises ConfigError."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with bases.only_listed(folder, also=("generation_config.json",)) as listed:
-            model: Any = AutoModelForCausalLM.from_pretrained(listed, local_files_only=True, dtype=torch.float32)
-    except bases.opening_errors() as error:
-        raise ConfigError(
-            f"the base cannot be opened: {error}", str(folder), "give a Hugging Face folder of a language model"
-        ) from error
+    """The model of a folder in float32, with a peft adapter beside it. Raises ConfigError, as `check_tensors`."""
+    model = _loaded(folder)
     if adapter is not None:
         from peft import PeftModel
 
@@ -42,6 +32,37 @@ def open_model(folder: Path, adapter: Path | None = None) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             model = PeftModel.from_pretrained(model, str(adapter))
     return model.eval()
+
+
+def check_tensors(folder: Path) -> None:
+    """Refuse a folder whose tensors are not those of its class, by name; reads no weights.
+
+    Raises ConfigError.
+    """
+    _loaded(folder, device_map="meta")
+
+
+def _loaded(folder: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its table of tensors is said in one sentence below
+    opened: Any
+    try:
+        with bases.only_listed(folder, also=("generation_config.json",)) as listed:
+            opened = AutoModelForCausalLM.from_pretrained(
+                listed, local_files_only=True, dtype=torch.float32, output_loading_info=True,
+                ignore_mismatched_sizes=True, **options,
+            )  # fmt: skip
+    except bases.opening_errors() as error:
+        raise ConfigError(
+            f"the base cannot be opened: {error}", str(folder), "give a Hugging Face folder of a language model"
+        ) from error
+    model, report = opened
+    unread = (name for name in report["unexpected_keys"] if not name.endswith(bases.STORED_BUFFERS))
+    bases.require_tensors(folder, type(model).__name__, report["missing_keys"], unread, report["mismatched_keys"])
+    return model
 
 
 def target_names(model: Any, targets: Sequence[str]) -> list[str]:

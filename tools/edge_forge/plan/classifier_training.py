@@ -179,9 +179,8 @@ class ClassifierTraining:
             )
         base = dataclasses.replace(base, base_id=facts["base_id"])
         self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
-        unused = bases.beside(base.directory)
-        if unused:
-            self.steps.progress.warn(f"not used, though it lies beside the base's files: {', '.join(unused)}")
+        if unused := bases.about_beside(base.directory):
+            self.steps.progress.warn(unused)
         return base
 
     @cached_property

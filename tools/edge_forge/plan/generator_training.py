@@ -48,7 +48,7 @@ CODE: Code = {
     ),
     "gguf-check": (
         ("edge_forge.export.gguf.convert", "edge_forge.evaluate.measure_gguf", "edge_agent.backends.llamacpp.model"),
-        (*_LLAMA, "tokenizers", "jinja2"),
+        (*_TORCH, *_LLAMA, "jinja2"),
     ),
     "gguf": (("edge_forge.export.gguf.convert", _NATIVE), (*_TORCH, "peft", *_LLAMA)),
     "gguf-quantize": (("edge_forge.export.gguf.convert", _NATIVE), _LLAMA),
@@ -160,6 +160,8 @@ class GeneratorTraining:
                 f"{self.recipe.task.max_tokens} tokens are more than the base takes ({longest})", "task.max_tokens"
             )
         self.steps.progress.say(f"base: {base.source} ({size(base.size_bytes)}, {base.base_id[:19]}...)")
+        if unused := bases.about_beside(base.directory):
+            self.steps.progress.warn(unused)
         return base
 
     @cached_property

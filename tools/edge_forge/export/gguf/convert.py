@@ -28,11 +28,14 @@ _LONGEST = 96
 
 def check_form(folder: Path) -> None:
     """Raise what keeps a model folder from becoming a GGUF file that devices serve, as far as that is known without
-    its weights: its family and flags, its tensors' names, its tokenizer and its chat template.
+    its weights: its family and flags, its tensors' names and shapes, its tokenizer and its chat template.
 
     Raises ConfigError, and BackendError where the tokens differ.
     """
+    from edge_forge.models.causal_lm import check_tensors
+
     models.check_names(folder)
+    check_tensors(folder)
     usable_template(folder)
     tokenizer_gate.check_alone(folder, int(models.read_config(folder)["vocab_size"]))
 

@@ -70,15 +70,6 @@ class Tensors:
         return found
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors of a model folder: one file, or its shards. Raises ConfigError when there is none."""
-    single = folder / "model.safetensors"
-    found = (single,) if single.is_file() else tuple(sorted(folder.glob("model-*.safetensors")))
-    if not found:
-        raise ConfigError("there is no model.safetensors", str(folder))
-    return found
-
-
 def as_float16(value: Floats, name: str) -> NDArray[np.float16]:
     """Rounded to float16. Raises ConfigError for a value beyond its range, which would become infinite."""
     largest = float(np.abs(value).max(initial=0.0))

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from edge_agent.base.errors import ConfigError
 from edge_forge.export.gguf import families, vocabulary
 from edge_forge.export.gguf.families import Family
-from edge_forge.export.gguf.tensors import BASE_ID_KEY, Floats, Tensors, as_float16, weight_files
+from edge_forge.export.gguf.tensors import BASE_ID_KEY, Floats, Tensors, as_float16
+from edge_forge.models import bases
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # llama.cpp gives tokens other attributes in a model of such a name, and ends with an exception where they are missing.
 _NAMES_THAT_CHANGE = ("phi-3", "phi3", "modern-bert")
-# Written by some versions of transformers, computed anew by every runtime.
-_IGNORED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def convert(folder: Path, out: Path, name: str, base_id: str, delta: Delta | Non
     writer.add_string(BASE_ID_KEY, base_id)
     families.write_keys(writer, found, config)
     words.write(writer)
-    with Tensors(weight_files(folder)) as tensors:
+    with Tensors(bases.weight_files(folder)) as tensors:
         count = _write_tensors(writer, tensors, found, config, delta)
     writer.close()
     return Converted(found.name, count, out.stat().st_size, words.model, words.pre, words.chat_template is not None)
@@ -75,7 +74,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 def check_names(folder: Path) -> None:
     """Raise ConfigError for a model whose tensors have no place in a GGUF file. Reads no weights but a tied head's."""
     config = read_config(folder)
-    with Tensors(weight_files(folder)) as tensors:
+    with Tensors(bases.weight_files(folder)) as tensors:
         list(_names(tensors, families.family(config), config))
 
 
@@ -102,7 +101,7 @@ def _names(tensors: Tensors, found: Family, config: Mapping[str, Any]) -> Iterat
     """(name in safetensors, name in GGUF), in the order of the files."""
     known = gguf.get_tensor_name_map(found.arch, int(config["num_hidden_layers"]))
     for source in tensors:
-        if source.endswith(_IGNORED):
+        if source.endswith(bases.STORED_BUFFERS):
             continue
         if source == _HEAD and not found.needs_head and _is_tied(tensors, found, config):
             continue
