@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import platform
 import shutil
 import sys
@@ -38,7 +39,7 @@ from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
 from edge_agent.app.state_keeper import StateKeeper
-from edge_agent.base.child_python import module_command
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
 from edge_agent.base.limits import ORDER_END_S, ORDER_S
@@ -266,7 +267,10 @@ class StoreProcess:
             command += ["--config", str(self._config)]
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+                *command,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment(os.environ),
             )
         except OSError as error:
             raise StoreError(f"cannot be started: {error.strerror}", f"edge-agent {verb}", "try again later") from error

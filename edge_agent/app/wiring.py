@@ -83,7 +83,7 @@ def bounds(settings: Settings) -> Bounds:
 def spawn_options(settings: Settings) -> SpawnOptions:
     """How workers are started."""
     worker = settings.worker
-    environment = {ENGINE_FOLDER_VARIABLE: str(settings.store.state_dir / "engines")}
+    environment = {ENGINE_FOLDER_VARIABLE: str(settings.store.state_dir.absolute() / "engines")}
     if worker.tensorrt_python is not None:
         environment[TENSORRT_PYTHON_VARIABLE] = str(worker.tensorrt_python)
     return SpawnOptions(

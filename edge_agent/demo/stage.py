@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.base.child_python import module_command
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import EdgeError
 from edge_agent.base.units import duration_text
 
@@ -149,7 +149,11 @@ def ended_by_signals() -> Iterator[None]:
 def _process(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**os.environ, **environment}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env={**child_environment(os.environ), **environment},
         )
     try:
         yield process
@@ -289,7 +293,8 @@ def stay(broker: Broker) -> None:
 
 def call(command: Sequence[str], capture: bool = False) -> bytes:
     """Run a command as a user would; returns what it printed where `capture`. Raises EdgeError when it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, check=False)
+    stdout = subprocess.PIPE if capture else None
+    done = subprocess.run(command, stdout=stdout, check=False, env=child_environment(os.environ))
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from edge_agent.base.causes import DeathCause, WorkerDeath
-from edge_agent.base.child_python import module_command
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, MemoryRefused, WorkerError
 from edge_agent.base.limits import (
     GIB,
@@ -163,7 +163,7 @@ class WorkerProcess:
         )
         request = LoadModel(
             backend=variant.runtime,
-            files=variant.files,
+            files={role: str(Path(path).absolute()) for role, path in variant.files.items()},
             options=variant.options,
             task=task_fields(task),
             limits=limits,
@@ -239,7 +239,10 @@ class WorkerProcess:
     async def attach(self, adapter: Adapter) -> AdapterAttached:
         """Make an adapter resident. Raises AdapterRefused, BackendError, WorkerError."""
         request = AttachAdapter(
-            name=adapter.name, path=adapter.path, base_id=adapter.base_id, task=task_fields(adapter.task)
+            name=adapter.name,
+            path=str(Path(adapter.path).absolute()),
+            base_id=adapter.base_id,
+            task=task_fields(adapter.task),
         )
         return await self.call(request, AdapterAttached)
 
@@ -359,10 +362,17 @@ async def spawn(options: SpawnOptions, listener: WorkerListener) -> WorkerProces
     """Start a child and connect to it. Raises WorkerError when the interpreter cannot be started."""
     ours, theirs = socket.socketpair()
     arguments = [str(theirs.fileno()), str(options.oom_score_adj), str(options.nice)]
-    command = module_command(CHILD_MODULE, *arguments, python=options.python)
+    python = options.python
+    if python is not None and "/" in python:
+        python = str(Path(python).absolute())
+    command = module_command(CHILD_MODULE, *arguments, python=python)
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, env=_environment(options)
+            *command,
+            pass_fds=[theirs.fileno()],
+            stdin=asyncio.subprocess.DEVNULL,
+            env=_environment(options),
+            cwd="/",  # runtimes look for libraries and settings in the current folder
         )
     except OSError as error:
         ours.close()
@@ -420,8 +430,7 @@ def death_of(returncode: int, complaint: str | None) -> WorkerDeath:
 
 def _environment(options: SpawnOptions) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
-    # An empty or relative entry is the current folder: never a place for modules.
-    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(entry).is_absolute()]
-    path = os.pathsep.join((package_root, *given))
+    clean = child_environment(os.environ)
+    path = os.pathsep.join(filter(None, (package_root, clean.get("PYTHONPATH"))))
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "GGML_NO_BACKTRACE": "1"}
-    return {**os.environ, **quiet, **OPENMP_ENVIRONMENT, "PYTHONPATH": path, **options.environment}
+    return {**clean, **quiet, **OPENMP_ENVIRONMENT, "PYTHONPATH": path, **options.environment}

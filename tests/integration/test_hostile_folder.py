@@ -13,7 +13,8 @@ import pytest
 from edge_agent.app.daemon import StoreProcess, find_runtimes
 from edge_agent.base.errors import StoreError
 from edge_agent.cli.verbs import parser as agent_parser
-from edge_agent.worker.supervisor import SpawnOptions
+from edge_agent.protocol.worker_messages import BackendsProbed, NoListener, ProbeBackends
+from edge_agent.worker.supervisor import SpawnOptions, spawn
 from edge_forge.cli import _parser as forge_parser
 from edge_forge.models.bases import resolve
 from edge_forge.train.classifier_job import train
@@ -122,6 +123,30 @@ def test_a_store_command_of_the_daemon(hostile, tmp_path):
     for options in (SpawnOptions(), SpawnOptions(python=sys.executable)):
         (found,) = asyncio.run(find_runtimes(options, ["echo"]))
         assert found.version, found.reason
+    assert ran(hostile) == []
+
+
+def test_a_worker_works_in_a_fixed_folder_with_a_cleaned_environment(hostile, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":lib:/opt/cuda/lib64")
+    monkeypatch.setenv("LD_AUDIT", "")
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "cache")
+    monkeypatch.setenv("HF_HOME", "hub")
+
+    async def look():
+        worker = await spawn(SpawnOptions(python=sys.executable), NoListener())
+        try:
+            place = Path(f"/proc/{worker.pid}")
+            await worker.call(ProbeBackends(backends=["echo"]), BackendsProbed)
+            return str((place / "cwd").readlink()), dict(
+                entry.split("=", 1) for entry in (place / "environ").read_text().split("\0") if "=" in entry
+            )
+        finally:
+            await worker.close()
+
+    folder, environment = asyncio.run(look())
+    assert folder == "/"
+    assert environment["LD_LIBRARY_PATH"] == "/opt/cuda/lib64"
+    assert not {"LD_AUDIT", "PYTHONPYCACHEPREFIX", "HF_HOME"} & set(environment)
     assert ran(hostile) == []
 
 

@@ -94,6 +94,7 @@ def main() -> None:
         "secrets",
         "encodings.idna",
         "encodings.ascii",
+        "concurrent.futures.thread",  # lazily at the first `asyncio.to_thread`
     ):
         importlib.import_module(name)
     "localhost".encode("idna")

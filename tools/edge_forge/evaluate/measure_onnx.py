@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Capabilities, Done, Limits, Session, SessionJob
 from edge_agent.base import limits
-from edge_agent.base.child_python import module_command
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import BackendError
 from edge_agent.tasks import tokens
 
@@ -161,7 +161,7 @@ def memory(subject: OnnxSubject) -> ProcessMemory:
     request = {name: str(value) if isinstance(value, Path) else value for name, value in vars(subject).items()}
     ended = subprocess.run(
         module_command("edge_forge.evaluate.measure_onnx"),
-        input=json.dumps(request), capture_output=True, text=True, check=False,
+        input=json.dumps(request), capture_output=True, text=True, check=False, env=child_environment(os.environ),
     )  # fmt: skip
     if ended.returncode != 0:
         reason = ended.stderr.strip().splitlines()[-1:] or ["no reason given"]

@@ -8,13 +8,14 @@ adapter that needs it. A file of its own because it is a step of every kind of r
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.base.child_python import module_command
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import EdgeError
 
 _TIMEOUT_S = 3600.0
@@ -57,6 +58,7 @@ def _install(name: str, path: Path, config: Path, folder: Path) -> list[str]:
         ended = subprocess.run(
             module_command("edge_agent", "install", "--json", "--config", str(config), str(package)),
             capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, cwd=folder,
+            env=child_environment(os.environ),
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise EdgeError(f"the trial install took more than {_TIMEOUT_S / 60:g} minutes", name) from error

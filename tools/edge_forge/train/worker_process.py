@@ -17,6 +17,7 @@ from threading import Thread
 from typing import IO
 
 from edge_agent.base import errors
+from edge_agent.base.child_python import child_environment
 from edge_agent.base.errors import EdgeError
 
 Report = Callable[[str, float], None]
@@ -76,7 +77,8 @@ def follow(command: Sequence[str], log: Path, progress: Callable[[str, float], N
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=child_environment(os.environ))
 
 
 def _events(process: subprocess.Popen[str], progress: Callable[[str, float], None]) -> errors.EdgeError | None:

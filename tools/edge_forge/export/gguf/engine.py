@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.base.child_python import module_command
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import BackendError, BackendMissing
 from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
 
@@ -37,7 +37,7 @@ def require() -> None:
 
 def environment() -> dict[str, str]:
     """The environment of a process that runs llama.cpp."""
-    return {**os.environ, **_ENVIRONMENT}
+    return {**child_environment(os.environ), **_ENVIRONMENT}
 
 
 def quantize(source: Path, target: Path, dtype: str) -> int:
