@@ -1,11 +1,18 @@
 """Every family of encoders: the graph equals PyTorch at every length, with adapters, and above a frozen part."""
 
+import json
+
+import numpy as np
 import onnx
 import pytest
 import torch
 
 from edge_agent.base.errors import BackendError
+from edge_forge.evaluate import measure_onnx as measure
+from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx import export_graphs as export
+from edge_forge.export.onnx import quantize
+from edge_forge.export.onnx.float16 import scored
 from edge_forge.export.onnx.graph import metadata
 from edge_forge.export.onnx.inject import KEY
 from edge_forge.export.onnx.trace import takes_additive
@@ -32,6 +39,29 @@ def test_the_graph_of_a_family_is_pytorchs_at_every_length_with_any_adapter(fami
     assert banked.parity["adapter"]["effect"] > 0.01
     sites = metadata(onnx.load(tmp_path / "banked" / "model.onnx"), KEY)["sites"]
     assert sorted(site["module"] for site in sites) == sorted(banked.modules)
+    check_formats(tmp_path)
+
+
+def check_formats(folder):
+    """INT8 (with and without a bank) and FP16 of the traced graph are near it, and all that is said of them is JSON."""
+    encoder, tokenizer = folder / "traced" / "encoder.onnx", folder / "base" / "tokenizer.json"
+    merged = quantize.make(encoder_path=encoder, out_dir=folder / "merged", tokenizer_path=tokenizer, max_tokens=TOKENS)
+    record = metadata(onnx.load(folder / "banked" / "model.onnx"), KEY)
+    modules = [site["module"] for site in record["sites"]]
+    int8 = quantize.make(
+        encoder_path=encoder, out_dir=folder / "int8", tokenizer_path=tokenizer, formats=[quantize.INT8],
+        max_tokens=TOKENS, bank=(BANK, modules),
+    )  # fmt: skip
+    json.dumps(merged.half._asdict(), allow_nan=False)
+    wanted = features(encoder, tokenizer)
+    for path, tolerance in ((merged.paths["fp16"], 0.02), (merged.paths["int8"], 0.3), (int8.paths["int8"], 0.3)):
+        off = np.linalg.norm(features(path, tokenizer) - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert off.max() < tolerance, path
+
+
+def features(path, tokenizer):
+    with scored(measure.OnnxSubject(path, tokenizer, TOKENS), path.stem) as subject:
+        return measure.outputs(subject, BASE_TEXTS).features
 
 
 @pytest.mark.parametrize("family", tiny.ENCODERS)

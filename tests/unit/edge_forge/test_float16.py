@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edge_forge.export.onnx.float16 import LARGEST, MARGIN, emulated, measure_range, to_float16
@@ -39,7 +41,7 @@ def features(model):
 
 def half_features(model):
     """By onnx's own evaluator, which computes float16 in numpy's float16."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return ReferenceEvaluator(model).run(["features"], FEED)[0]
 
 
@@ -61,6 +63,31 @@ def test_what_overflows_stays_float32_and_computes_what_float32_does():
     assert not np.isfinite(features(emulated(blind))).all(), "and its emulation shows it"
     for computed in (half_features(kept), features(emulated(kept))):
         assert computed == pytest.approx(features(model), abs=0.01)
+
+
+def test_what_is_infinite_in_float32_stays_there_and_is_said_in_figures_of_json():
+    """MPNet takes the logarithm of distance 0 and throws the result away."""
+    model = small.encoder()
+    out = next(node for node in model.graph.node if "features" in node.output)
+    held = out.input[0]
+    extra = [
+        helper.make_node("Log", ["zero"], ["log"], name="log"),
+        helper.make_node("Where", ["never", "log", held], ["chosen"], name="where"),
+    ]
+    out.input[0] = "chosen"
+    place = list(model.graph.node).index(out)
+    nodes = [*model.graph.node[:place], *extra, *model.graph.node[place:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.zeros(1, np.float32), "zero"), numpy_helper.from_array(np.zeros(1, bool), "never")]
+    )
+    found = measure_range(model, [FEED])
+    assert (found.infinite, set(found.kept)) == ("log", {"log", "where"})
+    assert found.largest == pytest.approx(MASKED, rel=0.01)
+    assert found.sentence.startswith("log is not finite in float32 either; 2 of ")
+    json.dumps(found._asdict(), allow_nan=False)
+    np.testing.assert_allclose(half_features(to_float16(model, found.kept)), features(small.encoder()), atol=0.01)
 
 
 def test_the_margin_counts_texts_that_were_not_measured():

@@ -73,6 +73,19 @@ def test_int8_weights_are_a_quarter_of_the_bytes():
     assert all(kinds[f"{name}.int8"] == onnx.TensorProto.INT8 for name in weights)
 
 
+def test_a_constant_is_stored_once_and_never_under_a_name_of_another():
+    """Sites that share a weight, as all depths of ALBERT do, store its codes, scales and zero again."""
+    editor = GraphEditor(small.encoder())
+    count = len(editor.graph.initializer)
+    for value in (np.asarray(0, np.int8), np.ones((2, 3), np.float32)):
+        name = f"new.{value.ndim}"
+        assert editor.add_constant(name, value) == editor.add_constant(name, value.copy()) == name
+    assert len(editor.graph.initializer) == count + 2
+    for other in (np.asarray(1, np.int8), np.asarray(0, np.uint8)):
+        with pytest.raises(BackendError, match=r"two constants would be named new\.0"):
+            editor.add_constant("new.0", other)
+
+
 def test_each_output_channel_has_its_own_scale():
     weight = np.asarray([[1.0, 100.0], [-0.5, 0.0]], np.float32)
     codes, scale = quantise._weight_codes(weight)

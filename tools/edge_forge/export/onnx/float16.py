@@ -39,22 +39,32 @@ _CAST_BACK = "_cast_to_fp16_node"
 
 
 class HalfRange(NamedTuple):
-    """What a graph needs of a number format's range: its largest magnitude, where, and the nodes to keep in float32."""
+    """What a graph needs of a number format's range: its largest finite magnitude, where, and the nodes to keep in
+    float32. `infinite` names a tensor that is not finite in float32 either, as MPNet's logarithm of distance 0."""
 
     largest: float
     tensor: str
     kept: tuple[str, ...] = ()
     nodes: int = 0
+    infinite: str = ""
 
     @property
     def sentence(self) -> str:
         """For people: what was found, and what was done about it."""
         if not self.kept:
             return f"Float16 holds every tensor: the largest value is {self.largest:,.0f} of {LARGEST:,.0f}."
+        stay = f"{len(self.kept)} of {self.nodes} nodes stay in float32"
+        if self.infinite and self.largest <= LARGEST / MARGIN:
+            return f"{self.infinite} is not finite in float32 either; {stay}, the rest fits float16."
         return (
-            f"Float16 would overflow: values reach {self.largest:,.0f} ({self.tensor}), {LARGEST:,.0f} is its largest; "
-            f"{len(self.kept)} of {self.nodes} nodes stay in float32 (margin {MARGIN:g})."
+            f"Float16 would overflow: values reach {_figure(self.largest)} ({self.tensor}), {LARGEST:,.0f} is its "
+            f"largest; {stay} (margin {MARGIN:g})."
         )
+
+
+def _figure(value: float) -> str:
+    """A magnitude for people; of float32's own limit, which some masks are filled with, three digits."""
+    return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
 
 
 def measure_range(model: onnx.ModelProto, feeds: Sequence[Feed]) -> HalfRange:
@@ -69,8 +79,10 @@ def measure_range(model: onnx.ModelProto, feeds: Sequence[Feed]) -> HalfRange:
     wide |= {name for name, peak in peaks.items() if not peak <= LARGEST / MARGIN}
     kept = tuple(node.name for node in model.graph.node if wide & {*node.input, *node.output})
     found = {**weights, **peaks}
-    tensor = max(found, key=lambda name: np.inf if np.isnan(found[name]) else found[name])
-    return HalfRange(found[tensor], tensor, kept, len(model.graph.node))
+    finite = {name: peak for name, peak in found.items() if np.isfinite(peak)} or {"": 0.0}
+    tensor = max(finite, key=lambda name: finite[name])
+    infinite = next((name for name in found if name not in finite), "")
+    return HalfRange(finite[tensor], tensor, kept, len(model.graph.node), infinite)
 
 
 def _peaks(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:

@@ -32,11 +32,17 @@ class GraphEditor:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def add_constant(self, name: str, value: npt.NDArray[Any]) -> str:
-        """Store `value` under `name` and return the name. Sites that share a weight store the same value twice."""
+        """Store `value` (a scalar as one element) under `name` and return the name.
+
+        Sites that share a weight store the same value twice. Raises BackendError for another value under a held name.
+        """
+        value = np.ascontiguousarray(value)
         held = self.constant(name)
-        if held is not None and np.array_equal(held, value):
+        if held is not None:
+            if held.dtype != value.dtype or not np.array_equal(held, value):
+                raise BackendError(f"two constants would be named {name}", "export")
             return name
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(value, name)
         self.graph.initializer.append(tensor)
         self._constants[name] = tensor
         return name
