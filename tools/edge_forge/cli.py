@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
+from edge_agent.base.completion import add_completion, completion
 from edge_agent.base.errors import EdgeError, UsageError
 from edge_agent.base.terminal import clean_streams, hang_up, last_resort, system_error
 from edge_forge.kinds.registry import DEFAULT, KINDS
@@ -105,7 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     _common_arguments(side)
     side.set_defaults(run="edge_forge.commands:compare")
     _package_verbs(verbs)
+    add_completion(verbs, "edge-forge").set_defaults(run="edge_forge.cli:complete", verb="completion")
     return parser
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """`edge-forge completion SHELL`."""
+    print(completion(_parser(), arguments.shell))
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,11 +131,14 @@ def _package_verbs(subparsers: Any) -> None:
     keygen.add_argument("dir", type=Path, metavar="DIR", help="the folder for the keys; keep it off the devices")
     ways = keygen.add_mutually_exclusive_group()
     ways.add_argument(
-        "--rotate", choices=("root", "release", "all"), help="new keys and the next root file, signed by old and new"
+        "--rotate",
+        choices=("root", "release", "all"),
+        help="new keys and the next root file, signed by old and new (default: keys that are there stay)",
     )
     ways.add_argument(
         "--product", action="append", metavar="NAME",
-        help="a further release key that signs this product alone, and the next root file (may be given repeatedly)",
+        help="a further release key that signs this product alone, and the next root file; repeat for several "
+        "(default: none)",
     )  # fmt: skip
     ways.add_argument(
         "--adopt", action="store_true", help="take over the keys in DIR, which were made by another user or elsewhere"

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import stat
 import time
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edge_agent.base.errors import EdgeError
+from edge_agent.base.errors import ConfigError, EdgeError
 
 _SECRET_BYTES: Final = 32
 _RECORD_BYTES: Final = 64 * 1024
@@ -120,6 +121,24 @@ class UserState:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def require_known(state: UserState, keyids: Iterable[str], place: Path, key: str) -> None:
+    """Whether all keys in `place`, a file or folder that option or recipe key `key` names, are of this user.
+
+    Raises ConfigError: a recipe may bring keys of its own, and whoever made them can sign with them, too.
+    """
+    unknown = sorted(keyid for keyid in keyids if state.known(keyid) is None)
+    if not unknown:
+        return
+    folder = place if place.is_dir() else place.parent
+    what = f"the keys in {place} were" if place.is_dir() else f"the key {place} was"
+    them, these = ("them", "they are") if place.is_dir() else ("it", "it is")
+    raise ConfigError(
+        f"{what} not made here by this user ({unknown[0][:16]}): whoever made {them} can sign for every device that "
+        f"trusts {them}", key,
+        f"if {these} yours, `edge-forge keygen {shlex.quote(str(folder))} --adopt`; else name your own",
+    )  # fmt: skip
 
 
 def named_key(known: KnownKey | None, keyid: str, path: Path, now_s: float) -> str:

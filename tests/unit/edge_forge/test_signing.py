@@ -11,7 +11,7 @@ from edge_agent.bundle.sign import PrivateKey
 from edge_agent.bundle.trust import ROOT_TYPE, Role, Roles, Root
 from edge_forge.cli import main
 from edge_forge.evaluate.training_outcome import TrainingOutcome
-from edge_forge.package.keys import KeyFolder, keygen
+from edge_forge.package.keys import KeyFolder, keygen, sign_package
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.signing import PackageSigner
 from edge_forge.plan.step_runner import StepRunner
@@ -139,25 +139,51 @@ def test_a_file_that_is_named_like_a_key_or_root_and_is_none_is_passed_over(sign
     assert [path.name for path in keys.numbered] == ["1.json"]
 
 
-def test_every_sign_names_the_key(tmp_path, capsys):
+def test_sign_takes_the_keys_that_build_takes_and_names_them(tmp_path, capsys):
+    """A key that lies in a build folder that somebody else made is as foreign as in a recipe's `package.keys`."""
     package = built(tmp_path / "one", 1)
     foreign = keygen(tmp_path / "foreign")
     assert main(["keygen", str(tmp_path / "ours")]) == 0
+    ours = tmp_path / "ours" / "release-1.pem"
     capsys.readouterr()
-    for folder, said in (("ours", ", made here less than"), ("foreign", ", not made here; its file is less than")):
-        key = tmp_path / folder / "release-1.pem"
-        assert main(["sign", str(package), "--key", str(key)]) == 0
-        out = capsys.readouterr().out
-        assert f"{key}{said}" in out
-        assert PrivateKey.load(key).keyid[:16] in out
-    assert foreign.release_key.is_file()
+    assert main(["sign", str(package), "--key", str(ours)]) == 0
+    out = capsys.readouterr().out
+    assert f"{ours}, made here less than" in out
+    assert PrivateKey.load(ours).keyid[:16] in out
+    before = package.read_bytes()
+    for keys in ([foreign.release_key], [ours, foreign.release_key]):
+        assert main(["sign", str(package), *(f"--key={key}" for key in keys)]) != 0
+        said = capsys.readouterr().err
+        assert f"--key: the key {foreign.release_key} was not made here by this user" in said
+        assert f"`edge-forge keygen {foreign.path} --adopt`" in said
+        assert package.read_bytes() == before
+    assert main(["keygen", str(foreign.path), "--adopt"]) == 0
+    assert main(["sign", str(package), "--key", str(foreign.release_key)]) == 0
+    assert f"{foreign.release_key}, taken over here less than" in capsys.readouterr().out
+
+
+def test_a_single_key_that_a_team_hands_out_is_taken_over_without_its_root_file(tmp_path, capsys):
+    package = built(tmp_path / "one", 1)
+    folder = tmp_path / "from the team"
+    folder.mkdir()
+    key = folder / "release-team-2.pem"
+    key.write_bytes(keygen(tmp_path / "team").release_key.read_bytes())
+    (folder / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
+    assert main(["sign", str(package), "--key", str(key)]) != 0
+    assert f"keygen '{folder}' --adopt" in capsys.readouterr().err
+    assert main(["keygen", str(folder), "--adopt"]) == 0
+    assert capsys.readouterr().out.startswith(f"known    {PrivateKey.load(key).keyid[:16]} {key}, taken over here")
+    assert main(["sign", str(package), "--key", str(key)]) == 0
+    key.unlink()
+    assert main(["keygen", str(folder), "--adopt"]) == 2
+    assert "neither root.json nor a private key" in capsys.readouterr().err
 
 
 def test_a_trust_root_that_came_with_a_package_proves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("EDGE_FORGE_KEYS", raising=False)
     foreign = keygen(tmp_path / "build" / "keys")
     package = built(tmp_path / "build" / "packages", 1)
-    assert main(["sign", str(package), "--key", str(foreign.release_key)]) == 0
+    sign_package(package, [foreign.release_key])
     assert main(["verify", str(package)]) == 2
     assert "the trust root beside the package was not made here" in capsys.readouterr().err
     assert main(["keygen", str(foreign.path), "--adopt"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ class KeyFolder:
     def all_ids(self) -> frozenset[str]:
         """The ids of all keys that the root files here trust. Raises UsageError for one that is damaged."""
         return frozenset(key for path in (self.root_file, *self.numbered) for key in load_trust(path).root.keys)
+
+    def private_keys(self) -> dict[str, Path]:
+        """The private keys that lie here, whatever they are called: id to file. Files in PEM form of other kinds
+        (certificates) are passed over."""
+        found = {}
+        for path in sorted(self.path.glob("*.pem")):
+            with contextlib.suppress(UsageError):
+                found[PrivateKey.load(path).keyid] = path
+        return found
 
 
 def keygen(folder: Path) -> KeyFolder:

@@ -21,10 +21,11 @@ from edge_agent.bundle import sign
 from edge_agent.bundle.contents import AdapterItem, Contents, VariantItem, read_probes
 from edge_agent.bundle.layout import Package, blob_name, open_package
 from edge_agent.bundle.manifest import TaskDoc
+from edge_agent.bundle.sign import PrivateKey
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Now, Release, check_time
 from edge_agent.bundle.verify import check_weights, fetcher, load_trust, read_package, read_release
 from edge_forge.package.keys import ROLES, KeyFolder, delegate, keygen, rotate, sign_package
-from edge_forge.user_state import UserState, named_key
+from edge_forge.user_state import UserState, named_key, require_known
 
 
 def keygen_verb(arguments: argparse.Namespace) -> int:
@@ -56,18 +57,26 @@ def keygen_verb(arguments: argparse.Namespace) -> int:
 
 
 def _adopt(keys: KeyFolder, state: UserState) -> int:
-    """Note the keys of a folder as this user's, and name each."""
-    if not keys.root_file.is_file():
-        raise UsageError("there is no root.json in it", str(keys.path), "`edge-forge keygen DIR` makes new keys")
-    state.remember(keys.all_ids(), made_here=False)
-    for keyid in sorted(keys.all_ids()):
-        print(f"known    {named_key(state.known(keyid), keyid, keys.root_file, time.time())}")
+    """Note the keys of a folder as this user's, and name each: those of its root files, and private ones alone."""
+    found = keys.private_keys()
+    if keys.root_file.is_file():
+        found = dict.fromkeys(keys.all_ids(), keys.root_file) | found
+    if not found:
+        raise UsageError(
+            "there is neither root.json nor a private key (*.pem) in it", str(keys.path),
+            "`edge-forge keygen DIR` makes new keys",
+        )  # fmt: skip
+    state.remember(found, made_here=False)
+    for keyid, path in sorted(found.items()):
+        print(f"known    {named_key(state.known(keyid), keyid, path, time.time())}")
     return 0
 
 
 def sign_verb(arguments: argparse.Namespace) -> int:
-    """`edge-forge sign PACKAGE --key FILE [--root FILE]`."""
+    """`edge-forge sign PACKAGE --key FILE [--root FILE]`. Refuses keys that `build` would refuse, before it signs."""
     state = UserState.of(os.environ)
+    for path in arguments.key:
+        require_known(state, {PrivateKey.load(path).keyid}, path, "--key")
     for keyid, path in zip(sign_package(arguments.package, arguments.key, arguments.root), arguments.key, strict=True):
         named = named_key(state.known(keyid), keyid, path, time.time())
         print(f"{arguments.package}: signed by {named}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from edge_forge.package import release as releases
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.recipe.schema import CommonRecipe
-from edge_forge.user_state import UserState, named_key
+from edge_forge.user_state import UserState, named_key, require_known
 
 PACKAGE = "package.tar"
 Packages = Mapping[str, tuple[str, StepResult]]
@@ -77,7 +76,7 @@ class PackageSigner:
                 f"there is no root.json in {folder.path}", "package.keys", "`edge-forge keygen DIR` makes it"
             )
         _check_signer(folder)
-        _check_known(folder, state)
+        require_known(state, folder.all_ids(), folder.path, "package.keys")
         self.steps.progress.say(f"signing key {_signing_key(folder, state)}")
         return folder
 
@@ -223,18 +222,6 @@ def _check_signer(folder: Any) -> None:
         raise ConfigError(
             f"{folder.root_file} asks for {role.threshold} signatures, a build makes one", "package.keys",
             "`edge-forge package` makes the packages, `edge-forge sign --key ... --key ...` signs them",
-        )  # fmt: skip
-
-
-def _check_known(folder: Any, state: UserState) -> None:
-    """Whether this user made every key that signs or is trusted. Raises ConfigError: a recipe may bring its own."""
-    unknown = sorted(keyid for keyid in folder.all_ids() if state.known(keyid) is None)
-    if unknown:
-        raise ConfigError(
-            f"the keys in {folder.path} were not made here by this user ({unknown[0][:16]}): whoever made them can "
-            "sign for every device that trusts them", "package.keys",
-            f"if they are yours, `edge-forge keygen {shlex.quote(str(folder.path))} --adopt`; else remove the folder, "
-            "or name your own",
         )  # fmt: skip
 
 
