@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__
+from edge_agent.base.completion import add_completion, completion
 from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.base.terminal import print_json
 from edge_agent.base.units import bytes_text
+
+BENCH_TEXT = "turn off the light in the hallway"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,20 +36,25 @@ def parser() -> argparse.ArgumentParser:
     _add_packages(verbs)
     _add_operating(verbs)
     _add_service(verbs)
+    add_completion(verbs, "edge-agent").set_defaults(verb=complete)
     return parser
 
 
 def _add_run(verbs: Any) -> None:
     verb = verbs.add_parser("run", help="the daemon")
     _config_option(verb)
-    verb.add_argument("--sysroot", type=Path, help="read sensors under this folder instead of /")
+    verb.add_argument("--sysroot", type=Path, help="read sensors under this folder (default: /)")
     verb.set_defaults(verb=run)
 
 
 def _add_demo(verbs: Any) -> None:
     verb = verbs.add_parser("demo", help="train, package, install and query two adapters on this machine")
-    verb.add_argument("--build", type=Path, default=Path("build"), help="where everything is built and kept")
-    verb.add_argument("--models", type=Path, default=Path("models"), help="folder of the shipped recipes")
+    verb.add_argument(
+        "--build", type=Path, default=Path("build"), help="where everything is built and kept (default: build)"
+    )
+    verb.add_argument(
+        "--models", type=Path, default=Path("models"), help="folder of the shipped recipes (default: models)"
+    )
     verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
     verb.add_argument("--llm", action="store_true", help="a language model instead: answers are streamed (llama.cpp)")
@@ -56,44 +64,65 @@ def _add_demo(verbs: Any) -> None:
 def _add_infer(verbs: Any) -> None:
     verb = verbs.add_parser("infer", help="ask a model over MQTT")
     _config_option(verb)
-    verb.add_argument("model")
-    verb.add_argument("text", nargs="+", help="one or more texts; several are one batch")
-    verb.add_argument("--adapter", help="the adapter to use")
-    verb.add_argument("--top-k", type=int, help="how many labels to return")
-    verb.add_argument("--threshold", type=float, help="below this score the answer is out of scope")
-    verb.add_argument("--priority", type=int, help="0 (first) to 9")
     verb.add_argument(
-        "--deadline", type=float, metavar="S", help="seconds until the answer is useless (10; streams 60)"
+        "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
+    )
+    verb.add_argument("text", nargs="+", help="one or more texts; several are one batch")
+    verb.add_argument("--adapter", help="the adapter to use (default: none, the model alone)")
+    verb.add_argument("--top-k", type=int, metavar="N", help="how many labels to return (default: 1)")
+    verb.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="below this score the answer is out of scope (default: the package's own)",
+    )
+    verb.add_argument("--priority", type=int, metavar="N", help="0 (first) to 9 (default: 5)")
+    verb.add_argument(
+        "--deadline", type=float, metavar="S", help="seconds until the answer is useless (default: 10; streams 60)"
     )
     verb.add_argument("--prompt", action="store_true", help="for a generator: the text is a prompt as it stands")
     verb.add_argument("--chat", action="store_true", help="for a generator: the text is what a user says to it")
     verb.add_argument("--stream", action="store_true", help="for a generator: show the answer as it comes")
     _generation_options(verb)
     _broker_options(verb)
-    verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
+    verb.add_argument("--json", action="store_true", help="the whole reply as JSON (default: a line for people)")
     verb.set_defaults(verb=infer)
     verb = verbs.add_parser("chat", help="talk to a generator over MQTT; /new begins anew, the end of input ends it")
     _config_option(verb)
-    verb.add_argument("model")
-    verb.add_argument("--adapter", help="the adapter to use")
-    verb.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
-    verb.add_argument("--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer")
+    verb.add_argument(
+        "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
+    )
+    verb.add_argument("--adapter", help="the adapter to use (default: none, the model alone)")
+    verb.add_argument(
+        "--system", metavar="TEXT", help="what the model is told before the conversation (default: nothing)"
+    )
+    verb.add_argument(
+        "--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer (default: 120)"
+    )
     _generation_options(verb)
     _broker_options(verb)
     verb.set_defaults(verb=chat)
     verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
     _config_option(verb)
-    verb.add_argument("model")
-    verb.add_argument("--adapter", action="append", default=[], help="repeat for several, used in turn")
-    verb.add_argument("--text", default="turn off the light in the hallway")
+    verb.add_argument(
+        "model", help="its name on the device (`edge-agent models` lists them); an adapter is named by --adapter"
+    )
+    verb.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="repeat for several, used in turn (default: none, the model alone)",
+    )
+    verb.add_argument("--text", default=BENCH_TEXT, help=f"what is asked (default: {BENCH_TEXT!r})")
     verb.add_argument("--prompt", action="store_true", help="a generator: the text is a prompt, answers are streamed")
     verb.add_argument("--chat", action="store_true", help="a generator: the text is what a user says to it")
-    verb.add_argument("--clients", type=int, default=8, help="requests open at once")
-    verb.add_argument("--seconds", type=float, default=5.0)
-    verb.add_argument("--deadline", type=float, metavar="S", help="seconds for one answer (30; streams 60)")
+    verb.add_argument("--clients", type=int, default=8, metavar="N", help="requests open at once (default: 8)")
+    verb.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long to ask (default: 5)")
+    verb.add_argument("--deadline", type=float, metavar="S", help="seconds for one answer (default: 30; streams 60)")
     _generation_options(verb)
     _broker_options(verb)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=bench)
 
 
@@ -105,9 +134,9 @@ def _add_orders(verbs: Any) -> None:
     for name, text in words.items():
         verb = verbs.add_parser(name, help=text)
         _config_option(verb)
-        verb.add_argument("model")
+        verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
         _broker_options(verb)
-        verb.add_argument("--json", action="store_true", help="the whole reply as JSON")
+        verb.add_argument("--json", action="store_true", help="the whole reply as JSON (default: a line for people)")
         verb.set_defaults(verb=order, order=name)
 
 
@@ -116,12 +145,12 @@ def _add_monitoring(verbs: Any) -> None:
     _config_option(verb)
     _broker_options(verb)
     verb.add_argument("--once", action="store_true", help="print the next report and end")
-    verb.add_argument("--seconds", type=float, help="end after so long")
+    verb.add_argument("--seconds", type=float, metavar="S", help="end after so long (default: by Ctrl-C)")
     verb.set_defaults(verb=top, model="any")
     verb = verbs.add_parser("record", help="write a device's reports to a CSV file")
     _config_option(verb)
     verb.add_argument("file", type=Path, help="the table; rows are added to one that exists")
-    verb.add_argument("--seconds", type=float, default=3600.0)
+    verb.add_argument("--seconds", type=float, default=3600.0, metavar="S", help="how long to record (default: 3600)")
     _broker_options(verb)
     verb.set_defaults(verb=record, model="any")
     verb = verbs.add_parser("plot", help="draw what was recorded")
@@ -135,64 +164,84 @@ def _add_packages(verbs: Any) -> None:
     _config_option(verb)
     verb.add_argument("package", type=Path, help="a package: .tar or folder")
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=install)
     verb = verbs.add_parser("models", help="what is installed")
     _config_option(verb)
     verb.add_argument("--why", action="store_true", help="why this variant of each, with what was measured here")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=models)
     verb = verbs.add_parser("rollback", help="return a model to the version before")
     _config_option(verb)
-    verb.add_argument("model")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=rollback)
     verb = verbs.add_parser("remove", help="remove a model, or one of its adapters")
     _config_option(verb)
-    verb.add_argument("model")
-    verb.add_argument("--adapter")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("model", help="its name on the device (`edge-agent models` lists them)")
+    verb.add_argument(
+        "--adapter", metavar="NAME", help="the adapter alone (default: the model with all of its adapters)"
+    )
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=remove)
 
 
 def _add_operating(verbs: Any) -> None:
     verb = verbs.add_parser("doctor", help="check board, sensors, runtimes, permissions, broker")
     _config_option(verb)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=doctor)
     verb = verbs.add_parser("check-config", help="check a settings file")
-    verb.add_argument("file", type=Path, nargs="?")
+    verb.add_argument("file", type=Path, nargs="?", help="settings (default: /etc/edge-agent/edge-agent.toml)")
     verb.add_argument("--example", action="store_true", help="print a commented file with every setting instead")
     verb.set_defaults(verb=check_config)
 
 
 def _add_service(verbs: Any) -> None:
     verb = verbs.add_parser("service", help="the systemd service")
-    verb.add_argument("action", choices=("install", "uninstall", "status"))
-    verb.add_argument("--root", type=Path, help="a root filesystem to prepare before flashing")
-    verb.add_argument("--python", help="the interpreter of the service, as seen on the device")
-    verb.add_argument("--drop-in", action="append", metavar="NAME", help="a drop-in to use; repeat for several")
+    verb.add_argument("action", choices=("install", "uninstall", "status"), help="what to do with it")
+    verb.add_argument(
+        "--root", type=Path, metavar="DIR", help="a root filesystem to prepare before flashing (default: /)"
+    )
+    verb.add_argument(
+        "--python", metavar="FILE", help="the interpreter of the service, as seen on the device (default: this one)"
+    )
+    verb.add_argument(
+        "--drop-in", action="append", metavar="NAME", help="a drop-in to use; repeat for several (default: none)"
+    )
     verb.add_argument("--purge", action="store_true", help="with uninstall: also remove settings and state")
     verb.set_defaults(verb=service)
 
 
 def _config_option(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", type=Path, metavar="FILE", help="settings (default /etc/edge-agent/edge-agent.toml)")
+    verb.add_argument("--config", type=Path, metavar="FILE", help="settings (default: /etc/edge-agent/edge-agent.toml)")
 
 
 def _generation_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer (256)")
-    verb.add_argument("--temperature", type=float, metavar="T", help="0 (always the best token) to 2")
-    verb.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
-    verb.add_argument("--seed", type=int, help="the same seed draws the same answer")
-    verb.add_argument("--stop", action="append", metavar="TEXT", help="end the answer here; repeat for several")
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer (default: 256)")
+    verb.add_argument("--temperature", type=float, metavar="T", help="0 (always the best token) to 2 (default: 0)")
+    verb.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that make up P (default: 0.95; counts above temperature 0)",
+    )
+    verb.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed draws the same answer (default: another each time)"
+    )
+    verb.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the answer here; repeat for several (default: the model's own end)",
+    )
 
 
 def _broker_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="the device to ask (default: the settings' own)")
     verb.add_argument("--host", help="the broker (default: the settings' own)")
-    verb.add_argument("--port", type=int)
-    verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"))
+    verb.add_argument("--port", type=int, help="the broker's port (default: the settings' own)")
+    verb.add_argument("--protocol", choices=("auto", "5", "3.1.1"), help="version of MQTT (default: the settings' own)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -396,6 +445,12 @@ def service(options: argparse.Namespace) -> int:
     from edge_agent.app.operate import service
 
     return service(options.action, options.root, options.python, options.drop_in, options.purge)
+
+
+def complete(options: argparse.Namespace) -> int:
+    """The shell's completion."""
+    print(completion(parser(), options.shell))
+    return 0
 
 
 def _print_report(report: dict[str, Any], as_json: bool) -> int:

@@ -56,6 +56,7 @@ AGENT = {
     "doctor": "doctor --config {config}",
     "check-config": "check-config {config}",
     "service": "service status --root {tmp}",
+    "completion": "completion bash",
 }
 FORGE = {
     "init": "init name --dir {tmp}/new",
@@ -66,6 +67,7 @@ FORGE = {
     "sign": "sign {package} --key {keys}/release-1.pem",
     "verify": "verify {package} --root {keys}/root.json",
     "inspect": "inspect {package}",
+    "completion": "completion bash",
 }
 PROGRAMS = {"edge-agent": (AGENT, agent_parser), "edge-forge": (FORGE, forge_parser)}
 
