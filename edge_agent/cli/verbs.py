@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_demo(verbs)
     _add_infer(verbs)
+    _add_chat(verbs)
+    _add_bench(verbs)
     _add_monitoring(verbs)
     _add_orders(verbs)
     _add_packages(verbs)
@@ -87,6 +89,9 @@ def _add_infer(verbs: Any) -> None:
     _broker_options(verb)
     verb.add_argument("--json", action="store_true", help="the whole reply as JSON (default: a line for people)")
     verb.set_defaults(verb=infer)
+
+
+def _add_chat(verbs: Any) -> None:
     verb = verbs.add_parser("chat", help="talk to a generator over MQTT; /new begins anew, the end of input ends it")
     _config_option(verb)
     verb.add_argument(
@@ -102,6 +107,9 @@ def _add_infer(verbs: Any) -> None:
     _generation_options(verb)
     _broker_options(verb)
     verb.set_defaults(verb=chat)
+
+
+def _add_bench(verbs: Any) -> None:
     verb = verbs.add_parser("bench", help="load a running agent over MQTT: rate and latency")
     _config_option(verb)
     verb.add_argument(
