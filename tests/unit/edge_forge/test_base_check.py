@@ -221,14 +221,20 @@ def states_and_features(folder):
     [
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, lambda h: h[0]),
         ({"pooling_mode_mean_tokens": True}, lambda h: h.mean(0)),
-        ({"pooling_mode_max_tokens": True}, lambda h: h.max(0)),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, lambda h: h.sum(0) / len(h) ** 0.5),
-        ({"pooling_mode_weightedmean_tokens": True},
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, lambda h: h.max(0)),
+        ({"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_mean_tokens": False},
+         lambda h: h.sum(0) / len(h) ** 0.5),
+        ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False},
          lambda h: (h * np.arange(1, len(h) + 1)[:, None]).sum(0) / np.arange(1, len(h) + 1).sum()),
-        ({"pooling_mode_lasttoken": True}, lambda h: h[-1]),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, lambda h: h[-1]),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
          lambda h: np.concatenate([h[0], h.max(0), h.mean(0)])),
         ({"pooling_mode": "cls"}, lambda h: h[0]),
+        # As sentence-transformers reads it: the mean is on where its flag is not written, and a name overrides flags.
+        ({}, lambda h: h.mean(0)),
+        ({"pooling_mode_cls_token": True}, lambda h: np.concatenate([h[0], h.mean(0)])),
+        ({"pooling_mode": "CLS", "pooling_mode_mean_tokens": True}, lambda h: h[0]),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, lambda h: h.sum(0) / len(h) ** 0.5),
     ],
 )  # fmt: skip
 def test_the_pooling_of_a_folder_is_obeyed(base, pooling, formula):
@@ -246,11 +252,44 @@ def test_dense_and_an_inner_normalize_are_obeyed(base):
         {"in_features": HIDDEN, "out_features": 5, "activation_function": "torch.nn.modules.activation.Tanh"},
         {"linear.weight": torch.from_numpy(weight), "linear.bias": torch.from_numpy(bias)},
     )
-    folder = sentence_folder(base, {"pooling_mode_cls_token": True}, ("Normalize", None), ("Dense", dense))
+    folder = sentence_folder(base, {"pooling_mode": "cls"}, ("Normalize", None), ("Dense", dense))
     rows, features, opened = states_and_features(folder)
     for row, found in zip(rows, features, strict=True):
         np.testing.assert_allclose(found, np.tanh(weight @ (row[0] / np.linalg.norm(row[0])) + bias), atol=1e-5)
     assert opened.width == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "words"),
+    [
+        ({"use_residual": True}, None, "use_residual"),
+        ({"module_input_name": "token_embeddings"}, None, "module_input_name is 'token_embeddings'"),
+        ({"module_output_name": "other"}, None, "module_output_name is 'other'"),
+        ({"activation_function": "torch.nn.modules.activation.ELU"}, None, "ELU"),
+        ({"activation_function": "own.code.Tanh"}, None, r"own\.code\.Tanh"),
+        ({"bias": False}, None, r"linear\.bias is there"),
+        ({}, lambda t: t.pop("linear.bias"), r"linear\.bias is missing"),
+        ({}, lambda t: t.pop("linear.weight"), r"no matrix linear\.weight"),
+        ({}, lambda t: t.update({"linear.weight": torch.ones(5, HIDDEN - 1)}), "takes 31 features, and 32 come in"),
+        ({}, lambda t: t.update({"linear.bias": torch.ones(4)}), r"has the shape \[4\], not \[5\]"),
+        ({}, lambda t: t.update({"residual.weight": torch.ones(5, HIDDEN)}), r"the tensor 'residual\.weight'"),
+        ({}, lambda t: t["linear.weight"].fill_(float("nan")), "no finite number"),
+    ],
+)
+def test_a_dense_that_computes_something_else_is_refused(base, settings, change, words):
+    config = {"in_features": HIDDEN, "out_features": 5, "activation_function": "torch.nn.modules.linear.Identity"}
+    tensors = {"linear.weight": torch.ones(5, HIDDEN), "linear.bias": torch.ones(5)}
+    if change is not None:
+        change(tensors)
+    with pytest.raises(ConfigError, match=words):
+        examine(sentence_folder(base, {"pooling_mode": "cls"}, ("Dense", ({**config, **settings}, tensors))))
+
+
+def test_a_normalize_of_tokens_is_refused(base):
+    sentence_folder(base, {"pooling_mode": "cls"}, ("Normalize", None))
+    (base / "2_Normalize" / "config.json").write_text('{"module_input_name": "token_embeddings"}')
+    with pytest.raises(ConfigError, match="Normalize is known here for 'sentence_embedding' alone"):
+        examine(base)
 
 
 def test_a_default_prompt_stands_before_every_text(base):
@@ -278,7 +317,8 @@ def test_a_default_prompt_stands_before_every_text(base):
         (lambda b: (b / "modules.json").write_text(
             (b / "modules.json").read_text().replace("Normalize", "LSTM")), "LSTM"),
         (lambda b: (b / "1_Pooling" / "config.json").write_text('{"pooling_mode_attention": true}'), "attention"),
-        (lambda b: (b / "1_Pooling" / "config.json").write_text("{}"), "no pooling mode is on"),
+        (lambda b: (b / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}'),
+         "no pooling mode is on"),
         (lambda b: (b / "1_Pooling" / "config.json").unlink(), "missing"),
         (lambda b: (b / "config_sentence_transformers.json").write_text('{"default_prompt_name": "q"}'), "'q'"),
         (lambda b: (b / "config_sentence_transformers.json").write_text(
@@ -296,9 +336,10 @@ def test_what_a_folder_asks_for_and_is_not_known_is_refused(base, spoil, words):
             examine(base)
 
 
-def test_lower_case_that_the_tokenizer_does_not_make_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+def test_lower_case_that_the_tokenizer_does_not_make_is_refused(tmp_path, name):
     base = sentence_folder(tiny.write(tmp_path, "roberta"), {"pooling_mode_cls_token": True})
-    (base / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    (base / f"sentence_{name}_config.json").write_text('{"do_lower_case": true}')
     with pytest.raises(ConfigError, match="do_lower_case"):
         examine(base)
 
@@ -318,11 +359,12 @@ def test_pooling_decides_the_identity_and_a_last_normalize_does_not(tmp_path):
         ("plain", None, ()),
         ("mean", {"pooling_mode_mean_tokens": True}, ()),
         ("normal", {"pooling_mode_mean_tokens": True}, (("Normalize", None),)),
-        ("cls", {"pooling_mode_cls_token": True}, ()),
+        ("cls", {"pooling_mode": "cls"}, ()),
+        ("dropout", {"pooling_mode": "cls"}, (("Dropout", None),)),
     ):
         folder = tiny.write(tmp_path / name, "bert")
         if pooling is not None:
             sentence_folder(folder, pooling, *more)
         ids[name] = examine(folder)["base_id"]
-    assert ids["plain"] == ids["mean"] == ids["normal"] != ids["cls"]
+    assert ids["plain"] == ids["mean"] == ids["normal"] != ids["cls"] == ids["dropout"]
     assert set(sentence_pooling.files(tmp_path / "cls")) == {"modules.json", "1_Pooling/config.json"}

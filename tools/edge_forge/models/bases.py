@@ -36,7 +36,7 @@ from edge_forge.models import sentence_pooling
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "tf_model.h5")
 _WANTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
            "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "modules.json",
-           "config_sentence_transformers.json", "sentence_bert_config.json", "[1-9]_*/config.json",
+           "config_sentence_transformers.json", "sentence_*_config.json", "[1-9]_*/config.json",
            "[1-9]_*/model.safetensors", "README.md", "LICENSE*")  # fmt: skip
 # What other programs would read beside the weights, and what is never read here.
 _OTHERS_READ = ("adapter_config.json", "adapter_model.safetensors", "*.py", "*.bin", "*.pt", "*.pth", "*.h5",

@@ -149,8 +149,8 @@ def open_encoder(base_dir: Path, dropout: float = 0.0) -> Encoder:
     survey = _survey(model, path, base_dir)
     if survey.causal:
         raise _no_encoder(base_dir, f"{config.model_type} is a causal model: no token sees the ones after it")
-    pooling = sentence_pooling.read(base_dir).build(base_dir)
     hidden = int(config.hidden_size)
+    pooling = sentence_pooling.read(base_dir).build(base_dir, hidden)
     with torch.inference_mode():
         width = int(pooling(torch.zeros(1, 1, hidden), torch.ones(1, 1, dtype=torch.int64)).shape[1])
     return Encoder(model, path, layers, hidden, survey, pooling.eval(), width)

@@ -20,8 +20,13 @@ from edge_agent.base.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-MODULES, SETTINGS, TRANSFORMER = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
-_POOLING, _DENSE, _NORMALIZE = "Pooling", "Dense", "Normalize"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+# Settings of the Transformer: the first that is there counts, as in sentence-transformers. Old classes had own names.
+TRANSFORMER = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_POOLING, _DENSE, _NORMALIZE, _DROPOUT = "Pooling", "Dense", "Normalize", "Dropout"
 # In the order in which sentence-transformers concatenates them.
 _MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
 _MODE_KEYS = {
@@ -32,6 +37,8 @@ _MODE_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_MEAN_KEY, _SQRT_NAME = "pooling_mode_mean_tokens", "mean_sqrt_len_tokens"
+_FEATURES = "sentence_embedding"
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
 _PROMPT_CHARS = 1024
 
@@ -52,14 +59,18 @@ class PoolingPlan:
             "pooling": list(self.modes), "steps": [[kind, how] for kind, how, _ in self.steps], "prompt": self.prompt,
         }  # fmt: skip
 
-    def build(self, base_dir: Path) -> torch.nn.Module:
-        """The module: hidden states [rows, tokens, hidden] and mask [rows, tokens] to features [rows, width]."""
+    def build(self, base_dir: Path, hidden: int) -> torch.nn.Module:
+        """The module: hidden states [rows, tokens, `hidden`] and mask [rows, tokens] to features [rows, width].
+
+        Raises ConfigError for weights of Dense that cannot be read, or do not fit.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from edge_forge.models.pooling_layers import DenseStep, NormalizeStep, SentencePooling
 
         steps: list[torch.nn.Module] = []
+        width = hidden * len(self.modes)
         for kind, how, folder in self.steps:
             if kind == _NORMALIZE:
                 steps.append(NormalizeStep())
@@ -69,10 +80,8 @@ class PoolingPlan:
                     tensors = load_file(path)
                 except (SafetensorError, OSError) as error:
                     raise _refused(path, f"it cannot be read: {error}") from error
-                weight = tensors.get("linear.weight")
-                if weight is None or weight.ndim != 2:
-                    raise _refused(path, "it has no matrix linear.weight")
-                steps.append(DenseStep(weight.float(), tensors.get("linear.bias"), how))
+                steps.append(DenseStep(*_dense_tensors(path, tensors, width), how))
+                width = len(tensors["linear.weight"])
         return SentencePooling(self.modes, steps)
 
 
@@ -90,7 +99,10 @@ def read(base_dir: Path) -> PoolingPlan:
                 raise _refused(base_dir / MODULES, f"the first module is {kind} in {path!r}, not a Transformer in ''")
         elif kind == _POOLING and modes is None and not steps:
             modes = _modes(base_dir / path, prompt)
+        elif kind == _DROPOUT and modes is not None:
+            continue  # it acts in training alone
         elif kind in (_DENSE, _NORMALIZE) and modes is not None:
+            _check_step(base_dir / path / "config.json", kind)
             steps.append((kind, _activation(base_dir / path) if kind == _DENSE else "", path))
         else:
             raise _refused(base_dir / MODULES, f"the module {kind} is not known here, or stands at the wrong place")
@@ -109,7 +121,7 @@ def prompt_of(base_dir: Path) -> str:
 
 def files(base_dir: Path) -> tuple[str, ...]:
     """The files of the folder that `read` and `build` use, relative to it, as far as they are there."""
-    names = [MODULES, SETTINGS, TRANSFORMER]
+    names = [MODULES, SETTINGS, *TRANSFORMER]
     folders = ["1_Pooling"]
     if (base_dir / MODULES).is_file():
         folders = [path for _, path in _modules(base_dir) if path not in ("", ".")]
@@ -139,12 +151,16 @@ def _modules(base_dir: Path) -> list[tuple[str, str]]:
 def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
     path = folder / "config.json"
     found = _object(path)
-    on = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
-    unknown = sorted(on - _MODE_KEYS.keys())
-    named = found.get("pooling_mode")  # the newer form: one name, or a list
-    names = {_MODE_KEYS[key] for key in on & _MODE_KEYS.keys()}
-    names |= set() if named is None else {named} if isinstance(named, str) else set(map(str, named))
-    unknown += sorted(names - set(_MODES))
+    named = found.get("pooling_mode")
+    if named is None:
+        # A flag that is not written is off, but that of the mean is on: the defaults of sentence-transformers.
+        on = {key for key, value in {_MEAN_KEY: True, **found}.items() if key.startswith("pooling_mode_") and value}
+        unknown = sorted(on - _MODE_KEYS.keys())
+        names = {_MODE_KEYS[key] for key in on & _MODE_KEYS.keys()}
+    else:  # a name, or a list; the flags beside it do not count
+        names = {str(name).lower() for name in ([named] if isinstance(named, str) else list(named))}
+        names = {"mean_sqrt_len" if name == _SQRT_NAME else name for name in names}
+        unknown = sorted(names - set(_MODES))
     if unknown:
         raise _refused(path, f"the pooling {unknown[0]} is not known here")
     if not names:
@@ -156,11 +172,42 @@ def _modes(folder: Path, prompt: str) -> tuple[str, ...]:
     return tuple(mode for mode in _MODES if mode in names)
 
 
+def _check_step(path: Path, kind: str) -> None:
+    """Refuse settings by which Dense or Normalize computes something else than one map of the features."""
+    found = _object(path) if kind == _DENSE or path.is_file() else {}
+    if found.get("use_residual"):
+        raise _refused(path, "use_residual is true: a Dense with a residual is not known here")
+    for key in ("module_input_name", "module_output_name"):
+        if found.get(key) not in (None, _FEATURES):
+            raise _refused(path, f"{key} is {found[key]!r}: {kind} is known here for {_FEATURES!r} alone")
+
+
+def _dense_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], width: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a Dense for features of `width`. Raises ConfigError where they are others."""
+    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    if weight is None or weight.ndim != 2:
+        raise _refused(path, "it has no matrix linear.weight")
+    if weight.shape[1] != width:
+        raise _refused(path, f"linear.weight takes {weight.shape[1]} features, and {width} come in")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise _refused(path, f"linear.bias has the shape {list(bias.shape)}, not [{len(weight)}]")
+    if (bias is not None) != bool(_object(path.with_name("config.json")).get("bias", True)):
+        raise _refused(path, f"linear.bias is {'missing' if bias is None else 'there'}, and config.json says otherwise")
+    others = sorted(tensors.keys() - {"linear.weight", "linear.bias"})
+    if others:
+        raise _refused(path, f"it holds the tensor {others[0]!r}, with which a Dense does not compute")
+    if not all(bool(one.isfinite().all()) for one in (weight, bias) if one is not None):
+        raise _refused(path, "a weight is no finite number")
+    return weight.float(), bias
+
+
 def _activation(folder: Path) -> str:
     found = _object(folder / "config.json")
-    name = str(found.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-    if name not in _ACTIVATIONS:
-        raise _refused(folder / "config.json", f"the activation {name} is not known here")
+    place, _, name = str(found.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")
+    if name not in _ACTIVATIONS or not f"{place}.".startswith("torch.nn."):
+        raise _refused(folder / "config.json", f"the activation {found.get('activation_function')} is not known here")
     if not (folder / "model.safetensors").is_file():
         raise _refused(folder, "it has no model.safetensors (pickled weights are not read)")
     return name
@@ -185,8 +232,8 @@ def _prompt(base_dir: Path) -> str:
 
 def _check_case(base_dir: Path) -> None:
     """`do_lower_case` lowers texts before the tokenizer; it is redundant where the tokenizer does so itself."""
-    path = base_dir / TRANSFORMER
-    if path.is_file() and _object(path).get("do_lower_case"):
+    path = next((base_dir / name for name in TRANSFORMER if (base_dir / name).is_file()), None)
+    if path is not None and _object(path).get("do_lower_case"):
         normalizer = json.dumps((_object(base_dir / "tokenizer.json").get("normalizer")) or {})
         if '"lowercase": true' not in normalizer and '"Lowercase"' not in normalizer:
             raise _refused(path, "do_lower_case is on, and tokenizer.json does not lower the case")
