@@ -91,6 +91,13 @@ def test_a_tensor_of_another_shape_is_refused(base):
         examine(base)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused_by_the_name_of_its_tensor(base, value):
+    edit(base, lambda tensors: tensors["encoder.layer.0.output.dense.weight"][0].fill_(value))
+    with pytest.raises(ConfigError, match=r"tensor encoder\.layer\.0\.output\.dense\.weight holds a value that is no"):
+        examine(base)
+
+
 def test_a_pooler_of_another_shape_is_no_fault(base):
     edit(base, lambda tensors: tensors.update({"pooler.dense.weight": torch.ones(3, 3)}))
     examine(base)
@@ -158,6 +165,9 @@ def test_what_lies_beside_the_listed_files_has_no_effect_and_is_named(base):
         ("modernbert", {"layer_types": ["full_attention"]}),
         ("eurobert", {"head_dim": 9}),
         ("bert", {"hidden_size": "a"}),
+        ("bert", {"pad_token_id": 99999}),
+        ("bert", {"num_attention_heads": 0}),
+        ("bert", {"hidden_act": "foo"}),
     ],
 )
 def test_a_configuration_that_transformers_refuses_is_a_sentence(tmp_path, family, settings):

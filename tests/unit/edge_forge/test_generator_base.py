@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.export.gguf.tensors import Tensors
+from edge_forge.export.gguf.write_model import check_values
 from edge_forge.models import bases
 from edge_forge.models.base_identity import language_id
 from edge_forge.models.causal_lm import check_tensors, open_model
@@ -66,6 +67,21 @@ def test_other_tensors_than_the_class_computes_with_are_refused_by_name(base, ch
     for refuses in (check_tensors, open_model):
         with pytest.raises(ConfigError, match=words):
             refuses(base)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (DOWN, float("nan"), f"tensor {DOWN} holds a value that is no finite number"),
+        ("model.norm.weight", float("inf"), r"tensor model\.norm\.weight holds a value that is no finite number"),
+        (DOWN, 1e5, f"tensor {DOWN} reaches 1e\\+05, beyond what float16 holds"),
+    ],
+)
+def test_a_value_that_the_file_cannot_hold_is_refused_by_the_name_of_its_tensor(base, name, value, words):
+    check_values(base)
+    edit(base, lambda tensors: tensors[name][0].fill_(value))
+    with pytest.raises(ConfigError, match=words):
+        check_values(base)
 
 
 def test_a_whole_base_and_buffers_of_old_versions_are_no_fault(base):

@@ -136,7 +136,7 @@ def _config(directory: Path) -> Any:
         with bases.only_listed(directory) as folder:
             return AutoConfig.from_pretrained(folder, local_files_only=True)
     except bases.opening_errors() as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = bases.opening_reason(error)
         raise ConfigError(f"the base's config.json cannot be used: {reason}", str(directory)) from error
 
 

@@ -201,6 +201,14 @@ def require_tensors(
         )  # fmt: skip
 
 
+def not_finite(directory: Path, name: str) -> ConfigError:
+    """The error for a base with NaN or infinity in a tensor."""
+    return ConfigError(
+        f"the base's tensor {name} holds a value that is no finite number", str(directory),
+        "take a whole copy of the base, or its weights in a wider number format",
+    )  # fmt: skip
+
+
 def weight_files(directory: Path) -> tuple[Path, ...]:
     """The safetensors files of a base: one, or those that its index names. Raises when there are none."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
@@ -299,5 +307,13 @@ def opening_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import StrictDataclassError
 
     return (
-        OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, TypeError, StrictDataclassError,
+        OSError, ValueError, LookupError, RuntimeError, AttributeError, ImportError, TypeError, ArithmeticError,
+        AssertionError, StrictDataclassError,
     )  # fmt: skip
+
+
+def opening_reason(error: Exception) -> str:
+    """One of `opening_errors` in a line."""
+    if isinstance(error, KeyError):
+        return f"transformers knows no {error} that config.json names"
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -57,7 +57,9 @@ def _loaded(folder: Path, **options: Any) -> Any:
             )  # fmt: skip
     except bases.opening_errors() as error:
         raise ConfigError(
-            f"the base cannot be opened: {error}", str(folder), "give a Hugging Face folder of a language model"
+            f"the base cannot be opened: {bases.opening_reason(error)}",
+            str(folder),
+            "give a Hugging Face folder of a language model",
         ) from error
     model, report = opened
     unread = (name for name in report["unexpected_keys"] if not name.endswith(bases.STORED_BUFFERS))

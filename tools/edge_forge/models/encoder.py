@@ -176,7 +176,7 @@ def _load(base_dir: Path, dropout: float) -> Any:
             f"the base cannot be opened: {error.what}", str(base_dir), "give a Hugging Face encoder"
         ) from error
     except bases.opening_errors() as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = bases.opening_reason(error)
         raise ConfigError(
             f"the base cannot be opened: {reason}", str(base_dir), "give a Hugging Face encoder"
         ) from error
@@ -187,6 +187,9 @@ def _load(base_dir: Path, dropout: float) -> Any:
         (one for one in report["mismatched_keys"] if not _is_of_pooler(one[0])),
     )  # fmt: skip
     _check_positions(model, base_dir)
+    for name, value in model.state_dict().items():
+        if not _is_of_pooler(name) and not bool(value.isfinite().all()):
+            raise bases.not_finite(base_dir, name)
     return model.eval()
 
 

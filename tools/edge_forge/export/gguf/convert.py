@@ -27,8 +27,8 @@ _LONGEST = 96
 
 
 def check_form(folder: Path) -> None:
-    """Raise what keeps a model folder from becoming a GGUF file that devices serve, as far as that is known without
-    its weights: its family and flags, its tensors' names and shapes, its tokenizer and its chat template.
+    """Raise what keeps a model folder from becoming a GGUF file that devices serve, as far as that is known before it
+    is computed: its family and flags, its tensors' names, shapes and ranges, its tokenizer and its chat template.
 
     Raises ConfigError, and BackendError where the tokens differ.
     """
@@ -36,6 +36,7 @@ def check_form(folder: Path) -> None:
 
     models.check_names(folder)
     check_tensors(folder)
+    models.check_values(folder)
     usable_template(folder)
     tokenizer_gate.check_alone(folder, int(models.read_config(folder)["vocab_size"]))
 

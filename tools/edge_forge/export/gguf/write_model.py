@@ -78,6 +78,17 @@ def check_names(folder: Path) -> None:
         list(_names(tensors, families.family(config), config))
 
 
+def check_values(folder: Path) -> None:
+    """Raise ConfigError for a tensor with NaN, infinity, or a matrix beyond float16. Holds one tensor at a time."""
+    with Tensors(bases.weight_files(folder)) as tensors:
+        for source in tensors:
+            value = tensors.read(source)
+            if not np.isfinite(value).all():
+                raise bases.not_finite(folder, source)
+            if value.ndim > 1:
+                as_float16(value, source)
+
+
 def _write_tensors(writer: Any, tensors: Tensors, found: Family, config: Mapping[str, Any], delta: Delta | None) -> int:
     names = list(_names(tensors, found, config))
     extra = families.rope_factors(config)
