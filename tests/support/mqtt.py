@@ -13,7 +13,7 @@ from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outb
 from edge_agent.protocol.topics import Subscription
 
 
-async def until(condition: Callable[[], object], within_s: float = 15.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait until `condition` holds, or fail."""
     for _ in range(round(within_s / 0.01)):
         if condition():
