@@ -155,6 +155,8 @@ def _from_hub(identifier: str) -> Path:
 
 def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
     """The configuration and the weight files of a base folder. Raises when a file is missing, broken or pickled."""
+    if not (directory / "config.json").exists() and (directory / "adapter_config.json").is_file():
+        raise _NotHere("no config.json, but adapter_config.json: an adapter; name the base that it was trained on")
     config = read_json(directory / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise _NotHere("config.json lacks model_type: it is no transformer")
@@ -227,6 +229,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     pickled = [name for name in _PICKLES if (directory / name).is_file()]
     if pickled:
         raise _NotHere(f"it has only {pickled[0]}, and pickled weights are refused: convert it to safetensors")
+    if files := sorted(directory.glob("*.gguf")):
+        raise _NotHere(f"it has only {files[0].name}: a base is given with its float weights, as model.safetensors")
     if shards := sorted(directory.glob("model-*.safetensors")):
         raise _NotHere(f"{shards[0].name} is there, and no {index.name}, which says what belongs to the model")
     raise _NotHere("no model.safetensors")
