@@ -169,7 +169,8 @@ class Intake:
 
     def _queue(self, job: Job, served: ServedModel, now_s: float) -> None:
         self._context.requests.open(job)
-        served.priority_load.note(job.priority, job.deadline_s - now_s, self._work_s(job, served, now_s), now_s)
+        if not served.queue.is_beyond_turn(job):
+            served.priority_load.note(job.priority, job.deadline_s - now_s, self._work_s(job, served, now_s), now_s)
         self._server.add(served, job)
 
     def _queue_load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:

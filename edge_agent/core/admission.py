@@ -14,7 +14,8 @@ from edge_agent.base.units import bytes_text, duration_text
 
 PLACES_PER_FREE = 4
 """A client may hold four times as many places as are free: one client alone 4/5 of all places, two 4/9 each. So there
-is always a place for another client (dynamic thresholds; Choudhury and Hahne, 1998)."""
+is always a place for another client (dynamic thresholds; Choudhury and Hahne, 1998). Where there are few, the last
+one goes to a client that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def decide(load: QueueLoad, deadline_s: float, now_s: float, closed: Closure | N
             429, Cause.QUEUE_FULL, f"queue full: {load.jobs} of {load.max_jobs} requests are open", round(wait_s, 3)
         )
     free = load.max_jobs - load.jobs
-    if load.own_jobs >= PLACES_PER_FREE * free:
+    if load.own_jobs >= (PLACES_PER_FREE * free if free > 1 else 1):
         reason = (
             f"queue full for this client: {load.own_jobs} of its requests are open, "
             f"the last {free} of {load.max_jobs} places are left to others"

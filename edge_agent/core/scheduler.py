@@ -11,7 +11,8 @@ until the others have waited `AGEING_S`.
 
 Fairness: while jobs of several clients wait, a client's rows may be served at most `TURN_ROWS` rows ahead of the client
 that was served least (start-time fair queueing by rows; Goyal, Vin and Cheng, 1996). Its further jobs are ordered
-behind those of the other clients within their priority, and do not age meanwhile. A client that floods the device
+behind those of the other clients within their priority, do not age meanwhile, and are not more urgent than requests
+without a priority: a priority is a client's word, and orders what is within its turn. A client that floods the device
 therefore delays its own requests. A client alone has the whole device.
 
 Sequences: a generator's sequence is held for as long as its answer takes. While another client asks that holds none, a
@@ -26,7 +27,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edge_agent.base.limits import ADAPTERS_RESIDENT, FRAME_BYTES
+from edge_agent.base.limits import ADAPTERS_RESIDENT, FRAME_BYTES, PRIORITY_DEFAULT
 from edge_agent.core.job import Job
 
 AGEING_S = 2.0
@@ -149,6 +150,13 @@ class Queue:
             rows += other.rows
         return rows
 
+    def is_beyond_turn(self, job: Job) -> bool:
+        """Whether the client of a job that is not queued yet has more waiting, or was served more, than one turn: then
+        the job overtakes no other client's."""
+        client = job.key[0]
+        ahead = max(0.0, self._served.get(client, self._virtual_time) - self._virtual_time)
+        return ahead + sum(one.rows for one in self._jobs.values() if one.key[0] == client) >= TURN_ROWS
+
     def _leaves_none(self, job: Job, batch: list[Job], limits: BatchLimits, now_s: float) -> bool:
         """Whether a client that holds a sequence would take the last one, while another client asks that holds none."""
         holds = Counter(limits.held)
@@ -184,8 +192,9 @@ class Queue:
             taken[client] = ahead + job.rows
             turn = int(ahead // TURN_ROWS)
             aged, deadline_s = urgency(job, now_s)
-            # Beyond the client's first turn a job keeps its own priority: only waiting within a turn counts as ageing.
-            ranks[job.key] = (aged if turn == 0 else max(aged, job.priority), turn, inactive(job), deadline_s)
+            # Beyond the client's first turn a job does not age and is not urgent.
+            first = aged if turn == 0 else max(aged, job.priority, PRIORITY_DEFAULT)
+            ranks[job.key] = (first, turn, inactive(job), deadline_s)
         return sorted(by_urgency, key=lambda job: ranks[job.key])
 
     def _note_served(self, batch: Sequence[Job]) -> None:

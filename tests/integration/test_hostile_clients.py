@@ -1,4 +1,4 @@
-"""Three kinds of hostile clients take nothing from two good ones (ten minutes of it: `make storm`)."""
+"""Four kinds of hostile clients take nothing from two good ones (ten minutes of it: `make storm`)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def test_good_clients_are_answered_in_a_storm(tmp_path: Path) -> None:
         assert good.share >= 0.99, f"{name}: {good.other}"
     assert found.sent["flood"] > 0.5 * STORM_S * hostile_clients.FLOOD_PER_S, "the flood was one"
     assert found.refusals["404"] > 0
+    assert found.sent["grammar"] > 0.5 * STORM_S * hostile_clients.PER_S["grammar"]
     assert not found.dropped["outbox-full"], "no computed answer was thrown away"
 
 

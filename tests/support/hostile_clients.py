@@ -1,7 +1,8 @@
-"""Three kinds of hostile clients beside two good ones, on a real broker: what the good ones notice of them.
+"""Four kinds of hostile clients beside two good ones, on a real broker: what the good ones notice of them.
 
 flood     2,900 requests a second at QoS 0 to a model that does not exist
 hog       the longest generations, and bodies of 100 KiB, as many as are taken
+grammar   grammars and schemas of 330 optional letters, each of which is open at every token
 repeater  one request again and again, cancels of what is not open, and reply topics where no answer may go
 
 The hostile ones run in a process of their own each (`python -m tests.support.hostile_clients KIND PORT DEVICE SECONDS`)
@@ -35,12 +36,13 @@ from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.mosquitto import Mosquitto
 from tests.support.storms import StormClient
 
-KINDS = ("flood", "hog", "repeater")
+KINDS = ("flood", "hog", "grammar", "repeater")
 FLOOD_PER_S = 2900.0
 TICK_S = 0.01
 GOOD_PER_S = 10.0
 GOOD_DEADLINE_S = 30.0
 SEQUENCES = 4
+OPTIONAL = 330
 
 
 class RawClient:
@@ -111,6 +113,15 @@ def hog(client: RawClient, number: int) -> None:
     client.publish("infer/echo", json.dumps({"texts": ["x" * 25_000] * 4}).encode(), f"large-{number}")
 
 
+def grammar(client: RawClient, number: int) -> None:
+    """A small grammar that is costly at every token, and the same as a schema's pattern."""
+    form: dict[str, Any] = {"grammar": 'root ::= "qxqxqxqx" ' + OPTIONAL * '"a"? ' + '"b"'}
+    if number % 2:
+        form = {"json_schema": {"type": "string", "pattern": f"^qxqxqxqx{OPTIONAL * 'a?'}b$"}}
+    body = {"prompt": "Once upon a time", "params": {"max_tokens": 400, **form}}
+    client.publish("infer/tiny", json.dumps(body).encode(), f"form-{number}", expiry_s=60.0)
+
+
 def repeater(client: RawClient, number: int) -> None:
     """A request that is answered already, a cancel of nothing, and a topic that is not answered on."""
     client.publish("infer/echo", json.dumps({"texts": ["again"] * 60}).encode(), "one")
@@ -118,8 +129,8 @@ def repeater(client: RawClient, number: int) -> None:
     client.publish("infer/echo", b'{"text":"x"}', str(number), reply="edge/v1/dev1/status")
 
 
-PER_S = {"flood": FLOOD_PER_S, "hog": 10.0, "repeater": 300.0}
-ACTS = {"flood": flood, "hog": hog, "repeater": repeater}
+PER_S = {"flood": FLOOD_PER_S, "hog": 10.0, "grammar": 5.0, "repeater": 300.0}
+ACTS = {"flood": flood, "hog": hog, "grammar": grammar, "repeater": repeater}
 
 
 async def attack(kind: str, port: int, device: str, seconds: float) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.support.whole.world import World
 
 PREFIX, DEVICE = "edge/v1", "dev"
-HOSTILE = "hostile"
+HOSTILE, HOG = "hostile", "hog"
 NONSENSE = (
     b"", b"{", b"[]", b'{"text": 3}', b'{"text": "a", "wish": 1}', b'{"text": "a", "texts": ["b"]}', b"\xff\xfe",
     b'{"text": "a", "priority": 99}', b'{"text": "a", "deadline_s": -1}', b'{"text": "a", "text": "b"}',
@@ -94,6 +94,38 @@ class Clients:
                 names = [one.name for one in self._world.installed]
                 model = names[0] if kind == "again" else "nobody"
                 self._send(f"infer/{model}", b'{"text": "again"}', ask, old=False, qos=qos)
+
+    async def modest(self, seconds: float) -> list[Ask]:
+        """Two clients with requests of one text, about two a second, that wait for eight seconds; returns them."""
+        dice, asked, until_s = self._world.dice("modest"), list[Ask](), self._world.clock.monotonic_s() + seconds
+        while self._world.clock.monotonic_s() < until_s:
+            model = dice.choice(self._world.installed).name
+            ask = self._note(dice.choice(("c0", "c1")), (f"m{len(asked)}",), None, 8.0)
+            ask.prompt = model.startswith("g")
+            body = {"prompt" if ask.prompt else "text": ask.texts[0]}
+            self._send(f"infer/{model}", json.dumps(body).encode(), ask, old=False)
+            asked.append(ask)
+            await asyncio.sleep(dice.expovariate(2.0))
+        return asked
+
+    async def hog(self, seconds: float, priority: int) -> None:
+        """A client with valid requests, as large and as many as are taken, that have all the time in the world. It has
+        dice of its own, so that the others send the same beside it as without it."""
+        dice, number, until_s = self._world.dice("hog"), 0, self._world.clock.monotonic_s() + seconds
+        while self._world.clock.monotonic_s() < until_s:
+            for _ in range(dice.choice((1, 5, 25))):
+                number += 1
+                model, now_s = dice.choice(self._world.installed).name, self._world.clock.monotonic_s()
+                ask = Ask((HOG, f"h{number}"), ("hog",) * 20, None, now_s, now_s + 60.0, well_formed=False)
+                if model.startswith("g"):
+                    ask.texts, ask.prompt = ("hog",), True
+                body: dict[str, Any] = {"prompt": "hog"} if ask.prompt else {"texts": ask.texts}
+                self._world.request_log.asks[ask.key] = ask
+                qos = dice.choice((0, 1))
+                self._send(
+                    f"infer/{model}", json.dumps(body | {"priority": priority}).encode(), ask, old=False, qos=qos
+                )
+            await asyncio.sleep(dice.expovariate(5.0))
 
     def _note(self, client: str, texts: tuple[str, ...], adapter: str | None, wait_s: float) -> Ask:
         self._count += 1

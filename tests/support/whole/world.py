@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ from tests.support.whole.board import Moods, SimBoard, SimSpawner
 from tests.support.whole.broker import SimBroker, SimConnection
 from tests.support.whole.clients import DEVICE, PREFIX, Clients
 from tests.support.whole.lives import Killed, Life, Lives
-from tests.support.whole.request_log import Key, RequestLog, WatchedLedger
+from tests.support.whole.request_log import Ask, Key, RequestLog, WatchedLedger
 from tests.support.whole.rules import Rules
 
 TROUBLE_S = (5.0, 15.0, 30.0)
 PEACE_S = 75.0
+FAIR_S = 12.0
 # A worker that hangs is noticed by its silence under a job (WORKER_SILENCE_S); then it must be loaded again.
 AGAIN_S = WORKER_SILENCE_S + 15.0
 COMPLAINTS = 20
@@ -85,6 +86,7 @@ class Outcome:
     virtual_s: float = 0.0
     digest: int = 0
     answered_again: int = 0
+    modest_share: float = 1.0
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {len(self.complaints)} rules broken", *self.complaints]
@@ -123,6 +125,7 @@ class World:
         }
         self.clients = Clients(self, self.dice("clients"))
         self.rules = Rules(self)
+        self.modest: list[Ask] = []
         self.stalled_until_s = clock.monotonic_s()
         self.lifted = False
         self.lives = Lives(self)
@@ -177,6 +180,21 @@ class World:
         self.rules.peaceful()
         await self.lives.stop("the run is over")
         self._last_words()
+
+    async def play_fair(self, hog_priority: int | None) -> None:
+        """Modest clients on a sound board, alone or beside a hog whose requests have that priority; then the end."""
+        self.settings["queue_jobs"] = max(
+            32, self.settings["queue_jobs"]
+        )  # four places have no share for three clients
+        self.lives.begin()
+        hog = None if hog_priority is None else asyncio.create_task(self.clients.hog(FAIR_S, hog_priority))
+        self.lives.own |= {task for task in (asyncio.current_task(), hog) if task is not None}
+        self.modest = await self.clients.modest(FAIR_S)
+        if hog is not None:
+            await hog
+        await asyncio.sleep(PEACE_S)
+        self.rules.peaceful()
+        await self.lives.stop("the run is over")
 
     async def _trouble(self, kind: faults.Fault, seconds: float) -> None:
         name = kind.__name__
@@ -275,6 +293,16 @@ class World:
 
 def simulate(seed: int) -> Outcome:
     """One run. The same seed gives the same run, packet by packet."""
+    return _outcome(seed, World.play)
+
+
+def share_beside_a_hog(seed: int, priority: int | None) -> tuple[float, Outcome]:
+    """The answered share of modest clients, beside a hog whose requests have that priority (None: without it)."""
+    outcome = _outcome(seed, lambda world: world.play_fair(priority))
+    return outcome.modest_share, outcome
+
+
+def _outcome(seed: int, play: Callable[[World], Awaitable[None]]) -> Outcome:
     clock = ManualClock()
     loop = Loop(clock)
     strays: list[str] = []
@@ -287,7 +315,7 @@ def simulate(seed: int) -> Outcome:
     with tempfile.TemporaryDirectory(dir=_memory_folder()) as folder, _surroundings():
         world = loop.run_until_complete(_begin(seed, clock, Path(folder)))
         try:
-            loop.run_until_complete(_run(world, loop))
+            loop.run_until_complete(_run(world, loop, play))
         except Stuck as error:
             awake = [str(task.get_stack(limit=1)) for task in asyncio.all_tasks(loop)]
             world.complain(f"{error}; tasks: {awake}")
@@ -307,14 +335,19 @@ def simulate(seed: int) -> Outcome:
         clock.monotonic_s() - 1000.0,
         world.rules.digest,
         len(world.request_log.answered_again),
+        _share([any(status == 200 for _, status in ask.said) for ask in world.modest]),
     )
+
+
+def _share(answered: list[bool]) -> float:
+    return sum(answered) / len(answered) if answered else 1.0
 
 
 async def _begin(seed: int, clock: ManualClock, folder: Path) -> World:
     return World(seed, clock, folder)
 
 
-async def _run(world: World, loop: Loop) -> None:
+async def _run(world: World, loop: Loop, play: Callable[[World], Awaitable[None]]) -> None:
     class SimSegment(Segment):
         def append(self, record: bytes) -> None:
             try:
@@ -334,7 +367,7 @@ async def _run(world: World, loop: Loop) -> None:
 
     loop.before_time_passes = world.rules.look
     with mock.patch.object(transport, "Connection", connect), mock.patch.object(spool_module, "Segment", SimSegment):
-        await world.play()
+        await play(world)
 
 
 def _end(loop: Loop) -> None:

@@ -35,7 +35,7 @@ def test_a_device_without_models_says_so() -> None:
 def test_a_full_queue_is_429_and_a_later_retry_is_asked_anew() -> None:
     async def scenario(device: Device) -> None:
         for index in range(3):
-            await device.ask(str(index))
+            await device.ask(str(index), client=f"c{index}")
         await settle()
         refused = device.transport.reply("2")
         assert (refused["status"], refused["reason"]) == (429, "queue full: 2 of 2 requests are open")

@@ -673,7 +673,7 @@ def test_requests_past_their_deadline_do_not_fill_the_queue_while_a_load_hangs()
 
     async def scenario(device: Device) -> None:
         for number in range(4):
-            await device.ask(f"old{number}", deadline_s=2.0)
+            await device.ask(f"old{number}", client=f"c{number}", deadline_s=2.0)
         await seconds(device, 5)
         assert len(device.context.requests) == 0
         await device.ask("new", deadline_s=200.0)

@@ -123,6 +123,14 @@ def test_a_client_with_exactly_four_times_what_is_free_is_refused() -> None:
     assert (refused.status, refused.cause) == (429, Cause.CLIENT_SHARE)
 
 
+def test_the_last_place_goes_to_a_client_that_has_none() -> None:
+    assert decide(QueueLoad(2, 4, 0.1, 0.1, own_jobs=2), 10.0, 0.0, None) is None
+    refused = decide(QueueLoad(3, 4, 0.1, 0.1, own_jobs=3), 10.0, 0.0, None)
+    assert refused is not None and refused.cause is Cause.CLIENT_SHARE
+    assert decide(QueueLoad(3, 4, 0.1, 0.1, own_jobs=0), 10.0, 0.0, None) is None
+    assert decide(QueueLoad(0, 1, 0.1, 0.1), 10.0, 0.0, None) is None, "a queue of one place has one"
+
+
 def test_a_client_whose_bodies_take_four_times_what_is_free_is_refused() -> None:
     free = 1024 * 1024
     held, own = QUEUE_BYTES - free, 4 * free

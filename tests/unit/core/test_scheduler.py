@@ -285,6 +285,21 @@ def test_a_flood_of_the_highest_priority_is_overtaken_by_who_has_waited() -> Non
     assert "polite" in served_by(queue, 2, NOW_S + 5 * AGEING_S)
 
 
+def test_a_flood_of_the_highest_priority_has_one_turn_before_who_asks_without_a_priority() -> None:
+    flood = [a_job(f"f{index}", 0, deadline_s=200.0, client="flood") for index in range(100)]
+    queue = filled(*flood, a_job("p", 5, deadline_s=300.0, client="polite"))
+    assert served_by(queue, 100).index("polite") == TURN_ROWS
+
+
+def test_only_what_is_within_a_clients_turn_overtakes_others() -> None:
+    queue = Queue()
+    for index in range(TURN_ROWS):
+        assert not queue.is_beyond_turn(a_job("next", client="flood")), index
+        queue.add(a_job(str(index), client="flood"))
+    assert queue.is_beyond_turn(a_job("next", client="flood"))
+    assert not queue.is_beyond_turn(a_job("other", client="polite"))
+
+
 def test_a_priority_still_counts_between_clients() -> None:
     queue = filled(a_job("low", 7, deadline_s=110.0, client="a"), a_job("high", 1, deadline_s=300.0, client="b"))
     assert served_by(queue, 2) == ["b", "a"]
