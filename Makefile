@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SEEDS ?= 300
 LLAMA := $(VENV)/.llamacpp
+LITERT := $(VENV)/.litert
 # No -march=native: the same file runs on any CPU of the architecture, and AMX buffers have crashed on quantised models.
 LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
   -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: families fuzz every-verb operators-day device-graphs device-check help demo demo-llm llamacpp wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: families fuzz every-verb operators-day device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -58,6 +59,13 @@ $(LLAMA): $(STAMP)
 	@$(BIN)/python -c "import llama_cpp" || { tail -n 30 $(VENV)/llamacpp.log; exit 1; }
 	@touch $@
 
+litert: $(LITERT)
+
+$(LITERT): $(STAMP)
+	@echo "Installing what converts encoders for LiteRT into $(VENV) (a minute; once) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[forge-litert]'
+	@touch $@
+
 demo: setup
 	@$(BIN)/edge-agent demo
 
@@ -68,7 +76,7 @@ wheel: setup
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/edge_agent-*.whl
 
-test: setup llamacpp
+test: setup llamacpp litert
 	@$(BIN)/python -m pytest tests
 
 check: setup

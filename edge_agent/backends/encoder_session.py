@@ -11,6 +11,8 @@ step.
 from __future__ import annotations
 
 import abc
+import os
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -114,6 +116,9 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "positions": (0, 1024),
 }
 """What the options of a load may be. threads 0: one per core; positions 0: as many of the adapter bank as rows."""
+_NO_MEMORY = re.compile(r"bad_alloc|fail\w* to allocate|bfc_arena|out of memory", re.IGNORECASE)
+# Characters that are shown of a runtime's text at each of its ends.
+_WORDS = 150
 # Of the vocabulary; Python refuses to read some thousand digits.
 _COUNT_DIGITS = 9
 
@@ -212,6 +217,36 @@ def in_order_of_rows(outputs: Mapping[str, Any], order: Sequence[int]) -> dict[s
     back = numpy.empty(len(order), numpy.int64)
     back[list(order)] = numpy.arange(len(order))
     return {name: value[back] for name, value in outputs.items()}
+
+
+def runtime_error(runtime: str, what: str, error: BaseException, path: str) -> BackendError:
+    """A runtime's exception as ours: "<runtime> <what>: <its words>".
+
+    The runtimes have no class for a failed allocation. Their words and those of C++ are the sign, and say nothing that
+    the reader of the error could use. LiteRT's texts pile up, the newest is the last.
+    """
+    words = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(words):
+        return MemoryRefused(f"{runtime} got less memory than it asked for")
+    if len(words) > 2 * _WORDS:
+        words = f"{words[:_WORDS]} ... {words[-_WORDS:]}"
+    return BackendError(f"{runtime} {what}: {words}", path)
+
+
+def cores() -> int:
+    """Of the processor, that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Resident bytes of this process; 0 where the kernel does not tell."""
+    try:
+        with open("/proc/self/statm") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 class EncoderSession(Session):

@@ -8,7 +8,6 @@ ONNX Runtime's telemetry is switched off before it is imported.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,11 +29,14 @@ from edge_agent.backends.encoder_session import (
     EncoderGraph,
     EncoderSession,
     GraphMetadata,
+    cores,
     in_order_of_rows,
     padded,
     read_graph_metadata,
+    resident_bytes,
+    runtime_error,
 )
-from edge_agent.base.errors import BackendError, BackendMissing, MemoryRefused, brief
+from edge_agent.base.errors import BackendError, BackendMissing, brief
 
 # max_rows, max_tokens: the largest batch; memory for it is taken at load, so that the footprint is known.
 # threads: 0 means one per core that this process may use. spinning: waiting threads poll, which costs power; off.
@@ -51,7 +53,6 @@ DEFAULTS: dict[str, Any] = {
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # Either sums products of uint8 and int8 codes in 32 bits. Older x86 kernels add neighbours in 16 bits that saturate.
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
-_NO_MEMORY = re.compile(r"bad_alloc|fail\w* to allocate|bfc_arena|out of memory", re.IGNORECASE)
 _WIDTH_MAX = 2**20
 
 
@@ -89,16 +90,16 @@ class OnnxGraph(EncoderGraph):
         self._runtime = _runtime()
         self.path = path
         self._options = options
-        self._threads = options["threads"] or _cores()
-        before = _resident_bytes()
+        self._threads = options["threads"] or cores()
+        before = resident_bytes()
         self._session = self._build(self._threads)
-        loaded = _resident_bytes()
+        loaded = resident_bytes()
         found, self._bank = self._describe()
         self.adapters, self.base_id, self.table_rows = self._bank, found.base_id, found.table_rows
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._widths = {output.name: self._width(output) for output in self._session.get_outputs()}
         self._warm_up()
-        self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, _resident_bytes() - loaded)
+        self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, resident_bytes() - loaded)
 
     def footprint(self) -> Footprint:
         """See `EncoderGraph.footprint`: resident bytes measured around load and warm-up; adapters computed."""
@@ -131,7 +132,7 @@ class OnnxGraph(EncoderGraph):
                 self.path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
             )
         except _errors(runtime) as error:
-            raise _said("ONNX Runtime cannot load the graph", error, self.path) from error
+            raise runtime_error("ONNX Runtime", "cannot load the graph", error, self.path) from error
 
     def _describe(self) -> tuple[GraphMetadata, AdapterBank | None]:
         """What the graph says of itself, and its bank. Raises BackendError for a graph of another kind."""
@@ -207,7 +208,7 @@ class OnnxGraph(EncoderGraph):
         try:
             self._session.run_with_iobinding(binding)
         except _errors(self._runtime) as error:
-            raise _said("ONNX Runtime failed", error, self.path) from error
+            raise runtime_error("ONNX Runtime", "failed", error, self.path) from error
         return outputs
 
 
@@ -257,27 +258,3 @@ def _errors(runtime: Any) -> tuple[Any, ...]:
         "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail",
     )  # fmt: skip
     return (*tuple(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
-
-
-def _said(what: str, error: BaseException, path: str) -> BackendError:
-    """The runtime's error as ours. It has no class for a failed allocation; its words and those of C++ are the sign,
-    and say nothing that the reader of the error could use."""
-    words = " ".join(str(error).split())[:300]
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(words):
-        return MemoryRefused("ONNX Runtime got less memory than it asked for")
-    return BackendError(f"{what}: {words}", path)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _resident_bytes() -> int:
-    """Resident bytes of this process; 0 where the kernel does not tell."""
-    try:
-        with open("/proc/self/statm") as stream:  # noqa: PTH123 (pathlib costs memory for one line)
-            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0

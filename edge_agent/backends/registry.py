@@ -17,6 +17,7 @@ BUILT_IN = {
     "onnx": "edge_agent.backends.onnx:OnnxBackend",
     "llamacpp": "edge_agent.backends.llamacpp.backend:LlamaBackend",
     "tensorrt": "edge_agent.backends.tensorrt.engine_backend:TensorRtBackend",
+    "litert": "edge_agent.backends.litert:LiteRtBackend",
     "echo": "edge_agent.backends.echo:EchoBackend",
 }
 """The backends that come with the agent, as 'module:class'. What the other packages have to know of each runtime is in

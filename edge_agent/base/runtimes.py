@@ -56,6 +56,8 @@ RUNTIMES: Mapping[str, RuntimeTraits] = {
         speed_rank=0,
         package_options=frozenset({"base_id", "positions", "precision"}),
     ),
+    # No adapters: merged models and embeddings. Its INT8 kernels are the fastest here (docs/decisions/0213).
+    "litert": RuntimeTraits(weight_suffixes=(".tflite",), speed_rank=1, package_options=frozenset({"base_id"})),
     # Answers without a model, for tests and installations that are tried out.
     "echo": RuntimeTraits(
         speed_rank=2,

@@ -1,8 +1,8 @@
 """Checks of a package's weight files: the kind that the suffix says, and for an adapter what its manifest says.
 
 `check_file` looks at the first bytes and the table of contents. Refused: a pickle, a zip, a script or a library in the
-place of weights; a header that claims more than the file holds; an ONNX graph that `onnx_graph` refuses, among them
-one whose tensors lie in another file. Source: ggml docs/gguf.md.
+place of weights; a header that claims more than the file holds; an ONNX graph or a TensorFlow Lite model whose
+tensors lie in another file (`onnx_graph`, `tflite_model`). Source: ggml docs/gguf.md.
 
 `check_adapter` compares base, rank, labels and number format of an adapter's file with its manifest.
 `adapter.safetensors` (encoders): tensors are named by the module they adapt, `<module>.A` [d_in, rank] and `<module>.B`
@@ -24,6 +24,7 @@ from edge_agent.bundle.gguf_header import GgufTable, read_table
 from edge_agent.bundle.manifest import ADAPTER_FILE, ADAPTER_GGUF_FILE, AdapterConfig
 from edge_agent.bundle.onnx_graph import check_graph
 from edge_agent.bundle.safetensors import read_safetensors
+from edge_agent.bundle.tflite_model import check_model
 
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive (PyTorch checkpoints are such)"),
@@ -48,6 +49,8 @@ def check_file(path: Path, name: str) -> None:
                 raise PackageError(f"{name} is {kind}, which is never loaded", name)
         if name.endswith(".onnx"):
             check_graph(file, size, name)
+        elif name.endswith(".tflite"):
+            check_model(file, size, name)
         elif name.endswith(".gguf"):
             read_table(file, name)
         elif name.endswith(".safetensors"):

@@ -85,7 +85,7 @@ PARSERS = {
     ),
     "edge_agent/base/shown_text.py": ("many_lines", "replaces characters that a terminal acts on, whatever the words"),
     "edge_agent/backends/cpu_words.py": ("cpu_words", "the kernel's list of instruction sets in /proc/cpuinfo"),
-    "edge_agent/backends/onnx.py": ("_said", "ONNX Runtime's own words: it has no class for a failed allocation"),
+    "edge_agent/backends/encoder_session.py": ("runtime_error", "the runtimes' own words for a failed allocation"),
     "edge_agent/backends/llamacpp/gbnf.py": ("lark_without_settings", "the grammar, which is a program text"),
     "edge_agent/backends/llamacpp/grammar_process.py": ("open", "a schema's text: whether it has a keyword at all"),
     "edge_agent/backends/llamacpp/library.py": (

@@ -16,7 +16,7 @@ from tests.support.needs import need
 class Subject(NamedTuple):
     """A backend with what it needs to be loaded and adapted. `tolerance` is absolute, on features and logits.
 
-    `mixed`: rows of one batch may use different adapters; `heads`: an adapter brings a classifier.
+    `adapters`: it takes some; `mixed`: rows of one batch may use different ones; `heads`: one brings a classifier.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Subject(NamedTuple):
     options: dict
     folder: Path
     tolerance: float
+    adapters: bool = True
     mixed: bool = True
     heads: bool = True
     sessions: tuple = ()
@@ -94,13 +95,41 @@ def engines(graphs):
     return graphs
 
 
-@pytest.fixture(
-    params=[
-        "echo", "onnx-fp32", "onnx-int8", "onnx-int8-static", "tensorrt-8.2", "tensorrt-8.6", "tensorrt-10.3",
-        "llamacpp-f16", "llamacpp-q8_0",
-    ]
+@pytest.fixture(scope="session")
+def tflite(tmp_path_factory):
+    """A small encoder for LiteRT, per number format."""
+    need("litert_torch", "ai_edge_quantizer")
+    from tests.support import small_litert
+
+    return small_litert.write(tmp_path_factory.mktemp("tflite"))
+
+
+ADAPTING = (
+    "echo", "onnx-fp32", "onnx-int8", "onnx-int8-static", "tensorrt-8.2", "tensorrt-8.6", "tensorrt-10.3",
+    "llamacpp-f16", "llamacpp-q8_0",
 )  # fmt: skip
+BANKLESS = ("litert-fp32", "litert-int8")
+
+
+@pytest.fixture(params=ADAPTING + BANKLESS)
 def subject(request, tmp_path, monkeypatch):
+    """Every backend in every number format."""
+    return _subject(request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=ADAPTING)
+def adapting(request, tmp_path, monkeypatch):
+    """Those that take adapters."""
+    return _subject(request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=BANKLESS)
+def bankless(request, tmp_path, monkeypatch):
+    """Those that take none."""
+    return _subject(request, tmp_path, monkeypatch)
+
+
+def _subject(request, tmp_path, monkeypatch):
     name, _, form = request.param.partition("-")
     options = {"max_rows": 8, "max_tokens": 24, "base_id": small_graph.BASE_ID}
     files = {}
@@ -119,6 +148,10 @@ def subject(request, tmp_path, monkeypatch):
         sessions = ExitStack()  # an engine host must be ended
         request.addfinalizer(sessions.close)
         return Subject(name, files, options, tmp_path, 1e-5, sessions=(sessions,))
+    if name == "litert":
+        options["threads"] = 1
+        files = {"model": str(request.getfixturevalue("tflite") / f"{form}.tflite")}
+        return Subject(name, files, options, tmp_path, 1e-6, adapters=False, mixed=False)
     if name == "onnx":
         options["threads"] = 1
         files = {"model": str(request.getfixturevalue("graphs") / f"{form}.onnx")}

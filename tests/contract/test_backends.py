@@ -6,6 +6,7 @@ import pytest
 from edge_agent.backends import registry
 from edge_agent.backends.api import AdapterSource, Capabilities, Done, Footprint, Limits, SessionJob
 from edge_agent.base.errors import AdapterRefused, BackendError
+from tests.support import small_graph
 
 ROWS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9], [3, 2, 3, 8, 4, 6, 2, 6, 4, 3])
 LIMITS = Limits(max_rows=8, threads=1)
@@ -39,7 +40,7 @@ def test_probe_tells_what_it_can_do(subject):
     found = registry.create(subject.name).probe()
     assert isinstance(found, Capabilities)
     assert found.runtime and found.version and found.devices
-    assert found.adapters and found.mixed_adapters == subject.mixed
+    assert (found.adapters, found.mixed_adapters) == (subject.adapters, subject.mixed)
 
 
 def test_an_unknown_option_is_refused_by_name(subject):
@@ -77,66 +78,66 @@ def test_a_text_gets_the_same_answer_alone_and_in_a_batch(subject):
         assert output(batched[str(place)]) == pytest.approx(output(alone(session, row)), abs=subject.tolerance)
 
 
-def test_the_rows_of_a_job_keep_their_order(subject):
-    session = subject.load()
-    session.attach(subject.adapter("a", 1))
+def test_the_rows_of_a_job_keep_their_order(adapting):
+    session = adapting.load()
+    session.attach(adapting.adapter("a", 1))
     jobs = [SessionJob("first", "a", ROWS[:3], {}), SessionJob("second", None, ROWS[2:], {})]
     found = answers(session, jobs)
     for job in jobs:
         for place, row in enumerate(job.rows):
             wanted = output(alone(session, row, job.adapter))[0]
-            assert output(found[job.job_id])[place] == pytest.approx(wanted, abs=subject.tolerance)
+            assert output(found[job.job_id])[place] == pytest.approx(wanted, abs=adapting.tolerance)
 
 
-def test_every_row_of_a_mixed_batch_uses_its_own_adapter(subject):
-    session = subject.load()
-    session.attach(subject.adapter("wide", 1, labels=5))
-    session.attach(subject.adapter("low", 2, rank=2, labels=3))
-    session.attach(subject.adapter("partial", 3, modules=("layer.0.value",), labels=2))
+def test_every_row_of_a_mixed_batch_uses_its_own_adapter(adapting):
+    session = adapting.load()
+    session.attach(adapting.adapter("wide", 1, labels=5))
+    session.attach(adapting.adapter("low", 2, rank=2, labels=3))
+    session.attach(adapting.adapter("partial", 3, modules=("layer.0.value",), labels=2))
     for turn in range(6):
         names = [(None, "wide", "low", "partial")[(place * (turn + 1) + turn) % 4] for place in range(len(ROWS))]
         jobs = [SessionJob(str(place), names[place], [row], {}) for place, row in enumerate(ROWS)]
         mixed = answers(session, jobs)
         for place, row in enumerate(ROWS):
             single = alone(session, row, names[place])
-            assert output(mixed[str(place)]) == pytest.approx(output(single), abs=subject.tolerance)
-            if names[place] is not None and subject.heads:
+            assert output(mixed[str(place)]) == pytest.approx(output(single), abs=adapting.tolerance)
+            if names[place] is not None and adapting.heads:
                 logits = output(mixed[str(place)], "logits")
-                assert logits == pytest.approx(output(single, "logits"), abs=4 * subject.tolerance)
+                assert logits == pytest.approx(output(single, "logits"), abs=4 * adapting.tolerance)
 
 
-def test_an_attached_adapter_changes_the_answer(subject):
+def test_an_attached_adapter_changes_the_answer(adapting):
     """The silent no-op: accepted, attached, without effect."""
-    session = subject.load()
+    session = adapting.load()
     before = output(alone(session, ROWS[0]))
-    session.attach(subject.adapter("a", 1))
-    session.attach(subject.adapter("b", 2))
+    session.attach(adapting.adapter("a", 1))
+    session.attach(adapting.adapter("b", 2))
     with_a, with_b = output(alone(session, ROWS[0], "a")), output(alone(session, ROWS[0], "b"))
     assert np.abs(with_a - before).max() > 0.02
     assert np.abs(with_a - with_b).max() > 0.02
     assert output(alone(session, ROWS[0])) == pytest.approx(before, abs=1e-7)
 
 
-def test_a_replaced_adapter_leaves_nothing_of_the_old_one(subject):
-    session = subject.load()
-    session.attach(subject.adapter("a", 1))
-    session.attach(subject.adapter("other", 9))
+def test_a_replaced_adapter_leaves_nothing_of_the_old_one(adapting):
+    session = adapting.load()
+    session.attach(adapting.adapter("a", 1))
+    session.attach(adapting.adapter("other", 9))
     answers(
         session, [SessionJob("1", "a", [ROWS[0]], {}), SessionJob("2", "other", [ROWS[1]], {})]
     )  # both now lie in the bank
     session.detach("a")
-    session.attach(subject.adapter("a", 2, rank=1))
-    fresh = subject.load()
-    fresh.attach(subject.adapter("a", 2, rank=1))
+    session.attach(adapting.adapter("a", 2, rank=1))
+    fresh = adapting.load()
+    fresh.attach(adapting.adapter("a", 2, rank=1))
     mixed = answers(session, [SessionJob("1", "a", [ROWS[0]], {}), SessionJob("2", "other", [ROWS[1]], {})])
-    if subject.name != "echo":  # it knows an adapter by its name alone
+    if adapting.name != "echo":  # it knows an adapter by its name alone
         wanted = output(alone(fresh, ROWS[0], "a"))
-        assert output(mixed["1"]) == pytest.approx(wanted, abs=subject.tolerance)
+        assert output(mixed["1"]) == pytest.approx(wanted, abs=adapting.tolerance)
 
 
-def test_a_detached_adapter_is_refused_and_detaching_twice_is_no_error(subject):
-    session = subject.load()
-    session.attach(subject.adapter("a"))
+def test_a_detached_adapter_is_refused_and_detaching_twice_is_no_error(adapting):
+    session = adapting.load()
+    session.attach(adapting.adapter("a"))
     session.detach("a")
     session.detach("a")
     session.detach("never-there")
@@ -145,13 +146,21 @@ def test_a_detached_adapter_is_refused_and_detaching_twice_is_no_error(subject):
     assert session.step(LIMITS) == []
 
 
-def test_an_adapter_of_another_base_is_refused(subject):
-    session = subject.load()
-    source = subject.adapter("foreign")
+def test_an_adapter_of_another_base_is_refused(adapting):
+    session = adapting.load()
+    source = adapting.adapter("foreign")
     with pytest.raises(AdapterRefused, match="sha256:ff"):
         session.attach(AdapterSource(source.name, source.path, "sha256:" + "ff" * 32))
     with pytest.raises(AdapterRefused):
         session.submit(SessionJob("1", "foreign", [ROWS[0]], {}))
+
+
+def test_a_model_without_a_bank_refuses_every_adapter(bankless):
+    session = bankless.load()
+    with pytest.raises(AdapterRefused, match="takes no adapters"):
+        session.attach(AdapterSource("a", "a.safetensors", small_graph.BASE_ID))
+    with pytest.raises(AdapterRefused, match="'a' is not attached"):
+        session.submit(SessionJob("1", "a", [ROWS[0]], {}))
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[1, 2], []]])
@@ -206,12 +215,12 @@ def test_a_job_cancelled_between_its_pieces_leaves_the_next_one_whole(subject):
     assert len(output(event)) == 2
 
 
-def test_the_footprint_is_of_bytes(subject):
-    session = subject.load()
+def test_the_footprint_is_of_bytes(adapting):
+    session = adapting.load()
     before = session.footprint()
     assert isinstance(before, Footprint)
     assert all(isinstance(value, int) and value >= 0 for value in before)
-    size_bytes = session.attach(subject.adapter("a"))
+    size_bytes = session.attach(adapting.adapter("a"))
     assert session.footprint().adapters_bytes >= before.adapters_bytes + size_bytes
     session.detach("a")
     assert session.footprint().adapters_bytes <= before.adapters_bytes + size_bytes

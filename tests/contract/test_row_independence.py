@@ -42,17 +42,20 @@ def formats():
     return made
 
 
-FORMATS = ("fp32", "int8", "int8-apart", "int8-tensorrt", "merged-fp16", "merged-int8")
+FORMATS = (
+    "fp32", "int8", "int8-apart", "int8-tensorrt", "merged-fp16", "merged-int8", "merged-litert-fp32",
+    "merged-litert-int8",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory):
+def sessions(tmp_path_factory, tflite):
     """A session per format; the banked ones with two good adapters, one diverged, one that overflows."""
     folder = tmp_path_factory.mktemp("formats")
     found = {}
+    options = {"max_rows": MAX_ROWS, "max_tokens": MAX_TOKENS, "threads": 1}
     for name, model in formats().items():
         save(model, folder / f"{name}.onnx")
-        options = {"max_rows": MAX_ROWS, "max_tokens": MAX_TOKENS, "threads": 1}
         session = found[name] = registry.create("onnx").load({"model": str(folder / f"{name}.onnx")}, options)
         if not name.startswith("merged"):
             for number, (adapter, factor) in enumerate(
@@ -60,6 +63,10 @@ def sessions(tmp_path_factory):
             ):
                 path = small_graph.write_adapter(folder / f"{adapter}.safetensors", tensors(number, factor))
                 session.attach(AdapterSource(adapter, str(path), small_graph.BASE_ID))
+    for form in ("fp32", "int8"):
+        found[f"merged-litert-{form}"] = registry.create("litert").load(
+            {"model": str(tflite / f"{form}.tflite")}, options
+        )
     yield found
     for session in found.values():
         session.close()

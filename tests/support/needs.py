@@ -14,7 +14,7 @@ def need(*modules: str) -> None:
         try:
             importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
-            text = f"NO {name} HERE: what needs it was NOT checked ({error}); pip install -e '.[forge,llamacpp,dev]'"
+            text = f"NO {name} HERE: what needs it was NOT checked ({error}); make setup llamacpp litert"
             if os.environ.get("CI"):
                 pytest.fail(text)
             pytest.skip(text)
