@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 from edge_agent.backends.llamacpp.gbnf import LARK, lark_without_settings, plain_gbnf
 from edge_agent.backends.llamacpp.json_schema import prepared
 from edge_agent.backends.llamacpp.key_repeats import JsonText, NameGuard, Repeated
-from edge_agent.backends.llamacpp.schema_refusal import SchemaRefused, located
+from edge_agent.backends.llamacpp.schema_refusal import SchemaRefused, located, of_anchors
 
 LENGTH = struct.Struct("<I")
 COMPILE_S, TOKEN_S = 2.0, 0.5
@@ -51,6 +51,7 @@ SLICE = '[^"\\\\\\x00-\\x1F\\x7F]{1,30}'
 inside of a text with maxLength takes a third of the time."""
 WHITESPACE = r" |\r?\n[ \t]{0,40}"
 """Between two parts of JSON. Without a bound weak models write blanks until max_tokens."""
+OPEN_LINES: Final = 1
 OPEN = '%llguidance {"no_forcing": true}'
 """Where a text can go on in one way only, the model still chooses its tokens: the vocabulary here has no tokenizer."""
 NAMES: Final = 128
@@ -71,6 +72,7 @@ _SHOWN = re.compile(
     r"| (?:; Start )?in regex .*$|(?<= )1 \| %llguidance .*$"
 )
 """What llguidance says of the source, of which the client wrote only a part."""
+_LINE = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
 
 
 class State:
@@ -227,7 +229,9 @@ class Grammars:
         source = f"start: /{self._library.regex_to_lark(text, 'd')}/" if kind == "regex" else self._lark(text)
         matcher = self._matcher(f"{OPEN}\n{source}")
         if matcher.is_error():
-            self._raise(matcher, f"the {kind} does not parse")
+            at = _LINE.match(matcher.get_error()) if kind == "grammar" and LARK.search(text) else None
+            place = f" (line {int(at[1]) - OPEN_LINES}, character {at[2]})" if at is not None else ""
+            self._raise(matcher, f"the {kind} does not parse{place}")
         return self._begun(matcher, f"the {kind}")
 
     def _lark(self, grammar: str) -> str:
@@ -324,7 +328,7 @@ def _costly(wrong: str) -> bool:
 def _line(wrong: str) -> str:
     """llguidance's message in a line, without what it shows of the source, of which the client wrote only a part."""
     words = " ".join(_of_regex(wrong).replace("<non-verbose/>", "").replace("NoExtensionBias", "").split())
-    return _SHOWN.sub("", words).strip()[:WORDS_SHOWN]
+    return of_anchors(_SHOWN.sub("", words)).strip()[:WORDS_SHOWN]
 
 
 def _of_regex(wrong: str) -> str:

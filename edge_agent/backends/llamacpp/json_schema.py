@@ -162,7 +162,7 @@ class _Preparation:
         found: Any = {"$ref": reference}
         while isinstance(found, Mapping) and isinstance(to := found.get("$ref"), str):
             if to in seen:
-                raise SchemaRefused(pointer, "$ref", "leads back to itself, so that no text fits it")
+                raise SchemaRefused(pointer, "$ref", "leads back to itself and says nothing")
             seen.add(to)
             found = self._root if to == "#" else _target(self._root, to)
         return found

@@ -16,6 +16,8 @@ from typing import Any
 
 PLACE_CHARS = 300
 """Characters of a place in a sentence; a schema's names may be as long as its client likes."""
+REASON_CHARS = 160
+"""Characters of what llguidance says."""
 TRIED = 150
 """Schemas inside a refused one that are tried one by one, to find the place."""
 
@@ -76,9 +78,7 @@ def located(schema: Mapping[str, Any], wrong: str, tried: Callable[[Mapping[str,
     if not keyword:  # a schema with an identifier of its own, which cannot be tried alone
         for place, pattern in _patterns(schema, ""):
             if f"/{pattern}/" in wrong:
-                return SchemaRefused(
-                    place, "pattern", f"cannot be followed: {' '.join(wrong.split(';', maxsplit=1)[0].split())[:160]}"
-                )
+                return SchemaRefused(place, "pattern", f"cannot be followed: {_line(wrong)}")
     return SchemaRefused(pointer, keyword, why)
 
 
@@ -123,13 +123,31 @@ def _children(
             yield place, value
 
 
+_ANCHOR = re.compile(r"(?:Failed to convert regex .*?: )?lookarounds not supported yet; (\w+)(?: in regex .*)?")
+_ANCHORS = {"Start": "^", "End": "$", "StartLF": "^", "EndLF": "$", "StartCRLF": "^", "EndCRLF": "$"}
+
+
+def of_anchors(wrong: str) -> str:
+    """A message in which llguidance's name of what stands for a place in the text is put in words."""
+    return _ANCHOR.sub(lambda found: _anchor(found[1]), wrong)
+
+
+def _anchor(name: str) -> str:
+    sign = _ANCHORS.get(name)
+    return f"{sign} inside of an expression is not followed" if sign else "a word boundary is not followed"
+
+
+def _line(wrong: str) -> str:
+    return of_anchors(" ".join(wrong.split()))[:REASON_CHARS]
+
+
 _UNKNOWN_KEYS = re.compile(r'Unimplemented keys: \["([^"]+)"')
 _EXPECTED = re.compile(r"[Ee]xpected .* for '([A-Za-z]+)'|^([A-Za-z]+) must be ")
 
 
 def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
     """(keyword, why) of llguidance's message about a schema; the keyword is '' where the message names none."""
-    line = " ".join(wrong.split())[:160]
+    line = _line(wrong)
     unknown = _UNKNOWN_KEYS.search(wrong)
     if unknown:
         return unknown[1], "is not followed"
@@ -146,7 +164,7 @@ def reason(wrong: str, inside: Mapping[str, Any]) -> tuple[str, str]:
         return "$ref", f"is not followed: {line}"
     if "range" in wrong and (bounds := [key for key in inside if key in BOUNDS]):
         return bounds[0], f"is not followed: {line}"
-    if "Regex is empty" in wrong and "pattern" in inside:
+    if "Regex is empty" in wrong and "pattern" in inside and not {"format", "minLength", "maxLength"} & inside.keys():
         return "pattern", "is one that no text fits"
     expected = _EXPECTED.search(wrong)
     if expected:
