@@ -72,7 +72,7 @@ _SHOWN = re.compile(
     r"| (?:; Start )?in regex .*$|(?<= )1 \| %llguidance .*$"
 )
 """What llguidance says of the source, of which the client wrote only a part."""
-_LINE = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
+_PLACE = re.compile(r'^(?:at )?(\d+)\((\d+)\): (?:invalid regex ".*" \(in regex\): (?!regex parse error))?')
 
 
 class State:
@@ -229,9 +229,8 @@ class Grammars:
         source = f"start: /{self._library.regex_to_lark(text, 'd')}/" if kind == "regex" else self._lark(text)
         matcher = self._matcher(f"{OPEN}\n{source}")
         if matcher.is_error():
-            at = _LINE.match(matcher.get_error()) if kind == "grammar" and LARK.search(text) else None
-            place = f" (line {int(at[1]) - OPEN_LINES}, character {at[2]})" if at is not None else ""
-            self._raise(matcher, f"the {kind} does not parse{place}")
+            is_lark = kind == "grammar" and LARK.search(text) is not None
+            self._raise(matcher, f"the {kind} does not parse", lines=is_lark)
         return self._begun(matcher, f"the {kind}")
 
     def _lark(self, grammar: str) -> str:
@@ -285,8 +284,9 @@ class Grammars:
     def _matcher(self, source: str) -> Any:
         return self._library.LLMatcher(self._vocabulary, source, log_level=0, limits=self._limits)
 
-    def _raise(self, matcher: Any, otherwise: str) -> None:
-        wrong = _line(matcher.get_error())
+    def _raise(self, matcher: Any, otherwise: str, lines: bool = False) -> None:
+        """Raises GrammarRefused. `lines`: the source's lines are the client's."""
+        wrong = _line(matcher.get_error(), lines)
         if _costly(wrong):
             raise GrammarRefused(f"it takes more steps than are possible ({wrong})", costly=True)
         raise GrammarRefused(": ".join(part for part in (otherwise, wrong) if part))
@@ -325,10 +325,16 @@ def _costly(wrong: str) -> bool:
     )
 
 
-def _line(wrong: str) -> str:
-    """llguidance's message in a line, without what it shows of the source, of which the client wrote only a part."""
+def _line(wrong: str, lines: bool = False) -> str:
+    """llguidance's message in a line, without what it shows of the source, of which the client wrote only a part;
+    `lines`: with the place."""
+    wrong = _PLACE.sub(_place, wrong) if lines else wrong
     words = " ".join(_of_regex(wrong).replace("<non-verbose/>", "").replace("NoExtensionBias", "").split())
     return of_anchors(_SHOWN.sub("", words)).strip()[:WORDS_SHOWN]
+
+
+def _place(found: re.Match[str]) -> str:
+    return f"line {int(found[1]) - OPEN_LINES}, character {found[2]}: "
 
 
 def _of_regex(wrong: str) -> str:
@@ -339,7 +345,7 @@ def _of_regex(wrong: str) -> str:
         return wrong
     marks = head.rpartition("\n")[2]
     place = "" if marks.strip(" ^") else f", at character {len(marks) - len(marks.lstrip()) - REGEX_INDENT + 1}"
-    return tail.partition("\n")[0] + place
+    return head.partition("invalid regex")[0] + tail.partition("\n")[0] + place
 
 
 class Server:

@@ -574,11 +574,11 @@ def test_regular_expressions_and_grammars(
         ("regex", "(" * 8000 + "a" + ")" * 8000, "nested parentheses/brackets (250), at character 251"),
         ("regex", "a^b", "the regex does not parse: ^ inside of an expression is not followed"),
         ("regex", r"\bfoo", "the regex does not parse: a word boundary is not followed"),
-        ("grammar", "start: A\nA: /a(/", "does not parse (line 2, character 4): unclosed group, at character 2"),
+        ("grammar", "start: A\nA: /a(/", "does not parse: line 2, character 4: unclosed group, at character 2"),
         (
             "grammar",
             "start: <[0-4000000000]>",
-            "the grammar does not parse (line 1, character 8): Token range end too large: 4000000000",
+            "the grammar does not parse: line 1, character 8: Token range end too large: 4000000000",
         ),
         ("grammar", "root ::= root", "no text fits it"),
         ("grammar", 'root ::= "a"\nb ::= c', "the rule c is not defined, in line 2"),
