@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from edge_agent.backends.llamacpp.ecma_pattern import PatternRefused, rust_pattern
+from edge_agent.backends.llamacpp.endless_schema import endless_reference
 from edge_agent.backends.llamacpp.schema_refusal import BOUNDS, LISTS, MAPS, ONE, SchemaRefused, escaped
 
 DEPTH = 100
@@ -103,6 +104,9 @@ def prepared(schema: Mapping[str, Any], names: Names = lambda _pattern: None) ->
     if not isinstance(found, dict):
         raise SchemaRefused("", "$ref", "leads to `false`: no text fits it")
     found.pop("x-guidance", None)  # llguidance's own switches, among them one that ignores what it cannot follow
+    endless = endless_reference(found, lambda reference: found if reference == "#" else _target(found, reference))
+    if endless is not None:
+        raise SchemaRefused(endless, "$ref", "demands itself without end: no text fits it")
     return found
 
 

@@ -248,6 +248,24 @@ TEXTS: list[tuple[str, Any, list[str], list[str]]] = [
         ["0.5", "1", "null"],
         ["0.3", '"a"'],
     ),
+    (
+        "lists in lists",
+        {"type": "array", "items": {"anyOf": [{"$ref": "#"}, INT]}, "minItems": 1},
+        ["[1]", "[[2],3]"],
+        ["[]", "[[]]"],
+    ),
+    (
+        "a chain that may end",
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"type": "object", "properties": {"x": {"$ref": "#/$defs/b"}}, "required": ["x"]},
+                "b": {"oneOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 2}]},
+            },
+        },
+        ['{"x":null}', '{"x":[{"x":null}]}', '{"x":[]}'],
+        ["{}", '{"x":{}}'],
+    ),
     ("minus zero", {"const": [-0.0]}, ["[0]"], ["[-0]", "[1]"]),
     ("multiples", {"type": "integer", "multipleOf": 7, "minimum": 1}, ["7", "14", "700"], ["8", "0", "701"]),
     (
@@ -447,6 +465,22 @@ REFUSED: list[tuple[Any, str]] = [
         "at /d/x/pattern: `pattern` cannot be followed: $ inside of an expression is not followed",
     ),
     ({"items": {"pattern": "/^a/"}}, "at /items/pattern: `pattern` cannot be followed: ^ inside of an expression"),
+    (
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        "at /items/$ref: `$ref` demands itself without end: no text fits it",
+    ),
+    (obj({"a": {"$ref": "#"}}, required=["a"]), "at /properties/a/$ref: `$ref` demands itself without end"),
+    (obj(required=["b"], additionalProperties={"$ref": "#"}), "at /additionalProperties/$ref: `$ref` demands itself"),
+    (
+        {
+            "anyOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/b"}]}],
+            "$defs": {
+                "a": {"type": "array", "prefixItems": [INT, {"$ref": "#/$defs/b"}], "minItems": 2},
+                "b": {"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]},
+            },
+        },
+        "at /anyOf/0/$ref: `$ref` demands itself without end",
+    ),
     ({"$ref": "#"}, "at /$ref: `$ref` leads back to itself"),
     (obj({"a": {"$ref": "#/properties/a"}}), "at /properties/a/$ref: `$ref` leads back to itself"),
     (obj({"a\u0001": INT}), r"at /properties/a\u0001: `a\u0001` holds a control character"),
