@@ -229,13 +229,12 @@ class Grammars:
         source = f"start: /{self._library.regex_to_lark(text, 'd')}/" if kind == "regex" else self._lark(text)
         matcher = self._matcher(f"{OPEN}\n{source}")
         if matcher.is_error():
-            is_lark = kind == "grammar" and LARK.search(text) is not None
-            self._raise(matcher, f"the {kind} does not parse", lines=is_lark)
+            self._raise(matcher, f"the {kind} does not parse", lines=kind == "grammar" and _is_lark(text))
         return self._begun(matcher, f"the {kind}")
 
     def _lark(self, grammar: str) -> str:
         try:
-            if LARK.search(grammar):
+            if _is_lark(grammar):
                 return lark_without_settings(grammar)
             return str(self._library.grammar_from("gbnf", plain_gbnf(grammar)))
         except (ValueError, RecursionError) as error:
@@ -316,6 +315,10 @@ def listed_names(matcher: Any) -> list[str] | None:
                     return None
         begun = longer
     return sorted(found) if len(found) <= NAMES else None
+
+
+def _is_lark(grammar: str) -> bool:
+    return LARK.search(grammar) is not None
 
 
 def _costly(wrong: str) -> bool:
