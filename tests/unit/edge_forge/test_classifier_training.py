@@ -107,6 +107,18 @@ def test_the_first_phase_is_named_before_the_worker_reports(world):
     assert len(calls["train"]) == 1
 
 
+def test_what_a_training_will_cost_is_said_before_it_and_not_where_it_is_cached(world):
+    _, _, plan = world
+    for said in (1, 0):
+        found = plan()
+        found.steps.progress = Progress(io.StringIO())
+        found.trained  # noqa: B018
+        lines = found.steps.progress._stream.getvalue().splitlines()
+        costs = [line for line in lines if line.startswith("cost: 10 texts of ")]
+        assert len(costs) == said
+        assert not said or lines.index(costs[0]) < lines.index("  train: load the training libraries")
+
+
 def test_new_test_rows_do_not_train_again(world):
     folder, calls, plan = world
     plan().evaluated  # noqa: B018

@@ -23,6 +23,7 @@ from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
 from edge_forge.plan.cache import StepResult, file_digest
+from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, quiet, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
@@ -226,6 +227,7 @@ class ClassifierTraining:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.classifier_job import train
 
+            self.steps.progress.say(foretold(self.work_ahead, host_flops_per_s()))
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             try:
@@ -245,6 +247,19 @@ class ClassifierTraining:
             return dataclasses.asdict(record)
 
         return self.steps.run("train", inputs, key, work)
+
+    @property
+    def work_ahead(self) -> TrainingWork:
+        """What the training will read and compute, from the data step and the base's facts."""
+        facts, lengths, settings = self.examined.facts, self.token_lengths, self.recipe.training
+        layers = int(facts["layers"])
+        first = settings.first_layer % layers or int(layers * settings.frozen_share)
+        table = int(facts["vocabulary"]) * int(facts["width"])
+        weights = max(1, self.base.size_bytes // 4 - table)
+        frozen = first / layers if METHODS[settings.method].trains_adapter else 0.0
+        return TrainingWork(
+            int(lengths["rows"]), int(lengths["kept"]), settings.epochs, weights, frozen, self.base.size_bytes
+        )
 
     @cached_property
     def trained_digests(self) -> dict[str, str]:
@@ -322,7 +337,7 @@ class ClassifierTraining:
 
     @cached_property
     def token_lengths(self) -> Mapping[str, Any]:
-        """Tokens of the training texts: `cut` of `rows` have more than `max_tokens`; `p95` and `max` of them all."""
+        """Tokens of the training texts: `cut` of `rows` have more than `max_tokens`, `kept` are left; `p95`, `max`."""
         most = self.recipe.task.max_tokens
         inputs = {"tokenizer": self.tokenizer_digest, **self.data_step.digests("train.jsonl")}
 
@@ -332,9 +347,11 @@ class ClassifierTraining:
             texts = [row.text for row in self.data.train]
             lengths = sorted(token_counts(self.base.directory / "tokenizer.json", texts, self.prompt))
             cut = sum(length > most for length in lengths)
-            return {"rows": len(lengths), "cut": cut, "p95": lengths[len(lengths) * 95 // 100], "max": lengths[-1]}
+            kept = sum(min(length, most) for length in lengths)
+            p95 = lengths[len(lengths) * 95 // 100]
+            return {"rows": len(lengths), "cut": cut, "kept": kept, "p95": p95, "max": lengths[-1]}
 
-        facts = self.steps.run("tokens", inputs, {"max_tokens": most}, work, "count tokens").facts
+        facts = self.steps.run("tokens", inputs, {"max_tokens": most, "counts": "kept"}, work, "count tokens").facts
         if facts["cut"]:
             self.steps.progress.warn(
                 f"{facts['cut']} of {facts['rows']} training texts ({facts['cut'] / facts['rows']:.1%}) are longer "

@@ -1,0 +1,32 @@
+"""What a build will cost is said before its longest step, in figures that follow from recipe and host."""
+
+import pytest
+
+from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s, training_flops
+
+WORK = TrainingWork(rows=1000, tokens=20_000, epochs=4, weights=10_000_000, frozen_share=0.0, base_bytes=90 * 2**20)
+
+
+def test_products_count_each_weight_six_times_a_token_and_frozen_layers_once():
+    assert training_flops(WORK) == 6 * 20_000 * 10_000_000 * 4
+    half = training_flops(WORK._replace(frozen_share=0.5))
+    assert half == 20_000 * 10_000_000 * (2 * 0.5 + 6 * 0.5 * 4)
+    assert training_flops(WORK._replace(epochs=8)) == 2 * training_flops(WORK)
+
+
+def test_the_line_names_what_is_trained_and_a_range():
+    assert foretold(WORK, 1e11) == (  # 48 s of products
+        "cost: 1000 texts of 20 tokens, at most 4 epochs: training takes about 19 s to 1 min 36 s at this host's "
+        "present speed, the steps after it about 33 s more (base: 90.0 MiB)"
+    )
+    assert ", 1 epoch: training" in foretold(WORK._replace(epochs=1), 1e11)
+    assert "about 3 min 12 s to 16 min 00 s" in foretold(WORK, 1e10)
+
+
+def test_the_speed_of_this_host_is_some_figure():
+    assert host_flops_per_s() > 1e6
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_no_rows_and_few_are_no_error(tokens):
+    assert "0 tokens" in foretold(WORK._replace(rows=10, tokens=tokens), 1e11)
