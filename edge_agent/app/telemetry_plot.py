@@ -122,8 +122,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def _time_axis(axes: Any, first_s: float, last_s: float) -> None:
     """The time of day below the lowest panel; a single report gets a minute around it."""
-    from matplotlib import dates
+    from matplotlib import dates as typed
 
+    dates: Any = typed  # its classes have no annotations
     room_s = max(0.01 * (last_s - first_s), 60.0 if last_s - first_s < 10.0 else 0.0)
     axes.set_xlim(_moment(first_s - room_s), _moment(last_s + room_s))
     locator = dates.AutoDateLocator(tz=timezone.utc, minticks=3, maxticks=9)
