@@ -99,6 +99,8 @@ def test_an_installed_distribution_carries_a_base_and_is_not_imported(tmp_path, 
         (lambda folder: write_header(folder, b'{"w": ' + b"[" * 100_000 + b"}"), "nests deeper|lists"),
         (lambda folder: (folder / "model.safetensors").write_bytes(safetensors(TENSORS)[:-1]), "cover"),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json cannot be read"),
+        (lambda folder: write_layers(folder, "num_hidden_layers"), "num_hidden_layers = 1000000000, at most 1,024"),
+        (lambda folder: write_layers(folder, "n_layers"), "n_layers = 1000000000, at most 1,024"),
         (lambda folder: write_index(folder, ["model-1.safetensors"]), "no weight_map that names a file"),
         (lambda folder: write_index(folder, {"w": 3}), "no weight_map that names a file"),
         (lambda folder: write_index(folder, None), "no weight_map that names a file"),
@@ -109,6 +111,10 @@ def test_an_unusable_base_says_why(tmp_path, spoil, words):
     spoil(folder)
     with pytest.raises(ConfigError, match=words):
         check(folder)
+
+
+def write_layers(folder, key):
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", key: 10**9}))
 
 
 def write_header(folder, header):

@@ -153,6 +153,12 @@ def _from_hub(identifier: str) -> Path:
         raise _NotHere(f"not in the Hugging Face cache, and the hub did not give it: {reason}") from error
 
 
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+MOST_LAYERS = 1024
+"""transformers makes one layer after another before it looks at the weights: a wrong figure would not end. The deepest
+published models have some 130."""
+
+
 def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
     """The configuration and the weight files of a base folder. Raises when a file is missing, broken or pickled."""
     if not (directory / "config.json").exists() and (directory / "adapter_config.json").is_file():
@@ -162,6 +168,9 @@ def check(directory: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
         raise _NotHere("config.json lacks model_type: it is no transformer")
     if config.get("quantization_config"):
         raise _NotHere("config.json has a quantization_config: give the base with its float weights")
+    for key in _LAYER_KEYS:
+        if isinstance(count := config.get(key), int) and count > MOST_LAYERS:
+            raise _NotHere(f"config.json says {key} = {brief(count)}, at most {MOST_LAYERS:,} layers can be")
     if not (directory / "tokenizer.json").is_file():
         raise _NotHere("no tokenizer.json (the fast tokenizer, which is what runs on the device)")
     weights = weight_files(directory)
