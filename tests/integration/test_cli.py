@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -223,3 +224,14 @@ def test_doctor_of_this_device(agent: AgentProcess) -> None:
     print("\n" + "\n".join(f"{entry['verdict']:<5} {entry['name']}: {entry['text']}" for entry in checks))
     assert by_name["broker"]["verdict"] == "ok"
     assert by_name["trust"]["verdict"] == "ok"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_the_doctor_speaks_in_a_terminal_that_knows_few_characters(agent: AgentProcess, encoding: str) -> None:
+    """Degrees and dots are said in plain letters there; a locale of C is what a service's shell has."""
+    command = [str(Path(sys.executable).with_name("edge-agent")), "doctor", "--config", str(agent.config)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120, env=environment)
+    assert b"Traceback" not in done.stdout + done.stderr
+    assert ("80 deg C" if encoding == "ascii" else "80 °C") in done.stdout.decode(encoding)
+    assert done.returncode in (0, 1)
