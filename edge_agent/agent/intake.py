@@ -169,15 +169,17 @@ class Intake:
 
     def _queue(self, job: Job, served: ServedModel, now_s: float) -> None:
         self._context.requests.open(job)
-        if not served.queue.is_beyond_turn(job):
-            served.priority_load.note(job.priority, job.deadline_s - now_s, self._work_s(job, served, now_s), now_s)
+        only = job.key[0] if served.queue.is_beyond_turn(job) else None
+        work_s = self._work_s(job, served, now_s)
+        served.priority_load.note(job.priority, job.deadline_s - now_s, work_s, now_s, only)
         self._server.add(served, job)
 
     def _queue_load(self, job: Job, served: ServedModel, now_s: float) -> admission.QueueLoad:
         """What is open on this device and of this client, and the predicted times of the job."""
         wait_s, compute_s = self._predicted_s(job, served, now_s)
         if wait_s is not None:
-            wait_s = served.priority_load.wait_s(job.priority, job.deadline_s - now_s, wait_s, now_s)
+            left_s = job.deadline_s - now_s
+            wait_s = served.priority_load.wait_s(job.priority, left_s, wait_s, now_s, job.key[0])
         requests = self._context.requests
         own_jobs, own_bytes = requests.open_of(job.key[0])
         # A request gives its place back when its answer has left, not when it was computed: so answers that wait to be

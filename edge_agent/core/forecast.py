@@ -19,6 +19,8 @@ LEAST_DUTY_SHARE = 0.01
 """Bounds the predicted pauses where the duty share is nearly 0."""
 LOAD_TIME_CONSTANT_S = 2.0
 """Time constant of the rates in `PriorityLoad`: a burst shows after a second and has no effect after a few."""
+RATES_KEPT = 256
+"""Where there are more, the smaller half is dropped: those of clients that have gone."""
 HIGHEST_LOAD = 0.8
 """A request can count on a fifth of the worker's time whatever the more urgent load is: its priority rises while it
 waits (`scheduler.AGEING_S`)."""
@@ -165,27 +167,34 @@ class PriorityLoad:
     after w / (1 - u) on average: the delay cycle of the M/G/1 queue (Conway, Maxwell and Miller, Theory of Scheduling,
     1967, chapter 8). u is measured from the requests admitted recently, per priority and magnitude of the time left,
     which gives at most ten priorities times about twenty magnitudes.
+
+    What a client asks beyond its turn overtakes its own requests alone (`scheduler`), so it is counted for it alone.
     """
 
     def __init__(self) -> None:
-        self._rates: dict[Urgency, tuple[float, float]] = {}
+        self._rates: dict[tuple[Urgency, str | None], tuple[float, float]] = {}
 
-    def note(self, priority: int, left_s: float, work_s: float, now_s: float) -> None:
-        """Count a request that was admitted `left_s` before its deadline and takes `work_s` of the worker's time."""
-        urgency = _urgency(priority, left_s)
-        self._rates[urgency] = (self._rate(urgency, now_s) + work_s / LOAD_TIME_CONSTANT_S, now_s)
+    def note(self, priority: int, left_s: float, work_s: float, now_s: float, only: str | None = None) -> None:
+        """Count a request that was admitted `left_s` before its deadline and takes `work_s` of the worker's time; with
+        `only` for that client alone."""
+        key = _urgency(priority, left_s), only
+        self._rates[key] = (self._rate(key, now_s) + work_s / LOAD_TIME_CONSTANT_S, now_s)
+        if len(self._rates) > RATES_KEPT:
+            largest = sorted(self._rates, key=lambda one: self._rate(one, now_s))[-RATES_KEPT // 2 :]
+            self._rates = {one: self._rates[one] for one in largest}
 
-    def wait_s(self, priority: int, left_s: float, ahead_s: float, now_s: float) -> float:
-        """Seconds until a request with `ahead_s` of work before it, and `left_s` to its deadline, is reached.
+    def wait_s(self, priority: int, left_s: float, ahead_s: float, now_s: float, client: str | None = None) -> float:
+        """Seconds until a request of `client` with `ahead_s` of work before it, and `left_s` to its deadline, is
+        reached.
 
         It is overtaken by requests of a higher priority, and of the same priority with clearly nearer deadlines.
         """
         own = _urgency(priority, left_s)
-        load = math.fsum(self._rate(urgency, now_s) for urgency in self._rates if urgency < own)
+        load = math.fsum(self._rate(key, now_s) for key in self._rates if key[0] < own and key[1] in (None, client))
         return ahead_s / (1.0 - min(HIGHEST_LOAD, load))
 
-    def _rate(self, urgency: Urgency, now_s: float) -> float:
-        rate, noted_s = self._rates.get(urgency, (0.0, now_s))
+    def _rate(self, key: tuple[Urgency, str | None], now_s: float) -> float:
+        rate, noted_s = self._rates.get(key, (0.0, now_s))
         return rate * math.exp((noted_s - now_s) / LOAD_TIME_CONSTANT_S)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.forecast import HIGHEST_LOAD, LOAD_TIME_CONSTANT_S, PriorityLoad
+from edge_agent.core.forecast import HIGHEST_LOAD, LOAD_TIME_CONSTANT_S, RATES_KEPT, PriorityLoad
 
 NOW_S = 100.0
 
@@ -71,3 +71,18 @@ def test_a_wait_is_never_shorter_than_what_is_ahead_nor_without_end(
     for one, its_left_s, work_s, at_s in sorted(admitted, key=lambda row: row[3]):
         rates.note(one, its_left_s, work_s, at_s)
     assert ahead_s <= rates.wait_s(priority, left_s, ahead_s, 1000.0) <= ahead_s / (1.0 - HIGHEST_LOAD) * 1.001
+
+
+def test_what_one_client_asks_beyond_its_turn_delays_that_client_alone() -> None:
+    load = PriorityLoad()
+    for _ in range(10):
+        load.note(0, 5.0, 0.1, 100.0, only="hog")
+    assert load.wait_s(5, 5.0, 1.0, 100.0, "modest") == 1.0
+    assert load.wait_s(5, 5.0, 1.0, 100.0, "hog") > 1.5
+
+
+def test_the_rates_of_clients_that_have_gone_are_dropped() -> None:
+    load = PriorityLoad()
+    for number in range(3 * RATES_KEPT):
+        load.note(0, 5.0, 0.1, float(number), only=f"client {number}")
+    assert len(load._rates) <= RATES_KEPT
