@@ -216,6 +216,10 @@ def test_methods_are_compared_beside_the_base(folder, built):
     assert [(one["form"], one["dtype"]) for one in full["files"][1:]] == [("merged", "f16"), ("merged", "q8_0")]
     for one in (*lora["files"], *full["files"]):
         assert one["speed"]["tokens_per_s"] > 0 < one["speed"]["first_token_ms"], one
+        assert one["speed"]["ratio_low"] <= one["speed"]["ratio"] <= one["speed"]["ratio_high"], one
+    assert lora["files"][0]["speed"] == full["files"][0]["speed"], "the base is timed once"
+    assert lora["files"][0]["speed"]["ratio"] == 1.0
+    for one in (*lora["files"], *full["files"]):
         assert one["peak_bytes"] > one["size_bytes"]
     assert set((folder / "build" / "packages").iterdir()) == packages, "a comparison ships nothing"
     text = Path(found["report"][0]).read_text()

@@ -8,6 +8,7 @@ from edge_agent.base.errors import ConfigError, UsageError
 from edge_forge import cli, commands
 from edge_forge.commands import Opened
 from edge_forge.evaluate import measure_gguf as measure
+from edge_forge.evaluate import paired
 from edge_forge.kinds.generator import KIND
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.generator_plan import GeneratorPlan
@@ -35,8 +36,13 @@ def scores(perplexity, exact_match=None):
 
 
 def a_file(form, dtype, perplexity, size_mib, tokens_per_s, exact_match=0.5):
-    speed = {"first_token_ms": 7.0, "tokens_per_s": tokens_per_s, "prompt_tokens": 20.0, "answer_tokens": 30.0,
-             "prompts": 8, "threads": 2}  # fmt: skip
+    rounds = [
+        {"first_token_ms": 7.0 * slow, "tokens_per_s": tokens_per_s and tokens_per_s / slow, "prompt_tokens": 20.0,
+         "answer_tokens": 30.0, "prompts": 8, "threads": 2}
+        for slow in (0.5, 1.0, 2.0)
+    ]  # fmt: skip
+    first = [{**one, "tokens_per_s": 100.0 / slow} for one, slow in zip(rounds, (0.5, 1.0, 2.0), strict=True)]
+    speed = paired.speeds({"first": first, "file": rounds})["file"]
     return {"form": form, "dtype": dtype, "perplexity": perplexity, "exact_match": exact_match,
             "size_bytes": size_mib * MIB, "peak_bytes": 3 * size_mib * MIB, "speed": speed}  # fmt: skip
 
@@ -78,7 +84,8 @@ def test_the_base_stands_once_beside_the_ways_to_adapt_it():
     lora = dict(zip(devices.columns, devices.rows[1], strict=True))
     assert lora == {
         "on devices": "lora adapter f16", "perplexity": "1.250", "exact match": "50.0%", "file": "4.0 MiB",
-        "adapter": "1.0 MiB", "memory": "13.0 MiB", "first token": "7.0 ms", "tokens/s": "80.0",
+        "adapter": "1.0 MiB", "memory": "13.0 MiB", "first token": "7.0 ms (3.5 to 14.0)",
+        "tokens/s": "80.0 (40.0 to 160.0)",
     }  # fmt: skip
 
 
@@ -91,6 +98,10 @@ def test_the_report_says_what_merging_changes_and_how_far_figures_can_be_believe
         "| B | LoRA trains in 40 % less time | -40 % |",
         "| toy full | learning_rate = 0.0001 |",
         "on 2 threads of this host, 8 rows (in the first line 20 tokens in, 30 out)",
+        "The files took turns in 3 rounds",
+        "Tokens/s, times those of `base f16`, by round:",
+        # The rates differ by four between rounds, the ratio by nothing: the host slowed both alike.
+        "`lora adapter f16`: 0.80 (0.80 to 0.80)",
         "is known to 6.0 % either way",
     ):
         assert line in text, line

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError, EdgeError
@@ -25,7 +25,7 @@ from edge_forge.export.gguf.engine import environment
 _ADAPTER = "adapter"
 _BACKEND = "llamacpp"
 _TOKENS = 512
-_SPEED_S = 2.0
+_SPEED_S = 0.25
 _ROWS = 4
 
 
@@ -52,16 +52,29 @@ def tokenize(model: Path, texts: Sequence[str], begin: bool = False) -> list[lis
     return found
 
 
-def speed(served: GgufSubject, prompts: Sequence[Sequence[int]], answer_tokens: int) -> dict[str, Any]:
-    """How fast greedy answers of at most `answer_tokens` come, one prompt at a time, for two seconds or once each.
+class Asked(NamedTuple):
+    """What is timed: a file, the token ids of its prompts, and the longest answer."""
 
+    served: GgufSubject
+    prompts: Sequence[Sequence[int]]
+    answer_tokens: int
+
+
+def speeds_in_turns(asked: Sequence[Asked], rounds: int) -> list[list[dict[str, Any]]]:
+    """How fast greedy answers come, one prompt at a time, by file and round.
+
+    In each round every file is opened once in a process of its own, there and back from round to round, so that
+    whatever else the host does slows all of them alike and no two files are in memory at once. A round of a file:
     first_token_ms: reading the prompt and choosing a token, the median; tokens_per_s: those after it, of the fastest
-    answer, since other work on the host only slows (None where no answer has a second token); prompt_tokens,
-    answer_tokens: medians of how long both were. Raises BackendError.
+    answer of a quarter of a second, since other work on the host only slows (None where no answer has a second token);
+    prompt_tokens, answer_tokens: medians of how long both were; prompts, threads. Raises BackendError.
     """
-    found: dict[str, Any] = _call(
-        "speed", served, prompts=[list(map(int, prompt)) for prompt in prompts], answer_tokens=answer_tokens
-    )
+    found: list[list[dict[str, Any]]] = [[] for _ in asked]
+    for number in range(rounds):
+        for place in range(len(asked)) if number % 2 == 0 else reversed(range(len(asked))):
+            served, prompts, answer_tokens = asked[place]
+            plain = [list(map(int, prompt)) for prompt in prompts]
+            found[place].append(_call("speed", served, prompts=plain, answer_tokens=answer_tokens))
     return found
 
 

@@ -153,6 +153,31 @@ def latencies(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float
     return found
 
 
+def speeds(rounds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Of a generator's files, timed in turns (`measure_gguf.speeds_in_turns`): medians over the rounds with intervals.
+
+    first_token_ms and tokens_per_s with `_low` and `_high`; `ratio`, `ratio_low`, `ratio_high`: how many times the
+    tokens/s of the first file, by round. None, and no intervals, where a round has no rate.
+    """
+    reference = [one["tokens_per_s"] for one in next(iter(rounds.values()))]
+    found = {}
+    for name, own in rounds.items():
+        rates = [one["tokens_per_s"] for one in own]
+        figures = {**own[0], "rounds": len(own), "tokens_per_s": None}
+        figures |= _median("first_token_ms", [one["first_token_ms"] for one in own])
+        if None not in rates:
+            figures |= _median("tokens_per_s", rates)
+            if None not in reference:
+                figures |= _median("ratio", [one / other for one, other in zip(rates, reference, strict=True)])
+        found[name] = figures
+    return found
+
+
+def _median(name: str, values: Sequence[float]) -> dict[str, float]:
+    interval = median_interval(values)
+    return {name: float(np.median(values)), f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
 @dataclass(frozen=True, slots=True)
 class PairedLosses:
     """A generator's variant beside its reference: the ratio of their perplexities with its interval."""

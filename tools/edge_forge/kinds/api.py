@@ -79,8 +79,5 @@ class Kind:
     plan: Callable[[Any, Path, Cache, Progress], RecipePlan]
     """(recipe, its folder, build folder, progress) -> its plan, which names the loader, trainer and exports."""
     report: ReportParts
-    timed_in_turns: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]] = lambda _plans, runs: (
-        runs
-    )
-    """(plans by run, figures by run) -> the figures with speeds that were measured in turns over all runs; as they are,
-    where a kind has no such measurement."""
+    timed_in_turns: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]]
+    """(plans by run, figures by run) -> the figures with speeds that were measured in turns over all runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_forge.kinds.api import Kind, RecipeParts, ReportParts
-from edge_forge.plan.generator_plan import GeneratorPlan
+from edge_forge.plan.generator_plan import GeneratorPlan, timed_in_turns
 from edge_forge.recipe import generator_recipe
 from edge_forge.report import generator_comparison, generator_report
 from edge_forge.train.generator_settings import GeneratorSettings
@@ -25,4 +25,5 @@ KIND = Kind(
         generator_comparison.comparison,
         generator_comparison.comparison_tables,
     ),
+    timed_in_turns,
 )

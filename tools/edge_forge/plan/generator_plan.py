@@ -14,11 +14,15 @@ from edge_forge.export.gguf import ADAPTER_FILE, MODEL_FILE
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.generator_packages import GeneratorPackages
 from edge_forge.plan.generator_training import CODE, GeneratorTraining
-from edge_forge.plan.gguf_exports import RUNTIME, GgufExports, rows_of
+from edge_forge.plan.gguf_exports import RUNTIME, GgufExports, GgufVariant, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress, size
 from edge_forge.recipe.generator_recipe import GeneratorRecipe
+
+Figures = Mapping[str, Any]
+_ROUNDS = 6
+"""Timings of each file in a comparison: the fewest whose range holds a median's interval of 95 %."""
 
 
 class GeneratorPlan:
@@ -41,7 +45,7 @@ class GeneratorPlan:
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.generator_report` for the keys.
 
-        Without `ship` nothing is judged or packed, and what was made is timed.
+        Without `ship` nothing is judged or packed; `timed_in_turns` adds how fast what was made is.
         """
         recipe, training, exports = self.recipe, self.training, self.exports
         base = training.base
@@ -133,3 +137,35 @@ class GeneratorPlan:
     def _package(self) -> Mapping[str, Any]:
         self.signer.require_learned(self.training.outcome)
         return {name: str(entry.path(PACKAGE)) for name, (_, entry) in self.packages.packed.items()}
+
+
+def timed_in_turns(plans: Mapping[str, GeneratorPlan], runs: Mapping[str, Figures]) -> Mapping[str, Figures]:
+    """The runs with speeds (`speed` of each file) that were measured in turns over all files of all plans: medians and
+    intervals of first token and tokens/s, and the ratio of tokens/s to the first file's."""
+    keyed = {
+        name: [(plan.exports.timing_key(file), file) for file in plan.exports.compared] for name, plan in plans.items()
+    }
+    owners: dict[str, tuple[GgufExports, GgufVariant]] = {}
+    for name, files in keyed.items():
+        for key, file in files:
+            owners.setdefault(key, (plans[name].exports, file))
+
+    def work(_: Path) -> Mapping[str, Any]:
+        from edge_forge.evaluate.measure_gguf import speeds_in_turns
+        from edge_forge.evaluate.paired import speeds
+
+        asked = [exports.asked(file) for exports, file in owners.values()]
+        return speeds(dict(zip(owners, speeds_in_turns(asked, _ROUNDS), strict=True)))
+
+    steps = next(iter(plans.values())).steps
+    inputs = {f"{place}": key for place, key in enumerate(owners)}
+    facts = steps.run("gguf-speed", inputs, {"rounds": _ROUNDS}, work, "speed of all in turns").facts
+    return {
+        name: {
+            **figures,
+            "files": [
+                {**one, "speed": facts[key]} for one, (key, _) in zip(figures["files"], keyed[name], strict=True)
+            ],
+        }
+        for name, figures in runs.items()
+    }

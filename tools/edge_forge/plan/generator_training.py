@@ -58,8 +58,13 @@ CODE: Code = {
     ),
     "gguf-paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "gguf-speed": (
-        ("edge_forge.evaluate.measure_gguf", "edge_forge.data.chat_tokenizer", "edge_agent.backends.llamacpp.backend"),
-        (*_LLAMA, "tokenizers"),
+        (
+            "edge_forge.evaluate.measure_gguf",
+            "edge_forge.evaluate.paired",
+            "edge_forge.data.chat_tokenizer",
+            "edge_agent.backends.llamacpp.backend",
+        ),
+        (*_LLAMA, "tokenizers", "scipy"),
     ),
     "gguf-memory": (
         ("edge_forge.evaluate.measure_gguf", "edge_agent.backends.gguf", "edge_agent.bundle.gguf_memory"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -226,41 +228,35 @@ class GgufExports:
 
     @cached_property
     def compared(self) -> tuple[GgufVariant, ...]:
-        """What a comparison sets side by side, measured and timed: the base alone in F16, and all that was made."""
+        """What a comparison sets side by side, measured: the base alone in F16, and all that was made."""
         if self.recipe.is_new:
-            return tuple(self._timed(self._measured(file, None), None) for file in self.base_files)
-        return (
-            self._timed(self.bare, None),
-            *(self._timed(file, self.adapter_file) for file in self.adapter_files),
-            *(self._timed(file, None) for file in self.merged_files),
-        )
+            return tuple(self._measured(file, None) for file in self.base_files)
+        return (self.bare, *self.adapter_files, *self.merged_files)
 
-    def _timed(self, file: GgufVariant, adapter: StepResult | None) -> GgufVariant:
-        """The file with how fast it answers the first of the scored rows, one after the other."""
+    def timing_key(self, file: GgufVariant) -> str:
+        """What tells whether two files are one when they are timed: the digests of model, adapter and prompts."""
+        section, split = self.recipe.gguf, self.training.data.measured[0]
+        parts = [
+            file.digest, self.training.tokenizer_digest, self.training.data_step.digests(f"{split}.jsonl"),
+            self.training.evaluation_settings, section.kv_type, section.sequences,
+            self.adapter_file.digests(ADAPTER_FILE) if file.form == ADAPTER else {},
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def asked(self, file: GgufVariant) -> Any:
+        """The file as it is timed (`measure_gguf.Asked`): it answers the first of the scored rows."""
+        from edge_forge.data.chat_tokenizer import to_score
+        from edge_forge.evaluate.measure_gguf import Asked, GgufSubject
+
         task, section, answer_tokens = self.recipe.task, self.recipe.gguf, self.recipe.evaluate.answer_tokens
+        evaluation_set = self.training.evaluation_set(self.training.base.directory)
+        encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, task.max_tokens)[1]
+        # Of a text its beginning is the prompt.
+        prompts = [one.ids[: one.answer or max(1, len(one.ids) // 2)] for one in encoded[:_PROMPTS]]
         options = {"max_tokens": task.max_tokens, "kv_type": section.kv_type, "sequences": section.sequences}
-
-        def work(_: Path) -> Mapping[str, Any]:
-            from edge_forge.data.chat_tokenizer import to_score
-            from edge_forge.evaluate.measure_gguf import GgufSubject, speed
-
-            evaluation_set = self.training.evaluation_set(self.training.base.directory)
-            encoded = to_score(evaluation_set.tokenizer, evaluation_set.rows, task.max_tokens)[1]
-            # Of a text its beginning is the prompt.
-            prompts = [one.ids[: one.answer or max(1, len(one.ids) // 2)] for one in encoded[:_PROMPTS]]
-            path = None if adapter is None else adapter.path(ADAPTER_FILE)
-            served = GgufSubject(file.path, self.base_folder[1] if adapter else "", path, options)
-            return speed(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
-
-        inputs = {
-            "model": file.digest, "tokenizer": self.training.tokenizer_digest,
-            **self.training.data_step.digests("validation.jsonl", "test.jsonl"),
-        }  # fmt: skip
-        if adapter is not None:
-            inputs |= adapter.digests(ADAPTER_FILE)
-        title = f"speed of {file.form} {file.dtype}"
-        found = self.steps.run("gguf-speed", inputs, {**self.training.evaluation_settings, **options}, work, title)
-        return replace(file, figures={**file.figures, "speed": dict(found.facts)})
+        adapter = self.adapter_file.path(ADAPTER_FILE) if file.form == ADAPTER else None
+        served = GgufSubject(file.path, self.base_folder[1] if adapter else "", adapter, options)
+        return Asked(served, [ids[: task.max_tokens - answer_tokens] for ids in prompts], answer_tokens)
 
     def _paired(self, file: GgufVariant) -> Mapping[str, Any]:
         """`PairedLosses` of a measured file beside the F16 file of its form, on the same rows."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edge_forge.progress import size
 from edge_forge.report import plots
-from edge_forge.report.blocks import Block, Drawing, Heading, Paragraph, Table
+from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
 from edge_forge.report.claims import (
     COSTS,
     Panel,
@@ -80,6 +80,7 @@ def comparison(runs: Runs) -> list[Block]:
             f"{_timing(runs)}"
         ),
         _devices(runs, keys),
+        *_in_turns(runs),
         Drawing("files", "Quality, size, memory and speed of every file.", _files_drawing(runs)),
         *_merged(runs),
         *claims(runs),
@@ -118,8 +119,8 @@ def _timing(runs: Runs) -> str:
     return (
         f"Speed: one request at a time by the code that the device runs, on {threads} of this host, "
         f"{found['prompts']} rows (in the first line {found['prompt_tokens']:g} tokens in, {found['answer_tokens']:g} "
-        "out): the median first token and the fastest answer's tokens/s. Files are timed one after the other, so "
-        "other work on the host shows."
+        f"out). The files took turns in {found['rounds']} rounds, so that other work on the host slows all alike: "
+        "medians of the rounds, in brackets their 95 % interval."
     )
 
 
@@ -205,8 +206,24 @@ def _rate(one: _Model) -> float | None:
 
 
 def _speed(one: _Model) -> list[str]:
-    speed, rate = one.figures.get("speed"), _rate(one)
-    return [f"{speed['first_token_ms']:.1f} ms" if speed else "–", "–" if rate is None else f"{rate:.1f}"]
+    speed = one.figures.get("speed") or {}
+    return [_known(speed, "first_token_ms", " ms"), _known(speed, "tokens_per_s", "")]
+
+
+def _known(speed: Mapping[str, Any], key: str, unit: str) -> str:
+    """A median with its interval."""
+    if speed.get(key) is None:
+        return "–"
+    return f"{speed[key]:.1f}{unit} ({speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f})"
+
+
+def _in_turns(runs: Runs) -> Iterator[Block]:
+    """How many times the tokens/s of the first file: taken by round, which is known better than the rates."""
+    timed = [(one.name, one.figures["speed"]) for one in _models(runs) if "ratio" in (one.figures.get("speed") or {})]
+    if len(timed) > 1:
+        yield Paragraph(f"Tokens/s, times those of `{timed[0][0]}`, by round:")
+        yield Items([f"`{name}`: {speed['ratio']:.2f} ({speed['ratio_low']:.2f} to {speed['ratio_high']:.2f})"
+                     for name, speed in timed[1:]])  # fmt: skip
 
 
 def _differences(runs: Runs, keys: list[str], quality: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
