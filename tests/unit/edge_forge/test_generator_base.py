@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edge_agent.base.errors import ConfigError
+from edge_forge.export.gguf.convert import check_form
 from edge_forge.export.gguf.tensors import Tensors
 from edge_forge.export.gguf.write_model import check_values
 from edge_forge.models import bases
@@ -82,6 +83,34 @@ def test_a_value_that_the_file_cannot_hold_is_refused_by_the_name_of_its_tensor(
     edit(base, lambda tensors: tensors[name][0].fill_(value))
     with pytest.raises(ConfigError, match=words):
         check_values(base)
+
+
+def test_weights_of_integers_are_refused_by_the_name_of_their_tensor(base):
+    edit(base, lambda tensors: tensors.update({DOWN: tensors[DOWN].to(torch.int8)}))
+    with pytest.raises(ConfigError, match=f"tensor {DOWN} is stored as I8"):
+        check_form(base)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1, 2]", "the tokenizer cannot be read"),
+        ('{"version": "1.0", "model": [1]}', "the tokenizer cannot be read"),
+        ('{"version": "1.0", "mod', "the tokenizer cannot be read"),
+        (None, r"a tokenizer of type 'Unigram' cannot be written as GGUF"),
+    ],
+)
+def test_a_tokenizer_that_is_none_or_of_another_kind_is_refused_by_its_file(base, content, words):
+    path = base / "tokenizer.json"
+    if content is None:
+        pieces = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}
+        found = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "model": pieces,
+                 "post_processor": None, "decoder": None}  # fmt: skip
+        content = json.dumps(found)
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words) as refusal:
+        check_form(base)
+    assert refusal.value.where == str(path)
 
 
 def test_a_whole_base_and_buffers_of_old_versions_are_no_fault(base):

@@ -28,7 +28,7 @@ _LONGEST = 96
 
 def check_form(folder: Path) -> None:
     """Raise what keeps a model folder from becoming a GGUF file that devices serve, as far as that is known before it
-    is computed: its family and flags, its tensors' names, shapes and ranges, its tokenizer and its chat template.
+    is computed: its family and flags, its tensors' names, shapes and values, its tokenizer and its chat template.
 
     Raises ConfigError, and BackendError where the tokens differ.
     """
@@ -37,6 +37,7 @@ def check_form(folder: Path) -> None:
     models.check_names(folder)
     check_tensors(folder)
     models.check_values(folder)
+    tokenizer_gate.check_readable(folder)
     usable_template(folder)
     tokenizer_gate.check_alone(folder, int(models.read_config(folder)["vocab_size"]))
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, ConfigError
 from edge_forge.data.chat_tokenizer import ChatTokenizer
 from edge_forge.evaluate.measure_gguf import tokenize
+from edge_forge.evaluate.measure_onnx import token_counts
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.gguf import vocabulary
 from edge_forge.export.gguf.vocabulary import added_tokens
@@ -70,6 +71,19 @@ def check(folder: Path, path: Path) -> None:
                     f"({len(ids)} and {len(due)} in all)",
                     str(folder), "this tokenizer has no GGUF form yet",
                 )  # fmt: skip
+
+
+def check_readable(folder: Path) -> None:
+    """Raise ConfigError for a tokenizer.json that the library cannot open, or of another kind than BPE, before any
+    other part reads its fields."""
+    path = folder / "tokenizer.json"
+    try:
+        token_counts(path, ["a"])
+    except BackendError as error:
+        raise ConfigError(
+            f"the tokenizer cannot be read: {error.what}", str(path), "give a base with its tokenizer"
+        ) from error
+    vocabulary.require_bpe(path)
 
 
 def check_alone(folder: Path, size: int) -> None:

@@ -92,15 +92,8 @@ class GgufVocabulary:
 def read(folder: Path, size: int) -> GgufVocabulary:
     """The tokenizer of a folder for a model with `size` rows. Raises ConfigError for kinds it cannot write."""
     where = str(folder / "tokenizer.json")
-    try:
-        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("the tokenizer is missing", where, "a generator needs tokenizer.json") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer cannot be read: {error}", where) from error
-    model = found.get("model", {})
-    if model.get("type") != "BPE":
-        raise ConfigError(f"a tokenizer of type {model.get('type')!r} cannot be written as GGUF", where)
+    found = require_bpe(folder / "tokenizer.json")
+    model = found["model"]
     fallback = bool(model.get("byte_fallback"))
     tokens, kinds = _tokens(found, size, fallback, where)
     merges = [one if isinstance(one, str) else " ".join(one) for one in model.get("merges", ())]
@@ -122,6 +115,21 @@ def read(folder: Path, size: int) -> GgufVocabulary:
         takes_spaces_behind=[one.token for one in added if one.rstrip],
         chat_template=chat_template(folder),
     )
+
+
+def require_bpe(path: Path) -> Mapping[str, Any]:
+    """A tokenizer.json. Raises ConfigError where it cannot be read or is of another kind than BPE."""
+    where = str(path)
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("the tokenizer is missing", where, "a generator needs tokenizer.json") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer cannot be read: {error}", where) from error
+    kind = found.get("model", {}).get("type")
+    if kind != "BPE":
+        raise ConfigError(f"a tokenizer of type {kind!r} cannot be written as GGUF", where)
+    return found
 
 
 def added_tokens(folder: Path) -> tuple[AddedToken, ...]:

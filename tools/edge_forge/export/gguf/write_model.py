@@ -19,6 +19,7 @@ from edge_forge.export.gguf.tensors import BASE_ID_KEY, Floats, Tensors, as_floa
 from edge_forge.models import bases
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_FLOATS = ("F16", "BF16", "F32", "F64")
 # llama.cpp gives tokens other attributes in a model of such a name, and ends with an exception where they are missing.
 _NAMES_THAT_CHANGE = ("phi-3", "phi3", "modern-bert")
 
@@ -79,7 +80,14 @@ def check_names(folder: Path) -> None:
 
 
 def check_values(folder: Path) -> None:
-    """Raise ConfigError for a tensor with NaN, infinity, or a matrix beyond float16. Holds one tensor at a time."""
+    """Raise ConfigError for a tensor of integers, with NaN or infinity, or a matrix beyond float16. Holds one tensor
+    at a time."""
+    for path in bases.weight_files(folder):
+        for name, place in bases.tensor_places(path).items():
+            if place.dtype not in _FLOATS and not name.endswith(bases.STORED_BUFFERS):
+                raise ConfigError(
+                    f"the tensor {name} is stored as {place.dtype}", str(path), "give the base with its float weights"
+                )
     with Tensors(bases.weight_files(folder)) as tensors:
         for source in tensors:
             value = tensors.read(source)
