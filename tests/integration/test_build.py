@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -274,6 +276,54 @@ def test_the_same_moment_gives_the_same_packages(built, folder, monkeypatch):
     path.unlink()
     assert forge("package", folder, "--build", folder / "build", "--json").stdout == first.stdout
     assert path.read_bytes() == content
+
+
+def copy_of_the_recipe(folder, place):
+    """The recipe's own files (not its build folder, not the planted modules) at another place."""
+    (place / "base").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copyfile(folder / "base" / name, place / "base" / name)
+    for name in ("train.tsv", "card.md"):
+        shutil.copyfile(folder / name, place / name)
+    (place / "recipe.toml").write_text(RECIPE)
+    return place
+
+
+def layers_of(package):
+    """Digest of every layer of a package, by the name of its manifest and the layer's file name."""
+    with tarfile.open(package) as archive:
+        index = json.load(archive.extractfile("index.json"))
+        found = {}
+        for one in index["manifests"]:
+            manifest = json.load(archive.extractfile(f"blobs/sha256/{one['digest'].removeprefix('sha256:')}"))
+            name = one["annotations"]["org.opencontainers.image.ref.name"]
+            for layer in manifest["layers"]:
+                found[name, layer["annotations"]["org.cncf.model.filepath"]] = layer["digest"]
+    return found
+
+
+def outputs_of(build):
+    """Digest of every file that a step left, by the step's title and the file's name. Logs and records hold times, and
+    packages the latency and the memory that were measured."""
+    records = [json.loads(path.read_text()) for path in (build / "steps").glob("*/*/record.json")]
+    return {
+        (one["title"], name): output["sha256"]
+        for one in records if one["step"] != "package"
+        for name, output in one["outputs"].items() if not name.endswith((".log", "record.json"))
+    }  # fmt: skip
+
+
+def test_a_build_elsewhere_gives_the_same_graphs_adapters_probes_and_layers(built, folder, tmp_path):
+    place = copy_of_the_recipe(folder, tmp_path / "elsewhere")
+    done = forge("package", place, "--build", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "cached" not in done.stderr
+    found, before = outputs_of(tmp_path / "out"), outputs_of(folder / "build")
+    assert {title for title, _ in found} >= {"train", "export-base", "quantize merged", "golden probes of adapter"}
+    assert {name: before[name] for name in found} == found
+    for path, other in zip(built[0]["packages"], json.loads(done.stdout).values(), strict=True):
+        assert len(layers_of(path)) >= 2
+        assert layers_of(path) == layers_of(other)
 
 
 def test_an_interrupt_leaves_nothing_half_written(built, folder):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -84,7 +85,9 @@ def build(arguments: argparse.Namespace) -> int:
     cache = plan.steps.cache
     with lines_named(file), cache.locked():
         figures = make(plan)
-        written = _write_report(cache, plan.recipe.name, figures, kind.report.report(figures))
+        figures["recipe"] = {**figures["recipe"], "file": str(file.resolve())}
+        stem = report_stem(cache.root / "reports", plan.recipe.name, file.resolve())
+        written = _write_report(cache, stem, figures, kind.report.report(figures))
         cache.collect(time.time())
     packages = [cache.root / "packages" / one["file"] for one in figures["packages"]]
     result = {
@@ -150,6 +153,22 @@ def compare(arguments: argparse.Namespace) -> int:
             print()
         print(f"report: {written[1]}")
     return 0
+
+
+def report_stem(folder: Path, name: str, file: Path) -> str:
+    """What the report files of the recipe `file` are called: as the recipe, `name`.
+
+    Recipes of one project share its build folder. Where another recipe, which is still there, has the report of that
+    name, a digest of the file's path is added, so that neither overwrites the other's.
+    """
+    try:
+        held = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        owner = Path(held["recipe"]["file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return name
+    if owner == file or not owner.is_file():
+        return name
+    return f"{name}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
 
 
 def _write_report(

@@ -1,11 +1,14 @@
 """Reports: blocks in both forms, drawings that are the same text twice, figures set beside claims."""
 
 import html.parser
+import json
+import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
 
+from edge_forge.commands import report_stem
 from edge_forge.report import claims, classifier_report, generator_report, plots
 from edge_forge.report.blocks import Drawing, Heading, Items, Paragraph, Table, markdown, page, write
 
@@ -312,3 +315,24 @@ def test_of_many_classes_the_worst_are_shown_and_no_matrix():
     shown = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `c")]
     assert shown[:20] == [name for name in names[:21] if name != "c003"]
     assert text.count("answered as") == 20
+
+
+def test_recipes_of_one_name_in_one_build_folder_keep_their_reports_apart(tmp_path):
+    """A project's recipes share its build folder, and two of them may have the same name."""
+    files = [tmp_path / name / "recipe.toml" for name in ("one", "other")]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    assert report_stem(folder, "lamps", files[0]) == "lamps"
+    (folder / "lamps.json").write_text(json.dumps({"recipe": {"name": "lamps", "file": str(files[0])}}))
+    assert report_stem(folder, "lamps", files[0]) == "lamps"
+    apart = report_stem(folder, "lamps", files[1])
+    assert re.fullmatch("lamps-[0-9a-f]{8}", apart)
+    assert report_stem(folder, "lamps", files[1]) == apart
+    files[0].unlink()
+    assert report_stem(folder, "lamps", files[1]) == "lamps", "the report of a recipe that is gone may be replaced"
+    for odd in ("[]", "{", '{"recipe": {}}'):
+        (folder / "lamps.json").write_text(odd)
+        assert report_stem(folder, "lamps", files[1]) == "lamps"
