@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import EdgeError
@@ -278,14 +279,14 @@ def test_the_same_moment_gives_the_same_packages(built, folder, monkeypatch):
     assert path.read_bytes() == content
 
 
-def copy_of_the_recipe(folder, place):
+def copy_of_the_recipe(folder, place, text=RECIPE):
     """The recipe's own files (not its build folder, not the planted modules) at another place."""
     (place / "base").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copyfile(folder / "base" / name, place / "base" / name)
     for name in ("train.tsv", "card.md"):
         shutil.copyfile(folder / name, place / name)
-    (place / "recipe.toml").write_text(RECIPE)
+    (place / "recipe.toml").write_text(text)
     return place
 
 
@@ -324,6 +325,32 @@ def test_a_build_elsewhere_gives_the_same_graphs_adapters_probes_and_layers(buil
     for path, other in zip(built[0]["packages"], json.loads(done.stdout).values(), strict=True):
         assert len(layers_of(path)) >= 2
         assert layers_of(path) == layers_of(other)
+
+
+def test_a_recipe_of_the_same_name_in_one_build_folder_overwrites_nothing(built, folder, tmp_path):
+    text = RECIPE.replace("[export]", "[export]\nbanked = false").replace(
+        "[quantize]", "[quantize]\nvariants = ['fp32']"
+    )
+    place = copy_of_the_recipe(folder, tmp_path / "twin", text.replace("epochs = 20", "epochs = 30"))
+    weights = load_file(place / "base" / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"] * 1.01
+    save_file(weights, place / "base" / "model.safetensors", metadata={"format": "pt"})
+    build = tmp_path / "build"
+    shutil.copytree(folder / "build", build)
+    held = {
+        path.name: path.read_bytes() for name in ("packages", "reports") for path in (build / name).glob("lamps*.*")
+    }
+    done = forge("build", place, "--build", build, "--json", "--no-trial")
+    assert done.returncode == 0, done.stderr
+    assert not any(f"{step}: cached" in done.stderr for step in ("base", "trace-base", "train", "evaluate"))
+    (kept,) = {path.name for path in (build / "packages").glob("lamps-merged-v1-*.tar")}
+    assert f"the one before is kept as {kept}" in done.stderr
+    now = {path.name: path.read_bytes() for name in ("packages", "reports") for path in (build / name).glob("lamps*.*")}
+    assert now.pop(kept) == held.pop("lamps-merged-v1.tar") != now.pop("lamps-merged-v1.tar")
+    assert {name: now[name] for name in held} == held
+    report = Path(json.loads(done.stdout)["report"][0])
+    assert report.name in now.keys() - held.keys()
+    assert json.loads(report.with_suffix(".json").read_text())["recipe"]["file"] == str(place / "recipe.toml")
 
 
 def test_an_interrupt_leaves_nothing_half_written(built, folder):
