@@ -12,7 +12,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: families fuzz every-verb operators-day device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: families fuzz every-verb tensorrt-parser operators-day device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -27,6 +27,7 @@ help:
 	@echo "make fuzz FUZZ_SECONDS=600 TARGETS=\"onnx gguf\"   inputs on which parsers fail, by coverage (all targets: none named)"
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
+	@echo "make tensorrt-parser   NVIDIA's parser and builder over the graphs of every family of encoders (three minutes)"
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
 	@echo "             as root, with debootstrap and systemd-container)"
@@ -115,6 +116,10 @@ nightly: setup
 FUZZ_SECONDS ?= 600
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(TARGETS)
+
+# NVIDIA's parser needs no GPU; its packages (95 MB) go into build/pythons.
+tensorrt-parser: setup
+	@EDGE_TENSORRT_FAMILIES=whole $(BIN)/python -m pytest -rA tests/integration/test_tensorrt_parser.py
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py

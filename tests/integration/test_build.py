@@ -20,7 +20,7 @@ from edge_agent.bundle.drift_reference import reference, unknown_share
 from edge_agent.bundle.layout import open_package
 from edge_agent.bundle.verify import fetcher, read_package, read_release
 from edge_forge.package.package_trial import try_packages
-from tests.support import tiny_base
+from tests.support import fake_gpu, tiny_base
 from tests.support.agents import AgentProcess
 from tests.support.desk import cli, said
 from tests.support.hostile_modules import plant, ran
@@ -266,6 +266,63 @@ def test_a_second_recipe_shares_the_base(built, folder):
     assert json.loads(done.stdout)["packages"][0] == built[0]["packages"][0]
     for step in ("export-base", "quantize base", "golden probes of base", "package tiny"):
         assert f"{step}: cached" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def for_both(built, folder):
+    """The same recipe with variants for TensorRT: what was trained is used again."""
+    place = folder / "jetson"
+    place.mkdir()
+    text = (
+        RECIPE.replace('"lamps"', '"boards"').replace('"./base"', '"../base"').replace('"train.tsv"', '"../train.tsv"')
+    )
+    more = 'tensorrt = ["fp16", "int8"]\nmin_agreement = 0.0\nmax_logit_error = 1.0\n'
+    (place / "recipe.toml").write_text(text + more)
+    done = forge("build", place, "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "train: cached" in done.stderr, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_package_for_tensorrt_says_what_it_holds_and_how_it_was_judged(for_both, built):
+    assert for_both["packages"][0] != built[0]["packages"][0], "a base with other variants is another release"
+    for path, names in zip(for_both["packages"], (("int8",), (), ("fp16", "int8")), strict=True):
+        with open_package(Path(path)) as package:
+            contents = read_package(package, read_release(package, None, allow_unsigned=True).release)
+        variants = {f"{one.info.runtime}/{one.info.dtype}": one.info for one in contents.variants}
+        if not variants:
+            continue
+        assert set(variants) == {"onnx/fp32", "tensorrt/fp16", "tensorrt/int8", *(f"onnx/{name}" for name in names)}
+        for name, info in variants.items():
+            assert ("judged_on_cpu" in info.metrics) == name.startswith("tensorrt/")
+            assert ("precision" in info.options) == name.startswith("tensorrt/")
+    report = Path(for_both["report"][0]).read_text()
+    for words in ("merged tensorrt fp16", "banked tensorrt int8", "were judged on this host's processor"):
+        assert words in report, words
+
+
+def test_one_package_serves_a_pi_and_a_jetson(for_both, tmp_path, monkeypatch):
+    """The board without TensorRT takes ONNX Runtime's variant, the one with it TensorRT's, with the same adapter."""
+    python = fake_gpu.write_python(tmp_path / "python", "10.3")
+    monkeypatch.setenv("EDGE_AGENT__WORKER__TENSORRT_PYTHON", str(python))
+    answers = {}
+    with Mosquitto(tmp_path) as broker:
+        for backends in (("onnx",), ("tensorrt", "onnx")):
+            agent = AgentProcess(tmp_path / backends[0], broker.port, backends=backends,
+                                 extra='[models]\nmeasure = false\nprefer = ["fp16"]\n')  # fmt: skip
+            agent.config.write_text(agent.config.read_text().replace(str(keys().root_file), for_both["trust_root"]))
+            for path in for_both["packages"][:2]:
+                agent.install(Path(path))
+            agent.start()
+            answers[backends[0]] = [
+                json.loads(said(cli("infer", "tiny", text, "--adapter", "boards", "--json", "--config", agent.config)))
+                for text, _ in tiny_base.ROWS[:6]
+            ]
+            assert agent.stop() == 0
+    assert {one["variant"] for one in answers["tensorrt"]} == {"fp16"}
+    assert {one["variant"] for one in answers["onnx"]} == {"int8"}
+    for found in answers.values():
+        assert [one["result"]["label"] for one in found] == [label for _, label in tiny_base.ROWS[:6]]
 
 
 def test_the_same_moment_gives_the_same_packages(built, folder, monkeypatch):

@@ -22,11 +22,13 @@ from edge_agent.bundle.onnx_graph import graph_metadata
 from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
-from edge_forge.export.onnx.tensorrt_form import for_tensorrt, lower
+from edge_forge.export.onnx.export_graphs import Bank
+from edge_forge.export.onnx.graph import save
+from edge_forge.export.onnx.tensorrt_form import for_tensorrt, lower, make
 from tests.support import fake_gpu, small_graph
 from tests.support.agents import AgentProcess, running
 from tests.support.mosquitto import Mosquitto
-from tests.support.small_package import LABELS, TEXTS, WORDS, small_package
+from tests.support.small_package import LABELS, TEXTS, WORDS, small_package, tokenizer
 
 LIMITS = Limits(max_rows=8, threads=1)
 TEXT = [3, 1, 4, 1, 5]
@@ -173,6 +175,33 @@ def test_half_precision_is_near(graph: str, tmp_path: Path) -> None:
     assert len(plans(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("generation", fake_gpu.GENERATIONS)
+@pytest.mark.parametrize(("name", "limit"), [("fp16", 1e-2), ("int8", 0.3)])
+def test_what_edge_forge_packs_is_served_by_every_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: str, name: str, limit: float
+) -> None:
+    """Float16 weights and bank, or int8 codes; an adapter of a lower rank than the bank's in the same batch."""
+    save(small_graph.encoder(), tmp_path / "encoder.onnx")
+    bank = (Bank(rank=small_graph.RANK, max_labels=small_graph.MAX_LABELS), small_graph.MODULES)
+    made = make(
+        encoder_path=tmp_path / "encoder.onnx", out_dir=tmp_path, tokenizer_path=tokenizer(tmp_path / "tokenizer.json"),
+        formats=[name], max_tokens=16, bank=bank,
+    )  # fmt: skip
+    python = fake_gpu.write_python(tmp_path / "python", generation)
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(python))
+    session = load(str(made.paths[name]), precision=name)
+    adapters = {"a": small_graph.adapter(1), "b": small_graph.adapter(2, rank=2)}
+    for place, one in enumerate(adapters):
+        session.attach(source(tmp_path, one, place + 1, rank=4 - 2 * place))
+        session.submit(SessionJob(one, one, [TEXT], {}))
+    for event in session.step(LIMITS):
+        assert isinstance(event, Done)
+        features, logits = small_graph.reference([TEXT], adapters[event.job_id])
+        assert event.outputs["features"][0] == pytest.approx(features[0], abs=limit)
+        assert event.outputs["logits"][0] == pytest.approx(logits[0], abs=5 * limit)
+    session.close()
+
+
 def test_a_graph_without_a_bank_takes_no_adapters(graph: str, tmp_path: Path) -> None:
     onnx.save(lower(small_graph.encoder()), tmp_path / "plain.onnx")
     session = load(str(tmp_path / "plain.onnx"))
@@ -184,7 +213,7 @@ def test_a_graph_without_a_bank_takes_no_adapters(graph: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("precision", "int8"), ("max_rows", 0), ("max_tokens", 100_000), ("threads", -1)]
+    ("option", "value"), [("precision", "int4"), ("max_rows", 0), ("max_tokens", 100_000), ("threads", -1)]
 )
 def test_an_option_beyond_its_range_is_refused(graph: str, option: str, value: object) -> None:
     with pytest.raises(BackendError, match=f"option '{option}' is"):

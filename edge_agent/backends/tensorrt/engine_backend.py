@@ -54,7 +54,8 @@ from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VAR
 from edge_agent.bundle.onnx_graph import graph_metadata
 
 # max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
-# as rows. precision: what TensorRT 8 may compute in; from 10 on the graph's own types rule. threads: without effect.
+# as rows. precision: what TensorRT 8 may compute in (int8: where the graph has codes, fp16 elsewhere); from 10 on the
+# graph's own types rule. threads: without effect.
 DEFAULTS: dict[str, Any] = {
     "max_rows": 16,
     "max_tokens": 128,
@@ -63,7 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "base_id": "",
     "precision": "fp16",
 }
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("fp32", "fp16", "int8")
 RESIDENTS = 8
 """Adapters in the memory that is shared with the engine host; more wait in the worker's own."""
 WORKSPACE_BYTES = 256 << 20
@@ -87,7 +88,7 @@ class TensorRtBackend(Backend):
             runtime="tensorrt",
             version=str(found["tensorrt"]),
             devices=(str(found["device"]),),
-            dtypes=("fp32", "fp16") if found["fast_fp16"] else ("fp32",),
+            dtypes=tuple(name for name in _PRECISIONS if name == "fp32" or found[f"fast_{name}"]),
             adapters=True,
             mixed_adapters=True,
             streams=False,
@@ -167,7 +168,13 @@ class EngineGraph(EncoderGraph):
             folder = self._folder.name
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._cache = EngineCache(Path(folder))
-        self._device = device_key(self._host.probe())
+        found = self._host.probe()
+        precision = self._options["precision"]
+        if precision == "int8" and not found["fast_int8"]:
+            raise BackendError(
+                f"{found['device']} has no kernels for INT8", self.path, "ship a variant tensorrt/fp16 for this board"
+            )
+        self._device = device_key(found)
         engine = self._cache.engine(graph_digest(self.path), self._device, self._request())
         if not engine.exists():
             self._build(engine)
@@ -180,7 +187,7 @@ class EngineGraph(EncoderGraph):
         for name, shape in _bank_shapes(self._spec).items():
             profile[name] = [[1, *shape], [rows, *shape], [rows, *shape]]
         precision = self._options["precision"]
-        types = dict.fromkeys(_bank_shapes(self._spec), "float16") if precision == "fp16" else {}
+        types = dict.fromkeys(_bank_shapes(self._spec), "float16") if precision != "fp32" else {}
         return {"profile": profile, "precision": precision, "fp32_names": [_FP32_PREFIX], "input_types": types}
 
     def _build(self, engine: Path) -> None:

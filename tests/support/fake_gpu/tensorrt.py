@@ -52,6 +52,7 @@ BuilderFlag = _enumeration("BuilderFlag", ["FP16", "INT8", "TF32", "OBEY_PRECISI
 LayerType = _enumeration("LayerType", ["SOFTMAX", "SHAPE", "REDUCE", "ELEMENTWISE"])
 TacticSource = _enumeration("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN"])
 _NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
+_ORT_NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _FROM_ORT = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64" if _NEW else "INT32",
              "tensor(int32)": "INT32"}  # fmt: skip
 if _POOLS:
@@ -352,7 +353,7 @@ class ICudaEngine:
         self.session, self._logger = _session(content), logger
         self.profile, self._types = header["profile"], header["types"]
         given, made = self.session.get_inputs(), self.session.get_outputs()
-        self.wanted = {i.name: {"tensor(int64)": "int64", "tensor(float)": "float32"}[i.type] for i in given}
+        self.wanted = {i.name: _ORT_NUMPY[i.type] for i in given}
         self.inputs, self.outputs = [i.name for i in given], [o.name for o in made]
         self.names = self.inputs + self.outputs
         self._shapes = {t.name: tuple(n if isinstance(n, int) else -1 for n in t.shape) for t in given + made}

@@ -18,14 +18,16 @@ from edge_forge.package.sources import AdapterPackageSource, ModelSource, Varian
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
 LOSS_HIGH = "accuracy_loss_high"
-RUNTIME = "onnx"
+RUNTIME, TENSORRT = "onnx", "tensorrt"
 MULTI_ADAPTER, MERGED_FORM = "banked", "merged"
 """Forms of a graph: the base with inputs for a bank of adapters; base and adapter in one."""
+ENGINE_HOST_BYTES = 300 << 20
+"""Resident memory of the process that owns an engine, the engine apart (289 MB with TensorRT 8.6, docs/jetson.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxVariant:
-    """One ONNX file and what was measured of it. `form` is `MULTI_ADAPTER` or `MERGED_FORM`.
+    """One ONNX file and what was measured of it. `form` is `MULTI_ADAPTER` or `MERGED_FORM`, `runtime` what runs it.
 
     `figures` holds accuracy and the like where the graph has a task, and peak_bytes, latency_ms.
     """
@@ -35,11 +37,17 @@ class OnnxVariant:
     path: Path
     digest: str
     figures: Mapping[str, Any] | None = None
+    runtime: str = RUNTIME
 
     @property
     def variant(self) -> str:
         """The variant's name in a package: 'onnx/int8'."""
-        return f"{RUNTIME}/{self.dtype}"
+        return f"{self.runtime}/{self.dtype}"
+
+    @property
+    def format(self) -> str:
+        """The number format for people, with the runtime where that is not ONNX Runtime: 'int8', 'tensorrt fp16'."""
+        return self.dtype if self.runtime == RUNTIME else f"{self.runtime} {self.dtype}"
 
 
 def task_of(recipe: ClassifierRecipe, labels: Sequence[str], prompt: str = "") -> dict[str, Any]:
@@ -65,21 +73,32 @@ def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[Varia
     return [
         VariantSource(
             weights=graph.path,
-            runtime=RUNTIME,
+            runtime=graph.runtime,
             dtype=graph.dtype,
-            peak_bytes=int((graph.figures or {}).get("peak_bytes") or 3 * graph.path.stat().st_size),
+            peak_bytes=int((graph.figures or {}).get("peak_bytes") or _estimated_bytes(graph)),
             accuracy=(graph.figures or {}).get("accuracy"),
+            options={"precision": graph.dtype} if graph.runtime == TENSORRT else {},
             metrics=numbers(graph) | (drift_reference(graph) if answers else {}),
         )
         for graph in graphs
     ]
 
 
+def _estimated_bytes(graph: OnnxVariant) -> int:
+    """Memory of a graph that was not loaded here. A device's trial replaces it by what it measures."""
+    size = graph.path.stat().st_size
+    return ENGINE_HOST_BYTES + 2 * size if graph.runtime == TENSORRT else 3 * size
+
+
 def numbers(graph: OnnxVariant) -> dict[str, float]:
-    """The figures of a graph that travel in its package, rounded so that they read well."""
+    """The figures of a graph that travel in its package, rounded so that they read well.
+
+    `judged_on_cpu` is 1 for a graph whose accuracy is that of its emulation on this host's processor.
+    """
     wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes", LOSS_LOW, LOSS_HIGH)
+    judged = {"judged_on_cpu": 1.0} if graph.runtime == TENSORRT else {}
     figures = graph.figures or {}
-    return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None}
+    return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None} | judged
 
 
 def drift_reference(graph: OnnxVariant) -> dict[str, float]:
@@ -145,7 +164,7 @@ def adapter(
 ) -> AdapterPackageSource:  # fmt: skip
     """The adapter, with what it is worth on each variant of the base ('accuracy.onnx/int8')."""
     settings = record["settings"]
-    reference = next(graph for graph in graphs if graph.dtype == "fp32")
+    reference = next(graph for graph in graphs if graph.variant == f"{RUNTIME}/fp32")
     metrics = {
         f"{key}.{graph.variant}": value
         for graph in graphs

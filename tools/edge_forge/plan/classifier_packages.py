@@ -147,6 +147,8 @@ class ClassifierPackages:
 
     def _sized(self, graph: OnnxVariant) -> OnnxVariant:
         """A graph of the base with its memory, which no recipe has a part in."""
+        if graph.runtime != sources.RUNTIME:
+            return graph
         tokens = self.training.bank_tokens
 
         def work(_: Path) -> Mapping[str, Any]:
@@ -173,9 +175,17 @@ class ClassifierPackages:
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.evaluate.measure_onnx import golden
+            from edge_forge.export.onnx.scored import scored
+
+            def computed(variant: str, subject: Any) -> Any:
+                runtime, dtype = variant.split("/")
+                if runtime == sources.RUNTIME:
+                    return golden(subject, texts)
+                with scored(subject, dtype, runtime) as true:
+                    return golden(true, texts)
 
             def run(found: Mapping[str, Any]) -> dict[str, probes.VariantOutputs]:
-                results = {name: golden(subject, texts) for name, subject in found.items()}
+                results = {name: computed(name, subject) for name, subject in found.items()}
                 labels = 0 if what == "base" else len(self.training.data.labels)
                 return {
                     name: probes.VariantOutputs(

@@ -80,8 +80,8 @@ class ClassifierPlan:
         """Variants, verdicts and packages."""
         gates, passed = self.exports.judged
         variants = [*self.exports.multi_adapter_graphs, *self.exports.merged_graphs]
-        shipped = {(graph.form, graph.dtype) for graph in passed}
-        lost = [[graph.form, graph.dtype] for graph in variants if (graph.form, graph.dtype) not in shipped]
+        shipped = {(graph.form, graph.format) for graph in passed}
+        lost = [[graph.form, graph.format] for graph in variants if (graph.form, graph.format) not in shipped]
         return {
             "variants": list(rows_of(variants, passed)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
@@ -130,7 +130,8 @@ class ClassifierPlan:
         graphs = (*self.exports.multi_adapter_graphs, *self.exports.merged_graphs)
         return {
             f"{one['form']} {one['dtype']}": (
-                f"{one['accuracy']:.4f}, {size(one['size_bytes'])}, {one['latency_ms']:.1f} ms"
+                f"{one['accuracy']:.4f}, {size(one['size_bytes'])}"
+                + (f", {one['latency_ms']:.1f} ms" if "latency_ms" in one else ", latency not measured here")
             )
             for one in rows_of(graphs, ())
         }
@@ -146,7 +147,8 @@ def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figur
     found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in runs.items()}
     shipped = [
         (name, graph) for name, plan in plans.items() for graph in plan.exports.merged_graphs
-        if any(one["shipped"] and one["digest"] == graph.digest for one in runs[name]["variants"])
+        if graph.runtime == RUNTIME
+        and any(one["shipped"] and one["digest"] == graph.digest for one in runs[name]["variants"])
     ]  # fmt: skip
     if not shipped:
         return found

@@ -42,9 +42,15 @@ CODE: Code = {
     "export-base": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "quantize": (("edge_forge.export.onnx.quantize",), _RUNTIME),
+    "tensorrt-form": (("edge_forge.export.onnx.tensorrt_form",), _RUNTIME),
     "choose": (("edge_forge.export.onnx.quantize",), ()),
     "measure": (
-        ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.classifier_metrics", "edge_agent.backends.onnx"),
+        (
+            "edge_forge.evaluate.measure_onnx",
+            "edge_forge.evaluate.classifier_metrics",
+            "edge_agent.backends.onnx",
+            "edge_forge.export.onnx.scored",
+        ),
         _RUNTIME,
     ),
     "latency": (
@@ -53,7 +59,12 @@ CODE: Code = {
     ),
     "paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "probes": (
-        ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.probes", "edge_agent.backends.onnx"),
+        (
+            "edge_forge.evaluate.measure_onnx",
+            "edge_forge.evaluate.probes",
+            "edge_agent.backends.onnx",
+            "edge_forge.export.onnx.scored",
+        ),
         _RUNTIME,
     ),
     "package": (("edge_forge.package.build", "edge_forge.package.classifier_sources"), ()),

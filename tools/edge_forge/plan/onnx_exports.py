@@ -1,15 +1,16 @@
 """The second part of a classifier's plan: ONNX graphs, their number formats, and the figures of each.
 
-    train ─▶ export-merged ─▶ quantize ─▶ measure ─┐
-    base ──▶ export-base ───▶ quantize ─▶ measure ─┴▶ gates
+    train ─▶ export-merged ─▶ quantize, tensorrt-form ─▶ measure ─┐
+    base ──▶ export-base ───▶ quantize, tensorrt-form ─▶ measure ─┴▶ gates
 
-The code that the device runs measures everything (`evaluate.measure_onnx`).
+The code that the device runs measures everything (`evaluate.measure_onnx`); of graphs for TensorRT their equals for
+ONNX Runtime (`export.onnx.scored`), since this host has no engine. Their latency is not measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.bundle.catalog import LOSS_LOW
 from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
-from edge_forge.package.classifier_sources import LOSS_HIGH, MERGED_FORM, MULTI_ADAPTER, OnnxVariant
+from edge_forge.package.classifier_sources import LOSS_HIGH, MERGED_FORM, MULTI_ADAPTER, RUNTIME, TENSORRT, OnnxVariant
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
 from edge_forge.plan.step_runner import quiet
@@ -162,6 +163,49 @@ class OnnxExports:
             inputs |= self.training.data_step.digests("validation.jsonl", "test.jsonl")
         return self.steps.run("quantize", inputs, settings, work, "quantize merged")
 
+    @cached_property
+    def base_for_tensorrt(self) -> StepResult | None:
+        """The base with its bank in the form for TensorRT, a file per format; None where the recipe names none."""
+        entry = self.base_export
+        title, bank = "TensorRT form of base", (self.bank, entry.facts["modules"])
+        return self._for_tensorrt(entry, title, None, entry.facts["max_tokens"], bank)
+
+    @cached_property
+    def merged_for_tensorrt(self) -> StepResult | None:
+        """The merged model in the form for TensorRT, a file per format; None where the recipe names none."""
+        entry = self.merged_export
+        return self._for_tensorrt(entry, "TensorRT form of merged", self._range_texts, entry.facts["max_tokens"])
+
+    def _for_tensorrt(
+        self,
+        entry: StepResult,
+        title: str,
+        texts: Callable[[], list[str]] | None,
+        max_tokens: int,
+        bank: tuple[Mapping[str, Any], Sequence[str]] | None = None,
+    ) -> StepResult | None:
+        """`texts` of this recipe show what FP16 must hold; None: general ones, for what is of no recipe's own."""
+        formats = list(self.recipe.quantize.tensorrt)
+        if not formats:
+            return None
+        settings = {"formats": formats, "bank": None if bank is None else bank[0]}
+        inputs = entry.digests(*_ENCODER)
+        if texts is not None:
+            inputs |= self.training.data_step.digests("validation.jsonl", "test.jsonl")
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.onnx.export_graphs import Bank
+            from edge_forge.export.onnx.tensorrt_form import make
+
+            made = make(
+                encoder_path=entry.path("encoder.onnx"), out_dir=folder, tokenizer_path=entry.path("tokenizer.json"),
+                formats=formats, max_tokens=max_tokens, **({} if texts is None else {"texts": texts()}),
+                bank=None if bank is None else (Bank(**bank[0]), bank[1]),
+            )  # fmt: skip
+            return {"made": sorted(made.paths), "float16": None if made.half is None else made.half.sentence}
+
+        return self.steps.run("tensorrt-form", inputs, settings, work, title)
+
     def _range_texts(self) -> list[str]:
         """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""
         data = self.training.data
@@ -190,7 +234,7 @@ class OnnxExports:
                 fragmentation_shares,
                 unknown_share,
             )
-            from edge_forge.export.onnx.float16 import scored
+            from edge_forge.export.onnx.scored import scored
 
             subject = measure.OnnxSubject(
                 graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else "",
@@ -201,7 +245,7 @@ class OnnxExports:
                 gold = rows.splits[split]
                 if gold:
                     texts = [row.text for row in gold]
-                    with scored(subject, graph.dtype) as true:
+                    with scored(subject, graph.dtype, graph.runtime) as true:
                         logits = measure.outputs(true, texts).logits
                     wording = measure.wording(subject, texts)
                     assert logits is not None  # noqa: S101 - a graph with a head was exported
@@ -212,21 +256,24 @@ class OnnxExports:
                         **found.as_dict(), "confidence": confidence_shares(own),
                         "fragmentation": fragmentation_shares(wording), "out_of_vocabulary": unknown_share(wording),
                     }  # fmt: skip
+            if graph.runtime != RUNTIME:
+                return facts
             texts = [row.text for row in rows.measured[1][:_LATENCY_TEXTS]]
             return {**facts, "latency": measure.latency(subject, texts)._asdict(),
                     "memory": measure.memory(subject)._asdict()}  # fmt: skip
 
-        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.dtype}")
-        self._measurements[graph.form, graph.dtype] = entry
+        entry = self.steps.run("measure", inputs, settings, work, f"measure {graph.form} {graph.format}")
+        self._measurements[graph.form, graph.format] = entry
         scores = entry.facts[rows.measured[0]]
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
         figures = {key: scores[key] for key in told}
-        figures |= {
-            "latency_ms": entry.facts["latency"]["p50_ms"], "latency": entry.facts["latency"],
-            "peak_bytes": entry.facts["memory"]["peak_bytes"], "memory": entry.facts["memory"],
-            "validation_accuracy": entry.facts["validation"]["accuracy"],
-        }  # fmt: skip
+        figures |= {"validation_accuracy": entry.facts["validation"]["accuracy"]}
+        if "latency" in entry.facts:
+            figures |= {
+                "latency_ms": entry.facts["latency"]["p50_ms"], "latency": entry.facts["latency"],
+                "peak_bytes": entry.facts["memory"]["peak_bytes"], "memory": entry.facts["memory"],
+            }  # fmt: skip
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
     def subject(self, graph: OnnxVariant) -> OnnxSubject:
@@ -250,7 +297,14 @@ class OnnxExports:
         graphs = [_graph(MULTI_ADAPTER, "fp32", self.base_export, "model.onnx", parity=_parity(self.base_export))]
         if self.base_formats is not None:
             graphs.append(_graph(MULTI_ADAPTER, "int8", self.base_formats, "int8.onnx"))
-        return tuple(graphs)
+        return (*graphs, *self._tensorrt_graphs(MULTI_ADAPTER, self.base_for_tensorrt))
+
+    def _tensorrt_graphs(self, form: str, entry: StepResult | None) -> Iterator[OnnxVariant]:
+        for name in entry.facts["made"] if entry is not None else ():
+            assert entry is not None  # noqa: S101 - names come from it
+            graph = dataclasses.replace(_graph(form, name, entry, f"{name}.onnx"), runtime=TENSORRT)
+            told = {"range": f"{self.recipe.base.name}: {entry.facts['float16']}"} if name == "fp16" else {}
+            yield dataclasses.replace(graph, figures=told)
 
     @cached_property
     def merged_graphs(self) -> tuple[OnnxVariant, ...]:
@@ -268,6 +322,7 @@ class OnnxExports:
                     self.steps.progress.warn(found)
                 graph = dataclasses.replace(graph, figures={"range": found})
             graphs.append(graph)
+        graphs.extend(self._tensorrt_graphs(MERGED_FORM, self.merged_for_tensorrt))
         tokenizer = self.merged_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
 
@@ -284,14 +339,14 @@ class OnnxExports:
 
         Accuracy by the measured split; agreement and logit error by validation and test together.
         """
-        if graph.dtype == "fp32":
+        if graph.format == "fp32":
             return None
         rows = self.training.data
         split, labelled = rows.measured
         others = [name for name in ("validation", "test") if name != split and rows.splits[name]]
         entries = {
             "reference": self._measurements[graph.form, "fp32"],
-            "variant": self._measurements[graph.form, graph.dtype],
+            "variant": self._measurements[graph.form, graph.format],
         }
         files = [f"{name}.npy" for name in (split, *others)]
         inputs = {
@@ -310,7 +365,7 @@ class OnnxExports:
             further = tuple(found[name][1] for name in ("reference", "variant")) if others else None
             return compare_logits(found["reference"][0], found["variant"][0], gold, further).as_dict()
 
-        title = f"compare {graph.form} {graph.dtype} with fp32"
+        title = f"compare {graph.form} {graph.format} with fp32"
         return self.steps.run("paired", inputs, {"labels": list(rows.labels)}, work, title).facts
 
     @cached_property
@@ -330,11 +385,11 @@ class OnnxExports:
         section = self.recipe.quantize
         limits = gates.LossLimits(section.max_loss_points, section.min_agreement, section.max_logit_error)
         kept = [self._beside_fp32(graph) for graph in graphs]
-        figures = [{"form": graph.form, "dtype": graph.dtype, **(graph.figures or {})} for graph in kept]
+        figures = [{"form": graph.form, "dtype": graph.format, **(graph.figures or {})} for graph in kept]
         found, beyond = gates.judge(figures, self.recipe.export.parity_tolerance, limits)
         # The base belongs to no recipe: what it loses for this adapter is said, not left out (decision 0023).
         passed = tuple(
-            graph for graph in kept if (graph.form, graph.dtype) not in beyond or graph.form == MULTI_ADAPTER
+            graph for graph in kept if (graph.form, graph.format) not in beyond or graph.form == MULTI_ADAPTER
         )
         return tuple(found), passed
 
@@ -347,7 +402,7 @@ def rows_of(graphs: Sequence[OnnxVariant], passed: Sequence[OnnxVariant]) -> Ite
         graph = judged.get(one.digest, one)
         yield {
             "shipped": one.digest in judged,
-            "digest": graph.digest, "form": graph.form, "dtype": graph.dtype,
+            "digest": graph.digest, "form": graph.form, "dtype": graph.format,
             "size_bytes": graph.path.stat().st_size, **(graph.figures or {}),
         }  # fmt: skip
 

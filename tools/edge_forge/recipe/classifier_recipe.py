@@ -102,6 +102,9 @@ class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     """`[quantize]`: the number formats that are tried, and what they may cost."""
 
     variants: tuple[Dtype, ...] = ("fp32", "fp16", "int8")
+    tensorrt: tuple[Dtype, ...] = ()
+    """Formats of further variants for TensorRT on a Jetson, with the same adapters; empty: none. INT8 is not for a
+    Nano. They are judged by an emulation on this host; the golden probes decide on the device."""
     max_loss_points: NotNegative = 0.5
     """Accuracy that a variant may lose against FP32, in percentage points of the test split."""
     min_agreement: Share = 0.95

@@ -73,6 +73,11 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
     for one in variants:
         if one.get("range"):
             yield Paragraph(f"{one['range']} Its answers are those of float16 arithmetic, emulated.")
+    if any(one["dtype"].startswith("tensorrt ") for one in variants):
+        yield Paragraph(
+            "Variants for TensorRT were judged on this host's processor, where no engine runs: float16 is emulated, "
+            "INT8 computed with the same codes. Their latency is not known here. On a device the golden probes decide."
+        )
     names = {label(one): one for one in variants}
     panels = [
         ("Accuracy", "{:.3f}", {name: one["accuracy"] for name, one in names.items()}),
@@ -390,7 +395,10 @@ def paired_accuracy(first: str, second: str) -> tuple[float, float, float]:
 
 def _task_costs(lora: Mapping[str, Any], full: Mapping[str, Any]) -> str:
     """What a further task on a device that serves the base already takes, by either method."""
-    shipped = [one for one in full.get("variants") or () if one["form"] == "merged" and one["shipped"]]
+    shipped = [
+        one for one in full.get("variants") or ()
+        if one["form"] == "merged" and one["shipped"] and not one["dtype"].startswith("tensorrt ")
+    ]  # fmt: skip
     if not shipped or "adapter_bytes" not in lora:
         return ""
     smallest = min(shipped, key=lambda one: int(one["size_bytes"]))

@@ -6,28 +6,23 @@ on a GPU only (docs/decisions/0161). Therefore:
 - `measure_range` runs the float graph over texts and finds the tensors that pass 65,504 divided by `MARGIN`, and the
   weights that pass 65,504. `to_float16` keeps every node that makes or reads one of them in float32.
 - `emulated` turns a float16 graph into a float32 one that rounds each tensor to float16, infinities included. The plan
-  scores it in place of the graph itself.
+  scores it in place of the graph itself (`scored.py`).
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from edge_forge.export.onnx.graph import GraphEditor, finished, run_session, save
+from edge_forge.export.onnx.graph import GraphEditor, finished, run_session
 
 if TYPE_CHECKING:
-    from edge_forge.evaluate.measure_onnx import OnnxSubject
     from edge_forge.export.onnx.quantize import Feed
 
 LARGEST = 65504.0
@@ -88,7 +83,7 @@ def measure_range(model: onnx.ModelProto, feeds: Sequence[Feed]) -> HalfRange:
 def _peaks(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
     """The largest magnitude of every computed float tensor. Reduced within the graph, so that no tensor is kept."""
     probe = GraphEditor(_copy(model))
-    names = [name for name, kind in _kinds(model).items() if kind == TensorProto.FLOAT and probe.maker(name)]
+    names = [name for name, kind in kinds(model).items() if kind == TensorProto.FLOAT and probe.maker(name)]
     for place, name in enumerate(names):
         probe.add("Abs", [name], [f"peak.{place}.abs"])
         probe.add("ReduceMax", [f"peak.{place}.abs"], [f"peak.{place}"], keepdims=0)
@@ -99,17 +94,23 @@ def _peaks(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
     return dict(zip(names, found.tolist(), strict=True))
 
 
-def _kinds(model: onnx.ModelProto) -> Mapping[str, int]:
+def kinds(model: onnx.ModelProto) -> Mapping[str, int]:
     """The element type of every computed tensor that inference knows."""
     inferred = onnx.shape_inference.infer_shapes(model)
     infos = [*inferred.graph.value_info, *inferred.graph.output]
     return {info.name: info.type.tensor_type.elem_type for info in infos}
 
 
-def to_float16(model: onnx.ModelProto, kept: Sequence[str] = ()) -> onnx.ModelProto:
+def to_float16(
+    model: onnx.ModelProto,
+    kept: Sequence[str] = (),
+    kept_kinds: Sequence[str] = (),
+    half_inputs: Collection[str] = (),
+) -> onnx.ModelProto:
     """Weights and arithmetic in float16; inputs, outputs, normalisations, sums over tokens and `kept` stay float32.
 
-    `kept` are names of nodes (`HalfRange.kept`). No weight is cut: those beyond float16 belong to kept nodes.
+    `kept` are names of nodes (`HalfRange.kept`), `kept_kinds` further operators that stay, `half_inputs` the graph
+    inputs that are handed over in float16. No weight is cut: those beyond float16 belong to kept nodes.
     On ONNX Runtime's CPU provider this saves bytes, not time; it is the format of the Jetson Nano.
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
@@ -121,9 +122,11 @@ def to_float16(model: onnx.ModelProto, kept: Sequence[str] = ()) -> onnx.ModelPr
             warnings.simplefilter("ignore")
             converted: onnx.ModelProto = convert_float_to_float16(
                 _copy(model),
-                keep_io_types=True,
+                keep_io_types=[
+                    given.name for given in (*model.graph.input, *model.graph.output) if given.name not in half_inputs
+                ],
                 max_finite_val=LARGEST,  # versions before 1.22 cut weights to 1e4
-                op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT],
+                op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT, *kept_kinds],
                 node_block_list=list(kept),
             )
     finally:
@@ -155,7 +158,7 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Products are summed in float32, as GPUs do; each result is rounded, so that what is too large becomes infinite.
     """
-    kinds = _kinds(model)
+    found = kinds(model)
     result = _copy(model)
     for tensor in result.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
@@ -167,24 +170,21 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
             editor.remove([node])
             editor.add("Cast", node.input, node.output, to=TensorProto.FLOAT)
         for name in node.output:
-            if kinds.get(name) == TensorProto.FLOAT16:
-                narrow = editor.add("Cast", [name], [f"{name}.half"], to=TensorProto.FLOAT16)
-                editor.add("Cast", [f"{name}.half"], [f"{name}.rounded"], to=TensorProto.FLOAT)
-                editor.redirect(name, f"{name}.rounded", keep=[narrow])
+            if found.get(name) == TensorProto.FLOAT16:
+                _round(editor, name)
+    for given in result.graph.input:
+        if given.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            given.type.tensor_type.elem_type = TensorProto.FLOAT
+            _round(editor, given.name)
     del result.graph.value_info[:]
     return finished(editor, model)
 
 
-@contextmanager
-def scored(subject: OnnxSubject, dtype: str) -> Iterator[OnnxSubject]:
-    """The variant to score in place of `subject`: of float16 its emulation, else itself."""
-    if dtype != "fp16":
-        yield subject
-        return
-    with tempfile.TemporaryDirectory(prefix="edge-forge-") as folder:
-        path = Path(folder) / "emulated.onnx"
-        save(emulated(onnx.load(subject.model)), path)
-        yield replace(subject, model=path)
+def _round(editor: GraphEditor, name: str) -> None:
+    """Let the readers of a float32 tensor read its values in float16."""
+    narrow = editor.add("Cast", [name], [f"{name}.half"], to=TensorProto.FLOAT16)
+    editor.add("Cast", [f"{name}.half"], [f"{name}.rounded"], to=TensorProto.FLOAT)
+    editor.redirect(name, f"{name}.rounded", keep=[narrow])
 
 
 def _to(node: onnx.NodeProto) -> Any:

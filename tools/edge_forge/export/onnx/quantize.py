@@ -1,7 +1,7 @@
 """Number formats of an exported graph: INT8 with a scale per token, float16, and INT8 as TensorRT parses it.
 
-`make` writes the files that are packed, `int8.onnx` and `fp16.onnx`. The plan measures them with the device's backend
-(`evaluate.measure_onnx`).
+`make` writes the files that are packed for ONNX Runtime, `int8.onnx` and `fp16.onnx` (`tensorrt_form.make` those for
+TensorRT). The plan measures them with the device's backend (`evaluate.measure_onnx`).
 
 Graphs are quantised node by node here instead of by ONNX Runtime's quantiser, which fails on graphs of PyTorch's
 current exporter (onnxruntime#25890), counts padding into its ranges and has one scale for a whole batch
@@ -233,7 +233,8 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-Feed = Mapping[str, npt.NDArray[np.int64]]
+Feed = Mapping[str, npt.NDArray[np.int64 | np.float32]]
+"""Inputs of a graph by name: ids and mask; of a banked graph its arrays, too."""
 
 
 # Channels of a tensor that may be set apart; the least count that does nearly as well as the most is taken.
@@ -366,7 +367,7 @@ def make(
             found = wide_channels(model, feeds(BASE_TEXTS, tokenizer_path, max_tokens))
             converted = quantize_embeddings(quantize_per_token(model, found))
         elif name == FLOAT16:
-            half = measure_range(model, feeds([*texts, _longest(texts, max_tokens)], tokenizer_path, max_tokens))
+            half = measure_range(model, feeds([*texts, longest(texts, max_tokens)], tokenizer_path, max_tokens))
             converted = to_float16(model, half.kept)
         else:
             raise ConfigError(f"there is no format {name!r}", "quantize", f"there are: {INT8}, {FLOAT16}")
@@ -378,7 +379,7 @@ def make(
     return MadeFormats(written, half)
 
 
-def _longest(texts: Sequence[str], max_tokens: int) -> str:
+def longest(texts: Sequence[str], max_tokens: int) -> str:
     """A text of at least `max_tokens` tokens, made of the given ones."""
     joined = " ".join(texts) or "."
     return joined if len(joined.split()) >= max_tokens else joined + f" {joined}" * max_tokens
