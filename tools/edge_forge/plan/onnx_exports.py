@@ -268,12 +268,7 @@ class OnnxExports:
         told = ("accuracy", "macro_f1", "mcc", "ece", "nll", "confusion", "confidence", "fragmentation",
                 "out_of_vocabulary")  # fmt: skip
         figures = {key: scores[key] for key in told}
-        figures |= {"validation_accuracy": entry.facts["validation"]["accuracy"]}
-        if "latency" in entry.facts:
-            figures |= {
-                "latency_ms": entry.facts["latency"]["p50_ms"], "latency": entry.facts["latency"],
-                "peak_bytes": entry.facts["memory"]["peak_bytes"], "memory": entry.facts["memory"],
-            }  # fmt: skip
+        figures |= {"validation_accuracy": entry.facts["validation"]["accuracy"], **_costs(entry.facts)}
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
     def subject(self, graph: OnnxVariant) -> OnnxSubject:
@@ -405,6 +400,16 @@ def rows_of(graphs: Sequence[OnnxVariant], passed: Sequence[OnnxVariant]) -> Ite
             "digest": graph.digest, "form": graph.form, "dtype": graph.format,
             "size_bytes": graph.path.stat().st_size, **(graph.figures or {}),
         }  # fmt: skip
+
+
+def _costs(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Latency and memory of a measured graph; none where this host does not run it as a device would."""
+    if "latency" not in facts:
+        return {}
+    latency, memory = facts["latency"], facts["memory"]
+    return {
+        "latency_ms": latency["p50_ms"], "latency": latency, "peak_bytes": memory["peak_bytes"], "memory": memory
+    }  # fmt: skip
 
 
 def _graph(form: str, dtype: str, entry: StepResult, name: str, parity: float | None = None) -> OnnxVariant:

@@ -174,7 +174,7 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
                 _round(editor, name)
     for given in result.graph.input:
         if given.type.tensor_type.elem_type == TensorProto.FLOAT16:
-            given.type.tensor_type.elem_type = TensorProto.FLOAT
+            given.type.tensor_type.MergeFrom(onnx.TypeProto.Tensor(elem_type=TensorProto.FLOAT))
             _round(editor, given.name)
     del result.graph.value_info[:]
     return finished(editor, model)

@@ -159,7 +159,7 @@ def lower(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto
     result = _copy(model)
     editor = GraphEditor(result)
     for node in _float32_nodes(result, kept):
-        node.name = FP32_PREFIX + node.name
+        node.MergeFrom(onnx.NodeProto(name=FP32_PREFIX + node.name))
     for node in list(result.graph.node):
         if node.op_type not in _SAME and node.op_type != "LayerNormalization":
             raise BackendError(f"the operator {node.op_type} has no form in opset {OPSET} here", "TensorRT form")
