@@ -124,7 +124,6 @@ def on_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
             columns = f"rank.{site['a']}"
             free |= {site["a"]: (2, columns), site["b"]: (1, columns)}
         _set_axes(result, free)
-        del result.graph.value_info[:]
     return result
 
 
@@ -221,7 +220,7 @@ def _lower(editor: GraphEditor, node: onnx.NodeProto) -> None:
         axes = editor.constant(node.input[1])
         if axes is None or _value(node, "noop_with_empty_axes", 0):
             raise BackendError(f"{node.name} computes the axes of its mean", "TensorRT form")
-        del node.input[1:]
+        node.input.pop()
         _drop(node, "noop_with_empty_axes")
         node.attribute.append(helper.make_attribute("axes", [int(axis) for axis in axes]))
     elif node.op_type == "Reshape":
