@@ -24,6 +24,7 @@ from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, Closure, WorkerDeath
 from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, MemoryRefused, RequestError, WorkerError
 from edge_agent.base.limits import ADAPTERS_RESIDENT
+from edge_agent.base.units import duration_text
 from edge_agent.bundle.catalog import Adapter, InstalledModel
 from edge_agent.core import adapter_routing, residency, variants
 from edge_agent.core.memory_ledger import MemoryLedger
@@ -430,6 +431,10 @@ class ModelManager:
             raise WorkerError("the worker ended when its load was over", served.name)
         now_s = self._context.clock.monotonic_s()
         served.loaded(worker, answer, begun_s, now_s)
+        if (built_s := worker.built(now_s)) is not None:
+            data = {"model": served.name, "state": "done", "took_s": round(built_s, 1)}
+            text = f"model {served.name!r}: its engine was built and loaded in {duration_text(built_s)}"
+            self._context.announce("engine-build", text, data, "info")
         self._memory.loaded(served, gpu_bytes, answer.footprint.total_bytes)
         if plan.is_shrunk:
             self._say_shrunk(served, worker)

@@ -13,6 +13,7 @@ import msgspec
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Stats, TextStatistics
+from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base import limits
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
@@ -107,7 +108,7 @@ class StatusBuilder:
             ts=self._clock.wall_s(),
             boot_id=self.identity.boot_id,
             seq=self._next(),
-            models=[model_entry(served) for served in served_models.values()],
+            models=[model_entry(served, self._clock.monotonic_s()) for served in served_models.values()],
         )
         message = encode.retained(self._topics.models, body)
         if len(message.payload) <= limits.MESSAGE_BYTES:
@@ -172,7 +173,9 @@ class StatusBuilder:
             "agent": self.identity.version,
             "board": self.identity.board,
             "uptime_s": round(self._clock.monotonic_s() - self._started_s, 1),
-            "models": [msgspec.to_builtins(model_entry(served)) for served in served_models.values()],
+            "models": [
+                msgspec.to_builtins(model_entry(served, self._clock.monotonic_s())) for served in served_models.values()
+            ],
             "sensors": {key: msgspec.to_builtins(measured(reading)) for key, reading in readings.items()},
         }
 
@@ -210,8 +213,8 @@ def measured(reading: Reading) -> messages.Measured:
     return messages.Measured(value=value, unit=reading.unit, source=reading.source, reason=reading.reason)
 
 
-def model_entry(served: ServedModel) -> messages.ModelEntry:
-    """A served model as a message part."""
+def model_entry(served: ServedModel, now_s: float) -> messages.ModelEntry:
+    """A served model as a message part; `now_s` is monotonic."""
     model, worker = served.model, served.worker
     return messages.ModelEntry(
         name=model.name,
@@ -227,7 +230,16 @@ def model_entry(served: ServedModel) -> messages.ModelEntry:
         reason=served.lifecycle.published,
         context=(worker.context or None) if worker is not None else None,
         sequences=(worker.sequences or None) if worker is not None else None,
+        building=None if worker is None else _building(worker, now_s),
     )
+
+
+def _building(worker: WorkerHandle, now_s: float) -> messages.EngineBuild | None:
+    told = worker.progress
+    if told is None:
+        return None
+    elapsed_s = round(now_s - worker.building_s, 1)
+    return messages.EngineBuild(stage=told.stage, share=told.share, elapsed_s=elapsed_s, expected_s=told.expected_s)
 
 
 def _without_labels(entry: messages.ModelEntry) -> messages.ModelEntry:

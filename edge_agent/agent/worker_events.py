@@ -15,10 +15,19 @@ from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
+from edge_agent.base.units import duration_text
 from edge_agent.core.grammar_bans import barred_reason, has_grammar
 from edge_agent.core.job import MAX_ATTEMPTS, Job, JobState
 from edge_agent.core.model_lifecycle import ModelState
-from edge_agent.protocol.worker_messages import AnyEvent, GrammarCompiled, Heartbeat, JobDone, JobFailed, TextChunk
+from edge_agent.protocol.worker_messages import (
+    AnyEvent,
+    GrammarCompiled,
+    Heartbeat,
+    JobDone,
+    JobFailed,
+    LoadProgress,
+    TextChunk,
+)
 
 
 class Answers(Protocol):
@@ -56,10 +65,13 @@ class WorkerEventHandler:
     # ---- what a worker sends ---------------------------------------------------------------------------------------
 
     def take_event(self, served: ServedModel, event: AnyEvent) -> None:
-        """A worker sent an event about a job, or a heartbeat."""
+        """A worker sent an event about a job, a heartbeat, or how far its load is."""
         now_s = self._context.clock.monotonic_s()
         if served.worker is not None:
             served.worker.hear(now_s)
+        if isinstance(event, LoadProgress):
+            self._take_progress(served, event, now_s)
+            return
         if isinstance(event, Heartbeat):
             return
         job = served.running.get(event.id)
@@ -80,6 +92,13 @@ class WorkerEventHandler:
             self._answer(served, job, event, now_s)
         if isinstance(event, JobFailed) and event.costly:
             self._ban(served, job.key[0], now_s)
+
+    def _take_progress(self, served: ServedModel, event: LoadProgress, now_s: float) -> None:
+        if served.worker is not None and served.worker.note_progress(event, now_s):
+            last = "" if event.expected_s is None else f"; the last build here took {duration_text(event.expected_s)}"
+            text = f"model {served.name!r}: an engine is built for this device, which takes minutes{last}"
+            data = {"model": served.name, "state": "begun", "expected_s": event.expected_s}
+            self._context.announce("engine-build", text, data, "info")
 
     def _answer(self, served: ServedModel, job: Job, event: JobDone | JobFailed, now_s: float) -> None:
         if isinstance(event, JobFailed):

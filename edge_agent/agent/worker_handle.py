@@ -11,7 +11,7 @@ from collections import OrderedDict
 from edge_agent.agent.context_sizing import LoadPlan
 from edge_agent.agent.ports import Worker
 from edge_agent.bundle.catalog import Adapter, TaskSpec
-from edge_agent.protocol.worker_messages import LoadMemory, ModelLoaded, StepLimits
+from edge_agent.protocol.worker_messages import LoadMemory, LoadProgress, ModelLoaded, StepLimits
 
 
 class WorkerHandle:
@@ -21,6 +21,7 @@ class WorkerHandle:
     jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a time), each
     with `context` tokens. `attached`: digests of the adapters that it holds, least recently used first. `loaded_s`:
     since when it holds the model; `last_used_s`: when a job was last inside; `heard_s`: when it last sent anything.
+    `progress`: how far a load is that takes minutes, since `building_s`; None where the process has told nothing.
     """
 
     def __init__(self, process: Worker, plan: LoadPlan, limits: StepLimits) -> None:
@@ -35,6 +36,20 @@ class WorkerHandle:
         self.attached: OrderedDict[str, str] = OrderedDict()
         self.loaded_s = self.last_used_s = self.heard_s = 0.0
         self._learned: tuple[int, float] | None = None
+        self.progress: LoadProgress | None = None
+        self.building_s = 0.0
+
+    def note_progress(self, progress: LoadProgress, now_s: float) -> bool:
+        """The process told how far its load is; True the first time."""
+        first, self.progress = self.progress is None, progress
+        if first:
+            self.building_s = now_s
+        return first
+
+    def built(self, now_s: float) -> float | None:
+        """The load is over: the seconds since it first told its progress, None where it told none."""
+        told, self.progress = self.progress, None
+        return None if told is None else now_s - self.building_s
 
     async def load(self, task: TaskSpec, limits: StepLimits) -> ModelLoaded:
         """Let the process load the model as planned, and return its answer. Raises BackendError, WorkerError."""

@@ -17,7 +17,7 @@ A backend never starts threads that outlive `close`, never prints, and raises on
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edge_agent.bundle.prompt_tokens import TextEncoder
@@ -151,6 +151,14 @@ class Footprint(NamedTuple):
     arena_bytes: int
 
 
+class LoadStage(NamedTuple):
+    """How far a load is that takes minutes; see `worker_messages.LoadProgress`."""
+
+    stage: str
+    share: float | None = None
+    expected_s: float | None = None
+
+
 class Vocabulary(abc.ABC):
     """The tokenizer in a model's own file."""
 
@@ -231,6 +239,11 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def probe(self) -> Capabilities | Unavailable:
         """What the runtime can do here; Unavailable where it is not installed. Raises nothing for that."""
+
+    def watch(self, tell: Callable[[LoadStage], None]) -> None:
+        """Have later loads call `tell`, from the loading thread and at most about once a second. Of use for backends
+        that compile a model on the device; the others tell nothing."""
+        return
 
     @abc.abstractmethod
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:

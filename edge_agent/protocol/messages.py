@@ -227,6 +227,7 @@ EVENT_KINDS = (
     "not-sendable",
     "stream-stopped",
     "context-shrunk",
+    "engine-build",
     "broker",
     "events-lost",
     "state-folder",
@@ -301,9 +302,20 @@ class VariantEntry(Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
 
 
+class EngineBuild(Struct, frozen=True, kw_only=True):
+    """An engine that is being built for this device: what it does now (`stage`), the share of that (0 to 1) where the
+    runtime tells, seconds since the begin, and what the last build here took in all."""
+
+    stage: str
+    share: float | None
+    elapsed_s: float
+    expected_s: float | None
+
+
 class ModelEntry(Struct, frozen=True, kw_only=True):
     """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident, a
-    resident generator has `sequences` of so many tokens of `context`."""
+    resident generator has `sequences` of so many tokens of `context`. `building` is there while its worker compiles
+    it."""
 
     name: str
     version: int
@@ -318,6 +330,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     reason: str | None = None
     context: int | None = None
     sequences: int | None = None
+    building: EngineBuild | None = None
 
 
 class Models(Struct, frozen=True, kw_only=True):

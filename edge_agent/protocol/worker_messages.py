@@ -347,6 +347,15 @@ class Heartbeat(WorkerEvent, tag="beat"):
     """A generator works; sent where nothing else was for a second."""
 
 
+class LoadProgress(WorkerEvent, tag="progress"):
+    """A load that takes minutes goes on. `stage`: what it does; `share` (0 to 1): how much of that is done, None where
+    the runtime does not tell; `expected_s`: what the whole took last time on this device."""
+
+    stage: str
+    share: float | None = None
+    expected_s: float | None = None
+
+
 AnyAnswer = (
     Accepted
     | CallRefused
@@ -357,7 +366,7 @@ AnyAnswer = (
     | FootprintRead
     | JobCancelled
 )
-AnyEvent = TextChunk | JobDone | JobFailed | GrammarCompiled | Heartbeat
+AnyEvent = TextChunk | JobDone | JobFailed | GrammarCompiled | Heartbeat | LoadProgress
 
 
 class WorkerListener(Protocol):

@@ -29,6 +29,7 @@ from edge_agent.backends.api import (
     Failed,
     GrammarReady,
     Limits,
+    LoadStage,
     Session,
     SessionJob,
     Unavailable,
@@ -67,6 +68,7 @@ from edge_agent.protocol.worker_messages import (
     JobFailed,
     JobWork,
     LoadModel,
+    LoadProgress,
     MeasureTexts,
     ModelLoaded,
     ProbeBackends,
@@ -203,6 +205,7 @@ class Child:
         # `options` are the package's and the operator's together; of these words none is the package's to say.
         options = {name: value for name, value in request.options.items() if name not in DEVICE_OPTIONS}
         self._memory_bound.set(Allowance(request.allowed_bytes, request.by_board))
+        backend.watch(self._tell_stage)
         session = self._session = backend.load(request.files, {**options, **bounds})
         self._throttle.enabled = session.sequences > 0
         self._tokenizer_path = request.files.get("tokenizer")
@@ -222,6 +225,9 @@ class Child:
             sequences=session.sequences,
             context=session.context,
         )
+
+    def _tell_stage(self, stage: LoadStage) -> None:
+        self._channel.send(LoadProgress(stage.stage, stage.share, stage.expected_s))
 
     def _build_task(self, fields: TaskFields) -> tasks.Task:
         return kinds.build(fields, self._tokenizer_path, self._loaded().vocabulary())

@@ -6,6 +6,9 @@ Used by installs and by `doctor`, outside the daemon's event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.reading import Reading
 from edge_agent.base.runtimes import traits
+from edge_agent.base.units import duration_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.gguf_header import header_at
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
@@ -21,9 +25,11 @@ from edge_agent.bundle.variant_sizing import sized
 from edge_agent.core.energy import TextEnergy, UtilisationModel, enough_samples, estimated, per_text
 from edge_agent.core.paired_times import PairedTimes
 from edge_agent.protocol.worker_messages import (
+    AnyEvent,
     BackendsProbed,
     CompanyTexts,
     LoadMemory,
+    LoadProgress,
     NoListener,
     ProbeBackends,
     RuntimeReport,
@@ -46,6 +52,9 @@ SAMPLE_S = 0.05
 TURNS, FEWEST_TURNS, TOGETHER_S, LONGEST_S = 31, 9, 15.0, 120.0
 # Variants that do not fit into memory together: loads of each, and the time for all of them.
 APART_TURNS, APART_S = 3, 180.0
+PROGRESS_SAID_S = 15.0
+"""The progress of a load is logged at this interval."""
+log = logging.getLogger("edge_agent.worker")
 Power = Callable[[], Reading]
 
 
@@ -265,4 +274,20 @@ async def _sample(samples: list[Reading], power: Power) -> None:
 
 
 async def _spawn(options: SpawnOptions) -> WorkerProcess:
-    return await spawn(options, NoListener())
+    return await spawn(options, LoadReporter())
+
+
+class LoadReporter(NoListener):
+    """Logs how far a load is that takes minutes. Implements `WorkerListener`."""
+
+    def __init__(self) -> None:
+        self._said_s = -math.inf
+
+    def on_event(self, event: AnyEvent) -> None:
+        """Of all events a worker without jobs sends `LoadProgress` alone."""
+        now_s = time.monotonic()
+        if isinstance(event, LoadProgress) and now_s - self._said_s >= PROGRESS_SAID_S:
+            self._said_s = now_s
+            share = "" if event.share is None else f", {event.share:.0%} of it"
+            last = "" if event.expected_s is None else f"; the last build here took {duration_text(event.expected_s)}"
+            log.info("an engine is built for this device, which takes minutes (%s%s)%s", event.stage, share, last)

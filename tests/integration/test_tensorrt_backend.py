@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, SessionJob, Unavailable
+from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, LoadStage, SessionJob, Unavailable
 from edge_agent.backends.tensorrt.engine_backend import RESIDENTS, TensorRtBackend
 from edge_agent.backends.tensorrt.engine_cache import ENGINES_KEPT, EngineCache, device_key
 from edge_agent.base.errors import AdapterRefused, BackendError, PackageError
@@ -229,6 +230,68 @@ def test_a_build_that_fails_is_a_sentence_and_leaves_no_process(
     assert not plans(tmp_path)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert not [pid for pid in children if "engine_host" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def watched(path: str, tell, **options: object):
+    backend = TensorRtBackend()
+    backend.watch(tell)
+    return backend.load({"model": path}, {"max_rows": 8, "max_tokens": 24, "precision": "fp32", **options})
+
+
+@pytest.mark.parametrize("generation", ["8.6", "10.3"])
+def test_a_build_tells_its_stages_and_what_the_last_one_took(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: str
+) -> None:
+    python = fake_gpu.write_python(tmp_path / "slow", generation, build_s="1.3")
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(python))
+    told: list[LoadStage] = []
+    watched(graph, told.append).close()
+    assert [one.stage.partition(":")[0] for one in told][:3] == ["start", "parse", "build"]
+    assert told[-1].stage == "write" and {one.expected_s for one in told} == {None}
+    shares = [one.share for one in told if one.share is not None]
+    assert bool(shares) == (generation == "10.3") and all(0.0 < share <= 1.0 for share in shares)
+    before = len(told)
+    watched(graph, told.append).close()
+    assert len(told) == before, "an engine that is there is not built"
+    watched(graph, told.append, max_tokens=12).close()
+    assert told[-1].expected_s == pytest.approx(1.3, abs=30.0) and told[-1].expected_s >= 1.3
+
+
+@pytest.mark.parametrize("stage", ["start", "parse", "build", "write"])
+def test_a_build_that_is_killed_at_any_point_is_a_sentence_and_leaves_nothing(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """As the kernel does for lack of memory. The next load builds."""
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(fake_gpu.write_python(tmp_path / "slow", build_s="0.4")))
+    before = set(hosts())
+    stages: list[str] = []
+
+    def kill(told: LoadStage) -> None:
+        # At the start the building host is not there yet: the one that probes the device is killed.
+        stages.append(told.stage)
+        if told.stage == stage:
+            os.kill(max(set(hosts()) - before), signal.SIGKILL)
+
+    if stage == "start":
+        watched(graph, kill).close()  # the host that is to load was killed: another one loads what was built
+        assert stages.count("build") == 1
+    else:
+        with pytest.raises(BackendError, match=r"ended by signal 9 during 'build'.*\(free memory"):
+            watched(graph, kill)
+        assert not plans(tmp_path)
+        load(graph).close()
+    assert len(plans(tmp_path)) == 1 and not list((tmp_path / "engines").glob("*.part"))
+    assert set(hosts()) == before
+
+
+def hosts() -> list[int]:
+    """The engine hosts among this process's children."""
+    found = []
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if "engine_host" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(int(pid))
+    return found
 
 
 def test_a_machine_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

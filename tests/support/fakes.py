@@ -337,6 +337,10 @@ class FakeWorker:
             context=options.get("context", self.plan.context),
         )
 
+    def tell(self, event: AnyEvent) -> None:
+        """Send an event to the listener."""
+        self._listener.on_event(event)
+
     async def attach(self, adapter: Adapter) -> AdapterAttached:
         """See `ports.Worker`; raises what `plan.refuses` names for this adapter or operation."""
         self.heard.append(("attach", adapter.name))

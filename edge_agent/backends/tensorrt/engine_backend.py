@@ -13,8 +13,9 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from edge_agent.backends.api import (
     Backend,
     Capabilities,
     Footprint,
+    LoadStage,
     Session,
     Unavailable,
     check_ranges,
@@ -69,13 +71,27 @@ RESIDENTS = 8
 """Adapters in the memory that is shared with the engine host; more wait in the worker's own."""
 WORKSPACE_BYTES = 256 << 20
 BUILD_NICENESS = 10
+STAGE_CHARS = 100
+TOLD_AGAIN_S = 1.0
+"""A stage's share is told at most once in this time."""
 # Layers of this prefix are computed in FP32 also in an FP16 engine; `tensorrt_form` names them so.
 _FP32_PREFIX = "fp32:"
 _FLOAT16_MAX = 65504.0
 
 
+def _tell_nobody(stage: LoadStage) -> None:
+    """Where nobody watches."""
+
+
 class TensorRtBackend(Backend):
     """TensorRT in the engine host's process."""
+
+    def __init__(self) -> None:
+        self._tell: Callable[[LoadStage], None] = _tell_nobody
+
+    def watch(self, tell: Callable[[LoadStage], None]) -> None:
+        """See `Backend.watch`."""
+        self._tell = tell
 
     def probe(self) -> Capabilities | Unavailable:
         """See `Backend.probe`."""
@@ -103,7 +119,7 @@ class TensorRtBackend(Backend):
             raise BackendError(
                 f"option 'precision' is {checked['precision']!r}, {' or '.join(_PRECISIONS)} are possible", "tensorrt"
             )
-        graph = EngineGraph(model_file(files, "tensorrt"), checked)
+        graph = EngineGraph(model_file(files, "tensorrt"), checked, self._tell)
         return EncoderSession(graph, checked["max_rows"], checked["max_tokens"])
 
 
@@ -116,9 +132,11 @@ def _host() -> EngineHost:
 class EngineGraph(EncoderGraph):
     """An engine in its host, started again where the host has ended."""
 
-    def __init__(self, path: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, options: Mapping[str, Any], tell: Callable[[LoadStage], None] = _tell_nobody) -> None:
+        """`tell` is called while an engine is built."""
         self.path = path
         self._options = options
+        self._tell = tell
         found = read_graph_metadata(_metadata_texts(path), options["base_id"], path)
         self.base_id, self.table_rows, self._spec = found
         self._positions = (options["positions"] or options["max_rows"]) if self._spec else 1
@@ -192,8 +210,15 @@ class EngineGraph(EncoderGraph):
 
     def _build(self, engine: Path) -> None:
         """Build in a host of its own: what a build leaves behind on the device goes with that process."""
-        with contextlib.closing(_host()) as host:
+        progress = BuildProgress(self._tell, self._cache.expected_s(self._device))
+        started_s = time.monotonic()
+        progress.begin()
+        with contextlib.ExitStack() as stack:
+            # A host that is killed while it writes leaves half a file.
+            stack.callback(Path(f"{engine}.part").unlink, missing_ok=True)
+            host = stack.enter_context(contextlib.closing(_host()))
             host.build(
+                progress=progress.take,
                 onnx=self.path,
                 plan=str(engine),
                 workspace_bytes=WORKSPACE_BYTES,
@@ -201,10 +226,14 @@ class EngineGraph(EncoderGraph):
                 timing_cache=str(self._cache.timings(self._device)),
                 **self._request(),
             )
+        self._cache.note_build(self._device, time.monotonic() - started_s)
 
     def _load(self) -> None:
         """Load the engine into the host; one that TensorRT does not take is built once more."""
         names = tuple(_bank_shapes(self._spec))
+        if not self._host.alive:  # it ended during the build, which says nothing about the engine
+            self._host.close()
+            self._host = _host()
         try:
             self._host.load(str(self._engine), names, self._positions, RESIDENTS if names else 1)
         except BackendError:
@@ -229,6 +258,40 @@ class EngineGraph(EncoderGraph):
         if self._bank is not None:
             self._bank.empty()
         self._load()
+
+
+class BuildProgress:
+    """The engine host's progress as stages of a load: every new one, and its share once a second. Before TensorRT 10 a
+    build has the stages alone."""
+
+    def __init__(
+        self,
+        tell: Callable[[LoadStage], None],
+        expected_s: float | None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tell = tell
+        self._expected_s = expected_s
+        self._clock_s = clock_s
+        self._stage = ""
+        self._told_s = 0.0
+
+    def begin(self) -> None:
+        """The build is about to be asked for."""
+        self._say("start", "start", None)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """An event of `build_engine.build`."""
+        stage = str(event.get("stage", "build"))
+        # TensorRT's phases lie within each other and alternate: a change of phase alone is no reason to tell it.
+        if stage != self._stage or self._clock_s() - self._told_s >= TOLD_AGAIN_S:
+            phase, total = event.get("phase"), event.get("total", 0)
+            share = round(min(1.0, event.get("done", 0) / total), 3) if total else None
+            self._say(stage, f"{stage}: {phase}" if phase else stage, share)
+
+    def _say(self, stage: str, words: str, share: float | None) -> None:
+        self._stage, self._told_s = stage, self._clock_s()
+        self._tell(LoadStage(words[:STAGE_CHARS], share, self._expected_s))
 
 
 class EngineBank:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ _OF_DEVICE = ("tensorrt", "cuda", "device", "compute_capability")
 _POWER_MODE = "var/lib/nvpmodel/status"
 _POWER_MODE_BYTES = 200
 _CHUNK_BYTES = 1 << 20
+_SECONDS_CHARS = 20
 
 
 def device_key(probe: Mapping[str, Any], root: Path = Path("/")) -> dict[str, str]:
@@ -57,6 +59,21 @@ class EngineCache:
     def timings(self, device: Mapping[str, str]) -> Path:
         """TensorRT's timing cache for this device."""
         return self._folder / f"{_digest(dict(device))}.timings"
+
+    def expected_s(self, device: Mapping[str, str]) -> float | None:
+        """Seconds that the last build on this device took; None before the first one."""
+        with contextlib.suppress(OSError, ValueError):
+            taken_s = float(self._last_build(device).read_text()[:_SECONDS_CHARS])
+            return taken_s if 0.0 < taken_s < math.inf else None
+        return None
+
+    def note_build(self, device: Mapping[str, str], taken_s: float) -> None:
+        """A build on this device took so many seconds. Where that cannot be written, nothing is expected."""
+        with contextlib.suppress(OSError):
+            self._last_build(device).write_text(f"{taken_s:.1f}")
+
+    def _last_build(self, device: Mapping[str, str]) -> Path:
+        return self._folder / f"{_digest(dict(device))}.seconds"
 
     def used(self, engine: Path) -> None:
         """Note that an engine serves, and remove what is longest unused beyond `ENGINES_KEPT`."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_agent.agent.host_monitor import Budget
+from edge_agent.agent.status_builder import model_entry
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.errors import BackendError, MemoryRefused
 from edge_agent.base.limits import ADAPTERS_RESIDENT, GIB, MIB
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.protocol.worker_messages import LoadMemory
+from edge_agent.protocol.worker_messages import LoadMemory, LoadProgress
 from tests.support.fakes import Plan, a_model, a_variant
 from tests.support.in_process import Device
 from tests.support.virtual_time import later, settle
@@ -597,5 +598,38 @@ def test_a_load_that_is_ordered_is_given_up_when_the_model_is_removed_while_the_
         assert device.manager.every_served_model() == ()
         assert not device.manager.ledger.accounts()
         assert device.server.fault is None
+
+    Device.run(scenario, a_model())
+
+
+def test_a_load_that_compiles_tells_how_far_it_is_and_what_it_took() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_s = 90.0
+        await device.ask("1", deadline_s=600.0)
+        await later(1.0)
+        served = device.manager.served_models["m"]
+        worker = device.spawner.last
+        worker.tell(LoadProgress("start", expected_s=80.0))
+        await later(30.0)
+        worker.tell(LoadProgress("build: Tactics", 0.4, 80.0))
+        entry = model_entry(served, device.clock.monotonic_s())
+        assert entry.building is not None and not served.lifecycle.is_loaded
+        assert (entry.building.stage, entry.building.share, entry.building.expected_s) == ("build: Tactics", 0.4, 80.0)
+        assert 29.0 < entry.building.elapsed_s < 32.0
+        await later(90.0)
+        assert model_entry(served, device.clock.monotonic_s()).building is None
+        told = [message for kind, message in device.events if kind == "engine-build"]
+        assert len(told) == 2 and "the last build here took 1 min 20 s" in told[0] and "built and loaded in" in told[1]
+        assert device.status("1") == 200
+
+    Device.run(scenario, a_model())
+
+
+def test_a_load_that_compiles_nothing_tells_nothing() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1")
+        await later(0.1)
+        assert model_entry(device.manager.served_models["m"], 0.0).building is None
+        assert "engine-build" not in device.kinds()
 
     Device.run(scenario, a_model())

@@ -113,6 +113,9 @@ class Backend:
     def probe(self) -> Capabilities:
         return Capabilities("script", "0", ("cpu",), ("f32",), False, False, streams=False)
 
+    def watch(self, tell: object) -> None:
+        pass
+
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
         self.options = options
         return self._session
