@@ -12,9 +12,9 @@ from edge_forge.evaluate import measure_onnx as measure
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx import export_graphs as export
 from edge_forge.export.onnx import quantize
-from edge_forge.export.onnx.float16 import scored
 from edge_forge.export.onnx.graph import metadata
 from edge_forge.export.onnx.inject import KEY
+from edge_forge.export.onnx.scored import scored
 from edge_forge.export.onnx.trace import takes_additive
 from edge_forge.models import encoder as encoders
 from tests.support import tiny_encoders as tiny
