@@ -158,7 +158,7 @@ def test_the_written_recipe_is_valid_and_names_every_key():
     parse({**recipe_form.tomllib.loads(shown), "data": {"train": "t"}, "task": {}}, "toy", {})
 
 
-@pytest.mark.parametrize("name", ["home-intents", "urgency", "sst2"])
+@pytest.mark.parametrize("name", ["home-intents", "urgency", "sst2", "banking77"])
 def test_the_shipped_recipes_are_valid(name):
     assert load(MODELS / name / "recipe.toml", {}).name == name
 
