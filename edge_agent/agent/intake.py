@@ -149,7 +149,10 @@ class Intake:
         """The model that answers: the one asked for, or its merged model for the adapter. Raises RequestError 404."""
         served = self._manager.served_models.get(request.model)
         if served is None:
-            reason = f"no model {request.model!r} on this device; {_names(self._manager.served_models)}"
+            models = self._manager.served_models
+            bases = sorted(name for name, one in models.items() if one.model.adapter(request.model) is not None)
+            hint = f"; it is an adapter: ask {bases[0]!r} with adapter {request.model!r}" if bases else ""
+            reason = f"no model {request.model!r} on this device; {_names(models)}{hint}"
             raise RequestError(404, Cause.UNKNOWN_MODEL, reason)
         if request.adapter is not None and served.model.adapter(request.adapter) is None:
             names = _names({adapter.name: adapter for adapter in served.model.adapters})

@@ -24,6 +24,15 @@ def test_an_unknown_model_or_adapter_is_404_and_names_those_there_are() -> None:
     Device.run(scenario, a_model(adapters=["b", "a"]))
 
 
+def test_an_adapters_name_in_the_place_of_the_models_is_told_its_model() -> None:
+    async def scenario(device: Device) -> None:
+        await device.ask("1", model="b")
+        reason = device.transport.reply("1")["reason"]
+        assert reason == "no model 'b' on this device; there are: m; it is an adapter: ask 'm' with adapter 'b'"
+
+    Device.run(scenario, a_model(adapters=["b", "a"]))
+
+
 def test_a_device_without_models_says_so() -> None:
     async def scenario(device: Device) -> None:
         await device.ask("1")
