@@ -129,7 +129,9 @@ def _time_axis(axes: Any, first_s: float, last_s: float) -> None:
     axes.set_xlim(_moment(first_s - room_s), _moment(last_s + room_s))
     locator = dates.AutoDateLocator(tz=timezone.utc, minticks=3, maxticks=9)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=timezone.utc, show_offset=False))
+    ticks = dates.ConciseDateFormatter(locator, tz=timezone.utc, show_offset=False)
+    ticks.formats = [*ticks.formats[:5], "%H:%M:%S"]  # seconds alone say nothing
+    axes.xaxis.set_major_formatter(ticks)
     begin, end = _moment(first_s), _moment(last_s)
     until = f"{end:%H:%M:%S}" if end.date() == begin.date() else f"{end:%Y-%m-%d %H:%M:%S}"
     axes.set_xlabel(f"time of day, UTC: {begin:%Y-%m-%d %H:%M:%S} to {until}")
