@@ -120,6 +120,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
+# For ticks by years, months, days, hours, minutes and seconds; matplotlib's own form shows seconds alone.
+_TICKS = ("%Y", "%b", "%d", "%H:%M", "%H:%M", "%H:%M:%S")
+
+
 def _time_axis(axes: Any, first_s: float, last_s: float) -> None:
     """The time of day below the lowest panel; a single report gets a minute around it."""
     from matplotlib import dates as typed
@@ -129,8 +133,7 @@ def _time_axis(axes: Any, first_s: float, last_s: float) -> None:
     axes.set_xlim(_moment(first_s - room_s), _moment(last_s + room_s))
     locator = dates.AutoDateLocator(tz=timezone.utc, minticks=3, maxticks=9)
     axes.xaxis.set_major_locator(locator)
-    ticks = dates.ConciseDateFormatter(locator, tz=timezone.utc, show_offset=False)
-    ticks.formats = [*ticks.formats[:5], "%H:%M:%S"]  # seconds alone say nothing
+    ticks = dates.ConciseDateFormatter(locator, tz=timezone.utc, formats=list(_TICKS), show_offset=False)
     axes.xaxis.set_major_formatter(ticks)
     begin, end = _moment(first_s), _moment(last_s)
     until = f"{end:%H:%M:%S}" if end.date() == begin.date() else f"{end:%Y-%m-%d %H:%M:%S}"
