@@ -91,7 +91,7 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: setup
+bench: setup litert
 	@PYTHONPATH=tools $(BIN)/python -m bench
 
 # Other people's schemas, which are not part of this repository: the folders of two clones (see tools/bench/schemas.py).

@@ -5,6 +5,7 @@ deadlines  goodput, refusals and waiting under up to three times capacity, simul
 generate   tokens per second, first token, streams at once, adapters by turns, switched and merged, memory
 grammar    structured answers: masks of 150,000 tokens, memory, decode speed with a schema
 rows       answers alone and in hostile company, per number format; INT8 and FP16 against FP32
+runtimes   LiteRT beside ONNX Runtime: speed, error of INT8 (needs make litert)
 requests   a request over MQTT against the same computation in this process; saturation; idle memory and start
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import adapters, deadlines, generate, grammar, requests, rows
+from bench import adapters, deadlines, generate, grammar, requests, rows, runtimes
 
 PARTS = {
     "adapters": adapters.main,
@@ -22,6 +23,7 @@ PARTS = {
     "grammar": grammar.main,
     "requests": requests.main,
     "rows": rows.main,
+    "runtimes": runtimes.main,
 }
 
 
