@@ -289,7 +289,8 @@ def prepare(base: Path, root: Path, wheels: Path) -> None:
     credentials.parent.mkdir(parents=True)
     credentials.write_text("secret\n")
     credentials.chmod(0o600)
-    install = ("python3 -m venv /opt/edge-agent && "
+    # The constraints of this clone (make sets them) are a path that does not exist in there.
+    install = ("unset PIP_CONSTRAINT; python3 -m venv /opt/edge-agent && "
                "/opt/edge-agent/bin/pip install -q --no-index --find-links /opt/wheels "
                "edge-agent cryptography && ln -sf /opt/edge-agent/bin/edge-agent /usr/local/bin/ && touch "
                "/etc/mosquitto/passwords && mosquitto_passwd -b /etc/mosquitto/passwords day secret && "
