@@ -17,7 +17,7 @@ def test_a_row_is_what_is_asked_for_by_its_name(name: str) -> None:
 
 def test_weight_files_end_as_some_runtime_reads_them() -> None:
     """No compiled engine: TensorRT's are built on the device from a graph."""
-    assert sorted(WEIGHT_SUFFIXES) == [".gguf", ".onnx", ".safetensors"]
+    assert sorted(WEIGHT_SUFFIXES) == [".gguf", ".onnx", ".safetensors", ".tflite"]
 
 
 def test_the_runtime_of_a_plug_in_comes_last_until_it_is_measured() -> None:
@@ -30,6 +30,7 @@ def test_the_runtime_of_a_plug_in_comes_last_until_it_is_measured() -> None:
 def test_engines_of_a_gpu_come_before_kernels_of_a_cpu() -> None:
     assert sorted(RUNTIMES, key=lambda name: (traits(name).speed_rank, name)) == [
         "tensorrt",
+        "litert",
         "llamacpp",
         "onnx",
         "echo",
