@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import PackageError
 from edge_agent.bundle.tflite_model import check_model
-from tests.support.needs import need
 
 
 def model(fields=8, **places):
@@ -55,25 +54,3 @@ def test_a_damaged_head_is_refused(content, reason):
 def test_no_bytes_lead_to_another_error(tail):
     with contextlib.suppress(PackageError):
         check(b"\x08\0\0\0TFL3" + tail)
-
-
-def test_what_the_exporter_writes_passes_and_its_schema_has_no_further_field(tmp_path):
-    need("litert_torch", "ai_edge_quantizer")
-    from ai_edge_litert import schema_py_generated as schema
-
-    from tests.support import small_litert
-
-    folder = small_litert.write(tmp_path)
-    for form in ("fp32", "int8"):
-        content = (folder / f"{form}.tflite").read_bytes()
-        check(content)
-        outside = schema.ModelT.InitFromPackedBuf(content)
-        group = schema.ExternalBufferGroupT()
-        group.name = "../other.bin"
-        outside.externalBufferGroups = [group]
-        import flatbuffers
-
-        builder = flatbuffers.Builder(len(content))
-        builder.Finish(outside.Pack(builder), b"TFL3")
-        with pytest.raises(PackageError, match="other files"):
-            check(bytes(builder.Output()))

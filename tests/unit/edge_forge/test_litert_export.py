@@ -1,12 +1,15 @@
 """Encoders as LiteRT files, computed by the device's backend and compared with PyTorch."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 
 from edge_agent.backends import registry
 from edge_agent.backends.api import Done, Failed, Limits, SessionJob
-from edge_agent.base.errors import BackendError
+from edge_agent.base.errors import BackendError, PackageError
+from edge_agent.bundle.tflite_model import check_model
 from edge_forge.export import litert
 from edge_forge.export.onnx.trace import PooledEncoder, takes_additive
 from edge_forge.models.encoder import open_encoder
@@ -88,3 +91,21 @@ def test_ids_beyond_the_table_fail_their_text_alone(small):
 def test_more_tokens_than_the_graph_takes_are_refused_at_the_load(small):
     with pytest.raises(BackendError, match="takes 24 tokens, 25 are asked for"):
         registry.create("litert").load({"model": str(small / "fp32.tflite")}, {"max_tokens": 25})
+
+
+def test_what_is_written_passes_the_devices_check_and_a_file_with_outside_tensors_does_not(small):
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    for form in ("fp32", "int8"):
+        content = (small / f"{form}.tflite").read_bytes()
+        check_model(io.BytesIO(content), len(content), form)
+        outside = schema.ModelT.InitFromPackedBuf(content)
+        group = schema.ExternalBufferGroupT()
+        group.name = "../other.bin"
+        outside.externalBufferGroups = [group]
+        builder = flatbuffers.Builder(len(content))
+        builder.Finish(outside.Pack(builder), b"TFL3")
+        changed = bytes(builder.Output())
+        with pytest.raises(PackageError, match="other files"):
+            check_model(io.BytesIO(changed), len(changed), form)
