@@ -121,6 +121,11 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overlay", metavar="KEY=VALUE",
+        help="a key of the recipe for this run, as train.epochs=3 or export.merged=false; repeat for several "
+        "(default: the recipe as it stands)",
+    )  # fmt: skip
     parser.add_argument("--build", type=Path, metavar="DIR", help="the build folder (default: build/ of the project)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON (default: tables)")
     parser.add_argument("--quiet", action="store_true", help="say only what is wrong (default: each step)")

@@ -38,7 +38,7 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Opened
     """The plan of the recipe that the arguments name, by the kind of its task. Raises ConfigError."""
     place: Path = path or arguments.recipe
     file = place / "recipe.toml" if place.is_dir() else place
-    document = schema.read(file)
+    document = schema.overlaid(schema.read(file), arguments.overlay)
     kind = registry.kind_of(document)
     with lines_named(file):
         recipe = kind.recipe.parse(document, str(file), os.environ)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.base.errors import ConfigError
+from edge_agent.base.errors import ConfigError, UsageError
 from edge_agent.bundle.manifest import Name
 from edge_forge.kinds.classifier import KIND
 from edge_forge.recipe import classifier_recipe as recipes
@@ -16,7 +16,7 @@ from edge_forge.recipe import generator_recipe as generators
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.classifier_recipe import load, parse
 from edge_forge.recipe.scaffold import recipe_text
-from edge_forge.recipe.schema import with_line
+from edge_forge.recipe.schema import overlaid, with_line
 
 GOOD = {
     "name": "toy",
@@ -322,3 +322,36 @@ def test_a_key_of_very_many_parts_is_refused_before_it_is_parsed(tmp_path, text,
 def test_looking_for_such_keys_costs_little(tmp_path, text):
     """Whatever these are to the parser, the look before it passes them at once."""
     assert recipe_form._LONG_KEY.search(text) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "key", "value"),
+    [
+        ("train.epochs=3", "train", "epochs", 3),
+        ("train.learning_rate = 1e-4", "train", "learning_rate", 1e-4),
+        ("export.merged=false", "export", "merged", False),
+        ('quantize.variants=["fp32", "int8"]', "quantize", "variants", ["fp32", "int8"]),
+        ("method.name=full", "method", "name", "full"),
+        ('base.name="mini"', "base", "name", "mini"),
+        ("data.test=a=b.tsv", "data", "test", "a=b.tsv"),
+        ("data.test=", "data", "test", ""),
+        ("package.licence=1\nx = 2", "package", "licence", "1\nx = 2"),
+    ],
+)
+def test_a_key_is_set_for_one_run(setting: str, section: str, key: str, value: object) -> None:
+    before = {"name": "a", "train": {"epochs": 8, "seed": 1}}
+    found = overlaid(before, [setting])
+    assert found[section][key] == value
+    assert found["name"] == "a"
+    assert before == {"name": "a", "train": {"epochs": 8, "seed": 1}}
+    assert found["train"]["seed"] == 1
+
+
+def test_the_last_setting_of_a_key_counts() -> None:
+    assert overlaid({}, ["train.epochs=3", "train.epochs=4"]) == {"train": {"epochs": 4}}
+
+
+@pytest.mark.parametrize("setting", ["epochs", "=3", "train.=3", "a.b.c=3", ".=", "name.x=1"])
+def test_what_sets_no_key_is_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match=r"--set"):
+        overlaid({"name": "a"}, [setting])

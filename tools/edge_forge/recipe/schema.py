@@ -11,14 +11,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from edge_agent.base.errors import ConfigError, PackageError, brief
+from edge_agent.base.errors import ConfigError, PackageError, UsageError, brief
 from edge_agent.base.limits import MIB, NAME_CHARACTERS
 from edge_agent.bundle.jsonio import read_file
 
@@ -167,6 +167,32 @@ def read(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"it is no valid TOML: {error}", str(path)) from error
     except RecursionError as error:
         raise ConfigError("its lists or tables nest too deep", str(path), "no key takes lists within lists") from error
+
+
+def overlaid(document: Mapping[str, Any], settings: Sequence[str]) -> Mapping[str, Any]:
+    """The document with keys replaced by 'KEY=VALUE' or 'SECTION.KEY=VALUE' in turn.
+
+    VALUE is TOML; what is no TOML is taken as a string, so that a shell's word needs no quotes. Raises UsageError.
+    """
+    found = {key: dict(value) if isinstance(value, dict) else value for key, value in document.items()}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        names = [name.strip() for name in path.split(".")]
+        if not equals or len(names) > 2 or not all(names):
+            raise UsageError(f"{brief(setting)} sets no key", "--set", "write --set SECTION.KEY=VALUE")
+        section: Any = found if len(names) == 1 else found.setdefault(names[0], {})
+        if not isinstance(section, dict):
+            raise UsageError(f"{names[0]!r} is no table of the recipe", "--set", f"write --set {names[0]}=VALUE")
+        section[names[-1]] = _value(text.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def convert(
