@@ -64,7 +64,7 @@ from edge_agent.store.announced_discovery import DiscoveryFile
 from edge_agent.store.announced_state import AnnouncedFile
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.state_folder import DaemonHold, be_owner
+from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
 from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
 
@@ -96,6 +96,7 @@ def run(config: Path | None, sysroot: Path | None) -> int:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JournalFormatter())
     be_owner(settings.store.state_dir)
+    check_interpreter()
     hold = DaemonHold(settings.store.state_dir, settings.store.inbox_path, code_stamp())
     try:
         asyncio.run(_serve(settings, config, sysroot or settings.sensors.sysroot, hold))

@@ -29,7 +29,7 @@ from edge_agent.sensors.time_sync import ClockSync, clock_sync
 from edge_agent.store.install import InstallReport
 from edge_agent.store.install_plan import InstallContext, Progress, silent
 from edge_agent.store.model_store import ModelStore
-from edge_agent.store.state_folder import be_owner, become_owner, running_daemon
+from edge_agent.store.state_folder import be_owner, become_owner, check_interpreter, running_daemon
 from edge_agent.worker import one_shot as workers
 
 
@@ -134,6 +134,7 @@ def _settings_of_owner(config: Path | None) -> Settings:
     """The settings. Becomes the owner of the state folder first: the daemon could not change files that root wrote."""
     settings = load(config)
     become_owner(settings.store.state_dir)
+    check_interpreter()
     return settings
 
 

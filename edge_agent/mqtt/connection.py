@@ -190,7 +190,8 @@ class Connection:
         try:
             packets.set_credentials(self._client, self._options)
             self._client.reconnect()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, ImportError) as error:
+            # LookupError: the codec of host names is a module, and the interpreter's folder may have gone.
             self._call_in_loop(self._settle, reconnect.from_error(error, self._where))
         else:
             self._call_in_loop(self._attach)

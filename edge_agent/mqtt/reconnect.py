@@ -76,7 +76,7 @@ _CLOCK_REMEDIES = {
 }
 
 
-def from_error(error: OSError | ValueError, where: str) -> Reason:
+def from_error(error: OSError | ValueError | LookupError | ImportError, where: str) -> Reason:
     """An error of the operating system or of TLS on the way to `where` (host:port)."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", None) or error

@@ -3,8 +3,8 @@
 A Debian root is made by debootstrap (kept in build/day-root) and booted by systemd-nspawn with a broker in it. WHEELS
 is a folder with the wheel of edge-agent and of what it needs. Each part of the day is a line, ok or FAILED; one that
 fails does not end the others. Exit code 1 when one failed; 0 with a loud line where no container can be booted. Not
-tried: a kill for lack of memory (no memory cgroup in the container where the host has version 1) and a clock in 1970
-(the container shares the host's).
+tried here but in tests/integration (test_worker_accounts.py, test_odd_clocks_and_upgrades.py): a kill for lack of
+memory (no memory cgroup in the container where the host has version 1) and a clock in 1970 (it shares the host's).
 """
 
 from __future__ import annotations

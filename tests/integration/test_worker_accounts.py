@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import stat
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from edge_agent.base.errors import WorkerError
 from edge_agent.base.limits import GIB, LOAD_LONGEST_S
 from edge_agent.bundle.catalog import TaskSpec, TrialFigures, Variant
 from edge_agent.protocol.worker_messages import AnyEvent, NoListener, RuntimeAvailable, RuntimeUnavailable, StepLimits
+from edge_agent.sensors.memory import parse_cgroup
 from edge_agent.worker import supervisor
 from edge_agent.worker.kernel_accounts import KillCount, oom_kills, work_done
 from edge_agent.worker.one_shot import available_backends
@@ -101,6 +103,28 @@ def test_a_load_at_work_is_waited_for_up_to_the_setting(tmp_path: Path, busy: st
     run(body)
 
 
+def test_a_load_longer_than_the_time_without_work_succeeds_and_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a warm-up at the largest shape on a slow board: a child that computes for longer than one may do nothing."""
+    monkeypatch.setattr(supervisor, "WORK_LOOK_S", 0.05)
+    monkeypatch.setattr(supervisor, "LOAD_STALL_S", 2.0)
+    monkeypatch.setattr(supervisor, "LOAD_SAID_S", 1.0)
+    work = "import time\nwhile time.process_time() < 2.5: pass"
+    python = program(tmp_path, f"'{sys.executable}' -c '{work}'\nexec '{sys.executable}' \"$@\"")
+
+    async def body() -> None:
+        worker = await spawn(SpawnOptions(python=python), NoListener())
+        try:
+            await worker.load(ECHO, TASK, LIMITS)
+        finally:
+            await worker.close()
+
+    with caplog.at_level("INFO", logger="edge_agent"):
+        run(body)
+    assert [line for line in caplog.messages if "'load' goes on after" in line and "is at work" in line]
+
+
 def test_the_limit_of_a_load_follows_what_its_trial_took_on_this_board() -> None:
     tried = TrialFigures(1.0, 1, 90.0, 8)
     assert load_limit_s(ECHO, 0) == LOAD_LONGEST_S, "not tried here: only a load without work is given up sooner"
@@ -166,6 +190,66 @@ def test_a_kill_for_lack_of_memory_is_called_that(
         assert ("for lack of memory" in deaths.heard[0].reason) is (cause is DeathCause.OUT_OF_MEMORY)
 
     run(body)
+
+
+HOST = """
+import asyncio, sys
+from pathlib import Path
+from edge_agent.base.errors import WorkerError
+from edge_agent.bundle.catalog import TaskSpec, Variant
+from edge_agent.protocol.worker_messages import StepLimits
+from edge_agent.worker.supervisor import SpawnOptions, spawn
+
+class Deaths:
+    def on_event(self, event): pass
+    def on_death(self, death): print(death.cause.value, "|", death.reason)
+
+async def body():
+    Path(sys.argv[1], "cgroup.procs").write_text("0")
+    worker = await spawn(SpawnOptions(), Deaths())
+    try:
+        await worker.load(Variant("sha256:0", "echo", "fp32", {}, 0, 0, options={"hold_mib": 240}),
+                          TaskSpec("classify", labels=("on", "off"), max_tokens=8), StepLimits(1, 1))
+    except WorkerError as error:
+        print("refused:", error)
+    await worker.close()
+
+asyncio.run(body())
+"""
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory control group of 128 MiB below the one of this process."""
+    unified, version1 = parse_cgroup(Path("/proc/self/cgroup").read_text())
+    for top, own, limit in (
+        ("/sys/fs/cgroup/memory", version1, "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", unified, "memory.max"),
+    ):
+        group = Path(f"{top}/{(own or '').lstrip('/')}/edge-agent-test-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limit).exists():
+                (group / limit).write_text(str(128 << 20))
+                yield group
+                return
+        finally:
+            group.rmdir()
+    pytest.skip("NO MEMORY CONTROL GROUP CAN BE MADE HERE: a real kill for lack of memory was NOT tried")
+
+
+def test_a_real_kill_for_lack_of_memory_is_called_that_and_takes_the_worker(small_group: Path) -> None:
+    """The kernel's own kill in a control group of daemon and worker: the daemon's process lives and names it."""
+    command = [sys.executable, "-c", HOST, str(small_group)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    cause, _, reason = done.stdout.partition(" | ")
+    assert cause == DeathCause.OUT_OF_MEMORY.value, done.stdout
+    assert "killed by the kernel for lack of memory (SIGKILL; oom_kill in memory." in reason
+    assert "refused: " in reason
 
 
 def test_a_kernel_that_does_not_count_is_said_to_be_one() -> None:

@@ -142,6 +142,8 @@ LOST_POWER = unavailable("watts", "pmic", 0.0, "/dev/vcio: permission denied for
         (but(service=ServiceStatus(True, True, True, "failed", "failed")), "service", "fail", "failed", "journalctl"),
         (but(service=ServiceStatus(True, True, False, "active", "running")), "service", "warn", "another version",
          "service install"),
+        (but(service=ServiceStatus(True, True, True, "active", "running", runs="0.0.9+old", on_disk="0.1.0+new")),
+         "service", "warn", "the daemon runs 0.0.9+old, on the disk is 0.1.0+new", "systemctl restart"),
     ],
 )  # fmt: skip
 def test_a_finding(facts: DoctorFacts, name: str, verdict: str, text: str, remedy: str | None) -> None:
