@@ -16,12 +16,12 @@ from edge_agent.agent.context import Context
 from edge_agent.agent.host_monitor import HostMonitor
 from edge_agent.agent.memory_guard import MemoryGuard
 from edge_agent.agent.model_manager import ModelManager
-from edge_agent.agent.ports import AnnouncedDiscovery, Transport
+from edge_agent.agent.ports import RetainedTopics, Transport
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.status_builder import Identity, IntervalFigures, StatusBuilder
 from edge_agent.base.clock import Clock
 from edge_agent.core.model_lifecycle import ModelState
-from edge_agent.protocol import home_assistant
+from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import LinkChange, Outbound
 from edge_agent.protocol.messages import Runtime, Severity, State
 
@@ -39,12 +39,12 @@ class Publisher:
     """Publishes the agent's own messages; what the transport cannot take now is kept or dropped there."""
 
     def __init__(
-        self, builder: StatusBuilder, transport: Transport, clock: Clock, announced: AnnouncedDiscovery | None = None
+        self, builder: StatusBuilder, transport: Transport, clock: Clock, retained: RetainedTopics | None = None
     ) -> None:
         self._builder = builder
         self._transport = transport
         self._clock = clock
-        self._announced = announced
+        self._retained = retained
         # Topics that were withdrawn on this connection, as far as the broker has not refused it.
         self._withdrawn: set[str] = set()
         # By kind: when the minute began, and the events since then. The kinds are `messages.EVENT_KINDS`.
@@ -103,31 +103,34 @@ class Publisher:
         """Publish an interval's figures."""
         self._transport.publish(self._builder.telemetry(figures))
 
-    def home_assistant(self) -> None:
-        """Publish the discovery message of Home Assistant, where the operator wants it, and withdraw those that this
-        device published under another name, or before it was switched off."""
-        wanted = self._builder.home_assistant() if self._builder.identity.home_assistant else None
-        known = self._announced.read() if self._announced is not None else ()
-        self._withdrawn = {topic for topic in known if wanted is None or topic != wanted.topic}
+    def tidy_retained(self) -> None:
+        """Withdraw what the broker retains of this device under another name or prefix, and its announcement to Home
+        Assistant where that was switched off; remember what it will retain from now on."""
+        known = self._retained.read() if self._retained is not None else ()
+        discovery = self._builder.home_assistant() if self._builder.identity.home_assistant else None
+        own = (*self._builder.retained_topics, *(() if discovery is None else (discovery.topic,)))
+        self._withdrawn = set(known) - set(own)
         for topic in sorted(self._withdrawn):
-            self._transport.publish(home_assistant.withdrawal(topic))
-        if wanted is None:
-            return
-        if self._announced is not None and wanted.topic not in known:
-            # Before it is published: what the broker retains must never be forgotten here.
-            self._announced.write((*known, wanted.topic))
-        self._transport.publish(wanted)
+            self._transport.publish(encode.withdrawal(topic))
+        if self._retained is not None and not set(own) <= set(known):
+            # Before anything is published there: what the broker retains must never be forgotten here.
+            self._retained.write(tuple(dict.fromkeys((*known, *own))))
+
+    def home_assistant(self) -> None:
+        """Publish the discovery message of Home Assistant, where the operator wants it."""
+        if self._builder.identity.home_assistant:
+            self._transport.publish(self._builder.home_assistant())
 
     def refused(self, topic: str, reason: str) -> None:
         """The broker refuses a message on this topic: what should be withdrawn there is tried again later."""
         if topic in self._withdrawn:
             self._withdrawn.discard(topic)
-            log.warning("the announcement on %s cannot be withdrawn: %s", topic, reason)
+            log.warning("what the broker retains on %s cannot be withdrawn: %s", topic, reason)
 
     def forget_withdrawn(self) -> None:
         """A heartbeat after it was sent on a connection that still is, a withdrawal counts as delivered."""
-        if self._withdrawn and self._announced is not None and self._transport.connected:
-            self._announced.write([topic for topic in self._announced.read() if topic not in self._withdrawn])
+        if self._withdrawn and self._retained is not None and self._transport.connected:
+            self._retained.write([topic for topic in self._retained.read() if topic not in self._withdrawn])
             self._withdrawn.clear()
 
     def last_words(self, reason: str) -> Outbound:
@@ -174,6 +177,7 @@ class DeviceReporter:
         severity: Severity = "info" if change.connected and change.kind == "connected" else "warning"
         self._publisher.event("broker", change.text, {"connected": change.connected}, severity)
         if change.connected:
+            self._publisher.tidy_retained()
             self.report()
             self._publisher.home_assistant()
 

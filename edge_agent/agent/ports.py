@@ -178,10 +178,10 @@ class FootprintCache(Protocol):
         ...
 
 
-class AnnouncedDiscovery(Protocol):
-    """The discovery topics on which this device was announced, kept over restarts.
+class RetainedTopics(Protocol):
+    """The topics on which the broker retains messages of this device, kept over restarts.
 
-    Implemented by `store.announced_discovery.DiscoveryFile`."""
+    Implemented by `store.retained_topics.RetainedFile`."""
 
     def read(self) -> Sequence[str]:
         """The topics; none where the file is missing or damaged."""

@@ -75,6 +75,11 @@ class StatusBuilder:
         self._seq = 0
         self._started_s = clock.monotonic_s()
 
+    @property
+    def retained_topics(self) -> tuple[str, ...]:
+        """The topics on which the broker retains what `status`, `info` and `models` build."""
+        return self._topics.status, self._topics.info, self._topics.models
+
     def status(self, state: State, reason: str) -> Outbound:
         """The retained status, which is also the last will ("connection lost") and the last words."""
         body = messages.Status(

@@ -60,10 +60,10 @@ from edge_agent.sensors.boards import Board
 from edge_agent.sensors.jtop import JtopSource
 from edge_agent.sensors.memory import daemon_bytes
 from edge_agent.sensors.suite import SensorSuite
-from edge_agent.store.announced_discovery import DiscoveryFile
 from edge_agent.store.announced_state import AnnouncedFile
 from edge_agent.store.footprint_cache import FootprintFile
 from edge_agent.store.model_store import ModelStore
+from edge_agent.store.retained_topics import RetainedFile
 from edge_agent.store.state_folder import DaemonHold, be_owner, check_interpreter
 from edge_agent.worker.one_shot import ask_backends
 from edge_agent.worker.supervisor import SpawnOptions, spawn
@@ -138,7 +138,7 @@ def build(
     identity = _identity(settings, sensors.board, threads)
     builder = StatusBuilder(identity, topics, clock)
     transport = _transport(settings, topics, will=builder.status("offline", "connection lost"))
-    publisher = Publisher(builder, transport, clock, DiscoveryFile(state_dir))
+    publisher = Publisher(builder, transport, clock, RetainedFile(state_dir))
 
     acks = AckWindow(transport.ack)
     energy = EnergyMeter(wiring.utilisation(sensors.board))

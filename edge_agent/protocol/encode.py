@@ -132,6 +132,11 @@ def retained(topic: str, body: msgspec.Struct) -> Outbound:
     return Outbound(topic, _encoder.encode(body), qos=1, retain=True, keep="latest")
 
 
+def withdrawal(topic: str) -> Outbound:
+    """The empty retained message with which the broker forgets what it retains on a topic (MQTT 5, 3.3.1.3)."""
+    return Outbound(topic, b"", qos=1, retain=True, content_type=None, keep="latest")
+
+
 def telemetry(body: Telemetry, topics: Topics) -> Outbound:
     """The interval's figures: at most once, worthless after three intervals."""
     expiry_s = 3 * body.interval_s

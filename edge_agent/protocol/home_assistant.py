@@ -95,11 +95,6 @@ def config_topic(topics: Topics) -> str:
     return f"{DISCOVERY_PREFIX}/device/{object_id(topics.device)}/config"
 
 
-def withdrawal(topic: str) -> Outbound:
-    """The empty retained message that deletes a device announced there."""
-    return Outbound(topic, b"", qos=1, retain=True, content_type=None, keep="latest")
-
-
 def manufacturer(board: str) -> str:
     """Who made a board, by the beginning of its name; the maker of the software where that is not known."""
     return next((maker for maker in MANUFACTURERS if board.startswith(maker)), ORIGIN)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
+import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -243,11 +246,133 @@ def test_a_deaf_daemon_says_degraded(tmp_path: Path) -> None:
             assert "nothing arrives on" in said(desk, "status")[-1]["reason"]
 
     with Mosquitto(tmp_path, users=USERS, acl=ACCESS) as broker:
+        agent = with_password(AgentProcess(tmp_path / "device", broker.port))
+        agent.install(echo_package(tmp_path))
+        with running(agent):
+            asyncio.run(run(broker))
+
+
+def with_password(agent: AgentProcess) -> AgentProcess:
+    """The agent as the user DEVICE of its broker."""
+    password = agent.folder / "password"
+    password.write_text(DEVICE)
+    settings(agent, f'username = "{DEVICE}"\npassword_file = "{password}"')
+    return agent
+
+
+def settings(agent: AgentProcess, mqtt: str = "", telemetry: str = "", device: str = DEVICE) -> None:
+    """More lines in these sections of the agent's settings, and its name."""
+    text = agent.config.read_text().replace("[store]", f"{mqtt}\n[store]", 1)
+    text = text.replace("[telemetry]", f"[telemetry]\n{telemetry}", 1).replace(
+        f'id = "{DEVICE}"', f'id = "{device}"', 1
+    )
+    agent.config.write_text(text)
+
+
+CONTROL = "$CONTROL/dynamic-security/v1"
+REFUSED = {"acltype": "subscribePattern", "topic": f"{OWN}/#", "priority": 1, "allow": False}
+LEADS = {"acltype": "publishClientSend", "topic": f"{CONTROL}/#", "priority": 1, "allow": True}
+
+
+def dynamic_rules() -> dict[str, Any]:
+    """Everybody may do everything, but DEVICE may not subscribe to its own topics; `desk` may change that."""
+    everything = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
+
+    salt = b"twelve bytes"
+
+    def client(name: str, role: str) -> dict[str, Any]:
+        derived = hashlib.pbkdf2_hmac("sha512", name.encode(), salt, 101)
+        secret = {"password": base64.b64encode(derived).decode(), "salt": base64.b64encode(salt).decode()}
+        return {"username": name, "iterations": 101, **secret, "roles": [{"rolename": role}]}
+
+    roles = [{"rolename": "deaf", "acls": [REFUSED]}, {"rolename": "leads", "acls": [LEADS]}]
+    clients = [client(DEVICE, "deaf"), client("desk", "leads")]
+    return {"defaultACLAccess": dict.fromkeys(everything, True), "clients": clients, "groups": [], "roles": roles}
+
+
+def test_a_daemon_whose_subscriptions_mosquitto_refuses_says_degraded_and_recovers(tmp_path: Path) -> None:
+    """Its plugin for dynamic security refuses a SUBSCRIBE itself; a plain access list swallows what it covers."""
+    plugin = next(iter(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")), None)
+    if plugin is None:
+        pytest.skip("MOSQUITTO'S PLUGIN FOR DYNAMIC SECURITY IS NOT HERE: refused subscriptions were NOT tried with it")
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps(dynamic_rules()))
+    allow = {"command": "removeRoleACL", "rolename": "deaf", "acltype": REFUSED["acltype"], "topic": REFUSED["topic"]}
+
+    async def run(broker: Mosquitto) -> None:
+        options = broker.options("desk", username="desk", password="desk")
+        async with linked(options, [Subscription("edge/v1/#")]) as desk:
+
+            def state(wanted: str) -> bool:
+                return bool(said(desk, "status")) and said(desk, "status")[-1]["state"] == wanted
+
+            await until(lambda: state("degraded"), within_s=30)
+            assert "the broker refuses subscriptions" in said(desk, "status")[-1]["reason"]
+            assert desk.link.publish(Outbound(CONTROL, json.dumps({"commands": [allow]}).encode()))
+            await until(lambda: state("online"), within_s=90)
+            assert (await ask(desk, ECHO))["status"] == 200
+
+    with Mosquitto(tmp_path, extra=[f"plugin {plugin}", f"plugin_opt_config_file {rules}"]) as broker:
+        agent = with_password(AgentProcess(tmp_path / "device", broker.port))
+        agent.install(echo_package(tmp_path))
+        with running(agent):
+            asyncio.run(run(broker))
+
+
+def retained(broker: Mosquitto) -> dict[str, str]:
+    """What the broker retains, by topic: the state in it, where there is one."""
+
+    async def run() -> dict[str, str]:
+        async with linked(broker.options("looker"), [Subscription("#", replay=True)]) as desk:
+            await asyncio.sleep(0.3)
+            kept = [one for one in desk.seen if one.retained and one.payload]
+            return {one.topic: json.loads(one.payload).get("state", "") for one in kept}
+
+    return asyncio.run(run())
+
+
+def retains(broker: Mosquitto, expected: dict[str, str]) -> None:
+    """Wait until the broker retains that."""
+    until_s = time.monotonic() + 20.0
+    while (found := retained(broker)) != expected:
+        assert time.monotonic() < until_s, found
+
+
+def test_a_device_that_is_renamed_or_stops_announcing_leaves_nothing_behind_at_the_broker(tmp_path: Path) -> None:
+    def of(name: str, state: str, *more: str) -> dict[str, str]:
+        return {f"edge/v1/{name}/{tail}": state * (tail == "status") for tail in ("status", "info", "models")} | {
+            f"homeassistant/device/{one}/config": "" for one in more
+        }
+
+    with Mosquitto(tmp_path) as broker:
         agent = AgentProcess(tmp_path / "device", broker.port)
-        password = tmp_path / "password"
-        password.write_text(DEVICE)
-        own = f'username = "{DEVICE}"\npassword_file = "{password}"\n[store]'
-        agent.config.write_text(agent.config.read_text().replace("[store]", own, 1))
+        settings(agent, telemetry="home_assistant = true")
+        with running(agent):
+            retains(broker, of(DEVICE, "online", DEVICE))
+            assert agent.stop() == 0
+        agent.config.write_text(agent.config.read_text().replace("home_assistant = true", ""))
+        with running(agent):
+            retains(broker, of(DEVICE, "online"))
+            assert agent.stop() == 0
+        retains(broker, of(DEVICE, "offline"))
+        settings(agent, telemetry="home_assistant = true", device="other")
+        with running(agent):
+            retains(broker, of("other", "online", "other"))
+
+
+def test_a_daemon_of_3_1_1_whose_telemetry_ends_connections_serves_on_without_it(tmp_path: Path) -> None:
+    async def run(broker: Mosquitto) -> None:
+        async with linked(broker.options("desk"), [Subscription("edge/v1/#")]) as desk:
+            await until(lambda: "telemetry is given up" in agent.log, within_s=60)
+            await until(lambda: agent.log.count("connected to 127.0.0.1") == 1 + RETURNS, within_s=30)
+            await asyncio.sleep(3.0)  # three intervals of telemetry
+            assert broker.log.count(f" as {DEVICE} ") == 1 + RETURNS, "no further connection ends"
+            await until(lambda: said(desk, "status") and said(desk, "status")[-1]["state"] == "online")
+            assert (await ask(desk, ECHO))["status"] == 200
+
+    with Mosquitto(tmp_path, extra=["max_packet_size 2048"]) as broker:
+        agent = AgentProcess(tmp_path / "device", broker.port)
+        settings(agent, mqtt='protocol = "3.1.1"')
         agent.install(echo_package(tmp_path))
         with running(agent):
             asyncio.run(run(broker))
@@ -264,11 +389,7 @@ def doctors_line(agent: AgentProcess) -> str:
 
 def test_doctor_finds_that_the_device_would_hear_nothing(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, users=USERS, acl=ACCESS + "topic readwrite edge/v1/client/+/reply/ping\n") as broker:
-        agent = AgentProcess(tmp_path / "device", broker.port)
-        password = tmp_path / "password"
-        password.write_text(DEVICE)
-        own = f'username = "{DEVICE}"\npassword_file = "{password}"\n[store]'
-        agent.config.write_text(agent.config.read_text().replace("[store]", own, 1))
+        agent = with_password(AgentProcess(tmp_path / "device", broker.port))
         assert f"{OWN}/cmd/~self, {OWN}/infer/~self" in doctors_line(agent)
         acl = (broker.folder / "acl").read_text().replace(f"topic write {OWN}/#", f"topic {OWN}/#")
         (broker.folder / "acl").write_text(acl)

@@ -112,7 +112,7 @@ class Device:
         identity = Identity(NAME, boot_id, "0.1", "no board", "3.11", {}, heartbeat_s, interval_s, home_assistant)
         self.builder = StatusBuilder(identity, topics, clock)
         self.transport: FakeTransport = given["transport"](self.builder) if "transport" in given else FakeTransport()
-        self.publisher = Publisher(self.builder, self.transport, clock, given.get("announced"))
+        self.publisher = Publisher(self.builder, self.transport, clock, given.get("retained"))
         self.context = Context(
             clock,
             self.transport,

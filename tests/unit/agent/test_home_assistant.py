@@ -1,4 +1,4 @@
-"""When Home Assistant is told of the device."""
+"""When Home Assistant is told of the device, and what the broker is to forget of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from edge_agent.protocol import home_assistant
+from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import LinkChange
 from tests.support.fakes import a_model
-from tests.support.in_process import NAME, Device
+from tests.support.in_process import NAME, PREFIX, Device
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -23,7 +23,7 @@ def test_home_assistant_is_told_on_connection_and_only_where_wanted(wanted: bool
     Device.run(scenario, a_model(), home_assistant=wanted)
 
 
-class Announced:
+class Retained:
     """What a state folder remembers."""
 
     def __init__(self, *topics: str) -> None:
@@ -38,6 +38,8 @@ class Announced:
 
 CONFIG = f"homeassistant/device/{NAME}/config"
 OLD = "homeassistant/device/old-name/config"
+STATE = tuple(f"{PREFIX}/{NAME}/{tail}" for tail in ("status", "info", "models"))
+OLD_STATE = tuple(f"{PREFIX}/old-name/{tail}" for tail in ("status", "info", "models"))
 CONNECTED = LinkChange(True, "connected", "connected", 5)
 
 
@@ -64,22 +66,39 @@ def test_what_is_not_wanted_any_more_is_withdrawn_and_then_forgotten(
     async def scenario(device: Device) -> None:
         device.agent.link_changed(CONNECTED)
         assert sorted(sent(device)) == sorted(expected)
-        assert set(announced.topics) == {*known, *([CONFIG] if wanted else [])}, "not forgotten before it is delivered"
+        assert set(retained.topics) == {*known, *STATE, *([CONFIG] if wanted else [])}, "forgotten when it is delivered"
         device.publisher.forget_withdrawn()
-        assert announced.topics == kept
+        assert set(retained.topics) == {*STATE, *kept}
 
-    announced = Announced(*known)
-    Device.run(scenario, a_model(), home_assistant=wanted, ports={"announced": announced})
+    retained = Retained(*known)
+    Device.run(scenario, a_model(), home_assistant=wanted, ports={"retained": retained})
+
+
+def test_the_state_under_an_earlier_name_is_withdrawn_before_the_own_is_published() -> None:
+    async def scenario(device: Device) -> None:
+        device.transport.published.clear()
+        device.agent.link_changed(CONNECTED)
+        found = [(one.topic, bool(one.payload)) for one in device.transport.published if one.retain]
+        assert sorted(found[:3]) == [(topic, False) for topic in sorted(OLD_STATE)]
+        assert sorted(found[3:]) == [(topic, True) for topic in sorted(STATE)]
+        device.publisher.forget_withdrawn()
+        assert retained.topics == STATE
+        device.transport.published.clear()
+        device.agent.link_changed(CONNECTED)
+        assert all(one.payload for one in device.transport.published if one.retain), "once"
+
+    retained = Retained(*OLD_STATE)
+    Device.run(scenario, a_model(), ports={"retained": retained})
 
 
 def test_a_withdrawal_that_the_broker_refuses_is_tried_again() -> None:
     async def scenario(device: Device) -> None:
         device.agent.link_changed(CONNECTED)
-        device.agent.undelivered(home_assistant.withdrawal(OLD), "Not authorized")
+        device.agent.undelivered(encode.withdrawal(OLD), "Not authorized")
         device.publisher.forget_withdrawn()
-        assert announced.topics == (OLD,)
+        assert OLD in retained.topics
         device.agent.link_changed(CONNECTED)
         assert sent(device) == [(OLD, False)] * 2
 
-    announced = Announced(OLD)
-    Device.run(scenario, a_model(), ports={"announced": announced})
+    retained = Retained(OLD)
+    Device.run(scenario, a_model(), ports={"retained": retained})

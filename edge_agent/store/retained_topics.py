@@ -1,7 +1,7 @@
-"""The discovery topics on which this device has announced itself, in one file of the state folder.
+"""The topics on which the broker retains messages of this device, in one file of the state folder.
 
-What was announced is retained by the broker: it must be known after the setting or the device's name has changed, so
-that it can be withdrawn. A file that cannot be read counts as empty; a disk that cannot be written is logged once.
+They must be known after the device's name, the prefix or a setting has changed, so that what was left there can be
+withdrawn. A file that cannot be read counts as empty; a disk that cannot be written is logged once.
 
 A file of its own because it is a file of the daemon's: installs and the record of the store do not touch it.
 """
@@ -21,9 +21,10 @@ from edge_agent.bundle.jsonio import Document, decode, encode
 from edge_agent.store.disk import replace_file, translated
 
 log = logging.getLogger("edge_agent.store")
-DISCOVERY_FILE = "discovery.json"
-FILE_BYTES = 16 * limits.KIB
-TOPICS = 16
+RETAINED_FILE = "retained.json"
+FILE_BYTES = 32 * limits.KIB
+TOPICS = 32
+"""Four for each name that the device has had; the oldest are forgotten."""
 
 
 class _Contents(Document, frozen=True, kw_only=True):
@@ -33,32 +34,32 @@ class _Contents(Document, frozen=True, kw_only=True):
     topics: Annotated[tuple[Annotated[str, Meta(max_length=limits.TOPIC_BYTES)], ...], Meta(max_length=TOPICS)] = ()
 
 
-class DiscoveryFile:
-    """The topics in `folder`. Implements `agent.ports.AnnouncedDiscovery`."""
+class RetainedFile:
+    """The topics in `folder`. Implements `agent.ports.RetainedTopics`."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / DISCOVERY_FILE
+        self._path = folder / RETAINED_FILE
         self._reported = False
 
     def read(self) -> Sequence[str]:
-        """See `ports.AnnouncedDiscovery`."""
+        """See `ports.RetainedTopics`."""
         try:
             return decode(self._path.read_bytes(), _Contents, str(self._path), FILE_BYTES).topics
         except FileNotFoundError:
             return ()
         except (OSError, EdgeError) as error:
-            log.warning("what was announced to Home Assistant earlier is not known: %s", error)
+            log.warning("which topics the broker retains of this device is not known: %s", error)
             return ()
 
     def write(self, topics: Sequence[str]) -> None:
-        """See `ports.AnnouncedDiscovery`."""
+        """See `ports.RetainedTopics`."""
         try:
             with translated(self._path.parent):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(self._path, encode(_Contents(topics=tuple(topics)[-TOPICS:])))
         except EdgeError as error:
             if not self._reported:
-                log.warning("what is announced to Home Assistant cannot be remembered: %s", error)
+                log.warning("which topics the broker retains of this device cannot be remembered: %s", error)
             self._reported = True
         else:
             self._reported = False
