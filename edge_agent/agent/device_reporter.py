@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edge_agent.agent.context import Context
@@ -116,10 +116,10 @@ class Publisher:
             # Before anything is published there: what the broker retains must never be forgotten here.
             self._retained.write(tuple(dict.fromkeys((*known, *own))))
 
-    def home_assistant(self) -> None:
-        """Publish the discovery message of Home Assistant, where the operator wants it."""
+    def home_assistant(self, models: Iterable[str]) -> None:
+        """Publish the discovery message of Home Assistant, where the operator wants it; `models` get buttons."""
         if self._builder.identity.home_assistant:
-            self._transport.publish(self._builder.home_assistant())
+            self._transport.publish(self._builder.home_assistant(models))
 
     def refused(self, topic: str, reason: str) -> None:
         """The broker refuses a message on this topic: what should be withdrawn there is tried again later."""
@@ -170,6 +170,8 @@ class DeviceReporter:
         self._find_runtimes = find_runtimes
         self._runtimes: list[Runtime] = []
         self._reported: tuple[State, str] = ("starting", "")
+        # The models that Home Assistant was told of; None before the first connection.
+        self._discovered: tuple[str, ...] | None = None
 
     def link_changed(self, change: LinkChange) -> None:
         """The connection came or went: an event, which waits on disk until the broker has it; and the retained state
@@ -179,7 +181,8 @@ class DeviceReporter:
         if change.connected:
             self._publisher.tidy_retained()
             self.report()
-            self._publisher.home_assistant()
+            self._discovered = tuple(self._manager.served_models)
+            self._publisher.home_assistant(self._discovered)
 
     def undelivered(self, topic: str, reason: str) -> None:
         """The broker refused a message of the agent's own."""
@@ -198,8 +201,11 @@ class DeviceReporter:
         self.report_models()
 
     def report_models(self) -> None:
-        """Publish what can be asked."""
+        """Publish what can be asked; to Home Assistant, too, where other models are there than before."""
         self._publisher.models(self._manager.served_models)
+        if self._discovered not in (None, names := tuple(self._manager.served_models)):
+            self._discovered = names
+            self._publisher.home_assistant(names)
 
     def report_change(self) -> None:
         """Publish the state if it is not the one that was published last: operators need not wait for a heartbeat."""

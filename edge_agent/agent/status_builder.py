@@ -5,7 +5,7 @@ Nothing is sent here: `Publisher` sends them, `DeviceReporter` decides when.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,10 +167,10 @@ class StatusBuilder:
         )
         return encode.event(body, self._topics, limit)
 
-    def home_assistant(self) -> Outbound:
+    def home_assistant(self, models: Iterable[str] = ()) -> Outbound:
         """The device as Home Assistant discovers it; retained, so that it is also found after a restart there."""
         identity = self.identity
-        return home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s)
+        return home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s, models)
 
     def diagnosis(self, served_models: Mapping[str, ServedModel], readings: Mapping[str, Reading]) -> dict[str, Any]:
         """The answer to `cmd/diag`: models and sensors as they are now."""

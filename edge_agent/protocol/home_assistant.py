@@ -1,20 +1,24 @@
-"""Home Assistant's MQTT discovery: one retained message makes a device with sensors out of the telemetry topic.
+"""Home Assistant's MQTT discovery: one retained message makes a device with sensors out of the telemetry topic, an
+event entity out of the event topic, and buttons that order a model's load or its return to the version before.
 
-Home Assistant reads what the agent publishes anyway; nothing here adds to the agent's own contract. Format: Home
-Assistant, MQTT integration, "Device discovery payload" (`dev`, `o`, `cmps`). A template that yields None makes the
-entity 'unknown', which is what a sensor that is null means. A file of its own because the format is not ours.
+Home Assistant reads what the agent publishes anyway, and orders as anybody may whom the broker lets; nothing here adds
+to the agent's own contract. Format: Home Assistant, MQTT integration, "Device discovery payload" (`dev`, `o`, `cmps`).
+A template that yields None makes the entity 'unknown', which is what a sensor that is null means. A file of its own
+because the format is not ours.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from edge_agent.base.shown_text import one_line
 from edge_agent.protocol.envelope import Outbound
+from edge_agent.protocol.messages import EVENT_KINDS
 from edge_agent.protocol.topics import Topics
 
 DISCOVERY_PREFIX = "homeassistant"
@@ -46,14 +50,20 @@ _SENSORS: dict[str, dict[str, Any]] = {
         "device_class": "duration",
         "unit_of_measurement": "ms",
         "value_template": _P95,
+        "entity_category": "diagnostic",
     },
     "requests": {"name": "Requests", "unit_of_measurement": "1/s", "value_template": _REQUESTS},
-    "governor": {"name": "Governor", "value_template": "{{ value_json.governor.level }}"},
+    "governor": {
+        "name": "Governor",
+        "value_template": "{{ value_json.governor.level }}",
+        "entity_category": "diagnostic",
+    },
     "ram_available": {
         "name": "RAM available",
         "device_class": "data_size",
         "unit_of_measurement": "MB",
         "value_template": _RAM,
+        "entity_category": "diagnostic",
     },
     "power": {
         "name": "Power",
@@ -64,15 +74,21 @@ _SENSORS: dict[str, dict[str, Any]] = {
 }
 
 
-def discovery(topics: Topics, board: str, version: str, interval_s: float) -> Outbound:
-    """The retained message for one device: `board` and `version` as in `info`, telemetry comes every `interval_s`."""
+_EVENT = (
+    "{{ {'event_type': value_json.kind, 'severity': value_json.severity, 'message': value_json.message} | to_json }}"
+)
+_BUTTONS = {"load": "Load", "rollback": "Roll back"}
+"""Orders about one model, and what their buttons are called. `load` also lifts a quarantine."""
+
+
+def discovery(topics: Topics, board: str, version: str, interval_s: float, models: Iterable[str] = ()) -> Outbound:
+    """The retained message for one device: `board` and `version` as in `info`, telemetry comes every `interval_s`;
+    `models` get buttons."""
     unique = object_id(topics.device)
-    components = {}
-    for key, fields in _SENSORS.items():
-        component = {"p": "sensor", "unique_id": f"{unique}_{key}", **fields}
-        if "unit_of_measurement" in fields:
-            component["state_class"] = "measurement"
-        components[key] = {**component, "expire_after": round(MISSED_INTERVALS * interval_s)}
+    components = {
+        key: {"unique_id": f"{unique}_{key}", "default_entity_id": _entity_id(fields["p"], f"{unique}_{key}"), **fields}
+        for key, fields in (*_sensors(interval_s), ("event", _event(topics)), *_buttons(topics, models))
+    }
     body = {
         "dev": {
             "ids": [f"{ORIGIN}_{unique}"],
@@ -83,11 +99,49 @@ def discovery(topics: Topics, board: str, version: str, interval_s: float) -> Ou
         },
         "o": {"name": ORIGIN, "sw": version},
         "availability": [{"topic": topics.status, "value_template": _AVAILABLE}],
-        "state_topic": topics.telemetry,
         "qos": 0,
+        "state_topic": topics.telemetry,
         "cmps": components,
     }
     return Outbound(config_topic(topics), msgspec.json.encode(body), qos=1, retain=True, keep="latest")
+
+
+def _sensors(interval_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, fields in _SENSORS.items():
+        measured = {"state_class": "measurement"} if "unit_of_measurement" in fields else {}
+        yield key, {"p": "sensor", **fields, **measured, "expire_after": round(MISSED_INTERVALS * interval_s)}
+
+
+def _event(topics: Topics) -> dict[str, Any]:
+    """All events of the device as one entity; its last event has the kind, the severity and the sentence."""
+    return {
+        "p": "event",
+        "name": "Event",
+        "state_topic": topics.event,
+        "event_types": list(EVENT_KINDS),
+        "value_template": _EVENT,
+        "entity_category": "diagnostic",
+    }
+
+
+def _buttons(topics: Topics, models: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for model in models:
+        for order, title in _BUTTONS.items():
+            yield (
+                f"{order}_{object_id(model)}",
+                {
+                    "p": "button",
+                    "name": f"{title} {model}",
+                    "command_topic": topics.command(order),
+                    "payload_press": msgspec.json.encode({"model": model}).decode(),
+                    "entity_category": "config",
+                },
+            )
+
+
+def _entity_id(platform: str, name: str) -> str:
+    """What Home Assistant is asked to call an entity; its ids know lower-case letters, digits and '_' alone."""
+    return f"{platform}.{name.lower().replace('-', '_')}"
 
 
 def config_topic(topics: Topics) -> str:

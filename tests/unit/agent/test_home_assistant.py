@@ -23,6 +23,32 @@ def test_home_assistant_is_told_on_connection_and_only_where_wanted(wanted: bool
     Device.run(scenario, a_model(), home_assistant=wanted)
 
 
+def test_a_model_that_comes_or_goes_changes_the_buttons() -> None:
+    async def scenario(device: Device) -> None:
+        def change() -> None:
+            device.watch.tick()
+            if device.watch.take_changed():
+                device.reporter.report_models()
+
+        def names() -> list[list[str]]:
+            return [
+                sorted(part["name"] for part in config["cmps"].values() if part["p"] == "button")
+                for config in device.transport.bodies("/config")
+            ]
+
+        device.library.install(a_model("before"))
+        change()
+        assert names() == [], "nothing is announced before there is a connection"
+        device.agent.link_changed(CONNECTED)
+        device.reporter.report_models()
+        assert names() == [["Load before", "Load m", "Roll back before", "Roll back m"]]
+        device.library.remove("before")
+        change()
+        assert names()[1:] == [["Load m", "Roll back m"]]
+
+    Device.run(scenario, a_model(), home_assistant=True)
+
+
 class Retained:
     """What a state folder remembers."""
 

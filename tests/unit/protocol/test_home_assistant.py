@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jinja2
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,16 +15,21 @@ from hypothesis import strategies as st
 from edge_agent.protocol import encode, messages
 from edge_agent.protocol import messages as forms
 from edge_agent.protocol.home_assistant import discovery, manufacturer, object_id
-from edge_agent.protocol.topics import Topics
+from edge_agent.protocol.topics import CommandTarget, Topics
 
 TOPICS = Topics("edge/v1", "greenhouse-pi")
 # Home Assistant, homeassistant/components/mqtt/discovery.py: TOPIC_MATCHER, object id.
 OBJECT_ID = re.compile(r"[a-zA-Z0-9_-]+")
 
 
-def body() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(discovery(TOPICS, "Raspberry Pi 5", "0.1.0", 10.0).payload)
+def body(*models: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(discovery(TOPICS, "Raspberry Pi 5", "0.1.0", 10.0, models).payload)
     return found
+
+
+def of_platform(name: str, *models: str) -> dict[str, dict[str, Any]]:
+    """The entities of one platform by key."""
+    return {key: component for key, component in body(*models)["cmps"].items() if component["p"] == name}
 
 
 def telemetry(temperature: float | None, models: dict[str, forms.ModelTelemetry]) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def rendered(values: dict[str, Any]) -> dict[str, str]:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     return {
         key: environment.from_string(component["value_template"]).render(value_json=values)
-        for key, component in body()["cmps"].items()
+        for key, component in of_platform("sensor").items()
     }
 
 
@@ -82,10 +88,36 @@ def test_the_message_has_what_device_discovery_requires() -> None:
     assert [manufacturer(board) for board in ("NVIDIA Jetson Orin", "unknown machine")] == ["NVIDIA", "edge-agent"]
     assert found["o"]["name"] == "edge-agent"
     assert found["state_topic"] == TOPICS.telemetry
-    assert {component["p"] for component in found["cmps"].values()} == {"sensor"}
-    assert {component["expire_after"] for component in found["cmps"].values()} == {30}
-    ids = [component["unique_id"] for component in found["cmps"].values()]
-    assert len(set(ids)) == len(ids) == 6
+    assert {component["p"] for component in found["cmps"].values()} == {"sensor", "event"}
+    assert {component["expire_after"] for component in of_platform("sensor").values()} == {30}
+    assert found["cmps"]["power"]["default_entity_id"] == "sensor.greenhouse_pi_power"
+    for key in ("unique_id", "default_entity_id"):
+        ids = [component[key] for component in body("a", "b.c", "b-c")["cmps"].values()]
+        assert len(set(ids)) == len(ids) == 7 + 2 * 3
+
+
+def test_an_event_shows_kind_severity_and_sentence_whatever_is_written_in_it() -> None:
+    (entity,) = of_platform("event").values()
+    assert entity["state_topic"] == TOPICS.event
+    assert "worker-died" in entity["event_types"]
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters["to_json"] = json.dumps  # what Home Assistant's filter of that name does with plain values
+    sentence = """model "a" ended {{ 1 + 1 }} \u2028 'x'"""
+    values = {"kind": "worker-died", "severity": "error", "message": sentence}
+    shown = environment.from_string(entity["value_template"]).render(value_json=values)
+    assert json.loads(shown) == {"event_type": "worker-died", "severity": "error", "message": sentence}
+
+
+def test_every_model_has_buttons_whose_orders_the_agent_takes() -> None:
+    buttons = of_platform("button", "home", "b.c")
+    assert len(buttons) == 4
+    for button in buttons.values():
+        target = TOPICS.parse(button["command_topic"])
+        assert isinstance(target, CommandTarget)
+        order = msgspec.json.decode(button["payload_press"], type=messages.ORDERS[target.name])
+        assert isinstance(order, messages.ModelOrder)
+        assert order.model in ("home", "b.c")
+        assert button["name"].endswith(order.model)
 
 
 def test_the_entities_show_what_telemetry_says() -> None:
