@@ -11,6 +11,11 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+RUNTIME_CRASH_REMEDY = (
+    "its library is damaged or not made for this processor: install it again, or take it out of worker.backends"
+)
+"""What to do about a runtime that is installed and ends the process that imports it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeTraits:

@@ -82,6 +82,12 @@ NAME = Matches(
 )
 """Names that appear as one level of a topic: devices, pools, models."""
 
+VARIANT = Matches(
+    f"{NAME.pattern}(/{NAME.pattern})?",
+    "a number format such as 'int8', or runtime and format such as 'onnx/int8', as `edge-agent models` shows them",
+)
+"""Words for variants of a model."""
+
 
 class Unfit(ValueError):
     """A value that a field cannot take; the text says what would be expected."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from edge_agent.base import limits
-from edge_agent.config.fields import NAME, Between, Example, Matches
+from edge_agent.config.fields import NAME, VARIANT, Between, Example, Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +136,10 @@ class ModelSettings:
     """Whose weights stay on the disk. 'all' lets the governor fall back to a cheaper variant when it is hot, at the
     price of space; a variant that lost its trial is never kept."""
 
-    prefer: Annotated[tuple[str, ...], NAME] = ()
-    """Number formats in the order to prefer (for example ["int8", "fp16", "fp32"]), ahead of the policy. Empty: the
-    policy alone decides, by what was measured on this device."""
+    prefer: Annotated[tuple[str, ...], VARIANT] = ()
+    """Number formats in the order to prefer (for example ["int8", "fp16", "fp32"]), ahead of the policy, or runtime and
+    format as `edge-agent models` shows them ("onnx/int8"). Empty: the policy alone decides, by what was measured on
+    this device."""
 
     accuracy_loss_limit: Annotated[float, Between(0, 1)] = 0.01
     """The loss of accuracy, as a fraction, that 'balanced' and 'fastest' accept against the package's best variant. One

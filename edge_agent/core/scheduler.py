@@ -1,4 +1,4 @@
-"""Which jobs run next on one worker: earliest deadline first within a priority, with ageing, in micro-batches.
+"""Which jobs run next on one worker, in micro-batches: by priority within a client's turn, then turn, then deadline.
 
 Batching: `next_batch` takes the jobs that wait now; an idle worker never waits for a batch to fill. Where the runtime
 can mix adapters in a batch, rows are taken in order; where it cannot, only jobs with the first job's adapter join.

@@ -188,7 +188,8 @@ def _runtime(probe: RuntimeProbe, needed: bool) -> Check:
         if probe.reason:
             return Check("runtimes", "warn", f"{text}; {probe.reason}", "build it on this board if its workers die")
         return Check("runtimes", "ok", text)
-    return Check("runtimes", "fail" if needed else "skip", f"{probe.backend}: {probe.reason}", probe.remedy or None)
+    verdict: Verdict = "fail" if needed else "warn" if probe.crashed else "skip"
+    return Check("runtimes", verdict, f"{probe.backend}: {probe.reason}", probe.remedy or None)
 
 
 def _broker(facts: DoctorFacts) -> Iterator[Check]:

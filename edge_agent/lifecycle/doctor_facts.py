@@ -41,7 +41,8 @@ class StateFolder:
 class RuntimeProbe:
     """A worker process's answer about a backend: its version, or why it cannot be used and how to change that.
 
-    With a version, `reason` is what could not be found out about it, '' for nothing.
+    With a version, `reason` is what could not be found out about it, '' for nothing. `crashed`: it is installed and
+    ended the process that asked it.
     """
 
     backend: str
@@ -49,6 +50,7 @@ class RuntimeProbe:
     devices: tuple[str, ...] = ()
     reason: str = ""
     remedy: str = ""
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ def runtime_probes(answers: Mapping[str, RuntimeReport]) -> tuple[RuntimeProbe, 
     return tuple(
         RuntimeProbe(name, f"{answer.runtime} {answer.version}", answer.devices, answer.unchecked)
         if isinstance(answer, RuntimeAvailable)
-        else RuntimeProbe(name, None, (), answer.reason, answer.remedy)
+        else RuntimeProbe(name, None, (), answer.reason, answer.remedy, answer.crashed)
         for name, answer in answers.items()
     )
 

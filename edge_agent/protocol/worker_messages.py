@@ -206,10 +206,12 @@ class RuntimeAvailable(Struct, frozen=True, tag="available", tag_field="state"):
 
 
 class RuntimeUnavailable(Struct, frozen=True, tag="unavailable", tag_field="state"):
-    """Why a runtime cannot be used here, and what to do about it ('' where nothing is known)."""
+    """Why a runtime cannot be used here, and what to do about it ('' where nothing is known). `crashed`: it is there
+    and ended its process, hung or raised what nobody foresaw when it was asked."""
 
     reason: str
     remedy: str = ""
+    crashed: bool = False
 
 
 RuntimeReport = RuntimeAvailable | RuntimeUnavailable

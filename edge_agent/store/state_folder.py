@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,7 +192,7 @@ def be_owner(state_dir: Path) -> None:
 def check_interpreter() -> None:
     """For commands of root that became another user and start workers, or load modules late: this user may use the
     interpreter and its modules, which one in root's home is closed to. Raises UsageError."""
-    for path in (sys.executable, os.__file__, __file__):
+    for path in (os.__file__, __file__):
         if not os.access(path, os.R_OK):
             raise UsageError(
                 f"{path} cannot be used by {_name_of(os.geteuid())}, who owns the state folder and whose rights "

@@ -45,7 +45,7 @@ from edge_agent.base.errors import (
     WorkerError,
 )
 from edge_agent.base.limits import COMPANY_TOKENS
-from edge_agent.base.runtimes import DEVICE_OPTIONS
+from edge_agent.base.runtimes import DEVICE_OPTIONS, RUNTIME_CRASH_REMEDY
 from edge_agent.protocol.worker_messages import (
     Accepted,
     AdapterAttached,
@@ -509,7 +509,8 @@ def _probed(name: str) -> RuntimeReport:
         return RuntimeUnavailable(error.what, error.remedy or "")
     # A library or a plug-in that is imported may raise anything: the reason is the answer, and this child ends then.
     except Exception as error:  # noqa: BLE001
-        return RuntimeUnavailable(f"it cannot be imported: {type(error).__name__}: {error}"[:REASON_CHARS])
+        said = f"it crashed when it was imported: {type(error).__name__}: {error}"[:REASON_CHARS]
+        return RuntimeUnavailable(said, RUNTIME_CRASH_REMEDY, crashed=True)
 
 
 def _refused(error: EdgeError) -> CallRefused:

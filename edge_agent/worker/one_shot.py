@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.reading import Reading
-from edge_agent.base.runtimes import traits
+from edge_agent.base.runtimes import RUNTIME_CRASH_REMEDY, traits
 from edge_agent.base.units import duration_text
 from edge_agent.bundle.catalog import InstalledModel, TrialFigures
 from edge_agent.bundle.gguf_header import header_at
@@ -42,9 +42,6 @@ from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 PROBE_TIMEOUT_S = 60.0
 """Without any work; an import from a slow card takes minutes."""
 PROBE_LONGEST_S = 600.0
-CRASH_REMEDY = (
-    "its library is damaged or not made for this processor: install it again, or take it out of worker.backends"
-)
 TIMED_RUNS, TIMED_MS = 20, 2000.0
 SAMPLE_S = 0.05
 # Turns in which variants are timed: as many as an interval wants (31 leave out the seven smallest and largest ratios),
@@ -70,7 +67,7 @@ async def _ask_backend(options: SpawnOptions, name: str) -> RuntimeReport:
     try:
         answer = await worker.call(ProbeBackends(backends=[name]), BackendsProbed, PROBE_LONGEST_S, PROBE_TIMEOUT_S)
     except WorkerError as error:
-        return RuntimeUnavailable(f"it cannot be asked: {error.what}", CRASH_REMEDY)
+        return RuntimeUnavailable(f"it crashed when it was asked: {error.what}", RUNTIME_CRASH_REMEDY, crashed=True)
     finally:
         await worker.close()
     return answer.backends[name]

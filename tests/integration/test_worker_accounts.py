@@ -291,4 +291,6 @@ def test_a_runtime_that_ends_its_process_at_import_says_nothing_about_the_others
             os.environ["PYTHONPATH"] = before
     assert isinstance(found["echo"], RuntimeAvailable)
     assert isinstance(found["onnx"], RuntimeUnavailable)
-    assert found["onnx"].reason
+    assert found["onnx"].crashed
+    assert "crashed" in found["onnx"].reason
+    assert "install it again" in found["onnx"].remedy

@@ -229,3 +229,12 @@ def test_a_generators_settings_are_checked(tmp_path: Path, line: str, says: str)
     path.write_text(line)
     with pytest.raises(ConfigError, match=says):
         load(path, {})
+
+
+def test_a_preference_is_written_as_models_prints_it_or_as_a_number_format(tmp_path: Path) -> None:
+    path = tmp_path / "edge-agent.toml"
+    path.write_text('[models]\nprefer = ["onnx/int8", "q4_k_m", "fp16"]\n')
+    assert load(path, {}).models.prefer == ("onnx/int8", "q4_k_m", "fp16")
+    path.write_text('[models]\nprefer = ["onnx/int8/fast"]\n')
+    with pytest.raises(ConfigError, match="runtime and format such as 'onnx/int8', as `edge-agent models` shows them"):
+        load(path, {})

@@ -182,6 +182,14 @@ def test_one_usable_runtime_is_enough() -> None:
     assert [check.verdict for check in checks] == ["ok", "skip"]
 
 
+def test_a_runtime_that_crashes_is_no_runtime_that_is_not_there() -> None:
+    crash = RuntimeProbe("onnx", None, (), "it crashed when it was asked: killed by SIGILL", "install it", crashed=True)
+    checks = found(but(runtimes=(RuntimeProbe("echo", "echo 1"), crash)), "runtimes")
+    assert [check.verdict for check in checks] == ["ok", "warn"]
+    assert ("crashed" in checks[1].text, checks[1].remedy) == (True, "install it")
+    assert the(but(runtimes=(crash,)), "runtimes").verdict == "fail", "nothing else can run"
+
+
 def test_secrets_that_everybody_can_read() -> None:
     checks = found(but(open_secrets=(Path("/etc/pw"),)), "settings")
     assert checks[1].line() == (

@@ -80,10 +80,12 @@ def test_what_a_worker_says_of_backends() -> None:
     answers = {
         "onnx": RuntimeAvailable("onnxruntime", "1.31.1", ("cpu",), (), True, True, False),
         "tensorrt": RuntimeUnavailable("no module", "install it"),
+        "litert": RuntimeUnavailable("it crashed", "install it", crashed=True),
         "llamacpp": RuntimeAvailable("llama.cpp", "0.3", (), (), True, False, True, "who knows"),
     }
     assert runtime_probes(answers) == (
         RuntimeProbe("onnx", "onnxruntime 1.31.1", ("cpu",)),
         RuntimeProbe("tensorrt", None, (), "no module", "install it"),
+        RuntimeProbe("litert", None, (), "it crashed", "install it", crashed=True),
         RuntimeProbe("llamacpp", "llama.cpp 0.3", (), "who knows"),
     )
