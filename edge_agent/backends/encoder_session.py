@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from edge_agent.backends.adapter_bank import BankSpec, job_rows, parse_spec
@@ -28,6 +28,9 @@ from edge_agent.backends.api import (
     Limits,
     Session,
     SessionJob,
+    check_ranges,
+    checked_options,
+    model_file,
 )
 from edge_agent.base.errors import AdapterRefused, BackendError, MemoryRefused
 from edge_agent.base.limits import QUEUE_JOBS
@@ -174,6 +177,19 @@ class EncoderGraph(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Free everything."""
+
+
+def load_encoder(
+    backend: str,
+    given: tuple[Mapping[str, str], Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    load: Callable[[str, Mapping[str, Any]], EncoderGraph],
+) -> EncoderSession:
+    """What `Backend.load` is for an encoder: `given` are its files and options, checked; `load` is the runtime's."""
+    files, options = given
+    checked = checked_options(options, defaults, backend)
+    check_ranges(checked, RANGES, backend)
+    return EncoderSession(load(model_file(files, backend), checked), checked["max_rows"], checked["max_tokens"])
 
 
 class GraphMetadata(NamedTuple):

@@ -21,16 +21,13 @@ from edge_agent.backends.api import (
     Footprint,
     Session,
     Unavailable,
-    check_ranges,
-    checked_options,
-    model_file,
 )
 from edge_agent.backends.encoder_session import (
     INPUTS,
     RANGES,
     EncoderGraph,
-    EncoderSession,
     cores,
+    load_encoder,
     resident_bytes,
     runtime_error,
 )
@@ -67,10 +64,7 @@ class LiteRtBackend(Backend):
 
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
         """See `Backend.load`; `files` needs the role 'model'."""
-        checked = checked_options(options, DEFAULTS, "litert")
-        check_ranges(checked, RANGES, "litert")
-        graph = LiteRtGraph(model_file(files, "litert"), checked)
-        return EncoderSession(graph, checked["max_rows"], checked["max_tokens"])
+        return load_encoder("litert", (files, options), DEFAULTS, LiteRtGraph)
 
 
 class LiteRtGraph(EncoderGraph):

@@ -18,19 +18,16 @@ from edge_agent.backends.api import (
     Footprint,
     Session,
     Unavailable,
-    check_ranges,
-    checked_options,
-    model_file,
 )
 from edge_agent.backends.cpu_words import cpu_words
 from edge_agent.backends.encoder_session import (
     INPUTS,
     RANGES,
     EncoderGraph,
-    EncoderSession,
     GraphMetadata,
     cores,
     in_order_of_rows,
+    load_encoder,
     padded,
     read_graph_metadata,
     resident_bytes,
@@ -77,10 +74,7 @@ class OnnxBackend(Backend):
 
     def load(self, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
         """See `Backend.load`; `files` needs the role 'model'."""
-        checked = checked_options(options, DEFAULTS, "onnx")
-        check_ranges(checked, RANGES, "onnx")
-        graph = OnnxGraph(model_file(files, "onnx"), checked)
-        return EncoderSession(graph, checked["max_rows"], checked["max_tokens"])
+        return load_encoder("onnx", (files, options), DEFAULTS, OnnxGraph)
 
 
 class OnnxGraph(EncoderGraph):

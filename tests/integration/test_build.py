@@ -173,11 +173,11 @@ def test_the_build_tried_its_packages_as_a_device_would(built, monkeypatch):
     base, adapter, _ = map(Path, found["packages"])
     root = Path(found["trust_root"])
     with pytest.raises(EdgeError, match=r"adapter: edge-agent does not install it here: .*install"):
-        try_packages([("adapter", adapter)], root, "onnx")
+        try_packages([("adapter", adapter)], root, ("onnx",))
     # By a relative path, as `--build build` gives it.
     monkeypatch.chdir(base.parent)
     with pytest.raises(EdgeError, match=r"base: edge-agent does not install it here: .*sign"):
-        try_packages([("base", Path(base.name))], keys().root_file, "onnx")
+        try_packages([("base", Path(base.name))], keys().root_file, ("onnx",))
 
 
 @pytest.mark.parametrize("form", ["merged", "unmerged"])

@@ -28,8 +28,8 @@ from edge_agent.backends.api import Done, Limits, Session, SessionJob
 from edge_agent.base.units import bytes_text
 from edge_forge.export import litert
 from edge_forge.export.onnx import quantize
-from edge_forge.export.onnx.export_graphs import trace_base
-from edge_forge.export.onnx.trace import PooledEncoder, takes_additive
+from edge_forge.export.onnx.export_graphs import pooled, trace_base
+from edge_forge.export.onnx.trace import PooledEncoder
 from edge_forge.models import bases
 from edge_forge.models.base_check import examine
 from edge_forge.models.encoder import open_encoder
@@ -50,9 +50,7 @@ def write(base_dir: Path, base_id: str, folder: Path) -> PooledEncoder:
     )  # fmt: skip
     (folder / "onnx" / "int8.onnx").rename(folder / "onnx-int8")
     (folder / "encoder.onnx").rename(folder / "onnx-fp32")
-    encoder = open_encoder(base_dir)
-    encoder.model.set_attn_implementation("eager")
-    module = PooledEncoder(encoder, None, takes_additive(encoder, MAX_TOKENS)).eval()
+    module = pooled(open_encoder(base_dir), None, MAX_TOKENS).eval()
     litert.convert(module, MAX_TOKENS, folder / "litert-fp32")
     litert.quantize(folder / "litert-fp32", folder / "litert-int8")
     return module

@@ -94,6 +94,8 @@ def test_a_variable_without_value_and_default_is_named():
         ({"task": {"threshold": 0.5}}, ["task.threshold", "out_of_scope"]),
         ({"method": {"name": "full"}, "export": {"merged": False}}, ["export.merged"]),
         ({"export": {"merged": False, "banked": False}}, ["export", "nothing would be made"]),
+        ({"export": {"merged": False}, "quantize": {"litert": ["int8"]}}, ["quantize.litert", "export.merged = true"]),
+        ({"quantize": {"litert": ["fp16"]}}, ["quantize.litert", "fp16"]),
         ({"method": {"rank": 32}}, ["export.bank_rank", "16", "32"]),
         ({"task": {"max_tokens": 256}}, ["export.bank_tokens", "128", "256"]),
         ({"quantize": {"variants": ["int8"]}}, ["quantize.variants", "fp32"]),

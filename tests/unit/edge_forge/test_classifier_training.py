@@ -9,10 +9,12 @@ from tokenizers import Tokenizer, models
 
 from edge_agent.base.errors import ConfigError, EdgeError
 from edge_forge.evaluate import predict as prediction
+from edge_forge.export import litert_converter
+from edge_forge.plan import step_runner
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_plan import calibration
 from edge_forge.plan.classifier_training import CODE, ClassifierTraining
-from edge_forge.plan.step_runner import StepRunner
+from edge_forge.plan.step_runner import StepRunner, runtime_versions
 from edge_forge.progress import Progress
 from edge_forge.recipe import classifier_recipe as recipe
 from edge_forge.train import classifier_job
@@ -105,6 +107,27 @@ def test_the_first_phase_is_named_before_the_worker_reports(world):
     lines = found.steps.progress._stream.getvalue().splitlines()
     assert lines.index("  train: load the training libraries") < lines.index("  train: train")
     assert len(calls["train"]) == 1
+
+
+def test_a_missing_converter_is_said_before_anything_runs_and_only_where_it_is_needed(world, monkeypatch):
+    _, calls, plan = world
+    monkeypatch.setattr(litert_converter, "_MODULES", ("numpy", "no_such_converter"))
+    plan().check_inputs()
+    wanted = plan(quantize={"litert": ["int8"]})
+    with pytest.raises(ConfigError, match="LiteRT need no_such_converter, which") as caught:
+        wanted.trained  # noqa: B018
+    assert caught.value.where == "quantize.litert"
+    assert "pip install 'edge-agent[forge-litert]'" in caught.value.remedy
+    assert wanted.steps.entries == {} and calls["train"] == []
+
+
+def test_results_by_litert_depend_on_its_version_and_others_do_not(monkeypatch):
+    assert runtime_versions(["onnx", "tensorrt"]) == {}
+    before = runtime_versions(["onnx", "litert"])
+    monkeypatch.setattr(step_runner, "_version", lambda name: f"another {name}")
+    after = runtime_versions(["litert"])
+    assert set(before) == set(after) == {"litert"}
+    assert before != after
 
 
 def test_what_a_training_will_cost_is_said_before_it_and_not_where_it_is_cached(world):

@@ -3,6 +3,7 @@
 import pytest
 
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s, training_flops
+from edge_forge.progress import duration
 
 WORK = TrainingWork(rows=1000, tokens=20_000, epochs=4, weights=10_000_000, frozen_share=0.0, base_bytes=90 * 2**20)
 
@@ -21,6 +22,14 @@ def test_the_line_names_what_is_trained_and_a_range():
     )
     assert ", 1 epoch: training" in foretold(WORK._replace(epochs=1), 1e11)
     assert "about 3 min 12 s to 16 min 00 s" in foretold(WORK, 1e10)
+
+
+def test_the_converter_for_litert_is_part_of_the_line_where_it_runs():
+    assert foretold(WORK, 1e11, 4) == (
+        f"{foretold(WORK, 1e11)}; LiteRT's converter about {duration(4 + 4 * 2.6e3 * WORK.base_bytes / 1e11)} "
+        "for 4 lengths"
+    )
+    assert foretold(WORK, 1e11, 1).endswith(" for 1 length")
 
 
 def test_the_speed_of_this_host_is_some_figure():

@@ -46,6 +46,17 @@ def test_a_variant_is_left_out_only_where_its_rows_show_that_it_is_beyond_a_limi
     assert said in found[1].sentence
 
 
+def test_fp32_of_another_runtime_is_held_to_both_limits():
+    other = variant("int8") | {"dtype": "litert fp32", "parity": 2e-3}
+    found, beyond = gates.judge([variant("fp32"), other], 1e-3, LIMITS)
+    assert [(gate.name, gate.holds) for gate in found] == [
+        ("parity of merged FP32", True),
+        ("parity of merged litert fp32", False),
+        ("accuracy of merged litert fp32", True),
+    ]
+    assert beyond == []
+
+
 def test_the_sentence_of_a_verdict_carries_its_figures():
     assert gates.accuracy("merged", "int8", variant("int8")["paired"], LIMITS).sentence == (
         "merged int8 loses 0.26 points against FP32 on 387 rows (95 % interval of the loss -0.80 to +1.10), answers "

@@ -11,6 +11,7 @@ from edge_agent.backends.api import Done, Failed, Limits, SessionJob
 from edge_agent.base.errors import BackendError, PackageError
 from edge_agent.bundle.tflite_model import check_model
 from edge_forge.export import litert
+from edge_forge.export.litert_converter import lengths
 from edge_forge.export.onnx.trace import PooledEncoder, takes_additive
 from edge_forge.models.encoder import open_encoder
 from tests.support import small_litert, tiny_encoders
@@ -37,10 +38,10 @@ def answers(path, rows, max_tokens=TOKENS):
 
 
 def test_lengths_grow_by_two_and_end_at_the_limit():
-    assert litert.lengths(64) == [16, 32, 64]
-    assert litert.lengths(40) == [16, 32, 40]
-    assert litert.lengths(16) == [16]
-    assert litert.lengths(5) == [5]
+    assert lengths(64) == [16, 32, 64]
+    assert lengths(40) == [16, 32, 40]
+    assert lengths(16) == [16]
+    assert lengths(5) == [5]
 
 
 # A window of attention and a mask of many forms: the two that other converters fail on, and the common one.

@@ -92,6 +92,11 @@ BROKEN = {
         {"labels": [f"l{n}" for n in range(900)], "known": {"width": 8192}, "files": []},
         "package.probes", "set at most",
     ),
+    "probes of two runtimes": (
+        {"package": {"probes": 32}, "quantize": {"variants": ["fp32"], "tensorrt": ["fp32"]}},
+        {"labels": [f"l{n}" for n in range(900)], "known": {"width": 8192}, "files": []},
+        "package.probes", "for 2 variants",
+    ),
     "tokenizer": ({}, {"files": [("base/tokenizer.json", limits.TOKENIZER_BYTES + 1)]}, "tokenizer.json", "at most"),
     "card": ({}, {"files": [("card.md", limits.MANIFEST_BYTES + 1)]}, "card.md", "at most"),
 }  # fmt: skip
@@ -103,7 +108,7 @@ def test_what_a_device_would_refuse_is_refused_before_training(tmp_path, monkeyp
     for name, size in arguments.get("files", ()):
         large_file(name, size)(tmp_path)
     arguments = {name: value for name, value in arguments.items() if name != "files"}
-    if case == "probes":
+    if case.startswith("probes"):
         tables = {**tables, "export": {"bank_labels": 1024}}
     with pytest.raises(ConfigError) as caught:
         prepare(tmp_path, monkeypatch, **arguments, **tables)

@@ -36,12 +36,12 @@ class LossLimits:
     logit_error: float
 
 
-def parity(form: str, difference: float, tolerance: float) -> Gate:
+def parity(form: str, difference: float, tolerance: float, dtype: str = "FP32") -> Gate:
     """The largest absolute difference of an FP32 graph from PyTorch, over features and logits."""
     holds = math.isfinite(difference) and difference <= tolerance
     return Gate(
-        f"parity of {form}", holds,
-        f"{form} FP32 differs from PyTorch by {difference:.2g} at most, {tolerance:.2g} is allowed",
+        f"parity of {form} {dtype}", holds,
+        f"{form} {dtype} differs from PyTorch by {difference:.2g} at most, {tolerance:.2g} is allowed",
     )  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def judge(
     """All verdicts, and the (form, dtype) of the variants that are beyond a limit.
 
     A variant is {form, dtype, parity} (FP32) or {form, dtype, paired} (`PairedScores` against the FP32 of its form).
+    FP32 of another runtime has both.
     """
     gates: list[Gate] = []
     beyond: list[tuple[str, str]] = []
@@ -102,6 +103,8 @@ def judge(
         if one["dtype"] == "fp32":
             gates.append(parity(one["form"], one["parity"], tolerance))
             continue
+        if one.get("parity") is not None:
+            gates.append(parity(one["form"], one["parity"], tolerance, one["dtype"]))
         gate = accuracy(one["form"], one["dtype"], one["paired"], limits)
         gates.append(gate)
         if not gate.holds:

@@ -1,4 +1,4 @@
-"""Measure an ONNX variant with the tasks and the backend that a device runs: outputs, latency, memory.
+"""Measure an encoder's variant with the tasks and the backend that a device runs: outputs, latency, memory.
 
 Only this module and `measure_gguf` import `edge_agent.tasks` and `edge_agent.backends`. Run as a program
 (`python -m edge_forge.evaluate.measure_onnx`, a JSON request on standard input) it measures the memory of its process.
@@ -180,9 +180,8 @@ def runtime(name: str = "onnx") -> Capabilities:
 
 @contextmanager
 def _session(subject: OnnxSubject) -> Iterator[Session]:
-    options = {"max_rows": subject.max_rows, "max_tokens": subject.max_tokens, "base_id": subject.base_id}
-    if subject.backend == "onnx":
-        options["threads"] = _threads(subject)
+    options = {"max_rows": subject.max_rows, "max_tokens": subject.max_tokens, "base_id": subject.base_id,
+               "threads": _threads(subject)}  # fmt: skip
     session = registry.create(subject.backend).load({"model": str(subject.model)}, options)
     try:
         if subject.adapter is not None:

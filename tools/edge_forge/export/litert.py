@@ -1,5 +1,7 @@
 """An encoder as LiteRT takes it: one `.tflite` file with a signature per length, in float32 and in INT8.
 
+`make` writes the files of a merged model and measures by the device's backend how far FP32 is from PyTorch.
+
 Shapes are fixed in such a graph (its converter cannot lower a free axis of an attention mask), so there is a signature
 for each of `lengths`. Weights are in the file once. INT8 is the dynamic range scheme of LiteRT's own quantiser: weights
 with a scale per output channel, activations with a range per row that the kernels measure when they run.
@@ -15,19 +17,23 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from edge_agent.base.errors import BackendError, BackendMissing
+from edge_forge.evaluate.measure_onnx import OnnxSubject
+from edge_forge.export.litert_converter import REMEDY, lengths
+from edge_forge.export.onnx.export_graphs import merged_encoder, merged_parity, pooled
+from edge_forge.export.onnx.parity import demand
 from edge_forge.export.onnx.trace import PooledEncoder
+from edge_forge.models.sentence_pooling import prompt_of
 
-SHORTEST = 16
 # What PyTorch's exporter and the converter raise for operators that they do not know; they have no common class.
 _CONVERTER_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 _WORDS_BYTES = 1 << 16
-_REMEDY = "pip install 'edge-agent[forge-litert]'"
 
 
 class _Named(torch.nn.Module):
@@ -47,15 +53,27 @@ class _Named(torch.nn.Module):
         )
 
 
-def lengths(max_tokens: int) -> list[int]:
-    """The numbers of tokens that get a signature: each twice the one before, and `max_tokens` itself.
+def make(
+    *, folders: tuple[Path, Path], out_dir: Path, formats: Sequence[str], tolerance: float, max_tokens: int
+) -> dict[str, Any]:
+    """Write `<format>.tflite` of what was trained: `folders` are the base's and the training step's result.
 
-    A text costs what its signature costs, so at most twice its own length; more signatures would take more memory.
+    FP32 is converted and compared with PyTorch whatever `formats` hold, since INT8 is made of it; it stays only where
+    it is wanted. Returns {"made": formats, "parity": `Parity` as a mapping}. Raises BackendMissing without the
+    converter, BackendError where it cannot convert, or beyond `tolerance`.
     """
-    found = [SHORTEST]
-    while found[-1] * 2 < max_tokens:
-        found.append(found[-1] * 2)
-    return [length for length in found if length < max_tokens] + [max_tokens]
+    base_dir, trained_dir = folders
+    encoder, head = merged_encoder(base_dir, trained_dir)
+    exact = out_dir / "fp32.tflite"
+    convert(pooled(encoder, head, max_tokens), max_tokens, exact)
+    subject = OnnxSubject(exact, base_dir / "tokenizer.json", max_tokens, backend="litert", prompt=prompt_of(base_dir))
+    parity = merged_parity(encoder, subject, folders)
+    demand(parity, tolerance, "the merged graph for LiteRT")
+    if "int8" in formats:
+        quantize(exact, out_dir / "int8.tflite")
+    if "fp32" not in formats:
+        exact.unlink()
+    return {"made": sorted(formats), "parity": {"merged": parity._asdict()}}
 
 
 def convert(module: PooledEncoder, max_tokens: int, path: Path) -> None:
@@ -63,7 +81,7 @@ def convert(module: PooledEncoder, max_tokens: int, path: Path) -> None:
     try:
         import litert_torch
     except ImportError as error:
-        raise BackendMissing(f"litert-torch cannot be imported: {error}", "LiteRT export", _REMEDY) from error
+        raise BackendMissing(f"litert-torch cannot be imported: {error}", "LiteRT export", REMEDY) from error
     named, conversion = _Named(module).eval(), litert_torch
     with _quiet() as words:
         try:
@@ -84,7 +102,7 @@ def quantize(path: Path, out: Path) -> None:
     try:
         from ai_edge_quantizer import quantizer, recipe
     except ImportError as error:
-        raise BackendMissing(f"ai-edge-quantizer cannot be imported: {error}", "LiteRT export", _REMEDY) from error
+        raise BackendMissing(f"ai-edge-quantizer cannot be imported: {error}", "LiteRT export", REMEDY) from error
     with _quiet():
         try:
             making = quantizer.Quantizer(str(path))

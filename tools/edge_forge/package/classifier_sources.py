@@ -18,7 +18,7 @@ from edge_forge.package.sources import AdapterPackageSource, ModelSource, Varian
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
 LOSS_HIGH = "accuracy_loss_high"
-RUNTIME, TENSORRT = "onnx", "tensorrt"
+RUNTIME, TENSORRT, LITERT = "onnx", "tensorrt", "litert"
 MULTI_ADAPTER, MERGED_FORM = "banked", "merged"
 """Forms of a graph: the base with inputs for a bank of adapters; base and adapter in one."""
 ENGINE_HOST_BYTES = 300 << 20
@@ -26,8 +26,8 @@ ENGINE_HOST_BYTES = 300 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxVariant:
-    """One ONNX file and what was measured of it. `form` is `MULTI_ADAPTER` or `MERGED_FORM`, `runtime` what runs it.
+class GraphVariant:
+    """One graph file and what was measured of it. `form` is `MULTI_ADAPTER` or `MERGED_FORM`, `runtime` what runs it.
 
     `figures` holds accuracy and the like where the graph has a task, and peak_bytes, latency_ms.
     """
@@ -49,6 +49,16 @@ class OnnxVariant:
         """The number format for people, with the runtime where that is not ONNX Runtime: 'int8', 'tensorrt fp16'."""
         return self.dtype if self.runtime == RUNTIME else f"{self.runtime} {self.dtype}"
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this host runs it as a device does; engines of TensorRT need a GPU and are built on the device."""
+        return self.runtime != TENSORRT
+
+    @property
+    def measured_by(self) -> str:
+        """The device's backend that computes it here: its own, or ONNX Runtime's for what stands in for an engine."""
+        return self.runtime if self.runs_here else RUNTIME
+
 
 def task_of(recipe: ClassifierRecipe, labels: Sequence[str], prompt: str = "") -> dict[str, Any]:
     """The classifier's task for the device; `prompt` is the base's, put before every text."""
@@ -68,7 +78,7 @@ def with_prompt(prompt: str) -> dict[str, str]:
     return {"prompt": prompt} if prompt else {}
 
 
-def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[VariantSource]:
+def variants(graphs: Sequence[GraphVariant], answers: bool = False) -> list[VariantSource]:
     """The variants of a model with their figures; a model that `answers` alone also carries its drift reference."""
     return [
         VariantSource(
@@ -84,24 +94,24 @@ def variants(graphs: Sequence[OnnxVariant], answers: bool = False) -> list[Varia
     ]
 
 
-def _estimated_bytes(graph: OnnxVariant) -> int:
+def _estimated_bytes(graph: GraphVariant) -> int:
     """Memory of a graph that was not loaded here. A device's trial replaces it by what it measures."""
     size = graph.path.stat().st_size
-    return ENGINE_HOST_BYTES + 2 * size if graph.runtime == TENSORRT else 3 * size
+    return 3 * size if graph.runs_here else ENGINE_HOST_BYTES + 2 * size
 
 
-def numbers(graph: OnnxVariant) -> dict[str, float]:
+def numbers(graph: GraphVariant) -> dict[str, float]:
     """The figures of a graph that travel in its package, rounded so that they read well.
 
     `judged_on_cpu` is 1 for a graph whose accuracy is that of its emulation on this host's processor.
     """
     wanted = ("accuracy", "macro_f1", "mcc", "ece", "latency_ms", "parity", "peak_bytes", LOSS_LOW, LOSS_HIGH)
-    judged = {"judged_on_cpu": 1.0} if graph.runtime == TENSORRT else {}
+    judged = {} if graph.runs_here else {"judged_on_cpu": 1.0}
     figures = graph.figures or {}
     return {key: float(f"{figures[key]:.6g}") for key in wanted if figures.get(key) is not None} | judged
 
 
-def drift_reference(graph: OnnxVariant) -> dict[str, float]:
+def drift_reference(graph: GraphVariant) -> dict[str, float]:
     """The drift reference of the test set: histograms of top scores and of tokens per byte, and the share of unknown
     tokens. A device compares its own requests with it. Empty where nothing was measured."""
     figures = graph.figures or {}
@@ -122,7 +132,7 @@ def base_model(
     recipe: ClassifierRecipe,
     base_id: str,
     config: Mapping[str, Any],
-    graphs: Sequence[OnnxVariant],
+    graphs: Sequence[GraphVariant],
     files: Mapping[str, Path],
     max_tokens: int,
     prompt: str = "",
@@ -141,7 +151,7 @@ def base_model(
 
 
 def merged_model(
-    recipe: ClassifierRecipe, labels: Sequence[str], merged_from: Mapping[str, str], graphs: Sequence[OnnxVariant],
+    recipe: ClassifierRecipe, labels: Sequence[str], merged_from: Mapping[str, str], graphs: Sequence[GraphVariant],
     files: Mapping[str, Path], prompt: str = "",
 ) -> ModelSource:  # fmt: skip
     """Base and adapter in one graph; `merged_from` names the base_id and the digest of what was folded in."""
@@ -160,7 +170,7 @@ def merged_model(
 
 def adapter(
     recipe: ClassifierRecipe, labels: Sequence[str], record: Mapping[str, Any], files: Mapping[str, Path],
-    graphs: Sequence[OnnxVariant], prompt: str = "",
+    graphs: Sequence[GraphVariant], prompt: str = "",
 ) -> AdapterPackageSource:  # fmt: skip
     """The adapter, with what it is worth on each variant of the base ('accuracy.onnx/int8')."""
     settings = record["settings"]

@@ -29,12 +29,12 @@ state_dir = {state}
 trust_root = {root}
 reserve_bytes = 0
 [worker]
-backends = [{backend}]
+backends = {backends}
 """
 
 
-def try_packages(packages: Sequence[tuple[str, Path]], trust_root: Path, backend: str) -> Mapping[str, Any]:
-    """Install `packages` (name, file) in order into a scratch store; what the device said of each, by name.
+def try_packages(packages: Sequence[tuple[str, Path]], trust_root: Path, backends: Sequence[str]) -> Mapping[str, Any]:
+    """Install `packages` (name, file) in order into a scratch store with `backends`; what the device said, by name.
 
     Raises EdgeError with the device's own words for the first that is refused.
     """
@@ -42,10 +42,10 @@ def try_packages(packages: Sequence[tuple[str, Path]], trust_root: Path, backend
     with tempfile.TemporaryDirectory(prefix="edge-forge-trial-") as scratch:
         folder = Path(scratch)
         config = folder / "edge-agent.toml"
-        values = {"state": folder / "state", "root": trust_root.resolve(), "backend": backend}
-        # A JSON string is a TOML string.
+        values = {"state": str(folder / "state"), "root": str(trust_root.resolve()), "backends": list(backends)}
+        # Strings and lists of strings are the same in JSON and TOML.
         config.write_text(
-            _CONFIG.format(**{name: json.dumps(str(value)) for name, value in values.items()}), encoding="utf-8"
+            _CONFIG.format(**{name: json.dumps(value) for name, value in values.items()}), encoding="utf-8"
         )
         for name, path in packages:
             said[name] = _install(name, path, config, folder)

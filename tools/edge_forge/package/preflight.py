@@ -21,6 +21,7 @@ from edge_agent.base.errors import ConfigError, PackageError, SignatureError, Us
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.manifest import AdapterConfig, ModelDoc
 from edge_agent.bundle.statement import IndexRef, Now, Release, check_agent, check_time
+from edge_forge.export import litert_converter
 from edge_forge.package import release as releases
 from edge_forge.package.sources import convert, task_doc
 from edge_forge.recipe.schema import CommonRecipe
@@ -100,6 +101,15 @@ def check_files(files: Mapping[str, Path], probes: int, shape: ProbeShape) -> No
             "package.probes",
             f"set at most {fit}" if fit >= 2 else "ship fewer variants",
         )
+
+
+def check_converter(formats: Sequence[str]) -> None:
+    """Whether what makes and measures variants for LiteRT is installed, where there are any. Raises ConfigError."""
+    if formats and (absent := litert_converter.absent()):
+        raise ConfigError(
+            f"variants for LiteRT need {' and '.join(absent)}, which this Python does not have", "quantize.litert",
+            litert_converter.REMEDY,
+        )  # fmt: skip
 
 
 def check_bank(labels: Sequence[str], bank_labels: int, where: str) -> None:

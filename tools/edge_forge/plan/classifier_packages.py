@@ -5,6 +5,7 @@ The packages of a recipe, in the order of their installation: the base's (LoRA),
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 from edge_forge.evaluate import probes
 from edge_forge.package import classifier_sources as sources
-from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, OnnxVariant
+from edge_forge.package.classifier_sources import MERGED_FORM, MULTI_ADAPTER, GraphVariant
 from edge_forge.package.sources import ReleaseSource
 from edge_forge.plan.cache import StepResult, file_digest, write_json
 from edge_forge.plan.onnx_exports import OnnxExports
 from edge_forge.plan.signing import PACKAGE, PackageSigner
+from edge_forge.plan.step_runner import runtime_versions
 
 PROBES = "probes.json"
 
@@ -136,18 +138,19 @@ class ClassifierPackages:
             found[name] = ("merged model", self.merged_package)
         return found
 
-    def _subject(self, graph: OnnxVariant, adapter: Path | None, max_tokens: int) -> Any:
+    def _subject(self, graph: GraphVariant, adapter: Path | None, max_tokens: int) -> Any:
         from edge_forge.evaluate.measure_onnx import OnnxSubject
 
         entry = self.exports.base_export if graph.form == MULTI_ADAPTER else self.exports.merged_export
         base_id = self.training.base.base_id if graph.form == MULTI_ADAPTER else ""
         return OnnxSubject(
-            graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id, prompt=self.training.prompt
-        )
+            graph.path, entry.path("tokenizer.json"), max_tokens, adapter, base_id, prompt=self.training.prompt,
+            backend=graph.measured_by,
+        )  # fmt: skip
 
-    def _sized(self, graph: OnnxVariant) -> OnnxVariant:
+    def _sized(self, graph: GraphVariant) -> GraphVariant:
         """A graph of the base with its memory, which no recipe has a part in."""
-        if graph.runtime != sources.RUNTIME:
+        if not graph.runs_here:
             return graph
         tokens = self.training.bank_tokens
 
@@ -161,10 +164,10 @@ class ClassifierPackages:
             "measure", {"model": graph.digest}, settings, work, f"measure memory of base {graph.dtype}"
         )
         figures = {"parity": (graph.figures or {}).get("parity"), "peak_bytes": entry.facts["memory"]["peak_bytes"]}
-        return OnnxVariant(graph.form, graph.dtype, graph.path, graph.digest, figures)
+        return dataclasses.replace(graph, figures=figures)
 
     def _probes(
-        self, what: str, graphs: Sequence[OnnxVariant], subjects: Mapping[str, Any], texts: Sequence[str],
+        self, what: str, graphs: Sequence[GraphVariant], subjects: Mapping[str, Any], texts: Sequence[str],
         bare: Mapping[str, Any] | None = None,
     ) -> StepResult:  # fmt: skip
         """`probes.json` for graphs with the same texts."""
@@ -179,7 +182,7 @@ class ClassifierPackages:
 
             def computed(variant: str, subject: Any) -> Any:
                 runtime, dtype = variant.split("/")
-                if runtime == sources.RUNTIME:
+                if runtime == subject.backend:
                     return golden(subject, texts)
                 with scored(subject, dtype, runtime) as true:
                     return golden(true, texts)
@@ -200,14 +203,15 @@ class ClassifierPackages:
             names = ("features_tolerance", "logits_tolerance", "min_effect")
             return {name: {key: one.get(key) for key in names} for name, one in document["expected"].items()}
 
-        settings = {"texts": list(texts), "max_tokens": first.max_tokens, "what": what}
+        settings = {"texts": list(texts), "max_tokens": first.max_tokens, "what": what,
+                    **runtime_versions(graph.runtime for graph in graphs)}  # fmt: skip
         return self.steps.run("probes", inputs, settings, work, f"golden probes of {what}")
 
     def _package(
         self,
         product: str,
         counter: int,
-        parts: tuple[Sequence[OnnxVariant], StepResult],
+        parts: tuple[Sequence[GraphVariant], StepResult],
         settings: Mapping[str, Any],
         pack: Any,
     ) -> StepResult:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_forge.evaluate.classifier_metrics import ECE_BINS
-from edge_forge.package.classifier_sources import RUNTIME
+from edge_forge.package.classifier_sources import LITERT, RUNTIME
 from edge_forge.plan.cache import Cache
 from edge_forge.plan.classifier_packages import ClassifierPackages
 from edge_forge.plan.classifier_training import CODE, ClassifierTraining
 from edge_forge.plan.onnx_exports import OnnxExports, rows_of
 from edge_forge.plan.signing import PACKAGE, PackageSigner
-from edge_forge.plan.step_runner import StepRunner
+from edge_forge.plan.step_runner import StepRunner, runtime_versions
 from edge_forge.progress import Progress, size
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 
@@ -86,8 +86,13 @@ class ClassifierPlan:
             "variants": list(rows_of(variants, passed)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
             "left_out": lost,
-            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, RUNTIME)],
+            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, self._tried_with)],
         }
+
+    @property
+    def _tried_with(self) -> tuple[str, ...]:
+        """The backends of this host that the packages are for."""
+        return (RUNTIME, LITERT) if self.recipe.quantize.litert else (RUNTIME,)
 
     def _compared(self) -> dict[str, Any]:
         """Variants of the merged model, which every method has, and what would be shipped of them; of LoRA the bytes of
@@ -147,7 +152,7 @@ def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figur
     found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in runs.items()}
     shipped = [
         (name, graph) for name, plan in plans.items() for graph in plan.exports.merged_graphs
-        if graph.runtime == RUNTIME
+        if graph.runs_here
         and any(one["shipped"] and one["digest"] == graph.digest for one in runs[name]["variants"])
     ]  # fmt: skip
     if not shipped:
@@ -163,7 +168,8 @@ def timed_in_turns(plans: Mapping[str, ClassifierPlan], runs: Mapping[str, Figur
         return latencies(dict(zip(subjects, times_in_turns(list(subjects.values()), texts), strict=True)))
 
     inputs = {f"{place}": digest for place, digest in enumerate(subjects)}
-    facts = first.steps.run("latency", inputs, {"texts": texts}, work, "latency of all in turns").facts
+    settings = {"texts": texts, **runtime_versions(graph.runtime for _, graph in shipped)}
+    facts = first.steps.run("latency", inputs, settings, work, "latency of all in turns").facts
     for figures in found.values():
         figures["variants"] = [
             {**one, "latency_ms": facts[one["digest"]]["p50_ms"], "latency": facts[one["digest"]]}

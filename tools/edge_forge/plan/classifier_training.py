@@ -19,6 +19,7 @@ from edge_forge.data import classifier_rows as data
 from edge_forge.data.classifier_rows import SPLITS, ClassifierData, Row
 from edge_forge.evaluate import probes
 from edge_forge.evaluate.training_outcome import TrainingOutcome, of_classifier, of_threshold
+from edge_forge.export.litert_converter import lengths
 from edge_forge.models import bases
 from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
@@ -43,6 +44,10 @@ CODE: Code = {
     "export-merged": (("edge_forge.export.onnx.export_graphs",), (*_TORCH, *_RUNTIME, "onnxscript")),
     "quantize": (("edge_forge.export.onnx.quantize",), _RUNTIME),
     "tensorrt-form": (("edge_forge.export.onnx.tensorrt_form",), _RUNTIME),
+    "litert-form": (
+        ("edge_forge.export.litert",),
+        (*_TORCH, *_RUNTIME, "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "jax"),
+    ),
     "choose": (("edge_forge.export.onnx.quantize",), ()),
     "measure": (
         (
@@ -85,6 +90,7 @@ class ClassifierTraining:
 
         What a device would refuse of the packages is raised too (`package.preflight`). Raises ConfigError.
         """
+        preflight.check_converter(self.recipe.quantize.litert)
         _ = (self.data_step, self.base, self.bank_tokens)
         self._check_steps()
         recipe, labels = self.recipe, self.data.labels
@@ -99,7 +105,9 @@ class ClassifierTraining:
         preflight.check_adapter_document(recipe.name, settings.rank, settings.alpha, task)
         card = self.steps.recipe_dir / "card.md"
         files = {"tokenizer": self.base.directory / "tokenizer.json"} | ({"card": card} if card.is_file() else {})
-        shape = preflight.ProbeShape(int(self.examined.facts["width"]), len(labels), len(recipe.quantize.variants))
+        section = recipe.quantize
+        variants = len((*section.variants, *section.tensorrt, *section.litert))
+        shape = preflight.ProbeShape(int(self.examined.facts["width"]), len(labels), variants)
         preflight.check_files(files, recipe.package.probes, shape)
         split, measured = self.data.measured
         if not probes.choose_texts(measured, labels, 1):
@@ -238,7 +246,8 @@ class ClassifierTraining:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.train.classifier_job import train
 
-            self.steps.progress.say(foretold(self.work_ahead, host_flops_per_s()))
+            signatures = len(lengths(settings.max_tokens)) if self.recipe.quantize.litert else 0
+            self.steps.progress.say(foretold(self.work_ahead, host_flops_per_s(), signatures))
             phases = Phases(self.steps.progress, "train")
             phases("start", 0.0)  # the worker's first report comes when its libraries are loaded
             try:

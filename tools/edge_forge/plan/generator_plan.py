@@ -86,7 +86,7 @@ class GeneratorPlan:
             "files": list(rows_of((*bare, *measured) if measured else exports.base_files)),
             "gates": [{"name": gate.name, "holds": gate.holds, "sentence": gate.sentence} for gate in gates],
             "left_out": [[file.form, file.dtype] for file in measured if file not in passed],
-            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, RUNTIME)],
+            "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, (RUNTIME,))],
         }
 
     def result(self, verb: str) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
-"""The second part of a classifier's plan: ONNX graphs, their number formats, and the figures of each.
+"""The second part of a classifier's plan: graphs for each runtime, their number formats, and the figures of each.
 
-    train ─▶ export-merged ─▶ quantize, tensorrt-form ─▶ measure ─┐
-    base ──▶ export-base ───▶ quantize, tensorrt-form ─▶ measure ─┴▶ gates
+    train ─┬▶ litert-form ─────────────────────────────────────────┐
+           └▶ export-merged ─▶ quantize, tensorrt-form ─▶ measure ─┤
+    base ───▶ export-base ───▶ quantize, tensorrt-form ─▶ measure ─┴▶ gates
 
 The code that the device runs measures everything (`evaluate.measure_onnx`); of graphs for TensorRT their equals for
 ONNX Runtime (`export.onnx.scored`), since this host has no engine. Their latency is not measured.
@@ -18,10 +19,17 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.bundle.catalog import LOSS_LOW
 from edge_forge.data.classifier_rows import sample
 from edge_forge.evaluate import gates
-from edge_forge.package.classifier_sources import LOSS_HIGH, MERGED_FORM, MULTI_ADAPTER, RUNTIME, TENSORRT, OnnxVariant
+from edge_forge.package.classifier_sources import (
+    LITERT,
+    LOSS_HIGH,
+    MERGED_FORM,
+    MULTI_ADAPTER,
+    TENSORRT,
+    GraphVariant,
+)
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
-from edge_forge.plan.step_runner import quiet
+from edge_forge.plan.step_runner import quiet, runtime_versions
 
 if TYPE_CHECKING:
     from edge_forge.evaluate.measure_onnx import OnnxSubject
@@ -206,6 +214,27 @@ class OnnxExports:
 
         return self.steps.run("tensorrt-form", inputs, settings, work, title)
 
+    @cached_property
+    def merged_for_litert(self) -> StepResult | None:
+        """The merged model as LiteRT takes it, a file per format; None where the recipe names none."""
+        formats, base, task = sorted(self.recipe.quantize.litert), self.training.base, self.recipe.task
+        if not formats:
+            return None
+        inputs = {"base": base.base_id, "tokenizer": self.training.tokenizer_digest, **self.training.trained_digests}
+        tolerance = self.recipe.export.parity_tolerance
+        settings = {"formats": formats, "tolerance": tolerance, "max_tokens": task.max_tokens}
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edge_forge.export.litert import make
+
+            quiet()
+            return make(
+                folders=(base.directory, self.training.trained.path("run")), out_dir=folder, formats=formats,
+                tolerance=tolerance, max_tokens=task.max_tokens,
+            )  # fmt: skip
+
+        return self.steps.run("litert-form", inputs, settings, work, "LiteRT form of merged")
+
     def _range_texts(self) -> list[str]:
         """Validation and test texts that FP16 must hold: the longest ones and a sample of the others."""
         data = self.training.data
@@ -213,7 +242,7 @@ class OnnxExports:
         others = sample(rows[_RANGE_TEXTS:], _RANGE_TEXTS, self.recipe.data.seed)
         return [row.text for row in (*rows[:_RANGE_TEXTS], *others)]
 
-    def measured(self, graph: OnnxVariant, tokenizer: Path, adapter: Path | None) -> OnnxVariant:
+    def measured(self, graph: GraphVariant, tokenizer: Path, adapter: Path | None) -> GraphVariant:
         """The graph with its figures: scores on validation and test, latency of one text, memory of a process."""
         task, rows = self.recipe.task, self.training.data
         inputs = {
@@ -222,7 +251,8 @@ class OnnxExports:
         }  # fmt: skip
         if adapter is not None:
             inputs |= {"adapter": self.training.trained_digests["run/adapter.safetensors"]}
-        settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.training.base.base_id}
+        settings = {"labels": list(rows.labels), "max_tokens": task.max_tokens, "base_id": self.training.base.base_id,
+                    **runtime_versions((graph.runtime,))}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
             import numpy
@@ -238,7 +268,7 @@ class OnnxExports:
 
             subject = measure.OnnxSubject(
                 graph.path, tokenizer, task.max_tokens, adapter, self.training.base.base_id if adapter else "",
-                prompt=self.training.prompt,
+                prompt=self.training.prompt, backend=graph.measured_by,
             )  # fmt: skip
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
@@ -256,7 +286,7 @@ class OnnxExports:
                         **found.as_dict(), "confidence": confidence_shares(own),
                         "fragmentation": fragmentation_shares(wording), "out_of_vocabulary": unknown_share(wording),
                     }  # fmt: skip
-            if graph.runtime != RUNTIME:
+            if not graph.runs_here:
                 return facts
             texts = [row.text for row in rows.measured[1][:_LATENCY_TEXTS]]
             return {**facts, "latency": measure.latency(subject, texts)._asdict(),
@@ -271,14 +301,15 @@ class OnnxExports:
         figures |= {"validation_accuracy": entry.facts["validation"]["accuracy"], **_costs(entry.facts)}
         return dataclasses.replace(graph, figures={**(graph.figures or {}), **figures})
 
-    def subject(self, graph: OnnxVariant) -> OnnxSubject:
+    def subject(self, graph: GraphVariant) -> OnnxSubject:
         """A merged graph as it is measured."""
         from edge_forge.evaluate.measure_onnx import OnnxSubject
 
-        return OnnxSubject(graph.path, self.merged_export.path("tokenizer.json"), self.recipe.task.max_tokens)
+        tokenizer = self.merged_export.path("tokenizer.json")
+        return OnnxSubject(graph.path, tokenizer, self.recipe.task.max_tokens, backend=graph.measured_by)
 
     @cached_property
-    def multi_adapter_graphs(self) -> tuple[OnnxVariant, ...]:
+    def multi_adapter_graphs(self) -> tuple[GraphVariant, ...]:
         """The base's graphs, measured with this recipe's adapter attached; empty where there are none."""
         if not self.has_multi_adapter:
             return ()
@@ -287,14 +318,14 @@ class OnnxExports:
         return tuple(self.measured(graph, tokenizer, adapter) for graph in self.bare_graphs)
 
     @cached_property
-    def bare_graphs(self) -> tuple[OnnxVariant, ...]:
+    def bare_graphs(self) -> tuple[GraphVariant, ...]:
         """The base's graphs with their bank, unmeasured."""
         graphs = [_graph(MULTI_ADAPTER, "fp32", self.base_export, "model.onnx", parity=_parity(self.base_export))]
         if self.base_formats is not None:
             graphs.append(_graph(MULTI_ADAPTER, "int8", self.base_formats, "int8.onnx"))
         return (*graphs, *self._tensorrt_graphs(MULTI_ADAPTER, self.base_for_tensorrt))
 
-    def _tensorrt_graphs(self, form: str, entry: StepResult | None) -> Iterator[OnnxVariant]:
+    def _tensorrt_graphs(self, form: str, entry: StepResult | None) -> Iterator[GraphVariant]:
         for name in entry.facts["made"] if entry is not None else ():
             assert entry is not None  # noqa: S101 - names come from it
             graph = dataclasses.replace(_graph(form, name, entry, f"{name}.onnx"), runtime=TENSORRT)
@@ -302,7 +333,7 @@ class OnnxExports:
             yield dataclasses.replace(graph, figures=told)
 
     @cached_property
-    def merged_graphs(self) -> tuple[OnnxVariant, ...]:
+    def merged_graphs(self) -> tuple[GraphVariant, ...]:
         """All merged graphs, measured."""
         if not self.recipe.export.merged:
             return ()
@@ -318,10 +349,18 @@ class OnnxExports:
                 graph = dataclasses.replace(graph, figures={"range": found})
             graphs.append(graph)
         graphs.extend(self._tensorrt_graphs(MERGED_FORM, self.merged_for_tensorrt))
+        graphs.extend(self._litert_graphs())
         tokenizer = self.merged_export.path("tokenizer.json")
         return tuple(self.measured(graph, tokenizer, None) for graph in graphs)
 
-    def _beside_fp32(self, graph: OnnxVariant) -> OnnxVariant:
+    def _litert_graphs(self) -> Iterator[GraphVariant]:
+        entry = self.merged_for_litert
+        for name in entry.facts["made"] if entry is not None else ():
+            assert entry is not None  # noqa: S101 - names come from it
+            parity = _parity(entry) if name == "fp32" else None
+            yield dataclasses.replace(_graph(MERGED_FORM, name, entry, f"{name}.tflite", parity), runtime=LITERT)
+
+    def _beside_fp32(self, graph: GraphVariant) -> GraphVariant:
         """The graph with `paired` among its figures and the bounds of its loss, which travel in its package."""
         paired = self._paired(graph)
         if paired is None:
@@ -329,7 +368,7 @@ class OnnxExports:
         bounds = {LOSS_LOW: paired["loss_low"], LOSS_HIGH: paired["loss_high"]}
         return dataclasses.replace(graph, figures={**(graph.figures or {}), "paired": dict(paired), **bounds})
 
-    def _paired(self, graph: OnnxVariant) -> Mapping[str, Any] | None:
+    def _paired(self, graph: GraphVariant) -> Mapping[str, Any] | None:
         """`PairedScores` of a measured graph beside the FP32 graph of its form, which has none.
 
         Accuracy by the measured split; agreement and logit error by validation and test together.
@@ -364,7 +403,7 @@ class OnnxExports:
         return self.steps.run("paired", inputs, {"labels": list(rows.labels)}, work, title).facts
 
     @cached_property
-    def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[OnnxVariant, ...]]:
+    def judged(self) -> tuple[tuple[gates.Gate, ...], tuple[GraphVariant, ...]]:
         """The gates' verdicts and the graphs that pass. Raises EdgeError where a broken gate stops the build."""
         section = self.recipe.quantize
         found, passed = self.verdicts((*self.merged_graphs, *self.multi_adapter_graphs))
@@ -375,7 +414,7 @@ class OnnxExports:
                 self.steps.progress.warn(gate.sentence)
         return found, passed
 
-    def verdicts(self, graphs: Sequence[OnnxVariant]) -> tuple[tuple[gates.Gate, ...], tuple[OnnxVariant, ...]]:
+    def verdicts(self, graphs: Sequence[GraphVariant]) -> tuple[tuple[gates.Gate, ...], tuple[GraphVariant, ...]]:
         """The gates' verdicts on measured graphs, and the graphs that are shipped, with `paired` in their figures."""
         section = self.recipe.quantize
         limits = gates.LossLimits(section.max_loss_points, section.min_agreement, section.max_logit_error)
@@ -389,7 +428,7 @@ class OnnxExports:
         return tuple(found), passed
 
 
-def rows_of(graphs: Sequence[OnnxVariant], passed: Sequence[OnnxVariant]) -> Iterator[dict[str, Any]]:
+def rows_of(graphs: Sequence[GraphVariant], passed: Sequence[GraphVariant]) -> Iterator[dict[str, Any]]:
     """The graphs as the report wants them: plain values; `shipped` where a graph is among the `passed` ones, whose
     figures are taken."""
     judged = {graph.digest: graph for graph in passed}
@@ -412,9 +451,9 @@ def _costs(facts: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _graph(form: str, dtype: str, entry: StepResult, name: str, parity: float | None = None) -> OnnxVariant:
+def _graph(form: str, dtype: str, entry: StepResult, name: str, parity: float | None = None) -> GraphVariant:
     figures = {} if parity is None else {"parity": parity}
-    return OnnxVariant(form, dtype, entry.path(name), entry.digests(name)[name], figures)
+    return GraphVariant(form, dtype, entry.path(name), entry.digests(name)[name], figures)
 
 
 def _parity(entry: StepResult) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.evaluate.training_outcome import TrainingOutcome
 from edge_forge.package import release as releases
 from edge_forge.plan.cache import StepResult
-from edge_forge.plan.step_runner import StepRunner
+from edge_forge.plan.step_runner import StepRunner, runtime_versions
 from edge_forge.recipe.schema import CommonRecipe
 from edge_forge.user_state import UserState, named_key, require_known
 
@@ -107,16 +107,16 @@ class PackageSigner:
             self.steps.progress.warn(said)
         return said
 
-    def shipped(self, packed: Packages, runtime: str) -> list[SignedPackage]:
+    def shipped(self, packed: Packages, backends: Sequence[str]) -> list[SignedPackage]:
         """Sign the packages, read each back and install it as a device would, and put them into BUILD/packages.
 
-        `runtime` is what runs them. Raises EdgeError where one cannot be installed; then none is put there.
+        `backends` of the device run them. Raises EdgeError where one cannot be installed; then none is put there.
         """
         folder = self.steps.cache.root / "packages"
         folder.mkdir(parents=True, exist_ok=True)
         signed = {name: self._signed(name, unsigned) for name, (_, unsigned) in packed.items()}
         if self._tries_packages:
-            self._try(signed, runtime)
+            self._try(signed, backends)
         found = []
         for name, entry in signed.items():
             self._warn_of_reuse(name, entry.path(PACKAGE), folder)
@@ -125,7 +125,7 @@ class PackageSigner:
             found.append(SignedPackage(packed[name][0], folder / name, digest, (folder / name).stat().st_size))
         return found
 
-    def _try(self, signed: Mapping[str, StepResult], runtime: str) -> None:
+    def _try(self, signed: Mapping[str, StepResult], backends: Sequence[str]) -> None:
         """Install the packages with the device's program in a scratch store; a step, so that it runs once."""
         boards = self.recipe.package.hardware
         if boards:
@@ -139,9 +139,10 @@ class PackageSigner:
             from edge_forge.package.package_trial import try_packages
 
             files = [(name, entry.path(PACKAGE)) for name, entry in signed.items()]
-            return try_packages(files, self.keys.root_file, runtime)
+            return try_packages(files, self.keys.root_file, backends)
 
-        self.steps.run("trial", inputs, {"runtime": runtime}, work, "install the packages in a scratch store")
+        settings = {"backends": list(backends), **runtime_versions(backends)}
+        self.steps.run("trial", inputs, settings, work, "install the packages in a scratch store")
 
     def _warn_of_reuse(self, name: str, package: Path, folder: Path) -> None:
         """Say that another package of the same version was built before; keep a file that would be overwritten."""

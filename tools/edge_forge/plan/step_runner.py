@@ -112,6 +112,18 @@ _WITHOUT_EFFECT = frozenset(
 _WITHOUT_EFFECT_BELOW = "edge_forge.recipe."
 
 
+# Runtimes that a step may run beside those of its kind, with what decides their results.
+_FURTHER_RUNTIMES: Code = {"litert": (("edge_agent.backends.litert",), ("ai-edge-litert",))}
+
+
+def runtime_versions(runtimes: Iterable[str]) -> dict[str, str]:
+    """For the settings of a step that runs graphs of `runtimes`: the code versions of those that not every plan has.
+
+    They are no part of a step's `Code`, so that results of other runtimes stay when one of these comes or changes.
+    """
+    return {name: code_version(*_FURTHER_RUNTIMES[name]) for name in sorted(_FURTHER_RUNTIMES.keys() & set(runtimes))}
+
+
 def code_version(modules: Sequence[str], distributions: Sequence[str] = ()) -> str:
     """A short digest of `modules` with all they reach, and of the installed versions of `distributions`."""
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ from edge_forge.train.methods import ADAPTER, LORA, METHODS, name_of
 from edge_forge.train.settings import TrainSettings, replaced
 
 Dtype = Literal["fp32", "fp16", "int8"]
+LiteRtDtype = Literal["fp32", "int8"]
 BANK_RANK = 64
 """The largest rank that a bank can be made for."""
 
@@ -105,6 +106,8 @@ class OnnxQuantizeSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     tensorrt: tuple[Dtype, ...] = ()
     """Formats of further variants for TensorRT on a Jetson, with the same adapters; empty: none. INT8 is not for a
     Nano. They are judged by an emulation on this host; the golden probes decide on the device."""
+    litert: tuple[LiteRtDtype, ...] = ()
+    """Formats of further variants of the merged model for LiteRT, which has no adapters; empty: none."""
     max_loss_points: NotNegative = 0.5
     """Accuracy that a variant may lose against FP32, in percentage points of the test split."""
     min_agreement: Share = 0.95
@@ -215,6 +218,11 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
         )  # fmt: skip
     if "fp32" not in recipe.quantize.variants:
         raise wrong("quantize.variants", "fp32 must be among them: the others are measured against it")
+    if recipe.quantize.litert and not recipe.export.merged:
+        raise wrong(
+            "quantize.litert", "LiteRT takes no adapters: its variants are of the merged model, which is switched off",
+            "set export.merged = true, or litert = []",
+        )  # fmt: skip
 
 
 def _training(recipe: ClassifierRecipe, where: str) -> TrainSettings:

@@ -78,6 +78,11 @@ def _variants(figures: Mapping[str, Any]) -> Iterator[Block]:
             "Variants for TensorRT were judged on this host's processor, where no engine runs: float16 is emulated, "
             "INT8 computed with the same codes. Their latency is not known here. On a device the golden probes decide."
         )
+    if any(one["dtype"].startswith("litert ") for one in variants):
+        yield Paragraph(
+            "Variants for LiteRT have no bank of adapters, so only the merged model has them. Their INT8 measures a "
+            "range per row when it runs. A device that has both runtimes chooses by what it measures."
+        )
     names = {label(one): one for one in variants}
     panels = [
         ("Accuracy", "{:.3f}", {name: one["accuracy"] for name, one in names.items()}),

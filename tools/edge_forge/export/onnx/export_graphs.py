@@ -137,22 +137,38 @@ def export_merged(
     logits are compared with PyTorch's *unmerged* computation for the texts, and features with the merged one at some
     lengths. Raises BackendError as `trace_base`.
     """
-    encoder, head = _merged(base_dir, trained_dir)
+    encoder, head = merged_encoder(base_dir, trained_dir)
     model = _traced(encoder, head, base_id, max_tokens)
     out_dir.mkdir(parents=True, exist_ok=True)
     save(model, out_dir / ENCODER)
     save(model, out_dir / MODEL)
     shutil.copyfile(base_dir / TOKENIZER, out_dir / TOKENIZER)
-    wanted = predict_with_features(base_dir, trained_dir, texts, max_tokens=max_tokens)
     subject = measure.OnnxSubject(out_dir / MODEL, out_dir / TOKENIZER, max_tokens, prompt=prompt_of(base_dir))
+    parity = merged_parity(encoder, subject, (base_dir, trained_dir), texts)
+    demand(parity, tolerance, "the merged graph")
+    return _record(model, out_dir, max_tokens, (), {"merged": parity._asdict()})
+
+
+def merged_parity(
+    encoder: Encoder,
+    subject: measure.OnnxSubject,
+    folders: tuple[Path, Path],
+    texts: Sequence[str] = PARITY_TEXTS,
+) -> Parity:
+    """How far a merged graph is from PyTorch, by the device's backend for it.
+
+    Features and logits of the texts are compared with the *unmerged* computation of `folders` (base, trained), features
+    with `encoder`, the merged one, at some lengths. Raises BackendError where the graph gives no logits.
+    """
+    base_dir, trained_dir = folders
+    tokens = subject.max_tokens
+    wanted = predict_with_features(base_dir, trained_dir, texts, max_tokens=tokens)
     found = measure.outputs(subject, texts)
     if found.logits is None:
         raise BackendError("the merged graph gives no logits", "export")
-    few = [length for length in (1, 2, max_tokens // 2, max_tokens - 1, max_tokens) if 0 < length <= max_tokens]
+    few = [length for length in (1, 2, tokens // 2, tokens - 1, tokens) if 0 < length <= tokens]
     off = _off(encoder, subject, check.rows_of(encoder.vocabulary, few, _ends(base_dir)))
-    parity = Parity(max(off, largest(found.features, wanted[0])), largest(found.logits, wanted[1]))
-    demand(parity, tolerance, "the merged graph")
-    return _record(model, out_dir, max_tokens, (), {"merged": parity._asdict()})
+    return Parity(max(off, largest(found.features, wanted[0])), largest(found.logits, wanted[1]))
 
 
 def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str, max_tokens: int) -> onnx.ModelProto:
@@ -161,16 +177,20 @@ def _traced(encoder: Encoder, head: torch.nn.Linear | None, base_id: str, max_to
         raise BackendError(
             f"{max_tokens} tokens are more than the base has positions for ({encoder.positions})", "export"
         )
-    if hasattr(encoder.model, "set_attn_implementation"):
-        encoder.model.set_attn_implementation("eager")  # sdpa leaves guards in the graph that nothing fuses
-    module = PooledEncoder(encoder, head, takes_additive(encoder, max_tokens))
-    model = trace(module, encoder.positions, OPSET)
+    model = trace(pooled(encoder, head, max_tokens), encoder.positions, OPSET)
     tidy(model)
     weights = {name: module.weight.detach().float().numpy() for name, _, module in encoder.linears()}
     name_sites(model, weights, encoder.survey.linears)
     set_metadata(model, "edge.base_id", base_id)
     set_metadata(model, "edge.vocabulary", encoder.vocabulary)
     return model
+
+
+def pooled(encoder: Encoder, head: torch.nn.Linear | None, max_tokens: int) -> PooledEncoder:
+    """What converters take: the encoder with eager attention, its pooling and head, with the mask that it can take."""
+    if hasattr(encoder.model, "set_attn_implementation"):
+        encoder.model.set_attn_implementation("eager")  # sdpa leaves guards in the graph that nothing fuses
+    return PooledEncoder(encoder, head, takes_additive(encoder, max_tokens))
 
 
 def _off(encoder: Encoder, subject: measure.OnnxSubject, rows: Sequence[Sequence[int]]) -> float:
@@ -207,7 +227,8 @@ def _check_tokens(base_dir: Path, max_tokens: int) -> None:
             raise BackendError(f"the device's tokens of {text!r} are other ones than those of training", "export")
 
 
-def _merged(base_dir: Path, trained_dir: Path) -> tuple[Encoder, torch.nn.Linear]:
+def merged_encoder(base_dir: Path, trained_dir: Path) -> tuple[Encoder, torch.nn.Linear]:
+    """The base with what was trained folded in, and its head. Raises BackendError where nothing was trained."""
     if (trained_dir / "adapter.safetensors").is_file():
         encoder = open_encoder(base_dir)
         tensors = load_adapter(trained_dir / "adapter.safetensors")
