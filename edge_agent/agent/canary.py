@@ -10,18 +10,18 @@ A file of its own because the agent runs it as background work, apart from the r
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
+from edge_agent.agent import golden_probes
 from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import Probed, ServedModel
 from edge_agent.base.errors import EdgeError
 from edge_agent.bundle.catalog import InstalledModel
-from edge_agent.bundle.probes import MISSING, ProbeFile, ProbeOutputs, company, judge
-from edge_agent.protocol.worker_messages import CompanyTexts
+from edge_agent.bundle.probes import ProbeFile
 
 log = logging.getLogger("edge_agent")
 IDLE_S = 5.0
@@ -107,18 +107,14 @@ class CanaryProber:
             raise _RequestsWait
 
     async def _verdict(self, served: ServedModel, worker: Worker, adapter: str | None) -> tuple[bool | None, str]:
-        file = self._read(served.model, adapter)
-        if file is None:
-            return None, "the package has no golden probes for this variant"
-        own = await _measure(worker, adapter, file)
-        self._yield_to_requests(served)
-        # An adapter that silently does nothing gives what the model gives without it.
-        base = None if adapter is None else await _measure(worker, None, file)
-        self._yield_to_requests(served)
-        others = [CompanyTexts(*one) for one in company(adapter, served.in_worker())]
-        own = replace(own, company=await _measure(worker, adapter, file, others))
-        verdict = judge(file, served.model.variant.name, own, base)
-        return None if verdict.code == MISSING else verdict.code is None, verdict.reason
+        return await golden_probes.verdict(
+            worker,
+            self._read(served.model, adapter),
+            served.model.variant.name,
+            adapter,
+            served.in_worker(),
+            between=functools.partial(self._yield_to_requests, served),
+        )
 
 
 class _RequestsWait(Exception):
@@ -130,10 +126,3 @@ def _since_s(served: ServedModel, adapter: str | None) -> float:
     if last is not None:
         return last.at_s
     return served.worker.loaded_s if served.worker is not None else 0.0
-
-
-async def _measure(
-    worker: Worker, adapter: str | None, file: ProbeFile, others: Sequence[CompanyTexts] = ()
-) -> ProbeOutputs:
-    answer = await worker.measure(adapter, file.texts, others)
-    return ProbeOutputs(answer.features, answer.logits)

@@ -159,6 +159,7 @@ class Commands:
             served.lifecycle.lift_quarantine()
             text = f"model {served.name!r} may be loaded again: quarantine lifted by cmd/load"
             self._context.announce("quarantine-lifted", text, {"model": served.name}, "info")
+        self._manager.lift(served)
         async with _at_rest(served):
             await self._manager.ensure_loaded(served)
         served.wake_up()

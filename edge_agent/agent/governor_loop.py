@@ -60,6 +60,7 @@ class GovernorLoop:
         self._govern()
         self._server.deadlines.look()
         self._manager.measure()
+        self._manager.retry_engines()
         self.refresh_models()
 
     def refresh_models(self) -> None:

@@ -16,19 +16,29 @@ import msgspec
 
 from edge_agent.agent.context import Context
 from edge_agent.agent.context_sizing import LoadPlan, Sizer
+from edge_agent.agent.engine_builds import BUILD_BYTES, EngineBuilds
 from edge_agent.agent.memory_accounting import MemoryAccounting
 from edge_agent.agent.ports import Library, Spawner
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, Closure, WorkerDeath
-from edge_agent.base.errors import AdapterRefused, BackendError, EdgeError, MemoryRefused, RequestError, WorkerError
+from edge_agent.base.errors import (
+    AdapterRefused,
+    BackendError,
+    EdgeError,
+    EngineMissing,
+    MemoryRefused,
+    RequestError,
+    WorkerError,
+)
 from edge_agent.base.limits import ADAPTERS_RESIDENT
-from edge_agent.base.units import duration_text
-from edge_agent.bundle.catalog import Adapter, InstalledModel
+from edge_agent.base.runtimes import traits
+from edge_agent.bundle.catalog import Adapter, InstalledModel, Variant
 from edge_agent.core import adapter_routing, residency, variants
 from edge_agent.core.memory_ledger import MemoryLedger
 from edge_agent.core.model_lifecycle import DrainReason, ModelState
+from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.protocol.worker_messages import AnyEvent
 
 RETRY_AFTER_S = 30.0
@@ -94,6 +104,7 @@ class ModelManager:
         self._change = asyncio.Event()
         self._closed: Closure | None = None
         self._leaving: dict[str, ServedModel] = {}
+        self._builds = EngineBuilds(context, library, spawner, events, memory, sizer, self.take_death)
         self.served_models: dict[str, ServedModel] = {}
 
     @property
@@ -120,11 +131,12 @@ class ModelManager:
         A model that returns while its worker still finishes is served by that worker again: two served models of one
         name would promise its memory twice.
         """
-        active = {model.name: self._tiered(model) for model in self._library.active()}
+        active = {model.name: self._answering(model) for model in self._library.active()}
         for served in [served for name, served in self.served_models.items() if name not in active]:
             del self.served_models[served.name]
             self._leaving[served.name] = served
             served.remove()
+            self._builds.give_up(served)
         for name in self._leaving.keys() & active.keys():
             self.served_models[name] = self._leaving.pop(name)
             self.served_models[name].lifecycle.come_back()
@@ -136,6 +148,8 @@ class ModelManager:
             self.served_models[served.name] = served
         for name, model in active.items():
             self.served_models[name].install(model)
+            if self.served_models[name].fallback.state is FallbackState.CHOSEN:
+                self._builds.give_up(self.served_models[name])
         self._routes = adapter_routing.route_adapters(tuple(active.values()), self._routing, self._ceiling_bytes)
         return new
 
@@ -184,16 +198,20 @@ class ModelManager:
         for model in self._library.active():
             served = self.served_models.get(model.name)
             before = served.model.variant if served is not None else model.variant
-            variant = self._tiered(model).variant
+            variant = self._answering(model).variant
             if served is None or variant.digest == before.digest:
                 continue
             served.install(replace(model, variant=variant))
             text = f"model {served.name!r} runs {variant.name} instead of {before.name}: {why}"
             self._context.announce("variant-changed", text, {"model": served.name, "variant": variant.name}, "info")
 
-    def _tiered(self, model: InstalledModel) -> InstalledModel:
+    def _answering(self, model: InstalledModel) -> InstalledModel:
+        """The installed model in the variant that answers now: the cheaper one in tier 1, and the fallback of one that
+        is being compiled."""
         found = variants.cheaper(model, self._routing.accuracy_loss_limit) if self._tier else None
-        return model if found is None else replace(model, variant=found)
+        tiered = model if found is None else replace(model, variant=found)
+        served = self.served_models.get(model.name)
+        return tiered if served is None else served.fallback.applied(tiered)
 
     async def ensure_loaded(self, served: ServedModel, evict: bool = True) -> WorkerHandle:
         """Load the model's current variant; without `evict` only into memory that is free now.
@@ -207,24 +225,141 @@ class ModelManager:
         if served.lifecycle.state is ModelState.QUARANTINED:
             why = f"model {served.name!r} is quarantined after repeated worker deaths, until `edge-agent load` lifts it"
             raise RequestError(503, Cause.QUARANTINED, why)
-        async with self._loading:
+        self._check_is_not_put_off(served)
+        try:
+            return await self._load_into_room(served, evict)
+        except EngineMissing:
+            return await self._load_after_build(served, evict)
+        except RequestError:
+            raise
+        except EdgeError as error:
+            if self._fall_back(served, str(error)):
+                return await self._load_into_room(served, evict)
+            if isinstance(error, WorkerError):
+                raise
+            raise self._refusal(served, error) from error
+
+    async def _load_into_room(self, served: ServedModel, evict: bool, build: bool = False) -> WorkerHandle:
+        """Load the current variant, one model at a time. Raises RequestError, EngineMissing, BackendError, WorkerError.
+
+        A build takes minutes, in which other models are loaded; its memory is promised before.
+        """
+        async with contextlib.AsyncExitStack() as one_at_a_time:
+            await one_at_a_time.enter_async_context(self._loading)
             await self.unload(served)
             await self._sizer.look(served.model)
             plan = await self._make_room(served, evict)
             self._check_may_load(served)  # it may have been removed while others were evicted
             self.ledger.promise(served.name, plan.claim)
             served.lifecycle.begin_load(self._context.clock.monotonic_s())
+            if build:
+                await one_at_a_time.aclose()
             try:
-                return await self._load(served, plan)
-            except WorkerError:
-                # It died while it loaded. That is a death like any other, and the serving loop tries again.
+                return await self._load(served, plan, build)
+            except EdgeError:
+                # A worker that died while it loaded died like any other, and the serving loop tries again.
                 await self.unload(served)
                 raise
-            except EdgeError as error:
-                await self.unload(served)
-                why = f"model {served.name!r} cannot be loaded: {error}"
-                status, cause = (503, Cause.MEMORY) if isinstance(error, MemoryRefused) else (500, Cause.WORKER_FAILED)
-                raise RequestError(status, cause, why, RETRY_AFTER_S) from error
+
+    async def _load_after_build(self, served: ServedModel, evict: bool) -> WorkerHandle:
+        """The current variant has no engine: load its fallback and build beside where memory allows both, else build
+        first."""
+        wanted, fallback = served.model.variant, variants.fallback(served.model)
+        why = "the package has no variant on this device that could answer meanwhile"
+        if fallback is not None:
+            why = await self._no_room_for_both(served, fallback, evict)
+        now_s = self._context.clock.monotonic_s()
+        served.fallback.engine_missing(wanted, None if why else fallback, why, now_s)
+        if fallback is None or why:
+            return await self._build_first(served, evict)
+        served.install(replace(served.model, variant=fallback))
+        try:
+            return await self._load_into_room(served, evict)
+        finally:
+            self._builds.begin(served)
+
+    async def _build_first(self, served: ServedModel, evict: bool) -> WorkerHandle:
+        """Build with nothing beside. The fallback, where there is one, answers after a build that failed."""
+        load_s = served.lifecycle.load_s
+        served.lifecycle.expect_load(self._builds.usual_s)
+        try:
+            return await self._load_into_room(served, evict, build=True)
+        except RequestError:
+            served.fallback.replaced()  # nothing was tried: the next load looks again
+            raise
+        except EdgeError as error:
+            served.lifecycle.expect_load(load_s)
+            if self._fall_back(served, str(error)):
+                return await self._load_into_room(served, evict)
+            raise self._refusal(served, error) from error
+
+    async def _no_room_for_both(self, served: ServedModel, fallback: Variant, evict: bool) -> str:
+        """'' where the fallback can answer while the engine is built; else the sentence why not. Idle models are
+        evicted for it as for any load, if `evict`."""
+        while True:
+            memory = self._host.memory(self.ledger.mapped_bytes)
+            both = (served.model, replace(served.model, variant=fallback))
+            needed_bytes = sum(self._sizer.plan(one, self.ledger, memory)[1] for one in both) + BUILD_BYTES
+            others = [one for one in self.residents() if one.name != served.name]
+            if not evict:
+                others = [replace(one, busy=True) for one in others]
+            now_s = self._context.clock.monotonic_s()
+            decision = residency.decide(needed_bytes, memory, self.ledger.outstanding_bytes, others, now_s)
+            if isinstance(decision, residency.DoesNotFit):
+                return f"no memory for a build beside {fallback.name}: {decision.reason}"
+            leaving = [self.served_models[name] for name in decision.evict if name in self.served_models]
+            if not leaving:
+                return ""
+            for one in leaving:
+                await self._evict(one, f"model {one.name!r} made room for a build of {served.name!r}")
+
+    def _fall_back(self, served: ServedModel, reason: str) -> bool:
+        """A variant that is compiled here cannot be loaded: put it off and serve the fallback; False without one, or
+        for a variant that is not compiled."""
+        wanted, lifecycle = served.model.variant, served.lifecycle
+        if not traits(wanted.runtime).compiles or lifecycle.is_removed or lifecycle.state is ModelState.QUARANTINED:
+            return False
+        fallback = variants.fallback(served.model)
+        self._builds.put_off(served, fallback, wanted, reason)
+        if fallback is None:
+            return False
+        served.install(replace(served.model, variant=fallback))
+        return True
+
+    def _check_is_not_put_off(self, served: ServedModel) -> None:
+        fallback = served.fallback
+        left_s = fallback.left_s(self._context.clock.monotonic_s())
+        if fallback.state is not FallbackState.PUT_OFF or fallback.variant is not None:
+            return
+        if left_s > 0.0:
+            why = f"model {served.name!r} cannot be loaded: {fallback.reason}"
+            raise RequestError(503, Cause.WORKER_FAILED, why, round(left_s, 1))
+        self.lift(served)
+
+    def _refusal(self, served: ServedModel, error: EdgeError) -> RequestError:
+        """A failed load as the refusal of the requests that wait for it."""
+        why = f"model {served.name!r} cannot be loaded: {error}"
+        status, cause = (503, Cause.MEMORY) if isinstance(error, MemoryRefused) else (500, Cause.WORKER_FAILED)
+        return RequestError(status, cause, why, RETRY_AFTER_S)
+
+    def retry_engines(self) -> None:
+        """Try again what was put off and whose time has come; called once a second."""
+        now_s = self._context.clock.monotonic_s()
+        for served in self.served_models.values():
+            if served.fallback.state is not FallbackState.PUT_OFF or served.fallback.left_s(now_s) > 0.0:
+                continue
+            if served.worker is not None and served.fallback.variant is not None:
+                served.fallback.try_again(now_s)
+                self._builds.begin(served)
+            else:
+                self.lift(served)
+
+    def lift(self, served: ServedModel) -> None:
+        """The next load of a model is for its chosen variant, although that was put off."""
+        wanted = served.fallback.wanted
+        if wanted is not None and served.fallback.state is FallbackState.PUT_OFF:
+            served.fallback.lift(self._context.clock.monotonic_s())
+            served.install(replace(served.model, variant=wanted))
 
     def _check_may_load(self, served: ServedModel) -> None:
         if served.lifecycle.is_removed:
@@ -287,7 +422,9 @@ class ModelManager:
         event.set()
 
     async def evict_idle(self, why: str) -> bool:
-        """Evict the idle model that is worth least, for the host's sake; False when there is none."""
+        """End a build, or evict the idle model that is worth least, for the host's sake; False without either."""
+        if self._builds.give_up_for(self.served_models.values(), why):
+            return True
         now_s = self._context.clock.monotonic_s()
         idle = [one for one in self.residents() if not one.busy]
         if not idle:
@@ -365,6 +502,7 @@ class ModelManager:
 
     async def close(self) -> None:
         """End every worker."""
+        await self._builds.close()
         await asyncio.gather(*(self.unload(served) for served in self.every_served_model()))
 
     async def _make_room(self, served: ServedModel, evict: bool) -> LoadPlan:
@@ -410,7 +548,7 @@ class ModelManager:
         self._context.announce("evicted", text, {"model": leaving.name}, "info")
         return True
 
-    async def _load(self, served: ServedModel, plan: LoadPlan) -> WorkerHandle:
+    async def _load(self, served: ServedModel, plan: LoadPlan, build: bool) -> WorkerHandle:
         begun_s, gpu_bytes = self._context.clock.monotonic_s(), self._host.gpu_bytes()
         try:
             process = await self._spawn(_Listener(served, self._events.take_event, self.take_death))
@@ -426,15 +564,19 @@ class ModelManager:
         # The session allocates memory for this many rows at the load and keeps it, so it gets the most rows, not the
         # few that heat may allow at the moment.
         most_rows = msgspec.structs.replace(limits, most_rows=self._host.most_rows())
-        answer = await worker.load(served.model.task, most_rows)
+        answer = await worker.load(served.model.task, most_rows, build)
+        loaded_s = self._context.clock.monotonic_s()
+        # A build is no part of the next load's time.
+        load_s = loaded_s - (begun_s if worker.progress is None else worker.told_s)
+        if answer.unproven:
+            await self._builds.prove(served, worker)
         if served.worker is not worker:
             raise WorkerError("the worker ended when its load was over", served.name)
         now_s = self._context.clock.monotonic_s()
-        served.loaded(worker, answer, begun_s, now_s)
-        if (built_s := worker.built(now_s)) is not None:
-            data = {"model": served.name, "state": "done", "took_s": round(built_s, 1)}
-            text = f"model {served.name!r}: its engine was built and loaded in {duration_text(built_s)}"
-            self._context.announce("engine-build", text, data, "info")
+        if served.fallback.state in {FallbackState.CHOSEN, FallbackState.BUILDING_FIRST}:
+            served.fallback.passed(now_s)
+        served.loaded(worker, answer, now_s - load_s, now_s)
+        self._builds.say_built(served, worker, now_s)
         self._memory.loaded(served, gpu_bytes, answer.footprint.total_bytes)
         if plan.is_shrunk:
             self._say_shrunk(served, worker)

@@ -8,6 +8,7 @@ from typing import Protocol
 from edge_agent.base.causes import DeathCause
 from edge_agent.base.reading import Reading
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
+from edge_agent.bundle.probes import ProbeFile
 from edge_agent.core.memory_ledger import FootprintKey, MeasuredFootprint
 from edge_agent.core.residency import HostMemory
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
@@ -99,6 +100,10 @@ class Library(Protocol):
 
     def generation(self) -> int:
         """A number that changes whenever `active()` may have changed; one stat call."""
+        ...
+
+    def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:
+        """The golden probes of the model's variant, or of an adapter; None where there are none. Raises EdgeError."""
         ...
 
     def installed(self) -> Mapping[str, InstalledState]:
@@ -201,9 +206,15 @@ class Worker(Protocol):
         ...
 
     async def load(
-        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+        self,
+        variant: Variant,
+        task: TaskSpec,
+        limits: StepLimits,
+        memory: LoadMemory | None = None,
+        *,
+        build: bool = True,
     ) -> ModelLoaded:
-        """Load a model. Raises BackendError, WorkerError."""
+        """Load a model; `build`: see `LoadModel`. Raises EngineMissing, BackendError, WorkerError."""
         ...
 
     async def attach(self, adapter: Adapter) -> AdapterAttached:
@@ -223,6 +234,10 @@ class Worker(Protocol):
     ) -> TextsMeasured:
         """Raw outputs of texts, each alone or beside `company`, while no job is inside. Raises BackendError,
         WorkerError."""
+        ...
+
+    async def judge_engine(self, passed: bool) -> None:
+        """Have the model's engine kept, or deleted. Raises WorkerError."""
         ...
 
     async def shrink(self) -> None:

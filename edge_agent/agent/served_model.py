@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_agent.agent.context_sizing import LoadPlan
 from edge_agent.agent.ports import Worker
@@ -17,6 +17,7 @@ from edge_agent.core.job import Job
 from edge_agent.core.model_lifecycle import MAY_HAVE_WORKER, DrainReason, ModelLifecycle
 from edge_agent.core.residency import Popularity
 from edge_agent.core.scheduler import Queue
+from edge_agent.core.variant_fallback import VariantFallback
 from edge_agent.protocol.worker_messages import ModelLoaded, StepLimits
 
 
@@ -37,7 +38,9 @@ class ServedModel:
 
     `running`: the jobs inside the worker, by their id there; `compiling`: those of them whose grammar is being
     compiled, which hold no sequence yet. `worker` is set exactly while there is one;
-    `lifecycle` says in which state the model is. `popularity`: how often it was used lately; `priority_load`: what was
+    `lifecycle` says in which state the model is. `fallback` says which variant answers while the chosen one is compiled
+    or cannot be loaded; `successor` is the worker that compiles it beside `worker`.
+    `popularity`: how often it was used lately; `priority_load`: what was
     admitted to it lately, by priority; `grammar_bans`: clients whose grammars cost too much. `footprint_bytes`:
     what its worker holds, or the last one held. `sequences`: see `WorkerHandle`; known from the last worker where there
     is none. `probed`: golden probes of the model (None) and its adapters.
@@ -49,6 +52,8 @@ class ServedModel:
     model: InstalledModel
     lifecycle: ModelLifecycle = field(default_factory=ModelLifecycle)
     worker: WorkerHandle | None = None
+    successor: WorkerHandle | None = None
+    fallback: VariantFallback = field(default_factory=VariantFallback)
     queue: Queue = field(default_factory=Queue)
     running: dict[str, Job] = field(default_factory=dict)
     compiling: set[str] = field(default_factory=set)
@@ -111,6 +116,7 @@ class ServedModel:
     def remove(self) -> None:
         """The model is no longer installed: its serving loop refuses what waits and ends the worker."""
         self.lifecycle.remove()
+        self.fallback.replaced()
         self.wake_up()
 
     def serve_by(self, task: asyncio.Task[None]) -> None:
@@ -132,6 +138,23 @@ class ServedModel:
         """A worker process was started for this model, which it is to load next."""
         self.worker = WorkerHandle(process, plan, limits)
         return self.worker
+
+    def spawned_beside(self, process: Worker, plan: LoadPlan, limits: StepLimits) -> WorkerHandle:
+        """A worker process was started that is to take over from the worker of this model."""
+        self.successor = WorkerHandle(process, plan, limits)
+        return self.successor
+
+    def drop_successor(self) -> WorkerHandle | None:
+        """The worker beside is ended, or takes over; the caller closes what is returned, where it does not."""
+        successor, self.successor = self.successor, None
+        return successor
+
+    def adopt(self, worker: WorkerHandle, now_s: float) -> None:
+        """A worker that was loaded beside answers from now on, in the variant that it holds. Raises ValueError where
+        there is another one."""
+        self.lifecycle.begin_load(now_s)
+        self.worker = worker
+        self.model = replace(self.model, variant=worker.plan.packaged)
 
     def loaded(self, worker: WorkerHandle, answer: ModelLoaded, begun_s: float, now_s: float) -> None:
         """The worker holds the model. Raises ValueError where the model is not loading."""

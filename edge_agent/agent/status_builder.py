@@ -13,7 +13,6 @@ import msgspec
 
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.agent.stats import ADAPTERS_TOLD, ModelStats, Stats, TextStatistics
-from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base import limits
 from edge_agent.base.clock import Clock
 from edge_agent.base.reading import Reading
@@ -22,6 +21,7 @@ from edge_agent.bundle.catalog import Adapter, Variant
 from edge_agent.core import drift
 from edge_agent.core.governor import ComputeGrant
 from edge_agent.core.latency import QuantileWindow
+from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.protocol import encode, home_assistant, messages
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.messages import Severity, State
@@ -235,16 +235,30 @@ def model_entry(served: ServedModel, now_s: float) -> messages.ModelEntry:
         reason=served.lifecycle.published,
         context=(worker.context or None) if worker is not None else None,
         sequences=(worker.sequences or None) if worker is not None else None,
-        building=None if worker is None else _building(worker, now_s),
+        building=_building(served, now_s),
     )
 
 
-def _building(worker: WorkerHandle, now_s: float) -> messages.EngineBuild | None:
-    told = worker.progress
-    if told is None:
-        return None
-    elapsed_s = round(now_s - worker.building_s, 1)
-    return messages.EngineBuild(stage=told.stage, share=told.share, elapsed_s=elapsed_s, expected_s=told.expected_s)
+def _building(served: ServedModel, now_s: float) -> messages.EngineBuild | None:
+    """What the chosen variant waits for: as its worker told, else as the state says."""
+    worker, fallback = served.successor or served.worker, served.fallback
+    told = None if worker is None else worker.progress
+    if worker is None or told is None or fallback.state in {FallbackState.PROBING, FallbackState.PUT_OFF}:
+        if fallback.state is FallbackState.CHOSEN:
+            return None
+        stage, share, expected_s, since_s = fallback.state.value, None, None, fallback.since_s
+    else:
+        stage, share, expected_s, since_s = told.stage, told.share, told.expected_s, worker.building_s
+    put_off = fallback.state is FallbackState.PUT_OFF
+    return messages.EngineBuild(
+        stage=stage,
+        share=share,
+        elapsed_s=round(now_s - since_s, 1),
+        expected_s=expected_s,
+        answered_by=fallback.variant.name if fallback.answers and fallback.variant is not None else None,
+        reason=fallback.reason or None,
+        again_s=round(fallback.left_s(now_s), 1) if put_off else None,
+    )
 
 
 def _without_labels(entry: messages.ModelEntry) -> messages.ModelEntry:

@@ -13,6 +13,7 @@ from typing import Protocol
 from edge_agent.agent.context import Context
 from edge_agent.agent.ports import Worker
 from edge_agent.agent.served_model import ServedModel
+from edge_agent.agent.worker_handle import WorkerHandle
 from edge_agent.base.causes import Cause, WorkerDeath
 from edge_agent.base.errors import WorkerError
 from edge_agent.base.units import duration_text
@@ -70,7 +71,8 @@ class WorkerEventHandler:
         if served.worker is not None:
             served.worker.hear(now_s)
         if isinstance(event, LoadProgress):
-            self._take_progress(served, event, now_s)
+            if served.worker is not None:
+                self.take_progress(served, served.worker, event)
             return
         if isinstance(event, Heartbeat):
             return
@@ -93,10 +95,15 @@ class WorkerEventHandler:
         if isinstance(event, JobFailed) and event.costly:
             self._ban(served, job.key[0], now_s)
 
-    def _take_progress(self, served: ServedModel, event: LoadProgress, now_s: float) -> None:
-        if served.worker is not None and served.worker.note_progress(event, now_s):
+    def take_progress(self, served: ServedModel, worker: WorkerHandle, event: LoadProgress) -> None:
+        """A worker of this model told how far its load is; perhaps it loads beside the one that answers."""
+        if worker.note_progress(event, self._context.clock.monotonic_s()):
+            fallback = served.fallback
+            meanwhile = f"; {fallback.variant.name} answers meanwhile" if fallback.answers and fallback.variant else ""
+            why = f"; nothing answers meanwhile: {fallback.reason}" if fallback.reason and not meanwhile else ""
             last = "" if event.expected_s is None else f"; the last build here took {duration_text(event.expected_s)}"
-            text = f"model {served.name!r}: an engine is built for this device, which takes minutes{last}"
+            what = f"model {served.name!r}: an engine is built for this device, which takes minutes"
+            text = f"{what}{meanwhile or why}{last}"
             data = {"model": served.name, "state": "begun", "expected_s": event.expected_s}
             self._context.announce("engine-build", text, data, "info")
 

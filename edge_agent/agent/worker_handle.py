@@ -21,7 +21,8 @@ class WorkerHandle:
     jobs that a generator works on at once, each ending by itself (0: a model that answers a batch at a time), each
     with `context` tokens. `attached`: digests of the adapters that it holds, least recently used first. `loaded_s`:
     since when it holds the model; `last_used_s`: when a job was last inside; `heard_s`: when it last sent anything.
-    `progress`: how far a load is that takes minutes, since `building_s`; None where the process has told nothing.
+    `progress`: how far a load is that takes minutes, since `building_s` and last told at `told_s`; None where the
+    process has told nothing.
     """
 
     def __init__(self, process: Worker, plan: LoadPlan, limits: StepLimits) -> None:
@@ -37,13 +38,14 @@ class WorkerHandle:
         self.loaded_s = self.last_used_s = self.heard_s = 0.0
         self._learned: tuple[int, float] | None = None
         self.progress: LoadProgress | None = None
-        self.building_s = 0.0
+        self.building_s = self.told_s = 0.0
 
     def note_progress(self, progress: LoadProgress, now_s: float) -> bool:
         """The process told how far its load is; True the first time."""
         first, self.progress = self.progress is None, progress
         if first:
             self.building_s = now_s
+        self.told_s = now_s
         return first
 
     def built(self, now_s: float) -> float | None:
@@ -51,11 +53,13 @@ class WorkerHandle:
         told, self.progress = self.progress, None
         return None if told is None else now_s - self.building_s
 
-    async def load(self, task: TaskSpec, limits: StepLimits) -> ModelLoaded:
-        """Let the process load the model as planned, and return its answer. Raises BackendError, WorkerError."""
+    async def load(self, task: TaskSpec, limits: StepLimits, build: bool) -> ModelLoaded:
+        """Let the process load the model as planned, and return its answer; `build`: see `LoadModel`. Raises
+        EngineMissing, BackendError, WorkerError."""
         plan = self.plan
         memory = LoadMemory(plan.budget_bytes or plan.room_bytes, shrink=plan.budget_bytes > 0)
-        return await self.process.load(plan.variant, task, limits, memory if memory.memory_bytes else None)
+        room = memory if memory.memory_bytes else None
+        return await self.process.load(plan.variant, task, limits, room, build=build)
 
     def note_loaded(self, answer: ModelLoaded, now_s: float) -> None:
         """The load is over; `answer` is what the process said of the model."""

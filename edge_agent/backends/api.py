@@ -192,6 +192,15 @@ class Session(abc.ABC):
     context = 0
     """Tokens of each sequence, prompt and answer together; 0: an encoder."""
 
+    @property
+    def unproven(self) -> bool:
+        """Whether the model was compiled on this device and `judge` was not called for the result yet."""
+        return False
+
+    def judge(self, passed: bool) -> None:
+        """Keep what was compiled, since its golden probes held, or delete it; this session stays as it is."""
+        return
+
     def vocabulary(self) -> Vocabulary | None:
         """The model's own tokenizer, or None where its package brings one."""
         return None

@@ -161,6 +161,15 @@ class EncoderGraph(abc.ABC):
     adapters: AttachedAdapters | None
     """None: the graph has no bank."""
 
+    @property
+    def unproven(self) -> bool:
+        """See `Session.unproven`."""
+        return False
+
+    def judge(self, passed: bool) -> None:
+        """See `Session.judge`."""
+        return
+
     @abc.abstractmethod
     def compute(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> dict[str, Any]:
         """Arrays by name whose first axis are the rows, in their order: 'features', perhaps 'logits'. Row i uses
@@ -353,6 +362,15 @@ class EncoderSession(Session):
         """See `Session.cancel`."""
         self._parts.pop(job_id, None)
         return self._queue.cancel(job_id)
+
+    @property
+    def unproven(self) -> bool:
+        """See `Session.unproven`."""
+        return self._graph.unproven
+
+    def judge(self, passed: bool) -> None:
+        """See `Session.judge`."""
+        self._graph.judge(passed)
 
     def footprint(self) -> Footprint:
         """See `Session.footprint`."""

@@ -14,6 +14,7 @@ The tree (every leaf is a way an input or the world can be wrong):
     │   ├── BackendMissing    the runtime is not installed; `remedy` says how to install it
     │   ├── AdapterRefused    an adapter does not fit this base or this runtime
     │   ├── MemoryRefused     a runtime got less memory than it asked for
+    │   ├── EngineMissing     a model must be compiled for this device first, which takes minutes
     │   └── ProgramRefused      a request's grammar or schema costs more than the others can bear
     ├── WorkerError           a worker process died, hung or broke its protocol
     └── BrokerError           the MQTT broker refused or cannot be reached
@@ -101,6 +102,10 @@ class MemoryRefused(BackendError):
     """A runtime asked for memory and got none, by the bound of its process or because the board has no more.
 
     Requests that meet it are refused with `Cause.MEMORY`. It names no file: which model it was is said by who asked."""
+
+
+class EngineMissing(BackendError):
+    """A load that was not to compile the model found no engine for this device."""
 
 
 class ProgramRefused(BackendError):

@@ -26,6 +26,7 @@ class RuntimeTraits:
     `bandwidth_bound`: its steps wait for memory and not for arithmetic, so that a lower clock costs it little speed.
     `slow_float16`: its CPU kernels convert float16 to float32 for every product. `context_sized`: a generator's context
     and number of sequences are chosen at the load, and its file's header says what they take (`bundle.gguf_memory`).
+    `compiles`: its first load on a device compiles the model, for minutes.
     `package_options`: the options that a package may set; None: its options are not known here. Every other option of
     a load is one of DEVICE_OPTIONS.
     """
@@ -35,6 +36,7 @@ class RuntimeTraits:
     bandwidth_bound: bool = False
     slow_float16: bool = False
     context_sized: bool = False
+    compiles: bool = False
     package_options: frozenset[str] | None = None
 
 
@@ -59,6 +61,7 @@ RUNTIMES: Mapping[str, RuntimeTraits] = {
     "tensorrt": RuntimeTraits(
         weight_suffixes=(".onnx",),
         speed_rank=0,
+        compiles=True,
         package_options=frozenset({"base_id", "positions", "precision"}),
     ),
     # No adapters: merged models and embeddings. Its INT8 kernels are the fastest here (docs/decisions/0213).
@@ -99,6 +102,6 @@ ENGINE_FOLDER_VARIABLE = "EDGE_ENGINE_FOLDER"
 """Tells a worker where TensorRT's engines are kept; unset: in a temporary folder, so that every load builds one."""
 
 DEVICE_OPTIONS = frozenset(
-    {"max_rows", "max_tokens", "threads", "decode_threads", "memory_bytes", "shrink", "spinning"}
+    {"max_rows", "max_tokens", "threads", "decode_threads", "memory_bytes", "shrink", "spinning", "build"}
 )
 """Options of a load that the device decides, by its settings and its memory. A package that sets one is refused."""

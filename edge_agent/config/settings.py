@@ -134,7 +134,8 @@ class ModelSettings:
 
     keep: Literal["chosen", "all"] = "chosen"
     """Whose weights stay on the disk. 'all' lets the governor fall back to a cheaper variant when it is hot, at the
-    price of space; a variant that lost its trial is never kept."""
+    price of space; a variant that lost its trial is never kept. Beside one that is compiled on this device, the best
+    other one stays in any case: it answers while an engine is built."""
 
     prefer: Annotated[tuple[str, ...], VARIANT] = ()
     """Number formats in the order to prefer (for example ["int8", "fp16", "fp32"]), ahead of the policy, or runtime and

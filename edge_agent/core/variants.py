@@ -1,4 +1,5 @@
-"""A model's variants on this device: the expected time of one, and the cheaper one for a hot board.
+"""A model's variants on this device: the expected time of one, the cheaper one for a hot board, and the one that
+answers while another is compiled.
 
 A variant that was tried at the install has times of this device. Any other is expected to take the host's time of that
 variant, scaled by the ratio of device to host of a variant that was tried. Pure. `store.variant_selection` decides
@@ -7,6 +8,9 @@ which variant is installed.
 
 from __future__ import annotations
 
+import math
+
+from edge_agent.base.runtimes import traits
 from edge_agent.bundle.catalog import SAME_ACCURACY, InstalledModel, Variant
 
 HOST_LATENCY = "latency_ms"
@@ -30,6 +34,19 @@ def expected_row(model: InstalledModel, variant: Variant) -> tuple[int, float] |
             scale = tried.measured.latency_ms / tried_host_ms
             return tried.measured.text_bytes or USUAL_TEXT_BYTES, scale * host_ms / 1000.0
     return USUAL_TEXT_BYTES, host_ms / 1000.0
+
+
+def fallback(model: InstalledModel) -> Variant | None:
+    """The variant that answers while the chosen one is compiled on this device; None where the chosen one is not
+    compiled, or no other one is on disk. The quickest by what was measured here."""
+    if not traits(model.variant.runtime).compiles:
+        return None
+    there = [one for one in model.variants if one.files and not traits(one.runtime).compiles]
+    return min(there, key=_measured_ms, default=None)
+
+
+def _measured_ms(variant: Variant) -> float:
+    return math.inf if variant.measured is None else variant.measured.latency_ms
 
 
 def cheaper(model: InstalledModel, accuracy_loss_limit: float) -> Variant | None:

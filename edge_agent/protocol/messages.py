@@ -303,19 +303,24 @@ class VariantEntry(Struct, frozen=True, kw_only=True):
 
 
 class EngineBuild(Struct, frozen=True, kw_only=True):
-    """An engine that is being built for this device: what it does now (`stage`), the share of that (0 to 1) where the
-    runtime tells, seconds since the begin, and what the last build here took in all."""
+    """A chosen variant that does not answer yet, because its engine is built for this device: what it does now
+    (`stage`), the share of that (0 to 1) where the runtime tells, seconds since the begin, and what the last build here
+    took in all. `answered_by` is the variant that answers meanwhile, None where nothing does; `reason` says why, or why
+    a build failed, which is tried again in `again_s` seconds (stage 'put off')."""
 
     stage: str
     share: float | None
     elapsed_s: float
     expected_s: float | None
+    answered_by: str | None = None
+    reason: str | None = None
+    again_s: float | None = None
 
 
 class ModelEntry(Struct, frozen=True, kw_only=True):
     """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident, a
-    resident generator has `sequences` of so many tokens of `context`. `building` is there while its worker compiles
-    it."""
+    resident generator has `sequences` of so many tokens of `context`. `building` is there while a variant is compiled
+    or was put off; `variant` is then the one that answers."""
 
     name: str
     version: int

@@ -99,7 +99,8 @@ class LoadModel(WorkerRequest, tag="load"):
 
     `trial`: try what otherwise only requests use (a chat template), as an install does. `allowed_bytes`: private memory
     that the child may take beyond what it holds; 0: as much as there is. `by_board`: the device has no more than that,
-    whatever the package states.
+    whatever the package states. `build`: compile the model where it must be, which takes minutes; else the load is
+    refused with EngineMissing.
     """
 
     backend: str
@@ -111,6 +112,7 @@ class LoadModel(WorkerRequest, tag="load"):
     trial: bool = False
     allowed_bytes: int = 0
     by_board: bool = False
+    build: bool = True
 
 
 class AttachAdapter(WorkerRequest, tag="attach"):
@@ -173,6 +175,12 @@ class ShrinkMemory(WorkerRequest, tag="shrink"):
     """Return freed memory to the system and tell the bytes held."""
 
 
+class JudgeEngine(WorkerRequest, tag="judge"):
+    """Say whether the golden probes of a model that was compiled here held: its engine is kept, or deleted."""
+
+    passed: bool
+
+
 class CloseWorker(WorkerRequest, tag="close"):
     """End the process."""
 
@@ -188,6 +196,7 @@ AnyRequest = (
     | SetStepLimits
     | ReadFootprint
     | ShrinkMemory
+    | JudgeEngine
     | CloseWorker
 )
 
@@ -257,7 +266,10 @@ class BackendsProbed(WorkerAnswer, tag="probed"):
 
 
 class ModelLoaded(WorkerAnswer, tag="loaded"):
-    """A model serves. `sequences` and `context` are a generator's (0: an encoder); `load_ms` is the time it took."""
+    """A model serves. `sequences` and `context` are a generator's (0: an encoder); `load_ms` is the time it took.
+
+    `unproven`: it was compiled on this device, and nobody has said `JudgeEngine` of the result yet.
+    """
 
     runtime: RuntimeAvailable
     footprint: FootprintBytes
@@ -265,6 +277,7 @@ class ModelLoaded(WorkerAnswer, tag="loaded"):
     load_ms: float
     sequences: int = 0
     context: int = 0
+    unproven: bool = False
 
 
 class AdapterAttached(WorkerAnswer, tag="attached"):

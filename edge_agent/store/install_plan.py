@@ -187,7 +187,8 @@ def _model_change(contents: Contents, model: ModelDoc, context: PlanContext) -> 
         choice=choice.text(),
         selection=context.selection.text(),
     )
-    candidates = choice.possible if context.measure or context.keep_all else (choice.variant,)
+    alone = (choice.variant,) if choice.fallback is None else (choice.variant, choice.fallback)
+    candidates = choice.possible if context.measure or context.keep_all else alone
     probe = (None, *(one.name for one in version.adapters))
     return ModelChange(model.name, version, probe, choice, left, candidates)
 

@@ -126,6 +126,14 @@ class VariantChoice:
     sure: str = ""
 
     @property
+    def fallback(self) -> Variant | None:
+        """The variant that answers while the chosen one is compiled on the device; None where nothing is compiled, or
+        no other one can run."""
+        if not traits(self.variant.runtime).compiles:
+            return None
+        return next((one for one in self.possible if not traits(one.runtime).compiles), None)
+
+    @property
     def why(self) -> str:
         """Why the chosen variant runs, in a sentence with its figures."""
         chosen, selection = self.variant, self.selection

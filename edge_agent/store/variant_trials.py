@@ -86,11 +86,12 @@ def _try_candidates(change: ModelChange, blobs: Blobs, prober: Prober, rules: Tr
         refused=(*(one for one in before if one.name not in tried), *failed, *choice.refused),
     )
     chosen = choice.variant.digest
+    fallback = () if choice.fallback is None else (choice.fallback.digest,)
     version = msgspec.structs.replace(
         change.version,
         chosen=chosen,
         choice=choice.text(),
-        kept=tuple(digest for digest in trials if digest != chosen) if rules.keep_all else (),
+        kept=tuple(digest for digest in trials if digest != chosen) if rules.keep_all else fallback,
         offered={digest: Measurements.of(trial.figures) for digest, trial in trials.items()},
     )
     return replace(change, version=version, choice=choice), trials[chosen]

@@ -45,7 +45,7 @@ from edge_agent.base.errors import (
     WorkerError,
 )
 from edge_agent.base.limits import COMPANY_TOKENS
-from edge_agent.base.runtimes import DEVICE_OPTIONS, RUNTIME_CRASH_REMEDY
+from edge_agent.base.runtimes import DEVICE_OPTIONS, RUNTIME_CRASH_REMEDY, traits
 from edge_agent.protocol.worker_messages import (
     Accepted,
     AdapterAttached,
@@ -67,6 +67,7 @@ from edge_agent.protocol.worker_messages import (
     JobDone,
     JobFailed,
     JobWork,
+    JudgeEngine,
     LoadModel,
     LoadProgress,
     MeasureTexts,
@@ -180,6 +181,8 @@ class Child:
                 return self._footprint()
             case ShrinkMemory():
                 return self._shrink()
+            case JudgeEngine():
+                self._loaded().judge(request.passed)
             case ProbeBackends():
                 return BackendsProbed(backends={name: _probed(name) for name in request.backends})
             case UnknownRequest():
@@ -202,6 +205,9 @@ class Child:
         }
         if request.memory is not None and request.memory.shrink:
             bounds.update(memory_bytes=request.memory.memory_bytes, shrink=True)
+        if traits(request.backend).compiles:
+            room_bytes = request.memory.memory_bytes if request.memory is not None else 0
+            bounds.update(build=request.build, memory_bytes=room_bytes)
         # `options` are the package's and the operator's together; of these words none is the package's to say.
         options = {name: value for name, value in request.options.items() if name not in DEVICE_OPTIONS}
         self._memory_bound.set(Allowance(request.allowed_bytes, request.by_board))
@@ -224,6 +230,7 @@ class Child:
             load_ms=_ms(started_s),
             sequences=session.sequences,
             context=session.context,
+            unproven=session.unproven,
         )
 
     def _tell_stage(self, stage: LoadStage) -> None:

@@ -22,7 +22,15 @@ import msgspec
 
 from edge_agent.base.causes import DeathCause, WorkerDeath
 from edge_agent.base.child_python import child_environment, module_command
-from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EdgeError, MemoryRefused, WorkerError
+from edge_agent.base.errors import (
+    AdapterRefused,
+    BackendError,
+    BackendMissing,
+    EdgeError,
+    EngineMissing,
+    MemoryRefused,
+    WorkerError,
+)
 from edge_agent.base.limits import (
     GIB,
     LOAD_BASE_S,
@@ -32,7 +40,7 @@ from edge_agent.base.limits import (
     LOAD_STALL_S,
     MEASURE_S,
 )
-from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
+from edge_agent.base.runtimes import OPENMP_ENVIRONMENT, traits
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.protocol.worker_messages import (
     Accepted,
@@ -49,6 +57,7 @@ from edge_agent.protocol.worker_messages import (
     FootprintRead,
     JobCancelled,
     JobWork,
+    JudgeEngine,
     LoadMemory,
     LoadModel,
     MeasureTexts,
@@ -83,7 +92,8 @@ KILLS_LOOK_S = 1.0
 count, the fewer kills of other programs lie between."""
 CLOSE_TIMEOUT_S = 2.0
 _ERRORS: Mapping[str, type[EdgeError]] = {
-    error.__name__: error for error in (AdapterRefused, BackendError, BackendMissing, MemoryRefused, WorkerError)
+    error.__name__: error
+    for error in (AdapterRefused, BackendError, BackendMissing, EngineMissing, MemoryRefused, WorkerError)
 }
 AnswerT = TypeVar("AnswerT", bound=WorkerAnswer)
 
@@ -147,17 +157,22 @@ class WorkerProcess:
         limits: StepLimits,
         memory: LoadMemory | None = None,
         trial: bool = False,
+        *,
+        build: bool = True,
     ) -> ModelLoaded:
         """Load a model, for as long as the child works on it and at most `load_limit_s`. Raises BackendError,
         WorkerError.
 
-        `memory`: what the device has for it (None: not known); `trial`: see `LoadModel`.
+        `memory`: what the device has for it (None: not known); `trial`, `build`: see `LoadModel`.
         """
         try:
             size_bytes = sum(Path(path).stat().st_size for path in variant.files.values())
         except OSError as error:
             raise BackendError(f"cannot read {error.filename}: {error.strerror}", variant.name) from error
-        limit_s = self._options.load_limit_s or load_limit_s(variant, size_bytes)
+        # What the last load took says nothing about a load that compiles.
+        compiles = build and traits(variant.runtime).compiles
+        longest_s = LOAD_LONGEST_S if compiles else load_limit_s(variant, size_bytes)
+        limit_s = self._options.load_limit_s or longest_s
         allowed = allowance(
             variant, limits.threads, limits.most_rows or limits.max_rows, memory.memory_bytes if memory else None
         )
@@ -171,6 +186,7 @@ class WorkerProcess:
             trial=trial,
             allowed_bytes=allowed.total_bytes,
             by_board=allowed.by_board,
+            build=build,
         )
         return await self.call(request, ModelLoaded, limit_s, LOAD_STALL_S)
 
@@ -269,6 +285,10 @@ class WorkerProcess:
     async def footprint(self) -> FootprintBytes:
         """Bytes that the session holds. Raises WorkerError."""
         return (await self.call(ReadFootprint(), FootprintRead)).footprint
+
+    async def judge_engine(self, passed: bool) -> None:
+        """Have the model's engine kept, or deleted. Raises WorkerError."""
+        await self.call(JudgeEngine(passed=passed), Accepted)
 
     async def shrink(self) -> None:
         """Have it return freed memory to the system. Raises WorkerError."""

@@ -334,7 +334,7 @@ def test_an_agent_serves_a_package_for_tensorrt(tmp_path: Path, monkeypatch: pyt
 
     with Mosquitto(tmp_path) as broker:
         agent = AgentProcess(tmp_path / "device", broker.port, backends=("tensorrt",))
-        agent.install(small_package(tmp_path, "tensorrt"))
+        agent.install(small_package(tmp_path, "tensorrt/fp32"))
         (built,) = (tmp_path / "device/state/engines").glob("*.plan")
         before = built.stat().st_ino
         with running(agent):

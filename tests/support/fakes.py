@@ -17,10 +17,11 @@ import msgspec
 
 from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
-from edge_agent.base.errors import EdgeError, WorkerError
+from edge_agent.base.errors import EdgeError, EngineMissing, WorkerError
 from edge_agent.base.limits import GIB, MESSAGE_BYTES, MIB
 from edge_agent.base.reading import Reading, unavailable
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState, TaskSpec, Variant
+from edge_agent.bundle.probes import ProbeFile
 from edge_agent.protocol.envelope import NO_LISTENER, Backlog, Inbound, LinkListener, Outbound
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
@@ -33,6 +34,7 @@ from edge_agent.protocol.worker_messages import (
     JobFailed,
     JobWork,
     LoadMemory,
+    LoadProgress,
     ModelLoaded,
     RuntimeAvailable,
     StepLimits,
@@ -180,6 +182,7 @@ class FakeLibrary:
         self._models = {model.name: model for model in models}
         self._generation = 1
         self.broken: EdgeError | None = None
+        self.probe_files: dict[str, ProbeFile] = {}
 
     def active(self) -> tuple[InstalledModel, ...]:
         """See `ports.Library`."""
@@ -197,6 +200,10 @@ class FakeLibrary:
             name: InstalledState(one.version, one.variant.digest, tuple(adapter.name for adapter in one.adapters))
             for name, one in self._models.items()
         }
+
+    def probes(self, model: InstalledModel, adapter: str | None = None) -> ProbeFile | None:
+        """See `ports.Library`: what was put into `probe_files`, by variant name or adapter."""
+        return self.probe_files.get(model.variant.name if adapter is None else adapter)
 
     def install(self, model: InstalledModel) -> None:
         """A model becomes active, or replaces the one of its name."""
@@ -308,7 +315,13 @@ class FakeWorker:
         self._reasons: list[str] = []
 
     async def load(
-        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+        self,
+        variant: Variant,
+        task: TaskSpec,
+        limits: StepLimits,
+        memory: LoadMemory | None = None,
+        *,
+        build: bool = True,
     ) -> ModelLoaded:
         """See `ports.Worker`; takes `plan.load_s`, raises or dies as planned."""
         self.heard.append(("load", (variant.digest, memory) if memory and memory.shrink else variant.digest))
@@ -318,6 +331,14 @@ class FakeWorker:
         self.limits = limits
         if self.plan.load_s:
             await self._alive_for(self.plan.load_s)
+        missing = variant.digest in self.plan.no_engine
+        if missing and not build:
+            raise EngineMissing("there is no engine for this device yet", "/models/m.onnx")
+        if missing:
+            self._say(LoadProgress("build", 0.5))
+            for _ in range(10):
+                await self._alive_for(self.plan.build_s / 10)
+            self._say(LoadProgress("write", None))
         fault = self.plan.load_faults.popleft() if self.plan.load_faults else None
         if fault == "die":
             await asyncio.sleep(0)
@@ -335,6 +356,7 @@ class FakeWorker:
             load_ms=1.0,
             sequences=options.get("sequences", self.plan.sequences),
             context=options.get("context", self.plan.context),
+            unproven=missing,
         )
 
     def tell(self, event: AnyEvent) -> None:
@@ -368,6 +390,12 @@ class FakeWorker:
         """See `ports.Worker`."""
         await self._take_call("measure", (adapter, tuple(texts)))
         return TextsMeasured(features=[[0.0] for _ in texts], compute_ms=1.0)
+
+    async def judge_engine(self, passed: bool) -> None:
+        """See `ports.Worker`."""
+        await self._take_call("judge", passed)
+        if passed and self.variant is not None:
+            self.plan.no_engine.discard(self.variant.digest)
 
     async def shrink(self) -> None:
         """See `ports.Worker`."""
@@ -490,6 +518,9 @@ class Plan:
     frame_bytes: int = 1 << 40
     refuses: dict[str, EdgeError] = field(default_factory=dict)
     die_after_attach: set[str] = field(default_factory=set)
+    # Digests of variants that have no engine yet, and how long their builds take; a build that is over is remembered.
+    no_engine: set[str] = field(default_factory=set)
+    build_s: float = 60.0
     # What the next loads meet: 'die', 'die when loaded', or an error to raise, or None for a good one.
     load_faults: deque[EdgeError | str | None] = field(default_factory=lambda: deque(maxlen=1000))
     spawn_s: float = 0.0

@@ -51,13 +51,14 @@ from edge_agent.backends.encoder_session import (
 )
 from edge_agent.backends.tensorrt.engine_cache import EngineCache, device_key, graph_digest
 from edge_agent.backends.tensorrt.host_client import EngineHost
-from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, PackageError
+from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EngineMissing, PackageError
 from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 from edge_agent.bundle.onnx_graph import graph_metadata
 
 # max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
 # as rows. precision: what TensorRT 8 may compute in (int8: where the graph has codes, fp16 elsewhere); from 10 on the
-# graph's own types rule. threads: without effect.
+# graph's own types rule. threads: without effect. build: build an engine where there is none, else refuse the load.
+# memory_bytes: the most that a build may take (0: not limited).
 DEFAULTS: dict[str, Any] = {
     "max_rows": 16,
     "max_tokens": 128,
@@ -65,6 +66,8 @@ DEFAULTS: dict[str, Any] = {
     "positions": 0,
     "base_id": "",
     "precision": "fp16",
+    "build": True,
+    "memory_bytes": 0,
 }
 _PRECISIONS = ("fp32", "fp16", "int8")
 RESIDENTS = 8
@@ -186,7 +189,7 @@ class EngineGraph(EncoderGraph):
             folder = self._folder.name
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._cache = EngineCache(Path(folder))
-        found = self._host.probe()
+        found = self._found = self._host.probe()
         precision = self._options["precision"]
         if precision == "int8" and not found["fast_int8"]:
             raise BackendError(
@@ -197,6 +200,15 @@ class EngineGraph(EncoderGraph):
         if not engine.exists():
             self._build(engine)
         return engine
+
+    @property
+    def unproven(self) -> bool:
+        """See `Session.unproven`."""
+        return not self._cache.is_proven(self._engine)
+
+    def judge(self, passed: bool) -> None:
+        """See `Session.judge`."""
+        self._cache.judge(self._engine, passed)
 
     def _request(self) -> dict[str, Any]:
         """What the engine is built for, without paths."""
@@ -209,7 +221,10 @@ class EngineGraph(EncoderGraph):
         return {"profile": profile, "precision": precision, "fp32_names": [_FP32_PREFIX], "input_types": types}
 
     def _build(self, engine: Path) -> None:
-        """Build in a host of its own: what a build leaves behind on the device goes with that process."""
+        """Build in a host of its own: what a build leaves behind on the device goes with that process. Raises
+        EngineMissing where the load is not to build."""
+        if not self._options["build"]:
+            raise EngineMissing(f"there is no engine for {self._found['device']} yet", self.path)
         progress = BuildProgress(self._tell, self._cache.expected_s(self._device))
         started_s = time.monotonic()
         progress.begin()
@@ -237,7 +252,7 @@ class EngineGraph(EncoderGraph):
         try:
             self._host.load(str(self._engine), names, self._positions, RESIDENTS if names else 1)
         except BackendError:
-            self._engine.unlink(missing_ok=True)
+            self._cache.delete(self._engine)
             self._build(self._engine)
             self._host.close()
             self._host = _host()

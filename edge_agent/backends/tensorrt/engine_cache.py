@@ -1,8 +1,10 @@
 """Engine files on this device: their names say all that an engine depends on, so that no stale one is ever loaded.
 
 An engine is a compiled graph. It belongs to the graph, the shapes it was built for, TensorRT's and CUDA's version, the
-GPU and its power mode. All of that goes into the key; a change of any gives another file, and the old one stays until
-newer ones need its place. A file of its own because it is pure but for the folder, and knows no host process.
+GPU and its power mode. All of that goes into the key; a change of any gives another file. An engine is unproven until
+its golden probes held (`judge`), and only then do the ones that are longest unused make room: until the new engine of
+a graph is known to compute what the old one did, the old one stays. A file of its own because it is pure but for the
+folder, and knows no host process.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ENGINES_KEPT = 8
-"""Engine files that stay in the cache; the longest unused ones go first. Each has about the size of its graph."""
+ENGINES_KEPT, ENGINES_BYTES = 8, 2 << 30
+"""Of the engine files the longest unused ones go while there are more than so many and they have more bytes than that
+together. Each has about the size of its graph; a board with more models than that keeps all that are small."""
 _OF_DEVICE = ("tensorrt", "cuda", "device", "compute_capability")
 # nvpmodel keeps the mode that it last set here, as "pmode:0002" (jetson_stats reads the same file).
 _POWER_MODE = "var/lib/nvpmodel/status"
@@ -76,12 +79,41 @@ class EngineCache:
         return self._folder / f"{_digest(dict(device))}.seconds"
 
     def used(self, engine: Path) -> None:
-        """Note that an engine serves, and remove what is longest unused beyond `ENGINES_KEPT`."""
+        """Note that an engine serves."""
         with contextlib.suppress(OSError):
             os.utime(engine)
-            found = sorted(self._folder.glob("*.plan"), key=lambda path: path.stat().st_mtime, reverse=True)
-            for old in found[ENGINES_KEPT:]:
-                old.unlink(missing_ok=True)
+
+    def is_proven(self, engine: Path) -> bool:
+        """Whether the golden probes of an engine held."""
+        return _proof(engine).exists()
+
+    def judge(self, engine: Path, passed: bool) -> None:
+        """The golden probes of an engine held, or did not: keep it and let others make room, or delete it."""
+        if not passed:
+            self.delete(engine)
+            return
+        # Where this cannot be written the probes run again after the next load.
+        with contextlib.suppress(OSError):
+            _proof(engine).touch()
+            self._make_room()
+
+    def delete(self, engine: Path) -> None:
+        """Remove an engine and what is known of it."""
+        _proof(engine).unlink(missing_ok=True)
+        engine.unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        ages = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._folder.glob("*.plan"))
+        total_bytes = sum(size for _, size, _ in ages)
+        for _, size, path in ages[: max(0, len(ages) - ENGINES_KEPT)]:
+            if total_bytes <= ENGINES_BYTES:
+                return
+            self.delete(path)
+            total_bytes -= size
+
+
+def _proof(engine: Path) -> Path:
+    return engine.with_suffix(".proven")
 
 
 def _digest(value: Any) -> str:

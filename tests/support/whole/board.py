@@ -175,7 +175,13 @@ class SimWorker:
         self._reason = ""
 
     async def load(
-        self, variant: Variant, task: TaskSpec, limits: StepLimits, memory: LoadMemory | None = None
+        self,
+        variant: Variant,
+        task: TaskSpec,
+        limits: StepLimits,
+        memory: LoadMemory | None = None,
+        *,
+        build: bool = True,
     ) -> ModelLoaded:
         """See `ports.Worker`."""
         self._limits = limits
@@ -227,6 +233,10 @@ class SimWorker:
         """See `ports.Worker`."""
         await self._answer_after(0.001)
         return TextsMeasured(features=[[0.0] for _ in texts], compute_ms=1.0)
+
+    async def judge_engine(self, passed: bool) -> None:
+        """See `ports.Worker`."""
+        await self._answer_after(0.001)
 
     async def shrink(self) -> None:
         """See `ports.Worker`."""

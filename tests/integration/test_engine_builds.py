@@ -1,0 +1,112 @@
+"""Another variant of the package answers while an engine is built: with a real broker and the stand-in for TensorRT."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.mqtt.client import RequestClient
+from edge_agent.mqtt.options import MqttOptions
+from edge_agent.protocol.messages import Event, ModelEntry, Models, Reply
+from edge_agent.protocol.topics import Subscription
+from tests.support import fake_gpu
+from tests.support.agents import AgentProcess, running
+from tests.support.mosquitto import Mosquitto
+from tests.support.mqtt import NotedLink, linked
+from tests.support.small_package import TEXTS, small_package
+
+GIVE_UP_S = 60.0
+
+
+class Board:
+    """A device with the stand-in, whose library can be another one after an upgrade of JetPack."""
+
+    def __init__(self, folder: Path, port: int, extra: str = "") -> None:
+        self.folder = folder
+        self.port = port
+        self.python = folder / "python"
+        self.upgrade("8.6")
+        # The stand-in is slower than ONNX Runtime, which computes for it.
+        prefer = f'[models]\nprefer = ["fp16"]\n{extra}'
+        self.agent = AgentProcess(folder / "device", port, backends=("tensorrt", "onnx"), extra=prefer)
+        text = self.agent.config.read_text()
+        self.agent.config.write_text(text.replace("[worker]\n", f'[worker]\ntensorrt_python = "{self.python}"\n'))
+
+    def upgrade(self, generation: str, **settings: str) -> None:
+        """Another TensorRT from the next start of an engine host on."""
+        fake_gpu.write_python(self.python, generation, **settings)
+
+    def files(self, ending: str) -> set[str]:
+        """The files of that kind in the folder of engines, without their ending."""
+        return {path.stem for path in (self.folder / "device/state/engines").glob(f"*.{ending}")}
+
+
+def options(port: int, name: str) -> MqttOptions:
+    return MqttOptions(host="127.0.0.1", port=port, client_id=name)
+
+
+def told(link: NotedLink) -> list[ModelEntry]:
+    """The model as each message `models` described it."""
+    bodies = [one.payload for one in link.seen if one.topic.endswith("/models")]
+    return [msgspec.json.decode(body, type=Models).models[0] for body in bodies]
+
+
+def events(link: NotedLink, kind: str) -> list[Event]:
+    found = [msgspec.json.decode(one.payload, type=Event) for one in link.seen if one.topic.endswith("/event")]
+    return [one for one in found if one.kind == kind]
+
+
+async def stream(port: int, enough: Callable[[list[Reply]], bool], pause_s: float = 0.02) -> list[Reply]:
+    """Ask one text after the other, every second one with the adapter, until the replies are enough."""
+    replies: list[Reply] = []
+    until_s = time.monotonic() + GIVE_UP_S
+    async with RequestClient(options(port, "me")) as client:
+        while not enough(replies) and time.monotonic() < until_s:
+            body = {"text": TEXTS[0], **({"adapter": "one"} if len(replies) % 2 else {})}
+            replies.append(await client.infer("dev1", "small", body))
+            await asyncio.sleep(pause_s)
+    return replies
+
+
+def variants(replies: list[Reply]) -> list[str]:
+    """The variants in the order in which they answered."""
+    return [name for name, _ in groupby(str(reply.variant) for reply in replies)]
+
+
+def ten_of(variant: str) -> Callable[[list[Reply]], bool]:
+    return lambda replies: sum(reply.variant == variant for reply in replies) >= 10
+
+
+async def watched(port: int, enough: Callable[[list[Reply]], bool]) -> tuple[list[Reply], NotedLink]:
+    topics = [Subscription("edge/v1/dev1/models", 1), Subscription("edge/v1/dev1/event", 1)]
+    async with linked(options(port, "watcher"), topics) as link:
+        return await stream(port, enough), link
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    with Mosquitto(tmp_path) as broker:
+        yield Board(tmp_path, broker.port)
+
+
+def test_while_an_engine_is_built_another_variant_answers_and_none_fails(board: Board, tmp_path: Path) -> None:
+    """After an upgrade of TensorRT: ONNX Runtime answers, then the new engine, which takes over between two batches.
+    The old engine stays."""
+    board.agent.install(small_package(tmp_path, "tensorrt/fp16", "onnx/fp32"))
+    old = board.files("plan")
+    board.upgrade("10.3", build_s="3")
+    with running(board.agent):
+        replies, link = asyncio.run(watched(board.port, ten_of("fp16")))
+    assert {reply.status for reply in replies} == {200}, board.agent.log
+    assert variants(replies) == ["fp32", "fp16"], board.agent.log
+    assert len(old) == 1 and old < board.files("plan") and board.files("proven") == board.files("plan") - old
+    building = [entry.building for entry in told(link) if entry.building is not None]
+    assert building and {one.answered_by for one in building} == {"onnx/fp32"}
+    assert [one.data["state"] for one in events(link, "engine-build")] == ["begun", "done"]
+    assert [one.data["variant"] for one in events(link, "variant-changed")] == ["tensorrt/fp16"]
