@@ -16,8 +16,8 @@ import pytest
 
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, LoadStage, SessionJob, Unavailable
 from edge_agent.backends.tensorrt.engine_backend import RESIDENTS, TensorRtBackend
-from edge_agent.backends.tensorrt.engine_cache import ENGINES_KEPT, EngineCache, device_key
-from edge_agent.base.errors import AdapterRefused, BackendError, PackageError
+from edge_agent.backends.tensorrt.engine_cache import ENGINES_BYTES, ENGINES_KEPT, EngineCache, device_key
+from edge_agent.base.errors import AdapterRefused, BackendError, EngineMissing, PackageError
 from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 from edge_agent.bundle.onnx_graph import graph_metadata
 from edge_agent.mqtt.client import RequestClient
@@ -117,14 +117,53 @@ def test_a_damaged_engine_is_built_again(graph: str, tmp_path: Path) -> None:
     assert built.stat().st_size > 1000
 
 
-def test_engines_that_nobody_uses_leave_the_cache(tmp_path: Path) -> None:
+def test_engines_that_nobody_uses_make_room_for_one_that_passed(tmp_path: Path) -> None:
+    """Only then, and only where they are many and large."""
     cache = EngineCache(tmp_path)
     paths = [cache.engine(str(number), {}, {}) for number in range(ENGINES_KEPT + 3)]
     for number, path in enumerate(paths):
-        path.write_bytes(b"")
+        path.touch()
         os.utime(path, (number, number))
     cache.used(paths[0])
-    assert set(tmp_path.glob("*.plan")) == {paths[0], *paths[4:]}
+    cache.judge(paths[0], passed=True)
+    assert set(tmp_path.glob("*.plan")) == set(paths), "small ones all stay"
+    for number, path in enumerate(paths):
+        os.truncate(path, ENGINES_BYTES // 4)  # sparse
+        os.utime(path, (number, number))
+    cache.used(paths[0])
+    assert set(tmp_path.glob("*.plan")) == set(paths), "a load alone removes none: the new engine may be wrong"
+    cache.judge(paths[0], passed=True)
+    assert set(tmp_path.glob("*.plan")) == {paths[0], *paths[4:]} and cache.is_proven(paths[0])
+
+
+def test_an_engine_is_unproven_until_it_was_judged(graph: str, tmp_path: Path) -> None:
+    first = load(graph)
+    assert first.unproven
+    first.close()
+    again = load(graph)  # the daemon was killed between the build and the probes
+    assert again.unproven
+    again.judge(passed=True)
+    assert not again.unproven
+    again.close()
+    last = load(graph)
+    assert not last.unproven and isinstance(answer(last), Done)
+    last.judge(passed=False)
+    assert not plans(tmp_path) and not list((tmp_path / "engines").glob("*.proven"))
+    assert isinstance(answer(last), Done), "the session stays as it is"
+    last.close()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_load_that_may_not_build_says_that_the_engine_is_missing(graph: str, tmp_path: Path, damaged: bool) -> None:
+    if damaged:
+        load(graph).close()
+        plans(tmp_path)[0].write_bytes(b"half a plan")
+    before = set(hosts())
+    with pytest.raises(EngineMissing, match="there is no engine for"):
+        load(graph, build=False)
+    assert not plans(tmp_path) and set(hosts()) == before
+    load(graph).close()
+    load(graph, build=False).close()
 
 
 def test_after_the_death_of_its_host_the_next_batch_is_answered(session, tmp_path: Path) -> None:
