@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SEEDS ?= 300
+# Home Assistant wants a newer Python than this project.
+HASS_PYTHON ?= python3.13
 LLAMA := $(VENV)/.llamacpp
 LITERT := $(VENV)/.litert
 # No -march=native: the same file runs on any CPU of the architecture, and AMX buffers have crashed on quantised models.
@@ -12,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: families fuzz every-verb tensorrt-parser operators-day device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: home-assistant families fuzz every-verb tensorrt-parser operators-day device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -28,6 +30,8 @@ help:
 	@echo "make device-graphs   graphs for device-check, in build/device"
 	@echo "make device-check    on a machine with TensorRT: adapters in one batch, builds, kills (docs/jetson.md)"
 	@echo "make tensorrt-parser   NVIDIA's parser and builder over the graphs of every family of encoders (three minutes)"
+	@echo "make home-assistant HASS_PYTHON=python3.13   a real Home Assistant discovers a real agent (a minute, and its"
+	@echo "             installation)"
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
 	@echo "             as root, with debootstrap and systemd-container)"
@@ -120,6 +124,10 @@ fuzz: setup
 # NVIDIA's parser needs no GPU; its packages (95 MB) go into build/pythons.
 tensorrt-parser: setup
 	@EDGE_TENSORRT_FAMILIES=whole $(BIN)/python -m pytest -rA tests/integration/test_tensorrt_parser.py
+
+home-assistant: setup
+	@$(HASS_PYTHON) -m venv build/home-assistant && build/home-assistant/bin/pip install --quiet homeassistant paho-mqtt
+	@$(BIN)/python -m tests.conformance.home_assistant build/home-assistant/bin/hass
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py
