@@ -82,7 +82,8 @@ class Commands:
                 self._context.send_expendable(taken.answer, command.reply)
             return
         if self._running is not None and not self._running.done():
-            self._answer(command, 429, "another command is being carried out", retry_after_s=5.0)
+            refused = RequestError(429, Cause.QUEUE_FULL, "another command is being carried out", retry_after_s=5.0)
+            self._answer(command, refused)
             return
         if command.id:
             self._taken[key] = _Taken(command.deadline_s)
@@ -101,21 +102,23 @@ class Commands:
         try:
             result = await self._actions()[command.name](command)
         except RequestError as error:
-            self._answer(command, error.status, error.reason, error.retry_after_s)
+            self._answer(command, error)
         except EdgeError as error:
-            ours = isinstance(error, WorkerError)
-            self._answer(command, 500 if ours else 422, str(error))
+            status, cause = (500, Cause.WORKER_FAILED) if isinstance(error, WorkerError) else (422, Cause.INVALID)
+            self._answer(command, RequestError(status, cause, str(error)))
             self._context.announce("command-failed", f"{command.name}: {error}", {"command": command.name}, "error")
         else:
-            self._answer(command, 200, None, result=result)
+            self._answer(command, None, result)
 
     def _ended(self, command: Command, task: asyncio.Task[None]) -> None:
         """Answer an order that ended by an unforeseen error, or because the device stops."""
         if task.cancelled():
-            self._answer(command, 503, "the device is stopping; diag says afterwards whether the order was carried out")
+            reason = "the device is stopping; diag says afterwards whether the order was carried out"
+            self._answer(command, RequestError(503, Cause.UNAVAILABLE, reason))
             return
         if (error := task.exception()) is not None:
-            self._answer(command, 500, f"{command.name} ended by an error of the agent: {type(error).__name__}")
+            reason = f"{command.name} ended by an error of the agent: {type(error).__name__}"
+            self._answer(command, RequestError(500, Cause.WORKER_FAILED, reason))
             log.error("%s ended: %r", task.get_name(), error, exc_info=error)
 
     def _actions(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any]]]]:
@@ -196,27 +199,22 @@ class Commands:
             raise RequestError(404, Cause.UNKNOWN_MODEL, f"no model {model!r} on this device")
         return served
 
-    def _answer(
-        self,
-        command: Command,
-        status: int,
-        reason: str | None,
-        retry_after_s: float | None = None,
-        result: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _answer(self, command: Command, error: RequestError | None, result: Mapping[str, Any] | None = None) -> None:
         if command.reply is None:
             return
         # Unlike requests, orders are answered after their deadline, too: they were carried out.
         remaining_s = max(1.0, command.deadline_s - self._context.clock.monotonic_s())
-        body = CommandReply(id=command.id, status=status, result=result)
         limit = self._context.transport.payload_limit
-        message = encode.reply(body, command.reply, remaining_s, limit)
-        if reason is not None:
-            message = encode.refusal(status, reason, command.reply, remaining_s, retry_after_s, CommandReply, limit)
+        if error is None:
+            body = CommandReply(id=command.id, status=200, result=result)
+            message = encode.reply(body, command.reply, remaining_s, limit)
+        else:
+            message = encode.refusal(error, command.reply, remaining_s, CommandReply, limit)
         key = (command.client or "", command.id)
-        if key in self._taken and status != 429:
+        busy = error is not None and error.status == 429
+        if key in self._taken and not busy:
             self._taken[key].keep(message)
-        if status == 429:
+        if busy:
             self._context.send_expendable(message, command.reply)
         else:
             self._context.transport.publish(message)

@@ -234,14 +234,8 @@ class Intake:
         """Answer a request that becomes no job. It is not noted as seen: asked again, it is decided anew."""
         self._context.stats.refused(error.status, error.cause)
         remaining_s = request.deadline_s - now_s
-        message = encode.refusal(
-            error.status,
-            error.reason,
-            request.reply,
-            remaining_s,
-            error.retry_after_s,
-            limit=self._context.transport.payload_limit,
-        )
+        limit = self._context.transport.payload_limit
+        message = encode.refusal(error, request.reply, remaining_s, limit=limit)
         self._context.send_expendable(message, request.reply)
 
     def _refuse(self, refusal: Refusal, message: Inbound) -> None:
@@ -250,7 +244,8 @@ class Intake:
             ordered = isinstance(self._context.topics.parse(message.topic), CommandTarget)
             kind: type[Reply] | type[CommandReply] = CommandReply if ordered else Reply
             limit, left_s = self._context.transport.payload_limit, refusal.remaining_s
-            answer = encode.refusal(refusal.status, refusal.reason, refusal.reply, left_s, None, kind, limit)
+            error = RequestError(refusal.status, refusal.cause, refusal.reason)
+            answer = encode.refusal(error, refusal.reply, left_s, kind, limit)
             self._context.send_expendable(answer, refusal.reply)
         if refusal.event is not None:
             self._context.announce(refusal.event, refusal.reason, {})
@@ -284,7 +279,8 @@ def check_form(request: Request, served: ServedModel) -> None:
         return
     takes = "prompt or messages" if served.generates else "text or texts"
     kind = "generates" if served.generates else "does not generate"
-    raise RequestError(422, Cause.INVALID, f"model {served.name!r} {kind}: it takes {takes}, not {request.form}")
+    reason = f"model {served.name!r} {kind}: it takes {takes}, not {request.form}"
+    raise RequestError(422, Cause.WRONG_FORM, reason)
 
 
 def check_grammar(request: Request, served: ServedModel, now_s: float) -> None:

@@ -16,6 +16,7 @@ from msgspec import UNSET
 from edge_agent.agent.context import Context
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause
+from edge_agent.base.errors import RequestError
 from edge_agent.base.reading import Reading
 from edge_agent.base.units import bytes_text
 from edge_agent.core.job import Job, JobState
@@ -120,7 +121,8 @@ class Responder:
             remaining_s = waits_s(remaining_s)
         otherwise = JobState.REFUSED if job.state is JobState.QUEUED else JobState.FAILED
         limit = self._context.transport.payload_limit
-        message = encode.refusal(status, reason, request.reply, remaining_s, retry_after_s, limit=limit)
+        error = RequestError(status, cause, reason, retry_after_s)
+        message = encode.refusal(error, request.reply, remaining_s, limit=limit)
         self._context.stats.note_cause(cause)
         self._finish(job, STATES.get(cause, otherwise), status, message)
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.app import wiring
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.config.load import DEFAULT_PATH, default_readable, device_id, load
@@ -225,13 +226,9 @@ async def _answer(
     return {"status": 408, "reason": "the stream ended without a final message"}
 
 
-def generator_hint(reply: Mapping[str, Any]) -> str:
-    """For a refusal because a generator was asked by `text`: the options that ask it; empty for every other reply.
-
-    Decided by the words of the reason: replies carry no cause, and an agent of any release may have sent it.
-    """
-    reason = str(reply.get("reason", ""))
-    refused = reply["status"] != OK and "takes prompt or messages" in reason
+def generator_hint(reply: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    """For a refusal because a generator was asked by `text`: the options that ask it; empty for every other reply."""
+    refused = reply.get("cause") == Cause.WRONG_FORM.value and ("text" in body or "texts" in body)
     return "; on the command line: --prompt, --chat or --stream" if refused else ""
 
 

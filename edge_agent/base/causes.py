@@ -36,6 +36,8 @@ class Cause(Enum):
     """The message came to a topic that takes no requests."""
     MALFORMED = "malformed"
     INVALID = "invalid"
+    WRONG_FORM = "wrong-form"
+    """A text for a generator, or a prompt or messages for an encoder."""
     TOO_LARGE = "too-large"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
@@ -51,6 +53,7 @@ COUNTED_AS: Mapping[Cause, Cause] = {
     Cause.IMPOSSIBLE_NAME: Cause.UNKNOWN_ADAPTER,
     Cause.UNKNOWN_COMMAND: Cause.UNKNOWN_ADAPTER,
     Cause.UNKNOWN_TOPIC: Cause.UNKNOWN_ADAPTER,
+    Cause.WRONG_FORM: Cause.INVALID,
 }
 """The causes that telemetry counts under the word of another one: the published list of words has none for them."""
 

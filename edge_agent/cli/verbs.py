@@ -295,7 +295,7 @@ def infer(options: argparse.Namespace) -> int:
     if options.json:
         print_json(reply)
     else:
-        hint = generator_hint(reply)
+        hint = generator_hint(reply, body)
         print(answer_text(reply, hint), file=sys.stdout if served else sys.stderr)
     return 0 if served else 1
 

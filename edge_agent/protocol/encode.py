@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import msgspec
 
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol.envelope import Outbound
@@ -94,17 +96,21 @@ def again(payload: bytes, to: ReplyAddress, remaining_s: float | None) -> Outbou
 
 
 def refusal(
-    status: int,
-    reason: str,
+    error: RequestError,
     to: ReplyAddress,
     remaining_s: float | None,
-    retry_after_s: float | None = None,
     kind: type[Reply] | type[CommandReply] = Reply,
     limit: PayloadLimit = _limit,
 ) -> Outbound:
     """An answer without a result; `kind` says whether to a request or to a command."""
-    retry: float | msgspec.UnsetType = msgspec.UNSET if retry_after_s is None else round(retry_after_s, 3)
-    body = kind(id=to.request_id, status=status, reason=reason[:REASON_CHARS], retry_after_s=retry)
+    retry = msgspec.UNSET if error.retry_after_s is None else round(error.retry_after_s, 3)
+    body = kind(
+        id=to.request_id,
+        status=error.status,
+        reason=error.reason[:REASON_CHARS],
+        cause=error.cause.value,
+        retry_after_s=retry,
+    )
     return _fitting(body, to, remaining_s, limit)
 
 
@@ -170,4 +176,4 @@ def _one_line(text: str) -> str:
 
 
 def _shortened(body: Reply | CommandReply, reason: str) -> Reply | CommandReply:
-    return msgspec.structs.replace(body, status=413, reason=reason, result=None)
+    return msgspec.structs.replace(body, status=413, reason=reason, cause=Cause.TOO_LARGE.value, result=None)

@@ -133,13 +133,15 @@ class Energy(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True, kw_only=True):
-    """The one answer to a request. `status` is 200 or says why there is no `result` (docs/mqtt.md); `reason` and
-    `retry_after_s` are there only when they say something. `merged` names the merged model that answered for the
-    adapter, where the device chose it."""
+    """The one answer to a request. `status` is 200 or says why there is no `result` (docs/mqtt.md); `reason`,
+    `cause` and `retry_after_s` are there only when they say something: the sentence for people, the word that code
+    goes by (`base.causes.Cause`; more words may come), and when to ask again. `merged` names the merged model that
+    answered for the adapter, where the device chose it."""
 
     id: str
     status: int
     reason: str | UnsetType = UNSET
+    cause: str | UnsetType = UNSET
     retry_after_s: float | UnsetType = UNSET
     model: str | None = None
     adapter: str | None = None
@@ -188,11 +190,12 @@ class StreamChunk(Struct, frozen=True, kw_only=True):
 
 
 class CommandReply(Struct, frozen=True, kw_only=True):
-    """The answer to a command."""
+    """The answer to a command; `cause` as in `Reply`."""
 
     id: str
     status: int
     reason: str | UnsetType = UNSET
+    cause: str | UnsetType = UNSET
     retry_after_s: float | UnsetType = UNSET
     result: Any = None
 

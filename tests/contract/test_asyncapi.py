@@ -9,6 +9,8 @@ import jsonschema
 import msgspec
 import pytest
 
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import RequestError
 from edge_agent.protocol import encode
 from edge_agent.protocol.messages import ORDERS, Energy, Event, Reply, Status, StreamChunk, Timing
 from edge_agent.protocol.topics import ReplyAddress, Topics
@@ -90,7 +92,7 @@ def test_the_command_channel_has_the_body_of_every_order() -> None:
 @pytest.mark.parametrize(
     ("name", "payload"),
     [
-        ("reply", encode.refusal(429, "full", TO, 1.0, 0.5).payload),
+        ("reply", encode.refusal(RequestError(429, Cause.QUEUE_FULL, "full", 0.5), TO, 1.0).payload),
         (
             "reply",
             encode.reply(

@@ -46,7 +46,8 @@ async def device(broker: Mosquitto, answer: Answer = echo, **options: object) ->
                 for outbound in answer(taken):
                     assert link.publish(outbound)
             elif isinstance(taken, decode.Refusal) and taken.reply:
-                link.publish(encode.refusal(taken.status, taken.reason, taken.reply, taken.remaining_s))
+                error = RequestError(taken.status, taken.cause, taken.reason)
+                link.publish(encode.refusal(error, taken.reply, taken.remaining_s))
 
     task = asyncio.create_task(serve())
     await until(lambda: link.connected)

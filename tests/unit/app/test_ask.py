@@ -39,24 +39,23 @@ HINT = "; on the command line: --prompt, --chat or --stream"
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "hint"),
+    ("cause", "body", "hint"),
     [
-        (422, "model 'm' generates: it takes prompt or messages, not text", HINT),
-        (422, "model 'm' generates: it takes prompt or messages, not texts", HINT),
-        (422, "model 'm' does not generate: it takes text or texts, not prompt", ""),
-        (422, "the request is longer than the context of model 'm'", ""),
-        (429, "the queue of model 'm' is full", ""),
+        ("wrong-form", {"text": "x"}, HINT),
+        ("wrong-form", {"texts": ["x"]}, HINT),
+        ("wrong-form", {"prompt": "x"}, ""),
+        ("invalid", {"text": "x"}, ""),
+        (None, {"text": "x"}, ""),
     ],
 )
-def test_who_asks_a_generator_by_text_is_told_the_options(status: int, reason: str, hint: str) -> None:
-    reply = {"status": status, "reason": reason}
-    assert generator_hint(reply) == hint
-    assert answer_text(reply, generator_hint(reply)) == f"{status}: {reason}{hint}"
+def test_who_asks_a_generator_by_text_is_told_the_options(cause: str | None, body: dict[str, Any], hint: str) -> None:
+    reply = {"status": 422, "reason": "whatever the device says: takes prompt or messages", "cause": cause}
+    assert generator_hint(reply, body) == hint
+    assert answer_text(reply, hint) == f"422: {reply['reason']}{hint}"
 
 
-def test_a_reply_without_a_reason_gets_no_hint() -> None:
-    assert generator_hint({"status": 422}) == ""
-    assert generator_hint({"status": 200, "result": {"text": "it takes prompt or messages"}}) == ""
+def test_an_answer_gets_no_hint() -> None:
+    assert generator_hint({"status": 200, "result": {"text": "it takes prompt or messages"}}, {"text": "x"}) == ""
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,15 @@ def test_the_manual_names_every_cause_and_no_other() -> None:
     assert sorted(words) == sorted({telemetry_word(cause) for cause in Cause})
 
 
-def test_what_is_about_no_adapter_is_told_apart_and_counted_where_it_always_was() -> None:
-    counted = {"model-removed", "impossible-name", "unknown-command", "unknown-topic"}
-    assert {cause.value for cause in COUNTED_AS} == counted
-    assert {telemetry_word(cause) for cause in COUNTED_AS} == {"unknown-adapter"}
+def test_answers_carry_finer_words_than_telemetry_counts_by() -> None:
+    finer = {"unknown-adapter": {"model-removed", "impossible-name", "unknown-command", "unknown-topic"}}
+    finer["invalid"] = {"wrong-form"}
+    assert {cause.value for cause in COUNTED_AS} == set().union(*finer.values())
+    assert all(cause.value in finer[telemetry_word(cause)] for cause in COUNTED_AS)
     assert all(telemetry_word(cause) == cause.value for cause in Cause if cause not in COUNTED_AS)
+
+
+def test_the_manual_names_the_finer_words_of_answers() -> None:
+    text = MANUAL.read_text(encoding="utf-8")
+    paragraph = next(part for part in text.split("\n\n") if "stands its `cause`" in part)
+    assert {cause.value for cause in COUNTED_AS} <= set(re.findall(r"`([a-z-]+)`", paragraph))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import RequestError
 from edge_agent.mqtt.outbox import RETURNS, STATES, Outbox
 from edge_agent.protocol import encode
 from edge_agent.protocol.envelope import Backlog, Outbound
@@ -150,9 +152,9 @@ def test_an_answer_waits_in_the_outbox_no_longer_than_its_deadline() -> None:
     """Seed 16: whole seconds, rounded up, let it leave almost a second late."""
     box = Outbox()
     to = ReplyAddress("edge/v1/client/c/reply", "1", "c", b"1", "v5")
-    box.put(encode.refusal(503, "no", to, 0.3), 10.0)
+    box.put(encode.refusal(RequestError(503, Cause.UNAVAILABLE, "no"), to, 0.3), 10.0)
     assert box.take(10.31, qos1=True) is None
-    box.put(encode.refusal(503, "no", to, 0.3), 10.0)
+    box.put(encode.refusal(RequestError(503, Cause.UNAVAILABLE, "no"), to, 0.3), 10.0)
     sent = box.take(10.29, qos1=True)
     assert sent is not None
     assert sent.fresh(10.29).expiry_s == 1.0, "on the wire there are only whole seconds"

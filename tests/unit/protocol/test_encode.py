@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import EVENT_BYTES, MESSAGE_BYTES
 from edge_agent.base.units import bytes_text
 from edge_agent.protocol import encode
@@ -33,15 +35,15 @@ def test_a_reply_carries_status_correlation_and_the_time_that_is_left() -> None:
 
 
 def test_a_refusal_says_why_and_when_to_come_back() -> None:
-    message = encode.refusal(429, "256 jobs wait", TO, 5.0, retry_after_s=1.23456)
+    message = encode.refusal(RequestError(429, Cause.QUEUE_FULL, "256 jobs wait", 1.23456), TO, 5.0)
     fields = json.loads(message.payload)
     assert (fields["id"], fields["status"], fields["reason"]) == ("id-1", 429, "256 jobs wait")
-    assert (fields["retry_after_s"], fields["result"]) == (1.235, None)
+    assert (fields["retry_after_s"], fields["cause"], fields["result"]) == (1.235, "queue-full", None)
     assert message.user == {"status": "429", "reason": "256 jobs wait"}
 
 
 def test_a_reason_of_many_lines_is_one_line_in_its_property() -> None:
-    message = encode.refusal(500, "the runtime says:\n\tno such node\uffff", TO, 5.0)
+    message = encode.refusal(RequestError(500, Cause.WORKER_FAILED, "the runtime says:\n\tno such node\uffff"), TO, 5.0)
     assert message.user["reason"] == "the runtime says:  no such node "
     assert json.loads(message.payload)["reason"] == "the runtime says:\n\tno such node\uffff"
 
@@ -50,7 +52,7 @@ def test_an_answer_too_large_becomes_one_that_says_so() -> None:
     body = Reply(id="id-1", status=200, model="m", result="x" * MESSAGE_BYTES)
     message = encode.reply(body, TO, 5.0)
     fields = json.loads(message.payload)
-    assert (fields["status"], fields["result"], fields["model"]) == (413, None, "m")
+    assert (fields["status"], fields["cause"], fields["result"], fields["model"]) == (413, "too-large", None, "m")
     size = bytes_text(len(msgspec.json.encode(body)))
     assert f"the answer has {size}, more than the 128.0 KiB that fit a message" in fields["reason"]
     assert message.user["status"] == "413"
