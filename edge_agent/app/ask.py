@@ -18,10 +18,10 @@ from edge_agent.app import wiring
 from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import DEADLINE_MAX_S
+from edge_agent.client.request_client import RequestClient
 from edge_agent.config.load import DEFAULT_PATH, default_readable, device_id, load
 from edge_agent.config.secrets import service_secrets_hidden
 from edge_agent.config.settings import Settings
-from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
 from edge_agent.protocol.topics import NAME
@@ -213,6 +213,9 @@ async def _answer(
         async for part in client.stream(place.device, model, body, deadline_s):
             if isinstance(part, Reply):
                 fields: dict[str, Any] = msgspec.to_builtins(part)
+                if part.status == OK:  # the stream had ended while nobody listened: its whole text comes at once
+                    fields.update(seq=0, text=fields["result"]["text"])  # as a stream of one part
+                    show(fields["text"].removeprefix(text))
                 return fields
             if part.seq == 0 and text:
                 show("\n[the device began anew]\n")

@@ -14,8 +14,8 @@ from msgspec import UnsetType
 
 from edge_agent.app.ask import DeviceTarget, check_deadline, connected, generation_params, target
 from edge_agent.base.errors import RequestError, UsageError
+from edge_agent.client.request_client import RequestClient
 from edge_agent.core.latency import QuantileWindow
-from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.messages import StreamChunk
 
 QUANTILES = ("p50", "p95", "p99")

@@ -25,7 +25,7 @@ from edge_agent.base.named_file import open_named
 from edge_agent.base.shown_text import csv_cell, one_line
 from edge_agent.base.terminal import control
 from edge_agent.base.units import bytes_text, duration_text
-from edge_agent.mqtt.client import UNREADABLE
+from edge_agent.client.request_client import UNREADABLE
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.envelope import LinkChange, LinkListener
 from edge_agent.protocol.messages import Event, Status, Telemetry

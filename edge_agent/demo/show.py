@@ -19,9 +19,9 @@ import msgspec
 
 from edge_agent.base.errors import BackendMissing, EdgeError
 from edge_agent.base.units import bytes_text, duration_text
+from edge_agent.client.request_client import RequestClient
 from edge_agent.demo import stage
 from edge_agent.demo.stage import DEVICE
-from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply, StreamChunk, Usage
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.causes import Cause
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.protocol.decode import Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.topics import Topics

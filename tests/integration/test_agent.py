@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from tests.support.agents import LABELS, AgentProcess, echo_adapter_package, echo_package, running
 from tests.support.mosquitto import Mosquitto
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.base.errors import EdgeError
+from edge_agent.client.request_client import RequestClient
 from edge_agent.demo import stage
-from edge_agent.mqtt.client import RequestClient
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import cli, desk, said, write_config
 from tests.support.mosquitto import Mosquitto, free_port

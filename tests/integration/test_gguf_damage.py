@@ -21,8 +21,8 @@ from edge_agent.base.causes import WorkerDeath
 from edge_agent.base.errors import EdgeError, PackageError, WorkerError
 from edge_agent.base.limits import GGUF_COUNT
 from edge_agent.bundle.catalog import TaskSpec, Variant
+from edge_agent.client.request_client import RequestClient
 from edge_agent.config.load import load
-from edge_agent.mqtt.client import RequestClient
 from edge_agent.protocol.worker_messages import AnyEvent, StepLimits
 from edge_agent.worker.supervisor import SpawnOptions, WorkerProcess, spawn
 from tests.support import generators, tiny_gguf

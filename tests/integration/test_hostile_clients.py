@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from tests.support import hostile_clients
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.hostile_clients import RawClient

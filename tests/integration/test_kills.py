@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from edge_agent.base.errors import RequestError
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol.messages import Event
 from edge_agent.protocol.topics import Subscription

@@ -17,7 +17,7 @@ from typing import Any
 
 from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import MIB
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.sensors.memory import read_pss
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import Desk, cli, desk, said

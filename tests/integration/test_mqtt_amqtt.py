@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.envelope import LinkListener
 from tests.support.mosquitto import free_port

@@ -19,7 +19,7 @@ import pytest
 
 from edge_agent.base.errors import BrokerError
 from edge_agent.base.limits import INBOX_BYTES
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.mqtt.outbox import RETURNS
 from edge_agent.mqtt.spool import Spool

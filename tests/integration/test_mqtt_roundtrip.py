@@ -14,7 +14,7 @@ import pytest
 
 from edge_agent.base.errors import RequestError
 from edge_agent.base.limits import MESSAGE_BYTES
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.transport import MqttTransport
 from edge_agent.protocol import decode, encode
 from edge_agent.protocol.envelope import Inbound, Outbound

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from edge_agent.base.errors import RequestError
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from tests.support.agents import AgentProcess, echo_package, running
 from tests.support.desk import desk
 from tests.support.mosquitto import Mosquitto

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from tests.support import ways
 from tests.support.agents import AgentProcess, running

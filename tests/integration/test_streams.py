@@ -21,7 +21,8 @@ from msgspec import UNSET
 
 from edge_agent.base.errors import RequestError
 from edge_agent.base.shown_text import many_lines
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client import Client, RawPrompt
+from edge_agent.client.request_client import RequestClient
 from edge_agent.protocol.messages import Reply, StreamChunk, Timing, Usage
 from tests.support import asyncapi, generators, tiny_gguf
 from tests.support.agents import AgentProcess, running
@@ -525,3 +526,21 @@ def test_a_client_that_reads_no_further_withdraws_its_request(lone: AgentProcess
         assert compute_s(lone) - before_s < whole_s / 4, "the worker went on with what nobody reads"
 
     run(lone, body)
+
+
+def test_the_client_librarys_stream_ends_with_the_whole_answer(agent: AgentProcess) -> None:
+    """The program of docs/client.md, with the client around it that the page names before."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+    program = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[2]
+    with Client(agent.broker.options(""), agent.device) as edge:  # type: ignore[attr-defined]
+        exec(program, {"edge": edge})
+        parts = list(edge.stream("tiny", "Once upon a time", max_tokens=12, seed=3))
+        answer = parts[-1].answer
+        assert answer is not None
+        assert answer.text == "".join(part.text for part in parts)
+        assert answer.generation.usage.completion_tokens <= 12
+        whole = edge.ask("tiny", RawPrompt("Once upon a time"), max_tokens=12, seed=3)
+        assert whole.text == answer.text
+        for _part in edge.stream("tiny", "Once upon a time", **LONG):
+            break  # whoever leaves the loop withdraws the request: the sequence is free for the next one
+        assert edge.ask("tiny", RawPrompt("Once"), max_tokens=2).generation.finish_reason in {"length", "stop"}

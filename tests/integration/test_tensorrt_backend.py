@@ -20,7 +20,7 @@ from edge_agent.backends.tensorrt.engine_cache import ENGINES_BYTES, ENGINES_KEP
 from edge_agent.base.errors import AdapterRefused, BackendError, EngineMissing, PackageError
 from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 from edge_agent.bundle.onnx_graph import graph_metadata
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
 from edge_forge.export.onnx.export_graphs import Bank

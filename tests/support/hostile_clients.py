@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.base.errors import RequestError
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.packets import _varint, pack
 from edge_agent.protocol.envelope import Outbound
 from tests.support import generators

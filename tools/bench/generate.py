@@ -34,8 +34,8 @@ from edge_agent.backends.api import Done, Limits, SessionJob
 from edge_agent.backends.gguf import predict, read_header
 from edge_agent.backends.llamacpp.backend import DEFAULTS, LlamaBackend
 from edge_agent.base.runtimes import OPENMP_ENVIRONMENT
+from edge_agent.client.request_client import RequestClient
 from edge_agent.demo import stage
-from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import StreamChunk, Timing, Usage
 from edge_agent.sensors.memory import read_pss

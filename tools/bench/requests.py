@@ -26,9 +26,9 @@ import psutil
 from edge_agent.backends.api import AdapterSource, Limits, Session, SessionJob
 from edge_agent.backends.onnx import OnnxBackend
 from edge_agent.bundle.catalog import InstalledModel
+from edge_agent.client.request_client import RequestClient
 from edge_agent.core.latency import QuantileWindow
 from edge_agent.demo import stage
-from edge_agent.mqtt.client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.worker_messages import TaskFields
 from edge_agent.sensors.memory import read_pss

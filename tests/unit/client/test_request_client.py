@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from edge_agent.base.errors import RequestError
-from edge_agent.mqtt import client as module
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client import request_client as module
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import StreamChunk
