@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.mqtt.client import RequestClient
+from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Event, ModelEntry, Models, Reply
 from edge_agent.protocol.topics import Subscription
