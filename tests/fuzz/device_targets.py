@@ -42,8 +42,9 @@ from edge_agent.bundle.manifest import AdapterConfig, Descriptor, Index, TaskDoc
 from edge_agent.bundle.prompt_tokens import AddedToken, CannotEncode, ChatEncoder, TextEncoder
 from edge_agent.bundle.safetensors import read_safetensors
 from edge_agent.bundle.statement import RELEASE_FILE, RELEASE_TYPE, Release
+from edge_agent.client import request_client
 from edge_agent.config import load as settings_file
-from edge_agent.mqtt import client, packets, spool
+from edge_agent.mqtt import packets, spool
 from edge_agent.protocol.decode import Cancel, Command, Refusal, Request, decode
 from edge_agent.protocol.envelope import Inbound, Outbound
 from edge_agent.protocol.messages import ORDERS, Reply, StreamChunk
@@ -294,11 +295,11 @@ def published() -> list[bytes]:
 
 def answer(data: bytes) -> None:
     """What `infer` and `top` read, where anybody may have published: an answer, a part of one, a report."""
-    client._id_of(Inbound("edge/v1/client/me/reply", data))
+    request_client._id_of(Inbound("edge/v1/client/me/reply", data))
     for kind in top.KINDS:
         if top.is_report(kind, data):
             json.loads(data)
-    client._part(data)
+    request_client._part(data)
 
 
 def answered() -> list[bytes]:
