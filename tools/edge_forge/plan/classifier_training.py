@@ -213,9 +213,9 @@ class ClassifierTraining:
         base = self._resolved
 
         def work(_: Path) -> Mapping[str, Any]:
+            quiet()
             from edge_forge.models.base_check import examine
 
-            quiet()
             return examine(base.directory)
 
         files = {str(path.relative_to(base.directory)): file_digest(path) for path in bases.listed(base.directory)}
@@ -301,12 +301,12 @@ class ClassifierTraining:
         settings = {"max_tokens": self.recipe.task.max_tokens, "labels": list(rows.labels)}
 
         def work(folder: Path) -> Mapping[str, Any]:
+            quiet()
             import numpy
 
             from edge_forge.evaluate.classifier_metrics import evaluate
             from edge_forge.evaluate.predict import predict
 
-            quiet()
             facts: dict[str, Any] = {}
             for split in ("validation", "test"):
                 gold = rows.splits[split]

@@ -72,9 +72,9 @@ class OnnxExports:
         settings = {"tolerance": export.parity_tolerance, "max_tokens": tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
+            quiet()
             from edge_forge.export.onnx.export_graphs import trace_base
 
-            quiet()
             return trace_base(
                 base_dir=base.directory, out_dir=folder, base_id=base.base_id, tolerance=export.parity_tolerance,
                 max_tokens=tokens,
@@ -91,9 +91,9 @@ class OnnxExports:
                     "max_tokens": self.training.bank_tokens}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
+            quiet()
             from edge_forge.export.onnx.export_graphs import Bank, as_dict, export_base
 
-            quiet()
             return as_dict(
                 export_base(
                     base_dir=base.directory, traced=traced.path("encoder.onnx"), out_dir=folder,
@@ -111,9 +111,9 @@ class OnnxExports:
         settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
+            quiet()
             from edge_forge.export.onnx.export_graphs import as_dict, export_merged
 
-            quiet()
             return as_dict(
                 export_merged(
                     base_dir=base.directory, trained_dir=self.training.trained.path("run"), out_dir=folder,

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -61,10 +62,15 @@ class StepRunner:
 
 
 def quiet() -> None:
-    """No progress bars of transformers within a step: the forge has its own."""
-    from transformers.utils import logging
+    """No progress bars of transformers within a step: the forge has its own. Call it before the step imports PyTorch.
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    Where torchao is installed, it says at its import, which peft causes, that it cannot load its extensions for GPUs.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def digest_of_data(path: Path) -> str:
