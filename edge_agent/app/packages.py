@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.app import wiring
-from edge_agent.base.errors import PackageError
+from edge_agent.base.errors import EdgeError, PackageError, UsageError
 from edge_agent.base.limits import STATEMENT_BYTES
 from edge_agent.base.shown_text import one_line
 from edge_agent.base.units import bytes_text
@@ -106,6 +106,33 @@ def install(config: Path | None, package: Path, progress: Progress = silent, aga
         journal(f"installed {fields['what']} from {package.name}")
     notes = [*fields["lines"], *(f"warning: {warning}" for warning in fields["warnings"])]
     return {"text": "\n  ".join([f"installed {fields['what']}", *notes, *_heard_by(settings)]), **fields}
+
+
+def install_waiting(config: Path | None, folder: Path) -> dict[str, Any]:
+    """Install every package (.tar) of a folder in the order of their names, as put there before the board was flashed.
+
+    One that was installed is removed from the folder. One that is refused stays, beside NAME.refused with the reason,
+    and is not tried again while that file is there. One that could not be tried (a full disk, another install at work)
+    stays for the next call. Each ends for itself: a bad one keeps no other from being installed.
+    """
+    if not folder.is_dir():
+        raise UsageError("is no folder", str(folder), "name the folder that packages wait in")
+    lines, installed, refused = [], [], []
+    for package in sorted(folder.glob("*.tar")):
+        verdict = package.with_suffix(".refused")
+        if verdict.exists():
+            continue
+        try:
+            lines.append(install(config, package)["text"])
+            package.unlink()
+            installed.append(package.name)
+        except EdgeError as error:
+            lines.append(f"{package.name} is not installed: {error}")
+            refused.append(package.name)
+            if isinstance(error, PackageError):
+                verdict.write_text(f"{error}\n", encoding="utf-8")
+    text = "\n".join(lines) or f"no package waits in {folder}"
+    return {"text": text, "installed": installed, "refused": refused}
 
 
 _STARTED_AS = os.getuid()

@@ -170,7 +170,13 @@ def _add_monitoring(verbs: Any) -> None:
 def _add_packages(verbs: Any) -> None:
     verb = verbs.add_parser("install", help="verify, probe and activate a package")
     _config_option(verb)
-    verb.add_argument("package", type=Path, help="a package: .tar or folder")
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("package", type=Path, nargs="?", help="a package: .tar or folder")
+    what.add_argument(
+        "--from", type=Path, dest="folder", metavar="DIR",
+        help="every package of a folder, by name; those installed are removed from it, a refused one gets NAME.refused "
+        "beside it (default: the one package that is named)",
+    )  # fmt: skip
     verb.add_argument("--again", action="store_true", help="try a package whose trials were cut off three times")
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=install)
@@ -377,8 +383,11 @@ def plot(options: argparse.Namespace) -> int:
 
 def install(options: argparse.Namespace) -> int:
     """Verify, probe and activate a package."""
-    from edge_agent.app.packages import install
+    from edge_agent.app.packages import install, install_waiting
 
+    if options.folder is not None:
+        report = install_waiting(options.config, options.folder)
+        return _print_report(report, options.json) or (1 if report["refused"] else 0)
     return _print_report(install(options.config, options.package, again=options.again), options.json)
 
 

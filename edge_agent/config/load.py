@@ -92,6 +92,10 @@ def check(path: Path | None = None, env: Mapping[str, str] | None = None) -> tup
     return settings, tuple(problems)
 
 
+STOCK_NAMES = frozenset({"raspberrypi", "jetson", "nano", "nvidia", "ubuntu", "debian", "dietpi", "tegra-ubuntu", "pi"})
+"""Host names that every image of a distribution has; two boards of one name throw each other off the broker."""
+
+
 def device_id(settings: Settings, hostname: str | None = None) -> str:
     """The device's name: the setting, or made from the host name. Raises ConfigError when neither gives one."""
     if settings.device.id is not None:

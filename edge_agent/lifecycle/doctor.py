@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.base.units import bytes_text
+from edge_agent.config.load import STOCK_NAMES
 from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import default_reserve_bytes
 from edge_agent.lifecycle import service_user
@@ -21,7 +22,6 @@ from edge_agent.sensors.time_sync import ClockSync
 Verdict = Literal["ok", "warn", "fail", "skip"]
 
 OLDEST_PYTHON = (3, 10)
-STOCK_NAMES = frozenset({"raspberrypi", "jetson", "nano", "nvidia", "ubuntu", "debian", "dietpi", "tegra-ubuntu", "pi"})
 YEAR_2025_S = 1735689600.0
 """A clock before this was never set: boards without a battery start in 1970 or at the date of their image."""
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,9 @@ def run_command(command: Sequence[str]) -> CommandResult:
 
 
 UNIT = "edge-agent.service"
+FACTORY_UNIT = "edge-agent-factory.service"
+"""Installs at the first boot what was put into an image (`edge-forge provision`)."""
+
 HIDDEN_FROM_SERVICE = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not written to
 """Hidden by the unit's ProtectHome and PrivateTmp: an interpreter there cannot be started."""
 
@@ -80,17 +83,17 @@ def read_unit_file(name: str) -> str:
     return (units_dir() / name).read_text(encoding="utf-8")
 
 
-def rendered_unit(python: str) -> str:
-    """The unit with the interpreter that has edge-agent installed. Raises UsageError for an unfit path."""
+def rendered_unit(python: str, unit: str = UNIT) -> str:
+    """A unit with the interpreter that has edge-agent installed. Raises UsageError for an unfit path."""
     if not re.fullmatch(r"/[A-Za-z0-9_./+@-]+", python):
         raise UsageError(
             f"the interpreter's path {python!r} is not absolute or has characters that a unit does not take",
             None,
             "name one with --python, for example /opt/edge-agent/bin/python",
         )
-    text, count = _EXEC.subn(rf"ExecStart={python}\g<rest>", read_unit_file(UNIT))
+    text, count = _EXEC.subn(rf"ExecStart={python}\g<rest>", read_unit_file(unit))
     if count != 1:
-        raise EdgeError("has no single ExecStart line", str(units_dir() / UNIT), "reinstall edge-agent")
+        raise EdgeError("has no single ExecStart line", str(units_dir() / unit), "reinstall edge-agent")
     return text
 
 
@@ -112,6 +115,7 @@ IMAGE_PYTHON = "/opt/edge-agent/bin/python"
 
 SYSTEM = "etc/systemd/system"
 WANTS = f"{SYSTEM}/multi-user.target.wants/{UNIT}"
+FACTORY_WANTS = f"{SYSTEM}/multi-user.target.wants/{FACTORY_UNIT}"
 DROP_INS = f"{SYSTEM}/{UNIT}.d"
 SYSUSERS = "etc/sysusers.d/edge-agent.conf"
 TMPFILES = "etc/tmpfiles.d/edge-agent.conf"
@@ -193,7 +197,7 @@ def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
     done: list[str] = []
     if target.live and target.path(f"{SYSTEM}/{UNIT}").exists():
         _run(target, ["systemctl", "disable", "--now", UNIT], done)
-    for name in (WANTS, f"{SYSTEM}/{UNIT}", SYSUSERS, TMPFILES):
+    for name in (WANTS, FACTORY_WANTS, f"{SYSTEM}/{UNIT}", f"{SYSTEM}/{FACTORY_UNIT}", SYSUSERS, TMPFILES):
         _remove(target, name, done)
     _choose_drop_ins(target, (), done)
     folder = target.path(DROP_INS)
@@ -214,9 +218,7 @@ def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
 
 
 def _check(target: ServiceTarget, drop_ins: Sequence[str]) -> None:
-    unknown = [name for name in drop_ins if name not in drop_in_names()]
-    if unknown:
-        raise UsageError(f"unknown drop-in {unknown[0]!r}", None, f"known: {', '.join(drop_in_names())}")
+    _check_drop_ins(drop_ins)
     if target.live:
         if os.geteuid() != 0:
             raise UsageError(
@@ -233,6 +235,12 @@ def _check(target: ServiceTarget, drop_ins: Sequence[str]) -> None:
         raise UsageError(
             f"{target.root} is no root file system: it has no folder etc", None, "mount the image and name its root"
         )
+
+
+def _check_drop_ins(drop_ins: Sequence[str]) -> None:
+    unknown = [name for name in drop_ins if name not in drop_in_names()]
+    if unknown:
+        raise UsageError(f"unknown drop-in {unknown[0]!r}", None, f"known: {', '.join(drop_in_names())}")
 
 
 def _put(target: ServiceTarget, name: str, text: str, done: list[str]) -> bool:
@@ -306,18 +314,36 @@ def _prepare_image(target: ServiceTarget, done: list[str]) -> None:
     else:
         link.symlink_to(f"/{SYSTEM}/{UNIT}")
         done.append(f"enabled by {link}")
+    make_user(target, done)
+    if not os.path.lexists(target.root / target.python.lstrip("/")):
+        done.append(f"warning: the image has no {target.python} yet; install edge-agent there before it boots")
+
+
+def make_user(target: ServiceTarget, done: list[str]) -> None:
+    """Make the service's user in an image, or see to it that the first boot makes it; adds to `done` which of the
+    two."""
     rules = [line for line in read_unit_file("edge-agent.sysusers.conf").splitlines() if line and line[0] != "#"]
     ran = target.runner(["systemd-sysusers", f"--root={target.root.resolve()}", "--inline", *rules])
     if ran.code == 0:
         done.append("the user edge-agent is in the image")
-    else:
-        # systemd-sysusers at boot runs when /usr is newer than /etc/.updated
-        usr = target.root / "usr"
-        if usr.is_dir():
-            os.utime(usr)
-        done.append(f"the user edge-agent will be made at the first boot (not here: {ran.output or ran.code})")
-    if not os.path.lexists(target.root / target.python.lstrip("/")):
-        done.append(f"warning: the image has no {target.python} yet; install edge-agent there before it boots")
+        return
+    # systemd-sysusers at boot runs when /usr is newer than /etc/.updated
+    usr = target.root / "usr"
+    if usr.is_dir():
+        os.utime(usr)
+    done.append(f"the user edge-agent will be made at the first boot (not here: {ran.output or ran.code})")
+
+
+def image_files(python: str, drop_ins: Sequence[str] = ()) -> Mapping[str, str]:
+    """The files of the service in an image, by their names from its root. Raises UsageError for an unknown drop-in."""
+    _check_drop_ins(drop_ins)
+    return {
+        f"{SYSTEM}/{UNIT}": rendered_unit(python),
+        f"{SYSTEM}/{FACTORY_UNIT}": rendered_unit(python, FACTORY_UNIT),
+        SYSUSERS: read_unit_file("edge-agent.sysusers.conf"),
+        TMPFILES: read_unit_file("edge-agent.tmpfiles.conf"),
+        **{f"{DROP_INS}/{name}.conf": read_unit_file(f"drop-ins/{name}.conf") for name in drop_ins},
+    }
 
 
 def _run(target: ServiceTarget, command: list[str], done: list[str]) -> CommandResult:

@@ -54,6 +54,7 @@ AGENT = {
     "plot {good} {csv}": "csv",
     "install --config {config} {tar}": "tar",
     "install --config {toml} {good}": "toml",
+    "install --config {config} --from {tar}": "tar",
     "models --config {toml}": "toml",
     "rollback --config {toml} m": "toml",
     "remove --config {toml} m": "toml",
@@ -88,6 +89,9 @@ FORGE = {
     "verify {tar} --allow-unsigned": "tar",
     "inspect {tar}": "tar",
     "inspect {tar} --json": "tar",
+    "provision {tar} --dry-run --device x": "tar",
+    "provision {tmp} --dry-run --out {tmp}/o --devices {csv}": "csv",
+    "provision {tmp} --dry-run --settings {toml}": "toml",
 }
 
 

@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _common_arguments(side)
     side.set_defaults(run="edge_forge.commands:compare")
     _package_verbs(verbs)
+    _provision_verb(verbs)
     add_completion(verbs, "edge-forge").set_defaults(run="edge_forge.cli:complete", verb="completion")
     return parser
 
@@ -179,6 +180,50 @@ def _package_verbs(subparsers: Any) -> None:
     _package_argument(inspect)
     inspect.add_argument("--json", action="store_true", help="print it as JSON (default: a table)")
     inspect.set_defaults(run=f"{_PACKAGE_COMMANDS}:inspect_verb")
+
+
+def _provision_verb(verbs: Any) -> None:
+    verb = verbs.add_parser("provision", help="fill a mounted root file system before it is flashed")
+    verb.add_argument("root", type=Path, metavar="ROOT", help="where the image's root partition is mounted")
+    verb.add_argument(
+        "--package", type=Path, action="append", default=[], metavar="FILE",
+        help="a package for the first boot to install, a base before its adapters; repeat for several (default: none)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--trust-root", type=Path, metavar="FILE",
+        help="the root.json that the boards trust (default: as `verify` finds it for the first package)",
+    )  # fmt: skip
+    verb.add_argument("--settings", type=Path, metavar="FILE", help="settings that all boards share (default: none)")
+    verb.add_argument(
+        "--devices", type=Path, metavar="FILE",
+        help="devices.csv, a board a line: name, broker, username, password or password_file, ca, cert, key "
+        "(default: one board, named in the settings)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--device", metavar="NAME", help="put this board's own files into ROOT (default: into none but --out's tars)"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="write a tar of its own files for every board (default: none)"
+    )
+    verb.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="edge-agent's wheel (default: of --wheels, else of dist/ here)"
+    )
+    verb.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="take wheels from this folder alone (default: download, and keep)"
+    )
+    verb.add_argument(
+        "--extra", action="append", default=[], metavar="NAME",
+        help="an extra of edge-agent to install; repeat for several (default: what the packages need)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--drop-in", action="append", default=[], metavar="NAME",
+        help="a drop-in of the service, as `edge-agent service install` takes them (default: none)",
+    )  # fmt: skip
+    verb.add_argument("--arch", help="refuse an image of another one: aarch64 or x86_64 (default: take either)")
+    verb.add_argument("--dry-run", action="store_true", help="say every file, write nothing")
+    verb.add_argument("--remove", action="store_true", help="take back what provision put there")
+    verb.add_argument("--json", action="store_true", help="print the result as JSON (default: lines for people)")
+    verb.set_defaults(run="edge_forge.provision.provision_commands:provision_verb")
 
 
 def _package_argument(parser: argparse.ArgumentParser) -> None:

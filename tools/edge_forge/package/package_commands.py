@@ -86,7 +86,7 @@ def sign_verb(arguments: argparse.Namespace) -> int:
 def verify_verb(arguments: argparse.Namespace) -> int:
     """`edge-forge verify PACKAGE --root FILE`."""
     with open_package(arguments.package) as package:
-        root = arguments.root or (None if arguments.allow_unsigned else _root_near(arguments.package))
+        root = arguments.root or (None if arguments.allow_unsigned else root_near(arguments.package))
         trust = None if root is None else load_trust(root)
         verified = read_release(package, trust, arguments.allow_unsigned)
         check_time(verified.release, Now(time.time(), trusted=True))
@@ -116,7 +116,7 @@ def verify_verb(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _root_near(package: Path) -> Path:
+def root_near(package: Path) -> Path:
     """The trust root of $EDGE_FORGE_KEYS, else of the build folder that the package lies in. Raises UsageError."""
     named = os.environ.get("EDGE_FORGE_KEYS")
     places = [Path(named)] if named else [package.resolve().parent.parent / "keys"]

@@ -1,0 +1,1 @@
+"""A root file system is filled before it is flashed: `edge-forge provision`."""
