@@ -16,6 +16,7 @@ from edge_agent.core.memory_pressure import BELOW_RESERVE, PressureStage
 from edge_agent.core.residency import default_reserve_bytes
 from edge_agent.lifecycle import service_user
 from edge_agent.lifecycle.doctor_facts import BrokerProbe, DoctorFacts, RuntimeProbe, StateFolder
+from edge_agent.lifecycle.jetson import GpuPython, JetsonFacts
 from edge_agent.sensors import throttle
 from edge_agent.sensors.time_sync import ClockSync
 
@@ -50,7 +51,7 @@ class Check:
 def examine(facts: DoctorFacts) -> list[Check]:
     """All findings, first those that prevent the agent from running."""
     parts = (_settings, _python, _device, _board, _cpu, _state, _trust, _clock, _runtimes, _broker, _temperature,
-             _throttle, _power, _memory, _memory_guard, _pressure, _files, _service)  # fmt: skip
+             _throttle, _power, _memory, _memory_guard, _pressure, _files, _jetson, _service)  # fmt: skip
     return [check for part in parts for check in part(facts)]
 
 
@@ -330,12 +331,91 @@ def _pressure(facts: DoctorFacts) -> Iterator[Check]:
 
 
 def _files(facts: DoctorFacts) -> Iterator[Check]:
+    usable = [str(device.path) for device in facts.device_files if device.usable]
+    if usable:
+        yield Check("devices", "ok", ", ".join(usable))
     for device in facts.device_files:
-        if device.usable:
-            yield Check("devices", "ok", str(device.path))
-        else:
+        if not device.usable:
             remedy = f"sudo usermod -aG {device.group} USER, then log in again; the service has the group already"
             yield Check("devices", "warn", f"{device.path} may not be used by this user", remedy)
+
+
+def _jetson(facts: DoctorFacts) -> Iterator[Check]:
+    found = facts.jetson
+    if found is None:
+        return
+    if found.l4t is None:
+        text = "/etc/nv_tegra_release is missing: this is no system of NVIDIA's, so TensorRT and CUDA may lack"
+        yield Check("jetson", "warn", text, "flash the board with JetPack")
+    else:
+        pack = "a JetPack that is not in the table" if found.jetpack is None else f"JetPack {found.jetpack}"
+        yield Check("jetson", "ok", f"L4T {found.l4t} ({pack})")
+    yield from _power_mode(found)
+    yield _tensorrt(found)
+    if found.asked and facts.service is not None and facts.service.installed and not found.drop_in:
+        text = "the service may not open the GPU's device files"
+        yield Check("tensorrt", "fail", text, "sudo edge-agent service install --drop-in jetson")
+    if found.asked and not any(device.group == "video" for device in facts.device_files):
+        text = "the GPU has no device file here: its driver is not loaded, or this is a container without it"
+        yield Check("devices", "fail", text, "sudo modprobe nvgpu (JetPack 7: nvidia), or give the container the GPU")
+    yield _jtop(found)
+
+
+def _power_mode(found: JetsonFacts) -> Iterator[Check]:
+    modes = found.modes
+    if modes is None:
+        yield Check("power mode", "skip", "nvpmodel is not installed")
+    elif modes.current is None:
+        yield Check("power mode", "warn", f"not known: {modes.reason}", "sudo nvpmodel -q")
+    else:
+        others = ", ".join(str(mode) for mode in modes.listed if mode != modes.current)
+        yield Check("power mode", "ok", f"{modes.current}" + (f"; others: {others}" if others else ""))
+
+
+def _tensorrt(found: JetsonFacts) -> Check:
+    """Whether the interpreter that would run engines can, and which other one does."""
+    able = next((python for python in found.pythons if "tensorrt" in python.found), None)
+    if not found.asked:
+        told = "the settings do not name the backend 'tensorrt'"
+        if able is None:
+            return Check("tensorrt", "skip", f"{told}, and no Python here has TensorRT")
+        return Check(
+            "tensorrt", "skip", f"{told}; {able.path} has {able.shown('tensorrt')}",
+            f'to use it: worker.backends = ["tensorrt", ...], worker.tensorrt_python = "{able.path}"',
+        )  # fmt: skip
+    chosen = found.chosen
+    if not chosen.lacks:
+        text = f"{chosen.path} has {', '.join(chosen.shown(name) for name in sorted(chosen.found))}"
+        return Check("tensorrt", "ok", text)
+    if "tensorrt" not in chosen.found and able is not None and able.path != chosen.path:
+        text = f"{chosen.path} has no TensorRT; {able.path} has {able.shown('tensorrt')}"
+        more = f"; {_install(able)}" if able.lacks else ""
+        return Check("tensorrt", "fail", text, f'worker.tensorrt_python = "{able.path}"{more}')
+    return Check("tensorrt", "fail", f"{chosen.path} has no {' and no '.join(chosen.lacks)}", _install(chosen))
+
+
+_APT = {"tensorrt": "python3-libnvinfer", "numpy": "python3-numpy"}
+
+
+def _install(python: GpuPython) -> str:
+    """What puts the missing modules where the interpreter finds them."""
+    packages = [_APT[name] for name in python.lacks if name in _APT]
+    steps = [f"sudo apt install {' '.join(packages)}"] if packages else []
+    if "pycuda" in python.lacks:
+        steps.append(f"sudo env PATH=/usr/local/cuda/bin:$PATH {python.path} -m pip install pycuda (compiled here)")
+    return "; ".join(steps)
+
+
+def _jtop(found: JetsonFacts) -> Check:
+    if not found.jtop_wanted:
+        return Check("jtop", "skip", "sensors.jtop is off: temperatures and power come from sysfs")
+    if not found.jtop_socket:
+        text = "sensors.jtop is on, and /run/jtop.sock is missing: its service does not run"
+        return Check("jtop", "warn", text, "sudo pip3 install jetson-stats; sudo systemctl restart jtop")
+    if found.jtop_members is not None and service_user.USER not in found.jtop_members:
+        text = f"the service's user {service_user.USER} is not in the group jtop, whose socket it is"
+        return Check("jtop", "warn", text, f"sudo usermod -aG jtop {service_user.USER}, then restart the service")
+    return Check("jtop", "ok", "its service runs, and the service's user may ask it")
 
 
 def _service(facts: DoctorFacts) -> Iterator[Check]:

@@ -17,7 +17,8 @@ from edge_agent.base.errors import ConfigError
 from edge_agent.base.reading import Reading
 from edge_agent.config.load import device_id
 from edge_agent.config.settings import Settings
-from edge_agent.lifecycle import service_user
+from edge_agent.lifecycle import jetson, service_user
+from edge_agent.lifecycle.jetson import JetsonFacts
 from edge_agent.lifecycle.service import ServiceStatus
 from edge_agent.protocol.worker_messages import RuntimeAvailable, RuntimeReport
 from edge_agent.sensors.boards import Board, read_cpu_features
@@ -114,14 +115,20 @@ class DoctorFacts:
     runtimes: tuple[RuntimeProbe, ...] | None = None
     broker: BrokerProbe | None = None
     service: ServiceStatus | None = None
+    jetson: JetsonFacts | None = None
 
 
-DEVICES = (
-    ("dev/vcio_gencmd", "video"),
-    ("dev/vcio", "video"),
+DEVICES = (("dev/vcio_gencmd", "video"), ("dev/vcio", "video"))
+GPU_DEVICES = (
     ("dev/nvmap", "video"),
-    ("dev/dri/renderD128", "render"),
+    # nvgpu's nodes, of which CUDA opens these; from JetPack 6 on they are below nvgpu/igpu0 alone.
+    *((f"dev/{name}", "video") for name in ("nvhost-ctrl", "nvhost-ctrl-gpu", "nvhost-gpu", "nvhost-as-gpu")),
+    *((f"dev/nvgpu/igpu0/{name}", "video") for name in ("ctrl", "channel", "as", "tsg")),
+    # JetPack 7's driver.
+    *((f"dev/{name}", "video") for name in ("nvidia0", "nvidiactl", "nvidia-uvm")),
+    *((f"dev/dri/renderD{number}", "render") for number in (128, 129)),
 )
+"""What CUDA opens on a Jetson (nvgpu's ioctl.c; WendyOS#1699 for the render nodes), and the group that owns it."""
 LARGEST = 3
 """How many programs a finding about memory names."""
 
@@ -159,7 +166,7 @@ def survey(
         largest=_largest() if root == Path("/") else (),
         memory_controller=memory_controller(root),
         pressure=readings["memory_pressure_some"].value is not None,
-        device_files=_devices(root),
+        device_files=_devices(root, suite.board),
         open_secrets=_open_secrets(settings),
         state=_state(settings),
         trust_root=settings.store.trust_root,
@@ -171,6 +178,7 @@ def survey(
         runtimes=runtimes,
         broker=broker,
         service=service,
+        jetson=jetson.look_at(root, settings, sys.executable) if suite.board.family == "jetson" else None,
     )
 
 
@@ -209,13 +217,16 @@ def _largest() -> tuple[Program, ...]:
     return tuple(sorted(found, key=lambda program: -program.rss_bytes)[:LARGEST])
 
 
-def _devices(root: Path) -> tuple[DeviceFile, ...]:
-    found: list[DeviceFile] = []
-    for name, group in DEVICES:
-        path = root / name
-        if os.path.lexists(path):
-            found.append(DeviceFile(path, os.access(path, os.R_OK), group))
-    return tuple(found)
+def _devices(root: Path, board: Board) -> tuple[DeviceFile, ...]:
+    """Those that are there. CUDA opens the GPU's for writing."""
+    wanted = [(name, group, os.R_OK) for name, group in DEVICES]
+    if board.family == "jetson":
+        wanted += [(name, group, os.R_OK | os.W_OK) for name, group in GPU_DEVICES]
+    return tuple(
+        DeviceFile(root / name, os.access(root / name, mode), group)
+        for name, group, mode in wanted
+        if os.path.lexists(root / name)
+    )
 
 
 def _open_secrets(settings: Settings) -> tuple[Path, ...]:

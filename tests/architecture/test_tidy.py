@@ -101,6 +101,7 @@ PARSERS = {
     "edge_agent/bundle/weight_files.py": ("_check_base", "a field of the adapter file"),
     "edge_agent/config/fields.py": ("accepts from_text", "values of settings, and environment variables"),
     "edge_agent/config/secrets.py": ("_secret", "a password file"),
+    "edge_agent/lifecycle/jetson.py": ("parse_release", "the release file of L4T"),
     "edge_agent/lifecycle/service.py": ("_put", "whether a unit file is the one that would be written"),
     "edge_agent/lifecycle/supervision.py": ("status", "white space in a line for systemd"),
     "edge_agent/mqtt/transport.py": ("_sync", "log on transition: a trouble that was told already is not told again"),

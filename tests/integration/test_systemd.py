@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -50,6 +51,18 @@ def test_the_unit_is_clean_and_tight(tmp_path: Path, drop_ins: tuple[str, ...]) 
     unit = placed(tmp_path, *drop_ins)
     assert verified(unit) == ""
     assert exposure(unit) <= HIGHEST_EXPOSURE
+
+
+@pytest.mark.parametrize(
+    "region", ["57000000.gpu", "17000000.ga10b", "17000000.gpu", "nvhost", "nvidia", "nvidia-uvm", "drm"]
+)
+def test_the_drop_in_for_a_jetson_opens_the_gpu_by_the_name_that_the_kernel_registers(region: str) -> None:
+    """As /proc/devices has them on a Nano, and on an Orin under JetPack 5, 6 and 7; systemd matches them as globs."""
+    allowed = re.findall(r"^DeviceAllow=char-(\S+) rw$", read_unit_file("drop-ins/jetson.conf"), re.MULTILINE)
+    assert any(fnmatch.fnmatchcase(region, pattern) for pattern in allowed)
+    assert not any(
+        fnmatch.fnmatchcase(other, pattern) for pattern in allowed for other in ("mem", "tty", "block", "gpio")
+    )
 
 
 @needs_systemd

@@ -162,6 +162,50 @@ def cgroup(tree: Tree, limit_bytes: int, current_bytes: int, inactive_file_bytes
     tree.write(f"{service}/memory.stat", f"anon 1\nfile 2\ninactive_file {inactive_file_bytes}\nactive_file 3\n")
 
 
+NANO_MODES = """\
+< PARAM TYPE=FILE NAME=CPU_ONLINE >
+CORE_0 /sys/devices/system/cpu/cpu0/online
+< POWER_MODEL ID=0 NAME=MAXN >
+CPU_ONLINE CORE_3 1
+GPU MAX_FREQ 921600000
+< POWER_MODEL ID=1 NAME=5W >
+CPU_ONLINE CORE_3 0
+GPU MAX_FREQ 640000000
+< PM_CONFIG DEFAULT=0 >
+"""
+ORIN_MODES = """\
+# mandatory section to configure the default mode
+< PM_CONFIG DEFAULT=1 >
+# < POWER_MODEL ID=9 NAME=OLD >
+< POWER_MODEL ID=0 NAME=15W >
+TPC_POWER_GATING TPC_PG_MASK 252
+< POWER_MODEL ID=1 NAME=25W >
+< POWER_MODEL ID=2 NAME=MAXN_SUPER >
+< POWER_MODEL ID=3 NAME=7W >
+"""
+"""The form of /etc/nvpmodel.conf; the order of modes differs by board and JetPack."""
+
+
+def jetpack(tree: Tree, release: str, modes: str, python: str, tensorrt: str) -> None:
+    """The system of a Jetson: L4T's release ('R36 (release), REVISION: 4.3'), power modes, the Python with TensorRT."""
+    line = f"# {release}, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+    tree.write("etc/nv_tegra_release", line)
+    tree.write("etc/nvpmodel.conf", modes)
+    tree.write("var/lib/nvpmodel/status", "pmode:0000 fmode:quiet\n")
+    tree.write(f"usr/bin/{python}", "")
+    (tree.root / "usr/bin/python3").symlink_to(f"/usr/bin/{python}")
+    package(tree, f"usr/lib/{python}/dist-packages", "tensorrt", tensorrt)
+    package(tree, "usr/lib/python3/dist-packages", "numpy")
+    tree.write("etc/group", "video:x:44:edge-agent\njtop:x:1001:ada\n")
+
+
+def package(tree: Tree, folder: str, name: str, version: str = "") -> None:
+    """A Python package, with its metadata where a version is given."""
+    tree.write(f"{folder}/{name}/__init__.py", "")
+    if version:
+        tree.write(f"{folder}/{name}-{version}.dist-info/METADATA", "")
+
+
 def nano(root: Path) -> Tree:
     """A Jetson Nano with 4 GB under L4T R32: the PMIC zone that always says 100 degrees, rails with their own power."""
     tree = Tree(root)
