@@ -247,7 +247,7 @@ class EngineBuilds:
         served.fallback.passed(now_s)
         served.adopt(worker, now_s)
         served.loaded(worker, answer, now_s - load_s, now_s)
-        self._memory.loaded(served, gpu_bytes, answer.footprint.total_bytes)
+        self._memory.loaded(served, gpu_bytes, answer.footprint)
         self.say_built(served, worker, now_s)
         text = f"model {served.name!r} runs {worker.plan.packaged.name} instead of {before.name}: its engine is ready"
         data = {"model": served.name, "variant": worker.plan.packaged.name}

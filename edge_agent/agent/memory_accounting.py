@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from edge_agent.agent.ports import FootprintCache, Host
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.core.memory_ledger import MemoryLedger
+from edge_agent.protocol.worker_messages import FootprintBytes
 
 MEASURE_EVERY_S = 10.0
 SETTLED_S = 60.0
@@ -27,14 +28,16 @@ class MemoryAccounting:
         self._measured_s: dict[str, float] = {}
         self._gpu_bytes: dict[str, int] = {}
 
-    def loaded(self, served: ServedModel, gpu_before_bytes: int, fallback_bytes: int) -> None:
-        """Enter what a model holds that was just loaded: the memory of its worker's process, plus what the GPU's memory
-        has grown since `gpu_before_bytes`. `fallback_bytes`, the runtime's own figure, replaces the process's part
-        where the operating system reports none."""
+    def loaded(self, served: ServedModel, gpu_before_bytes: int, stated: FootprintBytes) -> None:
+        """Enter what a model holds that was just loaded: the memory of its worker's processes, plus what the GPU took
+        of the board's. That is what its memory has grown since `gpu_before_bytes`, or the runtime's own figure where
+        it is more or the kernel does not tell. `stated` also replaces the processes' part where the system has none."""
         self._measured_s.pop(served.name, None)
-        self._gpu_bytes[served.name] = max(0, self.host.gpu_bytes() - gpu_before_bytes)
-        if not self._measure(served, served.lifecycle.load_s) and fallback_bytes:
-            served.note_footprint(fallback_bytes + self._gpu_bytes[served.name])
+        grown_bytes = self.host.gpu_bytes() - gpu_before_bytes
+        self._gpu_bytes[served.name] = max(0, grown_bytes, stated.device_bytes)
+        if not self._measure(served, served.lifecycle.load_s) and stated.total_bytes:
+            others_bytes = stated.total_bytes - stated.device_bytes
+            served.note_footprint(max(0, others_bytes) + self._gpu_bytes[served.name])
             self.ledger.hold_estimate(served.name, served.footprint_bytes, served.lifecycle.load_s)
         self._keep()
 

@@ -577,7 +577,7 @@ class ModelManager:
             served.fallback.passed(now_s)
         served.loaded(worker, answer, now_s - load_s, now_s)
         self._builds.say_built(served, worker, now_s)
-        self._memory.loaded(served, gpu_bytes, answer.footprint.total_bytes)
+        self._memory.loaded(served, gpu_bytes, answer.footprint)
         if plan.is_shrunk:
             self._say_shrunk(served, worker)
         return worker

@@ -143,12 +143,14 @@ Event = Chunk | Done | Failed | GrammarReady
 
 
 class Footprint(NamedTuple):
-    """Bytes by purpose: measured, or computed where the runtime does not tell."""
+    """Bytes by purpose: measured, or computed where the runtime does not tell. `device_bytes` of them are memory of the
+    board that a GPU holds, which no process's own figure contains."""
 
     weights_bytes: int
     adapters_bytes: int
     cache_bytes: int
     arena_bytes: int
+    device_bytes: int = 0
 
 
 class LoadStage(NamedTuple):

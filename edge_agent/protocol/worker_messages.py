@@ -227,12 +227,13 @@ RuntimeReport = RuntimeAvailable | RuntimeUnavailable
 
 
 class FootprintBytes(Struct, frozen=True):
-    """Bytes that a session holds, by purpose."""
+    """Bytes that a session holds, by purpose; `device_bytes` of them are the board's and in no process's own figure."""
 
     weights_bytes: int
     adapters_bytes: int
     cache_bytes: int
     arena_bytes: int
+    device_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:

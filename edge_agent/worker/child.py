@@ -337,7 +337,7 @@ class Child:
 
     def _footprint(self) -> FootprintRead:
         held = self._loaded().footprint()
-        footprint = FootprintBytes(held.weights_bytes, held.adapters_bytes, held.cache_bytes, held.arena_bytes)
+        footprint = FootprintBytes(*held)
         return FootprintRead(footprint=footprint, pid=os.getpid())
 
     def _shrink(self) -> FootprintRead:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -22,6 +27,7 @@ from tests.support.mqtt import NotedLink, linked
 from tests.support.small_package import TEXTS, small_package
 
 GIVE_UP_S = 60.0
+TOPICS = [Subscription("edge/v1/dev1/models", 1), Subscription("edge/v1/dev1/event", 1)]
 
 
 class Board:
@@ -84,21 +90,30 @@ def ten_of(variant: str) -> Callable[[list[Reply]], bool]:
 
 
 async def watched(port: int, enough: Callable[[list[Reply]], bool]) -> tuple[list[Reply], NotedLink]:
-    topics = [Subscription("edge/v1/dev1/models", 1), Subscription("edge/v1/dev1/event", 1)]
-    async with linked(options(port, "watcher"), topics) as link:
+    async with linked(options(port, "watcher"), TOPICS) as link:
         return await stream(port, enough), link
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder with the package and the engine of its trial by TensorRT 8.6."""
+    folder = tmp_path_factory.mktemp("installed")
+    first = Board(folder, 1)
+    first.agent.install(small_package(folder, "tensorrt/fp16", "onnx/fp32"))
+    return folder / "device/state"
+
+
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
+def board(tmp_path: Path, installed: Path) -> Iterator[Board]:
     with Mosquitto(tmp_path) as broker:
-        yield Board(tmp_path, broker.port)
+        found = Board(tmp_path, broker.port)
+        shutil.copytree(installed, tmp_path / "device/state")
+        yield found
 
 
-def test_while_an_engine_is_built_another_variant_answers_and_none_fails(board: Board, tmp_path: Path) -> None:
+def test_while_an_engine_is_built_another_variant_answers_and_none_fails(board: Board) -> None:
     """After an upgrade of TensorRT: ONNX Runtime answers, then the new engine, which takes over between two batches.
     The old engine stays."""
-    board.agent.install(small_package(tmp_path, "tensorrt/fp16", "onnx/fp32"))
     old = board.files("plan")
     board.upgrade("10.3", build_s="3")
     with running(board.agent):
@@ -110,3 +125,61 @@ def test_while_an_engine_is_built_another_variant_answers_and_none_fails(board: 
     assert building and {one.answered_by for one in building} == {"onnx/fp32"}
     assert [one.data["state"] for one in events(link, "engine-build")] == ["begun", "done"]
     assert [one.data["variant"] for one in events(link, "variant-changed")] == ["tensorrt/fp16"]
+
+
+def kill_builds(pid: int) -> None:
+    """End the engine hosts below this process that build, as the kernel does for lack of memory."""
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            here = Path("/proc") / child
+            if (
+                "engine_host" in (here / "cmdline").read_text()
+                and (here / "oom_score_adj").read_text().strip() == "900"
+            ):
+                os.kill(int(child), signal.SIGKILL)
+            kill_builds(int(child))
+
+
+FAULTS = {
+    "killed": ({"build_s": "60"}, r"ended by signal 9 during 'build'.*free memory"),
+    "computes something else": ({"wrong": "0.5"}, r"computes something else than the package says: probe 1"),
+    "no device": ({"cuda": "none"}, r"there is no CUDA device 0.*check that the driver is loaded"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_befalls_an_engine_after_an_upgrade_another_variant_goes_on(board: Board, fault: str) -> None:
+    """One sentence with the remedy and the time of the next try, and none before; the old engine stays."""
+    settings, sentence = FAULTS[fault]
+    old = board.files("plan")
+    board.upgrade("10.3", **settings)
+
+    async def until_it_is_told() -> tuple[list[Reply], NotedLink]:
+        async with linked(options(board.port, "watcher"), TOPICS) as link:
+
+            def enough(_replies: list[Reply]) -> bool:
+                building = told(link)[-1].building if told(link) else None
+                if fault == "killed" and building is not None and building.stage == "build":
+                    kill_builds(board.agent.pid)
+                return building is not None and building.stage == "put off"
+
+            return await stream(board.port, enough), link
+
+    with running(board.agent):
+        replies, link = asyncio.run(until_it_is_told())
+    assert {reply.status for reply in replies} == {200} and variants(replies) == ["fp32"], board.agent.log
+    found = told(link)[-1].building
+    assert found is not None and found.answered_by == "onnx/fp32" and 800.0 < (found.again_s or 0.0) <= 900.0
+    assert re.search(sentence, str(found.reason)), found.reason
+    assert board.agent.log.count("it is tried again in 15 min 00 s or with `edge-agent load small`") == 1
+    assert board.files("plan") == old and not board.files("part")
+
+
+def test_a_daemon_that_is_killed_in_a_build_builds_again(board: Board) -> None:
+    board.upgrade("10.3", build_s="3")
+    with running(board.agent):
+        asyncio.run(stream(board.port, ten_of("fp32")))
+        board.agent.stop(signal.SIGKILL)
+    with running(board.agent):
+        replies, _ = asyncio.run(watched(board.port, ten_of("fp16")))
+    assert {reply.status for reply in replies} == {200} and variants(replies) == ["fp32", "fp16"], board.agent.log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import onnx
 import pytest
 
 from edge_agent.backends.api import AdapterSource, Done, Failed, Limits, LoadStage, SessionJob, Unavailable
+from edge_agent.backends.tensorrt import engine_cache
 from edge_agent.backends.tensorrt.engine_backend import RESIDENTS, TensorRtBackend
 from edge_agent.backends.tensorrt.engine_cache import ENGINES_BYTES, ENGINES_KEPT, EngineCache, device_key
 from edge_agent.base.errors import AdapterRefused, BackendError, EngineMissing, PackageError
@@ -321,6 +323,76 @@ def test_a_build_that_is_killed_at_any_point_is_a_sentence_and_leaves_nothing(
         load(graph).close()
     assert len(plans(tmp_path)) == 1 and not list((tmp_path / "engines").glob("*.part"))
     assert set(hosts()) == before
+
+
+def test_a_build_that_takes_too_much_memory_is_ended_and_says_so(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = fake_gpu.write_python(tmp_path / "greedy", build="grow", build_s="2")
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(python))
+    before = set(hosts())
+    with pytest.raises(
+        BackendError, match=r"held [\d.]+ MiB during 'build', 300.0 MiB are free for it.*worker.max_rows"
+    ):
+        load(graph, memory_bytes=300 << 20)
+    assert not plans(tmp_path) and set(hosts()) == before
+    load(graph, memory_bytes=2 << 30).close()
+
+
+def test_a_disk_without_room_for_an_engine_is_said_before_the_build(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    told: list[LoadStage] = []
+    with pytest.raises(BackendError, match=r"an engine takes about .* in .*engines, 1000 B are free \(free "):
+        watched(graph, told.append)
+    assert not told, "no build was begun"
+
+
+@pytest.mark.parametrize("full", ["plan", "timings"])
+def test_a_disk_that_is_full_when_the_engine_is_written(graph: str, tmp_path: Path, full: str) -> None:
+    """The engine is lost, with a sentence; the timing cache alone is not worth one."""
+    load(graph).close()
+    (built,) = (tmp_path / "engines").glob(f"*.{full}")
+    plans(tmp_path)[0].unlink()
+    Path(f"{built}.part").symlink_to("/dev/full")
+    if full == "plan":
+        with pytest.raises(
+            BackendError, match=r"cannot be written to .*: No space left on device \(free \d+ MiB there\)"
+        ):
+            load(graph)
+    load(graph).close()
+    assert len(plans(tmp_path)) == 1
+
+
+def test_another_power_mode_builds_another_engine_and_the_first_one_stays(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr(engine_cache, "_POWER_MODE", str(status))
+    status.write_text("pmode:0000")
+    load(graph).close()
+    status.write_text("pmode:0002")
+    with pytest.raises(EngineMissing):
+        load(graph, build=False)
+    load(graph).close()
+    assert len(plans(tmp_path)) == 2 and len(list((tmp_path / "engines").glob("*.timings"))) == 2
+    status.write_text("pmode:0000")
+    load(graph, build=False).close()
+
+
+@pytest.mark.parametrize("integrated", ["0", "1"])
+def test_memory_of_the_gpu_is_the_board_s_where_they_share_it(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, integrated: str
+) -> None:
+    python = fake_gpu.write_python(tmp_path / "gpu", integrated=integrated)
+    monkeypatch.setenv(TENSORRT_PYTHON_VARIABLE, str(python))
+    session = load(graph)
+    found = session.footprint()
+    session.close()
+    assert (found.device_bytes > 0) == (integrated == "1")
+    assert sum(found[:4]) > 0
 
 
 def hosts() -> list[int]:

@@ -356,7 +356,7 @@ class FakeWorker:
             load_ms=1.0,
             sequences=options.get("sequences", self.plan.sequences),
             context=options.get("context", self.plan.context),
-            unproven=missing,
+            unproven=missing or variant.digest in self.plan.unproven,
         )
 
     def tell(self, event: AnyEvent) -> None:
@@ -396,6 +396,7 @@ class FakeWorker:
         await self._take_call("judge", passed)
         if passed and self.variant is not None:
             self.plan.no_engine.discard(self.variant.digest)
+            self.plan.unproven.discard(self.variant.digest)
 
     async def shrink(self) -> None:
         """See `ports.Worker`."""
@@ -518,8 +519,9 @@ class Plan:
     frame_bytes: int = 1 << 40
     refuses: dict[str, EdgeError] = field(default_factory=dict)
     die_after_attach: set[str] = field(default_factory=set)
-    # Digests of variants that have no engine yet, and how long their builds take; a build that is over is remembered.
+    # Digests of variants that have no engine yet, or one that nobody has judged, and how long a build takes.
     no_engine: set[str] = field(default_factory=set)
+    unproven: set[str] = field(default_factory=set)
     build_s: float = 60.0
     # What the next loads meet: 'die', 'die when loaded', or an error to raise, or None for a good one.
     load_faults: deque[EdgeError | str | None] = field(default_factory=lambda: deque(maxlen=1000))

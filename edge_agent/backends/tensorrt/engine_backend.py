@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -53,6 +54,7 @@ from edge_agent.backends.tensorrt.engine_cache import EngineCache, device_key, g
 from edge_agent.backends.tensorrt.host_client import EngineHost
 from edge_agent.base.errors import AdapterRefused, BackendError, BackendMissing, EngineMissing, PackageError
 from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.base.units import bytes_text
 from edge_agent.bundle.onnx_graph import graph_metadata
 
 # max_rows, max_tokens: the largest batch; the engine is built for it. positions: of the adapter bank; 0 means as many
@@ -173,7 +175,9 @@ class EngineGraph(EncoderGraph):
         found = self._host.footprint()
         adapters = found["bank_bytes"] + (self._bank.size_bytes if self._bank is not None else 0)
         arena = found["buffers_bytes"] + found["scratch_bytes"]
-        return Footprint(max(0, found["taken_bytes"] - found["bank_bytes"] - arena), adapters, 0, arena)
+        device_bytes = found["taken_bytes"] if found["integrated"] else 0
+        engine_bytes = max(0, found["taken_bytes"] - found["bank_bytes"] - arena)
+        return Footprint(engine_bytes, adapters, 0, arena, device_bytes)
 
     def close(self) -> None:
         """See `EncoderGraph.close`."""
@@ -225,6 +229,7 @@ class EngineGraph(EncoderGraph):
         EngineMissing where the load is not to build."""
         if not self._options["build"]:
             raise EngineMissing(f"there is no engine for {self._found['device']} yet", self.path)
+        _check_space(engine.parent, 2 * Path(self.path).stat().st_size)
         progress = BuildProgress(self._tell, self._cache.expected_s(self._device))
         started_s = time.monotonic()
         progress.begin()
@@ -234,6 +239,7 @@ class EngineGraph(EncoderGraph):
             host = stack.enter_context(contextlib.closing(_host()))
             host.build(
                 progress=progress.take,
+                most_bytes=self._options["memory_bytes"],
                 onnx=self.path,
                 plan=str(engine),
                 workspace_bytes=WORKSPACE_BYTES,
@@ -273,6 +279,17 @@ class EngineGraph(EncoderGraph):
         if self._bank is not None:
             self._bank.empty()
         self._load()
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    """Raises BackendError where the disk has no room for an engine: before minutes of a build, not after."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise BackendError(
+            f"an engine takes about {bytes_text(needed_bytes)} in {folder}, {bytes_text(free_bytes)} are free",
+            "tensorrt",
+            f"free {bytes_text(needed_bytes - free_bytes)} there, or remove engines that are not needed",
+        )
 
 
 class BuildProgress:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 ENGINES_KEPT, ENGINES_BYTES = 8, 2 << 30
 """Of the engine files the longest unused ones go while there are more than so many and they have more bytes than that
 together. Each has about the size of its graph; a board with more models than that keeps all that are small."""
+PART_KEPT_S = 86400.0
 _OF_DEVICE = ("tensorrt", "cuda", "device", "compute_capability")
 # nvpmodel keeps the mode that it last set here, as "pmode:0002" (jetson_stats reads the same file).
 _POWER_MODE = "var/lib/nvpmodel/status"
@@ -103,6 +105,9 @@ class EngineCache:
         engine.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
+        for path in self._folder.glob("*.part"):  # of a build whose worker was killed
+            if time.time() - path.stat().st_mtime > PART_KEPT_S:
+                path.unlink(missing_ok=True)
         ages = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._folder.glob("*.plan"))
         total_bytes = sum(size for _, size, _ in ages)
         for _, size, path in ages[: max(0, len(ages) - ENGINES_KEPT)]:

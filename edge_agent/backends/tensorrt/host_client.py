@@ -20,10 +20,12 @@ import json
 import math
 import mmap
 import os
+import re
 import socket
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ import numpy.typing as npt
 
 from edge_agent.base.child_python import module_command
 from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.units import bytes_text
 
 # Run as a package of its own, so that its modules find each other and nothing else of this distribution.
 PROGRAM = Path(__file__).with_name("engine_host")
@@ -46,8 +49,10 @@ _READ_BYTES = 1 << 16
 _ALIGNMENT = 4096
 # Of the host's last words on stderr, for a death without an answer.
 _STDERR_BYTES = 2000
+_HELD = re.compile(r"^(?:RssAnon|VmSwap):\s+(\d+) kB$", re.MULTILINE)
 START_S = 60.0
 BUILD_S = 3600.0
+MEMORY_LOOK_S = 0.1
 LOAD_S = 300.0
 RUN_S = 30.0
 CLOSE_S = 20.0
@@ -85,6 +90,7 @@ class EngineHost:
         self._adapters: list[dict[str, npt.NDArray[np.uint8]]] = []
         self._timeout_s = 0.0
         self._unread = bytearray()
+        self._over_bytes = self._most_bytes = 0
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock = ours
@@ -127,9 +133,27 @@ class EngineHost:
         except BackendError as error:
             raise BackendMissing(error.what, error.where, error.remedy) from error
 
-    def build(self, progress: Progress | None = None, timeout_s: float = BUILD_S, **request: Any) -> Mapping[str, Any]:
-        """Build an engine file; fields as in `build_engine.build`. `progress` is called with every event."""
-        return self._call({"op": "build", **request}, timeout_s, progress)
+    def build(self, progress: Progress | None = None, most_bytes: int = 0, **request: Any) -> Mapping[str, Any]:
+        """Build an engine file; fields as in `build_engine.build`. `progress` is called with every event. The process
+        is ended where it holds more than `most_bytes` (0: not looked at)."""
+        with contextlib.ExitStack() as watching:
+            if most_bytes:
+                over = threading.Event()
+                watching.callback(over.set)
+                threading.Thread(target=self._watch_memory, args=(most_bytes, over), daemon=True).start()
+            return self._call({"op": "build", **request}, BUILD_S, progress)
+
+    def _watch_memory(self, most_bytes: int, over: threading.Event) -> None:
+        """End the process when it holds too much. Not a limit of the kernel's: CUDA reserves far more than it uses, and
+        such a limit would count that."""
+        path = f"/proc/{self.pid}/status"
+        while not over.wait(MEMORY_LOOK_S) and self.alive:
+            held_bytes = _held_bytes(path)
+            if held_bytes > most_bytes:
+                self._over_bytes = held_bytes
+                self._most_bytes = most_bytes
+                self._process.kill()
+                return
 
     def load(
         self, plan: str, bank: Sequence[str] = (), positions: int = 1, residents: int = 1
@@ -297,12 +321,24 @@ class EngineHost:
             self._process.wait(CLOSE_S)
         self.kill()
         code = self._process.returncode
+        if self._over_bytes:
+            held, most = bytes_text(self._over_bytes), bytes_text(self._most_bytes)
+            what = f"the engine host held {held} during {op!r}, {most} are free for it, and was ended"
+            way_out = "end other programs or unload other models, or set a smaller worker.max_rows"
+            return BackendError(what, "tensorrt", way_out)
         how = (
             "was ended" if self._killed else f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
         )
         said = f": {self._last_words}" if self._last_words else ""
         remedy = "free memory: the kernel ends builds and engines first" if code == -9 and not self._killed else None
         return BackendError(f"the engine host {how} during {op!r}{said}", "tensorrt", remedy)
+
+
+def _held_bytes(status: str) -> int:
+    """What a process holds of the memory and the swap by its /proc/PID/status; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        return 1024 * sum(int(kib) for kib in _HELD.findall(Path(status).read_text()))
+    return 0
 
 
 def _as_array(memory: npt.NDArray[np.uint8], tensor: EngineTensor, shape: tuple[int, ...]) -> Array:

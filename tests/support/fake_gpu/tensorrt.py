@@ -4,7 +4,8 @@ Only what the engine host may use exists, and only in the generations that have 
 raises AttributeError, as there. Wrong use raises or returns what the real one does: shapes outside of the profile are
 refused with False and a logged error, an address that is not aligned is refused, an execution without all addresses and
 shapes fails. Inputs of int64 become int32 before 10. A "plan" is a header and the graph. EDGE_FAKE_BUILD_S: seconds
-that a build takes; EDGE_FAKE_RUN_S: seconds that an execution takes; EDGE_FAKE_BUILD='memory': a build that fails.
+that a build takes; EDGE_FAKE_RUN_S: seconds that an execution takes. EDGE_FAKE_BUILD: 'memory': a build that fails;
+'grow': one that takes 400 MiB more in steps. EDGE_FAKE_WRONG: added to what is computed.
 
 Runs on Python 3.6 with NumPy 1.19 and ONNX Runtime 1.10.
 """
@@ -267,8 +268,11 @@ class Builder:
         monitor = getattr(config, "progress_monitor", None)
         if monitor is not None:
             monitor.phase_start("Building Engine", None, 4)
+        held = []
         for step in range(4):
             time.sleep(float(os.environ.get("EDGE_FAKE_BUILD_S", "0")) / 4)
+            if os.environ.get("EDGE_FAKE_BUILD") == "grow":
+                held.append(b"x" * (100 << 20))
             if monitor is not None:
                 monitor.step_complete("Building Engine", step)
         if monitor is not None:
@@ -309,7 +313,8 @@ class _Context:
             value = numpy.frombuffer(cuda.memory(self._addresses[name], size), dtype).reshape(shape)
             feeds[name] = value.astype(self._engine.wanted[name])
         for name, value in zip(self._engine.outputs, self._engine.session.run(list(self._engine.outputs), feeds)):
-            content = numpy.ascontiguousarray(value).tobytes()
+            wrong = value.dtype.type(os.environ.get("EDGE_FAKE_WRONG", "0"))
+            content = numpy.ascontiguousarray(value + wrong).tobytes()
             cuda.memory(self._addresses[name], len(content))[:] = content
         return True
 

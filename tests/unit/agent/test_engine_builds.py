@@ -166,6 +166,20 @@ def test_probes_that_hold_are_run_before_the_change() -> None:
     Device.run(scenario, model(GRAPH), plan=plan())
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_an_engine_that_nobody_has_probed_does_not_answer_before_it_was(right: bool) -> None:
+    """The daemon was killed between a build and its probes."""
+
+    async def scenario(device: Device) -> None:
+        device.library.probe_files[ENGINE.name] = probes(0.0 if right else 1.0)
+        assert await asked(device, "1") == ("fp16" if right else "fp32")
+        first = device.spawner.workers[0]
+        assert [name for name, _ in first.heard][:4] == ["load", "measure", "measure", "judge"]
+        assert ("judge", right) in first.heard and first.closed is not right
+
+    Device.run(scenario, model(GRAPH), plan=Plan(unproven={ENGINE.digest}))
+
+
 def test_a_build_that_dies_is_put_off_and_tried_again_later() -> None:
     async def scenario(device: Device) -> None:
         await asked(device, "1")

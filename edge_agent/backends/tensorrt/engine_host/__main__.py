@@ -128,6 +128,8 @@ class HostServer:
         with open("/proc/self/statm") as stream:
             found["resident_bytes"] = int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         found["free_bytes"], found["total_bytes"] = map(int, self._cuda.mem_get_info())
+        # On a Jetson the device's memory is the board's.
+        found["integrated"] = bool(self._device.get_attribute(self._cuda.device_attribute.INTEGRATED))
         return found
 
     def _unload(self) -> None:

@@ -1,6 +1,7 @@
 """An engine file from a graph, in the words of the TensorRT that is there."""
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -49,10 +50,12 @@ def build(trt: Any, request: Dict[str, Any], tell: Callable[[Dict[str, Any]], No
     if serialized is None:
         raise log.failure("TensorRT cannot build an engine of the graph")
     tell({"event": "progress", "stage": "write"})
-    plan_bytes = write_whole(request["plan"], serialized)
+    plan_bytes = write_plan(request["plan"], serialized)
     cached = cached and not any(CACHE_REFUSED.search(line) for line in log.errors)
     if cache is not None:
-        write_whole(request["timing_cache"], config.get_timing_cache().serialize())
+        # Without it the next build measures everything again, and that is all.
+        with contextlib.suppress(OSError):
+            write_whole(request["timing_cache"], config.get_timing_cache().serialize())
     return {
         "plan_bytes": plan_bytes,
         "seconds": time.monotonic() - started_s,
@@ -201,6 +204,20 @@ def set_monitor(trt: Any, config: Any, tell: Callable[[Dict[str, Any]], None]) -
     monitor = Monitor()
     config.progress_monitor = monitor
     return monitor
+
+
+def write_plan(path: str, content: Any) -> int:
+    """Write the engine. Raises HostFailure where the disk has no room for it, or cannot be written."""
+    try:
+        return write_whole(path, content)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + ".part")
+        megabytes = memoryview(content).nbytes >> 20
+        remedy = "free {} MiB there".format(megabytes + 1) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise HostFailure(
+            "the engine cannot be written to {}: {}".format(os.path.dirname(path), error.strerror), remedy
+        ) from error
 
 
 def write_whole(path: str, content: Any) -> int:

@@ -48,6 +48,9 @@ def get_driver_version():
     return 12020
 
 
+device_attribute = type("device_attribute", (), {"INTEGRATED": 18})
+
+
 class Context:
     def push(self):
         _local.stack = [*getattr(_local, "stack", []), self]
@@ -74,6 +77,9 @@ class Device:
 
     def compute_capability(self):
         return 8, 7
+
+    def get_attribute(self, attribute):
+        return int(os.environ.get("EDGE_FAKE_INTEGRATED", "1"))
 
 
 class DeviceAllocation:
