@@ -372,10 +372,18 @@ def outputs_of(build):
 
 
 def test_a_build_elsewhere_gives_the_same_graphs_adapters_probes_and_layers(built, folder, tmp_path):
-    place = copy_of_the_recipe(folder, tmp_path / "elsewhere")
+    place = copy_of_the_recipe(folder, tmp_path / "elsewhere", RECIPE + "[package]\nexpires_days = 90\n")
+    # Everything is made anew, but for the keys and the packages: the shared base's memory is measured a second time.
+    for name in ("keys", "packages"):
+        shutil.copytree(folder / "build" / name, tmp_path / "out" / name)
     done = forge("package", place, "--build", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     assert "cached" not in done.stderr
+    base, base_again = built[0]["packages"][0], next(iter(json.loads(done.stdout).values()))
+    with open_package(Path(base)) as first, open_package(Path(base_again)) as second:
+        assert first.read("index.json", 65536) == second.read("index.json", 65536)
+        statements = [read_release(one, None, allow_unsigned=True).release for one in (first, second)]
+    assert statements[0].expires != statements[1].expires
     found, before = outputs_of(tmp_path / "out"), outputs_of(folder / "build")
     assert {title for title, _, _ in found} >= {"train", "export-base", "quantize merged", "golden probes of adapter"}
     assert found <= before

@@ -220,4 +220,5 @@ class ClassifierPackages:
         inputs |= {"tokenizer": self.training.tokenizer_digest}
         card = {} if product == self.recipe.base.name else {k: file_digest(v) for k, v in self.signer.card.items()}
         figures = [sources.numbers(graph) | sources.drift_reference(graph) for graph in graphs]
-        return self.signer.packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)
+        packaged = self.signer.packaged_base if product == self.recipe.base.name else self.signer.packaged
+        return packaged(product, counter, inputs, {**settings, "figures": figures, "card": card}, pack)

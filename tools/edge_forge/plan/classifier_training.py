@@ -72,7 +72,7 @@ CODE: Code = {
         ),
         _RUNTIME,
     ),
-    "package": (("edge_forge.package.build", "edge_forge.package.classifier_sources"), ()),
+    "package": (("edge_forge.package.base_reuse", "edge_forge.package.classifier_sources"), ()),
     "trial": (("edge_forge.package.package_trial", "edge_agent.app.packages", "edge_agent.worker.child"), _RUNTIME),
     "sign": (("edge_forge.package.keys",), ()),
 }

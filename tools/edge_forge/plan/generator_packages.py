@@ -70,7 +70,8 @@ class GeneratorPackages:
             )
 
         settings = {**self._settings(files), "licence": ""}
-        return self.signer.packaged(self.exports.base_name, recipe.base.version, _inputs(files, golden), settings, pack)
+        inputs = _inputs(files, golden)
+        return self.signer.packaged_base(self.exports.base_name, recipe.base.version, inputs, settings, pack)
 
     @cached_property
     def adapter_package(self) -> StepResult:

@@ -74,7 +74,7 @@ CODE: Code = {
         ("edge_forge.evaluate.measure_gguf", "edge_forge.evaluate.probes", "edge_agent.backends.llamacpp.backend"),
         _LLAMA,
     ),
-    "package": (("edge_forge.package.build", "edge_forge.plan.generator_packages"), ()),
+    "package": (("edge_forge.package.base_reuse", "edge_forge.plan.generator_packages"), ()),
     "trial": (("edge_forge.package.package_trial", "edge_agent.app.packages", "edge_agent.worker.child"), ()),
     "sign": (("edge_forge.package.keys",), ()),
 }

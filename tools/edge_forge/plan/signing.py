@@ -14,6 +14,7 @@ from typing import Any
 from edge_agent.base.errors import ConfigError
 from edge_forge.evaluate.training_outcome import TrainingOutcome
 from edge_forge.package import release as releases
+from edge_forge.package.sources import ReleaseSource
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.step_runner import StepRunner, runtime_versions
 from edge_forge.recipe.schema import CommonRecipe
@@ -185,6 +186,27 @@ class PackageSigner:
             return {"signers": list(signers), "verified": releases.verify(folder / PACKAGE, keys.root_file)}
 
         return self.steps.run("sign", entry.digests(PACKAGE), settings, work, f"sign and verify {name}")
+
+    def packaged_base(
+        self, product: str, counter: int, inputs: Mapping[str, str], settings: Mapping[str, Any], pack: Any
+    ) -> StepResult:
+        """The unsigned package of a base, which recipes share: contents that were built before under this version and
+        compute the same are taken again (`package.base_reuse`)."""
+
+        def pack_once(folder: Path, release: ReleaseSource) -> Any:
+            from edge_agent.bundle.verify import load_trust
+            from edge_forge.package.base_reuse import released_again
+
+            built = pack(folder, release)
+            shelf = sorted((self.steps.cache.root / "packages").glob("*.tar"))
+            again = released_again(built, release, shelf, load_trust(self.keys.root_file))
+            if again.index_digest != built.index_digest:
+                self.steps.progress.say(
+                    f"{product}: version {counter} was built before and computes the same; its contents stay"
+                )
+            return again
+
+        return self.packaged(product, counter, inputs, settings, pack_once)
 
     def packaged(
         self, product: str, counter: int, inputs: Mapping[str, str], settings: Mapping[str, Any], pack: Any
