@@ -163,12 +163,34 @@ class Intake:
     def _admit(self, job: Job, served: ServedModel, now_s: float) -> None:
         """Raise RequestError 429 or 503 for a job that cannot be taken now."""
         closed = self._context.grant.closed or self._manager.closed
-        refused = admission.decide(self._queue_load(job, served, now_s), job.deadline_s, now_s, closed)
+        load = self._queue_load(job, served, now_s)
+        refused = admission.decide(load, job.deadline_s, now_s, closed)
+        if refused is not None and refused.lacks and admission.would_be_taken(load, job.deadline_s, now_s):
+            refused = self._make_room(job, served, load, refused, now_s)
         if refused is None:
             return
         if refused.cause is Cause.DEADLINE:
             self._server.demand(served, now_s)
         raise RequestError(refused.status, refused.cause, refused.reason, refused.retry_after_s)
+
+    def _make_room(
+        self, job: Job, served: ServedModel, load: admission.QueueLoad, refused: admission.Refused, now_s: float
+    ) -> admission.Refused | None:
+        """Take waiting jobs of clients that hold more out of the queue until this one is admitted (None), or none of
+        them does."""
+        decided: admission.Refused | None = refused
+        while decided is not None and decided.lacks is not None:
+            queues = {one.key: model for model in self._manager.every_served_model() for one in model.queue.jobs()}
+            held = self._context.requests.open_jobs()
+            waiting = [one for one in held if one.key in queues]
+            own = load.own_jobs + 1 if decided.lacks == "places" else load.own_bytes
+            found = admission.gives_way(job.key[0], own, decided.lacks, held, waiting)
+            if found is None:
+                break
+            self._events.displace(queues[found[0].key], *found, round(load.wait_s or 1.0, 3))
+            load = self._queue_load(job, served, now_s)
+            decided = admission.decide(load, job.deadline_s, now_s, None)
+        return decided
 
     def _queue(self, job: Job, served: ServedModel, now_s: float) -> None:
         self._context.requests.open(job)

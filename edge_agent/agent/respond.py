@@ -126,6 +126,26 @@ class Responder:
         self._context.stats.note_cause(cause)
         self._finish(job, STATES.get(cause, otherwise), status, message)
 
+    def displace(self, job: Job, reason: str, retry_after_s: float) -> None:
+        """Answer a job that was taken from the queue for another client's: as a refusal at the door, so that the same
+        request may be sent again."""
+        request = _origin(job).request
+        remaining_s = job.deadline_s - self._context.clock.monotonic_s()
+        if remaining_s <= 0:
+            self.expire(job)
+            return
+        limit = self._context.transport.payload_limit
+        error = RequestError(429, Cause.CLIENT_SHARE, reason, retry_after_s)
+        message = encode.refusal(error, request.reply, remaining_s, limit=limit)
+        job.to(JobState.REFUSED)
+        self._context.energy.drop(job.job_id)
+        self._context.requests.close(job, None)
+        self._context.requests.forget(job.key)
+        self._context.stats.note_cause(Cause.CLIENT_SHARE)
+        self._context.stats.closed(job.model, 429)
+        self._context.send_expendable(message, request.reply)
+        self._context.acks.release(_origin(job).message)
+
     def expire(self, job: Job) -> None:
         """Close a job whose deadline has passed, without an answer; a stream that has begun gets its last message."""
         if job.parts:

@@ -38,6 +38,10 @@ class Answers(Protocol):
         """A status other than 200; the job's state follows from it, and `cause` is what telemetry counts."""
         ...
 
+    def displace(self, job: Job, reason: str, retry_after_s: float) -> None:
+        """429 to a job whose place in the queue another client's gets."""
+        ...
+
     def expire(self, job: Job) -> None:
         """The deadline passed: no answer."""
         ...
@@ -180,6 +184,11 @@ class WorkerEventHandler:
     def cancel(self, served: ServedModel, job: Job) -> None:
         """Answer a job with 499 and take it out of the queue or the worker."""
         self._end(served, job, 499, Cause.CANCELLED, "cancelled by the client")
+
+    def displace(self, served: ServedModel, job: Job, reason: str, retry_after_s: float) -> None:
+        """Answer a job that waits with 429 and take it out of the queue: another client's gets its place."""
+        served.withdraw(job)
+        self._answers.displace(job, reason, retry_after_s)
 
     def stop(self, served: ServedModel, job: Job, status: int, cause: Cause, reason: str) -> None:
         """End a running answer, report it in an event, and take it out of the worker."""

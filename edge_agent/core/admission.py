@@ -6,11 +6,15 @@ Pure: queue lengths, predicted times and closures are arguments. `agent.intake` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.limits import QUEUE_BYTES
 from edge_agent.base.units import bytes_text, duration_text
+from edge_agent.core.job import Job
 
 PLACES_PER_FREE = 4
 """A client may hold four times as many places as are free: one client alone 4/5 of all places, two 4/9 each. So there
@@ -38,12 +42,16 @@ class QueueLoad:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not taken: the status, the cause, the sentence, and the seconds after which to try again."""
+    """Not taken: the status, the cause, the sentence, and the seconds after which to try again.
+
+    `lacks`: what the queue has too little of for this client; None where the reason is another.
+    """
 
     status: int
     cause: Cause
     reason: str
     retry_after_s: float | None
+    lacks: Literal["places", "bytes"] | None = field(default=None, compare=False)
 
 
 def decide(load: QueueLoad, deadline_s: float, now_s: float, closed: Closure | None) -> Refused | None:
@@ -55,29 +63,27 @@ def decide(load: QueueLoad, deadline_s: float, now_s: float, closed: Closure | N
     if closed is not None:
         return Refused(503, closed.cause, closed.reason, 10.0)
     if load.jobs >= load.max_jobs:
-        wait_s = load.wait_s or 1.0
-        return Refused(
-            429, Cause.QUEUE_FULL, f"queue full: {load.jobs} of {load.max_jobs} requests are open", round(wait_s, 3)
-        )
+        reason = f"queue full: {load.jobs} of {load.max_jobs} requests are open"
+        return Refused(429, Cause.QUEUE_FULL, reason, round(load.wait_s or 1.0, 3), "places")
     free = load.max_jobs - load.jobs
     if load.own_jobs >= (PLACES_PER_FREE * free if free > 1 else 1):
         reason = (
             f"queue full for this client: {load.own_jobs} of its requests are open, "
             f"the last {free} of {load.max_jobs} places are left to others"
         )
-        return Refused(429, Cause.CLIENT_SHARE, reason, round(load.wait_s or 1.0, 3))
+        return Refused(429, Cause.CLIENT_SHARE, reason, round(load.wait_s or 1.0, 3), "places")
     if load.held_bytes > QUEUE_BYTES:
         reason = (
             f"queue full: with this request {bytes_text(load.held_bytes)} would wait, at most {bytes_text(QUEUE_BYTES)}"
         )
-        return Refused(429, Cause.QUEUE_FULL, reason, round(load.wait_s or 1.0, 3))
+        return Refused(429, Cause.QUEUE_FULL, reason, round(load.wait_s or 1.0, 3), "bytes")
     free_bytes = QUEUE_BYTES - load.held_bytes
     if load.own_bytes > PLACES_PER_FREE * free_bytes:
         reason = (
             f"queue full for this client: with this request {bytes_text(load.own_bytes)} of its own would wait, "
             f"the last {bytes_text(free_bytes)} of {bytes_text(QUEUE_BYTES)} are left to others"
         )
-        return Refused(429, Cause.CLIENT_SHARE, reason, round(load.wait_s or 1.0, 3))
+        return Refused(429, Cause.CLIENT_SHARE, reason, round(load.wait_s or 1.0, 3), "bytes")
     if load.wait_s is None or load.compute_s is None:
         return None
     needed_s, left_s = load.wait_s + load.compute_s, deadline_s - now_s
@@ -88,3 +94,32 @@ def decide(load: QueueLoad, deadline_s: float, now_s: float, closed: Closure | N
         f"compute are ahead, {duration_text(max(0.0, left_s))} are left"
     )
     return Refused(503, Cause.DEADLINE, reason, round(needed_s - left_s, 3))
+
+
+def would_be_taken(load: QueueLoad, deadline_s: float, now_s: float) -> bool:
+    """Whether the request would be admitted if the queue had room."""
+    return decide(replace(load, jobs=0, own_jobs=0, held_bytes=0, own_bytes=0), deadline_s, now_s, None) is None
+
+
+def gives_way(
+    client: str, own: int, lacks: Literal["places", "bytes"], held: Collection[Job], waiting: Sequence[Job]
+) -> tuple[Job, str] | None:
+    """Which waiting job leaves the queue for one of `client`, which found no room, and the sentence about it.
+
+    It is the newest one of the client that holds most places or bytes, where that one still holds as much as `client`
+    afterwards: each has an equal part of the queue if it asks for it, whoever came first (longest queue drop; McKenney,
+    1991). `own`: what `client` would hold with its new job; `held`: all open jobs; `waiting`: those that no worker has,
+    the oldest first. None where nobody holds so much more.
+    """
+    amounts: Counter[str] = Counter()
+    for one in held:
+        amounts[one.key[0]] += 1 if lacks == "places" else one.message_bytes
+    newest = {one.key[0]: one for one in waiting if one.key[0] != client}
+    for holder, amount in amounts.most_common():
+        if holder not in newest:
+            continue
+        if amount - (1 if lacks == "places" else newest[holder].message_bytes) < own:
+            return None
+        share = f"{amount} of its requests were open" if lacks == "places" else f"{bytes_text(amount)} of it waited"
+        return newest[holder], f"queue full for this client: {share}, and its last request gave way to another client's"
+    return None

@@ -113,6 +113,10 @@ class RequestTable:
             self._by_time = [(time_s, known) for known, time_s in self._forget_s.items()]
             heapq.heapify(self._by_time)
 
+    def forget(self, key: Key) -> None:
+        """Know nothing of a closed key any more: asked again, the request is decided anew."""
+        self._drop(key)
+
     def get(self, key: Key) -> Job | None:
         """The open job of that key."""
         return self._open.get(key)

@@ -36,17 +36,19 @@ def test_the_invariants_hold_whatever_goes_wrong(first: int) -> None:
 
 @pytest.mark.parametrize("priority", [PRIORITY_DEFAULT, PRIORITY_HIGHEST])
 def test_a_hog_does_not_lower_the_answered_share_of_modest_clients(priority: int) -> None:
-    """Valid requests, as many as are taken, also of the highest priority: the others hear as often as without them.
-    What is left is memory: on some boards the hog's models and theirs do not fit together."""
+    """Valid requests, as many as are taken, also of the highest priority: the others, who ask for less than an equal
+    part of queue and worker, hear as often as without them. On a board where two models take turns in memory a request
+    or two come at another moment of the turn."""
     alone, beside = 0.0, 0.0
     for seed in range(HOGGED):
-        alone += share_beside_a_hog(seed, None)[0]
+        by_themselves = share_beside_a_hog(seed, None)[0]
         share, outcome = share_beside_a_hog(seed, priority)
         assert not outcome.complaints, str(outcome)
         assert outcome.statuses[429] + outcome.statuses[503] > 20, "the hog was one"
-        beside += share
+        assert share > by_themselves - 0.1, f"seed {seed}: {share:.3f} of {by_themselves:.3f}"
+        alone, beside = alone + by_themselves, beside + share
     assert alone > 0.8 * HOGGED
-    assert beside > 0.95 * alone, (
+    assert beside > 0.99 * alone, (
         f"{beside / HOGGED:.3f} of their requests are answered, {alone / HOGGED:.3f} without it"
     )
 

@@ -320,3 +320,29 @@ def test_what_comes_to_nothing_is_charged_to_its_sender_and_what_is_admitted_is_
         assert charged == ["InferTarget/b", "InferTarget/a"], "a refusal and a repeat"
 
     Device.run(scenario, a_model())
+
+
+def test_a_client_with_fewer_requests_gets_the_place_of_the_one_that_holds_most() -> None:
+    async def scenario(device: Device) -> None:
+        for index in range(9):
+            await device.ask(f"h{index}", client="hog")
+            await settle()  # the worker has the first one
+        assert device.status("h8") == 429
+        for index in range(4):
+            await device.ask(f"m{index}", client="modest")
+        await settle()
+        statuses = device.transport.statuses()
+        assert not any(name.startswith("m") for name in statuses), "all of them wait"
+        assert [name for name in statuses if name != "h8"] == ["h7", "h6", "h5"], "the newest first"
+        assert "gave way to another client's" in device.transport.reply("h7")["reason"]
+        assert device.transport.reply("h7")["retry_after_s"] > 0
+        assert device.context.stats.refusal_reasons()["client-share"] == 4
+        await device.ask("h9", client="hog")
+        assert device.status("h9") == 429, "nobody gives way to it"
+        device.transport.published.clear()
+        device.spawner.last.finish()
+        await device.ask("h7", client="hog")
+        await settle()
+        assert device.transport.statuses().get("h7") != [429], "the same request may be sent again"
+
+    Device.run(scenario, a_model(), plan=Plan(compute_s=None), queue_jobs=10)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from edge_agent.base.causes import Cause, Closure
 from edge_agent.base.limits import QUEUE_BYTES
-from edge_agent.core.admission import QueueLoad, Refused, decide
+from edge_agent.core.admission import QueueLoad, Refused, decide, gives_way, would_be_taken
+from edge_agent.core.job import Job
 
 
 def test_an_empty_device_takes_what_it_knows_nothing_about() -> None:
@@ -142,3 +143,51 @@ def test_a_client_whose_bodies_take_four_times_what_is_free_is_refused() -> None
         "the last 1.0 MiB of 8.0 MiB are left to others",
         0.5,
     )
+
+
+def a_job(client: str, number: int, size_bytes: int = 100) -> Job:
+    return Job((client, str(number)), "m", None, ("x",), {}, 5, 10.0, float(number), message_bytes=size_bytes)
+
+
+def test_the_newest_waiting_job_of_the_client_that_holds_most_gives_way() -> None:
+    held = [*(a_job("hog", number) for number in range(5)), a_job("other", 5), a_job("other", 6), a_job("other", 7)]
+    found = gives_way("new", 1, "places", held, held)
+    assert found is not None
+    assert (found[0].key, "5 of its requests were open" in found[1]) == (("hog", "4"), True)
+    inside = gives_way("new", 1, "places", held, held[5:])
+    assert inside is not None and inside[0].key == ("other", "7"), "what a worker has is not taken back"
+    assert gives_way("new", 4, "places", held, held) is not None, "four each"
+    assert gives_way("new", 5, "places", held, held) is None, "then the other one would have fewer"
+    assert gives_way("hog", 1, "places", held[:5], held[:5]) is None, "never its own"
+    large = [a_job("large", 0, 5000), a_job("many", 1, 100), a_job("many", 2, 100)]
+    by_bytes = gives_way("new", 300, "bytes", [*large, a_job("large", 3, 900)], [*large, a_job("large", 3, 900)])
+    assert by_bytes is not None and by_bytes[0].key == ("large", "3")
+
+
+@given(st.integers(2, 64), st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=400))
+def test_who_asks_for_an_equal_part_of_the_places_has_it(places: int, asks: list[tuple[int, bool]]) -> None:
+    """Whoever came first, and whatever leaves in between: a refused client holds as much as anybody, less one."""
+    held: list[Job] = []
+    for number, (client, one_leaves) in enumerate(asks):
+        name = str(client)
+        while True:
+            own = sum(one.key[0] == name for one in held)
+            refused = decide(QueueLoad(len(held), places, 0.0, 0.0, own), 10.0, 0.0, None)
+            if refused is None:
+                held.append(a_job(name, number))
+                break
+            assert refused.lacks == "places"
+            found = gives_way(name, own + 1, refused.lacks, held, held)
+            if found is None:
+                most = max(sum(one.key[0] == other for one in held) for other in {one.key[0] for one in held})
+                assert own >= most - 1
+                break
+            held.remove(found[0])
+        assert len(held) <= places
+        if one_leaves and held:
+            held.pop(0)
+
+
+def test_nobody_gives_way_to_a_request_that_would_be_refused_anyway() -> None:
+    assert would_be_taken(QueueLoad(256, 256, 1.0, 1.0), 10.0, 0.0)
+    assert not would_be_taken(QueueLoad(256, 256, 20.0, 1.0), 10.0, 0.0)
