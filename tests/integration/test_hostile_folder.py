@@ -22,7 +22,7 @@ from edge_forge.train.settings import settings
 from tests.support.desk import write_config
 from tests.support.hostile_modules import plant, ran
 from tests.support.packages import base_package, keys
-from tests.support.tiny_base import LABELS, ROWS, write
+from tests.support.tiny_base import LABELS, ROWS, Told, write
 
 HERE = str(Path(sys.executable).parent)
 LONG_S = {"run": 6, "demo": 6}  # they serve until they are ended
@@ -160,7 +160,7 @@ def test_training_in_one_process_and_under_torchrun(hostile, tmp_path, processes
     plant(place)
     train(
         base=resolve([str(place)], tmp_path), train_rows=ROWS, validation_rows=ROWS, labels=LABELS,
-        settings=settings(values=values), out_dir=out_dir, progress=lambda phase, share: None,
+        settings=settings(values=values), out_dir=out_dir, progress=Told(),
     )  # fmt: skip
     assert (out_dir / "adapter.safetensors").is_file()
     assert ran(place) == []

@@ -19,7 +19,7 @@ from edge_forge.models import bases
 from edge_forge.train.classifier_job import train
 from edge_forge.train.record import TrainRecord
 from edge_forge.train.settings import settings
-from tests.support.tiny_base import LABELS, ROWS, write
+from tests.support.tiny_base import LABELS, ROWS, Told, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
 QUICK = {
@@ -39,7 +39,7 @@ def base(tmp_path_factory):
     return write(tmp_path_factory.mktemp("base"))
 
 
-def trained(base, out_dir, progress=lambda phase, share: None, rows=ROWS, validation=ROWS, **values):
+def trained(base, out_dir, progress=None, rows=ROWS, validation=ROWS, **values):
     return train(
         base=found(base),
         train_rows=rows,
@@ -47,15 +47,15 @@ def trained(base, out_dir, progress=lambda phase, share: None, rows=ROWS, valida
         labels=LABELS,
         settings=settings(values={**QUICK, **values}),
         out_dir=out_dir,
-        progress=progress,
+        progress=progress or Told(),
     )
 
 
 @pytest.fixture(scope="module")
 def lora(base, tmp_path_factory):
-    out_dir, events = tmp_path_factory.mktemp("lora"), []
-    record = trained(base, out_dir, lambda *event: events.append(event), rank=4, first_layer=2, precision="auto")
-    return out_dir, record, events
+    out_dir, told = tmp_path_factory.mktemp("lora"), Told()
+    record = trained(base, out_dir, told, rank=4, first_layer=2, precision="auto")
+    return out_dir, record, told
 
 
 def scores_of(base, trained_dir):
@@ -115,10 +115,31 @@ def test_the_record_states_what_was_measured(lora):
 
 
 def test_progress_is_told_by_phase(lora):
-    phases = list(dict.fromkeys(phase for phase, _ in lora[2]))
+    phases = list(dict.fromkeys(phase for phase, _ in lora[2].shares))
     assert phases == ["open", "keep", "measure", "train", "save"]
-    shares = [share for phase, share in lora[2] if phase == "train"]
+    shares = [share for phase, share in lora[2].shares if phase == "train"]
     assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_every_evaluation_is_told_when_it_is_made(lora):
+    _, record, told = lora
+    assert told.scores == record.curves and len(told.scores) == 20
+
+
+def test_who_is_told_may_end_the_run(base, tmp_path):
+    class Enough(Exception):
+        pass
+
+    class Ends(Told):
+        def evaluated(self, scores):
+            super().evaluated(scores)
+            raise Enough
+
+    told = Ends()
+    with pytest.raises(Enough):
+        trained(base, tmp_path, told, epochs=1000, rank=4)
+    assert len(told.scores) == 1 and not (tmp_path / "record.json").exists()
+    assert not [one for one in psutil.Process().children(recursive=True) if str(tmp_path) in " ".join(one.cmdline())]
 
 
 def test_kept_states_change_cost_and_not_the_result(base, lora, tmp_path):
@@ -199,7 +220,7 @@ def test_rows_that_cannot_be_learnt_are_named_before_anything_starts(base, tmp_p
     with pytest.raises(ConfigError, match=said):
         train(
             base=found(base), train_rows=rows, validation_rows=ROWS, labels=labels,
-            settings=settings(), out_dir=tmp_path, progress=lambda phase, share: None,
+            settings=settings(), out_dir=tmp_path, progress=Told(),
         )  # fmt: skip
 
 

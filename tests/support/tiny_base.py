@@ -8,6 +8,20 @@ ROWS = tuple((text, label) for texts, label in ((ON, "on"), (OFF, "off")) for te
 LABELS = ("off", "on")
 
 
+class Told:
+    """Keeps what a training run reports: (phase, share) pairs in `shares`, entries of its curves in `scores`."""
+
+    def __init__(self) -> None:
+        self.shares: list[tuple[str, float]] = []
+        self.scores: list[dict[str, float]] = []
+
+    def __call__(self, phase: str, share: float) -> None:
+        self.shares.append((phase, share))
+
+    def evaluated(self, scores) -> None:
+        self.scores.append(dict(scores))
+
+
 def write(folder: Path) -> Path:
     """Write config.json, model.safetensors and tokenizer.json of a random small BERT into `folder`."""
     import torch

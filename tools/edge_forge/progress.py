@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 from edge_agent.base.terminal import control
@@ -66,8 +66,15 @@ _PHASES = {
 }
 
 
+_SCORES = (("validation_macro_f1", "macro-F1"), ("validation_loss", "validation loss"))
+
+
+def _ignored(scores: Mapping[str, float]) -> None:
+    """Nobody watches the scores."""
+
+
 class Phases:
-    """Turns reports (phase, share done 0..1) of one long step into bars; the form that training reports in."""
+    """Turns reports (phase, share done 0..1; scores) of one long step into bars; the form that training reports in."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress, self._what = progress, what
@@ -86,6 +93,13 @@ class Phases:
             self._bar.advance(at - self._at)
             self._at = at
 
+    def evaluated(self, scores: Mapping[str, float]) -> None:
+        """The model at work was scored: shown beside its bar, and told to who watches the progress."""
+        shown = [f"{name} {scores[key]:.3f}" for key, name in _SCORES if key in scores]
+        if self._bar is not None:
+            self._bar.advance(0, ", ".join(shown))
+        self._progress.on_evaluation(scores)
+
     def done(self) -> None:
         """Close the open bar; a phase that never reported a share leaves no line."""
         if self._bar is not None and self._at:
@@ -94,11 +108,17 @@ class Phases:
 
 
 class Progress:
-    """Where steps report to. `quiet` keeps only warnings."""
+    """Where steps report to. `quiet` keeps only warnings. `on_evaluation` is told the scores of a training at work, and
+    ends it by raising."""
 
     def __init__(
-        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, quiet: bool = False
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        quiet: bool = False,
+        on_evaluation: Callable[[Mapping[str, float]], None] = _ignored,
     ) -> None:
+        self.on_evaluation = on_evaluation
         self._stream = sys.stderr if stream is None else stream
         self.clock = clock
         self.terminal = self._stream.isatty()

@@ -83,6 +83,20 @@ def test_phases_become_bars_and_silent_ones_leave_no_line():
     ]
 
 
+def test_scores_stand_beside_the_bar_and_are_told():
+    clock, out, told = Clock(), io.StringIO(), []
+    phases = Phases(Progress(out, clock, on_evaluation=told.append), "train")
+    phases("train", 0.0)
+    scores = {"epoch": 1.0, "validation_loss": 0.25, "validation_macro_f1": 0.5}
+    phases.evaluated(scores)
+    clock.now_s += 20
+    phases("train", 0.5)
+    phases.done()
+    assert told == [scores]
+    line = "  train: train 50% in 20 s, 20 s left  macro-F1 0.500, validation loss 0.250"
+    assert out.getvalue().splitlines()[1] == line
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.42, "0.4 s"), (9.96, "10 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7810, "2 h 10 min")]
 )

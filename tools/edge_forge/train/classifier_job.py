@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,9 +70,9 @@ def train(
     labels: Sequence[str],
     settings: TrainSettings,
     out_dir: Path,
-    progress: Callable[[str, float], None],
+    progress: Report,
 ) -> TrainRecord:
-    """Train on (text, label) rows and write the result into `out_dir`; `progress` gets (phase, share done 0..1).
+    """Train on (text, label) rows and write the result into `out_dir`; `progress` is told of each phase and evaluation.
 
     Writes adapter.safetensors and peft/ (LoRA) or model.safetensors, head.safetensors, config and tokenizer (full),
     train.log, and record.json last. Raises ConfigError for bad settings, rows or base, EdgeError when the worker

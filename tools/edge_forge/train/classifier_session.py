@@ -7,7 +7,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from edge_forge.train.batches import RowDataset
 from edge_forge.train.frozen_states import TokenizedRows, keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.settings import TrainSettings
+from edge_forge.train.worker_process import Report
 
 if TYPE_CHECKING:
     # The job's module is the program that imports this one; an import at run time would load it a second time.
@@ -41,7 +42,7 @@ class _Run:
     """One run and the figures of its record."""
 
     job: ClassifierJob
-    report: Callable[[str, float], None]
+    report: Report
     baseline_bytes: int
     start_s: float
     start_cpu_s: float
@@ -71,7 +72,7 @@ class _Data:
                 part.kept.close()
 
 
-def run(job: ClassifierJob, report: Callable[[str, float], None]) -> TrainRecord:
+def run(job: ClassifierJob, report: Report) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
     job.out_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.settings.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.train.batches import LengthBatches, RowDataset, collate, split
 from edge_forge.train.methods import restore_trained, save_trained
 from edge_forge.train.settings import TrainSettings
+from edge_forge.train.worker_process import Report
 
 _EVALUATION_TOKENS = 1024
 
@@ -93,7 +94,7 @@ class StepPlan:
 class _Watch(TrainerCallback):
     """Reports progress and feeds the average."""
 
-    def __init__(self, owner: ClassifierTrainer, progress: Callable[[str, float], None]) -> None:
+    def __init__(self, owner: ClassifierTrainer, progress: Report) -> None:
         self.owner = owner
         self.progress = progress
 
@@ -125,14 +126,16 @@ class ClassifierTrainer(Trainer):
         self._tokens_at_once = plan.micro_batch_tokens
         self.average = Average(model, settings.average_decay)
         self.curves = Curves()
+        self._report: Report | None = None
         self._best_path = plan.folder / "best.safetensors"
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 self.remove_callback(callback)
 
-    def watch(self, progress: Callable[[str, float], None]) -> None:
+    def watch(self, progress: Report) -> None:
         """Report progress to `progress`, and average."""
         self.add_callback(_Watch(self, progress))
+        self._report = progress
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self._rows if train_dataset is None else train_dataset.rows
@@ -184,6 +187,8 @@ class ClassifierTrainer(Trainer):
             }
             if self.curves.better(entry) and self.is_world_process_zero():
                 save_trained(self.classifier, self._best_path)
+            if self._report is not None:
+                self._report.evaluated(entry)
             if 0 < self.settings.early_stopping_patience <= self.curves.since_best:
                 self.control.should_training_stop = True
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def train(
     chat: str,
     settings: GeneratorSettings,
     out_dir: Path,
-    progress: Callable[[str, float], None],
+    progress: Report,
 ) -> TrainRecord:
     """Train on (training, validation) rows from `base` (folder, base_id); write the result into `out_dir`.
 

@@ -12,7 +12,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from edge_forge.train import methods
 from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.lora import check_finite, check_learned, save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
+from edge_forge.train.worker_process import Report
 
 if TYPE_CHECKING:
     # The job's module is the program that imports this one; an import at run time would load it a second time.
@@ -44,7 +45,7 @@ class _Run:
     """One run and the figures of its record."""
 
     job: GeneratorJob
-    report: Callable[[str, float], None]
+    report: Report
     baseline_bytes: int
     start_s: float
     start_cpu_s: float
@@ -59,7 +60,7 @@ class _Run:
         self.phases_s[name] = round(time.monotonic() - start_s, 3)
 
 
-def run(job: GeneratorJob, report: Callable[[str, float], None]) -> TrainRecord:
+def run(job: GeneratorJob, report: Report) -> TrainRecord:
     """Train as `job` says and write its result into `job.out_dir`; the record is the last file written."""
     torch.manual_seed(job.settings.seed)
     if job.settings.threads:
@@ -188,7 +189,7 @@ class PackedDataset(Dataset[Any]):
 class _Watch(TrainerCallback):
     """Reports progress."""
 
-    def __init__(self, progress: Callable[[str, float], None]) -> None:
+    def __init__(self, progress: Report) -> None:
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -218,15 +219,17 @@ class GeneratorTrainer(Trainer):
         self.settings = settings
         self.curves: list[dict[str, float]] = []
         self._learning: nn.Module = model
+        self._report: Report | None = None
         self._best = (math.inf, -1)
         self._best_path = work_dir / "best.safetensors"
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 self.remove_callback(callback)
 
-    def watch(self, progress: Callable[[str, float], None]) -> None:
+    def watch(self, progress: Report) -> None:
         """Report progress to `progress`."""
         self.add_callback(_Watch(progress))
+        self._report = progress
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over the trained parameters: decay on matrices, LoRA+ on B."""
@@ -251,6 +254,8 @@ class GeneratorTrainer(Trainer):
         if loss < self._best[0]:
             self._best = (loss, len(self.curves) - 1)
             methods.save_trained(self._learning, self._best_path)
+        if self._report is not None:
+            self._report.evaluated(self.curves[-1])
         if 0 < self.settings.early_stopping_patience <= len(self.curves) - 1 - self._best[1]:
             self.control.should_training_stop = True
         return found

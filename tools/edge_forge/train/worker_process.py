@@ -1,7 +1,8 @@
 """Training in a process of its own: `serve` is the worker's side, `follow` the caller's side.
 
-The worker writes JSON lines to its standard output: {"phase", "share"} while it runs, and {"error": {...}} when it
-fails with an EdgeError. Everything else that it prints goes to its standard error, which the caller keeps as a log.
+The worker writes JSON lines to its standard output: {"phase", "share"} while it runs, {"evaluation": {...}} after each
+evaluation, and {"error": {...}} when it fails with an EdgeError. Everything else that it prints goes to its standard
+error, which the caller keeps as a log.
 """
 
 from __future__ import annotations
@@ -11,16 +12,46 @@ import json
 import os
 import subprocess
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
-from typing import IO
+from typing import IO, Protocol, TextIO
 
 from edge_agent.base import errors
 from edge_agent.base.child_python import child_environment
 from edge_agent.base.errors import EdgeError
 
-Report = Callable[[str, float], None]
+
+class Report(Protocol):
+    """What a training run tells while it runs; on both sides of the pipe. Who is told may end the run by raising."""
+
+    def __call__(self, phase: str, share: float) -> None:
+        """`share` (0..1) of `phase` is done."""
+
+    def evaluated(self, scores: Mapping[str, float]) -> None:
+        """The validation rows were scored: an entry of `TrainRecord.curves`."""
+
+
+class _Events:
+    """The worker's side: each report is a line of JSON. Of several processes only the first tells."""
+
+    def __init__(self, stream: TextIO, chief: bool) -> None:
+        self._stream, self._chief = stream, chief
+
+    def __call__(self, phase: str, share: float) -> None:
+        self._write({"phase": phase, "share": round(share, 4)})
+
+    def evaluated(self, scores: Mapping[str, float]) -> None:
+        self._write({"evaluation": dict(scores)})
+
+    def failed(self, error: EdgeError) -> None:
+        told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
+        self._write({"error": told})
+
+    def _write(self, event: Mapping[str, object]) -> None:
+        if self._chief:
+            self._stream.write(json.dumps(event) + "\n")
+
 
 # oneDNN keeps a compiled product per shape, 1024 of them by default; batches of many lengths make that a gigabyte.
 # With 16 an epoch of home-intents in bf16 peaks at 812 instead of 1000 MB and takes as long.
@@ -32,20 +63,13 @@ def serve(run: Callable[[Report], object]) -> int:
     """Let `run` report its phases to standard output, and say there what it fails with; 0 done, 1 failed."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before the tensor library is imported
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    chief = os.environ.get("RANK", "0") == "0"
-
-    def report(phase: str, share: float) -> None:
-        if chief:
-            events.write(json.dumps({"phase": phase, "share": round(share, 4)}) + "\n")
-
+    events = _Events(stream, os.environ.get("RANK", "0") == "0")
     try:
-        run(report)
+        run(events)
     except EdgeError as error:
-        if chief:
-            told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
-            events.write(json.dumps({"error": told}) + "\n")
+        events.failed(error)
         return 1
     return 0
 
@@ -53,7 +77,7 @@ def serve(run: Callable[[Report], object]) -> int:
 _TAIL_LINES = 20
 
 
-def follow(command: Sequence[str], log: Path, progress: Callable[[str, float], None]) -> None:
+def follow(command: Sequence[str], log: Path, progress: Report) -> None:
     """Run `command`, hand its events to `progress`, keep its standard error in `log`; raise what it reports.
 
     Whatever ends this call, the process is gone afterwards.
@@ -81,7 +105,7 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=child_environment(os.environ))
 
 
-def _events(process: subprocess.Popen[str], progress: Callable[[str, float], None]) -> errors.EdgeError | None:
+def _events(process: subprocess.Popen[str], progress: Report) -> errors.EdgeError | None:
     failure: errors.EdgeError | None = None
     for line in process.stdout or ():
         try:
@@ -95,6 +119,8 @@ def _events(process: subprocess.Popen[str], progress: Callable[[str, float], Non
             failure = made(told["what"], told["where"], told["remedy"])
         elif "phase" in event:
             progress(event["phase"], float(event["share"]))
+        elif "evaluation" in event:
+            progress.evaluated(event["evaluation"])
     return failure
 
 
