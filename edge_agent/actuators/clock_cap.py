@@ -2,8 +2,9 @@
 
 It is written to cpufreq's `scaling_max_freq` and devfreq's `max_freq`, the same files that a power mode of nvpmodel
 sets. A cap that exists already (from nvpmodel or the operator) is never exceeded. The original values are stored in the
-state folder before the first change, so that after a kill the next start of the daemon restores them. Never raises: a
-board that refuses a cap is reported once and is then not capped.
+state folder before the first change, so that after a kill the next start of the daemon restores them. A power mode that
+is set meanwhile brings caps of its own, which become the original ones. Never raises: a board that refuses a cap is
+reported once and is then not capped.
 
 A file of its own because it is the only code that changes the board; the daemon makes it where the settings allow it.
 """
@@ -16,9 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.actuators.power_mode import STATUS
+
 STATE_FILE = "clocks.json"
 STATE_BYTES = 16 * 1024
-BOOT = "boot_id"
+BOOT, MODE = "boot_id", "power_mode"
 _BOOT_ID = "proc/sys/kernel/random/boot_id"
 _CPU_POLICIES = "sys/devices/system/cpu/cpufreq"
 _GPU_FOLDERS = ("*.gpu", "*.ga10b", "*.gm20b", "*.gv11b")
@@ -50,7 +53,9 @@ class ClockCap:
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._state = state_dir / STATE_FILE
+        self._root = root
         self._boot = _text(root / _BOOT_ID) or ""
+        self._mode = self._mode_now()
         self._put_back()
         self._domains = find_domains(root)
         self._originals: dict[str, str] = {}
@@ -66,6 +71,8 @@ class ClockCap:
 
     def set(self, share: float) -> str | None:
         """Cap every domain at this share of its highest clock; None, or the sentence why it was refused."""
+        if self._mode_now() != self._mode:
+            self._begin_anew()
         try:
             self._remember()
             for domain in self._domains:
@@ -82,19 +89,30 @@ class ClockCap:
         self._originals = {}
         self._put_back()
 
+    def _mode_now(self) -> str:
+        return _text(self._root / STATUS) or ""
+
+    def _begin_anew(self) -> None:
+        """After another power mode: its caps are the original ones now, and the stored ones are outdated."""
+        self._mode, self._originals = self._mode_now(), {}
+        self._domains = find_domains(self._root)
+        with contextlib.suppress(OSError):
+            self._state.unlink()
+
     def _remember(self) -> None:
         if self._originals:
             return
         self._originals = {str(domain.path): domain.path.read_text().strip() for domain in self._domains}
         self._state.parent.mkdir(parents=True, exist_ok=True)
-        self._state.write_text(json.dumps({BOOT: self._boot, **self._originals}))
+        self._state.write_text(json.dumps({BOOT: self._boot, MODE: self._mode, **self._originals}))
 
     def _put_back(self) -> None:
         with contextlib.suppress(OSError, ValueError, RecursionError):
             kept = json.loads(self._state.read_bytes()[:STATE_BYTES])
             # After a boot the caps are those of the kernel or of a newly chosen power mode; stored ones are outdated.
-            same_boot = isinstance(kept, dict) and kept.get(BOOT, self._boot) == self._boot
-            for path, text in _paths(kept).items() if same_boot else ():
+            now = {BOOT: self._boot, MODE: self._mode_now()}
+            same = isinstance(kept, dict) and all(kept.get(key, value) == value for key, value in now.items())
+            for path, text in _paths(kept).items() if same else ():
                 with contextlib.suppress(OSError):
                     Path(path).write_text(f"{text}\n")
             self._state.unlink()

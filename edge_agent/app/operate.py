@@ -1,4 +1,4 @@
-"""`edge-agent service` and `doctor`: the operator's side of this machine.
+"""`edge-agent service`, `doctor` and `power-mode`: the operator's side of this machine.
 
 A file of its own because no other verb loads the doctor and the units of the service.
 """
@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from edge_agent.actuators.power_mode import read_modes, set_mode
 from edge_agent.app import wiring
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import BrokerError, EdgeError, WorkerError
@@ -70,6 +71,26 @@ def doctor(config: Path | None, as_json: bool) -> int:
     else:
         print("\n".join([*(found.line() for found in checks), verdicts.summary(checks)]))
     return 1 if verdicts.failed(checks) else 0
+
+
+def power_mode(config: Path | None, wanted: str | None) -> int:
+    """List the board's power modes, or set one. Raises UsageError, EdgeError (see `actuators.power_mode`)."""
+    settings, _ = check(config)
+    root = settings.sensors.sysroot
+    if wanted is not None:
+        print(set_mode(root, wanted))
+        if "tensorrt" in settings.worker.backends:
+            print("engines of TensorRT belong to a power mode: at its next load a model's is built for this one")
+        return 0
+    modes = read_modes(root)
+    if modes is None:
+        print("this machine has no power modes: they are those of a Jetson with nvpmodel")
+        return 1
+    for mode in modes.listed:
+        print(f"{'*' if mode == modes.current else ' '} {mode}")
+    if modes.current is None:
+        print(f"which one is set is not known: {modes.reason}")
+    return 0
 
 
 def _runtimes(settings: Settings) -> tuple[RuntimeProbe, ...]:

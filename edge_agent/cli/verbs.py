@@ -205,6 +205,10 @@ def _add_operating(verbs: Any) -> None:
     _config_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON (default: lines for people)")
     verb.set_defaults(verb=doctor)
+    verb = verbs.add_parser("power-mode", help="the power modes of a Jetson: list them, or set one")
+    verb.add_argument("mode", nargs="?", metavar="MODE", help="its name or number; needs root (default: list them)")
+    _config_option(verb)
+    verb.set_defaults(verb=power_mode)
     verb = verbs.add_parser("check-config", help="check a settings file")
     verb.add_argument("file", type=Path, nargs="?", help="settings (default: /etc/edge-agent/edge-agent.toml)")
     verb.add_argument("--example", action="store_true", help="print a commented file with every setting instead")
@@ -422,6 +426,13 @@ def doctor(options: argparse.Namespace) -> int:
     from edge_agent.app.operate import doctor
 
     return doctor(options.config, options.json)
+
+
+def power_mode(options: argparse.Namespace) -> int:
+    """List the board's power modes, or set one; 1 where it cannot be set."""
+    from edge_agent.app.operate import power_mode
+
+    return power_mode(options.config, options.mode)
 
 
 def check_config(options: argparse.Namespace) -> int:

@@ -79,6 +79,7 @@ PATTERN_METHODS = frozenset({"match", "search", "fullmatch", "findall", "findite
 # By file: functions in which such a name holds a text in a format, which is parsed, and why that is no sentence of
 # ours; and the two that have nothing but a sentence to go by.
 PARSERS = {
+    "edge_agent/actuators/power_mode.py": ("asks_for_reboot", "output of nvpmodel, whose exit code says nothing of it"),
     "edge_agent/base/shown_text.py": ("many_lines", "replaces characters that a terminal acts on, whatever the words"),
     "edge_agent/backends/cpu_words.py": ("cpu_words", "the kernel's list of instruction sets in /proc/cpuinfo"),
     "edge_agent/backends/encoder_session.py": ("runtime_error", "the runtimes' own words for a failed allocation"),

@@ -29,6 +29,7 @@ VERBS = (
     "rollback",
     "remove",
     "doctor",
+    "power-mode",
     "check-config",
     "service",
 )

@@ -54,6 +54,7 @@ AGENT = {
     "rollback": "rollback --config {config} tiny",
     "remove": "remove --config {config} tiny",
     "doctor": "doctor --config {config}",
+    "power-mode": "power-mode --config {config}",
     "check-config": "check-config {config}",
     "service": "service status --root {tmp}",
     "completion": "completion bash",

@@ -112,7 +112,7 @@ def test_the_state_is_what_was_there(tmp_path: Path) -> None:
     clocks.set(0.8)
     clocks.set(0.7)
     kept = json.loads((tmp_path / "state" / STATE_FILE).read_text())
-    assert kept == {"boot_id": "", str(caps["cpu"]): "2400000"}
+    assert kept == {"boot_id": "", "power_mode": "", str(caps["cpu"]): "2400000"}
 
 
 def test_what_was_there_before_the_last_boot_is_not_put_back(tmp_path: Path) -> None:
