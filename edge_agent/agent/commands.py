@@ -20,7 +20,7 @@ from edge_agent.agent.context import Context
 from edge_agent.agent.model_manager import ModelManager
 from edge_agent.agent.served_model import ServedModel
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import EdgeError, RequestError, WorkerError
+from edge_agent.base.errors import EdgeError, RequestError
 from edge_agent.core.model_lifecycle import DrainReason, ModelState
 from edge_agent.protocol import encode
 from edge_agent.protocol.decode import Command
@@ -30,6 +30,17 @@ from edge_agent.protocol.messages import AdapterOrder, CommandReply, InstallOrde
 log = logging.getLogger("edge_agent")
 REMEMBERED = 64
 """Commands whose ids and answers are kept until their deadline: more than a broker can deliver twice."""
+BUSY_S = 5.0
+STATUSES = {
+    Cause.UNKNOWN_MODEL: 404,
+    Cause.UNKNOWN_ADAPTER: 404,
+    Cause.EXPIRED: 408,
+    Cause.BUSY: 429,
+    Cause.WORKER_FAILED: 500,
+    Cause.AGENT_ERROR: 500,
+    Cause.MEMORY: 503,
+}
+"""The status of an order that failed, by the cause; of the others 422."""
 
 
 @dataclass(slots=True)
@@ -82,7 +93,7 @@ class Commands:
                 self._context.send_expendable(taken.answer, command.reply)
             return
         if self._running is not None and not self._running.done():
-            refused = RequestError(429, Cause.QUEUE_FULL, "another command is being carried out", retry_after_s=5.0)
+            refused = RequestError(429, Cause.BUSY, "another command is being carried out", BUSY_S)
             self._answer(command, refused)
             return
         if command.id:
@@ -104,8 +115,8 @@ class Commands:
         except RequestError as error:
             self._answer(command, error)
         except EdgeError as error:
-            status, cause = (500, Cause.WORKER_FAILED) if isinstance(error, WorkerError) else (422, Cause.INVALID)
-            self._answer(command, RequestError(status, cause, str(error)))
+            retry_after_s = BUSY_S if error.cause is Cause.BUSY else None
+            self._answer(command, RequestError(STATUSES.get(error.cause, 422), error.cause, str(error), retry_after_s))
             self._context.announce("command-failed", f"{command.name}: {error}", {"command": command.name}, "error")
         else:
             self._answer(command, None, result)
@@ -118,7 +129,7 @@ class Commands:
             return
         if (error := task.exception()) is not None:
             reason = f"{command.name} ended by an error of the agent: {type(error).__name__}"
-            self._answer(command, RequestError(500, Cause.WORKER_FAILED, reason))
+            self._answer(command, RequestError(500, Cause.AGENT_ERROR, reason))
             log.error("%s ended: %r", task.get_name(), error, exc_info=error)
 
     def _actions(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any]]]]:

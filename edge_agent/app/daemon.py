@@ -39,6 +39,7 @@ from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
 from edge_agent.app.state_keeper import StateKeeper
+from edge_agent.base.causes import Cause
 from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.clock import SystemClock
 from edge_agent.base.errors import StoreError, WorkerError
@@ -238,7 +239,8 @@ class StoreProcess:
     async def install(self, package: str) -> Mapping[str, Any]:
         """See `commands.Operator`; only names inside the incoming folder are taken. What is installed leaves it."""
         if "/" in package or package.startswith(".") or not package.isprintable() or not package:
-            raise StoreError(f"{package!r} is not the name of a file in the incoming folder", str(self._inbox))
+            text = f"{package!r} is not the name of a file in the incoming folder"
+            raise StoreError(text, str(self._inbox), cause=Cause.INVALID)
         report = await self._run("install", str(self._inbox / package))
         await asyncio.to_thread(self._clear, self._inbox / package)
         return report
@@ -286,11 +288,21 @@ class StoreProcess:
                 f"the order was ended after {self._order_s:.0f} s; what was installed before is unchanged",
                 f"edge-agent {verb}",
                 "run the command on the device, where it has no limit of time",
+                Cause.EXPIRED,
             ) from error
         if process.returncode != 0:
-            raise StoreError(_sentence(err) or f"exit code {process.returncode}", f"edge-agent {verb}")
+            text = _sentence(err) or f"exit code {process.returncode}"
+            raise StoreError(text, f"edge-agent {verb}", cause=_cause(out))
         report: Mapping[str, Any] = json.loads(out)
         return report
+
+
+def _cause(out: bytes) -> Cause:
+    """The cause that a command with `--json` ended with; one that ended otherwise (killed, or by an error that nobody
+    foresaw) said none."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return Cause(json.loads(out)["cause"])
+    return Cause.AGENT_ERROR
 
 
 def _sentence(err: bytes) -> str:

@@ -46,7 +46,36 @@ class Cause(Enum):
     """The worker is alive and could not answer this request, or the model could not be loaded."""
     UNAVAILABLE = "unavailable"
     """Anything else that ends with 503."""
+    # Of orders, and of commands on the device: see OF_ORDERS.
+    BUSY = "busy"
+    """Another order, or another command on the device, is changing the store."""
+    PACKAGE_REFUSED = "package-refused"
+    """The package is no package, is damaged, or does not fit this device."""
+    SIGNATURE = "signature"
+    """Unsigned, signed by an unknown key, expired, older than what was committed, or of another line."""
+    PROBES_FAILED = "probes-failed"
+    """The model's golden probes do not hold on this device."""
+    DISK_FULL = "disk-full"
+    STORE = "store"
+    """The store on the disk cannot do what was asked: read-only, damaged, or the command on it failed."""
+    NO_EARLIER_VERSION = "no-earlier-version"
+    AGENT_ERROR = "agent-error"
+    """An error of the agent itself; its journal has the details."""
 
+
+OF_ORDERS = frozenset(
+    {
+        Cause.BUSY,
+        Cause.PACKAGE_REFUSED,
+        Cause.SIGNATURE,
+        Cause.PROBES_FAILED,
+        Cause.DISK_FULL,
+        Cause.STORE,
+        Cause.NO_EARLIER_VERSION,
+        Cause.AGENT_ERROR,
+    }
+)
+"""Causes that no request is refused for, so telemetry never counts them."""
 
 COUNTED_AS: Mapping[Cause, Cause] = {
     Cause.MODEL_REMOVED: Cause.UNKNOWN_ADAPTER,

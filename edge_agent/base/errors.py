@@ -38,13 +38,20 @@ def brief(value: object) -> str:
 
 
 class EdgeError(Exception):
-    """A problem with a name (`what`), a place (`where`) and a way out (`remedy`)."""
+    """A problem with a name (`what`), a place (`where`) and a way out (`remedy`); `cause` is what code decides by: that
+    of the class, unless one is given."""
 
-    def __init__(self, what: str, where: str | None = None, remedy: str | None = None) -> None:
+    cause: Cause = Cause.INVALID
+
+    def __init__(
+        self, what: str, where: str | None = None, remedy: str | None = None, cause: Cause | None = None
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.remedy = remedy
+        if cause is not None:
+            self.cause = cause
 
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
@@ -63,9 +70,8 @@ class RequestError(EdgeError):
     """A request cannot be served: the reply's `status`, the `cause` that code and telemetry go by, and the sentence."""
 
     def __init__(self, status: int, cause: Cause, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
+        super().__init__(reason, cause=cause)
         self.status = status
-        self.cause = cause
         self.reason = reason
         self.retry_after_s = retry_after_s
 
@@ -73,21 +79,31 @@ class RequestError(EdgeError):
 class PackageError(EdgeError):
     """A package is refused; nothing of it became active."""
 
+    cause = Cause.PACKAGE_REFUSED
+
 
 class SignatureError(PackageError):
     """A package is unsigned, signed by an unknown key, expired, or older than what was committed."""
+
+    cause = Cause.SIGNATURE
 
 
 class ProbeError(PackageError):
     """A package's golden probes do not hold on this device."""
 
+    cause = Cause.PROBES_FAILED
+
 
 class StoreError(EdgeError):
     """The store on disk cannot do what was asked."""
 
+    cause = Cause.STORE
+
 
 class BackendError(EdgeError):
     """A runtime refused a model, an adapter or a job."""
+
+    cause = Cause.WORKER_FAILED
 
 
 class BackendMissing(BackendError):
@@ -97,11 +113,15 @@ class BackendMissing(BackendError):
 class AdapterRefused(BackendError):
     """An adapter does not fit the loaded base, or the runtime cannot take adapters."""
 
+    cause = Cause.UNKNOWN_ADAPTER
+
 
 class MemoryRefused(BackendError):
     """A runtime asked for memory and got none, by the bound of its process or because the board has no more.
 
     Requests that meet it are refused with `Cause.MEMORY`. It names no file: which model it was is said by who asked."""
+
+    cause = Cause.MEMORY
 
 
 class EngineMissing(BackendError):
@@ -114,6 +134,8 @@ class ProgramRefused(BackendError):
 
 class WorkerError(EdgeError):
     """A worker process died, hung, or broke its protocol."""
+
+    cause = Cause.WORKER_FAILED
 
 
 class BrokerError(EdgeError):

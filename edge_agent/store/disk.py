@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.base.limits import MIB
 from edge_agent.bundle.contents import check_bytes
@@ -89,7 +90,8 @@ def translated(where: Path) -> Iterator[None]:
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0)
         place = str(error.filename or where)
-        raise StoreError(f"the disk says: {error.strerror or error}", place, remedy) from error
+        cause = Cause.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        raise StoreError(f"the disk says: {error.strerror or error}", place, remedy, cause) from error
 
 
 class Blobs:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.base import limits
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.base.runtimes import traits
 from edge_agent.base.units import bytes_text
@@ -182,6 +183,7 @@ class Installer:
                 f"{bytes_text(free)} are free; nothing was changed",
                 str(self._root),
                 "free some space, or remove a model",
+                Cause.DISK_FULL,
             )
 
     def _stage(self, package: Package, steps: InstallPlan) -> int:

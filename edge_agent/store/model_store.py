@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import PackageError, StoreError
 from edge_agent.bundle.catalog import Adapter, InstalledModel, InstalledState
 from edge_agent.bundle.contents import AdapterItem, read_item, read_probes
@@ -161,7 +162,8 @@ class ModelStore:
             record = self._state.read()
             found = self._model(record, model)
             if found.previous is None:
-                raise StoreError(f"there is no version of {model!r} before version {found.current.version}", "rollback")
+                text = f"there is no version of {model!r} before version {found.current.version}"
+                raise StoreError(text, "rollback", cause=Cause.NO_EARLIER_VERSION)
             returned = self._runnable(found.previous)
             swapped = ModelRecord(current=found.previous, previous=found.current, last_version=found.last_version)
             self._write(record, {**record.models, model: swapped})
@@ -275,7 +277,7 @@ class ModelStore:
     def _model(self, record: Record, name: str) -> ModelRecord:
         if name not in record.models:
             there = ", ".join(sorted(record.models)) or "none"
-            raise StoreError(f"there is no model {name!r} (installed: {there})")
+            raise StoreError(f"there is no model {name!r} (installed: {there})", cause=Cause.UNKNOWN_MODEL)
         return record.models[name]
 
     def _damaged(self, version: InstalledVersion) -> Iterator[tuple[str, str]]:
@@ -295,7 +297,7 @@ def _without(found: ModelRecord, model: str, adapter: str) -> ModelRecord:
     current = found.current
     if adapter not in {one.name for one in current.adapters}:
         there = ", ".join(one.name for one in current.adapters) or "none"
-        raise StoreError(f"{model!r} has no adapter {adapter!r} (it has: {there})")
+        raise StoreError(f"{model!r} has no adapter {adapter!r} (it has: {there})", cause=Cause.UNKNOWN_ADAPTER)
     number = found.last_version + 1
     adapters = tuple(one for one in current.adapters if one.name != adapter)
     changed = msgspec.structs.replace(current, adapters=adapters, version=number)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge_agent.base.causes import Cause
 from edge_agent.base.errors import StoreError, UsageError
 from edge_agent.store.disk import translated
 
@@ -143,7 +144,7 @@ def _take_lock(path: Path, sentence: str, remedy: str, note: str = "") -> int:
     except BlockingIOError:
         holder = _holder(descriptor)
         os.close(descriptor)
-        raise StoreError(sentence.format(holder), str(path.parent), remedy) from None
+        raise StoreError(sentence.format(holder), str(path.parent), remedy, Cause.BUSY) from None
     # The pid is only for error messages, so a full or read-only disk must not prevent the start.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -109,6 +110,8 @@ def test_unsigned_or_signed_by_a_stranger(device: AgentProcess, tmp_path: Path) 
     source = model_source(tmp_path / "src", "unsigned")
     package = build(tmp_path / "unsigned.tar", release("unsigned"), source).path
     refused(device, package, "it is not signed")
+    told = cli("install", "--json", "--config", device.config, package)
+    assert (told.returncode, json.loads(told.stdout)["cause"]) == (1, "signature")
     no_root = {"EDGE_AGENT__STORE__TRUST_ROOT": str(tmp_path / "no-root.json")}
     refused(
         device, echo_package(tmp_path, counter=7), "no-root.json: is missing, so no signature can be checked", **no_root

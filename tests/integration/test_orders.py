@@ -144,6 +144,12 @@ def test_orders_that_cannot_be_carried_out(agent: AgentProcess, tmp_path: Path) 
             assert {statuses.pop(name) for name in unfit} == {422}
             assert set(statuses.values()) == {404}, statuses
             assert "frobnicate" not in ORDERS
+            causes = {name: answer["cause"] for name, answer in refused.items()}
+            assert causes["no version before"] == "no-earlier-version", "from the process that carried it out"
+            assert causes["frobnicate"] == "unknown-command"
+            assert {causes[name] for name in ("a path", "a way up", "a NUL", "no model")} == {"invalid"}
+            assert {causes[name] for name in ("load", "remove", "rollback")} == {"unknown-model"}
+            assert (causes["install"], causes["no adapter"]) == ("package-refused", "unknown-adapter")
             assert (await table.ask("q", {"text": "x"}))["status"] == 200
 
     asyncio.run(run())
@@ -171,7 +177,7 @@ def test_a_package_that_is_refused_stays_in_the_inbox(agent: AgentProcess) -> No
     async def run() -> None:
         async with desk(agent.broker) as table:  # type: ignore[attr-defined]
             answer = await table.order("i1", "install", {"package": refused.name})
-            assert answer["status"] == 422, answer
+            assert (answer["status"], answer["cause"]) == (422, "package-refused"), answer
 
     asyncio.run(run())
     assert refused.read_bytes() == b"no package"

@@ -7,7 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
-from edge_agent.base.errors import PackageError, StoreError
+from edge_agent.base.causes import Cause
+from edge_agent.base.errors import EdgeError, PackageError, ProbeError, SignatureError, StoreError, WorkerError
 from edge_agent.protocol.messages import ORDERS, Order
 from tests.support.fakes import Plan, a_model
 from tests.support.in_process import Device
@@ -39,6 +40,7 @@ def test_a_refused_package_is_422_with_the_sentence_and_an_event() -> None:
         await settle()
         reply = device.transport.reply("order")
         assert (reply["status"], reply["reason"]) == (422, "m.tar: the digest is wrong")
+        assert reply["cause"] == "package-refused"
         assert device.kinds() == ["command-failed"]
 
     Device.run(scenario, a_model())
@@ -51,10 +53,37 @@ def test_an_order_that_ends_by_a_bug_is_answered_and_the_next_one_is_carried_out
         await settle()
         reply = device.transport.reply("1")
         assert (reply["status"], reply["reason"]) == (500, "install ended by an error of the agent: ZeroDivisionError")
+        assert reply["cause"] == "agent-error"
         device.operator.fault = None
         await device.order("rollback", {"model": "m"}, "2")
         await settle()
         assert device.status("2") == 200
+
+    Device.run(scenario, a_model())
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "cause"),
+    [
+        (SignatureError("unsigned"), 422, "signature"),
+        (ProbeError("probe 1 is off"), 422, "probes-failed"),
+        (StoreError("the disk is too full", cause=Cause.DISK_FULL), 422, "disk-full"),
+        (StoreError("read-only"), 422, "store"),
+        (StoreError("another install is at work", cause=Cause.BUSY), 429, "busy"),
+        (StoreError("no adapter", cause=Cause.UNKNOWN_ADAPTER), 404, "unknown-adapter"),
+        (StoreError("no version", cause=Cause.NO_EARLIER_VERSION), 422, "no-earlier-version"),
+        (StoreError("no end", cause=Cause.EXPIRED), 408, "expired"),
+        (WorkerError("it died"), 500, "worker-failed"),
+    ],
+)
+def test_an_order_that_fails_says_its_cause(fault: EdgeError, status: int, cause: str) -> None:
+    async def scenario(device: Device) -> None:
+        device.operator.fault = fault
+        await device.order("remove", {"model": "m"})
+        await settle()
+        reply = device.transport.reply("order")
+        assert (reply["status"], reply["cause"]) == (status, cause)
+        assert str(fault) == reply["reason"]
 
     Device.run(scenario, a_model())
 
@@ -69,6 +98,7 @@ def test_a_second_order_is_told_to_come_back_and_requests_go_on() -> None:
         await later(1.0)
         assert device.transport.statuses() == {"2": [429], "3": [200]}
         assert device.transport.reply("2")["retry_after_s"] == 5.0
+        assert device.transport.reply("2")["cause"] == "busy"
         await later(10.0)
         assert device.status("1") == 200
 
