@@ -53,14 +53,14 @@ class Expected(Document, frozen=True, kw_only=True):
     """The outputs of one variant on the host, one row per text, and the tolerated differences on a device.
 
     `features_tolerance` is a relative L2 distance, `logits_tolerance` an absolute difference. For an adapter
-    `min_effect` is the least mean relative distance from the base's features.
+    `min_effect` is the least mean relative distance from the base's features: 0 for one that is its head alone.
     """
 
     features: Rows
     features_tolerance: Tolerance
     logits: Rows | None = None
     logits_tolerance: Tolerance | None = None
-    min_effect: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    min_effect: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
 
 
 class ProbeFile(Document, frozen=True, kw_only=True):

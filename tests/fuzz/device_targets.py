@@ -117,7 +117,7 @@ def documents(data: bytes) -> None:
 def probe_file(data: bytes) -> None:
     """Golden probes, judged by outputs of the right shape and by their own."""
     found = jsonio.decode(data, probes.ProbeFile, "probes")
-    problem = probes.problem_of(found, adapter=any(one.min_effect for one in found.expected.values()))
+    problem = probes.problem_of(found, adapter=any(one.min_effect is not None for one in found.expected.values()))
     if problem is not None:
         raise errors.PackageError(problem)
     for name, due in found.expected.items():

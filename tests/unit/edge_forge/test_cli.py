@@ -83,8 +83,8 @@ def test_the_build_folder_is_that_of_the_project(tmp_path):
 
 def test_methods_of_a_comparison_are_checked():
     assert commands.methods("lora, full:B") == ["lora", "full:B"]
-    with pytest.raises(EdgeError, match="'dora' is no method"):
-        commands.methods("lora,dora")
+    with pytest.raises(EdgeError, match="'qlora' is no method"):
+        commands.methods("lora,qlora")
     assert list(commands.unique(["a", "b", "a"])) == ["a", "b", "a (2)"]
 
 

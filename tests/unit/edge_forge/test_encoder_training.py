@@ -8,7 +8,7 @@ from edge_agent.base.errors import ConfigError
 from edge_forge.models import encoder
 from edge_forge.train import frozen_states as features
 from edge_forge.train import lora as adapters
-from edge_forge.train.methods import LORA
+from edge_forge.train.methods import METHODS
 from edge_forge.train.settings import settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -85,10 +85,10 @@ def gradients(model, ids, mask):
     return out.detach(), found
 
 
-def adapted(tiny_base, **values):
+def adapted(tiny_base, method="lora", **values):
     opened = encoder.open_encoder(tiny_base)
-    given = settings("lora", values={"rank": 3, **values})
-    model = LORA.apply(opened.model, encoder.target_names(opened, given.targets, 1), given, None)
+    given = settings(method, values={"rank": 3, **values})
+    model = METHODS[method].apply(opened.model, encoder.target_names(opened, given.targets, 1), given, None)
     torch.manual_seed(8)
     for name, value in model.named_parameters():
         if ".lora_" in name:
@@ -110,15 +110,15 @@ def test_computing_in_place_gives_pefts_values_and_gradients(tiny_base):
     torch.testing.assert_close(gradients(opened.model, ids, mask)[0], expected, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("method", ["lora", "rslora"])
 @pytest.mark.parametrize("merged", [False, True])
-def test_the_device_form_gives_what_was_trained(tiny_base, tmp_path, rslora, merged):
-    opened, model = adapted(tiny_base, use_rslora=rslora, alpha=3.0)
+def test_the_device_form_gives_what_was_trained(tiny_base, tmp_path, method, merged):
+    opened, model = adapted(tiny_base, method, alpha=3.0)
     ids, mask = features.padded(TOKENS)
     expected = last(opened.model, input_ids=ids, attention_mask=mask)
     head = torch.nn.Linear(32, 2)
     path = tmp_path / "adapter.safetensors"
-    adapters.save_adapter(path, adapters.device_tensors(model, head), {"base_id": "sha256:00"})
+    adapters.save_adapter(path, adapters.device_tensors(METHODS[method].pairs(model), head), {"base_id": "sha256:00"})
     tensors = adapters.load_adapter(path)
     assert tensors["encoder.layer.2.intermediate.dense.A"].shape == (32, 3)
     assert tensors["encoder.layer.2.intermediate.dense.B"].shape == (3, 64)

@@ -142,7 +142,7 @@ def test_a_float16_bank_is_refused(base, tmp_path):
 
 
 def test_an_untrained_folder_is_refused(tiny_base, tmp_path):
-    with pytest.raises(BackendError, match="no trained result"):
+    with pytest.raises(ConfigError, match="no trained result"):
         export.export_merged(base_dir=tiny_base, trained_dir=tmp_path, out_dir=tmp_path / "out", base_id=BASE_ID)
 
 

@@ -47,8 +47,6 @@ def test_method_and_preset_may_come_from_the_values():
         ({"epochs": 0}, "epochs = 0 must be from 1"),
         ({"targets": []}, "targets is empty"),
         ({"targets": [1]}, "targets = .* must be a list of strings"),
-        ({"use_rslora": 1}, "use_rslora = 1 must be true or false"),
-        ({"use_dora": True}, "use_dora = true has no device form"),
         ({"precision": "fp64"}, "precision = 'fp64' is not known"),
         ({"schedule": "steep"}, "schedule = 'steep' is not known"),
         ({"dropout": 1.0}, "dropout = 1.0 must be at least 0 and below 1"),

@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
-from edge_agent.base.errors import ConfigError
-from edge_forge.models.encoder import open_encoder
 from edge_forge.train.frozen_states import by_length, encode, padded
-from edge_forge.train.lora import apply_adapter, load_adapter
+from edge_forge.train.trained_encoder import open_trained
 
 _TOKENS_PER_BATCH = 1024
 
@@ -33,26 +30,12 @@ def predict_with_features(
     base_dir: Path, trained_dir: Path, rows: Sequence[str], *, max_tokens: int = 128, merged: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(features [rows, width], logits [rows, labels]); otherwise as `predict`."""
-    if (trained_dir / "adapter.safetensors").is_file():
-        encoder = open_encoder(base_dir)
-        tensors = load_adapter(trained_dir / "adapter.safetensors")
-        apply_adapter(encoder, tensors, merged)
-    elif (trained_dir / "model.safetensors").is_file():
-        encoder = open_encoder(trained_dir)
-        tensors = load_head(trained_dir / "head.safetensors")
-    else:
-        raise ConfigError("there is no trained result", str(trained_dir), "run the train step first")
+    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=merged)
     tokens, _ = encode(base_dir, rows, max_tokens)
     features = np.zeros((len(rows), encoder.width), dtype=np.float32)
     with torch.inference_mode():
         for batch in by_length(np.asarray([len(ids) for ids in tokens], dtype=np.int64), _TOKENS_PER_BATCH):
             ids, mask = padded([tokens[row] for row in batch])
             features[batch] = encoder.features(ids, mask).numpy()
-    logits = features @ tensors["head.weight"].numpy() + tensors["head.bias"].numpy()
+    logits = features @ weight.numpy() + bias.numpy()
     return features, logits.astype(np.float32)
-
-
-def load_head(path: Path) -> dict[str, torch.Tensor]:
-    """`head.weight` [hidden, labels] and `head.bias` [labels] of a head.safetensors."""
-    found: dict[str, torch.Tensor] = load_file(path)
-    return found

@@ -67,11 +67,16 @@ def _loaded(folder: Path, **options: Any) -> Any:
     return model
 
 
-def target_names(model: Any, targets: Sequence[str]) -> list[str]:
-    """Full names of the layers' linears that `targets` select. Raises ConfigError for one that selects nothing."""
+def target_names(model: Any, targets: Sequence[str], frozen_share: float = 0.0) -> list[str]:
+    """Full names of the layers' linears that `targets` select, above a share of the layers that stays as it is.
+
+    Raises ConfigError for one that selects nothing.
+    """
+    below = tuple(f"{name}." for name in _layers_below(model, frozen_share))
     linears = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in f".{name}"
-    ]
+        name for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}" and not name.startswith(below)
+    ]  # fmt: skip
     used = {target: [name for name in linears if _selects(target, name)] for target in targets}
     for target, names in used.items():
         if not names:
@@ -81,6 +86,17 @@ def target_names(model: Any, targets: Sequence[str]) -> list[str]:
                 f"use all, attention, qkv, mlp, or the end of a name: {ends}",
             )  # fmt: skip
     return [name for name in linears if any(name in names for names in used.values())]
+
+
+def below_names(model: Any, frozen_share: float) -> list[str]:
+    """Names of the table of tokens and of a share of the layers, from the first one up, rounded down."""
+    table = model.get_input_embeddings()
+    return [name for name, module in model.named_modules() if module is table] + _layers_below(model, frozen_share)
+
+
+def _layers_below(model: Any, share: float) -> list[str]:
+    layers = [name for name, _ in model.named_modules() if f".{name}".rpartition(".")[0].endswith(".layers")]
+    return layers[: int(len(layers) * share)]
 
 
 def _selects(target: str, name: str) -> bool:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -344,6 +345,47 @@ def run_below(encoder: Encoder, first_layer: int, input_ids: torch.Tensor, mask:
     finally:
         handle.remove()
     raise ConfigError(f"layer {first_layer} of the base was never run", "training", "use first_layer = 0")
+
+
+def below_names(encoder: Encoder, first_layer: int) -> list[str]:
+    """Names of the modules below layer `first_layer`: the layers, and what is before them."""
+    known = {full for full, _ in encoder.model.named_modules()}
+    return sorted(known & _BELOW) + [f"{encoder.path}.{index}" for index in range(first_layer)]
+
+
+def sublayer_ends(encoder: Encoder, first_layer: int) -> list[str]:
+    """Names of the linears that end a sublayer, from `first_layer` up: the last one of attention, and of the rest."""
+    chosen: list[str] = []
+    names = {full: name for full, name, _ in encoder.linears(first_layer)}
+    for index in range(first_layer, encoder.layers):
+        last = {
+            _ATTENTION.search(names[full]) is not None: full
+            for full in encoder.survey.linears
+            if full in names and full.startswith(f"{encoder.path}.{index}.")
+        }
+        chosen += last.values()
+    return chosen
+
+
+class _Given(nn.Module):
+    """Stands for an encoder whose features are known: gives them back as hidden states of one token."""
+
+    def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """Features as [rows, 1, width]."""
+        return SimpleNamespace(last_hidden_state=inputs_embeds)
+
+
+class _OneToken(nn.Module):
+    """Pooling over one token."""
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[rows, 1, width] -> [rows, width]."""
+        return states[:, 0]
+
+
+def features_only(encoder: Encoder) -> Encoder:
+    """The encoder without its layers, for training on features that were computed before."""
+    return replace(encoder, model=_Given(), pooling=_OneToken())
 
 
 def cut_below(encoder: Encoder, first_layer: int) -> None:

@@ -185,7 +185,7 @@ def adapter(
         name=recipe.name,
         base_id=record["base_id"],
         weights=files["adapter"],
-        rank=settings["rank"],
+        rank=record["adapter_rank"],
         alpha=settings["alpha"],
         targets=record["adapted_modules"],
         task=task_of(recipe, labels, prompt),

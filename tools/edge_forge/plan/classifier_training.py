@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,9 @@ from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, quiet, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
-from edge_forge.train.methods import ADAPTER, METHODS
+from edge_forge.train import settings as presets
+from edge_forge.train.lint import lint
+from edge_forge.train.methods import ADAPTER, HEAD, METHODS
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _RUNTIME = ("onnx", "onnxruntime", "numpy", "tokenizers")
@@ -102,7 +105,8 @@ class ClassifierTraining:
         products += [(recipe.merged_name, recipe.package.version)] if recipe.export.merged else []
         preflight.check_documents(recipe, products, sources.base_task(self.bank_tokens, self.prompt), task)
         settings = recipe.training
-        preflight.check_adapter_document(recipe.name, settings.rank, settings.alpha, task)
+        method = METHODS[settings.method]
+        preflight.check_adapter_document(recipe.name, method.bank_rank(settings.rank), settings.alpha, task)
         card = self.steps.recipe_dir / "card.md"
         files = {"tokenizer": self.base.directory / "tokenizer.json"} | ({"card": card} if card.is_file() else {})
         section = recipe.quantize
@@ -116,6 +120,20 @@ class ClassifierTraining:
                 f"data.{split}", "add a shorter one",
             )  # fmt: skip
         _ = self.token_lengths
+        self._say_method()
+
+    def _say_method(self) -> None:
+        """What the method trains, how devices take it, and what of its settings is unlike what is known to work."""
+        settings, rows = self.recipe.training, len(self.data.train)
+        method = METHODS[settings.method]
+        self.steps.progress.say(method.said())
+        width = int(self.examined.facts["width"])
+        inner = int(self.base.config.get("intermediate_size") or 4 * width)
+        weights = int(self.examined.facts["layers"]) * (8 * width + 2 * (width + inner))
+        bits = rows * math.log2(len(self.data.labels))
+        usual = presets.settings(settings.method).learning_rate
+        for sentence in lint(method, settings, usual, bits, weights):
+            self.steps.progress.warn(sentence)
 
     def _check_steps(self) -> None:
         """Refuse a run whose only step has the step size 0: the first one of a warm-up. Raises ConfigError."""
@@ -234,7 +252,8 @@ class ClassifierTraining:
 
     @cached_property
     def trained(self) -> StepResult:
-        """`run/`: adapter.safetensors and peft/ (LoRA), or a model folder with head.safetensors (full)."""
+        """`run/`: adapter.safetensors and peft/, or a model folder with head.safetensors, or bottleneck.safetensors, by
+        the form that the method's result has."""
         self.check_inputs()
         settings, base, rows = self.recipe.training, self.base, self.data
         inputs = {
@@ -276,7 +295,8 @@ class ClassifierTraining:
         first = settings.first_layer % layers or int(layers * settings.frozen_share)
         table = int(facts["vocabulary"]) * int(facts["width"])
         weights = max(1, self.base.size_bytes // 4 - table)
-        frozen = first / layers if METHODS[settings.method].trains_adapter else 0.0
+        method = METHODS[settings.method]
+        frozen = first / layers if method.freezes_below else float(method.scope == HEAD)
         return TrainingWork(
             int(lengths["rows"]), int(lengths["kept"]), settings.epochs, weights, frozen, self.base.size_bytes
         )

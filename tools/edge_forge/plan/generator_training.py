@@ -28,6 +28,8 @@ from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain,
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
 from edge_forge.recipe.generator_recipe import NEW, OF_RECIPE, GeneratorRecipe
+from edge_forge.train.generator_settings import settings as settings_of
+from edge_forge.train.lint import lint
 from edge_forge.train.methods import ADAPTER, BASE, METHODS
 
 _TORCH = ("torch", "transformers", "tokenizers")
@@ -95,6 +97,12 @@ class GeneratorTraining:
         """
         _ = self.data_step
         _ = self._form
+        settings = self.recipe.training
+        method = METHODS[settings.method]
+        self.steps.progress.say(method.said())
+        usual = settings_of(settings.method, self.recipe.is_new, {}, "method").learning_rate
+        for sentence in lint(method, settings, usual, 0.0, 0):
+            self.steps.progress.warn(sentence)
 
     @cached_property
     def data_step(self) -> StepResult:

@@ -124,7 +124,7 @@ class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_f
     task: ClassifierTaskSection = ClassifierTaskSection()
     data: ClassifierDataSection = ClassifierDataSection()
     method: Mapping[str, Any] = {}
-    """`[method]`: `name` ("lora" or "full"), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""
+    """`[method]`: `name` (one of `METHODS`), `preset`, and those keys of `TrainSettings` in `METHOD_KEYS`."""
     train: Mapping[str, Any] = {}
     """`[train]`: the other keys of `TrainSettings`; what is absent is the preset's."""
     export: OnnxExportSection = OnnxExportSection()
@@ -137,7 +137,7 @@ class ClassifierRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_f
 
 
 # The keys of TrainSettings that say what is adapted; the others say how it is optimised and stand in [train].
-METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "frozen_share", "use_rslora", "use_dora", "lora_plus_ratio")
+METHOD_KEYS = ("rank", "alpha", "targets", "first_layer", "frozen_share", "lora_plus_ratio")
 # Keys of [train] that are no choice of values for one method.
 _OF_EVERY_METHOD = ("epochs", "seed", "threads", "precision", "processes", "class_weights")
 _TABLES: Mapping[str, tuple[str, ...]] = {
@@ -202,14 +202,16 @@ def _check_relations(recipe: ClassifierRecipe, where: str) -> None:
     training = _training(recipe, where)
     method = METHODS[training.method]
     if not (method.exportable_to(ADAPTER) or recipe.export.merged):
-        raise wrong("export.merged", f"{method.title} has only the merged form", "set export.merged = true")
+        raise wrong("export.merged", f"{method.title} is shipped {method.on_devices}", "set export.merged = true")
     if not (recipe.export.merged or recipe.export.banked):
         raise wrong("export", "both forms are switched off: nothing would be made")
     banked = recipe.export.banked and method.exportable_to(ADAPTER)
-    if training.rank > recipe.export.bank_rank and banked:
+    needed = method.bank_rank(training.rank)
+    if needed > recipe.export.bank_rank and banked:
         raise wrong(
-            "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {training.rank}",
-            f"set bank_rank = {training.rank}" if training.rank <= BANK_RANK else f"set rank = {BANK_RANK} at most",
+            "export.bank_rank", f"the bank holds rank {recipe.export.bank_rank}, the method's is {needed}",
+            f"set bank_rank = {needed}" if needed <= BANK_RANK
+            else f"set rank = {BANK_RANK // method.rank_factor} at most",
         )  # fmt: skip
     if banked and task.max_tokens > recipe.export.bank_tokens:
         raise wrong(

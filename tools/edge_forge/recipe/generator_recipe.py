@@ -15,9 +15,9 @@ from edge_agent.base.limits import CONTEXT_TOKENS
 from edge_agent.bundle.gguf_memory import SEQUENCES_OPTION
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.schema import CommonRecipe, Positive, RecipeSchema, Section
-from edge_forge.train.generator_settings import PRESETS, GeneratorSettings
+from edge_forge.train.generator_settings import GeneratorSettings
 from edge_forge.train.generator_settings import settings as training_settings
-from edge_forge.train.methods import ADAPTER, BASE, LORA, METHODS, name_of
+from edge_forge.train.methods import ADAPTER, EVERYTHING, LORA, METHODS, name_of
 from edge_forge.train.settings import replaced
 
 Dtype = Literal["f16", "q8_0", "q4_k_m", "q4_0"]
@@ -116,7 +116,7 @@ class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fi
     data: GeneratorDataSection
     new: NewModelSection = NewModelSection()
     method: Mapping[str, Any] = {}
-    """`[method]`: `name` ("lora" or "full"), and those keys of `GeneratorSettings` in `METHOD_KEYS`."""
+    """`[method]`: `name` (of a method with a GGUF form), and those keys of `GeneratorSettings` in `METHOD_KEYS`."""
     train: Mapping[str, Any] = {}
     """`[train]`: the other keys of `GeneratorSettings`."""
     evaluate: GeneratorEvaluateSection = GeneratorEvaluateSection()
@@ -134,7 +134,7 @@ class GeneratorRecipe(CommonRecipe, frozen=True, kw_only=True, forbid_unknown_fi
         return _training(self, "recipe")
 
 
-METHOD_KEYS = ("rank", "alpha", "targets", "use_rslora", "use_dora", "lora_plus_ratio")
+METHOD_KEYS = ("rank", "alpha", "targets", "frozen_share", "lora_plus_ratio")
 SCHEMA = RecipeSchema(
     GeneratorRecipe,
     {
@@ -172,7 +172,7 @@ def with_method(recipe: GeneratorRecipe, method: str, preset: str = "") -> Gener
     own = recipe.training
     train = dict(recipe.train)
     if "learning_rate" in train:
-        usual = [PRESETS[METHODS[name].presets].learning_rate for name in (own.method, method)]
+        usual = [training_settings(name, False, {}, "method").learning_rate for name in (own.method, method)]
         train["learning_rate"] = float(f"{own.learning_rate / usual[0] * usual[1]:.6g}")
     changed = msgspec.structs.replace(recipe, method={"name": method}, train=train)
     _check_relations(changed, f"{recipe.name} by method {method}", has_new=False)
@@ -191,13 +191,15 @@ def _check_relations(recipe: GeneratorRecipe, where: str, has_new: bool) -> None
         raise wrong("new", 'a [new] table belongs to base.source = "new:llama"')
     if recipe.is_new and len(recipe.base.sources) > 1:
         raise wrong("base.source", "'new:llama' stands alone")
-    if recipe.is_new and not method.exportable_to(BASE):
+    if method.no_generator:
+        raise wrong("method.name", f"{method.title} is not for generators: {method.no_generator}", "use another method")
+    if recipe.is_new and method.scope != EVERYTHING:
         raise wrong("method.name", "random weights are trained as a whole", 'set [method] name = "full"')
     new = recipe.new
     if new.hidden % new.heads or (new.hidden // new.heads) % 2 or new.heads % new.kv_heads:
         raise wrong("new.heads", "hidden / heads must be an even number, and heads a multiple of kv_heads")
     if not (method.exportable_to(ADAPTER) or recipe.gguf.merged or recipe.is_new):
-        raise wrong("gguf.merged", f"{method.title} has only the merged form", "set gguf.merged = true")
+        raise wrong("gguf.merged", f"{method.title} is shipped {method.on_devices}", "set gguf.merged = true")
     if not (recipe.gguf.merged or recipe.gguf.adapter):
         raise wrong("gguf", "both forms are switched off: nothing would be made")
     if "f16" not in recipe.quantize.variants:

@@ -316,6 +316,8 @@ def _check_numbers(raw: Mapping[str, Any], where: str, table: str = "") -> None:
 _GONE = {
     ("quantize", "int8"): "INT8 has one form, a scale for each token: delete the line",
     ("quantize", "calibration_rows"): "INT8 takes no ranges from rows any more: delete the line",
+    ("method", "use_rslora"): 'it is a method of its own: write name = "rslora"',
+    ("method", "use_dora"): 'it is a method of its own: write name = "dora"',
 }
 """Keys that recipes had before, and what to do with the line."""
 

@@ -17,14 +17,24 @@ import torch
 from safetensors.torch import save_file
 
 from edge_forge.models import sentence_pooling
-from edge_forge.models.encoder import Encoder, can_be_cut, cut_below, open_encoder, resolve_layer, target_names
+from edge_forge.models.encoder import (
+    Encoder,
+    below_names,
+    can_be_cut,
+    cut_below,
+    features_only,
+    open_encoder,
+    resolve_layer,
+    sublayer_ends,
+    target_names,
+)
 from edge_forge.models.sequence_classifier import SequenceClassifier, class_weights
+from edge_forge.train import bottleneck, methods
 from edge_forge.train import classifier_trainer as loop
 from edge_forge.train import lora as adapters
-from edge_forge.train import methods
 from edge_forge.train import step_benchmark as speed
 from edge_forge.train.batches import RowDataset
-from edge_forge.train.frozen_states import TokenizedRows, keep_states, tokenize
+from edge_forge.train.frozen_states import KeptStates, TokenizedRows, keep_features, keep_states, tokenize
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.settings import TrainSettings
 from edge_forge.train.worker_process import Report
@@ -88,34 +98,46 @@ def _steps(going: _Run) -> TrainRecord:
         encoder = open_encoder(job.base_dir, settings.dropout)
         going.total_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     wanted = settings.first_layer or int(encoder.layers * settings.frozen_share)
-    first_layer = resolve_layer(wanted, encoder.layers) if method.trains_adapter else 0
-    # A merged result needs the weights of every layer, so only a run that ends in an adapter may free the lower ones.
-    wanted = first_layer if method.exportable_to(methods.ADAPTER) else 0
+    first_layer = resolve_layer(wanted, encoder.layers) if method.freezes_below else 0
     with going.phase("keep"):
         tokenized = _tokenized(job)
-        cut = wanted if wanted and can_be_cut(encoder, wanted, tokenized[0].tokens[0].tolist()) else 0
+        cut = first_layer if first_layer and can_be_cut(encoder, first_layer, tokenized[0].tokens[0].tolist()) else 0
         data = _data(going, encoder, cut, tokenized)
-    if cut:
+    if method.scope == methods.HEAD:
+        encoder = features_only(encoder)
+    elif cut:
         cut_below(encoder, cut)
-    names = target_names(encoder, settings.targets, first_layer) if method.trains_adapter else ()
+    names = _names(method, encoder, settings, first_layer)
     adapted = method.apply(encoder.model, names, settings, None)
     model = _model(settings, encoder, data, len(job.labels))
     with going.phase("measure"):
         choice = speed.choose(model, adapted, data.train, settings)
     with going.phase("train"):
         trainer = loop.ClassifierTrainer(model, settings, (data.train, data.validation), choice.plan(job.work_dir))
-        trainer.watch(going.report)
+        trainer.watch(going.report, method.companion(adapted))
         trainer.train()
         trainer.take_best()
     chief = bool(trainer.is_world_process_zero())
     with going.phase("save"):
-        files = _save(job, model, adapted) if chief else []
+        rank, files = _save(job, model, adapted, bool(cut)) if chief else (0, [])
     data.close()
     record = _record(going, trainer, data, files)
-    record = replace(record, choice=choice.as_dict(), first_layer=first_layer)
+    record = replace(
+        record, choice=choice.as_dict(), first_layer=first_layer, adapter_rank=rank,
+        adapted_modules=sorted(names) if method.trains_adapter else [],
+    )  # fmt: skip
     if chief:
         record.write(job.out_dir / "record.json")
     return record
+
+
+def _names(method: methods.Method, encoder: Encoder, settings: TrainSettings, first_layer: int) -> Sequence[str]:
+    """What `Method.apply` is given: adapted modules, or those that stay as they are."""
+    if method.exportable_to(methods.OWN_GRAPH):
+        return sublayer_ends(encoder, first_layer)
+    if method.trains_adapter:
+        return target_names(encoder, settings.targets, first_layer)
+    return below_names(encoder, first_layer) if method.scope == methods.UPPER else ()
 
 
 def _tokenized(job: ClassifierJob) -> list[TokenizedRows]:
@@ -125,8 +147,12 @@ def _tokenized(job: ClassifierJob) -> list[TokenizedRows]:
 
 def _data(going: _Run, encoder: Encoder, first_layer: int, tokenized: Sequence[TokenizedRows]) -> _Data:
     parts = []
+    head_alone = methods.method(going.job.settings.method).scope == methods.HEAD
     for tokens in tokenized:
-        kept = keep_states(encoder, first_layer, tokens, going.job.work_dir) if first_layer else None
+        if head_alone:
+            kept: KeptStates | None = keep_features(encoder, tokens, going.job.work_dir)
+        else:
+            kept = keep_states(encoder, first_layer, tokens, going.job.work_dir) if first_layer else None
         parts.append(RowDataset(tokens, kept))
     return _Data(*parts)
 
@@ -147,7 +173,6 @@ def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: li
     job, usage = going.job, resource.getrusage(resource.RUSAGE_SELF)
     curves = trainer.curves
     kept = [part.kept for part in (data.train, data.validation)]
-    trained = [name for name, parameter in trainer.classifier.named_parameters() if parameter.requires_grad]
     return TrainRecord(
         method=job.settings.method,
         preset=job.settings.preset,
@@ -170,7 +195,7 @@ def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: li
         rows={"train": len(data.train), "validation": len(data.validation)},
         truncated={"train": data.train.rows.truncated, "validation": data.validation.rows.truncated},
         processes=int(trainer.args.world_size),
-        adapted_modules=sorted({adapters.module_name(name) for name in trained if ".lora_A." in name}),
+        adapted_modules=[],
         phases_s=going.phases_s,
         versions={
             "python": platform.python_version(),
@@ -181,43 +206,64 @@ def _record(going: _Run, trainer: loop.ClassifierTrainer, data: _Data, files: li
     )
 
 
-def _save(job: ClassifierJob, model: SequenceClassifier, adapted: Any) -> list[str]:
-    """Write the result of a run into its folder; returns the files' names relative to it."""
+def _save(job: ClassifierJob, model: SequenceClassifier, adapted: Any, cut: bool) -> tuple[int, list[str]]:
+    """Write the result of a run into its folder; returns the rank that it needs of a bank (0: it has no such form) and
+    the files' names relative to the folder. `cut`: the lower layers were freed."""
+    rank = 0
     head = {"head.weight": model.head.weight.detach().t().contiguous(), "head.bias": model.head.bias.detach().clone()}
     head = {name: value.cpu().float() for name, value in head.items()}
     method = methods.method(job.settings.method)
     if method.exportable_to(methods.ADAPTER):
-        _save_lora(job, model, adapted, head)
+        rank = _save_adapter(job, model, adapted, head)
+    elif method.exportable_to(methods.OWN_GRAPH):
+        tensors = {**bottleneck.trained_tensors(adapted), **head}
+        adapters.check_finite(tensors)
+        save_file(tensors, job.out_dir / bottleneck.FILE)
     else:
-        _save_full(job, method.merge(adapted))
+        _save_weights(job, method.merge(adapted), cut)
         save_file(head, job.out_dir / "head.safetensors")
-    return sorted(str(path.relative_to(job.out_dir)) for path in job.out_dir.rglob("*") if _kept(path, job.out_dir))
+    return rank, sorted(
+        str(path.relative_to(job.out_dir)) for path in job.out_dir.rglob("*") if _kept(path, job.out_dir)
+    )
 
 
 def _kept(path: Path, out_dir: Path) -> bool:
     return path.is_file() and not path.relative_to(out_dir).parts[0].startswith(".")
 
 
-def _save_lora(job: ClassifierJob, model: SequenceClassifier, peft_model: Any, head: dict[str, Any]) -> None:
+def _save_adapter(job: ClassifierJob, model: SequenceClassifier, adapted: Any, head: dict[str, Any]) -> int:
     settings = job.settings
+    method = methods.method(settings.method)
+    pairs = method.pairs(adapted)
     metadata = {
         "base_id": job.base_id,
-        "rank": str(settings.rank),
+        "method": method.name,
+        "rank": str(adapters.rank_of(pairs)),
         "alpha": str(settings.alpha),
-        "rslora": str(settings.use_rslora).lower(),
         "labels": str(len(job.labels)),
     }
-    tensors = adapters.device_tensors(peft_model, model.head)
+    tensors = adapters.device_tensors(pairs, model.head)
     adapters.check_learned(tensors)
     adapters.save_adapter(job.out_dir / "adapter.safetensors", tensors, metadata)
-    adapters.save_peft(peft_model, job.out_dir / "peft")
-    save_file(head, job.out_dir / "peft" / "head.safetensors")
+    if method.peft_form:
+        adapters.save_peft(adapted, job.out_dir / "peft")
+    elif pairs:
+        adapters.save_as_lora(pairs, job.out_dir / "peft", None)
+    if pairs:
+        save_file(head, job.out_dir / "peft" / "head.safetensors")
+    return adapters.rank_of(pairs)
 
 
-def _save_full(job: ClassifierJob, merged: Any) -> None:
-    """model.safetensors with the names of Hugging Face, beside the base's config and tokenizer."""
+def _save_weights(job: ClassifierJob, merged: Any, cut: bool) -> None:
+    """model.safetensors with the names of Hugging Face, beside the base's config and tokenizer.
+
+    What was cut off below the trained layers is the base's.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in merged.state_dict().items()}
     adapters.check_finite(tensors)
+    if cut:
+        base = open_encoder(job.base_dir).model.state_dict()
+        tensors = {name: tensors.get(name, value.contiguous()) for name, value in base.items()}
     save_file(tensors, job.out_dir / "model.safetensors", metadata={"format": "pt"})
     for name in (*_COPIED, *sentence_pooling.files(job.base_dir)):
         if (job.base_dir / name).is_file():

@@ -132,8 +132,10 @@ class ClassifierTrainer(Trainer):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 self.remove_callback(callback)
 
-    def watch(self, progress: Report) -> None:
-        """Report progress to `progress`, and average."""
+    def watch(self, progress: Report, companion: TrainerCallback | None = None) -> None:
+        """Report progress to `progress`, and average; with the method's own callback."""
+        if companion is not None:
+            self.add_callback(companion)
         self.add_callback(_Watch(self, progress))
         self._report = progress
 

@@ -156,6 +156,18 @@ class KeptStates:
             self._file = None
 
 
+def keep_features(encoder: Encoder, rows: TokenizedRows, folder: Path) -> KeptStates:
+    """Run the whole encoder once for every row and keep its features, as the states of one token, in float32."""
+    kept = KeptStates(np.ones(len(rows.tokens), dtype=np.int64), encoder.width, np.float32, folder)
+    for batch in by_length(rows.lengths, _PREFIX_TOKENS):
+        ids, mask = padded([rows.tokens[row] for row in batch])
+        with torch.inference_mode():
+            features = encoder.features(ids, mask).numpy()
+        for place, row in enumerate(batch):
+            kept.write(int(row), features[place][None])
+    return kept
+
+
 def keep_states(encoder: Encoder, first_layer: int, rows: TokenizedRows, folder: Path) -> KeptStates:
     """Run everything below `first_layer` once for every row and keep what comes out."""
     kept: KeptStates | None = None

@@ -12,7 +12,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,10 +25,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.data.chat_tokenizer import ChatTokenizer, PackedRows, pack
-from edge_forge.models.causal_lm import open_model, target_names
+from edge_forge.models.causal_lm import below_names, open_model, target_names
 from edge_forge.train import methods
 from edge_forge.train.generator_settings import GeneratorSettings
-from edge_forge.train.lora import check_finite, check_learned, save_peft
+from edge_forge.train.lora import check_finite, check_learned, save_as_lora, save_peft
 from edge_forge.train.record import TrainRecord, peak_bytes
 from edge_forge.train.worker_process import Report
 
@@ -71,7 +71,7 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
         total = sum(parameter.numel() for parameter in model.parameters())
         _check_length(model, job.settings.max_tokens)
         method = methods.method(job.settings.method)
-        names = target_names(model, job.settings.targets) if method.trains_adapter else ()
+        names = _names(method, model, job.settings)
         model = method.apply(model, names, job.settings, "CAUSAL_LM")
     with going.phase("pack"):
         packed = _pack(job)
@@ -79,7 +79,7 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
         precision, measured_ms = measured_precision(model, packed[0], job.settings)
     with going.phase("train"):
         trainer = GeneratorTrainer(model, job.settings, packed, job.work_dir, precision == "bf16")
-        trainer.watch(report)
+        trainer.watch(report, method.companion(model))
         trainer.train()
         trainer.take_best()
     choice = {
@@ -92,6 +92,13 @@ def run(job: GeneratorJob, report: Report) -> TrainRecord:
     record = replace(_record(going, trainer, model, packed, total), choice=choice)
     record.write(job.out_dir / "record.json")
     return record
+
+
+def _names(method: methods.Method, model: Any, settings: GeneratorSettings) -> Sequence[str]:
+    """What `Method.apply` is given: adapted modules, or those that stay as they are."""
+    if method.trains_adapter:
+        return target_names(model, settings.targets, settings.frozen_share)
+    return below_names(model, settings.frozen_share) if method.scope == methods.UPPER else ()
 
 
 def _check_length(model: Any, tokens: int) -> None:
@@ -112,8 +119,14 @@ def _pack(job: GeneratorJob) -> tuple[PackedRows, PackedRows]:
 def _save(job: GeneratorJob, model: Any) -> None:
     method = methods.method(job.settings.method)
     if method.exportable_to(methods.ADAPTER):
-        check_learned({name: value.detach() for name, value in model.named_parameters() if ".lora_" in name})
-        save_peft(model, job.out_dir / "peft")
+        pairs = method.pairs(model)
+        check_learned(
+            {f"{name}.{part}": one for name, pair in pairs.items() for part, one in zip("AB", pair, strict=True)}
+        )
+        if method.peft_form:
+            save_peft(model, job.out_dir / "peft")
+        else:
+            save_as_lora(pairs, job.out_dir / "peft", "CAUSAL_LM")
         return
     check_finite(model.state_dict())
     method.merge(model).save_pretrained(str(job.out_dir / "model"))
@@ -226,8 +239,10 @@ class GeneratorTrainer(Trainer):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 self.remove_callback(callback)
 
-    def watch(self, progress: Report) -> None:
-        """Report progress to `progress`."""
+    def watch(self, progress: Report, companion: TrainerCallback | None = None) -> None:
+        """Report progress to `progress`; with the method's own callback."""
+        if companion is not None:
+            self.add_callback(companion)
         self.add_callback(_Watch(progress))
         self._report = progress
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from edge_forge.train import methods
 from edge_forge.train.methods import FULL, LORA
-from edge_forge.train.settings import replaced
+from edge_forge.train.settings import replaced, started
 
 
 @dataclass(frozen=True)
 class GeneratorSettings:
     """One training run. Keys that encoders have too mean the same (`train.settings.TrainSettings`)."""
 
-    # "lora": adapters are trained; "full": every weight is.
+    # What is trained: a name of `methods.METHODS`.
     method: str = LORA.name
     # The preset these values started from; kept for the record.
     preset: str = "best"
@@ -42,14 +42,12 @@ class GeneratorSettings:
     threads: int = 0
     # LoRA: width of the adapter.
     rank: int = 16
-    # LoRA: scale numerator; the branch is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora).
+    # LoRA: scale numerator; the branch is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).
     alpha: float = 32.0
     # LoRA: modules adapted: "all", "attention", "qkv", "mlp", or the end of a module name ("self_attn.q_proj").
     targets: tuple[str, ...] = ("all",)
-    # LoRA: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
-    use_rslora: bool = False
-    # LoRA: DoRA has no GGUF form and is refused.
-    use_dora: bool = False
+    # Share of the layers, from the first one up, that are neither adapted nor (half) trained.
+    frozen_share: float = 0.0
     # LoRA+: step size of B over that of A (Hayou et al. 2024); 1 = plain LoRA.
     lora_plus_ratio: float = 1.0
 
@@ -67,4 +65,7 @@ PRESETS: Mapping[str, GeneratorSettings] = {
 def settings(method: str, new_model: bool, values: Mapping[str, object], where: str) -> GeneratorSettings:
     """The settings of a method (`new_model`: of random weights), with `values` over them. Raises ConfigError."""
     known = methods.method(method, where)
-    return replaced(PRESETS["new" if new_model else known.presets], {**values, "method": known.name}, where)
+    if new_model:
+        return replaced(PRESETS["new"], {**values, "method": known.name}, where)
+    start = PRESETS[known.presets]
+    return replaced(started(start, known, start.learning_rate), values, where)

@@ -1,4 +1,4 @@
-"""LoRA: applied by peft, computed without copies, and the form of an encoder's adapter on devices.
+"""LoRA and rsLoRA: applied by peft, computed without copies, and the form of an encoder's adapter on devices.
 
 The device form (adapter.safetensors): for every adapted module `A` [d_in, r] and `B` [r, d_out] with the scale folded
 into B, so that y += (x @ A) @ B; `head.weight` [hidden, labels] and `head.bias` [labels]; string metadata.
@@ -34,9 +34,9 @@ class AdapterSettings(Protocol):
     def alpha(self) -> float:
         """Scale numerator of the adapter's branch."""
 
-    @property
-    def use_rslora(self) -> bool:
-        """Whether the branch is scaled by alpha / sqrt(rank)."""
+
+Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""(A [r, d_in], B [d_out, r]) by the base's module, float32, with the scale in B: its weight becomes W + BA."""
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -84,65 +84,89 @@ def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return y
 
 
-def apply_lora(model: Any, names: Sequence[str], settings: AdapterSettings, task_type: str | None = None) -> Any:
-    """Adapt the modules `names` of `model` in place by peft; returns the PeftModel. All but the adapters is frozen."""
-    from peft import LoraConfig, get_peft_model
+def apply_lora(
+    model: Any, names: Sequence[str], settings: AdapterSettings, task_type: str | None = None, **kind: Any
+) -> Any:
+    """Adapt the modules `names` of `model` in place by peft; returns the PeftModel. All but the adapters is frozen.
+
+    `kind` are further keys of peft's LoraConfig (`use_rslora`, `use_dora`).
+    """
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config(names, settings, task_type, **kind))
+
+
+def lora_config(names: Sequence[str], settings: AdapterSettings, task_type: str | None, **kind: Any) -> Any:
+    """peft's LoraConfig of the settings."""
+    from peft import LoraConfig
 
     alpha: Any = settings.alpha  # peft writes int, and divides
-    config = LoraConfig(
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules=list(names),
-        use_rslora=settings.use_rslora,
         bias="none",
         task_type=task_type,
+        **kind,
     )
-    return get_peft_model(model, config)
 
 
 def compute_in_place(peft_model: Any) -> int:
     """Let every adapted linear compute by `_LoraLinear`; returns how many. Only for float32 without autocast."""
-    modules = _adapted(peft_model)
-    for module in modules:
+    modules = adapted_modules(peft_model)
+    for module in modules.values():
         module.forward = types.MethodType(_forward, module)
     return len(modules)
 
 
 def compute_plainly(peft_model: Any) -> None:
     """Let every adapted linear compute as peft wrote it."""
-    for module in _adapted(peft_model):
+    for module in adapted_modules(peft_model).values():
         vars(module).pop("forward", None)
 
 
-def _adapted(peft_model: Any) -> list[Any]:
+def adapted_modules(peft_model: Any) -> dict[str, Any]:
+    """peft's LoRA layers by the base's names of their modules."""
     from peft.tuners.lora import Linear
 
-    return [module for module in peft_model.modules() if isinstance(module, Linear)]
+    return {name: module for name, module in peft_model.base_model.model.named_modules() if isinstance(module, Linear)}
 
 
-def device_tensors(peft_model: Any, head: nn.Linear) -> dict[str, torch.Tensor]:
+def lora_pairs(peft_model: Any) -> Pairs:
+    """A and B of every adapted module, the scale folded into B."""
+    return {
+        name: (
+            module.lora_A[_NAME].weight.detach().cpu().float(),
+            module.lora_B[_NAME].weight.detach().cpu().float() * module.scaling[_NAME],
+        )
+        for name, module in adapted_modules(peft_model).items()
+    }
+
+
+def device_tensors(pairs: Pairs, head: nn.Linear) -> dict[str, torch.Tensor]:
     """The adapter and head in the device form, float32, contiguous."""
     tensors: dict[str, torch.Tensor] = {}
-    names = {module: name for name, module in peft_model.base_model.model.named_modules()}
-    for module in _adapted(peft_model):
-        a, b = module.lora_A[_NAME].weight, module.lora_B[_NAME].weight
-        tensors[f"{names[module]}.A"] = a.detach().cpu().float().t().contiguous()
-        tensors[f"{names[module]}.B"] = (b.detach().cpu().float() * module.scaling[_NAME]).t().contiguous()
+    for name, (a, b) in pairs.items():
+        tensors[f"{name}.A"], tensors[f"{name}.B"] = a.t().contiguous(), b.t().contiguous()
     tensors["head.weight"] = head.weight.detach().cpu().float().t().contiguous()
     tensors["head.bias"] = head.bias.detach().cpu().float().clone()
     return tensors
 
 
-def module_name(parameter: str) -> str:
-    """The base's module that a parameter of the training module belongs to: `encoder.layer.3.output.dense`."""
-    return parameter.removeprefix("encoder.").partition(".lora_")[0]
+def rank_of(pairs: Pairs) -> int:
+    """The largest rank of a module; 1 where there is none, the least that a package states."""
+    return max((len(a) for a, _ in pairs.values()), default=1)
 
 
 def check_learned(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse an adapter, in the device's form or in peft's, that changes nothing or is not finite. Raises EdgeError."""
+    """Refuse an adapter in the device's form that changes nothing or is not finite. Raises EdgeError.
+
+    One without pairs is its head alone.
+    """
     check_finite(tensors)
-    if not any(bool(value.any()) for name, value in tensors.items() if name.endswith(".B") or ".lora_B." in name):
+    learned = [value for name, value in tensors.items() if name.endswith(".B")]
+    if not any(bool(value.any()) for value in learned or [tensors.get("head.weight", torch.zeros(1))]):
         raise EdgeError(
             "the adapter is what it was before training: nothing was learned", "train",
             "raise epochs or learning_rate, or lower batch_size: there were too few steps",
@@ -188,7 +212,29 @@ def save_peft(peft_model: Any, folder: Path) -> None:
     """
     peft_model.save_pretrained(str(folder), save_embedding_layers=False)  # else it looks for the base's folder
     (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
+    _tidy_config(folder / "adapter_config.json")
+
+
+def save_as_lora(pairs: Pairs, folder: Path, task_type: str | None) -> None:
+    """Write pairs as a plain LoRA of peft with the scale 1, every module padded with zeros to the largest rank."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    rank = rank_of(pairs)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(pairs), bias="none", task_type=task_type,
+                        inference_mode=True)  # fmt: skip
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, (a, b) in pairs.items():
+        missing = rank - len(a)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = functional.pad(a, (0, 0, 0, missing)).contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = functional.pad(b, (0, missing)).contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    _tidy_config(folder / "adapter_config.json")
+
+
+def _tidy_config(path: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = None
     if isinstance(settings.get("target_modules"), list):

@@ -46,8 +46,10 @@ class TrainRecord:
     files: list[str] = field(default_factory=list)
     # precision, threads, micro_batch_size, and the timings that chose them.
     choice: dict[str, Any] = field(default_factory=dict)
-    # Lowest adapted layer, counted from the embeddings.
+    # Lowest adapted (or trained) layer, counted from the embeddings.
     first_layer: int = 0
+    # Rank that the adapter needs of a bank; 0 where the result has no such form.
+    adapter_rank: int = 0
 
     def write(self, path: Path) -> None:
         """Write as indented JSON."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.base.errors import ConfigError
 from edge_forge.train import methods
-from edge_forge.train.methods import FULL, LORA, METHODS
+from edge_forge.train.methods import FULL, LORA, METHODS, Method
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,7 +34,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 class TrainSettings:
     """One training run. The defaults of a run come from `settings`, which starts from a named preset."""
 
-    # "lora": adapters and head are trained; "full": every weight is.
+    # What is trained: a name of `methods.METHODS`.
     method: str = LORA.name
     # The preset these values started from; kept for the record.
     preset: str = "best"
@@ -79,20 +79,17 @@ class TrainSettings:
     threads: int = 0
     # Processes under torchrun (on one machine); 1 = no launcher. `accelerate launch` works in the same way.
     processes: int = 1
-    # LoRA: width of the adapter.
+    # LoRA and its kin: width of the adapter (AdaLoRA: the largest of a module; bottleneck: of the layers inserted).
     rank: int = 16
-    # LoRA: scale numerator; the branch is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora).
+    # LoRA and its kin: scale numerator; the branch is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).
     alpha: float = 32.0
     # LoRA: modules adapted: "all", "attention", "qkv", "mlp", or the end of a module name ("attention.self.query").
     targets: tuple[str, ...] = ("all",)
-    # LoRA: lowest adapted layer; negative counts from the top. Layers below run once per text and are kept.
+    # Lowest adapted layer (half: lowest trained one); negative counts from the top. Layers below run once per text and
+    # are kept.
     first_layer: int = 0
-    # LoRA: the same as a share of the layers, rounded down, for any depth of base; first_layer, where set, decides.
+    # The same as a share of the layers, rounded down, for any depth of base; first_layer, where set, decides.
     frozen_share: float = 0.0
-    # LoRA: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
-    use_rslora: bool = False
-    # LoRA: DoRA has no device form yet and is refused; the key is the seam.
-    use_dora: bool = False
     # LoRA+: step size of B over that of A (Hayou et al. 2024); 1 = plain LoRA.
     lora_plus_ratio: float = 1.0
 
@@ -175,17 +172,9 @@ def check(settings: DataclassInstance, where: str) -> None:
         raise ConfigError(
             "targets is empty", f"{where}.targets", 'name at least one, for example targets = ["attention"]'
         )
-    if getattr(settings, "use_dora", False):
-        raise ConfigError(
-            "use_dora = true has no device form yet",
-            f"{where}.use_dora",
-            "leave it out: plain LoRA is exported exactly",
-        )
 
 
 def _typed(key: str, value: object, kind: type, where: str) -> object:
-    if kind is bool and isinstance(value, bool):
-        return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value):
@@ -197,9 +186,7 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
             return tuple(names)
     wanted = (
-        "a list of strings"
-        if kind is tuple
-        else {"str": "a string", "bool": "true or false"}.get(kind.__name__, f"a number ({kind.__name__})")
+        "a list of strings" if kind is tuple else {"str": "a string"}.get(kind.__name__, f"a number ({kind.__name__})")
     )
     raise ConfigError(f"{key} = {value!r} must be {wanted}", f"{where}.{key}")
 
@@ -260,4 +247,13 @@ def settings(
     known = methods.method(method, where)
     if preset not in NAMES:
         raise ConfigError(f"preset = {preset!r} is not known", f"{where}.preset", f"use one of {', '.join(NAMES)}")
-    return replaced(replace(PRESETS[preset, known.presets], method=known.name), given, where)
+    start = PRESETS[preset, known.presets]
+    return replaced(started(start, known, start.learning_rate), given, where)
+
+
+def started(preset: S, known: Method, learning_rate: float) -> S:
+    """A preset of the method that `known` starts from, with its step size, as `known` changes it."""
+    has = {field.name for field in fields(preset)}
+    values = {name: value for name, value in known.values.items() if name in has}
+    values["learning_rate"] = float(f"{learning_rate * known.step:.6g}")
+    return replace(preset, method=known.name, **values)

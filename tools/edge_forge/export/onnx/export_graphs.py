@@ -21,7 +21,7 @@ import torch
 
 from edge_agent.base.errors import BackendError
 from edge_forge.evaluate import measure_onnx as measure
-from edge_forge.evaluate.predict import load_head, predict_with_features
+from edge_forge.evaluate.predict import predict_with_features
 from edge_forge.evaluate.probes import BASE_TEXTS
 from edge_forge.export.onnx import parity as check
 from edge_forge.export.onnx.graph import metadata, opset, save, set_metadata
@@ -32,7 +32,8 @@ from edge_forge.export.onnx.trace import OPSET, PooledEncoder, takes_additive, t
 from edge_forge.models.encoder import Encoder, open_encoder, target_names
 from edge_forge.models.sentence_pooling import prompt_of
 from edge_forge.train.frozen_states import encode
-from edge_forge.train.lora import apply_adapter, load_adapter, save_adapter
+from edge_forge.train.lora import save_adapter
+from edge_forge.train.trained_encoder import open_trained
 
 ENCODER, MODEL, TOKENIZER = "encoder.onnx", "model.onnx", "tokenizer.json"
 # Scripts, composed and decomposed accents, emoji joined by U+200D, control tokens written out, and white space.
@@ -133,7 +134,7 @@ def export_merged(
 ) -> ExportRecord:
     """Export what the train step left in `trained_dir`, adapter folded in, as one graph with its classifier.
 
-    `trained_dir` holds adapter.safetensors (LoRA), or model.safetensors and head.safetensors (full). Features and
+    `trained_dir` holds what a method writes (`trained_encoder`). Features and
     logits are compared with PyTorch's *unmerged* computation for the texts, and features with the merged one at some
     lengths. Raises BackendError as `trace_base`.
     """
@@ -228,16 +229,8 @@ def _check_tokens(base_dir: Path, max_tokens: int) -> None:
 
 
 def merged_encoder(base_dir: Path, trained_dir: Path) -> tuple[Encoder, torch.nn.Linear]:
-    """The base with what was trained folded in, and its head. Raises BackendError where nothing was trained."""
-    if (trained_dir / "adapter.safetensors").is_file():
-        encoder = open_encoder(base_dir)
-        tensors = load_adapter(trained_dir / "adapter.safetensors")
-        apply_adapter(encoder, tensors, True)
-    elif (trained_dir / "model.safetensors").is_file():
-        encoder, tensors = open_encoder(trained_dir), load_head(trained_dir / "head.safetensors")
-    else:
-        raise BackendError("there is no trained result to merge", str(trained_dir), "run the train step first")
-    weight, bias = tensors["head.weight"], tensors["head.bias"]
+    """The base with what was trained folded in, and its head. Raises ConfigError where nothing was trained."""
+    encoder, weight, bias = open_trained(base_dir, trained_dir, merged=True)
     head = torch.nn.Linear(weight.shape[0], weight.shape[1])
     with torch.no_grad():
         head.weight.copy_(weight.t())

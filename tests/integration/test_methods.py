@@ -1,0 +1,71 @@
+"""Every training method: trained in its process, exported in each of its forms, and computed by the device's code."""
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from edge_forge.evaluate import measure_onnx as measure
+from edge_forge.evaluate.classifier_metrics import evaluate
+from edge_forge.evaluate.predict import predict, predict_with_features
+from edge_forge.export.onnx import export_graphs as export
+from edge_forge.models import bases
+from edge_forge.train.classifier_job import train
+from edge_forge.train.methods import ADAPTER, METHODS
+from edge_forge.train.settings import settings
+from tests.support.tiny_base import LABELS, ROWS, write
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
+QUICK = {
+    "epochs": 20, "head_learning_rate_ratio": 1.0, "batch_size": 4, "threads": 1, "micro_batch_tokens": 512,
+    "precision": "fp32", "token_dropout": 0.0, "average_decay": 0.0, "early_stopping_patience": 0,
+}  # fmt: skip
+RATES = {"full": 2e-3, "half": 5e-3, "head": 0.1, "adalora": 2e-2}
+TEXTS = tuple(text for text, _ in ROWS)
+BANK = export.Bank(rank=8, max_labels=4)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    return bases.resolve([str(write(folder))], folder)
+
+
+@pytest.fixture(scope="module")
+def banked(base, tmp_path_factory):
+    """The base's graph with its bank, that every adapter is attached to."""
+    folder = tmp_path_factory.mktemp("banked")
+    export.trace_base(base_dir=base.directory, out_dir=folder / "traced", base_id=base.base_id, max_tokens=16)
+    export.export_base(base_dir=base.directory, traced=folder / "traced" / "encoder.onnx", out_dir=folder, bank=BANK,
+                       texts=TEXTS, max_tokens=16)  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_learned_is_computed_alike_by_pytorch_and_by_the_device(name, base, banked, tmp_path):
+    values = {**QUICK, "learning_rate": RATES.get(name, 5e-3), "rank": 4, "frozen_share": 0.5}
+    record = train(
+        base=base, train_rows=ROWS, validation_rows=ROWS, labels=LABELS, settings=settings(name, values=values),
+        out_dir=tmp_path / "run", progress=lambda phase, share: None,
+    )  # fmt: skip
+    features, logits = predict_with_features(base.directory, tmp_path / "run", TEXTS, max_tokens=16)
+    scores = evaluate(logits, [label for _, label in ROWS], LABELS)
+    assert scores.accuracy >= (0.7 if name == "head" else 1.0)
+    folded = predict(base.directory, tmp_path / "run", TEXTS, max_tokens=16, merged=True)
+    np.testing.assert_allclose(folded, logits, atol=1e-3)
+    made = export.export_merged(
+        base_dir=base.directory, trained_dir=tmp_path / "run", out_dir=tmp_path / "merged", base_id=base.base_id,
+        texts=TEXTS, max_tokens=16,
+    )  # fmt: skip
+    assert made.parity["merged"]["logits"] < 1e-3
+    assert METHODS[name].exportable_to(ADAPTER) == bool(record.adapter_rank)
+    if record.adapter_rank:
+        attached = measure.OnnxSubject(
+            banked / "model.onnx", banked / "tokenizer.json", 16, tmp_path / "run" / "adapter.safetensors",
+            base.base_id, threads=1, max_rows=8,
+        )  # fmt: skip
+        found = measure.outputs(attached, TEXTS)
+        np.testing.assert_allclose(found.features, features, atol=1e-3)
+        np.testing.assert_allclose(found.logits[:, : len(LABELS)], logits, atol=1e-3)
+        with safe_open(tmp_path / "run" / "adapter.safetensors", framework="pt") as file:
+            ranks = [file.get_tensor(key).shape[1] for key in file.keys() if key.endswith(".A")]  # noqa: SIM118
+        assert max(ranks, default=1) == record.adapter_rank <= METHODS[name].bank_rank(4)

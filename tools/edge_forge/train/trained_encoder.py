@@ -1,0 +1,36 @@
+"""A trained encoder opened from what a training run left, whatever the method: for scores, exports and diagnosis.
+
+A file of its own because `evaluate` and `export` both open results, and neither imports the other's parts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from edge_agent.base.errors import ConfigError
+from edge_forge.models.encoder import Encoder, open_encoder
+from edge_forge.train import bottleneck
+from edge_forge.train.lora import apply_adapter, load_adapter
+
+
+def open_trained(base_dir: Path, trained_dir: Path, *, merged: bool) -> tuple[Encoder, torch.Tensor, torch.Tensor]:
+    """(encoder, head's weight [hidden, labels], its bias [labels]) of a folder that `train` wrote.
+
+    `merged` folds an adapter into the weights; without it the branches are added. Raises ConfigError when the folder
+    holds no result or one of another base.
+    """
+    if (trained_dir / "adapter.safetensors").is_file():
+        encoder = open_encoder(base_dir)
+        tensors = load_adapter(trained_dir / "adapter.safetensors")
+        apply_adapter(encoder, tensors, merged)
+    elif (trained_dir / bottleneck.FILE).is_file():
+        encoder, tensors = open_encoder(base_dir), bottleneck.read(trained_dir / bottleneck.FILE)
+        bottleneck.load_bottlenecks(encoder.model, tensors)
+    elif (trained_dir / "model.safetensors").is_file():
+        encoder, tensors = open_encoder(trained_dir), load_file(trained_dir / "head.safetensors")
+    else:
+        raise ConfigError("there is no trained result", str(trained_dir), "run the train step first")
+    return encoder, tensors["head.weight"], tensors["head.bias"]
