@@ -1,4 +1,4 @@
-"""Every training method: trained in its process, exported in each of its forms, and computed by the device's code."""
+"""Every training method: trained, exported in each of its forms, and computed by the device's code."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ from edge_forge.evaluate.classifier_metrics import evaluate
 from edge_forge.evaluate.predict import predict, predict_with_features
 from edge_forge.export.onnx import export_graphs as export
 from edge_forge.models import bases
-from edge_forge.train.classifier_job import train
+from edge_forge.train.classifier_job import ClassifierJob
+from edge_forge.train.classifier_session import run
 from edge_forge.train.methods import ADAPTER, METHODS
 from edge_forge.train.settings import settings
 from tests.support.tiny_base import LABELS, ROWS, write
@@ -43,10 +44,12 @@ def banked(base, tmp_path_factory):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_learned_is_computed_alike_by_pytorch_and_by_the_device(name, base, banked, tmp_path):
     values = {**QUICK, "learning_rate": RATES.get(name, 5e-3), "rank": 4, "frozen_share": 0.5}
-    record = train(
-        base=base, train_rows=ROWS, validation_rows=ROWS, labels=LABELS, settings=settings(name, values=values),
-        out_dir=tmp_path / "run", progress=lambda phase, share: None,
+    (tmp_path / "work").mkdir()
+    job = ClassifierJob(
+        base.directory, base.base_id, tmp_path / "run", tmp_path / "work", LABELS, ROWS, ROWS,
+        settings(name, values=values),
     )  # fmt: skip
+    record = run(job, lambda phase, share: None)
     features, logits = predict_with_features(base.directory, tmp_path / "run", TEXTS, max_tokens=16)
     scores = evaluate(logits, [label for _, label in ROWS], LABELS)
     assert scores.accuracy >= (0.7 if name == "head" else 1.0)
