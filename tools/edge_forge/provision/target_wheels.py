@@ -12,7 +12,6 @@ import email.parser
 import hashlib
 import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from edge_agent.base.child_python import child_environment
+from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import EdgeError
 from edge_forge.provision.target_root import TargetRoot
 
@@ -191,11 +190,11 @@ def _best(folder: Path, target: TargetRoot) -> dict[str, tuple[Version, Path]]:
 def _download(order: WheelOrder, wanted: Sequence[str], place: Path) -> None:
     target = order.target
     version = f"{target.python[0]}{target.python[1]}"
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:",
+    command = module_command(
+        "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:",
         "--dest", str(place), "--implementation", "cp", "--python-version", version, "--abi", f"cp{version}",
         "--abi", "abi3", "--abi", "none", *(f"--platform={one}" for one in platform_tags(target)), *wanted,
-    ]  # fmt: skip
+    )  # fmt: skip
     try:
         ended = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_DOWNLOAD_TIMEOUT_S, cwd=place,

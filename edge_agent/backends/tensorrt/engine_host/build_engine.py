@@ -210,14 +210,14 @@ def write_plan(path: str, content: Any) -> int:
     """Write the engine. Raises HostFailure where the disk has no room for it, or cannot be written."""
     try:
         return write_whole(path, content)
-    except OSError as error:
+    except OSError as refused:
         with contextlib.suppress(OSError):
             os.unlink(path + ".part")
         megabytes = memoryview(content).nbytes >> 20
-        remedy = "free {} MiB there".format(megabytes + 1) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        remedy = "free {} MiB there".format(megabytes + 1) if refused.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise HostFailure(
-            "the engine cannot be written to {}: {}".format(os.path.dirname(path), error.strerror), remedy
-        ) from error
+            "the engine cannot be written to {}: {}".format(os.path.dirname(path), refused.strerror), remedy
+        ) from refused
 
 
 def write_whole(path: str, content: Any) -> int:
