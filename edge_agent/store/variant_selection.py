@@ -183,7 +183,7 @@ def choose(
             chosen = challenger
     rest = [variant for variant in ranked if variant is not chosen]
     lower = tuple(_ranked_lower(variant, chosen, times) for variant in rest)
-    sure = "" if times is None or not rest else _sure(chosen, usual, hardware, times)
+    sure = "" if times is None or not rest else _sure(chosen, usual, rest, hardware, times)
     return VariantChoice(chosen, len(variants), selection, (*refused, *lower), (chosen, *rest), sure)
 
 
@@ -208,11 +208,17 @@ def _clearly_better(
     return ratio.high * FASTER_TIMES < 1.0
 
 
-def _sure(chosen: Variant, usual: Variant, hardware: Hardware, times: PairedTimes) -> str:
-    """How far the measurements decided."""
-    if chosen is usual:
-        return f"usual on {hardware.board_class}; none is clearly better in {times.text()}"
-    return f"clearly better than {usual.name}, which is usual on {hardware.board_class}, in {times.text()}"
+def _sure(
+    chosen: Variant, usual: Variant, rest: Sequence[Variant], hardware: Hardware, times: PairedTimes
+) -> str:  # fmt: skip
+    """How far the measurements decided. 'Faster' and 'better' are said where the whole interval shows it."""
+    if chosen is not usual:
+        return f"clearly better than {usual.name}, which is usual on {hardware.board_class}, in {times.text()}"
+    ratios = [times.ratio(one.digest, chosen.digest) for one in rest]
+    if all(ratio is not None and ratio.low > 1.0 for ratio in ratios):
+        slower = ", ".join(one.name for one in rest)
+        return f"usual on {hardware.board_class}, and faster than {slower} in {times.text()}"
+    return f"usual on {hardware.board_class}, and kept: {times.text()} show no other that is clearly better"
 
 
 def _cannot_run(variant: Variant, hardware: Hardware) -> RefusedVariant | None:

@@ -191,7 +191,9 @@ def test_a_variant_gives_way_only_to_one_whose_whole_interval_is_better(ratio: f
     found = times.ratio(FP32.digest, INT8.digest)
     assert found is not None
     assert (choice.variant is FP32) == (found.high * 1.1 < 1.0)
-    assert ("clearly better than onnx/int8" if choice.variant is FP32 else "none is clearly better") in choice.sure
+    slower = found.low > 1.0
+    said = "and faster than onnx/fp32 in 31 turns" if slower else "and kept: 31 turns show no other that is clearly"
+    assert ("clearly better than onnx/int8" if choice.variant is FP32 else said) in choice.sure
 
 
 def test_less_memory_decides_between_times_that_are_shown_to_be_close() -> None:
