@@ -15,6 +15,7 @@ from edge_forge.models import bases
 from edge_forge.models.base_identity import language_id
 from edge_forge.models.causal_lm import check_tensors, open_model
 from tests.support import tiny_generators
+from tests.support.llama import needs_llama
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -161,3 +162,53 @@ def test_what_lies_beside_the_listed_files_has_no_effect_and_is_named(base):
     assert language_id(base) == first
     torch.testing.assert_close(open_model(base).state_dict(), whole)
     assert bases.about_beside(base).endswith("the base's files: adapter_config.json, modeling_llama.py")
+
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@pytest.mark.parametrize("key", [*SIZES, "max_position_embeddings", "rms_norm_eps"])
+def test_what_config_json_lacks_is_named_before_training(base, key):
+    config = json.loads((base / "config.json").read_text())
+    del config[key]
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=rf"config\.json: it has no {key}, which a GGUF file states"):
+        check_form(base)
+
+
+@pytest.mark.parametrize("value", [None, "448", -1, 0, 2.5, [1], True])
+@pytest.mark.parametrize("key", [SIZES[0], SIZES[3]])
+def test_a_size_that_is_none_is_named(base, key, value):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ConfigError, match=rf"config\.json: {key} = .* is no whole number above 0"):
+        check_form(base)
+
+
+def add_tokens(folder, texts_by_id):
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    document["added_tokens"] += [{"id": place, "content": text, **plain} for place, text in texts_by_id.items()]
+    path.write_text(json.dumps(document))
+
+
+@needs_llama
+def test_tokens_beyond_the_table_are_named(base):
+    tokens = len(json.loads((base / "tokenizer.json").read_text())["model"]["vocab"])
+    add_tokens(base, {place: f"<extra {place}>" for place in range(tokens, 448)})
+    check_form(base)
+    add_tokens(base, {448: "<one too many>"})
+    with pytest.raises(
+        ConfigError, match=r"1 tokens have an id beyond the model's table of 448 rows: '<one too many>'"
+    ):
+        check_form(base)
+
+
+@pytest.mark.parametrize("place", [440, 5000])
+def test_an_added_token_that_the_library_numbers_otherwise_is_named(base, place):
+    add_tokens(base, {place: "<far>"})
+    with pytest.raises(
+        ConfigError, match=rf"the added token '<far>' has the id {place} in the file, the library takes"
+    ):
+        check_form(base)

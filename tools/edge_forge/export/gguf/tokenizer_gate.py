@@ -74,8 +74,10 @@ def check(folder: Path, path: Path) -> None:
 
 
 def check_readable(folder: Path) -> None:
-    """Raise ConfigError for a tokenizer.json that the library cannot open, or of another kind than BPE, before any
-    other part reads its fields."""
+    """Raise ConfigError for a tokenizer.json that the library cannot open or numbers otherwise, or of another kind than
+    BPE, before any other part reads its fields."""
+    from tokenizers import Tokenizer
+
     path = folder / "tokenizer.json"
     try:
         token_counts(path, ["a"])
@@ -84,6 +86,7 @@ def check_readable(folder: Path) -> None:
             f"the tokenizer cannot be read: {error.what}", str(path), "give a base with its tokenizer"
         ) from error
     vocabulary.require_bpe(path)
+    vocabulary.require_own_ids(path, Tokenizer.from_file(str(path)))
 
 
 def check_alone(folder: Path, size: int) -> None:

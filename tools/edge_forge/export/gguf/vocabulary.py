@@ -31,6 +31,8 @@ _SPLITS = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe"}
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TEMPLATE_TOKENS = ("bos", "eos", "unk", "pad")
 _UNKNOWN_SCORE = -1e6
+_NAMED = 5
+"""Tokens that a refusal names."""
 # llama.cpp takes tokens of these names for control tokens whatever the file says (llama-vocab.cpp), and writes no text
 # for them: what ends a turn, and what frames code to be filled in.
 _ALWAYS_CONTROL = frozenset((
@@ -132,6 +134,21 @@ def require_bpe(path: Path) -> Mapping[str, Any]:
     return found
 
 
+def require_own_ids(path: Path, library: Any) -> None:
+    """Raise ConfigError where the library gives an added token another id than tokenizer.json states.
+
+    The library numbers added tokens on from the end of the vocabulary, whatever the file says; a model's table and the
+    GGUF file go by the file.
+    """
+    for one in _json(path).get("added_tokens", ()):
+        given = library.token_to_id(one["content"])
+        if given != one["id"]:
+            raise ConfigError(
+                f"the added token {one['content']!r} has the id {one['id']} in the file, the library takes it for "
+                f"{given}", str(path), "give it an id of the vocabulary, or the one behind the last token",
+            )  # fmt: skip
+
+
 def added_tokens(folder: Path) -> tuple[AddedToken, ...]:
     """The added tokens of a tokenizer, with the kinds that the GGUF file gives them. Raises ConfigError for one whose
     way of being found no GGUF file can say."""
@@ -230,10 +247,12 @@ def _tokens(found: Mapping[str, Any], size: int, fallback: bool, where: str) -> 
     for place, (token, _) in by_id.items():
         if fallback and token == unknown:
             by_id[place] = (token, UNKNOWN)
-    if by_id and max(by_id) >= size:
+    beyond = sorted(place for place in by_id if place >= size)
+    if beyond:
+        names = ", ".join(f"{by_id[place][0]!r} ({place})" for place in beyond[:_NAMED])
         raise ConfigError(
-            f"the tokenizer has {max(by_id) + 1} tokens, the model has rows for {size}", where,
-            "take the tokenizer that the model was trained with",
+            f"{len(beyond)} tokens have an id beyond the model's table of {size} rows: {names}", where,
+            "take the tokenizer that the model was trained with, or resize the model's embeddings to it",
         )  # fmt: skip
     filled = [by_id.get(place, (f"[PAD{place}]", UNUSED)) for place in range(size)]
     return [token.encode() for token, _ in filled], [kind for _, kind in filled]

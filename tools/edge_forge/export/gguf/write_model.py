@@ -20,6 +20,8 @@ from edge_forge.models import bases
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "max_position_embeddings")  # fmt: skip
 # llama.cpp gives tokens other attributes in a model of such a name, and ends with an exception where they are missing.
 _NAMES_THAT_CHANGE = ("phi-3", "phi3", "modern-bert")
 
@@ -63,20 +65,44 @@ def convert(folder: Path, out: Path, name: str, base_id: str, delta: Delta | Non
     return Converted(found.name, count, out.stat().st_size, words.model, words.pre, words.chat_template is not None)
 
 
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """config.json of a folder. Raises ConfigError."""
+class ModelConfig(dict[str, Any]):
+    """config.json as a mapping; a key that is asked for and absent is a ConfigError that names it.
+
+    `transformers` fills an absent key with the default of its class, which is not the model's: no GGUF key is guessed.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(f"it has no {key}, which a GGUF file states", str(self._path), f"add {key} of the model")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """config.json of a folder. Raises ConfigError, also for a size that is no whole number above 0."""
+    path = folder / "config.json"
     try:
-        found: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.json cannot be read: {error}", str(folder)) from error
-    return found
+    if not isinstance(found, dict):
+        raise ConfigError("config.json is no JSON object", str(folder), "give a Hugging Face folder")
+    for key in _SIZES:
+        value = found.get(key, 1)
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise ConfigError(f"{key} = {value!r} is no whole number above 0", str(path), "take the model's own config")
+    return ModelConfig(found, path)
 
 
 def check_names(folder: Path) -> None:
-    """Raise ConfigError for a model whose tensors have no place in a GGUF file. Reads no weights but a tied head's."""
+    """Raise ConfigError for a model whose tensors have no place in a GGUF file, or whose config.json lacks what such a
+    file states. Reads no weights but a tied head's."""
     config = read_config(folder)
+    found = families.family(config)
+    families.write_keys(gguf.GGUFWriter(None, found.name), found, config)
     with Tensors(bases.weight_files(folder)) as tensors:
-        list(_names(tensors, families.family(config), config))
+        list(_names(tensors, found, config))
 
 
 def check_values(folder: Path) -> None:
