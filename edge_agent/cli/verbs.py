@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     _add_infer(verbs)
     _add_chat(verbs)
     _add_bench(verbs)
+    _add_bridges(verbs)
     _add_monitoring(verbs)
     _add_orders(verbs)
     _add_packages(verbs)
@@ -146,6 +147,22 @@ def _add_orders(verbs: Any) -> None:
         _broker_options(verb)
         verb.add_argument("--json", action="store_true", help="the whole reply as JSON (default: a line for people)")
         verb.set_defaults(verb=order, order=name)
+
+
+def _add_bridges(verbs: Any) -> None:
+    verb = verbs.add_parser("gateway", help="an OpenAI-compatible HTTP service that asks over MQTT")
+    _config_option(verb)
+    verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    verb.add_argument("--listen-port", type=int, default=8089, metavar="N", help="0 for a free one (default: 8089)")
+    verb.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="bearer tokens, one a line (default: none is needed)"
+    )
+    verb.add_argument("--all", action="store_true", help="for all devices of the broker (default: for --device alone)")
+    verb.add_argument(
+        "--deadline", type=float, default=120.0, metavar="S", help="seconds for one answer (default: 120)"
+    )
+    _broker_options(verb)
+    verb.set_defaults(verb=gateway, model="any")
 
 
 def _add_monitoring(verbs: Any) -> None:
@@ -346,6 +363,13 @@ def bench(options: argparse.Namespace) -> int:
     else:
         print(bench_text(figures))
     return 0 if "200" in figures["statuses"] else 1
+
+
+def gateway(options: argparse.Namespace) -> int:
+    """An OpenAI-compatible HTTP service over MQTT."""
+    from edge_agent.app.gateway import gateway
+
+    return gateway(options)
 
 
 def order(options: argparse.Namespace) -> int:

@@ -49,9 +49,14 @@ def echo_probes(folder: Path, adapter: str | None, options: Mapping[str, object]
 
 
 def echo_package(
-    folder: Path, name: str = "echo", counter: int = 1, peak_bytes: int = 1 << 20, **options: object
+    folder: Path,
+    name: str = "echo",
+    counter: int = 1,
+    peak_bytes: int = 1 << 20,
+    kind: str = "classify",
+    **options: object,
 ) -> Path:
-    """A signed package of an echo model; `options` are the backend's."""
+    """A signed package of an echo model, of the kind 'classify' or 'embed'; `options` are the backend's."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}-{counter}.onnx"
     weights.write_bytes(onnx_bytes(f"{name}{counter}{sorted(options.items())}".encode() * 40))
@@ -60,7 +65,7 @@ def echo_package(
     model = ModelSource(
         name=name,
         base_id=BASE_ID,
-        task={"kind": "classify", "labels": list(LABELS), "max_tokens": 64},
+        task={"kind": kind, "max_tokens": 64} | ({"labels": list(LABELS)} if kind == "classify" else {}),
         variants=[VariantSource(weights, "echo", "fp32", peak_bytes=peak_bytes, accuracy=1.0, options=settings)],
         probes=echo_probes(folder, None, quick),
         licences=("Apache-2.0",),
