@@ -64,6 +64,8 @@ AGENT = {
     "service install --root {tar}": "tar",
     "service uninstall --root {tar}": "tar",
     "demo --models {tar} --build {tmp}/build": "tar",
+    "gateway --config {toml} --host 127.0.0.1 --port 1": "toml",
+    "gateway --token-file {pem} --host 127.0.0.1 --port 1 --device d": "pem",
 }
 """Each command line, and the form of the file in it; `{tmp}` is a folder that everybody may write to."""
 STATES = (
