@@ -218,7 +218,7 @@ def test_who_hangs_up_ends_the_work_on_the_device() -> None:
 
     async def ask(*_: Any, **__: Any) -> Answer:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             ended.append("cancelled")
             raise
