@@ -14,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: home-assistant families fuzz every-verb tensorrt-parser operators-day device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -35,6 +35,8 @@ help:
 	@echo "make every-verb  every verb of both programs, as three users, with every kind of wrong input (three minutes; as root)"
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
 	@echo "             as root, with debootstrap and systemd-container)"
+	@echo "make provisioned-image   a Debian image filled by edge-forge provision, booted without a network, asked, taken back"
+	@echo "             (two minutes; as root, with debootstrap, systemd-container and mosquitto)"
 	@echo "make families    every family of encoders, built, installed and asked; prints the table of docs/figures.md (half an hour)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"
@@ -143,6 +145,10 @@ operators-day: setup wheel
 	@$(BIN)/python -m pip download --quiet --only-binary=:all: --python-version 3.11 --dest $(DAY_WHEELS) \
 	  "$$(ls -t dist/edge_agent-*.whl | head -n 1)" cryptography
 	@$(BIN)/python -m tests.device.operators_day $(DAY_WHEELS)
+
+# The same Debian, filled by `edge-forge provision` and booted without a network.
+provisioned-image: setup wheel
+	@$(BIN)/python -m tests.device.provisioned_image
 
 # Made here, carried to the board.
 GRAPHS ?= build/device

@@ -273,13 +273,18 @@ DAY: tuple[Callable[[Board], None], ...] = (
 )  # fmt: skip
 
 
-def prepare(base: Path, root: Path, wheels: Path) -> None:
-    """A fresh root with the wheel, packages and the broker's settings."""
+def debootstrapped(base: Path, root: Path) -> None:
+    """A fresh Debian in `root`; `base` is made once and kept."""
     if not (base / "etc").is_dir():
         print(f"debootstrap {SUITE} into {base}", flush=True)
         subprocess.run(["debootstrap", "--variant=minbase", f"--include={PARTS}", SUITE, str(base)], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
     subprocess.run(["cp", "-a", "--reflink=auto", f"{base}/.", str(root)], check=True)
+
+
+def prepare(base: Path, root: Path, wheels: Path) -> None:
+    """A fresh root with the wheel, packages and the broker's settings."""
+    debootstrapped(base, root)
     shutil.copytree(wheels, root / "opt/wheels", dirs_exist_ok=True)
     packages = root / "opt/packages"
     for name, counter in (("echo", 1), ("echo", 2), ("more", 1), ("third", 1)):

@@ -221,6 +221,11 @@ def _provision_verb(verbs: Any) -> None:
     )  # fmt: skip
     verb.add_argument("--arch", help="refuse an image of another one: aarch64 or x86_64 (default: take either)")
     verb.add_argument("--dry-run", action="store_true", help="say every file, write nothing")
+    verb.add_argument(
+        "--boot", action="store_true",
+        help="before anything is written start a copy of the filled image (systemd-nspawn, without a network) and wait "
+        "for its first answer (default: do not)",
+    )  # fmt: skip
     verb.add_argument("--remove", action="store_true", help="take back what provision put there")
     verb.add_argument("--json", action="store_true", help="print the result as JSON (default: lines for people)")
     verb.set_defaults(run="edge_forge.provision.provision_commands:provision_verb")

@@ -15,7 +15,7 @@ import pytest
 from edge_agent.base.errors import EdgeError, PackageError, UsageError
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
-from edge_forge.provision import image_plan
+from edge_forge.provision import first_boot, image_plan
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.image_writer import RECORD, Entry, ImageWriter
 from edge_forge.provision.target_root import host_name, inspect_root, locate
@@ -397,6 +397,24 @@ def test_an_overlay_is_one_boards_own_files_owned_by_root(tmp_path: Path) -> Non
                      "etc/edge-agent/edge-agent.toml": (0o644, 0, 0),
                      "etc/edge-agent/credentials/mqtt-key": (0o600, 0, 0),
                      "etc/edge-agent/credentials/mqtt-password": (0o600, 0, 0)}  # fmt: skip
+
+
+def test_an_image_of_another_architecture_is_not_booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = inspect_root(made_up_root(tmp_path / "root"))
+    monkeypatch.setattr(first_boot.shutil, "which", lambda name: None if name == "mosquitto" else f"/usr/bin/{name}")
+    monkeypatch.setattr(first_boot.os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match="--boot needs mosquitto"):
+        first_boot.check_can_boot(target)
+    monkeypatch.setattr(first_boot.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(first_boot.platform, "machine", lambda: "x86_64")
+    with pytest.raises(UsageError, match="of aarch64, this host of x86_64"):
+        first_boot.check_can_boot(target)
+    monkeypatch.setattr(first_boot.platform, "machine", lambda: "aarch64")
+    with pytest.raises(EdgeError, match="it has no systemd"):
+        first_boot.check_can_boot(target)
+    monkeypatch.setattr(first_boot.os, "geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match="only root"):
+        first_boot.check_can_boot(target)
 
 
 def test_the_first_boots_unit_has_the_services_sandbox() -> None:

@@ -142,7 +142,6 @@ class ImageWriter:
         kept = {one.name: before[one.name] for one in actions if one.kind == "keep" and one.name in before}
         self._clear(folders, [one.name if not one.is_folder else f"{one.name}/." for one in entries])
         self._save({**kept, **planned}, folders)
-        os.sync()
 
     def remove(self, dry: bool = False) -> list[Action]:
         """Take back what the record names, and the folders that are empty then. Raises EdgeError without a record."""
@@ -158,7 +157,6 @@ class ImageWriter:
         folders = self._record().get("folders", [])
         self._place(RECORD).unlink(missing_ok=True)
         self._clear(folders, ())
-        os.sync()
         return actions
 
     def _judged(self, entry: Entry, recorded: Mapping[str, Any]) -> Action:

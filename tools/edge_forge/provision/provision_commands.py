@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from edge_agent.lifecycle.service import ServiceTarget, make_user
 from edge_forge.package.package_commands import root_near
 from edge_forge.provision import image_plan
 from edge_forge.provision.devices import Device, read_devices
+from edge_forge.provision.first_boot import FirstBoot, check_can_boot, first_boot
 from edge_forge.provision.image_writer import GROUP, Action, Entry, ImageWriter
 from edge_forge.provision.target_root import TargetRoot, group_id, inspect_root
 from edge_forge.provision.target_wheels import WheelOrder, unpack, wheels_for
@@ -26,16 +28,25 @@ _CACHE: Final = "edge-forge/wheels"
 
 
 @dataclass(frozen=True, slots=True)
+class BoardFiles:
+    """One board's own: its settings, and the files that hold them and its credentials."""
+
+    name: str
+    settings: Settings
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageJob:
     """What is to be put into one image: the shared files, and for each board its own. `into`: the board whose own files
-    go into the image itself; None: none but a board without a table."""
+    go into the image itself; '' for none."""
 
     target: TargetRoot
     packages: Sequence[image_plan.FactoryPackage]
     settings: Settings
     shared: Sequence[Entry]
-    own: Sequence[tuple[str, Sequence[Entry]]]
-    into: str | None
+    own: Sequence[BoardFiles]
+    into: str
 
 
 def provision_verb(arguments: argparse.Namespace) -> int:
@@ -47,15 +58,28 @@ def provision_verb(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="edge-provision-") as scratch:
         job = _job(arguments, Path(scratch))
         writer = ImageWriter(arguments.root, own=os.geteuid() == 0)
-        entries = [*job.shared, *(one for name, own in job.own if name == job.into for one in own)]
+        entries = [*job.shared, *(one for board in job.own if board.name == job.into for one in board.entries)]
         actions = writer.plan(entries)
         writer.check_room(actions, _first_boot_bytes(job))
+        boot = _boot(arguments, job) if arguments.boot else None
         if not arguments.dry_run:
             _user(arguments.root)
             writer.write(actions)
             _write_overlays(job, arguments.out)
-        _print(arguments, job, actions)
+        _print(arguments, job, actions, boot)
     return 0
+
+
+def _boot(arguments: argparse.Namespace, job: ImageJob) -> FirstBoot:
+    """Boot a copy with the files of one board: the one that is put into the image, else the table's first."""
+    models = [name for one in job.packages for name in one.models]
+    if not models:
+        raise UsageError("there is no model to ask", None, "--boot needs a --package with one")
+    check_can_boot(job.target)
+    board = next(one for one in job.own if not job.into or one.name == job.into)
+    if not arguments.json:
+        print(f"boot      a copy of the image as {board.name}, without a network", file=sys.stderr, flush=True)
+    return first_boot(arguments.root, [*job.shared, *board.entries], board.settings, models)
 
 
 def _job(arguments: argparse.Namespace, scratch: Path) -> ImageJob:
@@ -64,15 +88,15 @@ def _job(arguments: argparse.Namespace, scratch: Path) -> ImageJob:
     shared_settings = image_plan.read_settings(arguments.settings)
     target = inspect_root(arguments.root, arguments.arch)
     where = str(arguments.settings or arguments.root)
-    own: list[tuple[str, Sequence[Entry]]] = []
+    own: list[BoardFiles] = []
     settings = Settings()
     for device in devices:
         text, settings = image_plan.settings_text(shared_settings, device.settings, device.where)
-        own.append((device.name, image_plan.own_entries(text, device)))
+        own.append(BoardFiles(device.name, settings, image_plan.own_entries(text, device)))
     if not devices:
         text, settings = image_plan.settings_text(shared_settings, {}, where)
         image_plan.check_own_name(settings, arguments.root, where)
-        own.append((into, image_plan.own_entries(text, None)))
+        own.append(BoardFiles(into, settings, image_plan.own_entries(text, None)))
     root_file = _root_file(arguments, settings)
     packages = image_plan.verify_packages(arguments.package, root_file)
     trust = None
@@ -142,9 +166,9 @@ def _write_overlays(job: ImageJob, out: Path | None) -> None:
     if out is None:
         return
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, entries in job.own:
-        data = image_plan.overlay(entries)
-        path = out / f"{name}.tar"
+    for board in job.own:
+        data = image_plan.overlay(board.entries)
+        path = out / f"{board.name}.tar"
         if path.is_file() and path.read_bytes() == data:
             continue
         fresh = path.with_suffix(".new")
@@ -154,21 +178,24 @@ def _write_overlays(job: ImageJob, out: Path | None) -> None:
         fresh.replace(path)
 
 
-def _print(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Action]) -> None:
+def _print(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Action], boot: FirstBoot | None) -> None:
     changed = [one for one in actions if one.kind != "same"]
     if arguments.json:
-        print(json.dumps(_report(arguments, job, actions), indent=2))
+        report = _report(arguments, job, actions)
+        print(json.dumps(report if boot is None else {**report, "boot": asdict(boot)}, indent=2))
         return
     print(job.target.text())
     if arguments.dry_run:
         print("\n".join(one.text() for one in actions))
+    if boot is not None:
+        print("\n".join(boot.lines()))
     for package in job.packages:
         names = ", ".join([*package.models, *(f"adapter {one}" for one in package.adapters)])
         print(f"package   {package.line}: {names}, {bytes_text(package.size_bytes)}; verified, tried at the first boot")
-    for name, entries in job.own:
-        place = f"in {arguments.out / name}.tar" if arguments.out is not None else f"in {arguments.root}"
-        if arguments.out is not None or name == job.into:
-            print(f"board     {name}: {len(entries)} files of its own {place}")
+    for board in job.own:
+        place = f"{arguments.out / board.name}.tar" if arguments.out is not None else arguments.root
+        if arguments.out is not None or board.name == job.into:
+            print(f"board     {board.name}: {len(board.entries)} files of its own in {place}")
     did = "would be" if arguments.dry_run else "were"
     written = sum(one.entry.size for one in changed if one.entry is not None)
     print(
@@ -184,7 +211,7 @@ def _report(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Acti
         "arch": job.target.machine,
         "python": f"{job.target.python[0]}.{job.target.python[1]}",
         "packages": [{"release": one.line, "models": one.models, "adapters": one.adapters} for one in job.packages],
-        "boards": [name for name, _ in job.own],
+        "boards": [board.name for board in job.own],
         "files": [{"action": one.kind, "name": f"/{one.name}"} for one in actions],
         "changed": sum(one.kind != "same" for one in actions),
     }
@@ -196,7 +223,8 @@ def _remove(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"files": [{"action": one.kind, "name": f"/{one.name}"} for one in actions]}, indent=2))
         return 0
-    print("\n".join(one.text() for one in (actions if arguments.dry_run else kept)))
+    for one in actions if arguments.dry_run else kept:
+        print(one.text())
     did = "would be" if arguments.dry_run else "were"
     print(f"{len(actions) - len(kept)} files {did} removed; the user {GROUP} stays, files elsewhere may be its own")
     return 0
