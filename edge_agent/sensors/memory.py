@@ -55,6 +55,35 @@ def read_meminfo(root: Path, taken_s: float) -> dict[str, Reading]:
     return found
 
 
+_ZONE = re.compile(r"^Node\s+\d+, zone\s+\w+((?:\s+\d{1,19}){1,32})\s*$", re.MULTILINE)
+
+
+def parse_buddyinfo(text: str) -> tuple[int, int] | None:
+    """(pages of the largest free block, number of blocks of that size) in /proc/buddyinfo, whose columns count the free
+    blocks of 1, 2, 4 ... pages; (0, 0) where all memory is in use, None where the text is something else."""
+    zones = [[int(count) for count in zone.split()] for zone in _ZONE.findall(text)]
+    if not zones:
+        return None
+    largest = max((order for zone in zones for order, count in enumerate(zone) if count), default=None)
+    return (0, 0) if largest is None else (1 << largest, sum(zone[largest] for zone in zones if len(zone) > largest))
+
+
+def read_free_blocks(root: Path, taken_s: float) -> dict[str, Reading]:
+    """`largest_free_block`: bytes of the largest piece of memory without gaps that the kernel lists (its lists end at
+    4 MiB as a rule), and `largest_free_blocks`, what all pieces of that size have. tegrastats calls both `lfb`. A GPU
+    that shares the board's memory may find too little in large pieces although enough is free."""
+    path = str(root / "proc/buddyinfo")
+    text, reason = read_text(path)
+    parsed = parse_buddyinfo(text or "")
+    keys = ("largest_free_block", "largest_free_blocks")
+    if parsed is None:
+        why = reason or f"{path}: lists no free blocks"
+        return {key: unavailable("bytes", "buddyinfo", taken_s, why) for key in keys}
+    size_bytes, count = parsed[0] * os.sysconf("SC_PAGE_SIZE"), parsed[1]
+    values = (float(size_bytes), float(size_bytes * count))
+    return {key: Reading(value, "bytes", "buddyinfo", taken_s) for key, value in zip(keys, values, strict=True)}
+
+
 VMSTAT_KEYS = {
     "major_faults": ("pgmajfault",),
     "swapped_in": ("pswpin",),

@@ -65,6 +65,7 @@ class SensorSuite:
         readings.update(self._power(now_s))
         readings.update(self.sample_memory())
         readings.update(memory.read_faults(self._root, now_s))
+        readings.update(memory.read_free_blocks(self._root, now_s))
         if self.jtop is not None:
             _stand_in(readings, self.jtop.read(now_s))
         readings.update(throttle.read_clocks(self._root, self.board.family, now_s, self._gencmd))

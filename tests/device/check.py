@@ -11,6 +11,8 @@ import argparse
 import contextlib
 import json
 import os
+import re
+import shutil
 import statistics
 import sys
 import threading
@@ -24,10 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent.backends.api import Done, Limits, SessionJob
+from edge_agent.backends.tensorrt.engine_backend import TensorRtBackend
 from edge_agent.backends.tensorrt.engine_host.device_access import load_modules, on_device
 from edge_agent.backends.tensorrt.engine_host.loaded_engine import LoadedEngine
 from edge_agent.backends.tensorrt.host_client import EngineHost
-from edge_agent.base.errors import EdgeError
+from edge_agent.base.errors import BackendError, EdgeError
+from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, TENSORRT_PYTHON_VARIABLE
 
 ROWS, ADAPTERS = 8, 8
 
@@ -201,7 +206,9 @@ def build(check: Check, plan: str, file: str, precision: str, **more: Any) -> di
             progress, onnx=str(check.graphs / file), plan=str(check.plans / plan), profile=profile(check, file),
             precision=precision, fp32_names=["fp32:"], without_tactics=check.without_tactics, **more,
         )  # fmt: skip
-    return {**found, "stages": stages}
+        status = Path(f"/proc/{host.pid}/status").read_text()
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return {**found, "stages": stages, "peak_bytes": 1024 * int(peak[1]) if peak else None}
 
 
 def build_fp32(check: Check) -> None:
@@ -213,6 +220,7 @@ def build_fp32(check: Check) -> None:
         Path(cache_of(check)).unlink(missing_ok=True)
         figures.update(build(check, "fp32.plan", "banked.onnx", "fp32", timing_cache=cache_of(check)))
         check.tell("build, FP32", f"{figures['seconds']:.1f} s, {figures['plan_bytes'] / 1e6:.1f} MB")
+        check.tell("build, FP32: most memory of its process", f"{(figures['peak_bytes'] or 0) / 1e6:.0f} MB")
 
 
 def build_again(check: Check) -> None:
@@ -225,6 +233,80 @@ def build_again(check: Check) -> None:
             f"{figures['seconds']:.1f} s, {times:.1f} times faster, cache used: {figures['timing_cache_used']}",
             "at least 5", times >= 5,
         )  # fmt: skip
+
+
+def beside(check: Check) -> None:
+    """What a build costs the engine that answers meanwhile."""
+    with check.part("beside a build") as figures, check.host("fp32.plan") as host:
+        feed = check.feed(1)
+        place(host, 0, adapter_of(check, 1))
+        figures["alone_ms"] = median_ms(lambda: host.run(feed, 1), check.repeats)
+        request = {
+            "onnx": str(check.graphs / "base.onnx"), "plan": str(check.plans / "beside.plan"), "precision": "fp32",
+            "profile": profile(check, "base.onnx"), "without_tactics": check.without_tactics, "niceness": 10,
+        }  # fmt: skip
+        with check.host() as builder:
+            building = threading.Thread(target=builder.build, kwargs=request)
+            building.start()
+            samples = []
+            while building.is_alive():
+                started_s = time.perf_counter()
+                host.run(feed, 1)
+                samples.append((time.perf_counter() - started_s) * 1e3)
+            building.join()
+        figures.update(runs=len(samples), beside_ms=statistics.median(samples), longest_ms=max(samples))
+        check.tell("a batch alone, beside a build, the longest beside it",
+                   "{alone_ms:.3f}, {beside_ms:.3f}, {longest_ms:.1f} ms".format(**figures))  # fmt: skip
+
+
+def interpreter(check: Check) -> str:
+    """The interpreter with TensorRT, with this process's module path: a worker's host gets none of it."""
+    path = check.plans / "python"
+    path.write_text(
+        f"#!/bin/sh\nexport PYTHONPATH='{os.environ.get('PYTHONPATH', '')}'\nexec '{check.python}' \"$@\"\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def backend(check: Check) -> None:
+    """The worker's own way: no engine, a build under a cap, an engine that is unproven and then kept, a second load."""
+    with check.part("backend") as figures:
+        if check.without_tactics:
+            check.tell("backend", "left out: it builds with every library, and some are not to be used here")
+            return
+        folder = check.plans / "engines"
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ[TENSORRT_PYTHON_VARIABLE], os.environ[ENGINE_FOLDER_VARIABLE] = interpreter(check), str(folder)
+        options = {"max_rows": ROWS, "max_tokens": check.sizes["longest"], "precision": "fp32"}
+        files = {"model": str(check.graphs / "banked.onnx")}
+        for name, more in (("no engine", {"build": False}), ("a build over its cap", {"memory_bytes": 16 << 20})):
+            try:
+                TensorRtBackend().load(files, {**options, **more}).close()
+                figures[name] = "NOT REFUSED"
+            except BackendError as error:
+                figures[name] = str(error)
+            check.tell(f"backend: {name}", figures[name][:160], "refused", figures[name] != "NOT REFUSED")
+        started_s = time.monotonic()
+        first = TensorRtBackend().load(files, options)
+        figures["build_s"], unproven = time.monotonic() - started_s, first.unproven
+        first.judge(passed=True)
+        figures["footprint"] = first.footprint()._asdict()
+        first.close()
+        started_s = time.monotonic()
+        again = TensorRtBackend().load(files, {**options, "build": False})
+        figures["load_s"], proven = time.monotonic() - started_s, not again.unproven
+        rows = [[int(token) for token in row if token] for row in check.feed(1)["input_ids"]]
+        again.submit(SessionJob("one", None, rows, {}))
+        (event,) = again.step(Limits(ROWS, 1))
+        again.close()
+        check.tell("backend: first load with its build, load from the cache",
+                   f"{figures['build_s']:.1f}, {figures['load_s']:.1f} s", "unproven, then kept and answering",
+                   unproven and proven and isinstance(event, Done))  # fmt: skip
+        held = sum(value for name, value in figures["footprint"].items() if name != "device_bytes")
+        figures["counted_bytes"] = figures["footprint"]["device_bytes"]
+        check.tell("backend: memory of engine, context and bank; of it in the board's own",
+                   f"{held / 1e6:.0f}, {figures['counted_bytes'] / 1e6:.0f} MB")  # fmt: skip
 
 
 def build_base(check: Check) -> None:
@@ -547,7 +629,7 @@ def refusals(check: Check) -> None:
             check.tell(name, sentence[:160], "refused", sentence != "NOT REFUSED")
 
 
-PARTS = (build_fp32, fp32, build_base, refusals, kills, fp16, int8, build_again, churn)
+PARTS = (build_fp32, fp32, build_base, refusals, kills, fp16, int8, build_again, beside, backend, churn)
 
 
 def main() -> int:

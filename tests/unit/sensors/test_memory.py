@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.sensors.memory import (
     memory_controller,
+    parse_buddyinfo,
     parse_cgroup,
     parse_limit,
     parse_meminfo,
@@ -17,6 +18,7 @@ from edge_agent.sensors.memory import (
     parse_reclaimable,
     read_cgroup,
     read_faults,
+    read_free_blocks,
     read_held,
     read_meminfo,
     read_pressure,
@@ -45,6 +47,32 @@ def test_without_meminfo_every_figure_has_a_reason(tmp_path: Path) -> None:
     found = read_meminfo(tmp_path, 1.0)
     assert found["ram_total"].value == 12 * 1024
     assert "has no MemAvailable" in str(found["ram_available"].reason)
+
+
+BUDDYINFO = """\
+Node 0, zone      DMA      0      0      0      0      0      0      0      0      1      1      3
+Node 0, zone    DMA32     67     62     65     61     51     48     41     39     34     23    724
+Node 0, zone   Normal  22385  11022   3989   1832   2055    990    663    205     54     57      0
+"""
+
+
+def test_the_largest_free_block_and_how_many_there_are(tmp_path: Path) -> None:
+    assert parse_buddyinfo(BUDDYINFO) == (1024, 727)
+    assert parse_buddyinfo("Node 0, zone Normal 5 0 2 0 \n") == (4, 2)
+    assert parse_buddyinfo("Node 0, zone Normal 0 0 0\n") == (0, 0)
+    assert parse_buddyinfo("no such list") is None
+    sysfs.Tree(tmp_path).write("proc/buddyinfo", BUDDYINFO)
+    found, page = read_free_blocks(tmp_path, 1.0), os.sysconf("SC_PAGE_SIZE")
+    assert found["largest_free_block"].value == 1024 * page
+    assert found["largest_free_blocks"].value == 727 * 1024 * page
+    lost = read_free_blocks(tmp_path / "nowhere", 1.0)["largest_free_block"]
+    assert lost.value is None and "does not" in str(lost.reason)
+
+
+@given(st.text(max_size=300))
+def test_any_list_of_free_blocks_is_read_or_is_none(text: str) -> None:
+    found = parse_buddyinfo(text)
+    assert found is None or all(one >= 0 for one in found)
 
 
 def test_pressure(tmp_path: Path) -> None:
