@@ -185,11 +185,11 @@ class EngineBuilds:
             if worker is not None:
                 await worker.process.close()
         finally:
-            self._memory.ledger.release(beside(served))
+            self._memory.ledger.release(served.build_account)
 
     async def _load_beside(self, served: ServedModel, wanted: Variant) -> None:
         plan = self._plan(served, wanted)
-        self._memory.ledger.promise(beside(served), build_claim(plan))
+        self._memory.ledger.promise(served.build_account, build_claim(plan))
         listener = _BesideListener(served, self._events, self._take_death)
         begun_s, gpu_bytes = self._context.clock.monotonic_s(), self._host.gpu_bytes()
         process = await self._spawn(listener)
@@ -208,8 +208,10 @@ class EngineBuilds:
                 raise WorkerError(f"the worker ended: {listener.death.reason}", "worker")
             await self._attach_as(served, worker)
             self._check_is_wanted(served, wanted)
-            await self._take_over(served, worker, answer, load_s, gpu_bytes)
+            old = self._take_over(served, worker, answer, load_s, gpu_bytes)
         served.wake_up()
+        if old is not None:  # without the lock: the next batch does not wait for its end
+            await old.process.close()
 
     def _plan(self, served: ServedModel, wanted: Variant) -> LoadPlan:
         """With what the chosen variant is loaded beside. Raises MemoryRefused where there is no room for both now."""
@@ -234,14 +236,14 @@ class EngineBuilds:
             if adapter is not None and adapter.digest == digest and worker.attached.get(name) != digest:
                 await worker.attach(adapter)
 
-    async def _take_over(
+    def _take_over(
         self, served: ServedModel, worker: WorkerHandle, answer: ModelLoaded, load_s: float, gpu_bytes: int
-    ) -> None:
-        """Replace the worker of a model whose lock is held. Nothing is awaited between the two."""
+    ) -> WorkerHandle | None:
+        """Replace the worker of a model whose lock is held; returns the old one, which the caller closes at once."""
         now_s, ledger = self._context.clock.monotonic_s(), self._memory.ledger
         before, old = served.model.variant, served.drop_worker()
         ledger.release(served.name)
-        ledger.release(beside(served))
+        ledger.release(served.build_account)
         served.drop_successor()
         ledger.promise(served.name, worker.plan.claim)
         served.fallback.passed(now_s)
@@ -252,8 +254,7 @@ class EngineBuilds:
         text = f"model {served.name!r} runs {worker.plan.packaged.name} instead of {before.name}: its engine is ready"
         data = {"model": served.name, "variant": worker.plan.packaged.name}
         self._context.announce("variant-changed", text, data, "info")
-        if old is not None:
-            await old.process.close()
+        return old
 
     def _check_is_wanted(self, served: ServedModel, wanted: Variant) -> None:
         if served.fallback.wanted is not wanted or served.lifecycle.is_removed:
@@ -268,11 +269,6 @@ class EngineBuilds:
             data = {"model": served.name, "state": "done", "took_s": round(built_s, 1)}
             text = f"model {served.name!r}: its engine was built and loaded in {duration_text(built_s)}"
             self._context.announce("engine-build", text, data, "info")
-
-
-def beside(served: ServedModel) -> str:
-    """The name of the account of what a model takes beside its worker. '/' is in no model's name."""
-    return f"{served.name}/engine"
 
 
 def build_claim(plan: LoadPlan) -> MemoryClaim:

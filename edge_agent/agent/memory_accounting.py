@@ -6,6 +6,7 @@ during a load is in no process's own figure. It is counted to the model that was
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from edge_agent.agent.ports import FootprintCache, Host
@@ -44,6 +45,7 @@ class MemoryAccounting:
     def measure(self, served_models: Iterable[ServedModel], now_s: float) -> None:
         """Measure the workers that were used since they were measured, each at most every ten seconds."""
         for served in served_models:
+            self._measure_build(served, now_s)
             worker = served.worker
             if worker is None or not served.lifecycle.is_loaded:
                 continue  # a worker that still loads holds only a part of what it will hold
@@ -55,6 +57,16 @@ class MemoryAccounting:
             if now_s - worker.loaded_s >= SETTLED_S:
                 self.ledger.settle(served.name)
         self._keep()
+
+    def _measure_build(self, served: ServedModel, now_s: float) -> None:
+        """Enter what a build beside holds by now: what it has taken is not available any more, and must not be
+        subtracted a second time as promised."""
+        name = served.build_account
+        if served.successor is None or now_s - self._measured_s.get(name, -math.inf) < MEASURE_EVERY_S:
+            return
+        self._measured_s[name] = now_s
+        if (held := self.host.process_bytes(served.successor.process.pid)) is not None:
+            self.ledger.hold(name, *held)
 
     def _measure(self, served: ServedModel, load_s: float | None = None) -> bool:
         """Enter what the worker holds by the kernel's figures; False when there are none. `load_s`: of its load."""

@@ -77,6 +77,11 @@ class ServedModel:
         return self.model.name
 
     @property
+    def build_account(self) -> str:
+        """The name of the memory account of `successor`; '/' is in no model's name."""
+        return f"{self.name}/engine"
+
+    @property
     def generates(self) -> bool:
         """Whether the model continues prompts."""
         return self.model.task.kind == "generate"

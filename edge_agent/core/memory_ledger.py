@@ -106,7 +106,8 @@ class MemoryLedger:
 
     def load_s(self, digest: str) -> float | None:
         """Seconds that the variant's last load took on this device, with any settings; None before the first."""
-        return next((figure.load_s for key, figure in reversed(self._figures.items()) if key.digest == digest), None)
+        found = (figure.load_s for key, figure in reversed(self._figures.items()) if key.digest == digest)
+        return next((load_s for load_s in found if load_s > 0.0), None)  # a build is measured without one
 
     def ratio(self, runtime: str) -> float:
         """Measured over stated bytes: the (upper) median over the runtime's variants, 1 before the first.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.agent.engine_builds import BUILD_BYTES, beside
+from edge_agent.agent.engine_builds import BUILD_BYTES
 from edge_agent.agent.status_builder import model_entry
 from edge_agent.base.errors import BackendError
 from edge_agent.base.limits import GIB, MIB
@@ -69,7 +69,7 @@ def test_the_fallback_answers_until_the_engine_takes_over() -> None:
         assert await asked(device, "1", body={"text": "on", "adapter": "a"}) == "fp32"
         fallback = answering(device)
         assert building(device).answered_by == "onnx/fp32" and building(device).stage == "build"
-        assert beside(device.served()) in device.manager.ledger.accounts()
+        assert device.served().build_account in device.manager.ledger.accounts()
         await later(BUILD_S / 2)
         assert await asked(device, "2") == "fp32"
         await later(BUILD_S)
@@ -255,7 +255,7 @@ def test_a_new_version_ends_the_build_of_the_old_one() -> None:
         device.library.change("m", variant=newer, variants=(newer, GRAPH))
         device.watch.tick()
         await later(1.0)
-        assert old.closed and beside(device.served()) not in device.manager.ledger.accounts()
+        assert old.closed and device.served().build_account not in device.manager.ledger.accounts()
         assert await asked(device, "2") == "fp16", "the newer version has its engine"
 
     Device.run(scenario, model(GRAPH), plan=plan())
@@ -295,6 +295,21 @@ def test_the_death_of_the_fallback_does_not_end_the_build() -> None:
         answering(device).die("killed by SIGSEGV")
         assert device.served().worker is None, "the death of the one that took over is heard"
         assert await asked(device, "4") == "fp16"
+
+    Device.run(scenario, model(GRAPH), plan=plan())
+
+
+def test_what_a_build_holds_is_measured() -> None:
+    """Else memory that it has taken already is promised to nobody a second time."""
+
+    async def scenario(device: Device) -> None:
+        await asked(device, "1")
+        ledger, name = device.manager.ledger, device.served().build_account
+        before, builder = ledger.outstanding_bytes, device.spawner.last
+        device.sensors.pss[builder.pid] = 300 * MIB
+        await tick(device, 11.0)
+        assert ledger.accounts()[name].held_bytes == 300 * MIB
+        assert ledger.outstanding_bytes == before - 300 * MIB
 
     Device.run(scenario, model(GRAPH), plan=plan())
 
