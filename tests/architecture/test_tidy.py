@@ -112,7 +112,7 @@ PARSERS = {
     ),
     "edge_agent/sensors/files.py": ("parse_number", "files of /sys"),
     "edge_agent/sensors/memory.py": (
-        "daemon_bytes parse_cgroup parse_meminfo parse_pressure parse_reclaimable parse_vmstat",
+        "daemon_bytes parse_buddyinfo parse_cgroup parse_meminfo parse_pressure parse_reclaimable parse_vmstat",
         "files of /proc and of the control group",
     ),
     "edge_agent/sensors/power.py": ("parse_pmic", "output of vcgencmd"),
