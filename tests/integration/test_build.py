@@ -458,3 +458,17 @@ def test_methods_are_compared_side_by_side(built, folder):
     assert "Latencies were measured in turns" in report
     assert "## What to choose" in report
     assert "With LoRA a further task adds a file of " in report
+
+
+def test_a_diagnosis_shows_intruders_and_fails_where_the_recipe_says_so(built, folder):
+    done = forge("diagnose", folder, "--build", folder / "build", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    run = found["runs"]["lamps lora"]
+    changed = [one for one in run["weights"] if one["change"] > 0]
+    assert changed and all(one["rank_90"] <= run["train"]["settings"]["rank"] for one in changed)
+    assert Path(found["report"][1]).read_text().count("<svg") == 2
+    strict = ("--set", "diagnose.cosine=1.0", "--set", "diagnose.beyond=fail")
+    done = forge("diagnose", folder, "--build", folder / "build", *strict)
+    assert done.returncode == 1 and "lamps lora has " in done.stderr and "the recipe takes 0" in done.stderr
+    assert "singular values" in (folder / "build" / "reports" / "diagnose-lamps.md").read_text(), "the repair was tried"

@@ -78,7 +78,7 @@ STATES = (
 FORGE = {
     **{
         f"{verb} {{toml}} --build {{tmp}}/b": "toml"
-        for verb in ("train", "evaluate", "export", "quantize", "package", "build", "compare")
+        for verb in ("train", "evaluate", "export", "quantize", "package", "build", "compare", "diagnose")
     },
     "init name --dir {tar}": "tar",
     "keygen {tar}": "tar",

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_agent.base.errors import ConfigError, UsageError
+from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge.kinds import registry
 from edge_forge.kinds.api import Figures, Kind, RecipePlan
 from edge_forge.plan.cache import Cache, write_json
 from edge_forge.progress import Progress, size
 from edge_forge.recipe import schema
-from edge_forge.report import blocks
+from edge_forge.report import blocks, diagnosis_report
 from edge_forge.train.methods import METHODS
 from edge_forge.train.settings import NAMES
 
@@ -153,6 +153,50 @@ def compare(arguments: argparse.Namespace) -> int:
             print()
         print(f"report: {written[1]}")
     return 0
+
+
+def diagnose(arguments: argparse.Namespace) -> int:
+    """`edge-forge diagnose`: what training did to the weights of a recipe, by its method, or by several or more ranks.
+
+    Where a run has more intruders than the recipe takes, it says so, or fails.
+    """
+    opened = {title(one.plan.recipe): one for one in _diagnosed(arguments)}
+    cache = next(iter(opened.values())).plan.steps.cache
+    found: dict[str, Mapping[str, Any]] = {}
+    with cache.locked():
+        for name, (_, plan, file) in opened.items():
+            plan.steps.progress.say(f"== {name} ==")
+            with lines_named(file):
+                plan.prepare()
+                found[name] = plan.diagnosis()
+        section = next(iter(opened.values())).plan.recipe.diagnose
+        content = diagnosis_report.blocks_of(found, section.cosine)
+        stem = "diagnose-" + next(iter(opened.values())).plan.recipe.name
+        written = _write_report(cache, stem, found, content)
+    if arguments.json:
+        print(json.dumps({"runs": found, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
+    else:
+        table = diagnosis_report.table(found)
+        print_table(table.columns, table.rows)
+        print(f"report: {written[1]}")
+    beyond = diagnosis_report.beyond(found, section.most)
+    if beyond and section.beyond == "fail":
+        raise EdgeError(beyond, "diagnose", "see the report for what scaling them down costs, or raise diagnose.most")
+    if beyond:
+        next(iter(opened.values())).plan.steps.progress.warn(beyond)
+    return 0
+
+
+def _diagnosed(arguments: argparse.Namespace) -> Iterator[Opened]:
+    """The plans of the runs: by each of --methods, by each of --ranks, or as the recipe stands."""
+    if arguments.ranks:
+        for rank in dict.fromkeys(arguments.ranks.split(",")):
+            overlay = [*arguments.overlay, f"method.rank={rank.strip()}"]
+            yield open_plan(argparse.Namespace(**{**vars(arguments), "overlay": overlay}))
+        return
+    opened = open_plan(arguments)
+    for wanted in methods(arguments.methods) if arguments.methods else [""]:
+        yield with_method(opened, wanted)
 
 
 def report_stem(folder: Path, name: str, file: Path) -> str:

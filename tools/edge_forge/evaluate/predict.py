@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_forge.models.encoder import Encoder
 from edge_forge.train.frozen_states import by_length, encode, padded
 from edge_forge.train.trained_encoder import open_trained
 
@@ -31,6 +32,14 @@ def predict_with_features(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(features [rows, width], logits [rows, labels]); otherwise as `predict`."""
     encoder, weight, bias = open_trained(base_dir, trained_dir, merged=merged)
+    return logits_of(encoder, base_dir, (weight, bias), rows, max_tokens)
+
+
+def logits_of(
+    encoder: Encoder, base_dir: Path, head: tuple[torch.Tensor, torch.Tensor], rows: Sequence[str], max_tokens: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(features, logits) of an opened encoder; `head` is weight [width, labels] and bias [labels]."""
+    weight, bias = head
     tokens, _ = encode(base_dir, rows, max_tokens)
     features = np.zeros((len(rows), encoder.width), dtype=np.float32)
     with torch.inference_mode():

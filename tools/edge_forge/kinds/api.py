@@ -39,6 +39,9 @@ class RecipePlan(Protocol):
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run every step (without `ship`: up to the measured variants) and gather what was measured."""
 
+    def diagnosis(self) -> Mapping[str, Any]:
+        """Train, and what training did to the weights: the figures that `report.diagnosis_report` shows."""
+
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""
 

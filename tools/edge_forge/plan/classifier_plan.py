@@ -102,6 +102,10 @@ class ClassifierPlan:
         adapter = self.training.trained.path("run/adapter.safetensors")
         return {**found, "adapter_bytes": adapter.stat().st_size} if adapter.is_file() else found
 
+    def diagnosis(self) -> Mapping[str, Any]:
+        """What training did to the weights, beside its record."""
+        return {**self.training.diagnosed.facts, "train": dict(self.training.trained.facts)}
+
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""
         results = {

@@ -65,6 +65,7 @@ CODE: Code = {
         ("edge_forge.evaluate.measure_onnx", "edge_forge.evaluate.paired", "edge_agent.backends.onnx"),
         (*_RUNTIME, "scipy"),
     ),
+    "diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "numpy")),
     "paired": (("edge_forge.evaluate.paired",), ("numpy", "scipy")),
     "probes": (
         (
@@ -340,6 +341,33 @@ class ClassifierTraining:
             return facts
 
         return self.steps.run("evaluate", inputs, settings, work)
+
+    @cached_property
+    def diagnosed(self) -> StepResult:
+        """`weights`: what training did to each (`spectra.WeightDiagnosis`); `repair`: accuracy on the measured split
+        with intruders scaled down, where there are any."""
+        section, (split, measured), rows = self.recipe.diagnose, self.data.measured, self.data
+        inputs = {"base": self.base.base_id, **self.trained_digests, **self.data_step.digests(f"{split}.jsonl")}
+        most = self.recipe.task.max_tokens
+        settings = {"top": section.top, "cosine": section.cosine, "max_tokens": most, "labels": list(rows.labels)}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            quiet()
+            from edge_forge.evaluate import diagnosis
+
+            base, run = self.base.directory, self.trained.path("run")
+            found = diagnosis.of_encoder(base, run, section.top, section.cosine)
+            intruders = {one.name: one.intruders for one in found if one.intruders}
+            texts = [row.text for row in measured], [rows.labels.index(row.label) for row in measured]
+            repair = diagnosis.repaired(base, run, intruders, texts, most) if intruders else []
+            return {
+                "weights": [one.as_dict() for one in found],
+                "repair": repair,
+                "split": split,
+                "rows": len(measured),
+            }
+
+        return self.steps.run("diagnose", inputs, settings, work)
 
     @property
     def outcome(self) -> TrainingOutcome:

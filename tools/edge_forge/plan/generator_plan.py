@@ -89,6 +89,10 @@ class GeneratorPlan:
             "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, (RUNTIME,))],
         }
 
+    def diagnosis(self) -> Mapping[str, Any]:
+        """What training did to the weights, beside its record."""
+        return {**self.training.diagnosed.facts, "train": dict(self.training.trained.facts)}
+
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""
         results = {

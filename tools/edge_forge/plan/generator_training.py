@@ -44,6 +44,7 @@ CODE: Code = {
         ("edge_forge.train.generator_job",),
         (*_TORCH, "peft", "accelerate", "jinja2"),
     ),
+    "generate-diagnose": (("edge_forge.evaluate.diagnosis",), (*_TORCH, "peft", "numpy")),
     "generate-evaluate": (
         ("edge_forge.evaluate.generator_scores", "edge_forge.models.causal_lm"),
         (*_TORCH, "peft", *_SCORES),
@@ -317,6 +318,23 @@ class GeneratorTraining:
             return facts
 
         return self.steps.run("generate-evaluate", inputs, self.evaluation_settings, work, "evaluate")
+
+    @cached_property
+    def diagnosed(self) -> StepResult:
+        """`weights`: what training did to each (`spectra.WeightDiagnosis`). No repair is tried."""
+        section = self.recipe.diagnose
+        inputs = {"base": self.base.base_id, **self.trained_digests}
+
+        def work(_: Path) -> Mapping[str, Any]:
+            from edge_forge.evaluate import diagnosis
+
+            found = diagnosis.of_generator(
+                self.base.directory, self.tuned_folder, self.adapter_folder, section.top, section.cosine
+            )
+            return {"weights": [one.as_dict() for one in found], "repair": [], "split": "", "rows": 0}
+
+        settings = {"top": section.top, "cosine": section.cosine}
+        return self.steps.run("generate-diagnose", inputs, settings, work, "diagnose")
 
     @property
     def outcome(self) -> TrainingOutcome:

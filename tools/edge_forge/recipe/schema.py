@@ -74,6 +74,19 @@ class PackageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     (a generator: than its base): nothing is packaged, or it is packaged and said."""
 
 
+class DiagnoseSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[diagnose]`: what `edge-forge diagnose` calls an intruder dimension, and what it does about them."""
+
+    top: Annotated[int, msgspec.Meta(ge=1, le=512)] = 10
+    """So many singular vectors of each tuned weight are looked at, those of the largest singular values."""
+    cosine: Share = 0.5
+    """One whose largest cosine to any singular vector of the base is below this is an intruder."""
+    most: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """So many intruders, over all weights, are taken without a word."""
+    beyond: Literal["warn", "fail"] = "warn"
+    """What `edge-forge diagnose` does where there are more."""
+
+
 class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every recipe has. `name` is the adapter's name on the device."""
 
@@ -81,6 +94,7 @@ class CommonRecipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     base: BaseSection
     description: str = ""
     package: PackageSection = PackageSection()
+    diagnose: DiagnoseSection = DiagnoseSection()
 
     @property
     def merged_name(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from edge_agent.base.shown_text import one_line
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B7280"
+_COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 _WIDTH = 8.0
 
 
@@ -148,6 +149,63 @@ def bars(panels: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> str:
             text = "not measured" if value is None else form.format(value)
             one.text(max(value or 0.0, floor), place, f" {text}", va="center", fontsize=9)
     return _text(figure)
+
+
+def intruders(runs: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float) -> str:
+    """A panel per run: a dot for each of the first singular vectors of every weight, by layer. Dots below the line are
+    intruders, and their number stands in the title."""
+    width = max(_WIDTH, 3.4 * len(runs))
+    figure, axes = _figure(width, 3.6, len(runs))
+    for one, (name, weights) in zip([axes] if len(runs) == 1 else axes, runs.items(), strict=True):
+        count = 0
+        for weight in weights:
+            cosines = weight["cosines"]
+            layer = layer_of(weight["name"])
+            spread = [layer + 0.6 * ((place + 0.5) / len(cosines) - 0.5) for place in range(len(cosines))]
+            below = [value < threshold for value in cosines]
+            count += sum(below)
+            one.scatter(spread, cosines, s=9, alpha=0.7, linewidths=0,
+                        color=[RED if under else BLUE for under in below])  # fmt: skip
+        one.axhspan(0, threshold, color=RED, alpha=0.08)
+        one.axhline(threshold, color=RED, linewidth=1)
+        one.text(0.02, 0.04, "intruders: unlike anything in the base", color=RED, fontsize=9, va="center",
+                 transform=one.get_yaxis_transform())  # fmt: skip
+        one.set_title(f"{one_line(name)}: {count} intruder{'s' * (count != 1)}")
+        one.set(ylim=(0, 1.04), xlabel="layer", ylabel="largest cosine to the base")
+        one.set_xticks(sorted({layer_of(weight["name"]) for weight in weights}))
+    return _text(figure)
+
+
+def updates(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Left: the share of an update's squared norm in its first directions, mean over the weights that changed. Right:
+    the update's norm over the base's, by layer. A line per run."""
+    figure, (left, right) = _figure(_WIDTH, 3.4, 2)
+    for (name, weights), colour in zip(runs.items(), _COLOURS * len(runs), strict=False):
+        changed = [weight for weight in weights if weight["change"] > 0]
+        if not changed:
+            continue
+        points = len(changed[0]["energy"])
+        mean = [sum(weight["energy"][at] for weight in changed) / len(changed) for at in range(points)]
+        left.plot([100 * at / (points - 1) for at in range(points)], [100 * value for value in mean], color=colour,
+                  label=one_line(name))  # fmt: skip
+        layers = sorted({layer_of(weight["name"]) for weight in weights})
+        shares = []
+        for layer in layers:
+            own = [weight["change"] / weight["norm"] for weight in weights if layer_of(weight["name"]) == layer]
+            shares.append(100 * sum(own) / len(own))
+        right.plot(layers, shares, color=colour, marker="o", markersize=4, label=one_line(name))
+        right.set_xticks(layers)
+    left.set(xlim=(0, 100), ylim=(0, 103), xlabel="directions used, % of all", ylabel="% of the update's energy")
+    left.set_title("How low the update's rank is")
+    right.set(ylim=(0, None), xlabel="layer", ylabel="change, % of the base's norm")
+    right.set_title("How much each layer changed")
+    left.legend(frameon=False, loc="lower right")
+    return _text(figure)
+
+
+def layer_of(module: str) -> int:
+    """The number of the layer in a module's name; 0 where it has none."""
+    return next((int(part) for part in module.split(".") if part.isdigit()), 0)
 
 
 def _floor(values: Sequence[float]) -> float:
