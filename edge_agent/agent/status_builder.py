@@ -236,6 +236,7 @@ def model_entry(served: ServedModel, now_s: float) -> messages.ModelEntry:
         context=(worker.context or None) if worker is not None else None,
         sequences=(worker.sequences or None) if worker is not None else None,
         building=_building(served, now_s),
+        computed_by=(worker.computed_by or None) if worker is not None else None,
     )
 
 

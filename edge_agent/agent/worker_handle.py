@@ -33,6 +33,7 @@ class WorkerHandle:
         self.digest: str | None = None
         self.mixed = False
         self.sequences = 0
+        self.computed_by = ""
         self.context = 0
         self.attached: OrderedDict[str, str] = OrderedDict()
         self.loaded_s = self.last_used_s = self.heard_s = 0.0
@@ -65,7 +66,7 @@ class WorkerHandle:
         """The load is over; `answer` is what the process said of the model."""
         self.digest = self.plan.variant.digest
         self.mixed = answer.runtime.mixed_adapters
-        self.sequences, self.context = answer.sequences, answer.context
+        self.sequences, self.context, self.computed_by = answer.sequences, answer.context, answer.computed_by
         self.loaded_s = self.last_used_s = self.heard_s = now_s
 
     def tell_limits(self, limits: StepLimits) -> None:

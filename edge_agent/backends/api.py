@@ -194,6 +194,9 @@ class Session(abc.ABC):
     context = 0
     """Tokens of each sequence, prompt and answer together; 0: an encoder."""
 
+    computed_by = ""
+    """For people: whether GPU or processor computes, and why not the GPU; '' where there was no choice."""
+
     @property
     def unproven(self) -> bool:
         """Whether the model was compiled on this device and `judge` was not called for the result yet."""

@@ -100,8 +100,10 @@ TENSORRT_PYTHON_VARIABLE = "EDGE_TENSORRT_PYTHON"
 """Tells a worker which interpreter has tensorrt and pycuda; unset: the worker's own."""
 ENGINE_FOLDER_VARIABLE = "EDGE_ENGINE_FOLDER"
 """Tells a worker where TensorRT's engines are kept; unset: in a temporary folder, so that every load builds one."""
+GPU_LAYERS_VARIABLE = "EDGE_GPU_LAYERS"
+"""Tells a worker how many layers of a generator the GPU is to compute; unset: as many as the memory holds."""
 
 DEVICE_OPTIONS = frozenset(
-    {"max_rows", "max_tokens", "threads", "decode_threads", "memory_bytes", "shrink", "spinning", "build"}
+    {"max_rows", "max_tokens", "threads", "decode_threads", "memory_bytes", "shrink", "spinning", "build", "room_bytes"}
 )
 """Options of a load that the device decides, by its settings and its memory. A package that sets one is refused."""

@@ -22,6 +22,8 @@ SMALLEST_CONTEXT = 2 * CONTEXT_STEP
 """A context is never shrunk below this: a shorter one does not hold a conversation."""
 PROCESS_BYTES = 60 * MIB
 """A worker's interpreter, numpy and llama.cpp's libraries before any model (PSS)."""
+GPU_BYTES = 300 * MIB
+"""What CUDA takes by itself in a process that uses a GPU; 150 to 300 MB are reported of Jetson Nano and Orin."""
 SEQUENCES, KV_TYPE, BATCH = 4, "f16", 256
 """Defaults where neither the operator nor the package sets them."""
 CONTEXT_OPTION, SEQUENCES_OPTION, BATCH_OPTION = (0, CONTEXT_TOKENS), (1, 64), (8, 4096)
@@ -129,10 +131,25 @@ def need(header: GgufHeader, demand: Demand) -> Need:
     """
     cells = demand.sequences * padded(demand.context)
     cache = int(2 * header.kv_width * cells * KV_BYTES[demand.kv_type])
-    widest = max(4 * header.embedding, 2 * header.feed_forward)
-    graph = 4 * min(demand.batch, cells) * (2 * header.embedding + widest)
     logits = 2 * 4 * demand.sequences * header.vocab
-    return Need(header.tensor_bytes, cache, graph + logits + PROCESS_BYTES)
+    return Need(header.tensor_bytes, cache, _graph_bytes(header, demand) + logits + PROCESS_BYTES)
+
+
+def gpu_layers(header: GgufHeader) -> int:
+    """The layers that a GPU can compute: the blocks, and the output as the last."""
+    return header.blocks + 1
+
+
+def gpu_need(header: GgufHeader, demand: Demand) -> int:
+    """Bytes beside `need` where a GPU computes some layers, in memory that GPU and processor share: CUDA itself, and
+    the graph a second time. Weights and cache are in the GPU's buffers then and no longer in the process: they move."""
+    return GPU_BYTES + _graph_bytes(header, demand)
+
+
+def _graph_bytes(header: GgufHeader, demand: Demand) -> int:
+    widest = max(4 * header.embedding, 2 * header.feed_forward)
+    tokens = min(demand.batch, demand.sequences * padded(demand.context))
+    return 4 * tokens * (2 * header.embedding + widest)
 
 
 def padded(context: int) -> int:

@@ -159,6 +159,10 @@ class ModelSettings:
     multiple of 32 values; the golden probes say at the install whether the model bears it. Unset: as each package
     says."""
 
+    gpu_layers: Annotated[int | None, Between(0, 1000), Example(0)] = None
+    """Layers of a generator that the GPU computes, where llama.cpp was built for one (docs/jetson.md). Unset: all where
+    the memory holds what that takes beside the model, else none. 0: none."""
+
     shrink_context: bool = False
     """Give a generator a shorter context than its package recommends, or fewer sequences, where memory is too small for
     it. Off: it is refused with the arithmetic, since a context that shrinks in silence cuts conversations short."""

@@ -323,7 +323,8 @@ class EngineBuild(Struct, frozen=True, kw_only=True):
 class ModelEntry(Struct, frozen=True, kw_only=True):
     """A model as installed; `variant` is the digest of the chosen one, `footprint_bytes` is measured while resident, a
     resident generator has `sequences` of so many tokens of `context`. `building` is there while a variant is compiled
-    or was put off; `variant` is then the one that answers."""
+    or was put off; `variant` is then the one that answers. `computed_by` says what a GPU computes of it, or why it does
+    not; null where there was no choice."""
 
     name: str
     version: int
@@ -339,6 +340,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     context: int | None = None
     sequences: int | None = None
     building: EngineBuild | None = None
+    computed_by: str | None = None
 
 
 class Models(Struct, frozen=True, kw_only=True):

@@ -269,7 +269,8 @@ class BackendsProbed(WorkerAnswer, tag="probed"):
 class ModelLoaded(WorkerAnswer, tag="loaded"):
     """A model serves. `sequences` and `context` are a generator's (0: an encoder); `load_ms` is the time it took.
 
-    `unproven`: it was compiled on this device, and nobody has said `JudgeEngine` of the result yet.
+    `unproven`: it was compiled on this device, and nobody has said `JudgeEngine` of the result yet. `computed_by`: for
+    people, '' where there was no choice.
     """
 
     runtime: RuntimeAvailable
@@ -279,6 +280,7 @@ class ModelLoaded(WorkerAnswer, tag="loaded"):
     sequences: int = 0
     context: int = 0
     unproven: bool = False
+    computed_by: str = ""
 
 
 class AdapterAttached(WorkerAnswer, tag="attached"):

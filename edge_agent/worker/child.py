@@ -208,6 +208,8 @@ class Child:
         if traits(request.backend).compiles:
             room_bytes = request.memory.memory_bytes if request.memory is not None else 0
             bounds.update(build=request.build, memory_bytes=room_bytes)
+        if traits(request.backend).context_sized and request.memory is not None:
+            bounds.update(room_bytes=request.memory.memory_bytes)
         # `options` are the package's and the operator's together; of these words none is the package's to say.
         options = {name: value for name, value in request.options.items() if name not in DEVICE_OPTIONS}
         self._memory_bound.set(Allowance(request.allowed_bytes, request.by_board))
@@ -231,6 +233,7 @@ class Child:
             sequences=session.sequences,
             context=session.context,
             unproven=session.unproven,
+            computed_by=session.computed_by,
         )
 
     def _tell_stage(self, stage: LoadStage) -> None:

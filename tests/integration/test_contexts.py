@@ -105,3 +105,18 @@ def _held_bytes(agent: AgentProcess) -> int:
     """Resident bytes of the worker, shared pages in full: more than it holds by itself."""
     (pid,) = agent.workers()
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_gpu_that_is_asked_for_and_is_not_there_is_said_in_models(package: Path, tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        agent = limited(tmp_path / "device", broker.port, "gpu_layers = 5\ncontext = 512\nsequences = 1")
+        agent.install(package)
+        with running(agent):
+            asyncio.run(_without_gpu(broker))
+
+
+async def _without_gpu(broker: Mosquitto) -> None:
+    async with desk(broker) as table:
+        assert (await table.ask("one", PROMPT, "tiny"))["status"] == 200
+        await until(lambda: _resident(table))
+        assert _resident(table)["computed_by"] == "CPU; this build of llama.cpp has no GPU"

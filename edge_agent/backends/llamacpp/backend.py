@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 from edge_agent.backends.api import (
     Backend,
@@ -17,6 +19,7 @@ from edge_agent.backends.api import (
 from edge_agent.backends.gguf import KV_BLOCK, KV_BYTES, GgufHeader, padded, read_header
 from edge_agent.base.errors import BackendError, BackendMissing, MemoryRefused
 from edge_agent.base.limits import CONTEXT_TOKENS
+from edge_agent.base.runtimes import GPU_LAYERS_VARIABLE
 from edge_agent.base.units import bytes_text
 from edge_agent.bundle.gguf_memory import (
     BATCH,
@@ -27,15 +30,21 @@ from edge_agent.bundle.gguf_memory import (
     advice,
     arithmetic,
     fitted,
+    gpu_layers,
+    gpu_need,
     need,
 )
 
 NAME = "llamacpp"
+LoadedT = TypeVar("LoadedT")
+_DIGITS = 4
+_WHY_CHARS = 200
 # max_tokens, context: tokens of one sequence (context 0: as the package's task says). sequences: how many are decoded
 # together. kv_type: format of the cache. batch: the most tokens of one call; prompt_chunk: of prompts while others
 # decode; turn_steps: calls until another adapter's sequences are computed. decode_threads: at most so many while no
 # prompt is read (0: as many as granted). repack: a second copy of the weights in the CPU's own order. memory_bytes:
 # what may be used (0: unknown), shrink: make the context smaller rather than refuse; max_rows is not needed.
+# room_bytes: what the device has for this load, the model included (0: unknown), of which a GPU may take a part.
 DEFAULTS: Final[Mapping[str, Any]] = {
     "max_rows": 16,
     "max_tokens": 2048,
@@ -51,6 +60,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "repack": False,
     "memory_bytes": 0,
     "shrink": False,
+    "room_bytes": 0,
 }
 _RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "max_rows": (1, 1024),
@@ -77,7 +87,7 @@ class LlamaBackend(Backend):
         return Capabilities(
             runtime="llama.cpp",
             version=library.version,
-            devices=("cpu",),
+            devices=("gpu", "cpu") if library.has_gpu else ("cpu",),
             dtypes=("f16", "q8_0", "q4_k_m", "q4_0"),
             adapters=True,
             mixed_adapters=False,
@@ -99,7 +109,7 @@ class LlamaBackend(Backend):
         from edge_agent.backends.llamacpp.model import LlamaModel
         from edge_agent.backends.llamacpp.session import LlamaSession, SessionSettings
 
-        model = LlamaModel(open_library(), path, checked["repack"])
+        library = open_library()
         cells = sequences * padded(context)
         settings = SessionSettings(
             base_id=checked["base_id"],
@@ -112,11 +122,62 @@ class LlamaBackend(Backend):
             kv_type=checked["kv_type"],
             cells=cells,
         )
+
+        def load(layers: int, computed_by: str) -> LlamaSession:
+            model = LlamaModel(library, path, checked["repack"], gpu_layers=layers)
+            try:
+                return LlamaSession(model, header, replace(settings, computed_by=computed_by))
+            except BackendError:
+                model.close()
+                raise
+
+        demand = Demand(context, sequences, checked["kv_type"], checked["batch"])
+        wanted, why = wanted_layers(header, demand, checked["room_bytes"], asked_layers(), library.has_gpu)
+        return on_gpu_or_not(load, wanted, gpu_layers(header), why)
+
+
+def asked_layers() -> int | None:
+    """What the operator set; None: to be decided by the memory. Raises BackendError for what is no number."""
+    text = os.environ.get(GPU_LAYERS_VARIABLE)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > _DIGITS:
+        raise BackendError(f"{GPU_LAYERS_VARIABLE} is {text[:20]!r}, a number of layers is needed", NAME)
+    return int(text)
+
+
+def wanted_layers(
+    header: GgufHeader, demand: Demand, room_bytes: int, asked: int | None, has_gpu: bool
+) -> tuple[int, str]:
+    """How many layers the GPU is to compute, and, where none of those that could be, why not ('' where that was asked).
+
+    `room_bytes`: what the device has for the model and all it brings (0: not known).
+    """
+    most = gpu_layers(header)
+    if not has_gpu:
+        return 0, "this build of llama.cpp has no GPU" if asked else ""
+    if asked is not None:
+        return min(asked, most), "" if asked else "models.gpu_layers = 0"
+    short_bytes = sum(need(header, demand)) + gpu_need(header, demand) - room_bytes
+    if room_bytes and short_bytes > 0:
+        takes = bytes_text(gpu_need(header, demand))
+        return 0, f"the GPU takes {takes} beside the model, {bytes_text(short_bytes)} of it are missing"
+    return most, ""
+
+
+def on_gpu_or_not(load: Callable[[int, str], LoadedT], wanted: int, most: int, why: str) -> LoadedT:
+    """`load(layers, computed_by)` with the layers wanted, then half of them, then none; what is refused each time is
+    in the words for people. Memory of a GPU is fragmented in ways that no figure tells. Raises what the last try
+    raised."""
+    for layers in dict.fromkeys((wanted, wanted // 2, 0)):
+        computed_by = f"GPU: {layers} of {most} layers" if layers else ("CPU" if why else "")
         try:
-            return LlamaSession(model, header, settings)
-        except BackendError:
-            model.close()
-            raise
+            return load(layers, f"{computed_by}; {why}" if why else computed_by)
+        except BackendError as error:
+            if not layers:
+                raise
+            why = f"{layers} layers were refused: {error.what}"[:_WHY_CHARS]
+    raise AssertionError("the last try has no layers")
 
 
 def fitting(header: GgufHeader, options: Mapping[str, Any], where: str) -> tuple[int, int]:

@@ -29,6 +29,8 @@ _NO_MEMORY = re.compile(
     r"fail\w* to (?:m|c|re)?alloc|bad_alloc|insufficient memory|out of memory|ENOMEM", re.IGNORECASE
 )
 _BUFFER = re.compile(r"(KV|compute|output|LoRA)\s+buffer size\s*=\s*([0-9.]+) MiB")
+# 'CUDA0 model buffer size', 'CUDA0 KV buffer size'; not CPU, CPU_Mapped, CUDA_Host, which is the processor's memory.
+_GPU_BUFFER = re.compile(r"\b[A-Z][A-Za-z]*[0-9]+\s+(?:model|KV|compute|output|RS)\s+buffer size\s*=\s*([0-9.]+) MiB")
 
 # Instruction sets that a build can need: ggml's name and the kernel's (x86: flags, ARM: Features in /proc/cpuinfo).
 INSTRUCTIONS: Final[Mapping[str, str]] = {
@@ -60,6 +62,7 @@ class Log:
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self.buffer_mib: dict[str, float] = {}
+        self.gpu_mib = 0.0
 
     def take(self, level: int, line: bytes, _context: object) -> None:
         """One line from the library; called by it, so nothing may be raised here."""
@@ -67,6 +70,9 @@ class Log:
         found = _BUFFER.search(text)
         if found:
             self.buffer_mib[found[1]] = self.buffer_mib.get(found[1], 0.0) + float(found[2])
+        found = _GPU_BUFFER.search(text)
+        if found:
+            self.gpu_mib += float(found[1])
         if level in _REASONS and text and not text.startswith(_NOISE):
             self._lines.append(text)
 
@@ -74,6 +80,7 @@ class Log:
         """Drop the lines so far."""
         self._lines.clear()
         self.buffer_mib.clear()
+        self.gpu_mib = 0.0
 
     def reason(self) -> str:
         """The lines since `begin`, joined to one."""
@@ -95,6 +102,11 @@ class LlamaLibrary:
         self._callback = api.llama_log_callback(self.log.take)
         api.llama_log_set(self._callback, None)
         api.llama_backend_init()
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether this build computes on a GPU, and there is one."""
+        return bool(self.api.llama_supports_gpu_offload())
 
 
 _opened: list[LlamaLibrary] = []

@@ -70,6 +70,7 @@ class LlamaContext:
         mib = model.library.log.buffer_mib
         self.cache_bytes = int(mib.get("KV", 0.0) * (1 << 20))
         self.arena_bytes = int((mib.get("compute", 0.0) + mib.get("output", 0.0)) * (1 << 20))
+        self.gpu_bytes = int(model.library.log.gpu_mib * (1 << 20))
         self._memory = self._api.llama_get_memory(self.handle)
         self._api.llama_set_abort_callback(self.handle, self._poll, ctypes.cast(self._stop, ctypes.c_void_p))
         self._batch = _Batch(self._api, min(sizes.batch, self._api.llama_n_batch(self.handle)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,16 @@ DEEP_BYTES = 4096
 STACK_BYTES_PER_BYTE = 1024
 """llama.cpp splits texts of some vocabularies (tekken, gpt-4o, falcon) by a regular expression that recurses for every
 character of a long word: 32 KiB of one letter overran a stack of 8 MiB. Stack that is not touched takes no memory."""
+
+_NO_DEVICES = (ctypes.c_void_p * 1)(None)
+_SHARED = "/dev/nvmap"
+"""The allocator of a Jetson's GPU, which takes from the memory of the processor."""
+
+
+def shares_memory() -> bool:
+    """Whether GPU and processor have one memory."""
+    return os.path.exists(_SHARED)  # noqa: PTH110 (pathlib costs memory for one line)
+
 
 BYTE_LEVEL = "gpt2"
 """The tokenizer for which llama.cpp's default for bos and eos is no special token but number 11 of GPT-2's."""
@@ -45,12 +56,17 @@ class LlamaModel:
     Raises BackendError when the file cannot be loaded.
     """
 
-    def __init__(self, library: LlamaLibrary, path: str, repack: bool, vocabulary_only: bool = False) -> None:
+    def __init__(
+        self, library: LlamaLibrary, path: str, repack: bool, vocabulary_only: bool = False, gpu_layers: int = 0
+    ) -> None:
         self.library = library
         api = library.api
         settings = api.llama_model_default_params()
         settings.load_mode = api.LLAMA_LOAD_MODE_MMAP
-        settings.n_gpu_layers = -1
+        settings.n_gpu_layers = gpu_layers
+        if not gpu_layers:
+            # An empty list of devices, ended by a null pointer: a GPU that is listed takes its memory without a layer.
+            settings.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p).value
         # Repacked weights are a second, anonymous copy, and AMX buffers crash on quantised models (llama.cpp#20824).
         settings.use_extra_bufts = repack
         settings.vocab_only = vocabulary_only
@@ -58,6 +74,7 @@ class LlamaModel:
         self.handle = api.llama_model_load_from_file(path.encode(), settings)
         if not present(self.handle):
             raise never("cannot load the model", path, library.log)
+        self.gpu_bytes = int(library.log.gpu_mib * MIB)
         self.vocab = api.llama_model_get_vocab(self.handle)
         self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
 

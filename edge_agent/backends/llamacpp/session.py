@@ -30,7 +30,7 @@ from edge_agent.backends.encoder_session import JobQueue, Piece
 from edge_agent.backends.gguf import GgufHeader, read_header
 from edge_agent.backends.llamacpp.grammar_client import FollowedGrammar, GrammarClient, Phase, grammar_of
 from edge_agent.backends.llamacpp.llama_context import ContextSizes, DecodeInput, LlamaContext, Outcome
-from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary
+from edge_agent.backends.llamacpp.model import LlamaModel, LlamaVocabulary, shares_memory
 from edge_agent.backends.llamacpp.sampler import Sampler, logprob
 from edge_agent.backends.llamacpp.sequence_slots import SequenceSlots
 from edge_agent.backends.llamacpp.step_schedule import (
@@ -64,6 +64,7 @@ class SessionSettings:
     decode_threads: int
     kv_type: str
     cells: int
+    computed_by: str = ""
 
 
 class _Adapter(NamedTuple):
@@ -86,7 +87,7 @@ class LlamaSession(Session):
         self._model = model
         self._header = header
         self._settings = settings
-        self.sequences, self.context = settings.sequences, settings.context
+        self.sequences, self.context, self.computed_by = settings.sequences, settings.context, settings.computed_by
         sizes = ContextSizes(settings.cells, settings.sequences, settings.batch, settings.kv_type)
         self._context: LlamaContext | None = LlamaContext(model, sizes)
         self._vocabulary = LlamaVocabulary(model, header, settings.context)
@@ -239,10 +240,14 @@ class LlamaSession(Session):
         return True
 
     def footprint(self) -> Footprint:
-        """See `Session.footprint`: weights as mapped, adapters by their tensors, the rest as llama.cpp reports it."""
+        """See `Session.footprint`: weights as mapped, adapters by their tensors, the rest as llama.cpp reports it.
+
+        Buffers of the GPU count as the board's where both share one memory, as on a Jetson.
+        """
         context = self._live()
         adapters = sum(adapter.size_bytes for adapter in self._adapters.values())
-        return Footprint(self._header.tensor_bytes, adapters, context.cache_bytes, context.arena_bytes)
+        gpu_bytes = self._model.gpu_bytes + context.gpu_bytes if shares_memory() else 0
+        return Footprint(self._header.tensor_bytes, adapters, context.cache_bytes, context.arena_bytes, gpu_bytes)
 
     def close(self) -> None:
         """See `Session.close`."""
