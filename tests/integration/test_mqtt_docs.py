@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edge_agent.demo import show
 from edge_agent.protocol.envelope import Outbound
 from edge_agent.protocol.topics import Subscription
 from tests.integration.test_mqtt_roundtrip import device
@@ -16,6 +17,8 @@ from tests.support.mosquitto import Mosquitto, find
 from tests.support.mqtt import linked, until
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+DEMO, HERE = "edge/v1/demo/infer/minilm", "edge/v1/pi/infer/home"
+"""What the examples ask, as the demo serves it, and the small device of these tests in its place."""
 
 
 def blocks(language: str) -> list[str]:
@@ -36,11 +39,12 @@ def test_the_commands_work_as_printed(tmp_path: Path) -> None:
                 linked(broker.options("me"), [Subscription("edge/v1/client/me/reply/#")]) as me,
             ):
                 for count, command in enumerate(commands, start=1):
-                    here = command.replace("mosquitto_pub", f"mosquitto_pub -p {broker.port}")
+                    assert DEMO in command
+                    here = command.replace("mosquitto_pub", f"mosquitto_pub -p {broker.port}").replace(DEMO, HERE)
                     await asyncio.to_thread(subprocess.run, here, shell=True, check=True)
                     await until(lambda count=count: len(me.seen) == count)
-                assert [json.loads(body)["status"] for body in me.bodies] == [200, 200]
-                assert json.loads(me.bodies[1])["id"] == "1"
+                replies = [json.loads(body) for body in me.bodies]
+                assert [(one["status"], one["id"]) for one in replies] == [(200, "1"), (200, "2")]
 
     asyncio.run(run())
 
@@ -49,14 +53,32 @@ def test_the_python_works_as_printed(tmp_path: Path) -> None:
     async def run() -> None:
         program, tweak = blocks("python")
         with Mosquitto(tmp_path) as broker:
+            assert DEMO in program
             here = program.replace("1883", str(broker.port)).replace("client.connect(", tweak + "client.connect(")
-            async with device(broker):
+            here = here.replace(DEMO, HERE)
+
+            async def printed(source: str) -> str:
                 done = await asyncio.to_thread(
-                    subprocess.run, [sys.executable, "-c", here], capture_output=True, text=True, timeout=30, check=True
+                    subprocess.run,
+                    [sys.executable, "-c", source],
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    check=True,
                 )
-                assert done.stdout == "200 ['it is dark in here']\n"
+                return done.stdout
+
+            async with device(broker):
+                assert await printed(here) == "200 ['it is dark in here']\n"
+                # What the device refuses is printed with its reason.
+                assert (await printed(here.replace('"text"', '"txet"'))).startswith("422 ")
 
     asyncio.run(run())
+
+
+def test_the_examples_ask_what_the_demos_serve() -> None:
+    asked = set(re.findall(r"edge/v1/(\w+)/infer/([\w-]+)", TEXT))
+    assert asked == {(show.DEVICE, "minilm"), (show.DEVICE, show.LLM)}
 
 
 def test_the_broker_settings_start_a_broker(tmp_path: Path) -> None:
