@@ -120,12 +120,12 @@ def _by_policy(pair: MergedPair, policy: RoutingPolicy, room_bytes: int | None) 
     if speedup is None:
         return False, "the two were not measured alike"
     if policy.policy != "balanced" and speedup <= 1.0:
-        return False, "the faster one"
+        return False, "the faster one, timed at two installs"
     if policy.policy == "balanced" and speedup <= WORTH_MEMORY:
-        return False, "merging would not be a tenth faster"
+        return False, "merging would not be a tenth faster, timed at two installs"
     if room_bytes is not None and _bytes(pair.merged) > room_bytes:
         return False, f"the other models leave {bytes_text(room_bytes)} for the merged one"
-    return True, f"{speedup:.2f} times as fast"
+    return True, f"{speedup:.2f} times as fast, timed at two installs"
 
 
 def _speedup(adapter: Adapter, merged: InstalledModel) -> float | None:

@@ -39,7 +39,8 @@ def chosen(
 def test_the_sentence_has_the_figures_of_both() -> None:
     assert chosen(base(), folded()) == AdapterRoute(
         "a-merged",
-        "merged by policy 'balanced', 2.00 times as fast: on m 2 ms a text, accuracy 0.900, 1.0 MiB beside the base; "
+        "merged by policy 'balanced', 2.00 times as fast, timed at two installs: on m 2 ms a text, accuracy 0.900, "
+        "1.0 MiB beside the base; "
         "a-merged 1 ms a text, accuracy 0.900, 120.0 MiB",
     )
 
@@ -48,17 +49,24 @@ def test_the_sentence_has_the_figures_of_both() -> None:
     ("one", "other", "rules", "ceiling", "merged", "reason"),
     [
         (base(1.05), folded(), RoutingPolicy(), None, False, "would not be a tenth faster"),
-        (base(1.05), folded(), RoutingPolicy("fastest"), None, True, "1.05 times as fast"),
+        (base(1.05), folded(), RoutingPolicy("fastest"), None, True, "1.05 times as fast, timed at two installs"),
         (base(0.95), folded(), RoutingPolicy("fastest"), None, False, "the faster one"),
         (base(), folded(), RoutingPolicy("smallest"), None, False, "no second model"),
         (base(), folded(), RoutingPolicy(), 200 * MIB, False, "the other models leave 100.0 MiB for the merged one"),
         (base(), folded(), RoutingPolicy(), 60 * MIB, False, "the other models leave 0 B for the merged one"),
-        (base(), folded(), RoutingPolicy(), 220 * MIB, True, "2.00 times as fast"),
+        (base(), folded(), RoutingPolicy(), 220 * MIB, True, "2.00 times as fast, timed at two installs"),
         (base(), folded(), RoutingPolicy("fastest"), 200 * MIB, False, "leave 100.0 MiB"),
         (base(0.5), folded(accuracy=0.91), RoutingPolicy("most-accurate"), 200 * MIB, True, "the more accurate one"),
         (base(), folded(), RoutingPolicy(prefer=("merged",)), 200 * MIB, True, "merged as preferred"),
         (base(), folded(accuracy=0.88), RoutingPolicy(), None, False, "loses too much accuracy"),
-        (base(), folded(accuracy=0.88), RoutingPolicy(accuracy_loss_limit=0.02), None, True, "2.00 times as fast"),
+        (
+            base(),
+            folded(accuracy=0.88),
+            RoutingPolicy(accuracy_loss_limit=0.02),
+            None,
+            True,
+            "2.00 times as fast, timed at two installs",
+        ),
         (base(9.0), folded(accuracy=0.89), RoutingPolicy("most-accurate"), None, False, "the more accurate one"),
         (base(0.5), folded(accuracy=0.91), RoutingPolicy("most-accurate"), None, True, "the more accurate one"),
         (base(0.5), folded(), RoutingPolicy("most-accurate"), None, False, "the faster one"),
@@ -67,7 +75,7 @@ def test_the_sentence_has_the_figures_of_both() -> None:
         (base(None), folded(), RoutingPolicy(), None, False, "not measured alike"),
         (base(), folded(None), RoutingPolicy(), None, False, "not measured alike"),
         (base(text_bytes=80), folded(), RoutingPolicy(), None, False, "not measured alike"),
-        (base(accuracy=None), folded(), RoutingPolicy(), None, True, "2.00 times as fast"),
+        (base(accuracy=None), folded(), RoutingPolicy(), None, True, "2.00 times as fast, timed at two installs"),
         (base(0.1), folded(), RoutingPolicy(prefer=("int8", "merged")), None, True, "merged as preferred"),
         (base(), folded(), RoutingPolicy(prefer=("unmerged",)), None, False, "unmerged as preferred"),
     ],
