@@ -338,6 +338,20 @@ def test_files_of_somebody_else_are_neither_overwritten_nor_removed(tmp_path: Pa
         writer(root).remove()
 
 
+def test_what_was_there_before_as_wanted_is_not_taken_back(tmp_path: Path) -> None:
+    root = made_up_root(tmp_path / "root")
+    (root / "usr/local/bin").mkdir(parents=True)
+    (root / "usr/local/bin/edge-agent").symlink_to("/opt/edge-agent/bin/edge-agent")
+    (root / "etc/sysusers.d").mkdir()
+    (root / service.SYSUSERS).write_text(service.read_unit_file("edge-agent.sysusers.conf"))
+    (root / service.SYSUSERS).chmod(0o644)
+    before = snapshot(root)
+    for password in ("one", "two"):
+        writer(root).write(writer(root).plan(entries(root, tmp_path, [], password)))
+    writer(root).remove()
+    assert snapshot(root) == before
+
+
 def test_a_run_that_was_cut_off_can_be_done_again_or_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,9 @@ class ImageWriter:
         """Carry out a plan. What is recorded first covers the old files and the new, so that a run that was cut off can
         be taken back or done again."""
         before = self._recorded()
-        planned = {one.name: one.entry.digest() for one in actions if one.entry is not None and not one.entry.is_folder}
+        # What was there before, as wanted, is not provision's to take back.
+        ours = [one for one in actions if one.kind in ("write", "replace") or one.name in before]
+        planned = {one.name: one.entry.digest() for one in ours if one.entry is not None and not one.entry.is_folder}
         if all(one.kind == "same" for one in actions):
             return
         entries = [*(one.entry for one in actions if one.entry is not None), Entry(RECORD, 0o600, data=b"")]
