@@ -212,6 +212,10 @@ def _provision_verb(verbs: Any) -> None:
         "--out", type=Path, metavar="DIR", help="write a tar of its own files for every board (default: none)"
     )
     verb.add_argument(
+        "--seed", type=Path, metavar="BOOT",
+        help="leave ROOT as it is and write a seed of cloud-init into the mounted boot partition (default: none)",
+    )  # fmt: skip
+    verb.add_argument(
         "--wheel", type=Path, metavar="FILE", help="edge-agent's wheel (default: of --wheels, else of dist/ here)"
     )
     verb.add_argument(

@@ -15,7 +15,7 @@ import pytest
 from edge_agent.base.errors import EdgeError, PackageError, UsageError
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
-from edge_forge.provision import first_boot, image_plan
+from edge_forge.provision import cloud_seed, first_boot, image_plan
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.image_writer import RECORD, Entry, ImageWriter
 from edge_forge.provision.target_root import host_name, inspect_root, locate
@@ -411,6 +411,36 @@ def test_an_overlay_is_one_boards_own_files_owned_by_root(tmp_path: Path) -> Non
                      "etc/edge-agent/edge-agent.toml": (0o644, 0, 0),
                      "etc/edge-agent/credentials/mqtt-key": (0o600, 0, 0),
                      "etc/edge-agent/credentials/mqtt-password": (0o600, 0, 0)}  # fmt: skip
+
+
+def test_a_seed_of_cloud_init_holds_the_same_files_and_is_taken_back(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    root, boot = made_up_root(tmp_path / "root"), tmp_path / "boot"
+    boot.mkdir()
+    (boot / "user-data").write_text("#cloud-config\n# a template\n")
+    (boot / "network-config").write_text("version: 2\nwifis: {}\n")
+    before = snapshot(boot)
+    wanted = entries(root, tmp_path, [], "one")
+    assert cloud_seed.write_seed(boot, wanted, dry=True)[0] == "write   user-data" and snapshot(boot) == before
+    cloud_seed.write_seed(boot, wanted, dry=False)
+    assert [line.split()[:2] for line in cloud_seed.write_seed(boot, wanted, dry=False)] == [
+        ["same", name] for name in ("user-data", "meta-data", "network-config", "edge-agent/image.tar,")
+    ]
+    commands = yaml.safe_load((boot / "user-data").read_text())["runcmd"]
+    assert commands[0] == ["tar", "-C", "/", "-xpf", "/boot/firmware/edge-agent/image.tar"]
+    assert yaml.safe_load((boot / "meta-data").read_text())["instance-id"].startswith("edge-")
+    assert "wifis" in (boot / "network-config").read_text(), "somebody's network stays"
+    with tarfile.open(boot / cloud_seed.PAYLOAD) as tar:
+        found = {one.name: (one.mode, one.uid, one.linkname) for one in tar}
+    assert found == {one.name: (one.mode, 0, one.link or "") for one in wanted}
+    cloud_seed.remove_seed(boot)
+    assert snapshot(boot) == before
+    (boot / "user-data").write_text("#cloud-config\nhostname: mine\n")
+    with pytest.raises(EdgeError, match="user-data: has settings of somebody else"):
+        cloud_seed.write_seed(boot, wanted, dry=False)
+    assert not (boot / cloud_seed.PAYLOAD).exists()
+    with pytest.raises(EdgeError, match="holds no seed"):
+        cloud_seed.remove_seed(boot)
 
 
 def test_an_image_of_another_architecture_is_not_booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

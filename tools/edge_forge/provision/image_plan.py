@@ -186,18 +186,18 @@ def overlay(entries: Sequence[Entry]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, mode in ((service.CONFIG_DIR, 0o750), (CREDENTIALS, 0o700)):
-            tar.addfile(_TarMember(name, mode, tarfile.DIRTYPE))
+            tar.addfile(TarMember(name, mode, tarfile.DIRTYPE))
         for entry in entries:
-            tar.addfile(_TarMember(entry.name, entry.mode, tarfile.REGTYPE, entry.size), io.BytesIO(entry.data or b""))
+            tar.addfile(TarMember(entry.name, entry.mode, tarfile.REGTYPE, entry.size), io.BytesIO(entry.data or b""))
     return out.getvalue()
 
 
-class _TarMember(tarfile.TarInfo):
+class TarMember(tarfile.TarInfo):
     """A member that belongs to root; its time is 0."""
 
-    def __init__(self, name: str, mode: int, kind: bytes, size: int = 0) -> None:
+    def __init__(self, name: str, mode: int, kind: bytes, size: int = 0, link: str = "") -> None:
         super().__init__(name)
-        self.mode, self.type, self.size = mode, kind, size
+        self.mode, self.type, self.size, self.linkname = mode, kind, size, link
 
 
 def agent_wheel(named: Path | None, folder: Path | None) -> Path:

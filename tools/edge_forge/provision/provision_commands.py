@@ -18,6 +18,7 @@ from edge_agent.config.settings import Settings
 from edge_agent.lifecycle.service import ServiceTarget, make_user
 from edge_forge.package.package_commands import root_near
 from edge_forge.provision import image_plan
+from edge_forge.provision.cloud_seed import remove_seed, write_seed
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.first_boot import FirstBoot, check_can_boot, first_boot
 from edge_forge.provision.image_writer import GROUP, Action, Entry, ImageWriter
@@ -57,6 +58,8 @@ def provision_verb(arguments: argparse.Namespace) -> int:
         return _remove(arguments)
     with tempfile.TemporaryDirectory(prefix="edge-provision-") as scratch:
         job = _job(arguments, Path(scratch))
+        if arguments.seed is not None:
+            return _seed(arguments, job)
         writer = ImageWriter(arguments.root, own=os.geteuid() == 0)
         entries = [*job.shared, *(one for board in job.own if board.name == job.into for one in board.entries)]
         actions = writer.plan(entries)
@@ -67,6 +70,16 @@ def provision_verb(arguments: argparse.Namespace) -> int:
             writer.write(actions)
             _write_overlays(job, arguments.out)
         _print(arguments, job, actions, boot)
+    return 0
+
+
+def _seed(arguments: argparse.Namespace, job: ImageJob) -> int:
+    """The files of one board as a seed on the boot partition; the root is only looked at."""
+    if not job.into or arguments.boot:
+        raise UsageError("a seed is one board's", None, "name it by --device, without --out and --boot")
+    entries = [*job.shared, *(one for board in job.own if board.name == job.into for one in board.entries)]
+    done = write_seed(arguments.seed, entries, arguments.dry_run)
+    print(json.dumps({"seed": str(arguments.seed), "files": done}, indent=2) if arguments.json else "\n".join(done))
     return 0
 
 
@@ -218,6 +231,9 @@ def _report(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Acti
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    if arguments.seed is not None:
+        print("\n".join(remove_seed(arguments.seed)))
+        return 0
     actions = ImageWriter(arguments.root, own=os.geteuid() == 0).remove(arguments.dry_run)
     kept = [one for one in actions if one.kind == "keep"]
     if arguments.json:
