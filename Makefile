@@ -36,7 +36,7 @@ help:
 	@echo "make operators-day   install, kill, upgrade, remove and more on a real systemd in a container (four minutes;"
 	@echo "             as root, with debootstrap and systemd-container)"
 	@echo "make provisioned-image   a Debian image filled by edge-forge provision, booted without a network, asked, taken back"
-	@echo "             (two minutes; as root, with debootstrap, systemd-container and mosquitto)"
+	@echo "             (minutes; as root, with debootstrap, systemd-container, mosquitto and a network for wheels and apt)"
 	@echo "make families    every family of encoders, built, installed and asked; prints the table of docs/figures.md (half an hour)"
 	@echo "make bench   the figures of docs/figures.md, measured here"
 	@echo "make conformance-schemas MASKBENCH=... SUITE=...   structured answers against JSONSchemaBench and"

@@ -47,11 +47,18 @@ class Image:
         table.chmod(0o600)
         self.before = self.files()
 
-    def provision(self, *options: str, package: Path | None = None, code: int = 0, path: str | None = None) -> str:
+    def provision(
+        self,
+        *options: str,
+        package: Path | None = None,
+        code: int = 0,
+        path: str | None = None,
+        settings: str = "fleet.toml",
+    ) -> str:
         """The output of the verb on this image. Fails for another exit code."""
         line = [sys.executable, "-m", "edge_forge.cli", "provision", str(self.root), "--trust-root",
                 str(keys().root_file), "--package", str(package or self.package), "--settings",
-                str(self.place / "fleet.toml"), "--devices", str(self.place / "devices.csv"), *options]  # fmt: skip
+                str(self.place / settings), "--devices", str(self.place / "devices.csv"), *options]  # fmt: skip
         env = os.environ if path is None else {**os.environ, "PATH": path}
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600, env=env)
         said = done.stdout + done.stderr
@@ -163,6 +170,41 @@ def a_host_without_sysusers_leaves_the_user_to_the_first_boot(image: Image) -> N
         shutil.rmtree(fresh)
 
 
+def a_seed_makes_the_same_of_an_image_with_cloud_init(image: Image) -> None:
+    """cloud-init of Debian, told where its seed lies as Raspberry Pi OS tells it. Installed by apt: needs a network."""
+    seeded = image.place / "seeded"
+    seeded.mkdir()
+    debootstrapped(Path("build/day-root"), seeded)
+    shutil.copy("/etc/resolv.conf", seeded / "etc/resolv.conf")
+    apt = (
+        "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends cloud-init"
+    )
+    subprocess.run(["chroot", str(seeded), "sh", "-c", apt], check=True, capture_output=True)
+    (seeded / "etc/cloud/cloud.cfg.d/99-seed.cfg").write_text(
+        "datasource_list: [NoCloud, None]\ndatasource: {NoCloud: {seedfrom: 'file:///boot/firmware/'}}\n"
+    )
+    (seeded / "etc/mosquitto/conf.d/day.conf").write_text("listener 1883 127.0.0.1\nallow_anonymous true\n")
+    (image.place / "local.toml").write_text('[mqtt]\nhost = "127.0.0.1"\n')
+    boot = seeded / "boot/firmware"
+    boot.mkdir()
+    image.provision("--device", "gh-1", "--seed", str(boot), settings="local.toml")
+    board = BootedTree(seeded)
+    try:
+        board.wait_for_boot()
+        until_s, said = time.monotonic() + 120.0, ""
+        while "on the device" not in said and time.monotonic() < until_s:
+            said = board.run("edge-agent infer small 'turn on the light' --adapter one")[1]
+            time.sleep(1.0)
+        assert "on the device" in said, said + board.run("cat /var/log/cloud-init-output.log")[1]
+        owners = "stat -c '%U:%G %a' /etc/edge-agent /etc/edge-agent/credentials/mqtt-password /var/lib/edge-agent"
+        assert board.run(owners)[1] == "root:edge-agent 750\nroot:root 600\nedge-agent:edge-agent 750"
+        assert board.run("ls /boot/firmware")[1].split() == ["meta-data", "network-config", "user-data"]
+        assert board.run("systemctl is-enabled edge-agent")[1] == "enabled"
+    finally:
+        board.stop()
+        shutil.rmtree(seeded)
+
+
 def packages_may_change(image: Image) -> None:
     other = echo_package(image.place / "packages")
     said = image.provision("--device", "gh-1", package=other)
@@ -183,7 +225,7 @@ PARTS: tuple[Callable[[Image], None], ...] = (
     a_dry_run_says_every_file_and_writes_none, the_first_boot_is_tried_before_anything_is_written,
     what_a_board_would_refuse_is_known_before_the_card_is_written, the_shared_image_has_no_secret_and_no_name,
     an_image_with_a_boards_tar_over_it_boots_as_that_board, a_host_without_sysusers_leaves_the_user_to_the_first_boot,
-    packages_may_change, what_was_put_there_is_taken_back,
+    a_seed_makes_the_same_of_an_image_with_cloud_init, packages_may_change, what_was_put_there_is_taken_back,
 )  # fmt: skip
 
 
