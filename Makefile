@@ -14,7 +14,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: metrics-lint home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query two adapters on this machine (three to four minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
@@ -130,6 +130,11 @@ tensorrt-parser: setup
 home-assistant: setup
 	@$(HASS_PYTHON) -m venv build/home-assistant && build/home-assistant/bin/pip install --quiet homeassistant paho-mqtt
 	@$(BIN)/python -m tests.conformance.home_assistant build/home-assistant/bin/hass
+
+# Needs promtool (Debian package prometheus): names and units of the metrics by Prometheus' own linter.
+metrics-lint: setup
+	@command -v promtool >/dev/null || { echo "promtool is not installed: apt install prometheus"; exit 1; }
+	@$(BIN)/python -m pytest -q tests/unit/exporter -k promtool
 
 every-verb: setup
 	@EDGE_EVERY_VERB=whole $(BIN)/python -m pytest tests/integration/test_every_verb.py

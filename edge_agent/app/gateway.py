@@ -24,7 +24,11 @@ TOKEN_CHARACTERS = 16
 def gateway(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM. Raises UsageError, BrokerError."""
     if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
-        raise UsageError("starlette and uvicorn are not installed", "gateway", "pip install 'edge-agent[gateway]'")
+        raise UsageError(
+            "starlette and uvicorn are not installed",
+            "gateway",
+            "pip install starlette uvicorn (the extra `gateway` names them)",
+        )
     from edge_agent.gateway.http_service import GatewayOptions, serve
 
     check_deadline(arguments.deadline)

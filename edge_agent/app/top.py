@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
 import io
 import json
-import secrets
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edge_agent.app.ask import CONNECT_S, DeviceTarget, target
-from edge_agent.base.errors import BrokerError, UsageError
+from edge_agent.base.errors import UsageError
 from edge_agent.base.named_file import open_named
 from edge_agent.base.shown_text import csv_cell, one_line
 from edge_agent.base.terminal import control
 from edge_agent.base.units import bytes_text, duration_text
+from edge_agent.client.device_feed import hear
 from edge_agent.client.request_client import UNREADABLE
-from edge_agent.mqtt.transport import MqttTransport
-from edge_agent.protocol.envelope import LinkChange, LinkListener
 from edge_agent.protocol.messages import Event, Status, Telemetry
-from edge_agent.protocol.topics import Subscription
 
 Report = Mapping[str, Any]
 HISTORY = 60
@@ -252,7 +250,6 @@ KINDS: Mapping[str, type[Status] | type[Telemetry] | type[Event]] = {
     "telemetry": Telemetry,
     "event": Event,
 }
-REDRAW_S = 1.0
 ONCE_S = 60.0
 """How long `--once` waits for a report, where `--seconds` is not given."""
 CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
@@ -260,38 +257,12 @@ CLEAR, HIDE, SHOW = "\x1b[H\x1b[2J", "\x1b[?25l", "\x1b[?25h"
 
 async def _hear(place: DeviceTarget) -> AsyncIterator[tuple[str, Any]]:
     """(kind, body) of the device's messages; ('', None) about every second without one. Raises BrokerError."""
-    said: list[LinkChange] = []
-    own = f"{place.prefix}/{place.device}"
-    transport = MqttTransport(
-        replace(place.options, client_id=f"top-{secrets.token_hex(6)}", session_expiry_s=0),
-        [Subscription(f"{own}/{kind}", qos=0 if kind == "telemetry" else 1, replay=kind == "status") for kind in KINDS],
-    )
-    coming: asyncio.Future[Any] | None = None
-    await transport.start(LinkListener(said.append))
-    try:
-        until_s = time.monotonic() + CONNECT_S
-        while not transport.connected:
-            await asyncio.sleep(0.01)
-            if time.monotonic() > until_s:
-                raise BrokerError(said[-1].text if said else "no answer from the broker")
-        stream = transport.messages().__aiter__()
-        coming = asyncio.ensure_future(stream.__anext__())
-        while True:
-            await asyncio.wait({coming}, timeout=REDRAW_S)
-            if not coming.done():
+    async with contextlib.aclosing(hear(place.options, place.prefix, place.device, tuple(KINDS), CONNECT_S)) as feed:
+        async for heard in feed:
+            if not heard.kind:
                 yield "", None
-                continue
-            message = coming.result()
-            transport.ack(message)
-            coming = asyncio.ensure_future(stream.__anext__())
-            kind = message.topic.rsplit("/", 1)[-1]
-            if message.payload and is_report(kind, message.payload):
-                yield kind, json.loads(message.payload)
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-        await transport.stop([])
+            elif is_report(heard.kind, heard.payload):
+                yield heard.kind, json.loads(heard.payload)
 
 
 def is_report(kind: str, payload: bytes) -> bool:

@@ -163,6 +163,19 @@ def _add_bridges(verbs: Any) -> None:
     )
     _broker_options(verb)
     verb.set_defaults(verb=gateway, model="any")
+    verb = verbs.add_parser("metrics", help="what a device says, or all of a broker, as metrics for Prometheus")
+    _config_option(verb)
+    verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    verb.add_argument("--listen-port", type=int, default=9789, metavar="N", help="0 for a free one (default: 9789)")
+    verb.add_argument(
+        "--textfile", type=Path, metavar="FILE", help="write FILE.prom for node_exporter instead (default: over HTTP)"
+    )
+    verb.add_argument(
+        "--interval", type=float, default=15.0, metavar="S", help="seconds between two text files (default: 15)"
+    )
+    verb.add_argument("--all", action="store_true", help="for all devices of the broker (default: for --device alone)")
+    _broker_options(verb)
+    verb.set_defaults(verb=metrics, model="any")
 
 
 def _add_monitoring(verbs: Any) -> None:
@@ -370,6 +383,13 @@ def gateway(options: argparse.Namespace) -> int:
     from edge_agent.app.gateway import gateway
 
     return gateway(options)
+
+
+def metrics(options: argparse.Namespace) -> int:
+    """An exporter for Prometheus."""
+    from edge_agent.app.metrics import metrics
+
+    return metrics(options)
 
 
 def order(options: argparse.Namespace) -> int:

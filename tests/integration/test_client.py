@@ -32,7 +32,8 @@ from edge_agent.client import (
 from tests.support.agents import LABELS, AgentProcess, echo_adapter_package, echo_package, running
 from tests.support.mosquitto import Mosquitto, free_port
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "client.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,16 @@ def test_the_page_works_as_printed(agent: AgentProcess, broker: Mosquitto) -> No
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() in shown
     compile(streamed, "docs/client.md", "exec")  # it runs in test_streams, where there is a generator
+
+
+def test_the_first_page_works_as_printed(agent: AgentProcess, broker: Mosquitto) -> None:
+    page = (DOCS / "index.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    here = program.replace('"localhost"', f'"{address(broker)}"')
+    done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    models, label = done.stdout.splitlines()
+    assert (models, label in LABELS) == ("['home', 'slow']", True)
 
 
 def test_a_request_is_answered_with_everything_that_the_message_says(agent: AgentProcess, broker: Mosquitto) -> None:

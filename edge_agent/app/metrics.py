@@ -1,0 +1,108 @@
+"""`edge-agent metrics`: an exporter for Prometheus, over HTTP or as a text file for node_exporter.
+
+A file of its own because it alone needs prometheus_client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agent.app.ask import target
+from edge_agent.base.errors import UsageError
+from edge_agent.client.device_feed import hear
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+SHORTEST_S, LONGEST_S = 1.0, 3600.0
+
+
+def metrics(arguments: argparse.Namespace) -> int:
+    """Export until Ctrl-C or SIGTERM. Raises UsageError."""
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise UsageError(
+            "prometheus_client is not installed",
+            "metrics",
+            "pip install prometheus_client (the extra `metrics` names it)",
+        )
+    from prometheus_client import CollectorRegistry
+
+    from edge_agent.exporter.device_metrics import KINDS, DeviceMetrics, MetricsCollector
+
+    if not SHORTEST_S <= arguments.interval <= LONGEST_S:
+        raise UsageError(f"--interval is {arguments.interval:g}; {SHORTEST_S:g} to {LONGEST_S:g} seconds are possible")
+    place = target(arguments)
+    known = DeviceMetrics()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(MetricsCollector(known))
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        device = "+" if arguments.all else place.device
+        with _published(arguments, registry) as file:
+            written_s = 0.0
+            async with contextlib.aclosing(hear(place.options, place.prefix, device, tuple(KINDS), None)) as feed:
+                async for heard in feed:
+                    now_s = time.monotonic()
+                    known.connection(heard.connected)
+                    if heard.kind:
+                        known.take(heard.device, heard.kind, heard.payload, now_s)
+                    if file is not None and now_s - written_s >= arguments.interval:
+                        _write(file, registry)
+                        written_s = now_s
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(run())
+    return 0
+
+
+@contextlib.contextmanager
+def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> Iterator[Path | None]:
+    """The text file to write, or None while HTTP serves. The file goes with the exporter: what it says would stay true
+    for ever."""
+    path: Path | None = arguments.textfile
+    if path is not None:
+        if path.suffix != ".prom":
+            raise UsageError(f"{path} is not read by node_exporter", "--textfile", "name it *.prom")
+        _write(path, registry)
+        print(f"metrics go to {path} every {arguments.interval:g} s; Ctrl-C ends it", flush=True)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+        return
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(arguments.listen_port, arguments.listen, registry)
+    except OSError as error:
+        where = f"{arguments.listen}:{arguments.listen_port}"
+        raise UsageError(f"cannot listen on {where}: {error.strerror}", "metrics") from error
+    shown = f"[{arguments.listen}]" if ":" in arguments.listen else arguments.listen
+    print(f"metrics on http://{shown}:{server.server_port}/metrics; Ctrl-C ends it", flush=True)
+    try:
+        yield None
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _write(path: Path, registry: CollectorRegistry) -> None:
+    """In one rename, as node_exporter may read it at any time."""
+    from prometheus_client import write_to_textfile
+
+    try:
+        write_to_textfile(str(path), registry)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "--textfile") from error

@@ -1,0 +1,1 @@
+"""What devices say over MQTT as metrics for Prometheus: a process of its own, for one device or a whole broker."""
