@@ -69,6 +69,25 @@ class _Device:
     counts: Counter[tuple[str, Labels]] = field(default_factory=Counter)
     last_event: tuple[str, int] = ("", -1)
 
+    def take(self, body: Any, now_s: float) -> None:
+        """A message of the device."""
+        if isinstance(body, Status):
+            # A broker that comes back gives the retained status once more, although the device may have gone with it.
+            if self.status is None or (self.status.boot_id, self.status.seq) != (body.boot_id, body.seq):
+                self.status_s = now_s
+            self.status = body
+            if body.state == "offline":
+                self.telemetry = None
+        elif isinstance(body, Info):
+            self.info = body
+        elif isinstance(body, Telemetry):
+            self.telemetry, self.telemetry_s = body, now_s
+            _count(self.counts, body)
+        elif (body.boot_id, body.seq) != self.last_event:
+            # An event may come twice; then nothing came between.
+            self.last_event = (body.boot_id, body.seq)
+            self.counts["events", (_known(body.kind, EVENT_KINDS), body.severity)] += 1
+
     def up(self, now_s: float) -> bool:
         """Whether it can be taken to be there."""
         status = self.status
@@ -104,7 +123,7 @@ class DeviceMetrics:
             if device not in self._devices and len(self._devices) >= DEVICES:
                 self._unreadable += 1
                 return
-            _note(self._devices.setdefault(device, _Device()), body, now_s)
+            self._devices.setdefault(device, _Device()).take(body, now_s)
 
     def collect(self, now_s: float) -> list[Metric]:
         """Everything that is known now."""
@@ -132,25 +151,6 @@ class MetricsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See `Collector.collect`."""
         yield from self._known.collect(time.monotonic())
-
-
-def _note(device: _Device, body: Any, now_s: float) -> None:
-    if isinstance(body, Status):
-        # A broker that comes back gives the retained status once more, although the device may have gone with it.
-        if device.status is None or (device.status.boot_id, device.status.seq) != (body.boot_id, body.seq):
-            device.status_s = now_s
-        device.status = body
-        if body.state == "offline":
-            device.telemetry = None
-    elif isinstance(body, Info):
-        device.info = body
-    elif isinstance(body, Telemetry):
-        device.telemetry, device.telemetry_s = body, now_s
-        _count(device.counts, body)
-    elif (body.boot_id, body.seq) != device.last_event:
-        # An event may come twice; then nothing came between.
-        device.last_event = (body.boot_id, body.seq)
-        device.counts["events", (_known(body.kind, EVENT_KINDS), body.severity)] += 1
 
 
 def _count(counts: Counter[tuple[str, Labels]], body: Telemetry) -> None:
