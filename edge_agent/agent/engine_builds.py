@@ -240,12 +240,9 @@ class EngineBuilds:
         self, served: ServedModel, worker: WorkerHandle, answer: ModelLoaded, load_s: float, gpu_bytes: int
     ) -> WorkerHandle | None:
         """Replace the worker of a model whose lock is held; returns the old one, which the caller closes at once."""
-        now_s, ledger = self._context.clock.monotonic_s(), self._memory.ledger
-        before, old = served.model.variant, served.drop_worker()
-        ledger.release(served.name)
-        ledger.release(served.build_account)
+        now_s, before, old = self._context.clock.monotonic_s(), served.model.variant, served.drop_worker()
         served.drop_successor()
-        ledger.promise(served.name, worker.plan.claim)
+        self._memory.ledger.take_over(served.build_account, served.name, worker.plan.claim)
         served.fallback.passed(now_s)
         served.adopt(worker, now_s)
         served.loaded(worker, answer, now_s - load_s, now_s)
@@ -272,6 +269,6 @@ class EngineBuilds:
 
 
 def build_claim(plan: LoadPlan) -> MemoryClaim:
-    """What a build is promised. What it holds in the end is measured under the claim of the load itself."""
-    claim = plan.claim
-    return replace(claim, stated_bytes=claim.stated_bytes + BUILD_BYTES, settings=f"{claim.settings} build".strip())
+    """What a build is promised: a bound, from which nothing is learned about what loaded engines need."""
+    stated_bytes = plan.claim.stated_bytes + BUILD_BYTES
+    return replace(plan.claim, stated_bytes=stated_bytes, settings="build", bounded=True)

@@ -233,7 +233,8 @@ class ModelManager:
         except RequestError:
             raise
         except EdgeError as error:
-            if self._fall_back(served, str(error)):
+            # Without a fallback it is tried again like any other load: no build of minutes has failed.
+            if variants.fallback(served.model) is not None and self._fall_back(served, str(error)):
                 return await self._load_into_room(served, evict)
             if isinstance(error, WorkerError):
                 raise

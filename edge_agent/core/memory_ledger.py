@@ -3,6 +3,7 @@
     needed = ledger.promise(name, claim)             before the load, once `residency` has found room
     ledger.hold(name, held_bytes, mapped_bytes)      after the load and while the model is used: measured
     ledger.hold_estimate(name, stated_bytes, load_s) where the kernel permits no measurement
+    ledger.take_over(successor, name, claim)         where a second worker replaces a model's first
     ledger.release(name)                             when its worker has ended
 
 A model grows after its load (arenas, caches), so bytes that it was promised and does not hold yet stay reserved. The
@@ -89,6 +90,12 @@ class MemoryAccount:
         """Bytes that no other model may get, and that become free when this one is evicted."""
         return max(self.promised_bytes, self.held_bytes)
 
+    def shrink_to(self, claim: MemoryClaim, promised_bytes: int) -> None:
+        """From now on for this claim, with at most what was promised before. What was held for the old one is no
+        measurement of it."""
+        self.claim, self.promised_bytes = claim, min(self.promised_bytes, promised_bytes)
+        self.most_bytes = 0
+
 
 class MemoryLedger:
     """The accounts of all models in memory, and the measured footprints of up to `FIGURES_KEPT` variants."""
@@ -167,6 +174,14 @@ class MemoryLedger:
     def release(self, name: str) -> None:
         """Close the account: the model's worker has ended or was never started. A missing account is no error."""
         self._accounts.pop(name, None)
+
+    def take_over(self, successor: str, name: str, claim: MemoryClaim) -> None:
+        """What was promised to `successor` is `name`'s from now on, as far as the claim goes; what `name` had is free.
+        No new promise, so it needs no room: other programs may have taken it meanwhile. Raises KeyError without an
+        account of the successor."""
+        self._accounts.pop(name, None)
+        account = self._accounts[name] = self._accounts.pop(successor)
+        account.shrink_to(claim, self.predict(claim))
 
     def account(self, name: str) -> MemoryAccount | None:
         """The account of a model in memory."""

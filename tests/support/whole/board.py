@@ -17,9 +17,10 @@ from random import Random
 
 from edge_agent.base.causes import Cause, DeathCause, WorkerDeath
 from edge_agent.base.clock import Clock
-from edge_agent.base.errors import AdapterRefused, BackendError, WorkerError
+from edge_agent.base.errors import AdapterRefused, BackendError, EngineMissing, WorkerError
 from edge_agent.base.limits import GIB, LOAD_BASE_S, LOAD_S_PER_GIB, MIB
 from edge_agent.base.reading import Reading, unavailable
+from edge_agent.base.runtimes import traits
 from edge_agent.bundle.catalog import Adapter, TaskSpec, Variant
 from edge_agent.protocol.worker_messages import (
     AdapterAttached,
@@ -30,6 +31,7 @@ from edge_agent.protocol.worker_messages import (
     JobFailed,
     JobWork,
     LoadMemory,
+    LoadProgress,
     ModelLoaded,
     RuntimeAvailable,
     StepLimits,
@@ -73,6 +75,9 @@ class SimBoard:
         self.others_bytes = GIB // 2
         self.workers: list[SimWorker] = []
         self.lost: dict[str, str] = {}
+        # Engines that were built here, and those whose probes held; they outlive every process.
+        self.engines: set[str] = set()
+        self.proven: set[str] = set()
         self.frozen: Reading | None = None
         self.freezes = False
         self.fever_c = 0.0
@@ -191,6 +196,9 @@ class SimWorker:
         self.held_bytes = variant.size_bytes // 2
         if dice.random() < moods.load_dies:
             self._loop.call_later(dice.random() * 0.5, self.die, "killed by SIGSEGV")
+        compiles = traits(variant.runtime).compiles
+        if compiles and variant.digest not in self._board.engines:
+            await self._build(variant, build)
         timeout_s = LOAD_BASE_S + LOAD_S_PER_GIB * variant.size_bytes / GIB
         await self._answer_after(0.05 + variant.size_bytes / DISK_BYTES_PER_S * (0.5 + dice.random()), timeout_s)
         if dice.random() < moods.load_fails:
@@ -203,7 +211,18 @@ class SimWorker:
             pid=self.pid,
             load_ms=1.0,
             sequences=self.sequences,
+            unproven=compiles and variant.digest not in self._board.proven,
         )
+
+    async def _build(self, variant: Variant, build: bool) -> None:
+        """An engine, in up to half a minute; the process may be ended at any time."""
+        await self._answer_after(0.2)
+        if not build:
+            raise EngineMissing("there is no engine for this device yet", variant.name)
+        for _ in range(10):
+            self._say(LoadProgress("build", None))
+            await self._answer_after(3.0 * self._dice.random())
+        self._board.engines.add(variant.digest)
 
     async def attach(self, adapter: Adapter) -> AdapterAttached:
         """See `ports.Worker`."""
@@ -237,6 +256,8 @@ class SimWorker:
     async def judge_engine(self, passed: bool) -> None:
         """See `ports.Worker`."""
         await self._answer_after(0.001)
+        self._board.engines -= set() if passed else {self.variant}
+        self._board.proven |= {self.variant} if passed else set()
 
     async def shrink(self) -> None:
         """See `ports.Worker`."""

@@ -127,7 +127,8 @@ class Rules:
         states that may have one."""
         world = self._world
         served_models = world.device.manager.every_served_model()
-        owned = {id(served.worker.process) for served in served_models if served.worker is not None}
+        handles = [one for served in served_models for one in (served.worker, served.successor) if one is not None]
+        owned = {id(handle.process) for handle in handles}
         for served in served_models:
             if served.worker is not None and served.lifecycle.state not in MAY_HAVE_WORKER:
                 self._say("lifecycle", f"{served.name} has a worker and is {served.lifecycle.state.value}")
@@ -145,7 +146,9 @@ class Rules:
         memory, board = world.device.host.last_memory, world.board
         accounts = world.device.manager.ledger.accounts()
         reserved = sum(account.reserved_bytes for account in accounts.values())
-        new = [name for name, account in accounts.items() if account is not self._accounts.get(name)]
+        # A worker that takes over from another one brings its account along: that is no new promise.
+        before = {id(account) for account in self._accounts.values()}
+        new = [name for name, account in accounts.items() if id(account) not in before]
         others_bytes = min(self._others_bytes, board.others_bytes) if new else 0
         self._accounts, self._others_bytes = accounts, board.others_bytes
         self.promises += len(new)

@@ -23,6 +23,7 @@ from edge_agent.base.clock import ManualClock
 from edge_agent.base.limits import WORKER_SILENCE_S
 from edge_agent.bundle.catalog import InstalledModel, TaskSpec, Variant
 from edge_agent.core.job import JobState
+from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.mqtt import spool as spool_module
 from edge_agent.mqtt import transport
 from edge_agent.mqtt.spool import Segment, Spool
@@ -240,11 +241,13 @@ class World:
         return [status for _, status in ask.said]
 
     async def _lift(self, name: str) -> None:
-        """A quarantine, as an operator does."""
-        if self.device.manager.served_models[name].lifecycle.published == "quarantined":
+        """A quarantine, and the pause after a build that failed, as an operator does."""
+        served = self.device.manager.served_models[name]
+        unserved = served.fallback.state is not FallbackState.CHOSEN and not served.fallback.answers
+        if served.lifecycle.published == "quarantined" or unserved:
             self.lifted = True
             self.clients.order("load", {"model": name})
-            await asyncio.sleep(30.0)
+            await asyncio.sleep(60.0)
 
     def _last_words(self) -> None:
         status = self.broker.retained[f"{PREFIX}/{DEVICE}/status"].payload
@@ -400,9 +403,14 @@ def _memory_folder() -> str | None:
 
 def _model(index: int, dice: random.Random) -> InstalledModel:
     size_mib = dice.choice((40, 300, 900, 1500))
-    return a_model(
-        f"m{index}", a_variant(f"m{index}-v1", size_mib, size_mib + 60), ("a", "b", "c")[: dice.choice((0, 2, 3, 3))]
-    )
+    variant = a_variant(f"m{index}-v1", size_mib, size_mib + 60)
+    model = a_model(f"m{index}", variant, ("a", "b", "c")[: dice.choice((0, 2, 3, 3))])
+    if dice.random() > 0.34:
+        return model
+    # In every third model the chosen variant is compiled first; most have another one, which answers meanwhile.
+    engine = replace(variant, digest=f"{variant.digest}-engine", runtime="tensorrt", files={"model": "/graph"})
+    graph = replace(variant, runtime="onnx", files={"model": "/graph"})
+    return replace(model, variant=engine, variants=(engine, graph) if dice.random() < 0.8 else (engine,))
 
 
 def _generators(dice: random.Random) -> tuple[InstalledModel, ...]:

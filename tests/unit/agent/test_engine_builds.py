@@ -310,6 +310,7 @@ def test_what_a_build_holds_is_measured() -> None:
         await tick(device, 11.0)
         assert ledger.accounts()[name].held_bytes == 300 * MIB
         assert ledger.outstanding_bytes == before - 300 * MIB
+        assert ledger.ratio("tensorrt") == 1.0, "a build says nothing about what a loaded engine needs"
 
     Device.run(scenario, model(GRAPH), plan=plan())
 

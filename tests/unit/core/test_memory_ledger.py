@@ -15,6 +15,23 @@ from edge_agent.core.residency import Fits, HostMemory, ResidentModel
 CLAIM = MemoryClaim("sha256:a", "onnx", 100 * MIB)
 
 
+def test_a_second_worker_brings_its_promise_along() -> None:
+    """As far as the claim of the load goes: a build was promised more."""
+    ledger = MemoryLedger()
+    ledger.promise("m", CLAIM)
+    ledger.hold("m", 90 * MIB)
+    build = MemoryClaim("sha256:b", "tensorrt", 900 * MIB, "build", bounded=True)
+    ledger.promise("m/engine", build)
+    ledger.hold("m/engine", 300 * MIB)
+    ledger.take_over("m/engine", "m", MemoryClaim("sha256:b", "tensorrt", 200 * MIB))
+    (account,) = ledger.accounts().values()
+    assert ledger.account("m") is account and account.promised_bytes == 200 * MIB
+    ledger.hold("m", 180 * MIB, load_s=2.0)
+    assert ledger.outstanding_bytes == 20 * MIB and ledger.load_s("sha256:b") == 2.0
+    with pytest.raises(KeyError):
+        ledger.take_over("m/engine", "m", CLAIM)
+
+
 def test_a_first_load_is_predicted_by_the_package_and_the_next_by_what_was_held() -> None:
     ledger = MemoryLedger()
     assert ledger.promise("m", CLAIM) == 100 * MIB
