@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import io
-import os
 import stat
 import tarfile
 from collections.abc import Callable
@@ -15,7 +14,8 @@ import pytest
 from edge_agent.base.errors import EdgeError, PackageError, UsageError
 from edge_agent.config.settings import Settings
 from edge_agent.lifecycle import service
-from edge_forge.provision import cloud_seed, first_boot, image_plan
+from edge_forge.cli import main
+from edge_forge.provision import cloud_seed, first_boot, image_plan, provision_commands
 from edge_forge.provision.devices import Device, read_devices
 from edge_forge.provision.image_writer import RECORD, Entry, ImageWriter
 from edge_forge.provision.target_root import host_name, inspect_root, locate
@@ -475,9 +475,12 @@ def test_the_first_boots_unit_has_the_services_sandbox() -> None:
     assert factory.count(f"/{image_plan.FACTORY}") == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
-def test_only_root_may_fill_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from edge_forge.cli import main
-
-    assert main(["provision", str(made_up_root(tmp_path / "root"))]) == 2
+def test_only_root_may_fill_a_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provision_commands.os, "geteuid", lambda: 1000)
+    root = made_up_root(tmp_path / "root")
+    before = snapshot(root)
+    assert main(["provision", str(root)]) == 2
     assert "sudo" in capsys.readouterr().err
+    assert snapshot(root) == before
