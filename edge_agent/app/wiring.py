@@ -8,7 +8,12 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_agent.base.runtimes import ENGINE_FOLDER_VARIABLE, GPU_LAYERS_VARIABLE, TENSORRT_PYTHON_VARIABLE
+from edge_agent.base.runtimes import (
+    ENGINE_FOLDER_VARIABLE,
+    GPU_LAYERS_VARIABLE,
+    LITERT_DELEGATE_VARIABLE,
+    TENSORRT_PYTHON_VARIABLE,
+)
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
 from edge_agent.config import secrets
 from edge_agent.config.load import DEFAULT_PATH, device_id
@@ -86,6 +91,8 @@ def spawn_options(settings: Settings) -> SpawnOptions:
     environment = {ENGINE_FOLDER_VARIABLE: str(settings.store.state_dir.absolute() / "engines")}
     if worker.tensorrt_python is not None:
         environment[TENSORRT_PYTHON_VARIABLE] = str(worker.tensorrt_python)
+    if worker.litert_delegate is not None:
+        environment[LITERT_DELEGATE_VARIABLE] = str(worker.litert_delegate)
     if settings.models.gpu_layers is not None:
         environment[GPU_LAYERS_VARIABLE] = str(settings.models.gpu_layers)
     return SpawnOptions(

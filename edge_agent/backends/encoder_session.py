@@ -160,6 +160,8 @@ class EncoderGraph(abc.ABC):
     """Rows of the table that token ids are looked up in; 0 where nothing says it."""
     adapters: AttachedAdapters | None
     """None: the graph has no bank."""
+    computed_by: str = ""
+    """See `Session.computed_by`."""
 
     @property
     def unproven(self) -> bool:
@@ -281,6 +283,7 @@ class EncoderSession(Session):
         self._graph = graph
         self._max_rows = max_rows
         self._max_tokens = max_tokens
+        self.computed_by = graph.computed_by
         self._queue = JobQueue()
         self._parts: dict[str, list[Done]] = {}
 

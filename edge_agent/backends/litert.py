@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) on the CPU: encoders without an adapter bank, one row per run.
+"""LiteRT (TensorFlow Lite): encoders without an adapter bank, one row per run, on the CPU or in part by a delegate.
 
 A graph comes from `edge-forge`: a signature `tokens_<N>` for each length that is possible, with the inputs input_ids
 and attention_mask int32 [1, N] and the outputs `features` [1, hidden] and perhaps `logits` [1, labels], float32. A row
@@ -6,11 +6,16 @@ runs in the shortest signature that holds it, and alone: shapes are fixed in the
 activation's range per row, so a row's answer cannot depend on its company. The signatures share the weights of the
 file; the kernels pack them again for each signature that was used.
 
+A delegate is a library by which LiteRT hands operations to an accelerator (external_delegate_interface.h). It takes
+those that it knows, the CPU computes the others. One that cannot be loaded, or refuses the graph, is left out and said.
+
 LiteRT checks the structure of the file and the range of token ids; what it refuses is an error here.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +37,7 @@ from edge_agent.backends.encoder_session import (
     runtime_error,
 )
 from edge_agent.base.errors import BackendError, BackendMissing
+from edge_agent.base.runtimes import LITERT_DELEGATE_VARIABLE
 
 # max_rows, max_tokens: the largest batch. threads: 0 means one per core that this process may use. base_id: of the
 # model, for what is said of it. positions belongs to adapter banks and has no effect.
@@ -39,6 +45,9 @@ DEFAULTS: dict[str, Any] = {"max_rows": 16, "max_tokens": 128, "threads": 0, "po
 _SIGNATURE = re.compile(r"tokens_([1-9][0-9]{0,4})")
 _OUTPUTS = frozenset({"features", "logits"})
 _REMEDY = "install edge-agent with its extra litert"
+# Without such a file, without its two functions, and where it makes no delegate.
+_DELEGATE_ERRORS = (OSError, AttributeError, ValueError, RuntimeError)
+_DELEGATE_FUNCTIONS = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
 
 
 class LiteRtBackend(Backend):
@@ -75,8 +84,9 @@ class LiteRtGraph(EncoderGraph):
         self.table_rows, self.adapters = 0, None
         self._max_tokens = options["max_tokens"]
         self._threads = options["threads"] or cores()
+        self._library = os.environ.get(LITERT_DELEGATE_VARIABLE, "")
         before = resident_bytes()
-        self._runners = self._build(self._threads)
+        self._runners = self._begin()
         loaded = resident_bytes()
         self._warm_up()
         self._weights_bytes, self._arena_bytes = max(0, loaded - before), max(0, resident_bytes() - loaded)
@@ -116,10 +126,25 @@ class LiteRtGraph(EncoderGraph):
             raise runtime_error("LiteRT", "failed", error, self.path) from error
         return outputs
 
+    def _begin(self) -> dict[int, Any]:
+        """The runners, with the delegate where one is named, can be loaded, and does not refuse the graph."""
+        library = self._library
+        if not library:
+            return self._build(self._threads)
+        try:
+            runners = self._build(self._threads)
+        except BackendError as error:
+            self._library = ""
+            self.computed_by = f"CPU; the delegate {library} cannot be used: {error.what}"
+            return self._build(self._threads)
+        self.computed_by = f"delegate {library} for what it takes of the graph, CPU for the rest"
+        return runners
+
     def _build(self, threads: int) -> dict[int, Any]:
         """What runs a row, by the number of its tokens, shortest first; none that no row of `max_tokens` needs."""
+        more = {"experimental_delegates": [_delegate(self._library)]} if self._library else {}
         try:
-            interpreter = _interpreter()(model_path=self.path, num_threads=threads)
+            interpreter = _interpreter()(model_path=self.path, num_threads=threads, **more)
             signatures = interpreter.get_signature_list()
             lengths = sorted(int(found[1]) for name in signatures if (found := _SIGNATURE.fullmatch(name)))
             longest = next((length for length in lengths if length >= self._max_tokens), 0)
@@ -158,6 +183,21 @@ class LiteRtGraph(EncoderGraph):
         """Run every length once, so that its buffers and packed weights are there and later runs allocate nothing."""
         for length in self._runners:
             self._run([0] * min(length, self._max_tokens))
+
+
+def _delegate(library: str) -> Any:
+    """A delegate, which lives as long as the interpreter that it was made for. Raises BackendError, BackendMissing."""
+    _interpreter()
+    from ai_edge_litert.interpreter import load_delegate
+
+    try:
+        # LiteRT's own object for a library that is none raises once more when it is freed.
+        found = ctypes.CDLL(library)
+        for name in _DELEGATE_FUNCTIONS:
+            getattr(found, name)
+        return load_delegate(library)
+    except _DELEGATE_ERRORS as error:
+        raise runtime_error("LiteRT", "cannot load it", error, library) from error
 
 
 def _interpreter() -> Any:

@@ -100,6 +100,8 @@ TENSORRT_PYTHON_VARIABLE = "EDGE_TENSORRT_PYTHON"
 """Tells a worker which interpreter has tensorrt and pycuda; unset: the worker's own."""
 ENGINE_FOLDER_VARIABLE = "EDGE_ENGINE_FOLDER"
 """Tells a worker where TensorRT's engines are kept; unset: in a temporary folder, so that every load builds one."""
+LITERT_DELEGATE_VARIABLE = "EDGE_LITERT_DELEGATE"
+"""Tells a worker which library of an accelerator LiteRT is to use; unset: none."""
 GPU_LAYERS_VARIABLE = "EDGE_GPU_LAYERS"
 """Tells a worker how many layers of a generator the GPU is to compute; unset: as many as the memory holds."""
 

@@ -180,6 +180,11 @@ class WorkerSettings:
     """The interpreter that has TensorRT and pycuda, for the backend 'tensorrt': JetPack's own, 3.6 or newer. Unset:
     that of the workers."""
 
+    litert_delegate: Annotated[Path | None, Example("libedgetpu.so.1")] = None
+    """The library by which LiteRT hands operations to an accelerator, for the backend 'litert': its path, or its name
+    where the system finds it. Unset: none. What it takes of a model, or why it cannot be used, is in the topic `models`
+    as `computed_by`."""
+
     backends: Annotated[tuple[str, ...], NAME] = ("onnx", "llamacpp")
     """Backends that may be used; a plug-in that is merely installed never runs until it is named here. On a Jetson name
     'tensorrt' too (docs/jetson.md)."""
