@@ -78,7 +78,7 @@ STATES = (
 FORGE = {
     **{
         f"{verb} {{toml}} --build {{tmp}}/b": "toml"
-        for verb in ("train", "evaluate", "export", "quantize", "package", "build", "compare", "diagnose")
+        for verb in ("train", "evaluate", "export", "quantize", "package", "build", "compare", "diagnose", "sweep")
     },
     "init name --dir {tar}": "tar",
     "keygen {tar}": "tar",

@@ -123,7 +123,9 @@ def test_progress_is_told_by_phase(lora):
 
 def test_every_evaluation_is_told_when_it_is_made(lora):
     _, record, told = lora
+    costs = [entry.pop("cpu_s") for entry in told.scores]
     assert told.scores == record.curves and len(told.scores) == 20
+    assert costs[0] > 0 and costs == sorted(costs) and costs[-1] <= record.cpu_s + 0.1
 
 
 def test_who_is_told_may_end_the_run(base, tmp_path):

@@ -111,10 +111,30 @@ def _parser() -> argparse.ArgumentParser:
     ways.add_argument("--methods", metavar="LIST", help="methods side by side: lora,full (default: the recipe's own)")
     ways.add_argument("--ranks", metavar="LIST", help="ranks side by side: 1,8,16 (default: the recipe's own)")
     seen.set_defaults(run="edge_forge.commands:diagnose")
+    _sweep_verb(verbs)
     _package_verbs(verbs)
     _provision_verb(verbs)
     add_completion(verbs, "edge-forge").set_defaults(run="edge_forge.cli:complete", verb="completion")
     return parser
+
+
+def _sweep_verb(verbs: Any) -> None:
+    sweep = verbs.add_parser("sweep", help="search for the values of a recipe that train best; Optuna draws them")
+    _recipe_arguments(sweep)
+    sweep.add_argument(
+        "--over", action="append", default=[], metavar="KEY=VALUES",
+        help="a key to vary, with a range or a list: train.learning_rate=1e-4:1e-2:log, train.epochs=2:8, "
+        "method.rank=4,8,16; repeat for several (default: step size and epochs, with an adapter also rank and targets)",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--trials", type=int, default=20, metavar="N",
+        help="trials in all, those of an earlier run of the same sweep counted (default: %(default)s)",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--preset", choices=("ranks",),
+        help="ranks: every rank that the recipe takes, trained to the end (default: a search)",
+    )  # fmt: skip
+    sweep.set_defaults(run="edge_forge.sweep.search:main", verb="sweep")
 
 
 def complete(arguments: argparse.Namespace) -> None:

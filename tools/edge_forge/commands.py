@@ -34,7 +34,7 @@ class Opened(NamedTuple):
     file: Path
 
 
-def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Opened:
+def open_plan(arguments: argparse.Namespace, path: Path | None = None, progress: Progress | None = None) -> Opened:
     """The plan of the recipe that the arguments name, by the kind of its task. Raises ConfigError."""
     place: Path = path or arguments.recipe
     file = place / "recipe.toml" if place.is_dir() else place
@@ -42,7 +42,7 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None) -> Opened
     kind = registry.kind_of(document)
     with lines_named(file):
         recipe = kind.recipe.parse(document, str(file), os.environ)
-    progress = Progress(quiet=arguments.quiet)
+    progress = progress or Progress(quiet=arguments.quiet)
     cache = Cache(arguments.build or project_root(file) / "build", progress)
     return Opened(kind, kind.plan(recipe, file.resolve().parent, cache, progress), file)
 
@@ -87,7 +87,7 @@ def build(arguments: argparse.Namespace) -> int:
         figures = make(plan)
         figures["recipe"] = {**figures["recipe"], "file": str(file.resolve())}
         stem = report_stem(cache.root / "reports", plan.recipe.name, file.resolve())
-        written = _write_report(cache, stem, figures, kind.report.report(figures))
+        written = write_report(cache, stem, figures, kind.report.report(figures))
         cache.collect(time.time())
     packages = [cache.root / "packages" / one["file"] for one in figures["packages"]]
     result = {
@@ -144,7 +144,7 @@ def compare(arguments: argparse.Namespace) -> int:
         plans = {name: one.plan for name, one in zip(names, opened, strict=True)}
         runs = opened[0].kind.timed_in_turns(plans, made)
         stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
-        written = _write_report(cache, stem, runs, parts.comparison(runs))
+        written = write_report(cache, stem, runs, parts.comparison(runs))
     if arguments.json:
         print(json.dumps({"runs": runs, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
     else:
@@ -172,7 +172,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         section = next(iter(opened.values())).plan.recipe.diagnose
         content = diagnosis_report.blocks_of(found, section.cosine)
         stem = "diagnose-" + next(iter(opened.values())).plan.recipe.name
-        written = _write_report(cache, stem, found, content)
+        written = write_report(cache, stem, found, content)
     if arguments.json:
         print(json.dumps({"runs": found, "report": [str(path) for path in written]}, indent=1, ensure_ascii=False))
     else:
@@ -215,7 +215,7 @@ def report_stem(folder: Path, name: str, file: Path) -> str:
     return f"{name}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
 
 
-def _write_report(
+def write_report(
     cache: Cache, stem: str, figures: Mapping[str, Any], content: Sequence[blocks.Block]
 ) -> tuple[Path, Path]:
     """Write the figures as JSON, and the report; returns the report's files (Markdown, HTML)."""

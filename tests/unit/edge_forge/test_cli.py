@@ -25,7 +25,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    for verb in ("init", "build", "train", "evaluate", "compare", "keygen", "sign", "verify", "inspect"):
+    for verb in ("init", "build", "train", "evaluate", "compare", "sweep", "keygen", "sign", "verify", "inspect"):
         assert f"\n    {verb} " in done.stdout
 
 

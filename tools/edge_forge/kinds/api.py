@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge_forge.plan.cache import Cache
+from edge_forge.models.bases import Base
+from edge_forge.plan.cache import Cache, StepResult
+from edge_forge.plan.cost import TrainingWork
 from edge_forge.plan.signing import PackageSigner
 from edge_forge.plan.step_runner import StepRunner
 from edge_forge.progress import Progress
@@ -33,6 +35,10 @@ class RecipePlan(Protocol):
     def signer(self) -> PackageSigner:
         """What signs the packages."""
 
+    @property
+    def training(self) -> TrainingPart:
+        """The part that trains."""
+
     def prepare(self) -> None:
         """Raise what is missing or wrong before anything long begins."""
 
@@ -44,6 +50,46 @@ class RecipePlan(Protocol):
 
     def result(self, verb: str) -> Mapping[str, Any]:
         """Run the plan up to the step of a verb, and what the verb prints."""
+
+
+class TrainingPart(Protocol):
+    """The part of a plan that trains."""
+
+    @property
+    def steps(self) -> StepRunner:
+        """The runner of the steps."""
+
+    @property
+    def data_step(self) -> StepResult:
+        """The checked rows."""
+
+    @property
+    def base(self) -> Base:
+        """The base model where it is on this machine."""
+
+    @property
+    def trained(self) -> StepResult:
+        """The trained result; its facts are those of a `TrainRecord`."""
+
+    @property
+    def work_ahead(self) -> TrainingWork:
+        """What the training will read and compute."""
+
+    def check_inputs(self) -> None:
+        """Raise what is wrong with the data or the base before anything long begins."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """By what trainings of a kind are compared with each other: an entry of `TrainRecord.curves`."""
+
+    key: str
+    title: str
+    maximise: bool
+    step: str
+    """The name of the training step."""
+    error: Callable[[Mapping[str, float], int], float]
+    """(entry, validation rows) -> its standard error by the number of rows; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -82,5 +128,6 @@ class Kind:
     plan: Callable[[Any, Path, Cache, Progress], RecipePlan]
     """(recipe, its folder, build folder, progress) -> its plan, which names the loader, trainer and exports."""
     report: ReportParts
+    score: Score
     timed_in_turns: Callable[[Mapping[str, Any], Mapping[str, Figures]], Mapping[str, Figures]]
     """(plans by run, figures by run) -> the figures with speeds that were measured in turns over all runs."""

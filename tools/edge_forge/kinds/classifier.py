@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from edge_forge.kinds.api import Kind, RecipeParts, ReportParts
+import math
+from collections.abc import Mapping
+
+from edge_forge.kinds.api import Kind, RecipeParts, ReportParts, Score
 from edge_forge.plan.classifier_plan import ClassifierPlan, timed_in_turns
 from edge_forge.recipe import classifier_recipe
 from edge_forge.report import classifier_report
 from edge_forge.train.settings import TrainSettings
+
+
+def _standard_error(entry: Mapping[str, float], rows: int) -> float:
+    """Of the accuracy on so many rows, which macro-F1 varies by at least: sqrt(p (1 - p) / n) with two right and two
+    wrong answers added, so that it is not 0 where all are right (Agresti and Coull 1998)."""
+    count = rows + 4
+    share = (entry["validation_accuracy"] * rows + 2) / count
+    return math.sqrt(share * (1.0 - share) / count)
+
 
 KIND = Kind(
     "classify",
@@ -25,5 +37,6 @@ KIND = Kind(
         classifier_report.comparison,
         classifier_report.comparison_tables,
     ),
+    Score("validation_macro_f1", "macro-F1", True, "train", _standard_error),
     timed_in_turns,
 )

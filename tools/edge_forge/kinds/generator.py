@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from edge_forge.kinds.api import Kind, RecipeParts, ReportParts
+from edge_forge.kinds.api import Kind, RecipeParts, ReportParts, Score
 from edge_forge.plan.generator_plan import GeneratorPlan, timed_in_turns
 from edge_forge.recipe import generator_recipe
 from edge_forge.report import generator_comparison, generator_report
 from edge_forge.train.generator_settings import GeneratorSettings
+
+
+def _unknown_error(*_: object) -> float:
+    """Losses of single rows are not kept."""
+    return 0.0
+
 
 KIND = Kind(
     "generate",
@@ -25,5 +31,6 @@ KIND = Kind(
         generator_comparison.comparison,
         generator_comparison.comparison_tables,
     ),
+    Score("validation_loss", "validation loss", False, "generate-train", _unknown_error),
     timed_in_turns,
 )

@@ -35,7 +35,7 @@ from edge_forge.user_state import UserState
 _CHUNK_BYTES = 1 << 20
 _RECORD = "record.json"
 _RECORD_BYTES = 64 << 20
-_FOLDERS = ("steps", "tmp", "packages", "reports", "logs", "keys")
+_FOLDERS = ("steps", "tmp", "packages", "reports", "logs", "keys", "sweeps")
 UNUSED_DAYS = 14
 """Days after which a result that no build asked for is removed; the next build that needs it makes it again."""
 

@@ -76,3 +76,20 @@ def _litert(work: TrainingWork, flops_per_s: float, lengths: int) -> str:
         return ""
     lasting_s = _LITERT_S + lengths * work.base_bytes * _LITERT_FLOPS_A_BYTE / flops_per_s
     return f"; LiteRT's converter about {duration(lasting_s)} for {lengths} length{'s' if lengths > 1 else ''}"
+
+
+def foretold_trials(trials: int, work: tuple[TrainingWork, TrainingWork], flops_per_s: float, ends_early: bool) -> str:
+    """One line on so many trainings, each between the two in passes. What is ended early is counted as trained."""
+    one, other = (training_flops(bound) / flops_per_s for bound in work)
+    low, high = trials * _RANGE[0] * (one + other) / 2, trials * _RANGE[1] * (one + other) / 2
+    passes = (
+        f"{work[0].epochs} to {work[1].epochs} epochs"
+        if work[0].epochs != work[1].epochs
+        else (f"{work[0].epochs} epoch{'s' * (work[0].epochs != 1)}")
+    )
+    less = "; less where trials fall behind and are ended" if ends_early else ""
+    return (
+        f"cost: {trials} trials of {passes} on {work[0].rows} rows of {work[0].tokens / max(1, work[0].rows):.0f} "
+        f"tokens: about {duration(low)} to {duration(high)} at this host's present speed, and some seconds for each "
+        f"start{less}"
+    )

@@ -24,6 +24,7 @@ from edge_forge.export.gguf import engine
 from edge_forge.models import bases
 from edge_forge.models.base_identity import with_language_id
 from edge_forge.plan.cache import StepResult, file_digest
+from edge_forge.plan.cost import TrainingWork
 from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe import generator_recipe as recipe
@@ -36,6 +37,7 @@ _TORCH = ("torch", "transformers", "tokenizers")
 _LLAMA = ("llama_cpp_python", "gguf", "numpy")
 # Started as a program, so no import leads there.
 _NATIVE = "edge_forge.export.gguf.llama_process"
+_COUNTED_ROWS = 200
 _SCORES = ("sacrebleu", "rouge-score", "jinja2")
 CODE: Code = {
     "generate-data": (("edge_forge.data.generator_rows",), ()),
@@ -260,6 +262,18 @@ class GeneratorTraining:
             return dataclasses.asdict(record)
 
         return self.steps.run("generate-train", inputs, {"chat": chat, **dataclasses.asdict(settings)}, work, "train")
+
+    @property
+    def work_ahead(self) -> TrainingWork:
+        """What the training will read and compute: rows packed without a gap, the tokens of some counted for all."""
+        from edge_forge.data.chat_tokenizer import ChatTokenizer
+
+        base, rows, settings = self.base, self.data.train, self.recipe.training
+        tokenizer = ChatTokenizer(base.directory, self.recipe.task.chat)
+        some = rows[:: max(1, len(rows) // _COUNTED_ROWS)]
+        tokens = sum(len(tokenizer.encode(row).ids) for row in some) * len(rows) // max(1, len(some))
+        bytes_a_weight = 4 if base.config.get("dtype", base.config.get("torch_dtype", "float32")) == "float32" else 2
+        return TrainingWork(len(rows), tokens, settings.epochs, base.size_bytes // bytes_a_weight, 0.0, base.size_bytes)
 
     @cached_property
     def trained_digests(self) -> dict[str, str]:

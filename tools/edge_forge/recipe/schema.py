@@ -197,11 +197,12 @@ def overlaid(document: Mapping[str, Any], settings: Sequence[str]) -> Mapping[st
         section: Any = found if len(names) == 1 else found.setdefault(names[0], {})
         if not isinstance(section, dict):
             raise UsageError(f"{names[0]!r} is no table of the recipe", "--set", f"write --set {names[0]}=VALUE")
-        section[names[-1]] = _value(text.strip())
+        section[names[-1]] = toml_value(text.strip())
     return found
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A value written as TOML; the text itself where it is none."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):

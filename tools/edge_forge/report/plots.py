@@ -214,3 +214,68 @@ def _floor(values: Sequence[float]) -> float:
         return 0.0
     lowest = min(values) - (max(values) - min(values)) - 0.01
     return max(0.0, int(lowest * 50) / 50)
+
+
+class TrialPoint(NamedTuple):
+    """A trial of a sweep: its values as TOML texts by key, its score, whether it ran to its end, whether it is best."""
+
+    values: Mapping[str, str]
+    score: float
+    whole: bool
+    best: bool
+
+
+def trials_by_value(points: Sequence[TrialPoint], keys: Sequence[str], logarithmic: Sequence[str], title: str) -> str:
+    """A panel for each key that was varied: the score of every trial over its value there."""
+    figure, found = _figure(max(4.0, 3.0 * len(keys)), 3.2, len(keys))
+    for key, axes in zip(keys, [found] if len(keys) == 1 else found, strict=True):
+        texts = [point.values[key] for point in points]
+        places, names = _places(texts)
+        for whole, marker, colour, label in ((True, "o", BLUE, "trained"), (False, "x", GREY, "ended early")):
+            shown = [at for at, point in enumerate(points) if point.whole is whole]
+            if shown:
+                axes.scatter([places[at] for at in shown], [points[at].score for at in shown], marker=marker,
+                             color=colour, label=label, zorder=3)  # fmt: skip
+        for at, point in enumerate(points):
+            if point.best:
+                axes.scatter([places[at]], [point.score], s=130, facecolors="none", edgecolors=RED, label="best",
+                             zorder=4)  # fmt: skip
+        if names:
+            axes.set_xticks(range(len(names)), [one_line(name) for name in names], rotation=30, ha="right")
+            axes.set_xlim(-0.5, len(names) - 0.5)
+        elif key in logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas, which are not drawn here
+            axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel(key)
+        axes.set_ylabel(title)
+        axes.legend(frameon=False, fontsize=8)
+    return _text(figure)
+
+
+def _places(texts: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Where values stand on an axis: numbers where they are, each at its place, words side by side with their names."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        names = sorted(set(texts))
+        return [float(names.index(text)) for text in texts], names
+    kinds = sorted(set(numbers))
+    if len(kinds) <= 8 and all(number == int(number) for number in kinds):
+        return [float(kinds.index(number)) for number in numbers], [f"{number:g}" for number in kinds]
+    return numbers, []
+
+
+def trial_curves(curves: Sequence[tuple[str, Sequence[float], bool]], title: str) -> str:
+    """The score of each trial after each pass: (name, scores, whether it is the best)."""
+    figure, axes = _figure(_WIDTH, 3.4)
+    for name, scores, best in curves:
+        colour, width, marker = (RED, 2.2, "o") if best else (GREY, 0.9, ".")
+        passes = range(1, len(scores) + 1)
+        axes.plot(passes, scores, color=colour, linewidth=width, marker=marker, markersize=4, label=name * best,
+                  zorder=3 if best else 2)  # fmt: skip
+    axes.set_xlabel("pass")
+    axes.set_ylabel(title)
+    if any(best for _, _, best in curves):
+        axes.legend(frameon=False)
+    return _text(figure)

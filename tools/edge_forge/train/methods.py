@@ -69,6 +69,8 @@ class Method:
     """Its step size over that of `presets`."""
     rank_factor: int = 1
     """Ranks that it needs in the bank over `rank`."""
+    scales_by_root: bool = False
+    """Whether the branch is scaled by alpha / sqrt(rank), which is made for one alpha at all ranks."""
     merge: Callable[[Any], Any] = _same
     """The trained model -> a model of the base's own classes with the adapter folded into its weights."""
     pairs: Callable[[Any], Pairs] = _no_pairs
@@ -214,8 +216,8 @@ _OTHERS = (
     ),
     Method(
         "rslora", "rsLoRA", INSERTED, _ATTACHED, _LORA, "BA as trained, alpha / sqrt(rank) folded into B",
-        _apply_rslora, values={"alpha": 16.0}, step=0.5, merge=_merge_peft, pairs=_lora_pairs, peft_form=True,
-        choose_forward=_choose_lora_forward,
+        _apply_rslora, values={"alpha": 16.0}, step=0.5, scales_by_root=True, merge=_merge_peft, pairs=_lora_pairs,
+        peft_form=True, choose_forward=_choose_lora_forward,
     ),
     Method(
         "lora+", "LoRA+", INSERTED, _ATTACHED, _LORA, "BA as trained, alpha / rank folded into B", _apply_lora,

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ class Report(Protocol):
         """`share` (0..1) of `phase` is done."""
 
     def evaluated(self, scores: Mapping[str, float]) -> None:
-        """The validation rows were scored: an entry of `TrainRecord.curves`."""
+        """The validation rows were scored: an entry of `TrainRecord.curves`. Who started the process also gets `cpu_s`,
+        its processor time since its libraries were loaded."""
 
 
 class _Events:
@@ -37,12 +39,16 @@ class _Events:
 
     def __init__(self, stream: TextIO, chief: bool) -> None:
         self._stream, self._chief = stream, chief
+        self._begun_cpu_s: float | None = None
 
     def __call__(self, phase: str, share: float) -> None:
+        if self._begun_cpu_s is None:
+            self._begun_cpu_s = time.process_time()
         self._write({"phase": phase, "share": round(share, 4)})
 
     def evaluated(self, scores: Mapping[str, float]) -> None:
-        self._write({"evaluation": dict(scores)})
+        cpu_s = time.process_time() - (self._begun_cpu_s or 0.0)
+        self._write({"evaluation": {**scores, "cpu_s": round(cpu_s, 3)}})
 
     def failed(self, error: EdgeError) -> None:
         told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
