@@ -60,7 +60,13 @@ def _add_demo(verbs: Any) -> None:
     )
     verb.add_argument("--stay", action="store_true", help="keep broker and daemon running until Ctrl-C, to be asked")
     verb.add_argument("--port", type=int, default=0, help="the broker's port on 127.0.0.1 (default: a free one)")
-    verb.add_argument("--llm", action="store_true", help="a language model instead: answers are streamed (llama.cpp)")
+    what = verb.add_mutually_exclusive_group()
+    what.add_argument("--quick", action="store_true", help="end after the first answers, by a head on the frozen base")
+    what.add_argument("--llm", action="store_true", help="a language model instead: answers are streamed (llama.cpp)")
+    what.add_argument(
+        "--recipe", type=Path, action="append", metavar="RECIPE",
+        help="build and serve this recipe until Ctrl-C; repeat for several (default: the shipped ones, shown once)",
+    )  # fmt: skip
     verb.set_defaults(verb=demo)
 
 
@@ -301,10 +307,13 @@ def run(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Train, package, install and query on this machine."""
-    from edge_agent.demo.show import run, run_llm
+    from edge_agent.demo import show
 
-    play = run_llm if options.llm else run
-    return play(options.build, options.models, port=options.port, stay=options.stay)
+    if options.recipe:
+        return show.serve_recipes(options.build, options.recipe, options.port)
+    if options.llm:
+        return show.run_llm(options.build, options.models, options.port, options.stay)
+    return show.run(options.build, options.models, options.port, options.stay, options.quick)
 
 
 def infer(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """`edge-agent demo`: from training to answers on one machine, each step by the command that a user would type.
 
-Two adapters are trained on one base, exported, quantised, signed and packaged (`edge-forge build`, cached), a broker is
-started, the packages are installed, the daemon is started, and questions are asked over MQTT.
+A head is fitted on a base that stays as it is, exported, quantised, signed and packaged (`edge-forge build`, cached); a
+broker and the daemon are started, the packages are installed and asked over MQTT. Then two LoRA adapters on the same
+base are trained and installed while the daemon serves, and asked too.
 
 `edge-agent demo --llm` does the same with a language model (`run_llm`): a small Llama is trained from nothing, then two
 adapters on it; all is converted to GGUF, and a wish becomes a JSON command, token by token.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +24,106 @@ from edge_agent.base.errors import BackendMissing, EdgeError
 from edge_agent.base.units import bytes_text, duration_text
 from edge_agent.client.request_client import RequestClient
 from edge_agent.demo import stage
-from edge_agent.demo.stage import DEVICE
+from edge_agent.demo.device import DEVICE, build_packages, device
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply, StreamChunk, Usage
 
-RECIPES = ("home-intents", "urgency")
-QUESTIONS: tuple[tuple[str, str], ...] = (
-    ("home-intents", "it's getting a bit chilly in here"),
-    ("home-intents", "kill the lights in the hallway pls"),
-    ("home-intents", "did i leave the front door unlocked?"),
-    ("home-intents", "who won the match last night"),
-    ("urgency", "there is a strong smell of gas in the stairwell"),
-    ("urgency", "the bulb in the cellar flickers again"),
-    ("urgency", "thanks, the plumber came and all is well"),
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A recipe that the demo builds, installs and asks; `adapter` is the name that it gets."""
+
+    recipe: str
+    adapter: str
+    what: str
+    settings: tuple[str, ...]
+
+
+_BANKED = "export.merged=false"
+HEAD = Act(
+    "home-intents", "home-intents-head", "a head on the frozen base: the first answers, in seconds",
+    ("name=home-intents-head", "method.name=head", _BANKED),
+)  # fmt: skip
+LORA = (
+    Act("home-intents", "home-intents", "a LoRA adapter on the same texts", (_BANKED,)),
+    Act("urgency", "urgency", "a LoRA adapter for another task on the same base", (_BANKED,)),
 )
+BASE = "minilm"
+QUESTIONS: Mapping[str, tuple[str, ...]] = {
+    "home-intents": (
+        "it's getting a bit chilly in here",
+        "kill the lights in the hallway pls",
+        "did i leave the front door unlocked?",
+        "who won the match last night",
+    ),
+    "urgency": (
+        "there is a strong smell of gas in the stairwell",
+        "the bulb in the cellar flickers again",
+        "thanks, the plumber came and all is well",
+    ),
+}
 
 
-def run(build: Path, models: Path, port: int = 0, stay: bool = False) -> int:
-    """The demo; returns the exit code. `stay` keeps broker and daemon until Ctrl-C, for other terminals."""
+def run(build: Path, models: Path, port: int = 0, stay: bool = False, quick: bool = False) -> int:
+    """The demo; returns the exit code. `quick` ends after the first answers, which need no training of the base.
+
+    `stay` keeps broker and daemon until Ctrl-C, for other terminals.
+    """
     started_s = time.monotonic()
-    built = stage.build_packages(build, models, RECIPES)
-    with stage.serving(build / "demo", built, port) as served:
-        asyncio.run(_converse(served.broker))
+    with device(build / "demo", port) as shown:
+        for act in (HEAD,) if quick else (HEAD, *LORA):
+            stage.say("build", f"{models / act.recipe}: {act.what} (cached: the second time it takes seconds)")
+            shown.install(build_packages(build, models / act.recipe / "recipe.toml", act.settings))
+            asyncio.run(_ask_in_turn(shown.broker, act))
+            stage.say("time", f"{duration_text(time.monotonic() - started_s)} since the start")
+        asyncio.run(_ask_together(shown.broker, (HEAD,) if quick else (HEAD, *LORA)))
         stage.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
-        print(_next_steps(build, served.config, stay))
+        print(_next_steps(build, shown.config, stay, quick))
         if stay:
-            stage.stay(served.broker)
+            stage.stay(shown.broker)
     return 0
 
 
-async def _converse(broker: stage.Broker) -> None:
-    """Ask, one by one and then all at once, and show what came back."""
+def serve_recipes(build: Path, recipes: Sequence[Path], port: int = 0) -> int:
+    """Build these recipes, install what they made and serve it until Ctrl-C; returns the exit code."""
+    with device(build / "demo", port) as shown:
+        for recipe in recipes:
+            stage.say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: what is built is taken)")
+            shown.install(build_packages(build, recipe))
+        print(f"\n  what is served  edge-agent models --config {shown.config}")
+        print(f"  ask it          edge-agent infer --config {shown.config} MODEL TEXT --adapter NAME")
+        stage.stay(shown.broker)
+    return 0
+
+
+def _client(broker: stage.Broker) -> RequestClient:
     options = MqttOptions(
         host="127.0.0.1",
         port=broker.port,
         client_id="demo-client",
         protocol=311 if broker.protocol == "3.1.1" else "auto",
     )
-    async with RequestClient(options, devices=[DEVICE]) as client:
+    return RequestClient(options, devices=[DEVICE])
+
+
+async def _ask_in_turn(broker: stage.Broker, act: Act) -> None:
+    """Ask an adapter its questions one by one, and show what came back."""
+    async with _client(broker) as client:
         stage.say("ask", "one at a time, over MQTT")
-        for adapter, text in QUESTIONS:
-            reply = await _ask(client, adapter, text)
+        for text in QUESTIONS[act.recipe]:
+            reply = await _ask(client, act.adapter, text)
             result, timing = reply["result"], reply["timing"]
             answer = f"{result['label']:<17} {result['score']:.2f}"
-            print(f"    {adapter:<13} {text:<50} {answer}  {timing['total_ms']:6.1f} ms")
+            print(f"    {act.adapter:<18} {text:<48} {answer}  {timing['total_ms']:6.1f} ms")
+
+
+async def _ask_together(broker: stage.Broker, acts: Sequence[Act]) -> None:
+    """Ask all adapters at the same moment, and show the board."""
+    asked = [(act.adapter, text) for act in acts for text in QUESTIONS[act.recipe]] * 3
+    async with _client(broker) as client:
         stage.say("ask", "all at once: in one batch every row has its own adapter")
         started_s = time.monotonic()
-        replies = await asyncio.gather(*(_ask(client, adapter, text) for adapter, text in QUESTIONS * 4))
+        replies = await asyncio.gather(*(_ask(client, adapter, text) for adapter, text in asked))
         elapsed_s = time.monotonic() - started_s
         largest = max(reply["batch"] for reply in replies)
         print(f"    {len(replies)} answers in {duration_text(elapsed_s)}, largest batch {largest} rows")
@@ -75,7 +131,7 @@ async def _converse(broker: stage.Broker) -> None:
 
 
 async def _ask(client: RequestClient, adapter: str, text: str) -> dict[str, Any]:
-    reply = await client.infer(DEVICE, "minilm", {"text": text, "adapter": adapter}, 20.0)
+    reply = await client.infer(DEVICE, BASE, {"text": text, "adapter": adapter}, 20.0)
     if reply.status != 200:
         raise EdgeError(f"{adapter}: {reply.reason}")
     fields: dict[str, Any] = msgspec.to_builtins(reply)
@@ -101,11 +157,13 @@ def _value(reading: dict[str, Any]) -> str:
     return bytes_text(reading["value"]) if reading["unit"] == "bytes" else f"{reading['value']:g} {reading['unit']}"
 
 
-def _next_steps(build: Path, config: Path, stay: bool) -> str:
-    first = "" if stay else "  keep it running edge-agent demo --stay     (then ask it from another terminal)\n"
+def _next_steps(build: Path, config: Path, stay: bool, quick: bool) -> str:
+    adapter = HEAD.adapter if quick else LORA[0].adapter
+    again = f"edge-agent demo{' --quick' if quick else ''} --stay"
+    first = "" if stay else f"  keep it running {again}     (then ask it from another terminal)\n"
     return f"""
 What next:
-{first}  ask it          edge-agent infer --config {config} minilm "open the blinds" --adapter home-intents
+{first}  ask it          edge-agent infer --config {config} {BASE} "open the blinds" --adapter {adapter}
   the report      {build}/reports (open the .html)
   your own data   edge-forge init my-task && edge-forge build my-task/recipe.toml
   a board         edge-agent service install; systemd/README.md"""
@@ -131,13 +189,17 @@ def run_llm(build: Path, models: Path, port: int = 0, stay: bool = False) -> int
             "llama-cpp-python is not installed", "demo", "`make demo-llm` compiles and installs it (3 to 10 minutes)"
         )
     started_s = time.monotonic()
-    built = stage.build_packages(build, models, LLM_RECIPES)
-    with stage.serving(build / "demo-llm", built, port, "llamacpp") as served:
-        asyncio.run(_converse_streamed(served.broker))
+    with device(build / "demo-llm", port, "llamacpp") as shown:
+        for name in LLM_RECIPES:
+            stage.say(
+                "build", f"{models / name}: train, convert, quantise, sign (cached: the second time it takes seconds)"
+            )
+            shown.install(build_packages(build, models / name / "recipe.toml"))
+        asyncio.run(_converse_streamed(shown.broker))
         stage.say("done", f"{duration_text(time.monotonic() - started_s)} in all")
-        print(_llm_next_steps(build, served.config, stay))
+        print(_llm_next_steps(build, shown.config, stay))
         if stay:
-            stage.stay(served.broker)
+            stage.stay(shown.broker)
     return 0
 
 
@@ -152,13 +214,7 @@ What next:
 
 async def _converse_streamed(broker: stage.Broker) -> None:
     """Ask one by one, and show every part of an answer as it comes."""
-    options = MqttOptions(
-        host="127.0.0.1",
-        port=broker.port,
-        client_id="demo-client",
-        protocol=311 if broker.protocol == "3.1.1" else "auto",
-    )
-    async with RequestClient(options, devices=[DEVICE]) as client:
+    async with _client(broker) as client:
         stage.say("ask", "streamed over MQTT")
         for adapter, text in LLM_QUESTIONS:
             print(f"    {adapter}: {text}\n      ", end="", flush=True)

@@ -1,14 +1,10 @@
-"""A broker and a daemon on this machine for the length of a block, in one folder: for the demos and for measuring.
-
-The demos also build packages from recipes and install them with the steps at the end of the file.
-"""
+"""A broker and a daemon on this machine for the length of a block, in one folder: for the demos and for measuring."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -19,11 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from edge_agent.base.child_python import child_environment, module_command
 from edge_agent.base.errors import EdgeError
-from edge_agent.base.units import duration_text
 
 READY_S = 60.0
 STOP_S = 10.0
@@ -192,101 +185,9 @@ def _tail(log: Path) -> str:
     return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
 
 
-DEVICE = "demo"
-
-
-@dataclass(frozen=True, slots=True)
-class DemoPackages:
-    """Packages in the order of installation, and the trust root of their signatures."""
-
-    packages: tuple[Path, ...]
-    root: Path
-
-
-@dataclass(frozen=True, slots=True)
-class DemoService:
-    """A running daemon: its broker and its settings."""
-
-    broker: Broker
-    config: Path
-
-
-def build_packages(build: Path, models: Path, recipes: Sequence[str]) -> DemoPackages:
-    """Run the named recipes of `models`. Merged models are left out, because one base is to carry all adapters.
-
-    A device that has those too would answer by them where they are faster (`core.adapter_routing`), each alone in its
-    batch.
-    """
-    packages: list[Path] = []
-    root = build / "keys" / "root.json"
-    for name in recipes:
-        recipe = models / name / "recipe.toml"
-        if not recipe.is_file():
-            raise EdgeError(
-                f"there is no recipe {recipe}", "demo", "run it from a clone of the project, or name --models"
-            )
-        say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: the second time it takes seconds)")
-        command = module_command("edge_forge.cli", "build", str(recipe), "--build", str(build), "--json")
-        built = msgspec.json.decode(call(command, capture=True))
-        made = [Path(path) for path in built["packages"] if "-merged-" not in Path(path).name]
-        packages += [path for path in made if path not in packages]
-        root = Path(built["trust_root"])
-    return DemoPackages(tuple(packages), root)
-
-
-@contextlib.contextmanager
-def serving(folder: Path, built: DemoPackages, port: int, backend: str = "onnx") -> Iterator[DemoService]:
-    """Broker, installed packages and daemon, all in `folder`, for the length of the block."""
-    folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(alone(folder))
-        stack.enter_context(ended_by_signals())
-        renew_state(folder, built)
-        mqtt = stack.enter_context(broker(folder, port))
-        say("broker", f"{mqtt.name} on port {mqtt.port}")
-        config = write_config(folder, mqtt, built.root, DEVICE, backend)
-        say("install", "verify signatures, run the golden probes on this machine, activate")
-        for package in built.packages:
-            call(module_command("edge_agent", "install", "--config", str(config), str(package)))
-        running = stack.enter_context(daemon(config, folder))
-        say("daemon", f"pid {running.pid}, ready after {duration_text(running.ready_s)}")
-        yield DemoService(mqtt, config)
-
-
-def renew_state(folder: Path, built: DemoPackages) -> bool:
-    """Remove the demo device's state when it comes from other packages or another trust root; True where it did.
-
-    A device refuses other contents under a counter that it committed, and packages of foreign keys. Both are right for
-    a device, but the demo builds the same versions again after code or a recipe changed: its device is a scratch one.
-    Call it inside `alone`. Raises EdgeError where a package cannot be read or the state cannot be removed.
-    """
-    stamp = folder / "packages.sha256"
-    try:
-        found = "".join(f"{_digest(path)}  {path.name}\n" for path in (*built.packages, built.root))
-        if stamp.is_file() and stamp.read_text() == found:
-            return False
-        existed = (folder / "state").exists()
-        if existed:
-            say("device", "the packages are others than the last time: the demo's device begins anew")
-            shutil.rmtree(folder / "state")
-        stamp.write_text(found)  # after the removal: what was interrupted is removed the next time
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeError(f"{folder}: its state cannot be renewed: {error}", "demo", f"remove {folder}") from None
-    return existed
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        value = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            value.update(block)
-    return value.hexdigest()
-
-
 def stay(broker: Broker) -> None:
     """Keep everything running until Ctrl-C."""
-    say("stay", f"broker on 127.0.0.1:{broker.port}, device {DEVICE!r}; Ctrl-C ends both")
+    say("stay", f"broker on 127.0.0.1:{broker.port}, Ctrl-C ends both")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 
