@@ -38,6 +38,7 @@ from edge_agent.agent.status_builder import Identity, StatusBuilder
 from edge_agent.agent.store_changes import StoreChanges
 from edge_agent.agent.worker_events import WorkerEventHandler
 from edge_agent.app import wiring
+from edge_agent.app.code_watch import CodeWatch
 from edge_agent.app.state_keeper import StateKeeper
 from edge_agent.base.causes import Cause
 from edge_agent.base.child_python import child_environment, module_command
@@ -177,8 +178,8 @@ def build(
     commands = Commands(context, manager, store, lambda: builder.diagnosis(manager.served_models, host.readings))
     intake_options = IntakeOptions(settings.limits.queue_jobs, wiring.bounds(settings))
     intake = Intake(context, intake_options, manager, server, events, commands)
-    keeper = StateKeeper(context, hold, library, trouble)
-    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, keeper])
+    keepers = StateKeeper(context, hold, library, trouble), CodeWatch(context, hold.code, code_stamp)
+    return Agent(context, manager, server, intake, governor_loop, reporter, [guard, canary, *keepers])
 
 
 def _transport(settings: Settings, topics: Topics, will: Outbound) -> MqttTransport:

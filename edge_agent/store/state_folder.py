@@ -32,7 +32,7 @@ class DaemonHold:
 
     def __init__(self, state_dir: Path, inbox: Path, code: str = "") -> None:
         """`code`: which code this daemon runs, for `running_code`."""
-        self._code = code
+        self.code = code
         self._state_dir = state_dir
         self._inbox = inbox
         self._descriptor: int | None = None
@@ -76,7 +76,7 @@ class DaemonHold:
             self.release()
         remedy = "stop the other one, or give this one its own store.state_dir"
         sentence = "another edge-agent daemon{} uses this state folder"
-        self._descriptor = _take_lock(path, sentence, remedy, self._code)
+        self._descriptor = _take_lock(path, sentence, remedy, self.code)
 
 
 def _owner_remedy(folder: Path) -> str:
