@@ -444,14 +444,15 @@ def test_an_interrupt_leaves_nothing_half_written(built, folder):
 
 
 def test_methods_are_compared_side_by_side(built, folder):
-    done = forge("compare", folder, "--methods", "lora,full", "--build", folder / "build", "--json")
+    done = forge("compare", folder, "--methods", "lora,full", "--seeds", "2", "--build", folder / "build", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["runs"]) == {"lamps lora", "lamps full"}
     full, lora = found["runs"]["lamps full"]["train"], found["runs"]["lamps lora"]["train"]
     assert full["trainable_parameters"] > lora["trainable_parameters"]
     report = Path(found["report"][0]).read_text()
-    assert "trained parameters" in report
+    assert "trained parameters" in report and "**Take lamps lora** (LoRA, rank " in report
+    assert [one["seed"] for one in found["runs"]["lamps full"]["seeds"]] == [17, 18]
     for run in found["runs"].values():
         for one in run["variants"]:
             assert ("ratio_low" in one["latency"]) == one["shipped"], "all that is shipped was measured in turns"

@@ -103,6 +103,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="ways to adapt each: lora,full or with presets lora:B,full:A (default: the recipe's own)",
     )
+    side.add_argument(
+        "--seeds",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="train each so often, with seeds that follow on the recipe's own (default: 1)",
+    )
+    side.add_argument(
+        "--step-sizes",
+        default="",
+        metavar="LIST",
+        help="factors over each method's step size, as 0.3,1,3; the best on the validation rows is taken "
+        "(default: the step size of the recipe or of the table of methods)",
+    )
     _common_arguments(side)
     side.set_defaults(run="edge_forge.commands:compare")
     seen = verbs.add_parser("diagnose", help="what training did to the weights: intruder dimensions, rank, norm")
@@ -135,6 +149,13 @@ def _sweep_verb(verbs: Any) -> None:
         help="ranks: every rank that the recipe takes, trained to the end (default: a search)",
     )  # fmt: skip
     sweep.set_defaults(run="edge_forge.sweep.search:main", verb="sweep")
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 to 100."""
+    if not (text.isdecimal() and 1 <= int(text) <= 100):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100")
+    return int(text)
 
 
 def complete(arguments: argparse.Namespace) -> None:

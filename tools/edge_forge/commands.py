@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
+from edge_forge import trials
 from edge_forge.kinds import registry
 from edge_forge.kinds.api import Figures, Kind, RecipePlan
 from edge_forge.plan.cache import Cache, write_json
@@ -135,13 +136,13 @@ def compare(arguments: argparse.Namespace) -> int:
         raise UsageError("there is only one thing to compare", "compare", "name two recipes, or --methods lora,full")
     parts, cache = opened[0].kind.report, opened[0].plan.steps.cache
     made: dict[str, Figures] = {}
+    plans: dict[str, RecipePlan] = {}
     names = list(unique([title(one.plan.recipe) for one in opened]))
     with cache.locked():
-        for (_, plan, file), name in zip(opened, names, strict=True):
+        for (kind, plan, file), name in zip(opened, names, strict=True):
             plan.steps.progress.say(f"== {name} ==")
             with lines_named(file):
-                made[name] = make(plan, ship=False)
-        plans = {name: one.plan for name, one in zip(names, opened, strict=True)}
+                made[name], plans[name] = _compared(kind, plan, arguments)
         runs = opened[0].kind.timed_in_turns(plans, made)
         stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
         written = write_report(cache, stem, runs, parts.comparison(runs))
@@ -153,6 +154,25 @@ def compare(arguments: argparse.Namespace) -> int:
             print()
         print(f"report: {written[1]}")
     return 0
+
+
+def _compared(kind: Kind, plan: RecipePlan, arguments: argparse.Namespace) -> tuple[Figures, RecipePlan]:
+    """(figures, plan) of one run of a comparison: at its best step size and over seeds, where that is wanted."""
+    steps = plan.steps
+
+    def replan(recipe: Any) -> RecipePlan:
+        return kind.plan(recipe, steps.recipe_dir, steps.cache, steps.progress)
+
+    tried: list[dict[str, float]] = []
+    if arguments.step_sizes:
+        plan.prepare()
+        recipe, tried = trials.best_step_size(plan.recipe, replan, trials.factors(arguments.step_sizes))
+        plan = replan(recipe)
+    figures = make(plan, ship=False)
+    if arguments.seeds > 1 or tried:
+        figures["seeds"] = trials.over_seeds(plan.recipe, replan, arguments.seeds)
+        figures["step_sizes"] = tried
+    return figures, plan
 
 
 def diagnose(arguments: argparse.Namespace) -> int:

@@ -139,15 +139,16 @@ def logit_error(reference: NDArray[np.floating], variant: NDArray[np.floating]) 
 
 
 def latencies(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Of milliseconds measured in turns: median (`p50_ms`), its interval (`low_ms`, `high_ms`), and how many times as
-    long as the first one, by turn (`ratio`, `ratio_low`, `ratio_high`)."""
+    """Of milliseconds measured in turns: median (`p50_ms`), its interval (`low_ms`, `high_ms`), 99th percentile
+    (`p99_ms`), and how many times as long as the first one, by turn (`ratio`, `ratio_low`, `ratio_high`)."""
     reference = next(iter(times.values()))
     found = {}
     for name, own in times.items():
         ratios = [one / other for one, other in zip(own, reference, strict=True)]
         own_interval, interval = median_interval(own), median_interval(ratios)
         found[name] = {
-            "p50_ms": float(np.median(own)), "low_ms": own_interval.low, "high_ms": own_interval.high,
+            "p50_ms": float(np.median(own)), "p99_ms": float(np.percentile(own, 99)),
+            "low_ms": own_interval.low, "high_ms": own_interval.high,
             "ratio": float(np.median(ratios)), "ratio_low": interval.low, "ratio_high": interval.high,
         }  # fmt: skip
     return found

@@ -45,6 +45,10 @@ class RecipePlan(Protocol):
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run every step (without `ship`: up to the measured variants) and gather what was measured."""
 
+    def trial(self) -> Mapping[str, Any]:
+        """Train and score alone: `score` on the measured split and `validation`, both better where larger, `cpu_s`,
+        `wall_s`, `peak_bytes`."""
+
     def diagnosis(self) -> Mapping[str, Any]:
         """Train, and what training did to the weights: the figures that `report.diagnosis_report` shows."""
 

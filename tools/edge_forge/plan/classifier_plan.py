@@ -102,6 +102,13 @@ class ClassifierPlan:
         adapter = self.training.trained.path("run/adapter.safetensors")
         return {**found, "adapter_bytes": adapter.stat().st_size} if adapter.is_file() else found
 
+    def trial(self) -> Mapping[str, Any]:
+        """Train and score alone: accuracy on the measured split, macro-F1 on the validation rows."""
+        scores, record = self.training.evaluated.facts, self.training.trained.facts
+        found = {"score": scores[self.training.data.measured[0]]["accuracy"]}
+        found |= {"validation": scores["validation"]["macro_f1"]}
+        return found | {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes")}
+
     def diagnosis(self) -> Mapping[str, Any]:
         """What training did to the weights, beside its record."""
         return {**self.training.diagnosed.facts, "train": dict(self.training.trained.facts)}

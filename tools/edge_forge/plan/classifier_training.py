@@ -121,10 +121,11 @@ class ClassifierTraining:
                 f"data.{split}", "add a shorter one",
             )  # fmt: skip
         _ = self.token_lengths
-        self._say_method()
+        _ = self._method_said
 
-    def _say_method(self) -> None:
-        """What the method trains, how devices take it, and what of its settings is unlike what is known to work."""
+    @cached_property
+    def _method_said(self) -> bool:
+        """Says once what the method trains, how devices take it, and what of its settings is unusual."""
         settings, rows = self.recipe.training, len(self.data.train)
         method = METHODS[settings.method]
         self.steps.progress.say(method.said())
@@ -135,6 +136,7 @@ class ClassifierTraining:
         usual = presets.settings(settings.method).learning_rate
         for sentence in lint(method, settings, usual, bits, weights):
             self.steps.progress.warn(sentence)
+        return True
 
     def _check_steps(self) -> None:
         """Refuse a run whose only step has the step size 0: the first one of a warm-up. Raises ConfigError."""

@@ -89,6 +89,13 @@ class GeneratorPlan:
             "packages": [one.as_dict() for one in self.signer.shipped(self.packages.packed, (RUNTIME,))],
         }
 
+    def trial(self) -> Mapping[str, Any]:
+        """Train and score alone: minus the perplexity of the measured answers, minus the least validation loss."""
+        record = self.training.trained.facts
+        found = {"score": -self.training.evaluated.facts["tuned"]["perplexity"]}
+        found |= {"validation": -min(one["validation_loss"] for one in record["curves"])}
+        return found | {key: record[key] for key in ("cpu_s", "wall_s", "peak_bytes")}
+
     def diagnosis(self) -> Mapping[str, Any]:
         """What training did to the weights, beside its record."""
         return {**self.training.diagnosed.facts, "train": dict(self.training.trained.facts)}

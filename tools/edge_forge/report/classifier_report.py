@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edge_forge.progress import duration, size
-from edge_forge.report import plots
+from edge_forge.report import methods_table, plots
 from edge_forge.report.blocks import Block, Drawing, Heading, Items, Paragraph, Table
 from edge_forge.report.claims import (
     COSTS,
@@ -319,7 +319,7 @@ def comparison(runs: Runs) -> list[Block]:
         *comparison_tables(runs),
         Drawing("comparison", "Quality and cost of each run.", _drawing(runs, accuracy)),
         *_in_turns(runs),
-        *_recommendation(runs),
+        *(methods_table.blocks_of(runs) if _have_seeds(runs) else _recommendation(runs)),
         Heading("Differences to the first run"),
         Table(
             ("run", "accuracy, points", *COSTS),
@@ -329,6 +329,10 @@ def comparison(runs: Runs) -> list[Block]:
         *claims(runs, accuracy),
         *settings(runs),
     ]  # fmt: skip
+
+
+def _have_seeds(runs: Runs) -> bool:
+    return all(figures.get("seeds") for figures in runs.values())
 
 
 def _in_turns(runs: Runs) -> Iterator[Block]:

@@ -1,0 +1,99 @@
+"""Comparisons over seeds: what is run, which step size is taken, and what is recommended for which figures."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from edge_agent.base.errors import UsageError
+from edge_forge import trials
+from edge_forge.report import methods_table
+from edge_forge.report.blocks import Table
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """As much of a recipe as trials change."""
+
+    train: dict = {}
+
+    @property
+    def training(self):
+        return SimpleNamespace(learning_rate=self.train.get("learning_rate", 1e-3), seed=self.train.get("seed", 17))
+
+
+def plans(score):
+    """A planner whose runs score by their settings."""
+    return lambda recipe: SimpleNamespace(trial=lambda: {"score": 0.5, "validation": score(recipe.training)})
+
+
+def test_the_step_size_that_validates_best_is_taken_and_the_smaller_of_equals():
+    replan = plans(lambda training: -abs(training.learning_rate - 3e-3))
+    recipe, tried = trials.best_step_size(Recipe({"epochs": 2}), replan, (3.0, 1.0, 0.3))
+    assert recipe.train == {"epochs": 2, "learning_rate": 3e-3}
+    assert [one["learning_rate"] for one in tried] == [3e-4, 1e-3, 3e-3]
+    assert trials.best_step_size(Recipe(), plans(lambda _: 1.0), (1.0, 0.3))[0].training.learning_rate == 3e-4
+
+
+def test_seeds_follow_on_the_recipes_own():
+    found = trials.over_seeds(Recipe({"seed": 5}), plans(lambda training: training.seed), 3)
+    assert [(one["seed"], one["validation"]) for one in found] == [(5, 5), (6, 6), (7, 7)]
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "0", "-1", "1,nan", "inf"])
+def test_what_is_no_factor_is_refused(text):
+    with pytest.raises(UsageError, match=r"no factors .* as 0.3,1,3"):
+        trials.factors(text)
+
+
+def test_the_interval_is_students():
+    found = methods_table.spread([0.90, 0.91, 0.92])
+    assert found.mean == pytest.approx(0.91) and found.half == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
+    assert str(methods_table.spread([0.9]).half) == "nan"
+
+
+def run(method, scores, cpu_s, adapter=True):
+    latency = {"p50_ms": 4.0, "p99_ms": 9.0}
+    variants = [{"form": "merged", "dtype": dtype, "accuracy": accuracy, "shipped": True, "size_bytes": 23 << 20,
+                 "peak_bytes": 90 << 20, "latency": latency}
+                for dtype, accuracy in (("fp32", 0.9), ("int8", 0.895))]  # fmt: skip
+    figures = {
+        "train": {"method": method, "adapter_rank": 16 if adapter else 0, "trainable_parameters": 1000,
+                  "settings": {"learning_rate": 1e-3}},
+        "seeds": [{"seed": at, "score": score, "cpu_s": cpu_s, "wall_s": 1.0, "peak_bytes": 1 << 30}
+                  for at, score in enumerate(scores)],
+        "variants": variants, "step_sizes": [],
+    }  # fmt: skip
+    return figures | ({"adapter_bytes": 700 << 10} if adapter else {})
+
+
+GOOD = (0.90, 0.91, 0.92)
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ({"t full": run("full", (0.905, 0.911, 0.919), 90, False), "t lora": run("lora", GOOD, 60)},
+         ["**Take t lora** (LoRA, rank 16), attached to a shared base, as FP32 (merged: 4.0 ms a text on this host)",
+          "adds 700.0 KiB to a device that has the base", "0.67 times the processor time of t full"]),
+        ({"t full": run("full", (0.95, 0.96, 0.97), 90, False), "t lora": run("lora", GOOD, 60)},
+         ["**Take t full** (full fine-tuning), merged only", "the highest; no other run is as good",
+          "Behind: t lora (-5.00 points)"]),
+        ({"t lora": run("lora", GOOD, 60), "t pissa": run("pissa", (0.899, 0.909, 0.919), 50)},
+         ["**Take t pissa** (PiSSA, rank 16)", "is not told apart from the highest, 0.9100 of t lora, by 3 seeds",
+          "0.83 times the processor time of t lora"]),
+        ({"t full": run("full", (0.92,), 90, False), "t lora": run("lora", (0.91,), 60)}, ["**Take t full**"]),
+    ],
+)  # fmt: skip
+def test_the_recommendation_follows_from_the_figures(runs, said):
+    found = methods_table.recommendation(runs)
+    for words in said:
+        assert words in found, found
+
+
+def test_the_table_holds_what_was_measured():
+    runs = {"t lora": run("lora", GOOD, 60), "t full": run("full", GOOD, 90, False)}
+    table = next(one for one in methods_table.blocks_of(runs) if isinstance(one, Table))
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (cells["accuracy"], cells["±"], cells["INT8 loss"], cells["FP16 loss"]) == ("0.9100", "0.0248", "+0.50", "–")
+    assert (cells["INT8 p50"], cells["INT8 p99"], cells["file"]) == ("4.0 ms", "9.0 ms", "700.0 KiB adapter")
+    assert table.rows[1][table.columns.index("file")] == "23.0 MiB model"
