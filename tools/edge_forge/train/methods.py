@@ -207,7 +207,7 @@ LORA = Method(
 FULL = Method(_FULL, "full fine-tuning", EVERYTHING, _WHOLE, _FULL, "the weights themselves", _thaw)
 _OTHERS = (
     Method(
-        "head", "training of the head alone", HEAD, _ATTACHED, _FULL, "an adapter without A and B: its head alone",
+        "head", "head-only tuning", HEAD, _ATTACHED, _FULL, "an adapter without A and B: its head alone",
         _freeze, step=10.0, no_generator="a generator has no head of its own beside the base's table of tokens",
     ),
     Method(
