@@ -25,7 +25,7 @@ from tests.support.packages import base_package, keys
 from tests.support.tiny_base import LABELS, ROWS, Told, write
 
 HERE = str(Path(sys.executable).parent)
-LONG_S = {"run": 6, "demo": 6}  # they serve until they are ended
+LONG_S = {"run": 6, "demo": 6, "gateway": 6, "metrics": 6}  # they serve until they are ended
 
 
 @pytest.fixture
@@ -58,6 +58,8 @@ AGENT = {
     "check-config": "check-config {config}",
     "service": "service status --root {tmp}",
     "completion": "completion bash",
+    "gateway": "gateway --config {config} --listen-port 0",
+    "metrics": "metrics --config {config} --listen-port 0",
 }
 FORGE = {
     "init": "init name --dir {tmp}/new",
@@ -68,6 +70,9 @@ FORGE = {
     "sign": "sign {package} --key {keys}/release-1.pem",
     "verify": "verify {package} --root {keys}/root.json",
     "inspect": "inspect {package}",
+    "diagnose": "diagnose . --build {tmp}/build",
+    "sweep": "sweep . --trials 1 --build {tmp}/build",
+    "provision": "provision {tmp} --dry-run",
     "completion": "completion bash",
 }
 PROGRAMS = {"edge-agent": (AGENT, agent_parser), "edge-forge": (FORGE, forge_parser)}

@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
         )  # fmt: skip
     wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return raw.decode("utf-16" if wide else "utf-8-sig")
+        return raw.decode("utf-16") if wide else raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         if wide:
             raise ConfigError(

@@ -7,6 +7,7 @@ would give away the other. Files with secrets must be closed to other users.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -55,7 +56,7 @@ def read_devices(path: Path) -> list[Device]:
     if len(data) > MIB:
         raise UsageError(f"is larger than {MIB} bytes; this is no table of devices", str(path))
     try:
-        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        rows = csv.reader(io.StringIO(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"), newline=""), strict=True)
         head = [name.strip() for name in next(rows, [])]
         _check_head(head, path)
         devices = [_device(head, row, path, rows.line_num) for row in rows if any(cell.strip() for cell in row)]
