@@ -47,8 +47,9 @@ def read_text(path: Path) -> str:
             "save the file as UTF-8, or as UTF-16 with its mark",
         )  # fmt: skip
     wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        return raw.decode("utf-16") if wide else raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        return raw.decode("utf-16" if wide else "utf-8")
     except UnicodeDecodeError as error:
         if wide:
             raise ConfigError(
