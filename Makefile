@@ -71,6 +71,8 @@ litert: $(LITERT)
 $(LITERT): $(STAMP)
 	@echo "Installing what converts encoders for LiteRT into $(VENV) (a minute; once) ..."
 	@$(BIN)/python -m pip install --quiet --editable '.[forge-litert]'
+	@# xdsl, which it brings, asks for an older typing_extensions than other tools here can run with, and runs with a newer.
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade 'typing_extensions>=4.16'
 	@touch $@
 
 demo: setup
