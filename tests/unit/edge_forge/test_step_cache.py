@@ -376,6 +376,7 @@ def test_the_time_of_another_piece_of_work_is_not_called_the_last_time(cache, sa
     assert "the last time" not in run("measure int8", {"a": "3"}, {"x": [3]}), "of another recipe"
     assert "(8.6 s the last time)" in run("measure int8", {"a": "1"}, {"x": [4]}), "the same inputs"
     assert "(8.6 s the last time)" in run("measure int8", {"a": "4"}, {"x": [4]}), "the same settings"
+    assert "the last time" not in run("measure int8", {"a": "1"}, {"method": "head"}), "another method of training"
 
 
 def test_a_build_folder_that_is_a_file_is_said(tmp_path):

@@ -175,13 +175,16 @@ class Cache:
     def _usual_s(self, step: BuildStep) -> float | None:
         """Seconds that the newest other result of this piece of work took; None where there is none, or less than one.
 
-        It is the same piece where it has the title and the inputs, or the title and the settings.
+        It is the same piece where it has the title and the inputs, or the title and the settings, but not where another
+        method of training is set: a head alone takes seconds.
         """
+        method = step.settings.get("method")
         found = (self.root / "steps" / step.name).glob("*/record.json")
         for path in sorted(found, key=lambda path: path.lstat().st_mtime, reverse=True):
             try:
                 record = _read_record(path) or {}
                 alike = any(canonical(record[name]) == canonical(step.parts[name]) for name in ("inputs", "settings"))
+                alike = alike and record["settings"].get("method") == method
                 if record["title"] == (step.title or step.name) and alike:
                     took_s = float(record["took_s"])
                     return took_s if took_s >= 1.0 else None
