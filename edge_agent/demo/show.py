@@ -41,7 +41,7 @@ class Act:
 
 _BANKED = "export.merged=false"
 HEAD = Act(
-    "home-intents", "home-intents-head", "a head on the frozen base: the first answers, in seconds",
+    "home-intents", "home-intents-head", "a head on the frozen base, for answers before the base is tuned",
     ("name=home-intents-head", "method.name=head", _BANKED),
 )  # fmt: skip
 LORA = (
