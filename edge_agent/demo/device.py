@@ -29,15 +29,18 @@ class Built:
     root: Path
 
 
-def build_packages(build: Path, recipe: Path, settings: Sequence[str] = ()) -> Built:
-    """Run a recipe with `settings` ('KEY=VALUE') in place of its own. Raises EdgeError.
+_NO_CLONE = "run it from a clone of the project, or name --models"
+
+
+def build_packages(build: Path, recipe: Path, settings: Sequence[str] = (), remedy: str = _NO_CLONE) -> Built:
+    """Run a recipe with `settings` ('KEY=VALUE') in place of its own. Raises EdgeError; `remedy`: if it is missing.
 
     Merged models are left out, because one base is to carry all adapters: a device that has those too would answer by
     them where they are faster (`core.adapter_routing`), each alone in its batch. There is no trial in a scratch store,
     because the demo installs at once what was built.
     """
     if not recipe.exists():
-        raise EdgeError(f"there is no recipe {recipe}", "demo", "run it from a clone of the project, or name --models")
+        raise EdgeError(f"there is no recipe {recipe}", "demo", remedy)
     options = [part for setting in settings for part in ("--set", setting)]
     command = module_command(
         "edge_forge.cli", "build", str(recipe), *options, "--build", str(build), "--no-trial", "--json"

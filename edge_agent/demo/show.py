@@ -89,7 +89,7 @@ def serve_recipes(build: Path, recipes: Sequence[Path], port: int = 0) -> int:
     with device(build / "demo", port) as shown:
         for recipe in recipes:
             stage.say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: what is built is taken)")
-            shown.install(build_packages(build, recipe))
+            shown.install(build_packages(build, recipe, remedy="`edge-forge init NAME` writes one"))
         print(f"\n  what is served  edge-agent models --config {shown.config}")
         print(f"  ask it          edge-agent infer --config {shown.config} MODEL TEXT --adapter NAME")
         stage.stay(shown.broker)
