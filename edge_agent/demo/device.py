@@ -17,6 +17,7 @@ from edge_agent.base.errors import EdgeError
 from edge_agent.base.units import duration_text
 from edge_agent.demo import stage
 from edge_agent.demo.stage import Broker, call, say
+from edge_agent.store.state_folder import running_daemon
 
 DEVICE = "demo"
 
@@ -104,6 +105,9 @@ def device(folder: Path, port: int, backend: str = "onnx") -> Iterator[DemoDevic
     with contextlib.ExitStack() as stack:
         stack.enter_context(stage.alone(folder))
         stack.enter_context(stage.ended_by_signals())
+        if (pid := running_daemon(folder / "state")) is not None:
+            left = f"the daemon of a demo that was killed (pid {pid}) still serves {folder}"
+            raise EdgeError(left, "demo", f"end it with `kill {pid}`, then begin again")
         mqtt = stack.enter_context(stage.broker(folder, port))
         say("broker", f"{mqtt.name} on port {mqtt.port}")
         yield stack.enter_context(DemoDevice(folder, mqtt, backend))
