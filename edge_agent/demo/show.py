@@ -121,7 +121,8 @@ async def _ask_together(broker: stage.Broker, acts: Sequence[Act]) -> None:
     """Ask all adapters at the same moment, and show the board."""
     asked = [(act.adapter, text) for act in acts for text in QUESTIONS[act.recipe]] * 3
     async with _client(broker) as client:
-        stage.say("ask", "all at once: in one batch every row has its own adapter")
+        mixed = ": in one batch every row has its own adapter" if len(acts) > 1 else ""
+        stage.say("ask", f"all at once{mixed}")
         started_s = time.monotonic()
         replies = await asyncio.gather(*(_ask(client, adapter, text) for adapter, text in asked))
         elapsed_s = time.monotonic() - started_s
