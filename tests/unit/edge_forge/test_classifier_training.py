@@ -117,7 +117,7 @@ def test_a_missing_converter_is_said_before_anything_runs_and_only_where_it_is_n
     with pytest.raises(ConfigError, match="LiteRT need no_such_converter, which") as caught:
         wanted.trained  # noqa: B018
     assert caught.value.where == "quantize.litert"
-    assert "pip install 'edge-agent[forge-litert]'" in caught.value.remedy
+    assert "`make litert`" in caught.value.remedy
     assert wanted.steps.entries == {} and calls["train"] == []
 
 

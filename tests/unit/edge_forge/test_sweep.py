@@ -276,4 +276,4 @@ def test_without_optuna_the_line_that_installs_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(EdgeError, match="needs Optuna") as caught:
         study.require()
-    assert caught.value.remedy == "pip install 'edge-agent[forge-sweep]'"
+    assert caught.value.remedy == "`make setup` in the clone"

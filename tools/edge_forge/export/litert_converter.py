@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 
 SHORTEST = 16
-REMEDY = "pip install 'edge-agent[forge-litert]', or take litert out of [quantize]"
+REMEDY = "`make litert` in the clone, or take litert out of [quantize]"
 _MODULES = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")
 
 

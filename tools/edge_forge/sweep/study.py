@@ -82,9 +82,7 @@ def require() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
-        raise EdgeError(
-            "a sweep needs Optuna, which is not installed", "sweep", "pip install 'edge-agent[forge-sweep]'"
-        ) from error
+        raise EdgeError("a sweep needs Optuna, which is not installed", "sweep", "`make setup` in the clone") from error
 
 
 class SweepStudy:
