@@ -58,11 +58,11 @@ class DemoDevice:
     a device, but the demo builds the same versions again after code or a recipe changed: its device is a scratch one.
     """
 
-    def __init__(self, folder: Path, broker: Broker, backend: str) -> None:
+    def __init__(self, folder: Path, broker: Broker, *backends: str) -> None:
         self.folder = folder
         self.broker = broker
         self.config = folder / "edge-agent.toml"
-        self._backend = backend
+        self._backends = backends
         self._installed: list[Path] = []
         self._daemon = contextlib.ExitStack()
         self._runs = False
@@ -81,7 +81,7 @@ class DemoDevice:
             self._end()
             renew_state(self.folder)
             new = wanted
-        stage.write_config(self.folder, self.broker, built.root, DEVICE, self._backend)
+        stage.write_config(self.folder, self.broker, built.root, DEVICE, *self._backends)
         stamp(self.folder, wanted, built.root)
         say("install", "verify signatures, run the golden probes on this machine, activate")
         for package in new:
@@ -98,7 +98,7 @@ class DemoDevice:
 
 
 @contextlib.contextmanager
-def device(folder: Path, port: int, backend: str = "onnx") -> Iterator[DemoDevice]:
+def device(folder: Path, port: int, *backends: str) -> Iterator[DemoDevice]:
     """A broker and a device without a model, all in `folder`, for the length of the block."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def device(folder: Path, port: int, backend: str = "onnx") -> Iterator[DemoDevic
             raise EdgeError(left, "demo", f"end it with `kill {pid}`, then begin again")
         mqtt = stack.enter_context(stage.broker(folder, port))
         say("broker", f"{mqtt.name} on port {mqtt.port}")
-        yield stack.enter_context(DemoDevice(folder, mqtt, backend))
+        yield stack.enter_context(DemoDevice(folder, mqtt, *backends))
 
 
 _STAMP = "packages.sha256"

@@ -86,7 +86,7 @@ def run(build: Path, models: Path, port: int = 0, stay: bool = False, quick: boo
 
 def serve_recipes(build: Path, recipes: Sequence[Path], port: int = 0) -> int:
     """Build these recipes, install what they made and serve it until Ctrl-C; returns the exit code."""
-    with device(build / "demo", port) as shown:
+    with device(build / "demo", port, "onnx", "llamacpp") as shown:
         for recipe in recipes:
             stage.say("build", f"{recipe}: train, evaluate, export, quantise, sign (cached: what is built is taken)")
             shown.install(build_packages(build, recipe, remedy="`edge-forge init NAME` writes one"))

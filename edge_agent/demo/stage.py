@@ -40,14 +40,16 @@ class Running:
     ready_s: float
 
 
-def write_config(folder: Path, broker: Broker, root: Path, device: str, backend: str = "onnx") -> Path:
-    """Settings of a daemon that keeps everything in `folder`; `root` is the trust root of its packages."""
+def write_config(folder: Path, broker: Broker, root: Path, device: str, *backends: str) -> Path:
+    """Settings of a daemon that keeps everything in `folder`; `root` is the trust root of its packages;
+    without `backends` it has ONNX Runtime."""
+    names = ", ".join(f'"{name}"' for name in backends or ("onnx",))
     config = folder / "edge-agent.toml"
     config.write_text(
         f'[device]\nid = "{device}"\n\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n'
         f'protocol = "{broker.protocol}"\n\n'
         f'[store]\nstate_dir = "{folder / "state"}"\ntrust_root = "{root.absolute()}"\n\n'
-        f'[worker]\nbackends = ["{backend}"]\n\n[telemetry]\ninterval_s = 2.0\n'
+        f"[worker]\nbackends = [{names}]\n\n[telemetry]\ninterval_s = 2.0\n"
     )
     return config
 
