@@ -51,7 +51,7 @@ def _add_run(verbs: Any) -> None:
 
 
 def _add_demo(verbs: Any) -> None:
-    verb = verbs.add_parser("demo", help="train, package, install and query two adapters on this machine")
+    verb = verbs.add_parser("demo", help="train, package, install and query adapters on this machine")
     verb.add_argument(
         "--build", type=Path, default=Path("build"), help="where everything is built and kept (default: build)"
     )
