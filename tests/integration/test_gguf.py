@@ -217,7 +217,7 @@ def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
         ("smollm3", {"mlp_bias": True}, "mlp_bias = true"),
         ("phi3", {"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "'longrope'"),
         ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
-        ("llama", {"vocab_size": 100}, "rows for 100"),
+        ("llama", {"vocab_size": 100}, "table of 100 rows"),
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer 1 has 'full_attention'"),
     ],
 )

@@ -111,7 +111,7 @@ def bomb_package(folder: Path) -> Path:
         base_id=small_graph.BASE_ID,
         task={"kind": "embed", "max_tokens": 16},
         variants=[VariantSource(bomb(folder / "bomb.onnx", "filled"), "onnx", "fp32", peak_bytes=MIB)],
-        probes=probes(folder, "onnx", small_graph.banked(folder / "good.onnx"), None),
+        probes=probes(folder, ["onnx/fp32"], small_graph.banked(folder / "good.onnx"), None),
         tokenizer=tokenizer(folder / "tokenizer.json"),
         licences=("Apache-2.0",),
     )

@@ -13,7 +13,7 @@ from edge_forge.train.classifier_job import ClassifierJob
 from edge_forge.train.classifier_session import run
 from edge_forge.train.methods import ADAPTER, METHODS
 from edge_forge.train.settings import settings
-from tests.support.tiny_base import LABELS, ROWS, write
+from tests.support.tiny_base import LABELS, ROWS, Told, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
 QUICK = {
@@ -49,7 +49,7 @@ def test_what_a_method_learned_is_computed_alike_by_pytorch_and_by_the_device(na
         base.directory, base.base_id, tmp_path / "run", tmp_path / "work", LABELS, ROWS, ROWS,
         settings(name, values=values),
     )  # fmt: skip
-    record = run(job, lambda phase, share: None)
+    record = run(job, Told())
     features, logits = predict_with_features(base.directory, tmp_path / "run", TEXTS, max_tokens=16)
     scores = evaluate(logits, [label for _, label in ROWS], LABELS)
     assert scores.accuracy >= (0.7 if name == "head" else 1.0)
