@@ -63,7 +63,7 @@ def test_the_policy_decides_by_what_real_workers_took(tmp_path: Path) -> None:
         print(f"\n{why}")
         assert f"because: {chosen[policy]} of 2 by policy '{policy}':" in why
         assert "ms a text" in why
-        assert "31 turns)" in why
+        assert "31 turns" in why
         assert [one["kept"] for one in model["variants"] if one["name"] != chosen[policy]] == [False]
     assert chosen == {"fastest": "echo/fp32", "smallest": "echo/int8"}
 
