@@ -218,7 +218,9 @@ def _sure(
     if all(ratio is not None and ratio.low > 1.0 for ratio in ratios):
         slower = ", ".join(one.name for one in rest)
         return f"usual on {hardware.board_class}, and faster than {slower} in {times.text()}"
-    return f"usual on {hardware.board_class}, and kept: {times.text()} show no other that is clearly better by this policy"
+    return (
+        f"usual on {hardware.board_class}, and kept: {times.text()} show no other that is clearly better by this policy"
+    )
 
 
 def _cannot_run(variant: Variant, hardware: Hardware) -> RefusedVariant | None:
