@@ -190,8 +190,7 @@ class ModelManager:
                 served.worker.tell_limits(limits)
 
     def take_tier(self, tier: int, why: str) -> None:
-        """Serve the variants that the governor asks for: in tier 1 the cheaper variant of every model that has one, in
-        tier 0 the chosen one. `why` is a part of the events."""
+        """Serve the chosen variants in tier 0, cheaper ones where there are in tier 1. `why` is a part of the events."""
         if tier == self._tier:
             return
         self._tier = tier
@@ -206,8 +205,7 @@ class ModelManager:
             self._context.announce("variant-changed", text, {"model": served.name, "variant": variant.name}, "info")
 
     def _answering(self, model: InstalledModel) -> InstalledModel:
-        """The installed model in the variant that answers now: the cheaper one in tier 1, and the fallback of one that
-        is being compiled."""
+        """The installed model in the variant that answers now: in tier 1 the cheaper one; the fallback in a build."""
         found = variants.cheaper(model, self._routing.accuracy_loss_limit) if self._tier else None
         tiered = model if found is None else replace(model, variant=found)
         served = self.served_models.get(model.name)
@@ -227,6 +225,14 @@ class ModelManager:
             raise RequestError(503, Cause.QUARANTINED, why)
         self._check_is_not_put_off(served)
         try:
+            return await self._load_or_fall_back(served, evict)
+        except (RequestError, WorkerError):
+            raise
+        except EdgeError as error:
+            raise self._refusal(served, error) from error
+
+    async def _load_or_fall_back(self, served: ServedModel, evict: bool) -> WorkerHandle:
+        try:
             return await self._load_into_room(served, evict)
         except EngineMissing:
             return await self._load_after_build(served, evict)
@@ -234,11 +240,9 @@ class ModelManager:
             raise
         except EdgeError as error:
             # Without a fallback it is tried again like any other load: no build of minutes has failed.
-            if variants.fallback(served.model) is not None and self._fall_back(served, str(error)):
-                return await self._load_into_room(served, evict)
-            if isinstance(error, WorkerError):
+            if variants.fallback(served.model) is None or not self._fall_back(served, str(error)):
                 raise
-            raise self._refusal(served, error) from error
+            return await self._load_into_room(served, evict)
 
     async def _load_into_room(self, served: ServedModel, evict: bool, build: bool = False) -> WorkerHandle:
         """Load the current variant, one model at a time. Raises RequestError, EngineMissing, BackendError, WorkerError.
@@ -263,8 +267,7 @@ class ModelManager:
                 raise
 
     async def _load_after_build(self, served: ServedModel, evict: bool) -> WorkerHandle:
-        """The current variant has no engine: load its fallback and build beside where memory allows both, else build
-        first."""
+        """There is no engine: load the fallback and build beside where memory allows both, else build first."""
         wanted, fallback = served.model.variant, variants.fallback(served.model)
         why = "the package has no variant on this device that could answer meanwhile"
         if fallback is not None:
@@ -292,11 +295,10 @@ class ModelManager:
             served.lifecycle.expect_load(load_s)
             if self._fall_back(served, str(error)):
                 return await self._load_into_room(served, evict)
-            raise self._refusal(served, error) from error
+            raise
 
     async def _no_room_for_both(self, served: ServedModel, fallback: Variant, evict: bool) -> str:
-        """'' where the fallback can answer while the engine is built; else the sentence why not. Idle models are
-        evicted for it as for any load, if `evict`."""
+        """'' where the fallback can answer during the build, else why not. Idle models are evicted for it if `evict`."""
         while True:
             memory = self._host.memory(self.ledger.mapped_bytes)
             both = (served.model, replace(served.model, variant=fallback))
@@ -315,8 +317,7 @@ class ModelManager:
                 await self._evict(one, f"model {one.name!r} made room for a build of {served.name!r}")
 
     def _fall_back(self, served: ServedModel, reason: str) -> bool:
-        """A variant that is compiled here cannot be loaded: put it off and serve the fallback; False without one, or
-        for a variant that is not compiled."""
+        """A compiled variant cannot be loaded: put it off and serve the fallback; False without one, or for another."""
         wanted, lifecycle = served.model.variant, served.lifecycle
         if not traits(wanted.runtime).compiles or lifecycle.is_removed or lifecycle.state is ModelState.QUARANTINED:
             return False
