@@ -190,7 +190,7 @@ class ModelManager:
                 served.worker.tell_limits(limits)
 
     def take_tier(self, tier: int, why: str) -> None:
-        """Serve the chosen variants in tier 0, cheaper ones where there are in tier 1. `why` is a part of the events."""
+        """Serve the chosen variants in tier 0, cheaper ones where there are in tier 1. `why` is part of the events."""
         if tier == self._tier:
             return
         self._tier = tier
@@ -298,7 +298,7 @@ class ModelManager:
             raise
 
     async def _no_room_for_both(self, served: ServedModel, fallback: Variant, evict: bool) -> str:
-        """'' where the fallback can answer during the build, else why not. Idle models are evicted for it if `evict`."""
+        """'' where the fallback can answer during the build, else why not. Idle models are evicted if `evict`."""
         while True:
             memory = self._host.memory(self.ledger.mapped_bytes)
             both = (served.model, replace(served.model, variant=fallback))
