@@ -157,11 +157,11 @@ def test_whatever_befalls_an_engine_after_an_upgrade_another_variant_goes_on(boa
     async def until_it_is_told() -> tuple[list[Reply], NotedLink]:
         async with linked(options(board.port, "watcher"), TOPICS) as link:
 
-            def enough(_replies: list[Reply]) -> bool:
+            def enough(replies: list[Reply]) -> bool:
                 building = told(link)[-1].building if told(link) else None
                 if fault == "killed" and building is not None and building.stage == "build":
                     kill_builds(board.agent.pid)
-                return building is not None and building.stage == "put off"
+                return bool(replies) and building is not None and building.stage == "put off"
 
             return await stream(board.port, enough), link
 
