@@ -177,8 +177,9 @@ def _count(counts: Counter[tuple[str, Labels]], body: Telemetry) -> None:
         found["model_energy_joules", (name,)] = model.joules or 0.0
         for adapter, one in _names(model.adapters, ADAPTERS):
             found["adapter_requests", (name, adapter)] = one.requests
-    for key, value in found.items():
-        if value >= 0 and (key in counts or len(counts) < MODELS * ADAPTERS):
+    for key, said in found.items():
+        value = _number(said)
+        if value is not None and value >= 0 and (key in counts or len(counts) < MODELS * ADAPTERS):
             counts[key] += value  # type: ignore[assignment]
 
 
@@ -294,14 +295,15 @@ class _Families:
 
     def add(self, metric: str, labels: Iterable[tuple[str, str]], value: Any, said: str, kind: Kind = "gauge") -> None:
         """One sample; a value that is none has no series."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        number = _number(value)
+        if number is None:
             return
         pairs = tuple(labels)
         family = self._found.get(metric)
         if family is None:
             make = GaugeMetricFamily if kind == "gauge" else CounterMetricFamily
             family = self._found[metric] = make(PREFIX + metric, said, labels=[name for name, _ in pairs])
-        family.add_metric([text for _, text in pairs], value)  # type: ignore[attr-defined]
+        family.add_metric([text for _, text in pairs], number)  # type: ignore[attr-defined]
 
     def quantiles(
         self, metric: str, labels: tuple[tuple[str, str], ...], found_ms: Quantiles | None, said: str
@@ -329,6 +331,17 @@ def _names(found: Mapping[str, Any], most: int, beside: str = "") -> Iterator[tu
     """The entries whose key can be a name (or is `beside`), so many at most."""
     known = [(key, value) for key, value in found.items() if key == beside or NAME.fullmatch(key)]
     return iter(sorted(known[:most]))
+
+
+def _number(value: Any) -> float | None:
+    """A number of a message as Prometheus takes it. None for what is no number, and for one of 309 digits or more: JSON
+    has such numbers, and one sample that cannot be written would end every scrape."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _known(word: str, words: Iterable[str]) -> str:

@@ -190,6 +190,20 @@ def test_any_bytes_are_a_message_or_are_counted(kind: str, payload: bytes) -> No
     assert exported(known, 1.0)[1]["unreadable_messages_total", ()] == 1.0
 
 
+@pytest.mark.parametrize("place", ["queue_jobs", "rss_bytes", "expired", "memory.reserve_bytes", "governor.threads"])
+def test_a_number_that_is_no_float_does_not_end_the_scrapes(place: str) -> None:
+    body = msgspec.json.decode(SAID["telemetry"][0])
+    *above, key = place.split(".")
+    inner = body[above[0]] if above else body
+    inner[key] = 1234567
+    huge = msgspec.json.encode(body).replace(b"1234567", b"1" * 400)
+    known = fed()
+    known.take("pi", "telemetry", huge, 102.0)
+    _, found = exported(known, 103.0)
+    assert of(found, "device_up") == 1.0
+    assert of(found, "reports_total") == 2
+
+
 def test_promtool_has_nothing_to_say() -> None:
     """Names, units, types and help by Prometheus' own linter."""
     import shutil
