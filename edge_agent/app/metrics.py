@@ -81,21 +81,19 @@ def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> It
         finally:
             path.unlink(missing_ok=True)
         return
-    from prometheus_client import start_http_server
+    from prometheus_client import make_wsgi_app
 
-    try:
-        server, thread = start_http_server(arguments.listen_port, arguments.listen, registry)
-    except OSError as error:
-        where = f"{arguments.listen}:{arguments.listen_port}"
-        raise UsageError(f"cannot listen on {where}: {error.strerror}", "metrics") from error
+    from edge_agent.exporter.scrape_server import serving
+
     shown = f"[{arguments.listen}]" if ":" in arguments.listen else arguments.listen
-    print(f"metrics on http://{shown}:{server.server_port}/metrics; Ctrl-C ends it", flush=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            port = stack.enter_context(serving(arguments.listen, arguments.listen_port, make_wsgi_app(registry)))
+        except (OSError, OverflowError) as error:
+            where, why = f"{shown}:{arguments.listen_port}", getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot listen on {where}: {why}", "metrics") from error
+        print(f"metrics on http://{shown}:{port}/metrics; Ctrl-C ends it", flush=True)
         yield None
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _write(path: Path, registry: CollectorRegistry) -> None:
