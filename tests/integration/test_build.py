@@ -474,3 +474,14 @@ def test_a_diagnosis_shows_intruders_and_fails_where_the_recipe_says_so(built, f
     done = forge("diagnose", folder, "--build", folder / "build", *strict)
     assert done.returncode == 1 and "lamps lora has " in done.stderr and "the recipe takes 0" in done.stderr
     assert "singular values" in (folder / "build" / "reports" / "diagnose-lamps.md").read_text(), "the repair was tried"
+
+
+def test_a_head_is_trained_while_its_base_is_traced(folder, tmp_path):
+    """What is wrong with the base is said all the same, and nothing is packaged."""
+    place = copy_of_the_recipe(folder, tmp_path / "head", RECIPE)
+    overlay = ("--set", "method.name=head", "--set", "export.parity_tolerance=1e-15")
+    done = forge("build", place, "--build", tmp_path / "build", *overlay)
+    said = done.stderr.splitlines()
+    assert abs(said.index("train ...") - said.index("trace-base ...")) <= 2, done.stderr
+    assert done.returncode == 1 and "the base's graph" in said[-1], done.stderr
+    assert not any((tmp_path / "build" / "packages").glob("*.tar"))

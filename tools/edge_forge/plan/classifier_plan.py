@@ -7,6 +7,7 @@ base ─┴─▶ export ─▶ quantize ─▶ measure ─▶ gates ─▶ pack
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,22 @@ class ClassifierPlan:
     def prepare(self) -> None:
         """Raise what is wrong with the data or the base before anything long begins."""
         self.training.check_inputs()
-        _ = self.exports.traced
+        if self.training.takes_seconds:
+            self._trace_beside_training()
+        else:
+            _ = self.exports.traced
+
+    def _trace_beside_training(self) -> None:
+        """Trace the base while the training's own process works: of a short training, tracing is the longer part.
+
+        What is wrong with the base is raised, as it is where the trace comes first; the training is done by then.
+        """
+        with ThreadPoolExecutor(1, "trace") as pool:
+            traced = pool.submit(lambda: self.exports.traced)
+            try:
+                _ = self.training.trained
+            finally:
+                _ = traced.result()
 
     def figures(self, ship: bool) -> dict[str, Any]:
         """Run what is left of the plan and gather its figures; see `report.classifier_report` for the keys.

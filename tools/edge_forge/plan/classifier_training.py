@@ -81,6 +81,9 @@ CODE: Code = {
     "sign": (("edge_forge.package.keys",), ()),
 }
 
+# A head on so many texts is trained in the seconds that tracing the base takes.
+SMALL_ROWS = 4000
+
 
 class ClassifierTraining:
     """From data and base to a trained and scored classifier."""
@@ -289,6 +292,11 @@ class ClassifierTraining:
             return dataclasses.asdict(record)
 
         return self.steps.run("train", inputs, key, work)
+
+    @property
+    def takes_seconds(self) -> bool:
+        """Whether the training computes each text of a small set once: a head on the frozen base."""
+        return METHODS[self.recipe.training.method].scope == HEAD and int(self.token_lengths["rows"]) <= SMALL_ROWS
 
     @property
     def work_ahead(self) -> TrainingWork:
