@@ -1,4 +1,5 @@
-"""`edge-agent metrics`: an exporter for Prometheus, over HTTP or as a text file for node_exporter.
+"""`edge-agent metrics`: an exporter for Prometheus, over HTTP or as a text file for node_exporter; and the dashboards
+and alert rules that go with it, as files.
 
 A file of its own because it alone needs prometheus_client.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.resources
 import importlib.util
 import signal
 import time
@@ -26,7 +28,10 @@ SHORTEST_S, LONGEST_S = 1.0, 3600.0
 
 
 def metrics(arguments: argparse.Namespace) -> int:
-    """Export until Ctrl-C or SIGTERM. Raises UsageError."""
+    """Export until Ctrl-C or SIGTERM, or write the dashboards. Raises UsageError."""
+    if arguments.dashboards is not None:
+        _write_dashboards(arguments.dashboards)
+        return 0
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(
             "prometheus_client is not installed",
@@ -94,6 +99,19 @@ def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> It
             raise UsageError(f"cannot listen on {where}: {why}", "metrics") from error
         print(f"metrics on http://{shown}:{port}/metrics; Ctrl-C ends it", flush=True)
         yield None
+
+
+def _write_dashboards(folder: Path) -> None:
+    """Grafana's dashboards and Prometheus' alert rules, each in its file. What was there under these names is replaced,
+    so that an upgrade can write them anew."""
+    shipped = importlib.resources.files("edge_agent.exporter") / "monitoring"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(shipped.iterdir(), key=lambda file: file.name):
+            (folder / file.name).write_bytes(file.read_bytes())
+            print(folder / file.name)
+    except OSError as error:
+        raise UsageError(f"{error.filename or folder} cannot be written: {error.strerror}", "--dashboards") from error
 
 
 def _write(path: Path, registry: CollectorRegistry) -> None:

@@ -180,6 +180,12 @@ def _add_bridges(verbs: Any) -> None:
         "--interval", type=float, default=15.0, metavar="S", help="seconds between two text files (default: 15)"
     )
     verb.add_argument("--all", action="store_true", help="for all devices of the broker (default: for --device alone)")
+    verb.add_argument(
+        "--dashboards",
+        type=Path,
+        metavar="DIR",
+        help="write Grafana's dashboards and Prometheus' alert rules into DIR, and end (default: export)",
+    )
     _broker_options(verb)
     verb.set_defaults(verb=metrics, model="any")
 

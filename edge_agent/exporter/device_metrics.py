@@ -55,6 +55,16 @@ OTHER = "other"
 PREFIX = "edge_agent_"
 Labels = tuple[str, ...]
 Kind = Literal["gauge", "counter"]
+DEVICE_COUNTERS = ("expired_requests", "duplicate_requests", "energy_joules")
+
+
+def _nothing_yet() -> Counter[tuple[str, Labels]]:
+    """Counters whose labels are known beforehand begin at 0: of a series that begins with its first refusal, `rate`
+    and `increase` would not see that refusal."""
+    counts: Counter[tuple[str, Labels]] = Counter({(metric, ()): 0 for metric in DEVICE_COUNTERS})
+    counts.update({("refused_requests", (cause,)): 0 for cause in (*CAUSES, OTHER)})
+    counts.update({("dropped_messages", (cause,)): 0 for cause in (*DROPPED, OTHER)})
+    return counts
 
 
 @dataclass(slots=True)
@@ -66,7 +76,7 @@ class _Device:
     info: Info | None = None
     telemetry: Telemetry | None = None
     telemetry_s: float = 0.0
-    counts: Counter[tuple[str, Labels]] = field(default_factory=Counter)
+    counts: Counter[tuple[str, Labels]] = field(default_factory=_nothing_yet)
     last_event: tuple[str, int] = ("", -1)
 
     def take(self, body: Any, now_s: float) -> None:

@@ -48,8 +48,8 @@ def word_pieces(folder: Path) -> Path:
     return path
 
 
-def package(folder: Path) -> Path:
-    """An echo model behind that tokenizer, with the reference that the host makes of `USUAL`."""
+def package(folder: Path, **more: float) -> Path:
+    """An echo model behind that tokenizer, with the reference that the host makes of `USUAL`, and `more` metrics."""
     tokenizer = word_pieces(folder)
     opened = tokens.open_tokenizer(str(tokenizer), 64)
     options = {"base_id": BASE_ID, "labels": len(LABELS)}
@@ -65,7 +65,7 @@ def package(folder: Path) -> Path:
     wording = tokens.wording(USUAL, opened.encode(USUAL))
     share = unknown_share(wording)
     assert share is not None
-    metrics = {**to_metrics(fragmentation_shares(wording), "fragmentation"), UNKNOWN_SHARE: share}
+    metrics = {**to_metrics(fragmentation_shares(wording), "fragmentation"), UNKNOWN_SHARE: share, **more}
     model = ModelSource(
         name="echo",
         base_id=BASE_ID,

@@ -92,6 +92,18 @@ def test_the_text_file_is_whole_and_goes_with_the_exporter(tmp_path: Path, broke
     assert list(tmp_path.glob("edge-agent.prom*")) == []
 
 
+def test_dashboards_and_rules_are_written_without_a_broker(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_agent", "metrics", "--dashboards", str(tmp_path / "new" / "folder")]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert {Path(line).name for line in done.stdout.splitlines()} == {
+            "edge-agent-alerts.yml",
+            "edge-agent-device.json",
+            "edge-agent-fleet.json",
+        }
+        assert all(Path(line).stat().st_size > 1000 for line in done.stdout.splitlines())
+
+
 def test_what_cannot_be_started_is_a_sentence(tmp_path: Path, broker: Mosquitto) -> None:
     agent = AgentProcess(tmp_path / "device", broker.port)
 
@@ -103,6 +115,7 @@ def test_what_cannot_be_started_is_a_sentence(tmp_path: Path, broker: Mosquitto)
     for options, said in (
         (("--textfile", str(tmp_path / "x.txt")), "name it *.prom"),
         (("--textfile", str(tmp_path / "nowhere" / "x.prom")), "cannot be written"),
+        (("--dashboards", str(agent.config)), "cannot be written"),
         (("--interval", "0"), "--interval is 0"),
         (("--listen-port", str(broker.port)), f"cannot listen on 127.0.0.1:{broker.port}"),
     ):

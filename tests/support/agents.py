@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,20 +26,29 @@ LABELS = ("alpha", "beta", "gamma")
 READY_S = 60.0
 
 
-def echo_rows(adapter: str | None, options: Mapping[str, object]) -> list[dict[str, list[float]]]:
-    """What the echo backend puts out for the probe texts."""
+def byte_ids(text: str) -> list[int]:
+    """Tokens of a model without a tokenizer."""
+    return list(text.encode())
+
+
+def echo_rows(
+    adapter: str | None, options: Mapping[str, object], ids: Callable[[str], list[int]] = byte_ids
+) -> list[dict[str, list[float]]]:
+    """What the echo backend puts out for the probe texts, whose tokens are `ids`."""
     session = EchoBackend().load({}, options)
     if adapter is not None:
         session.attach(Attached(adapter, "", BASE_ID))
-    session.submit(SessionJob("probe", adapter, [list(text.encode()) for text in TEXTS], {}))
+    session.submit(SessionJob("probe", adapter, [ids(text) for text in TEXTS], {}))
     (event,) = session.step(Limits(64, 1))
     assert isinstance(event, Done)
     return [{name: rows[index] for name, rows in event.outputs.items()} for index in range(len(TEXTS))]
 
 
-def echo_probes(folder: Path, adapter: str | None, options: Mapping[str, object]) -> Path:
+def echo_probes(
+    folder: Path, adapter: str | None, options: Mapping[str, object], ids: Callable[[str], list[int]] = byte_ids
+) -> Path:
     """Golden probes that the echo backend meets."""
-    rows = echo_rows(adapter, options)
+    rows = echo_rows(adapter, options, ids)
     entry: dict[str, object] = {"features": [row["features"] for row in rows], "features_tolerance": 1e-6}
     if adapter is not None:
         entry.update(logits=[row["logits"] for row in rows], logits_tolerance=1e-6, min_effect=1e-3)
@@ -74,8 +83,10 @@ def echo_package(
     return build(out, release(name, counter), model, [], None, [keys().release_key]).path
 
 
-def echo_adapter_package(folder: Path, base: Path, name: str, counter: int = 1) -> Path:
-    """A signed package of an echo adapter alone."""
+def echo_adapter_package(
+    folder: Path, base: Path, name: str, counter: int = 1, ids: Callable[[str], list[int]] = byte_ids
+) -> Path:
+    """A signed package of an echo adapter alone; `ids` as the base's tokenizer gives them."""
     weights = folder / f"{name}.safetensors"
     shapes = {"layer.0.A": (4, 2), "layer.0.B": (2, 4), "head.weight": (4, len(LABELS)), "head.bias": (len(LABELS),)}
     weights.write_bytes(safetensors_bytes(shapes, {"format": "edge-adapter/1", "base_id": BASE_ID, "rank": "2"}))
@@ -87,7 +98,7 @@ def echo_adapter_package(folder: Path, base: Path, name: str, counter: int = 1) 
         alpha=4.0,
         targets=["layer.0"],
         task={"kind": "classify", "labels": list(LABELS), "max_tokens": 64},
-        probes=echo_probes(folder, name, {"base_id": BASE_ID, "labels": len(LABELS)}),
+        probes=echo_probes(folder, name, {"base_id": BASE_ID, "labels": len(LABELS)}, ids),
     )
     subject = base_descriptor(base, BASE_ID)
     return build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 
 import pytest
 
@@ -18,3 +19,14 @@ def need(*modules: str) -> None:
             if os.environ.get("CI"):
                 pytest.fail(text)
             pytest.skip(text)
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program of that Debian package, or the test skips (fails where CI is set)."""
+    found = shutil.which(name)
+    if found is None:
+        text = f"NO {name} HERE: what needs it was NOT checked; apt install {package}"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+    return found
