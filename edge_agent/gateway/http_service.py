@@ -2,7 +2,8 @@
 
 It is meant for programs on the same machine: it listens on the loopback address unless told otherwise. There it answers
 only to requests that name a loopback host, and takes JSON that says it is JSON, so that a page in a browser can neither
-reach it through a name of its own (DNS rebinding) nor post to it unasked. Elsewhere it wants a bearer token.
+reach it through a name of its own (DNS rebinding) nor post to it unasked. Elsewhere it wants a bearer token. Whoever
+sends slowly, with a token or without, is hung up on: uvicorn itself waits for ever.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any, TypeVar
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import RequestError, UsageError
+from edge_agent.base.errors import RequestError, UsageError, brief
 from edge_agent.base.limits import MIB
 from edge_agent.client import (
     AsyncClient,
@@ -36,14 +39,17 @@ from edge_agent.client import (
     UnknownName,
 )
 from edge_agent.gateway import openai_form
-from edge_agent.gateway.openai_form import ChatQuestion, ChunkWriter, HttpError, http_error
+from edge_agent.gateway.openai_form import ChatQuestion, ChunkWriter, HttpError, error_body, http_error
 
 BODY_BYTES = 4 * MIB
 """Of a request: 2,048 texts of 2 KiB."""
 CONNECTIONS = 256
 """Open at once; more are answered with 503 by uvicorn."""
 STOP_S = 5
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+HEAD_S = 20.0
+"""For the head of a request, from the connection or the answer before."""
+BODY_S = 60.0
+"""For a body: 4 MiB at 560 kbit/s."""
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -66,7 +72,7 @@ class GatewayOptions:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
+    """Whether an address, or a name that cannot be pointed elsewhere, is that of this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -90,21 +96,16 @@ class Gateway:
             Route("/v1/embeddings", self._answered(self._embeddings), methods=["POST"]),
             Route("/v1/models", self._answered(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._answered(self._model), methods=["GET"]),
-            Route("/{path:path}", self._answered(self._unknown), methods=["GET", "POST", "PUT", "DELETE"]),
         ]
-        return Starlette(routes=routes)
+        return Starlette(routes=routes, exception_handlers={404: self._not_served, 405: self._not_served})
 
     def _answered(self, handle: Handler) -> Handler:
         """A handler that wants the token first, and whose refusals are errors in OpenAI's form."""
 
         async def answer(request: Request) -> Response:
-            if self._options.loopback and not self._options.tokens and request.url.hostname not in LOOPBACK_HOSTS:
-                error = {"message": "this gateway is asked as localhost", "type": "invalid_request_error"}
-                return JSONResponse({"error": {**error, "param": None, "code": "misdirected"}}, 421)
-            if not self._allowed(request):
-                error = {"message": "a bearer token of this gateway is needed", "type": "authentication_error"}
-                body = {"error": {**error, "param": None, "code": "invalid_api_key"}}
-                return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+            denied = self._denied(request)
+            if denied is not None:
+                return denied
             try:
                 return await handle(request)
             except RequestError as error:
@@ -113,6 +114,17 @@ class Gateway:
                 return _response(http_error(InvalidRequest(422, Cause.INVALID, str(error))))
 
         return answer
+
+    def _denied(self, request: Request) -> Response | None:
+        """Why this caller gets no answer; None where it may ask."""
+        named = request.url.hostname or ""
+        if self._options.loopback and not self._options.tokens and not is_loopback(named):
+            said = "this gateway is asked as localhost or 127.0.0.1"
+            return _response(HttpError(421, error_body(said, "invalid_request_error", "misdirected")))
+        if not self._allowed(request):
+            body = error_body("a bearer token of this gateway is needed", "authentication_error", "invalid_api_key")
+            return _response(HttpError(401, body, {"WWW-Authenticate": "Bearer"}))
+        return None
 
     def _allowed(self, request: Request) -> bool:
         if not self._options.tokens:
@@ -186,9 +198,22 @@ class Gateway:
             return openai_form.model_list({device: await self._client.models()}, device)
         return openai_form.model_list(self._client.every_model(), None)
 
-    async def _unknown(self, request: Request) -> Response:
-        known = "/v1/chat/completions, /v1/embeddings, /v1/models"
-        raise UnknownName(404, Cause.UNKNOWN_TOPIC, f"{request.method} {request.url.path} is not served; {known} are")
+    async def _not_served(self, request: Request, error: Exception) -> Response:
+        """No such path, or a path that is asked in another way."""
+        denied = self._denied(request)
+        if denied is not None:
+            return denied
+        there = error.headers if isinstance(error, HTTPException) else None
+        path = request.scope["path"]
+        if there is None or "Allow" not in there:
+            known = "/v1/chat/completions, /v1/embeddings and /v1/models are"
+            body = error_body(
+                f"{brief(path)} is not served; {known}", "invalid_request_error", Cause.UNKNOWN_TOPIC.value
+            )
+            return _response(HttpError(404, body))
+        said = f"{path} takes {there['Allow']}, not {request.method}"
+        body = error_body(said, "invalid_request_error", "method-not-allowed")
+        return _response(HttpError(405, body, {"Allow": there["Allow"]}))
 
 
 async def serve(client: AsyncClient, options: GatewayOptions, ready: Callable[[int], None]) -> None:
@@ -197,7 +222,12 @@ async def serve(client: AsyncClient, options: GatewayOptions, ready: Callable[[i
         Gateway(client, options).app(),
         host=options.host,
         port=options.port,
-        log_level="warning",
+        # h11 bounds the head of a request, which httptools does not.
+        http=_TimedProtocol,
+        ws="none",
+        proxy_headers=False,
+        # Of warnings anybody could cause any number.
+        log_level="error",
         access_log=False,
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=STOP_S,
@@ -209,6 +239,10 @@ async def serve(client: AsyncClient, options: GatewayOptions, ready: Callable[[i
         await server.serve()
     except SystemExit as error:  # uvicorn has logged why it cannot listen
         raise UsageError(f"cannot listen on {options.host}:{options.port}", "gateway") from error
+    except asyncio.CancelledError:
+        if server.started:
+            await server.shutdown()
+        raise
 
 
 class _Announcing(uvicorn.Server):
@@ -224,19 +258,64 @@ class _Announcing(uvicorn.Server):
             self._ready(self.servers[0].sockets[0].getsockname()[1])
 
 
+class _TimedProtocol(H11Protocol):
+    """HTTP/1.1 whose connections end after `HEAD_S` without a request that is being answered."""
+
+    _silence: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._silence = self.loop.call_later(HEAD_S, self._hang_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_silence()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._at_work():
+            self._end_silence()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Also where the answer came before the end of a body, which may drip on.
+        if not self._at_work() and self._silence is None:
+            self._silence = self.loop.call_later(HEAD_S, self._hang_up)
+
+    def _at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _end_silence(self) -> None:
+        silence, self._silence = self._silence, None
+        if silence is not None:
+            silence.cancel()
+
+    def _hang_up(self) -> None:
+        self.transport.close()
+
+
 async def _json(request: Request) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise InvalidRequest(415, Cause.MALFORMED, "the content type is not application/json")
+    try:
+        data = await asyncio.wait_for(_body(request), BODY_S)
+    except asyncio.TimeoutError:
+        said = f"the body did not come within {BODY_S:g} s"
+        raise InvalidRequest(400, Cause.MALFORMED, said) from None
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(400, Cause.MALFORMED, f"the body is not JSON: {error}") from error
+
+
+async def _body(request: Request) -> bytes:
     data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > BODY_BYTES:
             raise InvalidRequest(413, Cause.TOO_LARGE, f"the body is larger than {BODY_BYTES:,} bytes")
-    try:
-        return msgspec.json.decode(bytes(data))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(400, Cause.MALFORMED, f"the body is not JSON: {error}") from error
+    return bytes(data)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -243,12 +243,17 @@ def http_error(error: RequestError, param: str | None = None) -> HttpError:
     """A refusal in OpenAI's form, with Retry-After in whole seconds where the device named a time to come back."""
     status, kind = STATUSES.get(error.status, (503, "server_error"))
     param = param or getattr(error, "param", None)
-    body = {"error": {"message": error.reason, "type": kind, "param": param, "code": error.cause.value}}
+    body = error_body(error.reason, kind, error.cause.value, param)
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["Retry-After-Ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
     return HttpError(status, body, headers)
+
+
+def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an error: the sentence, OpenAI's `type`, the word to decide by, and the field that it is about."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class WrongField(InvalidRequest):
@@ -282,7 +287,8 @@ class _Fields:
 
     def flag(self, name: str) -> bool:
         value = self.take(name)
-        if value not in (None, True, False):
+        # Not `in (True, False)`: 1 == True, and would be taken for false below.
+        if value is not None and not isinstance(value, bool):
             raise _wrong(name, f"{brief(value)}; true or false is needed")
         return value is True
 

@@ -76,6 +76,7 @@ def test_messages_are_roles_and_texts() -> None:
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"stream": "yes"}, "stream"),
+        ({"stream": 1}, "stream"),
         ({"deadline_s": 0}, "deadline_s"),
         ({"priority": 1.5}, "priority"),
         ({"response_format": {"type": "xml"}}, "response_format"),
