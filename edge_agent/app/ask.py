@@ -16,12 +16,13 @@ import msgspec
 
 from edge_agent.app import wiring
 from edge_agent.base.causes import Cause
-from edge_agent.base.errors import RequestError, UsageError
+from edge_agent.base.errors import RequestError, UsageError, brief
 from edge_agent.base.limits import DEADLINE_MAX_S
 from edge_agent.client.request_client import RequestClient
+from edge_agent.config.fields import Unfit, specs
 from edge_agent.config.load import DEFAULT_PATH, default_readable, device_id, load
 from edge_agent.config.secrets import service_secrets_hidden
-from edge_agent.config.settings import Settings
+from edge_agent.config.settings import MqttSettings, Settings
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import Reply
 from edge_agent.protocol.topics import NAME
@@ -51,6 +52,7 @@ def target(arguments: argparse.Namespace) -> DeviceTarget:
     Who may not read the settings of the service asks without them.
     """
     wiring.quiet_rooms()
+    _check_broker(arguments)
     config: Path | None = arguments.config
     hidden = config is None and not default_readable()
     settings = load(Path(os.devnull) if hidden else config)
@@ -69,6 +71,19 @@ def target(arguments: argparse.Namespace) -> DeviceTarget:
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be {what} name: letters, digits and . _ : @ - are taken, at most 64")
     return DeviceTarget(options, settings.mqtt.prefix, device)
+
+
+def _check_broker(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a broker that the settings would not take either."""
+    for spec in specs(MqttSettings):
+        given = getattr(arguments, spec.name) if spec.name in ("host", "port") else None
+        if given is None:
+            continue
+        try:
+            spec.checked(given, Path())
+        except Unfit as unfit:
+            remedy = "the port is named by --port" if spec.name == "host" else None
+            raise UsageError(f"--{spec.name} is {brief(given)}; needed is {unfit}", None, remedy) from None
 
 
 def _note_what_is_hidden(arguments: argparse.Namespace, settings: Settings, hidden: bool) -> None:

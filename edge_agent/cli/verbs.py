@@ -159,7 +159,7 @@ def _add_bridges(verbs: Any) -> None:
     verb = verbs.add_parser("gateway", help="an OpenAI-compatible HTTP service that asks over MQTT")
     _config_option(verb)
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    verb.add_argument("--listen-port", type=int, default=8089, metavar="N", help="0 for a free one (default: 8089)")
+    verb.add_argument("--listen-port", type=_port, default=8089, metavar="N", help="0 for a free one (default: 8089)")
     verb.add_argument(
         "--token-file", type=Path, metavar="FILE", help="bearer tokens, one a line (default: none is needed)"
     )
@@ -172,7 +172,7 @@ def _add_bridges(verbs: Any) -> None:
     verb = verbs.add_parser("metrics", help="what a device says, or all of a broker, as metrics for Prometheus")
     _config_option(verb)
     verb.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    verb.add_argument("--listen-port", type=int, default=9789, metavar="N", help="0 for a free one (default: 9789)")
+    verb.add_argument("--listen-port", type=_port, default=9789, metavar="N", help="0 for a free one (default: 9789)")
     verb.add_argument(
         "--textfile", type=Path, metavar="FILE", help="write FILE.prom for node_exporter instead (default: over HTTP)"
     )
@@ -295,6 +295,13 @@ def _generation_options(verb: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end the answer here; repeat for several (default: the model's own end)",
     )
+
+
+def _port(text: str) -> int:
+    """A port to listen on."""
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; 0 to 65535 are")
+    return int(text)
 
 
 def _broker_options(verb: argparse.ArgumentParser) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_agent.app.ask import DeviceTarget, _answer, answer_text, generator_hint
+from edge_agent.app.ask import DeviceTarget, _answer, answer_text, generator_hint, target
+from edge_agent.base.errors import UsageError
 from edge_agent.mqtt.options import MqttOptions
 from edge_agent.protocol.messages import StreamChunk
 
@@ -85,3 +88,25 @@ def _first_line(label, out, score):
     timing = {"total_ms": 1.0, "queue_ms": 0.0, "tokenize_ms": 0.1, "compute_ms": 0.9}
     reply = {"status": 200, "result": result, "timing": timing, "batch": 1, "variant": "onnx/fp32"}
     return answer_text(reply).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"host": "localhost:70000"}, r"--host is 'localhost:70000'.*without port.*--port"),
+        ({"host": "mqtt://localhost"}, "--host is"),
+        ({"host": ""}, "--host is ''"),
+        ({"port": 70000}, "--port is 70000.*1 to 65535"),
+        ({"port": 0}, "--port is 0"),
+    ],
+)
+def test_a_broker_that_the_settings_would_not_take_is_a_sentence(given: dict[str, Any], said: str) -> None:
+    arguments = {"config": None, "host": None, "port": None, "protocol": None, "device": "pi", "model": "m", **given}
+    with pytest.raises(UsageError, match=said):
+        target(argparse.Namespace(**arguments))
+
+
+def test_an_address_of_ipv6_is_a_broker(tmp_path: Path) -> None:
+    (tmp_path / "edge-agent.toml").write_text("")
+    arguments = {"config": tmp_path / "edge-agent.toml", "port": 1, "protocol": None, "device": "pi", "model": "m"}
+    assert target(argparse.Namespace(host="::1", **arguments)).options.host == "::1"
