@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import sys
 from pathlib import Path
 
 from edge_agent.app.ask import CONNECT_S, check_deadline, target
 from edge_agent.base.errors import UsageError
 from edge_agent.base.limits import KIB
 from edge_agent.base.named_file import open_named
-from edge_agent.client import AsyncClient
+from edge_agent.client import AsyncClient, DeviceUnavailable
 
 TOKENS_BYTES = 64 * KIB
 TOKEN_CHARACTERS = 16
@@ -49,13 +50,26 @@ def gateway(arguments: argparse.Namespace) -> int:
             place.options, device, prefix=place.prefix, deadline_s=options.deadline_s, retries=0, devices=watched
         )
         await client.connect(CONNECT_S)
+        noting = asyncio.create_task(_note_unknown(client, device))
         try:
             await serve(client, options, ready)
         finally:
+            noting.cancel()
             await client.close()
 
     asyncio.run(run())
     return 0
+
+
+async def _note_unknown(client: AsyncClient, device: str | None) -> None:
+    """Say that the device has never said anything here: most likely its name is wrong."""
+    if device is None:
+        return
+    try:
+        await client.status()
+    except DeviceUnavailable as error:
+        note = f"{error.reason} It is served once it is there; --device names another one, --all serves all"
+        print(f"edge-agent: {note}", file=sys.stderr, flush=True)
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:

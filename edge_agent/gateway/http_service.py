@@ -57,13 +57,19 @@ Handler = Callable[[Request], Awaitable[Response]]
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """Where it listens, who may ask (`tokens`: none needed where empty), which device it speaks for (None: all that are
-    watched), and how long an answer may take."""
+    watched), and how long an answer may take. Raises UsageError where others than this machine could ask without one.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8089
     tokens: Sequence[str] = ()
     device: str | None = None
     deadline_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.loopback and not self.tokens:
+            remedy = "give --token-file, or listen on 127.0.0.1 behind a proxy that knows who asks"
+            raise UsageError(f"whoever reaches {self.host} could ask without a token", "gateway", remedy)
 
     @property
     def loopback(self) -> bool:
@@ -83,9 +89,6 @@ class Gateway:
     """The routes. `client` is connected, with no retries of its own: who asks is told when to come back."""
 
     def __init__(self, client: AsyncClient, options: GatewayOptions) -> None:
-        if not options.loopback and not options.tokens:
-            remedy = "give --token-file, or listen on 127.0.0.1 behind a proxy that knows who asks"
-            raise UsageError(f"whoever reaches {options.host} could ask without a token", "gateway", remedy)
         self._client = client
         self._options = options
 

@@ -192,14 +192,25 @@ def test_it_serves_a_whole_broker_behind_a_token(agent: AgentProcess, tmp_path: 
             assert denied.value.code == 401
 
 
+def test_a_device_that_nobody_knows_is_said(agent: AgentProcess) -> None:
+    command = [sys.executable, "-m", "edge_agent", "gateway", "--config", str(agent.config), "--listen-port", "0"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--device", "nobody"], **options) as process:  # type: ignore[call-overload]
+        said = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+    assert said.startswith("edge-agent: nobody has published no status: is the name right, does it run?"), said
+
+
 def test_what_cannot_be_started_is_a_sentence(agent: AgentProcess, address: str) -> None:
     def run(*options: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "edge_agent", "gateway", "--config", str(agent.config), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stderr
 
-    code, said = run("--listen", "0.0.0.0")
+    code, said = run("--listen", "0.0.0.0", "--port", "1")  # said before a broker is looked for
     assert (code, "could ask without a token" in said) == (2, True), said
+    code, said = run("--listen-port", "70000")
+    assert (code, "'70000' is no port" in said) == (2, True), said
     taken = address.rpartition(":")[2].removesuffix("/v1")
     code, said = run("--listen-port", taken)
     assert (code, f"cannot listen on 127.0.0.1:{taken}" in said) == (2, True), said
