@@ -12,6 +12,7 @@ import contextlib
 import importlib.resources
 import importlib.util
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.app.ask import target
 from edge_agent.base.errors import UsageError
-from edge_agent.client.device_feed import hear
+from edge_agent.client.device_feed import Heard, hear
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -55,11 +56,12 @@ def metrics(arguments: argparse.Namespace) -> int:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         device = "+" if arguments.all else place.device
         with _published(arguments, registry) as file:
-            written_s = 0.0
+            written_s, broker = 0.0, _BrokerNotes()
             async with contextlib.aclosing(hear(place.options, place.prefix, device, tuple(KINDS), None)) as feed:
                 async for heard in feed:
                     now_s = time.monotonic()
                     known.connection(heard.connected)
+                    broker.note(heard)
                     if heard.kind:
                         known.take(heard.device, heard.kind, heard.payload, now_s)
                     if file is not None and now_s - written_s >= arguments.interval:
@@ -69,6 +71,21 @@ def metrics(arguments: argparse.Namespace) -> int:
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(run())
     return 0
+
+
+class _BrokerNotes:
+    """Says on stderr why there is no broker, once for each reason, and when it is back."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def note(self, heard: Heard) -> None:
+        """What was heard last."""
+        if heard.trouble == self._said:
+            return
+        said = f"no broker, tried again: {heard.trouble}" if heard.trouble else "the broker is there again"
+        print(f"edge-agent: {said}", file=sys.stderr, flush=True)
+        self._said = heard.trouble
 
 
 @contextlib.contextmanager
@@ -94,9 +111,9 @@ def _published(arguments: argparse.Namespace, registry: CollectorRegistry) -> It
     with contextlib.ExitStack() as stack:
         try:
             port = stack.enter_context(serving(arguments.listen, arguments.listen_port, make_wsgi_app(registry)))
-        except (OSError, OverflowError) as error:
-            where, why = f"{shown}:{arguments.listen_port}", getattr(error, "strerror", None) or error
-            raise UsageError(f"cannot listen on {where}: {why}", "metrics") from error
+        except OSError as error:
+            where = f"{shown}:{arguments.listen_port}"
+            raise UsageError(f"cannot listen on {where}: {error.strerror}", "metrics") from error
         print(f"metrics on http://{shown}:{port}/metrics; Ctrl-C ends it", flush=True)
         yield None
 

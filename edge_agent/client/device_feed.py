@@ -26,12 +26,13 @@ REPLAYED = frozenset({"status", "info", "models"})
 @dataclass(frozen=True, slots=True)
 class Heard:
     """A message of a device by its kind. With `kind` empty: nothing came for a second. `connected`: the broker is
-    there."""
+    there; `trouble`: why it is not, a sentence."""
 
     connected: bool
     device: str = ""
     kind: str = ""
     payload: bytes = b""
+    trouble: str = ""
 
 
 async def hear(
@@ -62,7 +63,8 @@ async def hear(
                 coming = asyncio.ensure_future(anext(stream))
             await asyncio.wait({coming}, timeout=IDLE_S)
             if not coming.done():
-                yield Heard(transport.connected)
+                why = said[-1].text if said and not transport.connected else ""
+                yield Heard(transport.connected, trouble=why)
                 continue
             message, coming = coming.result(), None
             transport.ack(message)

@@ -104,6 +104,20 @@ def test_dashboards_and_rules_are_written_without_a_broker(tmp_path: Path) -> No
         assert all(Path(line).stat().st_size > 1000 for line in done.stdout.splitlines())
 
 
+def test_a_broker_that_is_not_there_is_said_once(tmp_path: Path) -> None:
+    need("prometheus_client")
+    command = [sys.executable, "-m", "edge_agent", "metrics", "--config", str(tmp_path / "edge-agent.toml")]
+    (tmp_path / "edge-agent.toml").write_text('[device]\nid = "pi"\n[mqtt]\nhost = "127.0.0.1"\nport = 1\n')
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--listen-port", "0"], **options) as process:  # type: ignore[call-overload]
+        said = process.stderr.readline()
+        time.sleep(3.0)  # tried again meanwhile
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert said.startswith("edge-agent: no broker, tried again: 127.0.0.1:1: nothing listens there"), said
+    assert rest == ""
+
+
 def test_what_cannot_be_started_is_a_sentence(tmp_path: Path, broker: Mosquitto) -> None:
     agent = AgentProcess(tmp_path / "device", broker.port)
 
@@ -117,6 +131,7 @@ def test_what_cannot_be_started_is_a_sentence(tmp_path: Path, broker: Mosquitto)
         (("--textfile", str(tmp_path / "nowhere" / "x.prom")), "cannot be written"),
         (("--dashboards", str(agent.config)), "cannot be written"),
         (("--interval", "0"), "--interval is 0"),
+        (("--listen-port", "70000"), "'70000' is no port"),
         (("--listen-port", str(broker.port)), f"cannot listen on 127.0.0.1:{broker.port}"),
     ):
         code, text = run(*options)
