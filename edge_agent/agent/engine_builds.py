@@ -33,6 +33,7 @@ from edge_agent.bundle.catalog import Variant
 from edge_agent.core import residency
 from edge_agent.core.memory_ledger import MemoryClaim
 from edge_agent.core.model_lifecycle import ModelState
+from edge_agent.core.variant_fallback import FallbackState
 from edge_agent.protocol.worker_messages import AnyEvent, LoadProgress, ModelLoaded
 
 BUILD_BYTES = 768 * MIB
@@ -105,14 +106,21 @@ class EngineBuilds:
         task = asyncio.create_task(self._build(served, wanted), name=f"build-{served.name}")
         self._tasks[served.name] = task
         self._ending.add(task)
-        task.add_done_callback(functools.partial(self._ended, served.name))
+        task.add_done_callback(functools.partial(self._ended, served, wanted))
 
-    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, served: ServedModel, wanted: Variant, task: asyncio.Task[None]) -> None:
         self._ending.discard(task)
-        if self._tasks.get(name) is task:
-            del self._tasks[name]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s ended: %r", task.get_name(), task.exception(), exc_info=task.exception())
+        if self._tasks.get(served.name) is task:
+            del self._tasks[served.name]
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            log.error("%s ended: %r", task.get_name(), error, exc_info=error)
+            if served.fallback.wanted is wanted:
+                why = f"its build ended by an error of the agent: {type(error).__name__}"
+                self.put_off(served, served.fallback.variant, wanted, why)
+        if served.fallback.state is FallbackState.BUILDING_BESIDE:
+            self.begin(served)  # asked for while the worker of this one ended
 
     def give_up(self, served: ServedModel) -> None:
         """End a build that is not wanted any more; its memory is free a moment later. No change without one."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.agent import golden_probes
 from edge_agent.agent.engine_builds import BUILD_BYTES
 from edge_agent.agent.status_builder import model_entry
 from edge_agent.base.errors import BackendError
@@ -210,6 +211,43 @@ def test_an_order_to_load_ends_the_pause() -> None:
         assert await asked(device, "2") == "fp16"
 
     Device.run(scenario, model(GRAPH), plan=plan())
+
+
+def test_an_order_to_load_while_the_failed_builds_worker_still_ends_begins_another_build() -> None:
+    async def scenario(device: Device) -> None:
+        device.spawner.plan.load_faults.extend([None, BackendError("no kernel for this GPU")])
+        await asked(device, "1")
+        device.spawner.plan.close_s = 2.0
+        await later(BUILD_S - 0.2)
+        assert building(device).stage == "put off"
+        device.spawner.plan.close_s = 0.0
+        await device.order("load", {"model": "m"})
+        await later(BUILD_S + 10.0)
+        assert await asked(device, "2") == "fp16", device.dump()
+
+    Device.run(scenario, model(GRAPH), plan=plan())
+
+
+def test_an_error_of_the_agent_in_a_build_puts_it_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(golden_probes, "verdict", broken)
+
+    async def scenario(device: Device) -> None:
+        await asked(device, "1")
+        await later(BUILD_S + 1.0)
+        assert device.served().fallback.state is FallbackState.PUT_OFF
+        assert "an error of the agent: RuntimeError" in str(building(device).reason)
+        assert (
+            device.served().successor is None and device.served().build_account not in device.manager.ledger.accounts()
+        )
+        assert await asked(device, "2") == "fp32"
+
+    Device.run(scenario, model(GRAPH), plan=plan())
+    assert "a bug" in caplog.text, "its traceback is in the journal"
 
 
 def test_a_runtime_that_is_gone_leaves_the_fallback_answering() -> None:
