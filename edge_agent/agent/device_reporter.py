@@ -116,10 +116,11 @@ class Publisher:
             # Before anything is published there: what the broker retains must never be forgotten here.
             self._retained.write(tuple(dict.fromkeys((*known, *own))))
 
-    def home_assistant(self, models: Iterable[str]) -> None:
-        """Publish the discovery message of Home Assistant, where the operator wants it; `models` get buttons."""
+    def home_assistant(self, models: Iterable[str], gone: Iterable[str]) -> None:
+        """Publish the discovery message of Home Assistant, where the operator wants it: `models` have entities there,
+        `gone` have none any more."""
         if self._builder.identity.home_assistant:
-            self._transport.publish(self._builder.home_assistant(models))
+            self._transport.publish(self._builder.home_assistant(models, gone))
 
     def refused(self, topic: str, reason: str) -> None:
         """The broker refuses a message on this topic: what should be withdrawn there is tried again later."""
@@ -145,6 +146,8 @@ def _counted(recent: tuple[float, int] | None, now_s: float) -> tuple[float, int
     return recent[0], recent[1] + 1
 
 
+GONE = 32
+"""Models that left and are still named to Home Assistant as removed: it may not have been there when they left."""
 FindRuntimes = Callable[[], Awaitable[list[Runtime]]]
 
 
@@ -170,8 +173,9 @@ class DeviceReporter:
         self._find_runtimes = find_runtimes
         self._runtimes: list[Runtime] = []
         self._reported: tuple[State, str] = ("starting", "")
-        # The models that Home Assistant was told of; None before the first connection.
+        # The models that Home Assistant was told of, None before the first connection; and those that are gone since.
         self._discovered: tuple[str, ...] | None = None
+        self._gone: tuple[str, ...] = ()
 
     def link_changed(self, change: LinkChange) -> None:
         """The connection came or went: an event, which waits on disk until the broker has it; and the retained state
@@ -181,8 +185,7 @@ class DeviceReporter:
         if change.connected:
             self._publisher.tidy_retained()
             self.report()
-            self._discovered = tuple(self._manager.served_models)
-            self._publisher.home_assistant(self._discovered)
+            self._discover(tuple(self._manager.served_models))
 
     def undelivered(self, topic: str, reason: str) -> None:
         """The broker refused a message of the agent's own."""
@@ -204,8 +207,13 @@ class DeviceReporter:
         """Publish what can be asked; to Home Assistant, too, where other models are there than before."""
         self._publisher.models(self._manager.served_models)
         if self._discovered not in (None, names := tuple(self._manager.served_models)):
-            self._discovered = names
-            self._publisher.home_assistant(names)
+            self._discover(names)
+
+    def _discover(self, names: tuple[str, ...]) -> None:
+        left = dict.fromkeys((*self._gone, *(self._discovered or ())))
+        self._gone = tuple(name for name in left if name not in names)[-GONE:]
+        self._discovered = names
+        self._publisher.home_assistant(names, self._gone)
 
     def report_change(self) -> None:
         """Publish the state if it is not the one that was published last: operators need not wait for a heartbeat."""

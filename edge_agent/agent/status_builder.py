@@ -167,10 +167,10 @@ class StatusBuilder:
         )
         return encode.event(body, self._topics, limit)
 
-    def home_assistant(self, models: Iterable[str] = ()) -> Outbound:
+    def home_assistant(self, models: Iterable[str] = (), gone: Iterable[str] = ()) -> Outbound:
         """The device as Home Assistant discovers it; retained, so that it is also found after a restart there."""
-        identity = self.identity
-        return home_assistant.discovery(self._topics, identity.board, identity.version, identity.interval_s, models)
+        own = self.identity
+        return home_assistant.discovery(self._topics, own.board, own.version, own.interval_s, models, gone)
 
     def diagnosis(self, served_models: Mapping[str, ServedModel], readings: Mapping[str, Reading]) -> dict[str, Any]:
         """The answer to `cmd/diag`: models and sensors as they are now."""

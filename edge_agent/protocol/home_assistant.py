@@ -1,5 +1,6 @@
 """Home Assistant's MQTT discovery: one retained message makes a device with sensors out of the telemetry topic, an
-event entity out of the event topic, and buttons that order a model's load or its return to the version before.
+event entity out of the event topic, and for each model an update entity out of the models topic, and buttons that order
+its load or its return to the version before.
 
 Home Assistant reads what the agent publishes anyway, and orders as anybody may whom the broker lets; nothing here adds
 to the agent's own contract. Format: Home Assistant, MQTT integration, "Device discovery payload" (`dev`, `o`, `cmps`).
@@ -79,16 +80,42 @@ _EVENT = (
 )
 _BUTTONS = {"load": "Load", "rollback": "Roll back"}
 """Orders about one model, and what their buttons are called. `load` also lifts a quarantine."""
+SUMMARY_CHARS = 255
+"""Home Assistant shows no more of a release summary."""
+_UPDATE = (
+    "{% for one in value_json.models if one.name == '__MODEL__' %}"
+    "{% set form = one.variants | selectattr('digest', 'eq', one.variant) | first | default(none) %}"
+    "{% set parts = namespace(found=[one.task ~ (' by ' ~ form.runtime ~ '/' ~ form.dtype if form else '')]) %}"
+    "{% for part in one.adapters %}{% set parts.found = parts.found + [part.name ~ ' ' ~ part.version] %}{% endfor %}"
+    "{% set build = one.building %}"
+    "{{ {'installed_version': one.version | string, 'latest_version': one.version | string, "
+    "'release_summary': (parts.found | join(', '))[:__CHARS__], "
+    "'update_percentage': (build.share * 100) | round(0) | int if build and build.share is not none else none, "
+    "'in_progress': build is mapping and build.stage != 'put off'} | to_json }}"
+    "{% endfor %}"
+)
+"""What an update entity shows of a model: its version, which is the newest that the device knows; as release note what
+it is run by, and its adapters with their versions; as progress that of an engine that is built for it. Nothing where
+the model is not among the models: Home Assistant ignores that."""
 
 
-def discovery(topics: Topics, board: str, version: str, interval_s: float, models: Iterable[str] = ()) -> Outbound:
+def discovery(
+    topics: Topics,
+    board: str,
+    version: str,
+    interval_s: float,
+    models: Iterable[str] = (),
+    gone: Iterable[str] = (),
+) -> Outbound:
     """The retained message for one device: `board` and `version` as in `info`, telemetry comes every `interval_s`;
-    `models` get buttons."""
+    `models` get an update entity and buttons, those of the models in `gone` are taken away: Home Assistant keeps a
+    component that is left out, and removes one of which the platform alone is there."""
     unique = object_id(topics.device)
     components = {
         key: {"unique_id": f"{unique}_{key}", "default_entity_id": _entity_id(fields["p"], f"{unique}_{key}"), **fields}
-        for key, fields in (*_sensors(interval_s), ("event", _event(topics)), *_buttons(topics, models))
+        for key, fields in (*_sensors(interval_s), ("event", _event(topics)), *_of_models(topics, models))
     }
+    taken_away = {key: {"p": fields["p"]} for key, fields in _of_models(topics, gone)}
     body = {
         "dev": {
             "ids": [f"{ORIGIN}_{unique}"],
@@ -101,7 +128,7 @@ def discovery(topics: Topics, board: str, version: str, interval_s: float, model
         "availability": [{"topic": topics.status, "value_template": _AVAILABLE}],
         "qos": 0,
         "state_topic": topics.telemetry,
-        "cmps": components,
+        "cmps": {**taken_away, **components},
     }
     return Outbound(config_topic(topics), msgspec.json.encode(body), qos=1, retain=True, keep="latest")
 
@@ -124,8 +151,18 @@ def _event(topics: Topics) -> dict[str, Any]:
     }
 
 
-def _buttons(topics: Topics, models: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _of_models(topics: Topics, models: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for model in models:
+        yield (
+            f"model_{object_id(model)}",
+            {
+                "p": "update",
+                "name": f"Model {model}",
+                "state_topic": topics.models,
+                "value_template": _UPDATE.replace("__MODEL__", model).replace("__CHARS__", str(SUMMARY_CHARS)),
+                "entity_category": "diagnostic",
+            },
+        )
         for order, title in _BUTTONS.items():
             yield (
                 f"{order}_{object_id(model)}",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.app import packages
 from tests.support.agents import AgentProcess, echo_package
 from tests.support.mosquitto import Mosquitto
 
@@ -140,22 +141,30 @@ def check(program: str, folder: Path) -> None:
     sensors = {f"sensor.{prefix}_{key}" for key in
                ("temperature", "latency_p95", "requests", "governor", "ram_available", "power")}  # fmt: skip
     buttons = {f"button.{prefix}_{key}" for key in ("load_echo", "roll_back_echo")}
-    event = f"event.{prefix}_event"
+    event, update = f"event.{prefix}_event", f"update.{prefix}_model_echo"
+    spare = {f"button.{prefix}_load_spare", f"button.{prefix}_roll_back_spare", f"update.{prefix}_model_spare"}
     with Mosquitto(folder) as broker:
         agent = AgentProcess(folder / "agent", broker.port, DEVICE, "home_assistant = true\n")
         for version in (1, 2):
             agent.install(echo_package(folder, counter=version))
+        agent.install(echo_package(folder, "spare"))
         agent.start()
         with home_assistant(program, folder, broker.port) as hass:
-            wanted = {*sensors, *buttons, event}
-            until(f"{len(wanted)} entities are there, under the names that were asked for",
-                  lambda: wanted <= set(hass.states()), START_S)  # fmt: skip
+            wanted = {*sensors, *buttons, event, update}
+            until(f"{len(wanted | spare)} entities are there, under the names that were asked for",
+                  lambda: wanted | spare <= set(hass.states()), START_S)  # fmt: skip
+            until("a model is an update entity with its version and what it is run by",
+                  lambda: _update(hass, update) == ("off", "2", "2", "classify by echo/fp32"))  # fmt: skip
             until("memory is a number of MB, and the temperature of a board without a sensor is unknown",
                   lambda: _shown(hass, f"sensor.{prefix}_ram_available").isdigit()
                   and _shown(hass, f"sensor.{prefix}_temperature") == "unknown")  # fmt: skip
             assert hass.states()[f"sensor.{prefix}_governor"]["category"] == "diagnostic"
             hass.press(f"button.{prefix}_roll_back_echo")
             until("a button is an order, and what it did is an event", lambda: _event(hass, event) == "rolled-back")
+            until("its update entity shows the version before", lambda: _update(hass, update)[:2] == ("off", "1"))
+            packages.remove(agent.config, "spare", None)
+            until("the entities of a model that was removed go", lambda: not spare & set(hass.states()))
+            assert wanted <= set(hass.states())
             agent.stop(signal.SIGKILL)
             until("a killed agent's entities are unavailable",
                   lambda: {hass.states()[one]["state"] for one in wanted} == {"unavailable"})  # fmt: skip
@@ -165,6 +174,13 @@ def check(program: str, folder: Path) -> None:
 
 def _shown(hass: HomeAssistant, entity: str) -> str:
     return str(hass.states()[entity]["state"])
+
+
+def _update(hass: HomeAssistant, entity: str) -> tuple[str, ...]:
+    """State ('off': nothing newer), the two versions, and the release note."""
+    found = hass.states()[entity]
+    keys = ("installed_version", "latest_version", "release_summary")
+    return (str(found["state"]), *(str(found["attributes"].get(key)) for key in keys))
 
 
 def _event(hass: HomeAssistant, entity: str) -> object:

@@ -32,7 +32,7 @@ def test_a_model_that_comes_or_goes_changes_the_buttons() -> None:
 
         def names() -> list[list[str]]:
             return [
-                sorted(part["name"] for part in config["cmps"].values() if part["p"] == "button")
+                sorted(part["name"] for part in config["cmps"].values() if part["p"] == "button" and "name" in part)
                 for config in device.transport.bodies("/config")
             ]
 
@@ -45,6 +45,16 @@ def test_a_model_that_comes_or_goes_changes_the_buttons() -> None:
         device.library.remove("before")
         change()
         assert names()[1:] == [["Load m", "Roll back m"]]
+        # Home Assistant keeps what is left out, and removes what has its platform alone.
+        gone = {key: part for key, part in device.transport.bodies("/config")[-1]["cmps"].items() if "before" in key}
+        assert gone == {
+            "model_before": {"p": "update"},
+            "load_before": {"p": "button"},
+            "rollback_before": {"p": "button"},
+        }
+        device.library.install(a_model("before"))
+        change()
+        assert names()[2:] == [["Load before", "Load m", "Roll back before", "Roll back m"]]
 
     Device.run(scenario, a_model(), home_assistant=True)
 

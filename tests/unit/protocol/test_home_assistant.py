@@ -93,7 +93,7 @@ def test_the_message_has_what_device_discovery_requires() -> None:
     assert found["cmps"]["power"]["default_entity_id"] == "sensor.greenhouse_pi_power"
     for key in ("unique_id", "default_entity_id"):
         ids = [component[key] for component in body("a", "b.c", "b-c")["cmps"].values()]
-        assert len(set(ids)) == len(ids) == 7 + 2 * 3
+        assert len(set(ids)) == len(ids) == 7 + 3 * 3
 
 
 def test_an_event_shows_kind_severity_and_sentence_whatever_is_written_in_it() -> None:
@@ -118,6 +118,56 @@ def test_every_model_has_buttons_whose_orders_the_agent_takes() -> None:
         assert isinstance(order, messages.ModelOrder)
         assert order.model in ("home", "b.c")
         assert button["name"].endswith(order.model)
+
+
+def shown_update(entry: forms.ModelEntry, name: str = "b.c") -> str:
+    """What the update entity of a model makes of the models topic."""
+    (entity,) = of_platform("update", name).values()
+    assert entity["state_topic"] == TOPICS.models
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters["to_json"] = json.dumps
+    message = forms.Models(ts=1.0, boot_id="b", seq=1, models=[an_entry("other", 7), entry])
+    return environment.from_string(entity["value_template"]).render(value_json=json.loads(msgspec.json.encode(message)))
+
+
+def an_entry(name: str, version: int, **more: Any) -> forms.ModelEntry:
+    adapters = [
+        forms.AdapterEntry(name=one, digest="d", version=at, rank=1, resident=False, labels=[])
+        for one, at in (("home", 3), ("x" * 300, 1))
+    ]
+    variant = forms.VariantEntry(digest="sha256:1", runtime="onnx", dtype="int8", size_bytes=1)
+    return forms.ModelEntry(
+        name=name, version=version, base_id="b", task="classify", labels=[], resident=True,
+        variant="sha256:1", variants=[variant], adapters=adapters, **more,
+    )  # fmt: skip
+
+
+def test_an_update_entity_shows_the_version_and_what_is_in_it() -> None:
+    found = json.loads(shown_update(an_entry("b.c", 12)))
+    summary = found.pop("release_summary")
+    assert summary.startswith("classify by onnx/int8, home 3, xxx") and len(summary) == 255
+    assert found == {
+        "installed_version": "12",
+        "latest_version": "12",
+        "update_percentage": None,
+        "in_progress": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "share", "progress", "percentage"),
+    [("building", 0.3, True, 30), ("parsing", None, True, None), ("put off", None, False, None)],
+)
+def test_an_engine_that_is_built_is_progress(
+    stage: str, share: float | None, progress: bool, percentage: int | None
+) -> None:
+    build = forms.EngineBuild(stage=stage, share=share, elapsed_s=3.0, expected_s=None)
+    found = json.loads(shown_update(an_entry("b.c", 12, building=build)))
+    assert (found["in_progress"], found["update_percentage"]) == (progress, percentage)
+
+
+def test_a_model_that_is_not_among_the_models_shows_nothing() -> None:
+    assert shown_update(an_entry("b-c", 12)) == ""
 
 
 def test_the_entities_show_what_telemetry_says() -> None:
