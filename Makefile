@@ -14,12 +14,14 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BU
 export PIP_CONSTRAINT := $(CURDIR)/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: metrics-lint home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
+.PHONY: deb deb-life metrics-lint home-assistant families fuzz every-verb tensorrt-parser operators-day provisioned-image device-graphs device-check help demo demo-llm llamacpp litert wheel test check format bench conformance-schemas simulate storm nightly clean setup
 help:
 	@echo "make demo    train, package, sign, install and query adapters on this machine (five to eight minutes)"
 	@echo "make demo-llm a language model, made here, that streams its answers (compiles llama.cpp: 3 to 10 minutes once;"
 	@echo "             then it trains, which takes longer)"
 	@echo "make wheel   dist/edge_agent-*.whl, to be installed on boards"
+	@echo "make deb SUITE=bookworm ARCH=\"amd64 arm64\"   the Debian package for boards, in dist/ (debhelper; two minutes each)"
+	@echo "make deb-life   the package on a real systemd: install, upgrade, remove, purge and more (four minutes; as root)"
 	@echo "make test    every test, real broker included"
 	@echo "make check   format, lint, types, import contracts, architecture tests"
 	@echo "make simulate SEEDS=10000   the whole agent under faults, seed by seed (a tenth of a second each)"
@@ -84,6 +86,18 @@ demo-llm: setup llamacpp
 wheel: setup
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/edge_agent-*.whl
+
+# SUITE=trixie, jammy, noble: for other systems. DEB_FLAGS="--extra onnx verify metrics --wheels DIR" and others.
+SUITE ?= bookworm
+ARCH ?= amd64 arm64
+DEB_FLAGS ?=
+deb: setup wheel
+	@PYTHONPATH=tools $(BIN)/python -m deb_package --suite $(SUITE) --arch $(ARCH) $(DEB_FLAGS)
+
+deb-life: setup wheel
+	@rm -rf build/deb-life
+	@PYTHONPATH=tools $(BIN)/python -m deb_package --arch "$$(dpkg --print-architecture)" --out build/deb-life
+	@$(BIN)/python -m tests.device.debian_package build/deb-life/*.deb
 
 test: setup llamacpp litert
 	@$(BIN)/python -m pytest tests

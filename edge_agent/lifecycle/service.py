@@ -114,6 +114,10 @@ IMAGE_PYTHON = "/opt/edge-agent/bin/python"
 """Where an image is expected to have its interpreter when none is named."""
 
 SYSTEM = "etc/systemd/system"
+VENDOR = ("usr/lib/systemd/system", "lib/systemd/system")
+"""Where the Debian package puts the units; systemd takes one of the same name in SYSTEM before them."""
+PACKAGED_SYSUSERS = "usr/lib/sysusers.d/edge-agent.conf"
+PACKAGED_TMPFILES = "usr/lib/tmpfiles.d/edge-agent.conf"
 WANTS = f"{SYSTEM}/multi-user.target.wants/{UNIT}"
 FACTORY_WANTS = f"{SYSTEM}/multi-user.target.wants/{FACTORY_UNIT}"
 DROP_INS = f"{SYSTEM}/{UNIT}.d"
@@ -153,15 +157,27 @@ def install(target: ServiceTarget, drop_ins: Sequence[str] | None = None, start:
     """Make the agent a service and say what was done, a line per step.
 
     `drop_ins`: exactly these of `drop_in_names()`; None keeps those that are there. `start` counts on a live system
-    only. Raises UsageError before anything is written, or EdgeError when a step fails.
+    only. Where this installation is the Debian package's, the package keeps its unit, user and folders, and files of an
+    earlier installation that come before them are removed. Raises UsageError before anything is written, or EdgeError
+    when a step fails.
     """
     _check(target, drop_ins or ())
     done: list[str] = []
-    changed = _put(target, f"{SYSTEM}/{UNIT}", _wanted_unit(target), done)
+    packaged = _packaged_unit(target)
+    if packaged is None:
+        changed = _put(target, f"{SYSTEM}/{UNIT}", _wanted_unit(target), done)
+        _put(target, SYSUSERS, read_unit_file("edge-agent.sysusers.conf"), done)
+        _put(target, TMPFILES, read_unit_file("edge-agent.tmpfiles.conf"), done)
+    else:
+        changed = _remove(target, f"{SYSTEM}/{UNIT}", done)
+        if changed:
+            # It led to the file that is gone; what enables the package's unit makes it anew.
+            _remove(target, WANTS, done)
+        for name in (f"{SYSTEM}/{FACTORY_UNIT}", SYSUSERS, TMPFILES):
+            _remove(target, name, done)
+        done.append(f"kept {packaged}, which is the Debian package's")
     if drop_ins is not None:
         changed |= _choose_drop_ins(target, drop_ins, done)
-    _put(target, SYSUSERS, read_unit_file("edge-agent.sysusers.conf"), done)
-    _put(target, TMPFILES, read_unit_file("edge-agent.tmpfiles.conf"), done)
     if target.path(CONFIG).exists():
         done.append(f"kept {target.path(CONFIG)}")
     else:
@@ -173,15 +189,35 @@ def install(target: ServiceTarget, drop_ins: Sequence[str] | None = None, start:
     return done
 
 
+def _unit(target: ServiceTarget) -> Path:
+    """The unit that systemd takes; the place of an installed one where there is none."""
+    places = [target.path(f"{folder}/{UNIT}") for folder in (SYSTEM, *VENDOR)]
+    return next((path for path in places if path.is_file()), places[0])
+
+
+def _packaged_unit(target: ServiceTarget) -> Path | None:
+    """The Debian package's unit, where it starts this interpreter: then this installation is the package's. None where
+    there is no package, or another installation beside it."""
+    for folder in VENDOR:
+        path = target.path(f"{folder}/{UNIT}")
+        if _interpreter_of(target, path) is not None:
+            return path
+    return None
+
+
 def _wanted_unit(target: ServiceTarget) -> str:
     """The unit of this version, with the interpreter's path as the installed unit writes it where that is the same one:
     an image names `python`, the board's own command is run by `python3`."""
-    path = target.path(f"{SYSTEM}/{UNIT}")
+    return rendered_unit(_interpreter_of(target, _unit(target)) or target.python)
+
+
+def _interpreter_of(target: ServiceTarget, unit: Path) -> str | None:
+    """The interpreter that a unit starts, as written there, where it is the target's; None for another or none."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        there = _PYTHON.search(path.read_text(encoding="utf-8"))
+        there = _PYTHON.search(unit.read_text(encoding="utf-8"))
         if there is not None and _same_interpreter(target.root, there[1], target.python):
-            return rendered_unit(there[1])
-    return rendered_unit(target.python)
+            return there[1]
+    return None
 
 
 def _same_interpreter(root: Path, one: str, other: str) -> bool:
@@ -195,7 +231,7 @@ def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
     """Remove the service and say what was done. `purge` also removes settings, keys and every installed package."""
     _check(target, ())
     done: list[str] = []
-    if target.live and target.path(f"{SYSTEM}/{UNIT}").exists():
+    if target.live and _unit(target).exists():
         _run(target, ["systemctl", "disable", "--now", UNIT], done)
     for name in (WANTS, FACTORY_WANTS, f"{SYSTEM}/{UNIT}", f"{SYSTEM}/{FACTORY_UNIT}", SYSUSERS, TMPFILES):
         _remove(target, name, done)
@@ -214,6 +250,8 @@ def uninstall(target: ServiceTarget, purge: bool = False) -> list[str]:
             done.append(f"kept {path}; --purge removes it")
     if target.live:
         _run(target, ["systemctl", "daemon-reload"], done)
+    if _unit(target).exists():
+        done.append(f"kept {_unit(target)}, which is the Debian package's; `apt remove edge-agent` removes it")
     return done or ["nothing was installed"]
 
 
@@ -289,8 +327,9 @@ def _choose_drop_ins(target: ServiceTarget, chosen: Sequence[str], done: list[st
 
 
 def _activate(target: ServiceTarget, start: bool, changed: bool, done: list[str]) -> None:
-    _run(target, ["systemd-sysusers", str(target.path(SYSUSERS))], done)
-    _run(target, ["systemd-tmpfiles", "--create", str(target.path(TMPFILES))], done)
+    for command, places in ((["systemd-sysusers"], (SYSUSERS, PACKAGED_SYSUSERS)),
+                            (["systemd-tmpfiles", "--create"], (TMPFILES, PACKAGED_TMPFILES))):  # fmt: skip
+        _run(target, [*command, str(next(path for path in map(target.path, places) if path.exists()))], done)
     _run(target, ["systemctl", "daemon-reload"], done)
     _run(target, ["systemctl", "enable", UNIT], done)
     if start:
@@ -312,7 +351,7 @@ def _prepare_image(target: ServiceTarget, done: list[str]) -> None:
     if link.is_symlink():
         done.append(f"unchanged {link}")
     else:
-        link.symlink_to(f"/{SYSTEM}/{UNIT}")
+        link.symlink_to(f"/{_unit(target).relative_to(target.root).as_posix()}")
         done.append(f"enabled by {link}")
     make_user(target, done)
     if not os.path.lexists(target.root / target.python.lstrip("/")):
@@ -433,7 +472,7 @@ def parse_show(text: str) -> dict[str, str]:
 
 def status(target: ServiceTarget) -> ServiceStatus:
     """Ask systemd, or look into the image. A systemctl that fails leaves the running state unknown."""
-    unit = target.path(f"{SYSTEM}/{UNIT}")
+    unit = _unit(target)
     installed = unit.is_file()
     current = installed and unit.read_text(encoding="utf-8") == _wanted_unit(target)
     enabled = target.path(WANTS).is_symlink()

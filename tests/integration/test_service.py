@@ -308,3 +308,59 @@ def test_the_stamp_of_the_code_tells_two_wheels_of_one_version_apart(tmp_path: P
     assert code_stamp(tmp_path) == first
     (tmp_path / "a.py").write_text("other")
     assert code_stamp(tmp_path) != first
+
+
+PACKAGED = "usr/lib/systemd/system/edge-agent.service"
+PACKAGED_PYTHON = "/usr/lib/edge-agent/bin/python"
+
+
+def with_package(image: Path) -> Path:
+    """The image with the files of the Debian package in it that the service is made of."""
+    (image / "usr/lib/edge-agent/bin").mkdir(parents=True)
+    (image / PACKAGED_PYTHON[1:]).write_text("")
+    files = {PACKAGED: rendered_unit(PACKAGED_PYTHON), "etc/edge-agent/edge-agent.toml": "",
+             "usr/lib/sysusers.d/edge-agent.conf": "", "usr/lib/tmpfiles.d/edge-agent.conf": ""}  # fmt: skip
+    for name, text in files.items():
+        (image / name).parent.mkdir(parents=True, exist_ok=True)
+        (image / name).write_text(text)
+    return image
+
+
+def test_the_debian_packages_unit_is_the_service(image: Path) -> None:
+    target = ServiceTarget(with_package(image), PACKAGED_PYTHON, Recorder())
+    lines = install(target, ["jetson"])
+    assert f"kept {image / PACKAGED}, which is the Debian package's" in lines
+    assert not (image / UNIT).exists() and not (image / "etc/sysusers.d").exists()
+    assert str((image / WANTS).readlink()) == f"/{PACKAGED}"
+    assert (image / "etc/systemd/system/edge-agent.service.d/jetson.conf").is_file()
+    found = status(target)
+    assert (found.installed, found.enabled, found.current) == (True, True, True)
+    assert uninstall(target)[-1].endswith("`apt remove edge-agent` removes it")
+    assert (image / PACKAGED).is_file() and not (image / WANTS).is_symlink()
+
+
+def test_the_debian_package_takes_over_from_an_earlier_installation(image: Path) -> None:
+    install(ServiceTarget(image, IMAGE_PYTHON, Recorder()))
+    target = ServiceTarget(with_package(image), PACKAGED_PYTHON, Recorder())
+    assert not status(target).current, "the earlier unit comes first and starts another interpreter"
+    install(target)
+    assert not (image / UNIT).exists() and str((image / WANTS).readlink()) == f"/{PACKAGED}"
+    assert status(target).current
+    other = ServiceTarget(image, IMAGE_PYTHON, Recorder())
+    install(other)
+    assert (image / UNIT).read_text() == rendered_unit(IMAGE_PYTHON), "an installation beside the package is its own"
+
+
+def test_a_live_system_with_the_debian_package_is_told_the_packages_files(
+    monkeypatch: pytest.MonkeyPatch, image: Path
+) -> None:
+    recorder = Recorder()
+    live(monkeypatch, with_package(image), recorder)
+    install(ServiceTarget(image, PACKAGED_PYTHON, recorder))
+    assert recorder.commands[:2] == [
+        ["systemd-sysusers", str(image / "usr/lib/sysusers.d/edge-agent.conf")],
+        ["systemd-tmpfiles", "--create", str(image / "usr/lib/tmpfiles.d/edge-agent.conf")],
+    ]
+    recorder.commands.clear()
+    uninstall(ServiceTarget(image, PACKAGED_PYTHON, recorder))
+    assert recorder.commands[0] == ["systemctl", "disable", "--now", "edge-agent.service"]

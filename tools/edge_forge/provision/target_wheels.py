@@ -75,14 +75,14 @@ def wheels_for(order: WheelOrder, folder: Path | None, cache: Path) -> list[Path
     raise _missing(order, missing, place)
 
 
-def unpack(wheels: Sequence[Path], target: TargetRoot, stage: Path) -> None:
-    """Lay the virtual environment of these wheels out in `stage`, as it is to lie in the target's root."""
-    top = stage / VENV
+def unpack(wheels: Sequence[Path], target: TargetRoot, stage: Path, venv: str = VENV) -> None:
+    """Lay the virtual environment of these wheels out in `stage`, as it is to lie in the target's root at `venv`."""
+    top = stage / venv
     library = f"{top}/lib/python{target.python[0]}.{target.python[1]}/site-packages"
     scheme = {"purelib": library, "platlib": library, "scripts": f"{top}/bin", "data": str(top),
               "headers": f"{top}/include"}  # fmt: skip
     for path in wheels:
-        destination = SchemeDictionaryDestination(scheme, interpreter=f"/{VENV}/bin/python", script_kind="posix")
+        destination = SchemeDictionaryDestination(scheme, interpreter=f"/{venv}/bin/python", script_kind="posix")
         with WheelFile.open(path) as source, warnings.catch_warnings():
             # Byte code in a wheel is left out, as it should be; nobody here can do anything about it.
             warnings.simplefilter("ignore", RuntimeWarning)
