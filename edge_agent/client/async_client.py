@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import random
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +17,7 @@ from edge_agent.base.causes import Cause
 from edge_agent.base.errors import RequestError, UsageError
 from edge_agent.base.limits import CORRELATION_BYTES, DEADLINE_MAX_S
 from edge_agent.client.answers import Answer, Embedding, RawPrompt, StreamPart, streamed_answer
-from edge_agent.client.refusals import DeviceBusy, DeviceUnavailable, refusal_of
+from edge_agent.client.refusals import DeviceBusy, DeviceUnavailable, InvalidRequest, RequestCancelled, refusal_of
 from edge_agent.client.request_client import RequestClient
 from edge_agent.mqtt.options import MqttOptions, TlsOptions
 from edge_agent.protocol.messages import CommandReply, Models, Reply, Status
@@ -31,10 +31,13 @@ STATE_S = 3.0
 """Retained messages come right after the subscription; where none has come by then, there is none."""
 EMBED_TEXTS = 16
 """Texts per request of `embed`: as vectors of 768 figures their answer stays below 128 KiB."""
+ID_BYTES = CORRELATION_BYTES - 8
+"""Of a request: `.1` and so on come behind it where it is asked again."""
 JITTER = 0.25
 """Clients that are refused together do not come back together: each waits up to a fourth longer."""
 Question = str | Sequence[str] | Sequence[Mapping[str, str]]
-"""What is asked: a text, or a RawPrompt; several texts; or a conversation of `{"role": ..., "content": ...}`."""
+"""What is asked: a text (for a generator a prompt as it stands), or a RawPrompt; several texts; or a conversation of
+`{"role": ..., "content": ...}`."""
 T = TypeVar("T")
 
 
@@ -66,6 +69,8 @@ class AsyncClient:
         self._requests = RequestClient(options, prefix, self._devices, ("status", "models"))
         self._deadline_s = deadline_s
         self._retries = retries
+        # By the id of the call: the attempt that is open, or waits to be made.
+        self._open: dict[str, _Attempt] = {}
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()
@@ -98,13 +103,25 @@ class AsyncClient:
         request_id: str | None = None,
         **params: Any,
     ) -> Answer:
-        """Ask a model and wait for its whole answer. `params` are the task's (`top_k`, `threshold`; `max_tokens`,
-        `temperature`, `json_schema`, ...: docs/mqtt.md).
+        """Ask a model and wait for its whole answer. A plain text is a prompt as it stands for a generator, as in
+        `stream`. `params` are the task's (`top_k`, `threshold`; `max_tokens`, `temperature`, `json_schema`, ...:
+        docs/mqtt.md).
 
         After a refusal that names a time to ask again, it is asked again as a new request, within the deadline.
         """
-        body = _body(question, adapter, priority, params)
-        return Answer(await self._asked(model, body, self._deadline(deadline_s), request_id))
+        until_s = _now_s() + self._deadline(deadline_s)
+        if isinstance(question, str) and self._generates(model):
+            question = RawPrompt(question)
+        try:
+            body = _body(question, adapter, priority, params)
+            return Answer(await self._asked(model, body, until_s - _now_s(), request_id))
+        except InvalidRequest as error:
+            plain = isinstance(question, str) and not isinstance(question, RawPrompt)
+            if not plain or error.cause is not Cause.WRONG_FORM:
+                raise
+        # A generator, on a device that has not said so to this client.
+        body = _body(RawPrompt(question), adapter, priority, params)
+        return Answer(await self._asked(model, body, max(0.001, until_s - _now_s()), request_id))
 
     async def stream(
         self,
@@ -125,20 +142,21 @@ class AsyncClient:
             question = RawPrompt(question)
         body = {**_body(question, adapter, priority, params), "stream": True}
         device, name = self._target(model)
-        for attempt in self._attempts(self._deadline(deadline_s), request_id):
-            begun = False
-            try:
-                async with contextlib.aclosing(
-                    self._parts(device, name, {**body, "id": attempt.request_id}, attempt.left_s())
-                ) as parts:
-                    async for part in parts:
-                        begun = True
-                        yield part
-                return
-            except RequestError as error:
-                if begun:
-                    raise
-                await attempt.failed(error)
+        with contextlib.closing(self._attempts(self._deadline(deadline_s), request_id)) as attempts:
+            for attempt in attempts:
+                begun = False
+                try:
+                    async with contextlib.aclosing(
+                        self._parts(device, name, {**body, "id": attempt.request_id}, attempt.left_s())
+                    ) as parts:
+                        async for part in parts:
+                            begun = True
+                            yield part
+                    return
+                except RequestError as error:
+                    if begun:
+                        raise
+                    await attempt.failed(error)
 
     async def embed(
         self,
@@ -171,7 +189,10 @@ class AsyncClient:
     def cancel(self, model: str, request_id: str) -> None:
         """Withdraw a request of this client by its id; whoever waits for it gets RequestCancelled. What is answered
         already, or unknown, is left alone."""
-        self._requests.cancel(self._target(model)[0], request_id)
+        device, attempt = self._target(model)[0], self._open.get(request_id)
+        if attempt is not None:
+            attempt.withdraw()
+        self._requests.cancel(device, request_id if attempt is None else attempt.request_id)
 
     async def order(
         self, name: str, *, device: str | None = None, deadline_s: float = ORDER_S, **fields: Any
@@ -210,6 +231,12 @@ class AsyncClient:
         """By device, the state of those that are watched and have said so."""
         return dict(self._requests.status)
 
+    def _generates(self, model: str) -> bool:
+        """Whether the device says that it is a generator; False where it has said nothing here (yet)."""
+        device, name = self._target(model)
+        said = self._requests.models.get(device)
+        return said is not None and any(one.name == name and one.task == "generate" for one in said.models)
+
     async def _stated(self, found: Callable[[], T | None], otherwise: str) -> T:
         until_s = _now_s() + STATE_S
         while (value := found()) is None:
@@ -220,12 +247,13 @@ class AsyncClient:
 
     async def _asked(self, model: str, body: Mapping[str, Any], deadline_s: float, request_id: str | None) -> Reply:
         device, name = self._target(model)
-        for attempt in self._attempts(deadline_s, request_id):
-            try:
-                asked = {**body, "id": attempt.request_id}
-                return _served(await self._requests.infer(device, name, asked, attempt.left_s()))
-            except RequestError as error:
-                await attempt.failed(error)
+        with contextlib.closing(self._attempts(deadline_s, request_id)) as attempts:
+            for attempt in attempts:
+                try:
+                    asked = {**body, "id": attempt.request_id}
+                    return _served(await self._requests.infer(device, name, asked, attempt.left_s()))
+                except RequestError as error:
+                    await attempt.failed(error)
         raise AssertionError("the last attempt raises")
 
     async def _parts(
@@ -242,15 +270,23 @@ class AsyncClient:
                 text, begun = ("" if restarted else text) + part.text, True
                 yield StreamPart(part.text, restarted, streamed_answer(part, text) if part.done else None)
 
-    def _attempts(self, deadline_s: float, request_id: str | None) -> Iterator[_Attempt]:
+    def _attempts(self, deadline_s: float, request_id: str | None) -> Generator[_Attempt, None, None]:
         """One attempt after another until one returns, or `failed` raises."""
-        if request_id is not None and not fit_id(request_id):
-            raise UsageError(f"{request_id!r} cannot be an id: up to {CORRELATION_BYTES} printable bytes are", "client")
+        if request_id is not None and not (fit_id(request_id) and len(request_id.encode()) <= ID_BYTES):
+            raise UsageError(f"{request_id!r} cannot be an id: up to {ID_BYTES} printable bytes are", "client")
         until_s = _now_s() + deadline_s
         first = request_id or secrets.token_hex(16)
-        for number in itertools.count():
-            # A refusal concludes a request: what is asked again afterwards is another one.
-            yield _Attempt(first if number == 0 else f"{first}.{number}", until_s, self._retries - number)
+        if first in self._open:
+            reason = f"a request with the id {first!r} is open at this client; give each its own"
+            raise InvalidRequest(422, Cause.INVALID, reason)
+        try:
+            for number in itertools.count():
+                # A refusal concludes a request: what is asked again afterwards is another one.
+                name = first if number == 0 else f"{first}.{number}"
+                self._open[first] = attempt = _Attempt(name, until_s, self._retries - number)
+                yield attempt
+        finally:
+            del self._open[first]
 
     def _target(self, model: str) -> tuple[str, str]:
         device, slash, name = model.rpartition("/")
@@ -277,6 +313,11 @@ class _Attempt:
         self.request_id = request_id
         self._until_s = until_s
         self._repeats = repeats
+        self._withdrawn = asyncio.Event()
+
+    def withdraw(self) -> None:
+        """There is to be no other attempt."""
+        self._withdrawn.set()
 
     def left_s(self) -> float:
         """Seconds to the deadline."""
@@ -287,7 +328,9 @@ class _Attempt:
         pause_s = _pause_s(error)
         if self._repeats <= 0 or pause_s is None or pause_s >= self._until_s - _now_s():
             raise error
-        await asyncio.sleep(pause_s)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._withdrawn.wait(), pause_s)
+            raise RequestCancelled(499, Cause.CANCELLED, "withdrawn while it waited to be asked again") from error
 
 
 def _pause_s(error: RequestError) -> float | None:
@@ -309,6 +352,8 @@ def broker_options(broker: str) -> MqttOptions:
         raise UsageError(f"{shown!r} names no broker: {error}", "client", remedy) from error
     if parts.scheme not in ("mqtt", "mqtts") or not host or parts.path.strip("/") or parts.query or parts.fragment:
         raise UsageError(f"{shown!r} names no broker", "client", remedy)
+    if port == 0:
+        raise UsageError(f"{shown!r} names no broker: port 0 is no port", "client", remedy)
     tls = TlsOptions() if parts.scheme == "mqtts" else None
     return MqttOptions(
         host=host,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from edge_agent.protocol.envelope import Inbound, LinkChange, LinkListener, Outbound
-from edge_agent.protocol.messages import Status
+from edge_agent.protocol.messages import ModelEntry, Models, Status
 
 
 class ScriptedLink:
@@ -64,3 +64,22 @@ class ScriptedLink:
         """The device's status, as the broker brings it."""
         body = Status(state="online", boot_id=boot_id, seq=1, ts=0.0, heartbeat_s=10.0, reason="ready")
         self._arrived.put_nowait(Inbound(f"edge/v1/{device}/status", msgspec.json.encode(body)))
+
+    def say_models(self, tasks: Mapping[str, str], device: str = "pi") -> None:
+        """The device's list of models, by name with their task, as the broker brings it."""
+        entries = [
+            ModelEntry(
+                name=name,
+                version=1,
+                base_id="b",
+                task=task,
+                labels=[],
+                resident=False,
+                variant="v",
+                variants=[],
+                adapters=[],
+            )
+            for name, task in tasks.items()
+        ]
+        body = Models(ts=0.0, boot_id="b", seq=1, models=entries)
+        self._arrived.put_nowait(Inbound(f"edge/v1/{device}/models", msgspec.json.encode(body)))

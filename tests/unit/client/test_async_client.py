@@ -186,6 +186,75 @@ def test_a_refusal_with_a_time_to_come_back_is_asked_again_as_another_request(mo
     assert (published[2].expiry_s or 0) <= 14, "the deadline is that of the whole call"
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_plain_text_is_a_prompt_for_a_generator_also_where_it_does_not_stream(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Where the device has not said that it is a generator, its refusal says so."""
+    wrong = Reply(id="x", status=422, reason="it takes prompt or messages, not text", cause="wrong-form")
+
+    async def body(edge: AsyncClient, link: ScriptedLink) -> str:
+        if told:
+            link.say_models({"tiny": "generate", "home": "classify"})
+            await asyncio.sleep(0)
+        assert (await edge.ask("tiny", "Once", request_id="r")).text == "a b"
+        if told:
+            await edge.ask("home", "dark")
+        return ""
+
+    def device(link: ScriptedLink, message: Outbound) -> None:
+        prompt = "prompt" in sent(message)
+        link.answer(
+            message, Reply(id="x", status=200, result=GENERATED) if prompt or "home" in message.topic else wrong
+        )
+
+    forms = [set(sent(one)) & {"text", "prompt"} for one in talk(monkeypatch, device, body)[1]]
+    assert forms == [{"prompt"}, {"text"}] if told else forms == [{"text"}, {"prompt"}]
+
+
+def test_a_text_in_the_wrong_form_for_an_encoder_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(edge: AsyncClient, _link: ScriptedLink) -> None:
+        with pytest.raises(InvalidRequest):
+            await edge.ask("home", RawPrompt("x"))
+        with pytest.raises(InvalidRequest):
+            await edge.ask("home", ["x"])
+
+    wrong = Reply(id="x", status=422, reason="it takes text or texts", cause="wrong-form")
+    assert len(talk(monkeypatch, refuses(wrong, wrong), body)[1]) == 2
+
+
+def test_a_call_that_waits_to_ask_again_is_withdrawn_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(edge: AsyncClient, _link: ScriptedLink) -> float:
+        began_s = asyncio.get_running_loop().time()
+        call = asyncio.create_task(edge.ask("home", "x", request_id="r"))
+        await asyncio.sleep(1.0)
+        with pytest.raises(InvalidRequest, match="is open at this client"):
+            await edge.ask("home", "y", request_id="r")
+        edge.cancel("home", "r")
+        with pytest.raises(RequestCancelled, match="while it waited to be asked again"):
+            await call
+        assert (await edge.ask("home", "x", request_id="r")).label == "on", "the id is free again"
+        return asyncio.get_running_loop().time() - began_s
+
+    assert talk(monkeypatch, refuses(refusal(429, 5.0)), body)[0] < 2.0
+
+
+def test_a_second_attempt_is_cancelled_under_its_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(edge: AsyncClient, _link: ScriptedLink) -> None:
+        call = asyncio.create_task(edge.ask("home", "x", request_id="r"))
+        await asyncio.sleep(2.0)
+        edge.cancel("home", "r")
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    def device(link: ScriptedLink, message: Outbound) -> None:
+        if message.correlation == b"r":
+            link.answer(message, refusal(429, 1.0))
+
+    cancels = [sent(one)["id"] for one in talk(monkeypatch, device, body)[1] if one.topic.endswith("/cancel")]
+    assert cancels[0] == "r.1"
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 def test_retries_end(monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
     async def body(edge: AsyncClient, _link: ScriptedLink) -> None:
@@ -508,7 +577,7 @@ def test_a_broker_is_named_by_host_or_url(
 
 
 @pytest.mark.parametrize(
-    "broker", ["", "http://h", "h:x", "h:99999", "mqtt://h/topic", "mqtt://me:hunter2@", "mqtt://me:hunter2@h:x"]
+    "broker", ["", "http://h", "h:x", "h:0", "h:99999", "mqtt://h/topic", "mqtt://me:hunter2@", "mqtt://me:hunter2@h:x"]
 )
 def test_what_names_no_broker_is_a_sentence_without_the_password(broker: str) -> None:
     with pytest.raises(UsageError) as caught:
