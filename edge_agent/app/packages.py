@@ -283,7 +283,8 @@ def models_text(listed: list[dict[str, Any]], why: bool) -> str:
         lines += _energy_lines(model.get("variants", [])) if why else []
         for adapter in model["adapters"]:
             runs = f"  runs as {adapter['merged']}" if adapter.get("merged") else ""
-            lines.append(f"  + {adapter['name']}  rank {adapter['rank']}  {adapter['task']}{runs}")
+            form = f"rank {adapter['rank']}" if adapter["rank"] else "head alone"
+            lines.append(f"  + {adapter['name']}  {form}  {adapter['task']}{runs}")
             if why and adapter.get("form"):
                 lines.append(f"    because: {adapter['form']}")
     return "\n".join(lines)

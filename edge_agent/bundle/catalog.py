@@ -107,8 +107,8 @@ class Variant:
 class Adapter:
     """An unmerged adapter of a base: `base_id` must equal the model's. `version` is its release's counter.
 
-    `digest` is its manifest's, `file_digest` its weights'. `measured` is what a text took with it here, on the variant
-    of the base that was chosen.
+    `digest` is its manifest's, `file_digest` its weights'. `rank` 0: it is a classifier's head alone. `measured` is
+    what a text took with it here, on the variant of the base that was chosen.
     """
 
     name: str

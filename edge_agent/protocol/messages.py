@@ -285,7 +285,7 @@ class Info(Struct, frozen=True, kw_only=True):
 
 
 class AdapterEntry(Struct, frozen=True, kw_only=True):
-    """An adapter as installed."""
+    """An adapter as installed. `rank` 0: a classifier's head alone."""
 
     name: str
     digest: str

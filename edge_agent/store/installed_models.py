@@ -114,7 +114,8 @@ def _adapter(record: AdapterRecord, blobs: Blobs, fetch: Fetch) -> Adapter:
         path=str(blobs.path(item.weight.digest)),
         base_id=item.config.base_id,
         task=item.config.task.spec(),
-        rank=item.config.rank,
+        # The manifest's rank is at least 1, also of a head alone.
+        rank=item.config.rank if item.config.targets else 0,
         size_bytes=item.weight.size,
         version=record.counter,
         metrics=item.config.metrics,

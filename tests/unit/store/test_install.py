@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.app.packages import models_text
 from edge_agent.base.clock import ManualClock
 from edge_agent.base.errors import AdapterRefused, PackageError, ProbeError, SignatureError, StoreError, WorkerError
 from edge_agent.bundle.gguf_memory import GeneratorOverrides
@@ -72,6 +73,26 @@ def test_all_variants_are_kept_where_the_operator_wants_them(tmp_path: Path) -> 
     library.install(tiny.base_package(tmp_path))
     assert all(variant.files for variant in library.active()[0].variants)
     assert library.scrub() == () and library.collect() == 0
+
+
+def test_an_adapter_that_is_a_head_alone_is_not_said_to_have_a_rank(library: ModelStore, tmp_path: Path) -> None:
+    base = tiny.base_package(tmp_path)
+    library.install(base)
+    library.install(tiny.adapter_package(tmp_path, base))
+    head = replace(tiny.adapter_source(tmp_path / "head", "head"), rank=1, targets=[])
+    shapes = {"head.weight": (8, 2), "head.bias": (2,)}
+    metadata = {"format": "edge-adapter/1", "base_id": tiny.BASE_ID, "rank": "1"}
+    Path(head.weights).write_bytes(tiny.safetensors_bytes(shapes, metadata))
+    subject = tiny.base_descriptor(base, tiny.BASE_ID)
+    keys = [tiny.keys().release_key]
+    library.install(build(tmp_path / "head-1.tar", tiny.release("head", 1), None, [head], subject, keys).path)
+    (model,) = library.active()
+    assert {adapter.name: adapter.rank for adapter in model.adapters} == {"intents": 4, "head": 0}
+    listed = {"name": "tiny", "version": 1, "task": "embed", "variant": "x", "why": "y", "choice": ""}
+    adapters = [{"name": one.name, "rank": one.rank, "task": "classify"} for one in model.adapters]
+    text = models_text([{**listed, "adapters": adapters}], why=False)
+    assert "  + head  head alone  classify" in text
+    assert "  + intents  rank 4  classify" in text
 
 
 def test_an_adapter_ships_alone_and_rolls_back(library: ModelStore, tmp_path: Path) -> None:

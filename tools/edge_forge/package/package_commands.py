@@ -235,7 +235,7 @@ def _adapter(package: Package, item: AdapterItem) -> dict[str, Any]:
         "digest": item.descriptor.digest,
         "base_id": config.base_id,
         "base": config.base_id[7:19],
-        "rank": str(config.rank),
+        "rank": str(config.rank) if config.targets else "head",
         "alpha": config.alpha,
         "targets": list(config.targets),
         "size_bytes": item.weight.size,
