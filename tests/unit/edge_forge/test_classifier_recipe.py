@@ -16,7 +16,7 @@ from edge_forge.recipe import generator_recipe as generators
 from edge_forge.recipe import schema as recipe_form
 from edge_forge.recipe.classifier_recipe import load, parse
 from edge_forge.recipe.scaffold import recipe_text
-from edge_forge.recipe.schema import overlaid, with_line
+from edge_forge.recipe.schema import overlaid, read, with_line
 
 GOOD = {
     "name": "toy",
@@ -310,6 +310,27 @@ def test_an_error_about_another_place_keeps_it(tmp_path, where):
 
 
 @pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("train.epoch=3", "--set train.epoch"),
+        ("train . epochs = 0", "--set train.epochs"),
+        ("nope.key=1", "--set nope.key"),
+        ("nmae=x", "--set nmae"),
+        ("method={name='magic'}", "--set method"),
+        ("train.seed=2", "{file}:3: train.learning_rate"),
+    ],
+)
+def test_a_key_that_was_set_for_one_run_is_named_by_its_option(tmp_path, setting, named):
+    file = tmp_path / "recipe.toml"
+    rate = "-1.0" if "{file}" in named else "1e-3"
+    file.write_text(f"name = 'toy'\n[train]\nlearning_rate = {rate}\n[base]\nname = 'm'\nsource = 'x'\n"
+                    "[data]\ntrain = 't.tsv'\n")  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        parse(overlaid(read(file), [setting]), str(file), {})
+    assert with_line(caught.value, file, ["train.threads=1", setting]).where == named.format(file=file)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         ".".join("a" * 100_000) + " = 1",
@@ -359,7 +380,7 @@ def test_the_last_setting_of_a_key_counts() -> None:
     assert overlaid({}, ["train.epochs=3", "train.epochs=4"]) == {"train": {"epochs": 4}}
 
 
-@pytest.mark.parametrize("setting", ["epochs", "=3", "train.=3", "a.b.c=3", ".=", "name.x=1"])
+@pytest.mark.parametrize("setting", ["epochs", "=3", "train.=3", "a.b.c=3", ".=", "name.x=1", "a b=1", "train.\n=1"])
 def test_what_sets_no_key_is_refused(setting: str) -> None:
     with pytest.raises(UsageError, match=r"--set"):
         overlaid({"name": "a"}, [setting])

@@ -192,7 +192,7 @@ def overlaid(document: Mapping[str, Any], settings: Sequence[str]) -> Mapping[st
     for setting in settings:
         path, equals, text = setting.partition("=")
         names = [name.strip() for name in path.split(".")]
-        if not equals or len(names) > 2 or not all(names):
+        if not equals or len(names) > 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names):
             raise UsageError(f"{brief(setting)} sets no key", "--set", "write --set SECTION.KEY=VALUE")
         section: Any = found if len(names) == 1 else found.setdefault(names[0], {})
         if not isinstance(section, dict):
@@ -232,9 +232,10 @@ def convert(
     return recipe
 
 
-def with_line(error: ConfigError, file: Path) -> ConfigError:
+def with_line(error: ConfigError, file: Path, overlay: Sequence[str] = ()) -> ConfigError:
     """The same error with the file and line of the key that it is about: 'task.labels', or 'FILE: task.labels'.
 
+    A key that one of the settings `overlay` gave ('KEY=VALUE', see `overlaid`) stands on no line: the option is named.
     Errors about other places (a line of data, a base's folder) stay as they are.
     """
     where = error.where or ""
@@ -245,7 +246,12 @@ def with_line(error: ConfigError, file: Path) -> ConfigError:
     if found is None or (key == where and not re.fullmatch(r"([a-z]+)\.[a-z_0-9]+|recipe", where)):
         return error
     line = _line_of(file, found[1], found[2] or "") or _line_of(file, "", found[1])
-    error.where = f"{file}:{line}: {key}" if line else f"{file}: {key}"
+    place = f"{file}:{line}: {key}" if line else f"{file}: {key}"
+    for option in ("".join(setting.partition("=")[0].split()) for setting in overlay):
+        # A table that only an option brings is named by that option.
+        if option in (f"{found[1]}.{found[2]}", found[1]) or (not line and option.startswith(f"{found[1]}.")):
+            place = f"--set {option}"
+    error.where = place
     return error
 
 
