@@ -23,6 +23,7 @@ from edge_forge.plan.cache import Cache, write_json
 from edge_forge.progress import Progress, size
 from edge_forge.recipe import schema
 from edge_forge.report import blocks, diagnosis_report
+from edge_forge.sweep import space as spaces
 from edge_forge.train.methods import METHODS
 from edge_forge.train.settings import NAMES
 
@@ -41,7 +42,7 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None, progress:
     file = place / "recipe.toml" if place.is_dir() else place
     document = schema.overlaid(schema.read(file), arguments.overlay)
     kind = registry.kind_of(document)
-    with lines_named(file):
+    with lines_named(file, arguments.overlay):
         recipe = kind.recipe.parse(document, str(file), os.environ)
     progress = progress or Progress(quiet=arguments.quiet)
     cache = Cache(arguments.build or project_root(file) / "build", progress)
@@ -49,12 +50,12 @@ def open_plan(arguments: argparse.Namespace, path: Path | None = None, progress:
 
 
 @contextlib.contextmanager
-def lines_named(file: Path) -> Iterator[None]:
-    """Errors about a key of the recipe get the file and the line that the key stands on."""
+def lines_named(file: Path, overlay: Sequence[str] = ()) -> Iterator[None]:
+    """Errors about a key of the recipe get the file and the line that the key stands on, or the --set of `overlay`."""
     try:
         yield
     except ConfigError as error:
-        raise schema.with_line(error, file)  # noqa: B904 - the same error
+        raise schema.with_line(error, file, overlay)  # noqa: B904 - the same error
 
 
 def project_root(recipe_file: Path) -> Path:
@@ -69,7 +70,7 @@ def project_root(recipe_file: Path) -> Path:
 def step(arguments: argparse.Namespace) -> int:
     """`edge-forge train | evaluate | export | quantize | package`: run the plan up to one step."""
     _, plan, file = open_plan(arguments)
-    with lines_named(file), plan.steps.cache.locked():
+    with lines_named(file, arguments.overlay), plan.steps.cache.locked():
         result = plan.result(arguments.verb)
     if arguments.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
@@ -84,7 +85,7 @@ def build(arguments: argparse.Namespace) -> int:
     if arguments.no_trial:
         plan.signer.hand_out_untried()
     cache = plan.steps.cache
-    with lines_named(file), cache.locked():
+    with lines_named(file, arguments.overlay), cache.locked():
         figures = make(plan)
         figures["recipe"] = {**figures["recipe"], "file": str(file.resolve())}
         stem = report_stem(cache.root / "reports", plan.recipe.name, file.resolve())
@@ -141,7 +142,7 @@ def compare(arguments: argparse.Namespace) -> int:
     with cache.locked():
         for (kind, plan, file), name in zip(opened, names, strict=True):
             plan.steps.progress.say(f"== {name} ==")
-            with lines_named(file):
+            with lines_named(file, arguments.overlay):
                 made[name], plans[name] = _compared(kind, plan, arguments)
         runs = opened[0].kind.timed_in_turns(plans, made)
         stem = "compare-" + "-".join(dict.fromkeys(one.plan.recipe.name for one in opened))
@@ -180,13 +181,13 @@ def diagnose(arguments: argparse.Namespace) -> int:
 
     Where a run has more intruders than the recipe takes, it says so, or fails.
     """
-    opened = {title(one.plan.recipe): one for one in _diagnosed(arguments)}
+    opened = _diagnosed(arguments)
     cache = next(iter(opened.values())).plan.steps.cache
     found: dict[str, Mapping[str, Any]] = {}
     with cache.locked():
         for name, (_, plan, file) in opened.items():
             plan.steps.progress.say(f"== {name} ==")
-            with lines_named(file):
+            with lines_named(file, arguments.overlay):
                 plan.prepare()
                 found[name] = plan.diagnosis()
         section = next(iter(opened.values())).plan.recipe.diagnose
@@ -207,16 +208,35 @@ def diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _diagnosed(arguments: argparse.Namespace) -> Iterator[Opened]:
-    """The plans of the runs: by each of --methods, by each of --ranks, or as the recipe stands."""
-    if arguments.ranks:
-        for rank in dict.fromkeys(arguments.ranks.split(",")):
-            overlay = [*arguments.overlay, f"method.rank={rank.strip()}"]
-            yield open_plan(argparse.Namespace(**{**vars(arguments), "overlay": overlay}))
-        return
+def _diagnosed(arguments: argparse.Namespace) -> dict[str, Opened]:
+    """The plans of the runs by name: by each of --methods, by each of --ranks, or as the recipe stands."""
     opened = open_plan(arguments)
-    for wanted in methods(arguments.methods) if arguments.methods else [""]:
-        yield with_method(opened, wanted)
+    recipe: Any = opened.plan.recipe
+    if arguments.ranks:
+        found = {}
+        for rank in _ranks(arguments.ranks, recipe.training.method):
+            values = spaces.with_alpha({spaces.RANK: str(rank)}, recipe.training)
+            overlay = [*arguments.overlay, *(f"{key}={text}" for key, text in values.items())]
+            try:
+                one = open_plan(argparse.Namespace(**{**vars(arguments), "overlay": overlay}))
+            except ConfigError as error:
+                if error.where in {f"--set {key}" for key in values}:
+                    raise ConfigError(error.what, f"--ranks {rank}", error.remedy) from error
+                raise
+            found[f"{title(one.plan.recipe)} rank {rank}"] = one
+        return found
+    wanted = [with_method(opened, one) for one in methods(arguments.methods)] if arguments.methods else [opened]
+    return dict(zip(unique([title(one.plan.recipe) for one in wanted]), wanted, strict=True))
+
+
+def _ranks(text: str, method: str) -> list[int]:
+    """The argument of --ranks, each once. Raises UsageError, also for a method that has no rank."""
+    if not METHODS[method].trains_adapter:
+        raise UsageError(f"method {method} trains no adapter, so it has no rank", "--ranks", "leave the option out")
+    parts = [one.strip() for one in text.split(",")]
+    if not all(one.isdecimal() and int(one) > 0 for one in parts):
+        raise UsageError(f"{text!r} are no ranks", "--ranks", "write whole numbers above 0, as 1,8,16")
+    return list(dict.fromkeys(map(int, parts)))
 
 
 def report_stem(folder: Path, name: str, file: Path) -> str:

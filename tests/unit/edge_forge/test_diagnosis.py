@@ -1,5 +1,6 @@
 """Diagnosis of tuned weights: intruders against a direct computation and planted ones, rank, repair, report."""
 
+import argparse
 import re
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.base.errors import ConfigError, UsageError
+from edge_forge import commands
 from edge_forge.evaluate import diagnosis, spectra
 from edge_forge.models import encoder
 from edge_forge.report import diagnosis_report
@@ -119,3 +122,49 @@ def test_the_report_says_how_many_and_what_the_repair_costs():
     assert re.search(r"low: 1 intruder\b", text) and re.search(r"wide: 0 intruders", text)
     assert diagnosis_report.beyond(runs, 0) == "low has 1 intruder dimensions; the recipe takes 0"
     assert diagnosis_report.beyond(runs, 1) == ""
+
+
+RECIPE = """
+name = "lamps"
+[base]
+name = "tiny"
+source = "./base"
+[data]
+train = "train.tsv"
+[method]
+rank = 4
+alpha = 12.0
+[export]
+bank_rank = 8
+"""
+
+
+def diagnosed(folder, **options):
+    """The runs of `edge-forge diagnose` with these options, planned and not made."""
+    (folder / "recipe.toml").write_text(RECIPE)
+    given = {"recipe": folder, "build": folder / "build", "overlay": [], "quiet": True, "ranks": "", "methods": ""}
+    return commands._diagnosed(argparse.Namespace(**{**given, **options}))
+
+
+def test_every_rank_is_a_run_of_its_own_at_the_recipes_scale(tmp_path):
+    runs = diagnosed(tmp_path, ranks="1, 8,1")
+    assert list(runs) == ["lamps lora rank 1", "lamps lora rank 8"]
+    assert [(one.plan.recipe.training.rank, one.plan.recipe.training.alpha) for one in runs.values()] == [
+        (1, 3.0), (8, 24.0),
+    ]  # fmt: skip
+
+
+def test_every_method_is_a_run_of_its_own(tmp_path):
+    runs = diagnosed(tmp_path, methods="lora,full,lora")
+    assert list(runs) == ["lamps lora", "lamps full", "lamps lora (2)"]
+    assert [one.plan.recipe.training.method for one in runs.values()] == ["lora", "full", "lora"]
+
+
+def test_ranks_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="'a' are no ranks"):
+        diagnosed(tmp_path, ranks="a")
+    with pytest.raises(UsageError, match="method full trains no adapter"):
+        diagnosed(tmp_path, ranks="1", overlay=["method={name='full'}"])
+    with pytest.raises(ConfigError) as caught:
+        diagnosed(tmp_path, ranks="100000")
+    assert caught.value.where == "--ranks 100000"

@@ -117,7 +117,7 @@ def main(arguments: argparse.Namespace) -> int:
     document = schema.overlaid(schema.read(file), arguments.overlay)
     sweep = _Sweep(document, file, kind, trials, silent, watch, (), arguments.preset != RANKS)
     sweep = sweep._replace(space=_space(arguments, sweep, recipe))
-    with commands.lines_named(file), cache.locked():
+    with commands.lines_named(file, arguments.overlay), cache.locked():
         plan.training.check_inputs()
         study = _study(sweep, recipe, plan.training)
         planned = _planned(sweep, recipe.training, arguments.trials)
