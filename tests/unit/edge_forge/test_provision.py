@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 import stat
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -371,6 +373,28 @@ def test_a_run_that_was_cut_off_can_be_done_again_or_taken_back(
         assert snapshot(root) == before, cut
 
 
+def test_half_a_secret_of_a_run_that_was_cut_off_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = made_up_root(tmp_path / "root")
+    before = snapshot(root)
+    todo = writer(root)
+    actions = todo.plan(entries(root, tmp_path, [], "one"))
+    secret = "etc/edge-agent/credentials/mqtt-password"
+
+    def full(path: Path, target: Path) -> Path:
+        if target == root / secret:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(KeyboardInterrupt):
+        todo.write(actions)
+    monkeypatch.undo()
+    assert (root / f"{secret}.edge-new").read_text() == "one", "the cut was where it should be"
+    writer(root).remove()
+    assert snapshot(root) == before
+
+
 def _until(count: int, put: Callable[[ImageWriter, Entry], None]) -> Callable[[ImageWriter, Entry], None]:
     """`put` for so many files; the next one is interrupted."""
     left = iter(range(count))
@@ -413,6 +437,15 @@ def test_an_overlay_is_one_boards_own_files_owned_by_root(tmp_path: Path) -> Non
                      "etc/edge-agent/credentials/mqtt-password": (0o600, 0, 0)}  # fmt: skip
 
 
+def test_the_tar_of_a_board_is_closed_to_others_whoever_made_it_before(tmp_path: Path) -> None:
+    board = provision_commands.BoardFiles("gh-1", Settings(), image_plan.own_entries("# s\n", None))
+    job = SimpleNamespace(own=[board])
+    provision_commands._write_overlays(job, tmp_path)  # type: ignore[arg-type]
+    (tmp_path / "gh-1.tar").chmod(0o644)
+    provision_commands._write_overlays(job, tmp_path)  # type: ignore[arg-type]
+    assert stat.S_IMODE((tmp_path / "gh-1.tar").stat().st_mode) == 0o600
+
+
 def test_a_seed_of_cloud_init_holds_the_same_files_and_is_taken_back(tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     root, boot = made_up_root(tmp_path / "root"), tmp_path / "boot"
@@ -441,6 +474,27 @@ def test_a_seed_of_cloud_init_holds_the_same_files_and_is_taken_back(tmp_path: P
     assert not (boot / cloud_seed.PAYLOAD).exists()
     with pytest.raises(EdgeError, match="holds no seed"):
         cloud_seed.remove_seed(boot)
+
+
+def test_taking_a_seed_back_can_be_tried_without_rights_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provision_commands.os, "geteuid", lambda: 1000)
+    root, boot = made_up_root(tmp_path / "root"), tmp_path / "boot"
+    boot.mkdir()
+    cloud_seed.write_seed(boot, entries(root, tmp_path, [], "one"), dry=False)
+    before = snapshot(boot)
+    assert main(["provision", str(root), "--seed", str(boot), "--remove", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"][-1] == "remove  edge-agent/image.tar"
+    assert snapshot(boot) == before
+
+
+@pytest.mark.parametrize("left", ["image.tar", "image.new"])
+def test_a_seed_that_was_cut_off_is_taken_back_with_its_secrets(tmp_path: Path, left: str) -> None:
+    (tmp_path / "edge-agent").mkdir()
+    (tmp_path / "edge-agent" / left).write_bytes(b"a password")
+    assert cloud_seed.remove_seed(tmp_path) == [f"remove  edge-agent/{left}"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_image_of_another_architecture_is_not_booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

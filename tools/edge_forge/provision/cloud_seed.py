@@ -90,7 +90,7 @@ def _check_room(boot: Path, size: int) -> None:
 
 def _copy(made: Path, payload: Path) -> None:
     """Whole under its name, or not there."""
-    fresh = payload.with_suffix(".new")
+    fresh = _fresh(payload)
     try:
         shutil.copyfile(made, fresh)
         fresh.replace(payload)
@@ -98,21 +98,32 @@ def _copy(made: Path, payload: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def remove_seed(boot: Path) -> list[str]:
-    """Take the seed back, and put back what it replaced. Raises EdgeError where there is none."""
+def _fresh(payload: Path) -> Path:
+    """Where the payload is written before it has its name."""
+    return payload.with_suffix(".new")
+
+
+def remove_seed(boot: Path, dry: bool = False) -> list[str]:
+    """Take the seed back, and put back what it replaced; `dry`: only say it. A run that was cut off leaves the payload,
+    with its secrets, before anything else. Raises EdgeError where there is none."""
     found = [name for name in ("user-data", "meta-data", "network-config") if _is_ours(boot / name)]
-    if not found:
+    payloads = [path for path in (boot / PAYLOAD, _fresh(boot / PAYLOAD)) if path.is_file()]
+    if not found and not payloads:
         raise EdgeError("holds no seed that provision wrote", str(boot), "name the mounted boot partition")
+    done = [f"remove  {name}" for name in (*found, *(path.relative_to(boot).as_posix() for path in payloads))]
+    if dry:
+        return done
     for name in found:
         kept = boot / f"{name}{KEPT_AS}"
         if kept.is_file():
             kept.replace(boot / name)
         else:
             (boot / name).unlink()
-    (boot / PAYLOAD).unlink(missing_ok=True)
+    for path in payloads:
+        path.unlink()
     with contextlib.suppress(OSError):
         (boot / PAYLOAD).parent.rmdir()
-    return [f"remove  {name}" for name in (*found, PAYLOAD)]
+    return done
 
 
 def _user_data() -> str:

@@ -138,7 +138,7 @@ class ImageWriter:
         self._save({**before, **both}, folders)
         for one in actions:
             if one.kind == "remove":
-                self._place(one.name).unlink(missing_ok=True)
+                self._unlink(one.name)
             elif one.entry is not None and one.kind != "same":
                 self._put(one.entry)
         kept = {one.name: before[one.name] for one in actions if one.kind == "keep" and one.name in before}
@@ -155,7 +155,7 @@ class ImageWriter:
             return actions
         for one in actions:
             if one.kind == "remove":
-                self._place(one.name).unlink(missing_ok=True)
+                self._unlink(one.name)
         folders = self._record().get("folders", [])
         self._place(RECORD).unlink(missing_ok=True)
         self._clear(folders, ())
@@ -202,7 +202,7 @@ class ImageWriter:
                 path.chmod(entry.mode)
                 self._give(path, entry)
                 return
-            fresh = self._place(f"{entry.name}.edge-new")
+            fresh = self._fresh(entry.name)
             fresh.unlink(missing_ok=True)
             if entry.link is not None:
                 fresh.symlink_to(entry.link)
@@ -215,6 +215,15 @@ class ImageWriter:
                 f"cannot be written: {error.strerror}", str(path),
                 "mount the image for writing; run this again, or `--remove` takes back what is there",
             ) from error  # fmt: skip
+
+    def _fresh(self, name: str) -> Path:
+        """Where a file is written before it has its name."""
+        return self._place(f"{name}.edge-new")
+
+    def _unlink(self, name: str) -> None:
+        """Remove a file of provision's, and what a run that was cut off wrote of it: it may be a secret."""
+        self._fresh(name).unlink(missing_ok=True)
+        self._place(name).unlink(missing_ok=True)
 
     def _fill(self, path: Path, entry: Entry) -> None:
         """Closed from the begin: a secret is at no moment readable by others."""

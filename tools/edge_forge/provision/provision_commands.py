@@ -183,6 +183,7 @@ def _write_overlays(job: ImageJob, out: Path | None) -> None:
         data = image_plan.overlay(board.entries)
         path = out / f"{board.name}.tar"
         if path.is_file() and path.read_bytes() == data:
+            path.chmod(0o600)  # it holds the board's secrets, whoever copied it here
             continue
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
@@ -232,7 +233,8 @@ def _report(arguments: argparse.Namespace, job: ImageJob, actions: Sequence[Acti
 
 def _remove(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
-        print("\n".join(remove_seed(arguments.seed)))
+        done = remove_seed(arguments.seed, arguments.dry_run)
+        print(json.dumps({"seed": str(arguments.seed), "files": done}, indent=2) if arguments.json else "\n".join(done))
         return 0
     actions = ImageWriter(arguments.root, own=os.geteuid() == 0).remove(arguments.dry_run)
     kept = [one for one in actions if one.kind == "keep"]
