@@ -64,10 +64,10 @@ def test_an_adapter_that_learned_nothing_or_is_not_finite_ends_the_run():
     check_learned({"x.A": one, "x.B": one, "head.weight": one})
     with pytest.raises(EdgeError, match=r"what it was before training.*too few steps"):
         check_learned({"x.A": one, "x.B": zero, "head.weight": one})
-    check_learned({"head.weight": one})
-    for nothing in ({"head.weight": zero}, {}):
+    check_learned({"head.weight": one}, inserted=False)
+    for nothing, inserted in (({"head.weight": zero}, False), ({}, False), ({}, True), ({"head.weight": one}, True)):
         with pytest.raises(EdgeError, match="nothing was learned"):
-            check_learned(nothing)
+            check_learned(nothing, inserted)
     with pytest.raises(EdgeError, match=r"diverged: x.B has values that are not finite .lower learning_rate"):
         check_learned({"x.A": one, "x.B": one * float("nan"), "head.weight": one})
 

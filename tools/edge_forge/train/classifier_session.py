@@ -243,7 +243,7 @@ def _save_adapter(job: ClassifierJob, model: SequenceClassifier, adapted: Any, h
         "labels": str(len(job.labels)),
     }
     tensors = adapters.device_tensors(pairs, model.head)
-    adapters.check_learned(tensors)
+    adapters.check_learned(tensors, method.trains_adapter)
     adapters.save_adapter(job.out_dir / "adapter.safetensors", tensors, metadata)
     if method.peft_form:
         adapters.save_peft(adapted, job.out_dir / "peft")

@@ -159,14 +159,15 @@ def rank_of(pairs: Pairs) -> int:
     return max((len(a) for a, _ in pairs.values()), default=1)
 
 
-def check_learned(tensors: Mapping[str, torch.Tensor]) -> None:
+def check_learned(tensors: Mapping[str, torch.Tensor], inserted: bool = True) -> None:
     """Refuse an adapter in the device's form that changes nothing or is not finite. Raises EdgeError.
 
-    One without pairs is its head alone.
+    `inserted`: pairs were trained, so one without any (PiSSA and AdaLoRA leave out what is 0) changes nothing,
+    whatever its head is. Else it is its head alone.
     """
     check_finite(tensors)
-    learned = [value for name, value in tensors.items() if name.endswith(".B")]
-    if not any(bool(value.any()) for value in learned or [tensors.get("head.weight", torch.zeros(1))]):
+    learned = [value for name, value in tensors.items() if name.endswith(".B" if inserted else "head.weight")]
+    if not any(bool(value.any()) for value in learned):
         raise EdgeError(
             "the adapter is what it was before training: nothing was learned", "train",
             "raise epochs or learning_rate, or lower batch_size: there were too few steps",
