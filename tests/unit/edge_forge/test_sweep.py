@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge.kinds import registry
+from edge_forge.kinds.classifier import KIND as CLASSIFIER
 from edge_forge.plan.cost import TrainingWork, foretold_trials
+from edge_forge.progress import Progress
 from edge_forge.recipe import schema
 from edge_forge.report import blocks
-from edge_forge.sweep import space, sweep_report
+from edge_forge.sweep import search, space, sweep_report
 from edge_forge.sweep.space import Choices, Range
 from edge_forge.sweep.study import DONE, ENDED, FAILED, SweepStudy, SweepTrial, TrialResult
 from edge_forge.user_state import UserState
@@ -139,6 +141,36 @@ def test_what_the_trials_cost_is_a_range_over_their_passes():
     )
     assert text.endswith("; less where trials fall behind and are ended")
     assert "ended" not in foretold_trials(10, (work, work), 1e11, ends_early=False)
+
+
+def test_the_time_left_is_that_of_trials_that_were_trained_now():
+    pace = search.Pace()
+    assert pace.left(5) == ""
+    pace.note(0.01, trained=False)
+    assert pace.left(5) == ""
+    pace.note(30.0, trained=True)
+    pace.note(0.01, trained=False)
+    pace.note(50.0, trained=True)
+    assert pace.left(3) == " (about 2 min 00 s left)"
+
+
+def test_another_rank_of_another_method_has_that_methods_scale(tmp_path, monkeypatch):
+    """A sweep over methods: the recipe's own method is LoRA with alpha 32 over rank 16, PiSSA has 8 over 8."""
+    (tmp_path / "recipe.toml").write_text(
+        "name = 'lamps'\n[base]\nname = 'tiny'\nsource = './base'\n[data]\ntrain = 't.tsv'\n[method]\nname = 'lora'\n"
+    )
+    document, told = schema.read(tmp_path / "recipe.toml"), {}
+    trained = SimpleNamespace(check_inputs=lambda: None, trained=SimpleNamespace(facts={"curves": [], "cpu_s": 1.0}))
+    monkeypatch.setattr(search._Sweep, "training", lambda self, recipe: told.setdefault("recipe", recipe) and trained)
+    watch = search._Watch(Progress(quiet=True))
+    sweep = search._Sweep(document, tmp_path / "recipe.toml", CLASSIFIER, None, watch.progress, watch, (), True)
+    for method, scale in (("pissa", 1.0), ("lora", 2.0)):
+        told.clear()
+        study = SimpleNamespace(tell=lambda trial, values, result: told.update(values=values))
+        values = {"method.name": f'"{method}"', "method.rank": "4"}
+        search._tried(sweep, study, SimpleNamespace(values=values))
+        settings = told["recipe"].training
+        assert (settings.method, settings.rank, settings.alpha) == (method, 4, 4 * scale)
 
 
 def opened(folder, state="state", seed=3):

@@ -51,12 +51,18 @@ class _Watch:
         self.epochs = 0
         self.scores: list[float] = []
         self.passes = self.cpu_s = 0.0
+        # Whether the trial's training told a score: one from the cache does not.
+        self.told = False
 
     def begin(self, trial: RunningTrial, kind: Kind, epochs: int, prunes: bool) -> None:
         """A trial of at most `epochs` passes begins."""
         self.trial, self.epochs, self.prunes = trial, epochs, prunes
         self.key, self.maximise = kind.score.key, kind.score.maximise
-        self.scores, self.passes, self.cpu_s = [], 0.0, 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing was told yet."""
+        self.scores, self.passes, self.cpu_s, self.told = [], 0.0, 0.0, False
 
     @property
     def best(self) -> float | None:
@@ -66,6 +72,7 @@ class _Watch:
     def __call__(self, scores: Mapping[str, float]) -> None:
         if self.trial is None or not math.isfinite(scores.get(self.key, math.nan)):
             return
+        self.told = True
         behind = self.note(scores)
         self.cpu_s = scores.get("cpu_s", 0.0)
         self.progress.show(f"  pass {self.passes:g} of {self.epochs}: {self.scores[-1]:.4f}", moving=True)
@@ -232,20 +239,33 @@ def _said_before(sweep: _Sweep, study: SweepStudy, training: TrainingPart, wante
         say(foretold_trials(left, works, host_flops_per_s(), sweep.prunes))
 
 
+class Pace:
+    """How long the trials that are left take, by those that were trained now: one from the cache takes no time."""
+
+    def __init__(self) -> None:
+        self._spent_s, self._trained = 0.0, 0
+
+    def note(self, spent_s: float, trained: bool) -> None:
+        """A trial ended after so long."""
+        if trained:
+            self._spent_s, self._trained = self._spent_s + spent_s, self._trained + 1
+
+    def left(self, trials: int) -> str:
+        """For so many trials; '' before one was trained."""
+        return f" (about {duration(self._spent_s / self._trained * trials)} left)" if self._trained else ""
+
+
 def _run(sweep: _Sweep, study: SweepStudy, wanted: int) -> None:
     """Trials until there are as many as wanted. Raises the last one's error where all failed."""
-    progress = sweep.watch.progress
-    begun_s, first = progress.clock(), len(study.trials)
+    progress, pace = sweep.watch.progress, Pace()
     while (done := len(study.trials)) < wanted:
         trial = study.ask()
-        left = ""
-        if done > first:
-            rest_s = (progress.clock() - begun_s) / (done - first) * (wanted - done)
-            left = f" (about {duration(rest_s)} left)"
         shown = ", ".join(f"{key.rpartition('.')[2]} {text}" for key, text in trial.values.items())
-        progress.say(f"trial {done + 1} of {wanted}{left}: {shown}")
+        progress.say(f"trial {done + 1} of {wanted}{pace.left(wanted - done)}: {shown}")
+        begun_s = progress.clock()
         with progress.working(f"trial {done + 1}"):
             result = _tried(sweep, study, trial)
+        pace.note(progress.clock() - begun_s, sweep.watch.told)
         score = "" if result.score is None else f", {sweep.kind.score.title} {result.score:.4f}"
         progress.say(f"trial {done + 1}: {result.state}{score}{': ' + result.reason if result.reason else ''}")
         failed = [one for one in study.trials if one.result.state == FAILED]
@@ -256,10 +276,12 @@ def _run(sweep: _Sweep, study: SweepStudy, wanted: int) -> None:
 
 def _tried(sweep: _Sweep, study: SweepStudy, trial: RunningTrial) -> TrialResult:
     """Train one trial and note what it came to."""
-    base = sweep.recipe({}).training
-    values = spaces.with_alpha(trial.values, base)
-    watch = sweep.watch
+    values, watch = dict(trial.values), sweep.watch
+    watch.clear()
     try:
+        # Another method has another scale of its own.
+        base = sweep.recipe({key: text for key, text in values.items() if key in spaces.CHOOSES_METHOD}).training
+        values = spaces.with_alpha(values, base)
         recipe = sweep.recipe(values)
         watch.begin(trial, sweep.kind, recipe.training.epochs, sweep.prunes)
         training = sweep.training(recipe)

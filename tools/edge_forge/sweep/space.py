@@ -17,6 +17,8 @@ from edge_forge.train.methods import METHODS, OWN_GRAPH
 
 RANK, ALPHA, TARGETS = "method.rank", "method.alpha", "method.targets"
 RATE, EPOCHS = "train.learning_rate", "train.epochs"
+CHOOSES_METHOD = ("method.name", "method.preset")
+"""Keys whose values bring other defaults for the keys that are absent."""
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Ranks of the preset `ranks`, and those that a default space takes from."""
 _TARGETS = ('["all"]', '["attention"]', '["mlp"]')
