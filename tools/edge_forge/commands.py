@@ -164,7 +164,7 @@ def _compared(kind: Kind, plan: RecipePlan, arguments: argparse.Namespace) -> tu
     def replan(recipe: Any) -> RecipePlan:
         return kind.plan(recipe, steps.recipe_dir, steps.cache, steps.progress)
 
-    tried: list[dict[str, float]] = []
+    tried: list[dict[str, Any]] = []
     if arguments.step_sizes:
         plan.prepare()
         recipe, tried = trials.best_step_size(plan.recipe, replan, trials.factors(arguments.step_sizes))

@@ -6,13 +6,15 @@ of the cache, so a comparison that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from edge_agent.base.errors import UsageError
+from edge_agent.base.errors import BackendMissing, ConfigError, EdgeError, UsageError
 
+_NAN = "the validation score is no number"
 Replan = Callable[[Any], Any]
 """(recipe) -> its plan in the same build folder."""
 
@@ -33,18 +35,42 @@ def changed(recipe: Any, **values: Any) -> Any:
     return msgspec.structs.replace(recipe, train={**recipe.train, **values})
 
 
-def best_step_size(recipe: Any, replan: Replan, tried: Sequence[float]) -> tuple[Any, list[dict[str, float]]]:
+def best_step_size(recipe: Any, replan: Replan, tried: Sequence[float]) -> tuple[Any, list[dict[str, Any]]]:
     """(the recipe at the step size that scores best on the validation rows, what each scored).
 
-    `tried` are factors over the step size that the recipe has. On equal scores the smaller step size is taken.
+    `tried` are factors over the step size that the recipe has. On equal scores the smaller step size is taken. One at
+    which training fails (it diverges, as too large ones do) has `failed`, a reason, and the score None; where all fail,
+    EdgeError is raised. Raises UsageError for a step size that no recipe takes, before any is trained.
     """
-    usual, found = recipe.training.learning_rate, []
-    for factor in sorted(tried):
-        rate = float(f"{usual * factor:.6g}")
-        trial = replan(changed(recipe, learning_rate=rate)).trial()
-        found.append({"learning_rate": rate, "validation": float(trial["validation"])})
-    best = max(found, key=lambda one: one["validation"])
+    usual = recipe.training.learning_rate
+    rates = [float(f"{usual * factor:.6g}") for factor in sorted(tried)]
+    if rates[-1] > 1.0:
+        raise UsageError(
+            f"a step size of {rates[-1]:g} is tried, {usual:g} times {max(tried):g}", "--step-sizes",
+            f"step sizes are at most 1: take factors up to {1.0 / usual:.3g}",
+        )  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for rate in rates:
+        trial = replan(changed(recipe, learning_rate=rate)).trial
+        try:
+            score = float(trial()["validation"])
+            found.append({"learning_rate": rate, "validation": score} if math.isfinite(score) else _failed(rate, _NAN))
+        except (ConfigError, UsageError, BackendMissing):
+            raise
+        except EdgeError as error:
+            found.append(_failed(rate, error.what))
+    scored = [one for one in found if one["validation"] is not None]
+    if not scored:
+        raise EdgeError(
+            f"training fails at every step size, at {rates[0]:g}: {found[0]['failed']}", "--step-sizes",
+            "take smaller factors",
+        )  # fmt: skip
+    best = max(scored, key=lambda one: float(one["validation"]))
     return changed(recipe, learning_rate=best["learning_rate"]), found
+
+
+def _failed(rate: float, why: str) -> dict[str, Any]:
+    return {"learning_rate": rate, "validation": None, "failed": why}
 
 
 def over_seeds(recipe: Any, replan: Replan, count: int) -> list[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from edge_agent.base.errors import UsageError
+from edge_agent.base.errors import ConfigError, EdgeError, UsageError
 from edge_forge import trials
 from edge_forge.report import methods_table
 from edge_forge.report.blocks import Table
@@ -32,6 +32,31 @@ def test_the_step_size_that_validates_best_is_taken_and_the_smaller_of_equals():
     assert recipe.train == {"epochs": 2, "learning_rate": 3e-3}
     assert [one["learning_rate"] for one in tried] == [3e-4, 1e-3, 3e-3]
     assert trials.best_step_size(Recipe(), plans(lambda _: 1.0), (1.0, 0.3))[0].training.learning_rate == 3e-4
+
+
+def test_a_step_size_at_which_training_fails_is_told_and_the_others_decide():
+    def score(training):
+        if training.learning_rate > 2e-3:
+            raise EdgeError("the run diverged", "train")
+        return float("nan") if training.learning_rate > 1e-3 else 0.8
+
+    recipe, tried = trials.best_step_size(Recipe(), plans(score), (1.0, 1.5, 3.0))
+    assert recipe.training.learning_rate == 1e-3
+    assert [one["validation"] for one in tried] == [0.8, None, None]
+    said = methods_table._steps_said({"lora": {"step_sizes": tried}})
+    assert "0.001 0.8000, 0.0015 failed (the validation score is no number), 0.003 failed (the run diverged)" in said
+    with pytest.raises(EdgeError, match="the run diverged"):
+        trials.best_step_size(Recipe(), plans(score), (3.0, 10.0))
+
+
+def test_what_has_another_reason_than_the_step_size_ends_the_comparison():
+    def refuses(_):
+        raise ConfigError("there is no such base", "base.source")
+
+    with pytest.raises(ConfigError, match="no such base"):
+        trials.best_step_size(Recipe(), plans(refuses), (0.3, 1.0))
+    with pytest.raises(UsageError, match=r"step size of 1.5 is tried.*factors up to 1e\+03"):
+        trials.best_step_size(Recipe(), plans(refuses), (1500.0, 1.0))
 
 
 def test_seeds_follow_on_the_recipes_own():

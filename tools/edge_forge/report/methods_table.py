@@ -95,12 +95,17 @@ def _steps_said(runs: Runs) -> str:
     if not tried:
         return "Each ran at the step size of its recipe or of the table of methods; none was searched (`--step-sizes`)."
     said = "; ".join(
-        f"{name}: " + ", ".join(f"{one['learning_rate']:g} {one['validation']:.4f}" for one in found)
+        f"{name}: " + ", ".join(f"{one['learning_rate']:g} {_validation(one)}" for one in found)
         for name, found in tried.items()
     )
     return (
         f"Each ran at the step size that was best on the validation rows, by the first seed (step size, score): {said}."
     )
+
+
+def _validation(tried: Mapping[str, Any]) -> str:
+    """The score of a step size, or why it has none."""
+    return f"failed ({tried['failed']})" if tried["validation"] is None else f"{tried['validation']:.4f}"
 
 
 def recommendation(runs: Runs) -> str:
