@@ -101,6 +101,7 @@ def folder(tmp_path_factory):
 def built(folder):
     done = forge("build", folder / "commands", "--build", folder / "build", "--json")
     assert done.returncode == 0, done.stderr
+    assert "torchao" not in done.stderr and "Writing model shards" not in done.stderr
     return json.loads(done.stdout), done.stderr
 
 

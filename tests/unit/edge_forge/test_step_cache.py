@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import logging
 import os
 import threading
 
@@ -377,6 +378,21 @@ def test_the_time_of_another_piece_of_work_is_not_called_the_last_time(cache, sa
     assert "(8.6 s the last time)" in run("measure int8", {"a": "1"}, {"x": [4]}), "the same inputs"
     assert "(8.6 s the last time)" in run("measure int8", {"a": "4"}, {"x": [4]}), "the same settings"
     assert "the last time" not in run("measure int8", {"a": "1"}, {"method": "head"}), "another method of training"
+
+
+def test_libraries_say_nothing_between_the_steps_of_any_kind(cache, tmp_path):
+    from transformers.utils import logging as transformers_logging
+
+    code = {"plain": ((), ()), "torch": ((), ("torch", "transformers"))}
+    steps = versions.StepRunner(tmp_path, cache, Progress(io.StringIO()), code)
+    transformers_logging.enable_progress_bar()
+
+    def shown(_):
+        levels = [logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")]
+        return {"bars": transformers_logging.is_progress_bar_enabled(), "levels": levels}
+
+    assert steps.run("plain", {}, {}, shown).facts["bars"] is True
+    assert steps.run("torch", {}, {}, shown).facts == {"bars": False, "levels": [logging.ERROR, logging.ERROR]}
 
 
 def test_a_build_folder_that_is_a_file_is_said(tmp_path):

@@ -26,7 +26,7 @@ from edge_forge.package import classifier_sources as sources
 from edge_forge.package import preflight
 from edge_forge.plan.cache import StepResult, file_digest
 from edge_forge.plan.cost import TrainingWork, foretold, host_flops_per_s
-from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, quiet, with_log
+from edge_forge.plan.step_runner import Code, StepRunner, digest_of_data, plain, with_log
 from edge_forge.progress import Phases, size
 from edge_forge.recipe.classifier_recipe import ClassifierRecipe
 from edge_forge.train import settings as presets
@@ -237,7 +237,6 @@ class ClassifierTraining:
         base = self._resolved
 
         def work(_: Path) -> Mapping[str, Any]:
-            quiet()
             from edge_forge.models.base_check import examine
 
             return examine(base.directory)
@@ -332,7 +331,6 @@ class ClassifierTraining:
         settings = {"max_tokens": self.recipe.task.max_tokens, "labels": list(rows.labels)}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            quiet()
             import numpy
 
             from edge_forge.evaluate.classifier_metrics import evaluate
@@ -362,7 +360,6 @@ class ClassifierTraining:
         settings = {"top": section.top, "cosine": section.cosine, "max_tokens": most, "labels": list(rows.labels)}
 
         def work(_: Path) -> Mapping[str, Any]:
-            quiet()
             from edge_forge.evaluate import diagnosis
 
             base, run = self.base.directory, self.trained.path("run")

@@ -29,7 +29,7 @@ from edge_forge.package.classifier_sources import (
 )
 from edge_forge.plan.cache import StepResult
 from edge_forge.plan.classifier_training import ClassifierTraining
-from edge_forge.plan.step_runner import quiet, runtime_versions
+from edge_forge.plan.step_runner import runtime_versions
 
 if TYPE_CHECKING:
     from edge_forge.evaluate.measure_onnx import OnnxSubject
@@ -72,7 +72,6 @@ class OnnxExports:
         settings = {"tolerance": export.parity_tolerance, "max_tokens": tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            quiet()
             from edge_forge.export.onnx.export_graphs import trace_base
 
             return trace_base(
@@ -91,7 +90,6 @@ class OnnxExports:
                     "max_tokens": self.training.bank_tokens}  # fmt: skip
 
         def work(folder: Path) -> Mapping[str, Any]:
-            quiet()
             from edge_forge.export.onnx.export_graphs import Bank, as_dict, export_base
 
             return as_dict(
@@ -111,7 +109,6 @@ class OnnxExports:
         settings = {"tolerance": export.parity_tolerance, "max_tokens": task.max_tokens}
 
         def work(folder: Path) -> Mapping[str, Any]:
-            quiet()
             from edge_forge.export.onnx.export_graphs import as_dict, export_merged
 
             return as_dict(
@@ -227,7 +224,6 @@ class OnnxExports:
         def work(folder: Path) -> Mapping[str, Any]:
             from edge_forge.export.litert import make
 
-            quiet()
             return make(
                 folders=(base.directory, self.training.trained.path("run")), out_dir=folder, formats=formats,
                 tolerance=tolerance, max_tokens=task.max_tokens,

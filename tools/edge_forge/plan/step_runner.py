@@ -47,8 +47,14 @@ class StepRunner:
     ) -> StepResult:
         """Run a step unless the cache has its result; `inputs` are digests, `settings` JSON values, both in its key."""
         modules, distributions = self.code[name]
+
+        def quietly(folder: Path) -> Mapping[str, Any]:
+            if "transformers" in distributions:
+                quiet()
+            return work(folder)
+
         entry = self.cache.run(
-            BuildStep(name, inputs, settings, code_version(modules, distributions), work, title or name)
+            BuildStep(name, inputs, settings, code_version(modules, distributions), quietly, title or name)
         )
         self.entries[title or name] = entry
         return entry
@@ -62,7 +68,7 @@ class StepRunner:
 
 
 def quiet() -> None:
-    """No progress bars of transformers within a step: the forge has its own. Call it before the step imports PyTorch.
+    """No progress bars of transformers within a step: the forge has its own. Called before the step imports PyTorch.
 
     Where torchao is installed, it says at its import, which peft causes, that it cannot load its extensions for GPUs.
     """
